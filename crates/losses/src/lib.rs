@@ -1,0 +1,2 @@
+//! Crate.
+#![warn(missing_docs)]

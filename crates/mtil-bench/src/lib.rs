@@ -1,0 +1,5 @@
+//! The benchmark.
+#![warn(missing_docs)]
+
+pub mod data;
+pub mod suite;

@@ -1,0 +1,52 @@
+//! A suite is an ordered list of tasks plus the reference pairs that stand for what the
+//! pretrained model knew.
+
+use std::sync::Arc;
+
+use crate::data::ImageSource;
+
+/// Images with a class label each.
+#[derive(Clone)]
+pub struct LabelledImages {
+    /// The images.
+    pub images: Arc<dyn ImageSource>,
+    /// Class index of each image, same length as `images`.
+    pub labels: Vec<usize>,
+}
+
+/// One classification task: what a dataset is to the benchmark.
+#[derive(Clone)]
+pub struct Task {
+    /// Name shown in tables, unique within the suite.
+    pub name: String,
+    /// Class names in label order.
+    pub class_names: Vec<String>,
+    /// Prompt templates with a `{}` for the class name. Training uses the first one.
+    pub templates: Vec<String>,
+    /// Images trained on.
+    pub train: LabelledImages,
+    /// Images evaluated on; shares no image with `train`.
+    pub test: LabelledImages,
+}
+
+/// Images with a caption each.
+#[derive(Clone)]
+pub struct CaptionedImages {
+    /// The images.
+    pub images: Arc<dyn ImageSource>,
+    /// Caption of each image, same length as `images`.
+    pub captions: Vec<String>,
+}
+
+/// An ordered list of tasks with the reference pairs.
+#[derive(Clone)]
+pub struct Suite {
+    /// Name of the suite.
+    pub name: String,
+    /// The tasks in training order.
+    pub tasks: Vec<Task>,
+    /// Reference pairs for distillation and modality alignment.
+    pub reference: CaptionedImages,
+    /// Reference pairs never trained on: modality gap and retrieval are measured here.
+    pub held_out: CaptionedImages,
+}
