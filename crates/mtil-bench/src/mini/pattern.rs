@@ -1,0 +1,93 @@
+//! Repeating patterns: what a cloth or a shape is covered with.
+
+use super::dice::sine;
+
+/// A pattern that has a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pattern {
+    Plain,
+    Striped,
+    Dotted,
+    Checkered,
+    Zigzag,
+    Plaid,
+    Wavy,
+    Speckled,
+}
+
+/// All patterns with their names, in the order of the cloth task's classes.
+pub(super) const PATTERNS: [(Pattern, &str); 8] = [
+    (Pattern::Plain, "plain"),
+    (Pattern::Striped, "striped"),
+    (Pattern::Dotted, "dotted"),
+    (Pattern::Checkered, "checkered"),
+    (Pattern::Zigzag, "zigzag"),
+    (Pattern::Plaid, "plaid"),
+    (Pattern::Wavy, "wavy"),
+    (Pattern::Speckled, "speckled"),
+];
+
+/// A pattern at a scale.
+#[derive(Clone, Copy)]
+pub(super) struct Weave {
+    pub(super) pattern: Pattern,
+    /// Pixels after which the pattern repeats.
+    pub(super) period: f32,
+    /// Chooses the speckles.
+    pub(super) seed: u32,
+}
+
+/// Triangle wave of period 1 between -1 and 1.
+fn saw(x: f32) -> f32 {
+    (x - x.floor() - 0.5).abs() * 4.0 - 1.0
+}
+
+/// A hash of a lattice point, 24 bits as 0..1.
+fn lattice(x: i32, y: i32, seed: u32) -> f32 {
+    let mut h = (x as u32).wrapping_mul(0x9E37_79B1)
+        ^ (y as u32).wrapping_mul(0x85EB_CA77)
+        ^ seed.wrapping_mul(0xC2B2_AE3D);
+    h ^= h >> 15;
+    h = h.wrapping_mul(0x2C1B_3C6D);
+    h ^= h >> 12;
+    h = h.wrapping_mul(0x297A_2D39);
+    h ^= h >> 15;
+    (h >> 8) as f32 / 16_777_216.0
+}
+
+impl Weave {
+    /// Share of the second colour at a point in pixels, antialiased.
+    pub(super) fn mask(&self, x: f32, y: f32) -> f32 {
+        let (u, v) = (x / self.period, y / self.period);
+        // Half a band is a quarter period wide, which turns the wave into pixels.
+        let band = |wave: f32| (0.5 + wave * self.period / 4.0).clamp(0.0, 1.0);
+        match self.pattern {
+            Pattern::Plain => 0.0,
+            Pattern::Striped => band(saw(v)),
+            Pattern::Dotted => {
+                let (fu, fv) = (u - u.floor() - 0.5, v - v.floor() - 0.5);
+                (0.5 + (0.32 - (fu * fu + fv * fv).sqrt()) * self.period).clamp(0.0, 1.0)
+            }
+            Pattern::Checkered => {
+                let (a, b) = (saw(u * 0.75), saw(v * 0.75));
+                let sign = if (a > 0.0) == (b > 0.0) { 1.0 } else { -1.0 };
+                band(sign * a.abs().min(b.abs()) / 0.75)
+            }
+            Pattern::Zigzag => band(saw(v + 0.35 * saw(u * 0.6)) * 0.8),
+            Pattern::Plaid => 0.5 * (band(saw(u) - 0.1) + band(saw(v) - 0.1)),
+            Pattern::Wavy => band(saw(v + 0.4 * sine(u * 0.3)) * 0.9),
+            Pattern::Speckled => {
+                let scale = 1.6;
+                let (cu, cv) = ((u * scale).floor(), (v * scale).floor());
+                let roll = |salt| lattice(cu as i32, cv as i32, self.seed.wrapping_add(salt));
+                if roll(0) < 0.45 {
+                    return 0.0;
+                }
+                let (ox, oy) = (0.3 + 0.4 * roll(1), 0.3 + 0.4 * roll(2));
+                let (du, dv) = (u * scale - cu - ox, v * scale - cv - oy);
+                let radius = 0.16 + 0.2 * roll(3);
+                (0.5 + (radius - (du * du + dv * dv).sqrt()) * self.period / scale).clamp(0.0, 1.0)
+            }
+        }
+    }
+}
