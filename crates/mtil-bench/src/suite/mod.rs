@@ -1,9 +1,28 @@
 //! A suite is an ordered list of tasks plus the reference pairs that stand for what the
 //! pretrained model knew.
 
+mod check;
+mod config;
+mod error;
+mod export;
+
 use std::sync::Arc;
 
 use crate::data::ImageSource;
+
+pub use error::SuiteError;
+pub use export::{ExportSummary, export};
+
+/// Name of the embedded suite.
+const MINI: &str = "mini";
+/// Names of the suites that need no file.
+pub const BUILT_IN: &[&str] = &[MINI];
+
+/// The embedded suite.
+fn mini() -> Suite {
+    // The seed is part of the data: results of different seeds would not compare.
+    crate::mini::suite(2026, crate::mini::MiniSizes::default())
+}
 
 /// Images with a class label each.
 #[derive(Clone)]

@@ -1,0 +1,68 @@
+//! Random initial values.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::params::ParamSource;
+use crate::{config::ClipConfig, error::CheckpointError};
+
+/// Initial values as in OpenAI CLIP (`clip/model.py`, `CLIP.initialize_parameters`), from a generator of
+/// its own a parameter, so that the values do not depend on the order of construction.
+pub(super) struct SeededInit<'a> {
+    config: &'a ClipConfig,
+    seed: u64,
+}
+
+impl<'a> SeededInit<'a> {
+    pub(super) fn new(config: &'a ClipConfig, seed: u64) -> Self {
+        Self { config, seed }
+    }
+
+    /// Standard deviation of the parameter at `path`, or a constant.
+    fn rule(&self, path: &str) -> Rule {
+        let (width, layers) = if path.starts_with("visual.") {
+            (self.config.vision.hidden_size, self.config.vision.num_hidden_layers)
+        } else {
+            (self.config.text.hidden_size, self.config.text.num_hidden_layers)
+        };
+        let width = (width as f64).powf(-0.5);
+        let residual = width * (2.0 * layers as f64).powf(-0.5);
+        match path {
+            "logit_scale" => Rule::Constant(self.config.logit_scale_init),
+            "text.token_embedding.weight" => Rule::Normal(0.02),
+            "text.positional_embedding" => Rule::Normal(0.01),
+            _ if path.ends_with(".gamma") => Rule::Constant(1.0),
+            _ if path.ends_with(".beta") || path.ends_with(".bias") => Rule::Constant(0.0),
+            _ if path.ends_with("attn.out_proj.weight") || path.ends_with("c_proj.weight") => Rule::Normal(residual),
+            _ if path.ends_with("c_fc.weight") => Rule::Normal(width * 0.5_f64.sqrt()),
+            _ => Rule::Normal(width),
+        }
+    }
+}
+
+enum Rule {
+    Constant(f64),
+    Normal(f64),
+}
+
+impl ParamSource for SeededInit<'_> {
+    fn values(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        let count = shape.iter().product();
+        Ok(match self.rule(path) {
+            Rule::Constant(value) => vec![value as f32; count],
+            Rule::Normal(std) => {
+                let stream = path.bytes().fold(0_u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+                let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+                rng.set_stream(stream);
+                (0..count).map(|_| (normal(&mut rng) * std) as f32).collect()
+            }
+        })
+    }
+}
+
+/// A standard normal value by the Box–Muller transform.
+fn normal(rng: &mut ChaCha8Rng) -> f64 {
+    let u: f64 = 1.0 - rng.random::<f64>();
+    let v: f64 = rng.random();
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}

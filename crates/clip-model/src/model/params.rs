@@ -1,0 +1,97 @@
+//! Building modules parameter by parameter from a source of values, and walking over them by path.
+
+use burn::{
+    module::{Module, ModuleVisitor, Param, ParamId},
+    nn::{LayerNorm, LayerNormConfig, Linear},
+    tensor::{Device, Tensor, TensorData},
+};
+
+use crate::error::CheckpointError;
+
+/// Where the values of the parameters come from: a checkpoint or a seeded generator.
+pub(crate) trait ParamSource {
+    /// The values of the parameter at `path`, row-major in `shape`.
+    fn values(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError>;
+}
+
+/// Creates parameters below a path prefix.
+pub(crate) struct Builder<'a> {
+    pub(crate) source: &'a mut dyn ParamSource,
+    pub(crate) device: &'a Device,
+}
+
+impl Builder<'_> {
+    pub(crate) fn param<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+    ) -> Result<Param<Tensor<D>>, CheckpointError> {
+        let values = self.source.values(path, &shape)?;
+        let tensor = Tensor::from_data(TensorData::new(values, shape), self.device);
+        // Parameters are trainable until somebody freezes them.
+        let tensor = if self.device.is_autodiff() {
+            tensor.require_grad()
+        } else {
+            tensor
+        };
+        Ok(Param::initialized(id_of(path), tensor).set_require_grad(true))
+    }
+
+    pub(crate) fn linear(
+        &mut self,
+        path: &str,
+        input: usize,
+        output: usize,
+    ) -> Result<Linear, CheckpointError> {
+        Ok(Linear {
+            weight: self.param(&format!("{path}.weight"), [input, output])?,
+            bias: Some(self.param(&format!("{path}.bias"), [output])?),
+        })
+    }
+
+    pub(crate) fn layer_norm(
+        &mut self,
+        path: &str,
+        width: usize,
+        epsilon: f64,
+    ) -> Result<LayerNorm, CheckpointError> {
+        let mut norm = LayerNormConfig::new(width)
+            .with_epsilon(epsilon)
+            .init(self.device);
+        norm.gamma = self.param(&format!("{path}.gamma"), [width])?;
+        norm.beta = Some(self.param(&format!("{path}.beta"), [width])?);
+        Ok(norm)
+    }
+}
+
+/// A stable id: the 64-bit FNV-1a hash of the path.
+fn id_of(path: &str) -> ParamId {
+    let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    ParamId::from(hash)
+}
+
+/// Calls `f` with the path, shape and values of every float parameter of `module`.
+pub(crate) fn visit_params<M: Module>(module: &M, f: &mut dyn FnMut(&str, &[usize], TensorData)) {
+    struct Visitor<'a> {
+        path: Vec<String>,
+        f: &'a mut dyn FnMut(&str, &[usize], TensorData),
+    }
+    impl ModuleVisitor for Visitor<'_> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val();
+            (self.f)(&self.path.join("."), &value.dims(), value.into_data());
+        }
+    }
+    module.visit(&mut Visitor {
+        path: Vec::new(),
+        f,
+    });
+}

@@ -1,0 +1,140 @@
+//! Colour conversions with Pillow's arithmetic (`src/libImaging/{Convert,AlphaComposite}.c`).
+
+use std::borrow::Cow;
+
+use image::{DynamicImage, RgbImage};
+
+use super::decode::Mode;
+use super::resample::Raster;
+
+/// 8-bit samples of an image, without a copy where they are 8-bit already. 16-bit grey is clipped at 255 here.
+pub(super) fn bytes(image: &DynamicImage) -> Raster<'_, u8> {
+    let (channels, data) = match image {
+        DynamicImage::ImageLuma8(i) => (1, Cow::Borrowed(i.as_raw().as_slice())),
+        DynamicImage::ImageLumaA8(i) => (2, Cow::Borrowed(i.as_raw().as_slice())),
+        DynamicImage::ImageRgb8(i) => (3, Cow::Borrowed(i.as_raw().as_slice())),
+        DynamicImage::ImageRgba8(i) => (4, Cow::Borrowed(i.as_raw().as_slice())),
+        DynamicImage::ImageLuma16(i) => (1, Cow::Owned(clip(i.as_raw()))),
+        other => (3, Cow::Owned(other.to_rgb8().into_raw())),
+    };
+    Raster {
+        width: image.width(),
+        height: image.height(),
+        channels,
+        data,
+    }
+}
+
+/// 16-bit grey to 8 bits as Pillow's `convert("RGB")` does: values above 255 become 255.
+pub(super) fn clip(values: &[u16]) -> Vec<u8> {
+    values.iter().map(|&v| v.min(255) as u8).collect()
+}
+
+/// 16-bit grey to 8 bits by its high byte.
+pub(super) fn high(values: &[u16]) -> Vec<u8> {
+    values.iter().map(|&v| (v >> 8) as u8).collect()
+}
+
+/// Three channels, alpha dropped: `convert("RGB")`. Channels stay as they are where there are three already.
+pub(super) fn opaque(image: Raster<'_, u8>) -> Raster<'_, u8> {
+    let data = match image.channels {
+        1 => image.data.iter().flat_map(|&v| [v; 3]).collect(),
+        2 => image.data.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
+        4 => image
+            .data
+            .chunks_exact(4)
+            .flat_map(|p| [p[0], p[1], p[2]])
+            .collect(),
+        _ => return image,
+    };
+    Raster {
+        channels: 3,
+        data: Cow::Owned(data),
+        ..image
+    }
+}
+
+/// Three channels, transparency laid over white: `alpha_composite` on an opaque white image, then `convert("RGB")`.
+pub(super) fn on_white(image: Raster<'_, u8>) -> Raster<'_, u8> {
+    let data = match image.channels {
+        2 => image
+            .data
+            .chunks_exact(2)
+            .flat_map(|p| [over_white(p[0], p[1]); 3])
+            .collect(),
+        4 => image
+            .data
+            .chunks_exact(4)
+            .flat_map(|p| [0, 1, 2].map(|c| over_white(p[c], p[3])))
+            .collect(),
+        _ => return opaque(image),
+    };
+    Raster {
+        channels: 3,
+        data: Cow::Owned(data),
+        ..image
+    }
+}
+
+fn over_white(value: u8, alpha: u8) -> u8 {
+    if alpha == 0 {
+        return 255;
+    }
+    // The backdrop's alpha is 255, which makes Pillow's blend coefficient (7 more bits than the values) exact.
+    let front = u32::from(alpha) << 7;
+    let sum = u32::from(value) * front + 255 * ((255 << 7) - front) + (0x80 << 7);
+    ((((sum >> 8) + sum) >> 8) >> 7) as u8
+}
+
+/// Multiplies the colours by alpha (`RGBA` to `RGBa`, `LA` to `La`), which Pillow does before it resamples.
+pub(super) fn premultiply(image: &mut Raster<'_, u8>) {
+    for pixel in alpha_pixels(image) {
+        let Some((alpha, colours)) = pixel.split_last_mut() else {
+            continue;
+        };
+        for c in colours {
+            let product = u32::from(*c) * u32::from(*alpha) + 128;
+            *c = (((product >> 8) + product) >> 8) as u8;
+        }
+    }
+}
+
+/// The way back, after resampling.
+pub(super) fn unpremultiply(image: &mut Raster<'_, u8>) {
+    for pixel in alpha_pixels(image) {
+        let Some((alpha, colours)) = pixel.split_last_mut() else {
+            continue;
+        };
+        if *alpha != 0 && *alpha != 255 {
+            for c in colours {
+                *c = (255 * u32::from(*c) / u32::from(*alpha)).min(255) as u8;
+            }
+        }
+    }
+}
+
+fn alpha_pixels<'a>(image: &'a mut Raster<'_, u8>) -> impl Iterator<Item = &'a mut [u8]> {
+    let channels = image.channels;
+    image.data.to_mut().chunks_exact_mut(channels)
+}
+
+/// The channels that the stored mode has: a PNG's transparent colour is no channel.
+pub(super) fn without_key(image: Raster<'_, u8>, mode: Mode) -> Raster<'_, u8> {
+    match (mode, image.channels) {
+        (Mode::Grey | Mode::Grey16 | Mode::Bilevel, 2) => Raster {
+            channels: 1,
+            data: image.data.chunks_exact(2).map(|p| p[0]).collect(),
+            ..image
+        },
+        (Mode::Rgb, 4) => opaque(image),
+        _ => image,
+    }
+}
+
+/// The raster as an image; `image` has three channels.
+pub(super) fn into_image(image: Raster<'_, u8>) -> RgbImage {
+    let (width, height) = (image.width, image.height);
+    // The raster holds width * height * 3 values by construction.
+    RgbImage::from_raw(width, height, image.data.into_owned())
+        .unwrap_or_else(|| RgbImage::new(width, height))
+}

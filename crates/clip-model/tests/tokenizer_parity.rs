@@ -1,0 +1,102 @@
+//! Token ids against `transformers`, on OpenAI's vocabulary. The fixtures are made by
+//! `tests/reference/tokenizer_cases.py`.
+
+use std::path::PathBuf;
+
+use clip_model::tokenizer::{ClipTokenizer, Truncation};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+#[derive(Deserialize)]
+struct Cases {
+    context_length: usize,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    text: String,
+    ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Prompts {
+    name: String,
+    templates: Vec<String>,
+    classnames: Vec<String>,
+    sha256_first: String,
+    sha256_ensemble: String,
+}
+
+fn data(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn openai() -> ClipTokenizer {
+    ClipTokenizer::from_openai_merges(&data("openai_merges.txt.gz"), "openai_merges.txt.gz")
+        .unwrap()
+}
+
+#[test]
+fn ids_equal_those_of_transformers() {
+    let cases: Cases = serde_json::from_slice(&data("tokenizer_cases.json")).unwrap();
+    assert!(cases.cases.len() >= 300);
+    let built = openai();
+    assert_eq!(
+        (built.vocab_size(), built.bos(), built.eos()),
+        (49_408, 49_406, 49_407)
+    );
+    let loaded = ClipTokenizer::from_bytes(built.to_bytes(), "saved").unwrap();
+    for tokenizer in [built, loaded] {
+        let texts: Vec<&str> = cases.cases.iter().map(|c| c.text.as_str()).collect();
+        let (batch, cut) = tokenizer
+            .encode_counted(&texts, cases.context_length)
+            .unwrap();
+        let wrong: Vec<String> = cases
+            .cases
+            .iter()
+            .zip(&batch.ids)
+            .filter(|(case, ids)| &case.ids != *ids)
+            .map(|(case, ids)| format!("{:?}: {ids:?}, transformers {:?}", case.text, case.ids))
+            .collect();
+        assert!(
+            wrong.is_empty(),
+            "{} of {} differ:\n{}",
+            wrong.len(),
+            texts.len(),
+            wrong.join("\n")
+        );
+        assert!(cut >= 8, "{cut} rows were cut");
+    }
+}
+
+#[test]
+fn mtil_prompts_hash_as_in_the_reference() {
+    let tokenizer = openai().with_truncation(Truncation::Cut);
+    let tasks: Vec<Prompts> = serde_json::from_slice(&data("tokenizer_mtil.json")).unwrap();
+    assert_eq!(tasks.len(), 11);
+    for task in tasks {
+        for (templates, expected) in [
+            (&task.templates[..1], &task.sha256_first),
+            (&task.templates[..], &task.sha256_ensemble),
+        ] {
+            let texts: Vec<String> = task
+                .classnames
+                .iter()
+                .flat_map(|c| templates.iter().map(move |t| t.replace("{}", c)))
+                .collect();
+            let (batch, cut) = tokenizer.encode_counted(&texts, 77).unwrap();
+            assert_eq!(cut, 0);
+            let mut hash = Sha256::new();
+            for row in batch.ids {
+                let padded = row.iter().copied().chain(std::iter::repeat(0)).take(77);
+                hash.update(padded.flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
+            }
+            let hash: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(&hash, expected, "{}", task.name);
+        }
+    }
+}

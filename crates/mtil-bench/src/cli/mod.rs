@@ -1,0 +1,29 @@
+//! The command line: words to calls, results to people.
+
+mod args;
+mod classify;
+mod embed;
+mod output;
+mod pretrain;
+mod run;
+mod show;
+mod world;
+
+pub use args::{Cli, Command};
+
+use color_eyre::eyre::Result;
+
+/// Does what the command line asks for.
+pub fn main(cli: Cli) -> Result<()> {
+    match cli.command {
+        None => run::run(cli.run),
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::Report(args)) => show::report(&args),
+        Some(Command::Classify(args)) => classify::classify(&args),
+        Some(Command::Embed(args)) => embed::embed(&args),
+        Some(Command::Pretrain(args)) => pretrain::pretrain(&args),
+        Some(Command::Suite(args)) => world::suite(&args),
+        Some(Command::Methods(args)) => show::methods(&args),
+        Some(Command::Device) => show::devices(),
+    }
+}

@@ -1,0 +1,52 @@
+//! `report`, `methods`, `device`: what is shown without running anything.
+
+use std::path::{Path, PathBuf};
+
+use color_eyre::eyre::Result;
+
+use super::args::{MethodsArgs, ReportArgs};
+use crate::{
+    device,
+    method::{Method, names},
+    report,
+};
+
+/// Writes the report of `runs` to `path`.
+pub fn write(runs: &[PathBuf], path: &Path) -> Result<()> {
+    report::write_report(runs, path)?;
+    Ok(())
+}
+
+/// `report`.
+pub fn report(args: &ReportArgs) -> Result<()> {
+    let path = args.out.clone().unwrap_or_else(|| args.runs[0].join("report.html"));
+    write(&args.runs, &path)?;
+    eprintln!("{}", report::summary_table(&args.runs)?);
+    eprintln!("report: {}", path.display());
+    Ok(())
+}
+
+/// `methods`.
+pub fn methods(args: &MethodsArgs) -> Result<()> {
+    match &args.name {
+        Some(name) => print!("{}", toml::to_string_pretty(&Method::load(name, &args.suite, &[])?)?),
+        None => {
+            for name in names() {
+                println!("{name:12} {}", Method::load(name, &args.suite, &[])?.about);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `device`.
+pub fn devices() -> Result<()> {
+    for listed in device::available() {
+        let state = match listed.usable {
+            Ok(()) => "works".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        println!("{:10} {}: {state}", listed.word, listed.description);
+    }
+    Ok(())
+}

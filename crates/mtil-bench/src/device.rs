@@ -1,0 +1,368 @@
+//! From a word on the command line to a Burn device.
+//!
+//! A word is the name of a backend, for some with the index of a device: `flex`, `ndarray`,
+//! `wgpu`, `wgpu:1`, `cuda`, `cuda:1`. Each backend is a cargo feature of the same name.
+
+use burn::tensor::Device;
+
+/// The backends there are: name, whether it takes an index, what it is.
+const KNOWN: [(&str, bool, &str); 4] = [
+    ("flex", false, "the CPU, pure Rust"),
+    (
+        "ndarray",
+        false,
+        "the CPU, through ndarray (kept for comparison)",
+    ),
+    ("wgpu", true, "a GPU, through Vulkan, Metal or DirectX"),
+    ("cuda", true, "an NVIDIA GPU, through CUDA"),
+];
+
+/// Why a word is not a device that can be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No backend has this name.
+    #[error(
+        "there is no device `{word}`: known are {}, and wgpu:N and cuda:N for the N-th GPU",
+        known_names()
+    )]
+    Unknown {
+        /// What was asked for.
+        word: String,
+    },
+    /// The backend exists, but not in this build.
+    #[error(
+        "device `{word}` is not compiled in (this build has: {}); add the feature: cargo run --release --features {feature} -- --device {word}",
+        compiled_in().join(", ")
+    )]
+    NotCompiledIn {
+        /// What was asked for.
+        word: String,
+        /// The cargo feature that adds it.
+        feature: &'static str,
+    },
+    /// What follows the colon is no index, or the backend has one device only.
+    #[error("`{word}`: {reason}")]
+    Index {
+        /// What was asked for.
+        word: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The backend is compiled in but does not work on this machine.
+    #[error("device `{word}` does not work here: {cure} ({reason})")]
+    Unusable {
+        /// What was asked for.
+        word: String,
+        /// What is probably missing.
+        cure: &'static str,
+        /// What the backend said, in one line.
+        reason: String,
+    },
+}
+
+fn known_names() -> String {
+    KNOWN.map(|(name, ..)| name).join(", ")
+}
+
+/// Names of the backends in this build, the default first.
+pub fn compiled_in() -> Vec<&'static str> {
+    let compiled = |name: &str| match name {
+        "flex" => cfg!(feature = "flex"),
+        "ndarray" => cfg!(feature = "ndarray"),
+        "wgpu" => cfg!(feature = "wgpu"),
+        "cuda" => cfg!(feature = "cuda"),
+        _ => false,
+    };
+    let names = KNOWN.map(|(name, ..)| name).into_iter();
+    names.filter(|name| compiled(name)).collect()
+}
+
+/// The device that `word` means, without autodiff. A GPU is tried out with a small computation,
+/// because Burn opens it at its first use only, and panics there when it cannot.
+///
+/// # Errors
+/// [`DeviceError`]: the word is unknown, its backend is not compiled in, the index is not a
+/// number or beyond the devices found, or the device does not work.
+pub fn parse(word: &str) -> Result<Device, DeviceError> {
+    let (name, index) = match word.split_once(':') {
+        Some((name, index)) => (name, Some(index)),
+        None => (word, None),
+    };
+    let Some(&(name, indexed, _)) = KNOWN.iter().find(|(known, ..)| *known == name) else {
+        return Err(DeviceError::Unknown {
+            word: word.to_owned(),
+        });
+    };
+    let wrong_index = |reason: String| DeviceError::Index {
+        word: word.to_owned(),
+        reason,
+    };
+    let index = match index {
+        Some(_) if !indexed => {
+            return Err(wrong_index(format!(
+                "`{name}` is the CPU and takes no index; write `{name}`"
+            )));
+        }
+        Some(digits) => Some(digits.parse::<usize>().map_err(|_| {
+            wrong_index(format!(
+                "`{digits}` is no device index; write `{name}`, `{name}:0`, `{name}:1`, …"
+            ))
+        })?),
+        None => None,
+    };
+    if !compiled_in().contains(&name) {
+        return Err(DeviceError::NotCompiledIn {
+            word: word.to_owned(),
+            feature: name,
+        });
+    }
+    open(word, name, index)
+}
+
+/// One line of what `mtil-bench device` lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// What to write after `--device`.
+    pub word: String,
+    /// What it is, and where it was found, the hardware's name.
+    pub description: String,
+    /// Whether this build can use it on this machine; if not, why.
+    pub usable: Result<(), DeviceError>,
+}
+
+/// Every backend there is, in this build or not, and each GPU that was found. Opens them all, so
+/// it takes a moment.
+pub fn available() -> Vec<Listed> {
+    let mut listed = Vec::new();
+    for (name, indexed, description) in KNOWN {
+        let found = if indexed && compiled_in().contains(&name) {
+            quietly(|| gpus(name)).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        if found.is_empty() {
+            listed.push(Listed {
+                word: name.to_owned(),
+                description: description.to_owned(),
+                usable: parse(name).map(drop),
+            });
+        }
+        for (index, gpu) in found.iter().enumerate() {
+            let word = format!("{name}:{index}");
+            let hardware = quietly(|| hardware_name(gpu)).unwrap_or_default();
+            let separator = if hardware.is_empty() { "" } else { ": " };
+            listed.push(Listed {
+                description: format!("{description}{separator}{hardware}"),
+                usable: parse(&word).map(drop),
+                word,
+            });
+        }
+    }
+    listed
+}
+
+#[cfg(feature = "flex")]
+fn flex() -> Option<Device> {
+    Some(Device::flex())
+}
+
+#[cfg(not(feature = "flex"))]
+fn flex() -> Option<Device> {
+    None
+}
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)] // offered for comparison
+fn ndarray() -> Option<Device> {
+    Some(Device::ndarray())
+}
+
+#[cfg(not(feature = "ndarray"))]
+fn ndarray() -> Option<Device> {
+    None
+}
+
+/// The GPUs a backend finds, in the order of their index.
+fn gpus(name: &str) -> Vec<Device> {
+    match name {
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::enumerate(burn::tensor::DeviceType::Wgpu).to_vec(),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::enumerate(burn::tensor::DeviceType::Cuda).to_vec(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn hardware_name(device: &Device) -> String {
+    device
+        .identity()
+        .map_or_else(String::new, |identity| identity.name.to_string())
+}
+
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+fn hardware_name(_: &Device) -> String {
+    String::new()
+}
+
+fn open(word: &str, name: &'static str, index: Option<usize>) -> Result<Device, DeviceError> {
+    let (cpu, cure) = match name {
+        "flex" => (flex(), ""),
+        "ndarray" => (ndarray(), ""),
+        "wgpu" => (
+            None,
+            "no working GPU driver was found; install a Vulkan driver (on Debian, mesa-vulkan-drivers has one for CPUs too)",
+        ),
+        _ => (
+            None,
+            "no working CUDA was found; it needs the NVIDIA driver and the CUDA libraries (nvrtc, cublas) of this machine",
+        ),
+    };
+    if let Some(device) = cpu {
+        return Ok(device);
+    }
+    let unusable = |reason: String| DeviceError::Unusable {
+        word: word.to_owned(),
+        cure,
+        reason,
+    };
+    let found = quietly(|| gpus(name)).map_err(unusable)?;
+    let wanted = index.unwrap_or(0);
+    let Some(device) = found.get(wanted) else {
+        return Err(match found.len() {
+            0 => unusable("no device found".into()),
+            n => DeviceError::Index {
+                word: word.to_owned(),
+                reason: format!("{n} found, so the last is `{name}:{}`", n - 1),
+            },
+        });
+    };
+    // Without an index, wgpu chooses by the kind of GPU.
+    let device = match index {
+        None => default_gpu(name).unwrap_or_else(|| device.clone()),
+        Some(_) => device.clone(),
+    };
+    probe(&device).map_err(unusable)?;
+    Ok(device)
+}
+
+fn default_gpu(name: &str) -> Option<Device> {
+    match name {
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        _ => None,
+    }
+}
+
+/// Computes 1 + 1 on the device.
+fn probe(device: &Device) -> Result<(), String> {
+    let two = quietly(|| {
+        let one = burn::tensor::Tensor::<1>::ones([4], device);
+        (one.clone() + one).into_data().try_to_vec::<f32>()
+    })?;
+    match two {
+        Ok(values) if values == [2.0; 4] => Ok(()),
+        other => Err(format!("1 + 1 came out as {other:?}")),
+    }
+}
+
+/// Runs `f`; a panic becomes its message, in one line, and is not printed.
+fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    // The hook is the process's: two of these at once must not mix up what they put back.
+    static HOOK: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _guard = HOOK.lock().unwrap_or_else(|e| e.into_inner());
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+    std::panic::set_hook(hook);
+    result.map_err(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("it panicked");
+        let line = message.lines().map(str::trim).find(|l| !l.is_empty());
+        line.unwrap_or("it panicked").chars().take(200).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compiled_in_devices_open() {
+        for name in compiled_in() {
+            // A GPU backend may be compiled in where there is no GPU.
+            match parse(name) {
+                Ok(device) => probe(&device).unwrap(),
+                Err(error) => assert!(matches!(error, DeviceError::Unusable { .. }), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_words_list_the_known() {
+        for word in ["gpu", "", "Flex", "flexx", ":0"] {
+            let error = parse(word).unwrap_err().to_string();
+            assert!(error.contains("flex, ndarray, wgpu, cuda"), "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_indices() {
+        for word in [
+            "wgpu:",
+            "wgpu:x",
+            "cuda:-1",
+            "cuda:1:2",
+            "flex:0",
+            "ndarray:1",
+        ] {
+            assert!(
+                matches!(parse(word).unwrap_err(), DeviceError::Index { .. }),
+                "{word}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_index_beyond_the_last_device_is_refused() {
+        for name in ["wgpu", "cuda"] {
+            assert!(parse(&format!("{name}:4096")).is_err());
+        }
+    }
+
+    #[test]
+    fn a_missing_backend_names_its_feature() {
+        for (name, ..) in KNOWN {
+            if compiled_in().contains(&name) {
+                continue;
+            }
+            let error = parse(name).unwrap_err().to_string();
+            let command = format!("cargo run --release --features {name} -- --device {name}");
+            assert!(error.contains(&command), "{error}");
+        }
+    }
+
+    #[test]
+    fn available_lists_every_backend() {
+        let listed = available();
+        for (name, ..) in KNOWN {
+            assert!(
+                listed
+                    .iter()
+                    .any(|l| l.word.split(':').next() == Some(name))
+            );
+        }
+    }
+
+    #[test]
+    fn a_panic_becomes_one_line() {
+        assert_eq!(quietly(|| 1), Ok(1));
+        assert_eq!(
+            quietly(|| panic!("\n first \n second")),
+            Err::<(), _>("first".into())
+        );
+    }
+}

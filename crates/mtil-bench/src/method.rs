@@ -1,0 +1,377 @@
+//! A method is data: a choice of what trains, which losses, whose features teach, and what is
+//! projected. One engine reads it.
+
+use serde::{Deserialize, Serialize};
+
+use gnsp_optimizer::{RankRule, Site};
+
+/// The methods that come with the program, as TOML.
+const BUILT_IN: &[(&str, &str)] = &[
+    ("zero-shot", include_str!("../methods/zero-shot.toml")),
+    ("finetune", include_str!("../methods/finetune.toml")),
+    ("gnsp", include_str!("../methods/gnsp.toml")),
+    ("gnsp-update", include_str!("../methods/gnsp-update.toml")),
+    ("cd", include_str!("../methods/cd.toml")),
+    ("map", include_str!("../methods/map.toml")),
+    ("cd-map", include_str!("../methods/cd-map.toml")),
+    ("null-space", include_str!("../methods/null-space.toml")),
+];
+
+/// Everything that defines a method. The defaults are GNSP's published values
+/// (GNSP `configs/mtil_order_I.json`, `src/args.py`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Method {
+    /// Name shown in tables.
+    pub name: String,
+    /// One sentence for people.
+    pub about: String,
+    /// Whether anything is trained; `false` only evaluates.
+    pub trains: bool,
+    /// Optimizer updates per task.
+    pub steps: usize,
+    /// Images per update.
+    pub batch: usize,
+    /// Peak learning rate on the first task.
+    pub lr: f64,
+    /// Peak learning rate on later tasks; the first task's when absent.
+    pub lr_later: Option<f64>,
+    /// Updates of linear warm-up, before a cosine to zero.
+    pub warmup: usize,
+    /// Regular expressions of the parameters that train on the first task.
+    pub trainable_first: Vec<String>,
+    /// Regular expressions of the parameters that train on later tasks.
+    pub trainable_later: Vec<String>,
+    /// Label smoothing of the task loss and of the alignment loss.
+    pub smoothing: f64,
+    /// Weight of the contrastive distillation; 0 leaves it out.
+    pub cd: f64,
+    /// Weight of the modality-alignment loss; 0 leaves it out.
+    pub map: f64,
+    /// Temperature of the distillation.
+    pub temperature: f64,
+    /// Whose features the distillation compares with.
+    pub teacher: Teacher,
+    /// Reference pairs per update.
+    pub reference_batch: usize,
+    /// Reference pairs used in a run, drawn anew for each task; all when larger than the set.
+    pub reference_pairs: usize,
+    /// AdamW.
+    pub adamw: AdamW,
+    /// Random crop of training images: smallest share of the area.
+    pub crop_scale: f64,
+    /// What is projected, if anything.
+    pub projection: Option<Projection>,
+}
+
+/// Whose features the distillation compares with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Teacher {
+    /// The pretrained model, for all tasks.
+    Pretrained,
+    /// The model at the start of the task.
+    Previous,
+}
+
+/// Settings of AdamW (Loshchilov and Hutter 2019).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta_1: f32,
+    /// Decay of the second moment.
+    pub beta_2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        Self {
+            beta_1: 0.9,
+            beta_2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+/// Null-space projection of the later tasks' updates.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Projection {
+    /// What is projected: the gradient (as published) or the optimizer's update.
+    pub site: Site,
+    /// How many directions are protected.
+    pub rank: RankRule,
+    /// Images per batch of the Gram pass.
+    pub gram_batch: usize,
+    /// Batches of the Gram pass; all of the training set when absent.
+    pub gram_batches: Option<usize>,
+    /// Whether each Gram batch is divided by its Frobenius norm
+    /// (GNSP `src/models/get_data_matrix.py:86-92`).
+    pub gram_batch_norm: bool,
+    /// Images of the Gram pass are prepared as for training (the reference) or for evaluation.
+    pub gram_train_transform: bool,
+    /// The last block's Gram holds all tokens (the reference), or the class token only, which is
+    /// all that reaches the output.
+    pub gram_all_tokens: bool,
+    /// Divide the history of `visual.proj` by its norm before adding a task (the reference,
+    /// GNSP `src/models/get_data_matrix.py:98-108`).
+    pub renormalize_proj: bool,
+}
+
+impl Default for Projection {
+    fn default() -> Self {
+        Self {
+            site: Site::Gradient,
+            rank: RankRule::TailShare(0.15),
+            gram_batch: 16,
+            gram_batches: None,
+            gram_batch_norm: true,
+            gram_train_transform: true,
+            gram_all_tokens: true,
+            renormalize_proj: true,
+        }
+    }
+}
+
+impl Default for Method {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            about: String::new(),
+            trains: true,
+            steps: 1000,
+            batch: 64,
+            lr: 1e-5,
+            lr_later: None,
+            warmup: 100,
+            trainable_first: vec![r"^visual\.".to_owned(), r"^text\.".to_owned()],
+            trainable_later: vec![r"^visual\.".to_owned(), r"^text\.".to_owned()],
+            smoothing: 0.2,
+            cd: 0.0,
+            map: 0.0,
+            temperature: 2.0,
+            teacher: Teacher::Pretrained,
+            reference_batch: 64,
+            reference_pairs: 1000,
+            adamw: AdamW::default(),
+            crop_scale: 0.9,
+            projection: None,
+        }
+    }
+}
+
+/// Why a method could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum MethodError {
+    /// The name is neither built in nor a file.
+    #[error("there is no method `{name}`; built in are {}; or give the path of a TOML file", names().join(", "))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+    /// The file cannot be read.
+    #[error("cannot read method {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The text is not a method.
+    #[error("method {name}: {reason}")]
+    Invalid {
+        /// The method or file.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Names of the methods that come with the program.
+pub fn names() -> Vec<&'static str> {
+    BUILT_IN.iter().map(|(name, _)| *name).collect()
+}
+
+impl Method {
+    /// Reads a built-in method, or a TOML file, applies its values for `suite` (its table
+    /// `[on.<suite>]`) and then `overrides` (`key=value`, keys may have dots).
+    ///
+    /// # Errors
+    /// [`MethodError`] naming the method and the key at fault.
+    pub fn load(name: &str, suite: &str, overrides: &[String]) -> Result<Self, MethodError> {
+        let built_in = BUILT_IN.iter().find(|(n, _)| *n == name);
+        let text = match built_in {
+            Some((_, text)) => (*text).to_owned(),
+            None if name.ends_with(".toml") => {
+                std::fs::read_to_string(name).map_err(|source| MethodError::Io {
+                    path: name.to_owned(),
+                    source,
+                })?
+            }
+            None => {
+                return Err(MethodError::Unknown {
+                    name: name.to_owned(),
+                });
+            }
+        };
+        let invalid = |reason: String| MethodError::Invalid {
+            name: name.to_owned(),
+            reason,
+        };
+        let mut table: toml::Table = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
+        if let Some(toml::Value::Table(mut on)) = table.remove("on")
+            && let Some(toml::Value::Table(values)) = on.remove(suite)
+        {
+            merge(&mut table, values);
+        }
+        for text in overrides {
+            let (key, value) = text
+                .split_once('=')
+                .ok_or_else(|| invalid(format!("`{text}` is not of the form key=value")))?;
+            let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
+                .or_else(|_| toml::from_str(&format!("value = {value:?}")))
+                .map_err(|e| invalid(format!("`{text}`: {e}")))?;
+            let mut nested = value["value"].clone();
+            for part in key.trim().rsplit('.') {
+                nested = toml::Value::Table([(part.to_owned(), nested)].into_iter().collect());
+            }
+            if let toml::Value::Table(values) = nested {
+                merge(&mut table, values);
+            }
+        }
+        let method: Self = toml::Value::Table(table)
+            .try_into()
+            .map_err(|e: toml::de::Error| invalid(e.to_string()))?;
+        method.check().map_err(invalid)?;
+        Ok(method)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let positive = |key: &str, value: f64| {
+            if value.is_finite() && value > 0.0 {
+                Ok(())
+            } else {
+                Err(format!("`{key}` must be above 0, it is {value}"))
+            }
+        };
+        if self.name.is_empty() {
+            return Err("`name` is missing".to_owned());
+        }
+        positive("lr", self.lr)?;
+        positive("lr_later", self.lr_later.unwrap_or(1.0))?;
+        positive("temperature", self.temperature)?;
+        for (key, value) in [
+            ("steps", self.steps),
+            ("batch", self.batch),
+            ("reference_batch", self.reference_batch),
+            ("reference_pairs", self.reference_pairs),
+            ("projection.gram_batch", self.projection.as_ref().map_or(1, |p| p.gram_batch)),
+        ] {
+            positive(key, value as f64)?;
+        }
+        for (key, value, limit) in [
+            ("smoothing", self.smoothing, 1.0),
+            ("cd", self.cd, f64::MAX),
+            ("map", self.map, f64::MAX),
+            ("crop_scale", self.crop_scale, 1.0),
+        ] {
+            if !(0.0..=limit).contains(&value) {
+                return Err(format!("`{key}` is out of range: {value}"));
+            }
+        }
+        for pattern in self.trainable_first.iter().chain(&self.trainable_later) {
+            burn::module::ParamGroup::from_regex(pattern)
+                .map_err(|e| format!("`{pattern}` is not a regular expression: {e:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// Peak learning rate on task `task`.
+    pub fn lr_of(&self, task: usize) -> f64 {
+        if task == 0 {
+            self.lr
+        } else {
+            self.lr_later.unwrap_or(self.lr)
+        }
+    }
+
+    /// Learning rate of update `step` (from 0) on task `task`: linear warm-up, then a cosine
+    /// towards zero (GNSP `src/utils.py:17-32`).
+    pub fn lr_at(&self, task: usize, step: usize) -> f64 {
+        self.lr_of(task) * schedule(step, self.steps, self.warmup)
+    }
+}
+
+/// The factor on the peak learning rate at update `step` of `steps`.
+pub fn schedule(step: usize, steps: usize, warmup: usize) -> f64 {
+    if step < warmup {
+        (step + 1) as f64 / warmup as f64
+    } else {
+        let progress = (step - warmup) as f64 / (steps - warmup).max(1) as f64;
+        0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+    }
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_method_loads_under_its_own_name() {
+        for name in names() {
+            let method = Method::load(name, "mini", &[]).unwrap();
+            assert_eq!(method.name, name);
+            assert!(!method.about.is_empty());
+            assert_ne!(Method::load(name, "other", &[]).unwrap().steps, 0);
+        }
+    }
+
+    #[test]
+    fn gnsp_has_the_published_values() {
+        let method = Method::load("gnsp", "some suite", &[]).unwrap();
+        assert_eq!((method.cd, method.map, method.temperature, method.smoothing), (1.0, 0.75, 2.0, 0.2));
+        let projection = method.projection.unwrap();
+        assert_eq!(projection.rank, RankRule::TailShare(0.15));
+        assert_eq!(projection.site, Site::Gradient);
+        assert_eq!((method.batch, method.reference_batch, projection.gram_batch), (64, 64, 16));
+    }
+
+    #[test]
+    fn overrides_reach_nested_keys_and_unknown_ones_are_refused() {
+        let set = |text: &str| Method::load("gnsp", "mini", &[text.to_owned()]);
+        assert_eq!(set("projection.gram_batch=7").unwrap().projection.unwrap().gram_batch, 7);
+        assert_eq!(set("lr=0.5").unwrap().lr, 0.5);
+        for (text, word) in [("lrate=1", "lrate"), ("lr=-1", "lr"), ("steps=0", "steps"), ("smoothing=2", "smoothing"), ("x", "key=value")] {
+            let message = set(text).unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+        let message = Method::load("gsnp", "mini", &[]).unwrap_err().to_string();
+        assert!(message.contains("gnsp-update"), "{message}");
+    }
+
+    #[test]
+    fn the_schedule_equals_the_reference() {
+        // Golden values computed with the reference's formula for 500 updates.
+        for (step, factor) in [(0, 0.01), (1, 0.02), (50, 0.51), (99, 1.0), (100, 1.0), (101, 0.9999845788223949), (250, 0.6913417161825449), (499, 1.5421177605168257e-5)] {
+            assert!((schedule(step, 500, 100) - factor).abs() < 1e-12, "{step}");
+        }
+        assert_eq!(schedule(99, 100, 100), 1.0);
+    }
+}

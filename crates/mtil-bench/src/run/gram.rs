@@ -1,0 +1,94 @@
+//! The pass over a task that remembers its activations.
+
+use std::{collections::BTreeMap, sync::atomic::{AtomicBool, Ordering}};
+
+use burn::tensor::Tensor;
+use clip_model::{Clip, Observer};
+use gnsp_optimizer::{BatchNorm, GramAccumulator, GramError, History, Memory, TaskNorm};
+
+use super::{Event, Progress, RunError};
+use crate::{batch::Images, data::BatchOrder, method::Projection, seeds, suite::Task};
+
+/// The parameter whose history is renormalised in the reference.
+const PROJ: &str = "visual.proj";
+
+struct GramObserver {
+    all_tokens: bool,
+    batch_norm: BatchNorm,
+    grams: BTreeMap<String, GramAccumulator>,
+    error: Option<(String, GramError)>,
+}
+
+impl Observer for GramObserver {
+    fn wants_all_tokens(&self) -> bool {
+        self.all_tokens
+    }
+
+    fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
+        let [_, features] = rows.dims();
+        let gram = self
+            .grams
+            .entry(parameter.to_owned())
+            .or_insert_with(|| GramAccumulator::new(features, self.batch_norm));
+        if let Err(error) = gram.add(rows) {
+            self.error.get_or_insert((parameter.to_owned(), error));
+        }
+    }
+}
+
+/// Adds the activations of `model` (on the plain device) on the training images of a task to `memory`
+/// (GNSP `src/models/get_data_matrix.py:86-116`). Returns false when stopped half-way, with the memory
+/// as it was.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn remember(
+    memory: &mut Memory,
+    model: &Clip,
+    task: &Task,
+    index: usize,
+    projection: &Projection,
+    seed: u64,
+    images: &Images,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<bool, RunError> {
+    let device = model.device();
+    let mut observer = GramObserver {
+        all_tokens: projection.gram_all_tokens,
+        batch_norm: if projection.gram_batch_norm { BatchNorm::Frobenius } else { BatchNorm::None },
+        grams: BTreeMap::new(),
+        error: None,
+    };
+    let order = BatchOrder::new(task.train.labels.len(), projection.gram_batch, seeds::derive(seed, &[seeds::GRAM_ORDER, index as u64]))?;
+    let batches = projection.gram_batches.unwrap_or(usize::MAX).min(order.steps_per_epoch() as usize);
+    let crop_seed = seeds::derive(seed, &[seeds::GRAM_CROP, index as u64]);
+    for batch in 0..batches {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        progress.event(&Event::Gram { done: batch, of: batches });
+        let indices = order.indices(batch as u64);
+        let source = task.train.images.as_ref();
+        let (_, pixels) = if projection.gram_train_transform {
+            images.train(source, &indices, &device, crop_seed, batch as u64)?
+        } else {
+            images.eval(source, &indices, &device)?
+        };
+        if let Some(pixels) = pixels {
+            model.encode_image_observed(pixels, &mut observer);
+        }
+        if let Some((path, source)) = observer.error.take() {
+            return Err(RunError::Gram { path, task: task.name.clone(), source });
+        }
+    }
+    progress.event(&Event::Gram { done: batches, of: batches });
+    for (path, gram) in observer.grams {
+        let gram = gram.finish(TaskNorm::Frobenius).map_err(|source| RunError::Gram {
+            path: path.clone(),
+            task: task.name.clone(),
+            source,
+        })?;
+        let history = if projection.renormalize_proj && path == PROJ { History::Renormalize } else { History::Sum };
+        memory.absorb(path, gram, history)?;
+    }
+    Ok(true)
+}

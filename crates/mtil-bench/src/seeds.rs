@@ -1,0 +1,52 @@
+//! Where randomness comes from: pure functions of the run's seed and of what is drawn.
+
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
+
+/// Tag of the draw of reference pairs.
+pub const REFERENCE: u64 = 1;
+/// Tag of the order of training images.
+pub const TRAIN_ORDER: u64 = 2;
+/// Tag of the random crops of training images.
+pub const TRAIN_CROP: u64 = 3;
+/// Tag of the order of the Gram pass.
+pub const GRAM_ORDER: u64 = 4;
+/// Tag of the random crops of the Gram pass.
+pub const GRAM_CROP: u64 = 5;
+
+/// A seed for the purpose `parts`, independent of those for other purposes.
+pub fn derive(seed: u64, parts: &[u64]) -> u64 {
+    let mut hash = Sha256::new();
+    hash.update(seed.to_le_bytes());
+    for part in parts {
+        hash.update(part.to_le_bytes());
+    }
+    let digest = hash.finalize();
+    u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
+}
+
+/// `count` different numbers below `n` (all of them, in order, when `count` is `n` or more).
+pub fn sample(n: usize, count: usize, seed: u64) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..n).collect();
+    if count < n {
+        all.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        all.truncate(count);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_seeds_differ_by_purpose_and_samples_do_not_repeat() {
+        assert_ne!(derive(1, &[REFERENCE, 0]), derive(1, &[REFERENCE, 1]));
+        assert_ne!(derive(1, &[REFERENCE, 0]), derive(2, &[REFERENCE, 0]));
+        let drawn = sample(100, 30, 7);
+        assert_eq!(drawn.iter().collect::<std::collections::BTreeSet<_>>().len(), 30);
+        assert_eq!(drawn, sample(100, 30, 7));
+        assert_eq!(sample(3, 5, 7), [0, 1, 2]);
+    }
+}

@@ -1,0 +1,262 @@
+//! What must hold for every suite, and the fingerprint by which a resumed run knows its data.
+
+use std::collections::HashSet;
+
+use sha2::{Digest, Sha256};
+
+use super::{CaptionedImages, LabelledImages, Suite, SuiteError, Task};
+use crate::data::{DataError, ImageSource, duplicate_name};
+
+impl Suite {
+    /// Checks what a run relies on: at least one task; unique task names; templates with exactly
+    /// one `{}`; at least two classes, whose names differ for the tokenizer (which lower-cases);
+    /// images in both halves with a label in range each; reference and held-out pairs.
+    ///
+    /// # Errors
+    /// The first [`SuiteError`] found.
+    pub fn check(&self) -> Result<(), SuiteError> {
+        if self.tasks.is_empty() {
+            return Err(SuiteError::NoTask {
+                suite: self.name.clone(),
+            });
+        }
+        let mut names = HashSet::new();
+        for task in &self.tasks {
+            if task.name.trim().is_empty() {
+                return Err(SuiteError::EmptyName {
+                    what: "a task".into(),
+                });
+            }
+            // On some file systems, files of tasks that differ in case only would collide.
+            if !names.insert(task.name.to_lowercase()) {
+                return Err(SuiteError::DuplicateTask {
+                    task: task.name.clone(),
+                });
+            }
+            check_task(task)?;
+        }
+        check_pairs("reference set", &self.reference)?;
+        check_pairs("held-out part of the reference set", &self.held_out)
+    }
+
+    /// SHA-256 (hexadecimal) of what the suite consists of, for telling on resume whether it is
+    /// the same: names, class names, templates, labels, captions, and the
+    /// [identity](ImageSource::identity) of each image, which for files is the path below the
+    /// dataset's folder and the file's size. The content of images is not read, so a change that
+    /// keeps path and size goes unnoticed; moving the whole suite changes nothing.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        put(&mut hash, &self.name);
+        count(&mut hash, self.tasks.len());
+        for task in &self.tasks {
+            put(&mut hash, &task.name);
+            for list in [&task.class_names, &task.templates] {
+                count(&mut hash, list.len());
+                list.iter().for_each(|text| put(&mut hash, text));
+            }
+            for half in [&task.train, &task.test] {
+                images(&mut hash, half.images.as_ref());
+                half.labels.iter().for_each(|&l| count(&mut hash, l));
+            }
+        }
+        for pairs in [&self.reference, &self.held_out] {
+            images(&mut hash, pairs.images.as_ref());
+            pairs.captions.iter().for_each(|text| put(&mut hash, text));
+        }
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+fn count(hash: &mut Sha256, n: usize) {
+    hash.update((n as u64).to_le_bytes());
+}
+
+/// With its length, so that no two lists of texts hash alike.
+fn put(hash: &mut Sha256, text: &str) {
+    count(hash, text.len());
+    hash.update(text.as_bytes());
+}
+
+fn images(hash: &mut Sha256, images: &dyn ImageSource) {
+    count(hash, images.len());
+    (0..images.len()).for_each(|i| put(hash, &images.identity(i)));
+}
+
+fn check_task(task: &Task) -> Result<(), SuiteError> {
+    let name = || task.name.clone();
+    if task.templates.is_empty() {
+        return Err(SuiteError::NoTemplate { task: name() });
+    }
+    if let Some(template) = task.templates.iter().find(|t| t.matches("{}").count() != 1) {
+        return Err(SuiteError::Template {
+            task: name(),
+            template: template.clone(),
+        });
+    }
+    if task.class_names.len() < 2 {
+        return Err(SuiteError::TooFewClasses {
+            task: name(),
+            classes: task.class_names.len(),
+        });
+    }
+    if task.class_names.iter().any(|c| c.trim().is_empty()) {
+        return Err(SuiteError::EmptyName {
+            what: format!("a class of task `{}`", task.name),
+        });
+    }
+    if let Some((first, second)) = duplicate_name(task.class_names.iter().map(String::as_str)) {
+        return Err(SuiteError::Task {
+            task: name(),
+            source: DataError::DuplicateClass {
+                first,
+                second,
+                path: None,
+            },
+        });
+    }
+    check_half(task, "train", &task.train)?;
+    check_half(task, "test", &task.test)
+}
+
+fn check_half(task: &Task, half: &'static str, images: &LabelledImages) -> Result<(), SuiteError> {
+    let name = || task.name.clone();
+    let wrong = |message| {
+        Err(SuiteError::Labels {
+            task: name(),
+            half,
+            message,
+        })
+    };
+    let (n, labels, classes) = (images.images.len(), &images.labels, task.class_names.len());
+    if n == 0 {
+        return Err(SuiteError::EmptyHalf { task: name(), half });
+    }
+    if labels.len() != n {
+        return wrong(format!("{n} images but {} labels", labels.len()));
+    }
+    match labels.iter().position(|&l| l >= classes) {
+        Some(i) => wrong(format!(
+            "image {} has label {}, but there are {classes} classes",
+            images.images.name(i),
+            labels[i]
+        )),
+        None => Ok(()),
+    }
+}
+
+fn check_pairs(set: &'static str, pairs: &CaptionedImages) -> Result<(), SuiteError> {
+    let n = pairs.images.len();
+    if n == 0 {
+        return Err(SuiteError::EmptyReference { set });
+    }
+    if pairs.captions.len() != n {
+        let message = format!("{n} images but {} captions", pairs.captions.len());
+        return Err(SuiteError::Captions { set, message });
+    }
+    match pairs.captions.iter().position(|c| c.trim().is_empty()) {
+        Some(i) => Err(SuiteError::Captions {
+            set,
+            message: format!("the caption of image {} is empty", pairs.images.name(i)),
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::Arc;
+
+    use image::DynamicImage;
+
+    use super::*;
+
+    /// Images held in memory.
+    pub(in super::super) struct Drawn(pub(in super::super) Vec<DynamicImage>);
+
+    impl ImageSource for Drawn {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn name(&self, index: usize) -> String {
+            format!("drawn {index}")
+        }
+        fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+            Ok(self.0[index].clone())
+        }
+    }
+
+    fn drawn(n: usize, first: u8) -> Arc<dyn ImageSource> {
+        let one = |i| image::RgbImage::from_pixel(3, 2, image::Rgb([first, i, 7])).into();
+        Arc::new(Drawn((0..n as u8).map(one).collect()))
+    }
+
+    /// A suite of one task that is in order.
+    pub(in super::super) fn small() -> Suite {
+        let half = |first, labels: Vec<usize>| LabelledImages {
+            images: drawn(labels.len(), first),
+            labels,
+        };
+        let pairs = |first, captions: &[&str]| CaptionedImages {
+            images: drawn(captions.len(), first),
+            captions: captions.iter().map(|c| c.to_string()).collect(),
+        };
+        Suite {
+            name: "small".into(),
+            tasks: vec![Task {
+                name: "colours".into(),
+                class_names: vec!["red".into(), "dark green".into()],
+                templates: vec!["a {} thing.".into()],
+                train: half(1, vec![0, 1, 0]),
+                test: half(2, vec![1, 0]),
+            }],
+            reference: pairs(3, &["one", "two, \"quoted\"", "three"]),
+            held_out: pairs(4, &["four"]),
+        }
+    }
+
+    fn broken(change: impl FnOnce(&mut Suite)) -> String {
+        let mut suite = small();
+        change(&mut suite);
+        suite.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn each_requirement_is_checked() {
+        small().check().unwrap();
+        assert!(broken(|s| s.tasks.clear()).contains("no task"));
+        assert!(broken(|s| s.tasks.push(s.tasks[0].clone())).contains("named `colours`"));
+        assert!(broken(|s| s.tasks[0].name = " ".into()).contains("empty"));
+        assert!(broken(|s| s.tasks[0].templates.clear()).contains("no template"));
+        assert!(broken(|s| s.tasks[0].templates[0] = "x".into()).contains("exactly once"));
+        assert!(broken(|s| s.tasks[0].class_names.truncate(1)).contains("at least 2"));
+        assert!(broken(|s| s.tasks[0].class_names[1] = "".into()).contains("empty"));
+        assert!(broken(|s| s.tasks[0].class_names[1] = "Red".into()).contains("duplicate"));
+        assert!(broken(|s| s.tasks[0].test.images = drawn(0, 0)).contains("no image in its test"));
+        assert!(broken(|s| s.tasks[0].train.labels.truncate(1)).contains("3 images but 1 labels"));
+        assert!(broken(|s| s.tasks[0].train.labels[2] = 2).contains("drawn 2 has label 2"));
+        assert!(broken(|s| s.reference.images = drawn(0, 0)).contains("reference set is empty"));
+        assert!(broken(|s| s.held_out.images = drawn(0, 0)).contains("held-out"));
+        assert!(broken(|s| s.reference.captions.truncate(1)).contains("1 captions"));
+        assert!(broken(|s| s.reference.captions[1] = "".into()).contains("drawn 1 is empty"));
+    }
+
+    #[test]
+    fn fingerprint_tells_suites_apart() {
+        let original = small().fingerprint();
+        assert_eq!(original.len(), 64);
+        assert_eq!(original, small().fingerprint());
+        let changes: [fn(&mut Suite); 6] = [
+            |s| s.name.push('x'),
+            |s| s.tasks[0].class_names.swap(0, 1),
+            |s| s.tasks[0].templates.push("{}".into()),
+            |s| s.tasks[0].train.labels[0] = 1,
+            |s| s.tasks[0].test.images = drawn(3, 2),
+            |s| s.reference.captions[0].push('x'),
+        ];
+        for change in changes {
+            let mut suite = small();
+            change(&mut suite);
+            assert_ne!(suite.fingerprint(), original);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Reading the fixtures.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use clip_model::TokenBatch;
+use safetensors::{Dtype, SafeTensors};
+
+/// `tests/data`.
+pub fn data_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data")
+}
+
+/// A tensor of a fixture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its number format in the file.
+    pub dtype: Dtype,
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    /// The values of an f32 tensor.
+    ///
+    /// # Panics
+    /// If the tensor holds something else.
+    pub fn f32(&self) -> Vec<f32> {
+        assert_eq!(self.dtype, Dtype::F32);
+        let values = self.bytes.chunks_exact(4);
+        values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    /// The values of an i64 tensor, none of them negative.
+    ///
+    /// # Panics
+    /// If the tensor holds something else.
+    pub fn indices(&self) -> Vec<usize> {
+        assert_eq!(self.dtype, Dtype::I64);
+        let values = self.bytes.chunks_exact(8);
+        values
+            .map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")))
+            .map(|i| usize::try_from(i).expect("an index is not negative"))
+            .collect()
+    }
+
+    /// Some of the images of a u8 tensor `[n, 3, side, side]`, as pixels `(byte − 127.5) / 64`.
+    ///
+    /// # Panics
+    /// If the tensor holds something else, or fewer images.
+    pub fn pixels(&self, images: &[usize], device: &Device) -> Tensor<4> {
+        assert_eq!(self.dtype, Dtype::U8);
+        let [_, channels, height, width] = self.shape[..] else {
+            panic!("images have four dimensions, not {:?}", self.shape);
+        };
+        let size = channels * height * width;
+        let values: Vec<f32> = images
+            .iter()
+            .flat_map(|i| &self.bytes[i * size..(i + 1) * size])
+            .map(|byte| (f32::from(*byte) - 127.5) / 64.0)
+            .collect();
+        Tensor::from_data(TensorData::new(values, [images.len(), channels, height, width]), device)
+    }
+
+    /// All of the images; see [`pixels`](Self::pixels).
+    ///
+    /// # Panics
+    /// If the tensor holds something else.
+    pub fn all_pixels(&self, device: &Device) -> Tensor<4> {
+        self.pixels(&(0..self.shape[0]).collect::<Vec<_>>(), device)
+    }
+}
+
+/// The tensors of a safetensors file.
+#[derive(Clone, Debug)]
+pub struct Fixture {
+    path: PathBuf,
+    /// The tensors by name.
+    pub tensors: BTreeMap<String, Stored>,
+    /// The texts of the file's metadata, where it has any.
+    pub texts: Vec<String>,
+}
+
+impl Fixture {
+    /// Reads a file.
+    ///
+    /// # Panics
+    /// If there is no such file, or it is not a safetensors file.
+    pub fn read(path: &Path) -> Self {
+        let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("the header is valid");
+        let texts = metadata.metadata().as_ref().and_then(|m| m.get("texts"));
+        let texts = texts.map_or_else(Vec::new, |json| serde_json::from_str(json).expect("texts are a list"));
+        let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let tensors = file
+            .iter()
+            .map(|(name, view)| {
+                let stored = Stored { shape: view.shape().to_vec(), dtype: view.dtype(), bytes: view.data().to_vec() };
+                (name.to_owned(), stored)
+            })
+            .collect();
+        Self { path: path.to_owned(), tensors, texts }
+    }
+
+    /// A tensor by name.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    pub fn get(&self, name: &str) -> &Stored {
+        let stored = self.tensors.get(name);
+        stored.unwrap_or_else(|| panic!("{} has no tensor {name}", self.path.display()))
+    }
+
+    /// The token rows `input_ids`, cut to `lengths`.
+    ///
+    /// # Panics
+    /// If the file has no such tensors.
+    pub fn tokens(&self) -> TokenBatch {
+        let ids = self.get("input_ids");
+        let width = ids.shape[1];
+        let ids: Vec<u32> = ids.indices().into_iter().map(|i| i as u32).collect();
+        let rows = ids.chunks(width).zip(self.get("lengths").indices());
+        TokenBatch { ids: rows.map(|(row, length)| row[..length].to_vec()).collect() }
+    }
+}
+
+/// `‖a − b‖ / ‖b‖`, in f64; the norm of `a` where `b` is zero.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let difference = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt();
+    let norm = b.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
+    if norm == 0.0 { difference } else { difference / norm }
+}
+
+/// The largest absolute difference.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    // Not `f32::max` alone, which would pass over NaN.
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) })
+}
+
+/// The values of a tensor, row-major.
+///
+/// # Panics
+/// If the device cannot be read.
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
