@@ -119,7 +119,7 @@ impl Engine<'_> {
             None => State {
                 position: Position::default(),
                 // The student starts as the pretrained model, on the autodiff device.
-                model: self.checkpoint.model.clone().fork(&self.device),
+                model: self.checkpoint.model.clone().train(),
                 optimizer: Vec::new(),
                 memory: Memory::new(),
                 previous: None,
