@@ -4,7 +4,8 @@
 Writes, below OUT (crates/clip-model/tests/data):
   openai_merges.txt.gz   header + the 48,894 merges that CLIP uses: the first 48,895 lines of OpenAI's
                          `bpe_simple_vocab_16e6.txt` (MIT licence, copyright (c) 2021 OpenAI)
-  tokenizer_cases.json   {"context_length": 77, "cases": [{"text", "ids"}, ...]}
+  tokenizer_cases.json   {"context_length": 77, "tokenizer_sha256": of the tokenizer.json that transformers saves,
+                          "cases": [{"text", "ids"}, ...]}
   tokenizer_mtil.json    the prompts of the eleven MTIL tasks and the SHA-256 of their token rows
                          (padded with 0 to 77, int32 little endian)
 and, with --tokenizer DIR, the tokenizer.json that transformers saves (not committed, 3 MB).
@@ -22,6 +23,7 @@ import json
 import os
 import struct
 import sys
+import tempfile
 
 SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 
@@ -120,8 +122,10 @@ def main():
     vocab, merges = vocabulary(text)
     assert len(vocab) == 49408 and vocab["<|endoftext|>"] == 49407
     tokenizer = CLIPTokenizerFast(vocab=vocab, merges=merges)
-    if args.tokenizer:
-        tokenizer.save_pretrained(args.tokenizer)
+    with tempfile.TemporaryDirectory() as temporary:
+        where = args.tokenizer or temporary
+        tokenizer.save_pretrained(where)
+        saved = hashlib.sha256(open(os.path.join(where, "tokenizer.json"), "rb").read()).hexdigest()
 
     rows = []
     for s in cases():
@@ -129,7 +133,7 @@ def main():
         rows.append(json.dumps({"text": s, "ids": ids}, separators=(",", ":")))
     print(len(rows), "cases")
     with open(os.path.join(args.out, "tokenizer_cases.json"), "w") as f:
-        f.write('{"context_length":77,"cases":[\n' + ",\n".join(rows) + "\n]}\n")
+        f.write('{"context_length":77,"tokenizer_sha256":"' + saved + '","cases":[\n' + ",\n".join(rows) + "\n]}\n")
 
     if args.mtil:
         prompts = json.load(open(args.mtil[0]))

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 #[derive(Deserialize)]
 struct Cases {
     context_length: usize,
+    tokenizer_sha256: String,
     cases: Vec<Case>,
 }
 
@@ -33,6 +34,10 @@ fn data(name: &str) -> Vec<u8> {
         .join("tests/data")
         .join(name);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn openai() -> ClipTokenizer {
@@ -74,6 +79,15 @@ fn ids_equal_those_of_transformers() {
 }
 
 #[test]
+fn the_saved_file_is_byte_for_byte_that_of_transformers() {
+    let cases: Cases = serde_json::from_slice(&data("tokenizer_cases.json")).unwrap();
+    assert_eq!(
+        hex(&Sha256::digest(openai().to_bytes())),
+        cases.tokenizer_sha256
+    );
+}
+
+#[test]
 fn mtil_prompts_hash_as_in_the_reference() {
     let tokenizer = openai().with_truncation(Truncation::Cut);
     let tasks: Vec<Prompts> = serde_json::from_slice(&data("tokenizer_mtil.json")).unwrap();
@@ -95,7 +109,7 @@ fn mtil_prompts_hash_as_in_the_reference() {
                 let padded = row.iter().copied().chain(std::iter::repeat(0)).take(77);
                 hash.update(padded.flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
             }
-            let hash: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+            let hash = hex(&hash.finalize());
             assert_eq!(&hash, expected, "{}", task.name);
         }
     }

@@ -1,11 +1,13 @@
 //! Pillow's resampling, bit for bit.
 //!
-//! Bicubic with a = −0.5, widened by the reduction factor (antialiased), first along the rows and then along the columns,
-//! each pass rounded to 8 bits with 22-bit fixed-point weights; 16-bit grey with `f64` weights (Pillow
+//! Bicubic with a = −0.5, widened by the reduction factor (antialiased), one pass along the rows and one along the
+//! columns, each rounded to 8 bits with 22-bit fixed-point weights; 16-bit grey with `f64` weights (Pillow
 //! `src/libImaging/Resample.c`). Nearest as in `src/libImaging/Geometry.c`. Only the asked window of the result is
 //! computed: the values are the same, and an image of one pixel by ten thousand costs no gigabytes.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
+
+use super::PassOrder;
 
 /// An image of `channels` interleaved values a pixel.
 #[derive(Debug, Clone)]
@@ -14,6 +16,38 @@ pub(super) struct Raster<'a, T: Clone> {
     pub height: u32,
     pub channels: usize,
     pub data: Cow<'a, [T]>,
+}
+
+impl<T: Copy> Raster<'_, T> {
+    /// The part of the image in `window`; no copy where that is all of it.
+    fn cut(&self, window: Window) -> Raster<'_, T> {
+        let (width, height, channels) = (window.width, window.height, self.channels);
+        if window == Window::whole(self.width, self.height) {
+            return Raster {
+                width,
+                height,
+                channels,
+                data: Cow::Borrowed(&self.data),
+            };
+        }
+        let rows = window.rows();
+        let columns = window.left as usize * channels..(window.left + width) as usize * channels;
+        let data = rows
+            .flat_map(|y| &self.row(y)[columns.clone()])
+            .copied()
+            .collect();
+        Raster {
+            width,
+            height,
+            channels,
+            data,
+        }
+    }
+
+    fn row(&self, y: usize) -> &[T] {
+        let stride = self.width as usize * self.channels;
+        &self.data[y * stride..(y + 1) * stride]
+    }
 }
 
 /// A rectangle in pixels.
@@ -34,12 +68,20 @@ impl Window {
             height,
         }
     }
+
+    fn rows(&self) -> Range<usize> {
+        self.top as usize..(self.top + self.height) as usize
+    }
+
+    fn columns(&self) -> Range<usize> {
+        self.left as usize..(self.left + self.width) as usize
+    }
 }
 
 /// The weights of one output position: the first input position and one weight for each from there on.
-struct Taps {
+struct Taps<W> {
     first: usize,
-    weights: Vec<f64>,
+    weights: Vec<W>,
 }
 
 fn bicubic(x: f64) -> f64 {
@@ -54,38 +96,50 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// Weights for the outputs `from..from + count` of an axis that goes from `input` to `output` positions.
-fn taps(input: u32, output: u32, from: u32, count: u32) -> Vec<Taps> {
+/// Weights for the outputs `wanted` of an axis that goes from `input` to `output` positions.
+fn taps<T: Sample>(input: u32, output: u32, wanted: Range<usize>) -> Vec<Taps<T::Weight>> {
     let scale = f64::from(input) / f64::from(output);
     let stretch = scale.max(1.0);
     let support = 2.0 * stretch;
     let inverse = 1.0 / stretch;
-    (from..from + count)
+    wanted
         .map(|out| {
-            let center = (f64::from(out) + 0.5) * scale;
+            let center = (out as f64 + 0.5) * scale;
             // `as` truncates towards zero and stops at 0, as the C code does.
             let first = (center - support + 0.5) as u32;
             let last = ((center + support + 0.5) as u32).min(input);
-            let mut weights: Vec<f64> = (first..last)
+            let weights: Vec<f64> = (first..last)
                 .map(|i| bicubic((f64::from(i) - center + 0.5) * inverse))
                 .collect();
             let total: f64 = weights.iter().sum();
-            if total != 0.0 {
-                weights.iter_mut().for_each(|w| *w /= total);
-            }
+            let share = |w: f64| T::weight(if total == 0.0 { w } else { w / total });
             Taps {
                 first: first as usize,
-                weights,
+                weights: weights.into_iter().map(share).collect(),
             }
         })
         .collect()
 }
 
+/// The input positions that the taps read.
+fn span<W>(taps: &[Taps<W>]) -> Range<usize> {
+    let first = taps.iter().map(|t| t.first).min().unwrap_or(0);
+    let end = taps
+        .iter()
+        .map(|t| t.first + t.weights.len())
+        .max()
+        .unwrap_or(first);
+    first..end
+}
+
 /// A sample type with Pillow's arithmetic for it.
 pub(super) trait Sample: Copy + Default + 'static {
+    /// A weight, and a sum of weighted samples.
     type Weight: Copy;
     fn weight(w: f64) -> Self::Weight;
-    fn blend(pairs: impl Iterator<Item = (Self, Self::Weight)>) -> Self;
+    fn zero() -> Self::Weight;
+    fn add(sum: Self::Weight, value: Self, weight: Self::Weight) -> Self::Weight;
+    fn round(sum: Self::Weight) -> Self;
 }
 
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -98,11 +152,17 @@ impl Sample for u8 {
         (w * f64::from(1 << PRECISION_BITS) + half) as i32
     }
 
-    #[inline]
-    fn blend(pairs: impl Iterator<Item = (u8, i32)>) -> u8 {
-        let sum = pairs.fold(1 << (PRECISION_BITS - 1), |sum, (v, w)| {
-            sum + i32::from(v) * w
-        });
+    fn zero() -> i32 {
+        1 << (PRECISION_BITS - 1)
+    }
+
+    #[inline(always)]
+    fn add(sum: i32, value: u8, weight: i32) -> i32 {
+        sum + i32::from(value) * weight
+    }
+
+    #[inline(always)]
+    fn round(sum: i32) -> u8 {
         (sum >> PRECISION_BITS).clamp(0, 255) as u8
     }
 }
@@ -114,9 +174,15 @@ impl Sample for u16 {
         w
     }
 
-    #[inline]
-    fn blend(pairs: impl Iterator<Item = (u16, f64)>) -> u16 {
-        let sum: f64 = pairs.fold(0.0, |sum, (v, w)| sum + f64::from(v) * w);
+    fn zero() -> f64 {
+        0.0
+    }
+
+    fn add(sum: f64, value: u16, weight: f64) -> f64 {
+        sum + f64::from(value) * weight
+    }
+
+    fn round(sum: f64) -> u16 {
         // Pillow rounds to an integer, then clips its two bytes separately.
         let rounded = if sum >= 0.0 {
             (sum + 0.5).floor()
@@ -129,98 +195,122 @@ impl Sample for u16 {
     }
 }
 
-/// Resizes the region `source` of the image to `width` × `height` and returns the `window` of that. Samples outside the
-/// region take no part, as if the image had been cropped to it before.
+/// Resizes the region `source` of the image to `size` (width, height) and returns the `window` of that. Samples outside
+/// the region take no part, as if the image had been cropped to it before.
 pub(super) fn resize<T: Sample>(
     image: &Raster<'_, T>,
     source: Window,
-    (width, height): (u32, u32),
+    size: (u32, u32),
     window: Window,
+    order: PassOrder,
+) -> Raster<'static, T> {
+    let image = image.cut(source);
+    let across =
+        (size.0 != source.width).then(|| taps::<T>(source.width, size.0, window.columns()));
+    let down = (size.1 != source.height).then(|| taps::<T>(source.height, size.1, window.rows()));
+    match (across, down) {
+        (None, None) => owned(image.cut(window)),
+        (Some(across), None) => along_rows(&image, window.rows(), &across),
+        (None, Some(down)) => along_columns(&image, window.columns(), &down),
+        (Some(mut across), Some(mut down)) => {
+            if order == PassOrder::Pillow13 && vertical_first(source, size) {
+                let read = span(&across);
+                across.iter_mut().for_each(|t| t.first -= read.start);
+                let middle = along_columns(&image, read, &down);
+                along_rows(&middle, 0..window.height as usize, &across)
+            } else {
+                let read = span(&down);
+                down.iter_mut().for_each(|t| t.first -= read.start);
+                let middle = along_rows(&image, read, &across);
+                along_columns(&middle, 0..window.width as usize, &down)
+            }
+        }
+    }
+}
+
+/// Whether Pillow 13 resizes the columns first: where the height loses more than twice as many pixels as the width
+/// (python-pillow/Pillow#9549).
+fn vertical_first(source: Window, (width, height): (u32, u32)) -> bool {
+    let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    let down = lost(source.height, height);
+    down > 0 && down > 2 * lost(source.width, width)
+}
+
+fn owned<T: Copy>(image: Raster<'_, T>) -> Raster<'static, T> {
+    Raster {
+        width: image.width,
+        height: image.height,
+        channels: image.channels,
+        data: Cow::Owned(image.data.into_owned()),
+    }
+}
+
+/// The given rows, each resampled to as many pixels as there are taps.
+fn along_rows<T: Sample>(
+    image: &Raster<'_, T>,
+    rows: Range<usize>,
+    taps: &[Taps<T::Weight>],
 ) -> Raster<'static, T> {
     match image.channels {
-        1 => resize_channels::<T, 1>(image, source, (width, height), window),
-        2 => resize_channels::<T, 2>(image, source, (width, height), window),
-        3 => resize_channels::<T, 3>(image, source, (width, height), window),
-        _ => resize_channels::<T, 4>(image, source, (width, height), window),
+        1 => along_rows_of::<T, 1>(image, rows, taps),
+        2 => along_rows_of::<T, 2>(image, rows, taps),
+        3 => along_rows_of::<T, 3>(image, rows, taps),
+        _ => along_rows_of::<T, 4>(image, rows, taps),
     }
 }
 
-fn fixed<T: Sample>(taps: &[Taps]) -> Vec<(usize, Vec<T::Weight>)> {
-    taps.iter()
-        .map(|t| (t.first, t.weights.iter().map(|&w| T::weight(w)).collect()))
-        .collect()
-}
-
-fn resize_channels<T: Sample, const C: usize>(
+fn along_rows_of<T: Sample, const C: usize>(
     image: &Raster<'_, T>,
-    source: Window,
-    (width, height): (u32, u32),
-    window: Window,
+    rows: Range<usize>,
+    taps: &[Taps<T::Weight>],
 ) -> Raster<'static, T> {
-    let stride = image.width as usize * C;
-    let row = |y: usize| {
-        let start = (source.top as usize + y) * stride + source.left as usize * C;
-        &image.data[start..start + source.width as usize * C]
-    };
-    let out_width = window.width as usize * C;
-
-    // The rows that the second pass reads: all it needs and no more.
-    let vertical =
-        (height != source.height).then(|| taps(source.height, height, window.top, window.height));
-    let (first_row, rows) = match &vertical {
-        None => (window.top as usize, window.height as usize),
-        Some(taps) => {
-            let first = taps.iter().map(|t| t.first).min().unwrap_or(0);
-            let end = taps
-                .iter()
-                .map(|t| t.first + t.weights.len())
-                .max()
-                .unwrap_or(0);
-            (first, end.saturating_sub(first))
-        }
-    };
-
-    let mut middle = vec![T::default(); rows * out_width];
-    if width == source.width {
-        for (y, out) in middle.chunks_exact_mut(out_width.max(1)).enumerate() {
-            let start = window.left as usize * C;
-            out.copy_from_slice(&row(first_row + y)[start..start + out_width]);
-        }
-    } else {
-        let weights = fixed::<T>(&taps(source.width, width, window.left, window.width));
-        for (y, out) in middle.chunks_exact_mut(out_width.max(1)).enumerate() {
-            let line = row(first_row + y);
-            for (pixel, (first, weights)) in out.chunks_exact_mut(C).zip(&weights) {
-                let span = &line[first * C..(first + weights.len()) * C];
-                for (c, value) in pixel.iter_mut().enumerate() {
-                    *value = T::blend(
-                        span.chunks_exact(C)
-                            .map(|p| p[c])
-                            .zip(weights.iter().copied()),
-                    );
+    let mut data = Vec::with_capacity(rows.len() * taps.len() * C);
+    let height = rows.len() as u32;
+    for y in rows {
+        let row = image.row(y);
+        for t in taps {
+            let mut sums = [T::zero(); C];
+            let read = &row[t.first * C..(t.first + t.weights.len()) * C];
+            for (pixel, &weight) in read.chunks_exact(C).zip(&t.weights) {
+                for (sum, &value) in sums.iter_mut().zip(pixel) {
+                    *sum = T::add(*sum, value, weight);
                 }
             }
+            data.extend(sums.map(T::round));
         }
     }
-
-    let data = match vertical {
-        None => middle,
-        Some(taps) => {
-            let mut out = Vec::with_capacity(window.height as usize * out_width);
-            for (first, weights) in fixed::<T>(&taps) {
-                let top = &middle[(first - first_row) * out_width..];
-                for x in 0..out_width {
-                    let column = top[x..].iter().step_by(out_width).copied();
-                    out.push(T::blend(column.zip(weights.iter().copied())));
-                }
-            }
-            out
-        }
-    };
     Raster {
-        width: window.width,
-        height: window.height,
+        width: taps.len() as u32,
+        height,
         channels: C,
+        data: Cow::Owned(data),
+    }
+}
+
+/// The given columns, each resampled to as many pixels as there are taps.
+fn along_columns<T: Sample>(
+    image: &Raster<'_, T>,
+    columns: Range<usize>,
+    taps: &[Taps<T::Weight>],
+) -> Raster<'static, T> {
+    let channels = image.channels;
+    let width = columns.len() as u32;
+    let read = columns.start * channels..columns.end * channels;
+    let mut data = Vec::with_capacity(read.len() * taps.len());
+    let mut sums = vec![T::zero(); read.len()];
+    for t in taps {
+        sums.fill(T::zero());
+        for (y, &weight) in (t.first..).zip(&t.weights) {
+            for (sum, &value) in sums.iter_mut().zip(&image.row(y)[read.clone()]) {
+                *sum = T::add(*sum, value, weight);
+            }
+        }
+        data.extend(sums.iter().map(|&sum| T::round(sum)));
+    }
+    Raster {
+        width,
+        height: taps.len() as u32,
+        channels,
         data: Cow::Owned(data),
     }
 }
@@ -229,17 +319,18 @@ fn resize_channels<T: Sample, const C: usize>(
 pub(super) fn nearest<T: Sample>(
     image: &Raster<'_, T>,
     source: Window,
-    (width, height): (u32, u32),
+    size: (u32, u32),
     window: Window,
 ) -> Raster<'static, T> {
-    let columns = nearest_positions(source.width, width, window.left, window.width);
-    let rows = nearest_positions(source.height, height, window.top, window.height);
+    let columns = nearest_positions(source.width, size.0, window.columns());
+    let rows = nearest_positions(source.height, size.1, window.rows());
     let channels = image.channels;
     let mut data = Vec::with_capacity(rows.len() * columns.len() * channels);
     for y in rows {
+        let row = image.row(source.top as usize + y);
         for &x in &columns {
-            let at = (source.top as usize + y) * image.width as usize + source.left as usize + x;
-            data.extend_from_slice(&image.data[at * channels..(at + 1) * channels]);
+            let at = source.left as usize + x;
+            data.extend_from_slice(&row[at * channels..(at + 1) * channels]);
         }
     }
     Raster {
@@ -250,13 +341,13 @@ pub(super) fn nearest<T: Sample>(
     }
 }
 
-fn nearest_positions(input: u32, output: u32, from: u32, count: u32) -> Vec<usize> {
+fn nearest_positions(input: u32, output: u32, wanted: Range<usize>) -> Vec<usize> {
     let scale = f64::from(input) / f64::from(output);
     // Pillow adds the step up, and so its rounding errors too.
     let mut at = scale * 0.5;
-    let mut positions = Vec::with_capacity(count as usize);
-    for out in 0..from + count {
-        if out >= from {
+    let mut positions = Vec::with_capacity(wanted.len());
+    for out in 0..wanted.end {
+        if out >= wanted.start {
             positions.push((at as u32).min(input - 1) as usize);
         }
         at += scale;
@@ -268,40 +359,39 @@ fn nearest_positions(input: u32, output: u32, from: u32, count: u32) -> Vec<usiz
 mod tests {
     use super::*;
 
+    const ORDERS: [PassOrder; 2] = [PassOrder::Pillow13, PassOrder::HorizontalFirst];
+
     fn grey(width: u32, height: u32) -> Raster<'static, u8> {
-        let data = (0..width * height)
-            .map(|i| (i * 37 % 251) as u8)
-            .collect::<Vec<_>>();
+        let data = (0..width * height).map(|i| (i * 37 % 251) as u8).collect();
         Raster {
             width,
             height,
             channels: 1,
-            data: Cow::Owned(data),
+            data,
         }
     }
 
     #[test]
     fn a_window_equals_that_part_of_the_whole() {
-        let image = grey(31, 17);
-        let all = Window::whole(31, 17);
-        for out in [(9, 12), (31, 12), (9, 17), (80, 50)] {
-            let whole = resize(&image, all, out, Window::whole(out.0, out.1));
-            let near = nearest(&image, all, out, Window::whole(out.0, out.1));
+        let image = grey(31, 47);
+        let all = Window::whole(31, 47);
+        for size in [(9, 12), (31, 12), (9, 47), (80, 60), (28, 20)] {
             let window = Window {
                 left: 3,
                 top: 2,
                 width: 5,
                 height: 7,
             };
-            let part = resize(&image, all, out, window);
-            let near_part = nearest(&image, all, out, window);
-            for y in 0..7 {
-                for x in 0..5 {
-                    let at = ((y + 2) * out.0 + x + 3) as usize;
-                    assert_eq!(part.data[(y * 5 + x) as usize], whole.data[at]);
-                    assert_eq!(near_part.data[(y * 5 + x) as usize], near.data[at]);
-                }
+            for order in ORDERS {
+                let whole = resize(&image, all, size, Window::whole(size.0, size.1), order);
+                let part = resize(&image, all, size, window, order);
+                assert_eq!(part.data, whole.cut(window).data, "{size:?} {order:?}");
             }
+            let whole = nearest(&image, all, size, Window::whole(size.0, size.1));
+            assert_eq!(
+                nearest(&image, all, size, window).data,
+                whole.cut(window).data
+            );
         }
     }
 
@@ -314,11 +404,43 @@ mod tests {
             width: 20,
             height: 11,
         };
-        let cropped = resize(&image, region, (20, 11), Window::whole(20, 11));
-        let out = (7, 7);
-        let a = resize(&image, region, out, Window::whole(7, 7));
-        let b = resize(&cropped, Window::whole(20, 11), out, Window::whole(7, 7));
+        let cropped = image.cut(region);
+        let out = Window::whole(7, 7);
+        let a = resize(&image, region, (7, 7), out, PassOrder::Pillow13);
+        let b = resize(
+            &cropped,
+            Window::whole(20, 11),
+            (7, 7),
+            out,
+            PassOrder::Pillow13,
+        );
         assert_eq!(a.data, b.data);
+        let a = nearest(&image, region, (7, 7), out);
+        let b = nearest(&cropped, Window::whole(20, 11), (7, 7), out);
+        assert_eq!(a.data, b.data);
+    }
+
+    #[test]
+    fn the_order_matters_for_tall_images_alone() {
+        let differ = |w, h, size: (u32, u32)| {
+            let image = grey(w, h);
+            let [a, b] = ORDERS.map(|o| {
+                resize(
+                    &image,
+                    Window::whole(w, h),
+                    size,
+                    Window::whole(size.0, size.1),
+                    o,
+                )
+                .data
+            });
+            a != b
+        };
+        assert!(differ(41, 83, (32, 64)));
+        assert!(!differ(83, 41, (64, 32)));
+        // The height loses 20 pixels, the width 10: not more than twice as many.
+        assert!(!differ(42, 84, (32, 64)));
+        assert!(!differ(20, 50, (224, 560)));
     }
 
     #[test]
@@ -330,7 +452,13 @@ mod tests {
                 channels: 3,
                 data: Cow::Owned(vec![value; 13 * 9 * 3]),
             };
-            let out = resize(&image, Window::whole(13, 9), (40, 5), Window::whole(40, 5));
+            let out = resize(
+                &image,
+                Window::whole(13, 9),
+                (40, 5),
+                Window::whole(40, 5),
+                PassOrder::Pillow13,
+            );
             assert!(out.data.iter().all(|&v| v == value));
         }
     }

@@ -228,7 +228,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         steps: Vec::new(),
         ranks: BTreeMap::new(),
     };
-    read_events(&mut run)?;
+    read_events(&mut run, notes)?;
     Ok(run)
 }
 
@@ -280,7 +280,7 @@ fn read_optional(path: &Path) -> Result<Option<String>, ReportError> {
     }
 }
 
-fn read_events(run: &mut RunData) -> Result<(), ReportError> {
+fn read_events(run: &mut RunData, notes: &mut Vec<String>) -> Result<(), ReportError> {
     let path = run.dir.join("events.jsonl");
     let Some(text) = read_optional(&path)? else {
         return Ok(());
@@ -303,9 +303,20 @@ fn read_events(run: &mut RunData) -> Result<(), ReportError> {
                 });
             }
         };
+        if event["event"] == "skipped_images" {
+            let count = &event["count"];
+            notes.push(format!(
+                "{}: {count} unreadable images were left out.",
+                run.label()
+            ));
+        }
         let Some(task) = task_index(&event, run.accuracy.order()) else {
             continue;
         };
+        if event["event"] == "diverged" {
+            let name = &run.accuracy.order()[task];
+            notes.push(format!("{} diverged while training {name}.", run.label()));
+        }
         match event["event"].as_str() {
             Some("step") => {
                 let (Some(step), Some(loss)) = (event["step"].as_f64(), event["loss"].as_f64())

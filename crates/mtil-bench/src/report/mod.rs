@@ -95,7 +95,7 @@ pub struct ReportSummary {
     pub runs: usize,
     /// How many of them are over.
     pub finished: usize,
-    /// The sentence at the top of the page.
+    /// The sentence at the top of the page, with the figures it rests on.
     pub outcome: String,
     /// What a reader should know before comparing figures.
     pub notes: Vec<String>,
@@ -129,7 +129,7 @@ pub fn write_report(runs: &[PathBuf], out: &Path) -> Result<ReportSummary, Repor
         methods: groups.len(),
         runs: loaded.runs.len(),
         finished,
-        outcome,
+        outcome: outcome.to_string(),
         notes: loaded.notes,
     })
 }

@@ -14,6 +14,9 @@ const STYLE: &str = include_str!("style.css");
 /// Points of a loss curve at most: as many as pixels are useful.
 const CURVE_POINTS: usize = 240;
 
+/// First palette index of the loss parts: colours that methods seldom have.
+const PARTS_FROM: usize = 5;
+
 /// A column of the headline table.
 struct Column {
     name: &'static str,
@@ -96,8 +99,31 @@ const RECALL: &str = "Retrieval R@1: how often, in percent, the right caption is
     for an image, and the right image for a caption (mean of the two), on held-out pairs, \
     before training and after the last task.";
 
-/// The outcome in one sentence, from the numbers.
-pub(super) fn outcome(groups: &[Group<'_>]) -> String {
+/// What came out, from the numbers.
+pub(super) struct Outcome {
+    /// One plain sentence.
+    pub sentence: String,
+    /// The figures it rests on; may be empty.
+    pub detail: String,
+}
+
+impl Outcome {
+    fn plain(sentence: String) -> Self {
+        Self {
+            sentence,
+            detail: String::new(),
+        }
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(format!("{} {}", self.sentence, self.detail).trim_end())
+    }
+}
+
+/// The outcome of the runs. Unfinished ones never take part in a comparison.
+pub(super) fn outcome(groups: &[Group<'_>]) -> Outcome {
     let done: Vec<&Group<'_>> = groups.iter().filter(|g| g.is_complete()).collect();
     let tasks = groups.first().map_or(0, |g| g.runs[0].accuracy.tasks());
     let after = format!("After {}", plural(tasks, "task"));
@@ -112,21 +138,35 @@ pub(super) fn outcome(groups: &[Group<'_>]) -> String {
             value(base, |f| f.last),
         )
     {
-        let kept = compare(t - bt, "zero-shot transfer", "than");
-        let ended = compare(l - bl, "final accuracy", "with");
+        // Differences of the figures as printed, so that a reader who subtracts agrees.
+        let printed = |v: f64| (v * 10.0).round() / 10.0;
+        let kept = match printed(printed(t) - printed(bt)) {
+            0.0 => "the same zero-shot transfer as finetune".to_string(),
+            d if d > 0.0 => format!("{d:.1} points more zero-shot transfer than finetune"),
+            d => format!("{:.1} points less zero-shot transfer than finetune", -d),
+        };
+        let ended = match printed(printed(l) - printed(bl)) {
+            0.0 => "at the same final accuracy".to_string(),
+            d if d > 0.0 => format!("{d:.1} points higher on all tasks together"),
+            d => format!("{:.1} points lower on all tasks together", -d),
+        };
         let zero = gnsp.runs[0]
             .accuracy
             .as_constant()
             .and_then(|c| c.transfer())
             .map(|z| format!("; the pretrained model has {} %", number(z, 1, false)))
             .unwrap_or_default();
-        return format!(
-            "{after}, gnsp kept {kept} finetune ({} % against {} %{zero}) and ended {ended} ({} % against {} %).",
-            number(t, 1, false),
-            number(bt, 1, false),
-            number(l, 1, false),
-            number(bl, 1, false),
-        );
+        let n = |v| number(v, 1, false);
+        return Outcome {
+            sentence: format!("{after}, gnsp kept {kept} and ended {ended}."),
+            detail: format!(
+                "Transfer {} % against {} %{zero}. Last {} % against {} %.",
+                n(t),
+                n(bt),
+                n(l),
+                n(bl)
+            ),
+        };
     }
     let best = |f: fn(&Figures) -> Option<Spread>| {
         done.iter()
@@ -155,70 +195,46 @@ pub(super) fn outcome(groups: &[Group<'_>]) -> String {
                     None => format!(" (pretrained model: {} %)", number(l, 1, false)),
                 })
                 .unwrap_or_default();
-            return format!(
+            return Outcome::plain(format!(
                 "{after}, {name} reaches {} % on average over all tasks{transfer}{zero}.",
                 number(last, 1, false)
-            );
+            ));
         }
         (n, Some((a, t)), Some((b, l))) => {
-            return format!(
+            return Outcome::plain(format!(
                 "{after} and {n} methods, {a} kept the most zero-shot transfer ({} %) and {b} \
                  has the highest final accuracy ({} %).",
                 number(t, 1, false),
                 number(l, 1, false)
-            );
+            ));
         }
         (n, None, Some((b, l))) => {
-            return format!(
+            return Outcome::plain(format!(
                 "{after} and {n} methods, {b} has the highest final accuracy ({} %).",
                 number(l, 1, false)
-            );
+            ));
         }
         _ => {}
     }
     let partial = groups.iter().find(|g| g.status() == Status::Partial);
     if let Some(g) = partial {
         let rows = g.runs.iter().map(|r| r.accuracy.rows().len()).max();
-        return format!(
+        return Outcome::plain(format!(
             "No training run is finished yet: {} has been evaluated after {} of {}.",
             g.name,
             rows.unwrap_or(0),
             plural(tasks, "task")
-        );
+        ));
     }
     let zero = groups.first().and_then(|g| g.figures.last);
-    match zero {
+    Outcome::plain(match zero {
         Some(z) => format!(
             "The pretrained model reaches {} % on average over {} without any training.",
             number(z.mean, 1, false),
             plural(tasks, "task")
         ),
         None => "Nothing has been measured yet.".into(),
-    }
-}
-
-/// "12.3 points more zero-shot transfer than", "the same zero-shot transfer as".
-fn compare(difference: f64, of: &str, link: &str) -> String {
-    let points = number(difference.abs(), 1, false);
-    let ending = if link == "than" { " than" } else { "" };
-    if points == "0.0" {
-        let ending = if link == "than" { " as" } else { "" };
-        return format!("with the same {of}{ending}").replacen(
-            "with ",
-            if link == "than" { "" } else { "with " },
-            1,
-        );
-    }
-    let (more, higher) = if difference > 0.0 {
-        ("more", "higher")
-    } else {
-        ("less", "lower")
-    };
-    if link == "than" {
-        format!("{points} points {more} {of}{ending}")
-    } else {
-        format!("with a {of} {points} points {higher}")
-    }
+    })
 }
 
 fn plural(n: usize, what: &str) -> String {
@@ -235,7 +251,7 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &str) -> Markup {
+pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> Markup {
     let first = &loaded.runs[0];
     let order = first.accuracy.order();
     let trained: Vec<&Group<'_>> = groups
@@ -257,8 +273,9 @@ pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &str) -> Mark
                 main {
                     header {
                         p.kicker { "Continual learning of a CLIP model · " (first.file.suite) " · " (plural(order.len(), "task")) }
-                        h1 { (outcome) }
+                        h1 { (outcome.sentence) }
                         p.lede {
+                            @if !outcome.detail.is_empty() { b { (outcome.detail) } " " }
                             "One model is trained on one task after another: "
                             @for (i, task) in order.iter().enumerate() {
                                 @if i > 0 { " → " }
@@ -439,10 +456,10 @@ fn headline(groups: &[Group<'_>], zero: Option<&AccuracyMatrix>, tasks: usize) -
             h2 { "Every method at a glance" }
             div.scroll tabindex="0" role="region" aria-label="Headline figures of all methods" {
                 table.headline {
-                    caption {
+                    caption { span {
                         "Accuracies in %, top-1, over " (plural(tasks, "task")) "; sorted by Average. "
                         "Arrows: which way is better. " b.best { "Best" } " of the finished methods in bold; the tick on each bar is the pretrained model."
-                    }
+                    } }
                     thead {
                         tr {
                             th scope="col" { "Method" }
@@ -588,17 +605,17 @@ fn hero(groups: &[&Group<'_>], tasks: usize) -> Markup {
         .max()
         .unwrap_or(0);
     let margin = (longest as f64 * 6.9 + 14.0).clamp(40.0, 150.0);
-    let chart = |title: &str, lines: Vec<Line>| {
+    let chart = |title: &str, stages: usize, lines: Vec<Line>| {
         let y = range(lines.iter(), &[0.0]);
         Chart {
             title: title.into(),
-            width: 500.0,
-            height: 300.0,
-            x: (0.0, tasks as f64),
+            width: 440.0,
+            height: 270.0,
+            x: (0.0, stages as f64),
             y,
             signed: true,
             decimals: 0,
-            x_ticks: stage_ticks(tasks),
+            x_ticks: stage_ticks(stages),
             x_name: "tasks trained so far".into(),
             lines,
             end_labels: Some(margin),
@@ -614,11 +631,11 @@ fn hero(groups: &[&Group<'_>], tasks: usize) -> Markup {
             div.pair {
                 figure {
                     figcaption { b { "Tasks not trained yet" } " — the zero-shot ability that is left. On the zero line nothing was lost." }
-                    (chart("Change in accuracy on tasks not trained yet, in points against the pretrained model, by number of tasks trained", unseen))
+                    (chart("Change in accuracy on tasks not trained yet, in points against the pretrained model, by number of tasks trained", tasks - 1, unseen))
                 }
                 figure {
                     figcaption { b { "Tasks already trained" } " — what was learned and not forgotten since. Higher is better." }
-                    (chart("Change in accuracy on tasks already trained, in points against the pretrained model, by number of tasks trained", learned))
+                    (chart("Change in accuracy on tasks already trained, in points against the pretrained model, by number of tasks trained", tasks, learned))
                 }
             }
         }
@@ -644,10 +661,10 @@ fn per_task(groups: &[&Group<'_>], order: &[String], zero: Option<&AccuracyMatri
             h2 { "Each task over the run" }
             p {
                 "Accuracy in % on one task after 0, 1, 2, … trained tasks. The "
-                b { "tinted half" } " begins when the task itself was trained; the dashed line is the pretrained model’s zero-shot accuracy."
+                b { "tinted part" } " begins when the task itself was trained; the dashed line is the pretrained model’s zero-shot accuracy."
             }
             (legend(groups))
-            div.grid-charts {
+            div class={ "grid-charts" @if matches!(tasks, 3 | 5 | 6 | 9) { " thirds" } } {
                 @for (c, lines) in all.into_iter().enumerate() {
                     figure {
                         figcaption { b { (c + 1) ". " (order[c]) } }
@@ -701,7 +718,7 @@ fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
                 span.ramp {}
                 span { "+" (number(limit, 0, false)) " points" }
             }
-            div.maps {
+            div class={ "maps" @if tasks > 7 { " wide" } } {
                 @for g in groups {
                     figure.map {
                         div.scroll tabindex="0" role="region" aria-label={ "Accuracy matrix of " (g.name) } {
@@ -753,6 +770,9 @@ fn heat_cell(g: &Group<'_>, s: usize, c: usize, limit: f64) -> Markup {
     }
 }
 
+/// Picks one of the recalls.
+type RecallAt = fn(&Recall) -> f64;
+
 fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
     let with = |f: &dyn Fn(&Group<'_>, usize) -> Option<f64>| -> Vec<Line> {
         groups
@@ -766,8 +786,7 @@ fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
             .collect()
     };
     let gap = with(&|g, s| g.gap(s));
-    let kinds: [(&str, fn(&Recall) -> f64); 3] =
-        [("R@1", |r| r.r1), ("R@5", |r| r.r5), ("R@10", |r| r.r10)];
+    let kinds: [(&str, RecallAt); 3] = [("R@1", |r| r.r1), ("R@5", |r| r.r5), ("R@10", |r| r.r10)];
     let mut recalls: Vec<(String, Vec<Line>)> = Vec::new();
     for (direction, texts) in [("caption → image", false), ("image → caption", true)] {
         for (name, k) in kinds {
@@ -790,16 +809,17 @@ fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
     html! {
         section {
             h2 { "Images and words: is the shared space intact?" }
-            p { "Measured on image–caption pairs that are never trained on, after 0, 1, 2, … tasks. The dashed line is the pretrained model." }
+            p { "Measured on image–caption pairs that are never trained on, after 0, 1, 2, … tasks. R@k: % of queries whose match is among the first k found. The dashed line is the pretrained model." }
             (legend(&shown))
             div.grid-charts {
                 @if !gap.is_empty() {
                     @let level = gap[0].points.first().map(|p| (p.1, "pretrained".to_string()));
-                    figure {
+                    figure class=[(!recalls.is_empty()).then_some("tall")] {
                         figcaption { b { "Modality gap" } " — closer to the dashed line is better" }
                         ({
                             Chart {
                                 title: "Modality gap after each task".into(),
+                                height: if recalls.is_empty() { 170.0 } else { 372.0 },
                                 x: (0.0, tasks as f64),
                                 y: range(gap.iter(), &[]),
                                 x_ticks: stage_ticks(tasks),
@@ -811,10 +831,10 @@ fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                         })
                     }
                 }
-                @for (name, lines) in recalls {
+                @for (name, lines) in &recalls {
                     @let level = lines[0].points.first().map(|p| (p.1, "pretrained".to_string()));
                     figure {
-                        figcaption { b { (name) } " — % found" }
+                        figcaption { b { (name) } }
                         ({
                             Chart {
                                 title: format!("Retrieval {name}, after each task"),
@@ -822,7 +842,7 @@ fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                                 y: (lo.max(0.0), hi.min(100.0)),
                                 x_ticks: stage_ticks(tasks),
                                 level,
-                                lines,
+                                lines: lines.clone(),
                                 decimals: 0,
                                 unit: " %",
                                 ..Chart::default()
@@ -929,15 +949,15 @@ fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
             ul.legend aria-label="Legend" {
                 li { (swatch_line(None)) " total" }
                 @for (i, n) in names.iter().enumerate() {
-                    @if runs.iter().any(|(_, r)| parts_of(r).contains(n)) { li { (swatch_line(Some(i + 2))) " " (n) } }
+                    @if runs.iter().any(|(_, r)| parts_of(r).contains(n)) { li { (swatch_line(Some(i + PARTS_FROM))) " " (n) } }
                 }
             }
-            div.grid-charts {
+            div class={ "grid-charts" @if matches!(runs.len(), 3 | 5 | 6 | 9) { " thirds" } } {
                 @for (g, r) in &runs {
                     @let lines = {
                         let mut lines: Vec<Line> = parts_of(r).into_iter().map(|name| Line {
                             label: name.clone(),
-                            colour: names.iter().position(|n| *n == name).map(|i| i + 2),
+                            colour: names.iter().position(|n| *n == name).map(|i| i + PARTS_FROM),
                             points: downsample(&r.steps, tasks, |s| s.parts.get(name).copied()),
                             strong: false,
                             markers: false,
@@ -995,7 +1015,7 @@ fn ranks(groups: &[Group<'_>], order: &[String]) -> Markup {
         section {
             h2 { "How much of each layer is protected" }
             p { "Input directions of each layer that later training must leave alone, out of all its input directions, after each task. A full cell has no free direction left." }
-            div.maps {
+            div class={ "maps" @if order.len() > 7 { " wide" } } {
                 @for (g, r) in runs {
                     figure.map {
                         div.scroll tabindex="0" role="region" aria-label={ "Protected directions per layer of " (g.name) } {

@@ -7,6 +7,7 @@ use maud::{Markup, html};
 const PALETTE: usize = 8;
 
 /// One line of a chart.
+#[derive(Clone)]
 pub(super) struct Line {
     /// Name in tooltips and at the end of the line.
     pub label: String,
@@ -154,6 +155,8 @@ pub(super) fn nice(lo: f64, hi: f64, n: usize) -> (f64, f64) {
 
 /// A number with the typographic minus, never "−0".
 pub(super) fn number(v: f64, decimals: usize, signed: bool) -> String {
+    // Two ways of summing must not print two numbers: 57.35 and 57.349999999999994.
+    let v = (v * 1e9).round() / 1e9;
     let text = format!("{:.*}", decimals, v.abs());
     let zero = text.chars().all(|c| c == '0' || c == '.');
     match (zero, v < 0.0, signed) {

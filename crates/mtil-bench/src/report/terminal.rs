@@ -89,7 +89,7 @@ pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
         text.push_str("* unfinished\n");
     }
     text.push('\n');
-    text.push_str(&outcome(groups));
+    text.push_str(&outcome(groups).to_string());
     text.push('\n');
     for note in &loaded.notes {
         text.push_str("Note: ");

@@ -53,7 +53,8 @@ fn whole_report_has_the_numbers_and_nothing_from_outside() {
         MetricsFile::load(&path).unwrap()
     };
     let (g, f) = (value("gnsp"), value("finetune"));
-    let kept = number(g.transfer.unwrap() - f.transfer.unwrap(), 1, false);
+    let printed = |v: Option<f64>| number(v.unwrap(), 1, false).parse::<f64>().unwrap();
+    let kept = number(printed(g.transfer) - printed(f.transfer), 1, false);
     assert!(
         summary.outcome.starts_with(&format!(
             "After 6 tasks, gnsp kept {kept} points more zero-shot transfer than finetune"
@@ -129,7 +130,15 @@ fn names_are_escaped_wherever_they_come_from() {
     file.save(&dir.join(MatrixFile::NAME)).unwrap();
     let (_, html) = report(&[root.path().into()]);
     let head = html.find("</style>").unwrap();
-    for tag in ["<b>&\"", "<b>&amp;", "<i>&", "<em>", "<u>", "<s>", "</script>"] {
+    for tag in [
+        "<b>&\"",
+        "<b>&amp;",
+        "<i>&",
+        "<em>",
+        "<u>",
+        "<s>",
+        "</script>",
+    ] {
         assert!(!html[head..].contains(tag), "{tag}");
     }
     assert!(html.contains("&lt;b&gt;&amp;&quot;"));
@@ -289,7 +298,24 @@ fn what_does_not_compare_is_noted() {
     file.prompt_rule = "first template".into();
     file.matrix[2][0] -= 1.0;
     file.save(&path).unwrap();
+    let events = dir.join("events.jsonl");
+    let mut log = fs::read_to_string(&events).unwrap();
+    log.push_str("{\"event\":\"diverged\",\"task\":1,\"step\":3}\n");
+    log.push_str("{\"event\":\"skipped_images\",\"count\":4,\"names\":[]}\n");
+    fs::write(&events, log).unwrap();
     let (summary, html) = report(&[root.path().into()]);
+    assert!(
+        summary
+            .notes
+            .iter()
+            .any(|n| n.contains("diverged while training colours"))
+    );
+    assert!(
+        summary
+            .notes
+            .iter()
+            .any(|n| n.contains("4 unreadable images"))
+    );
     assert!(summary.notes.iter().any(|n| n.contains("first template")));
     assert!(
         summary
