@@ -33,7 +33,9 @@ impl Stored {
     pub fn f32(&self) -> Vec<f32> {
         assert_eq!(self.dtype, Dtype::F32);
         let values = self.bytes.chunks_exact(4);
-        values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        values
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
     }
 
     /// The values of an i64 tensor, none of them negative.
@@ -64,7 +66,10 @@ impl Stored {
             .flat_map(|i| &self.bytes[i * size..(i + 1) * size])
             .map(|byte| (f32::from(*byte) - 127.5) / 64.0)
             .collect();
-        Tensor::from_data(TensorData::new(values, [images.len(), channels, height, width]), device)
+        Tensor::from_data(
+            TensorData::new(values, [images.len(), channels, height, width]),
+            device,
+        )
     }
 
     /// All of the images; see [`pixels`](Self::pixels).
@@ -95,16 +100,27 @@ impl Fixture {
         let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("the header is valid");
         let texts = metadata.metadata().as_ref().and_then(|m| m.get("texts"));
-        let texts = texts.map_or_else(Vec::new, |json| serde_json::from_str(json).expect("texts are a list"));
-        let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let texts = texts.map_or_else(Vec::new, |json| {
+            serde_json::from_str(json).expect("texts are a list")
+        });
+        let file =
+            SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let tensors = file
             .iter()
             .map(|(name, view)| {
-                let stored = Stored { shape: view.shape().to_vec(), dtype: view.dtype(), bytes: view.data().to_vec() };
+                let stored = Stored {
+                    shape: view.shape().to_vec(),
+                    dtype: view.dtype(),
+                    bytes: view.data().to_vec(),
+                };
                 (name.to_owned(), stored)
             })
             .collect();
-        Self { path: path.to_owned(), tensors, texts }
+        Self {
+            path: path.to_owned(),
+            tensors,
+            texts,
+        }
     }
 
     /// A tensor by name.
@@ -125,7 +141,9 @@ impl Fixture {
         let width = ids.shape[1];
         let ids: Vec<u32> = ids.indices().into_iter().map(|i| i as u32).collect();
         let rows = ids.chunks(width).zip(self.get("lengths").indices());
-        TokenBatch { ids: rows.map(|(row, length)| row[..length].to_vec()).collect() }
+        TokenBatch {
+            ids: rows.map(|(row, length)| row[..length].to_vec()).collect(),
+        }
     }
 }
 
@@ -135,9 +153,18 @@ impl Fixture {
 /// If the lengths differ.
 pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
-    let difference = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt();
+    let difference = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
+        .sum::<f64>()
+        .sqrt();
     let norm = b.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
-    if norm == 0.0 { difference } else { difference / norm }
+    if norm == 0.0 {
+        difference
+    } else {
+        difference / norm
+    }
 }
 
 /// The largest absolute difference.
@@ -147,7 +174,13 @@ pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     // Not `f32::max` alone, which would pass over NaN.
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) })
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(
+            0.0,
+            |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) },
+        )
 }
 
 /// The values of a tensor, row-major.

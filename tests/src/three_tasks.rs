@@ -8,12 +8,16 @@ use burn::{
     optim::{AdamWConfig, GradientsParams},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use clip_model::{Checkpoint, Clip, ClipConfig, Dtype, Observer, TokenBatch, normalize, save_weights};
-use gnsp_optimizer::{
-    BatchNorm, Gram, GramAccumulator, GramError, History, Memory, NullSpace, RankRule, Site, TaskNorm, check_paths,
-    project_parameters,
+use clip_model::{
+    Checkpoint, Clip, ClipConfig, Dtype, Observer, TokenBatch, normalize, save_weights,
 };
-use losses::{alignment_targets, contrastive_distillation, modality_alignment, smoothed_cross_entropy};
+use gnsp_optimizer::{
+    BatchNorm, Gram, GramAccumulator, GramError, History, Memory, NullSpace, RankRule, Site,
+    TaskNorm, check_paths, project_parameters,
+};
+use losses::{
+    alignment_targets, contrastive_distillation, modality_alignment, smoothed_cross_entropy,
+};
 use serde::Deserialize;
 
 use crate::fixture::{Fixture, Stored, data_dir};
@@ -81,7 +85,8 @@ impl Script {
         let dir = data_dir().join("gnsp");
         let json = fs::read_to_string(dir.join("three_tasks.json")).expect("the fixture is there");
         let file: File = serde_json::from_str(&json).expect("the fixture is valid");
-        let batches = |rows: Vec<Vec<Vec<u32>>>| rows.into_iter().map(|ids| TokenBatch { ids }).collect();
+        let batches =
+            |rows: Vec<Vec<Vec<u32>>>| rows.into_iter().map(|ids| TokenBatch { ids }).collect();
         Self {
             settings: file.settings,
             sites: file.sites,
@@ -129,7 +134,9 @@ pub fn hugging_face_name(path: &str) -> String {
     if path == "visual.proj" {
         return "visual_projection.weight".to_owned();
     }
-    path.replace("visual.blocks.", "vision_model.encoder.layers.").replace("c_fc", "fc1").replace("c_proj", "fc2")
+    path.replace("visual.blocks.", "vision_model.encoder.layers.")
+        .replace("c_fc", "fc1")
+        .replace("c_proj", "fc2")
 }
 
 /// Linear warm-up, then a cosine to zero (GNSP `src/utils.py:17-32`).
@@ -160,14 +167,24 @@ impl Observer for Grams {
     }
 }
 
-fn task_grams(model: &Clip, batches: impl Iterator<Item = Tensor<4>>) -> Result<BTreeMap<String, Gram>, GramError> {
-    let mut grams = Grams { sums: BTreeMap::new(), failed: None };
+fn task_grams(
+    model: &Clip,
+    batches: impl Iterator<Item = Tensor<4>>,
+) -> Result<BTreeMap<String, Gram>, GramError> {
+    let mut grams = Grams {
+        sums: BTreeMap::new(),
+        failed: None,
+    };
     for pixels in batches {
         let _ = model.encode_image_observed(pixels, &mut grams);
     }
     match grams.failed {
         Some(error) => Err(error),
-        None => grams.sums.into_iter().map(|(path, sum)| Ok((path, sum.finish(TaskNorm::Frobenius)?))).collect(),
+        None => grams
+            .sums
+            .into_iter()
+            .map(|(path, sum)| Ok((path, sum.finish(TaskNorm::Frobenius)?)))
+            .collect(),
     }
 }
 
@@ -180,7 +197,10 @@ struct Texts {
 impl Texts {
     fn encode(model: &Clip, classes: &TokenBatch, reference: &[TokenBatch]) -> Self {
         let encode = |tokens| normalize(model.encode_text(tokens));
-        Self { classes: encode(classes), reference: reference.iter().map(encode).collect() }
+        Self {
+            classes: encode(classes),
+            reference: reference.iter().map(encode).collect(),
+        }
     }
 }
 
@@ -191,7 +211,12 @@ impl Texts {
 ///
 /// # Panics
 /// If the device fails.
-pub fn run(script: &Script, device: &Device, site: Site, tasks: usize) -> Result<Outcome, Box<dyn Error>> {
+pub fn run(
+    script: &Script,
+    device: &Device,
+    site: Site,
+    tasks: usize,
+) -> Result<Outcome, Box<dyn Error>> {
     let s = &script.settings;
     let tensors = &script.tensors;
     let training = device.clone().autodiff();
@@ -205,7 +230,11 @@ pub fn run(script: &Script, device: &Device, site: Site, tasks: usize) -> Result
         .map(|r| {
             let images = tensors.get(&format!("reference{r}.images"));
             let labels = tensors.get(&format!("reference{r}.labels")).indices();
-            (images.all_pixels(&training), images.all_pixels(device), alignment_targets(&labels, device))
+            (
+                images.all_pixels(&training),
+                images.all_pixels(device),
+                alignment_targets(&labels, device),
+            )
         })
         .collect();
     // The teacher never changes: its cosine similarities are computed once.
@@ -233,10 +262,17 @@ pub fn run(script: &Script, device: &Device, site: Site, tasks: usize) -> Result
             model = model.freeze_group(ParamGroup::from_path("logit_scale"));
         } else {
             check_paths(&model, &null_spaces)?;
-            model = model.freeze_group(ParamGroup::all().exclude(ParamGroup::from_paths(memory.paths().collect())));
+            model = model.freeze_group(
+                ParamGroup::all().exclude(ParamGroup::from_paths(memory.paths().collect())),
+            );
             optimizer = project_parameters(optimizer, adamw.build(), &null_spaces, site);
         }
-        out.ranks.push(null_spaces.iter().map(|(path, space)| (hugging_face_name(path), space.rank())).collect());
+        out.ranks.push(
+            null_spaces
+                .iter()
+                .map(|(path, space)| (hugging_face_name(path), space.rank()))
+                .collect(),
+        );
         let before = weights(&model, &config)?;
 
         // A frozen text tower gives the same features at every step.
@@ -255,7 +291,8 @@ pub fn run(script: &Script, device: &Device, site: Site, tasks: usize) -> Result
             };
             let scale: Tensor<2> = model.scale().unsqueeze();
             let targets: Vec<i64> = batch.iter().map(|i| labels[*i] as i64).collect();
-            let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, [batch.len()]), &training);
+            let targets =
+                Tensor::<1, Int>::from_data(TensorData::new(targets, [batch.len()]), &training);
             let features = normalize(model.encode_image(images.pixels(batch, &training)));
             let logits = features.matmul(texts.classes.clone().transpose()) * scale.clone();
             let task = smoothed_cross_entropy(logits, targets, s.smoothing);
@@ -268,7 +305,9 @@ pub fn run(script: &Script, device: &Device, site: Site, tasks: usize) -> Result
             let map = modality_alignment(student, alignment.clone(), s.smoothing);
 
             let total = task.clone() + cd.clone() * s.lambda_cd + map.clone() * s.lambda_map;
-            out.losses.push([&total, &task, &cd, &map].map(|x| f64::from(x.clone().into_scalar::<f32>())));
+            out.losses.push(
+                [&total, &task, &cd, &map].map(|x| f64::from(x.clone().into_scalar::<f32>())),
+            );
             out.lr.push(lr);
             let gradients = GradientsParams::from_grads(total.backward(), &model);
             model = optimizer.step(lr, model, gradients);
@@ -297,11 +336,22 @@ pub fn run(script: &Script, device: &Device, site: Site, tasks: usize) -> Result
         let grams = task_grams(&model.valid(), gram_batches)?;
         for (path, gram) in &grams {
             // The published accumulation is asymmetric (GNSP `src/models/get_data_matrix.py:95-116`).
-            let history = if path == "visual.proj" { History::Renormalize } else { History::Sum };
+            let history = if path == "visual.proj" {
+                History::Renormalize
+            } else {
+                History::Sum
+            };
             memory.absorb(path.clone(), gram.clone(), history)?;
         }
-        out.grams.push(grams.into_iter().map(|(path, gram)| (hugging_face_name(&path), gram)).collect());
-        let remembered = memory.paths().filter_map(|path| Some((hugging_face_name(path), memory.get(path)?.clone())));
+        out.grams.push(
+            grams
+                .into_iter()
+                .map(|(path, gram)| (hugging_face_name(&path), gram))
+                .collect(),
+        );
+        let remembered = memory
+            .paths()
+            .filter_map(|path| Some((hugging_face_name(path), memory.get(path)?.clone())));
         out.memory.push(remembered.collect());
     }
     Ok(out)
@@ -330,5 +380,7 @@ fn drift(space: &NullSpace, before: &Stored, after: &Stored, device: &Device) ->
 pub fn largest_loss_difference(a: &[[f64; 4]], b: &[[f64; 4]]) -> f64 {
     assert_eq!(a.len(), b.len());
     let pairs = a.iter().flatten().zip(b.iter().flatten());
-    pairs.map(|(a, b)| ((a - b) / b).abs()).fold(0.0, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) })
+    pairs.map(|(a, b)| ((a - b) / b).abs()).fold(0.0, |m, d| {
+        if d.is_nan() { f64::INFINITY } else { m.max(d) }
+    })
 }

@@ -28,14 +28,22 @@ mod compared {
             let ours = run(&script, device, site, script.settings.tasks).unwrap();
             let seconds = start.elapsed().as_secs_f64();
             let error = largest_loss_difference(&ours.losses, &flex.losses);
-            let drift = ours.drift.iter().flat_map(|task| task.values()).copied().fold(0.0, f64::max);
+            let drift = ours
+                .drift
+                .iter()
+                .flat_map(|task| task.values())
+                .copied()
+                .fold(0.0, f64::max);
             println!(
                 "{name}, site {}: {} steps in {seconds:.1} s, losses within {error:.1e} of flex, \
                  protected outputs moved by at most {drift:.1e}",
                 site_name(site),
                 ours.losses.len()
             );
-            assert!(error < TOLERANCE, "{name}: losses differ from flex by {error:e}");
+            assert!(
+                error < TOLERANCE,
+                "{name}: losses differ from flex by {error:e}"
+            );
             assert_eq!(ours.ranks, flex.ranks, "{name}: ranks");
             if site == Site::Update {
                 assert!(drift < 1e-5, "{name}: protected outputs moved by {drift:e}");
@@ -49,7 +57,10 @@ mod compared {
 fn skipped(backend: &str, why: &str) {
     use std::io::Write;
     // Not `eprintln!`, which the harness captures.
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {backend} was not compared with flex: {why}");
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED: {backend} was not compared with flex: {why}"
+    );
 }
 
 #[test]
@@ -70,9 +81,13 @@ fn wgpu_gives_the_losses_of_flex() {
     #[cfg(feature = "wgpu")]
     {
         use burn::tensor::{Device, DeviceKind, DeviceType};
-        let adapters = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Wgpu).into_iter().count());
+        let adapters =
+            std::panic::catch_unwind(|| Device::enumerate(DeviceType::Wgpu).into_iter().count());
         match adapters {
-            Ok(0) => skipped("wgpu", "no adapter was found; for a software one install mesa-vulkan-drivers"),
+            Ok(0) => skipped(
+                "wgpu",
+                "no adapter was found; for a software one install mesa-vulkan-drivers",
+            ),
             Err(_) => skipped("wgpu", "the search for adapters failed"),
             Ok(count) => {
                 println!("wgpu: {count} adapters");

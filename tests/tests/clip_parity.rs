@@ -54,7 +54,10 @@ fn features_and_logits_are_those_of_transformers() {
         let model = Checkpoint::load(&dir(name), &device).unwrap().model;
         let (image, text) = feature_errors(&model, &want, &device);
         println!("{name}: image features within {image:.1e}, text features within {text:.1e}");
-        assert!(image < FEATURES && text < FEATURES, "{name}: {image:e} {text:e}");
+        assert!(
+            image < FEATURES && text < FEATURES,
+            "{name}: {image:e} {text:e}"
+        );
 
         let (images, texts) = features(&model, &want, &device);
         let logits = images.matmul(texts.transpose()) * model.scale().unsqueeze();
@@ -63,7 +66,10 @@ fn features_and_logits_are_those_of_transformers() {
 
         let unnormalised = values(model.encode_image(want.get("pixels").all_pixels(&device)));
         let error = relative_error(&unnormalised, &want.get("image_features").f32());
-        assert!(error < 1e-5, "{name}: image features before normalisation off by {error:e}");
+        assert!(
+            error < 1e-5,
+            "{name}: image features before normalisation off by {error:e}"
+        );
     }
 }
 
@@ -129,16 +135,24 @@ fn gradients_of_the_contrastive_loss_are_those_of_transformers() {
         let mut worst = (0.0, String::new());
         let mut compared = 0;
         for (key, gradient) in &want.tensors {
-            let Some(parameter) = key.strip_prefix("grad.") else { continue };
+            let Some(parameter) = key.strip_prefix("grad.") else {
+                continue;
+            };
             let error = relative_error(&ours.get(parameter).f32(), &gradient.f32());
-            assert!(error < GRADIENTS, "{name}: gradient of {parameter} off by {error:e}");
+            assert!(
+                error < GRADIENTS,
+                "{name}: gradient of {parameter} off by {error:e}"
+            );
             if error > worst.0 {
                 worst = (error, parameter.to_owned());
             }
             compared += 1;
         }
         assert_eq!(compared, 25, "{name}");
-        println!("{name}: {compared} gradients, the worst within {:.1e} ({})", worst.0, worst.1);
+        println!(
+            "{name}: {compared} gradients, the worst within {:.1e} ({})",
+            worst.0, worst.1
+        );
     }
 }
 
@@ -157,7 +171,10 @@ fn a_saved_checkpoint_holds_the_same_tensors_bit_for_bit() {
         ("tiny-bf16", Dtype::BF16),
     ] {
         let saved = folder.path().join(name);
-        Checkpoint::load(&dir(name), &device).unwrap().save(&saved, dtype).unwrap();
+        Checkpoint::load(&dir(name), &device)
+            .unwrap()
+            .save(&saved, dtype)
+            .unwrap();
         let theirs = Fixture::read(&dir(name).join("model.safetensors")).tensors;
         let ours = Fixture::read(&saved.join("model.safetensors")).tensors;
         assert!(ours.keys().eq(theirs.keys()), "{name}");
@@ -166,7 +183,10 @@ fn a_saved_checkpoint_holds_the_same_tensors_bit_for_bit() {
         }
         let again = Checkpoint::load(&saved, &device).unwrap();
         let (image, text) = feature_errors(&again.model, &expected(&dir(name)), &device);
-        assert!(image < FEATURES && text < FEATURES, "{name}: {image:e} {text:e}");
+        assert!(
+            image < FEATURES && text < FEATURES,
+            "{name}: {image:e} {text:e}"
+        );
     }
 }
 
@@ -177,14 +197,23 @@ fn error_with(change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>))
         fs::copy(dir("tiny").join(file), folder.path().join(file)).unwrap();
     }
     let bytes = fs::read(dir("tiny").join("model.safetensors")).unwrap();
-    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = safetensors::SafeTensors::deserialize(&bytes)
-        .unwrap()
-        .iter()
-        .map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), view.data().to_vec())))
-        .collect();
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> =
+        safetensors::SafeTensors::deserialize(&bytes)
+            .unwrap()
+            .iter()
+            .map(|(name, view)| {
+                (
+                    name.to_owned(),
+                    (view.shape().to_vec(), view.data().to_vec()),
+                )
+            })
+            .collect();
     change(&mut tensors);
     let views = tensors.iter().map(|(name, (shape, bytes))| {
-        (name, TensorView::new(StoredDtype::F32, shape.clone(), bytes).unwrap())
+        (
+            name,
+            TensorView::new(StoredDtype::F32, shape.clone(), bytes).unwrap(),
+        )
     });
     let bytes = safetensors::serialize(views, None).unwrap();
     fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
@@ -202,18 +231,32 @@ fn loading_is_strict() {
 
     let error = error_with(|tensors| {
         let copy = tensors[name].clone();
-        tensors.insert("vision_model.encoder.layers.2.self_attn.k_proj.weight".to_owned(), copy);
+        tensors.insert(
+            "vision_model.encoder.layers.2.self_attn.k_proj.weight".to_owned(),
+            copy,
+        );
     });
-    assert!(error.contains("layers.2.self_attn.k_proj.weight"), "{error}");
+    assert!(
+        error.contains("layers.2.self_attn.k_proj.weight"),
+        "{error}"
+    );
 
     // Same number of values, another shape.
     let error = error_with(|tensors| {
-        tensors.get_mut("text_model.encoder.layers.0.mlp.fc1.weight").unwrap().0.reverse();
+        tensors
+            .get_mut("text_model.encoder.layers.0.mlp.fc1.weight")
+            .unwrap()
+            .0
+            .reverse();
     });
-    assert!(error.contains("text_model.encoder.layers.0.mlp.fc1.weight"), "{error}");
+    assert!(
+        error.contains("text_model.encoder.layers.0.mlp.fc1.weight"),
+        "{error}"
+    );
 
     let error = error_with(|tensors| {
-        tensors.get_mut("visual_projection.weight").unwrap().1[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        tensors.get_mut("visual_projection.weight").unwrap().1[..4]
+            .copy_from_slice(&f32::NAN.to_le_bytes());
     });
     assert!(error.contains("visual_projection.weight"), "{error}");
 }
@@ -227,7 +270,8 @@ fn a_cut_off_file_is_refused() {
     let bytes = fs::read(dir("tiny").join("model.safetensors")).unwrap();
     for length in [0, 5, 1000, bytes.len() / 2, bytes.len() - 1] {
         fs::write(folder.path().join("model.safetensors"), &bytes[..length]).unwrap();
-        let error = Checkpoint::load(folder.path(), &Device::default()).expect_err("it must not load");
+        let error =
+            Checkpoint::load(folder.path(), &Device::default()).expect_err("it must not load");
         assert!(error.to_string().contains("model.safetensors"), "{error}");
     }
 }
@@ -237,7 +281,8 @@ fn a_cut_off_file_is_refused() {
 #[test]
 #[ignore = "needs checkpoints of 600 MB each, made by tests/reference/clip_full_size.py"]
 fn full_size_features_are_those_of_transformers() {
-    let root = PathBuf::from(std::env::var_os("GNSP_FULL_SIZE").expect("GNSP_FULL_SIZE names a folder"));
+    let root =
+        PathBuf::from(std::env::var_os("GNSP_FULL_SIZE").expect("GNSP_FULL_SIZE names a folder"));
     let device = Device::default();
     for name in ["vit-b-32", "vit-b-16"] {
         let want = expected(&root.join(name));
@@ -246,7 +291,12 @@ fn full_size_features_are_those_of_transformers() {
         assert_eq!(ours, want.tokens(), "{name}");
         let (image, text) = feature_errors(&checkpoint.model, &want, &device);
         println!("{name}: image features within {image:.1e}, text features within {text:.1e}");
-        assert!(image < FEATURES && text < FEATURES, "{name}: {image:e} {text:e}");
-        checkpoint.save(&root.join(format!("{name}-saved")), Dtype::F32).unwrap();
+        assert!(
+            image < FEATURES && text < FEATURES,
+            "{name}: {image:e} {text:e}"
+        );
+        checkpoint
+            .save(&root.join(format!("{name}-saved")), Dtype::F32)
+            .unwrap();
     }
 }

@@ -21,11 +21,17 @@ fn check(script: &Script, site: Site, out: &Outcome) {
     let name = site_name(site);
 
     for (ours, theirs) in out.lr.iter().zip(&want.lr) {
-        assert!((ours - theirs).abs() < 1e-15, "{name}: learning rate {ours} instead of {theirs}");
+        assert!(
+            (ours - theirs).abs() < 1e-15,
+            "{name}: learning rate {ours} instead of {theirs}"
+        );
     }
     let first = largest_loss_difference(&out.losses[..1], &want.losses[..1]);
     assert!(first < 1e-5, "{name}: the first loss is off by {first:e}");
-    assert!((out.losses[0][0] - want.losses[0][0]).abs() < 1e-4, "{name}: the first total loss");
+    assert!(
+        (out.losses[0][0] - want.losses[0][0]).abs() < 1e-4,
+        "{name}: the first total loss"
+    );
     let losses = largest_loss_difference(&out.losses, &want.losses);
     assert!(losses < TOLERANCE, "{name}: losses are off by {losses:e}");
     assert_eq!(out.ranks, want.ranks, "{name}: ranks");
@@ -47,7 +53,9 @@ fn check(script: &Script, site: Site, out: &Outcome) {
             let ours = if weight == "text_model.embeddings.token_embedding.weight" {
                 // Only the rows of tokens that occur are in the fixture.
                 let (width, all) = (ours.shape[1], ours.f32());
-                used.iter().flat_map(|i| all[i * width..(i + 1) * width].to_vec()).collect()
+                used.iter()
+                    .flat_map(|i| all[i * width..(i + 1) * width].to_vec())
+                    .collect()
             } else {
                 ours.f32()
             };
@@ -55,14 +63,22 @@ fn check(script: &Script, site: Site, out: &Outcome) {
         } else {
             // The first task is the same for both sites and stored once.
             let shared = key.starts_with("gradient.gram0.");
-            let Some(rest) = key.strip_prefix(&format!("{name}.")).or(shared.then_some(&key["gradient.".len()..]))
+            let Some(rest) = key
+                .strip_prefix(&format!("{name}."))
+                .or(shared.then_some(&key["gradient.".len()..]))
             else {
                 continue;
             };
             let (kind, path) = rest.split_once('.').expect("keys have a kind and a name");
             match (kind.strip_prefix("gram"), kind.strip_prefix("memory")) {
-                (Some(task), _) => (gram_error(&out.grams[task.parse::<usize>().unwrap()][path], theirs), &mut grams),
-                (_, Some(task)) => (gram_error(&out.memory[task.parse::<usize>().unwrap()][path], theirs), &mut memory),
+                (Some(task), _) => (
+                    gram_error(&out.grams[task.parse::<usize>().unwrap()][path], theirs),
+                    &mut grams,
+                ),
+                (_, Some(task)) => (
+                    gram_error(&out.memory[task.parse::<usize>().unwrap()][path], theirs),
+                    &mut memory,
+                ),
                 _ => {
                     let ours = &out.weights[2][path];
                     assert_eq!(ours.shape, theirs.shape);
@@ -100,7 +116,11 @@ fn check(script: &Script, site: Site, out: &Outcome) {
                 Site::Update => assert!(*drift < 1e-5, "{weight} moved by {drift:e} of its output"),
                 Site::Gradient => {
                     let error = (drift / theirs[weight] - 1.0).abs();
-                    assert!(error < 1e-2, "{weight} moved by {drift:e}, in PyTorch by {:e}", theirs[weight]);
+                    assert!(
+                        error < 1e-2,
+                        "{weight} moved by {drift:e}, in PyTorch by {:e}",
+                        theirs[weight]
+                    );
                 }
             }
         }
@@ -130,13 +150,20 @@ fn only_the_update_site_keeps_protected_outputs() {
         out.drift[1].values().copied().fold(0.0, f64::max)
     };
     let (gradient, update) = (worst(Site::Gradient), worst(Site::Update));
-    assert!(update < 1e-5 && gradient > 1e-3, "update {update:e}, gradient {gradient:e}");
+    assert!(
+        update < 1e-5 && gradient > 1e-3,
+        "update {update:e}, gradient {gradient:e}"
+    );
 }
 
 /// Two runs on this device give the same bits.
 #[test]
 fn the_run_is_deterministic() {
     let script = Script::read();
-    let losses = || run(&script, &Device::default(), Site::Update, 2).unwrap().losses;
+    let losses = || {
+        run(&script, &Device::default(), Site::Update, 2)
+            .unwrap()
+            .losses
+    };
     assert_eq!(losses(), losses());
 }

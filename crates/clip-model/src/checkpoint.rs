@@ -60,7 +60,9 @@ impl Checkpoint {
     /// [`CheckpointError`] naming the file, and the tensor or key, that is at fault.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
-            return Err(CheckpointError::NotADirectory { path: dir.to_owned() });
+            return Err(CheckpointError::NotADirectory {
+                path: dir.to_owned(),
+            });
         }
         let config = ClipConfig::load(&dir.join("config.json"))?;
         let tokenizer = ClipTokenizer::from_file(&dir.join("tokenizer.json"))?;
@@ -74,13 +76,28 @@ impl Checkpoint {
     ///
     /// # Errors
     /// See [`load`](Self::load).
-    pub fn from_bytes(files: &CheckpointBytes<'_>, name: &str, device: &Device) -> Result<Self, CheckpointError> {
+    pub fn from_bytes(
+        files: &CheckpointBytes<'_>,
+        name: &str,
+        device: &Device,
+    ) -> Result<Self, CheckpointError> {
         let dir = Path::new(name);
         let utf8 = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let config = ClipConfig::from_json(&utf8(files.config), &dir.join("config.json"))?;
         let tokenizer = ClipTokenizer::from_bytes(files.tokenizer, name)?;
-        let preprocess = Preprocess::from_json(&utf8(files.preprocess), &dir.join("preprocessor_config.json"))?;
-        Self::assemble(dir, config, tokenizer, preprocess, &dir.join("model.safetensors"), files.weights, device)
+        let preprocess = Preprocess::from_json(
+            &utf8(files.preprocess),
+            &dir.join("preprocessor_config.json"),
+        )?;
+        Self::assemble(
+            dir,
+            config,
+            tokenizer,
+            preprocess,
+            &dir.join("model.safetensors"),
+            files.weights,
+            device,
+        )
     }
 
     fn assemble(
@@ -101,7 +118,12 @@ impl Checkpoint {
             });
         }
         let model = load_weights(&config, weights, bytes, device)?;
-        Ok(Self { model, config, tokenizer, preprocess })
+        Ok(Self {
+            model,
+            config,
+            tokenizer,
+            preprocess,
+        })
     }
 
     /// Writes a directory that [`load`](Self::load) and `transformers`' `CLIPModel`, `CLIPTokenizerFast` and
@@ -114,8 +136,16 @@ impl Checkpoint {
         write_atomically(&dir.join("config.json"), self.config.to_json().as_bytes())?;
         self.tokenizer.save(&dir.join("tokenizer.json"))?;
         self.preprocess.save(dir)?;
-        write_atomically(&dir.join("tokenizer_config.json"), self.tokenizer_config().as_bytes())?;
-        save_weights(&self.model, &self.config, &dir.join("model.safetensors"), dtype)
+        write_atomically(
+            &dir.join("tokenizer_config.json"),
+            self.tokenizer_config().as_bytes(),
+        )?;
+        save_weights(
+            &self.model,
+            &self.config,
+            &dir.join("model.safetensors"),
+            dtype,
+        )
     }
 
     /// What `transformers` needs beside `tokenizer.json`.
@@ -149,7 +179,12 @@ pub struct CheckpointBytes<'a> {
 ///
 /// # Errors
 /// [`CheckpointError`] naming the tensor at fault.
-pub fn load_weights(config: &ClipConfig, path: &Path, bytes: &[u8], device: &Device) -> Result<Clip, CheckpointError> {
+pub fn load_weights(
+    config: &ClipConfig,
+    path: &Path,
+    bytes: &[u8],
+    device: &Device,
+) -> Result<Clip, CheckpointError> {
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| CheckpointError::Format {
         path: path.to_owned(),
         reason: e.to_string(),
@@ -176,7 +211,12 @@ pub fn load_weights(config: &ClipConfig, path: &Path, bytes: &[u8], device: &Dev
 ///
 /// # Errors
 /// [`CheckpointError::Io`] naming what could not be written.
-pub fn save_weights(model: &Clip, config: &ClipConfig, path: &Path, dtype: Dtype) -> Result<(), CheckpointError> {
+pub fn save_weights(
+    model: &Clip,
+    config: &ClipConfig,
+    path: &Path,
+    dtype: Dtype,
+) -> Result<(), CheckpointError> {
     let mut stored: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
     visit_params(model, &mut |param, shape, data| {
         let values: Vec<f32> = data.iter::<f32>().collect();
@@ -184,8 +224,14 @@ pub fn save_weights(model: &Clip, config: &ClipConfig, path: &Path, dtype: Dtype
             let values = part.to_stored(&values, shape);
             let bytes = match dtype {
                 Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                Dtype::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-                Dtype::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+                Dtype::F16 => values
+                    .iter()
+                    .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+                    .collect(),
+                Dtype::BF16 => values
+                    .iter()
+                    .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+                    .collect(),
             };
             stored.insert(part.name, (part.shape, bytes));
         }
@@ -201,7 +247,9 @@ pub fn save_weights(model: &Clip, config: &ClipConfig, path: &Path, dtype: Dtype
     };
     let views = stored
         .iter()
-        .map(|(name, (shape, bytes))| Ok((name.as_str(), TensorView::new(kind, shape.clone(), bytes)?)))
+        .map(|(name, (shape, bytes))| {
+            Ok((name.as_str(), TensorView::new(kind, shape.clone(), bytes)?))
+        })
         .collect::<Result<Vec<_>, _>>()
         .map_err(format_error)?;
     // `transformers` asks for this entry.
@@ -213,8 +261,15 @@ pub fn save_weights(model: &Clip, config: &ClipConfig, path: &Path, dtype: Dtype
 /// Writes `bytes` to a scratch file beside `path`, then renames it.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // Temporary files are private by default; these are results meant to be read by others.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        builder.permissions(fs::Permissions::from_mode(0o644));
+    }
     let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut file = builder.tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
@@ -239,10 +294,16 @@ impl Stored {
         let (rows, width) = as_matrix(shape);
         let columns = self.columns.clone().unwrap_or(0..width);
         if self.transposed {
-            columns.flat_map(|c| (0..rows).map(move |r| values[r * width + c])).collect()
+            columns
+                .flat_map(|c| (0..rows).map(move |r| values[r * width + c]))
+                .collect()
         } else {
             (0..rows)
-                .flat_map(|r| values[r * width + columns.start..r * width + columns.end].iter().copied())
+                .flat_map(|r| {
+                    values[r * width + columns.start..r * width + columns.end]
+                        .iter()
+                        .copied()
+                })
                 .collect()
         }
     }
@@ -254,7 +315,11 @@ impl Stored {
         let count = columns.len();
         for r in 0..rows {
             for (i, c) in columns.clone().enumerate() {
-                values[r * width + c] = if self.transposed { stored[i * rows + r] } else { stored[r * count + i] };
+                values[r * width + c] = if self.transposed {
+                    stored[i * rows + r]
+                } else {
+                    stored[r * count + i]
+                };
             }
         }
     }
@@ -272,7 +337,12 @@ fn as_matrix(shape: &[usize]) -> (usize, usize) {
 /// The stored tensors that our parameter at `path` corresponds to.
 fn layout(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
     let plain = |name: &str| {
-        vec![Stored { name: name.to_owned(), shape: shape.to_vec(), transposed: false, columns: None }]
+        vec![Stored {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            transposed: false,
+            columns: None,
+        }]
     };
     let transposed = |name: &str| {
         vec![Stored {
@@ -291,15 +361,21 @@ fn layout(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
         "visual.proj" => return transposed("visual_projection.weight"),
         "text.proj" => return transposed("text_projection.weight"),
         "visual.class_embedding" => return plain("vision_model.embeddings.class_embedding"),
-        "visual.positional_embedding" => return plain("vision_model.embeddings.position_embedding.weight"),
+        "visual.positional_embedding" => {
+            return plain("vision_model.embeddings.position_embedding.weight");
+        }
         "visual.conv1.weight" => {
             let p = config.vision.patch_size;
             let mut stored = transposed("vision_model.embeddings.patch_embedding.weight");
             stored[0].shape = vec![shape[1], 3, p, p];
             return stored;
         }
-        "text.token_embedding.weight" => return plain("text_model.embeddings.token_embedding.weight"),
-        "text.positional_embedding" => return plain("text_model.embeddings.position_embedding.weight"),
+        "text.token_embedding.weight" => {
+            return plain("text_model.embeddings.token_embedding.weight");
+        }
+        "text.positional_embedding" => {
+            return plain("text_model.embeddings.position_embedding.weight");
+        }
         _ => {}
     }
     let (tower, rest) = match path.split_once('.') {
@@ -342,7 +418,11 @@ fn layout(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
             .collect();
     }
     let name = format!("{tower}.{module}.{field}");
-    if is_matrix { transposed(&name) } else { plain(&name) }
+    if is_matrix {
+        transposed(&name)
+    } else {
+        plain(&name)
+    }
 }
 
 /// Weights in a file; what has been read leaves `unused`.
@@ -369,11 +449,24 @@ impl StoredWeights<'_> {
         }
         let bytes = view.data();
         let values: Vec<f32> = match view.dtype() {
-            StoredDtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            StoredDtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            StoredDtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            StoredDtype::F32 => bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+            StoredDtype::F16 => bytes
+                .chunks_exact(2)
+                .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect(),
+            StoredDtype::BF16 => bytes
+                .chunks_exact(2)
+                .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect(),
             other => {
-                return Err(CheckpointError::Type { path, name, dtype: format!("{other:?}") });
+                return Err(CheckpointError::Type {
+                    path,
+                    name,
+                    dtype: format!("{other:?}"),
+                });
             }
         };
         if values.iter().any(|x| !x.is_finite()) {
@@ -403,7 +496,13 @@ impl ParamSource for StoredWeights<'_> {
 
 /// The name that shares the longest tail with `name`, if it shares anything of note.
 fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a String>) -> Option<String> {
-    let common = |other: &str| name.bytes().rev().zip(other.bytes().rev()).take_while(|(a, b)| a == b).count();
+    let common = |other: &str| {
+        name.bytes()
+            .rev()
+            .zip(other.bytes().rev())
+            .take_while(|(a, b)| a == b)
+            .count()
+    };
     names
         .map(|other| (common(other), other))
         .max_by_key(|(common, _)| *common)

@@ -206,8 +206,8 @@ impl ClipConfig {
             key: key.to_owned(),
             reason,
         };
-        let root: Map<String, Value> =
-            serde_json::from_str(text).map_err(|e| bad("", format!("it is not a JSON object: {e}")))?;
+        let root: Map<String, Value> = serde_json::from_str(text)
+            .map_err(|e| bad("", format!("it is not a JSON object: {e}")))?;
         if let Some(kind) = root.get("model_type").and_then(Value::as_str)
             && kind != "clip"
         {
@@ -234,9 +234,9 @@ impl ClipConfig {
             as usize;
         let logit_scale_init = match root.get("logit_scale_init_value") {
             None => 2.6592,
-            Some(value) => value.as_f64().ok_or_else(|| {
-                bad("logit_scale_init_value", "it is not a number".to_owned())
-            })?,
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| bad("logit_scale_init_value", "it is not a number".to_owned()))?,
         };
         let config = Self {
             vision,
@@ -263,7 +263,10 @@ impl ClipConfig {
             ("text_config.intermediate_size", t.intermediate_size),
             ("text_config.num_hidden_layers", t.num_hidden_layers),
             ("text_config.num_attention_heads", t.num_attention_heads),
-            ("text_config.max_position_embeddings", t.max_position_embeddings),
+            (
+                "text_config.max_position_embeddings",
+                t.max_position_embeddings,
+            ),
             ("projection_dim", self.projection_dim),
         ] {
             // The upper bound keeps products of sizes far from overflow.
@@ -272,17 +275,31 @@ impl ClipConfig {
             }
         }
         for (key, width, heads) in [
-            ("vision_config.num_attention_heads", v.hidden_size, v.num_attention_heads),
-            ("text_config.num_attention_heads", t.hidden_size, t.num_attention_heads),
+            (
+                "vision_config.num_attention_heads",
+                v.hidden_size,
+                v.num_attention_heads,
+            ),
+            (
+                "text_config.num_attention_heads",
+                t.hidden_size,
+                t.num_attention_heads,
+            ),
         ] {
             if width % heads != 0 {
-                return Err((key, format!("{heads} heads do not divide a width of {width}")));
+                return Err((
+                    key,
+                    format!("{heads} heads do not divide a width of {width}"),
+                ));
             }
         }
         if v.image_size % v.patch_size != 0 {
             return Err((
                 "vision_config.patch_size",
-                format!("{} does not divide an image of {}", v.patch_size, v.image_size),
+                format!(
+                    "{} does not divide an image of {}",
+                    v.patch_size, v.image_size
+                ),
             ));
         }
         Ok(())
@@ -339,7 +356,8 @@ mod tests {
 
     #[test]
     fn values_that_equal_the_defaults_may_be_omitted() {
-        let text = r#"{"projection_dim": 512, "text_config": {}, "vision_config": {"patch_size": 16}}"#;
+        let text =
+            r#"{"projection_dim": 512, "text_config": {}, "vision_config": {"patch_size": 16}}"#;
         assert_eq!(parse(text).unwrap().vision, ClipConfig::vit_b_16().vision);
     }
 
@@ -347,9 +365,18 @@ mod tests {
     fn errors_name_the_key() {
         for (text, key) in [
             ("[]", "not a JSON object"),
-            (r#"{"projection_dim": 512, "vision_config": {}}"#, "text_config"),
-            (r#"{"projection_dim": 512, "text_config": {}}"#, "vision_config"),
-            (r#"{"vision_config": {}, "text_config": {}}"#, "projection_dim"),
+            (
+                r#"{"projection_dim": 512, "vision_config": {}}"#,
+                "text_config",
+            ),
+            (
+                r#"{"projection_dim": 512, "text_config": {}}"#,
+                "vision_config",
+            ),
+            (
+                r#"{"vision_config": {}, "text_config": {}}"#,
+                "projection_dim",
+            ),
             (
                 r#"{"projection_dim": 8, "text_config": {}, "vision_config": {"hidden_act": "relu"}}"#,
                 "vision_config",

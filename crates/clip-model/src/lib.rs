@@ -12,7 +12,8 @@ pub use checkpoint::{Checkpoint, CheckpointBytes, Dtype, load_weights, save_weig
 pub use config::{Activation, ClipConfig, TextConfig, VisionConfig};
 pub use error::CheckpointError;
 pub use model::{
-    Attention, Clip, Mlp, Observer, PatchEmbedding, ResidualBlock, TextTower, VisionTower, normalize,
+    Attention, Clip, Mlp, Observer, PatchEmbedding, ResidualBlock, TextTower, VisionTower,
+    normalize,
 };
 pub use preprocess::Preprocess;
 pub use tokenizer::{ClipTokenizer, TokenBatch};

@@ -292,7 +292,14 @@ impl Memory {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let mut scratch = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+        let mut builder = tempfile::Builder::new();
+        // Temporary files are private by default; these are results meant to be read by others.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            builder.permissions(std::fs::Permissions::from_mode(0o644));
+        }
+        let mut scratch = builder.tempfile_in(folder).map_err(io)?;
         scratch.write_all(&bytes).map_err(io)?;
         scratch.as_file().sync_all().map_err(io)?;
         scratch.persist(file).map_err(|error| io(error.error))?;

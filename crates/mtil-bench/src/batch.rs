@@ -18,7 +18,9 @@ use crate::data::{DataError, ImageSource};
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
     /// An image could not be read or prepared.
-    #[error("{0}; repair or remove it, or pass --skip-bad-images to count and leave out such images")]
+    #[error(
+        "{0}; repair or remove it, or pass --skip-bad-images to count and leave out such images"
+    )]
     Image(DataError),
     /// A text could not be tokenised.
     #[error(transparent)]
@@ -54,7 +56,9 @@ impl Images {
 
     /// Names of the images that were left out.
     pub fn skipped(&self) -> Vec<String> {
-        self.bad.lock().map_or_else(|_| Vec::new(), |bad| bad.iter().cloned().collect())
+        self.bad
+            .lock()
+            .map_or_else(|_| Vec::new(), |bad| bad.iter().cloned().collect())
     }
 
     /// Pixels of the images `indices` prepared for evaluation, and which of the indices they are;
@@ -68,7 +72,9 @@ impl Images {
         indices: &[usize],
         device: &Device,
     ) -> Result<(Vec<usize>, Option<Tensor<4>>), BatchError> {
-        self.collect(source, indices, device, |image, _| self.preprocess.eval_u8(image))
+        self.collect(source, indices, device, |image, _| {
+            self.preprocess.eval_u8(image)
+        })
     }
 
     /// Like [`eval`](Self::eval) with the random crop of training. Position `i` of the batch uses the
@@ -107,7 +113,10 @@ impl Images {
             .enumerate()
             .map(|(position, index)| source.load(*index).map(|image| prepare(&image, position)))
             .collect();
-        let (mut kept, mut ready) = (Vec::with_capacity(indices.len()), Vec::with_capacity(indices.len()));
+        let (mut kept, mut ready) = (
+            Vec::with_capacity(indices.len()),
+            Vec::with_capacity(indices.len()),
+        );
         for (index, image) in indices.iter().zip(images) {
             match image {
                 Ok(image) => {
@@ -122,7 +131,11 @@ impl Images {
                 Err(error) => return Err(BatchError::Image(error)),
             }
         }
-        let pixels = if ready.is_empty() { None } else { Some(self.preprocess.to_tensor(&ready, device)?) };
+        let pixels = if ready.is_empty() {
+            None
+        } else {
+            Some(self.preprocess.to_tensor(&ready, device)?)
+        };
         Ok((kept, pixels))
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     batch::{BatchError, Images},
-    metrics::{Retrieval, Recall},
+    metrics::{Recall, Retrieval},
     suite::{CaptionedImages, Task},
 };
 
@@ -47,7 +47,11 @@ impl PromptRule {
 ///
 /// # Errors
 /// When a text cannot be tokenised.
-pub fn encode_texts(checkpoint: &Checkpoint, model: &Clip, texts: &[String]) -> Result<Tensor<2>, BatchError> {
+pub fn encode_texts(
+    checkpoint: &Checkpoint,
+    model: &Clip,
+    texts: &[String],
+) -> Result<Tensor<2>, BatchError> {
     let context = checkpoint.config.text.max_position_embeddings;
     let mut features = Vec::new();
     for chunk in texts.chunks(TEXT_BATCH) {
@@ -67,15 +71,26 @@ pub fn prompt(template: &str, class: &str) -> String {
 ///
 /// # Errors
 /// When a prompt cannot be tokenised.
-pub fn zero_shot_head(checkpoint: &Checkpoint, model: &Clip, task: &Task, templates: usize) -> Result<Tensor<2>, BatchError> {
+pub fn zero_shot_head(
+    checkpoint: &Checkpoint,
+    model: &Clip,
+    task: &Task,
+    templates: usize,
+) -> Result<Tensor<2>, BatchError> {
     let prompts: Vec<String> = task
         .class_names
         .iter()
-        .flat_map(|class| task.templates[..templates].iter().map(move |t| prompt(t, class)))
+        .flat_map(|class| {
+            task.templates[..templates]
+                .iter()
+                .map(move |t| prompt(t, class))
+        })
         .collect();
     let features = encode_texts(checkpoint, model, &prompts)?;
     let [_, e] = features.dims();
-    let mean = features.reshape([task.class_names.len(), templates, e]).mean_dim(1);
+    let mean = features
+        .reshape([task.class_names.len(), templates, e])
+        .mean_dim(1);
     Ok(normalize(mean.reshape([task.class_names.len(), e])))
 }
 
@@ -135,7 +150,9 @@ pub fn evaluate(
         for indices in all.chunks(BATCH) {
             let (kept, pixels) = images.eval(task.test.images.as_ref(), indices, &device)?;
             let Some(pixels) = pixels else { continue };
-            let logits = normalize(model.encode_image(pixels)).matmul(head.clone().transpose()).mul_scalar(LOGIT_SCALE);
+            let logits = normalize(model.encode_image(pixels))
+                .matmul(head.clone().transpose())
+                .mul_scalar(LOGIT_SCALE);
             let classes = task.class_names.len();
             let values = to_host(logits);
             for (row, index) in values.chunks(classes).zip(kept) {
@@ -147,7 +164,11 @@ pub fn evaluate(
     }
     progress(tasks.len(), tasks.len());
     let (image, text) = encode_pairs(checkpoint, model, held_out, images, &device)?;
-    let captions: Vec<&str> = image.1.iter().map(|i| held_out.captions[*i].as_str()).collect();
+    let captions: Vec<&str> = image
+        .1
+        .iter()
+        .map(|i| held_out.captions[*i].as_str())
+        .collect();
     Ok(Evaluation {
         accuracies,
         modality_gap: modality_gap(image.0.clone(), text.clone()),
@@ -175,7 +196,9 @@ fn encode_pairs(
         }
     }
     if features.is_empty() {
-        return Err(BatchError::NothingReadable("the held-out reference images".to_owned()));
+        return Err(BatchError::NothingReadable(
+            "the held-out reference images".to_owned(),
+        ));
     }
     let captions: Vec<String> = indices.iter().map(|i| pairs.captions[*i].clone()).collect();
     let text = encode_texts(checkpoint, model, &captions)?;
@@ -186,7 +209,11 @@ fn encode_pairs(
 /// NeurIPS 2022).
 pub fn modality_gap(image: Tensor<2>, text: Tensor<2>) -> f64 {
     let difference = to_host(image.mean_dim(0) - text.mean_dim(0));
-    difference.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+    difference
+        .iter()
+        .map(|x| f64::from(*x).powi(2))
+        .sum::<f64>()
+        .sqrt()
 }
 
 /// Recall at 1, 5 and 10 in both directions, in %. A query is a hit when one of the first K answers
@@ -203,7 +230,9 @@ pub fn retrieval(image: Tensor<2>, text: Tensor<2>, captions: &[&str]) -> Retrie
                 .filter(|a| captions[*a] == captions[query])
                 .map(|a| score(query, a))
                 .fold(f32::NEG_INFINITY, f32::max);
-            let rank = (0..n).filter(|a| captions[*a] != captions[query] && score(query, *a) > best).count();
+            let rank = (0..n)
+                .filter(|a| captions[*a] != captions[query] && score(query, *a) > best)
+                .count();
             for (hit, k) in hits.iter_mut().zip([1, 5, 10]) {
                 *hit += usize::from(rank < k);
             }
@@ -238,7 +267,10 @@ mod tests {
 
     fn tensor(rows: usize, values: &[f32]) -> Tensor<2> {
         let width = values.len() / rows;
-        Tensor::from_data(TensorData::new(values.to_vec(), [rows, width]), &Device::flex())
+        Tensor::from_data(
+            TensorData::new(values.to_vec(), [rows, width]),
+            &Device::flex(),
+        )
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! | [`eval`], [`metrics`] | what is measured |
 //! | [`report`] | what is shown |
 //! | [`embedded`], [`pretrain`] | the small CLIP of the mini world, and how it was made |
-//! | [`device`], [`batch`], [`seeds`] | devices, image batches, randomness |
+//! | [`device`], [`batch`], [`seeds`], [`files`] | devices, image batches, randomness, atomic writes |
+//! | [`cli`] | the command line |
 #![warn(missing_docs)]
 
 pub mod batch;
@@ -17,6 +18,7 @@ pub mod data;
 pub mod device;
 pub mod embedded;
 pub mod eval;
+pub mod files;
 pub mod method;
 pub mod metrics;
 pub mod mini;

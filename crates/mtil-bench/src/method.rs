@@ -271,7 +271,10 @@ impl Method {
             ("batch", self.batch),
             ("reference_batch", self.reference_batch),
             ("reference_pairs", self.reference_pairs),
-            ("projection.gram_batch", self.projection.as_ref().map_or(1, |p| p.gram_batch)),
+            (
+                "projection.gram_batch",
+                self.projection.as_ref().map_or(1, |p| p.gram_batch),
+            ),
         ] {
             positive(key, value as f64)?;
         }
@@ -346,19 +349,38 @@ mod tests {
     #[test]
     fn gnsp_has_the_published_values() {
         let method = Method::load("gnsp", "some suite", &[]).unwrap();
-        assert_eq!((method.cd, method.map, method.temperature, method.smoothing), (1.0, 0.75, 2.0, 0.2));
+        assert_eq!(
+            (method.cd, method.map, method.temperature, method.smoothing),
+            (1.0, 0.75, 2.0, 0.2)
+        );
         let projection = method.projection.unwrap();
         assert_eq!(projection.rank, RankRule::TailShare(0.15));
         assert_eq!(projection.site, Site::Gradient);
-        assert_eq!((method.batch, method.reference_batch, projection.gram_batch), (64, 64, 16));
+        assert_eq!(
+            (method.batch, method.reference_batch, projection.gram_batch),
+            (64, 64, 16)
+        );
     }
 
     #[test]
     fn overrides_reach_nested_keys_and_unknown_ones_are_refused() {
         let set = |text: &str| Method::load("gnsp", "mini", &[text.to_owned()]);
-        assert_eq!(set("projection.gram_batch=7").unwrap().projection.unwrap().gram_batch, 7);
+        assert_eq!(
+            set("projection.gram_batch=7")
+                .unwrap()
+                .projection
+                .unwrap()
+                .gram_batch,
+            7
+        );
         assert_eq!(set("lr=0.5").unwrap().lr, 0.5);
-        for (text, word) in [("lrate=1", "lrate"), ("lr=-1", "lr"), ("steps=0", "steps"), ("smoothing=2", "smoothing"), ("x", "key=value")] {
+        for (text, word) in [
+            ("lrate=1", "lrate"),
+            ("lr=-1", "lr"),
+            ("steps=0", "steps"),
+            ("smoothing=2", "smoothing"),
+            ("x", "key=value"),
+        ] {
             let message = set(text).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
         }
@@ -369,7 +391,16 @@ mod tests {
     #[test]
     fn the_schedule_equals_the_reference() {
         // Golden values computed with the reference's formula for 500 updates.
-        for (step, factor) in [(0, 0.01), (1, 0.02), (50, 0.51), (99, 1.0), (100, 1.0), (101, 0.9999845788223949), (250, 0.6913417161825449), (499, 1.5421177605168257e-5)] {
+        for (step, factor) in [
+            (0, 0.01),
+            (1, 0.02),
+            (50, 0.51),
+            (99, 1.0),
+            (100, 1.0),
+            (101, 0.9999845788223949),
+            (250, 0.6913417161825449),
+            (499, 1.5421177605168257e-5),
+        ] {
             assert!((schedule(step, 500, 100) - factor).abs() < 1e-12, "{step}");
         }
         assert_eq!(schedule(99, 100, 100), 1.0);

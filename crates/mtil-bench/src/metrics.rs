@@ -6,12 +6,12 @@
 //! formulas as GIFT_CL `utils/metrics.py`); BWT and Forgetting follow Mammoth
 //! `utils/metrics.py`.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::files::write_atomically;
 /// Why an accuracy matrix is not one.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum MatrixError {
@@ -505,26 +505,6 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
         path: path.into(),
         source,
     })
-}
-
-/// Writes a temporary file beside `path`, flushes it to disk and renames it over `path`.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    // Temporary files are private by default; these are results meant to be read by others.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        builder.permissions(std::fs::Permissions::from_mode(0o644));
-    }
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
 }
 
 #[cfg(test)]

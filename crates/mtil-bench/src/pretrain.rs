@@ -144,15 +144,24 @@ pub fn pretrain(
         // At most 100, as in CLIP's own training (Radford et al. 2021, section 2.5).
         let scale = model.scale().clamp_max(100.0).reshape([1, 1]);
         let logits = image.matmul(text.transpose()) * scale;
-        let loss = modality_alignment(logits, alignment_targets(&labels, device), 0.0).mul_scalar(0.5);
+        let loss =
+            modality_alignment(logits, alignment_targets(&labels, device), 0.0).mul_scalar(0.5);
         let value = to_host(loss.clone().inner())[0];
         if !value.is_finite() {
-            return Err(PretrainError::Diverged { step: step + 1, loss: value });
+            return Err(PretrainError::Diverged {
+                step: step + 1,
+                loss: value,
+            });
         }
         progress(step + 1, value);
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         let lr = options.lr * schedule(step, options.steps, options.warmup);
         model = optimizer.step(lr, model, gradients);
     }
-    Ok(Checkpoint { model: model.valid(), config, tokenizer, preprocess })
+    Ok(Checkpoint {
+        model: model.valid(),
+        config,
+        tokenizer,
+        preprocess,
+    })
 }

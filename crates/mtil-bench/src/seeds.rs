@@ -45,7 +45,13 @@ mod tests {
         assert_ne!(derive(1, &[REFERENCE, 0]), derive(1, &[REFERENCE, 1]));
         assert_ne!(derive(1, &[REFERENCE, 0]), derive(2, &[REFERENCE, 0]));
         let drawn = sample(100, 30, 7);
-        assert_eq!(drawn.iter().collect::<std::collections::BTreeSet<_>>().len(), 30);
+        assert_eq!(
+            drawn
+                .iter()
+                .collect::<std::collections::BTreeSet<_>>()
+                .len(),
+            30
+        );
         assert_eq!(drawn, sample(100, 30, 7));
         assert_eq!(sample(3, 5, 7), [0, 1, 2]);
     }

@@ -24,7 +24,12 @@ use mtil_bench::{
 };
 
 fn suite(tasks: usize) -> Suite {
-    let sizes = MiniSizes { train_per_task: 40, test_per_task: 20, reference: 24, held_out: 20 };
+    let sizes = MiniSizes {
+        train_per_task: 40,
+        test_per_task: 20,
+        reference: 24,
+        held_out: 20,
+    };
     let mut suite = mini::suite(5, sizes);
     suite.tasks.truncate(tasks);
     suite
@@ -35,7 +40,13 @@ fn checkpoint() -> Checkpoint {
 }
 
 fn request(method: &str, overrides: &[&str]) -> Request {
-    let mut all = vec!["steps=5", "warmup=2", "batch=8", "reference_batch=8", "reference_pairs=24"];
+    let mut all = vec![
+        "steps=5",
+        "warmup=2",
+        "batch=8",
+        "reference_batch=8",
+        "reference_pairs=24",
+    ];
     all.extend(overrides);
     let all: Vec<String> = all.into_iter().map(str::to_owned).collect();
     Request {
@@ -69,11 +80,28 @@ impl Progress for StopAt {
     }
 }
 
-fn start(request: &Request, suite: &Suite, folder: &Path, stop_after: usize) -> Result<Outcome, RunError> {
+fn start(
+    request: &Request,
+    suite: &Suite,
+    folder: &Path,
+    stop_after: usize,
+) -> Result<Outcome, RunError> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut progress = StopAt { updates: stop_after, stop: stop.clone() };
+    let mut progress = StopAt {
+        updates: stop_after,
+        stop: stop.clone(),
+    };
     let device = Device::flex();
-    run(request, suite, &checkpoint(), &device, folder, &RunOptions::default(), &stop, &mut progress)
+    run(
+        request,
+        suite,
+        &checkpoint(),
+        &device,
+        folder,
+        &RunOptions::default(),
+        &stop,
+        &mut progress,
+    )
 }
 
 const NEVER: usize = 0;
@@ -87,14 +115,21 @@ fn a_run_leaves_its_files_and_its_checkpoints_load() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("gnsp");
     let outcome = start(&request("gnsp", &[]), &suite(3), &out, NEVER).unwrap();
-    let Outcome::Complete(metrics) = outcome else { panic!("not complete") };
+    let Outcome::Complete(metrics) = outcome else {
+        panic!("not complete")
+    };
     assert!(metrics.complete);
     assert_eq!(metrics.modality_gap.len(), 4);
     let matrix = MatrixFile::load(&out.join(MatrixFile::NAME)).unwrap();
     assert_eq!(matrix.matrix.len(), 3);
     assert_eq!(matrix.zero_shot.len(), 3);
     assert_eq!(matrix.prompt_rule, "reference");
-    assert_eq!(MetricsFile::load(&out.join(MetricsFile::NAME)).unwrap().average, metrics.average);
+    assert_eq!(
+        MetricsFile::load(&out.join(MetricsFile::NAME))
+            .unwrap()
+            .average,
+        metrics.average
+    );
     let events = fs::read_to_string(out.join("events.jsonl")).unwrap();
     for line in events.lines() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
@@ -113,13 +148,23 @@ fn a_run_stopped_at_any_update_ends_with_the_same_weights_bit_for_bit() {
         let parts = folder.path().join(format!("{method}-parts"));
         // In the middle of the first task, at its last update, in the middle of the second.
         for stop_after in [2, 3, 3] {
-            assert_eq!(start(&request(method, &[]), &suite(3), &parts, stop_after).unwrap(), Outcome::Stopped);
+            assert_eq!(
+                start(&request(method, &[]), &suite(3), &parts, stop_after).unwrap(),
+                Outcome::Stopped
+            );
         }
         start(&request(method, &[]), &suite(3), &parts, NEVER).unwrap();
         for task in 1..=3 {
-            assert!(weights(&whole, task) == weights(&parts, task), "{method}, task {task}");
+            assert!(
+                weights(&whole, task) == weights(&parts, task),
+                "{method}, task {task}"
+            );
         }
-        let matrix = |folder: &PathBuf| MatrixFile::load(&folder.join(MatrixFile::NAME)).unwrap().matrix;
+        let matrix = |folder: &PathBuf| {
+            MatrixFile::load(&folder.join(MatrixFile::NAME))
+                .unwrap()
+                .matrix
+        };
         assert_eq!(matrix(&whole), matrix(&parts));
     }
 }
@@ -133,7 +178,9 @@ fn later_tasks_change_only_the_projected_weights() {
     let first = safetensors::SafeTensors::deserialize(&first).unwrap();
     let second = safetensors::SafeTensors::deserialize(&second).unwrap();
     for (name, tensor) in first.tensors() {
-        let vision_mlp = name.starts_with("vision_model.") && name.contains(".mlp.fc") && name.ends_with(".weight");
+        let vision_mlp = name.starts_with("vision_model.")
+            && name.contains(".mlp.fc")
+            && name.ends_with(".weight");
         let trains = vision_mlp || name == "visual_projection.weight";
         let changed = tensor.data() != second.tensor(&name).unwrap().data();
         assert_eq!(changed, trains, "{name}");
@@ -143,7 +190,10 @@ fn later_tasks_change_only_the_projected_weights() {
 #[test]
 fn the_same_request_gives_the_same_result_and_another_seed_another_one() {
     let folder = tempfile::tempdir().unwrap();
-    let paths: Vec<PathBuf> = ["a", "b", "c"].iter().map(|n| folder.path().join(n)).collect();
+    let paths: Vec<PathBuf> = ["a", "b", "c"]
+        .iter()
+        .map(|n| folder.path().join(n))
+        .collect();
     let mut request = request("cd-map", &[]);
     start(&request, &suite(1), &paths[0], NEVER).unwrap();
     start(&request, &suite(1), &paths[1], NEVER).unwrap();
@@ -164,7 +214,12 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_state() {
     assert!(message.contains("--set lr="), "{message}");
     // The state before the first update is still there and whole.
     assert!(out.join("state/position.json").exists());
-    assert!(MatrixFile::load(&out.join(MatrixFile::NAME)).unwrap().matrix.is_empty());
+    assert!(
+        MatrixFile::load(&out.join(MatrixFile::NAME))
+            .unwrap()
+            .matrix
+            .is_empty()
+    );
 }
 
 /// A source with one corrupt image.
@@ -179,7 +234,10 @@ impl ImageSource for Corrupt {
     }
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
         if index == self.1 {
-            return Err(DataError::Image { name: self.name(index), reason: "broken".to_owned() });
+            return Err(DataError::Image {
+                name: self.name(index),
+                reason: "broken".to_owned(),
+            });
         }
         self.0.load(index)
     }
@@ -193,17 +251,34 @@ fn a_corrupt_image_in_the_middle_of_a_task_is_named_or_skipped_and_reported() {
     train.images = Arc::new(Corrupt(train.images.clone(), 11));
     let mut request = request("finetune", &[]);
     let out = folder.path().join("stop");
-    let message = start(&request, &suite, &out, NEVER).unwrap_err().to_string();
-    assert!(message.contains("digits/train/000011") && message.contains("--skip-bad-images"), "{message}");
+    let message = start(&request, &suite, &out, NEVER)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("digits/train/000011") && message.contains("--skip-bad-images"),
+        "{message}"
+    );
     // The first task is not lost.
-    assert_eq!(MatrixFile::load(&out.join(MatrixFile::NAME)).unwrap().matrix.len(), 1);
+    assert_eq!(
+        MatrixFile::load(&out.join(MatrixFile::NAME))
+            .unwrap()
+            .matrix
+            .len(),
+        1
+    );
 
     request.skip_bad_images = true;
     let out = folder.path().join("skip");
     start(&request, &suite, &out, NEVER).unwrap();
     let events = fs::read_to_string(out.join("events.jsonl")).unwrap();
-    let skipped = events.lines().find(|l| l.contains("skipped_images")).unwrap();
-    assert!(skipped.contains("\"count\":1") && skipped.contains("digits/train/000011"), "{skipped}");
+    let skipped = events
+        .lines()
+        .find(|l| l.contains("skipped_images"))
+        .unwrap();
+    assert!(
+        skipped.contains("\"count\":1") && skipped.contains("digits/train/000011"),
+        "{skipped}"
+    );
 }
 
 #[test]
@@ -211,16 +286,29 @@ fn a_state_that_was_cut_short_is_an_error_that_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let request = request("gnsp", &[]);
-    assert_eq!(start(&request, &suite(2), &out, 2).unwrap(), Outcome::Stopped);
-    for name in ["position.json", "model.safetensors", "memory.safetensors", "optimizer.bpk"] {
+    assert_eq!(
+        start(&request, &suite(2), &out, 2).unwrap(),
+        Outcome::Stopped
+    );
+    for name in [
+        "position.json",
+        "model.safetensors",
+        "memory.safetensors",
+        "optimizer.bpk",
+    ] {
         let path = out.join("state").join(name);
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        let message = start(&request, &suite(2), &out, NEVER).unwrap_err().to_string();
+        let message = start(&request, &suite(2), &out, NEVER)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains(name), "{name}: {message}");
         fs::write(&path, &bytes).unwrap();
     }
-    assert!(matches!(start(&request, &suite(2), &out, NEVER), Ok(Outcome::Complete(_))));
+    assert!(matches!(
+        start(&request, &suite(2), &out, NEVER),
+        Ok(Outcome::Complete(_))
+    ));
 }
 
 #[test]
@@ -229,7 +317,14 @@ fn an_output_that_cannot_be_written_is_named() {
     // A file where the folder should be: refused for every user, root too.
     let out = folder.path().join("taken");
     fs::write(&out, "x").unwrap();
-    let message = start(&request("zero-shot", &[]), &suite(1), &out.join("run"), NEVER).unwrap_err().to_string();
+    let message = start(
+        &request("zero-shot", &[]),
+        &suite(1),
+        &out.join("run"),
+        NEVER,
+    )
+    .unwrap_err()
+    .to_string();
     assert!(message.contains("taken"), "{message}");
 }
 
@@ -237,6 +332,8 @@ fn an_output_that_cannot_be_written_is_named() {
 fn a_pattern_that_selects_nothing_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let request = request("finetune", &["trainable_first=[\"^vision\"]"]);
-    let message = start(&request, &suite(1), &folder.path().join("run"), NEVER).unwrap_err().to_string();
+    let message = start(&request, &suite(1), &folder.path().join("run"), NEVER)
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("^vision"), "{message}");
 }

@@ -3,9 +3,7 @@
 use burn::{
     module::Module,
     nn::{LayerNorm, Linear},
-    tensor::{
-        Tensor, activation, module::attention, ops::AttentionModuleOptions,
-    },
+    tensor::{Tensor, activation, module::attention, ops::AttentionModuleOptions},
 };
 
 use super::{Observer, params::Builder};
@@ -27,7 +25,12 @@ impl Attention {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, n, d] = x.dims();
         let qkv = self.in_proj.forward(x);
-        let part = |i: usize| split_heads(qkv.clone().slice([0..batch, 0..n, i * d..(i + 1) * d]), self.heads);
+        let part = |i: usize| {
+            split_heads(
+                qkv.clone().slice([0..batch, 0..n, i * d..(i + 1) * d]),
+                self.heads,
+            )
+        };
         let options = AttentionModuleOptions {
             is_causal: self.causal,
             ..Default::default()
@@ -50,7 +53,10 @@ impl Attention {
         let kv = map(x, d, 3 * d);
         let k = split_heads(kv.clone().slice([0..batch, 0..n, 0..d]), self.heads);
         let v = split_heads(kv.slice([0..batch, 0..n, d..2 * d]), self.heads);
-        let bias = visible.map(|m| m.reshape([batch, 1, 1, n]).expand([batch, self.heads, 1, n]));
+        let bias = visible.map(|m| {
+            m.reshape([batch, 1, 1, n])
+                .expand([batch, self.heads, 1, n])
+        });
         let context = attention(q, k, v, None, bias, AttentionModuleOptions::default());
         self.out_proj.forward(merge_heads(context))
     }
@@ -79,7 +85,12 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    fn forward<O: Observer>(&self, x: Tensor<3>, path: &dyn Fn() -> String, observer: &mut O) -> Tensor<3> {
+    fn forward<O: Observer>(
+        &self,
+        x: Tensor<3>,
+        path: &dyn Fn() -> String,
+        observer: &mut O,
+    ) -> Tensor<3> {
         if O::ACTIVE {
             observer.linear_input(&format!("{}.mlp.c_fc.weight", path()), rows(&x));
         }
@@ -127,7 +138,11 @@ pub(super) struct BlockShape {
 }
 
 impl ResidualBlock {
-    pub(super) fn build(builder: &mut Builder<'_>, path: &str, shape: &BlockShape) -> Result<Self, CheckpointError> {
+    pub(super) fn build(
+        builder: &mut Builder<'_>,
+        path: &str,
+        shape: &BlockShape,
+    ) -> Result<Self, CheckpointError> {
         let d = shape.width;
         Ok(Self {
             ln_1: builder.layer_norm(&format!("{path}.ln_1"), d, shape.epsilon)?,
@@ -147,9 +162,16 @@ impl ResidualBlock {
     }
 
     /// `[batch, n, d]` to `[batch, n, d]`.
-    pub(super) fn forward<O: Observer>(&self, x: Tensor<3>, path: &dyn Fn() -> String, observer: &mut O) -> Tensor<3> {
+    pub(super) fn forward<O: Observer>(
+        &self,
+        x: Tensor<3>,
+        path: &dyn Fn() -> String,
+        observer: &mut O,
+    ) -> Tensor<3> {
         let x = x.clone() + self.attn.forward(self.ln_1.forward(x));
-        let y = self.mlp.forward(self.ln_2.forward(x.clone()), path, observer);
+        let y = self
+            .mlp
+            .forward(self.ln_2.forward(x.clone()), path, observer);
         x + y
     }
 
@@ -166,7 +188,9 @@ impl ResidualBlock {
     ) -> Tensor<3> {
         let normed = self.ln_1.forward(x.clone());
         let x = pick(x) + self.attn.forward_one(pick(normed.clone()), normed, visible);
-        let y = self.mlp.forward(self.ln_2.forward(x.clone()), path, observer);
+        let y = self
+            .mlp
+            .forward(self.ln_2.forward(x.clone()), path, observer);
         x + y
     }
 }

@@ -62,7 +62,11 @@ impl Clip {
     ///
     /// # Panics
     /// If the pixels have another shape.
-    pub fn encode_image_observed<O: Observer>(&self, pixels: Tensor<4>, observer: &mut O) -> Tensor<2> {
+    pub fn encode_image_observed<O: Observer>(
+        &self,
+        pixels: Tensor<4>,
+        observer: &mut O,
+    ) -> Tensor<2> {
         self.visual.forward(pixels, observer)
     }
 

@@ -21,9 +21,15 @@ impl<'a> SeededInit<'a> {
     /// Standard deviation of the parameter at `path`, or a constant.
     fn rule(&self, path: &str) -> Rule {
         let (width, layers) = if path.starts_with("visual.") {
-            (self.config.vision.hidden_size, self.config.vision.num_hidden_layers)
+            (
+                self.config.vision.hidden_size,
+                self.config.vision.num_hidden_layers,
+            )
         } else {
-            (self.config.text.hidden_size, self.config.text.num_hidden_layers)
+            (
+                self.config.text.hidden_size,
+                self.config.text.num_hidden_layers,
+            )
         };
         let width = (width as f64).powf(-0.5);
         let residual = width * (2.0 * layers as f64).powf(-0.5);
@@ -33,7 +39,9 @@ impl<'a> SeededInit<'a> {
             "text.positional_embedding" => Rule::Normal(0.01),
             _ if path.ends_with(".gamma") => Rule::Constant(1.0),
             _ if path.ends_with(".beta") || path.ends_with(".bias") => Rule::Constant(0.0),
-            _ if path.ends_with("attn.out_proj.weight") || path.ends_with("c_proj.weight") => Rule::Normal(residual),
+            _ if path.ends_with("attn.out_proj.weight") || path.ends_with("c_proj.weight") => {
+                Rule::Normal(residual)
+            }
             _ if path.ends_with("c_fc.weight") => Rule::Normal(width * 0.5_f64.sqrt()),
             _ => Rule::Normal(width),
         }
@@ -51,10 +59,14 @@ impl ParamSource for SeededInit<'_> {
         Ok(match self.rule(path) {
             Rule::Constant(value) => vec![value as f32; count],
             Rule::Normal(std) => {
-                let stream = path.bytes().fold(0_u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+                let stream = path
+                    .bytes()
+                    .fold(0_u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
                 let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
                 rng.set_stream(stream);
-                (0..count).map(|_| (normal(&mut rng) * std) as f32).collect()
+                (0..count)
+                    .map(|_| (normal(&mut rng) * std) as f32)
+                    .collect()
             }
         })
     }

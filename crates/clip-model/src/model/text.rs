@@ -31,7 +31,10 @@ pub struct TextTower {
 }
 
 impl TextTower {
-    pub(super) fn build(builder: &mut Builder<'_>, config: &ClipConfig) -> Result<Self, CheckpointError> {
+    pub(super) fn build(
+        builder: &mut Builder<'_>,
+        config: &ClipConfig,
+    ) -> Result<Self, CheckpointError> {
         let t = &config.text;
         let w = t.hidden_size;
         let shape = BlockShape {
@@ -46,7 +49,8 @@ impl TextTower {
         token_embedding.weight = builder.param("text.token_embedding.weight", [t.vocab_size, w])?;
         Ok(Self {
             token_embedding,
-            positional_embedding: builder.param("text.positional_embedding", [t.max_position_embeddings, w])?,
+            positional_embedding: builder
+                .param("text.positional_embedding", [t.max_position_embeddings, w])?,
             blocks: (0..t.num_hidden_layers)
                 .map(|i| ResidualBlock::build(builder, &format!("text.blocks.{i}"), &shape))
                 .collect::<Result<_, _>>()?,
@@ -89,12 +93,20 @@ impl TextTower {
         assert!(!rows.is_empty(), "there is no text to encode");
         let positions: Vec<usize> = rows.iter().map(|row| self.pooled_position(row)).collect();
         let n = positions.iter().max().map_or(1, |p| p + 1);
-        assert!(n <= self.context, "a text of {n} tokens exceeds the context of {}", self.context);
+        assert!(
+            n <= self.context,
+            "a text of {n} tokens exceeds the context of {}",
+            self.context
+        );
         let batch = rows.len();
         let mut ids = vec![0_i64; batch * n];
         for (row, out) in rows.iter().zip(ids.chunks_mut(n)) {
             for (id, out) in row.iter().zip(out) {
-                assert!((*id as usize) < self.vocabulary, "token {id} is outside the vocabulary of {}", self.vocabulary);
+                assert!(
+                    (*id as usize) < self.vocabulary,
+                    "token {id} is outside the vocabulary of {}",
+                    self.vocabulary
+                );
                 *out = i64::from(*id);
             }
         }
@@ -102,13 +114,23 @@ impl TextTower {
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, n]), &device);
         let x = self.token_embedding.forward(ids);
         let [_, _, w] = x.dims();
-        let mut x = x + self.positional_embedding.val().slice([0..n, 0..w]).unsqueeze();
+        let mut x = x + self
+            .positional_embedding
+            .val()
+            .slice([0..n, 0..w])
+            .unsqueeze();
 
-        let flat: Vec<i64> = positions.iter().enumerate().map(|(b, p)| (b * n + p) as i64).collect();
+        let flat: Vec<i64> = positions
+            .iter()
+            .enumerate()
+            .map(|(b, p)| (b * n + p) as i64)
+            .collect();
         let flat = Tensor::<1, Int>::from_data(TensorData::new(flat, [batch]), &device);
         let pick = |x: Tensor<3>| {
             let [batch, n, w] = x.dims();
-            x.reshape([batch * n, w]).select(0, flat.clone()).reshape([batch, 1, w])
+            x.reshape([batch * n, w])
+                .select(0, flat.clone())
+                .reshape([batch, 1, w])
         };
         let hidden: Vec<f32> = positions
             .iter()
@@ -121,6 +143,9 @@ impl TextTower {
             x = block.forward(x, &path, &mut ());
         }
         let x = self.blocks[last].forward_one(x, &pick, Some(visible), &path, &mut ());
-        self.ln_final.forward(x).reshape([batch, w]).matmul(self.proj.val())
+        self.ln_final
+            .forward(x)
+            .reshape([batch, w])
+            .matmul(self.proj.val())
     }
 }

@@ -56,7 +56,10 @@ pub struct VisionTower {
 }
 
 impl VisionTower {
-    pub(super) fn build(builder: &mut Builder<'_>, config: &ClipConfig) -> Result<Self, CheckpointError> {
+    pub(super) fn build(
+        builder: &mut Builder<'_>,
+        config: &ClipConfig,
+    ) -> Result<Self, CheckpointError> {
         let v = &config.vision;
         let d = v.hidden_size;
         let shape = BlockShape {
@@ -69,7 +72,8 @@ impl VisionTower {
         };
         Ok(Self {
             conv1: PatchEmbedding {
-                weight: builder.param("visual.conv1.weight", [3 * v.patch_size * v.patch_size, d])?,
+                weight: builder
+                    .param("visual.conv1.weight", [3 * v.patch_size * v.patch_size, d])?,
                 patch: v.patch_size,
             },
             class_embedding: builder.param("visual.class_embedding", [d])?,
@@ -97,7 +101,11 @@ impl VisionTower {
         assert_shape!(pixels, [_, 3, self.image_size, self.image_size]);
         let x = self.conv1.forward(pixels);
         let [batch, _, d] = x.dims();
-        let class = self.class_embedding.val().reshape([1, 1, d]).expand([batch, 1, d]);
+        let class = self
+            .class_embedding
+            .val()
+            .reshape([1, 1, d])
+            .expand([batch, 1, d]);
         let x = Tensor::cat(vec![class, x], 1) + self.positional_embedding.val().unsqueeze();
         let mut x = self.ln_pre.forward(x);
         let pick = |x: Tensor<3>| {

@@ -202,3 +202,19 @@ pub struct MethodsArgs {
     #[arg(long, default_value = "mini")]
     pub suite: String,
 }
+
+impl Cli {
+    /// The device the call asks for, if it computes anything.
+    pub fn device(&self) -> Option<&str> {
+        match &self.command {
+            None => Some(&self.run.device),
+            Some(Command::Run(args)) => Some(&args.device),
+            Some(Command::Classify(args)) => Some(&args.device),
+            Some(Command::Embed(args)) => Some(&args.device),
+            Some(Command::Pretrain(args)) => Some(&args.device),
+            Some(
+                Command::Report(_) | Command::Suite(_) | Command::Methods(_) | Command::Device,
+            ) => None,
+        }
+    }
+}

@@ -57,15 +57,20 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
         Some(path) => {
             let mut text = String::new();
             if path.as_os_str() == "-" {
-                std::io::stdin().read_to_string(&mut text).wrap_err("cannot read texts from standard input")?;
+                std::io::stdin()
+                    .read_to_string(&mut text)
+                    .wrap_err("cannot read texts from standard input")?;
             } else {
-                text = fs::read_to_string(path).wrap_err_with(|| format!("cannot read {}", path.display()))?;
+                text = fs::read_to_string(path)
+                    .wrap_err_with(|| format!("cannot read {}", path.display()))?;
             }
             text.lines().map(str::to_owned).collect()
         }
     };
     if images.is_empty() && texts.is_empty() {
-        bail!("nothing to embed: give --images or --texts (a folder without images counts as nothing)");
+        bail!(
+            "nothing to embed: give --images or --texts (a folder without images counts as nothing)"
+        );
     }
     let device = device::parse(&args.device)?;
     let (checkpoint, _) = load_model(&args.model, &device)?;
@@ -82,17 +87,31 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
     }
     bar.finish_and_clear();
     let mut tensors: Vec<(&str, usize, Vec<u8>)> = Vec::new();
-    let bytes = |t: Tensor<2>| to_host(t).iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let bytes = |t: Tensor<2>| {
+        to_host(t)
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect::<Vec<u8>>()
+    };
     if !rows.is_empty() {
         tensors.push(("image_embeds", images.len(), bytes(Tensor::cat(rows, 0))));
     }
     if !texts.is_empty() {
-        tensors.push(("text_embeds", texts.len(), bytes(encode_texts(&checkpoint, &checkpoint.model, &texts)?)));
+        tensors.push((
+            "text_embeds",
+            texts.len(),
+            bytes(encode_texts(&checkpoint, &checkpoint.model, &texts)?),
+        ));
     }
     let width = checkpoint.config.projection_dim;
     let views = tensors
         .iter()
-        .map(|(name, rows, bytes)| Ok((*name, TensorView::new(Dtype::F32, vec![*rows, width], bytes)?)))
+        .map(|(name, rows, bytes)| {
+            Ok((
+                *name,
+                TensorView::new(Dtype::F32, vec![*rows, width], bytes)?,
+            ))
+        })
         .collect::<Result<Vec<_>>>()?;
     let metadata: HashMap<String, String> = [
         ("images".to_owned(), serde_json::to_string(&images)?),
@@ -101,14 +120,19 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
     ]
     .into();
     let file = safetensors::serialize(views, Some(metadata))?;
-    let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    let error = || format!("cannot write {}", args.out.display());
-    let mut scratch = tempfile::NamedTempFile::new_in(folder).wrap_err_with(error)?;
-    std::io::Write::write_all(&mut scratch, &file).wrap_err_with(error)?;
-    scratch.persist(&args.out).wrap_err_with(error)?;
-    eprintln!("{}: {} image and {} text embeddings of width {width}", args.out.display(), images.len(), texts.len());
+    crate::files::write_atomically(&args.out, &file)
+        .wrap_err_with(|| format!("cannot write {}", args.out.display()))?;
+    eprintln!(
+        "{}: {} image and {} text embeddings of width {width}",
+        args.out.display(),
+        images.len(),
+        texts.len()
+    );
     if args.json {
-        println!("{}", json!({"out": args.out, "images": images.len(), "texts": texts.len(), "width": width}));
+        println!(
+            "{}",
+            json!({"out": args.out, "images": images.len(), "texts": texts.len(), "width": width})
+        );
     }
     Ok(())
 }

@@ -36,7 +36,9 @@ impl Terminal {
         if !self.interactive {
             return None;
         }
-        let bar = self.bar.get_or_insert_with(|| ProgressBar::new(length as u64));
+        let bar = self
+            .bar
+            .get_or_insert_with(|| ProgressBar::new(length as u64));
         if bar.length() != Some(length as u64) {
             bar.reset();
             bar.set_length(length as u64);
@@ -51,21 +53,42 @@ impl Terminal {
 impl Progress for Terminal {
     fn event(&mut self, event: &Event<'_>) {
         match event {
-            Event::Start { method, tasks, resumed } => {
+            Event::Start {
+                method,
+                tasks,
+                resumed,
+            } => {
                 self.method = (*method).to_owned();
                 self.tasks = *tasks;
                 match resumed {
                     Some((task, _)) if task == tasks => self.line(&format!("{method}: complete")),
                     Some((task, step)) => {
-                        self.line(&format!("{method}: goes on at task {}, update {step}", task + 1));
+                        self.line(&format!(
+                            "{method}: goes on at task {}, update {step}",
+                            task + 1
+                        ));
                     }
                     None => self.line(&format!("{method}: {tasks} tasks")),
                 }
             }
-            Event::Step { task, name, step, steps, loss, parts, lr, images_per_second } => {
+            Event::Step {
+                task,
+                name,
+                step,
+                steps,
+                loss,
+                parts,
+                lr,
+                images_per_second,
+            } => {
                 let message = format!(
                     "{} task {}/{} {name}  loss {loss:.3} (task {:.3} cd {:.3} map {:.3})  lr {lr:.1e}  {images_per_second:.0} img/s",
-                    self.method, task + 1, self.tasks, parts[0], parts[1], parts[2]
+                    self.method,
+                    task + 1,
+                    self.tasks,
+                    parts[0],
+                    parts[1],
+                    parts[2]
                 );
                 let every = (steps / 4).max(1);
                 let plain = *step == 1 || step % every == 0 || step == steps;
@@ -98,7 +121,11 @@ impl Progress for Terminal {
                 ));
             }
             Event::Skipped { names } => {
-                self.line(&format!("{}: left out {} unreadable image(s):", self.method, names.len()));
+                self.line(&format!(
+                    "{}: left out {} unreadable image(s):",
+                    self.method,
+                    names.len()
+                ));
                 for name in names.iter().take(20) {
                     self.line(&format!("  {name}"));
                 }

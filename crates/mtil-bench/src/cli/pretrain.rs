@@ -22,7 +22,9 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     };
     let stop = stop_on_interrupt()?;
     let bar = ProgressBar::new(options.steps as u64);
-    bar.set_style(ProgressStyle::with_template("pretraining {bar:20} {pos}/{len} {msg} {eta} left")?);
+    bar.set_style(ProgressStyle::with_template(
+        "pretraining {bar:20} {pos}/{len} {msg} {eta} left",
+    )?);
     let every = (options.steps / 30).max(1);
     let (mut sum, mut count) = (0.0, 0);
     let checkpoint = train(&options, &device, &stop, &mut |step, loss| {
@@ -41,6 +43,10 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     bar.finish_and_clear();
     // Half precision: the file is part of the repository.
     checkpoint.save(&args.out, Dtype::F16)?;
-    eprintln!("wrote {} ({} parameters)", args.out.display(), checkpoint.config.parameters());
+    eprintln!(
+        "wrote {} ({} parameters)",
+        args.out.display(),
+        checkpoint.config.parameters()
+    );
     Ok(())
 }

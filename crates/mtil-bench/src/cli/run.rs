@@ -27,7 +27,15 @@ const MINI_SEED: u64 = 2026;
 /// Reads a suite by name or file; with `quick`, the embedded one is small.
 pub fn load_suite(name: &str, quick: bool) -> Result<Suite> {
     let suite = if name == "mini" && quick {
-        crate::mini::suite(MINI_SEED, MiniSizes { train_per_task: 160, test_per_task: 80, reference: 128, held_out: 100 })
+        crate::mini::suite(
+            MINI_SEED,
+            MiniSizes {
+                train_per_task: 160,
+                test_per_task: 80,
+                reference: 128,
+                held_out: 100,
+            },
+        )
     } else {
         Suite::load(name)?
     };
@@ -37,13 +45,22 @@ pub fn load_suite(name: &str, quick: bool) -> Result<Suite> {
 
 /// Loads a CLIP: `embedded`, or a directory. Also the SHA-256 of its weights.
 pub fn load_model(name: &str, device: &burn::tensor::Device) -> Result<(Checkpoint, String)> {
-    let hash = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let hash = |bytes: &[u8]| {
+        Sha256::digest(bytes)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect::<String>()
+    };
     if name == "embedded" {
-        return Ok((embedded::clip_mini(device)?, hash(embedded::CLIP_MINI.weights)));
+        return Ok((
+            embedded::clip_mini(device)?,
+            hash(embedded::CLIP_MINI.weights),
+        ));
     }
     let checkpoint = Checkpoint::load(Path::new(name), device)?;
     let weights = Path::new(name).join("model.safetensors");
-    let bytes = fs::read(&weights).wrap_err_with(|| format!("cannot read {}", weights.display()))?;
+    let bytes =
+        fs::read(&weights).wrap_err_with(|| format!("cannot read {}", weights.display()))?;
     Ok((checkpoint, hash(&bytes)))
 }
 
@@ -63,8 +80,11 @@ pub fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
 /// Writes up to eight sample images of each task for the report.
 fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
     for (index, task) in suite.tasks.iter().enumerate() {
-        let safe = |text: &str| text.replace(|c: char| !c.is_alphanumeric() && c != ' ' && c != '-', "_");
-        let folder = out.join("samples").join(format!("{index:02}-{}", safe(&task.name)));
+        let safe =
+            |text: &str| text.replace(|c: char| !c.is_alphanumeric() && c != ' ' && c != '-', "_");
+        let folder = out
+            .join("samples")
+            .join(format!("{index:02}-{}", safe(&task.name)));
         if folder.exists() {
             continue;
         }
@@ -72,11 +92,21 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
         fs::create_dir_all(&scratch)?;
         let mut written = 0;
         for (class, name) in task.class_names.iter().enumerate() {
-            let Some(image) = task.test.labels.iter().position(|l| *l == class) else { continue };
+            let Some(image) = task.test.labels.iter().position(|l| *l == class) else {
+                continue;
+            };
             // A sample that cannot be read is simply not shown; the run itself names it.
-            let Ok(image) = task.test.images.load(image) else { continue };
-            let image = if image.width().max(image.height()) > 128 { image.thumbnail(128, 128) } else { image };
-            image.to_rgb8().save(scratch.join(format!("{written:02}-{}.png", safe(name))))?;
+            let Ok(image) = task.test.images.load(image) else {
+                continue;
+            };
+            let image = if image.width().max(image.height()) > 128 {
+                image.thumbnail(128, 128)
+            } else {
+                image
+            };
+            image
+                .to_rgb8()
+                .save(scratch.join(format!("{written:02}-{}.png", safe(name))))?;
             written += 1;
             if written == 8 {
                 break;
@@ -92,12 +122,23 @@ pub fn run(args: RunArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let suite = load_suite(&args.suite, args.quick)?;
     if args.model == "embedded" && suite.name != "mini" {
-        eprintln!("note: the embedded model only knows the mini world; give --model DIR for other suites");
+        eprintln!(
+            "note: the embedded model only knows the mini world; give --model DIR for other suites"
+        );
     }
     let (checkpoint, model_sha256) = load_model(&args.model, &device)?;
     let mut overrides = Vec::new();
     if args.quick {
-        overrides.extend(["steps=8", "warmup=2", "batch=16", "reference_batch=16", "reference_pairs=64"].map(str::to_owned));
+        overrides.extend(
+            [
+                "steps=8",
+                "warmup=2",
+                "batch=16",
+                "reference_batch=16",
+                "reference_pairs=64",
+            ]
+            .map(str::to_owned),
+        );
     }
     overrides.extend(args.set.iter().cloned());
     let methods = args
@@ -111,11 +152,19 @@ pub fn run(args: RunArgs) -> Result<()> {
         }
     }
     let out = args.out.clone().unwrap_or_else(|| {
-        let name = suite.name.replace(|c: char| !c.is_alphanumeric() && c != '-', "-");
-        PathBuf::from("runs").join(if args.quick { format!("{name}-quick") } else { name })
+        let name = suite
+            .name
+            .replace(|c: char| !c.is_alphanumeric() && c != '-', "-");
+        PathBuf::from("runs").join(if args.quick {
+            format!("{name}-quick")
+        } else {
+            name
+        })
     });
-    fs::create_dir_all(&out).wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
-    write_samples(&suite, &out).wrap_err_with(|| format!("cannot write samples below {}", out.display()))?;
+    fs::create_dir_all(&out)
+        .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
+    write_samples(&suite, &out)
+        .wrap_err_with(|| format!("cannot write samples below {}", out.display()))?;
     let stop = stop_on_interrupt()?;
     let options = RunOptions {
         save_every: args.save_every as usize,
@@ -140,11 +189,23 @@ pub fn run(args: RunArgs) -> Result<()> {
             method,
         };
         let mut progress = Terminal::new();
-        let outcome = run_method(&request, &suite, &checkpoint, &device, &folder, &options, &stop, &mut progress)?;
+        let outcome = run_method(
+            &request,
+            &suite,
+            &checkpoint,
+            &device,
+            &folder,
+            &options,
+            &stop,
+            &mut progress,
+        )?;
         folders.push(folder);
         match outcome {
             Outcome::Complete(metrics) => {
-                results.insert(request.method.name.clone(), serde_json::to_value::<MetricsFile>(metrics)?);
+                results.insert(
+                    request.method.name.clone(),
+                    serde_json::to_value::<MetricsFile>(metrics)?,
+                );
             }
             Outcome::Stopped => {
                 show::write(&folders, &out.join("report.html"))?;

@@ -19,7 +19,10 @@ pub fn write(runs: &[PathBuf], path: &Path) -> Result<()> {
 
 /// `report`.
 pub fn report(args: &ReportArgs) -> Result<()> {
-    let path = args.out.clone().unwrap_or_else(|| args.runs[0].join("report.html"));
+    let path = args
+        .out
+        .clone()
+        .unwrap_or_else(|| args.runs[0].join("report.html"));
     write(&args.runs, &path)?;
     eprintln!("{}", report::summary_table(&args.runs)?);
     eprintln!("report: {}", path.display());
@@ -29,7 +32,10 @@ pub fn report(args: &ReportArgs) -> Result<()> {
 /// `methods`.
 pub fn methods(args: &MethodsArgs) -> Result<()> {
     match &args.name {
-        Some(name) => print!("{}", toml::to_string_pretty(&Method::load(name, &args.suite, &[])?)?),
+        Some(name) => print!(
+            "{}",
+            toml::to_string_pretty(&Method::load(name, &args.suite, &[])?)?
+        ),
         None => {
             for name in names() {
                 println!("{name:12} {}", Method::load(name, &args.suite, &[])?.about);

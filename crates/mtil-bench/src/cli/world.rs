@@ -45,7 +45,12 @@ pub fn suite(args: &SuiteArgs) -> Result<()> {
                 bar.set_position(done as u64);
             })?;
             bar.finish_and_clear();
-            eprintln!("{} images of {} tasks; the suite is {}", summary.images, summary.tasks, summary.suite_file.display());
+            eprintln!(
+                "{} images of {} tasks; the suite is {}",
+                summary.images,
+                summary.tasks,
+                summary.suite_file.display()
+            );
         }
     }
     Ok(())

@@ -21,7 +21,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use crate::metrics::{FileError, write_atomically};
+use crate::{files::write_atomically, metrics::FileError};
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]

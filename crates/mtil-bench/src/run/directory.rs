@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::RunError;
-use crate::{eval::PromptRule, method::Method};
+use crate::{eval::PromptRule, files, method::Method};
 
 /// All that a result depends on. Two runs of equal requests on the same device give the same result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,17 +62,27 @@ impl RunDirectory {
         // The lock belongs to the open file, so it goes with the process however that ends.
         match FileExt::try_lock_exclusive(&lock) {
             Ok(true) => {}
-            Ok(false) => return Err(RunError::Locked { path: path.to_owned() }),
+            Ok(false) => {
+                return Err(RunError::Locked {
+                    path: path.to_owned(),
+                });
+            }
             Err(e) => return Err(RunError::io(&lock_path, e)),
         }
-        let directory = Self { path: path.to_owned(), _lock: lock };
+        let directory = Self {
+            path: path.to_owned(),
+            _lock: lock,
+        };
         directory.check_request(request)?;
         Ok(directory)
     }
 
     fn check_request(&self, request: &Request) -> Result<(), RunError> {
         let path = self.path.join("config.toml");
-        let corrupt = |reason: String| RunError::Corrupt { path: path.clone(), reason };
+        let corrupt = |reason: String| RunError::Corrupt {
+            path: path.clone(),
+            reason,
+        };
         if path.exists() {
             let text = fs::read_to_string(&path).map_err(|e| RunError::io(&path, e))?;
             let old: Value = toml::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
@@ -81,11 +91,16 @@ impl RunDirectory {
             let mut differences = Vec::new();
             compare("", &old, &new, &mut differences);
             if !differences.is_empty() {
-                return Err(RunError::OtherRequest { path: self.path.clone(), differences });
+                return Err(RunError::OtherRequest {
+                    path: self.path.clone(),
+                    differences,
+                });
             }
         } else {
             let text = toml::to_string_pretty(request).map_err(|e| corrupt(e.to_string()))?;
-            let text = format!("# The resolved request of this run. It cannot be changed: a run is reproduced from it.\n{text}");
+            let text = format!(
+                "# The resolved request of this run. It cannot be changed: a run is reproduced from it.\n{text}"
+            );
             write_atomically(&path, text.as_bytes())?;
         }
         Ok(())
@@ -104,7 +119,8 @@ impl RunDirectory {
             .append(true)
             .open(&path)
             .map_err(|e| RunError::io(&path, e))?;
-        file.write_all(format!("{event}\n").as_bytes()).map_err(|e| RunError::io(&path, e))
+        file.write_all(format!("{event}\n").as_bytes())
+            .map_err(|e| RunError::io(&path, e))
     }
 }
 
@@ -112,26 +128,37 @@ fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
     if let (Value::Object(old), Value::Object(new)) = (old, new) {
         let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
         for k in keys {
-            let path = if key.is_empty() { k.clone() } else { format!("{key}.{k}") };
-            compare(&path, old.get(k).unwrap_or(&Value::Null), new.get(k).unwrap_or(&Value::Null), differences);
+            let path = if key.is_empty() {
+                k.clone()
+            } else {
+                format!("{key}.{k}")
+            };
+            compare(
+                &path,
+                old.get(k).unwrap_or(&Value::Null),
+                new.get(k).unwrap_or(&Value::Null),
+                differences,
+            );
         }
     } else if old != new {
-        let show = |v: &Value| if v.is_null() { "not set".to_owned() } else { v.to_string() };
-        differences.push(format!("  {key}: {} in the directory, {} now", show(old), show(new)));
+        let show = |v: &Value| {
+            if v.is_null() {
+                "not set".to_owned()
+            } else {
+                v.to_string()
+            }
+        };
+        differences.push(format!(
+            "  {key}: {} in the directory, {} now",
+            show(old),
+            show(new)
+        ));
     }
 }
 
 /// Writes `bytes` beside `path`, then renames.
 pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(|e| RunError::io(path, e))
+    files::write_atomically(path, bytes).map_err(|e| RunError::io(path, e))
 }
 
 #[cfg(test)]
@@ -163,7 +190,10 @@ mod tests {
         other.seed = 2;
         other.method.projection = None;
         let message = RunDirectory::open(&path, &other).err().unwrap().to_string();
-        assert!(message.contains("seed: 1 in the directory, 2 now"), "{message}");
+        assert!(
+            message.contains("seed: 1 in the directory, 2 now"),
+            "{message}"
+        );
         assert!(message.contains("method.projection"), "{message}");
     }
 
@@ -172,7 +202,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
         let _held = RunDirectory::open(&path, &request()).unwrap();
-        let message = RunDirectory::open(&path, &request()).err().unwrap().to_string();
+        let message = RunDirectory::open(&path, &request())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(message.contains("another process"), "{message}");
     }
 }

@@ -40,7 +40,11 @@ pub struct RunOptions {
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { save_every: 200, log_every: 10, checkpoints: true }
+        Self {
+            save_every: 200,
+            log_every: 10,
+            checkpoints: true,
+        }
     }
 }
 
@@ -71,7 +75,11 @@ pub fn run(
 ) -> Result<Outcome, RunError> {
     let directory = RunDirectory::open(folder, request)?;
     let method = &request.method;
-    let images = Images::new(checkpoint.preprocess.clone(), method.crop_scale, request.skip_bad_images);
+    let images = Images::new(
+        checkpoint.preprocess.clone(),
+        method.crop_scale,
+        request.skip_bad_images,
+    );
     let mut engine = Engine {
         request,
         suite,
@@ -109,7 +117,11 @@ impl Engine<'_> {
         let tasks = self.suite.tasks.len();
         let state = State::load(self.directory.path(), self.checkpoint, &self.device)?;
         let resumed = state.as_ref().map(|s| (s.position.task, s.position.step));
-        progress.event(&Event::Start { method: &method.name, tasks, resumed });
+        progress.event(&Event::Start {
+            method: &method.name,
+            tasks,
+            resumed,
+        });
         self.directory.append_event(&json!({
             "event": if resumed.is_some() { "resume" } else { "start" },
             "task": resumed.map(|r| r.0), "step": resumed.map(|r| r.1),
@@ -147,27 +159,36 @@ impl Engine<'_> {
         let skipped = self.images.skipped();
         if !skipped.is_empty() {
             progress.event(&Event::Skipped { names: &skipped });
-            self.directory.append_event(&json!({"event": "skipped_images", "count": skipped.len(), "names": skipped}))?;
+            self.directory.append_event(
+                &json!({"event": "skipped_images", "count": skipped.len(), "names": skipped}),
+            )?;
         }
         progress.event(&Event::Done);
         Ok(Outcome::Complete(metrics))
     }
 
     /// Trains the task at the position, evaluates, remembers. False when stopped.
-    fn task(&mut self, state: &mut State, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<bool, RunError> {
+    fn task(
+        &mut self,
+        state: &mut State,
+        stop: &AtomicBool,
+        progress: &mut dyn Progress,
+    ) -> Result<bool, RunError> {
         let method = &self.request.method;
         let index = state.position.task;
         let task = &self.suite.tasks[index];
         let started = Instant::now();
         let needs_previous = method.teacher == Teacher::Previous && method.cd > 0.0;
         if state.position.step == 0 {
-            self.directory.append_event(&json!({"event": "task_start", "task": index, "name": task.name}))?;
+            self.directory
+                .append_event(&json!({"event": "task_start", "task": index, "name": task.name}))?;
             state.previous = needs_previous.then(|| state.model.clone());
         }
         let (model, text_trains) = set_trainable(state.model.clone(), method, index)?;
         let (fresh, ranks) = optimizer(method, if index == 0 { &EMPTY } else { &state.memory })?;
         if state.position.step == 0 && !ranks.is_empty() {
-            self.directory.append_event(&json!({"event": "gram", "task": index, "ranks": ranks}))?;
+            self.directory
+                .append_event(&json!({"event": "gram", "task": index, "ranks": ranks}))?;
         }
         let mut optimizer = if state.optimizer.is_empty() {
             fresh
@@ -201,7 +222,15 @@ impl Engine<'_> {
         };
         let images = self.images.clone();
         let training = TaskTraining::new(
-            self.checkpoint, method, task, index, self.request.seed, &images, reference, &student, text_trains,
+            self.checkpoint,
+            method,
+            task,
+            index,
+            self.request.seed,
+            &images,
+            reference,
+            &student,
+            text_trains,
         )?;
         let mut model = model;
         let first = state.position.step;
@@ -216,7 +245,8 @@ impl Engine<'_> {
             let (next, loss) = training.step(model, &mut optimizer, step, &self.device)?;
             let lr = method.lr_at(index, step);
             if !loss.total.is_finite() {
-                self.directory.append_event(&json!({"event": "diverged", "task": index, "step": step + 1}))?;
+                self.directory
+                    .append_event(&json!({"event": "diverged", "task": index, "step": step + 1}))?;
                 return Err(RunError::Diverged {
                     task: task.name.clone(),
                     step: step + 1,
@@ -259,7 +289,17 @@ impl Engine<'_> {
         let mut memory = state.memory.clone();
         if let Some(projection) = &method.projection
             && index + 1 < self.suite.tasks.len()
-            && !remember(&mut memory, &trained, task, index, projection, self.request.seed, &self.images, stop, progress)?
+            && !remember(
+                &mut memory,
+                &trained,
+                task,
+                index,
+                projection,
+                self.request.seed,
+                &self.images,
+                stop,
+                progress,
+            )?
         {
             state.model = model;
             self.save(state, Some(&optimizer))?;
@@ -272,8 +312,14 @@ impl Engine<'_> {
         state.position.step = 0;
         state.previous = None;
         if self.options.checkpoints {
-            let folder = self.directory.path().join(format!("checkpoints/task-{:02}", index + 1));
-            let saved = Checkpoint { model: trained, ..self.checkpoint.clone() };
+            let folder = self
+                .directory
+                .path()
+                .join(format!("checkpoints/task-{:02}", index + 1));
+            let saved = Checkpoint {
+                model: trained,
+                ..self.checkpoint.clone()
+            };
             saved.save(&folder, Dtype::F32)?;
         }
         self.directory.append_event(&json!({
@@ -284,7 +330,12 @@ impl Engine<'_> {
         Ok(true)
     }
 
-    fn evaluate(&mut self, model: &Clip, stage: Option<usize>, progress: &mut dyn Progress) -> Result<Evaluation, RunError> {
+    fn evaluate(
+        &mut self,
+        model: &Clip,
+        stage: Option<usize>,
+        progress: &mut dyn Progress,
+    ) -> Result<Evaluation, RunError> {
         // Classifier weights outlive a stage only while the text tower does not change.
         if std::mem::take(&mut self.text_changed) {
             self.heads.clear();
@@ -313,7 +364,11 @@ impl Engine<'_> {
         Ok(evaluation)
     }
 
-    fn save(&self, state: &mut State, optimizer: Option<&burn::optim::ModuleOptimizer>) -> Result<(), RunError> {
+    fn save(
+        &self,
+        state: &mut State,
+        optimizer: Option<&burn::optim::ModuleOptimizer>,
+    ) -> Result<(), RunError> {
         state.position.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         State::save(
             self.directory.path(),
@@ -337,18 +392,30 @@ impl Engine<'_> {
                 .and_then(|v| v.as_str().map(str::to_owned))
                 .unwrap_or_default(),
             order: self.suite.tasks.iter().map(|t| t.name.clone()).collect(),
-            zero_shot: evaluations.first().map(|e| e.accuracies.clone()).unwrap_or_default(),
-            matrix: evaluations.iter().skip(1).map(|e| e.accuracies.clone()).collect(),
+            zero_shot: evaluations
+                .first()
+                .map(|e| e.accuracies.clone())
+                .unwrap_or_default(),
+            matrix: evaluations
+                .iter()
+                .skip(1)
+                .map(|e| e.accuracies.clone())
+                .collect(),
         };
         let accuracy = matrix.accuracy()?;
         // The pretrained model's figures are those of a matrix whose rows are all its own.
-        let constant = if self.request.method.trains { None } else { accuracy.as_constant() };
+        let constant = if self.request.method.trains {
+            None
+        } else {
+            accuracy.as_constant()
+        };
         let mut metrics = MetricsFile::of(constant.as_ref().unwrap_or(&accuracy));
         metrics.modality_gap = evaluations.iter().map(|e| e.modality_gap).collect();
         metrics.retrieval = evaluations.iter().map(|e| e.retrieval.clone()).collect();
         metrics.wall_seconds = Some(position.seconds);
         metrics.peak_rss_mb = peak_rss_mb();
-        metrics.complete = !self.request.method.trains || evaluations.len() == self.suite.tasks.len() + 1;
+        metrics.complete =
+            !self.request.method.trains || evaluations.len() == self.suite.tasks.len() + 1;
         let path = self.directory.path();
         matrix.save(&path.join(MatrixFile::NAME))?;
         metrics.save(&path.join(MetricsFile::NAME))?;

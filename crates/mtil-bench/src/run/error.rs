@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{batch::BatchError, data::DataError, metrics::{FileError, MatrixError}};
+use crate::{
+    batch::BatchError,
+    data::DataError,
+    metrics::{FileError, MatrixError},
+};
 
 /// Why a run could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +42,9 @@ pub enum RunError {
         path: PathBuf,
     },
     /// The loss became NaN or infinite.
-    #[error("the loss of task `{task}` became {loss} at update {step} of {steps}; the last good state is kept. Lower the learning rate (--set lr=…, --set lr_later=…; it is {lr:.2e} here) or raise --set warmup=…, and start in a new --out")]
+    #[error(
+        "the loss of task `{task}` became {loss} at update {step} of {steps}; the last good state is kept. Lower the learning rate (--set lr=…, --set lr_later=…; it is {lr:.2e} here) or raise --set warmup=…, and start in a new --out"
+    )]
     Diverged {
         /// Name of the task.
         task: String,
@@ -94,6 +100,9 @@ pub enum RunError {
 
 impl RunError {
     pub(super) fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 }

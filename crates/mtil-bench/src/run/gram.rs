@@ -1,6 +1,9 @@
 //! The pass over a task that remembers its activations.
 
-use std::{collections::BTreeMap, sync::atomic::{AtomicBool, Ordering}};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use burn::tensor::Tensor;
 use clip_model::{Clip, Observer};
@@ -54,18 +57,32 @@ pub(super) fn remember(
     let device = model.device();
     let mut observer = GramObserver {
         all_tokens: projection.gram_all_tokens,
-        batch_norm: if projection.gram_batch_norm { BatchNorm::Frobenius } else { BatchNorm::None },
+        batch_norm: if projection.gram_batch_norm {
+            BatchNorm::Frobenius
+        } else {
+            BatchNorm::None
+        },
         grams: BTreeMap::new(),
         error: None,
     };
-    let order = BatchOrder::new(task.train.labels.len(), projection.gram_batch, seeds::derive(seed, &[seeds::GRAM_ORDER, index as u64]))?;
-    let batches = projection.gram_batches.unwrap_or(usize::MAX).min(order.steps_per_epoch() as usize);
+    let order = BatchOrder::new(
+        task.train.labels.len(),
+        projection.gram_batch,
+        seeds::derive(seed, &[seeds::GRAM_ORDER, index as u64]),
+    )?;
+    let batches = projection
+        .gram_batches
+        .unwrap_or(usize::MAX)
+        .min(order.steps_per_epoch() as usize);
     let crop_seed = seeds::derive(seed, &[seeds::GRAM_CROP, index as u64]);
     for batch in 0..batches {
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        progress.event(&Event::Gram { done: batch, of: batches });
+        progress.event(&Event::Gram {
+            done: batch,
+            of: batches,
+        });
         let indices = order.indices(batch as u64);
         let source = task.train.images.as_ref();
         let (_, pixels) = if projection.gram_train_transform {
@@ -77,17 +94,30 @@ pub(super) fn remember(
             model.encode_image_observed(pixels, &mut observer);
         }
         if let Some((path, source)) = observer.error.take() {
-            return Err(RunError::Gram { path, task: task.name.clone(), source });
+            return Err(RunError::Gram {
+                path,
+                task: task.name.clone(),
+                source,
+            });
         }
     }
-    progress.event(&Event::Gram { done: batches, of: batches });
+    progress.event(&Event::Gram {
+        done: batches,
+        of: batches,
+    });
     for (path, gram) in observer.grams {
-        let gram = gram.finish(TaskNorm::Frobenius).map_err(|source| RunError::Gram {
-            path: path.clone(),
-            task: task.name.clone(),
-            source,
-        })?;
-        let history = if projection.renormalize_proj && path == PROJ { History::Renormalize } else { History::Sum };
+        let gram = gram
+            .finish(TaskNorm::Frobenius)
+            .map_err(|source| RunError::Gram {
+                path: path.clone(),
+                task: task.name.clone(),
+                source,
+            })?;
+        let history = if projection.renormalize_proj && path == PROJ {
+            History::Renormalize
+        } else {
+            History::Sum
+        };
         memory.absorb(path, gram, history)?;
     }
     Ok(true)

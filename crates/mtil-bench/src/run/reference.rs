@@ -7,13 +7,7 @@ use clip_model::{Checkpoint, Clip, TokenBatch, normalize};
 use losses::alignment_targets;
 
 use super::RunError;
-use crate::{
-    batch::Images,
-    data::BatchOrder,
-    eval::encode_texts,
-    seeds,
-    suite::CaptionedImages,
-};
+use crate::{batch::Images, data::BatchOrder, eval::encode_texts, seeds, suite::CaptionedImages};
 
 /// The reference pairs of one task, in batches that repeat in order without shuffling, prepared as for
 /// evaluation (GNSP `src/datasets/imagenet1k.py`, `src/models/finetune_gnsp.py:196-198`).
@@ -52,7 +46,11 @@ impl Reference {
         images: &Images,
         device: &Device,
     ) -> Result<Self, RunError> {
-        let drawn = seeds::sample(pairs.captions.len(), count, seeds::derive(seed, &[seeds::REFERENCE, task as u64]));
+        let drawn = seeds::sample(
+            pairs.captions.len(),
+            count,
+            seeds::derive(seed, &[seeds::REFERENCE, task as u64]),
+        );
         let order = BatchOrder::sequential(drawn.len(), batch)?;
         let plain = teacher.device();
         let mut batches = Vec::new();
@@ -84,7 +82,10 @@ impl Reference {
             });
         }
         if batches.is_empty() {
-            return Err(crate::batch::BatchError::NothingReadable("the reference images".to_owned()).into());
+            return Err(crate::batch::BatchError::NothingReadable(
+                "the reference images".to_owned(),
+            )
+            .into());
         }
         Ok(Self { order, batches })
     }

@@ -47,16 +47,30 @@ impl State {
         memory: &Memory,
         previous: Option<&Clip>,
     ) -> Result<(), RunError> {
-        let (new, old, state) = (folder.join("state.new"), folder.join("state.old"), folder.join("state"));
+        let (new, old, state) = (
+            folder.join("state.new"),
+            folder.join("state.old"),
+            folder.join("state"),
+        );
         let remove = |path: &Path| match fs::remove_dir_all(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RunError::io(path, e)),
             _ => Ok(()),
         };
         remove(&new)?;
         fs::create_dir_all(&new).map_err(|e| RunError::io(&new, e))?;
-        save_weights(model, &checkpoint.config, &new.join("model.safetensors"), Dtype::F32)?;
+        save_weights(
+            model,
+            &checkpoint.config,
+            &new.join("model.safetensors"),
+            Dtype::F32,
+        )?;
         if let Some(previous) = previous {
-            save_weights(previous, &checkpoint.config, &new.join("previous.safetensors"), Dtype::F32)?;
+            save_weights(
+                previous,
+                &checkpoint.config,
+                &new.join("previous.safetensors"),
+                Dtype::F32,
+            )?;
         }
         if let Some(optimizer) = optimizer {
             let path = new.join("optimizer.bpk");
@@ -81,9 +95,16 @@ impl State {
     }
 
     /// The state in `folder`, if there is one.
-    pub fn load(folder: &Path, checkpoint: &Checkpoint, device: &Device) -> Result<Option<Self>, RunError> {
+    pub fn load(
+        folder: &Path,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<Option<Self>, RunError> {
         // A crash between the two renames of `save` leaves only the old state.
-        let Some(state) = [folder.join("state"), folder.join("state.old")].into_iter().find(|p| p.exists()) else {
+        let Some(state) = [folder.join("state"), folder.join("state.old")]
+            .into_iter()
+            .find(|p| p.exists())
+        else {
             return Ok(None);
         };
         let read = |name: &str| {
@@ -91,19 +112,33 @@ impl State {
             fs::read(&path).map_err(|e| RunError::io(&path, e))
         };
         let weights = |name: &str| -> Result<Clip, RunError> {
-            Ok(load_weights(&checkpoint.config, &state.join(name), &read(name)?, device)?)
+            Ok(load_weights(
+                &checkpoint.config,
+                &state.join(name),
+                &read(name)?,
+                device,
+            )?)
         };
-        let position = serde_json::from_slice(&read("position.json")?).map_err(|e| RunError::Corrupt {
-            path: state.join("position.json"),
-            reason: e.to_string(),
-        })?;
+        let position =
+            serde_json::from_slice(&read("position.json")?).map_err(|e| RunError::Corrupt {
+                path: state.join("position.json"),
+                reason: e.to_string(),
+            })?;
         let optional = |name: &str| state.join(name).exists();
         Ok(Some(Self {
             position,
             model: weights("model.safetensors")?,
-            optimizer: if optional("optimizer.bpk") { read("optimizer.bpk")? } else { Vec::new() },
+            optimizer: if optional("optimizer.bpk") {
+                read("optimizer.bpk")?
+            } else {
+                Vec::new()
+            },
             memory: Memory::load(state.join("memory.safetensors"))?,
-            previous: if optional("previous.safetensors") { Some(weights("previous.safetensors")?) } else { None },
+            previous: if optional("previous.safetensors") {
+                Some(weights("previous.safetensors")?)
+            } else {
+                None
+            },
         }))
     }
 }

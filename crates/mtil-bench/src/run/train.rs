@@ -72,8 +72,16 @@ fn paths(model: &Clip) -> Vec<String> {
 /// Makes exactly the parameters that match one of `patterns` trainable, except the logit scale, which
 /// no method of the benchmark trains (GNSP `src/models/finetune_gnsp.py:173-174`). Also says whether
 /// the text tower trains.
-pub(super) fn set_trainable(model: Clip, method: &Method, task: usize) -> Result<(Clip, bool), RunError> {
-    let patterns = if task == 0 { &method.trainable_first } else { &method.trainable_later };
+pub(super) fn set_trainable(
+    model: Clip,
+    method: &Method,
+    task: usize,
+) -> Result<(Clip, bool), RunError> {
+    let patterns = if task == 0 {
+        &method.trainable_first
+    } else {
+        &method.trainable_later
+    };
     let group = |pattern: &str| {
         ParamGroup::from_regex(pattern).map_err(|_| RunError::NoParameter {
             method: method.name.clone(),
@@ -86,14 +94,23 @@ pub(super) fn set_trainable(model: Clip, method: &Method, task: usize) -> Result
     let mut model = model.freeze_group(ParamGroup::all());
     for pattern in patterns {
         let group = group(pattern)?;
-        let mut selected = all.iter().filter(|path| group.matches(&id, Some(path))).peekable();
+        let mut selected = all
+            .iter()
+            .filter(|path| group.matches(&id, Some(path)))
+            .peekable();
         if selected.peek().is_none() {
-            return Err(RunError::NoParameter { method: method.name.clone(), pattern: pattern.clone() });
+            return Err(RunError::NoParameter {
+                method: method.name.clone(),
+                pattern: pattern.clone(),
+            });
         }
         text |= selected.any(|path| path.starts_with("text."));
         model = model.unfreeze_group(group);
     }
-    Ok((model.freeze_group(ParamGroup::from_path("logit_scale")), text))
+    Ok((
+        model.freeze_group(ParamGroup::from_path("logit_scale")),
+        text,
+    ))
 }
 
 /// A fresh AdamW, with the updates of the remembered parameters projected; and the protected rank of
@@ -111,8 +128,14 @@ pub(super) fn optimizer(
     match &method.projection {
         Some(projection) if !memory.is_empty() => {
             let null_spaces = memory.null_spaces(projection.rank)?;
-            let ranks = null_spaces.iter().map(|(path, n)| (path.clone(), [n.rank(), n.features()])).collect();
-            Ok((project_parameters(plain, adamw.build(), &null_spaces, projection.site), ranks))
+            let ranks = null_spaces
+                .iter()
+                .map(|(path, n)| (path.clone(), [n.rank(), n.features()]))
+                .collect();
+            Ok((
+                project_parameters(plain, adamw.build(), &null_spaces, projection.site),
+                ranks,
+            ))
         }
         _ => Ok((plain, BTreeMap::new())),
     }
@@ -133,7 +156,11 @@ impl<'a> TaskTraining<'a> {
         student: &Clip,
         text_trains: bool,
     ) -> Result<Self, RunError> {
-        let texts: Vec<String> = task.class_names.iter().map(|c| prompt(&task.templates[0], c)).collect();
+        let texts: Vec<String> = task
+            .class_names
+            .iter()
+            .map(|c| prompt(&task.templates[0], c))
+            .collect();
         let context = checkpoint.config.text.max_position_embeddings;
         Ok(Self {
             method,
@@ -148,7 +175,11 @@ impl<'a> TaskTraining<'a> {
             )?,
             reference,
             prompts: checkpoint.tokenizer.encode(&texts, context)?,
-            class_features: if text_trains { None } else { Some(encode_texts(checkpoint, student, &texts)?) },
+            class_features: if text_trains {
+                None
+            } else {
+                Some(encode_texts(checkpoint, student, &texts)?)
+            },
         })
     }
 
@@ -162,13 +193,22 @@ impl<'a> TaskTraining<'a> {
     ) -> Result<(Clip, StepLoss), RunError> {
         let indices = self.order.indices(step as u64);
         let crop_seed = seeds::derive(self.seed, &[seeds::TRAIN_CROP, self.index as u64]);
-        let (kept, pixels) = self.images.train(self.task.train.images.as_ref(), &indices, device, crop_seed, step as u64)?;
+        let (kept, pixels) = self.images.train(
+            self.task.train.images.as_ref(),
+            &indices,
+            device,
+            crop_seed,
+            step as u64,
+        )?;
         let Some(pixels) = pixels else {
             let what = format!("the images of one batch of task `{}`", self.task.name);
             return Err(crate::batch::BatchError::NothingReadable(what).into());
         };
         let count = kept.len();
-        let labels: Vec<i64> = kept.iter().map(|i| self.task.train.labels[*i] as i64).collect();
+        let labels: Vec<i64> = kept
+            .iter()
+            .map(|i| self.task.train.labels[*i] as i64)
+            .collect();
         let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), device);
         let scale = model.scale().reshape([1, 1]);
 
@@ -186,7 +226,11 @@ impl<'a> TaskTraining<'a> {
             Some(features) => features.clone(),
             None => normalize(model.encode_text(&self.prompts)),
         };
-        let logits = features.clone().slice([0..count, 0..e]).matmul(class_features.transpose()) * scale.clone();
+        let logits = features
+            .clone()
+            .slice([0..count, 0..e])
+            .matmul(class_features.transpose())
+            * scale.clone();
         let task_loss = smoothed_cross_entropy(logits, labels, self.method.smoothing);
         let mut losses = vec![task_loss];
         if let Some(pairs) = pairs {
@@ -194,17 +238,34 @@ impl<'a> TaskTraining<'a> {
                 Some(text) => text.clone(),
                 None => normalize(model.encode_text(&pairs.tokens)),
             };
-            let student = features.slice([count..all, 0..e]).matmul(text.transpose()) * scale.clone();
+            let student =
+                features.slice([count..all, 0..e]).matmul(text.transpose()) * scale.clone();
             if self.method.cd > 0.0 {
-                let teacher = pairs.teacher_image.clone().matmul(pairs.teacher_text.clone().transpose()) * scale.inner();
-                losses.push(contrastive_distillation(teacher, student.clone(), self.method.temperature).mul_scalar(self.method.cd));
+                let teacher = pairs
+                    .teacher_image
+                    .clone()
+                    .matmul(pairs.teacher_text.clone().transpose())
+                    * scale.inner();
+                losses.push(
+                    contrastive_distillation(teacher, student.clone(), self.method.temperature)
+                        .mul_scalar(self.method.cd),
+                );
             }
             if self.method.map > 0.0 {
-                losses.push(modality_alignment(student, pairs.targets.clone(), self.method.smoothing).mul_scalar(self.method.map));
+                losses.push(
+                    modality_alignment(student, pairs.targets.clone(), self.method.smoothing)
+                        .mul_scalar(self.method.map),
+                );
             }
         }
-        let loss = losses.iter().skip(1).fold(losses[0].clone(), |sum, l| sum + l.clone());
-        let values: Vec<f32> = losses.iter().map(|l| crate::eval::to_host(l.clone().inner())[0]).collect();
+        let loss = losses
+            .iter()
+            .skip(1)
+            .fold(losses[0].clone(), |sum, l| sum + l.clone());
+        let values: Vec<f32> = losses
+            .iter()
+            .map(|l| crate::eval::to_host(l.clone().inner())[0])
+            .collect();
         let mut parts = [values[0], 0.0, 0.0];
         let mut rest = values[1..].iter();
         if self.reference.is_some() {
@@ -216,7 +277,11 @@ impl<'a> TaskTraining<'a> {
             }
         }
         let total = parts.iter().sum::<f32>();
-        let result = StepLoss { total, parts, images: all };
+        let result = StepLoss {
+            total,
+            parts,
+            images: all,
+        };
         if !total.is_finite() {
             // The caller stops; the weights are left as they are.
             return Ok((model, result));

@@ -284,13 +284,19 @@ mod tests {
     use super::super::check::tests::{Drawn, small};
     use super::*;
 
+    /// What a model gets to see of an image: files of more than 8 bits are reduced when they are read,
+    /// in-memory images when they are prepared.
+    fn seen(image: &DynamicImage) -> DynamicImage {
+        clip_model::Preprocess::clip(8).eval_u8(image).into()
+    }
+
     /// Every image of a set by its label or caption, sorted: what must survive the round trip.
     fn contents(
         images: &dyn ImageSource,
         what: impl Fn(usize) -> String,
     ) -> Vec<(String, DynamicImage)> {
         let mut all: Vec<_> = (0..images.len())
-            .map(|i| (what(i), images.load(i).unwrap()))
+            .map(|i| (what(i), seen(&images.load(i).unwrap())))
             .collect();
         all.sort_by(|a, b| (&a.0, a.1.as_bytes()).cmp(&(&b.0, b.1.as_bytes())));
         all
