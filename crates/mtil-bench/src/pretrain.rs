@@ -38,7 +38,7 @@ impl Default for PretrainOptions {
     fn default() -> Self {
         Self {
             seed: 1,
-            steps: 6000,
+            steps: 4000,
             batch: 192,
             lr: 1e-3,
             warmup: 300,

@@ -46,7 +46,7 @@ impl Attention {
         let weight = self.in_proj.weight.val();
         let bias = self.in_proj.bias.as_ref().map(|b| b.val());
         let map = |x: Tensor<3>, from: usize, to: usize| {
-            let bias = bias.clone().map(|b| b.slice([from..to]));
+            let bias = bias.clone().map(|b| b.narrow(0, from, to - from));
             burn::tensor::module::linear(x, weight.clone().slice([0..d, from..to]), bias)
         };
         let q = split_heads(map(query, 0, d), self.heads);

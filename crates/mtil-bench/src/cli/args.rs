@@ -153,7 +153,7 @@ pub struct PretrainArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Updates
-    #[arg(long, default_value_t = 6000)]
+    #[arg(long, default_value_t = 4000)]
     pub steps: usize,
     /// Pairs per update
     #[arg(long, default_value_t = 192)]

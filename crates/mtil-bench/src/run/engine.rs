@@ -270,14 +270,17 @@ impl Engine<'_> {
                 lr,
                 images_per_second,
             });
-            if done % self.options.log_every == 0 || done == method.steps || done == first + 1 {
+            if done.is_multiple_of(self.options.log_every)
+                || done == method.steps
+                || done == first + 1
+            {
                 self.directory.append_event(&json!({
                     "event": "step", "task": index, "step": done, "steps": method.steps, "lr": lr, "loss": loss.total,
                     "parts": {"task": loss.parts[0], "cd": loss.parts[1], "map": loss.parts[2]},
                     "images_per_s": images_per_second,
                 }))?;
             }
-            if done % self.options.save_every == 0 && done < method.steps {
+            if done.is_multiple_of(self.options.save_every) && done < method.steps {
                 state.model = model.clone();
                 self.save(state, Some(&optimizer))?;
             }
@@ -411,7 +414,7 @@ impl Engine<'_> {
         };
         let mut metrics = MetricsFile::of(constant.as_ref().unwrap_or(&accuracy));
         metrics.modality_gap = evaluations.iter().map(|e| e.modality_gap).collect();
-        metrics.retrieval = evaluations.iter().map(|e| e.retrieval.clone()).collect();
+        metrics.retrieval = evaluations.iter().map(|e| e.retrieval).collect();
         metrics.wall_seconds = Some(position.seconds);
         metrics.peak_rss_mb = peak_rss_mb();
         metrics.complete =
