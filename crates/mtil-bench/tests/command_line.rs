@@ -82,7 +82,8 @@ fn the_main_command_leaves_a_report_and_goes_on_where_it_was() {
             image,
         ],
     );
-    let labels: serde_json::Value = serde_json::from_slice(&output.stdout).expect(&stderr(&output));
+    let labels: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", stderr(&output)));
     let sum: f64 = labels[0]["scores"]
         .as_array()
         .unwrap()
