@@ -43,43 +43,43 @@ struct Difficulty {
 const DIFFICULTY: [Difficulty; 8] = [
     Difficulty {
         shift: 1.0,
-        noise: 0.05,
-        clutter: 0.6,
+        noise: 0.04,
+        clutter: 0.4,
     }, // shapes
     Difficulty {
         shift: 1.0,
-        noise: 0.05,
-        clutter: 0.5,
+        noise: 0.04,
+        clutter: 0.4,
     }, // digits
     Difficulty {
-        shift: 1.0,
+        shift: 0.8,
         noise: 0.04,
-        clutter: 0.6,
+        clutter: 0.5,
     }, // satellite
     Difficulty {
-        shift: 0.8,
-        noise: 0.035,
-        clutter: 0.5,
+        shift: 0.6,
+        noise: 0.03,
+        clutter: 0.4,
     }, // cloth
     Difficulty {
-        shift: 0.7,
-        noise: 0.05,
-        clutter: 0.5,
+        shift: 0.5,
+        noise: 0.03,
+        clutter: 0.3,
     }, // creatures
     Difficulty {
-        shift: 0.9,
-        noise: 0.05,
-        clutter: 0.5,
+        shift: 0.05,
+        noise: 0.02,
+        clutter: 0.1,
     }, // faces
     Difficulty {
-        shift: 0.9,
-        noise: 0.05,
-        clutter: 0.6,
+        shift: 0.55,
+        noise: 0.03,
+        clutter: 0.4,
     }, // fruit
     Difficulty {
-        shift: 0.9,
-        noise: 0.05,
-        clutter: 0.4,
+        shift: 0.7,
+        noise: 0.04,
+        clutter: 0.3,
     }, // counting
 ];
 
