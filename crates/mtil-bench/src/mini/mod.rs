@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(WORLD_VERSION, 1);
         assert_eq!(
             (hex(pairs).as_str(), hex(images).as_str()),
-            ("16faa341430802a0", "052182b05fcae089")
+            ("16faa341430802a0", "1d8fff68c92603d0")
         );
     }
 
