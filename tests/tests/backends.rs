@@ -7,6 +7,8 @@
 //!
 //! On a machine without a GPU, `wgpu` runs on Mesa's software Vulkan (Debian: `mesa-vulkan-drivers`); set
 //! `XDG_RUNTIME_DIR` to a writable folder, and `CUBECL_AUTOTUNE_LEVEL=minimal` to spend less time on tuning.
+//! The first run there takes about four minutes on two cores, nearly all of it shader compilation. Measured: losses
+//! within 5e-7 (`ndarray`) and 6e-7 (`wgpu`, Mesa 22.3.6) of flex.
 
 #[cfg(any(feature = "ndarray", feature = "wgpu"))]
 mod compared {

@@ -300,3 +300,47 @@ fn full_size_features_are_those_of_transformers() {
             .unwrap();
     }
 }
+
+/// A copy of the `tiny` checkpoint in which one file has other contents, or is not there.
+fn load_with(file: &str, contents: Option<&[u8]>) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(dir("tiny")).unwrap() {
+        let entry = entry.unwrap();
+        // The newer file of `transformers` may stand in for preprocessor_config.json.
+        if entry.file_name() != "processor_config.json" {
+            std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+    }
+    let path = folder.path().join(file);
+    match contents {
+        Some(bytes) => std::fs::write(path, bytes).unwrap(),
+        None => std::fs::remove_file(path).unwrap(),
+    }
+    Checkpoint::load(folder.path(), &Device::default())
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn a_directory_with_a_wrong_or_missing_file_is_refused_by_name() {
+    for file in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "preprocessor_config.json",
+    ] {
+        let message = load_with(file, None);
+        assert!(message.contains(file), "{message}");
+        let message = load_with(file, Some(b"{\"x\": 1"));
+        assert!(message.contains(file), "{message}");
+    }
+    let missing = Checkpoint::load(&dir("no-such-model"), &Device::default()).unwrap_err();
+    assert!(missing.to_string().contains("no-such-model"), "{missing}");
+}
+
+#[test]
+fn a_tokenizer_of_another_vocabulary_is_refused() {
+    let other = include_bytes!("../../datasets/mini/clip-mini/tokenizer.json");
+    let message = load_with("tokenizer.json", Some(other));
+    assert!(message.contains("vocabulary"), "{message}");
+}
