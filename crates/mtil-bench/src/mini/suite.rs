@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use image::DynamicImage;
 
-use super::{ReferenceSplit, Split, reference_pair, task_image, tasks};
+use super::{ReferenceSplit, Split, WORLD_VERSION, reference_pair, task_image, tasks};
 use crate::data::{DataError, ImageSource};
 use crate::suite::{CaptionedImages, LabelledImages, Suite, Task};
 
@@ -68,6 +68,15 @@ impl ImageSource for Drawn {
         }
     }
 
+    /// The name does not say which world the picture is from.
+    fn identity(&self, index: usize) -> String {
+        format!(
+            "{} of world {WORLD_VERSION}, seed {}",
+            self.name(index),
+            self.seed
+        )
+    }
+
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
         assert!(index < self.len, "image {index} of {}", self.len);
         let image = match self.what {
@@ -123,6 +132,19 @@ pub fn suite(seed: u64, sizes: MiniSizes) -> Suite {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn worlds_of_other_seeds_have_other_fingerprints() {
+        let sizes = MiniSizes {
+            train_per_task: 20,
+            test_per_task: 20,
+            reference: 4,
+            held_out: 4,
+        };
+        let of = |seed| suite(seed, sizes).fingerprint();
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+    }
 
     #[test]
     fn a_suite_has_the_asked_sizes_and_names() {
