@@ -10,25 +10,22 @@ use clip_model::Checkpoint;
 use color_eyre::eyre::{Result, WrapErr, bail, eyre};
 use sha2::{Digest, Sha256};
 
-use super::{args::RunArgs, output::Terminal, show};
+use super::{args::RunArgs, output::Terminal};
 use crate::{
     device, embedded,
     method::Method,
     metrics::MetricsFile,
-    mini::MiniSizes,
+    mini::{self, MiniSizes},
     report,
     run::{Outcome, Request, RunOptions, run as run_method},
     suite::Suite,
 };
 
-/// Seed of the embedded suite's pictures: data, not a setting.
-const MINI_SEED: u64 = 2026;
-
 /// Reads a suite by name or file; with `quick`, the embedded one is small.
 pub fn load_suite(name: &str, quick: bool) -> Result<Suite> {
     let suite = if name == "mini" && quick {
-        crate::mini::suite(
-            MINI_SEED,
+        mini::suite(
+            mini::SUITE_SEED,
             MiniSizes {
                 train_per_task: 160,
                 test_per_task: 80,
@@ -208,7 +205,7 @@ pub fn run(args: RunArgs) -> Result<()> {
                 );
             }
             Outcome::Stopped => {
-                show::write(&folders, &out.join("report.html"))?;
+                report::write_report(&folders, &out.join("report.html"))?;
                 return Err(eyre!("stopped; the same command goes on from here"));
             }
         }

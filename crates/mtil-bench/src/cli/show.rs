@@ -1,7 +1,5 @@
 //! `report`, `methods`, `device`: what is shown without running anything.
 
-use std::path::{Path, PathBuf};
-
 use color_eyre::eyre::Result;
 
 use super::args::{MethodsArgs, ReportArgs};
@@ -11,19 +9,13 @@ use crate::{
     report,
 };
 
-/// Writes the report of `runs` to `path`.
-pub fn write(runs: &[PathBuf], path: &Path) -> Result<()> {
-    report::write_report(runs, path)?;
-    Ok(())
-}
-
 /// `report`.
 pub fn report(args: &ReportArgs) -> Result<()> {
     let path = args
         .out
         .clone()
         .unwrap_or_else(|| args.runs[0].join("report.html"));
-    write(&args.runs, &path)?;
+    report::write_report(&args.runs, &path)?;
     eprintln!("{}", report::summary_table(&args.runs)?);
     eprintln!("report: {}", path.display());
     Ok(())

@@ -46,6 +46,10 @@ pub use tokenizer::{TokenizerBuildError, build_tokenizer};
 /// do not compare, and a model pretrained on one version does not belong to another.
 pub const WORLD_VERSION: u32 = 1;
 
+/// Seed of the pictures of the embedded suite: data, not a setting. Results of different seeds would
+/// not compare.
+pub const SUITE_SEED: u64 = 2026;
+
 /// Width and height of every picture, in pixels.
 pub const IMAGE_SIZE: u32 = canvas::SIDE as u32;
 

@@ -20,8 +20,7 @@ pub const BUILT_IN: &[&str] = &[MINI];
 
 /// The embedded suite.
 fn mini() -> Suite {
-    // The seed is part of the data: results of different seeds would not compare.
-    crate::mini::suite(2026, crate::mini::MiniSizes::default())
+    crate::mini::suite(crate::mini::SUITE_SEED, crate::mini::MiniSizes::default())
 }
 
 /// Images with a class label each.
