@@ -62,3 +62,25 @@ for step in range(3):
     weight.grad = torch.tensor(grid(2, 6, 1.0, 0.9 + step)) @ p
     optimizer.step()
 show(f"adamw on projected gradients k={k}, weight [out, in]", weight.detach())
+
+
+# Gradient projection memory (arXiv 2103.09762, eq. 5, 8 and 9), two tasks, 90 % of the energy.
+def gpm(tasks, share):
+    basis = np.zeros((tasks[0].shape[1], 0))
+    ranks = []
+    for x in tasks:
+        r = x.T
+        total = (r**2).sum()
+        rest = r - basis @ (basis.T @ r)
+        u, s, _ = np.linalg.svd(rest, full_matrices=False)
+        explained = [(total - (rest**2).sum() + (s[:k] ** 2).sum()) / total for k in range(len(s) + 1)]
+        k = next(k for k in range(len(s) + 1) if explained[k] >= share)
+        basis = np.hstack([basis, u[:, :k]])
+        ranks.append(basis.shape[1])
+    return ranks, np.eye(len(basis)) - basis @ basis.T
+
+
+ranks, p = gpm(
+    [grid(9, 6, 1.0, 0.37) + grid(9, 6, 0.5, 1.9), grid(7, 6, 1.0, 0.83) + grid(7, 6, 0.2, 2.6)], 0.9
+)
+show(f"gpm ranks={ranks}, projector after the second task", p)

@@ -12,8 +12,7 @@ use clip_model::{
     Checkpoint, Clip, ClipConfig, Dtype, Observer, TokenBatch, normalize, save_weights,
 };
 use gnsp_optimizer::{
-    BatchNorm, Gram, GramAccumulator, GramError, History, Memory, NullSpace, RankRule, Site,
-    TaskNorm, check_paths, project_parameters,
+    Gram, History, Memory, NullSpace, Policy, RankRule, RecordError, Recorded, Recorder, Site,
 };
 use losses::{
     alignment_targets, contrastive_distillation, modality_alignment, smoothed_cross_entropy,
@@ -148,43 +147,36 @@ fn learning_rate(k: usize, s: &Settings) -> f64 {
     }
 }
 
-/// Collects the Gram matrix of every projected parameter over batches.
-struct Grams {
-    sums: BTreeMap<String, GramAccumulator>,
-    failed: Option<GramError>,
+/// Records the inputs of every projected parameter.
+struct Inputs {
+    recorder: Recorder,
+    failed: Option<RecordError>,
 }
 
-impl Observer for Grams {
-    const ACTIVE: bool = true;
-
+impl Observer for Inputs {
     fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
-        let [_, features] = rows.dims();
-        let new = || GramAccumulator::new(features, BatchNorm::Frobenius);
-        let sum = self.sums.entry(parameter.to_owned()).or_insert_with(new);
-        if let Err(error) = sum.add(rows) {
+        if let Err(error) = self.recorder.linear(parameter, rows) {
             self.failed = Some(error);
         }
     }
 }
 
-fn task_grams(
+fn record(
     model: &Clip,
+    policy: &Policy,
     batches: impl Iterator<Item = Tensor<4>>,
-) -> Result<BTreeMap<String, Gram>, GramError> {
-    let mut grams = Grams {
-        sums: BTreeMap::new(),
+) -> Result<BTreeMap<String, Recorded>, RecordError> {
+    let mut inputs = Inputs {
+        // The published accumulation is asymmetric (GNSP `src/models/get_data_matrix.py:95-116`).
+        recorder: Recorder::new(policy).with_history("visual.proj", History::Renormalize),
         failed: None,
     };
     for pixels in batches {
-        let _ = model.encode_image_observed(pixels, &mut grams);
+        let _ = model.encode_image_observed(pixels, &mut inputs);
     }
-    match grams.failed {
+    match inputs.failed {
         Some(error) => Err(error),
-        None => grams
-            .sums
-            .into_iter()
-            .map(|(path, sum)| Ok((path, sum.finish(TaskNorm::Frobenius)?)))
-            .collect(),
+        None => inputs.recorder.finish(),
     }
 }
 
@@ -223,6 +215,11 @@ pub fn run(
     let checkpoint = Checkpoint::load(&data_dir().join("clip/tiny"), &training)?;
     let (config, mut model) = (checkpoint.config, checkpoint.model);
     let teacher = model.valid();
+    let policy = Policy {
+        site,
+        rank: RankRule::TailShare(s.rho),
+        ..Policy::gnsp()
+    };
     let mut memory = Memory::new();
     let mut out = Outcome::default();
 
@@ -256,21 +253,20 @@ pub fn run(
             .with_beta_2(s.beta2)
             .with_epsilon(s.epsilon)
             .with_weight_decay(s.weight_decay);
-        let null_spaces = memory.null_spaces(RankRule::TailShare(s.rho))?;
+        let protection = memory.protection(&model, &policy)?;
         let mut optimizer = adamw.init();
         if t == 0 {
             model = model.freeze_group(ParamGroup::from_path("logit_scale"));
         } else {
-            check_paths(&model, &null_spaces)?;
             model = model.freeze_group(
                 ParamGroup::all().exclude(ParamGroup::from_paths(memory.paths().collect())),
             );
-            optimizer = project_parameters(optimizer, adamw.build(), &null_spaces, site);
+            optimizer = protection.wrap(optimizer, adamw.build());
         }
         out.ranks.push(
-            null_spaces
+            protection
                 .iter()
-                .map(|(path, space)| (hugging_face_name(path), space.rank()))
+                .map(|(path, p)| (hugging_face_name(path), p.null_space.rank()))
                 .collect(),
         );
         let before = weights(&model, &config)?;
@@ -315,11 +311,11 @@ pub fn run(
 
         let after = weights(&model, &config)?;
         out.drift.push(
-            null_spaces
+            protection
                 .iter()
-                .map(|(path, space)| {
+                .map(|(path, p)| {
                     let name = hugging_face_name(path);
-                    let drift = drift(space, &before[&name], &after[&name], device);
+                    let drift = drift(&p.null_space, &before[&name], &after[&name], device);
                     (name, drift)
                 })
                 .collect(),
@@ -333,25 +329,19 @@ pub fn run(
             rest = tail;
             images.pixels(batch, device)
         });
-        let grams = task_grams(&model.valid(), gram_batches)?;
-        for (path, gram) in &grams {
-            // The published accumulation is asymmetric (GNSP `src/models/get_data_matrix.py:95-116`).
-            let history = if path == "visual.proj" {
-                History::Renormalize
-            } else {
-                History::Sum
-            };
-            memory.absorb(path.clone(), gram.clone(), history)?;
-        }
+        let recorded = record(&model.valid(), &policy, gram_batches)?;
         out.grams.push(
-            grams
-                .into_iter()
-                .map(|(path, gram)| (hugging_face_name(&path), gram))
+            recorded
+                .iter()
+                .map(|(path, recorded)| (hugging_face_name(path), recorded.gram.clone()))
                 .collect(),
         );
+        for (path, recorded) in recorded {
+            memory.absorb_recorded(path, recorded, policy.rank)?;
+        }
         let remembered = memory
             .paths()
-            .filter_map(|path| Some((hugging_face_name(path), memory.get(path)?.clone())));
+            .filter_map(|path| Some((hugging_face_name(path), memory.gram(path)?.clone())));
         out.memory.push(remembered.collect());
     }
     Ok(out)

@@ -38,7 +38,7 @@ fn check(script: &Script, site: Site, out: &Outcome) {
 
     let gram_error = |ours: &Gram, theirs: &Stored| {
         assert_eq!(theirs.shape, [ours.features(), ours.features()]);
-        relative_error(ours.matrix(), &theirs.f32())
+        relative_error(&ours.dense(), &theirs.f32())
     };
     let mut grams = (0, 0.0_f64);
     let mut memory = (0, 0.0_f64);

@@ -1,6 +1,5 @@
 //! Gram matrices: what a layer has seen, as the uncentred second moment of its input rows.
 
-use burn::tensor::{FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// How much two mirrored entries may differ, relative to the largest entry, before a matrix is
@@ -28,6 +27,30 @@ pub enum GramError {
     /// Finished before a batch was added.
     #[error("no batch was added to the Gram matrix")]
     NoBatches,
+    /// Only one of the two matrices is diagonal.
+    #[error("a {found} Gram matrix does not fit a {expected} one")]
+    Kind {
+        /// `"dense"` or `"diagonal"`: what the matrix is.
+        expected: &'static str,
+        /// What the other is.
+        found: &'static str,
+    },
+    /// The groups differ.
+    #[error("the Gram matrix has {expected} groups, the other {found}")]
+    Groups {
+        /// Groups of the matrix.
+        expected: usize,
+        /// Groups of the other.
+        found: usize,
+    },
+    /// A token beyond the vocabulary.
+    #[error("token {id} is outside the vocabulary of {vocabulary}")]
+    Token {
+        /// The token.
+        id: i64,
+        /// The number of tokens there are.
+        vocabulary: usize,
+    },
     /// The matrix does not have `features · features` entries.
     #[error("a Gram matrix of {features} features does not have {entries} entries")]
     Size {
@@ -80,13 +103,21 @@ pub enum TaskNorm {
     None,
 }
 
-/// A symmetric matrix of second moments on the host.
+/// Symmetric matrices of second moments on the host: one for each group of a parameter, or one
+/// diagonal matrix where the inputs are one-hot.
 ///
-/// Entries are finite and the diagonal is not negative: [`Gram::from_matrix`] checks it.
+/// Only the upper triangles are kept. Entries are finite and no diagonal entry is negative.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gram {
-    features: usize,
-    matrix: Vec<f32>,
+    kind: Kind,
+    /// The upper triangle of each group, row by row; or the diagonal.
+    values: Vec<f32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Dense { groups: usize, features: usize },
+    Diagonal,
 }
 
 impl Gram {
@@ -98,65 +129,206 @@ impl Gram {
     ///
     /// No features, a wrong number of entries, an entry that is not finite, mirrored entries that
     /// differ by more than rounding, or a negative diagonal entry.
-    pub fn from_matrix(features: usize, mut matrix: Vec<f32>) -> Result<Self, GramError> {
-        if features == 0 {
+    pub fn from_matrix(features: usize, matrix: Vec<f32>) -> Result<Self, GramError> {
+        Self::from_groups(1, features, &matrix)
+    }
+
+    /// As [`from_matrix`](Self::from_matrix), one matrix after the other for every group.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_matrix`](Self::from_matrix).
+    pub fn from_groups(
+        groups: usize,
+        features: usize,
+        matrices: &[f32],
+    ) -> Result<Self, GramError> {
+        let one = features.checked_mul(features).unwrap_or(usize::MAX);
+        Self::check_size(features, one.checked_mul(groups), matrices.len())?;
+        check_finite(matrices)?;
+        let largest = matrices.iter().fold(0f32, |most, x| most.max(x.abs()));
+        let mut values = Vec::with_capacity(groups * packed_len(features).unwrap_or(0));
+        for matrix in matrices.chunks_exact(one) {
+            for row in 0..features {
+                for column in row..features {
+                    // In f64: the difference and the sum of two finite f32 may overflow.
+                    let a = f64::from(matrix[row * features + column]);
+                    let b = f64::from(matrix[column * features + row]);
+                    if (a - b).abs() > f64::from(ASYMMETRY) * f64::from(largest) {
+                        return Err(GramError::NotSymmetric { row, column });
+                    }
+                    values.push(((a + b) / 2.0) as f32);
+                }
+            }
+        }
+        Self::from_packed(groups, features, values)
+    }
+
+    /// Makes a Gram matrix of upper triangles, row by row, one after the other for every group.
+    ///
+    /// # Errors
+    ///
+    /// No features, a wrong number of entries, an entry that is not finite, or a negative diagonal
+    /// entry.
+    pub fn from_packed(
+        groups: usize,
+        features: usize,
+        values: Vec<f32>,
+    ) -> Result<Self, GramError> {
+        let entries = packed_len(features).and_then(|one| one.checked_mul(groups));
+        Self::check_size(features, entries, values.len())?;
+        check_finite(&values)?;
+        let gram = Self {
+            kind: Kind::Dense { groups, features },
+            values,
+        };
+        for group in 0..groups {
+            if let Some(index) = gram.diagonal_of(group).position(|x| x < 0.0) {
+                return Err(GramError::NegativeDiagonal { index });
+            }
+        }
+        Ok(gram)
+    }
+
+    /// Makes a diagonal Gram matrix: for one-hot inputs, how often each was seen.
+    ///
+    /// # Errors
+    ///
+    /// No features, or an entry that is negative or not finite.
+    pub fn from_diagonal(values: Vec<f32>) -> Result<Self, GramError> {
+        Self::check_size(values.len(), Some(values.len()), values.len())?;
+        check_finite(&values)?;
+        if let Some(index) = values.iter().position(|x| *x < 0.0) {
+            return Err(GramError::NegativeDiagonal { index });
+        }
+        Ok(Self {
+            kind: Kind::Diagonal,
+            values,
+        })
+    }
+
+    fn check_size(
+        features: usize,
+        expected: Option<usize>,
+        entries: usize,
+    ) -> Result<(), GramError> {
+        if features == 0 || entries == 0 {
             return Err(GramError::NoFeatures);
         }
-        if features.checked_mul(features) != Some(matrix.len()) {
-            return Err(GramError::Size {
-                features,
-                entries: matrix.len(),
+        if expected != Some(entries) {
+            return Err(GramError::Size { features, entries });
+        }
+        Ok(())
+    }
+
+    /// The number `n` of input features, of each group.
+    pub fn features(&self) -> usize {
+        match self.kind {
+            Kind::Dense { features, .. } => features,
+            Kind::Diagonal => self.values.len(),
+        }
+    }
+
+    /// The number of groups; 1 for anything but a grouped convolution.
+    pub fn groups(&self) -> usize {
+        match self.kind {
+            Kind::Dense { groups, .. } => groups,
+            Kind::Diagonal => 1,
+        }
+    }
+
+    /// Whether only the diagonal is kept.
+    pub fn is_diagonal(&self) -> bool {
+        self.kind == Kind::Diagonal
+    }
+
+    /// The entries that are kept: the upper triangle of every group, row by row, or the diagonal.
+    pub fn packed(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// The `n · n` row-major entries of every group, one after the other.
+    pub fn dense(&self) -> Vec<f32> {
+        let n = self.features();
+        let mut dense = vec![0.0; self.groups() * n * n];
+        for (group, matrix) in dense.chunks_exact_mut(n * n).enumerate() {
+            self.for_upper(group, |row, column, value| {
+                matrix[row * n + column] = value;
+                matrix[column * n + row] = value;
             });
         }
-        if !matrix.iter().all(|x| x.is_finite()) {
-            return Err(GramError::NotFinite);
+        dense
+    }
+
+    /// Calls `f(row, column, value)` for every entry of a group on or above the diagonal that is
+    /// kept.
+    pub(crate) fn for_upper(&self, group: usize, mut f: impl FnMut(usize, usize, f32)) {
+        let n = self.features();
+        if self.is_diagonal() {
+            return (0..n).for_each(|i| f(i, i, self.values[i]));
         }
-        let largest = matrix.iter().fold(0f32, |most, x| most.max(x.abs()));
-        for row in 0..features {
-            if matrix[row * features + row] < 0.0 {
-                return Err(GramError::NegativeDiagonal { index: row });
-            }
-            for column in row + 1..features {
-                let (upper, lower) = (row * features + column, column * features + row);
-                let (a, b) = (matrix[upper], matrix[lower]);
-                // In f64: the difference and the sum of two finite f32 may overflow.
-                if (f64::from(a) - f64::from(b)).abs() > f64::from(ASYMMETRY) * f64::from(largest) {
-                    return Err(GramError::NotSymmetric { row, column });
-                }
-                let mean = ((f64::from(a) + f64::from(b)) / 2.0) as f32;
-                matrix[upper] = mean;
-                matrix[lower] = mean;
+        let mut entries = self.group(group).iter();
+        for row in 0..n {
+            for (column, value) in (row..n).zip(&mut entries) {
+                f(row, column, *value);
             }
         }
-        Ok(Self { features, matrix })
     }
 
-    /// The number of input features `n`.
-    pub fn features(&self) -> usize {
-        self.features
+    fn group(&self, group: usize) -> &[f32] {
+        let one = self.values.len() / self.groups();
+        &self.values[group * one..][..one]
     }
 
-    /// The `n · n` entries, row-major.
-    pub fn matrix(&self) -> &[f32] {
-        &self.matrix
+    /// The diagonal of a group.
+    pub(crate) fn diagonal_of(&self, group: usize) -> impl Iterator<Item = f32> + '_ {
+        let n = self.features();
+        let values = self.group(group);
+        let diagonal = self.is_diagonal();
+        // Row i of the triangle has n − i entries.
+        (0..n).map(move |i| {
+            values[if diagonal {
+                i
+            } else {
+                i * n - i * i.saturating_sub(1) / 2
+            }]
+        })
     }
 
-    /// The Frobenius norm.
+    /// The trace of a group: the sum of its eigenvalues.
+    pub fn trace(&self, group: usize) -> f64 {
+        self.diagonal_of(group).map(f64::from).sum()
+    }
+
+    /// The sum of the squares of all entries of a group.
+    pub(crate) fn squares(&self, group: usize) -> f64 {
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let kept: f64 = self.group(group).iter().map(|x| square(*x)).sum();
+        if self.is_diagonal() {
+            return kept;
+        }
+        2.0 * kept - self.diagonal_of(group).map(square).sum::<f64>()
+    }
+
+    /// The Frobenius norm, of all groups together.
     pub fn norm(&self) -> f64 {
-        self.matrix
-            .iter()
-            .map(|x| f64::from(*x) * f64::from(*x))
-            .sum::<f64>()
-            .sqrt()
+        let squares: f64 = (0..self.groups()).map(|group| self.squares(group)).sum();
+        squares.sqrt()
     }
 
     /// This matrix divided by its Frobenius norm; a zero matrix stays as it is.
-    pub fn normalized(mut self) -> Self {
+    pub fn normalized(self) -> Self {
         let norm = self.norm();
         if norm > 0.0 {
-            for x in &mut self.matrix {
-                *x = (f64::from(*x) / norm) as f32;
-            }
+            return self.scaled(1.0 / norm);
+        }
+        self
+    }
+
+    /// This matrix times a number above zero that keeps it within the range of `f32`.
+    pub(crate) fn scaled(mut self, factor: f64) -> Self {
+        for x in &mut self.values {
+            *x = (f64::from(*x) * factor) as f32;
         }
         self
     }
@@ -165,277 +337,60 @@ impl Gram {
     ///
     /// # Errors
     ///
-    /// Different numbers of features, or a sum that overflows `f32`.
+    /// Different numbers of features or groups, a diagonal matrix and one that is not, or a sum
+    /// that overflows `f32`.
     pub fn plus(mut self, other: &Gram) -> Result<Self, GramError> {
-        if self.features != other.features {
-            return Err(GramError::Width {
-                expected: self.features,
-                found: other.features,
-            });
-        }
-        for (x, y) in self.matrix.iter_mut().zip(&other.matrix) {
+        self.check_fits(other)?;
+        for (x, y) in self.values.iter_mut().zip(&other.values) {
             *x += y;
         }
-        if !self.matrix.iter().all(|x| x.is_finite()) {
-            return Err(GramError::NotFinite);
-        }
+        check_finite(&self.values)?;
         Ok(self)
     }
-}
 
-/// Sums the second moments `XᵀX` of batches of rows, on the device of the rows.
-///
-/// With both norms the result is `A/‖A‖_F` for `A = Σ_b X_bᵀX_b / ‖X_bᵀX_b‖_F`
-/// (GNSP `src/models/get_data_matrix.py:86-116`). All arithmetic on the device is in `f32`.
-#[derive(Clone, Debug)]
-pub struct GramAccumulator {
-    features: usize,
-    batch_norm: BatchNorm,
-    sum: Option<Tensor<2>>,
-    batches: usize,
-    zero_batches: usize,
-}
-
-impl GramAccumulator {
-    /// Starts an empty sum for rows of `features` numbers.
-    pub fn new(features: usize, batch_norm: BatchNorm) -> Self {
-        Self {
-            features,
-            batch_norm,
-            sum: None,
-            batches: 0,
-            zero_batches: 0,
-        }
-    }
-
-    /// Adds the second moment of one batch.
-    ///
-    /// Two numbers are read back from the device to check it, so this waits for the device. A
-    /// batch whose second moment is zero (no rows, only zeros, or values so small that their
-    /// squares vanish in `f32`) adds nothing; it is counted in
-    /// [`zero_batches`](Self::zero_batches). Rows on an autodiff device are taken off it.
-    ///
-    /// # Shapes
-    ///
-    /// - rows: `[N, features]`
-    ///
-    /// # Errors
-    ///
-    /// Rows of another width, a second moment that is not finite, or a device that cannot be
-    /// read. The sum is then what it was before.
-    pub fn add(&mut self, rows: Tensor<2>) -> Result<(), GramError> {
-        let [count, width] = rows.dims();
-        if width != self.features {
-            return Err(GramError::Width {
-                expected: self.features,
-                found: width,
+    /// Whether two matrices can be added.
+    pub(crate) fn check_fits(&self, other: &Gram) -> Result<(), GramError> {
+        let name = |gram: &Gram| match gram.kind {
+            Kind::Dense { .. } => "dense",
+            Kind::Diagonal => "diagonal",
+        };
+        if self.is_diagonal() != other.is_diagonal() {
+            return Err(GramError::Kind {
+                expected: name(self),
+                found: name(other),
             });
         }
-        if width == 0 {
-            return Err(GramError::NoFeatures);
+        if self.features() != other.features() {
+            return Err(GramError::Width {
+                expected: self.features(),
+                found: other.features(),
+            });
         }
-        if count == 0 {
-            self.batches += 1;
-            self.zero_batches += 1;
-            return Ok(());
+        if self.groups() != other.groups() {
+            return Err(GramError::Groups {
+                expected: self.groups(),
+                found: other.groups(),
+            });
         }
-        let rows = rows.inner().cast(FloatDType::F32);
-        let moment = rows.clone().transpose().matmul(rows);
-        // The norm is taken of the matrix divided by its largest entry: squares of the entries
-        // themselves leave the range of f32 where the entries do not.
-        let largest = moment.clone().abs().max();
-        let scaled = moment.clone() / largest.clone().clamp_min(f32::MIN_POSITIVE).unsqueeze();
-        let norm = scaled.clone().square().sum().sqrt();
-        let read: Vec<f32> = Tensor::cat(vec![largest, norm], 0)
-            .try_into_vec_as()
-            .map_err(|error| GramError::Device(error.to_string()))?;
-        let [largest, norm] = read[..] else {
-            return Err(GramError::Device(format!(
-                "asked for 2 numbers, got {}",
-                read.len()
-            )));
-        };
-        if !largest.is_finite() || !norm.is_finite() {
-            return Err(GramError::NotFinite);
-        }
-        self.batches += 1;
-        // Below one (with room for an inexact division) only when the largest entry was below the smallest normal number.
-        if norm < 0.5 {
-            self.zero_batches += 1;
-            return Ok(());
-        }
-        let term = match self.batch_norm {
-            BatchNorm::Frobenius => scaled / norm,
-            BatchNorm::None => moment,
-        };
-        self.sum = Some(match self.sum.take() {
-            Some(sum) => sum + term,
-            None => term,
-        });
         Ok(())
     }
+}
 
-    /// The number of batches added, the zero ones included.
-    pub fn batches(&self) -> usize {
-        self.batches
-    }
+/// The entries of an upper triangle, or nothing where the number overflows.
+pub(crate) fn packed_len(features: usize) -> Option<usize> {
+    Some(features.checked_mul(features.checked_add(1)?)? / 2)
+}
 
-    /// The number of batches that added nothing.
-    pub fn zero_batches(&self) -> usize {
-        self.zero_batches
+fn check_finite(values: &[f32]) -> Result<(), GramError> {
+    if values.iter().all(|x| x.is_finite()) {
+        return Ok(());
     }
-
-    /// Reads the sum back. A sum of only zero batches is a zero matrix.
-    ///
-    /// # Errors
-    ///
-    /// No batch was added, the sum overflowed `f32`, or the device cannot be read.
-    pub fn finish(self, task_norm: TaskNorm) -> Result<Gram, GramError> {
-        if self.batches == 0 {
-            return Err(GramError::NoBatches);
-        }
-        let matrix = match self.sum {
-            Some(sum) => sum
-                .try_into_vec_as()
-                .map_err(|error| GramError::Device(error.to_string()))?,
-            None => vec![0.0; self.features * self.features],
-        };
-        let gram = Gram::from_matrix(self.features, matrix)?;
-        Ok(match task_norm {
-            TaskNorm::Frobenius => gram.normalized(),
-            TaskNorm::None => gram,
-        })
-    }
+    Err(GramError::NotFinite)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_utils::*;
-
-    /// Batches and constants of `tests/reference/projector.py`.
-    fn accumulate(batch_norm: BatchNorm) -> GramAccumulator {
-        let mut accumulator = GramAccumulator::new(3, batch_norm);
-        accumulator.add(grid(4, 3, 1.0, 0.7)).unwrap();
-        accumulator.add(grid(2, 3, 30.0, 1.1)).unwrap();
-        accumulator
-    }
-
-    #[test]
-    fn both_norms_match_numpy() {
-        let gram = accumulate(BatchNorm::Frobenius)
-            .finish(TaskNorm::Frobenius)
-            .unwrap();
-        assert_close(
-            gram.matrix(),
-            &[
-                0.521750215,
-                0.448865458,
-                -0.000689653121,
-                0.448865458,
-                0.472768882,
-                0.137363214,
-                -0.000689653121,
-                0.137363214,
-                0.252126242,
-            ],
-            1e-6,
-        );
-    }
-
-    #[test]
-    fn without_norms_it_is_the_plain_second_moment() {
-        let gram = accumulate(BatchNorm::None).finish(TaskNorm::None).unwrap();
-        assert_close(
-            gram.matrix(),
-            &[
-                1531.74144,
-                1254.52516,
-                -392.53371,
-                1254.52516,
-                1038.77736,
-                -310.617382,
-                -392.53371,
-                -310.617382,
-                111.982949,
-            ],
-            2e-3,
-        );
-    }
-
-    #[test]
-    fn frobenius_norms_forget_the_scale() {
-        for scale in [1e-15, 1e-6, 1.0, 1e6, 1e15] {
-            let mut accumulator = GramAccumulator::new(3, BatchNorm::Frobenius);
-            accumulator.add(grid(4, 3, scale, 0.7)).unwrap();
-            accumulator.add(grid(2, 3, 30.0 * scale, 1.1)).unwrap();
-            let gram = accumulator.finish(TaskNorm::Frobenius).unwrap();
-            let expected = accumulate(BatchNorm::Frobenius)
-                .finish(TaskNorm::Frobenius)
-                .unwrap();
-            assert_close(gram.matrix(), expected.matrix(), 1e-6);
-        }
-    }
-
-    #[test]
-    fn rejected_rows_leave_the_sum_as_it_was() {
-        let mut accumulator = accumulate(BatchNorm::Frobenius);
-        let wide = accumulator.add(grid(2, 4, 1.0, 1.0)).unwrap_err();
-        assert!(matches!(
-            wide,
-            GramError::Width {
-                expected: 3,
-                found: 4
-            }
-        ));
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
-            let rows = Tensor::from_floats([[1.0, bad, 0.0], [0.0, 0.0, 2.0]], &device());
-            let error = accumulator.add(rows).unwrap_err();
-            assert!(matches!(error, GramError::NotFinite), "{bad}: {error}");
-        }
-        assert_eq!(accumulator.batches(), 2);
-        assert_eq!(
-            accumulator.finish(TaskNorm::Frobenius).unwrap(),
-            accumulate(BatchNorm::Frobenius)
-                .finish(TaskNorm::Frobenius)
-                .unwrap()
-        );
-    }
-
-    #[test]
-    fn zero_batches_add_nothing_and_are_counted() {
-        let mut accumulator = accumulate(BatchNorm::Frobenius);
-        accumulator.add(Tensor::zeros([5, 3], &device())).unwrap();
-        accumulator.add(Tensor::zeros([0, 3], &device())).unwrap();
-        accumulator
-            .add(Tensor::full([5, 3], 1e-30, &device()))
-            .unwrap();
-        assert_eq!((accumulator.batches(), accumulator.zero_batches()), (5, 3));
-        assert_eq!(
-            accumulator.finish(TaskNorm::Frobenius).unwrap(),
-            accumulate(BatchNorm::Frobenius)
-                .finish(TaskNorm::Frobenius)
-                .unwrap()
-        );
-    }
-
-    #[test]
-    fn only_zero_batches_give_a_zero_gram_and_none_an_error() {
-        let mut accumulator = GramAccumulator::new(2, BatchNorm::Frobenius);
-        accumulator.add(Tensor::zeros([5, 2], &device())).unwrap();
-        let gram = accumulator.finish(TaskNorm::Frobenius).unwrap();
-        assert_eq!(gram.matrix(), &[0.0; 4]);
-        let empty = GramAccumulator::new(2, BatchNorm::None).finish(TaskNorm::None);
-        assert!(matches!(empty, Err(GramError::NoBatches)));
-    }
-
-    #[test]
-    fn rows_of_the_autodiff_device_are_taken_off_it() {
-        let mut accumulator = GramAccumulator::new(3, BatchNorm::Frobenius);
-        let rows = grid(4, 3, 1.0, 0.7).autodiff().require_grad();
-        accumulator.add(rows).unwrap();
-        assert!(!accumulator.sum.unwrap().is_autodiff());
-    }
 
     #[test]
     fn matrices_that_are_no_gram_are_refused() {
@@ -457,6 +412,33 @@ mod tests {
             Err(NegativeDiagonal { index: 1 })
         ));
         let rounded = refuse(2, &[1.0, 0.5, 0.50001, 1.0]).unwrap();
-        assert_eq!(rounded.matrix()[1], rounded.matrix()[2]);
+        assert_eq!(rounded.dense()[1], rounded.dense()[2]);
+        assert!(matches!(Gram::from_diagonal(vec![]), Err(NoFeatures)));
+        assert!(matches!(
+            Gram::from_diagonal(vec![1.0, -1.0]),
+            Err(NegativeDiagonal { index: 1 })
+        ));
+        assert!(matches!(
+            Gram::from_packed(2, 2, vec![0.0; 5]),
+            Err(Size { .. })
+        ));
+    }
+
+    #[test]
+    fn the_triangles_are_the_matrices() {
+        let matrices: Vec<f32> = vec![1., 2., 3., 2., 4., 5., 3., 5., 6.];
+        let both: Vec<f32> = matrices.iter().chain(&matrices).copied().collect();
+        let gram = Gram::from_groups(2, 3, &both).unwrap();
+        assert_eq!(
+            gram.packed(),
+            [1., 2., 3., 4., 5., 6., 1., 2., 3., 4., 5., 6.]
+        );
+        assert_eq!(gram.dense(), both);
+        assert_eq!((gram.trace(1), gram.squares(1)), (11.0, 129.0));
+        let diagonal = Gram::from_diagonal(vec![3.0, 0.0, 4.0]).unwrap();
+        assert_eq!((diagonal.trace(0), diagonal.norm()), (7.0, 5.0));
+        assert_eq!(diagonal.dense(), [3., 0., 0., 0., 0., 0., 0., 0., 4.]);
+        assert!(diagonal.plus(&gram).is_err());
+        assert!(Gram::from_matrix(3, matrices).unwrap().plus(&gram).is_err());
     }
 }

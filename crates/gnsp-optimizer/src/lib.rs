@@ -3,20 +3,42 @@
 // Constants are quoted digit for digit from the reference scripts.
 #![cfg_attr(test, allow(clippy::excessive_precision))]
 
-mod eigen;
+// What layers see, and what is kept of it.
+mod accumulate;
 mod gram;
-mod group;
+mod layout;
 mod memory;
-mod null_space;
-mod projected;
-mod rank;
+mod patches;
+mod recorder;
+mod select;
 
-pub use gram::{BatchNorm, Gram, GramAccumulator, GramError, TaskNorm};
-pub use group::{PathError, check_paths, project_parameters};
-pub use memory::{History, Memory, MemoryError};
+// Which directions are protected.
+mod null_space;
+mod policy;
+mod rank;
+mod solver;
+mod strength;
+
+// Training, and looking back at it.
+mod interference;
+mod projected;
+mod protection;
+
+pub use accumulate::GramAccumulator;
+pub use gram::{BatchNorm, Gram, GramError, TaskNorm};
+pub use interference::{Interference, InterferenceError};
+pub use layout::Layout;
+pub use memory::{FileError, History, Memory, MemoryError};
 pub use null_space::{NullSpace, NullSpaceError};
+pub use patches::{Padding, Patches};
+pub use policy::Policy;
 pub use projected::{Projected, Site};
+pub use protection::{Protected, Protection, ProtectionError};
 pub use rank::{RankError, RankRule};
+pub use recorder::{RecordError, Recorded, Recorder};
+pub use select::{SelectError, Selection, Selector};
+pub use solver::Solver;
+pub use strength::{Strength, StrengthError};
 
 #[cfg(test)]
 mod test_utils;

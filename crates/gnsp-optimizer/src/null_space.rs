@@ -4,8 +4,9 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use faer::Mat;
 
-use crate::{Gram, RankError, RankRule, eigen::Eigen};
+use crate::{Gram, Policy, RankError, RankRule, StrengthError, solver};
 
 /// Why a Gram matrix gave no null space.
 #[derive(Debug, thiserror::Error)]
@@ -14,101 +15,307 @@ pub enum NullSpaceError {
     /// The rank rule does not fit.
     #[error(transparent)]
     Rank(#[from] RankError),
+    /// The strength does not fit.
+    #[error(transparent)]
+    Strength(#[from] StrengthError),
     /// The eigenvalue solver did not converge.
     #[error("the eigenvalues of a Gram matrix of {features} features did not converge")]
     NoConvergence {
         /// Features of the Gram matrix.
         features: usize,
     },
+    /// The device of the solver could not be read.
+    #[error("the device could not be read: {0}")]
+    Device(String),
 }
 
-/// Which orthonormal columns are kept: always the fewer ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Columns {
-    /// The `k` protected directions `U`; the projector is `I − U·Uᵀ`.
-    Protected,
-    /// The `n − k` free directions `N`; the projector is `N·Nᵀ`, the same matrix.
-    Free,
+/// How the projector is kept: in the form that is cheapest to apply.
+///
+/// All matrices are row-major, one for each group.
+enum Form {
+    /// Nothing is protected.
+    Identity,
+    /// Everything is protected.
+    Zero,
+    /// `x − U·(w ∘ (Uᵀ·x))` with the protected directions `U` `[n, columns]` and, for a soft
+    /// projection, their strengths `w`.
+    Remove {
+        columns: usize,
+        directions: Vec<f32>,
+        strengths: Option<Vec<f32>>,
+    },
+    /// `N·(Nᵀ·x)` with the free directions `N` `[n, columns]`: the same matrix as `Remove` with
+    /// full strength, for fewer columns than that, or where it would have to be applied twice.
+    Keep {
+        columns: usize,
+        directions: Vec<f32>,
+    },
+    /// `P·x`: for a soft projection of more than half of the directions.
+    Dense(Vec<f32>),
+    /// Every row times a number of its own: the projector of a diagonal Gram matrix.
+    Rows(Vec<f32>),
 }
 
-/// The `n − k` free directions of an input space of `n` features, of which `k` are protected.
+/// From this share of the features on, keeping the free directions is no dearer than removing the
+/// protected ones twice.
+const KEEP_FROM: f64 = 1.0 / 3.0;
+
+/// The free directions of an input space of `n` features, of which `k` are protected.
 ///
 /// `P = I − U·Uᵀ` for the top `k` eigenvectors `U` of a Gram matrix
 /// (GNSP `src/models/finetune_gnsp.py:108-170, 429-448`, which forms the dense `P`; here only the
-/// factor `U`, or the free directions where these are fewer, is kept). `P` is symmetric, `P² = P`,
-/// and `P·G` is the part of the Gram matrix `G` that the rank rule left unprotected.
+/// factor `U`, or the free directions where these are cheaper, is kept). `P` is symmetric,
+/// `P² = P`, and `P·G` is the part of the Gram matrix `G` that the rank rule left unprotected.
+/// A [soft](crate::Strength::Scaled) projection is `P = I − U·Λ·Uᵀ`: symmetric, with eigenvalues in
+/// `0..=1`, and not idempotent.
 ///
-/// The factor is kept on the host and copied once to every device it is used on.
+/// The parameter of a grouped convolution has a null space for every group; they are kept together.
+/// The factors are kept on the host and copied once to every device they are used on.
 pub struct NullSpace {
+    groups: usize,
     features: usize,
-    rank: usize,
-    spectrum: Vec<f64>,
-    columns: Columns,
-    /// Row-major `[n, min(k, n − k)]`.
-    factor: Vec<f32>,
-    on_device: Mutex<Vec<(Device, Tensor<2>)>>,
+    ranks: Vec<usize>,
+    /// The known eigenvalues of every group, and the sum of all; nothing for stored directions.
+    spectra: Option<Vec<(Vec<f64>, f64)>>,
+    form: Form,
+    /// What the projector is multiplied with.
+    scale: f64,
+    on_device: Mutex<Vec<(Device, Vec<Tensor<3>>)>>,
 }
 
 impl fmt::Debug for NullSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NullSpace")
+            .field("groups", &self.groups)
             .field("features", &self.features)
-            .field("rank", &self.rank)
+            .field("ranks", &self.ranks)
             .field("protected_share", &self.protected_share())
             .finish_non_exhaustive()
     }
 }
 
 impl NullSpace {
-    /// Computes the null space of a Gram matrix; `rule` says how much of it is protected.
-    ///
-    /// The eigendecomposition runs on the host in `f64`, at a cost of about `n³`.
+    /// Computes the hard null space of a Gram matrix; `rule` says how much of it is protected.
     ///
     /// # Errors
     ///
     /// A rule that does not fit the matrix, or eigenvalues that did not converge.
     pub fn from_gram(gram: &Gram, rule: RankRule) -> Result<Self, NullSpaceError> {
-        let eigen = Eigen::new(gram)?;
-        let features = gram.features();
-        let rank = rule.rank(&eigen.values)?;
-        let (columns, factor) = if 2 * rank <= features {
-            (Columns::Protected, eigen.vectors(0, rank))
-        } else {
-            (Columns::Free, eigen.vectors(rank, features))
+        let policy = Policy {
+            rank: rule,
+            ..Policy::default()
         };
-        Ok(Self {
-            features,
-            rank,
-            spectrum: eigen.values,
-            columns,
-            factor,
-            on_device: Mutex::new(Vec::new()),
-        })
+        Self::build(gram, &policy, None)
     }
 
-    /// The number `n` of input features.
+    /// Computes the null space of a Gram matrix by the rank rule, the strength, the solver and the
+    /// normalisation of a policy. `device` is where [`Solver::Device`](crate::Solver::Device) works;
+    /// the other solvers run on the host.
+    ///
+    /// # Errors
+    ///
+    /// A rule or a strength that does not fit, eigenvalues that did not converge, or a device that
+    /// cannot be read.
+    pub fn from_policy(
+        gram: &Gram,
+        policy: &Policy,
+        device: &Device,
+    ) -> Result<Self, NullSpaceError> {
+        Self::build(gram, policy, Some(device))
+    }
+
+    fn build(
+        gram: &Gram,
+        policy: &Policy,
+        device: Option<&Device>,
+    ) -> Result<Self, NullSpaceError> {
+        policy.strength.check()?;
+        if gram.is_diagonal() {
+            return Self::from_diagonal(gram, policy);
+        }
+        let found = (0..gram.groups())
+            .map(|group| solver::solve(gram, group, policy.rank, policy.solver, device))
+            .collect::<Result<Vec<_>, _>>()?;
+        let ranks: Vec<usize> = found.iter().map(|leading| leading.rank).collect();
+        let (n, most) = (gram.features(), ranks.iter().copied().max().unwrap_or(0));
+        let strengths = found.iter().map(|leading| {
+            let shares = policy.strength.shares(&leading.values[..leading.rank])?;
+            Some(shares.into_iter().map(|x| x as f32).collect())
+        });
+        let strengths: Option<Vec<Vec<f32>>> = strengths.collect();
+        let form = if ranks.iter().all(|rank| *rank == 0) {
+            Form::Identity
+        } else if let Some(strengths) = strengths {
+            let protected = found.iter().map(|one| one.protected.as_slice());
+            if 2 * most > n {
+                Form::Dense(dense_soft(n, protected.zip(&strengths)))
+            } else {
+                Form::Remove {
+                    columns: most,
+                    directions: padded(n, &ranks, most, protected),
+                    strengths: Some(strengths.iter().flat_map(|s| pad(s, most)).collect()),
+                }
+            }
+        } else if ranks.iter().all(|rank| *rank == n) {
+            Form::Zero
+        } else if most as f64 >= KEEP_FROM * n as f64
+            && let Some(free) = found
+                .iter()
+                .map(|one| one.free.as_deref())
+                .collect::<Option<Vec<_>>>()
+        {
+            let widths: Vec<usize> = ranks.iter().map(|rank| n - rank).collect();
+            let columns = widths.iter().copied().max().unwrap_or(0);
+            Form::Keep {
+                columns,
+                directions: padded(n, &widths, columns, free.into_iter()),
+            }
+        } else {
+            let protected = found.iter().map(|one| one.protected.as_slice());
+            Form::Remove {
+                columns: most,
+                directions: padded(n, &ranks, most, protected),
+                strengths: None,
+            }
+        };
+        let spectra = found
+            .into_iter()
+            .enumerate()
+            .map(|(group, leading)| (leading.values, gram.trace(group)))
+            .collect();
+        Ok(Self::new(n, ranks, Some(spectra), form).normalized(policy.normalize))
+    }
+
+    /// The eigenvectors of a diagonal matrix are the rows themselves.
+    fn from_diagonal(gram: &Gram, policy: &Policy) -> Result<Self, NullSpaceError> {
+        let n = gram.features();
+        let counts = gram.packed();
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|a, b| counts[*b].total_cmp(&counts[*a]));
+        let values: Vec<f64> = order.iter().map(|i| f64::from(counts[*i])).collect();
+        let rank = policy.rank.rank(&values)?;
+        let shares = policy.strength.shares(&values[..rank]);
+        let mut rows = vec![1.0; n];
+        for (j, row) in order[..rank].iter().enumerate() {
+            rows[*row] = shares.as_ref().map_or(0.0, |shares| 1.0 - shares[j] as f32);
+        }
+        let spectra = vec![(values, gram.trace(0))];
+        Ok(Self::new(n, vec![rank], Some(spectra), Form::Rows(rows)).normalized(policy.normalize))
+    }
+
+    /// The null space of stored orthonormal directions, all of them protected.
+    ///
+    /// # Arguments
+    ///
+    /// - groups: for every group the `k · n` row-major entries of its `k` directions.
+    pub(crate) fn from_directions(features: usize, groups: &[Vec<f32>]) -> Self {
+        let ranks: Vec<usize> = groups.iter().map(|rows| rows.len() / features).collect();
+        let most = ranks.iter().copied().max().unwrap_or(0);
+        let form = if most == 0 {
+            Form::Identity
+        } else if ranks.iter().all(|rank| *rank == features) {
+            Form::Zero
+        } else {
+            let mut directions = vec![0.0; groups.len() * features * most];
+            for (group, rows) in groups.iter().enumerate() {
+                for (j, row) in rows.chunks_exact(features).enumerate() {
+                    for (i, x) in row.iter().enumerate() {
+                        directions[(group * features + i) * most + j] = *x;
+                    }
+                }
+            }
+            Form::Remove {
+                columns: most,
+                directions,
+                strengths: None,
+            }
+        };
+        Self::new(features, ranks, None, form)
+    }
+
+    fn new(
+        features: usize,
+        ranks: Vec<usize>,
+        spectra: Option<Vec<(Vec<f64>, f64)>>,
+        form: Form,
+    ) -> Self {
+        Self {
+            groups: ranks.len(),
+            features,
+            ranks,
+            spectra,
+            form,
+            scale: 1.0,
+            on_device: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Divides the projector by its Frobenius norm, the root of the number of free directions.
+    fn normalized(mut self, normalize: bool) -> Self {
+        let free = self.free();
+        if normalize && free > 0 {
+            self.scale = 1.0 / (free as f64).sqrt();
+        }
+        self
+    }
+
+    /// The number `n` of input features, of each group.
     pub fn features(&self) -> usize {
         self.features
     }
 
-    /// The number `k` of protected directions.
+    /// The number of groups; 1 for anything but a grouped convolution.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// The number of directions there are: features times groups.
+    pub fn dimensions(&self) -> usize {
+        self.groups * self.features
+    }
+
+    /// The number of protected directions, of all groups together.
     pub fn rank(&self) -> usize {
-        self.rank
+        self.ranks.iter().sum()
     }
 
-    /// The eigenvalues of the Gram matrix in descending order, `n` of them.
-    pub fn spectrum(&self) -> &[f64] {
-        &self.spectrum
+    /// The number of protected directions of each group.
+    pub fn ranks(&self) -> &[usize] {
+        &self.ranks
     }
 
-    /// The share of the sum of the eigenvalues that is protected, in `0..=1`; 0 for a zero Gram
-    /// matrix.
-    pub fn protected_share(&self) -> f64 {
-        let total: f64 = self.spectrum.iter().sum();
+    /// The number of directions left to learn in, of all groups together.
+    pub fn free(&self) -> usize {
+        self.dimensions() - self.rank()
+    }
+
+    /// The eigenvalues of the Gram matrix of a group that are known, in descending order: all of
+    /// them, or the protected ones where a partial solver found no more; empty for stored
+    /// directions.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such group.
+    pub fn spectrum(&self, group: usize) -> &[f64] {
+        assert!(group < self.groups, "no group {group} of {}", self.groups);
+        self.spectra
+            .as_ref()
+            .map_or(&[], |spectra| &spectra[group].0)
+    }
+
+    /// The share of the sum of all eigenvalues that is protected, in `0..=1`; 0 for a zero Gram
+    /// matrix, nothing for stored directions, which have no eigenvalues.
+    pub fn protected_share(&self) -> Option<f64> {
+        let spectra = self.spectra.as_ref()?;
+        let total: f64 = spectra.iter().map(|(_, total)| total).sum();
         if total == 0.0 {
-            return 0.0;
+            return Some(0.0);
         }
-        self.spectrum[..self.rank].iter().sum::<f64>() / total
+        let kept = spectra.iter().zip(&self.ranks);
+        let protected: f64 = kept
+            .map(|((values, _), k)| values[..*k].iter().sum::<f64>())
+            .sum();
+        Some((protected / total).min(1.0))
     }
 
     /// Projects every column of `x` onto the free directions: `P·x`.
@@ -125,28 +332,65 @@ impl NullSpace {
     ///
     /// # Panics
     ///
-    /// When `x` does not have `n` rows.
+    /// When `x` does not have `n` rows, or when there are several groups.
     pub fn project(&self, x: Tensor<2>) -> Tensor<2> {
-        self.check_rows(&x);
-        if self.rank == 0 {
-            return x;
-        }
-        if self.rank == self.features {
-            return x.zeros_like();
-        }
-        let dtype = x.dtype();
-        let x = x.cast(FloatDType::F32);
-        let projected = match self.columns {
-            // One pass leaves rounding of the size of x; where x lies mostly inside U, that is not
-            // small beside the result. The second pass removes it.
-            Columns::Protected => self.remove(self.remove(x)),
-            // The result is a combination of free directions whatever x is.
-            Columns::Free => self.component(x),
-        };
-        projected.cast(dtype)
+        self.project_groups(x.unsqueeze()).squeeze_dim(0)
     }
 
-    /// The Frobenius norm of the part of `x` inside the protected directions, `‖Uᵀx‖`, in `f32`.
+    /// As [`project`](Self::project), for the matrices of all groups.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[groups, n, columns]`
+    /// - output: as `x`
+    ///
+    /// # Panics
+    ///
+    /// When `x` has other groups or rows.
+    pub fn project_groups(&self, x: Tensor<3>) -> Tensor<3> {
+        self.apply(x, true)
+    }
+
+    /// Projects once: what is left inside the protected directions is below `1e-6` of `x`, and not
+    /// of the result.
+    pub(crate) fn project_once(&self, x: Tensor<3>) -> Tensor<3> {
+        self.apply(x, false)
+    }
+
+    fn apply(&self, x: Tensor<3>, twice: bool) -> Tensor<3> {
+        self.check(&x);
+        let dtype = x.dtype();
+        let result = match &self.form {
+            Form::Identity => x,
+            Form::Zero => return x.zeros_like(),
+            form => {
+                let x = x.cast(FloatDType::F32);
+                let result = match form {
+                    // One pass leaves rounding of the size of x; where x lies mostly inside U, that
+                    // is not small beside the result. The second pass removes it.
+                    Form::Remove {
+                        strengths: None, ..
+                    } if twice => {
+                        let once = x.clone() - self.component(x);
+                        once.clone() - self.component(once)
+                    }
+                    Form::Remove { .. } => x.clone() - self.component(x),
+                    // The result is a combination of free directions whatever x is.
+                    Form::Keep { .. } => self.component(x),
+                    Form::Dense(_) => self.tensor(&x.device(), 0).matmul(x),
+                    _ => self.tensor(&x.device(), 0) * x,
+                };
+                result.cast(dtype)
+            }
+        };
+        if self.scale == 1.0 {
+            return result;
+        }
+        result * self.scale
+    }
+
+    /// The Frobenius norm of what a projection takes out of `x`, in `f32`: for a hard one the part
+    /// inside the protected directions, `‖Uᵀx‖`.
     ///
     /// A diagnostic: it waits for the device.
     ///
@@ -156,91 +400,221 @@ impl NullSpace {
     ///
     /// # Panics
     ///
-    /// When `x` does not have `n` rows, or when the device cannot be read.
+    /// When `x` does not have `n` rows, when there are several groups, or when the device cannot be
+    /// read.
     pub fn residual_in_protected(&self, x: Tensor<2>) -> f32 {
-        self.check_rows(&x);
-        if self.rank == 0 {
-            return 0.0;
-        }
+        self.residual_of_groups(x.unsqueeze())
+    }
+
+    /// As [`residual_in_protected`](Self::residual_in_protected), for the matrices of all groups.
+    ///
+    /// # Panics
+    ///
+    /// When `x` has other groups or rows, or when the device cannot be read.
+    pub fn residual_of_groups(&self, x: Tensor<3>) -> f32 {
+        self.check(&x);
         let x = x.inner().cast(FloatDType::F32);
-        let part = match self.columns {
-            Columns::Protected => self.factor_on(&x.device()).transpose().matmul(x),
-            Columns::Free if self.rank == self.features => x,
-            Columns::Free => self.remove(x),
+        let part = match self.form {
+            Form::Identity => return 0.0,
+            Form::Zero => x,
+            Form::Remove { .. } => self.component(x),
+            Form::Keep { .. } => x.clone() - self.component(x),
+            Form::Dense(_) => x.clone() - self.tensor(&x.device(), 0).matmul(x),
+            Form::Rows(_) => x.clone() - self.tensor(&x.device(), 0) * x,
         };
         part.square().sum().sqrt().into_scalar()
     }
 
-    /// The dense projector `P`, row-major `[n, n]`, computed on the host in `f64`.
+    /// The square of what [`residual_of_groups`](Self::residual_of_groups) measures, of one group, in
+    /// `f64` on the host.
+    pub(crate) fn taken_out(&self, group: usize, x: &Mat<f64>) -> f64 {
+        let n = self.features;
+        let directions = |columns: usize, all: &[f32]| {
+            Mat::from_fn(n, columns, |i, j| {
+                f64::from(all[(group * n + i) * columns + j])
+            })
+        };
+        match &self.form {
+            Form::Identity => 0.0,
+            Form::Zero => x.squared_norm_l2(),
+            Form::Remove {
+                columns,
+                directions: all,
+                strengths,
+            } => {
+                let mut inside = directions(*columns, all).transpose() * x;
+                if let Some(strengths) = strengths {
+                    for (j, strength) in strengths[group * columns..][..*columns].iter().enumerate()
+                    {
+                        for column in 0..inside.ncols() {
+                            inside[(j, column)] *= f64::from(*strength);
+                        }
+                    }
+                }
+                inside.squared_norm_l2()
+            }
+            Form::Keep {
+                columns,
+                directions: all,
+            } => {
+                let free = directions(*columns, all);
+                (x - &free * (free.transpose() * x)).squared_norm_l2()
+            }
+            Form::Dense(entries) => (x - directions(n, entries) * x).squared_norm_l2(),
+            Form::Rows(rows) => (0..n)
+                .map(|i| (1.0 - f64::from(rows[i])).powi(2) * x.row(i).squared_norm_l2())
+                .sum(),
+        }
+    }
+
+    /// The dense projector `P`, row-major `[n, n]` for every group, computed on the host in `f64`.
     ///
     /// For inspection of small layers; [`project`](Self::project) never forms it.
     pub fn dense(&self) -> Vec<f32> {
         let n = self.features;
-        let width = self.factor.len() / n;
-        let mut dense = vec![0.0; n * n];
-        for row in 0..n {
-            for column in 0..n {
-                let product: f64 = (0..width)
-                    .map(|j| {
-                        f64::from(self.factor[row * width + j])
-                            * f64::from(self.factor[column * width + j])
-                    })
-                    .sum();
-                let identity = if row == column { 1.0 } else { 0.0 };
-                dense[row * n + column] = match self.columns {
-                    Columns::Protected => identity - product,
-                    Columns::Free => product,
-                } as f32;
+        let mut dense = vec![0.0; self.groups * n * n];
+        for (group, matrix) in dense.chunks_exact_mut(n * n).enumerate() {
+            for row in 0..n {
+                for column in 0..n {
+                    let identity = if row == column { 1.0 } else { 0.0 };
+                    let product = |columns: usize, directions: &[f32], weights: Option<&[f32]>| {
+                        let of = |row: usize| &directions[(group * n + row) * columns..][..columns];
+                        let weight = |j: usize| weights.map_or(1.0, |w| w[group * columns + j]);
+                        (of(row).iter().zip(of(column)).enumerate())
+                            .map(|(j, (a, b))| f64::from(*a) * f64::from(*b) * f64::from(weight(j)))
+                            .sum::<f64>()
+                    };
+                    let entry = match &self.form {
+                        Form::Identity => identity,
+                        Form::Zero => 0.0,
+                        Form::Remove {
+                            columns,
+                            directions,
+                            strengths,
+                        } => identity - product(*columns, directions, strengths.as_deref()),
+                        Form::Keep {
+                            columns,
+                            directions,
+                        } => product(*columns, directions, None),
+                        Form::Dense(entries) => f64::from(entries[(group * n + row) * n + column]),
+                        Form::Rows(rows) => identity * f64::from(rows[row]),
+                    };
+                    matrix[row * n + column] = (self.scale * entry) as f32;
+                }
             }
         }
         dense
     }
 
-    fn check_rows(&self, x: &Tensor<2>) {
-        let [rows, columns] = x.dims();
+    fn check(&self, x: &Tensor<3>) {
+        let [groups, rows, columns] = x.dims();
         assert!(
-            rows == self.features,
-            "a null space of {} features cannot project a [{rows}, {columns}] tensor: \
-             its first dimension must be the input features",
+            groups == self.groups && rows == self.features,
+            "{} null spaces of {} features cannot project a [{groups}, {rows}, {columns}] tensor: \
+             its dimensions must be groups, input features and columns",
+            self.groups,
             self.features
         );
     }
 
-    /// `F(Fᵀx)` for the kept factor `F`.
-    fn component(&self, x: Tensor<2>) -> Tensor<2> {
-        let factor = self.factor_on(&x.device());
-        factor.clone().matmul(factor.transpose().matmul(x))
+    /// `F·(w ∘ (Fᵀ·x))` for the kept directions `F` and their strengths.
+    fn component(&self, x: Tensor<3>) -> Tensor<3> {
+        let device = x.device();
+        let factor = self.tensor(&device, 0);
+        let mut inside = factor.clone().swap_dims(1, 2).matmul(x);
+        if let Form::Remove {
+            strengths: Some(_), ..
+        } = self.form
+        {
+            inside = inside * self.tensor(&device, 1);
+        }
+        factor.matmul(inside)
     }
 
-    /// `x − F(Fᵀx)` for the kept factor `F`.
-    fn remove(&self, x: Tensor<2>) -> Tensor<2> {
-        x.clone() - self.component(x)
-    }
-
-    /// The factor on a device, copied there on first use.
-    fn factor_on(&self, device: &Device) -> Tensor<2> {
+    /// A tensor of the form on a device, copied there on first use.
+    fn tensor(&self, device: &Device, index: usize) -> Tensor<3> {
         let device = device.clone().inner();
         // A panic of another thread cannot leave the list half written.
         let mut known = self
             .on_device
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, factor)) = known.iter().find(|(on, _)| *on == device) {
-            return factor.clone();
+        if let Some((_, tensors)) = known.iter().find(|(on, _)| *on == device) {
+            return tensors[index].clone();
         }
-        let width = self.factor.len() / self.features;
-        let data = TensorData::new(self.factor.clone(), [self.features, width]);
-        let factor = Tensor::<2>::from_data(data, &device).cast(FloatDType::F32);
-        known.push((device, factor.clone()));
-        factor
+        let upload = |values: &[f32], rows: usize, columns: usize| {
+            let data = TensorData::new(values.to_vec(), [self.groups, rows, columns]);
+            Tensor::<3>::from_data(data, &device).cast(FloatDType::F32)
+        };
+        let n = self.features;
+        let tensors = match &self.form {
+            Form::Identity | Form::Zero => unreachable!("they need no tensor"),
+            Form::Remove {
+                columns,
+                directions,
+                strengths,
+            } => {
+                let mut tensors = vec![upload(directions, n, *columns)];
+                tensors.extend(strengths.iter().map(|s| upload(s, *columns, 1)));
+                tensors
+            }
+            Form::Keep {
+                columns,
+                directions,
+            } => vec![upload(directions, n, *columns)],
+            Form::Dense(entries) => vec![upload(entries, n, n)],
+            Form::Rows(rows) => vec![upload(rows, n, 1)],
+        };
+        let tensor = tensors[index].clone();
+        known.push((device, tensors));
+        tensor
     }
+}
+
+/// The row-major `[n, widths[g]]` matrices of all groups, made as wide as the widest with zeros.
+fn padded<'a>(
+    n: usize,
+    widths: &[usize],
+    widest: usize,
+    matrices: impl Iterator<Item = &'a [f32]>,
+) -> Vec<f32> {
+    let mut all = Vec::with_capacity(widths.len() * n * widest);
+    for (matrix, width) in matrices.zip(widths) {
+        for row in 0..n {
+            all.extend(pad(&matrix[row * width..][..*width], widest));
+        }
+    }
+    all
+}
+
+fn pad(values: &[f32], length: usize) -> impl Iterator<Item = f32> + '_ {
+    let zeros = std::iter::repeat_n(0.0, length - values.len());
+    values.iter().copied().chain(zeros)
+}
+
+/// `I − U·Λ·Uᵀ` of every group, in `f64` until the end.
+fn dense_soft<'a>(n: usize, groups: impl Iterator<Item = (&'a [f32], &'a Vec<f32>)>) -> Vec<f32> {
+    let mut all = Vec::new();
+    for (directions, strengths) in groups {
+        let k = strengths.len();
+        let u = Mat::from_fn(n, k, |i, j| f64::from(directions[i * k + j]));
+        let weighted = Mat::from_fn(n, k, |i, j| u[(i, j)] * f64::from(strengths[j]));
+        let product = &weighted * u.transpose();
+        for i in 0..n {
+            all.extend((0..n).map(|j| {
+                let identity = if i == j { 1.0 } else { 0.0 };
+                (identity - product[(i, j)]) as f32
+            }));
+        }
+    }
+    all
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::test_utils::*;
-    use crate::{BatchNorm, GramAccumulator, TaskNorm};
+    use crate::{BatchNorm, GramAccumulator, Strength, TaskNorm};
 
     /// The Gram matrix of `tests/reference/projector.py`.
     fn reference() -> Gram {
@@ -334,7 +708,7 @@ mod tests {
             0.404175644,
         ];
         let space = NullSpace::from_gram(&reference(), RankRule::TailShare(0.01)).unwrap();
-        assert_eq!((space.rank(), space.columns), (5, Columns::Free));
+        assert_eq!((space.rank(), space.free()), (5, 1));
         assert_close(&space.dense(), &expected, 2e-6);
         assert_close(&values(space.project(eye(6))), &expected, 2e-6);
     }
@@ -342,7 +716,7 @@ mod tests {
     #[test]
     fn the_spectrum_matches_numpys_singular_values() {
         let space = NullSpace::from_gram(&reference(), RankRule::FixedRank(3)).unwrap();
-        let spectrum: Vec<f32> = space.spectrum().iter().map(|x| *x as f32).collect();
+        let spectrum: Vec<f32> = space.spectrum(0).iter().map(|x| *x as f32).collect();
         let expected = [
             0.840601504,
             0.505045524,
@@ -353,7 +727,7 @@ mod tests {
         ];
         assert_close(&spectrum, &expected, 1e-6);
         let share: f32 = expected[..3].iter().sum::<f32>() / expected.iter().sum::<f32>();
-        assert!((space.protected_share() - f64::from(share)).abs() < 1e-6);
+        assert!((space.protected_share().unwrap() - f64::from(share)).abs() < 1e-6);
     }
 
     #[test]
@@ -400,7 +774,7 @@ mod tests {
             ] {
                 let space = NullSpace::from_gram(&gram, rule).unwrap();
                 let name = format!("{name}, {rule:?}, rank {}", space.rank());
-                assert!(space.spectrum().is_sorted_by(|a, b| a >= b), "{name}");
+                assert!(space.spectrum(0).is_sorted_by(|a, b| a >= b), "{name}");
                 let p = space.project(eye(n));
                 // P is symmetric and the same as the dense one, and applying it twice is once.
                 let dense = space.dense();
@@ -425,10 +799,9 @@ mod tests {
             let space = NullSpace::from_gram(&gram, RankRule::TailShare(0.05)).unwrap();
             // Divided by its norm: the squares of huge entries leave f32.
             let whole = gram.clone().normalized();
-            let matrix =
-                Tensor::<2>::from_data(TensorData::new(whole.matrix().to_vec(), [n, n]), &device());
+            let matrix = Tensor::<2>::from_data(TensorData::new(whole.dense(), [n, n]), &device());
             let scale = gram.norm().max(f64::MIN_POSITIVE);
-            let tail: f64 = space.spectrum()[space.rank()..]
+            let tail: f64 = space.spectrum(0)[space.rank()..]
                 .iter()
                 .map(|value| (value / scale).powi(2))
                 .sum();
@@ -439,25 +812,99 @@ mod tests {
 
     #[test]
     fn the_leak_stays_small_where_nearly_all_lies_inside_the_protected_directions() {
-        for (n, k) in [(64, 8), (768, 77), (768, 300)] {
-            let mut accumulator = GramAccumulator::new(n, BatchNorm::Frobenius);
-            accumulator.add(random(k, n, 1.0, 5)).unwrap();
-            let gram = accumulator.finish(TaskNorm::Frobenius).unwrap();
+        for (n, k) in [(64, 8), (768, 77), (768, 250), (768, 300)] {
+            let gram = gram_of(random(k, n, 1.0, 5));
             let space = NullSpace::from_gram(&gram, RankRule::FixedRank(k)).unwrap();
-            assert_eq!(space.columns, Columns::Protected);
-            let inside = space.component(random(n, 16, 1.0, 6));
+            let inside = random(n, 16, 1.0, 6);
+            let inside = inside.clone() - space.project(inside);
             let x = inside + random(n, 16, 1e-3, 7);
-            let once = space.remove(x.clone());
-            let twice = space.project(x);
             let relative = |y: Tensor<2>| space.residual_in_protected(y.clone()) / norm(&y);
-            // One pass is not enough, which is why `project` makes two.
-            assert!(relative(once) > 2e-6, "{n} {k}");
-            assert!(
-                relative(twice.clone()) < 1e-6,
-                "{n} {k}: {}",
-                relative(twice)
-            );
+            if let Form::Remove { .. } = space.form {
+                // One pass is not enough, which is why `project` makes two.
+                let once = space.project_once(x.clone().unsqueeze()).squeeze_dim(0);
+                assert!(relative(once) > 2e-6, "{n} {k}");
+            } else {
+                assert_eq!(
+                    k, 300,
+                    "above a third of the features the free ones are kept"
+                );
+            }
+            let twice = relative(space.project(x));
+            assert!(twice < 1e-6, "{n} {k}: {twice}");
         }
+    }
+
+    #[test]
+    fn a_soft_projector_takes_out_less_of_weaker_directions() {
+        // Standard deviations 4, 2, 1 of three features.
+        let gram = Gram::from_matrix(3, vec![16., 0., 0., 0., 4., 0., 0., 0., 1.]).unwrap();
+        for (rank, solver_form) in [(1, "removes"), (3, "is dense")] {
+            let policy = Policy {
+                rank: RankRule::FixedRank(rank),
+                strength: Strength::Scaled(10.0),
+                ..Policy::default()
+            };
+            let space = NullSpace::from_policy(&gram, &policy, &device()).unwrap();
+            let shares = [1.0, 22.0 / 24.0, 11.0 / 14.0];
+            let kept = |i: usize| {
+                if i < rank {
+                    1.0 - shares[i] as f32
+                } else {
+                    1.0
+                }
+            };
+            let expected = [kept(0), 0., 0., 0., kept(1), 0., 0., 0., kept(2)];
+            assert_close_named(&values(space.project(eye(3))), &expected, 1e-6, solver_form);
+            assert_close_named(&space.dense(), &expected, 1e-6, solver_form);
+        }
+    }
+
+    #[test]
+    fn groups_have_projectors_of_their_own() {
+        let (a, b) = (random_gram(3, 9, 1), random_gram(20, 9, 2));
+        let both: Vec<f32> = a.dense().into_iter().chain(b.dense()).collect();
+        let gram = Gram::from_groups(2, 9, &both).unwrap();
+        for rule in [RankRule::TailShare(0.2), RankRule::ExplainedEnergy(0.3)] {
+            let space = NullSpace::from_gram(&gram, rule).unwrap();
+            let alone = [&a, &b].map(|gram| NullSpace::from_gram(gram, rule).unwrap());
+            assert_eq!(space.ranks(), [alone[0].rank(), alone[1].rank()]);
+            assert_ne!(space.ranks()[0], space.ranks()[1]);
+            let x = random(18, 4, 1.0, 3).reshape([2, 9, 4]);
+            let projected = space.project_groups(x.clone());
+            for (group, alone) in alone.iter().enumerate() {
+                let expected = alone.project(x.clone().narrow(0, group, 1).squeeze_dim(0));
+                let found = projected.clone().narrow(0, group, 1);
+                assert_close(&values(found), &values(expected), 1e-6);
+            }
+            assert!(space.residual_of_groups(projected.clone()) < 1e-6 * norm(&projected));
+        }
+    }
+
+    #[test]
+    fn one_hot_inputs_have_a_projector_of_rows() {
+        let gram = Gram::from_diagonal(vec![1.0, 0.0, 6.0, 3.0]).unwrap();
+        let space = NullSpace::from_gram(&gram, RankRule::TailShare(0.2)).unwrap();
+        assert_eq!((space.rank(), space.free()), (2, 2));
+        let x = random(4, 2, 1.0, 1);
+        let kept = values(space.project(x.clone()));
+        assert_eq!(kept[..4], values(x)[..4]);
+        assert_eq!(kept[4..], [0.0; 4]);
+        // The same as the dense matrix of these counts.
+        let dense = Gram::from_matrix(4, gram.dense()).unwrap();
+        let same = NullSpace::from_gram(&dense, RankRule::TailShare(0.2)).unwrap();
+        assert_close(&space.dense(), &same.dense(), 1e-6);
+    }
+
+    #[test]
+    fn a_normalised_projector_has_norm_one() {
+        let policy = Policy {
+            rank: RankRule::FixedRank(2),
+            normalize: true,
+            ..Policy::default()
+        };
+        let space = NullSpace::from_policy(&reference(), &policy, &device()).unwrap();
+        let squares: f32 = space.dense().iter().map(|x| x * x).sum();
+        assert!((squares - 1.0).abs() < 1e-6, "{squares}");
     }
 
     #[test]
@@ -473,7 +920,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "6 features cannot project a [5, 2]")]
+    #[should_panic(expected = "6 features cannot project a [1, 5, 2]")]
     fn other_rows_panic() {
         let space = NullSpace::from_gram(&reference(), RankRule::FixedRank(2)).unwrap();
         let _ = space.project(random(5, 2, 1.0, 0));

@@ -6,7 +6,7 @@ use burn::optim::{LearningRate, Optimizer};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::NullSpace;
+use crate::{Layout, NullSpace};
 
 /// Where the projector acts within a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,10 +25,8 @@ pub enum Site {
 
 /// Wraps an optimizer so that its steps on one parameter stay in a null space.
 ///
-/// The projector acts on the first dimension of the parameter, the input features of a Burn
-/// `Linear` weight `[in, out]`; a parameter of another rank is taken as `[d_0, rest]`. With inputs
-/// `x` remembered in the Gram matrix, a step `Δ = P·Δ` changes the outputs by `x·Δ ≈ 0`. A bias
-/// has no such null space: freeze it.
+/// The parameter is read as matrices of input features by its [`Layout`]. With inputs `x`
+/// remembered in the Gram matrix, a step `Δ = P·Δ` changes the outputs by `x·Δ ≈ 0`.
 ///
 /// The state is the inner optimizer's, so checkpoints of the two are interchangeable.
 ///
@@ -43,31 +41,25 @@ pub enum Site {
 ///
 /// # Panics
 ///
-/// A step panics when the first dimension of the parameter is not the number of features of the
-/// null space; [`check_paths`](crate::check_paths) finds that beforehand.
+/// A step panics when the parameter does not have the features of the null space;
+/// [`Memory::protection`](crate::Memory::protection) finds that beforehand.
 #[derive(Clone, Debug)]
 pub struct Projected<O> {
     inner: O,
+    layout: Layout,
     null_space: Arc<NullSpace>,
     site: Site,
 }
 
 impl<O> Projected<O> {
-    /// Wraps `inner`.
-    pub fn new(inner: O, null_space: Arc<NullSpace>, site: Site) -> Self {
+    /// Wraps `inner` for a parameter of this layout.
+    pub fn new(inner: O, layout: Layout, null_space: Arc<NullSpace>, site: Site) -> Self {
         Self {
             inner,
+            layout,
             null_space,
             site,
         }
-    }
-
-    /// Projects the first dimension of a tensor of any rank.
-    fn project<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let shape = x.dims();
-        let columns = shape[1..].iter().product::<usize>();
-        let matrix: Tensor<2> = x.reshape([shape[0], columns]);
-        self.null_space.project(matrix).reshape(shape)
     }
 }
 
@@ -82,11 +74,19 @@ impl<O: Optimizer> Optimizer for Projected<O> {
         state: Option<Self::State<D>>,
     ) -> (Tensor<D>, Option<Self::State<D>>) {
         match self.site {
-            Site::Gradient => self.inner.step(lr, tensor, self.project(grad), state),
+            Site::Gradient => {
+                let shape = grad.dims();
+                // Once, as published: what the optimizer makes of the rest is larger by far.
+                let grad = self.null_space.project_once(self.layout.split(grad));
+                self.inner
+                    .step(lr, tensor, self.layout.join(grad, shape), state)
+            }
             Site::Update => {
+                let shape = tensor.dims();
                 let (new, state) = self.inner.step(lr, tensor.clone(), grad, state);
-                let change = self.project(new - tensor.clone());
-                (tensor + change, state)
+                let change = self.layout.split(new - tensor.clone());
+                let change = self.null_space.project_groups(change);
+                (tensor + self.layout.join(change, shape), state)
             }
         }
     }
@@ -131,6 +131,7 @@ mod tests {
     fn projected_gradients_through_adamw_match_pytorch() {
         let optimizer = Projected::new(
             adamw(0.0),
+            Layout::InputsFirst,
             space(&reference_gram(), RankRule::TailShare(0.3)),
             Site::Gradient,
         );
@@ -175,7 +176,7 @@ mod tests {
 
     /// From a zero weight nothing but the projector decides where the steps lead.
     fn leak_from_zero<O: Optimizer>(inner: O, space: &Arc<NullSpace>, site: Site) -> f32 {
-        let optimizer = Projected::new(inner, space.clone(), site);
+        let optimizer = Projected::new(inner, Layout::InputsFirst, space.clone(), site);
         let weight = walk(
             &optimizer,
             Tensor::zeros([space.features(), 24], &device()),
@@ -214,7 +215,7 @@ mod tests {
         let space = space(&random_gram(rows, features, 3), RankRule::TailShare(1e-6));
         assert!(space.rank() >= rows && space.rank() < features);
         let weight = random(features, 32, 0.1, 4);
-        let optimizer = Projected::new(inner, space, Site::Update);
+        let optimizer = Projected::new(inner, Layout::InputsFirst, space, Site::Update);
         let trained = walk(&optimizer, weight.clone(), 100, lr);
         assert!(norm(&(trained.clone() - weight.clone())) > 1e-3 * norm(&weight));
         let before = inputs.clone().matmul(weight);
@@ -237,20 +238,29 @@ mod tests {
     }
 
     #[test]
-    fn parameters_of_other_ranks_are_projected_along_their_first_dimension() {
+    fn a_layout_says_which_entries_are_inputs() {
         let space = space(&reference_gram(), RankRule::FixedRank(2));
-        let optimizer = Projected::new(SgdConfig::new().build(), space.clone(), Site::Update);
+        let sgd = SgdConfig::new().build();
+        let step = |layout, zero, grad: Tensor<4>| {
+            let optimizer = Projected::new(sgd.clone(), layout, space.clone(), Site::Update);
+            optimizer.step(1.0, zero, grad, None).0
+        };
         let grad = random(6, 12, 1.0, 8);
         let flat = space.project(grad.clone()).neg();
-
         let zero = Tensor::<4>::zeros([6, 3, 2, 2], &device());
-        let (moved, _) = optimizer.step(1.0, zero, grad.clone().reshape([6, 3, 2, 2]), None);
+        let moved = step(
+            Layout::InputsFirst,
+            zero,
+            grad.clone().reshape([6, 3, 2, 2]),
+        );
         assert_close(&values(moved), &values(flat.clone()), 1e-6);
-
-        let zero = Tensor::<1>::zeros([6], &device());
-        let column = grad.narrow(1, 0, 1).reshape([6]);
-        let (moved, _) = optimizer.step(1.0, zero, column, None);
-        assert_close(&values(moved), &values(flat.narrow(1, 0, 1)), 1e-6);
+        let zero = Tensor::<4>::zeros([12, 3, 2, 1], &device());
+        let moved = step(
+            Layout::InputsLast { groups: 1 },
+            zero,
+            grad.transpose().reshape([12, 3, 2, 1]),
+        );
+        assert_close(&values(moved), &values(flat.transpose()), 1e-6);
     }
 
     #[test]
@@ -259,15 +269,20 @@ mod tests {
         let nothing = space(&reference_gram(), RankRule::FixedRank(0));
         let all = space(&reference_gram(), RankRule::FixedRank(6));
         let free = walk(&adamw(0.1), weight.clone(), 5, 1e-2);
-        let gradient = Projected::new(adamw(0.1), nothing.clone(), Site::Gradient);
+        let gradient = Projected::new(
+            adamw(0.1),
+            Layout::InputsFirst,
+            nothing.clone(),
+            Site::Gradient,
+        );
         assert_eq!(
             values(walk(&gradient, weight.clone(), 5, 1e-2)),
             values(free.clone())
         );
-        let update = Projected::new(adamw(0.1), nothing, Site::Update);
+        let update = Projected::new(adamw(0.1), Layout::InputsFirst, nothing, Site::Update);
         let walked = walk(&update, weight.clone(), 5, 1e-2);
         assert_close(&values(walked), &values(free), 1e-6);
-        let stopped = Projected::new(adamw(0.1), all, Site::Update);
+        let stopped = Projected::new(adamw(0.1), Layout::InputsFirst, all, Site::Update);
         assert_eq!(
             values(walk(&stopped, weight.clone(), 5, 1e-2)),
             values(weight)

@@ -9,6 +9,12 @@ pub enum RankError {
     /// The tail share is not between zero and one.
     #[error("the tail share must be above 0 and below 1, got {0}")]
     TailShare(f64),
+    /// The explained energy is not between zero and one.
+    #[error("the explained energy must be above 0 and below 1, got {0}")]
+    ExplainedEnergy(f64),
+    /// The ratio to the smallest value is below one or not finite.
+    #[error("the ratio to the smallest value must be a number from 1 up, got {0}")]
+    RatioToSmallest(f64),
     /// More directions asked for than there are.
     #[error("cannot protect {rank} of {features} directions")]
     TooLarge {
@@ -21,55 +27,143 @@ pub enum RankError {
 
 /// The rule that chooses the number `k` of protected directions from a spectrum.
 ///
-/// In a configuration file it is `{ tail-share = 0.01 }` or `{ fixed-rank = 64 }`.
+/// The `S_j` below are the eigenvalues of the Gram matrix in descending order, that is squares of
+/// the singular values of the inputs. An all-zero spectrum, nothing seen, gives `k = 0` for all
+/// rules but a fixed rank. In a configuration file a rule is `{ tail-share = 0.01 }`,
+/// `{ fixed-rank = 64 }`, …
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RankRule {
     /// The smallest `k` for which the eigenvalues that are *not* protected sum to less than the
     /// share `ρ` of all: `Σ_{j≥k} S_j / Σ_j S_j < ρ`, strictly, with `0 < ρ < 1`
-    /// (GNSP `src/models/finetune_gnsp.py:134-147`). A smaller `ρ` protects more.
-    ///
-    /// The `S_j` are eigenvalues of the Gram matrix, that is squares of the singular values of the
-    /// inputs. An all-zero spectrum gives `k = 0`, nothing protected, since nothing was seen; the
-    /// reference code protects all directions but one there.
+    /// (GNSP `src/models/finetune_gnsp.py:134-147`). A smaller `ρ` protects more. For an all-zero
+    /// spectrum the reference code protects all directions but one.
     TailShare(f64),
+    /// The smallest `k` that explains the share `ε` of the energy of the inputs:
+    /// `Σ_{j<k} S_j ≥ ε·Σ_j S_j`, with `0 < ε < 1` (Saha, Garg and Roy 2021, *Gradient Projection
+    /// Memory*, arXiv 2103.09762, eq. 5). The published code takes one direction fewer on the
+    /// first task, those whose running sum is still below `ε` (GPM `main_pmnist.py`,
+    /// `update_GPM`).
+    ExplainedEnergy(f64),
+    /// Free are the directions with `S_j ≤ a·S_n`, at most `a ≥ 1` times the smallest
+    /// (Wang et al. 2021, *Training Networks in Null Space of Feature Covariance for Continual
+    /// Learning*, CVPR; Adam-NSCL `optim/adam_svd.py`, `get_transforms`). A larger `a` protects
+    /// less. It needs the whole spectrum, and its smallest value must be more than rounding: where
+    /// fewer rows than features were seen, exactly the unseen directions are free.
+    RatioToSmallest(f64),
     /// This `k` whatever the spectrum. Directions in which the spectrum is zero are chosen
     /// arbitrarily when `k` exceeds its rank.
     FixedRank(usize),
 }
 
+/// Eigenvalues below this share of the largest are rounding of a Gram matrix kept in `f32`, and
+/// count as zero where the smallest one is asked for.
+const ROUNDING: f64 = 1e-7;
+
 impl RankRule {
-    /// The number of protected directions for eigenvalues in descending order.
+    /// The number of protected directions for all eigenvalues in descending order.
     ///
     /// Negative eigenvalues, which only rounding makes, count as zero.
     ///
     /// # Errors
     ///
-    /// A tail share outside `(0, 1)`, or a fixed rank above the number of eigenvalues.
+    /// A parameter out of its range, or a fixed rank above the number of eigenvalues.
     pub fn rank(&self, spectrum: &[f64]) -> Result<usize, RankError> {
+        // From the smallest up, so that small values are not lost beside large ones.
+        let total = spectrum.iter().rev().map(|x| x.max(0.0)).sum();
+        let rank = self.rank_of_leading(spectrum, total, spectrum.len())?;
+        Ok(rank.unwrap_or(spectrum.len()))
+    }
+
+    /// Checks the parameter against the number of features.
+    pub(crate) fn check(&self, features: usize) -> Result<(), RankError> {
+        let share = |x: f64| x > 0.0 && x < 1.0;
         match *self {
-            RankRule::TailShare(share) => {
-                if !(share > 0.0 && share < 1.0) {
-                    return Err(RankError::TailShare(share));
-                }
-                // From the smallest up, so that small values are not lost beside large ones.
-                let mut tails = vec![0.0; spectrum.len() + 1];
-                for (index, value) in spectrum.iter().enumerate().rev() {
-                    tails[index] = tails[index + 1] + value.max(0.0);
-                }
-                let total = tails[0];
-                if total == 0.0 {
-                    return Ok(0);
-                }
-                let kept = tails.iter().position(|tail| tail / total < share);
-                Ok(kept.unwrap_or(spectrum.len()))
+            Self::TailShare(x) if !share(x) => Err(RankError::TailShare(x)),
+            Self::ExplainedEnergy(x) if !share(x) => Err(RankError::ExplainedEnergy(x)),
+            Self::RatioToSmallest(x) if !(x >= 1.0 && x.is_finite()) => {
+                Err(RankError::RatioToSmallest(x))
             }
-            RankRule::FixedRank(rank) if rank > spectrum.len() => Err(RankError::TooLarge {
-                rank,
-                features: spectrum.len(),
-            }),
-            RankRule::FixedRank(rank) => Ok(rank),
+            Self::FixedRank(rank) if rank > features => Err(RankError::TooLarge { rank, features }),
+            _ => Ok(()),
         }
+    }
+
+    /// The number of protected directions when only the largest eigenvalues are known, and the sum
+    /// of all of them (the trace of the matrix); nothing when these do not decide it.
+    ///
+    /// # Errors
+    ///
+    /// As [`rank`](Self::rank).
+    pub(crate) fn rank_of_leading(
+        &self,
+        leading: &[f64],
+        total: f64,
+        features: usize,
+    ) -> Result<Option<usize>, RankError> {
+        self.check(features)?;
+        let whole = leading.len() == features;
+        if let Self::FixedRank(rank) = *self {
+            return Ok((rank <= leading.len()).then_some(rank));
+        }
+        if total <= 0.0 {
+            return Ok(Some(0));
+        }
+        // What is left after the first k values. Where all are known it is summed from the
+        // smallest up, so that a small rest does not come out as the rounding of large numbers.
+        let mut rests = vec![0.0; leading.len() + 1];
+        rests[leading.len()] = if whole {
+            0.0
+        } else {
+            let known: f64 = leading.iter().map(|x| x.max(0.0)).sum();
+            (total - known).max(0.0)
+        };
+        for (k, value) in leading.iter().enumerate().rev() {
+            rests[k] = rests[k + 1] + value.max(0.0);
+        }
+        Ok(match *self {
+            Self::TailShare(share) => rests.iter().position(|rest| rest / total < share),
+            Self::ExplainedEnergy(share) => rests
+                .iter()
+                .position(|rest| 1.0 - rest / total >= share)
+                .or(whole.then_some(features)),
+            Self::RatioToSmallest(ratio) => whole.then(|| {
+                let floor = ROUNDING * leading[0].max(0.0);
+                let smallest = leading[features - 1];
+                let smallest = if smallest > floor { smallest } else { 0.0 };
+                let limit = (ratio * smallest).max(floor);
+                leading.iter().filter(|value| **value > limit).count()
+            }),
+            Self::FixedRank(_) => unreachable!("answered above"),
+        })
+    }
+
+    /// Whether `known` of the largest eigenvalues, whose sum is `seen`, may decide the rule.
+    pub(crate) fn possible(&self, seen: f64, known: usize, total: f64) -> bool {
+        match *self {
+            Self::TailShare(share) => seen > (1.0 - share) * total,
+            Self::ExplainedEnergy(share) => seen >= share * total,
+            Self::FixedRank(rank) => known > rank,
+            Self::RatioToSmallest(_) => false,
+        }
+    }
+
+    /// The least number of directions that this rule can protect of a matrix with this trace and
+    /// this sum of squared entries, whatever its spectrum.
+    ///
+    /// `Σ_{j<k} S_j ≤ √k·‖G‖_F` (Cauchy and Schwarz), so whatever share of the trace must be
+    /// protected needs that many directions.
+    pub(crate) fn least(&self, total: f64, squares: f64) -> f64 {
+        let share = match *self {
+            Self::TailShare(share) => 1.0 - share,
+            Self::ExplainedEnergy(share) => share,
+            Self::FixedRank(rank) => return rank as f64,
+            Self::RatioToSmallest(_) => return f64::INFINITY,
+        };
+        if squares <= 0.0 {
+            return 0.0;
+        }
+        (share * total).powi(2) / squares
     }
 }
 
@@ -105,9 +199,59 @@ mod tests {
     }
 
     #[test]
+    fn energy_is_explained_from_the_share_on() {
+        let spectrum = [4.0, 2.0, 1.0, 1.0];
+        for (share, expected) in [(0.5, 1), (0.500001, 2), (0.75, 2), (0.9, 4), (0.99, 4)] {
+            let rank = RankRule::ExplainedEnergy(share).rank(&spectrum);
+            assert_eq!(rank, Ok(expected), "share {share}");
+        }
+        assert_eq!(RankRule::ExplainedEnergy(0.9).rank(&[0.0; 3]), Ok(0));
+    }
+
+    #[test]
+    fn directions_near_the_smallest_are_free() {
+        let spectrum = [100.0, 30.0, 10.0, 2.0, 1.0];
+        for (ratio, expected) in [(1.0, 4), (2.0, 3), (10.0, 2), (29.0, 2), (100.0, 0)] {
+            let rank = RankRule::RatioToSmallest(ratio).rank(&spectrum);
+            assert_eq!(rank, Ok(expected), "ratio {ratio}");
+        }
+        // Where nothing was seen in some directions, those are free and no others.
+        let rule = RankRule::RatioToSmallest(10.0);
+        assert_eq!(rule.rank(&[1.0, 1e-3, 0.0, 0.0]), Ok(2));
+        assert_eq!(rule.rank(&[1.0, 1e-3, 1e-12, -1e-13]), Ok(2));
+        assert_eq!(rule.rank(&[0.0; 3]), Ok(0));
+    }
+
+    #[test]
+    fn the_largest_values_decide_as_soon_as_they_can() {
+        let spectrum = [4.0, 2.0, 1.0, 1.0];
+        let of = |rule: RankRule, known| rule.rank_of_leading(&spectrum[..known], 8.0, 4).unwrap();
+        for rule in [
+            RankRule::TailShare(0.3),
+            RankRule::ExplainedEnergy(0.75),
+            RankRule::FixedRank(2),
+        ] {
+            assert_eq!(of(rule, 1), None, "{rule:?}");
+            assert_eq!(of(rule, 2), Some(2), "{rule:?}");
+            assert_eq!(of(rule, 4), Some(2), "{rule:?}");
+            assert!(rule.least(8.0, 22.0) <= 2.0, "{rule:?}");
+        }
+        assert_eq!(of(RankRule::RatioToSmallest(1.0), 3), None);
+        assert_eq!(of(RankRule::RatioToSmallest(1.0), 4), Some(2));
+        // Of a flat spectrum the share itself must be protected.
+        assert!((RankRule::TailShare(0.25).least(8.0, 8.0) - 4.5).abs() < 1e-12);
+    }
+
+    #[test]
     fn rules_out_of_range_are_refused() {
         for share in [0.0, 1.0, -0.1, 1.5, f64::NAN, f64::INFINITY] {
             assert!(RankRule::TailShare(share).rank(&[1.0]).is_err(), "{share}");
+            let energy = RankRule::ExplainedEnergy(share);
+            assert!(energy.rank(&[1.0]).is_err(), "{share}");
+        }
+        for ratio in [0.0, 0.99, f64::NAN, f64::INFINITY] {
+            let rule = RankRule::RatioToSmallest(ratio);
+            assert!(rule.rank(&[1.0]).is_err(), "{ratio}");
         }
         assert_eq!(RankRule::FixedRank(2).rank(&[1.0, 0.0]), Ok(2));
         assert_eq!(
@@ -124,6 +268,14 @@ mod tests {
         for (rule, text) in [
             (RankRule::TailShare(0.01), r#"{"tail-share":0.01}"#),
             (RankRule::FixedRank(64), r#"{"fixed-rank":64}"#),
+            (
+                RankRule::ExplainedEnergy(0.97),
+                r#"{"explained-energy":0.97}"#,
+            ),
+            (
+                RankRule::RatioToSmallest(10.0),
+                r#"{"ratio-to-smallest":10.0}"#,
+            ),
         ] {
             assert_eq!(serde_json::to_string(&rule).unwrap(), text);
             assert_eq!(serde_json::from_str::<RankRule>(text).unwrap(), rule);

@@ -21,9 +21,7 @@ pub fn grid(rows: usize, cols: usize, a: f64, b: f64) -> Tensor<2> {
 /// The Gram matrix whose projectors `tests/reference/projector.py` prints.
 pub fn reference_gram() -> Gram {
     let features = grid(9, 6, 1.0, 0.37) + grid(9, 6, 0.5, 1.9) + grid(9, 6, 0.3, 2.6);
-    let mut accumulator = GramAccumulator::new(6, BatchNorm::Frobenius);
-    accumulator.add(features).unwrap();
-    accumulator.finish(TaskNorm::Frobenius).unwrap()
+    gram_of(features)
 }
 
 /// Uniform values in `-scale..scale`, a pure function of the seed.
@@ -35,11 +33,16 @@ pub fn random(rows: usize, cols: usize, scale: f32, seed: u64) -> Tensor<2> {
     Tensor::from_data(TensorData::new(numbers, [rows, cols]), &device())
 }
 
+/// The Gram matrix of one batch of rows.
+pub fn gram_of(rows: Tensor<2>) -> Gram {
+    let mut accumulator = GramAccumulator::new(rows.dims()[1], BatchNorm::Frobenius);
+    accumulator.add(rows).unwrap();
+    accumulator.finish(TaskNorm::Frobenius).unwrap()
+}
+
 /// The Gram matrix of `rows` random rows.
 pub fn random_gram(rows: usize, features: usize, seed: u64) -> Gram {
-    let mut accumulator = GramAccumulator::new(features, BatchNorm::Frobenius);
-    accumulator.add(random(rows, features, 1.0, seed)).unwrap();
-    accumulator.finish(TaskNorm::Frobenius).unwrap()
+    gram_of(random(rows, features, 1.0, seed))
 }
 
 pub fn eye(size: usize) -> Tensor<2> {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use gnsp_optimizer::{RankRule, Site};
+use gnsp_optimizer::{BatchNorm, History, Policy, RankRule, Site, Solver, Strength, TaskNorm};
 
 /// The methods that come with the program, as TOML.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -107,6 +107,12 @@ pub struct Projection {
     pub site: Site,
     /// How many directions are protected.
     pub rank: RankRule,
+    /// How strongly they are protected: `"hard"`, or softer where the spectrum is weaker.
+    pub strength: Strength,
+    /// How the tasks are joined.
+    pub history: History,
+    /// What finds the directions.
+    pub solver: Solver,
     /// Images per batch of the Gram pass.
     pub gram_batch: usize,
     /// Batches of the Gram pass; all of the training set when absent.
@@ -124,11 +130,34 @@ pub struct Projection {
     pub renormalize_proj: bool,
 }
 
+impl Projection {
+    /// The choices of the optimizer crate.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            site: self.site,
+            rank: self.rank,
+            strength: self.strength,
+            history: self.history,
+            batch_norm: if self.gram_batch_norm {
+                BatchNorm::Frobenius
+            } else {
+                BatchNorm::None
+            },
+            task_norm: TaskNorm::Frobenius,
+            normalize: false,
+            solver: self.solver,
+        }
+    }
+}
+
 impl Default for Projection {
     fn default() -> Self {
         Self {
             site: Site::Gradient,
             rank: RankRule::TailShare(0.15),
+            strength: Strength::Hard,
+            history: History::Sum,
+            solver: Solver::Auto,
             gram_batch: 16,
             gram_batches: None,
             gram_batch_norm: true,

@@ -185,7 +185,8 @@ impl Engine<'_> {
             state.previous = needs_previous.then(|| state.model.clone());
         }
         let (model, text_trains) = set_trainable(state.model.clone(), method, index)?;
-        let (fresh, ranks) = optimizer(method, if index == 0 { &EMPTY } else { &state.memory })?;
+        let memory = if index == 0 { &EMPTY } else { &state.memory };
+        let (fresh, ranks) = optimizer(method, &model, memory)?;
         if state.position.step == 0 && !ranks.is_empty() {
             self.directory
                 .append_event(&json!({"event": "gram", "task": index, "ranks": ranks}))?;

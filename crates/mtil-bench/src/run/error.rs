@@ -57,15 +57,13 @@ pub enum RunError {
         /// Learning rate of the update.
         lr: f64,
     },
-    /// The features of the model are NaN or infinite.
-    #[error("parameter `{path}` sees NaN or infinite inputs after task `{task}`: {source}")]
+    /// The inputs of the projected parameters cannot be remembered.
+    #[error("task `{task}` cannot be remembered: {source}")]
     Gram {
-        /// Path of the parameter.
-        path: String,
         /// Name of the task.
         task: String,
-        /// What is wrong.
-        source: gnsp_optimizer::GramError,
+        /// What is wrong, and with which parameter.
+        source: gnsp_optimizer::MemoryError,
     },
     /// A pattern of the method selects no parameter of this model.
     #[error("method `{method}`: pattern `{pattern}` selects no parameter of the model")]
@@ -87,9 +85,12 @@ pub enum RunError {
     /// A checkpoint could not be read or written.
     #[error(transparent)]
     Checkpoint(#[from] clip_model::CheckpointError),
-    /// The memory of earlier tasks could not be read, written or used.
+    /// The memory of earlier tasks could not be read or written.
     #[error(transparent)]
-    Memory(#[from] gnsp_optimizer::MemoryError),
+    Memory(#[from] gnsp_optimizer::FileError),
+    /// The memory of earlier tasks does not protect this model.
+    #[error(transparent)]
+    Protection(#[from] gnsp_optimizer::ProtectionError),
     /// A result file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),

@@ -1,13 +1,10 @@
 //! The pass over a task that remembers its activations.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Tensor;
 use clip_model::{Clip, Observer};
-use gnsp_optimizer::{BatchNorm, GramAccumulator, GramError, History, Memory, TaskNorm};
+use gnsp_optimizer::{History, Memory, MemoryError, RecordError, Recorder};
 
 use super::{Event, Progress, RunError};
 use crate::{batch::Images, data::BatchOrder, method::Projection, seeds, suite::Task};
@@ -17,9 +14,8 @@ const PROJ: &str = "visual.proj";
 
 struct GramObserver {
     all_tokens: bool,
-    batch_norm: BatchNorm,
-    grams: BTreeMap<String, GramAccumulator>,
-    error: Option<(String, GramError)>,
+    recorder: Recorder,
+    error: Option<RecordError>,
 }
 
 impl Observer for GramObserver {
@@ -28,13 +24,8 @@ impl Observer for GramObserver {
     }
 
     fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
-        let [_, features] = rows.dims();
-        let gram = self
-            .grams
-            .entry(parameter.to_owned())
-            .or_insert_with(|| GramAccumulator::new(features, self.batch_norm));
-        if let Err(error) = gram.add(rows) {
-            self.error.get_or_insert((parameter.to_owned(), error));
+        if let Err(error) = self.recorder.linear(parameter, rows) {
+            self.error.get_or_insert(error);
         }
     }
 }
@@ -55,15 +46,18 @@ pub(super) fn remember(
     progress: &mut dyn Progress,
 ) -> Result<bool, RunError> {
     let device = model.device();
+    let mut recorder = Recorder::new(&projection.policy());
+    if projection.renormalize_proj && projection.history == History::Sum {
+        recorder = recorder.with_history(PROJ, History::Renormalize);
+    }
     let mut observer = GramObserver {
         all_tokens: projection.gram_all_tokens,
-        batch_norm: if projection.gram_batch_norm {
-            BatchNorm::Frobenius
-        } else {
-            BatchNorm::None
-        },
-        grams: BTreeMap::new(),
+        recorder,
         error: None,
+    };
+    let unusable = |source: MemoryError| RunError::Gram {
+        task: task.name.clone(),
+        source,
     };
     let order = BatchOrder::new(
         task.train.labels.len(),
@@ -93,32 +87,14 @@ pub(super) fn remember(
         if let Some(pixels) = pixels {
             model.encode_image_observed(pixels, &mut observer);
         }
-        if let Some((path, source)) = observer.error.take() {
-            return Err(RunError::Gram {
-                path,
-                task: task.name.clone(),
-                source,
-            });
+        if let Some(error) = observer.error.take() {
+            return Err(unusable(error.into()));
         }
     }
     progress.event(&Event::Gram {
         done: batches,
         of: batches,
     });
-    for (path, gram) in observer.grams {
-        let gram = gram
-            .finish(TaskNorm::Frobenius)
-            .map_err(|source| RunError::Gram {
-                path: path.clone(),
-                task: task.name.clone(),
-                source,
-            })?;
-        let history = if projection.renormalize_proj && path == PROJ {
-            History::Renormalize
-        } else {
-            History::Sum
-        };
-        memory.absorb(path, gram, history)?;
-    }
+    memory.absorb(observer.recorder).map_err(unusable)?;
     Ok(true)
 }

@@ -8,7 +8,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use clip_model::{Checkpoint, Clip, TokenBatch, normalize};
-use gnsp_optimizer::{Memory, project_parameters};
+use gnsp_optimizer::Memory;
 use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
 
 use super::{RunError, reference::Reference};
@@ -117,6 +117,7 @@ pub(super) fn set_trainable(
 /// each.
 pub(super) fn optimizer(
     method: &Method,
+    model: &Clip,
     memory: &Memory,
 ) -> Result<(ModuleOptimizer, BTreeMap<String, [usize; 2]>), RunError> {
     let adamw = AdamWConfig::new()
@@ -127,15 +128,15 @@ pub(super) fn optimizer(
     let plain = ModuleOptimizer::from(adamw.build());
     match &method.projection {
         Some(projection) if !memory.is_empty() => {
-            let null_spaces = memory.null_spaces(projection.rank)?;
-            let ranks = null_spaces
+            let protection = memory.protection(model, &projection.policy())?;
+            let ranks = protection
                 .iter()
-                .map(|(path, n)| (path.clone(), [n.rank(), n.features()]))
+                .map(|(path, p)| {
+                    let space = &p.null_space;
+                    (path.to_owned(), [space.rank(), space.dimensions()])
+                })
                 .collect();
-            Ok((
-                project_parameters(plain, adamw.build(), &null_spaces, projection.site),
-                ranks,
-            ))
+            Ok((protection.wrap(plain, adamw.build()), ranks))
         }
         _ => Ok((plain, BTreeMap::new())),
     }

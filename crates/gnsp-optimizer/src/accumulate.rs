@@ -1,0 +1,521 @@
+//! The second moments of a layer's inputs, summed batch by batch where the inputs are.
+
+use burn::tensor::{FloatDType, Int, Tensor};
+
+use crate::{BatchNorm, Gram, GramError, TaskNorm};
+
+/// Sums the second moments `XᵀX` of batches of rows, on the device of the rows.
+///
+/// With both norms the result is `A/‖A‖_F` for `A = Σ_b X_bᵀX_b / ‖X_bᵀX_b‖_F`
+/// (GNSP `src/models/get_data_matrix.py:86-116`). All arithmetic on the device is in `f32`, and the
+/// memory is that of two matrices however many rows are added.
+#[derive(Clone, Debug)]
+pub struct GramAccumulator {
+    features: usize,
+    batch_norm: BatchNorm,
+    sum: Sum,
+    batches: usize,
+    zero_batches: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Sum {
+    /// `[groups, features, features]`, once a batch was not zero.
+    Dense(Option<Tensor<3>>),
+    /// How often each one-hot input was seen.
+    Diagonal(Vec<f64>),
+}
+
+impl GramAccumulator {
+    /// Starts an empty sum for rows of `features` numbers.
+    pub fn new(features: usize, batch_norm: BatchNorm) -> Self {
+        Self::start(features, batch_norm, Sum::Dense(None))
+    }
+
+    /// Starts an empty diagonal sum for the tokens of an embedding: their rows would be one-hot.
+    pub fn diagonal(vocabulary: usize, batch_norm: BatchNorm) -> Self {
+        Self::start(vocabulary, batch_norm, Sum::Diagonal(vec![0.0; vocabulary]))
+    }
+
+    fn start(features: usize, batch_norm: BatchNorm, sum: Sum) -> Self {
+        Self {
+            features,
+            batch_norm,
+            sum,
+            batches: 0,
+            zero_batches: 0,
+        }
+    }
+
+    /// The number of features of a row.
+    pub fn features(&self) -> usize {
+        self.features
+    }
+
+    /// Adds the second moment of one batch.
+    ///
+    /// Two numbers are read back from the device to check it, so this waits for the device. A
+    /// batch whose second moment is zero (no rows, only zeros, or values so small that their
+    /// squares vanish in `f32`) adds nothing; it is counted in
+    /// [`zero_batches`](Self::zero_batches). Rows on an autodiff device are taken off it.
+    ///
+    /// # Shapes
+    ///
+    /// - rows: `[N, features]`
+    ///
+    /// # Errors
+    ///
+    /// Rows of another width, a second moment that is not finite, a diagonal sum, or a device that
+    /// cannot be read. The sum is then what it was before.
+    pub fn add(&mut self, rows: Tensor<2>) -> Result<(), GramError> {
+        let [count, width] = rows.dims();
+        // Burn reads a 0 in a new shape as "the dimension that was here".
+        let rows = match count {
+            0 => Tensor::zeros([1, 0, width], &rows.device()),
+            _ => rows.unsqueeze(),
+        };
+        self.add_grouped(rows)
+    }
+
+    /// Adds the second moments of one batch of the inputs of every group.
+    ///
+    /// # Shapes
+    ///
+    /// - rows: `[groups, N, features]`
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add), and another number of groups than before.
+    pub fn add_grouped(&mut self, rows: Tensor<3>) -> Result<(), GramError> {
+        let moment = self.moment(rows)?;
+        self.add_moment(moment)
+    }
+
+    /// Adds one batch of tokens to a [`diagonal`](Self::diagonal) sum.
+    ///
+    /// # Errors
+    ///
+    /// A token outside the vocabulary, a sum that is not diagonal, or a device that cannot be
+    /// read. The sum is then what it was before.
+    pub fn add_tokens<const D: usize>(&mut self, tokens: Tensor<D, Int>) -> Result<(), GramError> {
+        let Sum::Diagonal(sum) = &mut self.sum else {
+            return Err(GramError::Kind {
+                expected: "dense",
+                found: "diagonal",
+            });
+        };
+        let mut counts = vec![0.0; self.features];
+        let tokens: Vec<i64> = tokens.try_into_vec_as().map_err(device_error)?;
+        for id in tokens {
+            let count = usize::try_from(id).ok().and_then(|id| counts.get_mut(id));
+            let Some(count) = count else {
+                return Err(GramError::Token {
+                    id,
+                    vocabulary: self.features,
+                });
+            };
+            *count += 1.0;
+        }
+        self.batches += 1;
+        let squares: f64 = counts.iter().map(|x| x * x).sum();
+        if squares == 0.0 {
+            self.zero_batches += 1;
+            return Ok(());
+        }
+        let scale = match self.batch_norm {
+            BatchNorm::Frobenius => 1.0 / squares.sqrt(),
+            BatchNorm::None => 1.0,
+        };
+        for (sum, count) in sum.iter_mut().zip(counts) {
+            *sum += scale * count;
+        }
+        Ok(())
+    }
+
+    /// Adds one batch of so many rows whose one feature is 1 to a diagonal sum of one feature.
+    pub(crate) fn add_count(&mut self, rows: usize) {
+        self.batches += 1;
+        self.zero_batches += usize::from(rows == 0);
+        if let Sum::Diagonal(sum) = &mut self.sum {
+            sum[0] += match self.batch_norm {
+                BatchNorm::Frobenius => f64::from(u8::from(rows > 0)),
+                BatchNorm::None => rows as f64,
+            };
+        }
+    }
+
+    /// The second moments `[groups, features, features]` of rows, not yet part of the sum. Those of
+    /// the parts of a batch add up to those of the batch.
+    pub(crate) fn moment(&self, rows: Tensor<3>) -> Result<Tensor<3>, GramError> {
+        let [groups, count, width] = rows.dims();
+        if matches!(self.sum, Sum::Diagonal(_)) {
+            return Err(GramError::Kind {
+                expected: "diagonal",
+                found: "dense",
+            });
+        }
+        if width != self.features {
+            return Err(GramError::Width {
+                expected: self.features,
+                found: width,
+            });
+        }
+        if width == 0 || groups == 0 {
+            return Err(GramError::NoFeatures);
+        }
+        let rows = rows.inner().cast(FloatDType::F32);
+        if count == 0 {
+            return Ok(Tensor::zeros([groups, width, width], &rows.device()));
+        }
+        Ok(rows.clone().swap_dims(1, 2).matmul(rows))
+    }
+
+    /// Adds the second moments of one batch.
+    pub(crate) fn add_moment(&mut self, moment: Tensor<3>) -> Result<(), GramError> {
+        if let Sum::Dense(Some(sum)) = &self.sum
+            && sum.dims() != moment.dims()
+        {
+            return Err(GramError::Groups {
+                expected: sum.dims()[0],
+                found: moment.dims()[0],
+            });
+        }
+        // The norm is taken of the matrix divided by its largest entry: squares of the entries
+        // themselves leave the range of f32 where the entries do not.
+        let largest = moment.clone().abs().max();
+        let scaled = moment.clone() / largest.clone().clamp_min(f32::MIN_POSITIVE).unsqueeze();
+        let norm = scaled.clone().square().sum().sqrt();
+        let read: Vec<f32> = Tensor::cat(vec![largest, norm], 0)
+            .try_into_vec_as()
+            .map_err(device_error)?;
+        let [largest, norm] = read[..] else {
+            return Err(GramError::Device(format!(
+                "asked for 2 numbers, got {}",
+                read.len()
+            )));
+        };
+        if !largest.is_finite() || !norm.is_finite() {
+            return Err(GramError::NotFinite);
+        }
+        self.batches += 1;
+        // Below one (with room for an inexact division) only when the largest entry was below the
+        // smallest normal number.
+        if norm < 0.5 {
+            self.zero_batches += 1;
+            // Remembers the groups.
+            if let Sum::Dense(sum @ None) = &mut self.sum {
+                *sum = Some(moment.zeros_like());
+            }
+            return Ok(());
+        }
+        let term = match self.batch_norm {
+            BatchNorm::Frobenius => scaled / norm,
+            BatchNorm::None => moment,
+        };
+        if let Sum::Dense(sum) = &mut self.sum {
+            *sum = Some(match sum.take() {
+                Some(sum) => sum + term,
+                None => term,
+            });
+        }
+        Ok(())
+    }
+
+    /// Joins what another accumulator has seen of the same task, on this machine or another.
+    ///
+    /// # Errors
+    ///
+    /// Another number of features or groups, or another kind of sum.
+    pub fn merge(&mut self, other: Self) -> Result<(), GramError> {
+        if self.features != other.features {
+            return Err(GramError::Width {
+                expected: self.features,
+                found: other.features,
+            });
+        }
+        match (&mut self.sum, other.sum) {
+            (Sum::Dense(sum), Sum::Dense(Some(others))) => {
+                *sum = Some(match sum.take() {
+                    Some(own) if own.dims() != others.dims() => {
+                        let [expected, found] = [own.dims()[0], others.dims()[0]];
+                        *sum = Some(own);
+                        return Err(GramError::Groups { expected, found });
+                    }
+                    Some(own) => {
+                        let others = others.to_device(&own.device());
+                        own + others
+                    }
+                    None => others,
+                });
+            }
+            (Sum::Dense(_), Sum::Dense(None)) => {}
+            (Sum::Diagonal(sum), Sum::Diagonal(others)) => {
+                for (sum, other) in sum.iter_mut().zip(others) {
+                    *sum += other;
+                }
+            }
+            (Sum::Dense(_), Sum::Diagonal(_)) => {
+                return Err(GramError::Kind {
+                    expected: "dense",
+                    found: "diagonal",
+                });
+            }
+            (Sum::Diagonal(_), Sum::Dense(_)) => {
+                return Err(GramError::Kind {
+                    expected: "diagonal",
+                    found: "dense",
+                });
+            }
+        }
+        self.batches += other.batches;
+        self.zero_batches += other.zero_batches;
+        Ok(())
+    }
+
+    /// The number of batches added, the zero ones included.
+    pub fn batches(&self) -> usize {
+        self.batches
+    }
+
+    /// The number of batches that added nothing.
+    pub fn zero_batches(&self) -> usize {
+        self.zero_batches
+    }
+
+    /// Reads the sum back. A sum of only zero batches is a zero matrix.
+    ///
+    /// # Errors
+    ///
+    /// No batch was added, the sum overflowed `f32`, or the device cannot be read.
+    pub fn finish(self, task_norm: TaskNorm) -> Result<Gram, GramError> {
+        if self.batches == 0 {
+            return Err(GramError::NoBatches);
+        }
+        let gram = match self.sum {
+            Sum::Dense(Some(sum)) => {
+                let [groups, features, _] = sum.dims();
+                let matrices: Vec<f32> = sum.try_into_vec_as().map_err(device_error)?;
+                Gram::from_groups(groups, features, &matrices)?
+            }
+            Sum::Dense(None) => return Err(GramError::NoBatches),
+            Sum::Diagonal(sum) => Gram::from_diagonal(sum.into_iter().map(|x| x as f32).collect())?,
+        };
+        Ok(match task_norm {
+            TaskNorm::Frobenius => gram.normalized(),
+            TaskNorm::None => gram,
+        })
+    }
+}
+
+fn device_error(error: impl std::fmt::Display) -> GramError {
+    GramError::Device(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_utils::*;
+
+    /// Batches and constants of `tests/reference/projector.py`.
+    fn accumulate(batch_norm: BatchNorm) -> GramAccumulator {
+        let mut accumulator = GramAccumulator::new(3, batch_norm);
+        accumulator.add(grid(4, 3, 1.0, 0.7)).unwrap();
+        accumulator.add(grid(2, 3, 30.0, 1.1)).unwrap();
+        accumulator
+    }
+
+    #[test]
+    fn both_norms_match_numpy() {
+        let gram = accumulate(BatchNorm::Frobenius)
+            .finish(TaskNorm::Frobenius)
+            .unwrap();
+        assert_close(
+            &gram.dense(),
+            &[
+                0.521750215,
+                0.448865458,
+                -0.000689653121,
+                0.448865458,
+                0.472768882,
+                0.137363214,
+                -0.000689653121,
+                0.137363214,
+                0.252126242,
+            ],
+            1e-6,
+        );
+    }
+
+    #[test]
+    fn without_norms_it_is_the_plain_second_moment() {
+        let gram = accumulate(BatchNorm::None).finish(TaskNorm::None).unwrap();
+        assert_close(
+            &gram.dense(),
+            &[
+                1531.74144,
+                1254.52516,
+                -392.53371,
+                1254.52516,
+                1038.77736,
+                -310.617382,
+                -392.53371,
+                -310.617382,
+                111.982949,
+            ],
+            2e-3,
+        );
+    }
+
+    #[test]
+    fn frobenius_norms_forget_the_scale() {
+        for scale in [1e-15, 1e-6, 1.0, 1e6, 1e15] {
+            let mut accumulator = GramAccumulator::new(3, BatchNorm::Frobenius);
+            accumulator.add(grid(4, 3, scale, 0.7)).unwrap();
+            accumulator.add(grid(2, 3, 30.0 * scale, 1.1)).unwrap();
+            let gram = accumulator.finish(TaskNorm::Frobenius).unwrap();
+            let expected = accumulate(BatchNorm::Frobenius)
+                .finish(TaskNorm::Frobenius)
+                .unwrap();
+            assert_close(&gram.dense(), &expected.dense(), 1e-6);
+        }
+    }
+
+    #[test]
+    fn rejected_rows_leave_the_sum_as_it_was() {
+        let mut accumulator = accumulate(BatchNorm::Frobenius);
+        let wide = accumulator.add(grid(2, 4, 1.0, 1.0)).unwrap_err();
+        assert!(matches!(
+            wide,
+            GramError::Width {
+                expected: 3,
+                found: 4
+            }
+        ));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
+            let rows = Tensor::from_floats([[1.0, bad, 0.0], [0.0, 0.0, 2.0]], &device());
+            let error = accumulator.add(rows).unwrap_err();
+            assert!(matches!(error, GramError::NotFinite), "{bad}: {error}");
+        }
+        assert_eq!(accumulator.batches(), 2);
+        assert_eq!(
+            accumulator.finish(TaskNorm::Frobenius).unwrap(),
+            accumulate(BatchNorm::Frobenius)
+                .finish(TaskNorm::Frobenius)
+                .unwrap()
+        );
+    }
+
+    #[test]
+    fn zero_batches_add_nothing_and_are_counted() {
+        let mut accumulator = accumulate(BatchNorm::Frobenius);
+        accumulator.add(Tensor::zeros([5, 3], &device())).unwrap();
+        accumulator.add(Tensor::zeros([0, 3], &device())).unwrap();
+        accumulator
+            .add(Tensor::full([5, 3], 1e-30, &device()))
+            .unwrap();
+        assert_eq!((accumulator.batches(), accumulator.zero_batches()), (5, 3));
+        assert_eq!(
+            accumulator.finish(TaskNorm::Frobenius).unwrap(),
+            accumulate(BatchNorm::Frobenius)
+                .finish(TaskNorm::Frobenius)
+                .unwrap()
+        );
+    }
+
+    #[test]
+    fn only_zero_batches_give_a_zero_gram_and_none_an_error() {
+        let mut accumulator = GramAccumulator::new(2, BatchNorm::Frobenius);
+        accumulator.add(Tensor::zeros([5, 2], &device())).unwrap();
+        let gram = accumulator.finish(TaskNorm::Frobenius).unwrap();
+        assert_eq!(gram.dense(), [0.0; 4]);
+        let empty = GramAccumulator::new(2, BatchNorm::None).finish(TaskNorm::None);
+        assert!(matches!(empty, Err(GramError::NoBatches)));
+    }
+
+    #[test]
+    fn rows_of_the_autodiff_device_are_taken_off_it() {
+        let mut accumulator = GramAccumulator::new(3, BatchNorm::Frobenius);
+        let rows = grid(4, 3, 1.0, 0.7).autodiff().require_grad();
+        accumulator.add(rows).unwrap();
+        let Sum::Dense(Some(sum)) = accumulator.sum else {
+            panic!("rows make a dense sum");
+        };
+        assert!(!sum.is_autodiff());
+    }
+
+    #[test]
+    fn groups_are_summed_apart_and_normalised_together() {
+        let rows = Tensor::cat(
+            vec![
+                grid(4, 3, 1.0, 0.7).unsqueeze::<3>(),
+                grid(4, 3, 2.0, 1.1).unsqueeze(),
+            ],
+            0,
+        );
+        let mut accumulator = GramAccumulator::new(3, BatchNorm::Frobenius);
+        accumulator.add_grouped(rows).unwrap();
+        let gram = accumulator.clone().finish(TaskNorm::None).unwrap();
+        assert_eq!((gram.groups(), gram.features()), (2, 3));
+        assert!((gram.norm() - 1.0).abs() < 1e-6);
+        let alone = |rows| {
+            let mut one = GramAccumulator::new(3, BatchNorm::None);
+            one.add(rows).unwrap();
+            one.finish(TaskNorm::None).unwrap()
+        };
+        let first = alone(grid(4, 3, 1.0, 0.7));
+        let both = (first.norm().powi(2) + alone(grid(4, 3, 2.0, 1.1)).norm().powi(2)).sqrt();
+        assert_close(&gram.dense()[..9], &first.scaled(1.0 / both).dense(), 1e-6);
+        let error = accumulator.add(grid(4, 3, 1.0, 0.7)).unwrap_err();
+        assert!(matches!(
+            error,
+            GramError::Groups {
+                expected: 2,
+                found: 1
+            }
+        ));
+    }
+
+    #[test]
+    fn tokens_are_counted() {
+        let ids = |ids: &[i64]| Tensor::<1, Int>::from_ints(ids, &device());
+        let mut accumulator = GramAccumulator::diagonal(4, BatchNorm::None);
+        accumulator.add_tokens(ids(&[1, 3, 1])).unwrap();
+        for bad in [4, -1] {
+            let error = accumulator.add_tokens(ids(&[0, bad])).unwrap_err();
+            assert!(matches!(error, GramError::Token { vocabulary: 4, .. }));
+        }
+        let error = accumulator.add(grid(2, 4, 1.0, 1.0)).unwrap_err();
+        assert!(matches!(error, GramError::Kind { .. }));
+        let gram = accumulator.finish(TaskNorm::None).unwrap();
+        assert_eq!(gram.packed(), [0.0, 2.0, 0.0, 1.0]);
+        let mut normed = GramAccumulator::diagonal(4, BatchNorm::Frobenius);
+        normed.add_tokens(ids(&[1, 1, 1, 1, 2, 2, 2])).unwrap();
+        let gram = normed.finish(TaskNorm::None).unwrap();
+        assert_close(gram.packed(), &[0.0, 0.8, 0.6, 0.0], 1e-7);
+    }
+
+    #[test]
+    fn parts_made_apart_are_the_whole() {
+        let mut first = GramAccumulator::new(3, BatchNorm::Frobenius);
+        first.add(grid(4, 3, 1.0, 0.7)).unwrap();
+        let mut second = GramAccumulator::new(3, BatchNorm::Frobenius);
+        second.add(grid(2, 3, 30.0, 1.1)).unwrap();
+        first.merge(second).unwrap();
+        assert_eq!(first.batches(), 2);
+        let whole = accumulate(BatchNorm::Frobenius);
+        assert_eq!(
+            first.clone().finish(TaskNorm::None).unwrap(),
+            whole.finish(TaskNorm::None).unwrap()
+        );
+        assert!(
+            first
+                .merge(GramAccumulator::new(4, BatchNorm::None))
+                .is_err()
+        );
+        assert!(
+            first
+                .merge(GramAccumulator::diagonal(3, BatchNorm::None))
+                .is_err()
+        );
+    }
+}

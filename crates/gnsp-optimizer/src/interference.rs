@@ -1,0 +1,343 @@
+//! How far training moved what was remembered.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+use faer::Mat;
+
+use crate::memory::{Content, Entry};
+use crate::{Layout, Memory, Protection};
+
+/// How far the answers of a parameter to its remembered inputs moved.
+///
+/// With the remembered second moments `G`, `moved² = tr(ΔᵀGΔ)` and `outputs² = tr(WᵀGW)`: the root
+/// mean squares, up to a factor that both share, of the change of the answers and of the answers
+/// before. Of stored directions `U`, `‖Uᵀ·Δ‖` and `‖Uᵀ·W‖`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Interference {
+    /// Size of the change of the answers.
+    pub moved: f64,
+    /// Size of the answers before.
+    pub outputs: f64,
+}
+
+impl Interference {
+    /// The change relative to the answers: 0 where nothing moved.
+    pub fn relative(&self) -> f64 {
+        if self.moved == 0.0 {
+            return 0.0;
+        }
+        self.moved / self.outputs
+    }
+}
+
+/// Why two modules cannot be compared.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InterferenceError {
+    /// A module has no parameter of this path, or one of another shape than was remembered.
+    #[error("the module {module} training has no parameter `{path}` with the remembered inputs")]
+    Parameter {
+        /// The path.
+        path: String,
+        /// `"before"` or `"after"`.
+        module: &'static str,
+    },
+    /// The values of a parameter could not be read.
+    #[error("parameter `{path}` could not be read from its device: {reason}")]
+    Device {
+        /// The path.
+        path: String,
+        /// What the device said.
+        reason: String,
+    },
+}
+
+impl Memory {
+    /// How far the answers of every remembered parameter to its remembered inputs moved between two
+    /// states of a module, for logging after a task.
+    ///
+    /// This counts all remembered inputs, what the rank cut left unprotected too. It is exact to
+    /// about `1e-4` of the change of the weights, since the second moments are kept in `f32`; see
+    /// [`Protection::leak`] for the protected part alone. The arithmetic is in `f64` on the host.
+    ///
+    /// # Errors
+    ///
+    /// A parameter that one of the modules lacks or has in another shape, or a device that cannot
+    /// be read.
+    pub fn interference<M: Module>(
+        &self,
+        before: &M,
+        after: &M,
+    ) -> Result<BTreeMap<String, Interference>, InterferenceError> {
+        let layouts = |path: &str| self.entries.get(path).map(|entry| entry.layout);
+        let before = Values::of(before, layouts)?;
+        let after = Values::of(after, layouts)?;
+        self.entries
+            .iter()
+            .map(|(path, entry)| {
+                let from = before.get(path, "before", |values| entry.fits(values))?;
+                let to = after.get(path, "after", |values| entry.fits(values))?;
+                let mut moved = 0.0;
+                let mut outputs = 0.0;
+                for (group, (from, to)) in from.iter().zip(to).enumerate() {
+                    moved += entry.energy(group, &(to - from));
+                    outputs += entry.energy(group, from);
+                }
+                let interference = Interference {
+                    moved: moved.max(0.0).sqrt(),
+                    outputs: outputs.max(0.0).sqrt(),
+                };
+                Ok((path.clone(), interference))
+            })
+            .collect()
+    }
+}
+
+impl Protection {
+    /// The share of the change of every protected parameter that lies inside the protected
+    /// directions, `‖Uᵀ·Δ‖ / ‖Δ‖`: 0 where a step kept to the null space exactly, or where nothing
+    /// changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Memory::interference`].
+    pub fn leak<M: Module>(
+        &self,
+        before: &M,
+        after: &M,
+    ) -> Result<BTreeMap<String, f64>, InterferenceError> {
+        let layouts = |path: &str| self.get(path).map(|protected| protected.layout);
+        let before = Values::of(before, layouts)?;
+        let after = Values::of(after, layouts)?;
+        self.iter()
+            .map(|(path, protected)| {
+                let space = &protected.null_space;
+                let fits = |values: &[Mat<f64>]| {
+                    values.len() == space.groups()
+                        && values.iter().all(|v| v.nrows() == space.features())
+                };
+                let from = before.get(path, "before", fits)?;
+                let to = after.get(path, "after", fits)?;
+                let mut inside = 0.0;
+                let mut all = 0.0;
+                for (group, (from, to)) in from.iter().zip(to).enumerate() {
+                    let change = to - from;
+                    inside += space.taken_out(group, &change);
+                    all += change.squared_norm_l2();
+                }
+                let share = if all == 0.0 {
+                    0.0
+                } else {
+                    (inside / all).sqrt()
+                };
+                Ok((path.to_string(), share))
+            })
+            .collect()
+    }
+}
+
+impl Entry {
+    fn fits(&self, values: &[Mat<f64>]) -> bool {
+        let (groups, features) = match &self.content {
+            Content::Gram(gram) => (gram.groups(), gram.features()),
+            Content::Directions(directions) => (directions.groups.len(), directions.features),
+        };
+        values.len() == groups && values.iter().all(|matrix| matrix.nrows() == features)
+    }
+
+    /// `tr(xᵀ·G·x)` of a group, or `‖Uᵀ·x‖²`.
+    fn energy(&self, group: usize, x: &Mat<f64>) -> f64 {
+        let (n, columns) = (x.nrows(), x.ncols());
+        match &self.content {
+            Content::Gram(gram) if gram.is_diagonal() => {
+                let squares = |i: usize| x.row(i).squared_norm_l2();
+                let counts = gram.packed().iter().enumerate();
+                counts
+                    .map(|(i, count)| f64::from(*count) * squares(i))
+                    .sum()
+            }
+            Content::Gram(gram) => {
+                let mut matrix = Mat::<f64>::zeros(n, n);
+                gram.for_upper(group, |row, column, value| {
+                    matrix[(row, column)] = f64::from(value);
+                    matrix[(column, row)] = f64::from(value);
+                });
+                let image = &matrix * x;
+                (0..columns)
+                    .map(|j| image.col(j).transpose() * x.col(j))
+                    .sum()
+            }
+            Content::Directions(directions) => {
+                let rows = &directions.groups[group];
+                let u = Mat::from_fn(directions.rank(group), n, |i, j| f64::from(rows[i * n + j]));
+                (&u * x).squared_norm_l2()
+            }
+        }
+    }
+}
+
+/// Parameters of a module as matrices of input features, one for each group.
+struct Values<F> {
+    layouts: F,
+    stack: Vec<String>,
+    found: BTreeMap<String, Vec<Mat<f64>>>,
+    error: Option<InterferenceError>,
+}
+
+impl<F: Fn(&str) -> Option<Layout>> Values<F> {
+    fn of<M: Module>(module: &M, layouts: F) -> Result<Self, InterferenceError> {
+        let mut values = Self {
+            layouts,
+            stack: Vec::new(),
+            found: BTreeMap::new(),
+            error: None,
+        };
+        module.visit(&mut values);
+        match values.error.take() {
+            Some(error) => Err(error),
+            None => Ok(values),
+        }
+    }
+
+    fn get(
+        &self,
+        path: &str,
+        module: &'static str,
+        fits: impl Fn(&[Mat<f64>]) -> bool,
+    ) -> Result<&Vec<Mat<f64>>, InterferenceError> {
+        let found = self.found.get(path).filter(|values| fits(values));
+        found.ok_or_else(|| InterferenceError::Parameter {
+            path: path.to_string(),
+            module,
+        })
+    }
+}
+
+impl<F: Fn(&str) -> Option<Layout>> ModuleVisitor for Values<F> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.stack.join(".");
+        let tensor = param.val().inner();
+        let Some(layout) = (self.layouts)(&path) else {
+            return;
+        };
+        if layout.features(&tensor.dims()).is_none() {
+            return; // Reported as not having the remembered inputs.
+        }
+        let split = layout.split(tensor);
+        let [groups, rows, columns] = split.dims();
+        let values: Vec<f32> = match split.try_into_vec_as() {
+            Ok(values) => values,
+            Err(error) => {
+                self.error.get_or_insert(InterferenceError::Device {
+                    path,
+                    reason: error.to_string(),
+                });
+                return;
+            }
+        };
+        let matrices = (0..groups)
+            .map(|group| {
+                Mat::from_fn(rows, columns, |i, j| {
+                    f64::from(values[(group * rows + i) * columns + j])
+                })
+            })
+            .collect();
+        self.found.insert(path, matrices);
+    }
+
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.stack.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.stack.pop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_utils::*;
+    use crate::{Policy, RankRule, Recorder, Site, Solver};
+    use burn::nn::{Linear, LinearConfig};
+    use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
+
+    fn model() -> Linear {
+        LinearConfig::new(8, 3).init(&device().autodiff())
+    }
+
+    fn step(model: &Linear, optimizer: &mut burn::optim::ModuleOptimizer, lr: f64) -> Linear {
+        let loss = model
+            .forward(random(5, 8, 1.0, 9).autodiff())
+            .square()
+            .sum();
+        let gradients = GradientsParams::from_grads(loss.backward(), model);
+        optimizer.step(lr, model.clone(), gradients)
+    }
+
+    #[test]
+    fn it_is_the_change_of_the_answers() {
+        let (before, inputs) = (model(), random(4, 8, 1.0, 1));
+        let mut memory = Memory::new();
+        let mut recorder = Recorder::new(&Policy::default());
+        recorder.linear("weight", inputs.clone()).unwrap();
+        recorder.bias("bias", 4).unwrap();
+        memory.absorb(recorder).unwrap();
+        let after = step(&before, &mut SgdConfig::new().init(), 1e-2);
+        let found = memory.interference(&before, &after).unwrap();
+        let answers = |model: &Linear| inputs.clone().matmul(model.weight.val().inner());
+        let change = answers(&after) - answers(&before);
+        let expected = f64::from(norm(&change) / norm(&answers(&before)));
+        let relative = found["weight"].relative();
+        assert!(
+            (relative - expected).abs() < 1e-5 * expected,
+            "{relative} {expected}"
+        );
+        let bias = |model: &Linear| model.bias.as_ref().unwrap().val().inner();
+        let change = bias(&after) - bias(&before);
+        let expected = f64::from(norm(&change) / norm(&bias(&before)));
+        assert!((found["bias"].relative() - expected).abs() < 1e-5 * expected);
+        let nothing = memory.interference(&before, &before).unwrap();
+        assert_eq!(nothing["weight"].relative(), 0.0);
+    }
+
+    #[test]
+    fn a_protected_step_moves_nothing_and_leaks_nothing() {
+        let before = model();
+        let mut memory = Memory::new();
+        let mut recorder = Recorder::new(&Policy::default());
+        recorder.linear("weight", random(4, 8, 1.0, 1)).unwrap();
+        memory.absorb(recorder).unwrap();
+        let config = AdamWConfig::new().with_weight_decay(0.1);
+        for (site, kept) in [(Site::Update, true), (Site::Gradient, false)] {
+            let policy = Policy {
+                site,
+                rank: RankRule::TailShare(1e-5),
+                solver: Solver::Full,
+                ..Policy::default()
+            };
+            let protection = memory.protection(&before, &policy).unwrap();
+            let mut optimizer = protection.wrap(config.init(), config.build());
+            let after = step(&before, &mut optimizer, 1e-1);
+            let moved = memory.interference(&before, &after).unwrap()["weight"].relative();
+            let leak = protection.leak(&before, &after).unwrap()["weight"];
+            assert_eq!(moved < 1e-3, kept, "{site:?}: moved {moved}");
+            assert_eq!(leak < 1e-6, kept, "{site:?}: leak {leak}");
+        }
+    }
+
+    #[test]
+    fn another_module_is_refused() {
+        let mut memory = Memory::new();
+        let mut recorder = Recorder::new(&Policy::default());
+        recorder.linear("weight", random(4, 7, 1.0, 1)).unwrap();
+        memory.absorb(recorder).unwrap();
+        let error = memory.interference(&model(), &model()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the module before training has no parameter `weight` with the remembered inputs"
+        );
+    }
+}

@@ -1,0 +1,529 @@
+//! The null spaces of all protected parameters of a module, and the optimizer that keeps to them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use burn::module::{Module, ParamGroup};
+use burn::optim::{ModuleOptimizer, Optimizer};
+use burn::tensor::Device;
+use rayon::prelude::*;
+
+use crate::memory::{Content, Entry};
+use crate::select::did_you_mean;
+use crate::{
+    Layout, Memory, NullSpace, NullSpaceError, Policy, Projected, RankRule, Selection, Site,
+};
+
+/// From this many features on, parameters are decomposed one after the other, each on all cores:
+/// the copies in `f64` of several at once would take too much memory.
+const LARGE: usize = 512;
+
+/// Below this share of free directions a parameter is said to be nearly full.
+const NEARLY_FULL: f64 = 0.02;
+
+/// Why a memory does not protect a module.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtectionError {
+    /// The module has no float parameter of this path: the memory is of another model.
+    #[error("the module has no parameter `{path}`, which the memory protects{}", did_you_mean(.near))]
+    Unknown {
+        /// The path.
+        path: String,
+        /// The paths of the module most like it, the nearest first.
+        near: Vec<String>,
+    },
+    /// The inputs of the parameter are not those that were remembered.
+    #[error(
+        "parameter `{path}` has shape {shape:?}: as {layout:?} that does not have the {groups} × {features} \
+         inputs that were remembered"
+    )]
+    Shape {
+        /// The path.
+        path: String,
+        /// The shape of the parameter.
+        shape: Vec<usize>,
+        /// How it was recorded.
+        layout: Layout,
+        /// The groups remembered.
+        groups: usize,
+        /// The features remembered, of each group.
+        features: usize,
+    },
+    /// No null space could be computed for a parameter.
+    #[error("parameter `{path}`: {source}")]
+    NullSpace {
+        /// The path.
+        path: String,
+        /// What is wrong.
+        source: NullSpaceError,
+    },
+}
+
+/// What a parameter's updates must keep to.
+#[derive(Clone, Debug)]
+pub struct Protected {
+    /// How the parameter is read.
+    pub layout: Layout,
+    /// The directions that are free.
+    pub null_space: Arc<NullSpace>,
+}
+
+/// The null spaces of all protected parameters of a module, by path, for the next task.
+///
+/// Its `Display` is a table of what is protected and what is left.
+#[derive(Clone, Debug)]
+pub struct Protection {
+    site: Site,
+    parameters: BTreeMap<String, Protected>,
+}
+
+impl Memory {
+    /// Computes what the updates of a module must keep to so that what is remembered stays.
+    ///
+    /// Every parameter of the memory must be one of the module. This is the expensive step at the
+    /// start of a task; what it costs is in `BENCHMARKS.md` of the repository.
+    ///
+    /// # Errors
+    ///
+    /// A parameter that the module does not have or that has other inputs, which is what a memory
+    /// of another model looks like; a policy out of range; or eigenvalues that did not converge.
+    pub fn protection<M: Module>(
+        &self,
+        module: &M,
+        policy: &Policy,
+    ) -> Result<Protection, ProtectionError> {
+        let all = Selection::all(module);
+        for (path, entry) in &self.entries {
+            entry.check(path, &all)?;
+        }
+        let device = module.devices().first().cloned().unwrap_or_default();
+        let protect = |(path, entry): (&String, &Entry)| match entry.null_space(policy, &device) {
+            Ok(null_space) => {
+                let layout = entry.layout;
+                let null_space = Arc::new(null_space);
+                Ok((path.clone(), Protected { layout, null_space }))
+            }
+            Err(source) => Err(ProtectionError::NullSpace {
+                path: path.clone(),
+                source,
+            }),
+        };
+        let is_large = |(_, entry): &(&String, &Entry)| entry.features() >= LARGE;
+        let (large, small): (Vec<_>, Vec<_>) = self.entries.iter().partition(is_large);
+        let mut parameters: BTreeMap<_, _> = small
+            .into_par_iter()
+            .map(protect)
+            .collect::<Result<_, _>>()?;
+        for entry in large {
+            parameters.extend([protect(entry)?]);
+        }
+        Ok(Protection {
+            site: policy.site,
+            parameters,
+        })
+    }
+}
+
+impl Entry {
+    fn features(&self) -> usize {
+        match &self.content {
+            Content::Gram(gram) if gram.is_diagonal() => 1,
+            Content::Gram(gram) => gram.features(),
+            Content::Directions(_) => 1, // There is nothing to decompose.
+        }
+    }
+
+    fn check(&self, path: &str, module: &Selection) -> Result<(), ProtectionError> {
+        let Some(shape) = module.shape(path) else {
+            return Err(ProtectionError::Unknown {
+                path: path.to_string(),
+                near: module.nearest(path),
+            });
+        };
+        let (groups, features) = match &self.content {
+            Content::Gram(gram) => (gram.groups(), gram.features()),
+            Content::Directions(directions) => (directions.groups.len(), directions.features),
+        };
+        if self.layout.features(shape) != Some((groups, features)) {
+            return Err(ProtectionError::Shape {
+                path: path.to_string(),
+                shape: shape.to_vec(),
+                layout: self.layout,
+                groups,
+                features,
+            });
+        }
+        Ok(())
+    }
+
+    fn null_space(&self, policy: &Policy, device: &Device) -> Result<NullSpace, NullSpaceError> {
+        match &self.content {
+            Content::Directions(directions) => Ok(NullSpace::from_directions(
+                directions.features,
+                &directions.groups,
+            )),
+            // One direction, the constant 1, or rows that were chosen when they were absorbed.
+            Content::Gram(gram) if self.layout == Layout::Bias || self.is_chosen() => {
+                let seen = gram.packed().iter().filter(|x| **x > 0.0).count();
+                let all = Policy {
+                    rank: RankRule::FixedRank(seen),
+                    normalize: false,
+                    ..policy.clone()
+                };
+                NullSpace::from_policy(gram, &all, device)
+            }
+            Content::Gram(gram) => NullSpace::from_policy(gram, policy, device),
+        }
+    }
+
+    /// Whether the entries of a diagonal matrix are marks and not counts.
+    fn is_chosen(&self) -> bool {
+        self.history == crate::History::Basis
+    }
+}
+
+impl Protection {
+    /// Gives every protected parameter its own projected `inner` optimizer.
+    ///
+    /// All other parameters keep what `optimizer` does with them. The gradient clipping of
+    /// `optimizer` (of its first group) also holds for the projected parameters, before the
+    /// projection. Optimizer states that a projected parameter already had are dropped, as Burn
+    /// does when a group is added: do this at the start of a task, and before a saved optimizer
+    /// state is loaded.
+    ///
+    /// Burn's L-BFGS steps a whole module at once and is no `Optimizer`; every other one of Burn
+    /// can be given.
+    pub fn wrap<O: Optimizer>(&self, mut optimizer: ModuleOptimizer, inner: O) -> ModuleOptimizer {
+        let clipping = optimizer.grad_clipping().cloned();
+        for (path, protected) in &self.parameters {
+            let Protected { layout, null_space } = protected.clone();
+            optimizer = optimizer.with_group(
+                ParamGroup::from_path(path),
+                Projected::new(inner.clone(), layout, null_space, self.site),
+                clipping.clone(),
+            );
+        }
+        optimizer
+    }
+
+    /// Leaves the parameters that are not selected unprotected.
+    pub fn keep(&mut self, selection: &Selection) {
+        self.parameters.retain(|path, _| selection.contains(path));
+    }
+
+    /// What is protected of a parameter.
+    pub fn get(&self, path: &str) -> Option<&Protected> {
+        self.parameters.get(path)
+    }
+
+    /// All parameters, in alphabetical order of their paths.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Protected)> {
+        self.parameters.iter().map(|(path, p)| (path.as_str(), p))
+    }
+
+    /// The parameters with nearly no free direction left, less than one in fifty: they will hardly
+    /// learn anything new. Worth a warning to whoever watches; biases are meant to be full and are
+    /// left out.
+    pub fn nearly_full(&self) -> impl Iterator<Item = (&str, &Protected)> {
+        self.iter().filter(|(_, protected)| {
+            let space = &protected.null_space;
+            protected.layout != Layout::Bias
+                && (space.free() as f64) < NEARLY_FULL * space.dimensions() as f64
+        })
+    }
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let longest = self.parameters.keys().map(String::len).max().unwrap_or(0);
+        let width = longest.max("parameter".len());
+        writeln!(
+            f,
+            "{:width$}  directions  protected   free  share of the spectrum",
+            "parameter"
+        )?;
+        let full: Vec<&str> = self.nearly_full().map(|(path, _)| path).collect();
+        for (path, protected) in &self.parameters {
+            let space = &protected.null_space;
+            write!(
+                f,
+                "{path:width$}  {:10}  {:9}  {:5}  ",
+                space.dimensions(),
+                space.rank(),
+                space.free()
+            )?;
+            match space.protected_share() {
+                Some(share) => write!(f, "{:.1} %", 100.0 * share)?,
+                None => write!(f, "–")?,
+            }
+            if full.contains(&path.as_str()) {
+                write!(f, "  nearly full: it will hardly learn")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_utils::*;
+    use crate::{History, Recorded, Recorder};
+    use burn::grad_clipping::GradientClippingConfig;
+    use burn::lr_scheduler::DynLrScheduler;
+    use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
+    use burn::module::Initializer;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, LionConfig, SgdConfig};
+    use burn::tensor::Tensor;
+
+    #[derive(Module, Debug)]
+    struct Mlp {
+        layers: Vec<Linear>,
+    }
+
+    impl Mlp {
+        fn new() -> Self {
+            let device = Device::default().autodiff();
+            let layer = |inputs, outputs, seed| {
+                let mut layer = LinearConfig::new(inputs, outputs)
+                    .with_initializer(Initializer::Zeros)
+                    .init(&device);
+                let weight = random(inputs, outputs, 0.5, seed);
+                layer.weight = layer.weight.map(|_| weight.autodiff().require_grad());
+                layer
+            };
+            Self {
+                layers: vec![layer(6, 8, 11), layer(8, 4, 12)],
+            }
+        }
+
+        fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+            let hidden = self.layers[0].forward(x).tanh();
+            self.layers[1].forward(hidden)
+        }
+
+        fn gradients(&self, seed: u64) -> GradientsParams {
+            let x = random(5, 6, 1.0, seed).autodiff();
+            GradientsParams::from_grads(self.forward(x).square().sum().backward(), self)
+        }
+
+        fn parameters(&self) -> Vec<Vec<f32>> {
+            let weights = self.layers.iter().map(|layer| values(layer.weight.val()));
+            let biases = self
+                .layers
+                .iter()
+                .map(|layer| values(layer.bias.as_ref().unwrap().val()));
+            weights.chain(biases).collect()
+        }
+    }
+
+    fn memory_of(path: &str) -> Memory {
+        let mut memory = Memory::new();
+        let recorded = Recorded {
+            layout: Layout::InputsFirst,
+            gram: reference_gram(),
+            history: History::Sum,
+        };
+        memory
+            .absorb_recorded(path, recorded, RankRule::FixedRank(2))
+            .unwrap();
+        memory
+    }
+
+    fn policy(site: Site) -> Policy {
+        Policy {
+            site,
+            rank: RankRule::FixedRank(2),
+            ..Policy::default()
+        }
+    }
+
+    fn protection(site: Site) -> Protection {
+        memory_of("layers.0.weight")
+            .protection(&Mlp::new(), &policy(site))
+            .unwrap()
+    }
+
+    fn train(optimizer: &mut ModuleOptimizer, mut model: Mlp, steps: std::ops::Range<u64>) -> Mlp {
+        for step in steps {
+            let gradients = model.gradients(step);
+            model = optimizer.step(1e-2, model, gradients);
+        }
+        model
+    }
+
+    /// The share of a change of the first weight inside the protected directions.
+    fn leak(to: &Mlp) -> f32 {
+        let protection = protection(Site::Update);
+        let change = to.layers[0].weight.val() - Mlp::new().layers[0].weight.val();
+        let space = &protection.get("layers.0.weight").unwrap().null_space;
+        space.residual_in_protected(change.clone()) / norm(&change)
+    }
+
+    #[test]
+    fn only_the_named_parameters_are_projected() {
+        let config = AdamWConfig::new().with_weight_decay(0.1);
+        let start = Mlp::new();
+        let mut plain = config.init();
+        let mut projected = protection(Site::Update).wrap(config.init(), config.build());
+        let free = plain.step(1e-2, start.clone(), start.gradients(0));
+        let kept = projected.step(1e-2, start.clone(), start.gradients(0));
+        // The first step starts from the same gradients: all but the named weight are equal.
+        assert_eq!(free.parameters()[1..], kept.parameters()[1..]);
+        assert_ne!(free.parameters()[0], kept.parameters()[0]);
+        assert!(leak(&free) > 0.1, "{}", leak(&free));
+        assert!(leak(&kept) < 1e-5, "{}", leak(&kept));
+    }
+
+    /// Training, saving and resuming gives the same bits as training on.
+    fn assert_resumes(create: impl Fn() -> ModuleOptimizer) {
+        let mut original = create();
+        let model = train(&mut original, Mlp::new(), 0..3);
+        let bytes = original.into_bytes().unwrap();
+        let mut restored = create().from_bytes(bytes).unwrap();
+        let on = train(&mut original, model.clone(), 3..6);
+        let again = train(&mut restored, model, 3..6);
+        assert_eq!(on.parameters(), again.parameters());
+    }
+
+    #[test]
+    fn a_restored_optimizer_continues_bit_equal() {
+        for site in [Site::Gradient, Site::Update] {
+            let protection = protection(site);
+            assert_resumes(|| {
+                let config = AdamWConfig::new().with_weight_decay(0.1);
+                protection.wrap(config.init(), config.build())
+            });
+            assert_resumes(|| {
+                let config = LionConfig::new();
+                protection.wrap(config.init(), config.build())
+            });
+        }
+    }
+
+    #[test]
+    fn the_state_is_the_inner_optimizers_own() {
+        let config = AdamWConfig::new();
+        let mut projected = protection(Site::Gradient).wrap(config.init(), config.build());
+        let model = train(&mut projected, Mlp::new(), 0..2);
+        let mut plain = config
+            .init()
+            .from_bytes(projected.into_bytes().unwrap())
+            .unwrap();
+        let _ = train(&mut plain, model, 2..3);
+        assert_eq!(
+            plain.to_record().len(),
+            projected.to_record().len(),
+            "every state was taken over"
+        );
+    }
+
+    #[test]
+    fn frozen_parameters_stay_untouched() {
+        let model = Mlp::new().freeze_group(ParamGroup::from_path("layers.1.weight"));
+        let before = model.parameters();
+        let config = AdamWConfig::new().with_weight_decay(0.1);
+        let mut optimizer = protection(Site::Update).wrap(config.init(), config.build());
+        let after = train(&mut optimizer, model, 0..3).parameters();
+        assert_ne!(before[0], after[0]);
+        assert_eq!(before[1], after[1]);
+    }
+
+    #[test]
+    fn clipping_holds_for_projected_parameters_too() {
+        let config =
+            SgdConfig::new().with_gradient_clipping(Some(GradientClippingConfig::Norm(1e-3)));
+        let mut optimizer = protection(Site::Update).wrap(config.init(), config.build());
+        let start = Mlp::new();
+        let after = optimizer.step(1.0, start.clone(), start.gradients(0));
+        for layer in 0..2 {
+            let change = after.layers[layer].weight.val() - start.layers[layer].weight.val();
+            assert!(norm(&change) <= 1.001e-3, "{layer}: {}", norm(&change));
+        }
+        assert!(
+            leak(&after) < 1e-4,
+            "rounding of a small step: {}",
+            leak(&after)
+        );
+    }
+
+    #[test]
+    fn groups_of_learning_rates_reach_projected_parameters() {
+        let config = SgdConfig::new();
+        let start = Mlp::new();
+        let mut optimizer = protection(Site::Update).wrap(config.init(), config.build());
+        // A learning rate is a scheduler that stays where it is.
+        let mut rates = ModuleLrScheduler::new(1e-2).with_group(
+            ParamGroup::from_path("layers.0.weight"),
+            DynLrScheduler::from(0.0),
+        );
+        let after = optimizer.step(rates.step(), start.clone(), start.gradients(0));
+        assert_eq!(after.parameters()[0], start.parameters()[0]);
+        assert_ne!(after.parameters()[1], start.parameters()[1]);
+    }
+
+    #[test]
+    fn accumulated_gradients_are_projected_as_one() {
+        let config = AdamWConfig::new().with_weight_decay(0.1);
+        let start = Mlp::new();
+        let mut optimizer = protection(Site::Update).wrap(config.init(), config.build());
+        let mut accumulator = GradientsAccumulator::new();
+        for seed in 0..3 {
+            accumulator.accumulate(&start, start.gradients(seed));
+        }
+        let after = optimizer.step(1e-2, start, accumulator.grads());
+        assert!(leak(&after) < 1e-5, "{}", leak(&after));
+    }
+
+    #[test]
+    fn a_memory_of_another_model_is_refused() {
+        let model = Mlp::new();
+        let error = memory_of("layer.0.weights").protection(&model, &policy(Site::Update));
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "the module has no parameter `layer.0.weights`, which the memory protects; did you mean \
+             `layers.0.weight`, `layers.1.weight`, `layers.0.bias`?"
+        );
+        for path in ["layers.1.weight", "layers.0.bias"] {
+            let error = memory_of(path).protection(&model, &policy(Site::Update));
+            let error = error.unwrap_err();
+            assert!(
+                matches!(&error, ProtectionError::Shape { path: p, features: 6, .. } if p == path),
+                "{error}"
+            );
+        }
+        let wrong = Policy {
+            rank: RankRule::TailShare(1.0),
+            ..Policy::default()
+        };
+        let error = memory_of("layers.0.weight").protection(&model, &wrong);
+        assert!(matches!(error, Err(ProtectionError::NullSpace { .. })));
+    }
+
+    #[test]
+    fn the_table_warns_of_full_layers() {
+        let model = Mlp::new();
+        let mut memory = memory_of("layers.0.weight");
+        let mut recorder = Recorder::new(&Policy::default());
+        recorder.bias("layers.0.bias", 3).unwrap();
+        memory.absorb(recorder).unwrap();
+        let full = Policy {
+            rank: RankRule::FixedRank(6),
+            ..Policy::default()
+        };
+        let mut protection = memory.protection(&model, &full).unwrap();
+        let names: Vec<&str> = protection.nearly_full().map(|(path, _)| path).collect();
+        assert_eq!(names, ["layers.0.weight"]);
+        let table = protection.to_string();
+        assert!(
+            table.contains("layers.0.weight           6          6      0  100.0 %  nearly full"),
+            "{table}"
+        );
+        protection.keep(&Selection::of(&model, ["layers.0.bias"]).unwrap());
+        assert_eq!(protection.iter().count(), 1);
+    }
+}

@@ -1,0 +1,460 @@
+//! Collects what the layers of a model see of a task.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Int, Tensor};
+
+use crate::{Gram, GramAccumulator, GramError, History, Layout, Patches, Policy, Selection};
+
+/// Numbers of unfolded patches that are held at once.
+const PATCH_BUDGET: usize = 1 << 24;
+
+/// What a layer handed over could not be recorded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// The inputs do not fit the layer, or are not finite. What was recorded before is kept.
+    #[error("inputs of `{path}`: {source}")]
+    Inputs {
+        /// Path of the parameter.
+        path: String,
+        /// What is wrong.
+        source: GramError,
+    },
+    /// A parameter was recorded in another layout before.
+    #[error("`{path}` was recorded as {kept:?} and is now recorded as {asked:?}")]
+    Layout {
+        /// Path of the parameter.
+        path: String,
+        /// The layout of the earlier inputs.
+        kept: Layout,
+        /// The layout of these.
+        asked: Layout,
+    },
+}
+
+/// Streams the inputs of layers into Gram matrices, one for each parameter path.
+///
+/// Burn has no forward hooks: run the trained model over the task once more and hand the inputs of
+/// each layer over, on the plain device (`model.valid()`), so that no tape is recorded. Then
+/// [`Memory::absorb`](crate::Memory::absorb) what was recorded.
+///
+/// The memory is two matrices for each parameter, however many batches there are.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    policy: Policy,
+    only: Option<Selection>,
+    histories: BTreeMap<String, History>,
+    seen: BTreeMap<String, (Layout, GramAccumulator)>,
+}
+
+impl Recorder {
+    /// Starts to record a task.
+    pub fn new(policy: &Policy) -> Self {
+        Self {
+            policy: policy.clone(),
+            only: None,
+            histories: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// Ignores the inputs of parameters that are not selected, so that a model may offer all.
+    pub fn only(mut self, selection: Selection) -> Self {
+        self.only = Some(selection);
+        self
+    }
+
+    /// Joins the tasks of one parameter in another way than the policy says.
+    pub fn with_history(mut self, path: impl Into<String>, history: History) -> Self {
+        self.histories.insert(path.into(), history);
+        self
+    }
+
+    /// Whether inputs of this parameter are recorded. Saves the work of preparing those that are
+    /// not.
+    pub fn wants(&self, path: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(path))
+    }
+
+    /// Records inputs of a weight `[in, out]` that is used as `x · W`: a Burn `Linear`, or a raw
+    /// matrix.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[…, in]`
+    ///
+    /// # Errors
+    ///
+    /// Another width than before, or numbers that are not finite.
+    pub fn linear<const D: usize>(&mut self, path: &str, x: Tensor<D>) -> Result<(), RecordError> {
+        self.rows(path, Layout::InputsFirst, x)
+    }
+
+    /// Records inputs of a raw matrix `[out, in]` that is used as `x · Wᵀ`.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[…, in]`
+    ///
+    /// # Errors
+    ///
+    /// As [`linear`](Self::linear).
+    pub fn linear_transposed<const D: usize>(
+        &mut self,
+        path: &str,
+        x: Tensor<D>,
+    ) -> Result<(), RecordError> {
+        self.rows(path, Layout::InputsLast { groups: 1 }, x)
+    }
+
+    /// Records inputs of the weight of a one-dimensional convolution, or of any layer with the
+    /// same patches.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[N, channels, length]`
+    ///
+    /// # Errors
+    ///
+    /// As [`linear`](Self::linear).
+    pub fn conv1d(
+        &mut self,
+        path: &str,
+        layer: impl Into<Patches>,
+        x: Tensor<3>,
+    ) -> Result<(), RecordError> {
+        self.conv2d(path, layer, x.unsqueeze_dim(2))
+    }
+
+    /// Records inputs of the weight of a two-dimensional convolution: every patch that a filter
+    /// sees is a row. Patches are unfolded some images at a time.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[N, channels, height, width]`
+    ///
+    /// # Errors
+    ///
+    /// As [`linear`](Self::linear).
+    pub fn conv2d(
+        &mut self,
+        path: &str,
+        layer: impl Into<Patches>,
+        x: Tensor<4>,
+    ) -> Result<(), RecordError> {
+        if !self.wants(path) {
+            return Ok(());
+        }
+        let patches: Patches = layer.into();
+        let [count, channels, height, width] = x.dims();
+        let features = patches.features(channels);
+        let layout = Layout::InputsLast {
+            groups: patches.groups,
+        };
+        let x = x.inner();
+        let gram = self.accumulator(path, layout, features)?;
+        let each = (patches.groups * features * height * width).max(1);
+        let step = (PATCH_BUDGET / each).max(1);
+        let mut moment: Option<Tensor<3>> = None;
+        let mut result = Ok(());
+        for from in (0..count).step_by(step) {
+            let some = x.clone().narrow(0, from, step.min(count - from));
+            match gram.moment(patches.rows(some)) {
+                Ok(part) => {
+                    moment = Some(match moment {
+                        Some(sum) => sum + part,
+                        None => part,
+                    });
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if let (Ok(()), Some(moment)) = (&result, moment) {
+            result = gram.add_moment(moment);
+        }
+        result.map_err(|source| RecordError::Inputs {
+            path: path.to_string(),
+            source,
+        })
+    }
+
+    /// Records tokens that were looked up in a table `[vocabulary, width]`.
+    ///
+    /// # Errors
+    ///
+    /// A token outside the vocabulary, or another vocabulary than before.
+    pub fn embedding<const D: usize>(
+        &mut self,
+        path: &str,
+        vocabulary: usize,
+        tokens: Tensor<D, Int>,
+    ) -> Result<(), RecordError> {
+        if !self.wants(path) {
+            return Ok(());
+        }
+        let gram = self.accumulator(path, Layout::Embedding, vocabulary)?;
+        gram.add_tokens(tokens)
+            .map_err(|source| RecordError::Inputs {
+                path: path.to_string(),
+                source,
+            })
+    }
+
+    /// Records that a bias was added to `rows` rows. Its one input is the constant 1, so whatever
+    /// policy protects anything protects all of it: the bias is frozen. Leave biases out to let
+    /// them train, at the price of moving all outputs alike.
+    ///
+    /// # Errors
+    ///
+    /// The parameter was recorded as something else before.
+    pub fn bias(&mut self, path: &str, rows: usize) -> Result<(), RecordError> {
+        if !self.wants(path) {
+            return Ok(());
+        }
+        self.accumulator(path, Layout::Bias, 1)?.add_count(rows);
+        Ok(())
+    }
+
+    fn rows<const D: usize>(
+        &mut self,
+        path: &str,
+        layout: Layout,
+        x: Tensor<D>,
+    ) -> Result<(), RecordError> {
+        if !self.wants(path) {
+            return Ok(());
+        }
+        let shape = x.dims();
+        let features = shape[D - 1];
+        let rows = shape[..D - 1].iter().product();
+        let gram = self.accumulator(path, layout, features)?;
+        let x = match rows {
+            0 => Tensor::zeros([0, features], &x.device()),
+            _ => x.inner().reshape([rows, features]),
+        };
+        gram.add(x).map_err(|source| RecordError::Inputs {
+            path: path.to_string(),
+            source,
+        })
+    }
+
+    /// The sum of a parameter, started on first use.
+    fn accumulator(
+        &mut self,
+        path: &str,
+        layout: Layout,
+        features: usize,
+    ) -> Result<&mut GramAccumulator, RecordError> {
+        let norm = self.policy.batch_norm;
+        let (kept, gram) = self.seen.entry(path.to_string()).or_insert_with(|| {
+            let gram = match layout {
+                Layout::Embedding | Layout::Bias => GramAccumulator::diagonal(features, norm),
+                _ => GramAccumulator::new(features, norm),
+            };
+            (layout, gram)
+        });
+        if *kept != layout {
+            return Err(RecordError::Layout {
+                path: path.to_string(),
+                kept: *kept,
+                asked: layout,
+            });
+        }
+        if gram.features() != features {
+            return Err(RecordError::Inputs {
+                path: path.to_string(),
+                source: GramError::Width {
+                    expected: gram.features(),
+                    found: features,
+                },
+            });
+        }
+        Ok(gram)
+    }
+
+    /// Joins what another recorder has seen of the same task, on this machine or another.
+    ///
+    /// # Errors
+    ///
+    /// A parameter recorded in another layout or size. Parameters before it, in alphabetical order,
+    /// are joined by then.
+    pub fn merge(&mut self, other: Self) -> Result<(), RecordError> {
+        for (path, (layout, gram)) in other.seen {
+            let own = self.accumulator(&path, layout, gram.features())?;
+            own.merge(gram)
+                .map_err(|source| RecordError::Inputs { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// The paths recorded so far, in alphabetical order.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.seen.keys().map(String::as_str)
+    }
+
+    /// The policy.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Reads everything back from the device.
+    ///
+    /// # Errors
+    ///
+    /// A sum that overflowed `f32`, or a device that cannot be read.
+    pub fn finish(self) -> Result<BTreeMap<String, Recorded>, RecordError> {
+        let (policy, histories) = (self.policy, self.histories);
+        self.seen
+            .into_iter()
+            .filter(|(_, (_, gram))| gram.batches() > 0)
+            .map(
+                |(path, (layout, gram))| match gram.finish(policy.task_norm) {
+                    Ok(gram) => {
+                        let history = histories.get(&path).copied().unwrap_or(policy.history);
+                        let recorded = Recorded {
+                            layout,
+                            gram,
+                            history,
+                        };
+                        Ok((path, recorded))
+                    }
+                    Err(source) => Err(RecordError::Inputs { path, source }),
+                },
+            )
+            .collect()
+    }
+}
+
+/// What a parameter has seen of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recorded {
+    /// How the parameter is read.
+    pub layout: Layout,
+    /// The second moments of its inputs.
+    pub gram: Gram,
+    /// How they join those of earlier tasks.
+    pub history: History,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_utils::*;
+    use crate::{BatchNorm, TaskNorm};
+    use burn::nn::conv::Conv2dConfig;
+
+    fn plain() -> Policy {
+        Policy {
+            batch_norm: BatchNorm::None,
+            task_norm: TaskNorm::None,
+            ..Policy::default()
+        }
+    }
+
+    #[test]
+    fn leading_dimensions_are_rows() {
+        let x = random(12, 5, 1.0, 1);
+        let mut recorder = Recorder::new(&Policy::default());
+        recorder
+            .linear("w", x.clone().reshape([2, 3, 2, 5]))
+            .unwrap();
+        let recorded = recorder.finish().unwrap();
+        assert_eq!(recorded["w"].gram, gram_of(x));
+        let mut empty = Recorder::new(&Policy::default());
+        empty
+            .linear("w", Tensor::<3>::zeros([2, 0, 5], &device()))
+            .unwrap();
+        assert_eq!(empty.finish().unwrap()["w"].gram.packed(), [0.0; 15]);
+        assert_eq!(recorded["w"].layout, Layout::InputsFirst);
+    }
+
+    #[test]
+    fn patches_of_many_images_come_in_parts() {
+        let layer = Conv2dConfig::new([2, 4], [3, 3])
+            .with_groups(2)
+            .with_bias(false)
+            .init(&device());
+        // 18 numbers for each of 64² positions: 227 images fit into the budget.
+        let x = random(300 * 2 * 64, 64, 1.0, 2).reshape([300, 2, 64, 64]);
+        let mut recorder = Recorder::new(&plain());
+        recorder.conv2d("w", &layer, x.clone()).unwrap();
+        let found = &recorder.finish().unwrap()["w"];
+        assert_eq!(found.layout, Layout::InputsLast { groups: 2 });
+        let mut whole = GramAccumulator::new(9, BatchNorm::None);
+        whole.add_grouped(Patches::from(&layer).rows(x)).unwrap();
+        let whole = whole.finish(TaskNorm::None).unwrap();
+        let scale = whole.norm() as f32;
+        assert_close(found.gram.packed(), whole.packed(), 1e-5 * scale);
+    }
+
+    #[test]
+    fn an_error_names_the_layer_and_keeps_the_sum() {
+        let mut recorder = Recorder::new(&plain());
+        let x = random(4, 3, 1.0, 1);
+        recorder.linear("fc.weight", x.clone()).unwrap();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let error = recorder.linear("fc.weight", Tensor::<2>::full([2, 3], bad, &device()));
+            let text = error.unwrap_err().to_string();
+            assert_eq!(text, "inputs of `fc.weight`: the Gram matrix is not finite");
+        }
+        let error = recorder
+            .linear("fc.weight", random(4, 2, 1.0, 1))
+            .unwrap_err();
+        assert!(error.to_string().contains("2 features"), "{error}");
+        let error = recorder
+            .linear_transposed("fc.weight", x.clone())
+            .unwrap_err();
+        assert!(matches!(error, RecordError::Layout { .. }));
+        let found = &recorder.finish().unwrap()["fc.weight"].gram;
+        let mut alone = GramAccumulator::new(3, BatchNorm::None);
+        alone.add(x).unwrap();
+        assert_eq!(*found, alone.finish(TaskNorm::None).unwrap());
+    }
+
+    #[test]
+    fn tokens_and_biases_are_counted() {
+        let mut recorder = Recorder::new(&plain());
+        let ids = Tensor::<2, Int>::from_ints([[0, 2], [2, 2]], &device());
+        recorder.embedding("e", 4, ids.clone()).unwrap();
+        recorder.bias("b", 4).unwrap();
+        recorder.bias("b", 3).unwrap();
+        let error = recorder.embedding("e", 2, ids).unwrap_err();
+        assert!(error.to_string().contains("`e`"), "{error}");
+        let recorded = recorder.finish().unwrap();
+        assert_eq!(recorded["e"].gram.packed(), [1.0, 0.0, 3.0, 0.0]);
+        assert_eq!(recorded["b"].gram.packed(), [7.0]);
+    }
+
+    #[test]
+    fn recorders_of_two_machines_join() {
+        let (x, y) = (random(4, 3, 1.0, 1), random(6, 3, 1.0, 2));
+        let mut first = Recorder::new(&plain());
+        first.linear("a", x.clone()).unwrap();
+        let mut second = Recorder::new(&plain());
+        second.linear("a", y.clone()).unwrap();
+        second.linear("b", y.clone()).unwrap();
+        first.merge(second).unwrap();
+        let recorded = first.finish().unwrap();
+        assert_eq!(recorded.len(), 2);
+        let mut whole = GramAccumulator::new(3, BatchNorm::None);
+        whole.add(Tensor::cat(vec![x, y], 0)).unwrap();
+        let whole = whole.finish(TaskNorm::None).unwrap();
+        assert_close(recorded["a"].gram.packed(), whole.packed(), 1e-5);
+    }
+
+    #[test]
+    fn what_is_not_selected_is_ignored() {
+        use burn::nn::LinearConfig;
+        let model = LinearConfig::new(3, 2).init(&device());
+        let selection = Selection::of(&model, ["weight"]).unwrap();
+        let mut recorder = Recorder::new(&Policy::default()).only(selection);
+        recorder.linear("weight", random(4, 3, 1.0, 1)).unwrap();
+        recorder.linear("other", random(4, 9, 1.0, 1)).unwrap();
+        recorder.bias("bias", 4).unwrap();
+        assert_eq!(recorder.paths().collect::<Vec<_>>(), ["weight"]);
+    }
+}

@@ -1,0 +1,108 @@
+//! A space for the Krylov method whose vectors stay on a device, in `f32`.
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use faer::{Mat, MatRef};
+
+use super::{host::normal, krylov::Space};
+use crate::{Gram, NullSpaceError};
+
+/// A group as a matrix on a device.
+pub(super) struct DeviceSpace {
+    /// Divided by its largest entry.
+    matrix: Tensor<2>,
+    largest: f32,
+}
+
+impl DeviceSpace {
+    pub(super) fn new(gram: &Gram, group: usize, device: &Device) -> Self {
+        let n = gram.features();
+        // No entry of a matrix of second moments is larger than the largest of its diagonal.
+        let largest = gram.diagonal_of(group).fold(f32::MIN_POSITIVE, f32::max);
+        let mut matrix = vec![0.0; n * n];
+        gram.for_upper(group, |row, column, value| {
+            matrix[row * n + column] = value / largest;
+            matrix[column * n + row] = value / largest;
+        });
+        Self {
+            matrix: upload(matrix, [n, n], &device.clone().inner()),
+            largest,
+        }
+    }
+
+    fn small(&self, s: MatRef<'_, f64>) -> Tensor<2> {
+        let (rows, columns) = (s.nrows(), s.ncols());
+        let mut values = Vec::with_capacity(rows * columns);
+        for i in 0..rows {
+            values.extend((0..columns).map(|j| s[(i, j)] as f32));
+        }
+        upload(values, [rows, columns], &self.matrix.device())
+    }
+}
+
+fn upload(values: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
+    Tensor::<2>::from_data(TensorData::new(values, shape), device).cast(FloatDType::F32)
+}
+
+fn read(x: Tensor<2>) -> Result<Vec<f32>, NullSpaceError> {
+    x.try_into_vec_as()
+        .map_err(|error| NullSpaceError::Device(error.to_string()))
+}
+
+impl Space for DeviceSpace {
+    type Panel = Tensor<2>;
+
+    fn features(&self) -> usize {
+        self.matrix.dims()[0]
+    }
+
+    fn precision(&self) -> f64 {
+        f64::from(f32::EPSILON)
+    }
+
+    fn unit(&self) -> f64 {
+        f64::from(self.largest)
+    }
+
+    fn random(&self, columns: usize, seed: u64) -> Tensor<2> {
+        let n = self.features();
+        let values = normal(n * columns, seed)
+            .iter()
+            .map(|x| *x as f32)
+            .collect();
+        upload(values, [n, columns], &self.matrix.device())
+    }
+
+    fn apply(&self, x: &Tensor<2>) -> Tensor<2> {
+        self.matrix.clone().matmul(x.clone())
+    }
+
+    fn dot(&self, a: &Tensor<2>, b: &Tensor<2>) -> Result<Mat<f64>, NullSpaceError> {
+        let product = a.clone().transpose().matmul(b.clone());
+        let columns = product.dims()[1];
+        let values = read(product)?;
+        Ok(Mat::from_fn(
+            values.len() / columns.max(1),
+            columns,
+            |i, j| f64::from(values[i * columns + j]),
+        ))
+    }
+
+    fn minus(&self, x: &Tensor<2>, a: &Tensor<2>, s: MatRef<'_, f64>) -> Tensor<2> {
+        x.clone() - self.times(a, s)
+    }
+
+    fn times(&self, a: &Tensor<2>, s: MatRef<'_, f64>) -> Tensor<2> {
+        a.clone().matmul(self.small(s))
+    }
+
+    fn append(&self, a: Option<Tensor<2>>, b: Tensor<2>) -> Tensor<2> {
+        match a {
+            Some(a) => Tensor::cat(vec![a, b], 1),
+            None => b,
+        }
+    }
+
+    fn read(&self, x: &Tensor<2>) -> Result<Vec<f32>, NullSpaceError> {
+        read(x.clone())
+    }
+}

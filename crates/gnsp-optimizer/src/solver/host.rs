@@ -1,0 +1,128 @@
+//! Solvers on the host, in `f64`.
+
+use faer::{Mat, MatRef, Side};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{Leading, krylov::Space};
+use crate::{Gram, NullSpaceError, RankRule};
+
+/// Decomposes a group wholly.
+///
+/// A symmetric solver and not a singular value decomposition: the matrix is symmetric and
+/// positive semi-definite, so both give the same subspaces, and this one costs a fraction.
+pub(crate) fn full(gram: &Gram, group: usize, rule: RankRule) -> Result<Leading, NullSpaceError> {
+    let n = gram.features();
+    let none = NullSpaceError::NoConvergence { features: n };
+    let solved = lower(gram, group)
+        .self_adjoint_eigen(Side::Lower)
+        .map_err(|_| none)?;
+    let ascending = solved.S().column_vector();
+    let values: Vec<f64> = (0..n).rev().map(|i| ascending[i].max(0.0)).collect();
+    if !values.iter().all(|value| value.is_finite()) {
+        return Err(NullSpaceError::NoConvergence { features: n });
+    }
+    let rank = rule.rank(&values)?;
+    // Row-major, from the largest down.
+    let columns = |from: usize, to: usize| {
+        let mut columns = Vec::with_capacity(n * (to - from));
+        for row in 0..n {
+            columns.extend((from..to).map(|j| solved.U()[(row, n - 1 - j)] as f32));
+        }
+        columns
+    };
+    Ok(Leading {
+        protected: columns(0, rank),
+        free: Some(columns(rank, n)),
+        values,
+        rank,
+    })
+}
+
+/// The lower triangle of a group; zeros above.
+fn lower(gram: &Gram, group: usize) -> Mat<f64> {
+    let n = gram.features();
+    let mut matrix = Mat::zeros(n, n);
+    gram.for_upper(group, |row, column, value| {
+        matrix[(column, row)] = f64::from(value);
+    });
+    matrix
+}
+
+/// Columns of standard normal numbers.
+pub(super) fn normal(count: usize, seed: u64) -> Vec<f64> {
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    // 53 bits, above zero: the logarithm must exist.
+    let mut uniform = || ((generator.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    (0..count)
+        .map(|_| (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos())
+        .collect()
+}
+
+/// A group as a dense matrix in `f64`.
+pub(super) struct HostSpace {
+    matrix: Mat<f64>,
+}
+
+impl HostSpace {
+    pub(super) fn new(gram: &Gram, group: usize) -> Self {
+        let mut matrix = lower(gram, group);
+        for column in 1..matrix.ncols() {
+            for row in 0..column {
+                matrix[(row, column)] = matrix[(column, row)];
+            }
+        }
+        Self { matrix }
+    }
+}
+
+impl Space for HostSpace {
+    type Panel = Mat<f64>;
+
+    fn features(&self) -> usize {
+        self.matrix.nrows()
+    }
+
+    fn precision(&self) -> f64 {
+        f64::EPSILON
+    }
+
+    fn random(&self, columns: usize, seed: u64) -> Mat<f64> {
+        let n = self.features();
+        let numbers = normal(n * columns, seed);
+        Mat::from_fn(n, columns, |i, j| numbers[j * n + i])
+    }
+
+    fn apply(&self, x: &Mat<f64>) -> Mat<f64> {
+        &self.matrix * x
+    }
+
+    fn dot(&self, a: &Mat<f64>, b: &Mat<f64>) -> Result<Mat<f64>, NullSpaceError> {
+        Ok(a.transpose() * b)
+    }
+
+    fn minus(&self, x: &Mat<f64>, a: &Mat<f64>, s: MatRef<'_, f64>) -> Mat<f64> {
+        x - a * s
+    }
+
+    fn times(&self, a: &Mat<f64>, s: MatRef<'_, f64>) -> Mat<f64> {
+        a * s
+    }
+
+    fn append(&self, a: Option<Mat<f64>>, b: Mat<f64>) -> Mat<f64> {
+        let Some(mut a) = a else {
+            return b;
+        };
+        let (n, from) = (a.nrows(), a.ncols());
+        a.resize_with(n, from + b.ncols(), |i, j| b[(i, j - from)]);
+        a
+    }
+
+    fn read(&self, x: &Mat<f64>) -> Result<Vec<f32>, NullSpaceError> {
+        let mut rows = Vec::with_capacity(x.nrows() * x.ncols());
+        for i in 0..x.nrows() {
+            rows.extend((0..x.ncols()).map(|j| x[(i, j)] as f32));
+        }
+        Ok(rows)
+    }
+}
