@@ -1,1 +1,4 @@
-//! Benchmarks of the workspace; see `benches/`.
+//! Inputs that the benches share.
+#![warn(missing_docs)]
+
+pub mod dead_leaves;

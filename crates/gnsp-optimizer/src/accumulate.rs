@@ -19,6 +19,8 @@ pub struct GramAccumulator {
 }
 
 #[derive(Clone, Debug)]
+// A tensor handle is some hundred bytes; there is one sum for each layer.
+#[allow(clippy::large_enum_variant)]
 enum Sum {
     /// `[groups, features, features]`, once a batch was not zero.
     Dense(Option<Tensor<3>>),

@@ -143,7 +143,7 @@ impl Gram {
         features: usize,
         matrices: &[f32],
     ) -> Result<Self, GramError> {
-        let one = features.checked_mul(features).unwrap_or(usize::MAX);
+        let one = features.saturating_mul(features);
         Self::check_size(features, one.checked_mul(groups), matrices.len())?;
         check_finite(matrices)?;
         let largest = matrices.iter().fold(0f32, |most, x| most.max(x.abs()));

@@ -24,6 +24,9 @@ mod interference;
 mod projected;
 mod protection;
 
+#[doc = include_str!("../docs/mathematics.md")]
+pub mod mathematics {}
+
 pub use accumulate::GramAccumulator;
 pub use gram::{BatchNorm, Gram, GramError, TaskNorm};
 pub use interference::{Interference, InterferenceError};

@@ -15,9 +15,12 @@ use crate::{
     Layout, Memory, NullSpace, NullSpaceError, Policy, Projected, RankRule, Selection, Site,
 };
 
-/// From this many features on, parameters are decomposed one after the other, each on all cores:
-/// the copies in `f64` of several at once would take too much memory.
-const LARGE: usize = 512;
+/// From this many features on, parameters are decomposed a few at a time, each on all cores: the
+/// copies in `f64` of all at once would take too much memory.
+const LARGE: usize = 1024;
+
+/// How many large parameters are decomposed at a time. Two fill the pauses that one leaves.
+const AT_ONCE: usize = 2;
 
 /// Below this share of free directions a parameter is said to be nearly full.
 const NEARLY_FULL: f64 = 0.02;
@@ -116,8 +119,9 @@ impl Memory {
             .into_par_iter()
             .map(protect)
             .collect::<Result<_, _>>()?;
-        for entry in large {
-            parameters.extend([protect(entry)?]);
+        for some in large.chunks(AT_ONCE) {
+            let some = some.par_iter().copied().map(protect);
+            parameters.extend(some.collect::<Result<Vec<_>, _>>()?);
         }
         Ok(Protection {
             site: policy.site,

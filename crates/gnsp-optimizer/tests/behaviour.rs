@@ -277,22 +277,17 @@ fn projectors_are_projectors() {
     }
 }
 
-/// Every optimizer of Burn that steps one parameter at a time, by name and as a closure that wraps
-/// it; L-BFGS steps a whole module and is none.
-fn optimizers() -> Vec<(
-    &'static str,
-    f64,
-    Box<dyn Fn(&Protection) -> [ModuleOptimizer; 2]>,
-)> {
+/// An optimizer without and with the projection around it.
+type Create = Box<dyn Fn(&Protection) -> [ModuleOptimizer; 2]>;
+
+/// Every optimizer of Burn that steps one parameter at a time, with a learning rate; L-BFGS steps a
+/// whole module and is none.
+fn optimizers() -> Vec<(&'static str, f64, Create)> {
     fn entry<O: Optimizer>(
         name: &'static str,
         lr: f64,
         optimizer: O,
-    ) -> (
-        &'static str,
-        f64,
-        Box<dyn Fn(&Protection) -> [ModuleOptimizer; 2]>,
-    ) {
+    ) -> (&'static str, f64, Create) {
         let both = move |protection: &Protection| {
             let plain = || ModuleOptimizer::from(optimizer.clone());
             [plain(), protection.wrap(plain(), optimizer.clone())]

@@ -193,14 +193,7 @@ impl Memory {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let mut builder = tempfile::Builder::new();
-        // Temporary files are private by default; these are results meant to be read by others.
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            builder.permissions(std::fs::Permissions::from_mode(0o644));
-        }
-        let scratch = builder.tempfile_in(folder).map_err(io)?;
+        let scratch = tempfile::Builder::new().tempfile_in(folder).map_err(io)?;
         // One key only: a map of several would be written in any order.
         let metadata = HashMap::from([(
             METADATA_KEY.to_string(),
@@ -227,7 +220,16 @@ impl Memory {
                 },
             },
         )?;
-        scratch.as_file().sync_all().map_err(io)?;
+        // The function above puts a file of its own, private and perhaps not on the disk yet, in the
+        // place of the scratch file. Ours are results meant to be read by others.
+        let written = std::fs::File::open(scratch.path()).map_err(io)?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            let readable = std::fs::Permissions::from_mode(0o644);
+            written.set_permissions(readable).map_err(io)?;
+        }
+        written.sync_all().map_err(io)?;
         scratch.persist(file).map_err(|error| io(error.error))?;
         Ok(())
     }

@@ -220,8 +220,8 @@ impl Memory {
     /// Stores the gradients of the selected parameters as directions that later steps must be
     /// orthogonal to, for [`Policy::ogd`](crate::Policy::ogd): orthogonal gradient descent
     /// (Farajtabar et al. 2020, arXiv 1910.07104, algorithm 1). Call it with the gradients of one
-    /// output of the model on one sample (in that paper the logit of the right class, for 200
-    /// samples of each task).
+    /// output of the model on one sample; that paper takes the logit of the right class, for some
+    /// samples of each task.
     ///
     /// What a gradient adds to the stored ones is kept as one direction of as many numbers as the
     /// parameter has; less than a thousandth of it, or a gradient of zero, adds nothing. Returns

@@ -43,7 +43,7 @@ pub(super) trait Space {
 }
 
 /// How far from the true projector the found one may be, relative in the Frobenius norm.
-const TOLERANCE: f64 = 1e-7;
+const TOLERANCE: f64 = 1e-6;
 
 /// Columns that look for directions which the basis has missed.
 const PROBES: usize = 8;
@@ -60,12 +60,13 @@ pub(super) fn leading<S: Space>(
     let eps = space.precision();
     let unit = space.unit();
     let (total, squares) = (total / unit, squares / unit / unit);
-    let block = (n / 48).clamp(8, 48);
+    let block = (n / 96).clamp(8, 32);
     let scale = squares.sqrt();
     let mut basis: Option<S::Panel> = None;
     let mut projected = Mat::<f64>::zeros(0, 0);
     let mut seed = 0;
-    let Some(mut next) = orthonormal(space, None, space.random(block, seed), 0.0)? else {
+    let mut pace = Pace::default();
+    let Some(mut next) = orthonormal(space, None, space.random(block, seed), 0.0, false)? else {
         return Ok(None);
     };
     loop {
@@ -78,21 +79,25 @@ pub(super) fn leading<S: Space>(
         let image = space.apply(&next.0);
         let whole = space.append(basis.take(), next.0);
         // G in the basis so far; what the new block adds to it, and what sticks out.
-        let mut inside = space.dot(&whole, &image)?;
-        let mut outside = space.minus(&image, &whole, inside.as_ref());
-        let again = space.dot(&whole, &outside)?;
-        outside = space.minus(&outside, &whole, again.as_ref());
-        inside += again;
+        let inside = space.dot(&whole, &image)?;
+        let outside = space.minus(&image, &whole, inside.as_ref());
         projected = grown(&projected, &inside);
 
-        let fresh = orthonormal(space, Some(&whole), outside.clone(), 4.0 * eps * scale)?;
+        let fresh = orthonormal(
+            space,
+            Some(&whole),
+            outside.clone(),
+            4.0 * eps * scale,
+            true,
+        )?;
         let coupling = match &fresh {
             Some((panel, _)) => space.dot(panel, &outside)?,
             None => Mat::zeros(0, added),
         };
         let seen: f64 = (0..size).map(|i| projected[(i, i)]).sum();
         if rule.possible(seen, size, total)
-            && let Some(found) = decide(&projected, &coupling, rule, total, n, eps)?
+            && pace.is_due()
+            && let Some(found) = decide(&projected, &coupling, rule, total, n, eps, &mut pace)?
         {
             if found.rank > 0 && missed(space, &whole, &found, seed + 1)? {
                 return Ok(None);
@@ -114,7 +119,7 @@ pub(super) fn leading<S: Space>(
                 // The space is closed under G. Equal eigenvalues may still hide outside it.
                 seed += 1;
                 let random = space.random(block, seed);
-                match orthonormal(space, Some(&whole), random, 0.0)? {
+                match orthonormal(space, Some(&whole), random, 0.0, false)? {
                     Some(fresh) => fresh,
                     None => return Ok(None),
                 }
@@ -132,6 +137,39 @@ struct Ritz {
     rank: usize,
 }
 
+/// When to look again: the small eigenproblem of the whole basis is not worth solving at every
+/// step, and its error falls by about the same factor from one to the next.
+#[derive(Default)]
+struct Pace {
+    /// Steps since the last look, and how many to let pass.
+    waited: usize,
+    wait: usize,
+    last: Option<(usize, f64)>,
+}
+
+impl Pace {
+    fn is_due(&mut self) -> bool {
+        self.waited += 1;
+        self.waited > self.wait
+    }
+
+    /// Takes note of an error and of what is allowed.
+    fn note(&mut self, rank: usize, error: f64, allowed: f64) {
+        let steps = self.waited as f64;
+        self.wait = match self.last {
+            Some((before, earlier)) if before == rank && error < earlier && error > 0.0 => {
+                let factor = (error / earlier).powf(1.0 / steps);
+                // One step less: the error falls faster and faster.
+                let needed = (allowed / error).ln() / factor.ln() - 1.0;
+                (needed as usize).min(4)
+            }
+            _ => 0,
+        };
+        self.waited = 0;
+        self.last = Some((rank, error));
+    }
+}
+
 /// The rank and the eigenpairs, once the rule is decided and the pairs have converged.
 fn decide(
     projected: &Mat<f64>,
@@ -140,6 +178,7 @@ fn decide(
     total: f64,
     features: usize,
     eps: f64,
+    pace: &mut Pace,
 ) -> Result<Option<Ritz>, NullSpaceError> {
     let size = projected.nrows();
     let solved = projected
@@ -177,7 +216,9 @@ fn decide(
     }
     // A subspace that is off by the angles θ has a projector that is off by √2·‖sin θ‖.
     let allowed = TOLERANCE * (features as f64).sqrt();
-    Ok(((2.0 * error).sqrt() <= allowed).then_some(found))
+    let error = (2.0 * error).sqrt();
+    pace.note(rank, error, allowed);
+    Ok((error <= allowed).then_some(found))
 }
 
 /// Whether a direction outside the basis has a larger eigenvalue than one of the found.
@@ -190,7 +231,7 @@ fn missed<S: Space>(
     let mut probe = space.random(PROBES, seed);
     let smallest = found.values[found.rank - 1];
     for _ in 0..3 {
-        let Some((panel, columns)) = orthonormal(space, Some(basis), probe, 0.0)? else {
+        let Some((panel, columns)) = orthonormal(space, Some(basis), probe, 0.0, false)? else {
             return Ok(false);
         };
         probe = space.apply(&panel);
@@ -214,15 +255,20 @@ fn missed<S: Space>(
 ///
 /// From the eigenvectors of the columns' small Gram matrix, scaled to a unit diagonal (SVQB;
 /// Stathopoulos and Wu 2002), twice: the second pass removes what the first one leaves by rounding.
+/// `prepared` columns are orthogonal to the basis already, up to rounding.
 fn orthonormal<S: Space>(
     space: &S,
     basis: Option<&S::Panel>,
     mut panel: S::Panel,
     floor: f64,
+    prepared: bool,
 ) -> Result<Option<(S::Panel, usize)>, NullSpaceError> {
     let mut columns = 0;
     for pass in 0..2 {
-        if let Some(basis) = basis {
+        // Columns that were made orthogonal before are not quite so once they are scaled up.
+        if let Some(basis) = basis
+            && !(pass == 0 && prepared)
+        {
             let inside = space.dot(basis, &panel)?;
             panel = space.minus(&panel, basis, inside.as_ref());
         }

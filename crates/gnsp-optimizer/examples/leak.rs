@@ -1,0 +1,192 @@
+//! How much of a hundred updates ends up inside the protected directions, for both sites and three
+//! optimizers: what the published order of operations (project the gradient, then let the optimizer
+//! step) leaves of the projection.
+//!
+//! A weight `[768, 64]` that starts at zero is stepped with random gradients at a learning rate of
+//! 1e-5. `k` random directions of the 768 are protected. The scales of the gradient's entries are
+//! either all the same or log-normal: spread as those of a network's weights are, with a standard
+//! deviation of half a power of ten.
+//!
+//! ```text
+//! cargo run --release -p gnsp-optimizer --example leak [PLOT.svg]
+//! ```
+
+use std::error::Error;
+use std::sync::Arc;
+
+use burn::optim::{AdamWConfig, LionConfig, Optimizer, SgdConfig};
+use burn::tensor::{Device, Tensor, TensorData};
+use gnsp_optimizer::{
+    BatchNorm, GramAccumulator, Layout, NullSpace, Projected, RankRule, Site, TaskNorm,
+};
+use rand::Rng;
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+
+const FEATURES: usize = 768;
+const COLUMNS: usize = 64;
+const STEPS: u64 = 100;
+const LEARNING_RATE: f64 = 1e-5;
+const PROTECTED: [usize; 4] = [8, 32, 77, 154];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut rows = Vec::new();
+    for (scales, spread) in [("spread", 0.5), ("equal", 0.0)] {
+        for (name, site) in [("gradient", Site::Gradient), ("update", Site::Update)] {
+            let of = |optimizer: &str, leaks: Vec<f64>| Row {
+                label: format!("{optimizer}, {name} projected"),
+                scales,
+                leaks,
+            };
+            rows.push(of("SGD", leaks(SgdConfig::new().build(), site, spread)?));
+            let adamw = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0);
+            rows.push(of("AdamW", leaks(adamw.build(), site, spread)?));
+            rows.push(of("Lion", leaks(LionConfig::new().build(), site, spread)?));
+        }
+    }
+    println!(
+        "share of the change inside k of {FEATURES} protected directions, after {STEPS} updates"
+    );
+    println!("| gradient scales | optimizer | k = 8 | 32 | 77 | 154 |");
+    println!("|---|---|---|---|---|---|");
+    for row in &rows {
+        print!("| {} | {} |", row.scales, row.label);
+        row.leaks
+            .iter()
+            .for_each(|leak| print!(" {} |", number(*leak)));
+        println!();
+    }
+    print!("| – | (a random direction) |");
+    PROTECTED
+        .iter()
+        .for_each(|k| print!(" {} |", number(random_share(*k))));
+    println!();
+    if let Some(path) = std::env::args().nth(1) {
+        std::fs::write(path, plot(&rows))?;
+    }
+    Ok(())
+}
+
+/// What one optimizer at one site leaks for every `k`.
+struct Row {
+    label: String,
+    scales: &'static str,
+    leaks: Vec<f64>,
+}
+
+fn number(leak: f64) -> String {
+    if leak < 1e-3 {
+        return format!("{leak:.0e}");
+    }
+    format!("{leak:.2}")
+}
+
+/// The share of a random direction inside `k` of the features.
+fn random_share(k: usize) -> f64 {
+    (k as f64 / FEATURES as f64).sqrt()
+}
+
+fn normal(shape: [usize; 2], rng: &mut ChaCha8Rng) -> Tensor<2> {
+    let mut uniform = || rng.random_range(f64::EPSILON..1.0);
+    let numbers: Vec<f32> = (0..shape[0] * shape[1])
+        .map(|_| {
+            let radius = (-2.0 * uniform().ln()).sqrt();
+            (radius * (std::f64::consts::TAU * uniform()).cos()) as f32
+        })
+        .collect();
+    Tensor::from_data(TensorData::new(numbers, shape), &Device::default())
+}
+
+fn leaks<O: Optimizer>(inner: O, site: Site, spread: f64) -> Result<Vec<f64>, Box<dyn Error>> {
+    PROTECTED
+        .iter()
+        .map(|k| {
+            let mut rng = ChaCha8Rng::seed_from_u64(*k as u64);
+            let mut gram = GramAccumulator::new(FEATURES, BatchNorm::None);
+            gram.add(normal([*k, FEATURES], &mut rng))?;
+            let gram = gram.finish(TaskNorm::Frobenius)?;
+            let space = Arc::new(NullSpace::from_gram(&gram, RankRule::FixedRank(*k))?);
+            let optimizer = Projected::new(inner.clone(), Layout::InputsFirst, space.clone(), site);
+
+            let shape = [FEATURES, COLUMNS];
+            let scales = (normal(shape, &mut rng) * (spread * std::f64::consts::LN_10)).exp();
+            let mut weight = Tensor::<2>::zeros(shape, &Device::default());
+            let mut state = None;
+            for _ in 0..STEPS {
+                let gradient = normal(shape, &mut rng) * scales.clone();
+                (weight, state) = optimizer.step(LEARNING_RATE, weight, gradient, state);
+            }
+            let change: f32 = weight.clone().square().sum().sqrt().into_scalar();
+            Ok(f64::from(space.residual_in_protected(weight) / change))
+        })
+        .collect()
+}
+
+/// An SVG of the leak over `k`, on a logarithmic axis.
+fn plot(rows: &[Row]) -> String {
+    const COLOURS: [&str; 3] = ["#1f77b4", "#d62728", "#2ca02c"];
+    const LOWEST: f64 = -9.0;
+    let x = |k: f64| 70.0 + k * 2.7;
+    let y = |leak: f64| 40.0 + 300.0 * leak.max(1e-9).log10() / LOWEST;
+    let mut marks = String::new();
+    for power in (LOWEST as i32..=0).step_by(3) {
+        let at = y(10f64.powi(power));
+        marks += &format!(
+            r##"<line x1="70" x2="500" y1="{at}" y2="{at}" stroke="#ddd"/><text x="62" y="{}" text-anchor="end">10<tspan dy="-5" font-size="9">{power}</tspan></text>"##,
+            at + 4.0
+        );
+    }
+    for k in PROTECTED {
+        let at = x(k as f64);
+        marks += &format!(r#"<text x="{at}" y="360" text-anchor="middle">{k}</text>"#);
+    }
+    let line = |points: &[(f64, f64)], style: &str| {
+        let points: Vec<String> = points
+            .iter()
+            .map(|(x, y)| format!("{x:.1},{y:.1}"))
+            .collect();
+        format!(
+            r#"<polyline points="{}" fill="none" {style}/>"#,
+            points.join(" ")
+        )
+    };
+    let key = |i: usize, mark: String, label: &str| {
+        let at = 60 + 22 * i;
+        format!(r#"<g transform="translate(520 {at})">{mark}<text x="20" y="4">{label}</text></g>"#)
+    };
+    let random: Vec<(f64, f64)> = (1..=160)
+        .map(|k| (x(f64::from(k)), y(random_share(k as usize))))
+        .collect();
+    let dashes = r##"stroke="#888" stroke-dasharray="4 4""##;
+    marks += &line(&random, dashes);
+    marks += &key(
+        6,
+        line(&[(0.0, 0.0), (14.0, 0.0)], dashes),
+        "a random direction",
+    );
+    for (i, row) in rows.iter().filter(|row| row.scales == "spread").enumerate() {
+        let colour = COLOURS[i % 3];
+        // Full points for the gradient site, hollow ones for the update site.
+        let fill = if i < 3 { colour } else { "white" };
+        let point = |x: f64, y: f64| {
+            format!(
+                r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="{fill}" stroke="{colour}" stroke-width="2"/>"#
+            )
+        };
+        let points: Vec<(f64, f64)> = PROTECTED
+            .iter()
+            .zip(&row.leaks)
+            .map(|(k, leak)| (x(*k as f64), y(*leak)))
+            .collect();
+        marks += &line(&points, &format!(r#"stroke="{colour}" stroke-width="2""#));
+        points.iter().for_each(|(x, y)| marks += &point(*x, *y));
+        marks += &key(i, point(7.0, 0.0), &row.label);
+    }
+    format!(
+        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 400" font-family="sans-serif" font-size="12">
+<rect width="720" height="400" fill="white"/>
+<text x="70" y="22" font-size="15">Share of 100 updates inside the protected directions</text>
+<text x="285" y="384" text-anchor="middle">protected directions k, of {FEATURES}</text>
+{marks}</svg>
+"##
+    )
+}

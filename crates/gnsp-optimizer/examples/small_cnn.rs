@@ -1,0 +1,163 @@
+//! A small convolutional network on four tasks of digits: as drawn, inverted, turned by 90 degrees,
+//! and on a striped background. Plain AdamW against the projected update.
+//!
+//! What a convolution feeds to its filters are patches, so these are what is remembered:
+//! `recorder.conv2d` unfolds them as the layer does, with its stride, padding and groups. Every
+//! group of the second layer sees channels of its own and has directions of its own.
+//!
+//! ```text
+//! cargo run --release -p gnsp-optimizer --example small_cnn
+//! ```
+
+mod common;
+
+use std::error::Error;
+
+use burn::module::{Initializer, Module};
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
+use burn::optim::AdamWConfig;
+use burn::tensor::activation::relu;
+use burn::tensor::{Device, Tensor};
+use gnsp_optimizer::{Policy, RankRule, RecordError, Recorder, Site};
+use rand_chacha::ChaCha8Rng;
+
+use common::digits::{CLASSES, Digits, SIDE};
+use common::report::print_table;
+use common::sequence::{Method, Schedule, Task, learn};
+use common::{Classifier, generator};
+
+const SEED: u64 = 0;
+/// Share of the spectrum of every layer's inputs that is left free.
+const TAIL: f64 = 0.07;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let policy = Policy {
+        rank: RankRule::TailShare(TAIL),
+        ..Policy::default()
+    };
+    let schedule = Schedule {
+        epochs: 8,
+        batch_size: 50,
+        learning_rate: 2e-3,
+        optimizer: AdamWConfig::new().with_weight_decay(1e-2),
+    };
+    let tasks = tasks();
+    let run = |method| {
+        // Both methods start from the same weights and see the same batches.
+        let model = Cnn::new(&Device::default().autodiff(), &mut generator(SEED, 0));
+        let order = &mut generator(SEED, 1);
+        learn(model, &tasks, method, &policy, &schedule, order)
+    };
+    let plain = [run(Method::Plain)?];
+    let update = [run(Method::Projected(Site::Update))?];
+    println!("Accuracy after the last task in percent:");
+    print_table(&[
+        (Method::Plain.name(), &plain),
+        (Method::Projected(Site::Update).name(), &update),
+    ]);
+    let (plain, update) = (plain[0].forgetting(), update[0].forgetting());
+    if update >= plain {
+        return Err(format!(
+            "the projected update forgets {update:.2} points, plain AdamW {plain:.2}: it should \
+             forget less"
+        )
+        .into());
+    }
+    println!("\nThe projected update forgets less.");
+    Ok(())
+}
+
+fn tasks() -> Vec<Task> {
+    let rng = &mut generator(SEED, 2);
+    let (train, test) = (Digits::draw(2000, rng), Digits::draw(1000, rng));
+    vec![
+        Task::new(&train, &test, <[f32]>::to_vec),
+        Task::new(&train, &test, inverted),
+        Task::new(&train, &test, turned),
+        Task::new(&train, &test, striped),
+    ]
+}
+
+/// Dark strokes instead of bright ones; pixels count from the grey of the ground.
+fn inverted(picture: &[f32]) -> Vec<f32> {
+    picture.iter().map(|pixel| -pixel).collect()
+}
+
+/// Turned by 90 degrees.
+fn turned(picture: &[f32]) -> Vec<f32> {
+    let pixels = (0..SIDE * SIDE).map(|i| (i / SIDE, i % SIDE));
+    pixels
+        .map(|(row, column)| picture[(SIDE - 1 - column) * SIDE + row])
+        .collect()
+}
+
+/// On horizontal stripes, two rows each.
+fn striped(picture: &[f32]) -> Vec<f32> {
+    let stripe = |i: usize| if i / SIDE % 4 < 2 { 0.5 } else { -0.5 };
+    let pixels = picture.iter().enumerate();
+    pixels.map(|(i, pixel)| pixel + stripe(i)).collect()
+}
+
+/// Two convolutions, the second in two groups, and a linear head.
+#[derive(Module, Debug)]
+struct Cnn {
+    first: Conv2d,
+    second: Conv2d,
+    head: Linear,
+}
+
+impl Cnn {
+    const CHANNELS: [usize; 2] = [16, 32];
+    const GROUPS: usize = 2;
+
+    fn new(device: &Device, rng: &mut ChaCha8Rng) -> Self {
+        let [first, second] = Self::CHANNELS;
+        let features = second * SIDE.div_ceil(4).pow(2); // Each convolution halves the picture.
+        let conv = |channels, kernel: usize| {
+            let padding = kernel / 2;
+            Conv2dConfig::new(channels, [kernel, kernel])
+                .with_stride([2, 2])
+                .with_padding(PaddingConfig2d::Explicit(
+                    padding, padding, padding, padding,
+                ))
+                .with_initializer(Initializer::Zeros)
+        };
+        let cnn = Self {
+            first: conv([1, first], 5).init(device),
+            second: conv([first, second], 3)
+                .with_groups(Self::GROUPS)
+                .init(device),
+            head: LinearConfig::new(features, CLASSES)
+                .with_initializer(Initializer::Zeros)
+                .init(device),
+        };
+        common::initialize(cnn, rng)
+    }
+
+    fn pictures(pixels: Tensor<2>) -> Tensor<4> {
+        let count = pixels.dims()[0];
+        pixels.reshape([count, 1, SIDE, SIDE])
+    }
+}
+
+impl Classifier for Cnn {
+    fn forward(&self, pixels: Tensor<2>) -> Tensor<2> {
+        let x = relu(self.first.forward(Self::pictures(pixels)));
+        let x = relu(self.second.forward(x));
+        self.head.forward(x.flatten(1, 3))
+    }
+
+    fn record(&self, pixels: Tensor<2>, seen: &mut Recorder) -> Result<(), RecordError> {
+        let rows = pixels.dims()[0];
+        let x = Self::pictures(pixels);
+        seen.conv2d("first.weight", &self.first, x.clone())?;
+        seen.bias("first.bias", rows)?; // Biases freeze with the first task.
+        let x = relu(self.first.forward(x));
+        seen.conv2d("second.weight", &self.second, x.clone())?;
+        seen.bias("second.bias", rows)?;
+        let x = relu(self.second.forward(x)).flatten::<2>(1, 3);
+        seen.linear("head.weight", x)?;
+        seen.bias("head.bias", rows)
+    }
+}
