@@ -34,7 +34,7 @@ pub use layout::Layout;
 pub use memory::{FileError, History, Memory, MemoryError};
 pub use null_space::{NullSpace, NullSpaceError};
 pub use patches::{Padding, Patches};
-pub use policy::Policy;
+pub use policy::{Policy, PolicyError};
 pub use projected::{Projected, Site};
 pub use protection::{Protected, Protection, ProtectionError};
 pub use rank::{RankError, RankRule};

@@ -2,7 +2,27 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BatchNorm, History, RankRule, Site, Solver, Strength, TaskNorm};
+use crate::{
+    BatchNorm, History, RankError, RankRule, Site, Solver, Strength, StrengthError, TaskNorm,
+};
+
+/// Which choice of a policy is out of range.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// The rank rule.
+    #[error(transparent)]
+    Rank(#[from] RankError),
+    /// The strength.
+    #[error(transparent)]
+    Strength(#[from] StrengthError),
+    /// A forgetting factor outside `0..=1`.
+    #[error("the forgetting factor must be above 0 and at most 1, got {0}")]
+    Decay(f64),
+    /// A growing basis cannot follow this rule: what the basis has is zero for it.
+    #[error("a growing basis needs a share or a fixed rank, not {0:?}")]
+    BasisRule(RankRule),
+}
 
 /// All choices of a null-space method. The published ones are presets; change a field to leave them.
 ///
@@ -37,6 +57,26 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Checks everything that does not depend on a model, so that a mistake in a configuration is
+    /// found before the first task is trained and not after it.
+    ///
+    /// # Errors
+    ///
+    /// The first choice that is out of range.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        self.rank.check(usize::MAX)?;
+        self.strength.check()?;
+        match self.history {
+            History::Decay(factor) if !(factor > 0.0 && factor <= 1.0) => {
+                Err(PolicyError::Decay(factor))
+            }
+            History::Basis if matches!(self.rank, RankRule::RatioToSmallest(_)) => {
+                Err(PolicyError::BasisRule(self.rank))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// GNSP as published: the gradient is projected before the optimizer sees it (arXiv 2507.19839;
     /// GNSP `configs/mtil_order_I.json`, `src/models/finetune_gnsp.py:108-170`).
     pub fn gnsp() -> Self {
@@ -111,6 +151,37 @@ impl Default for Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn choices_out_of_range_are_found_before_a_model_is_there() {
+        for preset in [
+            Policy::gnsp(),
+            Policy::gnsp_update(),
+            Policy::gpm(),
+            Policy::adam_nscl(),
+            Policy::ogd(),
+        ] {
+            assert_eq!(preset.check(), Ok(()));
+        }
+        let refused = |change: fn(&mut Policy)| {
+            let mut policy = Policy::default();
+            change(&mut policy);
+            policy.check().unwrap_err()
+        };
+        let error = refused(|p| p.rank = RankRule::TailShare(1.5));
+        assert!(matches!(error, PolicyError::Rank(RankError::TailShare(_))));
+        let error = refused(|p| p.strength = Strength::Scaled(-1.0));
+        assert!(matches!(error, PolicyError::Strength(_)));
+        assert_eq!(
+            refused(|p| p.history = History::Decay(0.0)),
+            PolicyError::Decay(0.0)
+        );
+        let error = refused(|p| {
+            p.history = History::Basis;
+            p.rank = RankRule::RatioToSmallest(2.0);
+        });
+        assert!(matches!(error, PolicyError::BasisRule(_)));
+    }
 
     #[test]
     fn a_configuration_file_says_what_differs_from_the_default() {

@@ -317,6 +317,10 @@ impl Method {
                 return Err(format!("`{key}` is out of range: {value}"));
             }
         }
+        if let Some(projection) = &self.projection {
+            let policy = projection.policy();
+            policy.check().map_err(|e| format!("`projection`: {e}"))?;
+        }
         for pattern in self.trainable_first.iter().chain(&self.trainable_later) {
             burn::module::ParamGroup::from_regex(pattern)
                 .map_err(|e| format!("`{pattern}` is not a regular expression: {e:?}"))?;
@@ -408,6 +412,8 @@ mod tests {
             ("lr=-1", "lr"),
             ("steps=0", "steps"),
             ("smoothing=2", "smoothing"),
+            ("projection.rank={tail-share=1.5}", "tail share"),
+            ("projection.history={decay=0.0}", "forgetting factor"),
             ("x", "key=value"),
         ] {
             let message = set(text).unwrap_err().to_string();
