@@ -18,7 +18,7 @@ use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
 use clip_model::{Clip, ClipConfig, Observer, normalize};
 use gnsp_benches::dead_leaves;
-use gnsp_optimizer::{History, Memory, Policy, RecordError, Recorder, Site, Solver};
+use gnsp_optimizer::{History, Memory, Policy, Protection, RecordError, Recorder, Site, Solver};
 use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -109,7 +109,8 @@ fn solver() -> Result<Solver, Box<dyn Error>> {
     })
 }
 
-fn build(folder: &Path) -> Result<(), Box<dyn Error>> {
+/// The projectors, the seconds they took, and the MB at most more than before.
+fn timed(folder: &Path) -> Result<(Protection, f64, f64), Box<dyn Error>> {
     let memory = load(folder)?;
     let model = model(&device());
     let policy = Policy {
@@ -120,11 +121,14 @@ fn build(folder: &Path) -> Result<(), Box<dyn Error>> {
     let (before, started) = (resident("VmRSS:"), Instant::now());
     let protection = memory.protection(&model, &policy)?;
     let seconds = started.elapsed().as_secs_f64();
+    let peak = resident("VmHWM:") - before;
+    Ok((protection, seconds, peak))
+}
+
+fn build(folder: &Path) -> Result<(), Box<dyn Error>> {
+    let (protection, seconds, peak) = timed(folder)?;
     println!("{protection}");
-    println!(
-        "built in {seconds:.2} s, at most {:.0} MB more than before",
-        resident("VmHWM:") - before
-    );
+    println!("built in {seconds:.2} s, at most {peak:.0} MB more than before");
     let mut bytes: BTreeMap<String, (usize, Vec<u8>)> = BTreeMap::new();
     for (path, protected) in protection.iter() {
         let n = protected.null_space.features();
@@ -145,21 +149,11 @@ fn build(folder: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn time(folder: &Path) -> Result<(), Box<dyn Error>> {
-    let memory = load(folder)?;
-    let model = model(&device());
-    let policy = Policy {
-        solver: solver()?,
-        ..Policy::gnsp()
-    };
-    reset_peak();
-    let (before, started) = (resident("VmRSS:"), Instant::now());
-    let protection = memory.protection(&model, &policy)?;
-    let seconds = started.elapsed().as_secs_f64();
+    let (protection, seconds, peak) = timed(folder)?;
     let ranks: BTreeMap<&str, usize> = protection
         .iter()
         .map(|(path, protected)| (path, protected.null_space.rank()))
         .collect();
-    let peak = resident("VmHWM:") - before;
     println!(
         "{}",
         serde_json::json!({"seconds": seconds, "peak_mb": peak, "ranks": ranks})

@@ -140,10 +140,7 @@ impl Protection {
 
 impl Entry {
     fn fits(&self, values: &[Mat<f64>]) -> bool {
-        let (groups, features) = match &self.content {
-            Content::Gram(gram) => (gram.groups(), gram.features()),
-            Content::Directions(directions) => (directions.groups.len(), directions.features),
-        };
+        let (groups, features) = self.inputs();
         values.len() == groups && values.iter().all(|matrix| matrix.nrows() == features)
     }
 

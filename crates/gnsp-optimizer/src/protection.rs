@@ -146,10 +146,7 @@ impl Entry {
                 near: module.nearest(path),
             });
         };
-        let (groups, features) = match &self.content {
-            Content::Gram(gram) => (gram.groups(), gram.features()),
-            Content::Directions(directions) => (directions.groups.len(), directions.features),
-        };
+        let (groups, features) = self.inputs();
         if self.layout.features(shape) != Some((groups, features)) {
             return Err(ProtectionError::Shape {
                 path: path.to_string(),

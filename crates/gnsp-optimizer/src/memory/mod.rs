@@ -374,6 +374,14 @@ impl Memory {
 }
 
 impl Entry {
+    /// The groups that are remembered, and the features of each.
+    pub(crate) fn inputs(&self) -> (usize, usize) {
+        match &self.content {
+            Content::Gram(gram) => (gram.groups(), gram.features()),
+            Content::Directions(directions) => (directions.groups.len(), directions.features),
+        }
+    }
+
     fn check_kind(&self, path: &str, layout: Layout, history: History) -> Result<(), MemoryError> {
         if self.layout == layout && self.history.same_kind(&history) {
             return Ok(());
