@@ -2,7 +2,8 @@
 """Token ids of the full-size CLIP vocabulary, from `transformers`, for the Rust tokenizer's parity test.
 
 Writes, below OUT (crates/clip-model/tests/data):
-  openai_merges.txt.gz   header + the 48,894 merges that CLIP uses: the first 48,895 lines of OpenAI's
+  ../../assets/openai_merges.txt.gz
+                         header + the 48,894 merges that CLIP uses: the first 48,895 lines of OpenAI's
                          `bpe_simple_vocab_16e6.txt` (MIT licence, copyright (c) 2021 OpenAI)
   tokenizer_cases.json   {"context_length": 77, "tokenizer_sha256": of the tokenizer.json that transformers saves,
                           "cases": [{"text", "ids"}, ...]}
@@ -116,7 +117,7 @@ def main():
         sys.exit("this is not OpenAI's bpe_simple_vocab_16e6.txt.gz")
     text = gzip.decompress(raw).decode("utf-8")
     used = "\n".join(text.split("\n")[:48895]) + "\n"
-    with open(os.path.join(args.out, "openai_merges.txt.gz"), "wb") as f:
+    with open(os.path.join(args.out, "..", "..", "assets", "openai_merges.txt.gz"), "wb") as f:
         f.write(gzip.compress(used.encode("utf-8"), 9, mtime=0))
 
     vocab, merges = vocabulary(text)

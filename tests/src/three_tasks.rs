@@ -9,7 +9,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use clip_model::{
-    Checkpoint, Clip, ClipConfig, Dtype, Observer, TokenBatch, normalize, save_weights,
+    Clip, ClipConfig, ClipModel, Dtype, Observer, TokenBatch, normalize, save_weights,
 };
 use gnsp_optimizer::{
     Gram, History, Memory, NullSpace, Policy, RankRule, RecordError, Recorded, Recorder, Site,
@@ -162,7 +162,7 @@ impl Observer for Inputs {
 }
 
 fn record(
-    model: &Clip,
+    model: &ClipModel,
     policy: &Policy,
     batches: impl Iterator<Item = Tensor<4>>,
 ) -> Result<BTreeMap<String, Recorded>, RecordError> {
@@ -187,7 +187,7 @@ struct Texts {
 }
 
 impl Texts {
-    fn encode(model: &Clip, classes: &TokenBatch, reference: &[TokenBatch]) -> Self {
+    fn encode(model: &ClipModel, classes: &TokenBatch, reference: &[TokenBatch]) -> Self {
         let encode = |tokens| normalize(model.encode_text(tokens));
         Self {
             classes: encode(classes),
@@ -212,7 +212,7 @@ pub fn run(
     let s = &script.settings;
     let tensors = &script.tensors;
     let training = device.clone().autodiff();
-    let checkpoint = Checkpoint::load(&data_dir().join("clip/tiny"), &training)?;
+    let checkpoint = Clip::load(&data_dir().join("clip/tiny"), &training)?;
     let (config, mut model) = (checkpoint.config, checkpoint.model);
     let teacher = model.valid();
     let policy = Policy {
@@ -272,7 +272,7 @@ pub fn run(
         let before = weights(&model, &config)?;
 
         // A frozen text tower gives the same features at every step.
-        let texts = |model: &Clip| Texts::encode(model, &script.classes[t], &script.reference);
+        let texts = |model: &ClipModel| Texts::encode(model, &script.classes[t], &script.reference);
         let fixed = (t > 0).then(|| texts(&model.valid()));
         for (k, batch) in batches.chunks(s.batch).enumerate() {
             let lr = learning_rate(k, s);
@@ -348,7 +348,10 @@ pub fn run(
 }
 
 /// The weights in Hugging Face's names and layout.
-fn weights(model: &Clip, config: &ClipConfig) -> Result<BTreeMap<String, Stored>, Box<dyn Error>> {
+fn weights(
+    model: &ClipModel,
+    config: &ClipConfig,
+) -> Result<BTreeMap<String, Stored>, Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("model.safetensors");
     save_weights(model, config, &file, Dtype::F32)?;

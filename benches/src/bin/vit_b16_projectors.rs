@@ -16,7 +16,7 @@ use std::time::Instant;
 use burn::module::{Module, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
-use clip_model::{Clip, ClipConfig, Observer, normalize};
+use clip_model::{ClipConfig, ClipModel, Observer, normalize};
 use gnsp_benches::dead_leaves;
 use gnsp_optimizer::{History, Memory, Policy, Protection, RecordError, Recorder, Site, Solver};
 use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
@@ -49,7 +49,7 @@ fn device() -> Device {
     Device::flex()
 }
 
-fn model(device: &Device) -> Clip {
+fn model(device: &Device) -> ClipModel {
     ClipConfig::vit_b_16().init(1, device)
 }
 
@@ -200,7 +200,7 @@ fn step(folder: &Path) -> Result<(), Box<dyn Error>> {
     let reference = pictures(STEP_BATCH, 78, &training);
     let labels: Vec<i64> = (0..STEP_BATCH as i64).collect();
     let labels = Tensor::from_data(TensorData::new(labels, [STEP_BATCH]), &training);
-    let gradients = |model: &Clip| {
+    let gradients = |model: &ClipModel| {
         let features = normalize(model.encode_image(task.clone()));
         let logits = features.matmul(classes.clone().transpose()) * 100.0;
         let loss = smoothed_cross_entropy(logits, labels.clone(), 0.2);

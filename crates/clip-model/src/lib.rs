@@ -1,27 +1,15 @@
-//! CLIP for [Burn](https://burn.dev): the vision-transformer models of OpenAI's family at any size, loaded from and
-//! saved as Hugging Face directories, with the tokenizer and the image preprocessing that belong to them.
+#![doc = include_str!("../README.md")]
 //!
-//! ```no_run
-//! use burn::tensor::Device;
-//! use clip_model::{Checkpoint, normalize, preprocess::decode_file};
+//! # Modules
 //!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let device = Device::flex();
-//! let clip = Checkpoint::load("clip-vit-base-patch16".as_ref(), &device)?;
-//! let image = clip.preprocess.eval_u8(&decode_file("photo.jpg".as_ref())?);
-//! let image = normalize(clip.model.encode_image(clip.preprocess.to_tensor(&[image], &device)?));
-//! let texts = clip.tokenizer.encode(&["a photo of a cat.", "a photo of a dog."], 77)?;
-//! let texts = normalize(clip.model.encode_text(&texts));
-//! let similarities = image.matmul(texts.transpose()); // [1, 2]
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! | file | what |
+//! | module | what |
 //! |---|---|
-//! | `config` | the shape of a model: `config.json` |
+//! | `config` | the shape of a model; the published architectures |
 //! | `model` | the towers as Burn modules; what an [`Observer`] sees of them |
-//! | `checkpoint` | directories in Hugging Face layout, strictly |
+//! | `zero_shot` | features of images and texts, and a classifier |
+//! | `checkpoint` | checkpoints of every layout in and out |
+//! | [`weights`] | the tensors of safetensors files, PyTorch archives and TorchScript archives |
+//! | [`zoo`] | named weights: where they come from, fetching and verifying them |
 //! | [`tokenizer`], [`preprocess`] | texts to ids, images to pixels |
 #![warn(missing_docs)]
 
@@ -31,13 +19,24 @@ mod error;
 mod model;
 pub mod preprocess;
 pub mod tokenizer;
+pub mod weights;
+mod zero_shot;
+pub mod zoo;
 
-pub use checkpoint::{Checkpoint, CheckpointBytes, Dtype, load_weights, save_weights};
-pub use config::{Activation, ClipConfig, TextConfig, VisionConfig};
+pub use checkpoint::{
+    CheckpointBytes, Clip, Description, Dtype, KeyLayout, LoadOptions, load_weights, save_weights,
+    write_weights,
+};
+pub use config::{
+    Activation, ClipConfig, TextConfig, TextKind, VisionConfig, VisionKind, architecture,
+    architectures,
+};
 pub use error::CheckpointError;
 pub use model::{
-    Attention, Clip, Mlp, Observer, PatchEmbedding, ResidualBlock, TextTower, VisionTower,
+    Attention, AttentionPool, BatchNorm, Bottleneck, ClipModel, Conv, Downsample, ImageTower, Mlp,
+    Observer, PatchEmbedding, PoolingHead, ResNet, ResidualBlock, TextTower, VisionTower,
     normalize,
 };
 pub use preprocess::Preprocess;
-pub use tokenizer::{ClipTokenizer, TokenBatch};
+pub use tokenizer::{ClipTokenizer, SiglipTokenizer, TokenBatch, Tokenizer};
+pub use zero_shot::{Prediction, ZeroShotClassifier};

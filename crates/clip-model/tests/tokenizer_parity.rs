@@ -41,8 +41,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn openai() -> ClipTokenizer {
-    ClipTokenizer::from_openai_merges(&data("openai_merges.txt.gz"), "openai_merges.txt.gz")
-        .unwrap()
+    ClipTokenizer::openai()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The pretrained small CLIP that comes with the program.
 
 use burn::tensor::Device;
-use clip_model::{Checkpoint, CheckpointBytes, CheckpointError};
+use clip_model::{CheckpointBytes, CheckpointError, Clip};
 
 macro_rules! file {
     ($name:literal) => {
@@ -21,6 +21,6 @@ pub const CLIP_MINI: CheckpointBytes<'static> = CheckpointBytes {
 ///
 /// # Errors
 /// Only if the files it was built from are broken.
-pub fn clip_mini(device: &Device) -> Result<Checkpoint, CheckpointError> {
-    Checkpoint::from_bytes(&CLIP_MINI, "embedded clip-mini", device)
+pub fn clip_mini(device: &Device) -> Result<Clip, CheckpointError> {
+    Clip::from_bytes(&CLIP_MINI, "embedded clip-mini", device)
 }

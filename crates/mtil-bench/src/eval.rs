@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
-use clip_model::{Checkpoint, Clip, normalize};
+use clip_model::{Clip, ClipModel, normalize};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -48,8 +48,8 @@ impl PromptRule {
 /// # Errors
 /// When a text cannot be tokenised.
 pub fn encode_texts(
-    checkpoint: &Checkpoint,
-    model: &Clip,
+    checkpoint: &Clip,
+    model: &ClipModel,
     texts: &[String],
 ) -> Result<Tensor<2>, BatchError> {
     let context = checkpoint.config.text.max_position_embeddings;
@@ -72,8 +72,8 @@ pub fn prompt(template: &str, class: &str) -> String {
 /// # Errors
 /// When a prompt cannot be tokenised.
 pub fn zero_shot_head(
-    checkpoint: &Checkpoint,
-    model: &Clip,
+    checkpoint: &Clip,
+    model: &ClipModel,
     task: &Task,
     templates: usize,
 ) -> Result<Tensor<2>, BatchError> {
@@ -122,8 +122,8 @@ pub struct Evaluation {
 /// [`BatchError`] naming an image that cannot be read.
 #[allow(clippy::too_many_arguments)]
 pub fn evaluate(
-    checkpoint: &Checkpoint,
-    model: &Clip,
+    checkpoint: &Clip,
+    model: &ClipModel,
     tasks: &[Task],
     held_out: &CaptionedImages,
     rule: PromptRule,
@@ -180,8 +180,8 @@ type Features = (Tensor<2>, Vec<usize>);
 
 /// Normalised image features (with the indices that could be read) and text features of pairs.
 fn encode_pairs(
-    checkpoint: &Checkpoint,
-    model: &Clip,
+    checkpoint: &Clip,
+    model: &ClipModel,
     pairs: &CaptionedImages,
     images: &Images,
     device: &Device,

@@ -8,7 +8,7 @@ use burn::{
     tensor::Device,
 };
 use clip_model::{
-    Checkpoint, ClipConfig, ClipTokenizer, Preprocess, TextConfig, VisionConfig, normalize,
+    Clip, ClipConfig, ClipTokenizer, Preprocess, TextConfig, VisionConfig, normalize,
     tokenizer::TokenizerError,
 };
 use losses::{alignment_targets, modality_alignment};
@@ -98,6 +98,7 @@ fn shape(vocabulary: usize, bos: u32, eos: u32) -> ClipConfig {
         },
         projection_dim: 128,
         logit_scale_init: 2.6592,
+        logit_bias_init: None,
     }
 }
 
@@ -111,7 +112,7 @@ pub fn pretrain(
     device: &Device,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(usize, f32),
-) -> Result<Checkpoint, PretrainError> {
+) -> Result<Clip, PretrainError> {
     let captions = (0..40_000).map(|i| mini::pretraining_pair(options.seed, i).1);
     let tokenizer = ClipTokenizer::from_tokenizer(mini::build_tokenizer(captions, 1200)?)?;
     let config = shape(tokenizer.vocab_size(), tokenizer.bos(), tokenizer.eos());
@@ -158,10 +159,10 @@ pub fn pretrain(
         let lr = options.lr * schedule(step, options.steps, options.warmup);
         model = optimizer.step(lr, model, gradients);
     }
-    Ok(Checkpoint {
+    Ok(Clip {
         model: model.valid(),
         config,
-        tokenizer,
+        tokenizer: tokenizer.into(),
         preprocess,
     })
 }

@@ -175,7 +175,10 @@ fn wrong_words_get_one_clear_error() {
     fails(
         here,
         &["--model", "no/such/dir"],
-        &["no/such/dir", "not a checkpoint directory"],
+        &[
+            "no/such/dir",
+            "neither a file or folder nor the name of a model",
+        ],
     );
     fails(here, &["--device", "tpu"], &["tpu", "flex"]);
     #[cfg(not(feature = "cuda"))]
@@ -284,6 +287,7 @@ fn help_teaches() {
         "report",
         "classify",
         "embed",
+        "model",
         "pretrain",
         "suite",
         "--suite",

@@ -10,7 +10,7 @@ use std::{
 };
 
 use burn::tensor::Device;
-use clip_model::Checkpoint;
+use clip_model::Clip;
 use image::DynamicImage;
 use mtil_bench::{
     data::{DataError, ImageSource},
@@ -35,7 +35,7 @@ fn suite(tasks: usize) -> Suite {
     suite
 }
 
-fn checkpoint() -> Checkpoint {
+fn checkpoint() -> Clip {
     embedded::clip_mini(&Device::flex()).unwrap()
 }
 
@@ -135,7 +135,7 @@ fn a_run_leaves_its_files_and_its_checkpoints_load() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
     }
     assert!(events.contains("\"ranks\""));
-    let trained = Checkpoint::load(&out.join("checkpoints/task-03"), &Device::flex()).unwrap();
+    let trained = Clip::load(&out.join("checkpoints/task-03"), &Device::flex()).unwrap();
     assert_eq!(trained.config, checkpoint().config);
 }
 

@@ -6,7 +6,7 @@ use burn::{
     tensor::{Tensor, activation, module::attention, ops::AttentionModuleOptions},
 };
 
-use super::{Observer, params::Builder};
+use super::{Observer, host, params::Builder};
 use crate::{config::Activation, error::CheckpointError};
 
 /// Multi-head self-attention with one fused projection to queries, keys and values.
@@ -21,6 +21,20 @@ pub struct Attention {
 }
 
 impl Attention {
+    pub(super) fn build(
+        builder: &mut Builder<'_>,
+        path: &str,
+        shape: &BlockShape,
+    ) -> Result<Self, CheckpointError> {
+        let d = shape.width;
+        Ok(Self {
+            in_proj: builder.linear(&format!("{path}.in_proj"), d, 3 * d)?,
+            out_proj: builder.linear(&format!("{path}.out_proj"), d, d)?,
+            heads: shape.heads,
+            causal: shape.causal,
+        })
+    }
+
     /// Every token attends: `x [batch, n, d]` to `[batch, n, d]`.
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, n, d] = x.dims();
@@ -35,13 +49,22 @@ impl Attention {
             is_causal: self.causal,
             ..Default::default()
         };
-        let context = attention(part(0), part(1), part(2), None, None, options);
+        let context = if !self.causal && host::computes(&qkv) {
+            attention_on_host(part(0), part(1), part(2))
+        } else {
+            attention(part(0), part(1), part(2), None, None, options)
+        };
         self.out_proj.forward(merge_heads(context))
     }
 
     /// Only the token `query [batch, 1, d]` attends, to the whole of `x [batch, n, d]`, where
     /// `visible [batch, n]` is 0 for a position it may see and −∞ for one it may not.
-    fn forward_one(&self, query: Tensor<3>, x: Tensor<3>, visible: Option<Tensor<2>>) -> Tensor<3> {
+    pub(super) fn forward_one(
+        &self,
+        query: Tensor<3>,
+        x: Tensor<3>,
+        visible: Option<Tensor<2>>,
+    ) -> Tensor<3> {
         let [batch, n, d] = x.dims();
         let weight = self.in_proj.weight.val();
         let bias = self.in_proj.bias.as_ref().map(|b| b.val());
@@ -60,6 +83,14 @@ impl Attention {
         let context = attention(q, k, v, None, bias, AttentionModuleOptions::default());
         self.out_proj.forward(merge_heads(context))
     }
+}
+
+/// `softmax(q · kᵀ / √h) · v`.
+fn attention_on_host(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    let [_, _, n, h] = q.dims();
+    let scores = q.matmul(k.swap_dims(2, 3));
+    let scale = (h as f32).sqrt().recip();
+    host::map_rows(scores, n, |row| host::softmax(row, scale)).matmul(v)
 }
 
 /// `[batch, n, d]` to `[batch, heads, n, d / heads]`.
@@ -81,11 +112,26 @@ pub struct Mlp {
     pub c_fc: Linear,
     /// `[hidden, d]`.
     pub c_proj: Linear,
-    quick: bool,
+    #[module(skip)]
+    activation: Activation,
+    width: usize,
 }
 
 impl Mlp {
-    fn forward<O: Observer>(
+    pub(super) fn build(
+        builder: &mut Builder<'_>,
+        path: &str,
+        shape: &BlockShape,
+    ) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            c_fc: builder.linear(&format!("{path}.c_fc"), shape.width, shape.hidden)?,
+            c_proj: builder.linear(&format!("{path}.c_proj"), shape.hidden, shape.width)?,
+            activation: shape.activation,
+            width: shape.hidden,
+        })
+    }
+
+    pub(super) fn forward<O: Observer>(
         &self,
         x: Tensor<3>,
         path: &dyn Fn() -> String,
@@ -95,11 +141,18 @@ impl Mlp {
             observer.linear_input(&format!("{}.mlp.c_fc.weight", path()), rows(&x));
         }
         let x = self.c_fc.forward(x);
-        let x = if self.quick {
-            // QuickGELU: OpenAI CLIP `clip/model.py`, class `QuickGELU`.
-            x.clone() * activation::sigmoid(x.mul_scalar(1.702))
-        } else {
-            activation::gelu(x)
+        let x = match self.activation {
+            Activation::QuickGelu if host::computes(&x) => {
+                host::map_rows(x, self.width, |row| host::gated(row, 1.702, 0.0))
+            }
+            Activation::GeluTanh if host::computes(&x) => {
+                let a = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
+                host::map_rows(x, self.width, |row| host::gated(row, a, 0.044715 * a))
+            }
+            // OpenAI CLIP `clip/model.py`, class `QuickGELU`.
+            Activation::QuickGelu => x.clone() * activation::sigmoid(x.mul_scalar(1.702)),
+            Activation::Gelu => activation::gelu(x),
+            Activation::GeluTanh => activation::gelu_approximate(x),
         };
         if O::ACTIVE {
             observer.linear_input(&format!("{}.mlp.c_proj.weight", path()), rows(&x));
@@ -146,18 +199,9 @@ impl ResidualBlock {
         let d = shape.width;
         Ok(Self {
             ln_1: builder.layer_norm(&format!("{path}.ln_1"), d, shape.epsilon)?,
-            attn: Attention {
-                in_proj: builder.linear(&format!("{path}.attn.in_proj"), d, 3 * d)?,
-                out_proj: builder.linear(&format!("{path}.attn.out_proj"), d, d)?,
-                heads: shape.heads,
-                causal: shape.causal,
-            },
+            attn: Attention::build(builder, &format!("{path}.attn"), shape)?,
             ln_2: builder.layer_norm(&format!("{path}.ln_2"), d, shape.epsilon)?,
-            mlp: Mlp {
-                c_fc: builder.linear(&format!("{path}.mlp.c_fc"), d, shape.hidden)?,
-                c_proj: builder.linear(&format!("{path}.mlp.c_proj"), shape.hidden, d)?,
-                quick: shape.activation == Activation::QuickGelu,
-            },
+            mlp: Mlp::build(builder, &format!("{path}.mlp"), shape)?,
         })
     }
 

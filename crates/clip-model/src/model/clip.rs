@@ -1,37 +1,57 @@
 //! The model: two towers and a temperature.
 
+use std::ops::Range;
+
 use burn::{
-    module::{Module, Param},
-    tensor::{Device, Tensor},
+    module::{Module, ModuleMapper, Param},
+    tensor::{Device, FloatDType, Int, Tensor, TensorData},
 };
 
 use super::{
-    Observer, TextTower, VisionTower,
+    ImageTower, Observer, TextTower,
+    host::{encode_parts, is_host, parts},
     init::SeededInit,
-    params::{Builder, ParamSource},
+    params::{Builder, ParamSource, visit_shapes},
 };
 use crate::{config::ClipConfig, error::CheckpointError, tokenizer::TokenBatch};
 
 /// A CLIP model.
 #[derive(Module, Debug)]
-pub struct Clip {
+pub struct ClipModel {
     /// The image tower.
-    pub visual: VisionTower,
+    pub visual: ImageTower,
     /// The text tower.
     pub text: TextTower,
     /// `[1]`, the logarithm of the factor on the cosine similarities.
     pub logit_scale: Param<Tensor<1>>,
+    /// `[1]`, added to the logits; only models trained with the sigmoid loss have it.
+    pub logit_bias: Option<Param<Tensor<1>>>,
 }
 
 impl ClipConfig {
     /// A randomly initialised model on `device`, the same for the same `seed`.
-    pub fn init(&self, seed: u64, device: &Device) -> Clip {
-        Clip::build(self, &mut SeededInit::new(self, seed), device)
+    pub fn init(&self, seed: u64, device: &Device) -> ClipModel {
+        ClipModel::build(self, &mut SeededInit::new(self, seed), device)
             .expect("the generator has a value for every parameter")
+    }
+
+    /// A model on `device` whose parameters are zero, to be filled or only looked at. On a host device it takes no memory
+    /// until it is written to.
+    pub fn init_zeros(&self, device: &Device) -> ClipModel {
+        ClipModel::build(self, &mut Zeros, device).expect("there are zeros for every parameter")
     }
 }
 
-impl Clip {
+/// Zeros, from memory that the operating system does not touch before it is written to.
+struct Zeros;
+
+impl ParamSource for Zeros {
+    fn values(&mut self, _path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        Ok(vec![0.0; shape.iter().product()])
+    }
+}
+
+impl ClipModel {
     pub(crate) fn build(
         config: &ClipConfig,
         source: &mut dyn ParamSource,
@@ -39,9 +59,13 @@ impl Clip {
     ) -> Result<Self, CheckpointError> {
         let mut builder = Builder { source, device };
         Ok(Self {
-            visual: VisionTower::build(&mut builder, config)?,
+            visual: ImageTower::build(&mut builder, config)?,
             text: TextTower::build(&mut builder, config)?,
             logit_scale: builder.param("logit_scale", [1])?,
+            logit_bias: config
+                .logit_bias_init
+                .map(|_| builder.param("logit_bias", [1]))
+                .transpose()?,
         })
     }
 
@@ -54,7 +78,14 @@ impl Clip {
     /// # Panics
     /// If the pixels have another shape.
     pub fn encode_image(&self, pixels: Tensor<4>) -> Tensor<2> {
-        self.visual.forward(pixels, &mut ())
+        let batch = pixels.dims()[0];
+        if batch < 2 || !is_host(&pixels.device()) || !is_host(&self.device()) {
+            return self.encode_image_observed(pixels, &mut ());
+        }
+        encode_parts(parts(batch), |part| {
+            let pixels = pixels.clone().narrow(0, part.start, part.len());
+            self.encode_image_observed(pixels, &mut ())
+        })
     }
 
     /// Like [`encode_image`](Self::encode_image); `observer` sees the input of each linear map of the
@@ -67,20 +98,79 @@ impl Clip {
         pixels: Tensor<4>,
         observer: &mut O,
     ) -> Tensor<2> {
+        let dtype = self.logit_scale.val().dtype();
+        let pixels = if pixels.dtype() == dtype {
+            pixels
+        } else {
+            pixels.cast(dtype)
+        };
         self.visual.forward(pixels, observer)
     }
 
     /// Text features `[rows, e]`, not normalised.
     ///
+    /// Rows of about the same length are computed together, so that no row pays for the longest one. The results are the same.
+    ///
     /// # Panics
     /// If a row is longer than the context or holds an id outside the vocabulary, or there is no row.
     pub fn encode_text(&self, tokens: &TokenBatch) -> Tensor<2> {
-        self.text.forward(tokens)
+        let rows: Vec<&[u32]> = tokens.ids.iter().map(Vec::as_slice).collect();
+        let lengths: Vec<usize> = rows.iter().map(|row| self.text.needed(row)).collect();
+        let (order, mut groups) = by_length(&lengths);
+        let host = is_host(&self.device());
+        if host {
+            groups = groups
+                .into_iter()
+                .flat_map(|group| {
+                    let start = group.start;
+                    let shift = move |part: Range<usize>| start + part.start..start + part.end;
+                    parts(group.len()).into_iter().map(shift)
+                })
+                .collect();
+        }
+        if groups.len() <= 1 {
+            return self.text.forward(&rows);
+        }
+        let encode = |group: Range<usize>| {
+            let rows: Vec<_> = order[group].iter().map(|row| rows[*row]).collect();
+            self.text.forward(&rows)
+        };
+        let features = if host {
+            encode_parts(groups, encode)
+        } else {
+            Tensor::cat(groups.into_iter().map(encode).collect(), 0)
+        };
+        let mut place = vec![0_i64; order.len()];
+        for (at, row) in order.iter().enumerate() {
+            place[*row] = at as i64;
+        }
+        let place = Tensor::<1, Int>::from_data(
+            TensorData::new(place, [order.len()]),
+            &self.text.positional_embedding.val().device(),
+        );
+        features.select(0, place)
     }
 
     /// The factor on cosine similarities, `exp(logit_scale)`, shape `[1]`.
     pub fn scale(&self) -> Tensor<1> {
         self.logit_scale.val().exp()
+    }
+
+    /// The same model with its parameters, and so its activations and its features, in another number format. For inference:
+    /// optimizers want 32 bits. Layer norms still sum in 32 bits.
+    pub fn to_dtype(self, dtype: FloatDType) -> Self {
+        self.map(&mut Cast(dtype))
+    }
+
+    /// Number of parameters; the running statistics of batch norms are none.
+    pub fn num_parameters(&self) -> usize {
+        let mut count = 0;
+        visit_shapes(self, &mut |path, shape| {
+            if !path.ends_with("running_mean") && !path.ends_with("running_var") {
+                count += shape.iter().product::<usize>();
+            }
+        });
+        count
     }
 
     /// The device the parameters are on.
@@ -89,8 +179,64 @@ impl Clip {
     }
 }
 
+/// Changes the number format of every parameter.
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|value| value.cast(self.0))
+    }
+}
+
 /// Divides each row of `x [rows, e]` by its L2 norm, without an epsilon, as the reference does.
 pub fn normalize(x: Tensor<2>) -> Tensor<2> {
     let norm = x.clone().square().sum_dim(1).sqrt();
     x / norm
+}
+
+/// An order of the rows by length, the longest first, and the stretches of it that are computed together: each is at most
+/// [`LARGEST_GROUP`] rows, and a new one begins where the rows have become a fifth shorter and there are enough of them.
+fn by_length(lengths: &[usize]) -> (Vec<usize>, Vec<Range<usize>>) {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|row| std::cmp::Reverse(lengths[*row]));
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    for (at, row) in order.iter().enumerate() {
+        match groups.last_mut() {
+            Some(group) => {
+                let longest = lengths[order[group.start]];
+                let full = group.len() >= LARGEST_GROUP;
+                let shorter = group.len() >= SMALLEST_GROUP && lengths[*row] * 5 <= longest * 4;
+                if full || shorter {
+                    groups.push(at..at + 1);
+                } else {
+                    group.end = at + 1;
+                }
+            }
+            None => groups.push(at..at + 1),
+        }
+    }
+    (order, groups)
+}
+
+/// More rows at once bring no speed and take memory.
+const LARGEST_GROUP: usize = 128;
+
+/// Fewer rows at once leave the machine idle.
+const SMALLEST_GROUP: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_grouped_by_length() {
+        let lengths = [vec![5; 20], vec![20; 3], vec![18; 9], vec![6; 10]].concat();
+        let (order, groups) = by_length(&lengths);
+        let mut seen = order.clone();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
+        assert_eq!(groups, [0..12, 12..42]);
+        assert_eq!(by_length(&[7; 300]).1, [0..128, 128..256, 256..300]);
+        assert!(by_length(&[]).1.is_empty());
+    }
 }

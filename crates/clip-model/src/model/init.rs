@@ -19,7 +19,7 @@ impl<'a> SeededInit<'a> {
     }
 
     /// Standard deviation of the parameter at `path`, or a constant.
-    fn rule(&self, path: &str) -> Rule {
+    fn rule(&self, path: &str, shape: &[usize]) -> Rule {
         let (width, layers) = if path.starts_with("visual.") {
             (
                 self.config.vision.hidden_size,
@@ -35,10 +35,20 @@ impl<'a> SeededInit<'a> {
         let residual = width * (2.0 * layers as f64).powf(-0.5);
         match path {
             "logit_scale" => Rule::Constant(self.config.logit_scale_init),
+            "logit_bias" => Rule::Constant(self.config.logit_bias_init.unwrap_or(0.0)),
             "text.token_embedding.weight" => Rule::Normal(0.02),
             "text.positional_embedding" => Rule::Normal(0.01),
-            _ if path.ends_with(".gamma") => Rule::Constant(1.0),
-            _ if path.ends_with(".beta") || path.ends_with(".bias") => Rule::Constant(0.0),
+            _ if path.ends_with(".gamma") || path.ends_with(".running_var") => Rule::Constant(1.0),
+            _ if path.ends_with(".running_mean") => Rule::Constant(0.0),
+            // A zero here makes every block the identity at first.
+            _ if path.ends_with("bn3.weight") => Rule::Constant(0.0),
+            _ if path.contains("bn") && path.ends_with(".weight") => Rule::Constant(1.0),
+            _ if path.ends_with(".beta") || path.ends_with("bias") => Rule::Constant(0.0),
+            // PyTorch's default for convolutions: uniform within 1/√fan-in, as a normal of the same spread.
+            _ if shape.len() == 4 => {
+                let fan_in: usize = shape[1..].iter().product();
+                Rule::Normal((3.0 * fan_in as f64).powf(-0.5))
+            }
             _ if path.ends_with("attn.out_proj.weight") || path.ends_with("c_proj.weight") => {
                 Rule::Normal(residual)
             }
@@ -56,7 +66,7 @@ enum Rule {
 impl ParamSource for SeededInit<'_> {
     fn values(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         let count = shape.iter().product();
-        Ok(match self.rule(path) {
+        Ok(match self.rule(path, shape) {
             Rule::Constant(value) => vec![value as f32; count],
             Rule::Normal(std) => {
                 let stream = path

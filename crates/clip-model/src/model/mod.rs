@@ -8,16 +8,21 @@
 
 mod block;
 mod clip;
+mod host;
+mod image_tower;
 mod init;
 mod observer;
 mod params;
+mod resnet;
 mod text;
 mod vision;
 
 pub use block::{Attention, Mlp, ResidualBlock};
-pub use clip::{Clip, normalize};
+pub use clip::{ClipModel, normalize};
+pub use image_tower::ImageTower;
 pub use observer::Observer;
+pub use resnet::{AttentionPool, BatchNorm, Bottleneck, Conv, Downsample, ResNet};
 pub use text::TextTower;
-pub use vision::{PatchEmbedding, VisionTower};
+pub use vision::{PatchEmbedding, PoolingHead, VisionTower};
 
-pub(crate) use params::{ParamSource, visit_params};
+pub(crate) use params::{ParamSource, visit_params, visit_shapes};

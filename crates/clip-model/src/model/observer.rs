@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 /// Is handed the input of each named linear map of the image tower during
-/// [`Clip::encode_image_observed`](crate::Clip::encode_image_observed). Burn has no forward hooks, so
+/// [`ClipModel::encode_image_observed`](crate::ClipModel::encode_image_observed). Burn has no forward hooks, so
 /// the model offers this instead; `()` observes nothing and costs nothing.
 pub trait Observer {
     /// Whether to call [`linear_input`](Self::linear_input) at all.

@@ -37,6 +37,17 @@ impl Builder<'_> {
         Ok(Param::initialized(id_of(path), tensor).set_require_grad(true))
     }
 
+    /// Values that belong to the model and are not trained.
+    pub(crate) fn buffer<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+    ) -> Result<Param<Tensor<D>>, CheckpointError> {
+        let values = self.source.values(path, &shape)?;
+        let tensor = Tensor::from_data(TensorData::new(values, shape), self.device);
+        Ok(Param::initialized(id_of(path), tensor).set_require_grad(false))
+    }
+
     pub(crate) fn linear(
         &mut self,
         path: &str,
@@ -74,11 +85,23 @@ fn id_of(path: &str) -> ParamId {
 
 /// Calls `f` with the path, shape and values of every float parameter of `module`.
 pub(crate) fn visit_params<M: Module>(module: &M, f: &mut dyn FnMut(&str, &[usize], TensorData)) {
-    struct Visitor<'a> {
+    walk(module, &mut |path, shape, value| f(path, shape, value()));
+}
+
+/// Calls `f` with the path and shape of every float parameter of `module`, and copies no values.
+pub(crate) fn visit_shapes<M: Module>(module: &M, f: &mut dyn FnMut(&str, &[usize])) {
+    walk(module, &mut |path, shape, _| f(path, shape));
+}
+
+/// Gets the path, the shape, and a way to the values of a parameter.
+type Visit<'a> = dyn FnMut(&str, &[usize], &dyn Fn() -> TensorData) + 'a;
+
+fn walk<M: Module>(module: &M, f: &mut Visit<'_>) {
+    struct Visitor<'a, 'b> {
         path: Vec<String>,
-        f: &'a mut dyn FnMut(&str, &[usize], TensorData),
+        f: &'a mut Visit<'b>,
     }
-    impl ModuleVisitor for Visitor<'_> {
+    impl ModuleVisitor for Visitor<'_, '_> {
         fn enter_module(&mut self, name: &str, _: &str) {
             self.path.push(name.to_owned());
         }
@@ -87,7 +110,8 @@ pub(crate) fn visit_params<M: Module>(module: &M, f: &mut dyn FnMut(&str, &[usiz
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let value = param.val();
-            (self.f)(&self.path.join("."), &value.dims(), value.into_data());
+            let data = || value.clone().into_data();
+            (self.f)(&self.path.join("."), &value.dims(), &data);
         }
     }
     module.visit(&mut Visitor {

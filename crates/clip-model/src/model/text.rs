@@ -1,4 +1,4 @@
-//! The text tower: a causal transformer.
+//! The text tower: a transformer, causal in CLIP.
 
 use burn::{
     module::{Module, Param},
@@ -10,24 +10,42 @@ use super::{
     block::{BlockShape, ResidualBlock},
     params::Builder,
 };
-use crate::{config::ClipConfig, error::CheckpointError, tokenizer::TokenBatch};
+use crate::{
+    config::{ClipConfig, TextKind},
+    error::CheckpointError,
+};
 
-/// The text tower (OpenAI CLIP `clip/model.py`, `CLIP.encode_text`).
+/// The text tower (OpenAI CLIP `clip/model.py`, `CLIP.encode_text`; `transformers` `modeling_siglip.py`, class
+/// `SiglipTextTransformer`).
 #[derive(Module, Debug)]
 pub struct TextTower {
     /// `[vocabulary, w]`.
     pub token_embedding: Embedding,
     /// `[context, w]`.
     pub positional_embedding: Param<Tensor<2>>,
-    /// The residual blocks, causally masked.
+    /// The residual blocks, causally masked in CLIP.
     pub blocks: Vec<ResidualBlock>,
     /// After the blocks.
     pub ln_final: LayerNorm,
     /// `[w, e]`, applied on the right: `x · proj`.
     pub proj: Param<Tensor<2>>,
+    /// `[e]`; SigLIP only.
+    pub proj_bias: Option<Param<Tensor<1>>>,
     context: usize,
     vocabulary: usize,
-    end_token: u32,
+    #[module(skip)]
+    pooling: Pooling,
+}
+
+/// Which token's output stands for the text.
+#[derive(Debug, Clone, Copy)]
+enum Pooling {
+    /// The first end token of this id. Without one `transformers` takes position 0, and so do we.
+    EndToken(u32),
+    /// The first of the largest ids.
+    LargestId,
+    /// The last position of the context; shorter rows are padded with this id.
+    Last { pad: u32 },
 }
 
 impl TextTower {
@@ -43,7 +61,7 @@ impl TextTower {
             heads: t.num_attention_heads,
             activation: t.hidden_act,
             epsilon: t.layer_norm_eps,
-            causal: true,
+            causal: t.kind == TextKind::Clip,
         };
         let mut token_embedding = EmbeddingConfig::new(1, 1).init(builder.device);
         token_embedding.weight = builder.param("text.token_embedding.weight", [t.vocab_size, w])?;
@@ -56,9 +74,19 @@ impl TextTower {
                 .collect::<Result<_, _>>()?,
             ln_final: builder.layer_norm("text.ln_final", w, t.layer_norm_eps)?,
             proj: builder.param("text.proj", [w, config.projection_dim])?,
+            proj_bias: (t.kind == TextKind::Siglip)
+                .then(|| builder.param("text.proj_bias", [config.projection_dim]))
+                .transpose()?,
             context: t.max_position_embeddings,
             vocabulary: t.vocab_size,
-            end_token: t.eos_token_id,
+            pooling: match (t.kind, t.eos_token_id) {
+                (TextKind::Siglip, _) => Pooling::Last {
+                    pad: t.pad_token_id,
+                },
+                // See `TextConfig::eos_token_id`.
+                (TextKind::Clip, 2) => Pooling::LargestId,
+                (TextKind::Clip, end) => Pooling::EndToken(end),
+            },
         })
     }
 
@@ -67,40 +95,42 @@ impl TextTower {
         self.context
     }
 
-    /// Position of the token whose output stands for the text: the first end token, or the first
-    /// largest id when the configuration says 2 (see [`TextConfig::eos_token_id`]).
-    ///
-    /// [`TextConfig::eos_token_id`]: crate::TextConfig::eos_token_id
-    fn pooled_position(&self, row: &[u32]) -> usize {
-        if self.end_token == 2 {
-            let largest = row.iter().max();
-            row.iter().position(|id| Some(id) == largest).unwrap_or(0)
-        } else {
-            // Without an end token `transformers` takes position 0, and so do we.
-            row.iter().position(|id| *id == self.end_token).unwrap_or(0)
+    /// Number of positions that must be computed for a row: those up to the one that is read. The mask of CLIP is causal, so
+    /// no later position influences it; SigLIP's is not, and it always takes them all.
+    pub(super) fn needed(&self, row: &[u32]) -> usize {
+        1 + match self.pooling {
+            Pooling::EndToken(end) => row.iter().position(|id| *id == end).unwrap_or(0),
+            Pooling::LargestId => {
+                let largest = row.iter().max();
+                row.iter().position(|id| Some(id) == largest).unwrap_or(0)
+            }
+            Pooling::Last { .. } => self.context - 1,
         }
     }
 
     /// Token rows to unnormalised features `[rows, e]`.
     ///
-    /// The rows are cut behind the last pooled position of the batch. This is exact: the mask is
-    /// causal, so no later position influences a pooled one.
+    /// The rows are cut behind the last position that one of them needs.
     ///
     /// # Panics
     /// If a row is longer than the context, or holds an id outside the vocabulary, or there is no row.
-    pub(super) fn forward(&self, tokens: &TokenBatch) -> Tensor<2> {
-        let rows = &tokens.ids;
+    pub(super) fn forward(&self, rows: &[&[u32]]) -> Tensor<2> {
         assert!(!rows.is_empty(), "there is no text to encode");
-        let positions: Vec<usize> = rows.iter().map(|row| self.pooled_position(row)).collect();
+        let positions: Vec<usize> = rows.iter().map(|row| self.needed(row) - 1).collect();
         let n = positions.iter().max().map_or(1, |p| p + 1);
-        assert!(
-            n <= self.context,
-            "a text of {n} tokens exceeds the context of {}",
-            self.context
-        );
+        let fill = match self.pooling {
+            Pooling::Last { pad } => i64::from(pad),
+            _ => 0,
+        };
         let batch = rows.len();
-        let mut ids = vec![0_i64; batch * n];
+        let mut ids = vec![fill; batch * n];
         for (row, out) in rows.iter().zip(ids.chunks_mut(n)) {
+            assert!(
+                row.len() <= self.context,
+                "a text of {} tokens exceeds the context of {}",
+                row.len(),
+                self.context
+            );
             for (id, out) in row.iter().zip(out) {
                 assert!(
                     (*id as usize) < self.vocabulary,
@@ -137,15 +167,25 @@ impl TextTower {
             .flat_map(|p| (0..n).map(move |i| if i <= *p { 0.0 } else { f32::NEG_INFINITY }))
             .collect();
         let visible = Tensor::<2>::from_data(TensorData::new(hidden, [batch, n]), &device);
+        let visible = if visible.dtype() == x.dtype() {
+            visible
+        } else {
+            visible.cast(x.dtype())
+        };
         let last = self.blocks.len() - 1;
         let path = String::new;
         for block in &self.blocks[..last] {
             x = block.forward(x, &path, &mut ());
         }
         let x = self.blocks[last].forward_one(x, &pick, Some(visible), &path, &mut ());
-        self.ln_final
+        let x = self
+            .ln_final
             .forward(x)
             .reshape([batch, w])
-            .matmul(self.proj.val())
+            .matmul(self.proj.val());
+        match &self.proj_bias {
+            Some(bias) => x + bias.val().unsqueeze(),
+            None => x,
+        }
     }
 }

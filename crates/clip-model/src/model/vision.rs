@@ -1,4 +1,4 @@
-//! The image tower: a vision transformer.
+//! The image tower as a vision transformer: CLIP's and SigLIP's.
 
 use burn::{
     module::{Module, Param},
@@ -8,50 +8,102 @@ use burn::{
 
 use super::{
     Observer,
-    block::{BlockShape, ResidualBlock},
+    block::{Attention, BlockShape, Mlp, ResidualBlock},
     params::Builder,
 };
-use crate::{config::ClipConfig, error::CheckpointError};
+use crate::{
+    config::{ClipConfig, VisionConfig, VisionKind},
+    error::CheckpointError,
+};
 
-/// Cuts an image into square patches and maps each to a token, without a bias. A convolution whose
-/// stride is its kernel, written as the matrix product it is.
+/// Cuts an image into square patches and maps each to a token. A convolution whose stride is its kernel, written as the
+/// matrix product it is.
 #[derive(Module, Debug)]
 pub struct PatchEmbedding {
     /// `[3 · patch · patch, d]`, rows in (channel, y, x) order.
     pub weight: Param<Tensor<2>>,
+    /// `[d]`; SigLIP only.
+    pub bias: Option<Param<Tensor<1>>>,
     patch: usize,
 }
 
 impl PatchEmbedding {
-    /// `[batch, 3, side, side]` to `[batch, (side / patch)², d]`, patches row by row.
+    /// `[batch, 3, side, side]` to `[batch, ⌊side / patch⌋², d]`, patches row by row.
     fn forward(&self, pixels: Tensor<4>) -> Tensor<3> {
         let [batch, channels, side, _] = pixels.dims();
         let (p, grid) = (self.patch, side / self.patch);
+        let pixels = if grid * p < side {
+            pixels.slice([0..batch, 0..channels, 0..grid * p, 0..grid * p])
+        } else {
+            pixels
+        };
         let patches: Tensor<3> = pixels
             .reshape([batch, channels, grid, p, grid, p])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch, grid * grid, channels * p * p]);
-        burn::tensor::module::linear(patches, self.weight.val(), None)
+        let bias = self.bias.as_ref().map(Param::val);
+        burn::tensor::module::linear(patches, self.weight.val(), bias)
     }
 }
 
-/// The image tower (OpenAI CLIP `clip/model.py`, class `VisionTransformer`).
+/// SigLIP's pooling: one learned query attends to all tokens, then an MLP (`transformers` `modeling_siglip.py`, class
+/// `SiglipMultiheadAttentionPoolingHead`).
+#[derive(Module, Debug)]
+pub struct PoolingHead {
+    /// `[d]`, the query.
+    pub probe: Param<Tensor<1>>,
+    /// The attention.
+    pub attn: Attention,
+    /// Before the MLP.
+    pub ln: LayerNorm,
+    /// The MLP.
+    pub mlp: Mlp,
+}
+
+impl PoolingHead {
+    fn build(builder: &mut Builder<'_>, shape: &BlockShape) -> Result<Self, CheckpointError> {
+        let path = "visual.head";
+        Ok(Self {
+            probe: builder.param(&format!("{path}.probe"), [shape.width])?,
+            attn: Attention::build(builder, &format!("{path}.attn"), shape)?,
+            ln: builder.layer_norm(&format!("{path}.ln"), shape.width, shape.epsilon)?,
+            mlp: Mlp::build(builder, &format!("{path}.mlp"), shape)?,
+        })
+    }
+
+    /// `[batch, n, d]` to `[batch, 1, d]`.
+    fn forward<O: Observer>(&self, x: Tensor<3>, observer: &mut O) -> Tensor<3> {
+        let [batch, _, d] = x.dims();
+        let probe = self.probe.val().reshape([1, 1, d]).expand([batch, 1, d]);
+        let x = self.attn.forward_one(probe, x, None);
+        let path = || "visual.head".to_owned();
+        let y = self
+            .mlp
+            .forward(self.ln.forward(x.clone()), &path, observer);
+        x + y
+    }
+}
+
+/// A vision transformer (OpenAI CLIP `clip/model.py`, class `VisionTransformer`; `transformers` `modeling_siglip.py`, class
+/// `SiglipVisionTransformer`). What only one of the two has is an [`Option`].
 #[derive(Module, Debug)]
 pub struct VisionTower {
     /// Patches to tokens.
     pub conv1: PatchEmbedding,
-    /// `[d]`, token 0 of every image.
-    pub class_embedding: Param<Tensor<1>>,
-    /// `[tokens, d]`, row 0 belongs to the class token.
+    /// `[d]`, token 0 of every image; CLIP only.
+    pub class_embedding: Option<Param<Tensor<1>>>,
+    /// `[tokens, d]`; row 0 belongs to the class token where there is one.
     pub positional_embedding: Param<Tensor<2>>,
-    /// Before the blocks.
-    pub ln_pre: LayerNorm,
+    /// Before the blocks; CLIP only.
+    pub ln_pre: Option<LayerNorm>,
     /// The residual blocks.
     pub blocks: Vec<ResidualBlock>,
-    /// On the class token after the blocks.
+    /// After the blocks, on the class token (CLIP) or on every token (SigLIP).
     pub ln_post: LayerNorm,
-    /// `[d, e]`, applied on the right: `x · proj`.
-    pub proj: Param<Tensor<2>>,
+    /// Pools the tokens; SigLIP only.
+    pub head: Option<PoolingHead>,
+    /// `[d, e]`, applied on the right: `x · proj`; CLIP only.
+    pub proj: Option<Param<Tensor<2>>>,
     image_size: usize,
 }
 
@@ -62,28 +114,34 @@ impl VisionTower {
     ) -> Result<Self, CheckpointError> {
         let v = &config.vision;
         let d = v.hidden_size;
-        let shape = BlockShape {
-            width: d,
-            hidden: v.intermediate_size,
-            heads: v.num_attention_heads,
-            activation: v.hidden_act,
-            epsilon: v.layer_norm_eps,
-            causal: false,
-        };
+        let shape = block_shape(v);
+        let clip = v.kind == VisionKind::Clip;
+        let patches = 3 * v.patch_size * v.patch_size;
         Ok(Self {
             conv1: PatchEmbedding {
-                weight: builder
-                    .param("visual.conv1.weight", [3 * v.patch_size * v.patch_size, d])?,
+                weight: builder.param("visual.conv1.weight", [patches, d])?,
+                bias: (!clip)
+                    .then(|| builder.param("visual.conv1.bias", [d]))
+                    .transpose()?,
                 patch: v.patch_size,
             },
-            class_embedding: builder.param("visual.class_embedding", [d])?,
+            class_embedding: clip
+                .then(|| builder.param("visual.class_embedding", [d]))
+                .transpose()?,
             positional_embedding: builder.param("visual.positional_embedding", [v.tokens(), d])?,
-            ln_pre: builder.layer_norm("visual.ln_pre", d, v.layer_norm_eps)?,
+            ln_pre: clip
+                .then(|| builder.layer_norm("visual.ln_pre", d, v.layer_norm_eps))
+                .transpose()?,
             blocks: (0..v.num_hidden_layers)
                 .map(|i| ResidualBlock::build(builder, &format!("visual.blocks.{i}"), &shape))
                 .collect::<Result<_, _>>()?,
             ln_post: builder.layer_norm("visual.ln_post", d, v.layer_norm_eps)?,
-            proj: builder.param("visual.proj", [d, config.projection_dim])?,
+            head: (!clip)
+                .then(|| PoolingHead::build(builder, &shape))
+                .transpose()?,
+            proj: clip
+                .then(|| builder.param("visual.proj", [d, config.projection_dim]))
+                .transpose()?,
             image_size: v.image_size,
         })
     }
@@ -99,32 +157,60 @@ impl VisionTower {
     /// If the pixels have another shape.
     pub(super) fn forward<O: Observer>(&self, pixels: Tensor<4>, observer: &mut O) -> Tensor<2> {
         assert_shape!(pixels, [_, 3, self.image_size, self.image_size]);
-        let x = self.conv1.forward(pixels);
+        let mut x = self.embed(pixels);
         let [batch, _, d] = x.dims();
-        let class = self
-            .class_embedding
-            .val()
-            .reshape([1, 1, d])
-            .expand([batch, 1, d]);
-        let x = Tensor::cat(vec![class, x], 1) + self.positional_embedding.val().unsqueeze();
-        let mut x = self.ln_pre.forward(x);
         let pick = |x: Tensor<3>| {
             let [batch, _, d] = x.dims();
             x.slice([0..batch, 0..1, 0..d])
         };
+        // Only the class token's output is read; a pooling head reads them all.
+        let all_tokens = self.head.is_some() || observer.wants_all_tokens();
         let last = self.blocks.len() - 1;
         for (i, block) in self.blocks.iter().enumerate() {
             let path = || format!("visual.blocks.{i}");
-            x = if i == last && !observer.wants_all_tokens() {
+            x = if i == last && !all_tokens {
                 block.forward_one(x, &pick, None, &path, observer)
             } else {
                 block.forward(x, &path, observer)
             };
         }
-        let x = self.ln_post.forward(pick(x)).reshape([batch, d]);
+        let x = match &self.head {
+            Some(head) => head.forward(self.ln_post.forward(x), observer),
+            None => self.ln_post.forward(pick(x)),
+        };
+        let x = x.reshape([batch, d]);
+        let Some(proj) = &self.proj else {
+            return x;
+        };
         if O::ACTIVE {
             observer.linear_input("visual.proj", x.clone());
         }
-        x.matmul(self.proj.val())
+        x.matmul(proj.val())
+    }
+
+    /// Pixels to the tokens that enter the first block.
+    fn embed(&self, pixels: Tensor<4>) -> Tensor<3> {
+        let mut x = self.conv1.forward(pixels);
+        let [batch, _, d] = x.dims();
+        if let Some(class) = &self.class_embedding {
+            let class = class.val().reshape([1, 1, d]).expand([batch, 1, d]);
+            x = Tensor::cat(vec![class, x], 1);
+        }
+        x = x + self.positional_embedding.val().unsqueeze();
+        match &self.ln_pre {
+            Some(norm) => norm.forward(x),
+            None => x,
+        }
+    }
+}
+
+fn block_shape(v: &VisionConfig) -> BlockShape {
+    BlockShape {
+        width: v.hidden_size,
+        hidden: v.intermediate_size,
+        heads: v.num_attention_heads,
+        activation: v.hidden_act,
+        epsilon: v.layer_norm_eps,
+        causal: false,
     }
 }

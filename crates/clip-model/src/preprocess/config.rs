@@ -1,20 +1,23 @@
-//! `preprocessor_config.json`, as Hugging Face's `CLIPImageProcessor` writes it.
+//! `preprocessor_config.json`, as Hugging Face's `CLIPImageProcessor` and `SiglipImageProcessor` write it.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{ConvertRgb, Preprocess, Resize};
+use super::{ConvertRgb, Interpolation, Preprocess, Resize};
 
-/// Bicubic in Pillow's numbering.
+/// Bilinear and bicubic in Pillow's numbering.
+const BILINEAR: u64 = 2;
 const BICUBIC: u64 = 3;
 
 /// Names under which the settings of CLIP's image processor are written.
-const PROCESSORS: [&str; 4] = [
+const PROCESSORS: [&str; 6] = [
     "CLIPImageProcessor",
     "CLIPImageProcessorFast",
     "CLIPImageProcessorPil",
     "CLIPFeatureExtractor",
+    "SiglipImageProcessor",
+    "SiglipImageProcessorFast",
 ];
 
 /// Why the preprocessing settings could not be used, or images could not be put in a tensor.
@@ -182,13 +185,13 @@ impl Settings<'_> {
         }))
     }
 
-    fn crop(&self, default: (u32, u32)) -> Result<Option<(u32, u32)>, PreprocessError> {
+    fn crop(&self, default: Option<(u32, u32)>) -> Result<Option<(u32, u32)>, PreprocessError> {
         let key = "crop_size";
-        if !self.flag("do_center_crop", true)? {
+        if !self.flag("do_center_crop", default.is_some())? {
             return Ok(None);
         }
         match self.get(key) {
-            None => Ok(Some(default)),
+            None => Ok(Some(default.unwrap_or((224, 224)))),
             Some(value @ Value::Number(_)) => self.side(key, Some(value)).map(|s| Some((s, s))),
             Some(Value::Object(map)) => self.height_width(key, map).map(Some),
             Some(_) => Err(self.refuse(key, "it is a number or {\"height\": h, \"width\": w}")),
@@ -214,11 +217,10 @@ impl Preprocess {
         if let Some((path, text)) = read("preprocessor_config.json")? {
             return Self::from_json(&text, &path);
         }
-        if let Some((path, text)) = read("processor_config.json")? {
-            let value = parse(&text, &path)?;
-            if let Some(part) = value.get("image_processor") {
-                return Self::from_value(part, &path);
-            }
+        if let Some((path, text)) = read("processor_config.json")?
+            && let Some(settings) = Self::from_processor(&text, &path)?
+        {
+            return Ok(settings);
         }
         Err(PreprocessError::NotFound {
             dir: dir.to_owned(),
@@ -232,6 +234,15 @@ impl Preprocess {
     /// As [`load`](Self::load).
     pub fn from_json(text: &str, path: &Path) -> Result<Self, PreprocessError> {
         Self::from_value(&parse(text, path)?, path)
+    }
+
+    /// Reads the `image_processor` part of the text of a `processor_config.json`, if it has one.
+    pub(crate) fn from_processor(text: &str, path: &Path) -> Result<Option<Self>, PreprocessError> {
+        let value = parse(text, path)?;
+        value
+            .get("image_processor")
+            .map(|part| Self::from_value(part, path))
+            .transpose()
     }
 
     fn from_value(value: &Value, path: &Path) -> Result<Self, PreprocessError> {
@@ -251,13 +262,28 @@ impl Preprocess {
                 return Err(s.refuse(key, format!("it is one of {}", PROCESSORS.join(", "))));
             }
         }
-        let clip = Self::default();
-        if s.flag("do_resize", true)?
-            && s.get("resample")
-                .is_some_and(|v| v.as_u64() != Some(BICUBIC))
-        {
-            return Err(s.refuse("resample", "images are resized with 3, bicubic"));
-        }
+        let siglip = ["image_processor_type", "feature_extractor_type"]
+            .iter()
+            .any(|key| {
+                let kind = s.get(key).and_then(Value::as_str);
+                kind.is_some_and(|kind| kind.starts_with("Siglip"))
+            });
+        let clip = if siglip {
+            Self::siglip(224)
+        } else {
+            Self::default()
+        };
+        let interpolation = match s.get("resample").map(Value::as_u64) {
+            None | Some(Some(BICUBIC)) => Interpolation::Bicubic,
+            Some(Some(BILINEAR)) => Interpolation::Bilinear,
+            Some(_) if !s.flag("do_resize", true)? => Interpolation::Bicubic,
+            Some(_) => {
+                return Err(s.refuse(
+                    "resample",
+                    "images are resized with 3, bicubic, or 2, bilinear",
+                ));
+            }
+        };
         if s.flag("do_pad", false)? {
             return Err(s.refuse("do_pad", "padding to a size is not done here"));
         }
@@ -277,8 +303,9 @@ impl Preprocess {
         }
         let normalize = s.flag("do_normalize", true)?;
         Ok(Self {
-            resize: s.resize(Resize::ShortestEdge(224))?,
-            crop: s.crop((224, 224))?,
+            resize: s.resize(clip.resize.unwrap_or(Resize::ShortestEdge(224)))?,
+            interpolation,
+            crop: s.crop(clip.crop)?,
             rescale: if s.flag("do_rescale", true)? {
                 rescale
             } else {
@@ -306,6 +333,11 @@ impl Preprocess {
             Resize::ShortestEdge(side) => json!({"shortest_edge": side}),
             Resize::Exact { height, width } => json!({"height": height, "width": width}),
         };
+        // The processor that does not crop unless it is told to.
+        let processor = match (self.resize, self.crop) {
+            (Some(Resize::Exact { .. }), None) => "SiglipImageProcessor",
+            _ => "CLIPImageProcessor",
+        };
         let value = json!({
             "crop_size": {"height": height, "width": width},
             "do_center_crop": self.crop.is_some(),
@@ -314,9 +346,12 @@ impl Preprocess {
             "do_rescale": true,
             "do_resize": self.resize.is_some(),
             "image_mean": self.mean,
-            "image_processor_type": "CLIPImageProcessor",
+            "image_processor_type": processor,
             "image_std": self.std,
-            "resample": BICUBIC,
+            "resample": match self.interpolation {
+                Interpolation::Bicubic => BICUBIC,
+                Interpolation::Bilinear => BILINEAR,
+            },
             "rescale_factor": self.rescale,
             "size": size,
         });
@@ -393,7 +428,7 @@ mod tests {
     #[test]
     fn what_is_not_done_here_is_refused_by_key() {
         for (key, value) in [
-            ("resample", json!(2)),
+            ("resample", json!(1)),
             ("do_pad", json!(true)),
             ("size", json!({"longest_edge": 224})),
             ("size", json!({"shortest_edge": 224, "longest_edge": 300})),

@@ -5,7 +5,7 @@
 //! [`Preprocess::to_tensor`] (squares to a normalised batch).
 //!
 //! # Whose pixels
-//! Resizing is Pillow's antialiased bicubic, bit for bit. Around it, the pipelines that CLIP is used with agree on ordinary RGB
+//! Resizing is Pillow's antialiased bicubic (or bilinear), bit for bit. Around it, the pipelines that CLIP is used with agree on ordinary RGB
 //! and grey photos and differ in corners, each of which is a setting here:
 //!
 //! | | [`Preprocess::clip`] (default) | [`Preprocess::reference`] |
@@ -35,7 +35,7 @@ use rand_chacha::ChaCha8Rng;
 pub use config::PreprocessError;
 pub use decode::{ImageError, MAX_PIXELS, Mode, SourceImage, decode, decode_file, decode_source};
 
-use resample::{Raster, Window};
+use resample::{Raster, Resampling, Window};
 
 /// The size that images are brought to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,16 @@ pub enum Resize {
         /// Width in pixels.
         width: u32,
     },
+}
+
+/// The kernel that images are resized with, Pillow's, with anti-aliasing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Interpolation {
+    /// Bicubic: every CLIP, and SigLIP's first version.
+    #[default]
+    Bicubic,
+    /// Bilinear: SigLIP's second version in `transformers`.
+    Bilinear,
 }
 
 /// When other kinds of images become RGB.
@@ -121,6 +131,8 @@ impl Default for TrainCrop {
 pub struct Preprocess {
     /// First step, or none.
     pub resize: Option<Resize>,
+    /// The kernel of the first step.
+    pub interpolation: Interpolation,
     /// Height and width of the centre crop, or none. Where the image is smaller it is padded with black.
     pub crop: Option<(u32, u32)>,
     /// Factor of the 8-bit values; 1/255.
@@ -150,6 +162,7 @@ impl Preprocess {
     pub fn clip(size: u32) -> Self {
         Self {
             resize: Some(Resize::ShortestEdge(size)),
+            interpolation: Interpolation::Bicubic,
             crop: Some((size, size)),
             rescale: 1.0 / 255.0,
             mean: [0.48145466, 0.4578275, 0.40821073],
@@ -168,6 +181,35 @@ impl Preprocess {
             crop_offset: CropOffset::HalfEven,
             pass_order: PassOrder::HorizontalFirst,
             ..Self::clip(size)
+        }
+    }
+
+    /// What SigLIP does for this image size: both sides are brought to it at once, whatever the aspect ratio.
+    pub fn siglip(size: u32) -> Self {
+        Self {
+            resize: Some(Resize::Exact {
+                height: size,
+                width: size,
+            }),
+            crop: None,
+            mean: [0.5; 3],
+            std: [0.5; 3],
+            ..Self::clip(size)
+        }
+    }
+
+    /// The same pipeline for square images of another size.
+    pub fn with_image_size(self, size: u32) -> Self {
+        Self {
+            resize: self.resize.map(|resize| match resize {
+                Resize::ShortestEdge(_) => Resize::ShortestEdge(size),
+                Resize::Exact { .. } => Resize::Exact {
+                    height: size,
+                    width: size,
+                },
+            }),
+            crop: self.crop.map(|_| (size, size)),
+            ..self
         }
     }
 
@@ -281,6 +323,13 @@ impl Preprocess {
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
+    fn resampling(&self) -> Resampling {
+        Resampling {
+            kernel: self.interpolation,
+            order: self.pass_order,
+        }
+    }
+
     fn eval(&self, image: &DynamicImage, mode: Mode) -> RgbImage {
         let (w, h) = (image.width(), image.height());
         let (width, height) = match self.resize {
@@ -344,14 +393,14 @@ impl Preprocess {
                 region,
                 size,
                 window,
-                self.pass_order,
+                self.resampling(),
             ),
             ConvertRgb::BeforeOnWhite => resample::resize(
                 &colour::on_white(self.bytes(image)),
                 region,
                 size,
                 window,
-                self.pass_order,
+                self.resampling(),
             ),
             ConvertRgb::After => self.stored_geometry(image, mode, region, size, window),
         };
@@ -386,7 +435,7 @@ impl Preprocess {
                 channels: 1,
                 data: Cow::Borrowed(grey.as_raw().as_slice()),
             };
-            let out = resample::resize(&raster, region, size, window, self.pass_order);
+            let out = resample::resize(&raster, region, size, window, self.resampling());
             let data = Cow::Owned(colour::clip(&out.data));
             return colour::opaque(Raster {
                 width: out.width,
@@ -403,7 +452,7 @@ impl Preprocess {
             // Pillow leaves an image alone that has the size already, and so its colours below no alpha.
             Mode::Rgba | Mode::GreyAlpha if size != (region.width, region.height) => {
                 colour::premultiply(&mut stored);
-                let mut out = resample::resize(&stored, region, size, window, self.pass_order);
+                let mut out = resample::resize(&stored, region, size, window, self.resampling());
                 colour::unpremultiply(&mut out);
                 colour::opaque(out)
             }
@@ -412,7 +461,7 @@ impl Preprocess {
                 region,
                 size,
                 window,
-                self.pass_order,
+                self.resampling(),
             )),
         }
     }

@@ -7,7 +7,7 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use super::PassOrder;
+use super::{Interpolation, PassOrder};
 
 /// An image of `channels` interleaved values a pixel.
 #[derive(Debug, Clone)]
@@ -84,6 +84,30 @@ struct Taps<W> {
     weights: Vec<W>,
 }
 
+/// How an image is resized.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Resampling {
+    pub(super) kernel: Interpolation,
+    pub(super) order: PassOrder,
+}
+
+impl Interpolation {
+    /// Reach of the kernel to either side, in pixels.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bicubic => 2.0,
+            Self::Bilinear => 1.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        match self {
+            Self::Bicubic => bicubic(x),
+            Self::Bilinear => (1.0 - x.abs()).max(0.0),
+        }
+    }
+}
+
 fn bicubic(x: f64) -> f64 {
     const A: f64 = -0.5;
     let x = x.abs();
@@ -97,10 +121,15 @@ fn bicubic(x: f64) -> f64 {
 }
 
 /// Weights for the outputs `wanted` of an axis that goes from `input` to `output` positions.
-fn taps<T: Sample>(input: u32, output: u32, wanted: Range<usize>) -> Vec<Taps<T::Weight>> {
+fn taps<T: Sample>(
+    kernel: Interpolation,
+    input: u32,
+    output: u32,
+    wanted: Range<usize>,
+) -> Vec<Taps<T::Weight>> {
     let scale = f64::from(input) / f64::from(output);
     let stretch = scale.max(1.0);
-    let support = 2.0 * stretch;
+    let support = kernel.support() * stretch;
     let inverse = 1.0 / stretch;
     wanted
         .map(|out| {
@@ -109,7 +138,7 @@ fn taps<T: Sample>(input: u32, output: u32, wanted: Range<usize>) -> Vec<Taps<T:
             let first = (center - support + 0.5) as u32;
             let last = ((center + support + 0.5) as u32).min(input);
             let weights: Vec<f64> = (first..last)
-                .map(|i| bicubic((f64::from(i) - center + 0.5) * inverse))
+                .map(|i| kernel.weight((f64::from(i) - center + 0.5) * inverse))
                 .collect();
             let total: f64 = weights.iter().sum();
             let share = |w: f64| T::weight(if total == 0.0 { w } else { w / total });
@@ -202,12 +231,14 @@ pub(super) fn resize<T: Sample>(
     source: Window,
     size: (u32, u32),
     window: Window,
-    order: PassOrder,
+    how: Resampling,
 ) -> Raster<'static, T> {
+    let Resampling { kernel, order } = how;
     let image = image.cut(source);
     let across =
-        (size.0 != source.width).then(|| taps::<T>(source.width, size.0, window.columns()));
-    let down = (size.1 != source.height).then(|| taps::<T>(source.height, size.1, window.rows()));
+        (size.0 != source.width).then(|| taps::<T>(kernel, source.width, size.0, window.columns()));
+    let down =
+        (size.1 != source.height).then(|| taps::<T>(kernel, source.height, size.1, window.rows()));
     match (across, down) {
         (None, None) => owned(image.cut(window)),
         (Some(across), None) => along_rows(&image, window.rows(), &across),
@@ -359,6 +390,13 @@ fn nearest_positions(input: u32, output: u32, wanted: Range<usize>) -> Vec<usize
 mod tests {
     use super::*;
 
+    fn how(order: PassOrder) -> Resampling {
+        Resampling {
+            order,
+            ..Resampling::default()
+        }
+    }
+
     const ORDERS: [PassOrder; 2] = [PassOrder::Pillow13, PassOrder::HorizontalFirst];
 
     fn grey(width: u32, height: u32) -> Raster<'static, u8> {
@@ -383,8 +421,8 @@ mod tests {
                 height: 7,
             };
             for order in ORDERS {
-                let whole = resize(&image, all, size, Window::whole(size.0, size.1), order);
-                let part = resize(&image, all, size, window, order);
+                let whole = resize(&image, all, size, Window::whole(size.0, size.1), how(order));
+                let part = resize(&image, all, size, window, how(order));
                 assert_eq!(part.data, whole.cut(window).data, "{size:?} {order:?}");
             }
             let whole = nearest(&image, all, size, Window::whole(size.0, size.1));
@@ -406,13 +444,13 @@ mod tests {
         };
         let cropped = image.cut(region);
         let out = Window::whole(7, 7);
-        let a = resize(&image, region, (7, 7), out, PassOrder::Pillow13);
+        let a = resize(&image, region, (7, 7), out, how(PassOrder::Pillow13));
         let b = resize(
             &cropped,
             Window::whole(20, 11),
             (7, 7),
             out,
-            PassOrder::Pillow13,
+            how(PassOrder::Pillow13),
         );
         assert_eq!(a.data, b.data);
         let a = nearest(&image, region, (7, 7), out);
@@ -430,7 +468,7 @@ mod tests {
                     Window::whole(w, h),
                     size,
                     Window::whole(size.0, size.1),
-                    o,
+                    how(o),
                 )
                 .data
             });
@@ -457,7 +495,7 @@ mod tests {
                 Window::whole(13, 9),
                 (40, 5),
                 Window::whole(40, 5),
-                PassOrder::Pillow13,
+                how(PassOrder::Pillow13),
             );
             assert!(out.data.iter().all(|&v| v == value));
         }

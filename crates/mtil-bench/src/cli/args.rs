@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clip_model::Activation;
 
 use crate::eval::PromptRule;
 
@@ -32,6 +33,8 @@ pub enum Command {
     Classify(ClassifyArgs),
     /// Write the embeddings of images and texts
     Embed(EmbedArgs),
+    /// List, describe, fetch, verify and convert pretrained models
+    Model(ModelArgs),
     /// Make the small embedded CLIP again
     Pretrain(PretrainArgs),
     /// List suites, check one, or write one as image folders
@@ -51,9 +54,14 @@ pub struct RunArgs {
     /// Methods, with commas between: names from `mtil-bench methods`, or TOML files
     #[arg(long, value_delimiter = ',', default_value = "zero-shot,finetune,gnsp")]
     pub methods: Vec<String>,
-    /// Pretrained CLIP: a Hugging Face directory, or `embedded` (for the mini suite)
+    /// Pretrained CLIP: a folder in Hugging Face's or open_clip's layout, a weights file (.pt, .pth, .bin,
+    /// .safetensors), a name from `mtil-bench model list` (fetched when it is not there), or `embedded` (for the
+    /// mini suite)
     #[arg(long, default_value = "embedded")]
     pub model: String,
+    /// What the files of --model leave open.
+    #[command(flatten)]
+    pub hints: Hints,
     /// Where the runs go, one folder a method [default: runs/<suite>, runs/<suite>-quick with --quick]
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -86,6 +94,52 @@ pub struct RunArgs {
     pub json: bool,
 }
 
+/// What the files of a checkpoint leave open.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Hints {
+    /// Shape of the model, for weights without a configuration: a name from `mtil-bench model list --architectures`
+    #[arg(long, value_name = "NAME")]
+    pub architecture: Option<String>,
+    /// Activation of the model, for weights without a configuration: quick_gelu is OpenAI's and that of models
+    /// fine-tuned from theirs, gelu that of most of open_clip's
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub activation: Option<ActivationName>,
+}
+
+/// Activations by the names of `transformers`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum ActivationName {
+    /// x · σ(1.702 x)
+    QuickGelu,
+    /// The exact GELU
+    Gelu,
+    /// The tanh approximation of GELU
+    #[value(alias = "gelu_tanh")]
+    GeluPytorchTanh,
+}
+
+impl ActivationName {
+    /// The word on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QuickGelu => "quick_gelu",
+            Self::Gelu => "gelu",
+            Self::GeluPytorchTanh => "gelu_pytorch_tanh",
+        }
+    }
+}
+
+impl From<ActivationName> for Activation {
+    fn from(name: ActivationName) -> Self {
+        match name {
+            ActivationName::QuickGelu => Self::QuickGelu,
+            ActivationName::Gelu => Self::Gelu,
+            ActivationName::GeluPytorchTanh => Self::GeluTanh,
+        }
+    }
+}
+
 /// Arguments of `report`.
 #[derive(Debug, Clone, Args)]
 pub struct ReportArgs {
@@ -100,9 +154,12 @@ pub struct ReportArgs {
 /// Arguments of `classify`.
 #[derive(Debug, Clone, Args)]
 pub struct ClassifyArgs {
-    /// CLIP: a Hugging Face directory, or `embedded`
+    /// CLIP: a folder, a weights file, a name from `mtil-bench model list`, or `embedded`
     #[arg(long)]
     pub model: String,
+    /// What the files of --model leave open.
+    #[command(flatten)]
+    pub hints: Hints,
     /// Labels, with commas between
     #[arg(long, value_delimiter = ',', required = true)]
     pub labels: Vec<String>,
@@ -123,9 +180,12 @@ pub struct ClassifyArgs {
 /// Arguments of `embed`.
 #[derive(Debug, Clone, Args)]
 pub struct EmbedArgs {
-    /// CLIP: a Hugging Face directory, or `embedded`
+    /// CLIP: a folder, a weights file, a name from `mtil-bench model list`, or `embedded`
     #[arg(long)]
     pub model: String,
+    /// What the files of --model leave open.
+    #[command(flatten)]
+    pub hints: Hints,
     /// Images, or folders of images (searched to any depth, in the order of their paths)
     #[arg(long, num_args = 1..)]
     pub images: Vec<PathBuf>,
@@ -203,6 +263,179 @@ pub struct MethodsArgs {
     pub suite: String,
 }
 
+/// Arguments of `model`.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub verb: ModelVerb,
+}
+
+/// The verbs of `model`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ModelVerb {
+    /// List the models that can be named, or the published architectures
+    ///
+    /// `cached` says whether all files of a source are on this machine: it looks whether they exist and hashes nothing.
+    /// `mtil-bench model verify` does that. ImageNet is the zero-shot accuracy that `model info NAME` names the source of.
+    List(ListArgs),
+    /// Say what a model is and where it comes from
+    ///
+    /// Of a path: how the weights are packed and whose names they use, the shape of both towers, the image settings and
+    /// the tokenizer. Of a name: also the sources, their hashes, the licence and the published accuracy. Reads headers
+    /// only, and hashes nothing.
+    Info(InfoArgs),
+    /// Bring a model to this machine
+    ///
+    /// Files go into the cache that Python's huggingface_hub uses too (HF_HOME, HF_HUB_CACHE). Each is hashed before it is
+    /// used; what an interrupted call left is continued. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE count as in Python.
+    Fetch(FetchArgs),
+    /// Check that a model is whole
+    ///
+    /// Of a name: hashes every file in the cache and compares with the hash that the registry or the Hub states. Of a path:
+    /// reads every tensor, so that one that is missing, left over, of another shape or not finite is found, and says
+    /// whether the weights are those of a named model. The exit status is not 0 when something is wrong.
+    Verify(VerifyArgs),
+    /// Write a model in another layout or number format
+    ///
+    /// Afterwards the result is read back: every parameter must be the source's, rounded to the number format, and an image
+    /// and a text must get the same features.
+    Convert(ConvertArgs),
+}
+
+/// Arguments of `model list`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  mtil-bench model list siglip2\n  mtil-bench model list --architectures vit-l"
+)]
+pub struct ListArgs {
+    /// Only what has this word in its name
+    pub word: Option<String>,
+    /// The published architectures instead: names for --architecture
+    #[arg(long)]
+    pub architectures: bool,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `model info`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  mtil-bench model info openai/ViT-B-16\n  mtil-bench model info ViT-B-16-epoch3.pt --activation quick_gelu"
+)]
+pub struct InfoArgs {
+    /// A name from `mtil-bench model list`, a folder, a weights file, or `embedded`
+    #[arg(value_name = "NAME|PATH")]
+    pub model: String,
+    /// What the files leave open.
+    #[command(flatten)]
+    pub hints: Hints,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `model fetch`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  mtil-bench model fetch openai/ViT-B-16\n  mtil-bench model fetch openai/ViT-B-16 --layout transformers"
+)]
+pub struct FetchArgs {
+    /// A name from `mtil-bench model list`
+    pub name: String,
+    /// Use what is in the cache, and nothing else
+    #[arg(long)]
+    pub offline: bool,
+    /// Use sources of this layout only
+    #[arg(long, value_enum)]
+    pub layout: Option<LayoutName>,
+    /// Print where the files lie as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `model verify`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  mtil-bench model verify openai/ViT-B-16\n  mtil-bench model verify runs/mini/gnsp/checkpoints/task-08"
+)]
+pub struct VerifyArgs {
+    /// A name from `mtil-bench model list`, a folder, or a weights file
+    #[arg(value_name = "NAME|PATH")]
+    pub model: String,
+    /// What the files leave open.
+    #[command(flatten)]
+    pub hints: Hints,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `model convert`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  mtil-bench model convert ViT-B-16.pt clip-vit-b-16 --to hugging-face --dtype f16\n  mtil-bench model convert epoch_3.pt out --to open-clip --architecture ViT-B-32"
+)]
+pub struct ConvertArgs {
+    /// A name from `mtil-bench model list`, a folder, a weights file, or `embedded`
+    pub source: String,
+    /// The folder to write
+    pub out: PathBuf,
+    /// Layout of the result
+    #[arg(long, value_enum, default_value_t = Format::HuggingFace)]
+    pub to: Format,
+    /// Number format of the result
+    #[arg(long, value_enum, default_value_t = DtypeName::F32)]
+    pub dtype: DtypeName,
+    /// What the files leave open.
+    #[command(flatten)]
+    pub hints: Hints,
+    /// Side of the images in pixels, if it shall be another: the position embeddings are resized
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<u32>,
+    /// A tokenizer.json, or OpenAI's merges (bpe_simple_vocab_16e6.txt.gz), instead of the source's
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Write into a folder that is not empty; files of the same names are replaced
+    #[arg(long)]
+    pub force: bool,
+    /// Print a summary as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Layouts of the sources of the zoo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LayoutName {
+    /// Those of OpenAI's `clip` package
+    OpenaiArchive,
+    /// Those of open_clip
+    OpenClip,
+    /// Those of Hugging Face's `transformers`
+    Transformers,
+}
+
+/// Layouts that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// What `transformers` loads
+    HuggingFace,
+    /// What open_clip loads
+    OpenClip,
+}
+
+/// Number formats that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeName {
+    /// 32-bit floats: exact
+    F32,
+    /// 16-bit IEEE floats: half the size
+    F16,
+    /// 16-bit brain floats: half the size, the range of f32
+    Bf16,
+}
+
 impl Cli {
     /// The device the call asks for, if it computes anything.
     pub fn device(&self) -> Option<&str> {
@@ -213,7 +446,11 @@ impl Cli {
             Some(Command::Embed(args)) => Some(&args.device),
             Some(Command::Pretrain(args)) => Some(&args.device),
             Some(
-                Command::Report(_) | Command::Suite(_) | Command::Methods(_) | Command::Device,
+                Command::Report(_)
+                | Command::Model(_)
+                | Command::Suite(_)
+                | Command::Methods(_)
+                | Command::Device,
             ) => None,
         }
     }

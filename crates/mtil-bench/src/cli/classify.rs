@@ -4,7 +4,7 @@ use clip_model::{normalize, preprocess::decode_file};
 use color_eyre::eyre::{Result, bail};
 use serde_json::json;
 
-use super::{args::ClassifyArgs, run::load_model};
+use super::{args::ClassifyArgs, checkpoint::load_model};
 use crate::{
     device,
     eval::{encode_texts, prompt, to_host},
@@ -20,7 +20,7 @@ pub fn classify(args: &ClassifyArgs) -> Result<()> {
         bail!("template `{template}` has no {{}} for the label");
     }
     let device = device::parse(&args.device)?;
-    let (checkpoint, _) = load_model(&args.model, &device)?;
+    let checkpoint = load_model(&args.model, &args.hints, &device)?.clip;
     let count = args.templates.len();
     let prompts: Vec<String> = labels
         .iter()

@@ -13,7 +13,7 @@ use color_eyre::eyre::{Result, WrapErr, bail};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 
-use super::{args::EmbedArgs, run::load_model};
+use super::{args::EmbedArgs, checkpoint::load_model};
 use crate::{
     device,
     eval::{encode_texts, to_host},
@@ -73,7 +73,7 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
         );
     }
     let device = device::parse(&args.device)?;
-    let (checkpoint, _) = load_model(&args.model, &device)?;
+    let checkpoint = load_model(&args.model, &args.hints, &device)?.clip;
     let bar = indicatif::ProgressBar::new(images.len() as u64);
     let mut rows = Vec::new();
     for chunk in images.chunks(64) {

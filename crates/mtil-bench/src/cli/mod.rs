@@ -1,8 +1,11 @@
 //! The command line: words to calls, results to people.
 
 mod args;
+mod checkpoint;
 mod classify;
 mod embed;
+mod fetching;
+mod model;
 mod output;
 mod pretrain;
 mod run;
@@ -21,6 +24,7 @@ pub fn main(cli: Cli) -> Result<()> {
         Some(Command::Report(args)) => show::report(&args),
         Some(Command::Classify(args)) => classify::classify(&args),
         Some(Command::Embed(args)) => embed::embed(&args),
+        Some(Command::Model(args)) => model::model(&args),
         Some(Command::Pretrain(args)) => pretrain::pretrain(&args),
         Some(Command::Suite(args)) => world::suite(&args),
         Some(Command::Methods(args)) => show::methods(&args),

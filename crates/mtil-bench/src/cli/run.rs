@@ -6,13 +6,15 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use clip_model::Checkpoint;
 use color_eyre::eyre::{Result, WrapErr, bail, eyre};
-use sha2::{Digest, Sha256};
 
-use super::{args::RunArgs, output::Terminal};
+use super::{
+    args::RunArgs,
+    checkpoint::{EMBEDDED, load_model},
+    output::Terminal,
+};
 use crate::{
-    device, embedded,
+    device,
     method::Method,
     metrics::MetricsFile,
     mini::{self, MiniSizes},
@@ -38,27 +40,6 @@ pub fn load_suite(name: &str, quick: bool) -> Result<Suite> {
     };
     suite.check()?;
     Ok(suite)
-}
-
-/// Loads a CLIP: `embedded`, or a directory. Also the SHA-256 of its weights.
-pub fn load_model(name: &str, device: &burn::tensor::Device) -> Result<(Checkpoint, String)> {
-    let hash = |bytes: &[u8]| {
-        Sha256::digest(bytes)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect::<String>()
-    };
-    if name == "embedded" {
-        return Ok((
-            embedded::clip_mini(device)?,
-            hash(embedded::CLIP_MINI.weights),
-        ));
-    }
-    let checkpoint = Checkpoint::load(Path::new(name), device)?;
-    let weights = Path::new(name).join("model.safetensors");
-    let bytes =
-        fs::read(&weights).wrap_err_with(|| format!("cannot read {}", weights.display()))?;
-    Ok((checkpoint, hash(&bytes)))
 }
 
 /// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
@@ -118,12 +99,12 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
 pub fn run(args: RunArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let suite = load_suite(&args.suite, args.quick)?;
-    if args.model == "embedded" && suite.name != "mini" {
+    if args.model == EMBEDDED && suite.name != "mini" {
         eprintln!(
-            "note: the embedded model only knows the mini world; give --model DIR for other suites"
+            "note: the embedded model only knows the mini world; give --model for other suites (`mtil-bench model list` shows names)"
         );
     }
-    let (checkpoint, model_sha256) = load_model(&args.model, &device)?;
+    let model = load_model(&args.model, &args.hints, &device)?;
     let mut overrides = Vec::new();
     if args.quick {
         overrides.extend(
@@ -176,8 +157,8 @@ pub fn run(args: RunArgs) -> Result<()> {
         let request = Request {
             suite: suite.name.clone(),
             suite_fingerprint: fingerprint.clone(),
-            model: args.model.clone(),
-            model_sha256: model_sha256.clone(),
+            model: model.name.clone(),
+            model_sha256: model.sha256.clone(),
             seed: args.seed,
             device: args.device.clone(),
             prompt_rule: args.prompts,
@@ -189,7 +170,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         let outcome = run_method(
             &request,
             &suite,
-            &checkpoint,
+            &model.clip,
             &device,
             &folder,
             &options,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use burn::{module::Module, tensor::Device};
-use clip_model::{Checkpoint, Clip, Dtype};
+use clip_model::{Clip, ClipModel, Dtype};
 use gnsp_optimizer::Memory;
 use serde_json::json;
 
@@ -66,7 +66,7 @@ pub enum Outcome {
 pub fn run(
     request: &Request,
     suite: &Suite,
-    checkpoint: &Checkpoint,
+    checkpoint: &Clip,
     device: &Device,
     folder: &Path,
     options: &RunOptions,
@@ -99,7 +99,7 @@ pub fn run(
 struct Engine<'a> {
     request: &'a Request,
     suite: &'a Suite,
-    checkpoint: &'a Checkpoint,
+    checkpoint: &'a Clip,
     /// With autodiff.
     device: Device,
     options: &'a RunOptions,
@@ -320,7 +320,7 @@ impl Engine<'_> {
                 .directory
                 .path()
                 .join(format!("checkpoints/task-{:02}", index + 1));
-            let saved = Checkpoint {
+            let saved = Clip {
                 model: trained,
                 ..self.checkpoint.clone()
             };
@@ -336,7 +336,7 @@ impl Engine<'_> {
 
     fn evaluate(
         &mut self,
-        model: &Clip,
+        model: &ClipModel,
         stage: Option<usize>,
         progress: &mut dyn Progress,
     ) -> Result<Evaluation, RunError> {

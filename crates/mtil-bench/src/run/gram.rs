@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Tensor;
-use clip_model::{Clip, Observer};
+use clip_model::{ClipModel, Observer};
 use gnsp_optimizer::{History, Memory, MemoryError, RecordError, Recorder};
 
 use super::{Event, Progress, RunError};
@@ -36,7 +36,7 @@ impl Observer for GramObserver {
 #[allow(clippy::too_many_arguments)]
 pub(super) fn remember(
     memory: &mut Memory,
-    model: &Clip,
+    model: &ClipModel,
     task: &Task,
     index: usize,
     projection: &Projection,

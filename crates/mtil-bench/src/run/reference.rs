@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use burn::tensor::{Device, Tensor};
-use clip_model::{Checkpoint, Clip, TokenBatch, normalize};
+use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use losses::alignment_targets;
 
 use super::RunError;
@@ -35,14 +35,14 @@ impl Reference {
     /// `student_text` when the student's text tower does not change.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
-        checkpoint: &Checkpoint,
+        checkpoint: &Clip,
         pairs: &CaptionedImages,
         count: usize,
         batch: usize,
         seed: u64,
         task: usize,
-        teacher: &Clip,
-        student_text: Option<&Clip>,
+        teacher: &ClipModel,
+        student_text: Option<&ClipModel>,
         images: &Images,
         device: &Device,
     ) -> Result<Self, RunError> {

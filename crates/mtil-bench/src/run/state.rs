@@ -6,7 +6,7 @@
 use std::{fs, path::Path};
 
 use burn::{optim::ModuleOptimizer, tensor::Device};
-use clip_model::{Checkpoint, Clip, Dtype, load_weights, save_weights};
+use clip_model::{Clip, ClipModel, Dtype, load_weights, save_weights};
 use gnsp_optimizer::Memory;
 use serde::{Deserialize, Serialize};
 
@@ -29,23 +29,23 @@ pub struct Position {
 /// A resumable run.
 pub(super) struct State {
     pub position: Position,
-    pub model: Clip,
+    pub model: ClipModel,
     /// The optimizer's state as bytes; empty between tasks.
     pub optimizer: Vec<u8>,
     pub memory: Memory,
     /// The model at the start of the task, when the method needs it.
-    pub previous: Option<Clip>,
+    pub previous: Option<ClipModel>,
 }
 
 impl State {
     pub fn save(
         folder: &Path,
-        checkpoint: &Checkpoint,
+        checkpoint: &Clip,
         position: &Position,
-        model: &Clip,
+        model: &ClipModel,
         optimizer: Option<&ModuleOptimizer>,
         memory: &Memory,
-        previous: Option<&Clip>,
+        previous: Option<&ClipModel>,
     ) -> Result<(), RunError> {
         let (new, old, state) = (
             folder.join("state.new"),
@@ -97,7 +97,7 @@ impl State {
     /// The state in `folder`, if there is one.
     pub fn load(
         folder: &Path,
-        checkpoint: &Checkpoint,
+        checkpoint: &Clip,
         device: &Device,
     ) -> Result<Option<Self>, RunError> {
         // A crash between the two renames of `save` leaves only the old state.
@@ -111,13 +111,8 @@ impl State {
             let path = state.join(name);
             fs::read(&path).map_err(|e| RunError::io(&path, e))
         };
-        let weights = |name: &str| -> Result<Clip, RunError> {
-            Ok(load_weights(
-                &checkpoint.config,
-                &state.join(name),
-                &read(name)?,
-                device,
-            )?)
+        let weights = |name: &str| -> Result<ClipModel, RunError> {
+            Ok(load_weights(&checkpoint.config, &state.join(name), device)?)
         };
         let position =
             serde_json::from_slice(&read("position.json")?).map_err(|e| RunError::Corrupt {

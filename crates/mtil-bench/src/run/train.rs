@@ -7,7 +7,7 @@ use burn::{
     optim::{AdamWConfig, GradientsParams, ModuleOptimizer},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use clip_model::{Checkpoint, Clip, TokenBatch, normalize};
+use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use gnsp_optimizer::Memory;
 use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
 
@@ -47,7 +47,7 @@ pub(super) struct StepLoss {
 }
 
 /// The paths of all float parameters.
-fn paths(model: &Clip) -> Vec<String> {
+fn paths(model: &ClipModel) -> Vec<String> {
     #[derive(Default)]
     struct Paths {
         stack: Vec<String>,
@@ -73,10 +73,10 @@ fn paths(model: &Clip) -> Vec<String> {
 /// no method of the benchmark trains (GNSP `src/models/finetune_gnsp.py:173-174`). Also says whether
 /// the text tower trains.
 pub(super) fn set_trainable(
-    model: Clip,
+    model: ClipModel,
     method: &Method,
     task: usize,
-) -> Result<(Clip, bool), RunError> {
+) -> Result<(ClipModel, bool), RunError> {
     let patterns = if task == 0 {
         &method.trainable_first
     } else {
@@ -117,7 +117,7 @@ pub(super) fn set_trainable(
 /// each.
 pub(super) fn optimizer(
     method: &Method,
-    model: &Clip,
+    model: &ClipModel,
     memory: &Memory,
 ) -> Result<(ModuleOptimizer, BTreeMap<String, [usize; 2]>), RunError> {
     let adamw = AdamWConfig::new()
@@ -147,14 +147,14 @@ impl<'a> TaskTraining<'a> {
     /// its text tower will change.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
-        checkpoint: &Checkpoint,
+        checkpoint: &Clip,
         method: &'a Method,
         task: &'a Task,
         index: usize,
         seed: u64,
         images: &'a Images,
         reference: Option<Reference>,
-        student: &Clip,
+        student: &ClipModel,
         text_trains: bool,
     ) -> Result<Self, RunError> {
         let texts: Vec<String> = task
@@ -187,11 +187,11 @@ impl<'a> TaskTraining<'a> {
     /// One update of `model` (on the autodiff device).
     pub fn step(
         &self,
-        model: Clip,
+        model: ClipModel,
         optimizer: &mut ModuleOptimizer,
         step: usize,
         device: &Device,
-    ) -> Result<(Clip, StepLoss), RunError> {
+    ) -> Result<(ClipModel, StepLoss), RunError> {
         let indices = self.order.indices(step as u64);
         let crop_seed = seeds::derive(self.seed, &[seeds::TRAIN_CROP, self.index as u64]);
         let (kept, pixels) = self.images.train(

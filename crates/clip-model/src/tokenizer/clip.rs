@@ -10,10 +10,12 @@
 //! ASCII text without HTML entities, such as every prompt of the MTIL benchmark, gives the same ids in both.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 use tokenizers::Tokenizer;
+
+use super::{TokenBatch, TokenizerError, Truncation, parse, read};
 
 /// How OpenAI and Hugging Face spell the start and end tokens, then how the GNSP and ZSCL
 /// repositories do (`clip/tokenizer.py:74`).
@@ -27,141 +29,6 @@ const OPENAI_MERGES: usize = 49_408 - 512 - 2;
 
 /// More text than this is not a merges file (OpenAI's is 3 MB).
 const MAX_MERGES_BYTES: u64 = 64 << 20;
-
-/// Token rows of a batch of texts.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct TokenBatch {
-    /// One row a text: start token, ids, end token. Rows have their own lengths; nothing is padded.
-    pub ids: Vec<Vec<u32>>,
-}
-
-impl TokenBatch {
-    /// Number of texts.
-    pub fn len(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Whether there is no text at all.
-    pub fn is_empty(&self) -> bool {
-        self.ids.is_empty()
-    }
-
-    /// Length of the longest row; 0 for an empty batch.
-    pub fn longest(&self) -> usize {
-        self.ids.iter().map(Vec::len).max().unwrap_or(0)
-    }
-}
-
-/// What happens to a text that does not fit in the context.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Truncation {
-    /// The text is cut and the end token kept as the last one, as `transformers` does.
-    #[default]
-    KeepEnd,
-    /// The row is cut, end token and all, as the GNSP and ZSCL repositories do (`clip/clip.py:306-307`). Such a row has
-    /// no end token: CLIP, which reads its feature at the largest id of a row, then reads it at the start
-    /// token, the same for every over-long text.
-    Cut,
-}
-
-/// Why a tokenizer could not be made or used.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    /// There is no such file.
-    #[error(
-        "no tokenizer at {}: a Hugging Face CLIP directory holds a tokenizer.json; \
-         make one with transformers' CLIPTokenizerFast.save_pretrained", path.display()
-    )]
-    NotFound {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file cannot be read or written.
-    #[error("cannot access the tokenizer {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The bytes are not JSON, for instance because the file is cut short.
-    #[error("{name} is not JSON ({source}): the file is damaged or cut short, copy it again")]
-    NotJson {
-        /// The file or its caption.
-        name: String,
-        /// What the JSON parser said.
-        source: serde_json::Error,
-    },
-    /// JSON, but no tokenizer of the `tokenizers` crate.
-    #[error("{name} is not a tokenizer.json: {reason}")]
-    NotTokenizer {
-        /// The file or its caption.
-        name: String,
-        /// What the parser said.
-        reason: String,
-    },
-    /// A tokenizer without a start and an end token.
-    #[error(
-        "{name} is not a CLIP tokenizer: a text must become start token, ids, end token, \
-         but the empty text becomes {ids:?} and the vocabulary has no <|startoftext|> and <|endoftext|>"
-    )]
-    NotClip {
-        /// The file or its caption.
-        name: String,
-        /// The ids of the empty text.
-        ids: Vec<u32>,
-    },
-    /// Its largest id has no row in the model's embedding.
-    #[error(
-        "{name} is the tokenizer of another vocabulary: its ids go up to {largest}, \
-         the model embeds {model} tokens; use the tokenizer.json that came with the model"
-    )]
-    OtherVocabulary {
-        /// The file or its caption.
-        name: String,
-        /// Largest id.
-        largest: u32,
-        /// Tokens that the model embeds.
-        model: usize,
-    },
-    /// Its start or end token is not the model's.
-    #[error(
-        "{name} is the tokenizer of another vocabulary: its start and end tokens are {found:?}, \
-         the model's config says {expected:?}; use the tokenizer.json that came with the model"
-    )]
-    OtherSpecials {
-        /// The file or its caption.
-        name: String,
-        /// Start and end id of this tokenizer.
-        found: (u32, u32),
-        /// Start and end id of the model.
-        expected: (u32, u32),
-    },
-    /// The merges file is not one.
-    #[error("{name} is not a CLIP merges file: {reason}")]
-    NotMerges {
-        /// The file or its caption.
-        name: String,
-        /// What is wrong, and where.
-        reason: String,
-    },
-    /// No room for the two special tokens.
-    #[error("a context length of {context_length} has no room for the start and the end token")]
-    ContextTooShort {
-        /// The length asked for.
-        context_length: usize,
-    },
-    /// The tokenizer itself failed.
-    #[error("{name} cannot encode {text:?}: {reason}")]
-    Encode {
-        /// The file or its caption.
-        name: String,
-        /// The start of the text.
-        text: String,
-        /// What the tokenizer said.
-        reason: String,
-    },
-}
 
 /// A CLIP tokenizer.
 ///
@@ -198,18 +65,18 @@ impl std::fmt::Debug for ClipTokenizer {
 }
 
 impl ClipTokenizer {
+    /// OpenAI's tokenizer, which this crate carries: that of every CLIP of OpenAI's and of most of open_clip's.
+    pub fn openai() -> Self {
+        Self::from_openai_merges(super::OPENAI_MERGES, "OpenAI's merges")
+            .unwrap_or_else(|error| unreachable!("the embedded merges are tested: {error}"))
+    }
+
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
     /// When the file is missing, unreadable, not JSON, or no CLIP tokenizer.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let bytes = std::fs::read(path).map_err(|source| {
-            let path = path.to_owned();
-            match source.kind() {
-                std::io::ErrorKind::NotFound => TokenizerError::NotFound { path },
-                _ => TokenizerError::Io { path, source },
-            }
-        })?;
+        let bytes = read(path)?;
         Self::from_bytes(&bytes, &path.display().to_string())
     }
 
@@ -218,17 +85,7 @@ impl ClipTokenizer {
     /// # Errors
     /// When it is not JSON, or no CLIP tokenizer.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, TokenizerError> {
-        // Told apart so that a damaged file is not called one of another kind.
-        if let Err(source) = serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
-            return Err(TokenizerError::NotJson {
-                name: name.to_owned(),
-                source,
-            });
-        }
-        let inner = Tokenizer::from_bytes(bytes).map_err(|e| TokenizerError::NotTokenizer {
-            name: name.to_owned(),
-            reason: e.to_string(),
-        })?;
+        let inner = parse(bytes, name)?;
         Self::build(inner, bytes.to_owned(), name)
     }
 

@@ -1,11 +1,21 @@
-//! The shape of a CLIP model, read from and written as Hugging Face's `config.json`.
+//! The shape of a CLIP model.
+//!
+//! | file | what |
+//! |---|---|
+//! | `hugging_face` | `config.json` of `transformers`' `CLIPModel` and `SiglipModel` |
+//! | `open_clip` | `open_clip_config.json` and open_clip's model configurations |
+//! | `architectures` | the published architectures by name |
 
-use std::path::Path;
+mod architectures;
+mod hugging_face;
+mod open_clip;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 
-use crate::error::CheckpointError;
+use crate::preprocess::Preprocess;
+
+pub use architectures::{architecture, architectures};
+pub(crate) use open_clip::OpenClipConfig;
 
 /// The pointwise non-linearity of the MLPs.
 ///
@@ -19,6 +29,37 @@ pub enum Activation {
     /// The exact, erf-based GELU.
     #[serde(rename = "gelu")]
     Gelu,
+    /// GELU by its tanh approximation, `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`: SigLIP.
+    #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_tanh")]
+    GeluTanh,
+}
+
+/// What an image tower is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VisionKind {
+    /// CLIP's vision transformer: a class token, a layer norm before the blocks, a projection of the class token.
+    #[default]
+    Clip,
+    /// SigLIP's: patches with a bias, no class token, no first layer norm; one learned query attends to all tokens
+    /// ("multihead attention pooling"), and there is no projection.
+    Siglip,
+    /// OpenAI's modified ResNet: a stem of three convolutions, average pooling before every stride, and pooling by
+    /// attention. [`VisionConfig::hidden_size`] is the width of its last stage, 32 times the width of the stem, and
+    /// [`VisionConfig::patch_size`] the total stride, 32; the numbers of layers and of hidden units mean nothing.
+    ResNet {
+        /// Bottleneck blocks in each stage.
+        stages: [usize; 4],
+    },
+}
+
+/// What a text tower is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TextKind {
+    /// CLIP's: causal, read at the end token, projected without a bias.
+    #[default]
+    Clip,
+    /// SigLIP's: every token sees every other, padding included; read at the last position, projected with a bias.
+    Siglip,
 }
 
 /// The image tower. The defaults are those of `transformers`' `CLIPVisionConfig` (ViT-B/32), which
@@ -36,12 +77,16 @@ pub struct VisionConfig {
     pub num_attention_heads: usize,
     /// Side of the square input image in pixels.
     pub image_size: usize,
-    /// Side of a square patch in pixels; divides `image_size`.
+    /// Side of a square patch in pixels; divides `image_size`, except in SigLIP, whose convolution does not look at what is
+    /// left over at the right and the bottom.
     pub patch_size: usize,
     /// Non-linearity of the MLPs.
     pub hidden_act: Activation,
     /// Added to the variance in every layer norm.
     pub layer_norm_eps: f64,
+    /// What the tower is made of.
+    #[serde(skip)]
+    pub kind: VisionKind,
 }
 
 impl Default for VisionConfig {
@@ -55,15 +100,21 @@ impl Default for VisionConfig {
             patch_size: 32,
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
+            kind: VisionKind::Clip,
         }
     }
 }
 
 impl VisionConfig {
-    /// Number of tokens: the class token and one a patch.
+    /// Number of patches along a side (of cells of the last stage, in a ResNet).
+    pub fn grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Number of tokens: one a patch, and one for the whole image unless this is SigLIP.
     pub fn tokens(&self) -> usize {
-        let grid = self.image_size / self.patch_size;
-        grid * grid + 1
+        let grid = self.grid();
+        grid * grid + usize::from(self.kind != VisionKind::Siglip)
     }
 }
 
@@ -92,8 +143,11 @@ pub struct TextConfig {
     /// Id of the end token. The value 2 is a historical mistake of the original conversions and means
     /// "pool at the largest id" (`transformers` `modeling_clip.py`, `CLIPTextTransformer.forward`).
     pub eos_token_id: u32,
-    /// Id of the padding token; written for other programs, not used here.
+    /// Id of the padding token. CLIP never looks at padding; SigLIP does.
     pub pad_token_id: u32,
+    /// What the tower is made of.
+    #[serde(skip)]
+    pub kind: TextKind,
 }
 
 impl Default for TextConfig {
@@ -110,11 +164,12 @@ impl Default for TextConfig {
             bos_token_id: 49406,
             eos_token_id: 49407,
             pad_token_id: 1,
+            kind: TextKind::Clip,
         }
     }
 }
 
-/// The shape of a CLIP model: what `config.json` says.
+/// The shape of a CLIP model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
     /// The image tower.
@@ -125,6 +180,8 @@ pub struct ClipConfig {
     pub projection_dim: usize,
     /// Initial value of the logarithm of the logit scale.
     pub logit_scale_init: f64,
+    /// Initial value of what is added to the logits; only models trained with the sigmoid loss have it.
+    pub logit_bias_init: Option<f64>,
 }
 
 impl ClipConfig {
@@ -135,6 +192,7 @@ impl ClipConfig {
             text: TextConfig::default(),
             projection_dim: 512,
             logit_scale_init: 2.6592,
+            logit_bias_init: None,
         }
     }
 
@@ -164,92 +222,76 @@ impl ClipConfig {
             },
             projection_dim: 768,
             logit_scale_init: 2.6592,
+            logit_bias_init: None,
         }
     }
 
-    /// Number of parameters of a model of this shape.
+    /// Number of parameters of a model of this shape. Running statistics of batch norms are not parameters.
     pub fn parameters(&self) -> usize {
-        let block = |d: usize, f: usize| 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d;
-        let (v, t, e) = (&self.vision, &self.text, self.projection_dim);
+        let bias = usize::from(self.logit_bias_init.is_some());
+        self.image_parameters() + self.text_parameters() + 1 + bias
+    }
+
+    /// Number of parameters of the image tower.
+    pub fn image_parameters(&self) -> usize {
+        let (v, e) = (&self.vision, self.projection_dim);
         let d = v.hidden_size;
-        let vision = 3 * v.patch_size * v.patch_size * d
-            + d
-            + v.tokens() * d
-            + 4 * d
-            + v.num_hidden_layers * block(d, v.intermediate_size)
-            + d * e;
-        let w = t.hidden_size;
-        let text = t.vocab_size * w
-            + t.max_position_embeddings * w
-            + t.num_hidden_layers * block(w, t.intermediate_size)
-            + 2 * w
-            + w * e;
-        vision + text + 1
-    }
-
-    /// Reads `config.json`.
-    ///
-    /// # Errors
-    /// [`CheckpointError`] naming the file and the key that is missing or does not fit.
-    pub fn load(path: &Path) -> Result<Self, CheckpointError> {
-        let text = std::fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
-        Self::from_json(&text, path)
-    }
-
-    /// Parses the text of a `config.json`; `path` is only named in errors.
-    ///
-    /// # Errors
-    /// See [`load`](Self::load).
-    pub fn from_json(text: &str, path: &Path) -> Result<Self, CheckpointError> {
-        let bad = |key: &str, reason: String| CheckpointError::Config {
-            path: path.to_owned(),
-            key: key.to_owned(),
-            reason,
-        };
-        let root: Map<String, Value> = serde_json::from_str(text)
-            .map_err(|e| bad("", format!("it is not a JSON object: {e}")))?;
-        if let Some(kind) = root.get("model_type").and_then(Value::as_str)
-            && kind != "clip"
-        {
-            return Err(bad(
-                "model_type",
-                format!("`{kind}` is not supported, only `clip`"),
-            ));
+        let patches = 3 * v.patch_size * v.patch_size * d;
+        let blocks = v.num_hidden_layers * block_parameters(d, v.intermediate_size);
+        match v.kind {
+            VisionKind::Clip => patches + d + v.tokens() * d + 4 * d + blocks + d * e,
+            VisionKind::Siglip => {
+                // A block with one layer norm instead of two, and the query.
+                let pool = block_parameters(d, v.intermediate_size) - 2 * d + d;
+                patches + d + v.tokens() * d + 2 * d + blocks + pool
+            }
+            VisionKind::ResNet { stages } => {
+                let w = d / 32;
+                let half = w / 2;
+                let stem = 27 * half + 9 * half * half + 9 * half * w + 4 * half + 2 * w;
+                let mut total = stem;
+                let mut input = w;
+                for (stage, blocks) in stages.into_iter().enumerate() {
+                    let p = w << stage;
+                    for block in 0..blocks {
+                        total += input * p + 9 * p * p + 4 * p * p + 12 * p;
+                        if block == 0 {
+                            total += input * 4 * p + 8 * p;
+                        }
+                        input = 4 * p;
+                    }
+                }
+                total + v.tokens() * d + 3 * (d * d + d) + d * e + e
+            }
         }
-        let part = |key: &str| -> Result<Value, CheckpointError> {
-            root.get(key)
-                .filter(|v| v.is_object())
-                .cloned()
-                .ok_or_else(|| bad(key, "this object is required".to_owned()))
+    }
+
+    /// Number of parameters of the text tower.
+    pub fn text_parameters(&self) -> usize {
+        let (t, e) = (&self.text, self.projection_dim);
+        let w = t.hidden_size;
+        let bias = match t.kind {
+            TextKind::Clip => 0,
+            TextKind::Siglip => e,
         };
-        let vision: VisionConfig = serde_json::from_value(part("vision_config")?)
-            .map_err(|e| bad("vision_config", e.to_string()))?;
-        let text: TextConfig = serde_json::from_value(part("text_config")?)
-            .map_err(|e| bad("text_config", e.to_string()))?;
-        let projection_dim = root
-            .get("projection_dim")
-            .ok_or_else(|| bad("projection_dim", "this number is required".to_owned()))?
-            .as_u64()
-            .ok_or_else(|| bad("projection_dim", "it is not a whole number".to_owned()))?
-            as usize;
-        let logit_scale_init = match root.get("logit_scale_init_value") {
-            None => 2.6592,
-            Some(value) => value
-                .as_f64()
-                .ok_or_else(|| bad("logit_scale_init_value", "it is not a number".to_owned()))?,
-        };
-        let config = Self {
-            vision,
-            text,
-            projection_dim,
-            logit_scale_init,
-        };
-        config.check().map_err(|(key, reason)| bad(key, reason))?;
-        Ok(config)
+        (t.vocab_size + t.max_position_embeddings) * w
+            + t.num_hidden_layers * block_parameters(w, t.intermediate_size)
+            + 2 * w
+            + w * e
+            + bias
+    }
+
+    /// The image pipeline that models of this shape were trained with, where no file says otherwise.
+    pub fn default_preprocess(&self) -> Preprocess {
+        let size = self.vision.image_size as u32;
+        match self.vision.kind {
+            VisionKind::Siglip => Preprocess::siglip(size),
+            VisionKind::Clip | VisionKind::ResNet { .. } => Preprocess::clip(size),
+        }
     }
 
     /// The values a tower cannot be built from, with the key at fault.
-    fn check(&self) -> Result<(), (&'static str, String)> {
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         let (v, t) = (&self.vision, &self.text);
         for (key, value) in [
             ("vision_config.hidden_size", v.hidden_size),
@@ -293,7 +335,11 @@ impl ClipConfig {
                 ));
             }
         }
-        if v.image_size % v.patch_size != 0 {
+        let fits = match v.kind {
+            VisionKind::Siglip => v.patch_size <= v.image_size,
+            VisionKind::Clip | VisionKind::ResNet { .. } => v.image_size % v.patch_size == 0,
+        };
+        if !fits {
             return Err((
                 "vision_config.patch_size",
                 format!(
@@ -302,94 +348,33 @@ impl ClipConfig {
                 ),
             ));
         }
+        if v.kind == VisionKind::Siglip && self.projection_dim != v.hidden_size {
+            return Err((
+                "vision_config.hidden_size",
+                format!(
+                    "SigLIP does not project images: {} must be the width of the joint space, {}",
+                    v.hidden_size, self.projection_dim
+                ),
+            ));
+        }
+        if let VisionKind::ResNet { stages } = v.kind
+            && (stages.iter().any(|n| !(1..=1000).contains(n))
+                || v.hidden_size % 64 != 0
+                || v.patch_size != 32)
+        {
+            return Err((
+                "vision_cfg.layers",
+                format!(
+                    "{stages:?} blocks of width {} are no ResNet",
+                    v.hidden_size / 32
+                ),
+            ));
+        }
         Ok(())
-    }
-
-    /// The text of a `config.json` that `transformers`' `CLIPModel` loads.
-    pub fn to_json(&self) -> String {
-        let with_type = |value: Value, kind: &str| {
-            let mut object = match value {
-                Value::Object(object) => object,
-                _ => Map::new(),
-            };
-            object.insert("model_type".to_owned(), json!(kind));
-            object.insert("projection_dim".to_owned(), json!(self.projection_dim));
-            Value::Object(object)
-        };
-        let value = json!({
-            "architectures": ["CLIPModel"],
-            "model_type": "clip",
-            "projection_dim": self.projection_dim,
-            "logit_scale_init_value": self.logit_scale_init,
-            "vision_config": with_type(json!(self.vision), "clip_vision_model"),
-            "text_config": with_type(json!(self.text), "clip_text_model"),
-        });
-        format!("{value:#}\n")
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<ClipConfig, CheckpointError> {
-        ClipConfig::from_json(text, Path::new("config.json"))
-    }
-
-    #[test]
-    fn published_sizes_have_the_published_parameter_counts() {
-        assert_eq!(ClipConfig::vit_b_32().parameters(), 151_277_313);
-        assert_eq!(ClipConfig::vit_b_16().parameters(), 149_620_737);
-        assert_eq!(ClipConfig::vit_l_14().parameters(), 427_616_513);
-        let mut large = ClipConfig::vit_l_14();
-        large.vision.image_size = 336;
-        assert_eq!(large.parameters(), 427_944_193);
-    }
-
-    #[test]
-    fn json_round_trips() {
-        let mut config = ClipConfig::vit_l_14();
-        config.vision.hidden_act = Activation::Gelu;
-        config.text.layer_norm_eps = 1e-3;
-        assert_eq!(parse(&config.to_json()).unwrap(), config);
-    }
-
-    #[test]
-    fn values_that_equal_the_defaults_may_be_omitted() {
-        let text =
-            r#"{"projection_dim": 512, "text_config": {}, "vision_config": {"patch_size": 16}}"#;
-        assert_eq!(parse(text).unwrap().vision, ClipConfig::vit_b_16().vision);
-    }
-
-    #[test]
-    fn errors_name_the_key() {
-        for (text, key) in [
-            ("[]", "not a JSON object"),
-            (
-                r#"{"projection_dim": 512, "vision_config": {}}"#,
-                "text_config",
-            ),
-            (
-                r#"{"projection_dim": 512, "text_config": {}}"#,
-                "vision_config",
-            ),
-            (
-                r#"{"vision_config": {}, "text_config": {}}"#,
-                "projection_dim",
-            ),
-            (
-                r#"{"projection_dim": 8, "text_config": {}, "vision_config": {"hidden_act": "relu"}}"#,
-                "vision_config",
-            ),
-            (
-                r#"{"projection_dim": 8, "text_config": {}, "vision_config": {"num_attention_heads": 7}}"#,
-                "num_attention_heads",
-            ),
-            (r#"{"model_type": "siglip", "projection_dim": 8}"#, "siglip"),
-        ] {
-            let message = parse(text).unwrap_err().to_string();
-            assert!(message.contains(key), "{message} should name {key}");
-            assert!(message.contains("config.json"), "{message}");
-        }
-    }
+/// Parameters of one residual block of width `d` and hidden width `f`.
+fn block_parameters(d: usize, f: usize) -> usize {
+    4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
 }

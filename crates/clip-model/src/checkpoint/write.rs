@@ -1,0 +1,195 @@
+//! Models into files that `transformers`, open_clip and this crate load.
+
+use std::{fs, io::Write as _, path::Path};
+
+use super::{Clip, names::KeyLayout};
+use crate::{
+    config::{ClipConfig, OpenClipConfig, TextKind},
+    error::CheckpointError,
+    model::{ClipModel, visit_params, visit_shapes},
+    tokenizer::ClipTokenizer,
+    weights::{ElementType, SafetensorsWriter},
+};
+
+/// Number format of saved weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit floats: exact.
+    F32,
+    /// 16-bit IEEE floats.
+    F16,
+    /// 16-bit brain floats.
+    BF16,
+}
+
+impl From<Dtype> for ElementType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::BF16 => Self::BF16,
+        }
+    }
+}
+
+impl Clip {
+    /// Writes a directory that [`load`](Self::load) and `transformers`' `CLIPModel` or `SiglipModel`, its tokenizers and its
+    /// `CLIPImageProcessor` read. Each file is complete or not there; the weights come last.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] naming what could not be written; [`CheckpointError::NoSuchFormat`] for a ResNet, which
+    /// `transformers` has no model for.
+    pub fn save(&self, dir: &Path, dtype: Dtype) -> Result<(), CheckpointError> {
+        let config = self.config.to_json()?;
+        fs::create_dir_all(dir).map_err(|e| CheckpointError::io(dir, e))?;
+        write_atomically(&dir.join("config.json"), config.as_bytes())?;
+        self.save_tokenizer(dir)?;
+        self.preprocess.save(dir)?;
+        save_weights(
+            &self.model,
+            &self.config,
+            &dir.join("model.safetensors"),
+            dtype,
+        )
+    }
+
+    /// Writes a directory that [`load`](Self::load) and open_clip (`create_model_from_pretrained("local-dir:…")`) read:
+    /// `open_clip_config.json`, `open_clip_model.safetensors`, `tokenizer.json`. SigLIP's text tower lies as in
+    /// `CustomTextCLIP`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] naming what could not be written; [`CheckpointError::NoSuchFormat`] for a text tower whose end token
+    /// is not its largest id, which open_clip would not read at the right place.
+    pub fn save_open_clip(&self, dir: &Path, dtype: Dtype) -> Result<(), CheckpointError> {
+        let text = &self.config.text;
+        let custom_text = text.kind == TextKind::Siglip;
+        let largest = text.vocab_size as u32 - 1;
+        if !custom_text && text.eos_token_id != 2 && text.eos_token_id != largest {
+            return Err(CheckpointError::NoSuchFormat {
+                what: format!(
+                    "a text tower that is read at the token {} (open_clip reads at the largest id)",
+                    text.eos_token_id
+                ),
+                format: "open_clip",
+                instead: "a Hugging Face directory",
+            });
+        }
+        let config = OpenClipConfig {
+            model: self.config.clone(),
+            custom_text,
+            own_tokenizer: self.tokenizer.to_bytes() != ClipTokenizer::openai().to_bytes(),
+            preprocess: Some(self.preprocess.clone()),
+        };
+        let layout = if custom_text {
+            KeyLayout::OpenClipCustomText
+        } else {
+            KeyLayout::OpenAi
+        };
+        fs::create_dir_all(dir).map_err(|e| CheckpointError::io(dir, e))?;
+        write_atomically(
+            &dir.join("open_clip_config.json"),
+            config.to_json().as_bytes(),
+        )?;
+        self.save_tokenizer(dir)?;
+        write_weights(
+            &self.model,
+            &self.config,
+            layout,
+            &dir.join("open_clip_model.safetensors"),
+            dtype,
+        )
+    }
+
+    fn save_tokenizer(&self, dir: &Path) -> Result<(), CheckpointError> {
+        let context = self.config.text.max_position_embeddings;
+        self.tokenizer.save(&dir.join("tokenizer.json"))?;
+        write_atomically(
+            &dir.join("tokenizer_config.json"),
+            self.tokenizer.config_json(context).as_bytes(),
+        )
+    }
+}
+
+/// Writes the weights of `model` as safetensors under Hugging Face's names, atomically.
+///
+/// # Errors
+/// [`CheckpointError`] naming what could not be written.
+pub fn save_weights(
+    model: &ClipModel,
+    config: &ClipConfig,
+    path: &Path,
+    dtype: Dtype,
+) -> Result<(), CheckpointError> {
+    write_weights(model, config, KeyLayout::HuggingFace, path, dtype)
+}
+
+/// Writes the weights of `model` as safetensors under the names of `layout`, atomically, holding one parameter at a time.
+///
+/// # Errors
+/// [`CheckpointError`] naming what could not be written.
+pub fn write_weights(
+    model: &ClipModel,
+    config: &ClipConfig,
+    layout: KeyLayout,
+    path: &Path,
+    dtype: Dtype,
+) -> Result<(), CheckpointError> {
+    let mut declared = Vec::new();
+    let mut adapter = None;
+    visit_shapes(model, &mut |param, shape| {
+        if param.contains(".lora.") || param.contains(".qlora.") {
+            adapter = Some(param.to_owned());
+            return;
+        }
+        for part in layout.stored(param, shape, config) {
+            declared.push((part.name, ElementType::from(dtype), part.shape));
+        }
+    });
+    if let Some(parameter) = adapter {
+        return Err(CheckpointError::Adapters { parameter });
+    }
+    let mut writer = SafetensorsWriter::create(
+        path,
+        declared
+            .iter()
+            .map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice())),
+    )?;
+    let mut result = Ok(());
+    visit_params(model, &mut |param, shape, data| {
+        if result.is_err() {
+            return;
+        }
+        let values: Vec<f32> = match data.as_slice::<f32>() {
+            Ok(values) => values.to_vec(),
+            Err(_) => data.iter::<f32>().collect(),
+        };
+        for part in layout.stored(param, shape, config) {
+            result = writer.push(&part.name, &part.to_stored(&values, shape));
+            if result.is_err() {
+                return;
+            }
+        }
+    });
+    result?;
+    Ok(writer.finish()?)
+}
+
+/// Writes `bytes` to a scratch file beside `path`, then renames it.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // Temporary files are private by default; these are results meant to be read by others.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        builder.permissions(fs::Permissions::from_mode(0o644));
+    }
+    let write = || -> std::io::Result<()> {
+        let mut file = builder.tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    write().map_err(|e| CheckpointError::io(path, e))
+}

@@ -1,0 +1,124 @@
+//! Number formats of stored tensors.
+
+use std::fmt;
+
+/// Number format of a stored tensor. Shown under its safetensors name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ElementType {
+    /// 64-bit IEEE floats.
+    F64,
+    /// 32-bit IEEE floats.
+    F32,
+    /// 16-bit IEEE floats.
+    F16,
+    /// 16-bit brain floats.
+    BF16,
+    /// 64-bit signed integers.
+    I64,
+    /// 32-bit signed integers.
+    I32,
+    /// 16-bit signed integers.
+    I16,
+    /// 8-bit signed integers.
+    I8,
+    /// 8-bit unsigned integers.
+    U8,
+    /// One byte, zero or not.
+    Bool,
+}
+
+impl ElementType {
+    const ALL: [(Self, usize, &'static str); 10] = [
+        (Self::F64, 8, "F64"),
+        (Self::F32, 4, "F32"),
+        (Self::F16, 2, "F16"),
+        (Self::BF16, 2, "BF16"),
+        (Self::I64, 8, "I64"),
+        (Self::I32, 4, "I32"),
+        (Self::I16, 2, "I16"),
+        (Self::I8, 1, "I8"),
+        (Self::U8, 1, "U8"),
+        (Self::Bool, 1, "BOOL"),
+    ];
+
+    /// Bytes per element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        Self::ALL[self as usize].1
+    }
+
+    /// Whether these are floats, which [`WeightFile::read_f32`](super::WeightFile::read_f32) reads.
+    #[must_use]
+    pub const fn is_float(self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
+    }
+
+    /// From the name in a safetensors header.
+    pub(super) fn from_safetensors(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(.., n)| *n == name).map(|t| t.0)
+    }
+
+    /// From a storage class in `torch`.
+    pub(super) fn from_torch_storage(class: &str) -> Option<Self> {
+        Some(match class {
+            "DoubleStorage" => Self::F64,
+            "FloatStorage" => Self::F32,
+            "HalfStorage" => Self::F16,
+            "BFloat16Storage" => Self::BF16,
+            "LongStorage" => Self::I64,
+            "IntStorage" => Self::I32,
+            "ShortStorage" => Self::I16,
+            "CharStorage" => Self::I8,
+            "ByteStorage" => Self::U8,
+            "BoolStorage" => Self::Bool,
+            _ => return None,
+        })
+    }
+
+    /// From a dtype in `torch`.
+    pub(super) fn from_torch_dtype(name: &str) -> Option<Self> {
+        Some(match name {
+            "float64" | "double" => Self::F64,
+            "float32" | "float" => Self::F32,
+            "float16" | "half" => Self::F16,
+            "bfloat16" => Self::BF16,
+            "int64" | "long" => Self::I64,
+            "int32" | "int" => Self::I32,
+            "int16" | "short" => Self::I16,
+            "int8" => Self::I8,
+            "uint8" => Self::U8,
+            "bool" => Self::Bool,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(Self::ALL[*self as usize].2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_variants() {
+        for (element, size, name) in ElementType::ALL {
+            assert_eq!(element.size(), size);
+            assert_eq!(element.to_string(), name);
+            assert_eq!(ElementType::from_safetensors(name), Some(element));
+        }
+        assert_eq!(ElementType::from_safetensors("F8_E4M3"), None);
+        assert_eq!(
+            ElementType::from_torch_storage("HalfStorage"),
+            Some(ElementType::F16)
+        );
+        assert_eq!(ElementType::from_torch_storage("ComplexFloatStorage"), None);
+        assert_eq!(
+            ElementType::from_torch_dtype("uint8"),
+            Some(ElementType::U8)
+        );
+    }
+}

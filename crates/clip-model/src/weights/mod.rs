@@ -1,0 +1,42 @@
+//! Reading the tensors of a weights file, whatever tool wrote it, and writing safetensors.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `file` | [`WeightFile`]: detection by content, names, reading values |
+//! | `element` | [`ElementType`]: number formats and their names in each container |
+//! | `tensor` | [`TensorInfo`]: where a tensor lies, strides, decoding in chunks |
+//! | `source` | positional reads from a file or from memory |
+//! | `safetensors` | the safetensors header |
+//! | `index` | the index JSON of a sharded set |
+//! | `pickle` | a pickle machine that knows tensors and plain containers, and executes nothing |
+//! | `state_dict` | finding the tensors in what a pickle describes |
+//! | `torch_zip`, `torch_legacy` | the two containers of `torch.save`, and TorchScript archives |
+//! | `writer` | [`SafetensorsWriter`] |
+//! | `error` | [`WeightError`] |
+//!
+//! Files are untrusted: a declared length is compared with what the file holds before anything of that length is
+//! allocated, and an unknown class in a pickle is refused by name.
+
+mod element;
+mod error;
+mod file;
+mod index;
+mod pickle;
+mod safetensors;
+mod source;
+mod state_dict;
+mod tensor;
+mod torch_legacy;
+mod torch_zip;
+mod writer;
+
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod test_files;
+
+pub use element::ElementType;
+pub use error::WeightError;
+pub use file::{Container, WeightFile};
+pub use tensor::TensorInfo;
+pub use writer::SafetensorsWriter;

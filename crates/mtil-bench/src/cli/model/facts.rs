@@ -1,0 +1,385 @@
+//! What a checkpoint is.
+
+use std::path::{Path, PathBuf};
+
+use clip_model::{
+    Activation, ClipConfig, Description, KeyLayout, Preprocess, TextKind, Tokenizer, VisionKind,
+    preprocess::{Interpolation, PreprocessError, Resize},
+    weights::Container,
+};
+use color_eyre::eyre::{Result, bail};
+use indicatif::DecimalBytes;
+use serde_json::{Value, json};
+
+/// What is known of a checkpoint without reading its weights.
+pub struct Facts {
+    /// What the library says of the weights and the shape.
+    pub description: Description,
+    /// How images are prepared.
+    pub images: ImageFacts,
+    /// How texts become ids.
+    pub tokenizer: TokenizerFacts,
+}
+
+/// How images are prepared, and what says so.
+pub struct ImageFacts {
+    from: String,
+    text: String,
+    settings: Value,
+    /// Side in pixels that images come out with, where the settings are known.
+    pub size: Option<usize>,
+}
+
+/// How texts become ids.
+pub enum TokenizerFacts {
+    /// A file beside the weights.
+    File(PathBuf, usize),
+    /// The program's own.
+    Own(usize),
+    /// None, but OpenAI's fits.
+    BuiltIn(usize),
+    /// None that fits.
+    Absent,
+}
+
+impl Facts {
+    /// Looks beside the weights, and at `tokenizer` if that lies elsewhere.
+    ///
+    /// # Errors
+    /// When a file that is there is unusable.
+    pub fn of(description: Description, tokenizer: Option<&Path>) -> Result<Self> {
+        let folder = match description.weights.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let images = ImageFacts::of(&description, folder)?;
+        let tokenizer = TokenizerFacts::of(&description.config, folder, tokenizer)?;
+        Ok(Self {
+            description,
+            images,
+            tokenizer,
+        })
+    }
+
+    /// The facts of a model that lies in memory.
+    pub fn in_memory(
+        description: Description,
+        preprocess: &Preprocess,
+        tokenizer: &Tokenizer,
+    ) -> Self {
+        Self {
+            description,
+            images: ImageFacts::from_settings("the program", preprocess),
+            tokenizer: TokenizerFacts::Own(tokenizer.vocab_size()),
+        }
+    }
+
+    /// Whether the parts belong together.
+    ///
+    /// # Errors
+    /// Saying which do not.
+    pub fn check(&self) -> Result<()> {
+        let config = &self.description.config;
+        let (size, wanted) = (self.images.size, config.vision.image_size);
+        if let Some(size) = size
+            && size != wanted
+        {
+            bail!(
+                "{}: images are prepared at {size} pixels, the model takes {wanted}",
+                self.images.from
+            );
+        }
+        if let TokenizerFacts::File(path, tokens) = &self.tokenizer
+            && *tokens > config.text.vocab_size
+        {
+            bail!(
+                "{}: {tokens} tokens, the model knows {}",
+                path.display(),
+                config.text.vocab_size
+            );
+        }
+        Ok(())
+    }
+
+    /// Name and value, a line each.
+    pub fn lines(&self) -> Vec<(&'static str, String)> {
+        let d = &self.description;
+        let (v, t) = (&d.config.vision, &d.config.text);
+        let blocks = format!(
+            "width {}, blocks {}, heads {}, hidden units {}",
+            v.hidden_size, v.num_hidden_layers, v.num_attention_heads, v.intermediate_size
+        );
+        let image = match v.kind {
+            VisionKind::ResNet { stages } => format!(
+                "ResNet, blocks {stages:?}, width {}, heads of the pooling {}",
+                v.hidden_size / 32,
+                v.num_attention_heads
+            ),
+            VisionKind::Clip => {
+                format!("vision transformer, patches of {}, {blocks}", v.patch_size)
+            }
+            VisionKind::Siglip => format!(
+                "vision transformer with attention pooling, patches of {}, {blocks}",
+                v.patch_size
+            ),
+        };
+        let text = format!(
+            "{}, context {}, vocabulary {}, width {}, blocks {}, heads {}, hidden units {}",
+            match t.kind {
+                TextKind::Clip => "causal transformer",
+                TextKind::Siglip => "bidirectional transformer",
+            },
+            t.max_position_embeddings,
+            grouped(t.vocab_size),
+            t.hidden_size,
+            t.num_hidden_layers,
+            t.num_attention_heads,
+            t.intermediate_size
+        );
+        let bias = match d.config.logit_bias_init {
+            Some(_) => ", with a bias on the logits",
+            None => "",
+        };
+        vec![
+            (
+                "weights",
+                format!("{}, {}", d.weights.display(), DecimalBytes(d.bytes)),
+            ),
+            (
+                "container",
+                format!("{}, {} tensors", d.container, d.tensors),
+            ),
+            ("names", d.layout.describe().to_owned()),
+            (
+                "parameters",
+                format!(
+                    "{} ({} image, {} text)",
+                    grouped(d.config.parameters()),
+                    grouped(d.config.image_parameters()),
+                    grouped(d.config.text_parameters())
+                ),
+            ),
+            ("image size", format!("{} pixels", v.image_size)),
+            ("image tower", image),
+            ("text tower", text),
+            (
+                "joint space",
+                format!("width {}{bias}", d.config.projection_dim),
+            ),
+            ("activation", activation(&d.config)),
+            (
+                "images",
+                format!("{} (from {})", self.images.text, self.images.from),
+            ),
+            ("tokenizer", self.tokenizer.text()),
+        ]
+    }
+
+    /// The same for programs.
+    pub fn json(&self) -> Value {
+        let d = &self.description;
+        let (v, t) = (&d.config.vision, &d.config.text);
+        let tokenizer = match &self.tokenizer {
+            TokenizerFacts::File(path, tokens) => json!({"from": path, "tokens": tokens}),
+            TokenizerFacts::Own(tokens) => json!({"from": "the program", "tokens": tokens}),
+            TokenizerFacts::BuiltIn(tokens) => json!({"from": "OpenAI", "tokens": tokens}),
+            TokenizerFacts::Absent => Value::Null,
+        };
+        let vision_kind = match v.kind {
+            VisionKind::Clip => "clip",
+            VisionKind::Siglip => "siglip",
+            VisionKind::ResNet { .. } => "resnet",
+        };
+        let mut vision = json!({
+            "kind": vision_kind,
+            "parameters": d.config.image_parameters(),
+            "image_size": v.image_size,
+            "patch_size": v.patch_size,
+            "width": v.hidden_size,
+            "blocks": v.num_hidden_layers,
+            "heads": v.num_attention_heads,
+            "hidden": v.intermediate_size,
+            "activation": v.hidden_act,
+            "layer_norm_eps": v.layer_norm_eps,
+        });
+        if let VisionKind::ResNet { stages } = v.kind {
+            vision["stages"] = json!(stages);
+        }
+        json!({
+            "weights": d.weights,
+            "bytes": d.bytes,
+            "container": d.container.to_string(),
+            "names": names_of(d.layout),
+            "tensors": d.tensors,
+            "parameters": d.config.parameters(),
+            "image": vision,
+            "text": {
+                "kind": match t.kind { TextKind::Clip => "clip", TextKind::Siglip => "siglip" },
+                "parameters": d.config.text_parameters(),
+                "vocabulary": t.vocab_size,
+                "context": t.max_position_embeddings,
+                "width": t.hidden_size,
+                "blocks": t.num_hidden_layers,
+                "heads": t.num_attention_heads,
+                "hidden": t.intermediate_size,
+                "activation": t.hidden_act,
+                "layer_norm_eps": t.layer_norm_eps,
+            },
+            "projection": d.config.projection_dim,
+            "logit_bias": d.config.logit_bias_init.is_some(),
+            "preprocess": {"from": self.images.from, "settings": self.images.settings},
+            "tokenizer": tokenizer,
+        })
+    }
+}
+
+impl ImageFacts {
+    fn of(description: &Description, folder: &Path) -> Result<Self> {
+        match Preprocess::load(folder) {
+            Ok(preprocess) => {
+                let name = ["preprocessor_config.json", "processor_config.json"]
+                    .into_iter()
+                    .find(|name| folder.join(name).is_file())
+                    .unwrap_or_default();
+                return Ok(Self::from_settings(name, &preprocess));
+            }
+            Err(PreprocessError::NotFound { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+        if let Some(settings) = open_clip_settings(description, folder) {
+            return Ok(Self {
+                from: "open_clip_config.json".to_owned(),
+                text: settings.to_string(),
+                size: settings["size"]
+                    .as_u64()
+                    .or_else(|| settings["size"][0].as_u64())
+                    .map(|side| side as usize),
+                settings,
+            });
+        }
+        let preprocess = description.config.default_preprocess();
+        Ok(Self::from_settings(
+            "the kind of the model, no file says it",
+            &preprocess,
+        ))
+    }
+
+    fn from_settings(from: &str, p: &Preprocess) -> Self {
+        let resize = match p.resize {
+            Some(Resize::ShortestEdge(side)) => format!("shorter side to {side}"),
+            Some(Resize::Exact { height, width }) => format!("both sides to {width} x {height}"),
+            None => "not resized".to_owned(),
+        };
+        let kernel = match p.interpolation {
+            Interpolation::Bicubic => "bicubic",
+            Interpolation::Bilinear => "bilinear",
+        };
+        let crop = p.crop.map_or(String::new(), |(h, w)| {
+            format!(", the middle {w} x {h} cut out")
+        });
+        Self {
+            from: from.to_owned(),
+            text: format!(
+                "{resize} ({kernel}){crop}, mean {:?}, std {:?}",
+                p.mean, p.std
+            ),
+            settings: serde_json::from_str(&p.to_json()).unwrap_or_default(),
+            size: Some(p.image_size()),
+        }
+    }
+}
+
+/// `preprocess_cfg`, where the library takes the shape from `open_clip_config.json` too.
+fn open_clip_settings(description: &Description, folder: &Path) -> Option<Value> {
+    if description.layout == KeyLayout::HuggingFace
+        || description.container == Container::TorchScript
+    {
+        return None;
+    }
+    let text = std::fs::read_to_string(folder.join("open_clip_config.json")).ok()?;
+    let mut config: Value = serde_json::from_str(&text).ok()?;
+    Some(config.get_mut("preprocess_cfg")?.take()).filter(Value::is_object)
+}
+
+impl TokenizerFacts {
+    fn of(config: &ClipConfig, folder: &Path, file: Option<&Path>) -> Result<Self> {
+        let beside = folder.join("tokenizer.json");
+        let file = file
+            .map(Path::to_owned)
+            .or_else(|| beside.is_file().then_some(beside));
+        if let Some(file) = file {
+            let tokens = Tokenizer::from_file(&file, config.text.kind)?.vocab_size();
+            return Ok(Self::File(file, tokens));
+        }
+        Ok(match Tokenizer::default_for(&config.text, folder) {
+            Ok(tokenizer) => Self::BuiltIn(tokenizer.vocab_size()),
+            Err(_) => Self::Absent,
+        })
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::File(path, tokens) => format!("{}, {} tokens", path.display(), grouped(*tokens)),
+            Self::Own(tokens) => format!("{} tokens (from the program)", grouped(*tokens)),
+            Self::BuiltIn(tokens) => {
+                format!("OpenAI's, {} tokens; no file is there", grouped(*tokens))
+            }
+            Self::Absent => {
+                "none: put the model's tokenizer.json beside the weights to embed texts".to_owned()
+            }
+        }
+    }
+}
+
+fn names_of(layout: KeyLayout) -> &'static str {
+    match layout {
+        KeyLayout::HuggingFace => "hugging-face",
+        KeyLayout::OpenAi => "openai",
+        KeyLayout::OpenClipCustomText => "open-clip-custom-text",
+    }
+}
+
+/// The activations of both towers.
+pub fn activation(config: &ClipConfig) -> String {
+    let name = |activation| match activation {
+        Activation::QuickGelu => "quick_gelu",
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
+    };
+    let (image, text) = (config.vision.hidden_act, config.text.hidden_act);
+    match config.vision.kind {
+        VisionKind::ResNet { .. } => format!("relu (images), {} (texts)", name(text)),
+        _ if image == text => name(image).to_owned(),
+        _ => format!("{} (images), {} (texts)", name(image), name(text)),
+    }
+}
+
+/// 149,620,737.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (149_620_737, "149,620,737"),
+        ] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}

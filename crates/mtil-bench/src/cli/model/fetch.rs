@@ -1,0 +1,80 @@
+//! `model fetch`.
+
+use clip_model::zoo::{Check, Layout, Registry, ZooError};
+use color_eyre::eyre::Result;
+use indicatif::DecimalBytes;
+use serde_json::json;
+
+use super::role;
+use crate::cli::{
+    args::{FetchArgs, LayoutName},
+    checkpoint::unknown,
+    fetching,
+};
+
+/// `model fetch`.
+pub fn fetch(args: &FetchArgs) -> Result<()> {
+    let registry = Registry::embedded()?;
+    let entry = registry.get(&args.name).map_err(|e| match e {
+        ZooError::Unknown { name, near } => unknown(&name, "not the name of a model", &near),
+        e => e.into(),
+    })?;
+    let layout = args.layout.map(|name| match name {
+        LayoutName::OpenaiArchive => Layout::OpenaiArchive,
+        LayoutName::OpenClip => Layout::OpenClip,
+        LayoutName::Transformers => Layout::Transformers,
+    });
+    let fetched = fetching::fetch(entry, args.offline, layout)?;
+    if args.json {
+        let files: Vec<_> = fetched
+            .files
+            .iter()
+            .map(|file| {
+                json!({
+                    "role": role(file.role),
+                    "path": file.path,
+                    "bytes": file.bytes,
+                    "sha256": file.sha256,
+                    "compared_with": compared(file.check),
+                })
+            })
+            .collect();
+        let value = json!({
+            "name": fetched.name,
+            "layout": fetched.layout.name(),
+            "directory": fetched.directory,
+            "bytes": fetched.bytes(),
+            "files": files,
+        });
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(());
+    }
+    println!(
+        "{}: {}, {}",
+        fetched.name,
+        fetched.layout.name(),
+        DecimalBytes(fetched.bytes())
+    );
+    for file in &fetched.files {
+        let against = match file.check {
+            Check::Registry => "hash as in the registry",
+            Check::Hub => "hash as the Hub states",
+            Check::LengthOnly => "no hash is stated",
+        };
+        println!(
+            "  {:13} {} ({against})",
+            role(file.role),
+            file.path.display()
+        );
+    }
+    Ok(())
+}
+
+/// What the hash of a file was compared with, in one word.
+fn compared(check: Check) -> &'static str {
+    match check {
+        Check::Registry => "registry",
+        Check::Hub => "hub",
+        Check::LengthOnly => "nothing",
+    }
+}

@@ -1,0 +1,199 @@
+//! `model info`.
+
+use clip_model::{
+    Clip, Description, KeyLayout, architecture,
+    weights::WeightFile,
+    zoo::{Cache, Entry, HubFiles, Role, Source},
+};
+use color_eyre::eyre::Result;
+use serde_json::{Value, json};
+
+use super::{
+    cached::{Present, present},
+    facts::{Facts, grouped},
+    role,
+};
+use crate::{
+    cli::{
+        args::InfoArgs,
+        checkpoint::{EMBEDDED, Named, explained, options_for},
+    },
+    device, embedded,
+};
+
+/// `model info`.
+pub fn info(args: &InfoArgs) -> Result<()> {
+    let options = args.hints.options()?;
+    match Named::find(&args.model)? {
+        Named::Embedded => {
+            let facts = embedded_facts()?;
+            show(args, EMBEDDED, &facts.lines(), &facts.json())
+        }
+        Named::Path(path) => {
+            let facts = Facts::of(explained(Clip::describe(&path, &options))?, None)?;
+            show(args, &args.model, &facts.lines(), &facts.json())
+        }
+        Named::Zoo(entry) => {
+            let cache = Cache::from_env();
+            let present = cache.ok().and_then(|cache| present(&cache, &entry));
+            let (mut lines, mut value) = (stated(&entry), entry_json(&entry));
+            if let Some(Present { layout, files }) = &present {
+                for (kind, path) in files {
+                    lines.push((
+                        "in the cache",
+                        format!("{} {}", role(*kind), path.display()),
+                    ));
+                }
+                value["cache"] = files
+                    .iter()
+                    .map(|(kind, path)| json!({"role": role(*kind), "path": path}))
+                    .collect();
+                let path = |wanted| files.iter().find(|(kind, _)| *kind == wanted);
+                if let Some((_, weights)) = path(Role::Weights) {
+                    let options = options_for(&entry, *layout, options);
+                    let description = explained(Clip::describe(weights, &options))?;
+                    let tokenizer = path(Role::Tokenizer).map(|(_, path)| path.as_path());
+                    let facts = Facts::of(description, tokenizer)?;
+                    lines.extend(facts.lines());
+                    value["file"] = facts.json();
+                }
+            } else {
+                let how = format!("no; `mtil-bench model fetch {}` brings it", entry.name);
+                lines.push(("in the cache", how));
+                value["cache"] = Value::Null;
+            }
+            show(args, &entry.name, &lines, &value)
+        }
+    }
+}
+
+fn show(args: &InfoArgs, title: &str, lines: &[(&str, String)], value: &Value) -> Result<()> {
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(value)?);
+        return Ok(());
+    }
+    let mut text = format!("{title}\n");
+    let mut last = "";
+    for (name, line) in lines {
+        let shown = if *name == last { "" } else { name };
+        text += &format!("  {shown:13} {line}\n");
+        last = name;
+    }
+    print!("{text}");
+    Ok(())
+}
+
+/// What the registry says.
+fn stated(entry: &Entry) -> Vec<(&'static str, String)> {
+    let parameters = architecture(&entry.architecture).map(|c| c.parameters());
+    let mut lines = vec![(
+        "architecture",
+        format!(
+            "{}, {} parameters, images of {} pixels",
+            entry.architecture,
+            parameters.map_or("-".to_owned(), grouped),
+            entry.preprocess.size
+        ),
+    )];
+    lines.push((
+        "licence",
+        entry
+            .licence
+            .clone()
+            .unwrap_or_else(|| "not known".to_owned()),
+    ));
+    if let (Some(percent), Some(source)) = (entry.zero_shot, &entry.zero_shot_source) {
+        let text = format!("{percent} % zero-shot top-1 ({source})");
+        lines.push(("ImageNet", text));
+    }
+    for source in &entry.sources {
+        let layout = source.layout().name();
+        match source {
+            Source::Archive(archive) => {
+                lines.push(("sources", format!("{layout}: {}", archive.url)));
+                lines.push(("sources", format!("  sha256 {}", archive.sha256)));
+            }
+            Source::Hub(hub) => {
+                lines.push((
+                    "sources",
+                    format!("{layout}: Hugging Face {} at {}", hub.repo, hub.revision),
+                ));
+                for file in &hub.files {
+                    let (repo, revision) = hub.origin(file);
+                    let mut text = format!("  {} {}", role(file.role), file.names.join(" or "));
+                    if repo != hub.repo {
+                        text += &format!(" of {repo} at {revision}");
+                    }
+                    if let Some(sha256) = &file.sha256 {
+                        text += &format!(", sha256 {sha256}");
+                    }
+                    lines.push(("sources", text));
+                }
+            }
+        }
+    }
+    lines
+}
+
+fn entry_json(entry: &Entry) -> Value {
+    let sources: Vec<_> = entry
+        .sources
+        .iter()
+        .map(|source| match source {
+            Source::Archive(archive) => json!({
+                "layout": archive.layout.name(),
+                "url": archive.url,
+                "sha256": archive.sha256,
+            }),
+            Source::Hub(hub) => json!({
+                "layout": hub.layout.name(),
+                "repo": hub.repo,
+                "revision": hub.revision,
+                "files": files_json(hub),
+            }),
+        })
+        .collect();
+    json!({
+        "name": entry.name,
+        "architecture": entry.architecture,
+        "parameters": architecture(&entry.architecture).map(|c| c.parameters()),
+        "image_size": entry.preprocess.size,
+        "licence": entry.licence,
+        "imagenet_zero_shot": entry.zero_shot,
+        "imagenet_zero_shot_source": entry.zero_shot_source,
+        "sources": sources,
+    })
+}
+
+fn files_json(hub: &HubFiles) -> Vec<Value> {
+    let one = |file| {
+        let (repo, revision) = hub.origin(file);
+        json!({
+            "role": role(file.role),
+            "names": file.names,
+            "repo": repo,
+            "revision": revision,
+            "sha256": file.sha256,
+        })
+    };
+    hub.files.iter().map(one).collect()
+}
+
+fn embedded_facts() -> Result<Facts> {
+    let clip = embedded::clip_mini(&device::parse(device::compiled_in()[0])?)?;
+    let name = std::path::Path::new("(in the program)");
+    let weights = WeightFile::from_bytes(embedded::CLIP_MINI.weights, name)?;
+    let description = Description {
+        weights: name.to_owned(),
+        container: weights.container(),
+        layout: KeyLayout::HuggingFace,
+        bytes: weights.len_bytes(),
+        tensors: weights.names().count(),
+        config: clip.config.clone(),
+    };
+    Ok(Facts::in_memory(
+        description,
+        &clip.preprocess,
+        &clip.tokenizer,
+    ))
+}
