@@ -15,7 +15,7 @@ use std::path::Path;
 use serde_json::json;
 use tokenizers::Tokenizer;
 
-use super::{TokenBatch, TokenizerError, Truncation, parse, read};
+use super::{Rows, TokenBatch, TokenizerError, Truncation, check_largest, parse, read};
 
 /// How OpenAI and Hugging Face spell the start and end tokens, then how the GNSP and ZSCL
 /// repositories do (`clip/tokenizer.py:74`).
@@ -271,35 +271,25 @@ impl ClipTokenizer {
         texts: &[impl AsRef<str>],
         context_length: usize,
     ) -> Result<(TokenBatch, usize), TokenizerError> {
-        if context_length < 2 {
-            return Err(TokenizerError::ContextTooShort { context_length });
-        }
-        let mut cut = 0;
-        let mut ids = Vec::with_capacity(texts.len());
-        for text in texts {
-            let text = text.as_ref();
-            let encoding =
-                self.inner
-                    .encode_fast(text, false)
-                    .map_err(|e| TokenizerError::Encode {
-                        name: self.name.clone(),
-                        text: text.chars().take(40).collect(),
-                        reason: e.to_string(),
-                    })?;
-            let mut row = Vec::with_capacity(encoding.get_ids().len() + 2);
+        let rows = Rows {
+            tokenizer: &self.inner,
+            name: &self.name,
+            context_length,
+        };
+        rows.encode(texts, str::to_owned, |ids, cut| {
+            let mut row = Vec::with_capacity(ids.len() + 2);
             row.push(self.bos);
-            row.extend_from_slice(encoding.get_ids());
+            row.extend_from_slice(ids);
             row.push(self.eos);
             if row.len() > context_length {
-                cut += 1;
+                *cut += 1;
                 row.truncate(context_length);
                 if self.truncation == Truncation::KeepEnd {
                     row[context_length - 1] = self.eos;
                 }
             }
-            ids.push(row);
-        }
-        Ok((TokenBatch { ids }, cut))
+            row
+        })
     }
 
     /// Number of tokens, the specials included.
@@ -323,14 +313,7 @@ impl ClipTokenizer {
     /// # Errors
     /// [`TokenizerError::OtherVocabulary`] otherwise.
     pub fn check_vocabulary(&self, model_vocab: usize) -> Result<(), TokenizerError> {
-        if (self.largest as usize) < model_vocab {
-            return Ok(());
-        }
-        Err(TokenizerError::OtherVocabulary {
-            name: self.name.clone(),
-            largest: self.largest,
-            model: model_vocab,
-        })
+        check_largest(&self.name, self.largest, model_vocab)
     }
 
     /// Checks the start and end tokens against the model's. The configs of OpenAI's conversions give an

@@ -165,6 +165,55 @@ impl Tokenizer {
     }
 }
 
+/// How both kinds of tokenizer make rows.
+struct Rows<'a> {
+    tokenizer: &'a tokenizers::Tokenizer,
+    name: &'a str,
+    context_length: usize,
+}
+
+impl Rows<'_> {
+    /// Cleans each text, cuts it into ids and makes the ids a row; `row` counts the ones it has to cut. Gives the count too.
+    fn encode(
+        &self,
+        texts: &[impl AsRef<str>],
+        clean: impl Fn(&str) -> String,
+        row: impl Fn(&[u32], &mut usize) -> Vec<u32>,
+    ) -> Result<(TokenBatch, usize), TokenizerError> {
+        let context_length = self.context_length;
+        if context_length < 2 {
+            return Err(TokenizerError::ContextTooShort { context_length });
+        }
+        let mut cut = 0;
+        let mut ids = Vec::with_capacity(texts.len());
+        for text in texts {
+            let text = text.as_ref();
+            let encoding = self
+                .tokenizer
+                .encode_fast(clean(text), false)
+                .map_err(|e| TokenizerError::Encode {
+                    name: self.name.to_owned(),
+                    text: text.chars().take(40).collect(),
+                    reason: e.to_string(),
+                })?;
+            ids.push(row(encoding.get_ids(), &mut cut));
+        }
+        Ok((TokenBatch { ids }, cut))
+    }
+}
+
+/// Whether the largest id has a row in an embedding of `model` tokens.
+fn check_largest(name: &str, largest: u32, model: usize) -> Result<(), TokenizerError> {
+    if (largest as usize) < model {
+        return Ok(());
+    }
+    Err(TokenizerError::OtherVocabulary {
+        name: name.to_owned(),
+        largest,
+        model,
+    })
+}
+
 /// Gzip, or text that begins with a comment.
 fn is_merges(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0x1f, 0x8b])

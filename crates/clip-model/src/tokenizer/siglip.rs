@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use super::{TokenBatch, TokenizerError, parse, read};
+use super::{Rows, TokenBatch, TokenizerError, check_largest, parse, read};
 
 /// What happens to a text before it is cut into pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -110,30 +110,24 @@ impl SiglipTokenizer {
         texts: &[impl AsRef<str>],
         context_length: usize,
     ) -> Result<(TokenBatch, usize), TokenizerError> {
-        if context_length < 2 {
-            return Err(TokenizerError::ContextTooShort { context_length });
-        }
-        let mut cut = 0;
-        let mut ids = Vec::with_capacity(texts.len());
-        for text in texts {
-            let text = text.as_ref();
-            let encoding = self
-                .inner
-                .encode_fast(self.clean(text), false)
-                .map_err(|e| TokenizerError::Encode {
-                    name: self.name.clone(),
-                    text: text.chars().take(40).collect(),
-                    reason: e.to_string(),
-                })?;
-            let mut row = encoding.get_ids().to_vec();
-            if row.len() >= context_length {
-                cut += 1;
-                row.truncate(context_length - 1);
-            }
-            row.push(self.eos);
-            ids.push(row);
-        }
-        Ok((TokenBatch { ids }, cut))
+        let rows = Rows {
+            tokenizer: &self.inner,
+            name: &self.name,
+            context_length,
+        };
+        rows.encode(
+            texts,
+            |text| self.clean(text),
+            |ids, cut| {
+                let mut row = ids.to_vec();
+                if row.len() >= context_length {
+                    *cut += 1;
+                    row.truncate(context_length - 1);
+                }
+                row.push(self.eos);
+                row
+            },
+        )
     }
 
     fn clean(&self, text: &str) -> String {
@@ -159,14 +153,7 @@ impl SiglipTokenizer {
     /// # Errors
     /// [`TokenizerError::OtherVocabulary`] otherwise.
     pub fn check_vocabulary(&self, model_vocab: usize) -> Result<(), TokenizerError> {
-        if (self.largest as usize) < model_vocab {
-            return Ok(());
-        }
-        Err(TokenizerError::OtherVocabulary {
-            name: self.name.clone(),
-            largest: self.largest,
-            model: model_vocab,
-        })
+        check_largest(&self.name, self.largest, model_vocab)
     }
 
     /// The `tokenizer.json`, byte for byte.

@@ -8,7 +8,6 @@ use std::{
     collections::BTreeMap,
     env,
     ffi::OsString,
-    fmt,
     fs::{self, File},
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -24,7 +23,7 @@ use super::{
     ZooError,
     cache::{checked, hf_home},
     digest::{is_commit, is_sha256},
-    http::{Client, Download, Manners, host, shown},
+    http::{Client, Download, Manners, Progress, Token, host, shown},
     registry::is_safe_part,
 };
 
@@ -49,22 +48,6 @@ pub struct FetchOptions {
     pub backoff: Duration,
     /// Use sources of this layout only.
     pub layout: Option<Layout>,
-}
-
-/// An access token of the Hugging Face Hub. Its `Debug` output does not show it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token(String);
-
-/// How far a file has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Progress<'a> {
-    /// The file, under its name in the repository or the URL.
-    pub file: &'a str,
-    /// Bytes on this machine, those of earlier calls included.
-    pub done: u64,
-    /// Bytes in all, when the server says.
-    pub total: Option<u64>,
 }
 
 impl FetchOptions {
@@ -117,25 +100,6 @@ impl FetchOptions {
             options.token = token().as_deref().and_then(Token::new);
         }
         Ok(options)
-    }
-}
-
-impl Token {
-    /// A token, unless the text is empty.
-    #[must_use]
-    pub fn new(text: &str) -> Option<Self> {
-        let text = text.trim();
-        (!text.is_empty()).then(|| Self(text.to_owned()))
-    }
-
-    pub(super) fn secret(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(…)")
     }
 }
 

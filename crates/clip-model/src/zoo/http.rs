@@ -1,6 +1,7 @@
 //! Requests over HTTP: redirects, what to try again and when, and downloads that go on where an earlier one broke off.
 
 use std::{
+    fmt,
     fs::OpenOptions,
     io::{ErrorKind, Read, Write},
     path::Path,
@@ -12,10 +13,7 @@ use ureq::{
     http::{HeaderMap, Method, Request, Response, Uri, header},
 };
 
-use super::{
-    ZooError,
-    fetch::{Progress, Token},
-};
+use super::ZooError;
 
 /// Redirects of one request; the Hub needs two.
 const MAX_REDIRECTS: usize = 8;
@@ -27,6 +25,41 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(20);
 const SILENCE: Duration = Duration::from_secs(60);
 /// Bytes that are read and written at a time.
 const PIECE: usize = 1 << 18;
+
+/// An access token of the Hugging Face Hub. Its `Debug` output does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+/// How far a file has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress<'a> {
+    /// The file, under its name in the repository or the URL.
+    pub file: &'a str,
+    /// Bytes on this machine, those of earlier calls included.
+    pub done: u64,
+    /// Bytes in all, when the server says.
+    pub total: Option<u64>,
+}
+
+impl Token {
+    /// A token, unless the text is empty.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let text = text.trim();
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
+    pub(super) fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
 
 /// Why an attempt failed.
 pub(super) enum Failure {

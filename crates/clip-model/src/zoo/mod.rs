@@ -36,7 +36,9 @@ mod verify;
 pub use cache::{Cache, Check, Fetched, FetchedFile};
 pub use error::ZooError;
 #[cfg(feature = "fetch")]
-pub use fetch::{FetchOptions, Progress, Token, fetch};
+pub use fetch::{FetchOptions, fetch};
+#[cfg(feature = "fetch")]
+pub use http::{Progress, Token};
 pub use registry::{
     Archive, Entry, FileSpec, HubFiles, ImageSettings, Interpolation, Layout, Registry, ResizeMode,
     Role, Source,
