@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{config::ClipConfig, error::CheckpointError, tokenizer::TokenBatch};
 
-/// A CLIP model.
+/// A CLIP model: two towers and a temperature.
+///
+/// To train a model that was loaded on a plain device, put it on the tape with [`train`](Module::train); `fork` to an autodiff device
+/// leaves its parameters untrained. Frozen parameters (`freeze_group`) and whatever only they reach are off the tape.
 #[derive(Module, Debug)]
 pub struct ClipModel {
     /// The image tower.

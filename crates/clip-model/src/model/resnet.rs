@@ -73,9 +73,11 @@ impl BatchNorm {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let deviation = self.running_var.val().add_scalar(BATCH_NORM_EPS).sqrt();
+        // Detached, so that they stay as they are even if somebody makes every parameter of the model trainable.
+        let (mean, variance) = (self.running_mean.val(), self.running_var.val());
+        let deviation = variance.detach().add_scalar(BATCH_NORM_EPS).sqrt();
         let scale = self.weight.val() / deviation;
-        let shift = self.bias.val() - self.running_mean.val() * scale.clone();
+        let shift = self.bias.val() - mean.detach() * scale.clone();
         let channels = scale.dims()[0];
         let shape = [1, channels, 1, 1];
         x * scale.reshape(shape) + shift.reshape(shape)
