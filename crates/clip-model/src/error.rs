@@ -149,6 +149,14 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    pub(crate) fn config(path: &Path, key: &str, reason: impl Into<String>) -> Self {
+        Self::Config {
+            path: path.to_owned(),
+            key: key.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),

@@ -84,11 +84,7 @@ impl Files {
                 Some(b'{') if size <= LARGEST_JSON => match json_kind(&path) {
                     // Of what merely lies beside a named file, nothing is asked.
                     Err(reason) if weights.is_none() => {
-                        return Err(CheckpointError::Config {
-                            path,
-                            key: String::new(),
-                            reason,
-                        });
+                        return Err(CheckpointError::config(&path, "", reason));
                     }
                     Err(_) | Ok(None) => {}
                     Ok(Some(Json::HuggingFace)) => found.hugging_face = Some(path),
@@ -122,14 +118,6 @@ impl Files {
         layout: KeyLayout,
         options: &LoadOptions,
     ) -> Result<(ClipConfig, Option<Preprocess>), CheckpointError> {
-        if let Some(config) = &options.architecture {
-            let mut config = config.clone();
-            if let Some(activation) = options.activation {
-                config.vision.hidden_act = activation;
-                config.text.hidden_act = activation;
-            }
-            return Ok((config, None));
-        }
         let hugging_face = || {
             self.hugging_face
                 .as_ref()
@@ -140,16 +128,18 @@ impl Files {
                 .as_ref()
                 .filter(|_| !is_torch_script(weights))
         };
-        let (mut config, preprocess) = match (layout, hugging_face(), open_clip()) {
-            (KeyLayout::HuggingFace, Some(path), _) | (_, Some(path), None) => {
+        let named = &options.architecture;
+        let (mut config, preprocess) = match (named, layout, hugging_face(), open_clip()) {
+            (Some(config), ..) => (config.clone(), None),
+            (_, KeyLayout::HuggingFace, Some(path), _) | (_, _, Some(path), None) => {
                 (ClipConfig::load(path)?, None)
             }
-            (_, _, Some(path)) => {
+            (_, _, _, Some(path)) => {
                 let text = fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
                 let read = OpenClipConfig::from_json(&text, path)?;
                 (read.model, read.preprocess)
             }
-            (_, None, None) => (infer(weights, layout, options)?, None),
+            (_, _, None, None) => (infer(weights, layout, options)?, None),
         };
         if let Some(activation) = options.activation {
             config.vision.hidden_act = activation;
@@ -407,13 +397,10 @@ fn infer(
     };
     config.vision.hidden_act = activation;
     config.text.hidden_act = activation;
-    config
-        .check()
-        .map_err(|(key, reason)| CheckpointError::Config {
-            path: path.to_owned(),
-            key: key.to_owned(),
-            reason: format!("derived from the tensors' shapes: {reason}; name the architecture"),
-        })?;
+    config.check().map_err(|(key, reason)| {
+        let reason = format!("derived from the tensors' shapes: {reason}; name the architecture");
+        CheckpointError::config(path, key, reason)
+    })?;
     Ok(config)
 }
 

@@ -1,13 +1,13 @@
 //! Position embeddings for another image size.
 
-use crate::config::{VisionConfig, VisionKind};
-
-/// Coefficient of the cubic kernel where anti-aliasing is on, as in Pillow (PyTorch `UpSampleKernel.cpp`,
-/// `aa_filter` of `HelperInterpCubic`).
-const A: f64 = -0.5;
+use crate::{
+    config::{VisionConfig, VisionKind},
+    preprocess::{Interpolation, Taps, shares},
+};
 
 /// Resizes the grid of position embeddings `[tokens, d]` from the grid of `from` to that of `to` pixel by pixel, bicubic
-/// with anti-aliasing, as open_clip does (`open_clip/model.py`, `resize_pos_embed`). The row of the class token stays.
+/// with anti-aliasing, as open_clip does (`open_clip/model.py`, `resize_pos_embed`): PyTorch's kernel for that is Pillow's
+/// (`UpSampleKernel.cpp`, `aa_filter` of `HelperInterpCubic`). The row of the class token stays.
 pub(super) fn resize_positions(
     values: &[f32],
     d: usize,
@@ -17,7 +17,7 @@ pub(super) fn resize_positions(
     let (old, new) = (from.grid(), to.grid());
     let extra = usize::from(from.kind != VisionKind::Siglip) * d;
     let (class, grid) = values.split_at(extra);
-    let weights = weights(old, new);
+    let weights: Vec<_> = shares(Interpolation::Bicubic, old as u32, new as u32, 0..new).collect();
     // Along x: rows stay, columns change; then along y.
     let wide = resample(grid, old, d, &weights);
     let tall = resample(&wide, 1, new * d, &weights);
@@ -25,14 +25,14 @@ pub(super) fn resize_positions(
 }
 
 /// For each of `outer` rows of `n` cells of `inner` values, the weighted sums of its cells.
-fn resample(values: &[f32], outer: usize, inner: usize, weights: &[Vec<(usize, f64)>]) -> Vec<f32> {
+fn resample(values: &[f32], outer: usize, inner: usize, weights: &[Taps<f64>]) -> Vec<f32> {
     let row = values.len() / outer;
     let mut out = Vec::with_capacity(outer * weights.len() * inner);
     let mut sum = vec![0.0_f64; inner];
     for values in values.chunks_exact(row) {
         for taps in weights {
             sum.fill(0.0);
-            for (cell, weight) in taps {
+            for (cell, weight) in (taps.first..).zip(&taps.weights) {
                 let cell = &values[cell * inner..(cell + 1) * inner];
                 for (sum, value) in sum.iter_mut().zip(cell) {
                     *sum += weight * f64::from(*value);
@@ -42,37 +42,6 @@ fn resample(values: &[f32], outer: usize, inner: usize, weights: &[Vec<(usize, f
         }
     }
     out
-}
-
-/// For each new cell, the old cells it takes from and how much of each.
-fn weights(old: usize, new: usize) -> Vec<Vec<(usize, f64)>> {
-    let scale = old as f64 / new as f64;
-    // When shrinking the kernel is stretched over all cells it stands for.
-    let stretch = scale.max(1.0);
-    let support = 2.0 * stretch;
-    (0..new)
-        .map(|i| {
-            let center = scale * (i as f64 + 0.5);
-            let first = (center - support + 0.5).max(0.0) as usize;
-            let last = ((center + support + 0.5) as usize).min(old);
-            let taps: Vec<_> = (first..last)
-                .map(|cell| (cell, cubic((cell as f64 - center + 0.5) / stretch)))
-                .collect();
-            let total: f64 = taps.iter().map(|(_, w)| w).sum();
-            taps.into_iter().map(|(c, w)| (c, w / total)).collect()
-        })
-        .collect()
-}
-
-fn cubic(x: f64) -> f64 {
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A
-    } else {
-        0.0
-    }
 }
 
 #[cfg(test)]

@@ -231,13 +231,9 @@ impl Opened {
         let mut config = self.config.clone();
         if let Some(size) = options.image_size {
             config.vision.image_size = size;
-            config
-                .check()
-                .map_err(|(key, reason)| CheckpointError::Config {
-                    path: self.weights.path().to_owned(),
-                    key: key.to_owned(),
-                    reason,
-                })?;
+            config.check().map_err(|(key, reason)| {
+                CheckpointError::config(self.weights.path(), key, reason)
+            })?;
         }
         Ok(config)
     }

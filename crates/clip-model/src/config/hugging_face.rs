@@ -114,11 +114,7 @@ struct ConfigFile<'a> {
 
 impl ConfigFile<'_> {
     fn bad(&self, key: &str, reason: String) -> CheckpointError {
-        CheckpointError::Config {
-            path: self.path.to_owned(),
-            key: key.to_owned(),
-            reason,
-        }
+        CheckpointError::config(self.path, key, reason)
     }
 
     /// The object under `key`, over `defaults`.

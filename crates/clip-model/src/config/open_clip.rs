@@ -307,11 +307,7 @@ struct File<'a> {
 
 impl File<'_> {
     fn bad(&self, key: &str, reason: String) -> CheckpointError {
-        CheckpointError::Config {
-            path: self.path.to_owned(),
-            key: key.to_owned(),
-            reason,
-        }
+        CheckpointError::config(self.path, key, reason)
     }
 
     /// Refuses what this crate would not compute.

@@ -36,6 +36,7 @@ pub use config::PreprocessError;
 pub use decode::{ImageError, MAX_PIXELS, Mode, SourceImage, decode, decode_file, decode_source};
 
 use resample::{Raster, Resampling, Window};
+pub(crate) use resample::{Taps, shares};
 
 /// The size that images are brought to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -79,9 +79,9 @@ impl Window {
 }
 
 /// The weights of one output position: the first input position and one weight for each from there on.
-struct Taps<W> {
-    first: usize,
-    weights: Vec<W>,
+pub(crate) struct Taps<W> {
+    pub(crate) first: usize,
+    pub(crate) weights: Vec<W>,
 }
 
 /// How an image is resized.
@@ -127,27 +127,40 @@ fn taps<T: Sample>(
     output: u32,
     wanted: Range<usize>,
 ) -> Vec<Taps<T::Weight>> {
+    shares(kernel, input, output, wanted)
+        .map(|taps| Taps {
+            first: taps.first,
+            weights: taps.weights.into_iter().map(T::weight).collect(),
+        })
+        .collect()
+}
+
+/// The weights before they become those of a sample type: for each output position they sum to 1.
+pub(crate) fn shares(
+    kernel: Interpolation,
+    input: u32,
+    output: u32,
+    wanted: Range<usize>,
+) -> impl Iterator<Item = Taps<f64>> {
     let scale = f64::from(input) / f64::from(output);
     let stretch = scale.max(1.0);
     let support = kernel.support() * stretch;
     let inverse = 1.0 / stretch;
-    wanted
-        .map(|out| {
-            let center = (out as f64 + 0.5) * scale;
-            // `as` truncates towards zero and stops at 0, as the C code does.
-            let first = (center - support + 0.5) as u32;
-            let last = ((center + support + 0.5) as u32).min(input);
-            let weights: Vec<f64> = (first..last)
-                .map(|i| kernel.weight((f64::from(i) - center + 0.5) * inverse))
-                .collect();
-            let total: f64 = weights.iter().sum();
-            let share = |w: f64| T::weight(if total == 0.0 { w } else { w / total });
-            Taps {
-                first: first as usize,
-                weights: weights.into_iter().map(share).collect(),
-            }
-        })
-        .collect()
+    wanted.map(move |out| {
+        let center = (out as f64 + 0.5) * scale;
+        // `as` truncates towards zero and stops at 0, as the C code does.
+        let first = (center - support + 0.5) as u32;
+        let last = ((center + support + 0.5) as u32).min(input);
+        let weights: Vec<f64> = (first..last)
+            .map(|i| kernel.weight((f64::from(i) - center + 0.5) * inverse))
+            .collect();
+        let total: f64 = weights.iter().sum();
+        let share = |w: f64| if total == 0.0 { w } else { w / total };
+        Taps {
+            first: first as usize,
+            weights: weights.into_iter().map(share).collect(),
+        }
+    })
 }
 
 /// The input positions that the taps read.
