@@ -8,6 +8,7 @@ use std::{
 
 use burn::tensor::{Device, Tensor, TensorData};
 use clip_model::TokenBatch;
+use image::RgbImage;
 use safetensors::{Dtype, SafeTensors};
 
 /// `tests/data`.
@@ -49,6 +50,35 @@ impl Stored {
             .map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")))
             .map(|i| usize::try_from(i).expect("an index is not negative"))
             .collect()
+    }
+
+    /// The values of an f64 tensor.
+    ///
+    /// # Panics
+    /// If the tensor holds something else.
+    pub fn f64(&self) -> Vec<f64> {
+        assert_eq!(self.dtype, Dtype::F64);
+        let (values, _) = self.bytes.as_chunks::<8>();
+        values.iter().map(|b| f64::from_le_bytes(*b)).collect()
+    }
+
+    /// The images of a u8 tensor `[n, 3, height, width]`.
+    ///
+    /// # Panics
+    /// If the tensor holds something else.
+    pub fn images(&self) -> Vec<RgbImage> {
+        assert_eq!(self.dtype, Dtype::U8);
+        let [_, 3, height, width] = self.shape[..] else {
+            panic!("images are [n, 3, height, width], not {:?}", self.shape);
+        };
+        let plane = height * width;
+        let image = |planes: &[u8]| {
+            RgbImage::from_fn(width as u32, height as u32, |x, y| {
+                let at = y as usize * width + x as usize;
+                image::Rgb([planes[at], planes[plane + at], planes[2 * plane + at]])
+            })
+        };
+        self.bytes.chunks_exact(3 * plane).map(image).collect()
     }
 
     /// Some of the images of a u8 tensor `[n, 3, side, side]`, as pixels `(byte − 127.5) / 64`.

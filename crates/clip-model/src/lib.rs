@@ -35,7 +35,7 @@ pub use error::CheckpointError;
 pub use model::{
     Attention, AttentionPool, BatchNorm, Bottleneck, ClipModel, Conv, Downsample, ImageTower, Mlp,
     Observer, PatchEmbedding, PoolingHead, ResNet, ResidualBlock, TextTower, VisionTower,
-    normalize,
+    normalize, parameter_id,
 };
 pub use preprocess::Preprocess;
 pub use tokenizer::{ClipTokenizer, SiglipTokenizer, TokenBatch, Tokenizer};

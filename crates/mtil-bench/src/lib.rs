@@ -2,28 +2,35 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`suite`], [`data`], [`mini`] | tasks and where their images come from |
+//! | [`suite`], [`data`], [`datasets`], [`mini`] | tasks and where their images come from |
 //! | [`method`] | what a method is |
 //! | [`run`] | a method on a suite in a directory, resumable |
-//! | [`eval`], [`metrics`] | what is measured |
-//! | [`report`] | what is shown |
+//! | [`analytic`] | learning without training: ridge regression on features |
+//! | [`eval`], [`measures`], [`metrics`], [`guard`] | what is measured, and watched |
+//! | [`report`], [`reproduce`], [`plan`] | what is shown: runs, published tables beside ours, what runs take |
 //! | [`embedded`], [`pretrain`] | the small CLIP of the mini world, and how it was made |
 //! | [`device`], [`batch`], [`seeds`], [`files`] | devices, image batches, randomness, atomic writes |
 //! | [`cli`] | the command line |
 #![warn(missing_docs)]
 
+pub mod analytic;
 pub mod batch;
 pub mod cli;
 pub mod data;
+pub mod datasets;
 pub mod device;
 pub mod embedded;
 pub mod eval;
 pub mod files;
+pub mod guard;
+pub mod measures;
 pub mod method;
 pub mod metrics;
 pub mod mini;
+pub mod plan;
 pub mod pretrain;
 pub mod report;
+pub mod reproduce;
 pub mod run;
 pub mod seeds;
 pub mod suite;

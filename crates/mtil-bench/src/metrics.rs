@@ -310,6 +310,8 @@ pub struct MatrixFile {
 impl MatrixFile {
     /// Name of the file in a run directory.
     pub const NAME: &'static str = "matrix.json";
+    /// Name of the file of the accuracies where the task of an image is not given.
+    pub const WITHOUT_IDENTITY: &'static str = "matrix_all.json";
 
     /// Reads and checks a file.
     ///
@@ -401,6 +403,13 @@ pub struct MetricsFile {
     pub wall_seconds: Option<f64>,
     /// Largest resident memory of the process, in MiB.
     pub peak_rss_mb: Option<f64>,
+    /// Bytes that the method keeps from one task to the next beside the model's weights, after the last task
+    /// so far: examples, statistics, earlier weights.
+    pub bytes_kept: Option<u64>,
+    /// Parameters that training may change.
+    pub trainable_parameters: Option<u64>,
+    /// Departures from the usual protocol, each a few words: "every 2 tasks".
+    pub notes: Vec<String>,
     /// Whether the run is over.
     pub complete: bool,
 }
@@ -409,7 +418,7 @@ impl MetricsFile {
     /// Name of the file in a run directory.
     pub const NAME: &'static str = "metrics.json";
 
-    /// The figures of `matrix`; gap, retrieval, time and memory are left to the caller.
+    /// The figures of `matrix`; gap, retrieval, costs and notes are left to the caller.
     pub fn of(matrix: &AccuracyMatrix) -> Self {
         Self {
             transfer: matrix.transfer(),
@@ -747,10 +756,18 @@ mod tests {
         let mut metrics = MetricsFile {
             modality_gap: vec![0.8],
             wall_seconds: Some(1.5),
+            bytes_kept: Some(1 << 40),
+            trainable_parameters: Some(0),
+            notes: vec!["every 2 tasks".into()],
             ..MetricsFile::default()
         };
         metrics.save(&path).unwrap();
         assert_eq!(MetricsFile::load(&path).unwrap(), metrics);
+        // Files written before a field existed stay readable.
+        std::fs::write(&path, "{\"last\": 50.0, \"complete\": true}").unwrap();
+        let old = MetricsFile::load(&path).unwrap();
+        assert_eq!((old.last, old.bytes_kept), (Some(50.0), None));
+        assert!(old.notes.is_empty() && old.complete);
         metrics.average = Some(f64::NAN);
         assert!(
             metrics

@@ -15,6 +15,31 @@ pub const GRAM_ORDER: u64 = 4;
 /// Tag of the random crops of the Gram pass.
 pub const GRAM_CROP: u64 = 5;
 
+/// Tag of the order of the images of a distillation.
+pub const DISTILL_ORDER: u64 = 6;
+/// Tag of the random texts of a distillation.
+pub const RANDOM_TEXTS: u64 = 7;
+/// Tag of the order of kept images.
+pub const REPLAY_ORDER: u64 = 8;
+/// Tag of the random crops of kept images.
+pub const REPLAY_CROP: u64 = 9;
+/// Tag of the choice of images to keep.
+pub const EXEMPLARS: u64 = 10;
+/// Tag of the initial values of adapters.
+pub const ADAPTERS: u64 = 11;
+/// Tag of the noise and the dropout of adapters.
+pub const ADAPTER_DRAWS: u64 = 12;
+/// Tag of the random hidden layer of a ridge regression.
+pub const HIDDEN_LAYER: u64 = 13;
+/// Tag of the test images of a thinned evaluation.
+pub const EVALUATION: u64 = 14;
+
+/// A number for a text, to derive a seed from.
+pub fn of(text: &str) -> u64 {
+    let digest = Sha256::digest(text.as_bytes());
+    u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
+}
+
 /// A seed for the purpose `parts`, independent of those for other purposes.
 pub fn derive(seed: u64, parts: &[u64]) -> u64 {
     let mut hash = Sha256::new();

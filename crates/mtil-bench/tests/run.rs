@@ -15,7 +15,7 @@ use image::DynamicImage;
 use mtil_bench::{
     data::{DataError, ImageSource},
     embedded,
-    eval::PromptRule,
+    eval::EvalOptions,
     method::Method,
     metrics::{MatrixFile, MetricsFile},
     mini::{self, MiniSizes},
@@ -56,7 +56,8 @@ fn request(method: &str, overrides: &[&str]) -> Request {
         model_sha256: String::new(),
         seed: 7,
         device: "flex".to_owned(),
-        prompt_rule: PromptRule::Reference,
+        evaluation: EvalOptions::default(),
+        guard: Vec::new(),
         skip_bad_images: false,
         version: "test".to_owned(),
         method: Method::load(method, "mini", &all).unwrap(),

@@ -213,10 +213,7 @@ impl ResidualBlock {
         observer: &mut O,
     ) -> Tensor<3> {
         let x = x.clone() + self.attn.forward(self.ln_1.forward(x));
-        let y = self
-            .mlp
-            .forward(self.ln_2.forward(x.clone()), path, observer);
-        x + y
+        self.mlp_and_branch(x, path, observer)
     }
 
     /// The block's output at one token only: an exact saving for the last block, whose other outputs
@@ -232,9 +229,27 @@ impl ResidualBlock {
     ) -> Tensor<3> {
         let normed = self.ln_1.forward(x.clone());
         let x = pick(x) + self.attn.forward_one(pick(normed.clone()), normed, visible);
+        self.mlp_and_branch(x, path, observer)
+    }
+
+    /// The second half of the block, from the state after the attention.
+    fn mlp_and_branch<O: Observer>(
+        &self,
+        x: Tensor<3>,
+        path: &dyn Fn() -> String,
+        observer: &mut O,
+    ) -> Tensor<3> {
+        let branch = if O::ACTIVE {
+            observer.branch(&path(), &x)
+        } else {
+            None
+        };
         let y = self
             .mlp
             .forward(self.ln_2.forward(x.clone()), path, observer);
-        x + y
+        match branch {
+            Some(branch) => x + y + branch,
+            None => x + y,
+        }
     }
 }

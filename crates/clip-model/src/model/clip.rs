@@ -92,7 +92,7 @@ impl ClipModel {
     }
 
     /// Like [`encode_image`](Self::encode_image); `observer` sees the input of each linear map of the
-    /// MLPs and of the projection on the way.
+    /// MLPs and of the projection on the way, and may add to the blocks.
     ///
     /// # Panics
     /// If the pixels have another shape.
@@ -132,11 +132,11 @@ impl ClipModel {
                 .collect();
         }
         if groups.len() <= 1 {
-            return self.text.forward(&rows);
+            return self.text.forward(&rows, &mut ());
         }
         let encode = |group: Range<usize>| {
             let rows: Vec<_> = order[group].iter().map(|row| rows[*row]).collect();
-            self.text.forward(&rows)
+            self.text.forward(&rows, &mut ())
         };
         let features = if host {
             encode_parts(groups, encode)
@@ -152,6 +152,20 @@ impl ClipModel {
             &self.text.positional_embedding.val().device(),
         );
         features.select(0, place)
+    }
+
+    /// Like [`encode_text`](Self::encode_text), all rows together; `observer` sees the input of each linear map of the
+    /// MLPs on the way, and may add to the blocks.
+    ///
+    /// # Panics
+    /// As [`encode_text`](Self::encode_text).
+    pub fn encode_text_observed<O: Observer>(
+        &self,
+        tokens: &TokenBatch,
+        observer: &mut O,
+    ) -> Tensor<2> {
+        let rows: Vec<&[u32]> = tokens.ids.iter().map(Vec::as_slice).collect();
+        self.text.forward(&rows, observer)
     }
 
     /// The factor on cosine similarities, `exp(logit_scale)`, shape `[1]`.

@@ -25,4 +25,5 @@ pub use resnet::{AttentionPool, BatchNorm, Bottleneck, Conv, Downsample, ResNet}
 pub use text::TextTower;
 pub use vision::{PatchEmbedding, PoolingHead, VisionTower};
 
+pub use params::id_of as parameter_id;
 pub(crate) use params::{ParamSource, visit_params, visit_shapes};

@@ -1,15 +1,15 @@
-//! What a method that needs to see activations implements.
+//! What a method that needs to see activations, or to add to them, implements.
 
 use burn::tensor::Tensor;
 
-/// Is handed the input of each named linear map of the image tower during
-/// [`ClipModel::encode_image_observed`](crate::ClipModel::encode_image_observed). Burn has no forward hooks, so
-/// the model offers this instead; `()` observes nothing and costs nothing.
+/// Is handed activations during [`ClipModel::encode_image_observed`](crate::ClipModel::encode_image_observed) and
+/// [`ClipModel::encode_text_observed`](crate::ClipModel::encode_text_observed). Burn has no forward hooks, so the model
+/// offers this instead; `()` observes nothing and costs nothing.
 pub trait Observer {
-    /// Whether to call [`linear_input`](Self::linear_input) at all.
+    /// Whether to call the methods below at all.
     const ACTIVE: bool = true;
 
-    /// Whether the last block is to run on every token although only the class token reaches the
+    /// Whether the last block is to run on every token although only one of them reaches the
     /// output. The published Gram pass does (GNSP `src/models/get_data_matrix.py:62-92`).
     fn wants_all_tokens(&self) -> bool {
         true
@@ -17,7 +17,17 @@ pub trait Observer {
 
     /// Receives the input `rows` `[tokens, features]` of the linear map whose weight is the parameter
     /// `parameter` (`visual.blocks.3.mlp.c_fc.weight`, `visual.proj`, …).
-    fn linear_input(&mut self, parameter: &str, rows: Tensor<2>);
+    fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
+        let _ = (parameter, rows);
+    }
+
+    /// What is added to the output of the residual block `block` (`visual.blocks.3`, `text.blocks.0`), if anything:
+    /// a branch beside its MLP. `x` `[batch, n, d]` is the state after the attention, of which the MLP gets the
+    /// normalised value.
+    fn branch(&mut self, block: &str, x: &Tensor<3>) -> Option<Tensor<3>> {
+        let _ = (block, x);
+        None
+    }
 }
 
 impl Observer for () {
@@ -26,6 +36,4 @@ impl Observer for () {
     fn wants_all_tokens(&self) -> bool {
         false
     }
-
-    fn linear_input(&mut self, _parameter: &str, _rows: Tensor<2>) {}
 }

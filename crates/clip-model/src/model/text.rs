@@ -7,6 +7,7 @@ use burn::{
 };
 
 use super::{
+    Observer,
     block::{BlockShape, ResidualBlock},
     params::Builder,
 };
@@ -114,7 +115,7 @@ impl TextTower {
     ///
     /// # Panics
     /// If a row is longer than the context, or holds an id outside the vocabulary, or there is no row.
-    pub(super) fn forward(&self, rows: &[&[u32]]) -> Tensor<2> {
+    pub(super) fn forward<O: Observer>(&self, rows: &[&[u32]], observer: &mut O) -> Tensor<2> {
         assert!(!rows.is_empty(), "there is no text to encode");
         let positions: Vec<usize> = rows.iter().map(|row| self.needed(row) - 1).collect();
         let n = positions.iter().max().map_or(1, |p| p + 1);
@@ -173,11 +174,16 @@ impl TextTower {
             visible.cast(x.dtype())
         };
         let last = self.blocks.len() - 1;
-        let path = String::new;
-        for block in &self.blocks[..last] {
-            x = block.forward(x, &path, &mut ());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let path = || format!("text.blocks.{i}");
+            x = if i < last {
+                block.forward(x, &path, observer)
+            } else if observer.wants_all_tokens() {
+                pick(block.forward(x, &path, observer))
+            } else {
+                block.forward_one(x, &pick, Some(visible.clone()), &path, observer)
+            };
         }
-        let x = self.blocks[last].forward_one(x, &pick, Some(visible), &path, &mut ());
         let x = self
             .ln_final
             .forward(x)

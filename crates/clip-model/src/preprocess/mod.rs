@@ -20,6 +20,8 @@
 //! ([`ConvertRgb::Before`]); and its default backend resizes tensors with torchvision, whose bicubic differs from Pillow's
 //! (in 0.9 % of the bytes of this crate's test images, by up to 11). Its Pillow backend gives the pixels of this module.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod colour;
 mod config;
 mod decode;

@@ -3,10 +3,13 @@
 //! Bicubic with a = −0.5, widened by the reduction factor (antialiased), one pass along the rows and one along the
 //! columns, each rounded to 8 bits with 22-bit fixed-point weights; 16-bit grey with `f64` weights (Pillow
 //! `src/libImaging/Resample.c`). Nearest as in `src/libImaging/Geometry.c`. Only the asked window of the result is
-//! computed: the values are the same, and an image of one pixel by ten thousand costs no gigabytes.
+//! computed: the values are the same, and an image of one pixel by ten thousand costs no gigabytes. 8-bit samples go through
+//! `avx2.rs` where the processor allows it, to the same bytes.
 
 use std::{borrow::Cow, ops::Range};
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use super::{Interpolation, PassOrder};
 
 /// An image of `channels` interleaved values a pixel.
@@ -44,7 +47,7 @@ impl<T: Copy> Raster<'_, T> {
         }
     }
 
-    fn row(&self, y: usize) -> &[T] {
+    pub(super) fn row(&self, y: usize) -> &[T] {
         let stride = self.width as usize * self.channels;
         &self.data[y * stride..(y + 1) * stride]
     }
@@ -182,9 +185,27 @@ pub(super) trait Sample: Copy + Default + 'static {
     fn zero() -> Self::Weight;
     fn add(sum: Self::Weight, value: Self, weight: Self::Weight) -> Self::Weight;
     fn round(sum: Self::Weight) -> Self;
+
+    /// The pass along the given rows, pixels of `C` samples.
+    fn along_rows<const C: usize>(
+        image: &Raster<'_, Self>,
+        rows: Range<usize>,
+        taps: &[Taps<Self::Weight>],
+    ) -> Vec<Self> {
+        plain::along_rows::<Self, C>(image, rows, taps)
+    }
+
+    /// The pass along the columns of the given samples of each row.
+    fn along_columns(
+        image: &Raster<'_, Self>,
+        read: Range<usize>,
+        taps: &[Taps<Self::Weight>],
+    ) -> Vec<Self> {
+        plain::along_columns(image, read, taps)
+    }
 }
 
-const PRECISION_BITS: u32 = 32 - 8 - 2;
+pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 impl Sample for u8 {
     type Weight = i32;
@@ -206,6 +227,26 @@ impl Sample for u8 {
     #[inline(always)]
     fn round(sum: i32) -> u8 {
         (sum >> PRECISION_BITS).clamp(0, 255) as u8
+    }
+
+    fn along_rows<const C: usize>(
+        image: &Raster<'_, u8>,
+        rows: Range<usize>,
+        taps: &[Taps<i32>],
+    ) -> Vec<u8> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(data) = avx2::along_rows::<C>(image, rows.clone(), taps) {
+            return data;
+        }
+        plain::along_rows::<Self, C>(image, rows, taps)
+    }
+
+    fn along_columns(image: &Raster<'_, u8>, read: Range<usize>, taps: &[Taps<i32>]) -> Vec<u8> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(data) = avx2::along_columns(image, read.clone(), taps) {
+            return data;
+        }
+        plain::along_columns(image, read, taps)
     }
 }
 
@@ -295,38 +336,17 @@ fn along_rows<T: Sample>(
     rows: Range<usize>,
     taps: &[Taps<T::Weight>],
 ) -> Raster<'static, T> {
-    match image.channels {
-        1 => along_rows_of::<T, 1>(image, rows, taps),
-        2 => along_rows_of::<T, 2>(image, rows, taps),
-        3 => along_rows_of::<T, 3>(image, rows, taps),
-        _ => along_rows_of::<T, 4>(image, rows, taps),
-    }
-}
-
-fn along_rows_of<T: Sample, const C: usize>(
-    image: &Raster<'_, T>,
-    rows: Range<usize>,
-    taps: &[Taps<T::Weight>],
-) -> Raster<'static, T> {
-    let mut data = Vec::with_capacity(rows.len() * taps.len() * C);
     let height = rows.len() as u32;
-    for y in rows {
-        let row = image.row(y);
-        for t in taps {
-            let mut sums = [T::zero(); C];
-            let read = &row[t.first * C..(t.first + t.weights.len()) * C];
-            for (pixel, &weight) in read.chunks_exact(C).zip(&t.weights) {
-                for (sum, &value) in sums.iter_mut().zip(pixel) {
-                    *sum = T::add(*sum, value, weight);
-                }
-            }
-            data.extend(sums.map(T::round));
-        }
-    }
+    let data = match image.channels {
+        1 => T::along_rows::<1>(image, rows, taps),
+        2 => T::along_rows::<2>(image, rows, taps),
+        3 => T::along_rows::<3>(image, rows, taps),
+        _ => T::along_rows::<4>(image, rows, taps),
+    };
     Raster {
         width: taps.len() as u32,
         height,
-        channels: C,
+        channels: image.channels,
         data: Cow::Owned(data),
     }
 }
@@ -338,24 +358,58 @@ fn along_columns<T: Sample>(
     taps: &[Taps<T::Weight>],
 ) -> Raster<'static, T> {
     let channels = image.channels;
-    let width = columns.len() as u32;
     let read = columns.start * channels..columns.end * channels;
-    let mut data = Vec::with_capacity(read.len() * taps.len());
-    let mut sums = vec![T::zero(); read.len()];
-    for t in taps {
-        sums.fill(T::zero());
-        for (y, &weight) in (t.first..).zip(&t.weights) {
-            for (sum, &value) in sums.iter_mut().zip(&image.row(y)[read.clone()]) {
-                *sum = T::add(*sum, value, weight);
-            }
-        }
-        data.extend(sums.iter().map(|&sum| T::round(sum)));
-    }
     Raster {
-        width,
+        width: columns.len() as u32,
         height: taps.len() as u32,
         channels,
-        data: Cow::Owned(data),
+        data: Cow::Owned(T::along_columns(image, read, taps)),
+    }
+}
+
+/// The two passes as the formula says, for samples without a faster way.
+pub(super) mod plain {
+    use super::{Range, Raster, Sample, Taps};
+
+    pub(in super::super) fn along_rows<T: Sample, const C: usize>(
+        image: &Raster<'_, T>,
+        rows: Range<usize>,
+        taps: &[Taps<T::Weight>],
+    ) -> Vec<T> {
+        let mut data = Vec::with_capacity(rows.len() * taps.len() * C);
+        for y in rows {
+            let row = image.row(y);
+            for t in taps {
+                let mut sums = [T::zero(); C];
+                let read = &row[t.first * C..(t.first + t.weights.len()) * C];
+                for (pixel, &weight) in read.chunks_exact(C).zip(&t.weights) {
+                    for (sum, &value) in sums.iter_mut().zip(pixel) {
+                        *sum = T::add(*sum, value, weight);
+                    }
+                }
+                data.extend(sums.map(T::round));
+            }
+        }
+        data
+    }
+
+    pub(in super::super) fn along_columns<T: Sample>(
+        image: &Raster<'_, T>,
+        read: Range<usize>,
+        taps: &[Taps<T::Weight>],
+    ) -> Vec<T> {
+        let mut data = Vec::with_capacity(read.len() * taps.len());
+        let mut sums = vec![T::zero(); read.len()];
+        for t in taps {
+            sums.fill(T::zero());
+            for (y, &weight) in (t.first..).zip(&t.weights) {
+                for (sum, &value) in sums.iter_mut().zip(&image.row(y)[read.clone()]) {
+                    *sum = T::add(*sum, value, weight);
+                }
+            }
+            data.extend(sums.iter().map(|&sum| T::round(sum)));
+        }
+        data
     }
 }
 

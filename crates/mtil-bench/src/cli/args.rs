@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clip_model::Activation;
 
-use crate::eval::PromptRule;
+use crate::eval::{EvalOptions, PromptRule, TaskIdentity};
 
 /// Keep a CLIP learning over a sequence of tasks, and measure what it lost.
 ///
@@ -27,6 +27,12 @@ pub struct Cli {
 pub enum Command {
     /// Train methods on a suite, evaluate after every task, write a report (the default)
     Run(RunArgs),
+    /// Evaluate a model on a suite without training anything
+    Eval(EvalArgs),
+    /// Do all runs of a published table, and print it beside the published numbers
+    Reproduce(ReproduceArgs),
+    /// Say what protecting only some layers costs and brings, as a table
+    Layers(LayersArgs),
     /// Write a report of finished or unfinished runs
     Report(ReportArgs),
     /// Say which of some labels fits an image best
@@ -48,9 +54,9 @@ pub enum Command {
 /// Arguments of `run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// Suite: `mini`, or a TOML file that names image folders
-    #[arg(long, default_value = "mini")]
-    pub suite: String,
+    /// Which tasks, and where their images are.
+    #[command(flatten)]
+    pub selection: Selection,
     /// Methods, with commas between: names from `mtil-bench methods`, or TOML files
     #[arg(long, value_delimiter = ',', default_value = "zero-shot,finetune,gnsp")]
     pub methods: Vec<String>,
@@ -65,18 +71,33 @@ pub struct RunArgs {
     /// Where the runs go, one folder a method [default: runs/<suite>, runs/<suite>-quick with --quick]
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Seed of all randomness
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
+    /// Seed of all randomness; several with commas between make a run each
+    #[arg(long, value_delimiter = ',', default_value = "42")]
+    pub seed: Vec<u64>,
     /// Device: flex, wgpu, wgpu:1, cuda, cuda:1, ndarray (see `mtil-bench device`)
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
     pub device: String,
-    /// Prompt templates at evaluation: the published code's rule, or all templates always
-    #[arg(long, value_enum, default_value_t = PromptRule::Reference)]
-    pub prompts: PromptRule,
-    /// Change a setting of the methods, e.g. --set lr=1e-4 --set projection.rank.tail-share=0.05
+    /// What is evaluated.
+    #[command(flatten)]
+    pub evaluation: EvaluationArgs,
+    /// Change a setting of the methods, e.g. --set lr=1e-4 --set projection.rank.tail-share=0.05; several values
+    /// with commas between make a run each
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Watch for drift after every task, e.g. --guard "accuracy.pets<85" --guard "gap-drift>0.2:stop"
+    ///
+    /// Quantities: accuracy.TASK (in %), zero-shot-retention (accuracy on tasks not learned yet, as a share of the
+    /// pretrained model's), gap-drift (change of the modality gap, as a share of the pretrained model's). A rule that
+    /// ends in `:stop` ends the run, others warn; both are recorded in the run and the report.
+    #[arg(long, value_name = "RULE")]
+    pub guard: Vec<String>,
+    /// Say what the runs would take (images, updates, multiplications, disk, memory, hours) and do nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// Keep test and reference images as they are fed to the model in this folder, so that they are decoded once;
+    /// several processes may share it, and it may be deleted at any time
+    #[arg(long, value_name = "DIR", env = "MTIL_CACHE")]
+    pub cache: Option<PathBuf>,
     /// A look at everything in seconds: few updates, few images; the numbers mean little
     #[arg(long)]
     pub quick: bool,
@@ -92,6 +113,95 @@ pub struct RunArgs {
     /// Print the results as JSON on standard output
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which tasks a suite has, and where their images are.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Suite")]
+pub struct Selection {
+    /// Suite: `mini`, `mtil-order-1`, `mtil-order-2`, a conflict suite (`conflict-permuted:0.5`), or a TOML file that
+    /// names image folders (see `mtil-bench suite list`)
+    #[arg(long, default_value = "mini")]
+    pub suite: String,
+    /// Folder of the datasets of MTIL, as torchvision unpacks them or as the archives they are downloaded as
+    #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
+    pub data: Option<PathBuf>,
+    /// Only these tasks, in this order
+    #[arg(long, value_delimiter = ',', value_name = "TASK,TASK")]
+    pub tasks: Vec<String>,
+    /// Start with the task after the first so many, which come last: for studies of the order
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub shift: usize,
+    /// Train on so many images of each class
+    #[arg(long, value_name = "N")]
+    pub shots: Option<usize>,
+    /// Splits of the datasets of MTIL: torchvision's with 80/20 where it has none (ZSCL, GNSP), or the files
+    /// split_zhou_*.json (CoOp)
+    #[arg(long, value_enum, default_value_t = SplitName::Zscl)]
+    pub splits: SplitName,
+    /// Order of the images of SUN397 before they are split, one path or number a line; by path without it. The
+    /// published order was that of a file system and is not known
+    #[arg(long, value_name = "FILE")]
+    pub sun397_order: Option<PathBuf>,
+    /// Take datasets of another size than the published ones
+    #[arg(long)]
+    pub any_size: bool,
+    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table (GIFT's synthetic set, your
+    /// own images)
+    #[arg(long, value_name = "PATH")]
+    pub reference: Option<PathBuf>,
+    /// Texts without images for ZSCL's distillation, one a line
+    #[arg(long, value_name = "FILE")]
+    pub texts: Option<PathBuf>,
+}
+
+/// Whose splits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum SplitName {
+    /// torchvision's, and 80/20 with seed 42
+    #[default]
+    Zscl,
+    /// split_zhou_*.json
+    Coop,
+}
+
+/// What is evaluated.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Evaluation")]
+pub struct EvaluationArgs {
+    /// Prompt templates at evaluation: the published code's rule, or all templates always
+    #[arg(long, value_enum, default_value_t = PromptRule::Reference)]
+    pub prompts: PromptRule,
+    /// Which classes an image is compared with: those of its own task, or also those of others (X-TAIL), which gives
+    /// a second matrix
+    #[arg(long, value_enum, default_value_t = TaskIdentity::Given)]
+    pub identity: TaskIdentity,
+    /// Evaluate on so many test images of each task, always the same ones; the result says so
+    #[arg(long, value_name = "N")]
+    pub eval_subset: Option<usize>,
+    /// Evaluate on all test images only after every so many tasks and after the last, on --eval-subset of them
+    /// (500 without it) after the others; the result says so
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub eval_every: Option<u32>,
+    /// Also accuracies of classes, confusion matrices and calibration, in the folder details of the run
+    #[arg(long)]
+    pub details: bool,
+}
+
+impl EvaluationArgs {
+    /// Test images where only --eval-every is given.
+    const SUBSET: usize = 500;
+
+    /// As the library has them.
+    pub fn options(&self) -> EvalOptions {
+        EvalOptions {
+            prompts: self.prompts,
+            identity: self.identity,
+            subset: self.eval_subset.or(self.eval_every.map(|_| Self::SUBSET)),
+            full_every: self.eval_every.map(|n| n as usize),
+            details: self.details,
+        }
+    }
 }
 
 /// What the files of a checkpoint leave open.
@@ -239,18 +349,172 @@ pub struct SuiteArgs {
 pub enum SuiteVerb {
     /// List the suites that need no file
     List,
-    /// Read a suite and say what is in it
-    Check {
-        /// `mini`, or a TOML file
-        suite: String,
-    },
+    /// Read a suite and say what is in it; without a name, say of every dataset below --data whether it is there and
+    /// whole, and otherwise what is missing and where to get it
+    Check(CheckArgs),
     /// Write a suite as ordinary image folders with a suite.toml
     Export {
-        /// `mini`, or a TOML file
+        /// `mini`, a conflict suite, or a TOML file
         suite: String,
         /// A folder that is empty or not there
         dir: PathBuf,
     },
+}
+
+/// Arguments of `suite check`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  mtil-bench suite check --data /data/mtil\n  mtil-bench suite check --data /data/mtil --datasets Food,SUN397 --deep\n  mtil-bench suite check my-shop.toml"
+)]
+pub struct CheckArgs {
+    /// `mini`, `mtil-order-1`, a conflict suite, or a TOML file
+    pub suite: Option<String>,
+    /// Folder of the datasets of MTIL
+    #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
+    pub data: Option<PathBuf>,
+    /// Only these datasets
+    #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
+    pub datasets: Vec<String>,
+    /// Decode every image
+    #[arg(long)]
+    pub deep: bool,
+    /// Splits to check
+    #[arg(long, value_enum, default_value_t = SplitName::Zscl)]
+    pub splits: SplitName,
+    /// Take datasets of another size than the published ones
+    #[arg(long)]
+    pub any_size: bool,
+    /// Print the reports as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  mtil-bench eval --model openai/ViT-B-16 --suite mtil-order-1 --data /data/mtil\n  mtil-bench eval --model runs/mini/gnsp/checkpoints/task-08 --details --probe"
+)]
+pub struct EvalArgs {
+    /// CLIP: a folder, a weights file, a name from `mtil-bench model list`, or `embedded`
+    #[arg(long, default_value = "embedded")]
+    pub model: String,
+    /// What the files of --model leave open.
+    #[command(flatten)]
+    pub hints: Hints,
+    /// Which tasks, and where their images are.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// What is evaluated.
+    #[command(flatten)]
+    pub evaluation: EvaluationArgs,
+    /// Also train a linear classifier on the image features of each task's training images
+    #[arg(long)]
+    pub probe: bool,
+    /// Write the details (--details) here
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// A small suite, to look at the output
+    #[arg(long)]
+    pub quick: bool,
+    /// Leave out images that cannot be read
+    #[arg(long)]
+    pub skip_bad_images: bool,
+    /// Keep images as they are fed to the model in this folder
+    #[arg(long, value_name = "DIR", env = "MTIL_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// Device
+    #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
+    pub device: String,
+    /// Print the results as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `reproduce`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --plan\n  mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --device cuda\n  mtil-bench reproduce mini --quick"
+)]
+pub struct ReproduceArgs {
+    /// table1 (MTIL order I), table2 (order II), mini, orders; all of them are listed without a name
+    pub table: Option<String>,
+    /// Only these methods of the table
+    #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
+    pub methods: Vec<String>,
+    /// Seeds, instead of the table's
+    #[arg(long, value_delimiter = ',', value_name = "N,N")]
+    pub seeds: Vec<u64>,
+    /// Folder of the datasets of MTIL
+    #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
+    pub data: Option<PathBuf>,
+    /// CLIP; the tables of MTIL need openai/ViT-B-16 [default: embedded for the mini tables]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// What the files of --model leave open.
+    #[command(flatten)]
+    pub hints: Hints,
+    /// Where the runs go [default: runs/<table>, runs/<table>-quick with --quick]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Device
+    #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
+    pub device: String,
+    /// Say what the runs would take, and do nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// A look at everything in minutes: few updates, few images; the numbers mean nothing
+    #[arg(long)]
+    pub quick: bool,
+    /// Change a setting of all methods
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Order of the images of SUN397 before they are split
+    #[arg(long, value_name = "FILE")]
+    pub sun397_order: Option<PathBuf>,
+    /// Take datasets of another size than the published ones
+    #[arg(long)]
+    pub any_size: bool,
+    /// Keep images as they are fed to the model in this folder
+    #[arg(long, value_name = "DIR", env = "MTIL_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// Print Markdown instead of a table for terminals
+    #[arg(long)]
+    pub markdown: bool,
+}
+
+/// Arguments of `layers`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Example:\n  mtil-bench layers --method gnsp --suite mini --out runs/layers"
+)]
+pub struct LayersArgs {
+    /// A method with a projection
+    #[arg(long, default_value = "gnsp")]
+    pub method: String,
+    /// Which tasks, and where their images are.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// CLIP
+    #[arg(long, default_value = "embedded")]
+    pub model: String,
+    /// What the files of --model leave open.
+    #[command(flatten)]
+    pub hints: Hints,
+    /// Where the runs go, one folder a choice of layers
+    #[arg(long, default_value = "runs/layers")]
+    pub out: PathBuf,
+    /// Seed of all randomness
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Device
+    #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
+    pub device: String,
+    /// Change a setting of the method
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// A look at everything in seconds
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// Arguments of `methods`.
@@ -445,6 +709,9 @@ impl Cli {
             Some(Command::Classify(args)) => Some(&args.device),
             Some(Command::Embed(args)) => Some(&args.device),
             Some(Command::Pretrain(args)) => Some(&args.device),
+            Some(Command::Eval(args)) => Some(&args.device),
+            Some(Command::Reproduce(args)) => Some(&args.device),
+            Some(Command::Layers(args)) => Some(&args.device),
             Some(
                 Command::Report(_)
                 | Command::Model(_)

@@ -82,13 +82,10 @@ impl Progress for Terminal {
                 images_per_second,
             } => {
                 let message = format!(
-                    "{} task {}/{} {name}  loss {loss:.3} (task {:.3} cd {:.3} map {:.3})  lr {lr:.1e}  {images_per_second:.0} img/s",
+                    "{} task {}/{} {name}  loss {loss:.3} ({parts})  lr {lr:.1e}  {images_per_second:.0} img/s",
                     self.method,
                     task + 1,
                     self.tasks,
-                    parts[0],
-                    parts[1],
-                    parts[2]
                 );
                 let every = (steps / 4).max(1);
                 let plain = *step == 1 || step % every == 0 || step == steps;
@@ -112,6 +109,17 @@ impl Progress for Terminal {
                     bar.set_position(*done as u64);
                     bar.set_message(message);
                 }
+            }
+            Event::Encoding { done, of } => {
+                let message = format!("{} encoding training images", self.method);
+                if let Some(bar) = self.bar(*of, "{msg} {bar:20} {pos}/{len} batches") {
+                    bar.set_position(*done as u64);
+                    bar.set_message(message);
+                }
+            }
+            Event::Guard { message, stops } => {
+                let what = if *stops { "stopped" } else { "warning" };
+                self.line(&format!("{} drift guard, {what}: {message}", self.method));
             }
             Event::Evaluated { stage, mean, gap } => {
                 let stage = stage.map_or("pretrained".to_owned(), |name| format!("after {name}"));

@@ -6,41 +6,37 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
+use burn::tensor::Device;
 use color_eyre::eyre::{Result, WrapErr, bail, eyre};
 
 use super::{
     args::RunArgs,
-    checkpoint::{EMBEDDED, load_model},
+    checkpoint::{EMBEDDED, Loaded, load_model},
     output::Terminal,
+    planning::plan,
+    selection::Selected,
 };
 use crate::{
+    data::nearest,
     device,
+    eval::EvalOptions,
+    guard::Guard,
     method::Method,
     metrics::MetricsFile,
-    mini::{self, MiniSizes},
     report,
+    reproduce::expand,
     run::{Outcome, Request, RunOptions, run as run_method},
     suite::Suite,
 };
 
-/// Reads a suite by name or file; with `quick`, the embedded one is small.
-pub fn load_suite(name: &str, quick: bool) -> Result<Suite> {
-    let suite = if name == "mini" && quick {
-        mini::suite(
-            mini::SUITE_SEED,
-            MiniSizes {
-                train_per_task: 160,
-                test_per_task: 80,
-                reference: 128,
-                held_out: 100,
-            },
-        )
-    } else {
-        Suite::load(name)?
-    };
-    suite.check()?;
-    Ok(suite)
-}
+/// Settings of `--quick`.
+pub const QUICK: [&str; 5] = [
+    "steps=8",
+    "warmup=2",
+    "batch=16",
+    "reference_batch=16",
+    "reference_pairs=64",
+];
 
 /// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
 pub fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
@@ -55,11 +51,14 @@ pub fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+/// A text as the name of a file or folder.
+pub fn safe(text: &str) -> String {
+    text.replace(|c: char| !c.is_alphanumeric() && !" -=,.+".contains(c), "_")
+}
+
 /// Writes up to eight sample images of each task for the report.
 fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
     for (index, task) in suite.tasks.iter().enumerate() {
-        let safe =
-            |text: &str| text.replace(|c: char| !c.is_alphanumeric() && c != ' ' && c != '-', "_");
         let folder = out
             .join("samples")
             .join(format!("{index:02}-{}", safe(&task.name)));
@@ -95,104 +94,219 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A run that is asked for.
+pub struct Job {
+    /// Its directory.
+    pub folder: PathBuf,
+    /// What it depends on.
+    pub request: Request,
+    /// The tasks.
+    pub suite: Arc<Suite>,
+}
+
+/// What several runs share.
+pub struct Common<'a> {
+    /// The pretrained model.
+    pub model: &'a Loaded,
+    /// The word for the device.
+    pub device: &'a str,
+    /// What is evaluated.
+    pub evaluation: EvalOptions,
+    /// Rules of the drift guard.
+    pub guard: Vec<String>,
+    /// Whether unreadable images are left out.
+    pub skip_bad_images: bool,
+}
+
+impl Common<'_> {
+    /// The run of a method on what was selected.
+    pub fn job(
+        &self,
+        out: &Path,
+        name: &str,
+        seed: u64,
+        selected: &Selected,
+        suite: Arc<Suite>,
+        method: Method,
+    ) -> Job {
+        let mut suite_name = suite.name.clone();
+        if !selected.selection.is_empty() {
+            suite_name += &format!(" ({})", selected.selection);
+        }
+        Job {
+            folder: out.join(name),
+            request: Request {
+                suite: suite_name,
+                suite_fingerprint: suite.fingerprint(),
+                model: self.model.name.clone(),
+                model_sha256: self.model.sha256.clone(),
+                seed,
+                device: self.device.to_owned(),
+                evaluation: self.evaluation.clone(),
+                guard: self.guard.clone(),
+                skip_bad_images: self.skip_bad_images,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                method,
+            },
+            suite,
+        }
+    }
+}
+
+/// Reads a method with its settings for what was selected, and checks the tasks that it names.
+pub fn load_method(name: &str, selected: &Selected, overrides: &[String]) -> Result<Method> {
+    let mut method = Method::load(name, &selected.settings, overrides)?;
+    let known = || selected.all_tasks.iter().map(String::as_str);
+    if let Some(task) = method.task.keys().find(|t| known().all(|k| k != *t)) {
+        let near = nearest(task, known());
+        bail!(
+            "method `{}` has settings for the task `{task}`, which is not in the suite{}",
+            method.name,
+            near.map_or(String::new(), |n| format!("; did you mean `{n}`?"))
+        );
+    }
+    let suite = &selected.suite;
+    method
+        .task
+        .retain(|name, _| suite.tasks.iter().any(|t| t.name == *name));
+    Ok(method)
+}
+
+/// Does the runs one after the other. Returns the results by folder name, or none when stopped.
+pub fn execute(
+    jobs: &[Job],
+    model: &Loaded,
+    device: &Device,
+    options: &RunOptions,
+    stop: &AtomicBool,
+) -> Result<Option<serde_json::Map<String, serde_json::Value>>> {
+    let mut results = serde_json::Map::new();
+    for job in jobs {
+        let mut progress = Terminal::new();
+        let outcome = run_method(
+            &job.request,
+            &job.suite,
+            &model.clip,
+            device,
+            &job.folder,
+            options,
+            stop,
+            &mut progress,
+        )
+        .wrap_err_with(|| format!("{}", job.folder.display()))?;
+        match outcome {
+            Outcome::Complete(metrics) => {
+                let name = job.folder.file_name().unwrap_or_default().to_string_lossy();
+                results.insert(
+                    name.into_owned(),
+                    serde_json::to_value::<MetricsFile>(metrics)?,
+                );
+            }
+            Outcome::Guarded(message) => eprintln!(
+                "{}: ended by the drift guard: {message}",
+                job.folder.display()
+            ),
+            Outcome::Stopped => return Ok(None),
+        }
+    }
+    Ok(Some(results))
+}
+
 /// Trains and evaluates every method of `args`, then writes the report.
 pub fn run(args: RunArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
-    let suite = load_suite(&args.suite, args.quick)?;
-    if args.model == EMBEDDED && suite.name != "mini" {
+    let first = args.seed.first().copied().unwrap_or(42);
+    let selected = args.selection.load(args.quick, first)?;
+    let name = selected.suite.name.clone();
+    if args.model == EMBEDDED && selected.settings != "mini" {
         eprintln!(
             "note: the embedded model only knows the mini world; give --model for other suites (`mtil-bench model list` shows names)"
         );
     }
-    let model = load_model(&args.model, &args.hints, &device)?;
     let mut overrides = Vec::new();
     if args.quick {
-        overrides.extend(
-            [
-                "steps=8",
-                "warmup=2",
-                "batch=16",
-                "reference_batch=16",
-                "reference_pairs=64",
-            ]
-            .map(str::to_owned),
-        );
+        overrides.extend(QUICK.map(str::to_owned));
     }
     overrides.extend(args.set.iter().cloned());
-    let methods = args
-        .methods
-        .iter()
-        .map(|name| Method::load(name, &suite.name, &overrides))
-        .collect::<Result<Vec<_>, _>>()?;
-    for (i, method) in methods.iter().enumerate() {
-        if methods[..i].iter().any(|m| m.name == method.name) {
-            bail!("method `{}` is given twice", method.name);
+    let variants = expand(&overrides)?;
+    let mut methods = Vec::new();
+    for word in &args.methods {
+        for variant in &variants {
+            let method = load_method(word, &selected, &variant.overrides)?;
+            let suffix = variant.suffix.as_ref().map(|s| format!(" {s}"));
+            let name = format!("{}{}", method.name, suffix.unwrap_or_default());
+            if methods.iter().any(|(other, _)| *other == name) {
+                bail!("method `{name}` is given twice");
+            }
+            methods.push((name, method));
         }
     }
+    Guard::parse(&args.guard, &selected.all_tasks)?;
+    let model = load_model(&args.model, &args.hints, &device)?;
     let out = args.out.clone().unwrap_or_else(|| {
-        let name = suite
-            .name
-            .replace(|c: char| !c.is_alphanumeric() && c != '-', "-");
+        let name = name.replace(|c: char| !c.is_alphanumeric() && c != '-', "-");
         PathBuf::from("runs").join(if args.quick {
             format!("{name}-quick")
         } else {
             name
         })
     });
+    let common = Common {
+        model: &model,
+        device: &args.device,
+        evaluation: args.evaluation.options(),
+        guard: args.guard.clone(),
+        skip_bad_images: args.skip_bad_images,
+    };
+    let mut jobs = Vec::new();
+    for seed in &args.seed {
+        let own = if *seed == first || args.selection.shots.is_none() {
+            None
+        } else {
+            Some(args.selection.load(args.quick, *seed)?)
+        };
+        let selected = own.as_ref().unwrap_or(&selected);
+        let suite = Arc::new(selected.suite.clone());
+        for (name, method) in &methods {
+            let folder = match args.seed.len() {
+                1 => safe(name),
+                _ => safe(&format!("{name}-seed-{seed}")),
+            };
+            jobs.push(common.job(
+                &out,
+                &folder,
+                *seed,
+                selected,
+                suite.clone(),
+                method.clone(),
+            ));
+        }
+    }
+    if args.plan {
+        return plan(&jobs, &model.clip, &device, args.json);
+    }
     fs::create_dir_all(&out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
-    write_samples(&suite, &out)
+    write_samples(&selected.suite, &out)
         .wrap_err_with(|| format!("cannot write samples below {}", out.display()))?;
     let stop = stop_on_interrupt()?;
     let options = RunOptions {
         save_every: args.save_every as usize,
         checkpoints: !args.no_checkpoints,
+        cache: args.cache.clone(),
         ..RunOptions::default()
     };
-    let fingerprint = suite.fingerprint();
-    let mut folders = Vec::new();
-    let mut results = serde_json::Map::new();
-    for method in methods {
-        let folder = out.join(&method.name);
-        let request = Request {
-            suite: suite.name.clone(),
-            suite_fingerprint: fingerprint.clone(),
-            model: model.name.clone(),
-            model_sha256: model.sha256.clone(),
-            seed: args.seed,
-            device: args.device.clone(),
-            prompt_rule: args.prompts,
-            skip_bad_images: args.skip_bad_images,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            method,
-        };
-        let mut progress = Terminal::new();
-        let outcome = run_method(
-            &request,
-            &suite,
-            &model.clip,
-            &device,
-            &folder,
-            &options,
-            &stop,
-            &mut progress,
-        )?;
-        folders.push(folder);
-        match outcome {
-            Outcome::Complete(metrics) => {
-                results.insert(
-                    request.method.name.clone(),
-                    serde_json::to_value::<MetricsFile>(metrics)?,
-                );
-            }
-            Outcome::Stopped => {
-                report::write_report(&folders, &out.join("report.html"))?;
-                return Err(eyre!("stopped; the same command goes on from here"));
-            }
-        }
-    }
+    let results = execute(&jobs, &model, &device, &options, &stop)?;
+    let folders: Vec<PathBuf> = jobs
+        .into_iter()
+        .map(|job| job.folder)
+        .filter(|folder| folder.exists())
+        .collect();
     let path = out.join("report.html");
     report::write_report(&folders, &path)?;
+    let Some(results) = results else {
+        return Err(eyre!("stopped; the same command goes on from here"));
+    };
     eprintln!("\n{}", report::summary_table(&folders)?);
     eprintln!("report: {}", path.display());
     if args.json {

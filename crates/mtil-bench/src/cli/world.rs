@@ -1,46 +1,40 @@
-//! `suite`: what is in a suite, and a suite as image folders.
+//! `suite`: what there is, what is in a suite, whether datasets are whole, and a suite as image folders.
 
-use color_eyre::eyre::Result;
-use indicatif::ProgressBar;
+use std::{path::Path, sync::Mutex};
+
+use color_eyre::eyre::{Result, bail};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::json;
 
 use super::{
-    args::{SuiteArgs, SuiteVerb},
-    run::load_suite,
+    args::{CheckArgs, Selection, SuiteArgs, SuiteVerb},
+    selection::Selected,
 };
-use crate::suite::{BUILT_IN, export};
+use crate::{
+    datasets::{
+        Spec,
+        check::{CheckEvent, DatasetReport, State, check},
+        mtil,
+    },
+    mini::{Conflict, disagreement, parse_conflict},
+    suite::{BUILT_IN, export},
+};
 
 /// `suite`.
 pub fn suite(args: &SuiteArgs) -> Result<()> {
     match &args.verb {
         SuiteVerb::List => {
-            for name in BUILT_IN {
-                println!("{name}");
-            }
+            list();
+            Ok(())
         }
-        SuiteVerb::Check { suite } => {
-            let suite = load_suite(suite, false)?;
-            println!("{}: {} tasks", suite.name, suite.tasks.len());
-            for task in &suite.tasks {
-                println!(
-                    "  {:16} {:4} classes, {:6} training and {:6} test images, {} template(s), first: {}",
-                    task.name,
-                    task.class_names.len(),
-                    task.train.labels.len(),
-                    task.test.labels.len(),
-                    task.templates.len(),
-                    task.templates[0],
-                );
-            }
-            println!(
-                "  reference: {} pairs, {} held out",
-                suite.reference.captions.len(),
-                suite.held_out.captions.len()
-            );
-        }
+        SuiteVerb::Check(args) => match &args.suite {
+            Some(name) => describe(name, args),
+            None => check_datasets(args),
+        },
         SuiteVerb::Export { suite, dir } => {
-            let suite = load_suite(suite, false)?;
+            let selected = Selection::named(suite).load(false, 0)?;
             let bar = ProgressBar::new(0);
-            let summary = export(&suite, dir, &mut |done, of| {
+            let summary = export(&selected.suite, dir, &mut |done, of| {
                 bar.set_length(of as u64);
                 bar.set_position(done as u64);
             })?;
@@ -51,7 +45,256 @@ pub fn suite(args: &SuiteArgs) -> Result<()> {
                 summary.tasks,
                 summary.suite_file.display()
             );
+            Ok(())
         }
     }
+}
+
+fn list() {
+    for name in BUILT_IN {
+        println!("{name:20} drawn by the program, with the embedded model");
+    }
+    for (name, order) in [
+        (mtil::SUITES[0], "alphabetical order"),
+        (mtil::SUITES[1], "the second published order"),
+    ] {
+        println!("{name:20} the eleven datasets of MTIL in {order}; needs --data DIR");
+    }
+    for kind in Conflict::ALL {
+        println!("{:20} {}", format!("{kind}:DIAL"), kind.about());
+    }
+    println!(
+        "FILE.toml            your own image folders; datasets/example-suite.toml explains every key"
+    );
+}
+
+fn describe(name: &str, args: &CheckArgs) -> Result<()> {
+    let selection = Selection {
+        data: args.data.clone(),
+        splits: args.splits,
+        any_size: args.any_size,
+        ..Selection::named(name)
+    };
+    let Selected { suite, .. } = selection.load(false, 0)?;
+    println!("{}: {} tasks", suite.name, suite.tasks.len());
+    for task in &suite.tasks {
+        println!(
+            "  {:16} {:4} classes, {:6} training and {:6} test images, {} template(s), first: {}",
+            task.name,
+            task.class_names.len(),
+            task.train.labels.len(),
+            task.test.labels.len(),
+            task.templates.len(),
+            task.templates[0],
+        );
+    }
+    println!(
+        "  reference: {} pairs, {} held out",
+        suite.reference.captions.len(),
+        suite.held_out.captions.len()
+    );
+    for set in &suite.extras.retrieval {
+        println!(
+            "  retrieval: {}, {} images, {} captions",
+            set.name,
+            set.images.len(),
+            set.captions.len()
+        );
+    }
+    if parse_conflict(name).is_some() {
+        println!(
+            "  disagreement: {:.0} % of the later images have another name than before",
+            100.0 * disagreement(&suite)
+        );
+    }
     Ok(())
+}
+
+/// Says of every dataset whether it is there and whole; an error when one is not usable.
+fn check_datasets(args: &CheckArgs) -> Result<()> {
+    let Some(data) = &args.data else {
+        bail!(
+            "give a suite (`mtil-bench suite check mini`), or --data DIR to look for the datasets of MTIL there"
+        );
+    };
+    if !data.is_dir() {
+        bail!("--data {}: there is no such folder", data.display());
+    }
+    let keys: Vec<&str> = if args.datasets.is_empty() {
+        Spec::all().iter().map(|s| s.key.as_str()).collect()
+    } else {
+        let find = |key: &String| Ok(Spec::find(key)?.key.as_str());
+        args.datasets.iter().map(find).collect::<Result<_>>()?
+    };
+    let selection = Selection {
+        splits: args.splits,
+        any_size: args.any_size,
+        ..Selection::default()
+    };
+    let bars = Bars::new(keys.len());
+    let reports = check(data, &keys, args.deep, &selection.dataset_options(), &|e| {
+        bars.event(e)
+    });
+    bars.finish();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&as_json(&reports))?);
+    } else {
+        for report in &reports {
+            print(report, data);
+        }
+    }
+    let unusable = reports.iter().filter(|r| !r.is_usable()).count();
+    let usable = reports.len() - unusable;
+    eprintln!("{usable} of {} datasets can be used", reports.len());
+    if unusable > 0 {
+        bail!("{unusable} cannot");
+    }
+    Ok(())
+}
+
+/// One bar for the datasets, one for each that is decoded.
+struct Bars {
+    all: MultiProgress,
+    datasets: ProgressBar,
+    decoded: Mutex<std::collections::BTreeMap<String, ProgressBar>>,
+}
+
+impl Bars {
+    fn new(datasets: usize) -> Self {
+        let all = MultiProgress::new();
+        let bar = all.add(ProgressBar::new(datasets as u64));
+        set_style(&bar, "{pos}/{len} datasets {bar:20}");
+        Self {
+            all,
+            datasets: bar,
+            decoded: Mutex::default(),
+        }
+    }
+
+    fn event(&self, event: CheckEvent) {
+        let Ok(mut decoded) = self.decoded.lock() else {
+            return;
+        };
+        match event {
+            CheckEvent::Started { .. } => {}
+            CheckEvent::Decoded { key, done, of } => {
+                let bar = decoded.entry(key.clone()).or_insert_with(|| {
+                    let bar = self.all.add(ProgressBar::new(of as u64));
+                    set_style(&bar, "{msg:14} {bar:20} {pos}/{len} images {eta} left");
+                    bar.set_message(key);
+                    bar
+                });
+                bar.set_position(done as u64);
+            }
+            CheckEvent::Finished { key } => {
+                self.datasets.inc(1);
+                if let Some(bar) = decoded.remove(&key) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+
+    fn finish(&self) {
+        self.datasets.finish_and_clear();
+    }
+}
+
+fn set_style(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+}
+
+fn print(report: &DatasetReport, data: &Path) {
+    match &report.state {
+        State::Complete {
+            parts,
+            bytes,
+            unreadable,
+        } => {
+            let parts: Vec<String> = parts
+                .iter()
+                .map(|part| {
+                    let mut text = format!("{} {}", part.images, part.name);
+                    if let Some(captions) = part.captions {
+                        text += &format!(" ({captions} captions)");
+                    }
+                    if let Some([(_, fewest), (_, most)]) = &part.classes {
+                        text += &format!(" ({fewest} to {most} a class)");
+                    }
+                    if part.left_out > 0 {
+                        text += &format!(" ({} left out)", part.left_out);
+                    }
+                    text
+                })
+                .collect();
+            let size = match bytes {
+                0 => String::new(),
+                bytes => format!(", {:.1} MB", *bytes as f64 / 1e6),
+            };
+            let state = if unreadable.is_empty() {
+                "complete"
+            } else {
+                "damaged"
+            };
+            println!("{:18} {state}: {}{size}", report.key, parts.join(", "));
+            for (name, reason) in unreadable.iter().take(10) {
+                println!("{:18}   {name}: {reason}", "");
+            }
+            if unreadable.len() > 10 {
+                println!("{:18}   and {} more", "", unreadable.len() - 10);
+            }
+        }
+        State::NotFound {
+            looked_for,
+            layout,
+            get,
+            terms,
+        } => {
+            println!("{:18} not found: {}", report.key, report.title);
+            println!(
+                "{:18}   one of these below {}: {}",
+                "",
+                data.display(),
+                looked_for.join(", ")
+            );
+            println!("{:18}   {layout}", "");
+            println!("{:18}   from {}", "", get.join(", "));
+            println!("{:18}   terms: {terms}", "");
+        }
+        State::Wrong(reason) => println!("{:18} wrong: {reason}", report.key),
+    }
+}
+
+fn as_json(reports: &[DatasetReport]) -> Vec<serde_json::Value> {
+    let one = |report: &DatasetReport| {
+        let state = match &report.state {
+            State::Complete {
+                parts,
+                bytes,
+                unreadable,
+            } => json!({
+                "state": if unreadable.is_empty() { "complete" } else { "damaged" },
+                "bytes": bytes,
+                "parts": parts.iter().map(|p| json!({
+                    "name": p.name, "images": p.images, "captions": p.captions, "left_out": p.left_out,
+                    "fewest": p.classes.as_ref().map(|[few, _]| few),
+                    "most": p.classes.as_ref().map(|[_, most]| most),
+                })).collect::<Vec<_>>(),
+                "unreadable": unreadable,
+            }),
+            State::NotFound {
+                looked_for,
+                layout,
+                get,
+                terms,
+            } => json!({
+                "state": "not found", "looked_for": looked_for, "layout": layout, "get": get, "terms": terms,
+            }),
+            State::Wrong(reason) => json!({"state": "wrong", "reason": reason}),
+        };
+        json!({"dataset": report.key, "title": report.title, "result": state})
+    };
+    reports.iter().map(one).collect()
 }

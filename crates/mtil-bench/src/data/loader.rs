@@ -1,7 +1,9 @@
 //! Decodes the batches of coming steps on a few threads while the model computes.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -17,18 +19,19 @@ pub enum BadImagePolicy {
     /// The step's result is the error.
     #[default]
     Stop,
-    /// The image is left out of its batch and reported in [`BadImages`].
+    /// The image is left out of its batch and reported in [`BadImages`]. A batch whose images are all
+    /// left out arrives empty.
     Skip,
 }
 
 /// Settings of a [`Loader`].
 #[derive(Debug, Clone)]
 pub struct LoaderOptions {
-    /// Number of threads, at least 1. The default leaves most cores to the model: half of them,
-    /// at most 2.
+    /// Number of threads, at least 1. The default leaves one core to the model: all but one, at
+    /// most 8.
     pub workers: usize,
-    /// Finished batches each thread may hold ready; with `workers`, this bounds the memory.
-    /// Default 2.
+    /// Batches each thread may have ready or in the making: at most `workers * ahead` exist beside
+    /// those that were handed out. Default 2.
     pub ahead: usize,
     /// What to do with unreadable images. Default: stop.
     pub bad_images: BadImagePolicy,
@@ -38,7 +41,7 @@ impl Default for LoaderOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            workers: (cores / 2).clamp(1, 2),
+            workers: (cores - 1).clamp(1, 8),
             ahead: 2,
             bad_images: BadImagePolicy::default(),
         }
@@ -81,7 +84,8 @@ type Produced = Result<(Batch, Vec<(usize, String)>), DataError>;
 /// The order is exactly that of [`BatchOrder`]: thread w of n makes steps `w, w + n, …` and hands
 /// them over in a bounded queue of its own, which the iterator reads in turn. Nothing depends on
 /// which thread was faster. Under [`BadImagePolicy::Stop`] an error arrives at its step, and
-/// nothing follows. Dropping the loader stops and joins the threads.
+/// nothing follows; so does a panic in `load` under either policy, as an error that names the image.
+/// Dropping the loader stops and joins the threads; they finish the image they are at.
 pub struct Loader {
     queues: Vec<Receiver<Produced>>,
     threads: Vec<JoinHandle<()>>,
@@ -102,8 +106,9 @@ impl std::fmt::Debug for Loader {
 }
 
 impl Loader {
-    /// Starts to load the batches of `steps`. `load(index, step)` decodes and preprocesses one
-    /// image; whatever is random in it must come from `index`, `step` and a seed alone.
+    /// Starts to load the batches of `steps`. `load(index, step, position)` decodes and preprocesses
+    /// the image `index`, which is at `position` in what [`BatchOrder::indices`] gives for `step`;
+    /// whatever is random in it must come from these three and a seed alone.
     ///
     /// # Errors
     /// [`DataError::Io`] when no thread can be started.
@@ -114,7 +119,7 @@ impl Loader {
         load: F,
     ) -> Result<Self, DataError>
     where
-        F: Fn(usize, u64) -> Result<RgbImage, DataError> + Send + Sync + 'static,
+        F: Fn(usize, u64, usize) -> Result<RgbImage, DataError> + Send + Sync + 'static,
     {
         let workers = options.workers.max(1);
         let policy = options.bad_images;
@@ -214,7 +219,7 @@ fn make<F>(
     stop: &AtomicBool,
 ) -> Option<Produced>
 where
-    F: Fn(usize, u64) -> Result<RgbImage, DataError>,
+    F: Fn(usize, u64, usize) -> Result<RgbImage, DataError>,
 {
     let wanted = order.indices(step);
     let mut batch = Batch {
@@ -223,11 +228,13 @@ where
         images: Vec::with_capacity(wanted.len()),
     };
     let mut skipped = Vec::new();
-    for &index in &wanted {
+    for (position, &index) in wanted.iter().enumerate() {
         if stop.load(Ordering::Relaxed) {
             return None;
         }
-        match load(index, step) {
+        // After a panic nothing more is asked of `load`, so that what it left half done is not seen.
+        let loaded = catch_unwind(AssertUnwindSafe(|| load(index, step, position)));
+        match loaded.unwrap_or_else(|panic| Err(panicked(index, step, panic.as_ref()))) {
             Ok(image) => {
                 batch.indices.push(index);
                 batch.images.push(image);
@@ -240,14 +247,18 @@ where
             Err(error) => return Some(Err(error)),
         }
     }
-    if batch.images.is_empty() {
-        return Some(Err(DataError::EmptyBatch {
-            step,
-            count: wanted.len(),
-            first: skipped.swap_remove(0).1,
-        }));
-    }
     Some(Ok((batch, skipped)))
+}
+
+fn panicked(index: usize, step: u64, panic: &(dyn Any + Send)) -> DataError {
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    DataError::Layout(format!(
+        "preparing image {index} for step {step} panicked: {message}"
+    ))
 }
 
 #[cfg(test)]
@@ -281,7 +292,7 @@ mod tests {
         for workers in [1, 2, 3] {
             let order = BatchOrder::new(23, 4, 3).unwrap();
             let expected: Vec<_> = (5..30).map(|k| order.indices(k)).collect();
-            let load = |index: usize, step: u64| {
+            let load = |index: usize, step: u64, _: usize| {
                 // Makes later steps finish first.
                 std::thread::sleep(Duration::from_micros(if step % 2 == 1 { 400 } else { 0 }));
                 Ok(pixel(index))
@@ -307,7 +318,7 @@ mod tests {
         let made = Arc::new(AtomicUsize::new(0));
         let counter = made.clone();
         let order = BatchOrder::sequential(1_000_000, 1).unwrap();
-        let load = move |index, _| {
+        let load = move |index, _, _| {
             counter.fetch_add(1, Ordering::SeqCst);
             Ok(pixel(index))
         };
@@ -325,9 +336,39 @@ mod tests {
     }
 
     #[test]
+    fn no_more_batches_are_made_ahead_than_stated() {
+        for (workers, ahead) in [(1, 1), (1, 3), (3, 1), (2, 2)] {
+            let begun = Arc::new(AtomicUsize::new(0));
+            let counter = begun.clone();
+            let load = move |index, _, position| {
+                if position == 0 {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                }
+                Ok(pixel(index))
+            };
+            let order = BatchOrder::sequential(120, 2).unwrap();
+            let settings = LoaderOptions {
+                workers,
+                ahead,
+                bad_images: BadImagePolicy::Stop,
+            };
+            let mut loader = Loader::new(order, 0..60, &settings, load).unwrap();
+            for taken in 1..=60 {
+                loader.next().unwrap().unwrap();
+                if taken % 20 == 0 {
+                    // Lets the threads run as far ahead as they may.
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                assert!(begun.load(Ordering::SeqCst) <= taken + workers * ahead);
+            }
+            assert_eq!(begun.load(Ordering::SeqCst), 60);
+        }
+    }
+
+    #[test]
     fn an_error_arrives_at_its_step_and_ends_the_loading() {
         let order = BatchOrder::sequential(20, 2).unwrap();
-        let load = |index, _| {
+        let load = |index, _, _| {
             if index == 7 {
                 Err(bad(index))
             } else {
@@ -348,7 +389,7 @@ mod tests {
     fn skipped_images_are_left_out_counted_and_named_once() {
         for workers in [1, 2] {
             let order = BatchOrder::sequential(6, 3).unwrap();
-            let load = |index, _| {
+            let load = |index, _, _| {
                 if index == 4 {
                     Err(bad(index))
                 } else {
@@ -371,7 +412,7 @@ mod tests {
     #[test]
     fn skips_count_when_handed_out_not_when_prepared() {
         let order = BatchOrder::sequential(4, 2).unwrap();
-        let load = |index, _| {
+        let load = |index, _, _| {
             if index == 3 {
                 Err(bad(index))
             } else {
@@ -387,22 +428,37 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_bad_images_only_is_an_error() {
-        let order = BatchOrder::sequential(4, 2).unwrap();
-        let load = |index, _| {
-            if index >= 2 {
+    fn a_batch_of_bad_images_only_arrives_empty() {
+        let order = BatchOrder::sequential(6, 2).unwrap();
+        let load = |index, _, _| {
+            if (2..4).contains(&index) {
                 Err(bad(index))
             } else {
                 Ok(pixel(index))
             }
         };
-        let mut loader = Loader::new(order, 0..2, &options(1, BadImagePolicy::Skip), load).unwrap();
-        assert!(loader.next().unwrap().is_ok());
-        let error = loader.next().unwrap().unwrap_err().to_string();
-        assert!(
-            error.contains("all 2 images of step 1") && error.contains("image-2"),
-            "{error}"
-        );
+        let mut loader = Loader::new(order, 0..3, &options(1, BadImagePolicy::Skip), load).unwrap();
+        let sizes: Vec<_> = loader.by_ref().map(|b| b.unwrap().images.len()).collect();
+        assert_eq!(sizes, [2, 0, 2]);
+        assert_eq!(loader.bad_images().skipped, 2);
+    }
+
+    #[test]
+    fn positions_count_the_skipped_images_too() {
+        let order = BatchOrder::new(9, 4, 1).unwrap();
+        let expected = order.indices(1);
+        let load = move |index, step, position| {
+            assert_eq!((step, expected[position]), (1, index));
+            if position == 1 {
+                Err(bad(index))
+            } else {
+                Ok(RgbImage::from_pixel(1, 1, image::Rgb([position as u8; 3])))
+            }
+        };
+        let mut loader = Loader::new(order, 1..2, &options(1, BadImagePolicy::Skip), load).unwrap();
+        let batch = loader.next().unwrap().unwrap();
+        let positions: Vec<_> = batch.images.iter().map(|i| i.as_raw()[0]).collect();
+        assert_eq!(positions, [0, 2, 3]);
     }
 
     #[test]
@@ -425,7 +481,7 @@ mod tests {
         let load = |policy| {
             let images = folder.train.clone();
             let order = BatchOrder::new(images.len(), 4, 1).unwrap();
-            let read = move |index: usize, _| Ok(images.load(index)?.to_rgb8());
+            let read = move |index: usize, _, _| Ok(images.load(index)?.to_rgb8());
             Loader::new(order, 0..4, &options(2, policy), read).unwrap()
         };
         let error = load(BadImagePolicy::Stop).find_map(Result::err).unwrap();
@@ -440,7 +496,7 @@ mod tests {
     #[test]
     fn a_panic_while_loading_is_an_error_at_its_step() {
         let order = BatchOrder::sequential(4, 1).unwrap();
-        let load = |index, _| {
+        let load = |index, _, _| {
             if index == 2 {
                 panic!("a bug")
             } else {
@@ -450,19 +506,17 @@ mod tests {
         let loader = Loader::new(order, 0..4, &options(2, BadImagePolicy::Stop), load).unwrap();
         let results: Vec<_> = loader.collect();
         assert_eq!(results.len(), 3);
+        let error = results[2].as_ref().unwrap_err().to_string();
         assert!(
-            results[2]
-                .as_ref()
-                .unwrap_err()
-                .to_string()
-                .contains("step 2")
+            error.contains("image 2 for step 2") && error.contains("a bug"),
+            "{error}"
         );
     }
 
     #[test]
     fn only_unreadable_images_are_skipped() {
         let order = BatchOrder::sequential(4, 2).unwrap();
-        let load = |_, _| Err(DataError::Layout("wrong".into()));
+        let load = |_, _, _| Err(DataError::Layout("wrong".into()));
         let mut loader = Loader::new(order, 0..2, &options(1, BadImagePolicy::Skip), load).unwrap();
         assert!(loader.next().unwrap().is_err());
     }

@@ -4,8 +4,10 @@
 //! - [`ImageSource`]: the one interface every dataset format offers
 //! - [`ImageFolder`]: class folders, split into train and test
 //! - [`CaptionFolder`]: images with a caption each, from a table or from a template
+//! - [`PixelCache`]: images as they are fed to the model, kept on disk
 //! - [`BatchOrder`] and [`Loader`]: which images make up step k, decoded ahead by a few threads
 
+mod cache;
 mod captions;
 mod decode;
 mod folder;
@@ -13,6 +15,7 @@ mod loader;
 mod order;
 mod source;
 
+pub use cache::{CacheError, CacheStats, PixelCache};
 pub use captions::{Article, CaptionFolder, with_class_name};
 pub use decode::decode;
 pub use folder::{FolderOptions, ImageFiles, ImageFolder, Layout};

@@ -170,18 +170,6 @@ pub enum DataError {
         /// What is wrong and how to cure it.
         reason: String,
     },
-    /// Every image of a batch was skipped.
-    #[error(
-        "all {count} images of step {step} are unreadable, the first: {first}; repair or remove them"
-    )]
-    EmptyBatch {
-        /// The step.
-        step: u64,
-        /// Number of images it should have had.
-        count: usize,
-        /// What is wrong with the first.
-        first: String,
-    },
     /// A setting out of its range.
     #[error("{name} is {value}: it must be {must}")]
     Setting {

@@ -15,9 +15,11 @@
 //! | `pretraining` | mixture and captions of the pretraining and reference pairs |
 //! | `task` | the tasks, their styles and difficulties |
 //! | `suite` | the tasks as a [`Suite`](crate::suite::Suite) |
+//! | `conflict` | suites of tasks that contradict each other |
 //! | `tokenizer` | a tokenizer in CLIP's style for the captions |
 
 mod canvas;
+mod conflict;
 mod creature;
 mod dice;
 mod face;
@@ -37,6 +39,9 @@ use image::RgbImage;
 use dice::Dice;
 use pretraining::Detail;
 
+pub use conflict::{
+    Conflict, ConflictError, conflict_suite, disagreement, parse as parse_conflict,
+};
 pub use suite::{MiniSizes, suite};
 pub use task::MiniTask;
 pub use tokenizer::{TokenizerBuildError, build_tokenizer};
@@ -74,6 +79,7 @@ pub enum ReferenceSplit {
 // Domain tags of the random streams. Task `t` has `TASK_DOMAIN + t`.
 const PRETRAINING_DOMAIN: u64 = 1;
 const REFERENCE_DOMAIN: u64 = 2;
+const CONFLICT_DOMAIN: u64 = 3;
 const TASK_DOMAIN: u64 = 16;
 
 /// Pair `index` of the endless pretraining stream: a picture and its caption (lower-case ASCII,

@@ -126,6 +126,7 @@ pub fn suite(seed: u64, sizes: MiniSizes) -> Suite {
             .collect(),
         reference: captioned(ReferenceSplit::Train, sizes.reference),
         held_out: captioned(ReferenceSplit::HeldOut, sizes.held_out),
+        extras: Default::default(),
     }
 }
 

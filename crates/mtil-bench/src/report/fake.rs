@@ -202,6 +202,36 @@ pub(super) fn samples(root: &Path, order: &[String], per_task: usize) {
     }
 }
 
+/// Changes the metrics file of a run.
+pub(super) fn change_metrics(dir: &Path, change: impl FnOnce(&mut MetricsFile)) {
+    let path = dir.join(MetricsFile::NAME);
+    let mut metrics = MetricsFile::load(&path).unwrap();
+    change(&mut metrics);
+    metrics.save(&path).unwrap();
+}
+
+/// Adds an event of the drift guard to a run.
+pub(super) fn breach(dir: &Path, stage: usize, value: f64, action: &str) {
+    let event = json!({"event": "guard", "stage": stage, "rule": "accuracy.shapes<85", "value": value,
+        "limit": 85.0, "action": action, "message": "accuracy on shapes fell"});
+    let path = dir.join("events.jsonl");
+    let log = std::fs::read_to_string(&path).unwrap();
+    // A half-written last line stays the last.
+    let (whole, rest) = log.rsplit_once('\n').unwrap();
+    std::fs::write(&path, format!("{whole}\n{event}\n{rest}")).unwrap();
+}
+
+/// Task-agnostic accuracies of a run: its own, each lower by `points`.
+pub(super) fn agnostic(dir: &Path, points: f64) -> MatrixFile {
+    let mut file = MatrixFile::load(&dir.join(MatrixFile::NAME)).unwrap();
+    let rows = file.matrix.iter_mut().chain([&mut file.zero_shot]);
+    for v in rows.flatten() {
+        *v = (*v - points).max(0.0);
+    }
+    file.save(&dir.join("matrix_all.json")).unwrap();
+    file
+}
+
 /// A run folder as a real comparison would leave it.
 pub(super) fn world(root: &Path, tasks: usize) -> PathBuf {
     let zero = Fake {

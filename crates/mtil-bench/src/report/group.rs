@@ -36,6 +36,14 @@ pub(super) struct Figures {
     pub recall: Option<(Spread, Spread)>,
     pub seconds: Option<Spread>,
     pub memory: Option<Spread>,
+    /// Bytes kept between tasks.
+    pub kept: Option<Spread>,
+    /// Parameters that training may change.
+    pub trainable: Option<Spread>,
+    /// Average of the task-agnostic accuracies.
+    pub average_agnostic: Option<Spread>,
+    /// Last of the task-agnostic accuracies.
+    pub last_agnostic: Option<Spread>,
 }
 
 impl Figures {
@@ -48,12 +56,15 @@ impl Figures {
             let values: Option<Vec<f64>> = runs.iter().map(|r| f(r)).collect();
             Spread::of(&values?)
         };
-        let matrix = |f: fn(&AccuracyMatrix) -> Option<f64>| {
-            all(&move |r| match r.status {
-                Status::ZeroShot => f(&r.accuracy.as_constant()?),
-                _ => f(&r.accuracy),
+        let figure = |of: fn(&RunData) -> Option<&AccuracyMatrix>,
+                      f: fn(&AccuracyMatrix) -> Option<f64>| {
+            all(&|r| match r.status {
+                Status::ZeroShot => f(&of(r)?.as_constant()?),
+                _ => f(of(r)?),
             })
         };
+        let matrix = |f| figure(|r| Some(&r.accuracy), f);
+        let agnostic = |f| figure(|r| r.agnostic.as_ref(), f);
         let ends = |f: &dyn Fn(&MetricsFile) -> Vec<f64>| {
             let first = all(&|r| f(&r.metrics).first().copied())?;
             let last = all(&|r| f(&r.metrics).last().copied())?;
@@ -70,6 +81,10 @@ impl Figures {
             recall: ends(&|m| m.retrieval.iter().map(|r| r.mean_r1()).collect()),
             seconds: stat(&|r| r.metrics.wall_seconds),
             memory: stat(&|r| r.metrics.peak_rss_mb),
+            kept: stat(&|r| Some(r.metrics.bytes_kept? as f64)),
+            trainable: stat(&|r| Some(r.metrics.trainable_parameters? as f64)),
+            average_agnostic: agnostic(AccuracyMatrix::average),
+            last_agnostic: agnostic(AccuracyMatrix::last),
         }
     }
 }

@@ -33,12 +33,37 @@ pub(super) struct Step {
 /// Protected directions of each layer after a task: `path -> (protected, all)`.
 pub(super) type Ranks = Vec<(String, (usize, usize))>;
 
+/// What followed from a rule that did not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GuardAction {
+    /// It was written down.
+    Warn,
+    /// The run ended.
+    Stop,
+}
+
+/// A rule of the drift guard that did not hold after a stage.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Breach {
+    /// 0 is the pretrained model, `r + 1` the model after task `r`.
+    pub stage: usize,
+    /// The rule as the user wrote it.
+    pub rule: String,
+    pub value: Option<f64>,
+    pub limit: Option<f64>,
+    pub action: GuardAction,
+    /// What happened in words; may be empty.
+    pub message: String,
+}
+
 /// One run directory, read and checked.
 #[derive(Debug, Clone)]
 pub(super) struct RunData {
     pub dir: PathBuf,
     pub file: MatrixFile,
     pub accuracy: AccuracyMatrix,
+    /// The same when the task of an image is not told.
+    pub agnostic: Option<AccuracyMatrix>,
     pub metrics: MetricsFile,
     pub has_metrics: bool,
     pub status: Status,
@@ -47,6 +72,8 @@ pub(super) struct RunData {
     pub steps: Vec<Step>,
     /// By task index.
     pub ranks: BTreeMap<usize, Ranks>,
+    /// In the order of the stages.
+    pub breaches: Vec<Breach>,
 }
 
 impl RunData {
@@ -61,6 +88,14 @@ impl RunData {
             0 => self.accuracy.zero_shot().get(c).copied(),
             _ => self.accuracy.rows().get(s - 1).map(|row| row[c]),
         }
+    }
+
+    /// The breach that ended the run, unless it has been continued since.
+    pub fn stopped_by(&self) -> Option<&Breach> {
+        let end = self.accuracy.rows().len();
+        self.breaches
+            .iter()
+            .find(|b| b.action == GuardAction::Stop && b.stage >= end)
     }
 }
 
@@ -80,6 +115,9 @@ pub(super) struct Loaded {
     pub notes: Vec<String>,
 }
 
+/// Task-agnostic accuracies: the model chooses among the classes of several tasks without being told
+/// which one an image is from. Same format as [`MatrixFile::NAME`].
+pub(super) const AGNOSTIC: &str = MatrixFile::WITHOUT_IDENTITY;
 /// Folders of a run that hold no runs.
 const NOT_RUNS: [&str; 3] = ["samples", "checkpoints", "state"];
 /// `runs/<name>/<seed>/<method>` is three levels.
@@ -115,6 +153,7 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
         runs.push(run);
     }
     compare_settings(&runs, &mut notes);
+    protocol(&runs, &mut notes);
     let mut samples = Vec::new();
     for run in &runs {
         if let Some(folder) = run.dir.parent().map(|p| p.join("samples"))
@@ -183,6 +222,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         path: path.clone(),
         source,
     })?;
+    let agnostic = read_agnostic(dir, &file)?;
     let path = dir.join(MetricsFile::NAME);
     let has_metrics = path.is_file();
     let metrics = if has_metrics {
@@ -220,6 +260,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         dir: dir.to_path_buf(),
         file,
         accuracy,
+        agnostic,
         metrics,
         has_metrics,
         status,
@@ -227,9 +268,31 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         versions,
         steps: Vec::new(),
         ranks: BTreeMap::new(),
+        breaches: Vec::new(),
     };
     read_events(&mut run, notes)?;
     Ok(run)
+}
+
+fn read_agnostic(dir: &Path, own: &MatrixFile) -> Result<Option<AccuracyMatrix>, ReportError> {
+    let path = dir.join(AGNOSTIC);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let file = MatrixFile::load(&path)?;
+    if file.order != own.order {
+        let reason = format!(
+            "its order is {}, that of {} beside it {}: they are not of one run",
+            file.order.join(", "),
+            MatrixFile::NAME,
+            own.order.join(", ")
+        );
+        return Err(FileError::Value { path, reason }.into());
+    }
+    let accuracy = file
+        .accuracy()
+        .map_err(|source| FileError::Matrix { path, source })?;
+    Ok(Some(accuracy))
 }
 
 fn plain(value: &toml::Value) -> String {
@@ -310,6 +373,9 @@ fn read_events(run: &mut RunData, notes: &mut Vec<String>) -> Result<(), ReportE
                 run.label()
             ));
         }
+        if event["event"] == "guard" {
+            run.breaches.extend(breach(&event));
+        }
         let Some(task) = task_index(&event, run.accuracy.order()) else {
             continue;
         };
@@ -352,7 +418,35 @@ fn read_events(run: &mut RunData, notes: &mut Vec<String>) -> Result<(), ReportE
     run.steps.reverse();
     run.steps.sort_by(|a, b| a.at.total_cmp(&b.at));
     run.steps.dedup_by(|b, a| a.at == b.at);
+    // It also repeats the evaluation of the stage it was in.
+    let mut latest: Vec<Breach> = Vec::new();
+    for b in std::mem::take(&mut run.breaches).into_iter().rev() {
+        if !latest
+            .iter()
+            .any(|l| l.stage == b.stage && l.rule == b.rule)
+        {
+            latest.push(b);
+        }
+    }
+    latest.reverse();
+    latest.sort_by_key(|b| b.stage);
+    run.breaches = latest;
     Ok(())
+}
+
+fn breach(event: &Value) -> Option<Breach> {
+    let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    Some(Breach {
+        stage: usize::try_from(event["stage"].as_u64()?).ok()?,
+        rule: text("rule"),
+        value: event["value"].as_f64(),
+        limit: event["limit"].as_f64(),
+        action: match event["action"].as_str() {
+            Some("stop") => GuardAction::Stop,
+            _ => GuardAction::Warn,
+        },
+        message: text("message"),
+    })
 }
 
 /// A task is named in events by its index or by its name.
@@ -409,6 +503,34 @@ fn compare_settings(runs: &[RunData], notes: &mut Vec<String>) {
                 first.label()
             ));
         }
+    }
+}
+
+/// Notes on the protocol: once for all runs that share them.
+fn protocol(runs: &[RunData], notes: &mut Vec<String>) {
+    let mut seen: Vec<&str> = Vec::new();
+    for text in runs.iter().flat_map(|r| &r.metrics.notes) {
+        let text = text.trim().trim_end_matches('.');
+        if text.is_empty() || seen.contains(&text) {
+            continue;
+        }
+        seen.push(text);
+        let has = |r: &&RunData| {
+            let mut own = r.metrics.notes.iter();
+            own.any(|n| n.trim().trim_end_matches('.') == text)
+        };
+        let (with, without): (Vec<&RunData>, Vec<&RunData>) = runs.iter().partition(has);
+        let labels = |of: Vec<&RunData>| {
+            let all: Vec<String> = of.into_iter().map(RunData::label).collect();
+            all.join(", ")
+        };
+        notes.push(if without.is_empty() {
+            format!("Evaluation: {text}.")
+        } else if without.len() < with.len() {
+            format!("Evaluation of all but {}: {text}.", labels(without))
+        } else {
+            format!("Evaluation of {}: {text}.", labels(with))
+        });
     }
 }
 

@@ -1,10 +1,10 @@
 //! The headline table as text.
 
 use super::group::{Figures, Group, Spread};
-use super::load::{Loaded, Status};
-use super::page::{duration, outcome};
+use super::load::{GuardAction, Loaded, Status};
+use super::page::{bytes, count, duration, outcome};
 
-const HEAD: [&str; 11] = [
+const HEAD: [&str; 15] = [
     "method",
     "Transfer",
     "Average",
@@ -12,10 +12,14 @@ const HEAD: [&str; 11] = [
     "diagonal",
     "BWT",
     "Forgetting",
+    "Average agnostic",
+    "Last agnostic",
     "gap",
     "R@1",
     "time",
     "memory",
+    "kept",
+    "trainable",
 ];
 
 pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
@@ -91,6 +95,24 @@ pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
     text.push('\n');
     text.push_str(&outcome(groups).to_string());
     text.push('\n');
+    for run in &loaded.runs {
+        for b in &run.breaches {
+            let stopped = if b.action == GuardAction::Stop {
+                "; run stopped"
+            } else {
+                ""
+            };
+            let stage = match b.stage {
+                0 => "before training".to_owned(),
+                n => format!("after task {n}"),
+            };
+            let rule = &b.rule;
+            text.push_str(&format!(
+                "Limit crossed: {} {stage}: {rule}{stopped}\n",
+                run.label()
+            ));
+        }
+    }
     for note in &loaded.notes {
         text.push_str("Note: ");
         text.push_str(note);
@@ -117,10 +139,14 @@ fn cells(name: String, f: &Figures) -> Vec<String> {
         spread(f.diagonal, 1),
         spread(f.bwt, 1),
         spread(f.forgetting, 1),
+        spread(f.average_agnostic, 1),
+        spread(f.last_agnostic, 1),
         pair(f.gap, 3),
         pair(f.recall, 1),
         f.seconds.map_or("-".into(), |s| duration(s.mean)),
         f.memory.map_or("-".into(), |s| format!("{:.0} MB", s.mean)),
+        f.kept.map_or("-".into(), |s| bytes(s.mean)),
+        f.trainable.map_or("-".into(), |s| count(s.mean)),
     ]
 }
 

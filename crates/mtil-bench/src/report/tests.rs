@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::fake::{Fake, fake, order, world};
+use super::fake::{Fake, agnostic, breach, change_metrics, fake, order, world};
 use super::svg::number;
 use super::*;
 use crate::metrics::{MatrixFile, MetricsFile};
@@ -326,6 +326,145 @@ fn what_does_not_compare_is_noted() {
     assert!(html.contains("do not compare"));
 }
 
+#[test]
+fn costs_are_shown_where_a_run_recorded_them() {
+    let root = tempfile::tempdir().unwrap();
+    let runs = [root.path().to_path_buf()];
+    let dir = fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
+    fake("lwf", 1.0, 1.0, 3).write(root.path(), "lwf");
+    let (_, html) = report(&runs);
+    assert!(html.contains(">Memory</abbr>"));
+    assert!(!html.contains("Kept") && !html.contains("Trainable"));
+    let table = summary_table(&runs).unwrap();
+    let head = table.lines().find(|l| l.starts_with("method")).unwrap();
+    assert!(head.ends_with("memory"), "{table}");
+
+    change_metrics(&dir, |m| {
+        m.bytes_kept = Some(3_565_158);
+        m.trainable_parameters = Some(149_620_737);
+    });
+    let (_, html) = report(&runs);
+    assert!(html.contains(">Kept</abbr>") && html.contains("<td>3.4 MB</td>"));
+    assert!(html.contains(">Trainable</abbr>") && html.contains("<td>150 M</td>"));
+    let table = summary_table(&runs).unwrap();
+    let row = |name: &str| table.lines().find(|l| l.starts_with(name)).unwrap();
+    assert!(row("method").ends_with("kept  trainable"), "{table}");
+    assert!(row("gnsp").ends_with("3.4 MB      150 M"), "{table}");
+    assert!(row("lwf").ends_with("     -          -"), "{table}");
+}
+
+#[test]
+fn crossed_limits_are_listed_and_a_stopped_run_says_why() {
+    let root = tempfile::tempdir().unwrap();
+    let runs = [root.path().to_path_buf()];
+    let stopped = Fake {
+        trained: 2,
+        ..fake("finetune", 3.0, 3.0, 4)
+    };
+    let dir = stopped.write(root.path(), "finetune");
+    let done = fake("gnsp", 0.3, 0.4, 4).write(root.path(), "gnsp");
+    let (_, html) = report(&runs);
+    assert!(!html.contains("Where a limit was crossed"));
+    assert!(html.contains("is still running or was interrupted"));
+
+    breach(&dir, 1, 84.96, "warn");
+    breach(&dir, 2, 81.5, "stop");
+    // A resumed run evaluates a stage again.
+    breach(&dir, 2, 80.25, "stop");
+    // Continued after the stop: no reason why it ended.
+    breach(&done, 2, 84.0, "stop");
+    let (_, html) = report(&runs);
+    assert!(html.contains("Where a limit was crossed"));
+    assert_eq!(html.matches("accuracy on shapes fell").count(), 3);
+    assert_eq!(html.matches("<strong>run stopped</strong>").count(), 2);
+    assert_eq!(html.matches("<td>warning only</td>").count(), 1);
+    assert!(html.contains("<td>after shapes</td>") && html.contains("<td>after colours</td>"));
+    // 84.96 must not be printed as the limit that it is under.
+    assert!(html.contains("<td>84.96</td>"));
+    assert!(html.contains("<td>80.2</td>") && !html.contains("<td>81.5</td>"));
+    assert!(html.contains(
+        "finetune (seed 42) was stopped because it crossed the limit \
+         <code>accuracy.shapes&lt;85</code>: evaluated after 2 of 4 tasks."
+    ));
+    assert!(!html.contains("is still running or was interrupted"));
+    let table = summary_table(&runs).unwrap();
+    for line in [
+        "Limit crossed: finetune (seed 42) after task 1: accuracy.shapes<85\n",
+        "Limit crossed: finetune (seed 42) after task 2: accuracy.shapes<85; run stopped\n",
+    ] {
+        assert!(table.contains(line), "{table}");
+    }
+}
+
+#[test]
+fn notes_on_the_protocol_name_the_runs_they_hold_for() {
+    let root = tempfile::tempdir().unwrap();
+    for method in ["gnsp", "lwf", "zscl"] {
+        let dir = fake(method, 0.3, 0.4, 3).write(root.path(), method);
+        change_metrics(&dir, |m| {
+            m.notes = vec!["subset of 500 <images>.".into()];
+            m.notes.push(if method == "lwf" {
+                "every 2 tasks".into()
+            } else {
+                "one template".into()
+            });
+        });
+    }
+    let (summary, html) = report(&[root.path().into()]);
+    let expected = [
+        "Evaluation: subset of 500 <images>.",
+        "Evaluation of all but lwf (seed 42): one template.",
+        "Evaluation of lwf (seed 42): every 2 tasks.",
+    ];
+    assert_eq!(summary.notes, expected);
+    assert!(html.contains("Evaluation: subset of 500 &lt;images&gt;."));
+    let table = summary_table(&[root.path().into()]).unwrap();
+    assert!(expected.iter().all(|n| table.contains(n)), "{table}");
+}
+
+#[test]
+fn task_agnostic_accuracies_stand_beside_the_others() {
+    let root = tempfile::tempdir().unwrap();
+    let runs = [root.path().to_path_buf()];
+    let dir = fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
+    fake("lwf", 1.0, 1.0, 3).write(root.path(), "lwf");
+    let (_, html) = report(&runs);
+    assert!(!html.contains("task-agnostic"));
+
+    let file = agnostic(&dir, 7.25);
+    let own = file.accuracy().unwrap();
+    let (_, html) = report(&runs);
+    assert_eq!(html.matches("<small>task-agnostic</small>").count(), 2);
+    let zero = own.as_constant().unwrap();
+    for figure in [own.average(), own.last(), zero.last()] {
+        let text = number(figure.unwrap(), 1, false);
+        assert!(html.contains(&format!(">{text}</td>")), "{text}");
+    }
+    let table = summary_table(&runs).unwrap();
+    let row = table.lines().find(|l| l.starts_with("gnsp")).unwrap();
+    let both = format!("{:.1}", own.last().unwrap());
+    assert!(
+        table.contains("Last agnostic") && row.contains(&both),
+        "{table}"
+    );
+
+    let mut other = file.clone();
+    other.order.reverse();
+    let path = dir.join("matrix_all.json");
+    other.save(&path).unwrap();
+    let e = summary_table(&runs).unwrap_err().to_string();
+    assert!(
+        e.contains("matrix_all.json") && e.contains("not of one run"),
+        "{e}"
+    );
+    fs::write(&path, "{").unwrap();
+    let e = summary_table(&runs).unwrap_err().to_string();
+    assert!(
+        e.contains("matrix_all.json") && e.contains("malformed"),
+        "{e}"
+    );
+}
+
 /// Writes a page to look at: `MTIL_SAMPLE_REPORT=folder cargo test ... -- --ignored`.
 #[test]
 #[ignore = "writes files for a person to look at"]
@@ -337,5 +476,23 @@ fn sample_report() {
         let table = summary_table(std::slice::from_ref(&root)).unwrap();
         fs::write(root.join("summary.txt"), table).unwrap();
         write_report(std::slice::from_ref(&root), &root.join("report.html")).unwrap();
+        // The same with all that a run may record besides.
+        for (i, method) in ["finetune", "lwf", "wise-ft", "zscl", "gnsp"]
+            .iter()
+            .enumerate()
+        {
+            let dir = root.join(method);
+            agnostic(&dir, 4.0 + i as f64);
+            change_metrics(&dir, |m| {
+                m.bytes_kept = Some(i as u64 * 170_000_000);
+                m.trainable_parameters = Some(149_620_737);
+                m.notes = vec!["subset of 500 images of each task".into()];
+            });
+        }
+        breach(&root.join("lwf"), 2, 84.1, "warn");
+        breach(&root.join("finetune"), 3, 71.4, "stop");
+        write_report(std::slice::from_ref(&root), &root.join("everything.html")).unwrap();
+        let table = summary_table(std::slice::from_ref(&root)).unwrap();
+        fs::write(root.join("everything.txt"), table).unwrap();
     }
 }

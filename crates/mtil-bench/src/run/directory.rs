@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::RunError;
-use crate::{eval::PromptRule, files, method::Method};
+use crate::{eval::EvalOptions, files, method::Method};
 
 /// All that a result depends on. Two runs of equal requests on the same device give the same result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,8 +28,11 @@ pub struct Request {
     pub seed: u64,
     /// The device word.
     pub device: String,
-    /// Which templates stand for a class at evaluation.
-    pub prompt_rule: PromptRule,
+    /// What is evaluated.
+    pub evaluation: EvalOptions,
+    /// Rules of the drift guard.
+    #[serde(default)]
+    pub guard: Vec<String>,
     /// Whether unreadable images are left out.
     pub skip_bad_images: bool,
     /// Version of this program.
@@ -173,7 +176,8 @@ mod tests {
             model_sha256: "11".to_owned(),
             seed: 1,
             device: "flex".to_owned(),
-            prompt_rule: PromptRule::Reference,
+            evaluation: EvalOptions::default(),
+            guard: Vec::new(),
             skip_bad_images: false,
             version: "0".to_owned(),
             method: Method::load("gnsp", "mini", &[]).unwrap(),

@@ -91,6 +91,15 @@ pub enum RunError {
     /// The memory of earlier tasks does not protect this model.
     #[error(transparent)]
     Protection(#[from] gnsp_optimizer::ProtectionError),
+    /// Images of a task cannot be kept.
+    #[error(transparent)]
+    Exemplars(#[from] super::ExemplarError),
+    /// A rule of the drift guard is none.
+    #[error(transparent)]
+    Guard(#[from] crate::guard::GuardError),
+    /// The regression could not be updated, read or written.
+    #[error(transparent)]
+    Analytic(#[from] crate::analytic::AnalyticError),
     /// A result file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),

@@ -3,22 +3,41 @@
 //! | file | what |
 //! |---|---|
 //! | `directory` | the files of a run, its lock, and the check that a request fits an old directory |
-//! | `state` | what resuming needs, written atomically |
-//! | `reference` | reference pairs: features of the teacher, pixels, alignment targets |
-//! | `gram` | the pass that remembers a task's activations |
-//! | `train` | one task: parameters, optimizer, losses, updates |
 //! | `engine` | the loop over tasks |
+//! | `state` | what resuming needs, written atomically |
+//! | `student` | the model in training: a CLIP, with adapters if the method has some |
+//! | `train` | one task: losses, updates |
+//! | `reference` | reference pairs: features of the teacher, pixels, alignment targets |
+//! | `distill` | distillation against fixed texts |
+//! | `exemplars`, `rehearse`, `replay` | images of earlier tasks: which are kept, how they are chosen, how they are used |
+//! | `penalty`, `weights` | distances, averages and importances of weights |
+//! | `lora`, `experts` | adapters |
+//! | `gram` | the pass that remembers a task's activations |
+//! | `analytic` | ridge regression instead of training |
 
+mod analytic;
 mod directory;
+mod distill;
 mod engine;
 mod error;
+mod exemplars;
+mod experts;
 mod gram;
+mod lora;
+mod module_file;
+mod penalty;
 mod progress;
 mod reference;
+mod rehearse;
+mod replay;
 mod state;
+mod student;
 mod train;
+mod weights;
 
 pub use directory::{Request, RunDirectory};
 pub use engine::{Outcome, RunOptions, run};
 pub use error::RunError;
+pub use exemplars::{ExemplarError, Exemplars, Quota};
 pub use progress::{Event, Progress};
+pub use train::LossParts;

@@ -1,5 +1,7 @@
 //! What a run tells while it works.
 
+use super::LossParts;
+
 /// Something that happened in a run.
 #[derive(Debug, Clone)]
 pub enum Event<'a> {
@@ -24,8 +26,8 @@ pub enum Event<'a> {
         steps: usize,
         /// The total loss.
         loss: f32,
-        /// Task, distillation and alignment parts, weighted.
-        parts: [f32; 3],
+        /// The parts of the loss, weighted.
+        parts: LossParts,
         /// Learning rate.
         lr: f64,
         /// Training images a second, over the task so far.
@@ -53,6 +55,20 @@ pub enum Event<'a> {
         done: usize,
         /// All batches.
         of: usize,
+    },
+    /// The training images of a task are encoded once: batches done of all.
+    Encoding {
+        /// Batches done.
+        done: usize,
+        /// All batches.
+        of: usize,
+    },
+    /// A threshold of the drift guard was crossed.
+    Guard {
+        /// What, in words.
+        message: &'a str,
+        /// Whether the run ends.
+        stops: bool,
     },
     /// Unreadable images were left out.
     Skipped {

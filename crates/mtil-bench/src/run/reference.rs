@@ -7,7 +7,14 @@ use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use losses::alignment_targets;
 
 use super::RunError;
-use crate::{batch::Images, data::BatchOrder, eval::encode_texts, seeds, suite::CaptionedImages};
+use crate::{
+    batch::Images,
+    data::BatchOrder,
+    datasets::{imagenet::numpy_reference_draw, mtil::reference_seed},
+    eval::encode_texts,
+    seeds,
+    suite::Suite,
+};
 
 /// The reference pairs of one task, in batches that repeat in order without shuffling, prepared as for
 /// evaluation (GNSP `src/datasets/imagenet1k.py`, `src/models/finetune_gnsp.py:196-198`).
@@ -36,7 +43,7 @@ impl Reference {
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         checkpoint: &Clip,
-        pairs: &CaptionedImages,
+        suite: &Suite,
         count: usize,
         batch: usize,
         seed: u64,
@@ -46,11 +53,17 @@ impl Reference {
         images: &Images,
         device: &Device,
     ) -> Result<Self, RunError> {
-        let drawn = seeds::sample(
-            pairs.captions.len(),
-            count,
-            seeds::derive(seed, &[seeds::REFERENCE, task as u64]),
-        );
+        let pairs = &suite.reference;
+        let all = pairs.captions.len();
+        let published = reference_seed(&suite.tasks[task].name);
+        let drawn = match published.filter(|_| suite.extras.published_draws) {
+            Some(seed) => numpy_reference_draw(all, count, seed),
+            None => seeds::sample(
+                all,
+                count,
+                seeds::derive(seed, &[seeds::REFERENCE, task as u64]),
+            ),
+        };
         let order = BatchOrder::sequential(drawn.len(), batch)?;
         let plain = teacher.device();
         let mut batches = Vec::new();

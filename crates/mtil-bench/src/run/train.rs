@@ -3,117 +3,118 @@
 use std::collections::BTreeMap;
 
 use burn::{
-    module::{Module, ModuleVisitor, Param, ParamGroup},
-    optim::{AdamWConfig, GradientsParams, ModuleOptimizer},
+    optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, SgdConfig},
     tensor::{Device, Int, Tensor, TensorData},
 };
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use gnsp_optimizer::Memory;
 use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
+use serde::Serialize;
 
-use super::{RunError, reference::Reference};
+use super::{
+    RunError,
+    distill::Distillation,
+    experts::Draw,
+    penalty::{Penalty, adaptive},
+    reference::{Pairs, Reference},
+    replay::{Items, Kept},
+    student::{Student, Work},
+    weights::Weights,
+};
 use crate::{
-    batch::Images,
+    batch::{BatchError, Images},
     data::BatchOrder,
     eval::{encode_texts, prompt},
-    method::Method,
+    method::{Method, OptimizerKind},
     seeds,
-    suite::Task,
+    suite::Suite,
 };
 
 /// Everything that stays the same over the updates of one task.
 pub(super) struct TaskTraining<'a> {
     method: &'a Method,
-    task: &'a Task,
+    suite: &'a Suite,
     index: usize,
     seed: u64,
     images: &'a Images,
     order: BatchOrder,
-    reference: Option<Reference>,
-    /// Prompts of the classes under the first template, which training uses
+    items: Items,
+    extras: Extras,
+    /// Prompts of the classes of each task under the first template, which training uses
     /// (GNSP `src/models/finetune_gnsp.py:84-90`).
-    prompts: TokenBatch,
+    prompts: BTreeMap<usize, TokenBatch>,
     /// Their normalised features, when the text tower is frozen.
-    class_features: Option<Tensor<2>>,
+    class_features: Option<BTreeMap<usize, Tensor<2>>>,
+}
+
+/// What a task is trained with besides its own images.
+#[derive(Default)]
+pub(super) struct Extras {
+    pub reference: Option<Reference>,
+    pub distillation: Option<Distillation>,
+    pub replay: Option<Kept>,
+    pub penalty: Option<Penalty>,
+    /// The weights at the start of the task and the factor of adaptive weight consolidation.
+    pub adaptive: Option<(Weights, f64)>,
+}
+
+/// The parts of a loss, weighted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct LossParts {
+    /// Classification of the task's images.
+    pub task: f32,
+    /// Contrastive distillation on the reference pairs.
+    pub cd: f32,
+    /// Alignment of the reference pairs.
+    pub map: f32,
+    /// Distillation against fixed texts.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub distill: f32,
+    /// Classification of kept images.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub replay: f32,
+    /// Distance of the weights.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub penalty: f32,
+}
+
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
+}
+
+impl LossParts {
+    fn total(&self) -> f32 {
+        self.task + self.cd + self.map + self.distill + self.replay + self.penalty
+    }
+}
+
+impl std::fmt::Display for LossParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "task {:.3}", self.task)?;
+        for (name, value) in [
+            ("cd", self.cd),
+            ("map", self.map),
+            ("distill", self.distill),
+            ("replay", self.replay),
+            ("penalty", self.penalty),
+        ] {
+            if value != 0.0 {
+                write!(f, " {name} {value:.3}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The losses of one update.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepLoss {
     pub total: f32,
-    /// Task, distillation and alignment, weighted.
-    pub parts: [f32; 3],
+    pub parts: LossParts,
     pub images: usize,
 }
 
-/// The paths of all float parameters.
-fn paths(model: &ClipModel) -> Vec<String> {
-    #[derive(Default)]
-    struct Paths {
-        stack: Vec<String>,
-        found: Vec<String>,
-    }
-    impl ModuleVisitor for Paths {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.stack.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.stack.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
-            self.found.push(self.stack.join("."));
-        }
-    }
-    let mut visitor = Paths::default();
-    model.visit(&mut visitor);
-    visitor.found
-}
-
-/// Makes exactly the parameters that match one of `patterns` trainable, except the logit scale, which
-/// no method of the benchmark trains (GNSP `src/models/finetune_gnsp.py:173-174`). Also says whether
-/// the text tower trains.
-pub(super) fn set_trainable(
-    model: ClipModel,
-    method: &Method,
-    task: usize,
-) -> Result<(ClipModel, bool), RunError> {
-    let patterns = if task == 0 {
-        &method.trainable_first
-    } else {
-        &method.trainable_later
-    };
-    let group = |pattern: &str| {
-        ParamGroup::from_regex(pattern).map_err(|_| RunError::NoParameter {
-            method: method.name.clone(),
-            pattern: pattern.to_owned(),
-        })
-    };
-    let all = paths(&model);
-    let id = burn::module::ParamId::from(0);
-    let mut text = false;
-    let mut model = model.freeze_group(ParamGroup::all());
-    for pattern in patterns {
-        let group = group(pattern)?;
-        let mut selected = all
-            .iter()
-            .filter(|path| group.matches(&id, Some(path)))
-            .peekable();
-        if selected.peek().is_none() {
-            return Err(RunError::NoParameter {
-                method: method.name.clone(),
-                pattern: pattern.clone(),
-            });
-        }
-        text |= selected.any(|path| path.starts_with("text."));
-        model = model.unfreeze_group(group);
-    }
-    Ok((
-        model.freeze_group(ParamGroup::from_path("logit_scale")),
-        text,
-    ))
-}
-
-/// A fresh AdamW, with the updates of the remembered parameters projected; and the protected rank of
+/// A fresh optimizer, with the updates of the remembered parameters projected; and the protected rank of
 /// each.
 pub(super) fn optimizer(
     method: &Method,
@@ -125,7 +126,10 @@ pub(super) fn optimizer(
         .with_beta_2(method.adamw.beta_2)
         .with_epsilon(method.adamw.epsilon)
         .with_weight_decay(method.adamw.weight_decay);
-    let plain = ModuleOptimizer::from(adamw.build());
+    let plain = match method.optimizer {
+        OptimizerKind::AdamW => ModuleOptimizer::from(adamw.build()),
+        OptimizerKind::Sgd => ModuleOptimizer::from(SgdConfig::new().build()),
+    };
     match &method.projection {
         Some(projection) if !memory.is_empty() => {
             let protection = memory.protection(model, &projection.policy())?;
@@ -136,159 +140,369 @@ pub(super) fn optimizer(
                     (path.to_owned(), [space.rank(), space.dimensions()])
                 })
                 .collect();
-            Ok((protection.wrap(plain, adamw.build()), ranks))
+            let wrapped = match method.optimizer {
+                OptimizerKind::AdamW => protection.wrap(plain, adamw.build()),
+                OptimizerKind::Sgd => protection.wrap(plain, SgdConfig::new().build()),
+            };
+            Ok((wrapped, ranks))
         }
         _ => Ok((plain, BTreeMap::new())),
     }
 }
 
+/// The prompts of the classes of a task under its first template.
+pub(super) fn prompts(
+    checkpoint: &Clip,
+    suite: &Suite,
+    task: usize,
+) -> Result<TokenBatch, RunError> {
+    let context = checkpoint.config.text.max_position_embeddings;
+    Ok(checkpoint
+        .tokenizer
+        .encode(&prompt_texts(suite, task), context)?)
+}
+
+fn prompt_texts(suite: &Suite, task: usize) -> Vec<String> {
+    let task = &suite.tasks[task];
+    let template = &task.templates[0];
+    task.class_names
+        .iter()
+        .map(|c| prompt(template, c))
+        .collect()
+}
+
 impl<'a> TaskTraining<'a> {
-    /// `student` is the model at the start of the task, on the plain device; `text_trains` says whether
-    /// its text tower will change.
+    /// `student` is the model at the start of the task, on the plain device; `text_trains` says whether its texts will get
+    /// other features.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         checkpoint: &Clip,
         method: &'a Method,
-        task: &'a Task,
+        suite: &'a Suite,
         index: usize,
         seed: u64,
         images: &'a Images,
-        reference: Option<Reference>,
+        extras: Extras,
         student: &ClipModel,
         text_trains: bool,
     ) -> Result<Self, RunError> {
-        let texts: Vec<String> = task
-            .class_names
-            .iter()
-            .map(|c| prompt(&task.templates[0], c))
-            .collect();
-        let context = checkpoint.config.text.max_position_embeddings;
+        let items = if method.joint {
+            Items::all(suite)
+        } else {
+            Items::of_task(suite, index)
+        };
+        let kept = extras.replay.iter().flat_map(|r| r.items.tasks());
+        let mut tasks: Vec<usize> = items.tasks().into_iter().chain(kept).collect();
+        tasks.sort_unstable();
+        tasks.dedup();
+        let mut tokens = BTreeMap::new();
+        let mut class_features = BTreeMap::new();
+        for task in tasks {
+            tokens.insert(task, prompts(checkpoint, suite, task)?);
+            if !text_trains {
+                let features = encode_texts(checkpoint, student, &prompt_texts(suite, task))?;
+                class_features.insert(task, features);
+            }
+        }
         Ok(Self {
             method,
-            task,
+            suite,
             index,
             seed,
             images,
             order: BatchOrder::new(
-                task.train.labels.len(),
+                items.len(),
                 method.batch,
                 seeds::derive(seed, &[seeds::TRAIN_ORDER, index as u64]),
             )?,
-            reference,
-            prompts: checkpoint.tokenizer.encode(&texts, context)?,
-            class_features: if text_trains {
-                None
-            } else {
-                Some(encode_texts(checkpoint, student, &texts)?)
-            },
+            items,
+            extras,
+            prompts: tokens,
+            class_features: (!text_trains).then_some(class_features),
         })
     }
 
-    /// One update of `model` (on the autodiff device).
+    /// One update of `student` (on the autodiff device).
     pub fn step(
         &self,
-        model: ClipModel,
+        mut student: Student,
         optimizer: &mut ModuleOptimizer,
         step: usize,
         device: &Device,
-    ) -> Result<(ClipModel, StepLoss), RunError> {
+    ) -> Result<(Student, StepLoss), RunError> {
         let indices = self.order.indices(step as u64);
         let crop_seed = seeds::derive(self.seed, &[seeds::TRAIN_CROP, self.index as u64]);
         let (kept, pixels) = self.images.train(
-            self.task.train.images.as_ref(),
+            self.items.source(),
             &indices,
             device,
             crop_seed,
             step as u64,
         )?;
         let Some(pixels) = pixels else {
-            let what = format!("the images of one batch of task `{}`", self.task.name);
-            return Err(crate::batch::BatchError::NothingReadable(what).into());
+            let name = &self.suite.tasks[self.index].name;
+            let what = format!("the images of one batch of task `{name}`");
+            return Err(BatchError::NothingReadable(what).into());
         };
-        let count = kept.len();
-        let labels: Vec<i64> = kept
-            .iter()
-            .map(|i| self.task.train.labels[*i] as i64)
-            .collect();
-        let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [count]), device);
-        let scale = model.scale().reshape([1, 1]);
+        let labels = self.items.labels(&kept);
+        let scale = student.clip.scale().reshape([1, 1]);
+        let pairs = self.extras.reference.as_ref().map(|r| r.at(step));
+        let taught = match &self.extras.distillation {
+            Some(distillation) => distillation.at(step, self.images, device)?,
+            None => None,
+        };
+        let replayed = match &self.extras.replay {
+            Some(replay) => replay.at(step, self.images, device)?,
+            None => None,
+        };
+        let work = Work {
+            task: self.index,
+            experts: self.method.experts.as_ref(),
+            draw: Some(Draw {
+                seed: seeds::derive(self.seed, &[seeds::ADAPTER_DRAWS, self.index as u64]),
+                step: step as u64,
+            }),
+        };
 
-        // One pass through the image tower for the task's and the reference images: nothing in it mixes
-        // the images of a batch.
-        let pairs = self.reference.as_ref().map(|reference| reference.at(step));
-        let pixels = match pairs {
-            Some(pairs) => Tensor::cat(vec![pixels, pairs.pixels.clone()], 0),
-            None => pixels,
-        };
-        let features = normalize(model.encode_image(pixels));
-        let [all, e] = features.dims();
+        // One pass through the image tower for all images: nothing in it mixes the images of a batch. Adaptive consolidation
+        // needs the gradient of the reference pairs by itself, so they get a pass of their own there.
+        let apart = self.extras.adaptive.is_some();
+        let mut pass = Pass::default();
+        let own = pass.add(pixels);
+        let referred = pairs.filter(|_| !apart).map(|p| pass.add(p.pixels.clone()));
+        let taught_at = taught.as_ref().map(|t| pass.add(t.pixels.clone()));
+        let replayed_at = replayed.as_ref().map(|r| pass.add(r.pixels.clone()));
+        let mut images = pass.images;
+        let features = pass.encode(&mut student, &work);
 
-        let class_features = match &self.class_features {
-            Some(features) => features.clone(),
-            None => normalize(model.encode_text(&self.prompts)),
+        let mut wanted: Vec<usize> = labels.iter().map(|(task, _)| *task).collect();
+        if let Some(replayed) = &replayed {
+            wanted.extend(replayed.labels.iter().map(|(task, _)| *task));
+        }
+        let classes = self.classes(&mut student, &work, wanted);
+        let smoothing = self.method.smoothing;
+        let mut parts = LossParts::default();
+        let mut losses: Vec<(Tensor<1>, Part)> = vec![(
+            classify(
+                features.at(&own),
+                &labels,
+                &classes,
+                &scale,
+                smoothing,
+                device,
+            ),
+            |p| &mut p.task,
+        )];
+        if let (Some(pairs), Some(at)) = (pairs, &referred) {
+            let features = features.at(at);
+            losses.extend(self.reference_losses(&mut student, &work, pairs, features, &scale));
+        }
+        if let (Some(distillation), Some(taught), Some(at)) =
+            (&self.extras.distillation, &taught, &taught_at)
+        {
+            let loss = distillation.loss(taught, features.at(at), scale.clone());
+            losses.push((loss, |p| &mut p.distill));
+        }
+        if let (Some(replay), Some(replayed), Some(at)) =
+            (&self.extras.replay, &replayed, &replayed_at)
+        {
+            let features = features.at(at);
+            let loss = classify(
+                features,
+                &replayed.labels,
+                &classes,
+                &scale,
+                smoothing,
+                device,
+            );
+            losses.push((loss.mul_scalar(replay.weight), |p| &mut p.replay));
+        }
+        let loss = sum(&losses, &mut parts);
+        let mut gradients = if parts.total().is_finite() {
+            Some(student.gradients(loss))
+        } else {
+            None
         };
-        let logits = features
-            .clone()
-            .slice([0..count, 0..e])
-            .matmul(class_features.transpose())
-            * scale.clone();
-        let task_loss = smoothed_cross_entropy(logits, labels, self.method.smoothing);
-        let mut losses = vec![task_loss];
-        if let Some(pairs) = pairs {
-            let text = match &pairs.student_text {
-                Some(text) => text.clone(),
-                None => normalize(model.encode_text(&pairs.tokens)),
-            };
-            let student =
-                features.slice([count..all, 0..e]).matmul(text.transpose()) * scale.clone();
-            if self.method.cd > 0.0 {
-                let teacher = pairs
-                    .teacher_image
-                    .clone()
-                    .matmul(pairs.teacher_text.clone().transpose())
-                    * scale.inner();
-                losses.push(
-                    contrastive_distillation(teacher, student.clone(), self.method.temperature)
-                        .mul_scalar(self.method.cd),
-                );
-            }
-            if self.method.map > 0.0 {
-                losses.push(
-                    modality_alignment(student, pairs.targets.clone(), self.method.smoothing)
-                        .mul_scalar(self.method.map),
-                );
+
+        if let (Some((start, factor)), Some(pairs)) = (&self.extras.adaptive, pairs) {
+            let mut pass = Pass::default();
+            let at = pass.add(pairs.pixels.clone());
+            images += pass.images;
+            let features = pass.encode(&mut student, &work).at(&at);
+            let losses = self.reference_losses(&mut student, &work, pairs, features, &scale);
+            let loss = sum(&losses, &mut parts);
+            if let (true, Some(own)) = (parts.total().is_finite(), gradients.take()) {
+                let mut referred = student.gradients(loss);
+                parts.penalty = adaptive(&student.clip, &mut referred, start, *factor);
+                gradients = Some(added(&student.clip, own, referred));
             }
         }
-        let loss = losses
-            .iter()
-            .skip(1)
-            .fold(losses[0].clone(), |sum, l| sum + l.clone());
-        let values: Vec<f32> = losses
-            .iter()
-            .map(|l| crate::eval::to_host(l.clone().inner())[0])
-            .collect();
-        let mut parts = [values[0], 0.0, 0.0];
-        let mut rest = values[1..].iter();
-        if self.reference.is_some() {
-            if self.method.cd > 0.0 {
-                parts[1] = rest.next().copied().unwrap_or(0.0);
-            }
-            if self.method.map > 0.0 {
-                parts[2] = rest.next().copied().unwrap_or(0.0);
-            }
+        if let (Some(penalty), Some(gradients)) = (&self.extras.penalty, &mut gradients) {
+            parts.penalty += penalty.apply(&student.clip, gradients);
         }
-        let total = parts.iter().sum::<f32>();
         let result = StepLoss {
-            total,
+            total: parts.total(),
             parts,
-            images: all,
+            images,
         };
-        if !total.is_finite() {
-            // The caller stops; the weights are left as they are.
-            return Ok((model, result));
-        }
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        let model = optimizer.step(self.method.lr_at(self.index, step), model, gradients);
-        Ok((model, result))
+        // The caller stops where the loss is not finite; the weights are left as they are.
+        let student = match gradients.filter(|_| result.total.is_finite()) {
+            Some(gradients) => {
+                let name = &self.suite.tasks[self.index].name;
+                student.updated(
+                    optimizer,
+                    self.method.lr_at(self.index, name, step),
+                    gradients,
+                )
+            }
+            None => student,
+        };
+        Ok((student, result))
     }
+
+    /// Normalised features of the classes of `tasks`.
+    fn classes(
+        &self,
+        student: &mut Student,
+        work: &Work<'_>,
+        mut tasks: Vec<usize>,
+    ) -> BTreeMap<usize, Tensor<2>> {
+        tasks.sort_unstable();
+        tasks.dedup();
+        let known = |task: &usize| self.class_features.as_ref()?.get(task).cloned();
+        let of = |task: usize| {
+            let features = known(&task)
+                .unwrap_or_else(|| normalize(student.encode_text(&self.prompts[&task], work)));
+            (task, features)
+        };
+        tasks.into_iter().map(of).collect()
+    }
+
+    /// Contrastive distillation and alignment of the student's features of reference pairs.
+    fn reference_losses(
+        &self,
+        student: &mut Student,
+        work: &Work<'_>,
+        pairs: &Pairs,
+        features: Tensor<2>,
+        scale: &Tensor<2>,
+    ) -> Vec<(Tensor<1>, Part)> {
+        let text = match &pairs.student_text {
+            Some(text) => text.clone(),
+            None => normalize(student.encode_text(&pairs.tokens, work)),
+        };
+        let logits = features.matmul(text.transpose()) * scale.clone();
+        let mut losses: Vec<(Tensor<1>, Part)> = Vec::new();
+        if self.method.cd > 0.0 {
+            let teacher = pairs
+                .teacher_image
+                .clone()
+                .matmul(pairs.teacher_text.clone().transpose())
+                * scale.clone().inner();
+            let loss = contrastive_distillation(teacher, logits.clone(), self.method.temperature);
+            losses.push((loss.mul_scalar(self.method.cd), |p| &mut p.cd));
+        }
+        if self.method.map > 0.0 {
+            let loss = modality_alignment(logits, pairs.targets.clone(), self.method.smoothing);
+            losses.push((loss.mul_scalar(self.method.map), |p| &mut p.map));
+        }
+        losses
+    }
+}
+
+/// Where a loss is noted.
+type Part = fn(&mut LossParts) -> &mut f32;
+
+/// The sum of the losses, whose values go into `parts`.
+fn sum(losses: &[(Tensor<1>, Part)], parts: &mut LossParts) -> Tensor<1> {
+    for (loss, part) in losses {
+        *part(parts) = crate::eval::to_host(loss.clone().inner())[0];
+    }
+    let mut all = losses.iter().map(|(loss, _)| loss.clone());
+    let first = all.next().expect("there is at least the task's loss");
+    all.fold(first, |sum, loss| sum + loss)
+}
+
+fn added(model: &ClipModel, a: GradientsParams, b: GradientsParams) -> GradientsParams {
+    let mut both = GradientsAccumulator::new();
+    both.accumulate(model, a);
+    both.accumulate(model, b);
+    both.grads()
+}
+
+/// Images of several kinds on their way through the image tower.
+#[derive(Default)]
+struct Pass {
+    pixels: Vec<Tensor<4>>,
+    images: usize,
+}
+
+impl Pass {
+    /// Adds images, and says where their features will be.
+    fn add(&mut self, pixels: Tensor<4>) -> std::ops::Range<usize> {
+        let start = self.images;
+        self.images += pixels.dims()[0];
+        self.pixels.push(pixels);
+        start..self.images
+    }
+
+    fn encode(mut self, student: &mut Student, work: &Work<'_>) -> Passed {
+        let pixels = if self.pixels.len() == 1 {
+            self.pixels.remove(0)
+        } else {
+            Tensor::cat(self.pixels, 0)
+        };
+        Passed(normalize(student.encode_image(pixels, work)))
+    }
+}
+
+/// Normalised features of a pass.
+struct Passed(Tensor<2>);
+
+impl Passed {
+    fn at(&self, range: &std::ops::Range<usize>) -> Tensor<2> {
+        let [_, e] = self.0.dims();
+        self.0.clone().slice([range.clone(), 0..e])
+    }
+}
+
+/// The mean over images of the smoothed cross-entropy of each among the classes of its own task. `labels` are tasks and classes.
+fn classify(
+    features: Tensor<2>,
+    labels: &[(usize, usize)],
+    classes: &BTreeMap<usize, Tensor<2>>,
+    scale: &Tensor<2>,
+    smoothing: f64,
+    device: &Device,
+) -> Tensor<1> {
+    let int = |values: Vec<i64>| {
+        let n = values.len();
+        Tensor::<1, Int>::from_data(TensorData::new(values, [n]), device)
+    };
+    let loss = |features: Tensor<2>, task: usize, labels: Vec<i64>| {
+        let logits = features.matmul(classes[&task].clone().transpose()) * scale.clone();
+        smoothed_cross_entropy(logits, int(labels), smoothing)
+    };
+    let first = labels[0].0;
+    if labels.iter().all(|(task, _)| *task == first) {
+        let labels = labels.iter().map(|(_, label)| *label as i64).collect();
+        return loss(features, first, labels);
+    }
+    let mut sum: Option<Tensor<1>> = None;
+    for task in classes.keys() {
+        let of_task = labels.iter().enumerate().filter(|(_, (t, _))| t == task);
+        let (rows, own): (Vec<i64>, Vec<i64>) = of_task
+            .map(|(row, (_, label))| (row as i64, *label as i64))
+            .unzip();
+        if rows.is_empty() {
+            continue;
+        }
+        let share = rows.len() as f64 / labels.len() as f64;
+        let part = loss(features.clone().select(0, int(rows)), *task, own).mul_scalar(share);
+        sum = Some(match sum {
+            Some(sum) => sum + part,
+            None => part,
+        });
+    }
+    sum.expect("a batch is not empty")
 }

@@ -211,6 +211,7 @@ pub(super) mod tests {
             }],
             reference: pairs(3, &["one", "two, \"quoted\"", "three"]),
             held_out: pairs(4, &["four"]),
+            extras: Default::default(),
         }
     }
 

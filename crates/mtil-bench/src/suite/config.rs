@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CaptionedImages, LabelledImages, Suite, SuiteError, Task};
+use super::{CaptionedImages, Extras, LabelledImages, Suite, SuiteError, Task};
 use crate::data::{Article, CaptionFolder, DataError, FolderOptions, ImageFolder, nearest};
 
 /// Name of the suite file in a folder that is a suite.
@@ -155,6 +155,7 @@ impl SuiteConfig {
             tasks,
             reference: captioned(reference),
             held_out: captioned(held_out),
+            extras: Extras::default(),
         })
     }
 }

@@ -8,7 +8,7 @@ mod export;
 
 use std::sync::Arc;
 
-use crate::data::ImageSource;
+use crate::{data::ImageSource, datasets::captions::RetrievalSet};
 
 pub use error::SuiteError;
 pub use export::{ExportSummary, export};
@@ -67,4 +67,18 @@ pub struct Suite {
     pub reference: CaptionedImages,
     /// Reference pairs never trained on: modality gap and retrieval are measured here.
     pub held_out: CaptionedImages,
+    /// What only some suites have.
+    pub extras: Extras,
+}
+
+/// What only some suites have.
+#[derive(Clone, Default)]
+pub struct Extras {
+    /// Texts without images, for distillation; the captions of the reference pairs serve where there are none.
+    pub texts: Vec<String>,
+    /// Images with several captions each, for retrieval.
+    pub retrieval: Vec<RetrievalSet>,
+    /// Whether the reference pairs of a task are drawn as published, by numpy's generator and the seed that belongs to the task's
+    /// dataset ([`reference_seed`](crate::datasets::mtil::reference_seed)), instead of by the run's seed.
+    pub published_draws: bool,
 }

@@ -1,20 +1,59 @@
 //! A method is data: a choice of what trains, which losses, whose features teach, and what is
 //! projected. One engine reads it.
 
+mod mechanisms;
+
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use gnsp_optimizer::{BatchNorm, History, Policy, RankRule, Site, Solver, Strength, TaskNorm};
+pub use mechanisms::{
+    AdamW, Analytic, AnalyticKind, Anchor, AnchorKind, Average, Distill, DistillImages,
+    DistillTexts, ExemplarChoice, Experts, Lora, Merge, OptimizerKind, Projection, Rehearsal,
+    Start, Teacher,
+};
+
+macro_rules! built_in {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../methods/", $name, ".toml")))),*]
+    };
+}
 
 /// The methods that come with the program, as TOML.
-const BUILT_IN: &[(&str, &str)] = &[
-    ("zero-shot", include_str!("../methods/zero-shot.toml")),
-    ("finetune", include_str!("../methods/finetune.toml")),
-    ("gnsp", include_str!("../methods/gnsp.toml")),
-    ("gnsp-update", include_str!("../methods/gnsp-update.toml")),
-    ("cd", include_str!("../methods/cd.toml")),
-    ("map", include_str!("../methods/map.toml")),
-    ("cd-map", include_str!("../methods/cd-map.toml")),
-    ("null-space", include_str!("../methods/null-space.toml")),
+const BUILT_IN: &[(&str, &str)] = built_in![
+    "zero-shot",
+    "finetune",
+    "finetune-per-task",
+    "joint",
+    "wc",
+    "ewc",
+    "we",
+    "we-wise",
+    "wise-ft",
+    "lwf",
+    "lwf-vr",
+    "icarl",
+    "er",
+    "zscl",
+    "zscl-star",
+    "zscl-minus",
+    "zscl-minus-wc",
+    "zscl-wise",
+    "zscl-wc-wise",
+    "gift",
+    "gnsp",
+    "gnsp-update",
+    "cd",
+    "map",
+    "cd-map",
+    "null-space",
+    "gpm",
+    "adam-nscl",
+    "lora",
+    "lora-per-task",
+    "moe-adapters",
+    "rail-primal",
+    "rail-dual",
 ];
 
 /// Everything that defines a method. The defaults are GNSP's published values
@@ -28,8 +67,19 @@ pub struct Method {
     pub about: String,
     /// Whether anything is trained; `false` only evaluates.
     pub trains: bool,
+    /// Where a task starts: from what the task before left, or from the pretrained model.
+    pub start: Start,
+    /// A model of its own for each task, chosen at evaluation by the task, which is given: the columns of
+    /// earlier tasks keep their accuracies, those of later ones are the pretrained model's.
+    pub per_task: bool,
+    /// All tasks are trained at once, each image among the classes of its own task: the upper bound of
+    /// multi-task learning. A run has one stage, whose accuracies stand in every row.
+    pub joint: bool,
     /// Optimizer updates per task.
     pub steps: usize,
+    /// Updates over which the learning rate falls to zero, if fewer than are made. ZSCL makes one update more
+    /// than its schedule has (ZSCL `mtil/src/models/finetune.py`: 1000 iterations, 1001 updates).
+    pub schedule_steps: Option<usize>,
     /// Images per update.
     pub batch: usize,
     /// Peak learning rate on the first task.
@@ -56,116 +106,42 @@ pub struct Method {
     pub reference_batch: usize,
     /// Reference pairs used in a run, drawn anew for each task; all when larger than the set.
     pub reference_pairs: usize,
-    /// AdamW.
+    /// Settings of AdamW.
     pub adamw: AdamW,
+    /// Which optimizer.
+    pub optimizer: OptimizerKind,
     /// Random crop of training images: smallest share of the area.
     pub crop_scale: f64,
     /// What is projected, if anything.
     pub projection: Option<Projection>,
+    /// Distillation against fixed texts, as ZSCL and LwF do it.
+    pub distill: Option<Distill>,
+    /// A penalty on the distance of the weights from earlier ones.
+    pub anchor: Option<Anchor>,
+    /// An average of the weights along the way, which is what a task ends with.
+    pub average: Option<Average>,
+    /// Interpolation with the weights before the task, once it is trained.
+    pub merge: Option<Merge>,
+    /// Images of earlier tasks that are kept.
+    pub rehearsal: Option<Rehearsal>,
+    /// Low-rank adapters instead of the weights themselves.
+    pub lora: Option<Lora>,
+    /// Mixtures of adapters beside every block.
+    pub experts: Option<Experts>,
+    /// Ridge regression on the features of the pretrained towers, which do not change.
+    pub analytic: Option<Analytic>,
+    /// Settings of single tasks, by their names.
+    pub task: BTreeMap<String, TaskSettings>,
 }
 
-/// Whose features the distillation compares with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Teacher {
-    /// The pretrained model, for all tasks.
-    Pretrained,
-    /// The model at the start of the task.
-    Previous,
-}
-
-/// Settings of AdamW (Loshchilov and Hutter 2019).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What a method sets differently for one task.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct AdamW {
-    /// Decay of the first moment.
-    pub beta_1: f32,
-    /// Decay of the second moment.
-    pub beta_2: f32,
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// Decoupled weight decay.
-    pub weight_decay: f32,
-}
-
-impl Default for AdamW {
-    fn default() -> Self {
-        Self {
-            beta_1: 0.9,
-            beta_2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-        }
-    }
-}
-
-/// Null-space projection of the later tasks' updates.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Projection {
-    /// What is projected: the gradient (as published) or the optimizer's update.
-    pub site: Site,
-    /// How many directions are protected.
-    pub rank: RankRule,
-    /// How strongly they are protected: `"hard"`, or softer where the spectrum is weaker.
-    pub strength: Strength,
-    /// How the tasks are joined.
-    pub history: History,
-    /// What finds the directions.
-    pub solver: Solver,
-    /// Images per batch of the Gram pass.
-    pub gram_batch: usize,
-    /// Batches of the Gram pass; all of the training set when absent.
-    pub gram_batches: Option<usize>,
-    /// Whether each Gram batch is divided by its Frobenius norm
-    /// (GNSP `src/models/get_data_matrix.py:86-92`).
-    pub gram_batch_norm: bool,
-    /// Images of the Gram pass are prepared as for training (the reference) or for evaluation.
-    pub gram_train_transform: bool,
-    /// The last block's Gram holds all tokens (the reference), or the class token only, which is
-    /// all that reaches the output.
-    pub gram_all_tokens: bool,
-    /// Divide the history of `visual.proj` by its norm before adding a task (the reference,
-    /// GNSP `src/models/get_data_matrix.py:98-108`).
-    pub renormalize_proj: bool,
-}
-
-impl Projection {
-    /// The choices of the optimizer crate.
-    pub fn policy(&self) -> Policy {
-        Policy {
-            site: self.site,
-            rank: self.rank,
-            strength: self.strength,
-            history: self.history,
-            batch_norm: if self.gram_batch_norm {
-                BatchNorm::Frobenius
-            } else {
-                BatchNorm::None
-            },
-            task_norm: TaskNorm::Frobenius,
-            normalize: false,
-            solver: self.solver,
-        }
-    }
-}
-
-impl Default for Projection {
-    fn default() -> Self {
-        Self {
-            site: Site::Gradient,
-            rank: RankRule::TailShare(0.15),
-            strength: Strength::Hard,
-            history: History::Sum,
-            solver: Solver::Auto,
-            gram_batch: 16,
-            gram_batches: None,
-            gram_batch_norm: true,
-            gram_train_transform: true,
-            gram_all_tokens: true,
-            renormalize_proj: true,
-        }
-    }
+pub struct TaskSettings {
+    /// Peak learning rate.
+    pub lr: Option<f64>,
+    /// Updates.
+    pub steps: Option<usize>,
 }
 
 impl Default for Method {
@@ -174,7 +150,11 @@ impl Default for Method {
             name: String::new(),
             about: String::new(),
             trains: true,
+            start: Start::Previous,
+            per_task: false,
+            joint: false,
             steps: 1000,
+            schedule_steps: None,
             batch: 64,
             lr: 1e-5,
             lr_later: None,
@@ -189,8 +169,18 @@ impl Default for Method {
             reference_batch: 64,
             reference_pairs: 1000,
             adamw: AdamW::default(),
+            optimizer: OptimizerKind::AdamW,
             crop_scale: 0.9,
             projection: None,
+            distill: None,
+            anchor: None,
+            average: None,
+            merge: None,
+            rehearsal: None,
+            lora: None,
+            experts: None,
+            analytic: None,
+            task: BTreeMap::new(),
         }
     }
 }
@@ -317,6 +307,7 @@ impl Method {
                 return Err(format!("`{key}` is out of range: {value}"));
             }
         }
+        self.check_mechanisms()?;
         if let Some(projection) = &self.projection {
             let policy = projection.policy();
             policy.check().map_err(|e| format!("`projection`: {e}"))?;
@@ -328,19 +319,54 @@ impl Method {
         Ok(())
     }
 
-    /// Peak learning rate on task `task`.
-    pub fn lr_of(&self, task: usize) -> f64 {
-        if task == 0 {
-            self.lr
-        } else {
-            self.lr_later.unwrap_or(self.lr)
-        }
+    /// Peak learning rate on task `index`, called `name`.
+    pub fn lr_of(&self, index: usize, name: &str) -> f64 {
+        let own = self.task.get(name).and_then(|t| t.lr);
+        own.unwrap_or(match self.lr_later {
+            Some(later) if index > 0 => later,
+            _ => self.lr,
+        })
     }
 
-    /// Learning rate of update `step` (from 0) on task `task`: linear warm-up, then a cosine
-    /// towards zero (GNSP `src/utils.py:17-32`).
-    pub fn lr_at(&self, task: usize, step: usize) -> f64 {
-        self.lr_of(task) * schedule(step, self.steps, self.warmup)
+    /// Updates on the task called `name`.
+    pub fn steps_of(&self, name: &str) -> usize {
+        let own = self.task.get(name).and_then(|t| t.steps);
+        own.unwrap_or(self.steps)
+    }
+
+    /// Learning rate of update `step` (from 0) on task `index`, called `name`: linear warm-up, then a
+    /// cosine towards zero (GNSP `src/utils.py:17-32`).
+    pub fn lr_at(&self, index: usize, name: &str, step: usize) -> f64 {
+        let steps = self.steps_of(name);
+        let steps = self.schedule_steps.map_or(steps, |s| s.min(steps));
+        self.lr_of(index, name) * schedule(step, steps, self.warmup)
+    }
+
+    /// Whether the pretrained weights are needed after the first task has begun.
+    pub fn needs_pretrained(&self) -> bool {
+        let teaches =
+            (self.cd > 0.0 || self.distill.is_some()) && self.teacher == Teacher::Pretrained;
+        let merges = self
+            .merge
+            .as_ref()
+            .is_some_and(|m| m.with == Start::Pretrained);
+        teaches || merges || self.per_task || self.start == Start::Pretrained
+    }
+
+    /// Whether the weights at the start of a task are needed until its end.
+    pub fn needs_start(&self) -> bool {
+        let teaches =
+            (self.cd > 0.0 || self.distill.is_some()) && self.teacher == Teacher::Previous;
+        let merges = self
+            .merge
+            .as_ref()
+            .is_some_and(|m| m.with == Start::Previous);
+        let anchored = self
+            .anchor
+            .as_ref()
+            .is_some_and(|a| a.kind != AnchorKind::Fisher);
+        let averaged = self.average.as_ref().is_some_and(|a| a.alpha < 1.0);
+        teaches || merges || anchored || averaged
     }
 }
 
@@ -367,6 +393,8 @@ fn merge(into: &mut toml::Table, from: toml::Table) {
 
 #[cfg(test)]
 mod tests {
+    use gnsp_optimizer::{RankRule, Site};
+
     use super::*;
 
     #[test]

@@ -1,0 +1,185 @@
+//! `eval`: a model on a suite, with nothing trained.
+
+use std::fs;
+
+use color_eyre::eyre::{Result, WrapErr};
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use super::{args::EvalArgs, checkpoint::load_model};
+use crate::{
+    batch::Images,
+    device,
+    eval::{ColumnDetails, Evaluation, Evaluator, HeadCache, encode_images},
+    files::write_atomically,
+    measures::{
+        Matrix,
+        probe::{Probe, ProbeOptions},
+    },
+    suite::{LabelledImages, Suite},
+};
+
+/// `eval`.
+pub fn eval(args: &EvalArgs) -> Result<()> {
+    let device = device::parse(&args.device)?;
+    let selected = args.selection.load(args.quick, 42)?;
+    let suite = &selected.suite;
+    let model = load_model(&args.model, &args.hints, &device)?;
+    let mut images = Images::new(model.clip.preprocess.clone(), 1.0, args.skip_bad_images);
+    if let Some(folder) = &args.cache {
+        images = images.with_cache(folder);
+    }
+    let options = args.evaluation.options();
+    let evaluator = Evaluator {
+        checkpoint: &model.clip,
+        suite,
+        options: &options,
+        images: &images,
+        seed: 42,
+    };
+    let bar = ProgressBar::new(suite.tasks.len() as u64);
+    let (evaluation, details) = evaluator.evaluate(
+        &model.clip.model,
+        None,
+        None,
+        &mut HeadCache::default(),
+        &mut |done, _| bar.set_position(done as u64),
+    )?;
+    bar.finish_and_clear();
+    let probes = if args.probe {
+        let bar = ProgressBar::new(suite.tasks.len() as u64);
+        let probes = probes(suite, &model.clip.model, &images, &bar)?;
+        bar.finish_and_clear();
+        Some(probes)
+    } else {
+        None
+    };
+    print(suite, &evaluation, &details, probes.as_deref());
+    for note in options.notes() {
+        eprintln!("note: {note}");
+    }
+    for name in images.skipped() {
+        eprintln!("left out: {name}");
+    }
+    if let Some(out) = &args.out {
+        fs::create_dir_all(out).wrap_err_with(|| format!("cannot create {}", out.display()))?;
+        let path = out.join("evaluation.json");
+        let text = serde_json::to_string_pretty(&as_json(
+            suite,
+            &evaluation,
+            &details,
+            probes.as_deref(),
+        ))?;
+        write_atomically(&path, text.as_bytes())
+            .wrap_err_with(|| format!("cannot write {}", path.display()))?;
+        for (column, details) in details.iter().enumerate() {
+            let path = out.join(format!("confusion-{column:02}.csv"));
+            write_atomically(&path, details.confusion_csv.as_bytes())
+                .wrap_err_with(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    if args.json {
+        let all = as_json(suite, &evaluation, &details, probes.as_deref());
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    }
+    Ok(())
+}
+
+/// Accuracy in % of a linear classifier on the image features of each task, and the strength of its penalty (`C` of scikit-learn).
+fn probes(
+    suite: &Suite,
+    model: &clip_model::ClipModel,
+    images: &Images,
+    bar: &ProgressBar,
+) -> Result<Vec<(f64, f64)>> {
+    let mut probes = Vec::new();
+    for task in &suite.tasks {
+        let encode = |half: &LabelledImages| -> Result<_> {
+            let all: Vec<usize> = (0..half.labels.len()).collect();
+            let features = encode_images(model, None, half.images.as_ref(), &all, images)?;
+            let labels: Vec<usize> = features.indices.iter().map(|i| half.labels[*i]).collect();
+            Ok((features, labels))
+        };
+        let (train, labels) = encode(&task.train)?;
+        let (test, expected) = encode(&task.test)?;
+        let rows = Matrix::new("training features", &train.rows, labels.len(), train.width)?;
+        let probe = Probe::fit(
+            rows,
+            &labels,
+            task.class_names.len(),
+            &ProbeOptions::default(),
+        )
+        .wrap_err_with(|| format!("task `{}`", task.name))?;
+        let rows = Matrix::new("test features", &test.rows, expected.len(), test.width)?;
+        probes.push((probe.accuracy(rows, &expected)?, probe.c()));
+        bar.inc(1);
+    }
+    Ok(probes)
+}
+
+fn print(
+    suite: &Suite,
+    evaluation: &Evaluation,
+    details: &[ColumnDetails],
+    probes: Option<&[(f64, f64)]>,
+) {
+    for (column, task) in suite.tasks.iter().enumerate() {
+        let mut line = format!("{:16} {:6.2} %", task.name, evaluation.accuracies[column]);
+        if let Some(without) = &evaluation.without_identity {
+            line += &format!("   among all classes {:6.2} %", without[column]);
+        }
+        if let Some(probes) = probes {
+            let (accuracy, c) = probes[column];
+            line += &format!("   linear probe {accuracy:6.2} % (C {c:.3})");
+        }
+        if let Some(details) = details.get(column) {
+            line += &format!("   calibration error {:.3}", details.calibration.ece);
+            if let Some(mean) = details.mean_per_class {
+                line += &format!(", mean over classes {mean:.2} %");
+            }
+        }
+        eprintln!("{line}");
+    }
+    let mean = evaluation.accuracies.iter().sum::<f64>() / evaluation.accuracies.len() as f64;
+    eprintln!("{:16} {mean:6.2} %", "mean");
+    eprintln!("modality gap {:.4}", evaluation.modality_gap);
+    if let Some(geometry) = &evaluation.geometry {
+        let show = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.3}"));
+        eprintln!(
+            "alignment {:.3}, uniformity of images {} and texts {}, mean logit of matching pairs {:.2}, of others {}",
+            geometry.alignment,
+            show(geometry.image_uniformity),
+            show(geometry.text_uniformity),
+            geometry.logits.positive,
+            show(geometry.logits.negative),
+        );
+    }
+    let recall = |name: &str, r: &crate::metrics::Retrieval| {
+        let (i, t) = (&r.image_to_text, &r.text_to_image);
+        eprintln!(
+            "retrieval on {name}: image to text {:.1} / {:.1} / {:.1}, text to image {:.1} / {:.1} / {:.1} (recall at 1, 5, 10)",
+            i.r1, i.r5, i.r10, t.r1, t.r5, t.r10
+        );
+    };
+    recall("the held-out pairs", &evaluation.retrieval);
+    for (name, summary) in &evaluation.caption_sets {
+        recall(name, &summary.recall);
+    }
+}
+
+fn as_json(
+    suite: &Suite,
+    evaluation: &Evaluation,
+    details: &[ColumnDetails],
+    probes: Option<&[(f64, f64)]>,
+) -> serde_json::Value {
+    let tasks: Vec<&String> = suite.tasks.iter().map(|t| &t.name).collect();
+    let probes = probes.map(|p| {
+        p.iter()
+            .map(|(a, c)| json!({"accuracy": a, "c": c}))
+            .collect::<Vec<_>>()
+    });
+    json!({
+        "suite": suite.name, "tasks": tasks, "evaluation": evaluation, "details": details, "linear_probe": probes,
+    })
+}

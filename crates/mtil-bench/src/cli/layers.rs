@@ -1,0 +1,196 @@
+//! `layers`: what protecting only some layers costs and brings.
+//!
+//! Only what is protected trains after the first task, as in GNSP, so fewer layers mean a smaller memory and a cheaper update, and less
+//! that can be learned.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use color_eyre::eyre::{Result, WrapErr, bail, eyre};
+
+use super::{
+    args::LayersArgs,
+    checkpoint::load_model,
+    run::{Common, Job, QUICK, execute, load_method, stop_on_interrupt},
+};
+use crate::{
+    device, eval::EvalOptions, files::write_atomically, metrics::MetricsFile, report,
+    run::RunOptions,
+};
+
+/// A choice of layers.
+struct Choice {
+    name: &'static str,
+    about: String,
+    /// Regular expressions of the parameters.
+    patterns: Vec<String>,
+}
+
+/// The choices for an image tower of `blocks` blocks.
+fn choices(blocks: usize) -> Vec<Choice> {
+    let mlp = |from: usize, parts: &str| {
+        let numbers: Vec<String> = (from..blocks).map(|b| b.to_string()).collect();
+        format!(
+            r"^visual\.blocks\.({})\.mlp\.({parts})\.weight$",
+            numbers.join("|")
+        )
+    };
+    let proj = r"^visual\.proj$".to_owned();
+    let both = "c_fc|c_proj";
+    let choice = |name, about: &str, patterns| Choice {
+        name,
+        about: about.to_owned(),
+        patterns,
+    };
+    let mut choices = vec![choice(
+        "all",
+        "both maps of every MLP, and the projection (published)",
+        vec![mlp(0, both), proj.clone()],
+    )];
+    let mut from = blocks / 2;
+    for (name, part) in [("last-half", "half"), ("last-quarter", "quarter")] {
+        if from > 0 && from < blocks {
+            let about = format!("of the last {part} of the blocks, and the projection");
+            choices.push(choice(name, &about, vec![mlp(from, both), proj.clone()]));
+        }
+        from += (blocks - from) / 2;
+    }
+    choices.extend([
+        choice(
+            "first-maps",
+            "only the first map of every MLP",
+            vec![mlp(0, "c_fc")],
+        ),
+        choice(
+            "second-maps",
+            "only the second map of every MLP",
+            vec![mlp(0, "c_proj")],
+        ),
+        choice(
+            "projection",
+            "only the projection to the joint space",
+            vec![proj],
+        ),
+    ]);
+    choices
+}
+
+/// `layers`.
+pub fn layers(args: &LayersArgs) -> Result<()> {
+    let device = device::parse(&args.device)?;
+    let selected = args.selection.load(args.quick, args.seed)?;
+    let model = load_model(&args.model, &args.hints, &device)?;
+    let common = Common {
+        model: &model,
+        device: &args.device,
+        evaluation: EvalOptions::default(),
+        guard: Vec::new(),
+        skip_bad_images: false,
+    };
+    let mut overrides = Vec::new();
+    if args.quick {
+        overrides.extend(QUICK.map(str::to_owned));
+    }
+    overrides.extend(args.set.iter().cloned());
+    let suite = Arc::new(selected.suite.clone());
+    let choices = choices(model.clip.config.vision.num_hidden_layers);
+    let mut jobs = Vec::new();
+    for choice in &choices {
+        let mut method = load_method(&args.method, &selected, &overrides)?;
+        if method.projection.is_none() {
+            bail!(
+                "method `{}` protects no layer; take one with a [projection], such as gnsp",
+                method.name
+            );
+        }
+        method.trainable_later.clone_from(&choice.patterns);
+        method.name = format!("{} {}", method.name, choice.name);
+        jobs.push(common.job(
+            &args.out,
+            choice.name,
+            args.seed,
+            &selected,
+            suite.clone(),
+            method,
+        ));
+    }
+    fs::create_dir_all(&args.out)
+        .wrap_err_with(|| format!("cannot create {}; choose another --out", args.out.display()))?;
+    let stop = stop_on_interrupt()?;
+    let options = RunOptions {
+        checkpoints: false,
+        ..RunOptions::default()
+    };
+    let done = execute(&jobs, &model, &device, &options, &stop)?;
+    let folders: Vec<PathBuf> = jobs
+        .iter()
+        .map(|j| j.folder.clone())
+        .filter(|f| f.exists())
+        .collect();
+    report::write_report(&folders, &args.out.join("report.html"))?;
+    if done.is_none() {
+        return Err(eyre!("stopped; the same command goes on from here"));
+    }
+    let table = table(&choices, &jobs)?;
+    println!("{table}");
+    let path = args.out.join("layers.md");
+    write_atomically(&path, table.as_bytes())
+        .wrap_err_with(|| format!("cannot write {}", path.display()))?;
+    eprintln!("table: {}", path.display());
+    Ok(())
+}
+
+/// The table as Markdown.
+fn table(choices: &[Choice], jobs: &[Job]) -> Result<String> {
+    let mut text = "| layers | what | Transfer | Average | Last | forgetting | trained values | kept between tasks | seconds |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n".to_owned();
+    for (choice, job) in choices.iter().zip(jobs) {
+        let metrics = MetricsFile::load(&job.folder.join(MetricsFile::NAME))?;
+        let show = |value: Option<f64>| value.map_or("—".to_owned(), |v| format!("{v:.1}"));
+        let count = |value: Option<u64>| value.map_or("—".to_owned(), |v| v.to_string());
+        let bytes = metrics
+            .bytes_kept
+            .map_or("—".to_owned(), |b| format!("{:.2} MB", b as f64 / 1e6));
+        text += &format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            choice.name,
+            choice.about,
+            show(metrics.transfer),
+            show(metrics.average),
+            show(metrics.last),
+            show(metrics.forgetting),
+            count(metrics.trainable_parameters),
+            bytes,
+            show(metrics.wall_seconds),
+        );
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_tower_are_cut_where_they_say() {
+        let twelve = choices(12);
+        let names: Vec<_> = twelve.iter().map(|c| c.name).collect();
+        assert_eq!(
+            names,
+            [
+                "all",
+                "last-half",
+                "last-quarter",
+                "first-maps",
+                "second-maps",
+                "projection"
+            ]
+        );
+        let half = &twelve[1].patterns[0];
+        assert!(
+            half.contains("(6|7|8|9|10|11)") && !half.contains("|5|"),
+            "{half}"
+        );
+        assert!(twelve[2].patterns[0].contains("(9|10|11)"));
+        // A tower of one block has no half.
+        assert_eq!(choices(1).len(), 4);
+    }
+}

@@ -1,0 +1,243 @@
+//! `reproduce`: all runs of a table, beside what was published.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use color_eyre::eyre::{Result, WrapErr, bail, eyre};
+
+use super::{
+    args::{ReproduceArgs, Selection},
+    checkpoint::{EMBEDDED, load_model},
+    planning::plan,
+    run::{Common, Job, QUICK, execute, load_method, stop_on_interrupt},
+};
+use crate::{
+    data::nearest,
+    datasets::mtil,
+    device,
+    eval::EvalOptions,
+    files::write_atomically,
+    metrics::MatrixFile,
+    report,
+    reproduce::{Orders, OurProtocol, OurRun, Ours, TableSpec, compare, spec, tables},
+    run::RunOptions,
+};
+
+/// `reproduce`.
+pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
+    let Some(name) = &args.table else {
+        for table in tables() {
+            println!(
+                "{:8} {} ({} methods)",
+                table.name,
+                table.about,
+                table.methods.len()
+            );
+        }
+        return Ok(());
+    };
+    let Some(table) = spec(name) else {
+        let near = nearest(name, tables().iter().map(|t| t.name));
+        let names: Vec<_> = tables().iter().map(|t| t.name).collect();
+        bail!(
+            "there is no table `{name}`{}; there are {}",
+            near.map_or(String::new(), |n| format!("; did you mean `{n}`?")),
+            names.join(", ")
+        );
+    };
+    let device = device::parse(&args.device)?;
+    let of_mtil = mtil::SUITES.contains(&table.suite);
+    let model = match (&args.model, of_mtil) {
+        (Some(model), _) => model.as_str(),
+        (None, false) => EMBEDDED,
+        (None, true) => {
+            bail!("{name} needs --model: the published runs start from openai/ViT-B-16")
+        }
+    };
+    let methods = chosen(table, &args.methods)?;
+    let model = load_model(model, &args.hints, &device)?;
+    let out = args.out.clone().unwrap_or_else(|| {
+        PathBuf::from("runs").join(match args.quick {
+            true => format!("{name}-quick"),
+            false => name.clone(),
+        })
+    });
+    let seeds = match args.seeds.as_slice() {
+        [] => table.seeds.to_vec(),
+        seeds => seeds.to_vec(),
+    };
+    let (jobs, tasks) = jobs(args, table, &methods, &seeds, &model, &out)?;
+    if args.plan {
+        return plan(&jobs, &model.clip, &device, false);
+    }
+    fs::create_dir_all(&out)
+        .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
+    let stop = stop_on_interrupt()?;
+    let options = RunOptions {
+        checkpoints: false,
+        cache: args.cache.clone(),
+        ..RunOptions::default()
+    };
+    let done = execute(&jobs, &model, &device, &options, &stop)?;
+    let folders: Vec<PathBuf> = jobs
+        .iter()
+        .map(|job| job.folder.clone())
+        .filter(|f| f.exists())
+        .collect();
+    let page = out.join("report.html");
+    report::write_report(&folders, &page)?;
+    if done.is_none() {
+        return Err(eyre!("stopped; the same command goes on from here"));
+    }
+    let protocol = protocol(args, &jobs, &model.name, of_mtil, &seeds);
+    let comparison = compare(
+        table,
+        &Ours {
+            tasks,
+            protocol,
+            runs: our_runs(&jobs)?,
+        },
+    )?;
+    for (file, text) in [
+        ("table.txt", comparison.to_text()),
+        ("table.md", comparison.to_markdown()),
+        ("table.csv", comparison.to_csv()),
+    ] {
+        let path = out.join(file);
+        write_atomically(&path, text.as_bytes())
+            .wrap_err_with(|| format!("cannot write {}", path.display()))?;
+    }
+    if args.markdown {
+        println!("{}", comparison.to_markdown());
+    } else {
+        println!("{}", comparison.to_text());
+    }
+    if args.quick {
+        eprintln!("note: --quick makes few updates on few images; these numbers mean nothing");
+    }
+    eprintln!(
+        "report: {}, table: {}",
+        page.display(),
+        out.join("table.md").display()
+    );
+    Ok(())
+}
+
+fn chosen(table: &TableSpec, wanted: &[String]) -> Result<Vec<&'static str>> {
+    if wanted.is_empty() {
+        return Ok(table.methods.to_vec());
+    }
+    wanted
+        .iter()
+        .map(|name| {
+            let found = table.methods.iter().copied().find(|m| m == name);
+            found.ok_or_else(|| {
+                let near = nearest(name, table.methods.iter().copied());
+                eyre!(
+                    "method `{name}` is not in {}{}; its methods are {}",
+                    table.name,
+                    near.map_or(String::new(), |n| format!("; did you mean `{n}`?")),
+                    table.methods.join(", ")
+                )
+            })
+        })
+        .collect()
+}
+
+/// The runs, and the tasks in the suite's own order.
+fn jobs(
+    args: &ReproduceArgs,
+    table: &TableSpec,
+    methods: &[&str],
+    seeds: &[u64],
+    model: &super::checkpoint::Loaded,
+    out: &std::path::Path,
+) -> Result<(Vec<Job>, Vec<String>)> {
+    let common = Common {
+        model,
+        device: &args.device,
+        evaluation: EvalOptions::default(),
+        guard: Vec::new(),
+        skip_bad_images: false,
+    };
+    let selection = |shift: usize| Selection {
+        data: args.data.clone(),
+        sun397_order: args.sun397_order.clone(),
+        any_size: args.any_size,
+        shift,
+        ..Selection::named(table.suite)
+    };
+    let mut overrides = Vec::new();
+    if args.quick {
+        overrides.extend(QUICK.map(str::to_owned));
+    }
+    overrides.extend(args.set.iter().cloned());
+    let first = selection(0).load(args.quick, 42)?;
+    let tasks: Vec<String> = first.suite.tasks.iter().map(|t| t.name.clone()).collect();
+    let mut jobs = Vec::new();
+    for (shift, _) in table.orders.of(tasks.len()).iter().enumerate() {
+        let selected = selection(shift).load(args.quick, 42)?;
+        let suite = Arc::new(selected.suite.clone());
+        for seed in seeds {
+            for name in methods {
+                let method = load_method(name, &selected, &overrides)?;
+                let folder = match table.orders {
+                    Orders::AsGiven => format!("{name}-seed-{seed}"),
+                    Orders::CyclicShifts => format!("{name}-seed-{seed}-shift-{shift}"),
+                };
+                jobs.push(common.job(out, &folder, *seed, &selected, suite.clone(), method));
+            }
+        }
+    }
+    Ok((jobs, tasks))
+}
+
+fn our_runs(jobs: &[Job]) -> Result<Vec<OurRun>> {
+    jobs.iter()
+        .map(|job| {
+            let path = job.folder.join(MatrixFile::NAME);
+            let matrix = MatrixFile::load(&path)?;
+            let accuracy = matrix.accuracy()?;
+            Ok(OurRun {
+                method: job.request.method.name.clone(),
+                seed: job.request.seed,
+                trains: job.request.method.trains,
+                matrix: accuracy,
+            })
+        })
+        .collect()
+}
+
+fn protocol(
+    args: &ReproduceArgs,
+    jobs: &[Job],
+    model: &str,
+    of_mtil: bool,
+    seeds: &[u64],
+) -> OurProtocol {
+    let steps: std::collections::BTreeSet<usize> =
+        jobs.iter().map(|j| j.request.method.steps).collect();
+    let words = |set: Vec<String>| set.join(", ");
+    OurProtocol {
+        // The rule of prompts is GNSP's, which evaluates learned tasks with one template.
+        family: None,
+        splits: if !of_mtil {
+            "of the embedded suite".to_owned()
+        } else {
+            let sun = match &args.sun397_order {
+                Some(path) => format!("SUN397 in the order of {}", path.display()),
+                None => "SUN397 sorted by path".to_owned(),
+            };
+            format!("torchvision, 80/20 with seed 42 where it has none; {sun}")
+        },
+        prompts: "all templates for tasks not learned before the stage, the first one for the others (GNSP)".to_owned(),
+        model: model.to_owned(),
+        reference: if of_mtil {
+            "ImageNet, or Conceptual Captions where there is none".to_owned()
+        } else {
+            "of the embedded suite".to_owned()
+        },
+        steps: words(steps.iter().map(ToString::to_string).collect()),
+        seeds: words(seeds.iter().map(ToString::to_string).collect()),
+        commit: format!("version {}", env!("CARGO_PKG_VERSION")),
+    }
+}

@@ -1,0 +1,192 @@
+//! What `--suite`, `--data` and their companions mean.
+
+use std::path::Path;
+
+use color_eyre::eyre::{Result, WrapErr, bail, eyre};
+
+use super::args::{Selection, SplitName};
+use crate::{
+    data::CaptionFolder,
+    datasets::{
+        Counts, DatasetOptions, Protocol, ReferenceSource, Sun397Order,
+        captions::{caption_lines, caption_table},
+        mtil,
+        store::Store,
+        transform::{few_shot_suite, rotate, select},
+    },
+    mini::{self, MiniSizes, conflict_suite, parse_conflict},
+    suite::{CaptionedImages, Suite},
+};
+
+/// Sizes of the mini world's suites with `--quick`.
+const QUICK: MiniSizes = MiniSizes {
+    train_per_task: 160,
+    test_per_task: 80,
+    reference: 128,
+    held_out: 100,
+};
+
+/// A suite, and under which name methods keep settings for it.
+pub struct Selected {
+    /// The suite.
+    pub suite: Suite,
+    /// All its tasks, before some were selected.
+    pub all_tasks: Vec<String>,
+    /// The name in a method's tables `[on.NAME]`.
+    pub settings: String,
+    /// What was selected, in words, for the name of the suite.
+    pub selection: String,
+}
+
+impl SplitName {
+    /// As the library has it.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Self::Zscl => Protocol::Zscl,
+            Self::Coop => Protocol::CoOp,
+        }
+    }
+}
+
+impl Selection {
+    /// A suite by its name, with nothing selected.
+    pub fn named(suite: &str) -> Self {
+        Self {
+            suite: suite.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// How the datasets of MTIL are opened.
+    pub fn dataset_options(&self) -> DatasetOptions {
+        DatasetOptions {
+            protocol: self.splits.protocol(),
+            counts: if self.any_size {
+                Counts::Any
+            } else {
+                Counts::Exact
+            },
+            sun397_order: match &self.sun397_order {
+                Some(path) => Sun397Order::IndexList(path.clone()),
+                None => Sun397Order::Sorted,
+            },
+            reference: match &self.reference {
+                Some(_) => ReferenceSource::None,
+                None => ReferenceSource::Found,
+            },
+            ..DatasetOptions::default()
+        }
+    }
+
+    /// Opens the suite and selects from it; the images of few shots are drawn by `seed`. With `quick` the mini world is small.
+    pub fn load(&self, quick: bool, seed: u64) -> Result<Selected> {
+        let (mut suite, settings) = self.open(quick)?;
+        if let Some(path) = &self.reference {
+            suite.reference = reference(path)?;
+            suite.extras.published_draws = false;
+        }
+        if let Some(path) = &self.texts {
+            suite.extras.texts = caption_lines(path)?;
+        }
+        let all_tasks = suite.tasks.iter().map(|t| t.name.clone()).collect();
+        let mut selection = Vec::new();
+        if self.shift > 0 {
+            if self.shift >= suite.tasks.len() {
+                bail!(
+                    "--shift {} passes over all {} tasks of `{}`: give at most {}",
+                    self.shift,
+                    suite.tasks.len(),
+                    suite.name,
+                    suite.tasks.len() - 1
+                );
+            }
+            suite = rotate(&suite, self.shift);
+            selection.push(format!("from task {}", self.shift + 1));
+        }
+        if !self.tasks.is_empty() {
+            suite = select(&suite, &self.tasks)?;
+            selection.push(self.tasks.join("+"));
+        }
+        if let Some(shots) = self.shots {
+            suite = few_shot_suite(&suite, shots, seed)?;
+            selection.push(format!("{shots} shots"));
+        }
+        if self.splits == SplitName::Coop {
+            selection.push("CoOp splits".to_owned());
+        }
+        suite.check()?;
+        Ok(Selected {
+            suite,
+            all_tasks,
+            settings,
+            selection: selection.join(", "),
+        })
+    }
+
+    fn open(&self, quick: bool) -> Result<(Suite, String)> {
+        let name = self.suite.as_str();
+        let sizes = if quick { QUICK } else { MiniSizes::default() };
+        if let Some(conflict) = parse_conflict(name) {
+            let (kind, dial) = conflict?;
+            let suite = conflict_suite(kind, dial, mini::SUITE_SEED, sizes)?;
+            return Ok((suite, "mini".to_owned()));
+        }
+        if mtil::SUITES.contains(&name) {
+            let Some(data) = &self.data else {
+                return Err(eyre!(
+                    "`{name}` needs --data DIR, the folder that holds its datasets; `mtil-bench suite check --data DIR` says what is there and where to get the rest"
+                ));
+            };
+            let options = self.dataset_options();
+            let loaded = mtil::suite(name, data, &options)?;
+            let mut suite = loaded.suite;
+            suite.extras.retrieval = loaded.retrieval;
+            suite.extras.published_draws = true;
+            return Ok((suite, name.to_owned()));
+        }
+        if name == "mini" {
+            return Ok((mini::suite(mini::SUITE_SEED, sizes), name.to_owned()));
+        }
+        let suite = Suite::load(name)?;
+        let settings = suite.name.clone();
+        Ok((suite, settings))
+    }
+}
+
+/// Pairs of a folder with a table of captions, or of such a table.
+fn reference(path: &Path) -> Result<CaptionedImages> {
+    let tables = ["captions.csv", "captions.tsv"];
+    if path.is_dir() {
+        let Some(table) = tables.iter().find(|t| path.join(t).is_file()) else {
+            bail!(
+                "{} has no captions.csv or captions.tsv: a table with a column `file` and a column `caption`",
+                path.display()
+            );
+        };
+        let (images, captions) = CaptionFolder::from_table(path, table)
+            .wrap_err("--reference")?
+            .into_parts();
+        return Ok(CaptionedImages { images, captions });
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let Some(name) = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .filter(|_| path.is_file())
+    else {
+        bail!(
+            "--reference {}: there is no such folder or file",
+            path.display()
+        );
+    };
+    let store = Store::open(folder.unwrap_or(Path::new(".")), &[])?;
+    let table = caption_table(&store, name)?;
+    if table.missing > 0 {
+        eprintln!(
+            "note: {} rows of {} are left out because their images are not there",
+            table.missing,
+            path.display()
+        );
+    }
+    Ok(table.pairs)
+}

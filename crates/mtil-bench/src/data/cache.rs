@@ -1,0 +1,700 @@
+//! Prepared images on disk, so that a set that is evaluated again and again is decoded once.
+//!
+//! Only what is the same every time is kept: the 8-bit squares of the evaluation transform. The random crops of training are
+//! resized from the original pixels, which nothing smaller than the originals would give exactly, so they are never cached.
+//!
+//! One file for a data set and a transform, all numbers little-endian:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 8 | `MTILPIX` and a zero |
+//! | 4 | version of the format, [`VERSION`] |
+//! | 4 | length of the key |
+//! | 8 | number of images |
+//! | 4 | side of the squares |
+//! | 4 | CRC-32 of the bytes before this and of the key |
+//! | length of the key | UTF-8: the data set's fingerprint, the side and the transform |
+//! | up to a multiple of 4096 | zeros |
+//! | 4 for each image | 0 while the image is absent, else the CRC-32 of its number (8 bytes) and its pixels (1 instead of 0) |
+//! | up to a multiple of 4096 | zeros |
+//! | side · side · 3 for each image | its pixels, row by row |
+//!
+//! The file has its full length from the start and is sparse where the file system can do that. A slot is written before its
+//! entry in the table, and every read compares the two, so a crash, or two processes at work on one slot, can cost a decoding
+//! but never give wrong pixels. A file that is damaged, cut short, or of another version or key is replaced by an empty one. The
+//! folder may be deleted at any time: processes that have the file open go on with what is no longer to be found, or decode.
+//!
+//! A data set is told by [`ImageSource::identity`] of its images. An image that is replaced by another of the same name and size
+//! is not noticed: delete the folder then.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use image::RgbImage;
+use sha2::{Digest, Sha256};
+
+use super::ImageSource;
+
+/// Version of the file format.
+pub const VERSION: u32 = 1;
+
+const MAGIC: &[u8; 8] = b"MTILPIX\0";
+const HEADER: usize = 32;
+const PAGE: u64 = 4096;
+
+/// Why a cache cannot be opened or filled.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The folder or the file cannot be used.
+    #[error("cannot use the image cache {}: {source}; choose another folder for it, or none", path.display())]
+    Open {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The disk is full, or broken.
+    #[error(
+        "cannot write to the image cache {}: {source}; no more images are added to it",
+        path.display()
+    )]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The squares have no pixels, or the file would be longer than a file can be.
+    #[error("{count} images of {side} x {side} pixels cannot be cached in one file")]
+    Size {
+        /// Number of images.
+        count: usize,
+        /// Side of the squares.
+        side: u32,
+    },
+}
+
+/// What a cache did since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheStats {
+    /// Images that were found.
+    pub hits: u64,
+    /// Images that were not there.
+    pub misses: u64,
+    /// Images that were there but damaged, or could not be read; not among the misses.
+    pub damaged: u64,
+    /// Images that were written.
+    pub stored: u64,
+}
+
+impl CacheStats {
+    /// Adds the counts of another cache.
+    pub fn add(&mut self, other: &Self) {
+        self.hits += other.hits;
+        self.misses += other.misses;
+        self.damaged += other.damaged;
+        self.stored += other.stored;
+    }
+}
+
+/// The prepared squares of one data set. Threads and processes may share it.
+#[derive(Debug)]
+pub struct PixelCache {
+    path: PathBuf,
+    file: Positional,
+    layout: Layout,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    damaged: AtomicU64,
+    stored: AtomicU64,
+    full: AtomicBool,
+    error: Mutex<Option<CacheError>>,
+}
+
+impl PixelCache {
+    /// Opens the cache of `source` in `folder`, both made if absent. `transform` says all that the pixels depend on besides the
+    /// image, in any words: two transforms with one text would share their pixels. `side` is that of the squares, in pixels.
+    ///
+    /// # Errors
+    /// [`CacheError`] when the folder or the file cannot be made or read. A file that is no good is replaced, which is no error.
+    pub fn open(
+        folder: &Path,
+        source: &dyn ImageSource,
+        transform: &str,
+        side: u32,
+    ) -> Result<Self, CacheError> {
+        let key = format!(
+            "images {}\nside {side}\ntransform {transform}",
+            fingerprint(source)
+        );
+        let layout = Layout::new(key, source.len(), side)?;
+        let path = folder.join(format!(
+            "{}.pixels",
+            &hex(&Sha256::digest(&layout.key))[..24]
+        ));
+        let file = layout.open(folder, &path)?;
+        Ok(Self {
+            path,
+            file: Positional::new(file),
+            layout,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            error: Mutex::new(None),
+        })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The pixels of image `index`, if they are there and whole.
+    pub fn get(&self, index: usize) -> Option<RgbImage> {
+        if index >= self.layout.count {
+            return None;
+        }
+        let mut entry = [0; 4];
+        let mut pixels = Vec::new();
+        let read = self
+            .file
+            .read(&mut entry, self.layout.entry(index))
+            .and_then(|()| {
+                if entry != [0; 4] {
+                    pixels.resize(self.layout.slot_bytes(), 0);
+                    self.file.read(&mut pixels, self.layout.slot(index))?;
+                }
+                Ok(())
+            });
+        if read.is_ok() && entry == [0; 4] {
+            self.misses.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        if read.is_err() || u32::from_le_bytes(entry) != checksum(index, &pixels) {
+            self.damaged.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        RgbImage::from_raw(self.layout.side, self.layout.side, pixels)
+    }
+
+    /// Keeps the pixels of image `index`. Nothing is kept of an image of another size or number than the cache was opened for, nor
+    /// after a write failed, which [`take_error`](Self::take_error) tells.
+    pub fn put(&self, index: usize, image: &RgbImage) {
+        let side = self.layout.side;
+        if index >= self.layout.count
+            || image.dimensions() != (side, side)
+            || self.full.load(Ordering::Relaxed)
+        {
+            return;
+        }
+        let entry = checksum(index, image.as_raw()).to_le_bytes();
+        let written = self
+            .file
+            .write(image.as_raw(), self.layout.slot(index))
+            .and_then(|()| self.file.write(&entry, self.layout.entry(index)));
+        match written {
+            Ok(()) => {
+                self.stored.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(source) => self.give_up(source),
+        }
+    }
+
+    /// Why no more images are added, told once; `None` while all is well and ever after.
+    pub fn take_error(&self) -> Option<CacheError> {
+        self.error.lock().unwrap_or_else(|e| e.into_inner()).take()
+    }
+
+    /// What has happened since the cache was opened.
+    pub fn stats(&self) -> CacheStats {
+        CacheStats {
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            damaged: self.damaged.load(Ordering::Relaxed),
+            stored: self.stored.load(Ordering::Relaxed),
+        }
+    }
+
+    fn give_up(&self, source: io::Error) {
+        if !self.full.swap(true, Ordering::Relaxed) {
+            let path = self.path.clone();
+            *self.error.lock().unwrap_or_else(|e| e.into_inner()) =
+                Some(CacheError::Write { path, source });
+        }
+    }
+}
+
+/// What the file of a cache must be.
+#[derive(Debug)]
+struct Layout {
+    key: String,
+    count: usize,
+    side: u32,
+    table: u64,
+    slots: u64,
+    length: u64,
+}
+
+impl Layout {
+    fn new(key: String, count: usize, side: u32) -> Result<Self, CacheError> {
+        let sizes = || {
+            let table = (HEADER as u64 + key.len() as u64).next_multiple_of(PAGE);
+            let entries = (count as u64).checked_mul(4)?;
+            let slots = table.checked_add(entries)?.checked_next_multiple_of(PAGE)?;
+            let slot = u64::from(side).pow(2).checked_mul(3)?;
+            let length = slots.checked_add(slot.checked_mul(count as u64)?)?;
+            (side > 0 && i64::try_from(length).is_ok() && usize::try_from(slot).is_ok())
+                .then_some((table, slots, length))
+        };
+        let (table, slots, length) = sizes().ok_or(CacheError::Size { count, side })?;
+        Ok(Self {
+            key,
+            count,
+            side,
+            table,
+            slots,
+            length,
+        })
+    }
+
+    fn slot_bytes(&self) -> usize {
+        self.side as usize * self.side as usize * 3
+    }
+
+    fn entry(&self, index: usize) -> u64 {
+        self.table + index as u64 * 4
+    }
+
+    fn slot(&self, index: usize) -> u64 {
+        self.slots + index as u64 * self.slot_bytes() as u64
+    }
+
+    /// Everything before the table but the zeros.
+    fn header(&self) -> Vec<u8> {
+        let mut header = Vec::with_capacity(HEADER + self.key.len());
+        header.extend(MAGIC);
+        header.extend(VERSION.to_le_bytes());
+        header.extend((self.key.len() as u32).to_le_bytes());
+        header.extend((self.count as u64).to_le_bytes());
+        header.extend(self.side.to_le_bytes());
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&header);
+        crc.update(self.key.as_bytes());
+        header.extend(crc.finalize().to_le_bytes());
+        header.extend(self.key.as_bytes());
+        header
+    }
+
+    fn open(&self, folder: &Path, path: &Path) -> Result<File, CacheError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CacheError::Open { path, source }
+        };
+        if let Some(file) = self.existing(path).map_err(failed(path))? {
+            return Ok(file);
+        }
+        fs::create_dir_all(folder).map_err(failed(folder))?;
+        // One process at a time makes files, or each of two that begin together would fill one of its own.
+        let lock = folder.join("lock");
+        let held = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock)
+            .map_err(failed(&lock))?;
+        held.lock().map_err(failed(&lock))?;
+        match self.existing(path).map_err(failed(path))? {
+            Some(file) => Ok(file),
+            None => self.create(folder, path).map_err(failed(path)),
+        }
+    }
+
+    /// The file, if it is there and what it should be.
+    fn existing(&self, path: &Path) -> io::Result<Option<File>> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let expected = self.header();
+        let mut header = vec![0; expected.len()];
+        let whole = file.metadata()?.len() == self.length
+            && io::Read::read_exact(&mut &file, &mut header).is_ok()
+            && header == expected;
+        Ok(whole.then_some(file))
+    }
+
+    /// Makes the file beside its place and moves it there, so that it is never seen half made.
+    fn create(&self, folder: &Path, path: &Path) -> io::Result<File> {
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            builder.permissions(fs::Permissions::from_mode(0o644));
+        }
+        let mut file = builder.tempfile_in(folder)?;
+        io::Write::write_all(&mut file, &self.header())?;
+        file.as_file().set_len(self.length)?;
+        file.persist(path).map_err(|e| e.error)
+    }
+}
+
+/// A file read and written at given places by many threads.
+#[derive(Debug)]
+struct Positional {
+    #[cfg(unix)]
+    file: File,
+    #[cfg(not(unix))]
+    file: Mutex<File>,
+}
+
+#[cfg(unix)]
+impl Positional {
+    fn new(file: File) -> Self {
+        Self { file }
+    }
+
+    fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, at)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, at)
+    }
+}
+
+#[cfg(not(unix))]
+impl Positional {
+    fn new(file: File) -> Self {
+        Self {
+            file: Mutex::new(file),
+        }
+    }
+
+    fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
+        io::Seek::seek(&mut *file, io::SeekFrom::Start(at))?;
+        io::Read::read_exact(&mut *file, bytes)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
+        io::Seek::seek(&mut *file, io::SeekFrom::Start(at))?;
+        io::Write::write_all(&mut *file, bytes)
+    }
+}
+
+/// Number of images and SHA-256 of their identities.
+fn fingerprint(source: &dyn ImageSource) -> String {
+    let mut hash = Sha256::new();
+    for index in 0..source.len() {
+        let identity = source.identity(index);
+        hash.update((identity.len() as u64).to_le_bytes());
+        hash.update(identity.as_bytes());
+    }
+    format!("{} {}", source.len(), hex(&hash.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Of the pixels of image `index`; never 0, which stands for absent.
+fn checksum(index: usize, pixels: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&(index as u64).to_le_bytes());
+    crc.update(pixels);
+    crc.finalize().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use image::{DynamicImage, Rgb};
+
+    use super::*;
+    use crate::data::DataError;
+
+    const SIDE: u32 = 8;
+    const COUNT: usize = 40;
+
+    struct Numbered(&'static str);
+
+    impl ImageSource for Numbered {
+        fn len(&self) -> usize {
+            COUNT
+        }
+
+        fn name(&self, index: usize) -> String {
+            format!("{}/{index}", self.0)
+        }
+
+        fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+            Ok(DynamicImage::ImageRgb8(square(index)))
+        }
+    }
+
+    fn square(index: usize) -> RgbImage {
+        RgbImage::from_fn(SIDE, SIDE, |x, y| {
+            Rgb([index as u8, (x * 17 + index as u32) as u8, (y * 31) as u8])
+        })
+    }
+
+    fn open(folder: &Path) -> PixelCache {
+        PixelCache::open(folder, &Numbered("a"), "test", SIDE).unwrap()
+    }
+
+    fn filled(folder: &Path) -> PixelCache {
+        let cache = open(folder);
+        for index in 0..COUNT {
+            cache.put(index, &square(index));
+        }
+        cache
+    }
+
+    fn assert_empty(cache: &PixelCache) {
+        assert!((0..COUNT).all(|i| cache.get(i).is_none()));
+        let stats = cache.stats();
+        assert_eq!((stats.misses, stats.damaged), (COUNT as u64, 0));
+    }
+
+    #[test]
+    fn what_was_put_is_found_again_and_the_rest_is_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("made/by/open");
+        let cache = open(&folder);
+        for index in (0..COUNT).step_by(3) {
+            assert_eq!(cache.get(index), None);
+            cache.put(index, &square(index));
+        }
+        drop(cache);
+        let cache = open(&folder);
+        for index in 0..COUNT {
+            assert_eq!(cache.get(index), (index % 3 == 0).then(|| square(index)));
+        }
+        let expected = CacheStats {
+            hits: 14,
+            misses: 26,
+            ..CacheStats::default()
+        };
+        assert_eq!(cache.stats(), expected);
+    }
+
+    #[test]
+    fn other_data_sets_transforms_and_sides_have_files_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: std::collections::BTreeSet<_> =
+            [("a", "t", 8), ("b", "t", 8), ("a", "u", 8), ("a", "t", 9)]
+                .map(|(source, transform, side)| {
+                    let source = Numbered(source);
+                    let cache = PixelCache::open(dir.path(), &source, transform, side).unwrap();
+                    cache.path().to_owned()
+                })
+                .into();
+        assert_eq!(paths.len(), 4);
+    }
+
+    #[test]
+    fn images_of_another_size_or_number_are_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = open(dir.path());
+        cache.put(0, &RgbImage::new(SIDE, SIDE + 1));
+        cache.put(COUNT, &square(0));
+        assert_eq!(cache.get(COUNT), None);
+        assert_empty(&cache);
+        assert!(matches!(
+            PixelCache::open(dir.path(), &Numbered("a"), "test", 0),
+            Err(CacheError::Size { .. })
+        ));
+    }
+
+    #[test]
+    fn a_truncated_file_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = filled(dir.path()).path().to_owned();
+        let length = fs::metadata(&path).unwrap().len();
+        for cut in [0, 10, 5000, length - 1, length + 1] {
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(cut).unwrap();
+            assert_empty(&open(dir.path()));
+            filled(dir.path());
+            assert_eq!(open(dir.path()).get(7), Some(square(7)));
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_version_or_with_a_damaged_header_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        for at in [0, 8, 12, 16, 24, 28, 40] {
+            let cache = filled(dir.path());
+            cache.file.write(&[99], at).unwrap();
+            assert_empty(&open(dir.path()));
+        }
+    }
+
+    #[test]
+    fn damaged_pixels_and_entries_are_found_out_and_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = filled(dir.path());
+        // A flipped bit, an entry that is wrong, and two slots exchanged.
+        let flipped = square(3).as_raw()[50] ^ 1;
+        cache
+            .file
+            .write(&[flipped], cache.layout.slot(3) + 50)
+            .unwrap();
+        cache
+            .file
+            .write(&[1, 2, 3, 4], cache.layout.entry(5))
+            .unwrap();
+        let (mut entries, mut slots) = ([0; 8], vec![0; 2 * cache.layout.slot_bytes()]);
+        cache
+            .file
+            .read(&mut entries, cache.layout.entry(10))
+            .unwrap();
+        cache.file.read(&mut slots, cache.layout.slot(10)).unwrap();
+        entries.rotate_left(4);
+        slots.rotate_left(cache.layout.slot_bytes());
+        cache.file.write(&entries, cache.layout.entry(10)).unwrap();
+        cache.file.write(&slots, cache.layout.slot(10)).unwrap();
+        for index in [3, 5, 10, 11] {
+            assert_eq!(cache.get(index), None, "{index}");
+            cache.put(index, &square(index));
+            assert_eq!(cache.get(index), Some(square(index)));
+        }
+        assert_eq!(cache.stats().damaged, 4);
+        assert_eq!(cache.get(4), Some(square(4)));
+    }
+
+    #[test]
+    fn a_file_cut_while_open_costs_decodings_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = filled(dir.path());
+        let file = OpenOptions::new().write(true).open(cache.path()).unwrap();
+        file.set_len(cache.layout.slot(20)).unwrap();
+        assert_eq!(cache.get(19), Some(square(19)));
+        assert_eq!(cache.get(20), None);
+        file.set_len(100).unwrap();
+        assert_eq!(cache.get(0), None);
+        assert_eq!(cache.stats().damaged, 2);
+        cache.put(0, &square(0));
+        assert_eq!(cache.get(0), Some(square(0)));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_folder_may_be_deleted_while_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache");
+        let cache = filled(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(cache.get(1), Some(square(1)));
+        cache.put(2, &square(2));
+        assert!(cache.take_error().is_none());
+        assert_empty(&open(&folder));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_stops_the_caching_and_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = filled(dir.path());
+        // Every write to this device fails as on a full disk.
+        let full = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let cache = PixelCache {
+            file: Positional::new(full),
+            ..cache
+        };
+        let stored = cache.stats().stored;
+        for index in 0..COUNT {
+            cache.put(index, &square(index));
+        }
+        assert_eq!(cache.stats().stored, stored);
+        let error = cache.take_error().unwrap().to_string();
+        assert!(error.contains("No space left"), "{error}");
+        assert!(
+            error.contains(&cache.path().display().to_string()),
+            "{error}"
+        );
+        assert!(cache.take_error().is_none());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = dir.path().join("taken");
+        fs::write(&taken, b"").unwrap();
+        let error = PixelCache::open(&taken, &Numbered("a"), "test", SIDE).unwrap_err();
+        assert!(error.to_string().contains("taken"), "{error}");
+    }
+
+    /// Not a test by itself: what the processes of `processes_fill_one_cache_together` run.
+    #[test]
+    fn fill_for_another_test() {
+        let Ok(folder) = std::env::var("MTIL_TEST_CACHE") else {
+            return;
+        };
+        let cache = open(Path::new(&folder));
+        for index in (0..50).flat_map(|_| 0..COUNT) {
+            if let Some(found) = cache.get(index) {
+                assert_eq!(found, square(index));
+            }
+            cache.put(index, &square(index));
+        }
+        assert_eq!(cache.stats().damaged, 0);
+    }
+
+    #[test]
+    fn processes_fill_one_cache_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache");
+        let children: Vec<_> = (0..3)
+            .map(|_| {
+                Command::new(std::env::current_exe().unwrap())
+                    .args(["fill_for_another_test", "--test-threads=1"])
+                    .env("MTIL_TEST_CACHE", &folder)
+                    .stdout(std::process::Stdio::null())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        for mut child in children {
+            assert!(child.wait().unwrap().success());
+        }
+        let files = fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name());
+        let pixels = files.filter(|name| name.to_string_lossy().ends_with(".pixels"));
+        assert_eq!(pixels.count(), 1);
+        let cache = open(&folder);
+        assert!((0..COUNT).all(|i| cache.get(i) == Some(square(i))));
+    }
+
+    #[test]
+    fn threads_with_handles_of_their_own_see_each_other_s_images() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for start in 0..4 {
+                let folder = dir.path();
+                scope.spawn(move || {
+                    let cache = open(folder);
+                    for index in (start..COUNT).step_by(4) {
+                        cache.put(index, &square(index));
+                    }
+                });
+            }
+        });
+        let cache = open(dir.path());
+        assert!((0..COUNT).all(|i| cache.get(i) == Some(square(i))));
+    }
+}

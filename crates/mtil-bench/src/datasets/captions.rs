@@ -1,0 +1,559 @@
+//! Images with captions: MS COCO and Flickr30k as retrieval sets, tables in the manner of
+//! Conceptual Captions, lists of texts.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
+
+use serde::Deserialize;
+
+use super::{
+    error::DatasetError,
+    source::{Half, check_listed, open_store},
+    spec::{Spec, join},
+    store::{Store, StoreImages},
+};
+use crate::{data::ImageSource, suite::CaptionedImages};
+
+/// Images with several captions each, for measuring retrieval in both directions.
+#[derive(Clone)]
+pub struct RetrievalSet {
+    /// Name shown in tables, with the split.
+    pub name: String,
+    /// The images.
+    pub images: Arc<dyn ImageSource>,
+    /// All captions, those of an image next to each other.
+    pub captions: Vec<String>,
+    /// Index of the image that each caption belongs to, same length as `captions`.
+    pub image_of: Vec<usize>,
+}
+
+impl RetrievalSet {
+    /// Every image with its first caption.
+    pub fn first_captions(&self) -> CaptionedImages {
+        let mut captions = vec![String::new(); self.images.len()];
+        for (caption, &image) in self.captions.iter().zip(&self.image_of).rev() {
+            captions[image].clone_from(caption);
+        }
+        CaptionedImages {
+            images: self.images.clone(),
+            captions,
+        }
+    }
+}
+
+/// Which images of a caption set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CaptionSplit {
+    /// Karpathy's test split if its file is there, else the official one.
+    #[default]
+    Found,
+    /// COCO: the validation images of 2014 or, where only they are there, of 2017. Flickr30k: all.
+    Official,
+    /// Karpathy's test split, 5,000 images of COCO and 1,000 of Flickr30k, as CLIP is evaluated.
+    Karpathy,
+}
+
+/// Images, by path below the data root, with their captions.
+type Captioned = Vec<(String, Vec<String>)>;
+
+/// MS COCO. Official: images in the order of their ids, captions in that of the file, as
+/// torchvision's `CocoCaptions`; Karpathy: in the order of the file.
+///
+/// # Errors
+/// [`DatasetError::NotFound`], [`DatasetError::MissingImages`], [`DatasetError::Malformed`].
+pub fn coco(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, DatasetError> {
+    let spec = Spec::find("COCO")?;
+    let store = open_store(spec, root, &spec.archives())?;
+    if split != CaptionSplit::Official {
+        if let Some((file, base)) = karpathy_file(spec, &store, "dataset_coco.json") {
+            let found = karpathy(&store, &file, |image| {
+                join(&base, &format!("{}/{}", image.filepath, image.filename))
+            })?;
+            return finish(spec, &store, "COCO (Karpathy test)", &file, &base, found);
+        }
+        if split == CaptionSplit::Karpathy {
+            return Err(spec.not_found(root));
+        }
+    }
+    for year in ["val2014", "val2017"] {
+        for base in &spec.bases {
+            for folder in ["annotations/", ""] {
+                let file = join(base, &format!("{folder}captions_{year}.json"));
+                if store.exists(&file) {
+                    let images = join(base, year);
+                    let found = coco_annotations(&store, &file, &images)?;
+                    return finish(
+                        spec,
+                        &store,
+                        &format!("COCO ({year})"),
+                        &file,
+                        &images,
+                        found,
+                    );
+                }
+            }
+        }
+    }
+    Err(spec.not_found(root))
+}
+
+/// Flickr30k. Official: images in the order of their names, as torchvision's `Flickr30k`, captions
+/// from `results_20130124.token` or from Kaggle's `results.csv`; Karpathy: in the order of the file.
+///
+/// # Errors
+/// As [`coco`].
+pub fn flickr30k(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, DatasetError> {
+    let spec = Spec::find("Flickr30k")?;
+    let store = open_store(spec, root, &spec.archives())?;
+    let folder = |base: &str| {
+        let holds = |name: &&&str| {
+            store
+                .files(&join(base, name))
+                .is_ok_and(|f| f.iter().any(|f| f.ends_with(".jpg")))
+        };
+        let names = ["flickr30k-images", "flickr30k_images", "images", "Images"];
+        join(base, names.iter().find(holds).unwrap_or(&names[0]))
+    };
+    if split != CaptionSplit::Official {
+        if let Some((file, base)) = karpathy_file(spec, &store, "dataset_flickr30k.json") {
+            let images = folder(&base);
+            let found = karpathy(&store, &file, |image| join(&images, &image.filename))?;
+            return finish(
+                spec,
+                &store,
+                "Flickr30k (Karpathy test)",
+                &file,
+                &images,
+                found,
+            );
+        }
+        if split == CaptionSplit::Karpathy {
+            return Err(spec.not_found(root));
+        }
+    }
+    type Read = fn(&Store, &str) -> Result<BTreeMap<String, Vec<String>>, DatasetError>;
+    let tables: [(&str, Read); 2] = [
+        ("results_20130124.token", token_file),
+        ("results.csv", kaggle_table),
+    ];
+    for base in &spec.bases {
+        for (name, read) in tables {
+            let file = join(base, name);
+            if store.exists(&file) {
+                let images = folder(base);
+                let found = read(&store, &file)?;
+                let found = found
+                    .into_iter()
+                    .map(|(image, c)| (join(&images, &image), c))
+                    .collect();
+                return finish(spec, &store, "Flickr30k", &file, &images, found);
+            }
+        }
+    }
+    Err(spec.not_found(root))
+}
+
+/// Karpathy's file and the folder that the dataset lies in.
+fn karpathy_file(spec: &Spec, store: &Store, name: &str) -> Option<(String, String)> {
+    let holds = |base: &&String| !store.files(base).unwrap_or_default().is_empty();
+    let base = spec.bases.iter().find(holds)?;
+    [
+        join(base, name),
+        join(base, &format!("annotations/{name}")),
+        name.to_owned(),
+    ]
+    .into_iter()
+    .find(|file| store.exists(file))
+    .map(|file| (file, base.clone()))
+}
+
+fn finish(
+    spec: &Spec,
+    store: &Store,
+    name: &str,
+    file: &str,
+    folder: &str,
+    found: Captioned,
+) -> Result<RetrievalSet, DatasetError> {
+    let list = store.describe(file);
+    let malformed = |at: &str, reason: &str| DatasetError::Malformed {
+        file: list.clone(),
+        at: at.to_owned(),
+        reason: reason.to_owned(),
+    };
+    if found.is_empty() {
+        return Err(malformed("whole file", "it names no image of this split"));
+    }
+    if let Some((path, _)) = found.iter().find(|(_, captions)| captions.is_empty()) {
+        return Err(malformed(path, "the image has no caption"));
+    }
+    let (mut captions, mut image_of, mut paths) = (Vec::new(), Vec::new(), Vec::new());
+    for (image, (path, of_image)) in found.into_iter().enumerate() {
+        image_of.extend(std::iter::repeat_n(image, of_image.len()));
+        captions.extend(of_image);
+        paths.push(path);
+    }
+    let half = Half {
+        list,
+        paths,
+        labels: Vec::new(),
+    };
+    check_listed(spec, store, &[folder.to_owned()], &[&half])?;
+    Ok(RetrievalSet {
+        name: name.to_owned(),
+        images: Arc::new(StoreImages::new(store.clone(), half.paths)),
+        captions,
+        image_of,
+    })
+}
+
+fn json<T: for<'de> Deserialize<'de>>(store: &Store, file: &str) -> Result<T, DatasetError> {
+    serde_json::from_str(&store.text(file)?).map_err(|error| DatasetError::Malformed {
+        file: store.describe(file),
+        at: "whole file".into(),
+        reason: error.to_string(),
+    })
+}
+
+#[derive(Deserialize)]
+struct Annotations {
+    images: Vec<AnnotatedImage>,
+    annotations: Vec<Annotation>,
+}
+
+#[derive(Deserialize)]
+struct AnnotatedImage {
+    id: u64,
+    file_name: String,
+}
+
+#[derive(Deserialize)]
+struct Annotation {
+    image_id: u64,
+    caption: String,
+}
+
+fn coco_annotations(store: &Store, file: &str, folder: &str) -> Result<Captioned, DatasetError> {
+    let read: Annotations = json(store, file)?;
+    let mut images: BTreeMap<u64, (String, Vec<String>)> = read
+        .images
+        .into_iter()
+        .map(|image| (image.id, (join(folder, &image.file_name), Vec::new())))
+        .collect();
+    for annotation in read.annotations {
+        let id = annotation.image_id;
+        let image = images.get_mut(&id).ok_or_else(|| DatasetError::Malformed {
+            file: store.describe(file),
+            at: format!("image {id}"),
+            reason: "there is a caption, but no image of this id".into(),
+        })?;
+        image.1.push(annotation.caption);
+    }
+    Ok(images.into_values().collect())
+}
+
+#[derive(Deserialize)]
+struct Karpathy {
+    images: Vec<KarpathyImage>,
+}
+
+#[derive(Deserialize)]
+struct KarpathyImage {
+    #[serde(default)]
+    filepath: String,
+    filename: String,
+    split: String,
+    sentences: Vec<Sentence>,
+}
+
+#[derive(Deserialize)]
+struct Sentence {
+    raw: String,
+}
+
+fn karpathy(
+    store: &Store,
+    file: &str,
+    path: impl Fn(&KarpathyImage) -> String,
+) -> Result<Captioned, DatasetError> {
+    let read: Karpathy = json(store, file)?;
+    let test = read
+        .images
+        .into_iter()
+        .filter(|image| image.split == "test");
+    Ok(test
+        .map(|image| {
+            (
+                path(&image),
+                image.sentences.into_iter().map(|s| s.raw).collect(),
+            )
+        })
+        .collect())
+}
+
+/// Lines "IMAGE#NUMBER TAB CAPTION".
+fn token_file(store: &Store, file: &str) -> Result<BTreeMap<String, Vec<String>>, DatasetError> {
+    let row = |line: &str| {
+        let (image, caption) = line.split_once('\t')?;
+        Some((
+            image.split_once('#')?.0.to_owned(),
+            caption.trim().to_owned(),
+        ))
+    };
+    grouped(store, file, 0, "IMAGE#NUMBER, a tab and the caption", row)
+}
+
+/// Lines "IMAGE| NUMBER| CAPTION" under a header. One line of the published file lacks the second
+/// bar.
+fn kaggle_table(store: &Store, file: &str) -> Result<BTreeMap<String, Vec<String>>, DatasetError> {
+    let row = |line: &str| {
+        let (image, rest) = line.split_once('|')?;
+        let digits = |c: char| c.is_ascii_digit() || c.is_whitespace();
+        let caption = rest.trim_start_matches(digits);
+        let caption = caption.strip_prefix('|').unwrap_or(caption);
+        Some((image.trim().to_owned(), caption.trim().to_owned()))
+    };
+    grouped(store, file, 1, "IMAGE| NUMBER| CAPTION", row)
+}
+
+fn grouped(
+    store: &Store,
+    file: &str,
+    skip: usize,
+    expected: &str,
+    row: impl Fn(&str) -> Option<(String, String)>,
+) -> Result<BTreeMap<String, Vec<String>>, DatasetError> {
+    let mut images: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (i, line) in store.text(file)?.lines().enumerate().skip(skip) {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let (image, caption) = row(line).ok_or_else(|| DatasetError::Malformed {
+            file: store.describe(file),
+            at: format!("line {}", i + 1),
+            reason: format!("expected {expected}, found `{line}`"),
+        })?;
+        images.entry(image).or_default().push(caption);
+    }
+    Ok(images)
+}
+
+/// Pairs read from a table, without those whose image is not there.
+pub struct CaptionTable {
+    /// The pairs, in the order of the table.
+    pub pairs: CaptionedImages,
+    /// Number of rows left out because their image is not there.
+    pub missing: usize,
+    /// The table, below the data root.
+    pub table: String,
+}
+
+/// Conceptual Captions: a table `*.tsv` or `*.csv` in one of the dataset's folders.
+///
+/// # Errors
+/// [`DatasetError::NotFound`], and as [`caption_table`].
+pub fn conceptual_captions(root: &Path) -> Result<CaptionTable, DatasetError> {
+    let spec = Spec::find("ConceptualCaptions")?;
+    let store = open_store(spec, root, &[])?;
+    for base in &spec.bases {
+        let tables = store.files(base)?.into_iter().filter(|path| {
+            let name = &path[base.len() + 1..];
+            !name.contains('/') && (name.ends_with(".tsv") || name.ends_with(".csv"))
+        });
+        if let Some(table) = tables.into_iter().next() {
+            return caption_table(&store, &table);
+        }
+    }
+    Err(spec.not_found(root))
+}
+
+/// A table of captions and image files, `table` below the data root. Its columns are separated by
+/// tabs, or by commas where the first line has no tab. With a header, the columns `title` and
+/// `filepath` are read, as ZSCL's `gather_cc.py` writes them; without, the first column is the
+/// caption and the second the file. Files are looked for below the table's folder, then below the
+/// data root.
+///
+/// # Errors
+/// [`DatasetError::Malformed`] for a row without both columns, or when no image is there at all.
+pub fn caption_table(store: &Store, table: &str) -> Result<CaptionTable, DatasetError> {
+    let malformed = |at: String, reason: String| DatasetError::Malformed {
+        file: store.describe(table),
+        at,
+        reason,
+    };
+    let text = store.text(table)?;
+    let first = text.lines().next().unwrap_or_default();
+    let delimiter = if first.contains('\t') { b'\t' } else { b',' };
+    let names: Vec<&str> = first.split(char::from(delimiter)).map(str::trim).collect();
+    let column = |name: &str| names.iter().position(|n| *n == name);
+    let header = column("title").zip(column("filepath"));
+    let (title, file) = header.unwrap_or((0, 1));
+    let folder = table.rsplit_once('/').map_or("", |(folder, _)| folder);
+    // Listing once is cheaper than asking for each of millions of files.
+    let there: HashSet<String> = store.files(folder)?.into_iter().collect();
+
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .has_headers(header.is_some())
+        .flexible(true)
+        // Google's file has no header and quotes nothing, but has quotation marks.
+        .quoting(header.is_some())
+        .from_reader(text.as_bytes());
+    let (mut paths, mut captions, mut missing, mut example) = (Vec::new(), Vec::new(), 0, None);
+    for row in reader.records() {
+        let row = row.map_err(|error| malformed("whole file".into(), error.to_string()))?;
+        let at = || format!("line {}", row.position().map_or(0, csv::Position::line));
+        let (Some(caption), Some(name)) = (row.get(title), row.get(file)) else {
+            return Err(malformed(at(), "expected a caption and a file".into()));
+        };
+        let (caption, name) = (caption.trim(), name.trim());
+        if caption.is_empty() || name.is_empty() {
+            return Err(malformed(at(), "the caption or the file is empty".into()));
+        }
+        let beside = join(folder, name);
+        let path = if there.contains(&beside) {
+            Some(beside)
+        } else if store.exists(name) {
+            Some(name.to_owned())
+        } else {
+            None
+        };
+        match path {
+            Some(path) => {
+                paths.push(path);
+                captions.push(caption.to_owned());
+            }
+            None => {
+                missing += 1;
+                example.get_or_insert_with(|| name.to_owned());
+            }
+        }
+    }
+    if paths.is_empty() {
+        let reason = match example {
+            Some(name) => format!(
+                "none of the {missing} images it names is there, such as {name}: download them, and name the files in the columns `title` and `filepath`"
+            ),
+            None => "it has no row".into(),
+        };
+        return Err(malformed("whole file".into(), reason));
+    }
+    Ok(CaptionTable {
+        pairs: CaptionedImages {
+            images: Arc::new(StoreImages::new(store.clone(), paths)),
+            captions,
+        },
+        missing,
+        table: table.to_owned(),
+    })
+}
+
+/// A text file with a caption a line. White space around a caption is removed, and empty lines are
+/// left out.
+///
+/// # Errors
+/// [`DatasetError::Io`], or [`DatasetError::Malformed`] when there is no caption.
+pub fn caption_lines(file: &Path) -> Result<Vec<String>, DatasetError> {
+    let text = std::fs::read_to_string(file).map_err(|source| DatasetError::Io {
+        path: file.to_owned(),
+        source,
+    })?;
+    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
+    let captions: Vec<String> = lines.filter(|l| !l.is_empty()).map(str::to_owned).collect();
+    if captions.is_empty() {
+        return Err(DatasetError::Malformed {
+            file: file.display().to_string(),
+            at: "whole file".into(),
+            reason: "it has no caption: write one a line".into(),
+        });
+    }
+    Ok(captions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(table: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("cc/images")).unwrap();
+        for file in ["cc/images/1.jpg", "cc/images/2.jpg", "3.jpg"] {
+            std::fs::write(dir.path().join(file), "x").unwrap();
+        }
+        std::fs::write(dir.path().join("cc/val.tsv"), table).unwrap();
+        dir
+    }
+
+    fn read(table: &str) -> Result<CaptionTable, DatasetError> {
+        conceptual_captions(root(table).path())
+    }
+
+    #[test]
+    fn tables_with_and_without_a_header() {
+        for table in [
+            "title\tfilepath\na \"fish\"\timages/1.jpg\na bird, two\t3.jpg\nx\tno.jpg\n",
+            "filepath\ttitle\nimages/1.jpg\ta \"fish\"\n3.jpg\ta bird, two\nno.jpg\tx\n",
+            "a \"fish\"\timages/1.jpg\na bird, two\t3.jpg\nx\tno.jpg\n",
+            "title,filepath\n\"a \"\"fish\"\"\",images/1.jpg\n\"a bird, two\",3.jpg\nx,no.jpg\n",
+        ] {
+            let dir = root(table);
+            let found = conceptual_captions(dir.path()).unwrap();
+            assert_eq!(found.table, "cc/val.tsv");
+            assert_eq!(
+                found.pairs.captions,
+                ["a \"fish\"", "a bird, two"],
+                "{table}"
+            );
+            assert_eq!(found.missing, 1);
+            let names = [0, 1].map(|i| found.pairs.images.identity(i));
+            assert_eq!(names, ["cc/images/1.jpg 1", "3.jpg 1"]);
+        }
+    }
+
+    #[test]
+    fn tables_out_of_order() {
+        for (table, want) in [
+            (
+                "a fish\thttps://example.org/1.jpg\n",
+                "none of the 1 images it names is there",
+            ),
+            ("title\tfilepath\n", "no row"),
+            (
+                "title\tfilepath\na fish\n",
+                "line 2: expected a caption and a file",
+            ),
+            (
+                "title\tfilepath\n \timages/1.jpg\n",
+                "line 2: the caption or the file is empty",
+            ),
+        ] {
+            let error = read(table).err().unwrap().to_string();
+            assert!(error.contains(want), "{error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let error = conceptual_captions(dir.path()).err().unwrap();
+        assert!(matches!(error, DatasetError::NotFound { .. }), "{error}");
+    }
+
+    #[test]
+    fn lists_of_captions() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("texts.txt");
+        std::fs::write(&file, "\u{feff}a fish\r\n\n  a bird \na fish").unwrap();
+        assert_eq!(
+            caption_lines(&file).unwrap(),
+            ["a fish", "a bird", "a fish"]
+        );
+        std::fs::write(&file, " \n").unwrap();
+        assert!(
+            caption_lines(&file)
+                .unwrap_err()
+                .to_string()
+                .contains("no caption")
+        );
+        assert!(caption_lines(&dir.path().join("no")).is_err());
+    }
+}

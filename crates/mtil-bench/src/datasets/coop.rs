@@ -1,0 +1,126 @@
+//! The splits of CoOp: `split_zhou_*.json` with the lists `train`, `val` and `test` of
+//! `[path, label, class name]` (Zhou et al., IJCV 2022; CoOp `datasets/oxford_pets.py`).
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{
+    error::DatasetError,
+    options::{Counts, DatasetOptions},
+    source::{Half, check_halves, check_listed, count, open_store, task},
+    spec::{CoopSpec, Spec, join},
+};
+use crate::suite::Task;
+
+#[derive(Deserialize)]
+struct Lists {
+    train: Vec<(String, i64, String)>,
+    val: Vec<(String, i64, String)>,
+    test: Vec<(String, i64, String)>,
+}
+
+/// Opens a dataset with CoOp's split, its labels and its class names.
+///
+/// # Errors
+/// [`DatasetError`], as for the other protocol.
+pub(super) fn open(
+    spec: &'static Spec,
+    coop: &CoopSpec,
+    root: &Path,
+    options: &DatasetOptions,
+) -> Result<Task, DatasetError> {
+    let store = open_store(spec, root, &spec.archives())?;
+    let file =
+        coop.files
+            .iter()
+            .find(|f| store.exists(f))
+            .ok_or_else(|| DatasetError::NotFound {
+                dataset: format!("CoOp's split of {}", spec.key),
+                root: root.to_owned(),
+                looked_for: coop.files.clone(),
+                get: "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md".into(),
+            })?;
+    let shown = store.describe(file);
+    let malformed = |at: &str, reason: String| DatasetError::Malformed {
+        file: shown.clone(),
+        at: at.to_owned(),
+        reason,
+    };
+    let lists: Lists = serde_json::from_str(&store.text(file)?)
+        .map_err(|error| malformed("whole file", error.to_string()))?;
+
+    let mut names: Vec<Option<&str>> = Vec::new();
+    for (list, samples) in [
+        ("train", &lists.train),
+        ("val", &lists.val),
+        ("test", &lists.test),
+    ] {
+        for (path, label, name) in samples {
+            let out = || DatasetError::LabelRange {
+                dataset: spec.key.clone(),
+                file: shown.clone(),
+                at: format!("{list}, {path}"),
+                label: *label,
+                first: 0,
+                last: coop.classes as i64 - 1,
+            };
+            let label = usize::try_from(*label)
+                .ok()
+                .filter(|&l| l < coop.classes)
+                .ok_or_else(out)?;
+            if names.len() <= label {
+                names.resize(label + 1, None);
+            }
+            let first = *names[label].get_or_insert(name);
+            if first != name {
+                return Err(malformed(
+                    list,
+                    format!("label {label} is `{first}` and also `{name}`"),
+                ));
+            }
+        }
+    }
+    if let Some(label) = names.iter().position(Option::is_none) {
+        return Err(malformed(
+            "whole file",
+            format!("no image has the label {label}, so it has no class name"),
+        ));
+    }
+    let names: Vec<String> = names
+        .into_iter()
+        .flatten()
+        .map(|n| n.replace('_', " "))
+        .collect();
+    if options.counts == Counts::Exact {
+        count(spec, &shown, "classes", coop.classes, names.len())?;
+        count(spec, &shown, "images in `val`", coop.val, lists.val.len())?;
+    }
+
+    let first = lists.train.first().or(lists.test.first());
+    let first = first.ok_or_else(|| malformed("whole file", "it names no image".into()))?;
+    let holds = |folder: &&String| store.exists(&join(folder, &first.0));
+    let images = coop.images.iter().find(holds).unwrap_or(&coop.images[0]);
+    let half = |list: &str, samples: Vec<(String, i64, String)>| Half {
+        list: format!("{shown} ({list})"),
+        labels: samples
+            .iter()
+            .map(|(_, label, _)| *label as usize)
+            .collect(),
+        paths: samples
+            .into_iter()
+            .map(|(path, _, _)| join(images, &path))
+            .collect(),
+    };
+    let (train, test) = (half("train", lists.train), half("test", lists.test));
+    check_halves(
+        spec,
+        options,
+        &names,
+        Some((coop.train, coop.test)),
+        &train,
+        &test,
+    )?;
+    check_listed(spec, &store, std::slice::from_ref(images), &[&train, &test])?;
+    Ok(task(spec, names, &store, train, test))
+}

@@ -1,0 +1,184 @@
+//! Datasets that are arrays of pixels: CIFAR10, CIFAR100, MNIST.
+//!
+//! MNIST's images are grey and become RGB after crop and resize, which gives the same values in
+//! each channel.
+
+use std::sync::Arc;
+
+use super::{
+    error::DatasetError,
+    idx,
+    pickle::{self, Value},
+    source::Source,
+    store::{Pixels, RawImages},
+};
+use crate::{data::ImageSource, suite::Task};
+
+type Half = (String, Arc<dyn ImageSource>, Vec<usize>);
+
+/// `train`, `test` and `meta` with fine labels (torchvision `cifar.py`).
+pub(super) fn cifar100(source: &Source<'_>) -> Result<Task, DatasetError> {
+    cifar_classes(source, "meta", "fine_label_names")?;
+    let read = |file: &str| cifar(source, &[file], "fine_labels");
+    source.task_of_raw(read("train")?, read("test")?)
+}
+
+/// Five batches to train on and one to evaluate on (torchvision `cifar.py`).
+pub(super) fn cifar10(source: &Source<'_>) -> Result<Task, DatasetError> {
+    cifar_classes(source, "batches.meta", "label_names")?;
+    let names: Vec<String> = (1..=5).map(|i| format!("data_batch_{i}")).collect();
+    let train: Vec<&str> = names.iter().map(String::as_str).collect();
+    source.task_of_raw(
+        cifar(source, &train, "labels")?,
+        cifar(source, &["test_batch"], "labels")?,
+    )
+}
+
+fn unpickle(source: &Source<'_>, file: &str) -> Result<Value, DatasetError> {
+    let bytes = source.store.read(&source.path(file))?;
+    pickle::read(&bytes, &source.describe(file))
+}
+
+fn lacks(source: &Source<'_>, file: &str, what: &str) -> DatasetError {
+    DatasetError::Pickle {
+        path: source.describe(file),
+        reason: format!("it does not have {what}"),
+    }
+}
+
+fn cifar_classes(source: &Source<'_>, file: &str, key: &str) -> Result<(), DatasetError> {
+    let meta = unpickle(source, file)?;
+    let names = match meta.get(key) {
+        Some(Value::List(names)) => names.iter().map(text).collect::<Option<Vec<_>>>(),
+        _ => None,
+    };
+    let names = names.ok_or_else(|| lacks(source, file, &format!("a list of texts `{key}`")))?;
+    source.check_classes(file, names)
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::Text(text) => Some(text),
+        Value::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+        _ => None,
+    }
+}
+
+fn cifar(source: &Source<'_>, files: &[&str], key: &str) -> Result<Half, DatasetError> {
+    let mut pixels = Vec::new();
+    let mut labels = Vec::new();
+    for file in files {
+        let mut batch = unpickle(source, file)?;
+        let last = source.spec.classes.len() as i64 - 1;
+        let of_batch = match batch.get(key) {
+            Some(Value::List(labels)) => labels.as_slice(),
+            _ => return Err(lacks(source, file, &format!("a list `{key}`"))),
+        };
+        for (i, label) in of_batch.iter().enumerate() {
+            match label {
+                Value::Int(label) if (0..=last).contains(label) => labels.push(*label as usize),
+                Value::Int(label) => {
+                    return Err(DatasetError::LabelRange {
+                        dataset: source.spec.key.clone(),
+                        file: source.describe(file),
+                        at: format!("image {i}"),
+                        label: *label,
+                        first: 0,
+                        last,
+                    });
+                }
+                _ => return Err(lacks(source, file, &format!("whole numbers in `{key}`"))),
+            }
+        }
+        match take(&mut batch, "data") {
+            Some(Value::Array { dtype, shape, data })
+                if dtype == "u1" && matches!(shape[..], [_, 3072]) =>
+            {
+                if pixels.is_empty() {
+                    pixels = data;
+                } else {
+                    pixels.extend_from_slice(&data);
+                }
+            }
+            _ => {
+                return Err(lacks(
+                    source,
+                    file,
+                    "an array `data` of bytes with 3072 columns",
+                ));
+            }
+        }
+    }
+    let list = match files {
+        [file] => source.path(file),
+        _ => source.path(&files.join("+")),
+    };
+    let images = RawImages::new(&list, pixels, 32, 32, Pixels::PlanarRgb)?;
+    Ok((list, Arc::new(images), labels))
+}
+
+/// Takes an entry out of a dictionary, so that its megabytes are moved and not copied.
+fn take(dictionary: &mut Value, key: &str) -> Option<Value> {
+    let Value::Dict(entries) = dictionary else {
+        return None;
+    };
+    let at = entries.iter().position(|(k, _)| text(k) == Some(key))?;
+    Some(entries.swap_remove(at).1)
+}
+
+/// IDX files, gzipped or not (torchvision `mnist.py`).
+pub(super) fn mnist(source: &Source<'_>) -> Result<Task, DatasetError> {
+    source.task_of_raw(digits(source, "train")?, digits(source, "t10k")?)
+}
+
+fn digits(source: &Source<'_>, split: &str) -> Result<Half, DatasetError> {
+    let read = |kind: &str| {
+        let plain = format!("{split}-{kind}-ubyte");
+        let packed = format!("{plain}.gz");
+        let file = match source.store.exists(&source.path(&plain)) {
+            false if source.store.exists(&source.path(&packed)) => packed,
+            _ => plain,
+        };
+        let path = source.path(&file);
+        Ok::<_, DatasetError>((
+            idx::read(&source.store.read(&path)?, &source.describe(&file))?,
+            path,
+        ))
+    };
+    let ((images, list), (labels, labels_file)) = (read("images-idx3")?, read("labels-idx1")?);
+    let &[_, height, width] = &images.shape[..] else {
+        return Err(DatasetError::Idx {
+            path: list,
+            reason: format!(
+                "it has {} dimensions where images have 3",
+                images.shape.len()
+            ),
+        });
+    };
+    let last = source.spec.classes.len() as i64 - 1;
+    if let Some(i) = labels.data.iter().position(|&l| i64::from(l) > last) {
+        return Err(DatasetError::LabelRange {
+            dataset: source.spec.key.clone(),
+            file: labels_file,
+            at: format!("image {i}"),
+            label: i64::from(labels.data[i]),
+            first: 0,
+            last,
+        });
+    }
+    let side = |n: usize| {
+        u32::try_from(n).map_err(|_| DatasetError::Idx {
+            path: list.clone(),
+            reason: format!("images of {width} by {height} pixels"),
+        })
+    };
+    let images = RawImages::new(
+        &list,
+        images.data,
+        side(width)?,
+        side(height)?,
+        Pixels::Grey,
+    )?;
+    let labels = labels.data.into_iter().map(usize::from).collect();
+    Ok((list, Arc::new(images), labels))
+}

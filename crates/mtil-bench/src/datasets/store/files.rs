@@ -1,0 +1,586 @@
+//! Files by path below the data root.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use super::{
+    archive::{Fault, Opened, clean},
+    folder,
+};
+use crate::datasets::error::DatasetError;
+
+/// Longest file that is read, in bytes. The longest of the supported datasets is CIFAR's `train`
+/// with 155 MB.
+pub(super) const MAX_FILE: u64 = 1 << 30;
+
+/// An archive that may stand in place of the files it holds: tar, tar.gz or zip, told from content.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Archive {
+    /// Path of the archive below the data root, or below `mount`, such as `102flowers.tgz`.
+    pub file: String,
+    /// Folder below the data root that its members appear in, such as `flowers-102`; empty for
+    /// the root itself.
+    pub mount: String,
+    /// Path within the archive of the archive that holds the members, where there is one: Caltech's
+    /// zip holds `caltech-101/101_ObjectCategories.tar.gz`.
+    pub inner: Option<String>,
+    /// Leading components of the members' paths that are dropped. Members with no more
+    /// components than that are left out.
+    pub strip: usize,
+}
+
+/// The files of a dataset by path below the data root, whether they lie in folders or in archives.
+///
+/// Paths are separated by `/` on every system. A file in a folder wins over one in an archive, and
+/// an earlier archive over a later one. Cheap to clone; any number of threads may read at once.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    root: PathBuf,
+    archives: Vec<Mounted>,
+}
+
+/// An archive that exists.
+struct Mounted {
+    archive: Archive,
+    path: PathBuf,
+    /// Its index, once somebody has needed it.
+    opened: OnceLock<Result<Opened, Fault>>,
+}
+
+impl Mounted {
+    fn opened(&self) -> Result<&Opened, DatasetError> {
+        self.opened
+            .get_or_init(|| {
+                let Archive { inner, strip, .. } = &self.archive;
+                Opened::open(&self.path, inner.as_deref(), *strip)
+            })
+            .as_ref()
+            .map_err(|fault| self.error(fault.clone()))
+    }
+
+    fn error(&self, fault: Fault) -> DatasetError {
+        DatasetError::Archive {
+            path: self.path.clone(),
+            member: fault.member,
+            reason: fault.reason,
+        }
+    }
+
+    /// `path` below the mount; none when it is elsewhere.
+    fn below_mount<'a>(&self, path: &'a str) -> Option<&'a str> {
+        match self.archive.mount.as_str() {
+            "" => Some(path),
+            mount => path.strip_prefix(mount)?.strip_prefix('/'),
+        }
+    }
+}
+
+/// Where a file was found.
+enum Found<'a> {
+    Disk(PathBuf, u64),
+    Member(&'a Mounted, &'a Opened, &'a str),
+}
+
+impl Store {
+    /// The store below `root`. Archives that do not exist are ignored; they are looked for at
+    /// `root/<file>` and `root/<mount>/<file>`. None is read yet.
+    ///
+    /// # Errors
+    /// [`DatasetError::Io`] when `root` is no folder.
+    pub fn open(root: &Path, archives: &[Archive]) -> Result<Self, DatasetError> {
+        std::fs::read_dir(root).map_err(|source| DatasetError::Io {
+            path: root.to_owned(),
+            source,
+        })?;
+        let archives = archives
+            .iter()
+            .filter_map(|archive| {
+                let path = [
+                    root.join(&archive.file),
+                    root.join(&archive.mount).join(&archive.file),
+                ]
+                .into_iter()
+                .find(|path| path.is_file())?;
+                let mut archive = archive.clone();
+                archive.mount = archive.mount.trim_matches('/').to_owned();
+                Some(Mounted {
+                    archive,
+                    path,
+                    opened: OnceLock::new(),
+                })
+            })
+            .collect();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                root: root.to_owned(),
+                archives,
+            }),
+        })
+    }
+
+    /// The data root.
+    pub fn root(&self) -> &Path {
+        &self.shared.root
+    }
+
+    /// Finds a file by its cleaned path. An archive that cannot be read is an error only if no later
+    /// one has the file.
+    fn find<'a>(&'a self, path: &'a str) -> Result<Option<Found<'a>>, DatasetError> {
+        let on_disk = self.shared.root.join(path);
+        if let Ok(meta) = std::fs::metadata(&on_disk)
+            && meta.is_file()
+        {
+            return Ok(Some(Found::Disk(on_disk, meta.len())));
+        }
+        let mut fault = None;
+        for mounted in &self.shared.archives {
+            let Some(below) = mounted.below_mount(path) else {
+                continue;
+            };
+            match mounted.opened() {
+                Ok(opened) if opened.contains(below) => {
+                    return Ok(Some(Found::Member(mounted, opened, below)));
+                }
+                Ok(_) => {}
+                Err(error) => fault = fault.or(Some(error)),
+            }
+        }
+        fault.map_or(Ok(None), Err)
+    }
+
+    /// Whether there is a file `path`. Also true when an archive that could hold it cannot be read:
+    /// reading the file then says what is wrong with the archive.
+    pub fn exists(&self, path: &str) -> bool {
+        match cleaned(path) {
+            Ok(path) => !matches!(self.find(&path), Ok(None)),
+            Err(_) => false,
+        }
+    }
+
+    /// The content of a file.
+    ///
+    /// # Errors
+    /// [`DatasetError::NoFile`], [`DatasetError::Io`], [`DatasetError::Archive`],
+    /// [`DatasetError::TooLarge`] beyond 1 GiB, or [`DatasetError::Outside`].
+    pub fn read(&self, path: &str) -> Result<Vec<u8>, DatasetError> {
+        let path = cleaned(path)?;
+        match self.find(&path)? {
+            Some(Found::Disk(path, size)) => {
+                if size > MAX_FILE {
+                    return Err(DatasetError::TooLarge {
+                        name: path.display().to_string(),
+                        size,
+                        limit: MAX_FILE,
+                    });
+                }
+                std::fs::read(&path).map_err(|source| DatasetError::Io { path, source })
+            }
+            Some(Found::Member(mounted, opened, below)) => {
+                opened.read(below).map_err(|fault| mounted.error(fault))
+            }
+            None => Err(self.no_file(path)),
+        }
+    }
+
+    fn no_file(&self, path: String) -> DatasetError {
+        let archives = self.shared.archives.iter();
+        let places = std::iter::once(self.shared.root.display().to_string())
+            .chain(
+                archives
+                    .filter(|mounted| mounted.below_mount(&path).is_some())
+                    .map(|mounted| mounted.path.display().to_string()),
+            )
+            .collect();
+        DatasetError::NoFile { path, places }
+    }
+
+    /// The content of a text file: UTF-8 without its byte order mark, or Latin-1 where it is not
+    /// valid UTF-8. Line ends stay as they are.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn text(&self, path: &str) -> Result<String, DatasetError> {
+        let mut bytes = self.read(path)?;
+        if bytes.starts_with(b"\xef\xbb\xbf") {
+            bytes.drain(..3);
+        }
+        Ok(String::from_utf8(bytes).unwrap_or_else(|error| {
+            // Latin-1 is the first 256 code points.
+            error.as_bytes().iter().copied().map(char::from).collect()
+        }))
+    }
+
+    /// As [`files`](Self::files), of those that lie in folders: no archive is read.
+    ///
+    /// # Errors
+    /// [`DatasetError::Io`] or [`DatasetError::Outside`].
+    pub fn files_in_folders(&self, folder: &str) -> Result<Vec<String>, DatasetError> {
+        folder::files(&self.shared.root, &cleaned(folder)?)
+    }
+
+    /// Every regular file below `folder` at any depth, as paths below the data root in the order of
+    /// their bytes. Empty when there is no such folder. Links to folders are followed, but no folder
+    /// is entered from within itself. The archives that could hold such files are read, even if they
+    /// were unpacked: one of 37 GB takes minutes the first time.
+    ///
+    /// # Errors
+    /// [`DatasetError::Io`], [`DatasetError::Archive`] or [`DatasetError::Outside`].
+    pub fn files(&self, folder: &str) -> Result<Vec<String>, DatasetError> {
+        let folder = cleaned(folder)?;
+        let mut found = folder::files(&self.shared.root, &folder)?;
+        let prefix = match folder.as_str() {
+            "" => String::new(),
+            folder => format!("{folder}/"),
+        };
+        for mounted in &self.shared.archives {
+            let mount = match mounted.archive.mount.as_str() {
+                "" => String::new(),
+                mount => format!("{mount}/"),
+            };
+            let below = if let Some(below) = prefix.strip_prefix(&mount) {
+                below
+            } else if mount.starts_with(&prefix) {
+                ""
+            } else {
+                continue;
+            };
+            let opened = mounted.opened()?;
+            found.extend(opened.below(below).map(|path| format!("{mount}{path}")));
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Length of a file in bytes.
+    pub fn size(&self, path: &str) -> Option<u64> {
+        let path = cleaned(path).ok()?;
+        match self.find(&path).ok()?? {
+            Found::Disk(_, size) => Some(size),
+            Found::Member(_, opened, below) => opened.size(below),
+        }
+    }
+
+    /// Where a file lies, for people: `/data/food-101/meta/train.json`, or
+    /// `/data/food-101.tar.gz: food-101/meta/train.json`.
+    pub fn describe(&self, path: &str) -> String {
+        if let Ok(path) = cleaned(path)
+            && let Ok(Some(Found::Member(mounted, opened, below))) = self.find(&path)
+        {
+            return format!("{}: {}", mounted.path.display(), opened.describe(below));
+        }
+        self.shared.root.join(path).display().to_string()
+    }
+}
+
+fn cleaned(path: &str) -> Result<String, DatasetError> {
+    clean("", path).ok_or_else(|| DatasetError::Outside { path: path.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const ARCHIVES: [&str; 9] = [
+        "ustar.tar",
+        "gnu.tar",
+        "pax.tar",
+        "one.tgz",
+        "two.tgz",
+        "big.tgz",
+        "some.zip",
+        "nested-stored.zip",
+        "nested-deflated.zip",
+    ];
+
+    fn fixture(name: &str) -> Vec<u8> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/datasets/testdata");
+        std::fs::read(folder.join(name)).unwrap()
+    }
+
+    /// The archive `name`, whose members are mounted at `m`.
+    fn archive(name: &str) -> Archive {
+        Archive {
+            file: name.into(),
+            mount: "m".into(),
+            inner: name
+                .starts_with("nested")
+                .then(|| "outer/inner.tar.gz".into()),
+            strip: 1,
+        }
+    }
+
+    /// A store with nothing but an archive of that name and content.
+    fn store_of(name: &str, bytes: &[u8]) -> (tempfile::TempDir, Store) {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join(name), bytes).unwrap();
+        let store = Store::open(root.path(), &[archive(name)]).unwrap();
+        (root, store)
+    }
+
+    fn crc(bytes: &[u8]) -> u64 {
+        let mut crc = flate2::Crc::new();
+        crc.update(bytes);
+        crc.sum().into()
+    }
+
+    /// Path, length and checksum of each member, as Python reads them.
+    fn manifest(name: &str) -> BTreeMap<String, [u64; 2]> {
+        let text = fixture("archives.json");
+        let mut all: BTreeMap<String, BTreeMap<String, [u64; 2]>> =
+            serde_json::from_slice(&text).unwrap();
+        let members = all.remove(name).unwrap().into_iter();
+        members
+            .map(|(path, told)| (path.replacen("set/", "m/", 1), told))
+            .collect()
+    }
+
+    #[test]
+    fn every_archive_reads_as_python_reads_it() {
+        for name in ARCHIVES {
+            let (_root, store) = store_of(name, &fixture(name));
+            let expected = manifest(name);
+            let paths: Vec<&String> = expected.keys().collect();
+            assert_eq!(
+                store.files("m").unwrap().iter().collect::<Vec<_>>(),
+                paths,
+                "{name}"
+            );
+            assert_eq!(store.files("").unwrap().len(), expected.len() + 1, "{name}");
+            let below: Vec<_> = paths
+                .iter()
+                .filter(|p| p.starts_with("m/images/"))
+                .collect();
+            assert_eq!(
+                store.files("m/images").unwrap().len(),
+                below.len(),
+                "{name}"
+            );
+            for (path, [size, checksum]) in &expected {
+                let bytes = store.read(path).unwrap();
+                assert_eq!(
+                    (bytes.len() as u64, crc(&bytes)),
+                    (*size, *checksum),
+                    "{name}: {path}"
+                );
+                assert_eq!(store.size(path), Some(*size), "{name}: {path}");
+                assert!(store.exists(path), "{name}: {path}");
+                let place = store.describe(path);
+                let inside = path.replacen("m/", "set/", 1);
+                assert!(place.contains(name) && place.ends_with(&inside), "{place}");
+            }
+            for absent in [
+                "m",
+                "m/images",
+                "m/none",
+                "set/meta/train.txt",
+                "images/a/1.jpg",
+                "mm/images/a/1.jpg",
+            ] {
+                assert!(!store.exists(absent), "{name}: {absent}");
+                let error = store.read(absent).unwrap_err();
+                assert!(matches!(error, DatasetError::NoFile { .. }), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_threads_read_at_once() {
+        for name in ARCHIVES {
+            let (_root, store) = store_of(name, &fixture(name));
+            let expected = manifest(name);
+            std::thread::scope(|scope| {
+                for thread in 0..4 {
+                    let (store, expected) = (store.clone(), &expected);
+                    scope.spawn(move || {
+                        for (path, told) in expected.iter().cycle().skip(thread * 3).take(60) {
+                            assert_eq!(crc(&store.read(path).unwrap()), told[1], "{name}: {path}");
+                        }
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn folders_win_and_archives_serve_the_rest() {
+        let (root, store) = store_of("one.tgz", &fixture("one.tgz"));
+        std::fs::create_dir_all(root.path().join("m/images/a")).unwrap();
+        std::fs::write(root.path().join("m/images/a/1.jpg"), b"own").unwrap();
+        std::fs::write(root.path().join("m/images/a/more.jpg"), b"more").unwrap();
+        assert_eq!(store.read("m/images/a/1.jpg").unwrap(), b"own");
+        assert_eq!(store.size("m/images/a/1.jpg"), Some(3));
+        let place = root.path().join("m/images/a/1.jpg").display().to_string();
+        assert_eq!(store.describe("m/images/a/1.jpg"), place);
+        assert_eq!(store.read("m/images/a/2.jpg").unwrap().len(), 512);
+        let files = store.files("m/images/a").unwrap();
+        let names = ["1.jpg", "10.jpg", "2.jpg", "more.jpg"].map(|n| format!("m/images/a/{n}"));
+        assert_eq!(files, names);
+        let unpacked = store.files_in_folders("m").unwrap();
+        assert_eq!(unpacked, ["m/images/a/1.jpg", "m/images/a/more.jpg"]);
+    }
+
+    #[test]
+    fn an_archive_may_lie_in_its_mount_and_an_earlier_one_wins() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("m")).unwrap();
+        std::fs::write(root.path().join("m/one.tgz"), fixture("one.tgz")).unwrap();
+        std::fs::write(root.path().join("gnu.tar"), fixture("gnu.tar")).unwrap();
+        let archives = ["none.tar", "gnu.tar", "one.tgz"].map(archive);
+        let store = Store::open(root.path(), &archives).unwrap();
+        assert!(store.describe("m/meta/train.txt").contains("gnu.tar: "));
+        assert!(store.describe("m/images/soft.jpg").contains("one.tgz: "));
+        assert!(Store::open(&root.path().join("none"), &archives).is_err());
+    }
+
+    #[test]
+    fn an_archive_is_not_read_before_it_is_needed() {
+        let (root, store) = store_of("one.tgz", b"\x1f\x8b no gzip header");
+        std::fs::create_dir_all(root.path().join("m")).unwrap();
+        std::fs::write(root.path().join("m/a.jpg"), b"a").unwrap();
+        assert_eq!(store.read("m/a.jpg").unwrap(), b"a");
+        assert!(!store.exists("elsewhere/b.jpg"), "not below its mount");
+        // It might be in there, and reading says why it cannot be told.
+        assert!(store.exists("m/b.jpg"));
+        for error in [
+            store.read("m/b.jpg").unwrap_err(),
+            store.files("m").unwrap_err(),
+        ] {
+            let message = error.to_string();
+            assert!(
+                message.contains("one.tgz") && message.contains("gzip header"),
+                "{message}"
+            );
+        }
+        assert_eq!(store.size("m/b.jpg"), None);
+    }
+
+    #[test]
+    fn half_an_archive_is_an_error_that_names_it() {
+        for name in ARCHIVES {
+            let whole = fixture(name);
+            // `tar` archives end with an end mark of 1024 bytes.
+            for end in [600, whole.len() / 2, whole.len() - 1025] {
+                let (_root, store) = store_of(name, &whole[..end]);
+                let message = store.read("m/meta/train.txt").unwrap_err().to_string();
+                assert!(message.contains(name), "{message}");
+                assert!(message.contains("half downloaded?"), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn links_that_lead_nowhere_are_refused_when_read() {
+        let (_root, store) = store_of("one.tgz", &fixture("one.tgz"));
+        for (path, reason) in [
+            ("m/images/out.jpg", "out of the archive"),
+            ("m/images/absolute.jpg", "out of the archive"),
+            ("m/images/dangling.jpg", "no file of the archive"),
+            ("m/images/loop.jpg", "link to itself"),
+        ] {
+            assert!(store.exists(path));
+            assert_eq!(store.size(path), None);
+            let message = store.read(path).unwrap_err().to_string();
+            assert!(
+                message.contains(reason) && message.contains("set/images/"),
+                "{message}"
+            );
+        }
+        for device in ["m/images/null", "m/images/pipe"] {
+            assert!(!store.exists(device));
+        }
+    }
+
+    #[test]
+    fn members_that_lead_out_of_the_archive_are_refused() {
+        for name in ["../evil.jpg", "set/../../evil.jpg", "/etc/evil.jpg"] {
+            let mut header = tar::Header::new_ustar();
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_size(0);
+            header.set_cksum();
+            let bytes = [header.as_bytes().as_slice(), &[0; 1024]].concat();
+            let (_root, store) = store_of("evil.tar", &bytes);
+            let message = store.read("m/evil.jpg").unwrap_err().to_string();
+            assert!(
+                message.contains(name) && message.contains("not to be trusted"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn paths_that_lead_out_of_the_root_are_refused() {
+        let (_root, store) = store_of("one.tgz", &fixture("one.tgz"));
+        for path in ["../secret", "/etc/passwd", "m/../../secret"] {
+            assert!(!store.exists(path));
+            assert_eq!(store.size(path), None);
+            for error in [
+                store.read(path).unwrap_err(),
+                store.files(path).unwrap_err(),
+            ] {
+                assert!(matches!(error, DatasetError::Outside { .. }), "{error}");
+            }
+        }
+        assert_eq!(store.read("./m//images/a/2.jpg").unwrap().len(), 512);
+    }
+
+    #[test]
+    fn what_is_no_archive_is_refused_by_name() {
+        let gzipped_text =
+            b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xcbH\xcd\xc9\xc9\x07\0\x86\xa6\x106\x05\0\0\0";
+        for (bytes, expected) in [
+            (&b""[..], "empty"),
+            (b"<!DOCTYPE html>", "web page"),
+            (b"BZh91AY", "bzip2"),
+            (b"\xfd7zXZ\0", "xz"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+            (b"some text", "neither tar, tar.gz nor zip"),
+            (gzipped_text, "tar archive ends early"),
+        ] {
+            let (_root, store) = store_of("a.tar.gz", bytes);
+            let message = store.read("m/x").unwrap_err().to_string();
+            assert!(
+                message.contains(expected) && message.contains("a.tar.gz"),
+                "{message}"
+            );
+        }
+        let (_root, store) = store_of("nested.zip", &fixture("some.zip"));
+        let message = store.read("m/x").unwrap_err().to_string();
+        assert!(message.contains("holds no outer/inner.tar.gz"), "{message}");
+    }
+
+    #[test]
+    fn texts_are_utf_8_or_latin_1() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path(), &[]).unwrap();
+        for (bytes, expected) in [
+            (&b"\xef\xbb\xbfa\r\nb"[..], "a\r\nb"),
+            ("Grüße".as_bytes(), "Grüße"),
+            (b"Gr\xfc\xdfe", "Grüße"),
+            (b"", ""),
+        ] {
+            std::fs::write(root.path().join("a.txt"), bytes).unwrap();
+            assert_eq!(store.text("a.txt").unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn very_long_files_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let file = std::fs::File::create(root.path().join("long")).unwrap();
+        file.set_len(MAX_FILE + 1).unwrap();
+        let error = Store::open(root.path(), &[])
+            .unwrap()
+            .read("long")
+            .unwrap_err();
+        assert!(matches!(error, DatasetError::TooLarge { .. }), "{error}");
+    }
+}

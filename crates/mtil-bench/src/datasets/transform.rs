@@ -1,0 +1,258 @@
+//! Suites made from suites: a choice of tasks, another starting point, few shots.
+
+use std::sync::Arc;
+
+use image::DynamicImage;
+
+use super::error::DatasetError;
+use crate::{
+    data::{DataError, ImageSource, nearest},
+    seeds,
+    suite::{LabelledImages, Suite, Task},
+};
+
+/// Tag of the draw of few-shot images.
+const FEW_SHOT: u64 = 0x7368_6f74;
+
+/// The tasks `names` in the order given, with the suite's reference pairs.
+///
+/// # Errors
+/// [`DatasetError::UnknownTask`] with the most similar name, and [`DatasetError::Selection`] for no
+/// name or one given twice.
+pub fn select<S: AsRef<str>>(suite: &Suite, names: &[S]) -> Result<Suite, DatasetError> {
+    let mut tasks: Vec<Task> = Vec::with_capacity(names.len());
+    for name in names.iter().map(AsRef::as_ref) {
+        if tasks.iter().any(|task| task.name == name) {
+            let message = format!("the task `{name}` is chosen twice: name each task once");
+            return Err(DatasetError::Selection(message));
+        }
+        let known = || suite.tasks.iter().map(|task| task.name.as_str());
+        let task = suite.tasks.iter().find(|task| task.name == name);
+        tasks.push(task.cloned().ok_or_else(|| DatasetError::UnknownTask {
+            suite: suite.name.clone(),
+            task: name.to_owned(),
+            near: nearest(name, known()),
+            known: known().map(str::to_owned).collect(),
+        })?);
+    }
+    if tasks.is_empty() {
+        let message = format!("no task of the suite `{}` is chosen", suite.name);
+        return Err(DatasetError::Selection(message));
+    }
+    Ok(Suite {
+        tasks,
+        ..suite.clone()
+    })
+}
+
+/// The suite that starts `k` tasks later; the tasks passed over come last. Averages over all such
+/// shifts do not depend on which task comes first.
+pub fn rotate(suite: &Suite, k: usize) -> Suite {
+    let mut shifted = suite.clone();
+    let n = shifted.tasks.len();
+    if n > 0 {
+        shifted.tasks.rotate_left(k % n);
+    }
+    shifted
+}
+
+/// The suite whose tasks are trained on `shots` images a class.
+///
+/// # Errors
+/// As [`few_shot`].
+pub fn few_shot_suite(suite: &Suite, shots: usize, seed: u64) -> Result<Suite, DatasetError> {
+    let mut few = suite.clone();
+    for task in &mut few.tasks {
+        *task = few_shot(task, shots, seed)?;
+    }
+    Ok(few)
+}
+
+/// The task with `shots` training images of each class, drawn by `seed`, in the order of the task.
+/// A class with fewer images keeps all. The test half stays as it is. What is drawn for a class
+/// depends on the seed, the class's number and how many images it has, on nothing else.
+///
+/// # Errors
+/// [`DatasetError::NoShot`] for a class without images, [`DatasetError::Selection`] for no shots.
+pub fn few_shot(task: &Task, shots: usize, seed: u64) -> Result<Task, DatasetError> {
+    if shots == 0 {
+        let message = format!(
+            "task `{}`: 0 images a class leave nothing to train on",
+            task.name
+        );
+        return Err(DatasetError::Selection(message));
+    }
+    let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); task.class_names.len()];
+    for (image, &label) in task.train.labels.iter().enumerate() {
+        of_class[label].push(image);
+    }
+    let mut chosen = Vec::new();
+    for (class, images) in of_class.iter().enumerate() {
+        if images.is_empty() {
+            return Err(DatasetError::NoShot {
+                task: task.name.clone(),
+                class: task.class_names[class].clone(),
+            });
+        }
+        let seed = seeds::derive(seed, &[FEW_SHOT, class as u64]);
+        let drawn = seeds::sample(images.len(), shots, seed);
+        chosen.extend(drawn.into_iter().map(|i| images[i]));
+    }
+    chosen.sort_unstable();
+    Ok(Task {
+        train: LabelledImages {
+            labels: chosen.iter().map(|&i| task.train.labels[i]).collect(),
+            images: Arc::new(Subset::new(task.train.images.clone(), chosen)),
+        },
+        ..task.clone()
+    })
+}
+
+/// Some images of a source.
+#[derive(Clone)]
+pub struct Subset {
+    images: Arc<dyn ImageSource>,
+    indices: Vec<usize>,
+}
+
+impl Subset {
+    /// The images `indices` of `images`, in that order.
+    ///
+    /// # Panics
+    /// If an index is out of range.
+    pub fn new(images: Arc<dyn ImageSource>, indices: Vec<usize>) -> Self {
+        let n = images.len();
+        assert!(indices.iter().all(|&i| i < n), "an index is not below {n}");
+        Self { images, indices }
+    }
+}
+
+impl ImageSource for Subset {
+    fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.images.name(self.indices[index])
+    }
+
+    fn identity(&self, index: usize) -> String {
+        self.images.identity(self.indices[index])
+    }
+
+    fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+        self.images.load(self.indices[index])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::CaptionedImages;
+
+    /// Images that are only numbers.
+    struct Numbers(usize);
+
+    impl ImageSource for Numbers {
+        fn len(&self) -> usize {
+            self.0
+        }
+        fn name(&self, index: usize) -> String {
+            index.to_string()
+        }
+        fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+            Ok(DynamicImage::new_luma8(1 + index as u32, 1))
+        }
+    }
+
+    fn task(name: &str, labels: Vec<usize>) -> Task {
+        let half = |labels: Vec<usize>| LabelledImages {
+            images: Arc::new(Numbers(labels.len())),
+            labels,
+        };
+        Task {
+            name: name.into(),
+            class_names: vec!["a".into(), "b".into(), "c".into()],
+            templates: vec!["{}".into()],
+            train: half(labels),
+            test: half(vec![0, 1, 2]),
+        }
+    }
+
+    fn suite() -> Suite {
+        let pairs = CaptionedImages {
+            images: Arc::new(Numbers(1)),
+            captions: vec!["x".into()],
+        };
+        let labels = || (0..30).map(|i| i % 3).collect();
+        Suite {
+            name: "letters".into(),
+            tasks: ["Food", "DTD", "MNIST"].map(|n| task(n, labels())).into(),
+            reference: pairs.clone(),
+            held_out: pairs,
+            extras: Default::default(),
+        }
+    }
+
+    fn names(suite: &Suite) -> Vec<&str> {
+        suite.tasks.iter().map(|t| t.name.as_str()).collect()
+    }
+
+    #[test]
+    fn tasks_are_chosen_by_name() {
+        let chosen = select(&suite(), &["MNIST", "Food"]).unwrap();
+        assert_eq!(names(&chosen), ["MNIST", "Food"]);
+        let error = |chosen: &[&str]| select(&suite(), chosen).err().unwrap().to_string();
+        assert!(error(&["MNST"]).contains("did you mean `MNIST`?"));
+        assert!(error(&["Food", "Food"]).contains("twice"));
+        assert!(error(&[]).contains("no task"));
+    }
+
+    #[test]
+    fn a_shift_is_cyclic() {
+        assert_eq!(names(&rotate(&suite(), 0)), ["Food", "DTD", "MNIST"]);
+        assert_eq!(names(&rotate(&suite(), 1)), ["DTD", "MNIST", "Food"]);
+        assert_eq!(names(&rotate(&suite(), 5)), ["MNIST", "Food", "DTD"]);
+    }
+
+    #[test]
+    fn shots_are_balanced_and_seeded() {
+        let drawn = |shots, seed| {
+            let few = few_shot_suite(&suite(), shots, seed).unwrap();
+            assert_eq!(few.tasks[0].test.labels.len(), 3);
+            few.tasks[1].train.clone()
+        };
+        let of = |half: &LabelledImages| {
+            (0..half.images.len())
+                .map(|i| half.images.name(i))
+                .collect::<Vec<_>>()
+        };
+        let four = drawn(4, 7);
+        assert_eq!(four.images.len(), 12);
+        for class in 0..3 {
+            assert_eq!(four.labels.iter().filter(|&&l| l == class).count(), 4);
+        }
+        for i in 0..12 {
+            let number: usize = four.images.name(i).parse().unwrap();
+            assert_eq!(number % 3, four.labels[i]);
+            assert_eq!(four.images.load(i).unwrap().width() as usize, number + 1);
+            assert_eq!(four.images.identity(i), number.to_string());
+        }
+        assert!(
+            of(&four)
+                .windows(2)
+                .all(|w| w[0].parse::<usize>().unwrap() < w[1].parse().unwrap())
+        );
+        assert_eq!(of(&four), of(&drawn(4, 7)));
+        assert_ne!(of(&four), of(&drawn(4, 8)));
+        assert_eq!(drawn(100, 7).images.len(), 30);
+    }
+
+    #[test]
+    fn a_class_without_images_and_no_shots_are_refused() {
+        let error = few_shot(&task("Food", vec![0, 1, 1]), 2, 0).err().unwrap();
+        assert!(error.to_string().contains("the class `c`"), "{error}");
+        let error = few_shot(&task("Food", vec![0, 1, 2]), 0, 0).err().unwrap();
+        assert!(error.to_string().contains("0 images"), "{error}");
+    }
+}

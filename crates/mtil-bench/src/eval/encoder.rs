@@ -1,0 +1,131 @@
+//! Images and texts to features.
+
+use burn::tensor::{Device, Tensor};
+use clip_model::{Clip, ClipModel, TokenBatch, normalize};
+
+use crate::{
+    batch::{BatchError, Images},
+    data::ImageSource,
+};
+
+/// Images encoded at a time.
+pub(super) const BATCH: usize = 128;
+/// Texts encoded at a time.
+const TEXT_BATCH: usize = 256;
+
+/// A model as evaluation sees it. It may answer differently for each task (`column`), where the task is given.
+pub trait Encoder {
+    /// Image features `[batch, e]`, not normalised.
+    fn image(&self, column: Option<usize>, pixels: Tensor<4>) -> Tensor<2>;
+
+    /// Text features `[rows, e]`, not normalised.
+    fn text(&self, column: Option<usize>, tokens: &TokenBatch) -> Tensor<2>;
+
+    /// Where it computes.
+    fn device(&self) -> Device;
+
+    /// Whether the task makes no difference, so that the classes of all tasks can be compared.
+    fn one_for_all_tasks(&self) -> bool {
+        true
+    }
+}
+
+impl Encoder for ClipModel {
+    fn image(&self, _: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
+        self.encode_image(pixels)
+    }
+
+    fn text(&self, _: Option<usize>, tokens: &TokenBatch) -> Tensor<2> {
+        self.encode_text(tokens)
+    }
+
+    fn device(&self) -> Device {
+        ClipModel::device(self)
+    }
+}
+
+/// Encodes `texts` with the plain model, normalised: `[texts, e]`.
+///
+/// # Errors
+/// When a text cannot be tokenised.
+pub fn encode_texts(
+    checkpoint: &Clip,
+    model: &ClipModel,
+    texts: &[String],
+) -> Result<Tensor<2>, BatchError> {
+    encode_texts_as(checkpoint, model, None, texts)
+}
+
+/// [`encode_texts`] as the model answers for task `column`.
+///
+/// # Errors
+/// When a text cannot be tokenised.
+pub fn encode_texts_as(
+    checkpoint: &Clip,
+    encoder: &dyn Encoder,
+    column: Option<usize>,
+    texts: &[String],
+) -> Result<Tensor<2>, BatchError> {
+    let context = checkpoint.config.text.max_position_embeddings;
+    let mut features = Vec::new();
+    for chunk in texts.chunks(TEXT_BATCH) {
+        let tokens = checkpoint.tokenizer.encode(chunk, context)?;
+        features.push(normalize(encoder.text(column, &tokens)));
+    }
+    Ok(Tensor::cat(features, 0))
+}
+
+/// Normalised features on the host.
+pub struct Features {
+    /// Row-major, one row an image.
+    pub rows: Vec<f32>,
+    /// Numbers of a feature.
+    pub width: usize,
+    /// Which image each row is: unreadable ones may have been left out.
+    pub indices: Vec<usize>,
+}
+
+/// Normalised features of the images `indices` of `source`, prepared as for evaluation.
+///
+/// # Errors
+/// [`BatchError`] naming an image that cannot be read, or that none can be.
+pub fn encode_images(
+    encoder: &dyn Encoder,
+    column: Option<usize>,
+    source: &dyn ImageSource,
+    indices: &[usize],
+    images: &Images,
+) -> Result<Features, BatchError> {
+    let mut all = Features {
+        rows: Vec::new(),
+        width: 0,
+        indices: Vec::new(),
+    };
+    for chunk in indices.chunks(BATCH) {
+        let (kept, pixels) = images.eval(source, chunk, &encoder.device())?;
+        let Some(pixels) = pixels else { continue };
+        let features = normalize(encoder.image(column, pixels));
+        all.width = features.dims()[1];
+        all.rows.extend(to_host(features));
+        all.indices.extend(kept);
+    }
+    if all.indices.is_empty() {
+        let what = indices
+            .first()
+            .map_or("no image".to_owned(), |i| source.name(*i));
+        return Err(BatchError::NothingReadable(format!(
+            "the images from {what} on"
+        )));
+    }
+    Ok(all)
+}
+
+/// Values of a float tensor on the host, row-major.
+pub fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// Index of the largest value, the first one of several.
+pub fn argmax(row: &[f32]) -> usize {
+    (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}

@@ -1,0 +1,75 @@
+//! Rules of the drift guard that did not hold.
+
+use maud::{Markup, html};
+
+use crate::report::group::Group;
+use crate::report::load::{Breach, GuardAction, RunData};
+use crate::report::svg::{number, swatch};
+
+pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
+    let all: Vec<(&Group<'_>, &RunData, &Breach)> = groups
+        .iter()
+        .flat_map(|g| g.runs.iter().map(move |r| (g, *r)))
+        .flat_map(|(g, r)| r.breaches.iter().map(move |b| (g, r, b)))
+        .collect();
+    if all.is_empty() {
+        return html! {};
+    }
+    html! {
+        section {
+            h2 { "Where a limit was crossed" }
+            p { "Limits that were set for the runs, checked after each task. A run that is not listed stayed within them, or had none." }
+            div.scroll tabindex="0" role="region" aria-label="Limits crossed" {
+                table.plain.breaches {
+                    thead { tr {
+                        th scope="col" { "Run" }
+                        th scope="col" { "When" }
+                        th scope="col" { "Limit" }
+                        th scope="col" { "Measured" }
+                        th scope="col" { "Consequence" }
+                    } }
+                    tbody {
+                        @for (g, r, b) in all {
+                            tr {
+                                th scope="row" {
+                                    (swatch(g.colour)) " " (g.name)
+                                    @if g.runs.len() > 1 { small { " seed " (r.file.seed) } }
+                                }
+                                td { (when(b.stage, order)) }
+                                td { code { (b.rule) } @if !b.message.is_empty() { br; small { (b.message) } } }
+                                td { (measured(b)) }
+                                td { @match b.action {
+                                    GuardAction::Stop => strong { "run stopped" },
+                                    GuardAction::Warn => "warning only",
+                                } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn when(stage: usize, order: &[String]) -> String {
+    match stage.checked_sub(1) {
+        None => "before training".into(),
+        Some(task) => order.get(task).map_or_else(
+            || format!("after task {stage}"),
+            |name| format!("after {name}"),
+        ),
+    }
+}
+
+/// The value with as many decimals as set it apart from the limit.
+fn measured(b: &Breach) -> String {
+    let Some(value) = b.value else {
+        return "–".into();
+    };
+    let apart = |d: &usize| {
+        b.limit
+            .is_none_or(|limit| number(value, *d, false) != number(limit, *d, false))
+    };
+    let decimals = (1..6).find(apart).unwrap_or(6);
+    number(value, decimals, false)
+}

@@ -1,0 +1,37 @@
+//! What the charts of several sections share.
+
+use maud::{Markup, html};
+
+use crate::report::group::Group;
+use crate::report::svg::{Line, nice, swatch};
+
+pub(super) fn legend(groups: &[&Group<'_>]) -> Markup {
+    html! {
+        ul.legend aria-label="Legend" {
+            @for g in groups { li { (swatch(g.colour)) " " (g.name) } }
+        }
+    }
+}
+
+pub(super) fn stage_ticks(tasks: usize) -> Vec<(f64, String)> {
+    (0..=tasks).map(|s| (s as f64, s.to_string())).collect()
+}
+
+pub(super) fn line(g: &Group<'_>, points: Vec<(f64, f64)>) -> Line {
+    Line {
+        label: g.name.clone(),
+        colour: g.colour,
+        points,
+        strong: g.name == "gnsp",
+        markers: true,
+    }
+}
+
+/// Rounded range over all lines, `extra` included.
+pub(super) fn range<'a>(lines: impl Iterator<Item = &'a Line>, extra: &[f64]) -> (f64, f64) {
+    let values = lines
+        .flat_map(|l| l.points.iter().map(|p| p.1))
+        .chain(extra.iter().copied());
+    let (lo, hi) = values.fold((f64::MAX, f64::MIN), |(lo, hi), v| (lo.min(v), hi.max(v)));
+    if lo > hi { (0.0, 1.0) } else { nice(lo, hi, 4) }
+}

@@ -1,0 +1,125 @@
+//! Training loss.
+
+use std::collections::BTreeMap;
+
+use maud::{Markup, html};
+
+use super::charts::range;
+use crate::report::group::Group;
+use crate::report::load::{RunData, Step};
+use crate::report::svg::{Chart, Line, colour_class};
+
+/// Points of a loss curve at most: as many as pixels are useful.
+const CURVE_POINTS: usize = 240;
+
+/// First palette index of the loss parts: colours that methods seldom have.
+const PARTS_FROM: usize = 5;
+
+/// Means over equal stretches of the run, so that a curve of any length stays small.
+fn downsample(
+    steps: &[Step],
+    tasks: usize,
+    value: impl Fn(&Step) -> Option<f64>,
+) -> Vec<(f64, f64)> {
+    let mut buckets: BTreeMap<usize, (f64, f64, f64)> = BTreeMap::new();
+    let per_task = (CURVE_POINTS / tasks.max(1)).max(2) as f64;
+    for s in steps {
+        let Some(v) = value(s).filter(|v| v.is_finite()) else {
+            continue;
+        };
+        // A task's last step is at its end: it belongs to the bucket before.
+        let bucket = ((s.at * per_task).ceil() as usize).saturating_sub(1);
+        let b = buckets.entry(bucket).or_default();
+        *b = (b.0 + s.at, b.1 + v, b.2 + 1.0);
+    }
+    buckets.values().map(|(x, y, n)| (x / n, y / n)).collect()
+}
+
+pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
+    let runs: Vec<(&Group<'_>, &RunData)> = groups
+        .iter()
+        .filter_map(|g| {
+            let counted = Group::counted(&g.runs);
+            Some((g, *counted.iter().find(|r| !r.steps.is_empty())?))
+        })
+        .collect();
+    if runs.is_empty() {
+        return html! {};
+    }
+    let tasks = order.len();
+    let mut names: Vec<&String> = Vec::new();
+    for (_, r) in &runs {
+        for s in &r.steps {
+            for name in s.parts.keys() {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+    }
+    // A single part is the total again.
+    let parts_of = |r: &RunData| -> Vec<&String> {
+        let used: Vec<&String> = names
+            .iter()
+            .copied()
+            .filter(|n| r.steps.iter().any(|s| s.parts.contains_key(*n)))
+            .collect();
+        if used.len() > 1 { used } else { Vec::new() }
+    };
+    html! {
+        section {
+            h2 { "Training loss" }
+            p { "From the first step of the first task to the last of the last; a thin vertical line separates tasks. Each method has its own scale, because the losses are made of different parts." }
+            ul.legend aria-label="Legend" {
+                li { (swatch_line(None)) " total" }
+                @for (i, n) in names.iter().enumerate() {
+                    @if runs.iter().any(|(_, r)| parts_of(r).contains(n)) { li { (swatch_line(Some(i + PARTS_FROM))) " " (n) } }
+                }
+            }
+            div class={ "grid-charts" @if matches!(runs.len(), 3 | 5 | 6 | 9) { " thirds" } } {
+                @for (g, r) in &runs {
+                    @let lines = {
+                        let mut lines: Vec<Line> = parts_of(r).into_iter().map(|name| Line {
+                            label: name.clone(),
+                            colour: names.iter().position(|n| *n == name).map(|i| i + PARTS_FROM),
+                            points: downsample(&r.steps, tasks, |s| s.parts.get(name).copied()),
+                            strong: false,
+                            markers: false,
+                        }).collect();
+                        lines.push(Line {
+                            label: "total".into(),
+                            colour: None,
+                            points: downsample(&r.steps, tasks, |s| Some(s.loss)),
+                            strong: true,
+                            markers: false,
+                        });
+                        lines
+                    };
+                    figure {
+                        figcaption { b { (g.name) } @if g.runs.len() > 1 { small { " seed " (r.file.seed) } } }
+                        ({
+                            Chart {
+                                title: format!("Training loss of {}", g.name),
+                                x: (0.0, tasks as f64),
+                                y: range(lines.iter(), &[0.0]),
+                                x_ticks: (0..tasks).map(|t| (t as f64 + 0.5, (t + 1).to_string())).collect(),
+                                borders: (1..tasks).map(|t| t as f64).collect(),
+                                lines,
+                                decimals: 0,
+                                ..Chart::default()
+                            }.render()
+                        })
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn swatch_line(colour: Option<usize>) -> Markup {
+    html! {
+        svg class={ "swatch " (colour_class(colour)) } viewBox="0 0 26 12" width="26" height="12" aria-hidden="true" {
+            path class="ln" d="M1 6H25" {}
+        }
+    }
+}

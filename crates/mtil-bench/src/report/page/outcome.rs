@@ -1,0 +1,144 @@
+//! The sentence at the top: what came out of the runs.
+
+use super::words::plural;
+use crate::report::group::{Figures, Group, Spread};
+use crate::report::load::Status;
+use crate::report::svg::number;
+
+/// What came out, from the numbers.
+pub(in crate::report) struct Outcome {
+    /// One plain sentence.
+    pub sentence: String,
+    /// The figures it rests on; may be empty.
+    pub detail: String,
+}
+
+impl Outcome {
+    fn plain(sentence: String) -> Self {
+        Self {
+            sentence,
+            detail: String::new(),
+        }
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(format!("{} {}", self.sentence, self.detail).trim_end())
+    }
+}
+
+/// The outcome of the runs. Unfinished ones never take part in a comparison.
+pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
+    let done: Vec<&Group<'_>> = groups.iter().filter(|g| g.is_complete()).collect();
+    let tasks = groups.first().map_or(0, |g| g.runs[0].accuracy.tasks());
+    let after = format!("After {}", plural(tasks, "task"));
+    let value = |g: &Group<'_>, f: fn(&Figures) -> Option<Spread>| f(&g.figures).map(|s| s.mean);
+    let gnsp = done.iter().find(|g| g.name == "gnsp");
+    let base = done.iter().find(|g| g.name == "finetune");
+    if let (Some(gnsp), Some(base)) = (gnsp, base)
+        && let (Some(t), Some(bt), Some(l), Some(bl)) = (
+            value(gnsp, |f| f.transfer),
+            value(base, |f| f.transfer),
+            value(gnsp, |f| f.last),
+            value(base, |f| f.last),
+        )
+    {
+        // Differences of the figures as printed, so that a reader who subtracts agrees.
+        let printed = |v: f64| (v * 10.0).round() / 10.0;
+        let kept = match printed(printed(t) - printed(bt)) {
+            0.0 => "the same zero-shot transfer as finetune".to_string(),
+            d if d > 0.0 => format!("{d:.1} points more zero-shot transfer than finetune"),
+            d => format!("{:.1} points less zero-shot transfer than finetune", -d),
+        };
+        let ended = match printed(printed(l) - printed(bl)) {
+            0.0 => "at the same final accuracy".to_string(),
+            d if d > 0.0 => format!("{d:.1} points higher on all tasks together"),
+            d => format!("{:.1} points lower on all tasks together", -d),
+        };
+        let zero = gnsp.runs[0]
+            .accuracy
+            .as_constant()
+            .and_then(|c| c.transfer())
+            .map(|z| format!("; the pretrained model has {} %", number(z, 1, false)))
+            .unwrap_or_default();
+        let n = |v| number(v, 1, false);
+        return Outcome {
+            sentence: format!("{after}, gnsp kept {kept} and ended {ended}."),
+            detail: format!(
+                "Transfer {} % against {} %{zero}. Last {} % against {} %.",
+                n(t),
+                n(bt),
+                n(l),
+                n(bl)
+            ),
+        };
+    }
+    let best = |f: fn(&Figures) -> Option<Spread>| {
+        done.iter()
+            .filter_map(|g| Some((g.name.as_str(), f(&g.figures)?.mean)))
+            .max_by(|a, b| a.1.total_cmp(&b.1))
+    };
+    match (done.len(), best(|f| f.transfer), best(|f| f.last)) {
+        (0, ..) => {}
+        (1, transfer, Some((name, last))) => {
+            let transfer = transfer.map_or(String::new(), |(_, t)| {
+                format!(
+                    " and kept a zero-shot transfer of {} %",
+                    number(t, 1, false)
+                )
+            });
+            let zero = done[0].runs[0]
+                .accuracy
+                .as_constant()
+                .and_then(|c| Some((c.transfer(), c.last()?)))
+                .map(|(t, l)| match t {
+                    Some(t) => format!(
+                        " (pretrained model: {} % and {} %)",
+                        number(l, 1, false),
+                        number(t, 1, false)
+                    ),
+                    None => format!(" (pretrained model: {} %)", number(l, 1, false)),
+                })
+                .unwrap_or_default();
+            return Outcome::plain(format!(
+                "{after}, {name} reaches {} % on average over all tasks{transfer}{zero}.",
+                number(last, 1, false)
+            ));
+        }
+        (n, Some((a, t)), Some((b, l))) => {
+            return Outcome::plain(format!(
+                "{after} and {n} methods, {a} kept the most zero-shot transfer ({} %) and {b} \
+                 has the highest final accuracy ({} %).",
+                number(t, 1, false),
+                number(l, 1, false)
+            ));
+        }
+        (n, None, Some((b, l))) => {
+            return Outcome::plain(format!(
+                "{after} and {n} methods, {b} has the highest final accuracy ({} %).",
+                number(l, 1, false)
+            ));
+        }
+        _ => {}
+    }
+    let partial = groups.iter().find(|g| g.status() == Status::Partial);
+    if let Some(g) = partial {
+        let rows = g.runs.iter().map(|r| r.accuracy.rows().len()).max();
+        return Outcome::plain(format!(
+            "No training run is finished yet: {} has been evaluated after {} of {}.",
+            g.name,
+            rows.unwrap_or(0),
+            plural(tasks, "task")
+        ));
+    }
+    let zero = groups.first().and_then(|g| g.figures.last);
+    Outcome::plain(match zero {
+        Some(z) => format!(
+            "The pretrained model reaches {} % on average over {} without any training.",
+            number(z.mean, 1, false),
+            plural(tasks, "task")
+        ),
+        None => "Nothing has been measured yet.".into(),
+    })
+}

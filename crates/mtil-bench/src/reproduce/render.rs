@@ -1,0 +1,369 @@
+//! A comparison as text, Markdown and CSV.
+
+use super::published::Row;
+use super::table::{Block, BlockKind, Cell, Comparison, Entry, MISSING, OTHER_PROTOCOL, Spread};
+
+fn number(value: Option<f64>) -> String {
+    value.map_or(MISSING.to_owned(), |v| format!("{v:.1}"))
+}
+
+fn our_number(spread: Option<Spread>) -> String {
+    match spread {
+        None => MISSING.to_owned(),
+        Some(Spread { mean, sd: None, .. }) => format!("{mean:.1}"),
+        Some(Spread {
+            mean, sd: Some(sd), ..
+        }) => format!("{mean:.1} ± {sd:.1}"),
+    }
+}
+
+fn signed(cell: &Cell, entry: &Entry) -> String {
+    let Some(difference) = cell.difference() else {
+        return MISSING.to_owned();
+    };
+    let mut text = format!("{difference:+.1}");
+    if text == "-0.0" || text == "+0.0" {
+        text = "0.0".to_owned();
+    }
+    if entry.same_protocol == Some(false) {
+        text.push_str(OTHER_PROTOCOL);
+    }
+    text
+}
+
+impl Comparison {
+    /// The heads and lines of a block, as cells of text. The summary has ours, published and the
+    /// difference side by side, the wider blocks one below the other.
+    fn grid(&self, block: &Block) -> Vec<Vec<String>> {
+        let name = |entry: &Entry| match entry.runs {
+            0 | 1 => entry.method.clone(),
+            runs => format!("{} ({runs} runs)", entry.method),
+        };
+        let mut head = vec!["method".to_owned()];
+        let mut lines = Vec::new();
+        if block.kind == BlockKind::Summary {
+            for column in &block.columns {
+                head.push(column.clone());
+                if self.has_published {
+                    head.extend(["published".to_owned(), "difference".to_owned()]);
+                }
+            }
+            for (entry, cells) in self.entries.iter().zip(&block.lines) {
+                let mut line = vec![name(entry)];
+                for cell in cells {
+                    line.push(our_number(cell.ours));
+                    if self.has_published {
+                        line.extend([number(cell.published), signed(cell, entry)]);
+                    }
+                }
+                lines.push(line);
+            }
+        } else {
+            head.push(String::new());
+            head.extend(block.columns.iter().cloned());
+            for (entry, cells) in self.entries.iter().zip(&block.lines) {
+                let mut push = |first: String, what: &str, texts: Vec<String>| {
+                    lines.push([vec![first, what.to_owned()], texts].concat());
+                };
+                // A method of which nothing is known on the tasks has its line in the summary.
+                if cells.iter().all(Cell::is_empty) {
+                    continue;
+                }
+                let ours = cells.iter().map(|c| our_number(c.ours)).collect();
+                push(name(entry), "ours", ours);
+                if self.has_published {
+                    let published = cells.iter().map(|c| number(c.published)).collect();
+                    push(String::new(), "published", published);
+                    if cells.iter().any(|c| c.difference().is_some()) {
+                        let difference = cells.iter().map(|c| signed(c, entry)).collect();
+                        push(String::new(), "difference", difference);
+                    }
+                }
+            }
+        }
+        lines.insert(0, head);
+        lines
+    }
+
+    fn title(&self, block: &Block) -> String {
+        match block.kind {
+            BlockKind::Summary => format!("{}: {}", self.table, self.about),
+            BlockKind::Tasks(metric) => format!("{} on each task", metric.name()),
+            BlockKind::Shifts(metric) => format!("{} by the first task", metric.name()),
+        }
+    }
+
+    /// For a terminal.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        for block in &self.blocks {
+            let lines = self.grid(block);
+            let widths: Vec<usize> = (0..lines[0].len())
+                .map(|c| {
+                    lines
+                        .iter()
+                        .map(|l| l[c].chars().count())
+                        .max()
+                        .unwrap_or(0)
+                })
+                .collect();
+            let names = if block.kind == BlockKind::Summary {
+                1
+            } else {
+                2
+            };
+            text.push_str(&self.title(block));
+            text.push_str("\n\n");
+            for (i, line) in lines.iter().enumerate() {
+                let padded: Vec<String> = line
+                    .iter()
+                    .zip(&widths)
+                    .enumerate()
+                    .map(|(c, (cell, width))| {
+                        let space = " ".repeat(width - cell.chars().count());
+                        match c < names {
+                            true => format!("{cell}{space}"),
+                            false => format!("{space}{cell}"),
+                        }
+                    })
+                    .collect();
+                text.push_str(padded.join("  ").trim_end());
+                text.push('\n');
+                if i == 0 {
+                    let width = widths.iter().sum::<usize>() + 2 * (widths.len() - 1);
+                    text.push_str(&"─".repeat(width));
+                    text.push('\n');
+                }
+            }
+            text.push('\n');
+        }
+        for note in &self.notes {
+            text.push_str(note);
+            text.push('\n');
+        }
+        text
+    }
+
+    /// For a document.
+    pub fn to_markdown(&self) -> String {
+        let escape = |text: &str| text.replace('|', "\\|").replace('*', "\\*");
+        let mut text = String::new();
+        for block in &self.blocks {
+            let level = if block.kind == BlockKind::Summary {
+                "##"
+            } else {
+                "###"
+            };
+            text.push_str(&format!("{level} {}\n\n", escape(&self.title(block))));
+            for (i, line) in self.grid(block).iter().enumerate() {
+                let cells: Vec<String> = line.iter().map(|c| escape(c)).collect();
+                text.push_str(&format!("| {} |\n", cells.join(" | ")));
+                if i == 0 {
+                    let names = if block.kind == BlockKind::Summary {
+                        1
+                    } else {
+                        2
+                    };
+                    let rule = (0..line.len()).map(|c| if c < names { "---|" } else { "---:|" });
+                    text.push_str(&format!("|{}\n", rule.collect::<String>()));
+                }
+            }
+            text.push('\n');
+        }
+        for note in &self.notes {
+            text.push_str(&format!("- {}\n", escape(note)));
+        }
+        text
+    }
+
+    /// For a program: one line for each figure of a method, unrounded, an empty field where one of
+    /// the two numbers is missing, no line where both are.
+    pub fn to_csv(&self) -> String {
+        let mut lines = vec![
+            [
+                "table",
+                "suite",
+                "method",
+                "metric",
+                "task",
+                "first_task",
+                "ours",
+                "ours_sd",
+                "runs",
+                "published",
+                "difference",
+                "same_protocol",
+                "title",
+                "venue",
+                "source",
+                "evidence",
+                "protocol",
+            ]
+            .map(str::to_owned),
+        ];
+        let text = |value: Option<f64>| value.map(|v| v.to_string()).unwrap_or_default();
+        for block in &self.blocks {
+            for (entry, cells) in self.entries.iter().zip(&block.lines) {
+                for (column, cell) in block.columns.iter().zip(cells) {
+                    if cell.is_empty() {
+                        continue;
+                    }
+                    let (metric, task, first) = match block.kind {
+                        BlockKind::Summary => (column.as_str(), "", ""),
+                        BlockKind::Tasks(metric) => (metric.name(), column.as_str(), ""),
+                        BlockKind::Shifts(metric) => (metric.name(), "", column.as_str()),
+                    };
+                    let row = entry.row.as_ref().filter(|_| cell.published.is_some());
+                    let of = |f: &dyn Fn(&Row) -> String| row.map(f).unwrap_or_default();
+                    lines.push([
+                        self.table.clone(),
+                        self.suite.clone(),
+                        entry.method.clone(),
+                        metric.to_owned(),
+                        task.to_owned(),
+                        first.to_owned(),
+                        text(cell.ours.map(|s| s.mean)),
+                        text(cell.ours.and_then(|s| s.sd)),
+                        cell.ours.map(|s| s.runs.to_string()).unwrap_or_default(),
+                        text(cell.published),
+                        text(cell.difference()),
+                        match cell.difference() {
+                            Some(_) => entry.same_protocol.map(|s| s.to_string()),
+                            None => None,
+                        }
+                        .unwrap_or_default(),
+                        of(&|r| r.title.clone()),
+                        of(&|r| r.venue.clone().unwrap_or_default()),
+                        of(&|r| r.source.clone()),
+                        of(&|r| r.evidence.words().to_owned()),
+                        of(&|r| r.protocol.clone()),
+                    ]);
+                }
+            }
+        }
+        lines.iter().map(|line| csv_line(line)).collect()
+    }
+}
+
+/// One line of a table separated by commas (RFC 4180).
+fn csv_line(fields: &[String]) -> String {
+    let quoted: Vec<String> = fields
+        .iter()
+        .map(|field| match field.contains([',', '"', '\n', '\r']) {
+            true => format!("\"{}\"", field.replace('"', "\"\"")),
+            false => field.clone(),
+        })
+        .collect();
+    quoted.join(",") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::reproduce::table::tests::{order_1, ours, run};
+    use crate::reproduce::{Comparison, Ours, compare, spec};
+
+    fn comparison(family: &str) -> Comparison {
+        let order = order_1();
+        let runs = vec![
+            run("zscl", 42, 50.0, &order),
+            run("zscl", 43, 52.0, &order),
+            run("gnsp", 42, 55.0, &order),
+        ];
+        let mut ours: Ours = ours(order, runs);
+        ours.protocol.family = Some(family.to_owned());
+        compare(spec("table1").unwrap(), &ours).unwrap()
+    }
+
+    fn line<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
+        let found = text.lines().find(|l| l.starts_with(start)).unwrap();
+        found
+            .split("  ")
+            .map(str::trim)
+            .filter(|c| !c.is_empty())
+            .collect()
+    }
+
+    #[test]
+    fn text_shows_both_sides_and_dashes() {
+        let text = comparison("zscl").to_text();
+        assert_eq!(
+            line(&text, "zscl (2 runs)")[..4],
+            ["zscl (2 runs)", "56.5 ± 1.4", "68.1", "-11.6"]
+        );
+        assert_eq!(line(&text, "gnsp ")[..4], ["gnsp", "60.5", "—", "—"]);
+        assert_eq!(line(&text, "leba")[..4], ["leba", "—", "69.2", "—"]);
+        // The first table's lines end below each other.
+        let first: Vec<&str> = text.split("\n\n").nth(1).unwrap().lines().collect();
+        assert_eq!(first.len(), 2 + 17);
+        let width = |l: &str| l.chars().count();
+        assert!(first.iter().all(|l| width(l) == width(first[1])), "{text}");
+        assert!(text.contains("mtil/results/t3_7.npy"));
+        assert!(!text.contains('†'));
+        let other = comparison("gnsp").to_text();
+        assert_eq!(line(&other, "zscl (2 runs)")[3], "-11.6†");
+        assert!(other.contains("† Ours was measured under another protocol"));
+    }
+
+    #[test]
+    fn markdown_is_a_table() {
+        let text = comparison("zscl").to_markdown();
+        let table: Vec<&str> = text.lines().filter(|l| l.starts_with('|')).collect();
+        assert!(table[0].starts_with("| method | Transfer | published | difference | Average |"));
+        let bars = |l: &str| l.matches('|').count();
+        assert!(table[..19].iter().all(|l| bars(l) == bars(table[0])));
+        assert!(text.contains("| leba | — | 69.2 | — |"));
+        assert!(text.contains("- zscl-star: published as ZSCL\\*"));
+    }
+
+    #[test]
+    fn csv_comes_back_with_empty_fields_for_missing_numbers() {
+        let c = comparison("zscl");
+        let text = c.to_csv();
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let head = reader.headers().unwrap().clone();
+        let lines: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+        let get = |method: &str, metric: &str, task: &str, field: &str| {
+            let at = |name: &str| head.iter().position(|h| h == name).unwrap();
+            let found = lines.iter().find(|l| {
+                (&l[at("method")], &l[at("metric")], &l[at("task")]) == (method, metric, task)
+            });
+            found.map(|l| l[at(field)].to_owned())
+        };
+        let float = |text: Option<String>| text.unwrap().parse::<f64>().unwrap();
+        assert_eq!(float(get("zscl", "Transfer", "", "ours")), 56.5);
+        assert_eq!(get("zscl", "Transfer", "", "runs").unwrap(), "2");
+        assert_eq!(float(get("zscl", "Last", "SUN397", "published")), 80.2);
+        assert_eq!(get("gnsp", "Last", "", "published").unwrap(), "");
+        assert_eq!(get("gnsp", "Last", "", "difference").unwrap(), "");
+        assert_eq!(get("leba", "Last", "", "ours").unwrap(), "");
+        assert_eq!(
+            get("leba", "Last", "", "source").unwrap(),
+            "LEBA paper, Table 1"
+        );
+        assert_eq!(get("gnsp-update", "Last", "", "ours"), None);
+        // Both numbers of Transfer on the first task are undefined.
+        assert_eq!(get("zscl", "Transfer", "Aircraft", "ours"), None);
+        let shown: usize = c
+            .blocks
+            .iter()
+            .flat_map(|b| &b.lines)
+            .flatten()
+            .filter(|c| !c.is_empty())
+            .count();
+        assert_eq!(lines.len(), shown);
+    }
+
+    #[test]
+    fn a_suite_without_published_numbers_has_no_columns_for_them() {
+        let tasks: Vec<String> = ["a", "b"].map(str::to_owned).to_vec();
+        let runs = vec![run("gnsp", 42, 10.0, &tasks)];
+        let c = compare(spec("mini").unwrap(), &ours(tasks, runs)).unwrap();
+        let text = c.to_text();
+        assert!(
+            !text.contains("published") && !text.contains("difference"),
+            "{text}"
+        );
+        assert_eq!(line(&text, "gnsp "), ["gnsp", "11.0", "70.2", "90.0"]);
+        assert_eq!(line(&text, "lwf "), ["lwf", "—", "—", "—"]);
+    }
+}

@@ -1,0 +1,288 @@
+//! The model in training: a CLIP, with adapters if the method has some.
+
+use burn::{
+    module::{Module, ParamGroup},
+    optim::{GradientsParams, ModuleOptimizer},
+    tensor::{Device, Tensor},
+};
+use clip_model::{Clip, ClipModel, TokenBatch};
+
+use super::{
+    RunError,
+    experts::{Draw, Mixtures, Usage, WithExperts},
+    lora,
+    module_file::{Named, restore, values},
+    weights,
+};
+use crate::{
+    eval::Encoder,
+    method::{Experts, Method},
+    seeds,
+};
+
+/// A CLIP in training.
+#[derive(Clone)]
+pub(super) struct Student {
+    /// On the autodiff device; with low-rank adapters on its weights if the method trains those.
+    pub clip: ClipModel,
+    /// The weights that low-rank adapters are added to.
+    base: Option<ClipModel>,
+    /// Mixtures of adapters, and how they were used.
+    pub mixtures: Option<(Mixtures, Usage)>,
+}
+
+impl Student {
+    /// The model at the start of a task (or in it, with `adapters` of an earlier process), trainable as `method` says. Also says whether
+    /// texts get other features while it trains.
+    pub fn prepare(
+        clip: ClipModel,
+        mixtures: Option<(Mixtures, Usage)>,
+        method: &Method,
+        index: usize,
+        seed: u64,
+        adapters: Option<&Named>,
+    ) -> Result<(Self, bool), RunError> {
+        if let Some((mixtures, usage)) = mixtures {
+            let student = Self {
+                clip: clip.freeze_group(ParamGroup::all()),
+                base: None,
+                mixtures: Some((mixtures.trainable(index, &usage), usage)),
+            };
+            return Ok((student, true));
+        }
+        if let Some(settings) = &method.lora {
+            let (groups, text) = select(&clip, method, &settings.weights)?;
+            let seed = seeds::derive(seed, &[seeds::ADAPTERS, index as u64]);
+            let base = clip.clone();
+            let student = Self {
+                clip: lora::apply(clip, settings, &groups, seed, adapters),
+                base: Some(base),
+                mixtures: None,
+            };
+            return Ok((student, text));
+        }
+        let patterns = if index == 0 {
+            &method.trainable_first
+        } else {
+            &method.trainable_later
+        };
+        let (groups, text) = select(&clip, method, patterns)?;
+        let mut clip = clip.freeze_group(ParamGroup::all());
+        for group in groups {
+            clip = clip.unfreeze_group(group);
+        }
+        // No method of the benchmark trains it (GNSP `src/models/finetune_gnsp.py:173-174`).
+        let clip = clip.freeze_group(ParamGroup::from_path("logit_scale"));
+        let student = Self {
+            clip,
+            base: None,
+            mixtures: None,
+        };
+        Ok((student, text))
+    }
+
+    /// The weights to store, on the autodiff device: without adapters.
+    pub fn stored(&self) -> &ClipModel {
+        self.base.as_ref().unwrap_or(&self.clip)
+    }
+
+    /// The values of the low-rank adapters, if there are some.
+    pub fn adapters(&self) -> Option<Named> {
+        self.base.as_ref().map(|_| lora::adapters(&self.clip))
+    }
+
+    /// The CLIP on the plain device, low-rank adapters added to its weights.
+    pub fn plain(&self) -> ClipModel {
+        let plain = self.clip.valid();
+        match self.base {
+            Some(_) => plain.materialize(),
+            None => plain,
+        }
+    }
+
+    /// Number of values that train.
+    pub fn trainable(&self) -> u64 {
+        match &self.mixtures {
+            Some((mixtures, _)) => weights::trainable(mixtures),
+            None => weights::trainable(&self.clip),
+        }
+    }
+
+    /// Image features, not normalised.
+    pub fn encode_image(&mut self, pixels: Tensor<4>, work: &Work<'_>) -> Tensor<2> {
+        match (&mut self.mixtures, work.experts) {
+            (Some((mixtures, usage)), Some(settings)) => {
+                let with = WithExperts {
+                    clip: &self.clip,
+                    mixtures,
+                    settings,
+                    task: work.task,
+                    draw: work.draw,
+                };
+                with.encode_image(pixels, usage)
+            }
+            _ => self.clip.encode_image(pixels),
+        }
+    }
+
+    /// Text features, not normalised.
+    pub fn encode_text(&mut self, tokens: &TokenBatch, work: &Work<'_>) -> Tensor<2> {
+        match (&mut self.mixtures, work.experts) {
+            (Some((mixtures, usage)), Some(settings)) => {
+                let with = WithExperts {
+                    clip: &self.clip,
+                    mixtures,
+                    settings,
+                    task: work.task,
+                    draw: work.draw,
+                };
+                with.encode_text(tokens, usage)
+            }
+            _ => self.clip.encode_text(tokens),
+        }
+    }
+
+    /// The gradients of what trains.
+    pub fn gradients(&self, loss: Tensor<1>) -> GradientsParams {
+        let all = loss.backward();
+        match &self.mixtures {
+            Some((mixtures, _)) => {
+                let mut gradients = GradientsParams::from_grads(all, mixtures);
+                // An expert that no image chose has a gradient of zero, so that its moments still move it: the published code
+                // computes every expert.
+                weights::add_to_gradients(mixtures, &mut gradients, &mut |_, value, gradient| {
+                    gradient.is_none().then(|| value.zeros_like())
+                });
+                gradients
+            }
+            None => GradientsParams::from_grads(all, &self.clip),
+        }
+    }
+
+    /// The student after one update.
+    pub fn updated(
+        self,
+        optimizer: &mut ModuleOptimizer,
+        lr: f64,
+        gradients: GradientsParams,
+    ) -> Self {
+        match self.mixtures {
+            Some((mixtures, usage)) => Self {
+                mixtures: Some((optimizer.step(lr, mixtures, gradients), usage)),
+                ..self
+            },
+            None => Self {
+                clip: optimizer.step(lr, self.clip, gradients),
+                ..self
+            },
+        }
+    }
+}
+
+/// What a pass in training is made for.
+pub(super) struct Work<'a> {
+    pub task: usize,
+    pub experts: Option<&'a Experts>,
+    pub draw: Option<Draw>,
+}
+
+/// The groups of `patterns`, each of which must select something; and whether one of them selects something of the text tower.
+fn select(
+    model: &ClipModel,
+    method: &Method,
+    patterns: &[String],
+) -> Result<(Vec<ParamGroup>, bool), RunError> {
+    let all: Vec<String> = values_paths(model);
+    let id = burn::module::ParamId::from(0);
+    let mut text = false;
+    let mut groups = Vec::new();
+    for pattern in patterns {
+        let nothing = || RunError::NoParameter {
+            method: method.name.clone(),
+            pattern: pattern.clone(),
+        };
+        let group = ParamGroup::from_regex(pattern).map_err(|_| nothing())?;
+        let mut selected = all
+            .iter()
+            .filter(|path| group.matches(&id, Some(path)))
+            .peekable();
+        if selected.peek().is_none() {
+            return Err(nothing());
+        }
+        text |= selected.any(|path| path.starts_with("text."));
+        groups.push(group);
+    }
+    Ok((groups, text))
+}
+
+/// The paths of all float parameters.
+fn values_paths(model: &ClipModel) -> Vec<String> {
+    let paths = std::cell::RefCell::new(Vec::new());
+    values(model, &|path| {
+        paths.borrow_mut().push(path.to_owned());
+        false
+    });
+    paths.into_inner()
+}
+
+/// Fresh mixtures, or those of an earlier process.
+pub(super) fn mixtures(
+    settings: &Experts,
+    checkpoint: &Clip,
+    tasks: usize,
+    seed: u64,
+    stored: Option<(Named, &std::path::Path)>,
+    device: &Device,
+) -> Result<Mixtures, RunError> {
+    let seed = seeds::derive(seed, &[seeds::ADAPTERS]);
+    let fresh = Mixtures::new(settings, &checkpoint.config, tasks, seed, device);
+    match stored {
+        Some((named, path)) => restore(fresh, named, path),
+        None => Ok(fresh),
+    }
+}
+
+/// A CLIP with mixtures as evaluation sees it: tasks that were learned get their own router, the others the CLIP alone.
+pub(super) struct Routed<'a> {
+    pub clip: &'a ClipModel,
+    pub mixtures: &'a Mixtures,
+    pub settings: &'a Experts,
+    /// Tasks learned so far.
+    pub learned: usize,
+}
+
+impl Routed<'_> {
+    fn with(&self, task: usize) -> WithExperts<'_> {
+        WithExperts {
+            clip: self.clip,
+            mixtures: self.mixtures,
+            settings: self.settings,
+            task,
+            draw: None,
+        }
+    }
+}
+
+impl Encoder for Routed<'_> {
+    fn image(&self, column: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
+        match column.filter(|c| *c < self.learned) {
+            Some(task) => self.with(task).encode_image(pixels, &mut Usage::default()),
+            None => self.clip.encode_image(pixels),
+        }
+    }
+
+    fn text(&self, column: Option<usize>, tokens: &TokenBatch) -> Tensor<2> {
+        match column.filter(|c| *c < self.learned) {
+            Some(task) => self.with(task).encode_text(tokens, &mut Usage::default()),
+            None => self.clip.encode_text(tokens),
+        }
+    }
+
+    fn device(&self) -> Device {
+        self.clip.device()
+    }
+
+    fn one_for_all_tasks(&self) -> bool {
+        false
+    }
+}
