@@ -314,7 +314,7 @@ fn check_logits(world: &World, name: &str, checkpoint: &Path, suite: &Suite, sta
     let scale = to_host(clip.model.scale())[0];
     for (t, task) in suite.tasks.iter().enumerate() {
         let all: Vec<usize> = (0..task.test.labels.len()).collect();
-        let source = task.test.images.as_ref();
+        let source = &task.test.images;
         let features = encode_images(&clip.model, None, source, &all, &images).expect("images");
         let texts: Vec<String> = task
             .class_names
@@ -452,7 +452,7 @@ fn ridge_regression_equals_numpy() {
     let images = Images::new(world.clip.preprocess.clone(), 1.0, false);
     let encode = |half: &LabelledImages| {
         let all: Vec<usize> = (0..half.labels.len()).collect();
-        encode_images(&world.clip.model, None, half.images.as_ref(), &all, &images)
+        encode_images(&world.clip.model, None, &half.images, &all, &images)
             .expect("images")
             .rows
     };

@@ -173,13 +173,35 @@ impl Images {
     ) -> Result<Ahead, BatchError> {
         let order = BatchOrder::sequential(indices.len().max(1), batch)?;
         let steps = 0..indices.len().div_ceil(batch) as u64;
+        self.eval_loader(source, order, steps, Some(indices.into()))
+    }
+
+    /// The batches of the `steps` of `order`, prepared for evaluation and decoded ahead as in [`eval_ahead`](Self::eval_ahead).
+    ///
+    /// # Errors
+    /// See [`eval_ahead`](Self::eval_ahead).
+    pub fn eval_steps_ahead(
+        &self,
+        source: Arc<dyn ImageSource>,
+        order: BatchOrder,
+        steps: Range<u64>,
+    ) -> Result<Ahead, BatchError> {
+        self.eval_loader(source, order, steps, None)
+    }
+
+    fn eval_loader(
+        &self,
+        source: Arc<dyn ImageSource>,
+        order: BatchOrder,
+        steps: Range<u64>,
+        indices: Option<Arc<[usize]>>,
+    ) -> Result<Ahead, BatchError> {
         let cache = self.open_cache(source.as_ref()).map(Arc::new);
-        let indices: Arc<[usize]> = indices.into();
         let load = {
             let (source, indices, cache) = (source.clone(), indices.clone(), cache.clone());
             let preprocess = self.preprocess.clone();
             move |at: usize, _, _| {
-                let index = indices[at];
+                let index = indices.as_ref().map_or(at, |indices| indices[at]);
                 if let Some(found) = cache.as_ref().and_then(|cache| cache.get(index)) {
                     return Ok(found);
                 }
@@ -193,7 +215,7 @@ impl Images {
         Ok(Ahead {
             loader: Loader::new(order, steps, &self.loader_options(), load)?,
             source,
-            indices: Some(indices),
+            indices,
             bad: self.bad.clone(),
             _tally: Tally {
                 cache,

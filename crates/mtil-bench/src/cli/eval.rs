@@ -96,7 +96,7 @@ fn probes(
     for task in &suite.tasks {
         let encode = |half: &LabelledImages| -> Result<_> {
             let all: Vec<usize> = (0..half.labels.len()).collect();
-            let features = encode_images(model, None, half.images.as_ref(), &all, images)?;
+            let features = encode_images(model, None, &half.images, &all, images)?;
             let labels: Vec<usize> = features.indices.iter().map(|i| half.labels[*i]).collect();
             Ok((features, labels))
         };

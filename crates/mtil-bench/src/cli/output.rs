@@ -128,6 +128,7 @@ impl Progress for Terminal {
                     self.method
                 ));
             }
+            Event::Note { text } => self.line(&format!("note: {text}")),
             Event::Skipped { names } => {
                 self.line(&format!(
                     "{}: left out {} unreadable image(s):",

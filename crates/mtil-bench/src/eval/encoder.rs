@@ -1,10 +1,12 @@
 //! Images and texts to features.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor};
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 
 use crate::{
-    batch::{BatchError, Images},
+    batch::{BatchError, Images, Prepared},
     data::ImageSource,
 };
 
@@ -92,7 +94,7 @@ pub struct Features {
 pub fn encode_images(
     encoder: &dyn Encoder,
     column: Option<usize>,
-    source: &dyn ImageSource,
+    source: &Arc<dyn ImageSource>,
     indices: &[usize],
     images: &Images,
 ) -> Result<Features, BatchError> {
@@ -101,9 +103,11 @@ pub fn encode_images(
         width: 0,
         indices: Vec::new(),
     };
-    for chunk in indices.chunks(BATCH) {
-        let (kept, pixels) = images.eval(source, chunk, &encoder.device())?;
-        let Some(pixels) = pixels else { continue };
+    for batch in images.eval_ahead(source.clone(), indices.to_vec(), BATCH)? {
+        let Prepared { kept, images: squares } = batch?;
+        let Some(pixels) = images.tensor(&squares, &encoder.device())? else {
+            continue;
+        };
         let features = normalize(encoder.image(column, pixels));
         all.width = features.dims()[1];
         all.rows.extend(to_host(features));

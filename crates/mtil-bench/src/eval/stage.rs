@@ -11,7 +11,7 @@ use super::{
     encoder::{BATCH, Encoder, argmax, encode_images, encode_texts_as, to_host},
 };
 use crate::{
-    batch::{BatchError, Images},
+    batch::{BatchError, Images, Prepared},
     measures::{
         Matrix, MeasureError,
         calibration::{BINS, Calibration, calibration},
@@ -152,7 +152,7 @@ impl Evaluator<'_> {
         progress(tasks.len(), tasks.len());
         let pairs = &self.suite.held_out;
         let all: Vec<usize> = (0..pairs.captions.len()).collect();
-        let images = encode_images(encoder, None, pairs.images.as_ref(), &all, self.images)?;
+        let images = encode_images(encoder, None, &pairs.images, &all, self.images)?;
         let captions: Vec<String> = images
             .indices
             .iter()
@@ -245,11 +245,12 @@ impl Evaluator<'_> {
             .iter()
             .map(|t| t.class_names.len())
             .sum();
-        for indices in self.chosen(task, column, thinned).chunks(BATCH) {
-            let (kept, pixels) = self
-                .images
-                .eval(task.test.images.as_ref(), indices, &device)?;
-            let Some(pixels) = pixels else { continue };
+        let chosen = self.chosen(task, column, thinned);
+        for batch in self.images.eval_ahead(task.test.images.clone(), chosen, BATCH)? {
+            let Prepared { kept, images } = batch?;
+            let Some(pixels) = self.images.tensor(&images, &device)? else {
+                continue;
+            };
             let features = normalize(encoder.image(Some(column), pixels));
             let host = answer.map(|_| to_host(features.clone()));
             let scores = |head: &Tensor<2>, space: LabelSpace| -> Result<Vec<f32>, BatchError> {
@@ -305,7 +306,7 @@ impl Evaluator<'_> {
         set: &crate::datasets::captions::RetrievalSet,
     ) -> Result<RetrievalSummary, BatchError> {
         let all: Vec<usize> = (0..set.images.len()).collect();
-        let images = encode_images(encoder, None, set.images.as_ref(), &all, self.images)?;
+        let images = encode_images(encoder, None, &set.images, &all, self.images)?;
         // Images that cannot be read take their captions with them.
         let mut place = vec![None; all.len()];
         for (row, index) in images.indices.iter().enumerate() {

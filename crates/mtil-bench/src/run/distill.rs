@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::RunError;
 use crate::{
-    batch::Images,
+    batch::{Ahead, Images},
     data::{BatchOrder, ImageSource},
     eval::{encode_texts, prompt},
     method::{Distill, DistillImages, DistillTexts},
@@ -23,7 +23,9 @@ pub(super) struct Distillation {
     settings: Distill,
     temperature: f64,
     source: Arc<dyn ImageSource>,
-    order: BatchOrder,
+    /// Until the first update, when it goes to the loader.
+    order: Option<BatchOrder>,
+    stream: Option<Ahead>,
     teacher: ClipModel,
     /// The teacher's normalised features of the texts, `[texts, e]`; they stand on both sides
     /// (ZSCL `mtil/src/models/finetune.py:266-267`).
@@ -76,22 +78,31 @@ impl Distillation {
             settings: settings.clone(),
             temperature: of.temperature,
             source,
-            order,
+            order: Some(order),
+            stream: None,
             teacher: of.teacher.clone(),
             texts: texts(settings, of)?,
         }))
     }
 
-    /// The images of update `step`, and what the teacher sees in them; none when none can be read.
+    /// The images of update `step` of `steps`, and what the teacher sees in them; none when none can be read. Updates are asked for in their
+    /// order, from any one on.
     pub fn at(
-        &self,
+        &mut self,
         step: usize,
+        steps: usize,
         images: &Images,
         device: &Device,
     ) -> Result<Option<Taught>, RunError> {
-        let indices = self.order.indices(step as u64);
-        let plain = self.teacher.device();
-        let (_, pixels) = images.eval(self.source.as_ref(), &indices, &plain)?;
+        if let Some(order) = self.order.take() {
+            let (source, steps) = (self.source.clone(), step as u64..steps as u64);
+            self.stream = Some(images.eval_steps_ahead(source, order, steps)?);
+        }
+        let Some(batch) = self.stream.as_mut().and_then(Iterator::next) else {
+            return Ok(None);
+        };
+        let squares = batch?.images;
+        let pixels = images.tensor(&squares, &self.teacher.device())?;
         Ok(pixels.map(|pixels| Taught {
             teacher: normalize(self.teacher.encode_image(pixels.clone())),
             pixels: Tensor::from_data(pixels.into_data(), device),

@@ -95,6 +95,10 @@ pub fn run(
     );
     let names: Vec<String> = suite.tasks.iter().map(|t| t.name.clone()).collect();
     let guard = Guard::parse(&request.guard, &names)?;
+    let images = match &options.cache {
+        Some(folder) => images.with_cache(folder),
+        None => images,
+    };
     let mut engine = Engine {
         request,
         suite,
@@ -173,6 +177,9 @@ impl Engine<'_> {
         }
         self.save(&mut state, None)?;
         let metrics = self.write_results(&state)?;
+        for problem in &self.images.cache_report().problems {
+            progress.event(&Event::Note { text: problem });
+        }
         let skipped = self.images.skipped();
         if !skipped.is_empty() {
             progress.event(&Event::Skipped { names: &skipped });
@@ -318,7 +325,7 @@ impl Engine<'_> {
         let frozen = student.stored().valid();
         let extras = self.extras(state, &frozen, text_trains)?;
         let images = self.images.clone();
-        let training = TaskTraining::new(
+        let mut training = TaskTraining::new(
             self.checkpoint,
             method,
             self.suite,
@@ -339,7 +346,7 @@ impl Engine<'_> {
                 return Ok(None);
             }
             let step = state.position.step;
-            let (next, loss) = training.step(student, &mut optimizer, step, &self.device)?;
+            let (next, loss) = training.step(student, &mut optimizer, step, steps, &self.device)?;
             let lr = method.lr_at(index, &name, step);
             if !loss.total.is_finite() {
                 self.directory

@@ -69,7 +69,13 @@ pub(super) fn remember(
         .unwrap_or(usize::MAX)
         .min(order.steps_per_epoch() as usize);
     let crop_seed = seeds::derive(seed, &[seeds::GRAM_CROP, index as u64]);
-    for batch in 0..batches {
+    let (source, all) = (task.train.images.clone(), 0..batches as u64);
+    let stream = if projection.gram_train_transform {
+        images.train_ahead(source, order, all, crop_seed)?
+    } else {
+        images.eval_steps_ahead(source, order, all)?
+    };
+    for (batch, prepared) in stream.enumerate() {
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
         }
@@ -77,13 +83,7 @@ pub(super) fn remember(
             done: batch,
             of: batches,
         });
-        let indices = order.indices(batch as u64);
-        let source = task.train.images.as_ref();
-        let (_, pixels) = if projection.gram_train_transform {
-            images.train(source, &indices, &device, crop_seed, batch as u64)?
-        } else {
-            images.eval(source, &indices, &device)?
-        };
+        let pixels = images.tensor(&prepared?.images, &device)?;
         if let Some(pixels) = pixels {
             model.encode_image_observed(pixels, &mut observer);
         }

@@ -70,6 +70,11 @@ pub enum Event<'a> {
         /// Whether the run ends.
         stops: bool,
     },
+    /// Something to know that changes no result.
+    Note {
+        /// In words.
+        text: &'a str,
+    },
     /// Unreadable images were left out.
     Skipped {
         /// Their names.

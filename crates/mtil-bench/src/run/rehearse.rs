@@ -28,7 +28,7 @@ pub(super) fn keep_images(
         ExemplarChoice::Herding if index == 0 => first(all, room),
         ExemplarChoice::Herding => {
             let scanned: Vec<usize> = (0..all.min(REFERENCE_SCAN)).collect();
-            let source = task.train.images.as_ref();
+            let source = &task.train.images;
             let features = encode_images(trained, None, source, &scanned, images)?;
             let (rows, width) = (features.indices.len(), features.width);
             let picks = match exemplars.quota() {

@@ -7,7 +7,7 @@ use image::DynamicImage;
 
 use super::RunError;
 use crate::{
-    batch::Images,
+    batch::{Ahead, Images},
     data::{BatchOrder, DataError, ImageSource},
     method::Rehearsal,
     seeds,
@@ -93,8 +93,8 @@ impl Items {
         self.labels.len()
     }
 
-    pub fn source(&self) -> &dyn ImageSource {
-        self.source.as_ref()
+    pub fn source(&self) -> Arc<dyn ImageSource> {
+        self.source.clone()
     }
 
     /// Task and class of the images `indices`.
@@ -115,7 +115,9 @@ impl Items {
 pub(super) struct Kept {
     pub items: Items,
     pub weight: f64,
-    order: BatchOrder,
+    /// Until the first update, when it goes to the loader.
+    order: Option<BatchOrder>,
+    stream: Option<Ahead>,
     seed: u64,
 }
 
@@ -136,30 +138,37 @@ impl Kept {
         let (task, batch, weight) = (index as u64, settings.batch, settings.replay);
         let order_seed = seeds::derive(seed, &[seeds::REPLAY_ORDER, task]);
         Ok(Self {
-            order: if settings.shuffle {
+            order: Some(if settings.shuffle {
                 BatchOrder::new(items.len(), batch, order_seed)?
             } else {
                 BatchOrder::sequential(items.len(), batch)?
-            },
+            }),
+            stream: None,
             seed: seeds::derive(seed, &[seeds::REPLAY_CROP, task]),
             items,
             weight,
         })
     }
 
-    /// The images of update `step`; none when none can be read.
+    /// The images of update `step` of `steps`; none when none can be read. Updates are asked for in their order, from any one on.
     pub fn at(
-        &self,
+        &mut self,
         step: usize,
+        steps: usize,
         images: &Images,
         device: &Device,
     ) -> Result<Option<Replayed>, RunError> {
-        let indices = self.order.indices(step as u64);
-        let source = self.items.source();
-        let (kept, pixels) = images.train(source, &indices, device, self.seed, step as u64)?;
-        Ok(pixels.map(|pixels| Replayed {
+        if let Some(order) = self.order.take() {
+            let (source, steps) = (self.items.source(), step as u64..steps as u64);
+            self.stream = Some(images.train_ahead(source, order, steps, self.seed)?);
+        }
+        let Some(batch) = self.stream.as_mut().and_then(Iterator::next) else {
+            return Ok(None);
+        };
+        let batch = batch?;
+        Ok(images.tensor(&batch.images, device)?.map(|pixels| Replayed {
             pixels,
-            labels: self.items.labels(&kept),
+            labels: self.items.labels(&batch.kept),
         }))
     }
 }

@@ -22,7 +22,7 @@ use super::{
     weights::Weights,
 };
 use crate::{
-    batch::{BatchError, Images},
+    batch::{Ahead, BatchError, Images},
     data::BatchOrder,
     eval::{encode_texts, prompt},
     method::{Method, OptimizerKind},
@@ -37,7 +37,9 @@ pub(super) struct TaskTraining<'a> {
     index: usize,
     seed: u64,
     images: &'a Images,
-    order: BatchOrder,
+    /// Until the first update, when it goes to the loader.
+    order: Option<BatchOrder>,
+    stream: Option<Ahead>,
     items: Items,
     extras: Extras,
     /// Prompts of the classes of each task under the first template, which training uses
@@ -46,6 +48,9 @@ pub(super) struct TaskTraining<'a> {
     /// Their normalised features, when the text tower is frozen.
     class_features: Option<BTreeMap<usize, Tensor<2>>>,
 }
+
+/// Pixels, and which images they are of.
+type Own = (Option<Tensor<4>>, Vec<usize>);
 
 /// What a task is trained with besides its own images.
 #[derive(Default)]
@@ -210,11 +215,12 @@ impl<'a> TaskTraining<'a> {
             index,
             seed,
             images,
-            order: BatchOrder::new(
+            order: Some(BatchOrder::new(
                 items.len(),
                 method.batch,
                 seeds::derive(seed, &[seeds::TRAIN_ORDER, index as u64]),
-            )?,
+            )?),
+            stream: None,
             items,
             extras,
             prompts: tokens,
@@ -222,23 +228,31 @@ impl<'a> TaskTraining<'a> {
         })
     }
 
-    /// One update of `student` (on the autodiff device).
+    /// The training images of update `step`: which they are, and their pixels; none when none can be read.
+    fn own(&mut self, step: usize, steps: usize, device: &Device) -> Result<Own, RunError> {
+        if let Some(order) = self.order.take() {
+            let seed = seeds::derive(self.seed, &[seeds::TRAIN_CROP, self.index as u64]);
+            let steps = step as u64..steps as u64;
+            let source = self.items.source();
+            self.stream = Some(self.images.train_ahead(source, order, steps, seed)?);
+        }
+        let batch = self.stream.as_mut().and_then(Iterator::next).transpose()?;
+        match batch {
+            Some(batch) => Ok((self.images.tensor(&batch.images, device)?, batch.kept)),
+            None => Ok((None, Vec::new())),
+        }
+    }
+
+    /// One update of `student` (on the autodiff device), number `step` of `steps`. Updates are made in their order, from any one on.
     pub fn step(
-        &self,
+        &mut self,
         mut student: Student,
         optimizer: &mut ModuleOptimizer,
         step: usize,
+        steps: usize,
         device: &Device,
     ) -> Result<(Student, StepLoss), RunError> {
-        let indices = self.order.indices(step as u64);
-        let crop_seed = seeds::derive(self.seed, &[seeds::TRAIN_CROP, self.index as u64]);
-        let (kept, pixels) = self.images.train(
-            self.items.source(),
-            &indices,
-            device,
-            crop_seed,
-            step as u64,
-        )?;
+        let (pixels, kept) = self.own(step, steps, device)?;
         let Some(pixels) = pixels else {
             let name = &self.suite.tasks[self.index].name;
             let what = format!("the images of one batch of task `{name}`");
@@ -246,15 +260,15 @@ impl<'a> TaskTraining<'a> {
         };
         let labels = self.items.labels(&kept);
         let scale = student.clip.scale().reshape([1, 1]);
+        let taught = match &mut self.extras.distillation {
+            Some(distillation) => distillation.at(step, steps, self.images, device)?,
+            None => None,
+        };
+        let replayed = match &mut self.extras.replay {
+            Some(replay) => replay.at(step, steps, self.images, device)?,
+            None => None,
+        };
         let pairs = self.extras.reference.as_ref().map(|r| r.at(step));
-        let taught = match &self.extras.distillation {
-            Some(distillation) => distillation.at(step, self.images, device)?,
-            None => None,
-        };
-        let replayed = match &self.extras.replay {
-            Some(replay) => replay.at(step, self.images, device)?,
-            None => None,
-        };
         let work = Work {
             task: self.index,
             experts: self.method.experts.as_ref(),
