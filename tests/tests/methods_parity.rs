@@ -2,24 +2,26 @@
 //! its files.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, atomic::AtomicBool},
 };
 
 use burn::tensor::Device;
-use clip_model::{Clip, normalize};
+use clip_model::{Clip, ClipConfig, normalize};
 use gnsp_tests::fixture::{Fixture, data_dir, relative_error};
 use image::{DynamicImage, RgbImage};
 use mtil_bench::{
     analytic::{Fusion, PrimalConfig, PrimalRail},
     batch::Images,
     data::{DataError, ImageSource},
-    eval::{EvalOptions, TaskIdentity, encode_images, encode_texts, prompt, to_host},
+    eval::{EvalOptions, PromptRule, TaskIdentity, encode_images, encode_texts, prompt, to_host},
     method::Method,
     metrics::MatrixFile,
-    run::{Outcome, Request, RunOptions, run},
+    run::{Outcome, Request, RunError, RunOptions, run},
     suite::{CaptionedImages, LabelledImages, Suite, Task},
 };
+use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 /// Losses, relative to the total.
@@ -122,6 +124,33 @@ impl World {
         overrides: &[&str],
         identity: TaskIdentity,
     ) -> Suite {
+        let (suite, outcome) = self.start(folder, preset, tasks, overrides, identity, false);
+        assert!(
+            matches!(outcome, Ok(Outcome::Complete(_))),
+            "{preset}: {outcome:?}"
+        );
+        suite
+    }
+
+    /// The same, stopped before the first update.
+    fn stopped(&self, folder: &Path, preset: &str, tasks: usize, overrides: &[&str]) {
+        let identity = TaskIdentity::Given;
+        let (_, outcome) = self.start(folder, preset, tasks, overrides, identity, true);
+        assert!(
+            matches!(outcome, Ok(Outcome::Stopped)),
+            "{preset}: {outcome:?}"
+        );
+    }
+
+    fn start(
+        &self,
+        folder: &Path,
+        preset: &str,
+        tasks: usize,
+        overrides: &[&str],
+        identity: TaskIdentity,
+        stop: bool,
+    ) -> (Suite, Result<Outcome, RunError>) {
         let mut suite = self.suite.clone();
         suite.tasks.truncate(tasks);
         let common = [
@@ -148,6 +177,7 @@ impl World {
             seed: 1,
             device: "flex".to_owned(),
             evaluation: EvalOptions {
+                prompts: PromptRule::Ensemble,
                 identity,
                 ..EvalOptions::default()
             },
@@ -160,7 +190,7 @@ impl World {
             log_every: 1,
             ..RunOptions::default()
         };
-        let stop = AtomicBool::new(false);
+        let stop = AtomicBool::new(stop);
         let outcome = run(
             &request,
             &suite,
@@ -171,11 +201,7 @@ impl World {
             &stop,
             &mut (),
         );
-        assert!(
-            matches!(outcome, Ok(Outcome::Complete(_))),
-            "{preset}: {outcome:?}"
-        );
-        suite
+        (suite, outcome)
     }
 }
 
@@ -402,7 +428,12 @@ fn rehearsal_equals_pytorch() {
     let world = World::load();
     let memory = ["rehearsal.size=7", "rehearsal.batch=4"];
     let with = |more: &[&'static str]| [&memory[..], more].concat();
-    compare(&world, "icarl-fixed", "icarl", &memory);
+    compare(
+        &world,
+        "icarl-fixed",
+        "icarl",
+        &with(&["rehearsal.quota=fixed"]),
+    );
     compare(
         &world,
         "icarl-reference",
@@ -421,7 +452,11 @@ fn rehearsal_equals_pytorch() {
 /// one is compared outside of a run.
 #[test]
 fn ridge_regression_equals_numpy() {
-    let world = World::load();
+    let mut world = World::load();
+    // In the fixture one template stands for a class.
+    for task in &mut world.suite.tasks {
+        task.templates.truncate(1);
+    }
     let settings = &world.json["settings"]["rail"];
     let folder = tempfile::tempdir().expect("a folder");
     let overrides = ["analytic.fusion=0.9", "analytic.augment=false"];
@@ -515,5 +550,179 @@ fn ridge_regression_equals_numpy() {
                 "stage {stage}, task {t}"
             );
         }
+    }
+}
+
+/// The mixtures of the fixture by our names: `[d, bottleneck]` and `[bottleneck, d]`, an expert each.
+fn mixtures(
+    world: &World,
+    prefix: &str,
+    config: &ClipConfig,
+) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let mut all = BTreeMap::new();
+    let towers = [
+        (
+            "visual",
+            "vision_model",
+            config.vision.num_hidden_layers,
+            config.vision.hidden_size,
+        ),
+        (
+            "text",
+            "text_model",
+            config.text.num_hidden_layers,
+            config.text.hidden_size,
+        ),
+    ];
+    for (ours, theirs, layers, width) in towers {
+        for layer in 0..layers {
+            let get = |name: &str| {
+                world
+                    .tensors
+                    .get(&format!("{prefix}.{theirs}.encoder.layers.{layer}.{name}"))
+            };
+            let (experts, bottleneck) = (get("down.weight").shape[0], get("down.weight").shape[1]);
+            let part = |name: &str, expert: usize| {
+                let tensor = get(name);
+                let values = tensor.f32();
+                let size = values.len() / experts;
+                values[expert * size..(expert + 1) * size].to_vec()
+            };
+            let transposed = |values: Vec<f32>, rows: usize| {
+                let columns = values.len() / rows;
+                (0..columns)
+                    .flat_map(|c| (0..rows).map(move |r| (r, c)))
+                    .map(|(r, c)| values[r * columns + c])
+                    .collect()
+            };
+            let path = format!("{ours}.{layer}");
+            for e in 0..experts {
+                let down: Vec<f32> = transposed(part("down.weight", e), bottleneck);
+                let up: Vec<f32> = transposed(part("up.weight", e), width);
+                all.insert(
+                    format!("{path}.experts.{e}.down"),
+                    (vec![width, bottleneck], down),
+                );
+                all.insert(
+                    format!("{path}.experts.{e}.down_bias"),
+                    (vec![bottleneck], part("down.bias", e)),
+                );
+                all.insert(
+                    format!("{path}.experts.{e}.up"),
+                    (vec![bottleneck, width], up),
+                );
+                all.insert(
+                    format!("{path}.experts.{e}.up_bias"),
+                    (vec![width], part("up.bias", e)),
+                );
+            }
+            for task in 0..2 {
+                let router = get(&format!("router.{task}")).f32();
+                all.insert(
+                    format!("{path}.routers.{task}"),
+                    (vec![width, experts], router),
+                );
+            }
+            all.insert(
+                format!("{path}.noise"),
+                (vec![width, experts], vec![0.0; width * experts]),
+            );
+        }
+    }
+    all
+}
+
+/// A run that is stopped before its first update, gets the fixture's initial adapters, and goes on.
+#[test]
+fn mixtures_of_adapters_equal_pytorch() {
+    let world = World::load();
+    let folder = tempfile::tempdir().expect("a folder");
+    let overrides = [
+        "experts.experts=4",
+        "experts.bottleneck=8",
+        "experts.dropout=0.0",
+        "experts.noise=false",
+    ];
+    world.stopped(folder.path(), "moe-adapters", 2, &overrides);
+    let initial = mixtures(&world, "moe.initial", &world.clip.config);
+    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = initial
+        .into_iter()
+        .map(|(name, (shape, values))| {
+            (
+                name,
+                shape,
+                values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            )
+        })
+        .collect();
+    let views = bytes.iter().map(|(name, shape, bytes)| {
+        let view =
+            TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).expect("sizes fit");
+        (name, view)
+    });
+    let file = folder.path().join("state/experts.safetensors");
+    std::fs::write(&file, safetensors::serialize(views, None).expect("tensors"))
+        .expect("the state is there");
+    world.run(
+        folder.path(),
+        "moe-adapters",
+        2,
+        &overrides,
+        TaskIdentity::Given,
+    );
+
+    let expected = &world.json["moe"];
+    for (t, (ours, theirs)) in logged(folder.path())
+        .iter()
+        .zip(expected["losses"].as_array().expect("losses"))
+        .enumerate()
+    {
+        let theirs: Vec<Vec<f64>> = theirs
+            .as_array()
+            .expect("updates")
+            .iter()
+            .map(numbers)
+            .collect();
+        assert_eq!(ours.len(), theirs.len());
+        for (k, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            let error = (ours[0] - theirs[0]).abs() / theirs[0];
+            assert!(
+                error < LOSS,
+                "task {t}, update {k}: {} instead of {}",
+                ours[0],
+                theirs[0]
+            );
+        }
+    }
+    let after = Fixture::read(&file);
+    let mut worst = 0.0_f64;
+    for (name, (_, theirs)) in mixtures(&world, "moe.after1", &world.clip.config) {
+        let error = relative_error(&after.get(&name).f32(), &theirs);
+        worst = worst.max(error);
+        assert!(error < WEIGHTS, "`{name}` is off by {error:e}");
+    }
+    println!("moe-adapters: weights {worst:.1e}");
+    // In PyTorch every evaluation takes the mean of both templates.
+    let matrix = MatrixFile::load(&folder.path().join(MatrixFile::NAME)).expect("a matrix");
+    for stage in 0..2 {
+        assert_eq!(
+            matrix.matrix[stage][..2],
+            numbers(&expected["accuracy"][stage])[..2],
+            "stage {stage}"
+        );
+    }
+    let usage = std::fs::read(folder.path().join("state/experts.json")).expect("usage is saved");
+    let usage: Value = serde_json::from_slice(&usage).expect("usage is JSON");
+    for (at, block) in strings(&expected["blocks"]).iter().enumerate() {
+        let (tower, layer) = block.split_once("_model.encoder.layers.").expect("a block");
+        let tower = if tower == "vision" { "visual" } else { tower };
+        let mut ours = numbers(&usage["frozen"][format!("{tower}.blocks.{layer}")]);
+        let mut theirs: Vec<f64> = (0..2)
+            .flat_map(|t| numbers(&expected["frozen"][t][at]))
+            .collect();
+        ours.sort_by(f64::total_cmp);
+        theirs.sort_by(f64::total_cmp);
+        theirs.dedup();
+        assert_eq!(ours, theirs, "{block}");
     }
 }

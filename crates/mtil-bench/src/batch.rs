@@ -57,6 +57,9 @@ impl From<DataError> for BatchError {
     }
 }
 
+/// Images of a set that is cached at most. A larger one is a pool of reference images, of which a run sees few.
+const MOST_CACHED: usize = 200_000;
+
 /// Prepares batches. Shared by training and evaluation.
 #[derive(Clone)]
 pub struct Images {
@@ -290,6 +293,9 @@ impl Images {
     /// The cache for the images of `source`, if there is to be one and the transform fixes a square.
     fn open_cache(&self, source: &dyn ImageSource) -> Option<PixelCache> {
         let folder = self.cache.as_ref()?;
+        if source.len() > MOST_CACHED {
+            return None;
+        }
         let side = u32::try_from(self.preprocess.image_size())
             .ok()
             .filter(|side| *side > 0)?;

@@ -15,7 +15,7 @@ use image::DynamicImage;
 use mtil_bench::{
     data::{DataError, ImageSource},
     embedded,
-    eval::EvalOptions,
+    eval::{EvalOptions, TaskIdentity},
     method::Method,
     metrics::{MatrixFile, MetricsFile},
     mini::{self, MiniSizes},
@@ -143,7 +143,25 @@ fn a_run_leaves_its_files_and_its_checkpoints_load() {
 #[test]
 fn a_run_stopped_at_any_update_ends_with_the_same_weights_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
-    for method in ["finetune", "gnsp", "gnsp-update"] {
+    let small = ["rehearsal.size=12", "rehearsal.batch=4"];
+    let experts = ["experts.experts=4", "experts.bottleneck=4"];
+    for (method, overrides) in [
+        ("finetune", &[][..]),
+        ("gnsp", &[]),
+        ("gnsp-update", &[]),
+        ("ewc", &["anchor.fisher_images=6"]),
+        ("zscl", &["average.every=2"]),
+        ("we-wise", &["average.every=2"]),
+        ("wise-ft", &[]),
+        ("lwf-vr", &["distill.random_texts=5"]),
+        ("icarl", &small),
+        ("er", &small),
+        ("gift", &[]),
+        ("lora", &["lora.rank=2"]),
+        ("lora-per-task", &["lora.rank=2"]),
+        ("moe-adapters", &experts),
+    ] {
+        let request = |method: &str, _: &[&str]| request(method, overrides);
         let whole = folder.path().join(format!("{method}-whole"));
         start(&request(method, &[]), &suite(3), &whole, NEVER).unwrap();
         let parts = folder.path().join(format!("{method}-parts"));
@@ -166,7 +184,175 @@ fn a_run_stopped_at_any_update_ends_with_the_same_weights_bit_for_bit() {
                 .unwrap()
                 .matrix
         };
-        assert_eq!(matrix(&whole), matrix(&parts));
+        assert_eq!(matrix(&whole), matrix(&parts), "{method}");
+    }
+}
+
+#[test]
+fn a_regression_stopped_between_tasks_ends_with_the_same_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    for method in ["rail-primal", "rail-dual"] {
+        let request = request(method, &["analytic.hidden=256"]);
+        let whole = folder.path().join(format!("{method}-whole"));
+        start(&request, &suite(3), &whole, NEVER).unwrap();
+        // The state after the first task of a run of the same request: a crash in the second task leaves it.
+        let parts = folder.path().join(format!("{method}-parts"));
+        let tasks = std::cell::Cell::new(0);
+        let stop = Arc::new(AtomicBool::new(false));
+        struct CrashAfterTask<'a>(&'a std::cell::Cell<usize>, PathBuf, PathBuf);
+        impl Progress for CrashAfterTask<'_> {
+            fn event(&mut self, event: &Event<'_>) {
+                if let Event::Encoding { done: 0, .. } = event {
+                    self.0.set(self.0.get() + 1);
+                    if self.0.get() == 2 {
+                        copy(&self.1, &self.2);
+                    }
+                }
+            }
+        }
+        let crashed = folder.path().join(format!("{method}-crashed"));
+        let mut progress = CrashAfterTask(&tasks, parts.clone(), crashed.clone());
+        let options = RunOptions::default();
+        let model = checkpoint();
+        run(
+            &request,
+            &suite(3),
+            &model,
+            &Device::flex(),
+            &parts,
+            &options,
+            &stop,
+            &mut progress,
+        )
+        .unwrap();
+        start(&request, &suite(3), &crashed, NEVER).unwrap();
+        let matrix = |folder: &PathBuf| {
+            MatrixFile::load(&folder.join(MatrixFile::NAME))
+                .unwrap()
+                .matrix
+        };
+        assert_eq!(matrix(&whole), matrix(&crashed), "{method}");
+        assert!(
+            matrix(&whole)[0] != matrix(&whole)[2],
+            "{method} learned something"
+        );
+    }
+}
+
+/// Copies a folder.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_drift_guard_warns_or_ends_a_run_and_both_are_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut request = request("finetune", &["lr=1e-2"]);
+    // Nothing drifts by less than nothing, and no task is learned perfectly in five updates.
+    request.guard = vec![
+        "gap-drift>0".to_owned(),
+        "accuracy.shapes<100:stop".to_owned(),
+    ];
+    let out = folder.path().join("guarded");
+    let outcome = start(&request, &suite(3), &out, NEVER).unwrap();
+    assert!(
+        matches!(&outcome, Outcome::Guarded(m) if m.contains("shapes")),
+        "{outcome:?}"
+    );
+    let events = fs::read_to_string(out.join("events.jsonl")).unwrap();
+    assert_eq!(events.matches("\"event\":\"guard\"").count(), 2, "{events}");
+    let matrix = MatrixFile::load(&out.join(MatrixFile::NAME)).unwrap();
+    assert_eq!(matrix.matrix.len(), 1, "the run ended after its first task");
+    let metrics = MetricsFile::load(&out.join(MetricsFile::NAME)).unwrap();
+    assert!(metrics.notes.iter().any(|n| n.contains("drift guard")));
+    // Asking again does not train on.
+    assert!(matches!(
+        start(&request, &suite(3), &out, NEVER).unwrap(),
+        Outcome::Guarded(_)
+    ));
+
+    request.guard = vec!["accuracy.shape<50".to_owned()];
+    let error = start(&request, &suite(3), &folder.path().join("typo"), NEVER).unwrap_err();
+    assert!(error.to_string().contains("shapes"), "{error}");
+}
+
+#[test]
+fn a_thinned_evaluation_without_task_identity_and_with_details_leaves_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut request = request("finetune", &[]);
+    request.evaluation = EvalOptions {
+        identity: TaskIdentity::All,
+        subset: Some(7),
+        full_every: Some(2),
+        details: true,
+        ..EvalOptions::default()
+    };
+    let out = folder.path().join("run");
+    start(&request, &suite(2), &out, NEVER).unwrap();
+    let all = MatrixFile::load(&out.join(MatrixFile::WITHOUT_IDENTITY)).unwrap();
+    let given = MatrixFile::load(&out.join(MatrixFile::NAME)).unwrap();
+    for (all, given) in all
+        .matrix
+        .iter()
+        .flatten()
+        .zip(given.matrix.iter().flatten())
+    {
+        assert!(
+            all <= given,
+            "more classes cannot be easier: {all} > {given}"
+        );
+    }
+    // After the first task on seven images, after the second on all.
+    let sevenths = given.matrix[0][0] * 7.0 / 100.0;
+    assert!((sevenths - sevenths.round()).abs() < 1e-9, "{sevenths}");
+    for file in [
+        "stage-00.json",
+        "stage-02.json",
+        "stage-01-confusion-01.csv",
+    ] {
+        assert!(out.join("details").join(file).exists(), "{file}");
+    }
+    let metrics = MetricsFile::load(&out.join(MetricsFile::NAME)).unwrap();
+    assert!(
+        metrics.notes[0].contains("7 test images"),
+        "{:?}",
+        metrics.notes
+    );
+}
+
+#[test]
+fn joint_training_and_models_of_their_own_have_the_rows_they_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("joint");
+    start(&request("joint", &[]), &suite(3), &out, NEVER).unwrap();
+    let matrix = MatrixFile::load(&out.join(MatrixFile::NAME))
+        .unwrap()
+        .matrix;
+    assert!(matrix.len() == 3 && matrix[0] == matrix[2]);
+    let metrics = MetricsFile::load(&out.join(MetricsFile::NAME)).unwrap();
+    assert!(metrics.complete && metrics.transfer.is_none() && metrics.last.is_some());
+
+    let out = folder.path().join("own");
+    start(&request("finetune-per-task", &[]), &suite(3), &out, NEVER).unwrap();
+    let file = MatrixFile::load(&out.join(MatrixFile::NAME)).unwrap();
+    for (row, accuracies) in file.matrix.iter().enumerate() {
+        for column in 0..3 {
+            let expected = if column <= row {
+                file.matrix[column][column]
+            } else {
+                file.zero_shot[column]
+            };
+            assert_eq!(accuracies[column], expected, "row {row}, column {column}");
+        }
     }
 }
 

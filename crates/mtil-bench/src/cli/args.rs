@@ -177,8 +177,8 @@ pub struct EvaluationArgs {
     #[arg(long, value_enum, default_value_t = TaskIdentity::Given)]
     pub identity: TaskIdentity,
     /// Evaluate on so many test images of each task, always the same ones; the result says so
-    #[arg(long, value_name = "N")]
-    pub eval_subset: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub eval_subset: Option<u32>,
     /// Evaluate on all test images only after every so many tasks and after the last, on --eval-subset of them
     /// (500 without it) after the others; the result says so
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -197,7 +197,10 @@ impl EvaluationArgs {
         EvalOptions {
             prompts: self.prompts,
             identity: self.identity,
-            subset: self.eval_subset.or(self.eval_every.map(|_| Self::SUBSET)),
+            subset: self
+                .eval_subset
+                .map(|n| n as usize)
+                .or(self.eval_every.map(|_| Self::SUBSET)),
             full_every: self.eval_every.map(|n| n as usize),
             details: self.details,
         }
@@ -468,12 +471,24 @@ pub struct ReproduceArgs {
     /// Change a setting of all methods
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Prompt templates at evaluation: GNSP's rule, or all templates always as in ZSCL's tables
+    #[arg(long, value_enum, default_value_t = PromptRule::Reference)]
+    pub prompts: PromptRule,
     /// Order of the images of SUN397 before they are split
     #[arg(long, value_name = "FILE")]
     pub sun397_order: Option<PathBuf>,
     /// Take datasets of another size than the published ones
     #[arg(long)]
     pub any_size: bool,
+    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table
+    #[arg(long, value_name = "PATH")]
+    pub reference: Option<PathBuf>,
+    /// Texts for ZSCL's distillation, one a line; Conceptual Captions below --data without it, if they are there
+    #[arg(long, value_name = "FILE")]
+    pub texts: Option<PathBuf>,
+    /// Leave out images that cannot be read, and say which
+    #[arg(long)]
+    pub skip_bad_images: bool,
     /// Keep images as they are fed to the model in this folder
     #[arg(long, value_name = "DIR", env = "MTIL_CACHE")]
     pub cache: Option<PathBuf>,

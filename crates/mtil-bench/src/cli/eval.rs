@@ -133,7 +133,9 @@ fn print(
             line += &format!("   linear probe {accuracy:6.2} % (C {c:.3})");
         }
         if let Some(details) = details.get(column) {
-            line += &format!("   calibration error {:.3}", details.calibration.ece);
+            if let Some(calibration) = &details.calibration {
+                line += &format!("   calibration error {:.3}", calibration.ece);
+            }
             if let Some(mean) = details.mean_per_class {
                 line += &format!(", mean over classes {mean:.2} %");
             }

@@ -3,14 +3,14 @@
 //! Only what is protected trains after the first task, as in GNSP, so fewer layers mean a smaller memory and a cheaper update, and less
 //! that can be learned.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf};
 
-use color_eyre::eyre::{Result, WrapErr, bail, eyre};
+use color_eyre::eyre::{Result, WrapErr, bail};
 
 use super::{
     args::LayersArgs,
     checkpoint::load_model,
-    run::{Common, Job, QUICK, execute, load_method, stop_on_interrupt},
+    run::{Common, Fingerprinted, Job, QUICK, execute, load_method, stop_on_interrupt},
 };
 use crate::{
     device, eval::EvalOptions, files::write_atomically, metrics::MetricsFile, report,
@@ -91,7 +91,7 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
         overrides.extend(QUICK.map(str::to_owned));
     }
     overrides.extend(args.set.iter().cloned());
-    let suite = Arc::new(selected.suite.clone());
+    let suite = Fingerprinted::new(&selected.suite);
     let choices = choices(model.clip.config.vision.num_hidden_layers);
     let mut jobs = Vec::new();
     for choice in &choices {
@@ -104,14 +104,7 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
         }
         method.trainable_later.clone_from(&choice.patterns);
         method.name = format!("{} {}", method.name, choice.name);
-        jobs.push(common.job(
-            &args.out,
-            choice.name,
-            args.seed,
-            &selected,
-            suite.clone(),
-            method,
-        ));
+        jobs.push(common.job(&args.out, choice.name, args.seed, &selected, &suite, method));
     }
     fs::create_dir_all(&args.out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", args.out.display()))?;
@@ -127,9 +120,7 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
         .filter(|f| f.exists())
         .collect();
     report::write_report(&folders, &args.out.join("report.html"))?;
-    if done.is_none() {
-        return Err(eyre!("stopped; the same command goes on from here"));
-    }
+    done.finish()?;
     let table = table(&choices, &jobs)?;
     println!("{table}");
     let path = args.out.join("layers.md");

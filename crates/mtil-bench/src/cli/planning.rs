@@ -208,7 +208,7 @@ fn work(
         batch: method.batch,
         first,
         later,
-        reference: reference(method, size),
+        reference: reference(method, suite, size),
         projection: method.projection.as_ref().map(|p| Projection {
             rank_share: RANK_SHARE,
             update: p.site == gnsp_optimizer::Site::Update,
@@ -230,7 +230,7 @@ fn work(
     }
 }
 
-fn reference(method: &Method, size: &SuiteSize) -> Option<Reference> {
+fn reference(method: &Method, suite: &Suite, size: &SuiteSize) -> Option<Reference> {
     let previous = method.teacher == Teacher::Previous;
     if method.cd > 0.0 || method.map > 0.0 {
         return Some(Reference {
@@ -264,7 +264,7 @@ fn reference(method: &Method, size: &SuiteSize) -> Option<Reference> {
                     tokens: 12,
                 },
                 DistillTexts::Captions | DistillTexts::Reference => ReferenceTexts::Fixed {
-                    texts: size.reference_pairs,
+                    texts: texts(distill.texts, suite),
                     tokens: size.reference_tokens,
                 },
             },
@@ -283,6 +283,16 @@ fn reference(method: &Method, size: &SuiteSize) -> Option<Reference> {
         student_texts: true,
         first_task: false,
     })
+}
+
+/// How many texts a distillation compares its images with.
+fn texts(kind: DistillTexts, suite: &Suite) -> usize {
+    let own = &suite.extras.texts;
+    if kind == DistillTexts::Captions && !own.is_empty() {
+        return own.len();
+    }
+    let captions = suite.reference.captions.iter();
+    captions.collect::<std::collections::BTreeSet<_>>().len()
 }
 
 /// What patterns select, as far as costs differ.

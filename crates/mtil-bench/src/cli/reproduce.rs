@@ -1,6 +1,6 @@
 //! `reproduce`: all runs of a table, beside what was published.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf};
 
 use color_eyre::eyre::{Result, WrapErr, bail, eyre};
 
@@ -8,13 +8,13 @@ use super::{
     args::{ReproduceArgs, Selection},
     checkpoint::{EMBEDDED, load_model},
     planning::plan,
-    run::{Common, Job, QUICK, execute, load_method, stop_on_interrupt},
+    run::{Common, Fingerprinted, Job, QUICK, execute, load_method, stop_on_interrupt},
 };
 use crate::{
     data::nearest,
     datasets::mtil,
     device,
-    eval::EvalOptions,
+    eval::{EvalOptions, PromptRule},
     files::write_atomically,
     metrics::MatrixFile,
     report,
@@ -85,9 +85,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         .collect();
     let page = out.join("report.html");
     report::write_report(&folders, &page)?;
-    if done.is_none() {
-        return Err(eyre!("stopped; the same command goes on from here"));
-    }
+    done.finish()?;
     let protocol = protocol(args, &jobs, &model.name, of_mtil, &seeds);
     let comparison = compare(
         table,
@@ -155,14 +153,19 @@ fn jobs(
     let common = Common {
         model,
         device: &args.device,
-        evaluation: EvalOptions::default(),
+        evaluation: EvalOptions {
+            prompts: args.prompts,
+            ..EvalOptions::default()
+        },
         guard: Vec::new(),
-        skip_bad_images: false,
+        skip_bad_images: args.skip_bad_images,
     };
     let selection = |shift: usize| Selection {
         data: args.data.clone(),
         sun397_order: args.sun397_order.clone(),
         any_size: args.any_size,
+        reference: args.reference.clone(),
+        texts: args.texts.clone(),
         shift,
         ..Selection::named(table.suite)
     };
@@ -176,7 +179,7 @@ fn jobs(
     let mut jobs = Vec::new();
     for (shift, _) in table.orders.of(tasks.len()).iter().enumerate() {
         let selected = selection(shift).load(args.quick, 42)?;
-        let suite = Arc::new(selected.suite.clone());
+        let suite = Fingerprinted::new(&selected.suite);
         for seed in seeds {
             for name in methods {
                 let method = load_method(name, &selected, &overrides)?;
@@ -184,7 +187,7 @@ fn jobs(
                     Orders::AsGiven => format!("{name}-seed-{seed}"),
                     Orders::CyclicShifts => format!("{name}-seed-{seed}-shift-{shift}"),
                 };
-                jobs.push(common.job(out, &folder, *seed, &selected, suite.clone(), method));
+                jobs.push(common.job(out, &folder, *seed, &selected, &suite, method));
             }
         }
     }
@@ -218,8 +221,13 @@ fn protocol(
         jobs.iter().map(|j| j.request.method.steps).collect();
     let words = |set: Vec<String>| set.join(", ");
     OurProtocol {
-        // The rule of prompts is GNSP's, which evaluates learned tasks with one template.
-        family: None,
+        family: of_mtil.then(|| {
+            let family = match args.prompts {
+                PromptRule::Reference => "gnsp",
+                PromptRule::Ensemble => "zscl",
+            };
+            family.to_owned()
+        }),
         splits: if !of_mtil {
             "of the embedded suite".to_owned()
         } else {
@@ -229,7 +237,13 @@ fn protocol(
             };
             format!("torchvision, 80/20 with seed 42 where it has none; {sun}")
         },
-        prompts: "all templates for tasks not learned before the stage, the first one for the others (GNSP)".to_owned(),
+        prompts: match args.prompts {
+            PromptRule::Reference => {
+                "all templates for tasks not learned before the stage, the first one for the others (GNSP)"
+            }
+            PromptRule::Ensemble => "all templates, always (ZSCL)",
+        }
+        .to_owned(),
         model: model.to_owned(),
         reference: if of_mtil {
             "ImageNet, or Conceptual Captions where there is none".to_owned()

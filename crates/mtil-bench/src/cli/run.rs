@@ -22,7 +22,7 @@ use crate::{
     eval::EvalOptions,
     guard::Guard,
     method::Method,
-    metrics::MetricsFile,
+    metrics::{MatrixFile, MetricsFile},
     report,
     reproduce::expand,
     run::{Outcome, Request, RunOptions, run as run_method},
@@ -126,10 +126,10 @@ impl Common<'_> {
         name: &str,
         seed: u64,
         selected: &Selected,
-        suite: Arc<Suite>,
+        suite: &Fingerprinted,
         method: Method,
     ) -> Job {
-        let mut suite_name = suite.name.clone();
+        let mut suite_name = suite.suite.name.clone();
         if !selected.selection.is_empty() {
             suite_name += &format!(" ({})", selected.selection);
         }
@@ -137,7 +137,7 @@ impl Common<'_> {
             folder: out.join(name),
             request: Request {
                 suite: suite_name,
-                suite_fingerprint: suite.fingerprint(),
+                suite_fingerprint: suite.fingerprint.clone(),
                 model: self.model.name.clone(),
                 model_sha256: self.model.sha256.clone(),
                 seed,
@@ -148,7 +148,23 @@ impl Common<'_> {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 method,
             },
-            suite,
+            suite: suite.suite.clone(),
+        }
+    }
+}
+
+/// A suite with its digest, which takes a while where there are a million images.
+pub struct Fingerprinted {
+    suite: Arc<Suite>,
+    fingerprint: String,
+}
+
+impl Fingerprinted {
+    /// Takes the digest of `suite`.
+    pub fn new(suite: &Suite) -> Self {
+        Self {
+            fingerprint: suite.fingerprint(),
+            suite: Arc::new(suite.clone()),
         }
     }
 }
@@ -172,15 +188,48 @@ pub fn load_method(name: &str, selected: &Selected, overrides: &[String]) -> Res
     Ok(method)
 }
 
-/// Does the runs one after the other. Returns the results by folder name, or none when stopped.
+/// What became of several runs.
+pub struct Executed {
+    /// The results by folder name.
+    pub results: serde_json::Map<String, serde_json::Value>,
+    /// What went wrong with others.
+    pub failures: Vec<color_eyre::eyre::Report>,
+    /// Whether they were stopped before all were done.
+    pub stopped: bool,
+}
+
+impl Executed {
+    /// An error if not all runs are done.
+    pub fn finish(mut self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        if self.stopped {
+            return Err(eyre!("stopped; the same command goes on from here"));
+        }
+        match self.failures.len() {
+            0 => Ok(self.results),
+            1 => Err(self.failures.remove(0)),
+            n => {
+                for failure in &self.failures {
+                    eprintln!("error: {failure:#}");
+                }
+                Err(eyre!("{n} runs failed; the others are in the report"))
+            }
+        }
+    }
+}
+
+/// Does the runs one after the other. One that fails does not keep the others from being done.
 pub fn execute(
     jobs: &[Job],
     model: &Loaded,
     device: &Device,
     options: &RunOptions,
     stop: &AtomicBool,
-) -> Result<Option<serde_json::Map<String, serde_json::Value>>> {
-    let mut results = serde_json::Map::new();
+) -> Result<Executed> {
+    let mut executed = Executed {
+        results: serde_json::Map::new(),
+        failures: Vec::new(),
+        stopped: false,
+    };
     for job in jobs {
         let mut progress = Terminal::new();
         let outcome = run_method(
@@ -193,23 +242,32 @@ pub fn execute(
             stop,
             &mut progress,
         )
-        .wrap_err_with(|| format!("{}", job.folder.display()))?;
+        .wrap_err_with(|| format!("{}", job.folder.display()));
         match outcome {
-            Outcome::Complete(metrics) => {
-                let name = job.folder.file_name().unwrap_or_default().to_string_lossy();
-                results.insert(
-                    name.into_owned(),
-                    serde_json::to_value::<MetricsFile>(metrics)?,
-                );
+            Ok(Outcome::Complete(metrics)) => {
+                let name = job.folder.file_name().unwrap_or_default();
+                let metrics = serde_json::to_value::<MetricsFile>(metrics)?;
+                executed
+                    .results
+                    .insert(name.to_string_lossy().into_owned(), metrics);
             }
-            Outcome::Guarded(message) => eprintln!(
+            Ok(Outcome::Guarded(message)) => eprintln!(
                 "{}: ended by the drift guard: {message}",
                 job.folder.display()
             ),
-            Outcome::Stopped => return Ok(None),
+            Ok(Outcome::Stopped) => {
+                executed.stopped = true;
+                break;
+            }
+            Err(failure) => {
+                if jobs.len() > 1 {
+                    eprintln!("failed: {failure:#}");
+                }
+                executed.failures.push(failure);
+            }
         }
     }
-    Ok(Some(results))
+    Ok(executed)
 }
 
 /// Trains and evaluates every method of `args`, then writes the report.
@@ -266,20 +324,13 @@ pub fn run(args: RunArgs) -> Result<()> {
             Some(args.selection.load(args.quick, *seed)?)
         };
         let selected = own.as_ref().unwrap_or(&selected);
-        let suite = Arc::new(selected.suite.clone());
+        let suite = Fingerprinted::new(&selected.suite);
         for (name, method) in &methods {
             let folder = match args.seed.len() {
                 1 => safe(name),
                 _ => safe(&format!("{name}-seed-{seed}")),
             };
-            jobs.push(common.job(
-                &out,
-                &folder,
-                *seed,
-                selected,
-                suite.clone(),
-                method.clone(),
-            ));
+            jobs.push(common.job(&out, &folder, *seed, selected, &suite, method.clone()));
         }
     }
     if args.plan {
@@ -296,19 +347,21 @@ pub fn run(args: RunArgs) -> Result<()> {
         cache: args.cache.clone(),
         ..RunOptions::default()
     };
-    let results = execute(&jobs, &model, &device, &options, &stop)?;
+    let executed = execute(&jobs, &model, &device, &options, &stop)?;
     let folders: Vec<PathBuf> = jobs
         .into_iter()
         .map(|job| job.folder)
-        .filter(|folder| folder.exists())
+        .filter(|folder| folder.join(MatrixFile::NAME).exists())
         .collect();
-    let path = out.join("report.html");
-    report::write_report(&folders, &path)?;
-    let Some(results) = results else {
-        return Err(eyre!("stopped; the same command goes on from here"));
-    };
-    eprintln!("\n{}", report::summary_table(&folders)?);
-    eprintln!("report: {}", path.display());
+    if !folders.is_empty() {
+        let path = out.join("report.html");
+        report::write_report(&folders, &path)?;
+        if !executed.stopped {
+            eprintln!("\n{}", report::summary_table(&folders)?);
+        }
+        eprintln!("report: {}", path.display());
+    }
+    let results = executed.finish()?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     }

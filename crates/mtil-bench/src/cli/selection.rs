@@ -9,7 +9,7 @@ use crate::{
     data::CaptionFolder,
     datasets::{
         Counts, DatasetOptions, Protocol, ReferenceSource, Sun397Order,
-        captions::{caption_lines, caption_table},
+        captions::{caption_lines, caption_table, conceptual_captions},
         mtil,
         store::Store,
         transform::{few_shot_suite, rotate, select},
@@ -25,6 +25,9 @@ const QUICK: MiniSizes = MiniSizes {
     reference: 128,
     held_out: 100,
 };
+
+/// Training images of ImageNet-1k.
+const IMAGENET: usize = 1_281_167;
 
 /// A suite, and under which name methods keep settings for it.
 pub struct Selected {
@@ -141,7 +144,13 @@ impl Selection {
             let loaded = mtil::suite(name, data, &options)?;
             let mut suite = loaded.suite;
             suite.extras.retrieval = loaded.retrieval;
-            suite.extras.published_draws = true;
+            // The published draws are of all training images of ImageNet.
+            suite.extras.published_draws = suite.reference.captions.len() == IMAGENET;
+            if self.texts.is_none()
+                && let Ok(table) = conceptual_captions(data)
+            {
+                suite.extras.texts = table.pairs.captions;
+            }
             return Ok((suite, name.to_owned()));
         }
         if name == "mini" {

@@ -143,11 +143,17 @@ fn check_datasets(args: &CheckArgs) -> Result<()> {
             print(report, data);
         }
     }
-    let unusable = reports.iter().filter(|r| !r.is_usable()).count();
-    let usable = reports.len() - unusable;
+    let usable = reports.iter().filter(|r| r.is_usable()).count();
     eprintln!("{usable} of {} datasets can be used", reports.len());
-    if unusable > 0 {
-        bail!("{unusable} cannot");
+    // What the suites can do without may be missing, but not be broken.
+    let needed = |key: &str| !args.datasets.is_empty() || mtil::ORDER_1.contains(&key);
+    let lacking = reports.iter().filter(|r| match r.state {
+        State::NotFound { .. } => needed(&r.key),
+        _ => !r.is_usable(),
+    });
+    let lacking: Vec<&str> = lacking.map(|r| r.key.as_str()).collect();
+    if !lacking.is_empty() {
+        bail!("not usable: {}", lacking.join(", "));
     }
     Ok(())
 }

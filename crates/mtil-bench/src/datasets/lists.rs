@@ -2,7 +2,6 @@
 //!
 //! torchvision converts all of these to RGB when it opens an image.
 
-
 use serde_json::Value;
 
 use super::{

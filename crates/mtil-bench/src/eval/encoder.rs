@@ -104,7 +104,10 @@ pub fn encode_images(
         indices: Vec::new(),
     };
     for batch in images.eval_ahead(source.clone(), indices.to_vec(), BATCH)? {
-        let Prepared { kept, images: squares } = batch?;
+        let Prepared {
+            kept,
+            images: squares,
+        } = batch?;
         let Some(pixels) = images.tensor(&squares, &encoder.device())? else {
             continue;
         };

@@ -64,8 +64,8 @@ pub struct ColumnDetails {
     pub classes: Vec<(String, Option<f64>)>,
     /// Mean of the accuracies of the classes in %.
     pub mean_per_class: Option<f64>,
-    /// How sure the answers are, and how rightly.
-    pub calibration: Calibration,
+    /// How sure the answers are, and how rightly; none where a method answers with other scores than logits.
+    pub calibration: Option<Calibration>,
     /// The confusion matrix as CSV: rows are classes, columns answers.
     #[serde(skip)]
     pub confusion_csv: String,
@@ -146,7 +146,7 @@ impl Evaluator<'_> {
             accuracies.push(counted.accuracy());
             without.push(counted.accuracy_without_identity());
             if self.options.details {
-                details.push(counted.details(task)?);
+                details.push(counted.details(task, answer.is_none())?);
             }
         }
         progress(tasks.len(), tasks.len());
@@ -246,7 +246,10 @@ impl Evaluator<'_> {
             .map(|t| t.class_names.len())
             .sum();
         let chosen = self.chosen(task, column, thinned);
-        for batch in self.images.eval_ahead(task.test.images.clone(), chosen, BATCH)? {
+        for batch in self
+            .images
+            .eval_ahead(task.test.images.clone(), chosen, BATCH)?
+        {
             let Prepared { kept, images } = batch?;
             let Some(pixels) = self.images.tensor(&images, &device)? else {
                 continue;
@@ -374,7 +377,7 @@ impl Counted {
         100.0 * self.right_without as f64 / self.images.max(1) as f64
     }
 
-    fn details(&self, task: &Task) -> Result<ColumnDetails, MeasureError> {
+    fn details(&self, task: &Task, logits_answer: bool) -> Result<ColumnDetails, MeasureError> {
         let logits = Matrix::new("logits", &self.logits, self.labels.len(), self.classes)?;
         let confusion = Confusion::from_logits(logits, &self.labels)?;
         let names = task.class_names.iter().cloned();
@@ -382,7 +385,10 @@ impl Counted {
             task: task.name.clone(),
             classes: names.zip(confusion.per_class()).collect(),
             mean_per_class: confusion.mean_per_class(),
-            calibration: calibration(logits, &self.labels, 1.0, BINS)?,
+            calibration: match logits_answer {
+                true => Some(calibration(logits, &self.labels, 1.0, BINS)?),
+                false => None,
+            },
             confusion_csv: confusion.to_csv(&task.class_names)?,
         })
     }

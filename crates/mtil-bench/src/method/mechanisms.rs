@@ -196,7 +196,7 @@ pub enum DistillImages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DistillTexts {
-    /// The suite's texts without images; the captions of the reference images where there are none.
+    /// The suite's texts without images; the different captions of the reference images where there are none.
     Captions,
     /// The different captions of the reference images.
     Reference,
@@ -527,12 +527,27 @@ impl Method {
                 }
             }
             within("analytic.fusion", a.fusion, 0.0, 1.0)?;
+            if self.cd > 0.0 || self.map > 0.0 || self.per_task {
+                return Err("`analytic` trains no weight: `cd`, `map` and `per_task` have no meaning with it".to_owned());
+            }
             alone("analytic", &[])?;
         }
         if self.joint {
             alone("joint", &["lora"])?;
             if self.cd > 0.0 || self.map > 0.0 || self.per_task {
                 return Err("`joint` trains all tasks at once: `cd`, `map` and `per_task` have no meaning with it".to_owned());
+            }
+        }
+        if self.per_task && self.experts.is_some() {
+            return Err(
+                "`experts` have a router for each task already; leave out `per_task`".to_owned(),
+            );
+        }
+        for (key, beta) in [("beta_1", self.adamw.beta_1), ("beta_2", self.adamw.beta_2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return Err(format!(
+                    "`adamw.{key}` must be at least 0 and below 1, it is {beta}"
+                ));
             }
         }
         if self.per_task && self.start != Start::Pretrained {

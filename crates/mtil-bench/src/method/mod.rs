@@ -253,6 +253,19 @@ impl Method {
             let (key, value) = text
                 .split_once('=')
                 .ok_or_else(|| invalid(format!("`{text}` is not of the form key=value")))?;
+            // What is asked for all tasks counts for those too that have a setting of their own.
+            let own = match key.trim() {
+                "steps" => Some("steps"),
+                "lr" | "lr_later" => Some("lr"),
+                _ => None,
+            };
+            if let (Some(own), Some(toml::Value::Table(tasks))) = (own, table.get_mut("task")) {
+                for (_, settings) in tasks.iter_mut() {
+                    if let toml::Value::Table(settings) = settings {
+                        settings.remove(own);
+                    }
+                }
+            }
             let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
                 .or_else(|_| toml::from_str(&format!("value = {value:?}")))
                 .map_err(|e| invalid(format!("`{text}`: {e}")))?;
@@ -375,7 +388,9 @@ pub fn schedule(step: usize, steps: usize, warmup: usize) -> f64 {
     if step < warmup {
         (step + 1) as f64 / warmup as f64
     } else {
-        let progress = (step - warmup) as f64 / (steps - warmup).max(1) as f64;
+        let whole = steps.saturating_sub(warmup).max(1);
+        // Past its end a schedule stays at zero.
+        let progress = ((step - warmup) as f64 / whole as f64).min(1.0);
         0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
     }
 }
@@ -435,6 +450,17 @@ mod tests {
             7
         );
         assert_eq!(set("lr=0.5").unwrap().lr, 0.5);
+        // Settings of single tasks give way to what is asked for all, and not the other way round.
+        let order = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
+            Method::load("gnsp", "mtil-order-1", &sets).unwrap()
+        };
+        assert_eq!(order(&[]).steps_of("Aircraft"), 100);
+        assert_eq!(order(&[]).lr_of(3, "DTD"), 5e-5);
+        assert_eq!(order(&["steps=8"]).steps_of("Aircraft"), 8);
+        assert_eq!(order(&["lr=0.1"]).lr_of(3, "DTD"), 0.1);
+        let one = order(&["steps=8", "task.DTD.steps=9"]);
+        assert_eq!((one.steps_of("DTD"), one.steps_of("Food")), (9, 8));
         for (text, word) in [
             ("lrate=1", "lrate"),
             ("lr=-1", "lr"),
@@ -467,5 +493,10 @@ mod tests {
             assert!((schedule(step, 500, 100) - factor).abs() < 1e-12, "{step}");
         }
         assert_eq!(schedule(99, 100, 100), 1.0);
+        assert_eq!(
+            (schedule(1000, 1000, 100), schedule(1999, 1000, 100)),
+            (0.0, 0.0)
+        );
+        assert_eq!(schedule(150, 50, 100), 0.0);
     }
 }

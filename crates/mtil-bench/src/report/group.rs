@@ -64,6 +64,14 @@ impl Figures {
             })
         };
         let matrix = |f| figure(|r| Some(&r.accuracy), f);
+        // A finished run that leaves a figure out says that it has no meaning there.
+        let stated = |of: fn(&MetricsFile) -> Option<f64>, f| {
+            let withheld = |r: &&RunData| r.metrics.complete && of(&r.metrics).is_none();
+            match runs.iter().any(|r| withheld(r)) {
+                true => None,
+                false => matrix(f),
+            }
+        };
         let agnostic = |f| figure(|r| r.agnostic.as_ref(), f);
         let ends = |f: &dyn Fn(&MetricsFile) -> Vec<f64>| {
             let first = all(&|r| f(&r.metrics).first().copied())?;
@@ -71,12 +79,12 @@ impl Figures {
             Some((first, last))
         };
         Self {
-            transfer: matrix(AccuracyMatrix::transfer),
+            transfer: stated(|m| m.transfer, AccuracyMatrix::transfer),
             average: matrix(AccuracyMatrix::average),
             last: matrix(AccuracyMatrix::last),
             diagonal: matrix(AccuracyMatrix::diagonal),
-            bwt: matrix(AccuracyMatrix::bwt),
-            forgetting: matrix(AccuracyMatrix::forgetting),
+            bwt: stated(|m| m.bwt, AccuracyMatrix::bwt),
+            forgetting: stated(|m| m.forgetting, AccuracyMatrix::forgetting),
             gap: ends(&|m| m.modality_gap.clone()),
             recall: ends(&|m| m.retrieval.iter().map(|r| r.mean_r1()).collect()),
             seconds: stat(&|r| r.metrics.wall_seconds),

@@ -17,6 +17,9 @@ use crate::{
 /// Images encoded at a time (`batch_size` of the published `configs/analytic_clip.yaml`).
 const BATCH: usize = 128;
 
+/// Training images that a kernel is made of at most: 13 GB.
+const MOST_KEPT: usize = 40_000;
+
 /// The regression over the tasks learned so far.
 pub(super) enum Regression {
     Primal(Box<PrimalRail>),
@@ -30,7 +33,7 @@ impl Regression {
         suite: &Suite,
         width: usize,
         seed: u64,
-    ) -> Result<Self, AnalyticError> {
+    ) -> Result<Self, RunError> {
         let images = suite.tasks.iter().map(|t| t.train.labels.len()).max();
         let classes = suite.tasks.iter().map(|t| t.class_names.len()).sum();
         Ok(match settings.kind {
@@ -45,6 +48,13 @@ impl Regression {
                 Self::Primal(Box::new(PrimalRail::new(config, width)?))
             }
             AnalyticKind::Dual => {
+                let all: usize = suite.tasks.iter().map(|t| t.train.labels.len()).sum();
+                if all > MOST_KEPT {
+                    return Err(RunError::TooManyToKeep {
+                        images: all,
+                        gigabytes: 8.0 * (all as f64).powi(2) / 1e9,
+                    });
+                }
                 let config = DualConfig {
                     gamma: settings.gamma,
                     lambda: settings.ridge,

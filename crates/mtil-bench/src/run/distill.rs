@@ -143,9 +143,10 @@ fn texts(settings: &Distill, of: &Setting<'_>) -> Result<Tensor<2>, RunError> {
     };
     let captions = &of.suite.reference.captions;
     let texts: Vec<String> = match settings.texts {
-        DistillTexts::Captions if of.suite.extras.texts.is_empty() => captions.clone(),
-        DistillTexts::Captions => of.suite.extras.texts.clone(),
-        DistillTexts::Reference => {
+        DistillTexts::Captions if !of.suite.extras.texts.is_empty() => {
+            of.suite.extras.texts.clone()
+        }
+        DistillTexts::Captions | DistillTexts::Reference => {
             let mut seen = BTreeSet::new();
             let different = captions.iter().filter(|c| seen.insert(c.as_str()));
             different.cloned().collect()

@@ -17,6 +17,7 @@ use super::{
     directory::write_atomically,
     distill::{Distillation, Setting},
     gram::remember,
+    module_file,
     penalty::{self, Penalty},
     reference::Reference,
     rehearse::{items, keep_images},
@@ -87,6 +88,8 @@ pub fn run(
     progress: &mut dyn Progress,
 ) -> Result<Outcome, RunError> {
     let directory = RunDirectory::open(folder, request)?;
+    // The peak of an earlier run in this process is not this run's. Only Linux has this, and it may be forbidden.
+    let _ = fs::write("/proc/self/clear_refs", "5");
     let method = &request.method;
     let images = Images::new(
         checkpoint.preprocess.clone(),
@@ -158,6 +161,11 @@ impl Engine<'_> {
             }
         };
         self.seconds_before = state.position.seconds;
+        let done = state.position.task >= stages || state.position.stopped_by_guard;
+        if let (true, Ok(metrics)) = (done, MetricsFile::load(&path.join(MetricsFile::NAME))) {
+            progress.event(&Event::Done);
+            return Ok(ended(&state.position, metrics));
+        }
 
         if state.position.evaluations.is_empty() {
             let pretrained = self.checkpoint.model.clone();
@@ -170,6 +178,9 @@ impl Engine<'_> {
             state.position.task = stages;
         }
         while state.position.task < stages && !state.position.stopped_by_guard {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Outcome::Stopped);
+            }
             if !self.task(&mut state, stop, progress)? {
                 self.write_results(&state)?;
                 return Ok(Outcome::Stopped);
@@ -188,11 +199,7 @@ impl Engine<'_> {
             )?;
         }
         progress.event(&Event::Done);
-        let breach = state.position.breaches.last();
-        Ok(match breach.filter(|_| state.position.stopped_by_guard) {
-            Some(breach) => Outcome::Guarded(breach.message.clone()),
-            None => Outcome::Complete(metrics),
-        })
+        Ok(ended(&state.position, metrics))
     }
 
     /// Stages of training: the tasks, or one for all of them.
@@ -232,7 +239,7 @@ impl Engine<'_> {
                 state.regression = Some(regression);
                 self.checkpoint.model.clone()
             }
-            None => match self.train(state, started, stop, progress)? {
+            None => match self.train(state, stop, progress)? {
                 Some(trained) => trained,
                 None => return Ok(false),
             },
@@ -261,6 +268,10 @@ impl Engine<'_> {
                 ..self.checkpoint.clone()
             };
             saved.save(&folder, Dtype::F32)?;
+            if let Some((mixtures, _)) = &state.mixtures {
+                let all = module_file::values(mixtures, &|_| true);
+                module_file::save(&all, &folder.join("experts.safetensors"))?;
+            }
         }
         self.directory.append_event(&json!({
             "event": "task_end", "task": index, "seconds": started.elapsed().as_secs_f64(),
@@ -291,7 +302,6 @@ impl Engine<'_> {
     fn train(
         &mut self,
         state: &mut State,
-        started: Instant,
         stop: &AtomicBool,
         progress: &mut dyn Progress,
     ) -> Result<Option<ClipModel>, RunError> {
@@ -339,6 +349,7 @@ impl Engine<'_> {
         let steps = method.steps_of(&name);
         let first = state.position.step;
         let mut seen = 0_usize;
+        let started = Instant::now();
         while state.position.step < steps {
             if stop.load(Ordering::Relaxed) {
                 put_back(state, student);
@@ -391,7 +402,11 @@ impl Engine<'_> {
                 state.mixtures = None;
             }
         }
-        self.text_changed |= text_trains;
+        // Whatever mixes weights may change the texts' features, if only by rounding.
+        self.text_changed |= text_trains
+            || method.merge.is_some()
+            || method.average.is_some()
+            || method.start == Start::Pretrained;
         let mut trained = match state.parts.get(&Part::Average) {
             Some(average) if state.position.snapshots > 0 => average.clone(),
             _ => student.plain(),
@@ -535,6 +550,7 @@ impl Engine<'_> {
                 task,
                 index,
                 projection,
+                &method.trainable_later,
                 seed,
                 images,
                 stop,
@@ -615,7 +631,13 @@ impl Engine<'_> {
             zero_shot: names().zip(first.accuracies.iter().copied()).collect(),
             gap: evaluation.modality_gap,
             first_gap: first.modality_gap,
-            learned: names().take(index + 1).collect(),
+            learned: names()
+                .take(if self.request.method.joint {
+                    self.suite.tasks.len()
+                } else {
+                    index + 1
+                })
+                .collect(),
         });
         for breach in breaches {
             self.directory.append_event(&json!({
@@ -655,6 +677,8 @@ impl Engine<'_> {
             let evaluator = self.evaluator();
             evaluation.accuracies[index] = evaluator.accuracy(trained, stage, index)?;
             evaluation.without_identity = None;
+            let all = self.suite.tasks.len();
+            evaluation.thinned = self.request.evaluation.images_at(stage, all).map(ThinnedBy);
             self.report(&evaluation, stage, progress)?;
             return Ok(evaluation);
         }
@@ -762,6 +786,10 @@ impl Engine<'_> {
         optimizer: Option<&burn::optim::ModuleOptimizer>,
     ) -> Result<(), RunError> {
         state.position.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+        if let Some(now) = peak_rss_mb() {
+            let before = state.position.peak_mb.unwrap_or(0.0);
+            state.position.peak_mb = Some(now.max(before));
+        }
         state.save(self.directory.path(), self.checkpoint, optimizer)
     }
 
@@ -811,7 +839,10 @@ impl Engine<'_> {
         metrics.modality_gap = evaluations.iter().map(|e| e.modality_gap).collect();
         metrics.retrieval = evaluations.iter().map(|e| e.retrieval).collect();
         metrics.wall_seconds = Some(position.seconds);
-        metrics.peak_rss_mb = peak_rss_mb();
+        metrics.peak_rss_mb = match (peak_rss_mb(), position.peak_mb) {
+            (Some(now), Some(before)) => Some(now.max(before)),
+            (now, before) => now.or(before),
+        };
         metrics.trainable_parameters = Some(if method.analytic.is_some() {
             0
         } else {
@@ -870,6 +901,15 @@ impl Engine<'_> {
         if method.per_task {
             notes.push("a model for each task, chosen by the task; gap and retrieval are the pretrained model's".to_owned());
         }
+        if method.per_task || method.experts.is_some() {
+            use crate::eval::TaskIdentity;
+            if self.request.evaluation.identity != TaskIdentity::Given {
+                notes.push("the task of an image is needed to choose what answers, so there are no figures without it".to_owned());
+            }
+        }
+        if method.experts.is_some() {
+            notes.push("gap and retrieval are the pretrained model's".to_owned());
+        }
         if position.stopped_by_guard {
             notes.push("ended by the drift guard".to_owned());
         }
@@ -889,6 +929,15 @@ impl Engine<'_> {
 
     fn no_evaluation(&self) -> RunError {
         self.corrupt("the evaluations of earlier tasks are missing; start in a new --out")
+    }
+}
+
+/// How a run that goes no further ended.
+fn ended(position: &Position, metrics: MetricsFile) -> Outcome {
+    let stops = position.breaches.iter().find(|b| b.action == Action::Stop);
+    match stops.filter(|_| position.stopped_by_guard) {
+        Some(breach) => Outcome::Guarded(breach.message.clone()),
+        None => Outcome::Complete(metrics),
     }
 }
 

@@ -43,7 +43,7 @@ pub enum RunError {
     },
     /// The loss became NaN or infinite.
     #[error(
-        "the loss of task `{task}` became {loss} at update {step} of {steps}; the last good state is kept. Lower the learning rate (--set lr=…, --set lr_later=…; it is {lr:.2e} here) or raise --set warmup=…, and start in a new --out"
+        "the loss of task `{task}` became {loss} at update {step} of {steps}; the last good state is kept. Lower the learning rate (--set lr=…, --set lr_later=…, or of this task alone --set task.NAME.lr=…; it is {lr:.2e} here) or raise --set warmup=…, and start in a new --out"
     )]
     Diverged {
         /// Name of the task.
@@ -97,6 +97,16 @@ pub enum RunError {
     /// A rule of the drift guard is none.
     #[error(transparent)]
     Guard(#[from] crate::guard::GuardError),
+    /// A kernel over so many images does not fit into memory.
+    #[error(
+        "the kernel of {images} training images takes {gigabytes:.0} GB; train on fewer (--shots 16, as published), or take the method rail-primal"
+    )]
+    TooManyToKeep {
+        /// Training images of all tasks.
+        images: usize,
+        /// Size of the kernel.
+        gigabytes: f64,
+    },
     /// The regression could not be updated, read or written.
     #[error(transparent)]
     Analytic(#[from] crate::analytic::AnalyticError),

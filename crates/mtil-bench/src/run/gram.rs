@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::Tensor;
+use burn::{
+    module::{ParamGroup, ParamId},
+    tensor::Tensor,
+};
 use clip_model::{ClipModel, Observer};
 use gnsp_optimizer::{History, Memory, MemoryError, RecordError, Recorder};
 
@@ -14,6 +17,8 @@ const PROJ: &str = "visual.proj";
 
 struct GramObserver {
     all_tokens: bool,
+    /// Parameters that train later, and so have to be remembered.
+    wanted: Vec<ParamGroup>,
     recorder: Recorder,
     error: Option<RecordError>,
 }
@@ -24,6 +29,10 @@ impl Observer for GramObserver {
     }
 
     fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
+        let id = ParamId::from(0);
+        if !self.wanted.iter().any(|g| g.matches(&id, Some(parameter))) {
+            return;
+        }
         if let Err(error) = self.recorder.linear(parameter, rows) {
             self.error.get_or_insert(error);
         }
@@ -40,6 +49,7 @@ pub(super) fn remember(
     task: &Task,
     index: usize,
     projection: &Projection,
+    trainable_later: &[String],
     seed: u64,
     images: &Images,
     stop: &AtomicBool,
@@ -52,6 +62,10 @@ pub(super) fn remember(
     }
     let mut observer = GramObserver {
         all_tokens: projection.gram_all_tokens,
+        wanted: trainable_later
+            .iter()
+            .filter_map(|pattern| ParamGroup::from_regex(pattern).ok())
+            .collect(),
         recorder,
         error: None,
     };

@@ -8,7 +8,7 @@ use losses::alignment_targets;
 
 use super::RunError;
 use crate::{
-    batch::Images,
+    batch::{Images, Prepared},
     data::BatchOrder,
     datasets::{imagenet::numpy_reference_draw, mtil::reference_seed},
     eval::encode_texts,
@@ -67,10 +67,14 @@ impl Reference {
         let order = BatchOrder::sequential(drawn.len(), batch)?;
         let plain = teacher.device();
         let mut batches = Vec::new();
-        for step in 0..order.steps_per_epoch() {
-            let indices: Vec<usize> = order.indices(step).iter().map(|i| drawn[*i]).collect();
-            let (kept, pixels) = images.eval(pairs.images.as_ref(), &indices, &plain)?;
-            let Some(pixels) = pixels else { continue };
+        for prepared in images.eval_ahead(pairs.images.clone(), drawn, batch)? {
+            let Prepared {
+                kept,
+                images: squares,
+            } = prepared?;
+            let Some(pixels) = images.tensor(&squares, &plain)? else {
+                continue;
+            };
             let captions: Vec<String> = kept.iter().map(|i| pairs.captions[*i].clone()).collect();
             // Pairs with the same caption have the same label (GNSP `src/datasets/imagenet1k.py`).
             let mut labels = HashMap::new();

@@ -166,9 +166,11 @@ impl Kept {
             return Ok(None);
         };
         let batch = batch?;
-        Ok(images.tensor(&batch.images, device)?.map(|pixels| Replayed {
-            pixels,
-            labels: self.items.labels(&batch.kept),
-        }))
+        Ok(images
+            .tensor(&batch.images, device)?
+            .map(|pixels| Replayed {
+                pixels,
+                labels: self.items.labels(&batch.kept),
+            }))
     }
 }

@@ -40,6 +40,9 @@ pub struct Position {
     /// Thresholds of the drift guard that were crossed.
     #[serde(default)]
     pub breaches: Vec<Breach>,
+    /// Largest resident memory so far, in MiB.
+    #[serde(default)]
+    pub peak_mb: Option<f64>,
     /// Whether the drift guard ended the run.
     #[serde(default)]
     pub stopped_by_guard: bool,

@@ -63,6 +63,18 @@ impl Suite {
             images(&mut hash, pairs.images.as_ref());
             pairs.captions.iter().for_each(|text| put(&mut hash, text));
         }
+        let extras = &self.extras;
+        if !extras.texts.is_empty() || !extras.retrieval.is_empty() || extras.published_draws {
+            count(&mut hash, extras.texts.len());
+            extras.texts.iter().for_each(|text| put(&mut hash, text));
+            for set in &extras.retrieval {
+                put(&mut hash, &set.name);
+                images(&mut hash, set.images.as_ref());
+                set.captions.iter().for_each(|text| put(&mut hash, text));
+                set.image_of.iter().for_each(|&i| count(&mut hash, i));
+            }
+            count(&mut hash, usize::from(extras.published_draws));
+        }
         hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
     }
 }
@@ -246,7 +258,9 @@ pub(super) mod tests {
         let original = small().fingerprint();
         assert_eq!(original.len(), 64);
         assert_eq!(original, small().fingerprint());
-        let changes: [fn(&mut Suite); 6] = [
+        let changes: [fn(&mut Suite); 8] = [
+            |s| s.extras.texts.push("a text".into()),
+            |s| s.extras.published_draws = true,
             |s| s.name.push('x'),
             |s| s.tasks[0].class_names.swap(0, 1),
             |s| s.tasks[0].templates.push("{}".into()),
