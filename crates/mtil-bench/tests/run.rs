@@ -345,13 +345,13 @@ fn joint_training_and_models_of_their_own_have_the_rows_they_say() {
     start(&request("finetune-per-task", &[]), &suite(3), &out, NEVER).unwrap();
     let file = MatrixFile::load(&out.join(MatrixFile::NAME)).unwrap();
     for (row, accuracies) in file.matrix.iter().enumerate() {
-        for column in 0..3 {
+        for (column, accuracy) in accuracies.iter().enumerate() {
             let expected = if column <= row {
                 file.matrix[column][column]
             } else {
                 file.zero_shot[column]
             };
-            assert_eq!(accuracies[column], expected, "row {row}, column {column}");
+            assert_eq!(*accuracy, expected, "row {row}, column {column}");
         }
     }
 }

@@ -67,10 +67,10 @@ pub fn reference(root: &Path, options: &DatasetOptions) -> Result<CaptionedImage
     train.captioned(samples)
 }
 
-/// The validation images with captions as those of [`reference`].
+/// The validation images with captions as those of [`reference()`].
 ///
 /// # Errors
-/// As [`reference`].
+/// As [`reference()`].
 pub fn validation(root: &Path, options: &DatasetOptions) -> Result<CaptionedImages, DatasetError> {
     let val = Folder::find(root, Part::Val)?;
     let samples = val.samples()?;

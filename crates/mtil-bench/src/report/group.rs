@@ -67,7 +67,7 @@ impl Figures {
         // A finished run that leaves a figure out says that it has no meaning there.
         let stated = |of: fn(&MetricsFile) -> Option<f64>, f| {
             let withheld = |r: &&RunData| r.metrics.complete && of(&r.metrics).is_none();
-            match runs.iter().any(|r| withheld(r)) {
+            match runs.iter().any(withheld) {
                 true => None,
                 false => matrix(f),
             }

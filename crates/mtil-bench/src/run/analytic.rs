@@ -103,6 +103,7 @@ impl Regression {
     }
 
     /// Takes in the training set of task `index`: one pass, in its order, prepared as for training where the settings say so.
+    #[allow(clippy::too_many_arguments)]
     pub fn learn(
         &mut self,
         suite: &Suite,

@@ -62,6 +62,7 @@ impl Default for RunOptions {
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // There is one of them a run.
 pub enum Outcome {
     /// All tasks are trained and evaluated.
     Complete(MetricsFile),

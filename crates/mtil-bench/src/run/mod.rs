@@ -20,7 +20,7 @@ mod directory;
 mod distill;
 mod engine;
 mod error;
-mod exemplars;
+pub mod exemplars;
 mod experts;
 mod gram;
 mod lora;
