@@ -327,11 +327,17 @@ impl Planner<'_> {
             step.reference_backward = shape.images as f64 * backward;
             let text = self.text(shape.tokens);
             if reference.teacher {
-                let (to, images, texts) = match savings.cached_teacher {
-                    true => (&mut once, shape.distinct_images, shape.distinct_texts),
-                    false => (&mut step, shape.images, shape.texts),
+                let (to, images) = match savings.cached_teacher {
+                    true => (&mut once, shape.distinct_images),
+                    false => (&mut step, shape.images),
                 };
                 to.teacher_images = images as f64 * self.image();
+                // Texts that are the same in every update need no cache of the reference set.
+                let fixed = reference.texts != ReferenceTexts::Own && savings.cached_texts;
+                let (to, texts) = match savings.cached_teacher || fixed {
+                    true => (&mut once, shape.distinct_texts),
+                    false => (&mut step, shape.texts),
+                };
                 to.teacher_texts = texts as f64 * text;
             }
             if reference.student_texts {
