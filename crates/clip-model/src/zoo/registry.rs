@@ -614,8 +614,8 @@ mod tests {
     }
 
     #[test]
-    fn the_hashes_of_openai_are_those_of_the_specification() {
-        // spec.md §1.6, which names the archives by model.
+    fn the_hashes_of_openai_are_those_in_its_addresses() {
+        // openai/CLIP `clip/clip.py`, the addresses of the archives.
         for (name, sha256) in [
             (
                 "ViT-B/32",
