@@ -420,10 +420,6 @@ impl Engine<'_> {
             trained = interpolate(trained, other, merge.alpha);
         }
         // A stop between here and the end of the task does the rest again from this point.
-        if let Some((mixtures, usage)) = student.mixtures.take() {
-            state.mixtures = Some((mixtures, usage));
-            student.mixtures.clone_from(&state.mixtures);
-        }
         put_back(state, student);
         self.save(state, Some(&optimizer))?;
         Ok(Some(trained))

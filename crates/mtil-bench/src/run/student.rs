@@ -110,36 +110,31 @@ impl Student {
 
     /// Image features, not normalised.
     pub fn encode_image(&mut self, pixels: Tensor<4>, work: &Work<'_>) -> Tensor<2> {
-        match (&mut self.mixtures, work.experts) {
-            (Some((mixtures, usage)), Some(settings)) => {
-                let with = WithExperts {
-                    clip: &self.clip,
-                    mixtures,
-                    settings,
-                    task: work.task,
-                    draw: work.draw,
-                };
-                with.encode_image(pixels, usage)
-            }
-            _ => self.clip.encode_image(pixels),
+        match self.with_experts(work) {
+            Some((with, usage)) => with.encode_image(pixels, usage),
+            None => self.clip.encode_image(pixels),
         }
     }
 
     /// Text features, not normalised.
     pub fn encode_text(&mut self, tokens: &TokenBatch, work: &Work<'_>) -> Tensor<2> {
-        match (&mut self.mixtures, work.experts) {
-            (Some((mixtures, usage)), Some(settings)) => {
-                let with = WithExperts {
-                    clip: &self.clip,
-                    mixtures,
-                    settings,
-                    task: work.task,
-                    draw: work.draw,
-                };
-                with.encode_text(tokens, usage)
-            }
-            _ => self.clip.encode_text(tokens),
+        match self.with_experts(work) {
+            Some((with, usage)) => with.encode_text(tokens, usage),
+            None => self.clip.encode_text(tokens),
         }
+    }
+
+    /// The CLIP with its mixtures at work, if it has some, and where their choices are counted.
+    fn with_experts<'a>(&'a mut self, work: &Work<'a>) -> Option<(WithExperts<'a>, &'a mut Usage)> {
+        let (mixtures, usage) = self.mixtures.as_mut()?;
+        let with = WithExperts {
+            clip: &self.clip,
+            mixtures,
+            settings: work.experts?,
+            task: work.task,
+            draw: work.draw,
+        };
+        Some((with, usage))
     }
 
     /// The gradients of what trains.
