@@ -1,14 +1,16 @@
 //! The second moments of a layer's inputs, summed batch by batch where the inputs are.
 
-use burn::tensor::{FloatDType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
+use crate::moment::{Moment, device_error};
 use crate::{BatchNorm, Gram, GramError, TaskNorm};
 
 /// Sums the second moments `XᵀX` of batches of rows, on the device of the rows.
 ///
 /// With both norms the result is `A/‖A‖_F` for `A = Σ_b X_bᵀX_b / ‖X_bᵀX_b‖_F`
 /// (GNSP `src/models/get_data_matrix.py:86-116`). All arithmetic on the device is in `f32`, and the
-/// memory is that of two matrices however many rows are added.
+/// memory is that of two matrices however many rows are added. On Burn's host backend only the triangles of the symmetric matrices are
+/// computed and kept.
 #[derive(Clone, Debug)]
 pub struct GramAccumulator {
     features: usize,
@@ -22,8 +24,8 @@ pub struct GramAccumulator {
 // A tensor handle is some hundred bytes; there is one sum for each layer.
 #[allow(clippy::large_enum_variant)]
 enum Sum {
-    /// `[groups, features, features]`, once a batch was not zero.
-    Dense(Option<Tensor<3>>),
+    /// Once there was a batch.
+    Dense(Option<Moment>),
     /// How often each one-hot input was seen.
     Diagonal(Vec<f64>),
 }
@@ -146,10 +148,10 @@ impl GramAccumulator {
         }
     }
 
-    /// The second moments `[groups, features, features]` of rows, not yet part of the sum. Those of
+    /// The second moments of rows, not yet part of the sum. Those of
     /// the parts of a batch add up to those of the batch.
-    pub(crate) fn moment(&self, rows: Tensor<3>) -> Result<Tensor<3>, GramError> {
-        let [groups, count, width] = rows.dims();
+    pub(crate) fn moment(&self, rows: Tensor<3>) -> Result<Moment, GramError> {
+        let [groups, _, width] = rows.dims();
         if matches!(self.sum, Sum::Diagonal(_)) {
             return Err(GramError::Kind {
                 expected: "diagonal",
@@ -165,37 +167,20 @@ impl GramAccumulator {
         if width == 0 || groups == 0 {
             return Err(GramError::NoFeatures);
         }
-        let rows = rows.inner().cast(FloatDType::F32);
-        if count == 0 {
-            return Ok(Tensor::zeros([groups, width, width], &rows.device()));
-        }
-        Ok(rows.clone().swap_dims(1, 2).matmul(rows))
+        Ok(Moment::of(rows))
     }
 
     /// Adds the second moments of one batch.
-    pub(crate) fn add_moment(&mut self, moment: Tensor<3>) -> Result<(), GramError> {
+    pub(crate) fn add_moment(&mut self, moment: Moment) -> Result<(), GramError> {
         if let Sum::Dense(Some(sum)) = &self.sum
-            && sum.dims() != moment.dims()
+            && sum.groups() != moment.groups()
         {
             return Err(GramError::Groups {
-                expected: sum.dims()[0],
-                found: moment.dims()[0],
+                expected: sum.groups(),
+                found: moment.groups(),
             });
         }
-        // The norm is taken of the matrix divided by its largest entry: squares of the entries
-        // themselves leave the range of f32 where the entries do not.
-        let largest = moment.clone().abs().max();
-        let scaled = moment.clone() / largest.clone().clamp_min(f32::MIN_POSITIVE).unsqueeze();
-        let norm = scaled.clone().square().sum().sqrt();
-        let read: Vec<f32> = Tensor::cat(vec![largest, norm], 0)
-            .try_into_vec_as()
-            .map_err(device_error)?;
-        let [largest, norm] = read[..] else {
-            return Err(GramError::Device(format!(
-                "asked for 2 numbers, got {}",
-                read.len()
-            )));
-        };
+        let (largest, norm) = moment.size()?;
         if !largest.is_finite() || !norm.is_finite() {
             return Err(GramError::NotFinite);
         }
@@ -211,14 +196,14 @@ impl GramAccumulator {
             return Ok(());
         }
         let term = match self.batch_norm {
-            BatchNorm::Frobenius => scaled / norm,
+            BatchNorm::Frobenius => moment.divided(largest, norm),
             BatchNorm::None => moment,
         };
         if let Sum::Dense(sum) = &mut self.sum {
-            *sum = Some(match sum.take() {
-                Some(sum) => sum + term,
-                None => term,
-            });
+            match sum {
+                Some(sum) => sum.add(term)?,
+                None => *sum = Some(term),
+            }
         }
         Ok(())
     }
@@ -236,20 +221,14 @@ impl GramAccumulator {
             });
         }
         match (&mut self.sum, other.sum) {
-            (Sum::Dense(sum), Sum::Dense(Some(others))) => {
-                *sum = Some(match sum.take() {
-                    Some(own) if own.dims() != others.dims() => {
-                        let [expected, found] = [own.dims()[0], others.dims()[0]];
-                        *sum = Some(own);
-                        return Err(GramError::Groups { expected, found });
-                    }
-                    Some(own) => {
-                        let others = others.to_device(&own.device());
-                        own + others
-                    }
-                    None => others,
-                });
-            }
+            (Sum::Dense(sum), Sum::Dense(Some(others))) => match sum {
+                Some(own) if own.groups() != others.groups() => {
+                    let [expected, found] = [own.groups(), others.groups()];
+                    return Err(GramError::Groups { expected, found });
+                }
+                Some(own) => own.add(others)?,
+                None => *sum = Some(others),
+            },
             (Sum::Dense(_), Sum::Dense(None)) => {}
             (Sum::Diagonal(sum), Sum::Diagonal(others)) => {
                 for (sum, other) in sum.iter_mut().zip(others) {
@@ -294,11 +273,7 @@ impl GramAccumulator {
             return Err(GramError::NoBatches);
         }
         let gram = match self.sum {
-            Sum::Dense(Some(sum)) => {
-                let [groups, features, _] = sum.dims();
-                let matrices: Vec<f32> = sum.try_into_vec_as().map_err(device_error)?;
-                Gram::from_groups(groups, features, &matrices)?
-            }
+            Sum::Dense(Some(sum)) => sum.gram()?,
             Sum::Dense(None) => return Err(GramError::NoBatches),
             Sum::Diagonal(sum) => Gram::from_diagonal(sum.into_iter().map(|x| x as f32).collect())?,
         };
@@ -307,10 +282,6 @@ impl GramAccumulator {
             TaskNorm::None => gram,
         })
     }
-}
-
-fn device_error(error: impl std::fmt::Display) -> GramError {
-    GramError::Device(error.to_string())
 }
 
 #[cfg(test)]
@@ -442,7 +413,10 @@ mod tests {
         let Sum::Dense(Some(sum)) = accumulator.sum else {
             panic!("rows make a dense sum");
         };
-        assert!(!sum.is_autodiff());
+        match sum {
+            Moment::Device(sum) => assert!(!sum.is_autodiff()),
+            Moment::Host(sum) => assert_eq!(sum.values.len(), 6),
+        }
     }
 
     #[test]

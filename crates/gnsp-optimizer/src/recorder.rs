@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Int, Tensor};
 
+use crate::moment::Moment;
 use crate::{Gram, GramAccumulator, GramError, History, Layout, Patches, Policy, Selection};
 
 /// Numbers of unfolded patches that are held at once.
@@ -156,21 +157,20 @@ impl Recorder {
         let gram = self.accumulator(path, layout, features)?;
         let each = (patches.groups * features * height * width).max(1);
         let step = (PATCH_BUDGET / each).max(1);
-        let mut moment: Option<Tensor<3>> = None;
+        let mut moment: Option<Moment> = None;
         let mut result = Ok(());
         for from in (0..count).step_by(step) {
             let some = x.clone().narrow(0, from, step.min(count - from));
-            match gram.moment(patches.rows(some)) {
-                Ok(part) => {
-                    moment = Some(match moment {
-                        Some(sum) => sum + part,
-                        None => part,
-                    });
+            let added = gram.moment(patches.rows(some)).and_then(|part| {
+                match &mut moment {
+                    Some(sum) => sum.add(part)?,
+                    None => moment = Some(part),
                 }
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
+                Ok(())
+            });
+            if added.is_err() {
+                result = added;
+                break;
             }
         }
         if let (Ok(()), Some(moment)) = (&result, moment) {

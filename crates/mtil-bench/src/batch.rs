@@ -43,6 +43,14 @@ pub enum BatchError {
     /// A method's own answer cannot be computed.
     #[error("the method cannot answer: {0}")]
     Answer(String),
+    /// The model gave NaN or an infinity.
+    #[error(
+        "the features of {what} are not finite: the weights have diverged or are damaged (`mtil-bench model verify`), or the device computes wrongly (`mtil-bench device compare` tells; --device flex is the CPU)"
+    )]
+    NotFinite {
+        /// Of what.
+        what: String,
+    },
     /// Every image of a set is unreadable.
     #[error("none of {0} can be read")]
     NothingReadable(String),

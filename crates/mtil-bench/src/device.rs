@@ -1,12 +1,12 @@
 //! From a word on the command line to a Burn device.
 //!
 //! A word is the name of a backend, for some with the index of a device: `flex`, `ndarray`,
-//! `wgpu`, `wgpu:1`, `cuda`, `cuda:1`. Each backend is a cargo feature of the same name.
+//! `wgpu`, `wgpu:1`, `vulkan`, `cuda`, `cuda:1`. Each backend is a cargo feature of the same name.
 
 use burn::tensor::Device;
 
 /// The backends there are: name, whether it takes an index, what it is.
-const KNOWN: [(&str, bool, &str); 4] = [
+const KNOWN: [(&str, bool, &str); 5] = [
     ("flex", false, "the CPU, pure Rust"),
     (
         "ndarray",
@@ -14,6 +14,7 @@ const KNOWN: [(&str, bool, &str); 4] = [
         "the CPU, through ndarray (kept for comparison)",
     ),
     ("wgpu", true, "a GPU, through Vulkan, Metal or DirectX"),
+    ("vulkan", true, "a GPU, through Vulkan and SPIR-V shaders"),
     ("cuda", true, "an NVIDIA GPU, through CUDA"),
 ];
 
@@ -22,7 +23,7 @@ const KNOWN: [(&str, bool, &str); 4] = [
 pub enum DeviceError {
     /// No backend has this name.
     #[error(
-        "there is no device `{word}`: known are {}, and wgpu:N and cuda:N for the N-th GPU",
+        "there is no device `{word}`: known are {}, and wgpu:N, vulkan:N and cuda:N for the N-th GPU",
         known_names()
     )]
     Unknown {
@@ -70,6 +71,7 @@ pub fn compiled_in() -> Vec<&'static str> {
         "flex" => cfg!(feature = "flex"),
         "ndarray" => cfg!(feature = "ndarray"),
         "wgpu" => cfg!(feature = "wgpu"),
+        "vulkan" => cfg!(feature = "vulkan"),
         "cuda" => cfg!(feature = "cuda"),
         _ => false,
     };
@@ -187,21 +189,25 @@ fn gpus(name: &str) -> Vec<Device> {
     match name {
         #[cfg(feature = "wgpu")]
         "wgpu" => Device::enumerate(burn::tensor::DeviceType::Wgpu).to_vec(),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Device::enumerate(burn::tensor::DeviceType::Vulkan).to_vec(),
         #[cfg(feature = "cuda")]
         "cuda" => Device::enumerate(burn::tensor::DeviceType::Cuda).to_vec(),
         _ => Vec::new(),
     }
 }
 
+/// What the hardware calls itself; empty for a CPU.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn hardware_name(device: &Device) -> String {
+pub(crate) fn hardware_name(device: &Device) -> String {
     device
         .identity()
         .map_or_else(String::new, |identity| identity.name.to_string())
 }
 
+/// What the hardware calls itself; empty for a CPU.
 #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
-fn hardware_name(_: &Device) -> String {
+pub(crate) fn hardware_name(_: &Device) -> String {
     String::new()
 }
 
@@ -209,7 +215,7 @@ fn open(word: &str, name: &'static str, index: Option<usize>) -> Result<Device, 
     let (cpu, cure) = match name {
         "flex" => (flex(), ""),
         "ndarray" => (ndarray(), ""),
-        "wgpu" => (
+        "wgpu" | "vulkan" => (
             None,
             "no working GPU driver was found; install a Vulkan driver (on Debian, mesa-vulkan-drivers has one for CPUs too)",
         ),
@@ -250,6 +256,8 @@ fn default_gpu(name: &str) -> Option<Device> {
     match name {
         #[cfg(feature = "wgpu")]
         "wgpu" => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Some(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
         _ => None,
     }
 }
@@ -267,7 +275,7 @@ fn probe(device: &Device) -> Result<(), String> {
 }
 
 /// Runs `f`; a panic becomes its message, in one line, and is not printed.
-fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     // The hook is the process's: two of these at once must not mix up what they put back.
     static HOOK: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _guard = HOOK.lock().unwrap_or_else(|e| e.into_inner());
@@ -305,7 +313,10 @@ mod tests {
     fn unknown_words_list_the_known() {
         for word in ["gpu", "", "Flex", "flexx", ":0"] {
             let error = parse(word).unwrap_err().to_string();
-            assert!(error.contains("flex, ndarray, wgpu, cuda"), "{error}");
+            assert!(
+                error.contains("flex, ndarray, wgpu, vulkan, cuda"),
+                "{error}"
+            );
         }
     }
 
@@ -328,7 +339,7 @@ mod tests {
 
     #[test]
     fn an_index_beyond_the_last_device_is_refused() {
-        for name in ["wgpu", "cuda"] {
+        for name in ["wgpu", "vulkan", "cuda"] {
             assert!(parse(&format!("{name}:4096")).is_err());
         }
     }

@@ -9,6 +9,8 @@
 //! | [`eval`], [`measures`], [`metrics`], [`guard`] | what is measured, and watched |
 //! | [`report`], [`reproduce`], [`plan`] | what is shown: runs, published tables beside ours, what runs take |
 //! | [`embedded`], [`pretrain`] | the small CLIP of the mini world, and how it was made |
+//! | [`compare`], [`step`] | what the work costs on the devices there are; one training step, with its savings apart |
+//! | [`sweep`] | many runs as a list for any scheduler |
 //! | [`device`], [`batch`], [`seeds`], [`files`] | devices, image batches, randomness, atomic writes |
 //! | [`cli`] | the command line |
 #![warn(missing_docs)]
@@ -16,6 +18,7 @@
 pub mod analytic;
 pub mod batch;
 pub mod cli;
+pub mod compare;
 pub mod data;
 pub mod datasets;
 pub mod device;
@@ -33,4 +36,6 @@ pub mod report;
 pub mod reproduce;
 pub mod run;
 pub mod seeds;
+pub mod step;
 pub mod suite;
+pub mod sweep;

@@ -33,6 +33,8 @@ pub const ADAPTER_DRAWS: u64 = 12;
 pub const HIDDEN_LAYER: u64 = 13;
 /// Tag of the test images of a thinned evaluation.
 pub const EVALUATION: u64 = 14;
+/// Tag of the images of a comparison of devices.
+pub const COMPARISON: u64 = 15;
 
 /// A number for a text, to derive a seed from.
 pub fn of(text: &str) -> u64 {

@@ -87,6 +87,16 @@ fn start(
     folder: &Path,
     stop_after: usize,
 ) -> Result<Outcome, RunError> {
+    start_on(request, suite, folder, stop_after, &RunOptions::default())
+}
+
+fn start_on(
+    request: &Request,
+    suite: &Suite,
+    folder: &Path,
+    stop_after: usize,
+    options: &RunOptions,
+) -> Result<Outcome, RunError> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut progress = StopAt {
         updates: stop_after,
@@ -99,7 +109,7 @@ fn start(
         &checkpoint(),
         &device,
         folder,
-        &RunOptions::default(),
+        options,
         &stop,
         &mut progress,
     )
@@ -523,4 +533,75 @@ fn a_pattern_that_selects_nothing_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("^vision"), "{message}");
+}
+
+/// The losses of all updates, and the numbers of the last checkpoint.
+fn losses_and_weights(folder: &Path, task: usize) -> (Vec<f64>, Vec<f32>) {
+    let events = fs::read_to_string(folder.join("events.jsonl")).unwrap();
+    let losses = events
+        .lines()
+        .filter_map(|line| {
+            let event: serde_json::Value = serde_json::from_str(line).unwrap();
+            (event["event"] == "step").then(|| event["loss"].as_f64().unwrap())
+        })
+        .collect();
+    let bytes = weights(folder, task);
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut names = file.names();
+    names.sort_unstable();
+    let numbers = names.iter().flat_map(|name| {
+        let (chunks, _) = file.tensor(name).unwrap().data().as_chunks::<4>();
+        chunks
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect::<Vec<_>>()
+    });
+    (losses, numbers.collect())
+}
+
+#[test]
+fn images_spread_over_several_devices_give_what_one_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    for method in ["finetune", "gnsp", "wc"] {
+        // Plain descent: Adam makes a step of full size of a gradient that is nothing but rounding.
+        let request = request(method, &["optimizer=\"sgd\"", "batch=7"]);
+        let run = |name: &str, peers: Vec<Device>| {
+            let out = folder.path().join(method).join(name);
+            let options = RunOptions {
+                log_every: 1,
+                peers,
+                ..RunOptions::default()
+            };
+            let outcome = start_on(&request, &suite(2), &out, NEVER, &options).unwrap();
+            assert!(matches!(outcome, Outcome::Complete(_)));
+            losses_and_weights(&out, 2)
+        };
+        let (losses, weights) = run("one", Vec::new());
+        for peers in [1, 2] {
+            let (ours, our_weights) = run(&format!("{peers} more"), vec![Device::flex(); peers]);
+            assert_eq!(ours.len(), losses.len());
+            for (ours, one) in ours.iter().zip(&losses) {
+                assert!(
+                    (ours - one).abs() < 1e-5 * one.abs(),
+                    "{method}: {ours} {one}"
+                );
+            }
+            let most = weights.iter().fold(0f32, |most, x| most.max(x.abs()));
+            for (ours, one) in our_weights.iter().zip(&weights) {
+                assert!((ours - one).abs() < 1e-5 * most, "{method}: {ours} {one}");
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters_are_not_spread_over_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = RunOptions {
+        peers: vec![Device::flex()],
+        ..RunOptions::default()
+    };
+    let out = folder.path().join("lora");
+    let error = start_on(&request("lora", &[]), &suite(1), &out, NEVER, &options).unwrap_err();
+    assert!(error.to_string().contains("--peers"), "{error}");
 }

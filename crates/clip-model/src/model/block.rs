@@ -3,10 +3,12 @@
 use burn::{
     module::Module,
     nn::{LayerNorm, Linear},
-    tensor::{Tensor, activation, module::attention, ops::AttentionModuleOptions},
+    tensor::{Tensor, module::attention, ops::AttentionModuleOptions},
 };
 
-use super::{Observer, host, params::Builder};
+use clip_kernels::{AttentionBranch, MlpBranch, Queries, attention_branch, mlp_branch};
+
+use super::{Observer, params::Builder};
 use crate::{config::Activation, error::CheckpointError};
 
 /// Multi-head self-attention with one fused projection to queries, keys and values.
@@ -35,36 +37,8 @@ impl Attention {
         })
     }
 
-    /// Every token attends: `x [batch, n, d]` to `[batch, n, d]`.
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, n, d] = x.dims();
-        let qkv = self.in_proj.forward(x);
-        let part = |i: usize| {
-            split_heads(
-                qkv.clone().slice([0..batch, 0..n, i * d..(i + 1) * d]),
-                self.heads,
-            )
-        };
-        let options = AttentionModuleOptions {
-            is_causal: self.causal,
-            ..Default::default()
-        };
-        let context = if !self.causal && host::computes(&qkv) {
-            attention_on_host(part(0), part(1), part(2))
-        } else {
-            attention(part(0), part(1), part(2), None, None, options)
-        };
-        self.out_proj.forward(merge_heads(context))
-    }
-
-    /// Only the token `query [batch, 1, d]` attends, to the whole of `x [batch, n, d]`, where
-    /// `visible [batch, n]` is 0 for a position it may see and −∞ for one it may not.
-    pub(super) fn forward_one(
-        &self,
-        query: Tensor<3>,
-        x: Tensor<3>,
-        visible: Option<Tensor<2>>,
-    ) -> Tensor<3> {
+    /// Only `query [batch, 1, d]` attends, to the whole of `x [batch, n, d]`.
+    pub(super) fn pool(&self, query: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
         let [batch, n, d] = x.dims();
         let weight = self.in_proj.weight.val();
         let bias = self.in_proj.bias.as_ref().map(|b| b.val());
@@ -76,21 +50,9 @@ impl Attention {
         let kv = map(x, d, 3 * d);
         let k = split_heads(kv.clone().slice([0..batch, 0..n, 0..d]), self.heads);
         let v = split_heads(kv.slice([0..batch, 0..n, d..2 * d]), self.heads);
-        let bias = visible.map(|m| {
-            m.reshape([batch, 1, 1, n])
-                .expand([batch, self.heads, 1, n])
-        });
-        let context = attention(q, k, v, None, bias, AttentionModuleOptions::default());
+        let context = attention(q, k, v, None, None, AttentionModuleOptions::default());
         self.out_proj.forward(merge_heads(context))
     }
-}
-
-/// `softmax(q · kᵀ / √h) · v`.
-fn attention_on_host(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    let [_, _, n, h] = q.dims();
-    let scores = q.matmul(k.swap_dims(2, 3));
-    let scale = (h as f32).sqrt().recip();
-    host::map_rows(scores, n, |row| host::softmax(row, scale)).matmul(v)
 }
 
 /// `[batch, n, d]` to `[batch, heads, n, d / heads]`.
@@ -114,7 +76,6 @@ pub struct Mlp {
     pub c_proj: Linear,
     #[module(skip)]
     activation: Activation,
-    width: usize,
 }
 
 impl Mlp {
@@ -127,7 +88,6 @@ impl Mlp {
             c_fc: builder.linear(&format!("{path}.c_fc"), shape.width, shape.hidden)?,
             c_proj: builder.linear(&format!("{path}.c_proj"), shape.hidden, shape.width)?,
             activation: shape.activation,
-            width: shape.hidden,
         })
     }
 
@@ -140,20 +100,7 @@ impl Mlp {
         if O::ACTIVE {
             observer.linear_input(&format!("{}.mlp.c_fc.weight", path()), rows(&x));
         }
-        let x = self.c_fc.forward(x);
-        let x = match self.activation {
-            Activation::QuickGelu if host::computes(&x) => {
-                host::map_rows(x, self.width, |row| host::gated(row, 1.702, 0.0))
-            }
-            Activation::GeluTanh if host::computes(&x) => {
-                let a = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
-                host::map_rows(x, self.width, |row| host::gated(row, a, 0.044715 * a))
-            }
-            // OpenAI CLIP `clip/model.py`, class `QuickGELU`.
-            Activation::QuickGelu => x.clone() * activation::sigmoid(x.mul_scalar(1.702)),
-            Activation::Gelu => activation::gelu(x),
-            Activation::GeluTanh => activation::gelu_approximate(x),
-        };
+        let x = clip_kernels::activate(self.c_fc.forward(x), self.activation.into());
         if O::ACTIVE {
             observer.linear_input(&format!("{}.mlp.c_proj.weight", path()), rows(&x));
         }
@@ -178,6 +125,8 @@ pub struct ResidualBlock {
     pub ln_2: LayerNorm,
     /// The MLP.
     pub mlp: Mlp,
+    /// Of both layer norms: Burn's keep it to themselves.
+    epsilon: f64,
 }
 
 /// The shape of the blocks of one tower.
@@ -202,54 +151,70 @@ impl ResidualBlock {
             attn: Attention::build(builder, &format!("{path}.attn"), shape)?,
             ln_2: builder.layer_norm(&format!("{path}.ln_2"), d, shape.epsilon)?,
             mlp: Mlp::build(builder, &format!("{path}.mlp"), shape)?,
+            epsilon: shape.epsilon,
         })
     }
 
-    /// `[batch, n, d]` to `[batch, n, d]`.
+    /// `[batch, n, d]` to `[batch, n, d]`; or to `[batch, 1, d]` for one position of each item: an exact saving for the last
+    /// block, whose other outputs nobody reads.
     pub(super) fn forward<O: Observer>(
         &self,
         x: Tensor<3>,
+        queries: &Queries,
         path: &dyn Fn() -> String,
         observer: &mut O,
     ) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.ln_1.forward(x));
-        self.mlp_and_branch(x, path, observer)
-    }
-
-    /// The block's output at one token only: an exact saving for the last block, whose other outputs
-    /// nobody reads. `pick` takes that token `[batch, 1, d]` out of `[batch, n, d]`; `visible` is as in
-    /// [`Attention::forward_one`].
-    pub(super) fn forward_one<O: Observer>(
-        &self,
-        x: Tensor<3>,
-        pick: &dyn Fn(Tensor<3>) -> Tensor<3>,
-        visible: Option<Tensor<2>>,
-        path: &dyn Fn() -> String,
-        observer: &mut O,
-    ) -> Tensor<3> {
-        let normed = self.ln_1.forward(x.clone());
-        let x = pick(x) + self.attn.forward_one(pick(normed.clone()), normed, visible);
-        self.mlp_and_branch(x, path, observer)
-    }
-
-    /// The second half of the block, from the state after the attention.
-    fn mlp_and_branch<O: Observer>(
-        &self,
-        x: Tensor<3>,
-        path: &dyn Fn() -> String,
-        observer: &mut O,
-    ) -> Tensor<3> {
-        let branch = if O::ACTIVE {
-            observer.branch(&path(), &x)
-        } else {
-            None
+        let attention = AttentionBranch {
+            norm: kernel_norm(&self.ln_1, self.epsilon),
+            in_proj: kernel_linear(&self.attn.in_proj),
+            out_proj: kernel_linear(&self.attn.out_proj),
+            heads: self.attn.heads,
+            causal: self.attn.causal,
         };
-        let y = self
-            .mlp
-            .forward(self.ln_2.forward(x.clone()), path, observer);
+        let x = attention_branch(x, attention, queries);
+        let norm = kernel_norm(&self.ln_2, self.epsilon);
+        if !O::ACTIVE {
+            let mlp = MlpBranch {
+                norm,
+                c_fc: kernel_linear(&self.mlp.c_fc),
+                activation: self.mlp.activation.into(),
+                c_proj: kernel_linear(&self.mlp.c_proj),
+            };
+            return mlp_branch(x, mlp);
+        }
+        let branch = observer.branch(&path(), &x);
+        let normed = clip_kernels::layer_norm(x.clone(), norm);
+        let y = self.mlp.forward(normed, path, observer);
         match branch {
             Some(branch) => x + y + branch,
             None => x + y,
+        }
+    }
+}
+
+fn kernel_linear(linear: &Linear) -> clip_kernels::Linear {
+    let bias = linear.bias.as_ref().expect("built with a bias");
+    clip_kernels::Linear {
+        weight: linear.weight.val(),
+        bias: bias.val(),
+    }
+}
+
+fn kernel_norm(norm: &LayerNorm, epsilon: f64) -> clip_kernels::LayerNorm {
+    let beta = norm.beta.as_ref().expect("built with a shift");
+    clip_kernels::LayerNorm {
+        gamma: norm.gamma.val(),
+        beta: beta.val(),
+        epsilon,
+    }
+}
+
+impl From<Activation> for clip_kernels::Activation {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::QuickGelu => Self::QuickGelu,
+            Activation::Gelu => Self::Gelu,
+            Activation::GeluTanh => Self::GeluTanh,
         }
     }
 }

@@ -15,6 +15,12 @@ pub trait Observer {
         true
     }
 
+    /// Whether texts are to run up to the end of the context, although a causal mask keeps what follows the end token from
+    /// the output. For comparing with code that does.
+    fn wants_all_positions(&self) -> bool {
+        false
+    }
+
     /// Receives the input `rows` `[tokens, features]` of the linear map whose weight is the parameter
     /// `parameter` (`visual.blocks.3.mlp.c_fc.weight`, `visual.proj`, …).
     fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {

@@ -6,6 +6,8 @@ use burn::{
     tensor::{Int, Tensor, TensorData},
 };
 
+use clip_kernels::Queries;
+
 use super::{
     Observer,
     block::{BlockShape, ResidualBlock},
@@ -118,7 +120,11 @@ impl TextTower {
     pub(super) fn forward<O: Observer>(&self, rows: &[&[u32]], observer: &mut O) -> Tensor<2> {
         assert!(!rows.is_empty(), "there is no text to encode");
         let positions: Vec<usize> = rows.iter().map(|row| self.needed(row) - 1).collect();
-        let n = positions.iter().max().map_or(1, |p| p + 1);
+        let n = if observer.wants_all_positions() {
+            self.context
+        } else {
+            positions.iter().max().map_or(1, |p| p + 1)
+        };
         let fill = match self.pooling {
             Pooling::Last { pad } => i64::from(pad),
             _ => 0,
@@ -163,26 +169,18 @@ impl TextTower {
                 .select(0, flat.clone())
                 .reshape([batch, 1, w])
         };
-        let hidden: Vec<f32> = positions
-            .iter()
-            .flat_map(|p| (0..n).map(move |i| if i <= *p { 0.0 } else { f32::NEG_INFINITY }))
-            .collect();
-        let visible = Tensor::<2>::from_data(TensorData::new(hidden, [batch, n]), &device);
-        let visible = if visible.dtype() == x.dtype() {
-            visible
-        } else {
-            visible.cast(x.dtype())
-        };
         let last = self.blocks.len() - 1;
         for (i, block) in self.blocks.iter().enumerate() {
             let path = || format!("text.blocks.{i}");
-            x = if i < last {
-                block.forward(x, &path, observer)
-            } else if observer.wants_all_tokens() {
-                pick(block.forward(x, &path, observer))
+            let queries = if i < last || observer.wants_all_tokens() {
+                Queries::All
             } else {
-                block.forward_one(x, &pick, Some(visible.clone()), &path, observer)
+                Queries::At(positions.clone())
             };
+            x = block.forward(x, &queries, &path, observer);
+        }
+        if observer.wants_all_tokens() {
+            x = pick(x);
         }
         let x = self
             .ln_final

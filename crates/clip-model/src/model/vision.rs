@@ -6,6 +6,8 @@ use burn::{
     tensor::{Tensor, assert_shape},
 };
 
+use clip_kernels::Queries;
+
 use super::{
     Observer,
     block::{Attention, BlockShape, Mlp, ResidualBlock},
@@ -75,7 +77,7 @@ impl PoolingHead {
     fn forward<O: Observer>(&self, x: Tensor<3>, observer: &mut O) -> Tensor<3> {
         let [batch, _, d] = x.dims();
         let probe = self.probe.val().reshape([1, 1, d]).expand([batch, 1, d]);
-        let x = self.attn.forward_one(probe, x, None);
+        let x = self.attn.pool(probe, x);
         let path = || "visual.head".to_owned();
         let y = self
             .mlp
@@ -168,11 +170,12 @@ impl VisionTower {
         let last = self.blocks.len() - 1;
         for (i, block) in self.blocks.iter().enumerate() {
             let path = || format!("visual.blocks.{i}");
-            x = if i == last && !all_tokens {
-                block.forward_one(x, &pick, None, &path, observer)
+            let queries = if i == last && !all_tokens {
+                Queries::At(vec![0; batch])
             } else {
-                block.forward(x, &path, observer)
+                Queries::All
             };
+            x = block.forward(x, &queries, &path, observer);
         }
         let x = match &self.head {
             Some(head) => head.forward(self.ln_post.forward(x), observer),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clip_model::Activation;
 
+use super::{devices::DeviceArgs, sweep::SweepArgs};
 use crate::eval::{EvalOptions, PromptRule, TaskIdentity};
 
 /// Keep a CLIP learning over a sequence of tasks, and measure what it lost.
@@ -47,8 +48,10 @@ pub enum Command {
     Suite(SuiteArgs),
     /// List the methods, or show all settings of one
     Methods(MethodsArgs),
-    /// List the devices of this build and whether they work here
-    Device,
+    /// Write many runs as a list of commands that any scheduler can take, or say how far they are
+    Sweep(SweepArgs),
+    /// List the devices of this build, or compare what the work costs on them
+    Device(DeviceArgs),
 }
 
 /// Arguments of `run`.
@@ -77,6 +80,12 @@ pub struct RunArgs {
     /// Device: flex, wgpu, wgpu:1, cuda, cuda:1, ndarray (see `mtil-bench device`)
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
     pub device: String,
+    /// Compute activations again in the backward pass in place of keeping them: less memory, more time, the same numbers
+    #[arg(long)]
+    pub checkpointing: bool,
+    /// Further devices that the images of each update are spread over, with commas between: cuda:1,cuda:2
+    #[arg(long, value_delimiter = ',')]
+    pub peers: Vec<String>,
     /// What is evaluated.
     #[command(flatten)]
     pub evaluation: EvaluationArgs,
@@ -732,7 +741,8 @@ impl Cli {
                 | Command::Model(_)
                 | Command::Suite(_)
                 | Command::Methods(_)
-                | Command::Device,
+                | Command::Sweep(_)
+                | Command::Device(_),
             ) => None,
         }
     }

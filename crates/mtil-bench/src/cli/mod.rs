@@ -3,6 +3,7 @@
 mod args;
 mod checkpoint;
 mod classify;
+mod devices;
 mod embed;
 mod eval;
 mod fetching;
@@ -15,14 +16,49 @@ mod reproduce;
 mod run;
 mod selection;
 mod show;
+mod sweep;
 mod world;
 
 pub use args::{Cli, Command};
 
-use color_eyre::eyre::Result;
+use color_eyre::eyre::{Result, eyre};
+
+use crate::device::quietly;
 
 /// Does what the command line asks for.
+///
+/// Backends of accelerators panic where they fail, so that a panic on one becomes an error with a way out.
 pub fn main(cli: Cli) -> Result<()> {
+    let device = cli.device().map(str::to_owned);
+    match device.filter(|word| is_accelerator(word)) {
+        None => call(cli),
+        Some(word) => match quietly(|| call(cli)) {
+            Ok(result) => result,
+            Err(reason) => Err(failed_on(&word, &reason)),
+        },
+    }
+}
+
+fn is_accelerator(word: &str) -> bool {
+    !word.starts_with("flex") && !word.starts_with("ndarray")
+}
+
+fn failed_on(word: &str, reason: &str) -> color_eyre::Report {
+    let lower = reason.to_lowercase();
+    let memory = ["out of memory", "outofmemory", "out_of_memory", "alloc"];
+    if memory.iter().any(|sign| lower.contains(sign)) {
+        return eyre!(
+            "device `{word}` ran out of memory ({reason}). What a run needs is what `--plan` prints; less is needed with --set batch=…, \
+             --set reference_batch=…, --checkpointing, or --set compute=bf16. What was saved is kept: the same command goes on from there"
+        );
+    }
+    eyre!(
+        "device `{word}` failed: {reason}. What was saved is kept: the same command goes on from there; `mtil-bench device compare` tests the \
+         device, and --device flex is the CPU"
+    )
+}
+
+fn call(cli: Cli) -> Result<()> {
     match cli.command {
         None => run::run(cli.run),
         Some(Command::Run(args)) => run::run(args),
@@ -36,6 +72,26 @@ pub fn main(cli: Cli) -> Result<()> {
         Some(Command::Pretrain(args)) => pretrain::pretrain(&args),
         Some(Command::Suite(args)) => world::suite(&args),
         Some(Command::Methods(args)) => show::methods(&args),
-        Some(Command::Device) => show::devices(),
+        Some(Command::Sweep(args)) => sweep::sweep(&args),
+        Some(Command::Device(args)) => devices::devices(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_an_accelerator_is_explained() {
+        let message = failed_on("cuda:0", "CUDA_ERROR_OUT_OF_MEMORY").to_string();
+        for word in ["cuda:0", "batch", "--checkpointing", "--plan"] {
+            assert!(message.contains(word), "{message}");
+        }
+        let message = failed_on("wgpu", "device lost").to_string();
+        assert!(
+            message.contains("device lost") && message.contains("flex"),
+            "{message}"
+        );
+        assert!(is_accelerator("wgpu:1") && is_accelerator("cuda") && !is_accelerator("flex"));
     }
 }

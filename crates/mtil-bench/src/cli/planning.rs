@@ -79,6 +79,31 @@ pub fn plan(jobs: &[Job], clip: &Clip, device: &Device, json: bool) -> Result<()
     total(&plans, &calibration)
 }
 
+/// A warning when what `jobs` keep in memory is more than this machine has left.
+pub fn memory_warning(jobs: &[Job], clip: &Clip, available: u64) -> Option<String> {
+    use crate::plan::units;
+    let towers = towers(clip).ok()?;
+    let needs = jobs.iter().filter_map(|job| {
+        let method = &job.request.method;
+        let size = suite_size(&job.suite, clip).ok()?;
+        let prompts = job.request.evaluation.prompts;
+        let work = work(method, &job.suite, &size, prompts, &mut Vec::new());
+        Some((
+            plan_of(&towers, &size, &work).ok()?.memory.total(),
+            &method.name,
+        ))
+    });
+    let (need, method) = needs.max()?;
+    (need > available).then(|| {
+        format!(
+            "warning: `{method}` takes about {} of memory, and {} are free; less is taken with --set batch=…, --set reference_batch=… or \
+             --checkpointing",
+            units::bytes(need),
+            units::bytes(available)
+        )
+    })
+}
+
 fn total(plans: &[Plan], calibration: &Calibration) -> Result<()> {
     use crate::plan::units;
     let mut hours = 0.0;

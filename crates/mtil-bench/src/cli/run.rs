@@ -13,7 +13,7 @@ use super::{
     args::RunArgs,
     checkpoint::{EMBEDDED, Loaded, load_model},
     output::Terminal,
-    planning::plan,
+    planning::{memory_warning, plan},
     selection::Selected,
 };
 use crate::{
@@ -273,6 +273,8 @@ pub fn execute(
 /// Trains and evaluates every method of `args`, then writes the report.
 pub fn run(args: RunArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
+    let peers = args.peers.iter().map(|word| device::parse(word));
+    let peers = peers.collect::<Result<Vec<_>, _>>()?;
     let first = args.seed.first().copied().unwrap_or(42);
     let selected = args.selection.load(args.quick, first)?;
     let name = selected.suite.name.clone();
@@ -336,6 +338,12 @@ pub fn run(args: RunArgs) -> Result<()> {
     if args.plan {
         return plan(&jobs, &model.clip, &device, args.json);
     }
+    if !super::is_accelerator(&args.device)
+        && let Some(available) = crate::compare::gather::available_bytes()
+        && let Some(warning) = memory_warning(&jobs, &model.clip, available)
+    {
+        eprintln!("{warning}");
+    }
     fs::create_dir_all(&out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
     write_samples(&selected.suite, &out)
@@ -345,6 +353,8 @@ pub fn run(args: RunArgs) -> Result<()> {
         save_every: args.save_every as usize,
         checkpoints: !args.no_checkpoints,
         cache: args.cache.clone(),
+        peers,
+        checkpointing: args.checkpointing,
         ..RunOptions::default()
     };
     let executed = execute(&jobs, &model, &device, &options, &stop)?;

@@ -1,10 +1,9 @@
-//! `report`, `methods`, `device`: what is shown without running anything.
+//! `report`, `methods`: what is shown without running anything.
 
 use color_eyre::eyre::Result;
 
 use super::args::{MethodsArgs, ReportArgs};
 use crate::{
-    device,
     method::{Method, names},
     report,
 };
@@ -33,18 +32,6 @@ pub fn methods(args: &MethodsArgs) -> Result<()> {
                 println!("{name:12} {}", Method::load(name, &args.suite, &[])?.about);
             }
         }
-    }
-    Ok(())
-}
-
-/// `device`.
-pub fn devices() -> Result<()> {
-    for listed in device::available() {
-        let state = match listed.usable {
-            Ok(()) => "works".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        println!("{:10} {}: {state}", listed.word, listed.description);
     }
     Ok(())
 }

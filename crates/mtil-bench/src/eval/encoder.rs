@@ -90,7 +90,7 @@ pub struct Features {
 /// Normalised features of the images `indices` of `source`, prepared as for evaluation.
 ///
 /// # Errors
-/// [`BatchError`] naming an image that cannot be read, or that none can be.
+/// [`BatchError`] naming an image that cannot be read or whose features are not finite, or that none can be read.
 pub fn encode_images(
     encoder: &dyn Encoder,
     column: Option<usize>,
@@ -113,7 +113,12 @@ pub fn encode_images(
         };
         let features = normalize(encoder.image(column, pixels));
         all.width = features.dims()[1];
-        all.rows.extend(to_host(features));
+        let rows = to_host(features);
+        if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
+            let what = format!("image {}", source.name(kept[at / all.width]));
+            return Err(BatchError::NotFinite { what });
+        }
+        all.rows.extend(rows);
         all.indices.extend(kept);
     }
     if all.indices.is_empty() {

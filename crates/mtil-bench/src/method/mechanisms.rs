@@ -1,5 +1,6 @@
 //! The mechanisms a method is put together from, each an optional part of a method file.
 
+use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
 use gnsp_optimizer::{BatchNorm, History, Policy, RankRule, Site, Solver, Strength, TaskNorm};
@@ -142,6 +143,32 @@ pub enum OptimizerKind {
     AdamW,
     /// Plain gradient descent.
     Sgd,
+}
+
+/// In what the towers compute while training. Weights, moments and losses are in `f32` in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compute {
+    /// `"f32"`, as published.
+    #[default]
+    F32,
+    /// `"bf16"`: half the memory of activations, and faster on devices that have it.
+    Bf16,
+}
+
+impl Compute {
+    /// Whether this is what is published.
+    pub fn is_full(&self) -> bool {
+        *self == Self::F32
+    }
+
+    /// Burn's name.
+    pub fn dtype(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+        }
+    }
 }
 
 /// Distillation of the similarity of images to fixed texts: with `Z = s·F(U)·G(V)ᵀ`, where the texts'

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use mechanisms::{
-    AdamW, Analytic, AnalyticKind, Anchor, AnchorKind, Average, Distill, DistillImages,
+    AdamW, Analytic, AnalyticKind, Anchor, AnchorKind, Average, Compute, Distill, DistillImages,
     DistillTexts, ExemplarChoice, Experts, Lora, Merge, OptimizerKind, Projection, Rehearsal,
     Start, Teacher,
 };
@@ -110,6 +110,9 @@ pub struct Method {
     pub adamw: AdamW,
     /// Which optimizer.
     pub optimizer: OptimizerKind,
+    /// In what the towers compute while training.
+    #[serde(skip_serializing_if = "Compute::is_full")]
+    pub compute: Compute,
     /// Random crop of training images: smallest share of the area.
     pub crop_scale: f64,
     /// What is projected, if anything.
@@ -170,6 +173,7 @@ impl Default for Method {
             reference_pairs: 1000,
             adamw: AdamW::default(),
             optimizer: OptimizerKind::AdamW,
+            compute: Compute::F32,
             crop_scale: 0.9,
             projection: None,
             distill: None,

@@ -11,7 +11,7 @@
 mod group;
 mod load;
 mod page;
-mod svg;
+pub(crate) mod svg;
 mod terminal;
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ const PALETTE: usize = 8;
 
 /// One line of a chart.
 #[derive(Clone)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// Name in tooltips and at the end of the line.
     pub label: String,
     /// Index into the palette, `None` for the neutral colour.
@@ -22,7 +22,7 @@ pub(super) struct Line {
 }
 
 /// A line chart.
-pub(super) struct Chart {
+pub(crate) struct Chart {
     /// Read aloud by screen readers: what the chart shows.
     pub title: String,
     pub width: f64,
@@ -70,7 +70,7 @@ impl Default for Chart {
 }
 
 /// Class of a line's colour.
-pub(super) fn colour_class(colour: Option<usize>) -> String {
+pub(crate) fn colour_class(colour: Option<usize>) -> String {
     match colour {
         None => "cn".into(),
         Some(i) if i >= PALETTE => format!("c{} dash", i % PALETTE),
@@ -80,7 +80,7 @@ pub(super) fn colour_class(colour: Option<usize>) -> String {
 
 /// Path of a marker around a point: circle, square, triangle or diamond, so that lines can be
 /// told apart without colour.
-fn marker(colour: Option<usize>, x: f64, y: f64, r: f64) -> String {
+pub(crate) fn marker(colour: Option<usize>, x: f64, y: f64, r: f64) -> String {
     match colour.map(|i| i % 4) {
         Some(1) => {
             let r = r * 0.9;
@@ -116,7 +116,7 @@ fn marker(colour: Option<usize>, x: f64, y: f64, r: f64) -> String {
 }
 
 /// A piece of line with its marker, for legends.
-pub(super) fn swatch(colour: Option<usize>) -> Markup {
+pub(crate) fn swatch(colour: Option<usize>) -> Markup {
     html! {
         svg class={ "swatch " (colour_class(colour)) } viewBox="0 0 26 12" width="26" height="12"
             aria-hidden="true" {
@@ -127,7 +127,7 @@ pub(super) fn swatch(colour: Option<usize>) -> Markup {
 }
 
 /// Ticks at round numbers covering `lo..hi`, about `n` of them, and their decimals.
-pub(super) fn ticks(lo: f64, hi: f64, n: usize) -> (Vec<f64>, usize) {
+pub(crate) fn ticks(lo: f64, hi: f64, n: usize) -> (Vec<f64>, usize) {
     let span = (hi - lo).max(1e-9);
     let rough = span / n.max(1) as f64;
     let power = 10f64.powf(rough.log10().floor());
@@ -143,7 +143,7 @@ pub(super) fn ticks(lo: f64, hi: f64, n: usize) -> (Vec<f64>, usize) {
 }
 
 /// Rounds a range outwards to whole ticks.
-pub(super) fn nice(lo: f64, hi: f64, n: usize) -> (f64, f64) {
+pub(crate) fn nice(lo: f64, hi: f64, n: usize) -> (f64, f64) {
     let pad = if hi - lo < 1e-9 { 0.5 } else { 0.0 };
     let (t, _) = ticks(lo - pad, hi + pad, n);
     let step = if t.len() > 1 { t[1] - t[0] } else { 1.0 };
@@ -154,7 +154,7 @@ pub(super) fn nice(lo: f64, hi: f64, n: usize) -> (f64, f64) {
 }
 
 /// A number with the typographic minus, never "−0".
-pub(super) fn number(v: f64, decimals: usize, signed: bool) -> String {
+pub(crate) fn number(v: f64, decimals: usize, signed: bool) -> String {
     // Two ways of summing must not print two numbers: 57.35 and 57.349999999999994.
     let v = (v * 1e9).round() / 1e9;
     let text = format!("{:.*}", decimals, v.abs());

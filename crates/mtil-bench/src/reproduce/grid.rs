@@ -184,7 +184,7 @@ fn unquoted(value: &str) -> &str {
 
 /// `text` for a file name. What has to be changed for that is replaced by a digest of the text, so
 /// different texts stay different.
-fn file_name(text: &str) -> String {
+pub(crate) fn file_name(text: &str) -> String {
     const LONGEST: usize = 40;
     let text = unquoted(text);
     let fits = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);

@@ -63,14 +63,15 @@ impl RunDirectory {
             .open(&lock_path)
             .map_err(|e| RunError::io(&lock_path, e))?;
         // The lock belongs to the open file, so it goes with the process however that ends.
-        match FileExt::try_lock_exclusive(&lock) {
-            Ok(true) => {}
-            Ok(false) => {
+        let locked = || FileExt::try_lock_exclusive(&lock).map_err(|e| RunError::io(&lock_path, e));
+        if !locked()? {
+            // Who asks how far a sweep is holds the lock for a moment.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            if !locked()? {
                 return Err(RunError::Locked {
                     path: path.to_owned(),
                 });
             }
-            Err(e) => return Err(RunError::io(&lock_path, e)),
         }
         let directory = Self {
             path: path.to_owned(),

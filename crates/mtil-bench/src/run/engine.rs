@@ -47,6 +47,11 @@ pub struct RunOptions {
     pub checkpoints: bool,
     /// Keep images as they are fed to the model in this folder.
     pub cache: Option<PathBuf>,
+    /// Further devices that the images of an update are spread over. Sums are made in another order then, so results equal those of one device
+    /// up to rounding.
+    pub peers: Vec<Device>,
+    /// Compute activations again in the backward pass in place of keeping them: less memory, more time, the same numbers.
+    pub checkpointing: bool,
 }
 
 impl Default for RunOptions {
@@ -56,6 +61,8 @@ impl Default for RunOptions {
             log_every: 10,
             checkpoints: true,
             cache: None,
+            peers: Vec::new(),
+            checkpointing: false,
         }
     }
 }
@@ -103,11 +110,16 @@ pub fn run(
         Some(folder) => images.with_cache(folder),
         None => images,
     };
+    if !options.peers.is_empty() && (method.lora.is_some() || method.experts.is_some()) {
+        return Err(RunError::Peers {
+            method: method.name.clone(),
+        });
+    }
     let mut engine = Engine {
         request,
         suite,
         checkpoint,
-        device: device.clone().autodiff(),
+        device: tape(device, options),
         options,
         directory,
         images,
@@ -117,7 +129,23 @@ pub fn run(
         seconds_before: 0.0,
         text_changed: false,
     };
-    engine.go(stop, progress)
+    let outcome = engine.go(stop, progress);
+    if let Err(error) = &outcome {
+        // For whoever looks at the folder later; the caller gets the error in any case.
+        let event = json!({"event": "failed", "message": error.to_string()});
+        let _ = engine.directory.append_event(&event);
+    }
+    outcome
+}
+
+/// The device with its tape.
+fn tape(device: &Device, options: &RunOptions) -> Device {
+    let device = device.clone().autodiff();
+    if options.checkpointing {
+        device.gradient_checkpointing()
+    } else {
+        device
+    }
 }
 
 struct Engine<'a> {
@@ -309,9 +337,11 @@ impl Engine<'_> {
         let method = &self.request.method;
         let index = state.position.task;
         let name = self.suite.tasks[index].name.clone();
+        // A fork takes over how the device's tape keeps activations.
+        let mixtures = state.mixtures.take();
         let (mut student, text_trains) = Student::prepare(
-            state.model.clone(),
-            state.mixtures.take(),
+            state.model.clone().fork(&self.device),
+            mixtures.map(|(mixtures, usage)| (mixtures.fork(&self.device), usage)),
             method,
             index,
             self.request.seed,
@@ -336,6 +366,14 @@ impl Engine<'_> {
         let frozen = student.stored().valid();
         let extras = self.extras(state, &frozen, text_trains)?;
         let images = self.images.clone();
+        let devices: Vec<Device> = std::iter::once(self.device.clone())
+            .chain(
+                self.options
+                    .peers
+                    .iter()
+                    .map(|peer| tape(peer, self.options)),
+            )
+            .collect();
         let mut training = TaskTraining::new(
             self.checkpoint,
             method,
@@ -343,6 +381,7 @@ impl Engine<'_> {
             index,
             self.request.seed,
             &images,
+            &devices,
             extras,
             &frozen,
             text_trains,
@@ -581,7 +620,7 @@ impl Engine<'_> {
             && !last
         {
             let (student, _) = Student::prepare(
-                trained.clone().train(),
+                trained.clone().train().fork(&self.device),
                 None,
                 method,
                 index,

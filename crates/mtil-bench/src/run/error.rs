@@ -65,6 +65,14 @@ pub enum RunError {
         /// What is wrong, and with which parameter.
         source: gnsp_optimizer::MemoryError,
     },
+    /// Adapters are trained on one device only.
+    #[error(
+        "method `{method}` trains adapters, which several devices cannot share yet; leave out --peers"
+    )]
+    Peers {
+        /// Name of the method.
+        method: String,
+    },
     /// A pattern of the method selects no parameter of this model.
     #[error("method `{method}`: pattern `{pattern}` selects no parameter of the model")]
     NoParameter {

@@ -25,6 +25,7 @@ mod experts;
 mod gram;
 mod lora;
 mod module_file;
+mod parallel;
 mod penalty;
 mod progress;
 mod reference;

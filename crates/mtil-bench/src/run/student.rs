@@ -1,9 +1,9 @@
 //! The model in training: a CLIP, with adapters if the method has some.
 
 use burn::{
-    module::{Module, ParamGroup},
+    module::{Module, ModuleVisitor, Param, ParamGroup},
     optim::{GradientsParams, ModuleOptimizer},
-    tensor::{Device, Tensor},
+    tensor::{Device, FloatDType, Tensor},
 };
 use clip_model::{Clip, ClipModel, TokenBatch};
 
@@ -12,6 +12,7 @@ use super::{
     experts::{Draw, Mixtures, Usage, WithExperts},
     lora,
     module_file::{Named, restore, values},
+    parallel::{self, Gathered},
     weights,
 };
 use crate::{
@@ -29,6 +30,8 @@ pub(super) struct Student {
     base: Option<ClipModel>,
     /// Mixtures of adapters, and how they were used.
     pub mixtures: Option<(Mixtures, Usage)>,
+    /// The weights in the format of an update's towers, where that is not the weights' own.
+    narrow: Option<ClipModel>,
 }
 
 impl Student {
@@ -47,6 +50,7 @@ impl Student {
                 clip: clip.freeze_group(ParamGroup::all()),
                 base: None,
                 mixtures: Some((mixtures.trainable(index, &usage), usage)),
+                narrow: None,
             };
             return Ok((student, true));
         }
@@ -58,6 +62,7 @@ impl Student {
                 clip: lora::apply(clip, settings, &groups, seed, adapters),
                 base: Some(base),
                 mixtures: None,
+                narrow: None,
             };
             return Ok((student, text));
         }
@@ -77,6 +82,7 @@ impl Student {
             clip,
             base: None,
             mixtures: None,
+            narrow: None,
         };
         Ok((student, text))
     }
@@ -108,19 +114,44 @@ impl Student {
         }
     }
 
-    /// Image features, not normalised.
-    pub fn encode_image(&mut self, pixels: Tensor<4>, work: &Work<'_>) -> Tensor<2> {
-        match self.with_experts(work) {
-            Some((with, usage)) => with.encode_image(pixels, usage),
-            None => self.clip.encode_image(pixels),
+    /// Begins an update whose towers compute in `dtype`: with a copy of the weights in that format, whose gradients are applied to the weights
+    /// themselves (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1). Adapters keep their own format.
+    pub fn begin(&mut self, dtype: FloatDType) {
+        let own: FloatDType = self.clip.logit_scale.val().dtype().into();
+        let adapters = self.base.is_some() || self.mixtures.is_some();
+        self.narrow = (dtype != own && !adapters).then(|| {
+            // Casting on the tape would make values of the weights, not weights.
+            let device = self.clip.device();
+            self.clip.valid().to_dtype(dtype).train().fork(&device)
+        });
+    }
+
+    /// What the towers compute with.
+    fn working(&self) -> &ClipModel {
+        self.narrow.as_ref().unwrap_or(&self.clip)
+    }
+
+    /// Image features, not normalised; and what their gradients need where they were computed on several devices.
+    pub fn encode_image(
+        &mut self,
+        pixels: Tensor<4>,
+        work: &Work<'_>,
+    ) -> (Tensor<2>, Option<Gathered>) {
+        if let Some((with, usage)) = self.with_experts(work) {
+            return (with.encode_image(pixels, usage), None);
         }
+        if work.devices.len() < 2 {
+            return (widened(self.working().encode_image(pixels)), None);
+        }
+        let gathered = parallel::encode_images(self.working(), pixels, work.devices);
+        (gathered.features.clone(), Some(gathered))
     }
 
     /// Text features, not normalised.
     pub fn encode_text(&mut self, tokens: &TokenBatch, work: &Work<'_>) -> Tensor<2> {
         match self.with_experts(work) {
             Some((with, usage)) => with.encode_text(tokens, usage),
-            None => self.clip.encode_text(tokens),
+            None => widened(self.working().encode_text(tokens)),
         }
     }
 
@@ -138,8 +169,18 @@ impl Student {
     }
 
     /// The gradients of what trains.
-    pub fn gradients(&self, loss: Tensor<1>) -> GradientsParams {
-        let all = loss.backward();
+    pub fn gradients(&self, loss: Tensor<1>, gathered: Option<Gathered>) -> GradientsParams {
+        let mut all = loss.backward();
+        if self.mixtures.is_none() {
+            let mut gradients = match gathered {
+                Some(gathered) => gathered.gradients(&mut all, self.working()),
+                None => GradientsParams::from_module(&mut all, self.working()),
+            };
+            if self.narrow.is_some() {
+                self.clip.visit(&mut Widen(&mut gradients));
+            }
+            return gradients;
+        }
         match &self.mixtures {
             Some((mixtures, _)) => {
                 let mut gradients = GradientsParams::from_grads(all, mixtures);
@@ -174,11 +215,33 @@ impl Student {
     }
 }
 
+/// Features in `f32`, which losses are computed in.
+fn widened(features: Tensor<2>) -> Tensor<2> {
+    if features.dtype() == FloatDType::F32.into() {
+        features
+    } else {
+        features.cast(FloatDType::F32)
+    }
+}
+
+/// Gradients in `f32`.
+struct Widen<'a>(&'a mut GradientsParams);
+
+impl ModuleVisitor for Widen<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.0.remove::<D>(param.id) {
+            self.0.register(param.id, gradient.cast(FloatDType::F32));
+        }
+    }
+}
+
 /// What a pass in training is made for.
 pub(super) struct Work<'a> {
     pub task: usize,
     pub experts: Option<&'a Experts>,
     pub draw: Option<Draw>,
+    /// Where images are encoded, the model's own first.
+    pub devices: &'a [Device],
 }
 
 /// The groups of `patterns`, each of which must select something; and whether one of them selects something of the text tower.

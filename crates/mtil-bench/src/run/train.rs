@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use burn::{
-    optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer, SgdConfig},
+    optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer, SgdConfig},
     tensor::{Device, Int, Tensor, TensorData},
 };
+use clip_kernels::{AdamWSettings, FusedAdamW};
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use gnsp_optimizer::Memory;
 use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
@@ -15,6 +16,7 @@ use super::{
     RunError,
     distill::Distillation,
     experts::Draw,
+    parallel::Gathered,
     penalty::{Penalty, adaptive},
     reference::{Pairs, Reference},
     replay::{Items, Kept},
@@ -37,6 +39,8 @@ pub(super) struct TaskTraining<'a> {
     index: usize,
     seed: u64,
     images: &'a Images,
+    /// Where images are encoded, the model's own first.
+    devices: &'a [Device],
     /// Until the first update, when it goes to the loader.
     order: Option<BatchOrder>,
     stream: Option<Ahead>,
@@ -126,13 +130,14 @@ pub(super) fn optimizer(
     model: &ClipModel,
     memory: &Memory,
 ) -> Result<(ModuleOptimizer, BTreeMap<String, [usize; 2]>), RunError> {
-    let adamw = AdamWConfig::new()
-        .with_beta_1(method.adamw.beta_1)
-        .with_beta_2(method.adamw.beta_2)
-        .with_epsilon(method.adamw.epsilon)
-        .with_weight_decay(method.adamw.weight_decay);
+    let adamw = FusedAdamW::new(AdamWSettings {
+        beta_1: method.adamw.beta_1,
+        beta_2: method.adamw.beta_2,
+        epsilon: method.adamw.epsilon,
+        weight_decay: method.adamw.weight_decay,
+    });
     let plain = match method.optimizer {
-        OptimizerKind::AdamW => ModuleOptimizer::from(adamw.build()),
+        OptimizerKind::AdamW => ModuleOptimizer::from(adamw.clone()),
         OptimizerKind::Sgd => ModuleOptimizer::from(SgdConfig::new().build()),
     };
     match &method.projection {
@@ -146,7 +151,7 @@ pub(super) fn optimizer(
                 })
                 .collect();
             let wrapped = match method.optimizer {
-                OptimizerKind::AdamW => protection.wrap(plain, adamw.build()),
+                OptimizerKind::AdamW => protection.wrap(plain, adamw),
                 OptimizerKind::Sgd => protection.wrap(plain, SgdConfig::new().build()),
             };
             Ok((wrapped, ranks))
@@ -187,6 +192,7 @@ impl<'a> TaskTraining<'a> {
         index: usize,
         seed: u64,
         images: &'a Images,
+        devices: &'a [Device],
         extras: Extras,
         student: &ClipModel,
         text_trains: bool,
@@ -215,6 +221,7 @@ impl<'a> TaskTraining<'a> {
             index,
             seed,
             images,
+            devices,
             order: Some(BatchOrder::new(
                 items.len(),
                 method.batch,
@@ -258,6 +265,7 @@ impl<'a> TaskTraining<'a> {
             let what = format!("the images of one batch of task `{name}`");
             return Err(BatchError::NothingReadable(what).into());
         };
+        student.begin(self.method.compute.dtype());
         let labels = self.items.labels(&kept);
         let scale = student.clip.scale().reshape([1, 1]);
         let taught = match &mut self.extras.distillation {
@@ -276,6 +284,7 @@ impl<'a> TaskTraining<'a> {
                 seed: seeds::derive(self.seed, &[seeds::ADAPTER_DRAWS, self.index as u64]),
                 step: step as u64,
             }),
+            devices: self.devices,
         };
 
         // One pass through the image tower for all images: nothing in it mixes the images of a batch. Adaptive consolidation
@@ -287,7 +296,7 @@ impl<'a> TaskTraining<'a> {
         let taught_at = taught.as_ref().map(|t| pass.add(t.pixels.clone()));
         let replayed_at = replayed.as_ref().map(|r| pass.add(r.pixels.clone()));
         let mut images = pass.images;
-        let features = pass.encode(&mut student, &work);
+        let (features, gathered) = pass.encode(&mut student, &work);
 
         let mut wanted: Vec<usize> = labels.iter().map(|(task, _)| *task).collect();
         if let Some(replayed) = &replayed {
@@ -333,7 +342,7 @@ impl<'a> TaskTraining<'a> {
         }
         let loss = sum(&losses, &mut parts);
         let mut gradients = if parts.total().is_finite() {
-            Some(student.gradients(loss))
+            Some(student.gradients(loss, gathered))
         } else {
             None
         };
@@ -342,11 +351,12 @@ impl<'a> TaskTraining<'a> {
             let mut pass = Pass::default();
             let at = pass.add(pairs.pixels.clone());
             images += pass.images;
-            let features = pass.encode(&mut student, &work).at(&at);
+            let (features, gathered) = pass.encode(&mut student, &work);
+            let features = features.at(&at);
             let losses = self.reference_losses(&mut student, &work, pairs, features, &scale);
             let loss = sum(&losses, &mut parts);
             if let (true, Some(own)) = (parts.total().is_finite(), gradients.take()) {
-                let mut referred = student.gradients(loss);
+                let mut referred = student.gradients(loss, gathered);
                 parts.penalty = adaptive(&student.clip, &mut referred, start, *factor);
                 gradients = Some(added(&student.clip, own, referred));
             }
@@ -460,13 +470,14 @@ impl Pass {
         start..self.images
     }
 
-    fn encode(mut self, student: &mut Student, work: &Work<'_>) -> Passed {
+    fn encode(mut self, student: &mut Student, work: &Work<'_>) -> (Passed, Option<Gathered>) {
         let pixels = if self.pixels.len() == 1 {
             self.pixels.remove(0)
         } else {
             Tensor::cat(self.pixels, 0)
         };
-        Passed(normalize(student.encode_image(pixels, work)))
+        let (features, gathered) = student.encode_image(pixels, work);
+        (Passed(normalize(features)), gathered)
     }
 }
 

@@ -1,0 +1,118 @@
+//! Every loss, forward, and forward and backward: on 64 pairs, or 64 images and 100 classes.
+//!
+//! `cargo bench -p gnsp-benches --bench losses`
+
+use burn::tensor::{Device, Int, Tensor, TensorData, activation::softmax};
+use divan::Bencher;
+use gnsp_benches::{
+    fixtures::values,
+    yardstick::{PRODUCTS, Product},
+};
+
+/// As the binary of the benchmark has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = PRODUCTS, max_time = 2)]
+fn yardstick(bencher: Bencher<'_, '_>, product: Product) {
+    product.bench(bencher);
+}
+
+/// How much of a loss is computed.
+#[derive(Debug, Clone, Copy)]
+enum Pass {
+    Forward,
+    ForwardAndBackward,
+}
+
+const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardAndBackward];
+
+/// Pairs of image and text.
+const PAIRS: [usize; 2] = [64, 64];
+/// Images and classes.
+const CLASSES: [usize; 2] = [64, 100];
+// Of the published runs (GNSP `src/args.py`).
+const SMOOTHING: f64 = 0.2;
+const TEMPERATURE: f64 = 2.0;
+
+/// The loss of logits of this shape.
+fn measure(
+    bencher: Bencher<'_, '_>,
+    pass: Pass,
+    shape: [usize; 2],
+    loss: impl Fn(Tensor<2>) -> Tensor<1>,
+) {
+    match pass {
+        Pass::Forward => {
+            let logits = values(shape, 1, &Device::flex());
+            bencher.bench_local(|| loss(logits.clone()));
+        }
+        Pass::ForwardAndBackward => {
+            let logits = values(shape, 1, &Device::flex().autodiff()).require_grad();
+            bencher.bench_local(|| loss(logits.clone()).backward());
+        }
+    }
+}
+
+/// Of the pairs; every fourth is of the same label.
+fn labels() -> Vec<usize> {
+    (0..PAIRS[0]).map(|i| i % 16).collect()
+}
+
+#[divan::bench(args = PASSES)]
+fn smoothed_cross_entropy(bencher: Bencher<'_, '_>, pass: Pass) {
+    let [images, classes] = CLASSES;
+    let targets: Vec<i64> = (0..images).map(|i| (i * 7 % classes) as i64).collect();
+    let targets = TensorData::new(targets, [images]);
+    let targets = Tensor::<1, Int>::from_data(targets, &Device::flex());
+    measure(bencher, pass, CLASSES, |logits| {
+        losses::smoothed_cross_entropy(logits, targets.clone(), SMOOTHING)
+    });
+}
+
+#[divan::bench(args = PASSES)]
+fn smoothed_soft_cross_entropy(bencher: Bencher<'_, '_>, pass: Pass) {
+    let targets = softmax(values(CLASSES, 2, &Device::flex()), 1);
+    measure(bencher, pass, CLASSES, |logits| {
+        losses::smoothed_soft_cross_entropy(logits, targets.clone(), SMOOTHING)
+    });
+}
+
+#[divan::bench(args = PASSES)]
+fn clip_contrastive(bencher: Bencher<'_, '_>, pass: Pass) {
+    measure(bencher, pass, PAIRS, losses::clip_contrastive);
+}
+
+#[divan::bench(args = PASSES)]
+fn distillation(bencher: Bencher<'_, '_>, pass: Pass) {
+    let teacher = values(CLASSES, 2, &Device::flex());
+    measure(bencher, pass, CLASSES, |student| {
+        losses::distillation(teacher.clone(), student, TEMPERATURE)
+    });
+}
+
+#[divan::bench(args = PASSES)]
+fn contrastive_distillation(bencher: Bencher<'_, '_>, pass: Pass) {
+    let teacher = values(PAIRS, 2, &Device::flex());
+    measure(bencher, pass, PAIRS, |student| {
+        losses::contrastive_distillation(teacher.clone(), student, TEMPERATURE)
+    });
+}
+
+#[divan::bench(args = PASSES)]
+fn modality_alignment(bencher: Bencher<'_, '_>, pass: Pass) {
+    let targets = losses::alignment_targets(&labels(), &Device::flex());
+    measure(bencher, pass, PAIRS, |student| {
+        losses::modality_alignment(student, targets.clone(), SMOOTHING)
+    });
+}
+
+#[divan::bench]
+fn alignment_targets(bencher: Bencher<'_, '_>) {
+    let (labels, device) = (labels(), Device::flex());
+    bencher.bench_local(|| losses::alignment_targets(&labels, &device));
+}

@@ -1,0 +1,163 @@
+//! What a task costs as their number grows: twenty tasks of the mini world, all of one domain but with pictures of their own, by `gnsp`.
+//!
+//! ```text
+//! cargo build --release --workspace --bins
+//! growth [TASKS]      # a line a task: seconds without evaluation, MB kept, MB resident; then the range after the first
+//! ```
+
+use std::{error::Error, fs, path::Path, sync::atomic::AtomicBool, time::Instant};
+
+use burn::tensor::Device;
+use mtil_bench::{
+    embedded,
+    eval::EvalOptions,
+    method::Method,
+    mini::{self, MiniSizes},
+    run::{Event, Progress, Request, RunOptions, run},
+    suite::Suite,
+};
+
+/// As the binary of the benchmark has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Which domain: digits.
+const DOMAIN: usize = 1;
+const STEPS: usize = 60;
+
+fn suite(tasks: usize) -> Suite {
+    let sizes = MiniSizes {
+        train_per_task: 320,
+        test_per_task: 40,
+        reference: 192,
+        held_out: 20,
+    };
+    let mut suite = mini::suite(1, sizes);
+    suite.tasks = (0..tasks)
+        .map(|i| {
+            let mut task = mini::suite(100 + i as u64, sizes).tasks.swap_remove(DOMAIN);
+            task.name = format!("{}-{}", task.name, i + 1);
+            task
+        })
+        .collect();
+    suite
+}
+
+/// Times from the end of one evaluation to the end of the next task's Gram pass.
+struct Watch {
+    begun: Instant,
+    ended: Instant,
+    tasks: Vec<(f64, f64)>,
+}
+
+impl Progress for Watch {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Step { step, steps, .. } if step == steps => self.ended = Instant::now(),
+            Event::Gram { done, of } if done == of => self.ended = Instant::now(),
+            Event::Evaluated { stage, .. } => {
+                if stage.is_some() {
+                    let seconds = (self.ended - self.begun).as_secs_f64();
+                    self.tasks.push((seconds, resident_mb()));
+                }
+                self.begun = Instant::now();
+            }
+            _ => {}
+        }
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let tasks: usize = std::env::args().nth(1).map_or(Ok(20), |n| n.parse())?;
+    let suite = suite(tasks);
+    let folder = tempfile::tempdir()?;
+    let overrides = [
+        format!("steps={STEPS}"),
+        "warmup=10".into(),
+        "batch=32".into(),
+        "reference_batch=32".into(),
+        "reference_pairs=192".into(),
+    ];
+    let request = Request {
+        suite: "growth".into(),
+        suite_fingerprint: suite.fingerprint(),
+        model: "embedded".into(),
+        model_sha256: String::new(),
+        seed: 42,
+        device: "flex".into(),
+        evaluation: EvalOptions::default(),
+        guard: Vec::new(),
+        skip_bad_images: false,
+        version: String::new(),
+        method: Method::load("gnsp", "mini", &overrides)?,
+    };
+    let mut watch = Watch {
+        begun: Instant::now(),
+        ended: Instant::now(),
+        tasks: Vec::new(),
+    };
+    let device = Device::flex();
+    let options = RunOptions {
+        checkpoints: false,
+        ..RunOptions::default()
+    };
+    run(
+        &request,
+        &suite,
+        &embedded::clip_mini(&device)?,
+        &device,
+        folder.path(),
+        &options,
+        &AtomicBool::new(false),
+        &mut watch,
+    )?;
+    let kept = kept_mb(&folder.path().join("state"));
+    for (i, (seconds, resident)) in watch.tasks.iter().enumerate() {
+        println!(
+            "task {:2}: {seconds:.2} s, {resident:.0} MB resident",
+            i + 1
+        );
+    }
+    println!("state on disk: {kept:.1} MB");
+    // The first task trains everything; the second is the first that is projected.
+    let later: Vec<f64> = watch
+        .tasks
+        .iter()
+        .skip(1)
+        .map(|(seconds, _)| *seconds)
+        .collect();
+    let half = later.len() / 2;
+    let (early, late) = (median(&later[..half]), median(&later[half..]));
+    println!(
+        "{}",
+        serde_json::json!({
+            "tasks": tasks,
+            "seconds_early": early,
+            "seconds_late": late,
+            "late_over_early": late / early,
+            "resident_second_mb": watch.tasks.get(1).map(|t| t.1),
+            "resident_last_mb": watch.tasks.last().map(|t| t.1),
+            "state_mb": kept,
+        })
+    );
+    Ok(())
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn kept_mb(folder: &Path) -> f64 {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    let bytes: u64 = files.filter_map(|f| Some(f.metadata().ok()?.len())).sum();
+    bytes as f64 / 1e6
+}
+
+fn resident_mb() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok())
+        .map_or(f64::NAN, |kb| kb / 1e3)
+}

@@ -1,0 +1,509 @@
+//! The work of GNSP at the size of ViT-B/16, for `benches/pytorch` to stand beside (`benches/compare.py` runs both).
+//!
+//! ```text
+//! cargo build --release --workspace --bins
+//! step make DIR [--size tiny|vit-b-16]     # a random CLIP, images, texts, projectors, prompts
+//! step train DIR [--steps N] [--off NAME,…] [--checkpointing] [--bf16] [--half-reference] [--device NAME] [--batch B] [--reference-batch R]
+//! step gram DIR [--repeat N] [--off symmetric,fused]
+//! step prompts DIR [--repeat N]
+//! ```
+//!
+//! Each measurement is a process that ends with one JSON line.
+
+use std::{collections::BTreeMap, error::Error, fs, path::Path, time::Instant};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use clap::{Args, Parser, Subcommand};
+use clip_model::{
+    Clip, ClipConfig, ClipModel, ClipTokenizer, Dtype, LoadOptions, Observer, Preprocess,
+    TokenBatch, normalize,
+};
+use gnsp_benches::dead_leaves;
+use gnsp_optimizer::{History, Memory, Policy, RecordError, Recorder, Site};
+use mtil_bench::{
+    datasets::Spec,
+    eval::prompt,
+    step::{Savings, Step, StepInputs, StepOptions},
+};
+use safetensors::{SafeTensors, tensor::TensorView};
+use serde_json::json;
+
+/// As the binary of the benchmark has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Task images and reference pairs of a step.
+const BATCH: usize = 8;
+const CLASSES: usize = 100;
+/// Images of a batch of the Gram pass (GNSP `src/models/get_data_matrix.py`).
+const GRAM_BATCH: usize = 16;
+/// One class in so many of MTIL's is in the sample of prompts.
+const EVERY: usize = 12;
+const CONTEXT: usize = 77;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Writes what the other verbs read.
+    Make {
+        folder: std::path::PathBuf,
+        /// tiny or vit-b-16.
+        #[arg(long, default_value = "vit-b-16")]
+        size: String,
+    },
+    /// Training steps.
+    Train(Train),
+    /// The Gram pass.
+    Gram {
+        folder: std::path::PathBuf,
+        #[arg(long, default_value_t = 2)]
+        repeat: usize,
+        /// fused, symmetric
+        #[arg(long, value_delimiter = ',')]
+        off: Vec<String>,
+    },
+    /// Classifiers from prompts.
+    Prompts {
+        folder: std::path::PathBuf,
+        #[arg(long, default_value_t = 2)]
+        repeat: usize,
+    },
+}
+
+#[derive(Args)]
+struct Train {
+    folder: std::path::PathBuf,
+    /// Steps that are timed, after one that is not.
+    #[arg(long, default_value_t = 2)]
+    steps: usize,
+    /// Savings to do without.
+    #[arg(long, value_delimiter = ',')]
+    off: Vec<String>,
+    /// Compute activations again in the backward pass.
+    #[arg(long)]
+    checkpointing: bool,
+    /// Towers in bf16, weights and moments in f32.
+    #[arg(long)]
+    bf16: bool,
+    /// Half of the reference pairs.
+    #[arg(long)]
+    half_reference: bool,
+    #[arg(long, default_value = "flex")]
+    device: String,
+    /// Another number of task images: those of the folder again, with noise.
+    #[arg(long, default_value_t = BATCH)]
+    batch: usize,
+    /// Another number of reference pairs.
+    #[arg(long, default_value_t = BATCH)]
+    reference_batch: usize,
+    /// Project the update, not the gradient.
+    #[arg(long)]
+    update_site: bool,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    match Cli::parse().verb {
+        Verb::Make { folder, size } => make(&folder, &size),
+        Verb::Train(train) => run_training(&train),
+        Verb::Gram {
+            folder,
+            repeat,
+            off,
+        } => gram(&folder, repeat, &off),
+        Verb::Prompts { folder, repeat } => prompts(&folder, repeat),
+    }
+}
+
+fn config(size: &str) -> Result<ClipConfig, Box<dyn Error>> {
+    let mut config = ClipConfig::vit_b_16();
+    match size {
+        "vit-b-16" => {}
+        "tiny" => {
+            let (v, t) = (&mut config.vision, &mut config.text);
+            (v.hidden_size, v.intermediate_size, v.num_hidden_layers) = (128, 512, 2);
+            (v.num_attention_heads, v.image_size, v.patch_size) = (2, 32, 8);
+            (t.hidden_size, t.intermediate_size, t.num_hidden_layers) = (64, 256, 2);
+            t.num_attention_heads = 1;
+            config.projection_dim = 64;
+        }
+        other => return Err(format!("--size {other}: tiny or vit-b-16").into()),
+    }
+    Ok(config)
+}
+
+/// Pictures `[count, 3, side, side]`, normalised as CLIP's.
+fn pictures(count: usize, side: usize, seed: u64) -> Vec<f32> {
+    (0..count as u64)
+        .flat_map(|i| dead_leaves::picture(side, seed * 10_000 + i))
+        .map(|x| (x - 0.45) / 0.27)
+        .collect()
+}
+
+/// Every class of the suite in order, thinned, with its templates: dataset, class, prompts.
+fn sample() -> Vec<(String, String, Vec<String>)> {
+    let tasks = Spec::all().iter().filter(|spec| spec.is_task());
+    let classes = tasks.flat_map(|spec| spec.classes.iter().map(move |class| (spec, class)));
+    classes
+        .step_by(EVERY)
+        .map(|(spec, class)| {
+            let prompts = spec.templates.iter().map(|t| prompt(t, class)).collect();
+            (spec.key.clone(), class.clone(), prompts)
+        })
+        .collect()
+}
+
+fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
+    let device = Device::flex();
+    let config = config(size)?;
+    let side = config.vision.image_size;
+    let clip = Clip {
+        model: config.init(1, &device),
+        tokenizer: ClipTokenizer::openai().into(),
+        preprocess: Preprocess::clip(side as u32),
+        config,
+    };
+    clip.save(&folder.join("hugging-face"), Dtype::F32)?;
+
+    let groups = sample();
+    fs::write(folder.join("prompts.json"), json!(groups).to_string())?;
+    let classes: Vec<String> = (0..CLASSES)
+        .map(|i| groups[i % groups.len()].2[0].clone())
+        .collect();
+    let references: Vec<String> = (0..BATCH)
+        .map(|i| format!("a photo of a {}", groups[(i * 7 + 3) % groups.len()].1))
+        .collect();
+
+    let mut recorder =
+        Recorder::new(&Policy::gnsp()).with_history("visual.proj", History::Renormalize);
+    let mut failed = None;
+    for batch in 0..2 {
+        let pixels = pictures(GRAM_BATCH, side, 10 + batch);
+        let pixels = Tensor::from_data(
+            TensorData::new(pixels, [GRAM_BATCH, 3, side, side]),
+            &device,
+        );
+        let mut inputs = Inputs {
+            recorder: &mut recorder,
+            failed: &mut failed,
+        };
+        clip.model.encode_image_observed(pixels, &mut inputs);
+    }
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let mut memory = Memory::new();
+    memory.absorb(recorder)?;
+    memory.save(folder.join("grams.safetensors"))?;
+
+    let mut file = File::default();
+    file.floats("pixels", &[BATCH, 3, side, side], &pictures(BATCH, side, 1));
+    file.integers(
+        "labels",
+        &[BATCH],
+        (0..BATCH as i64).map(|i| i * 11 % CLASSES as i64),
+    );
+    file.tokens("class_tokens", &classes)?;
+    file.floats(
+        "reference_pixels",
+        &[BATCH, 3, side, side],
+        &pictures(BATCH, side, 2),
+    );
+    file.tokens("reference_tokens", &references)?;
+    file.integers("reference_labels", &[BATCH], 0..BATCH as i64);
+    file.floats(
+        "gram_pixels",
+        &[GRAM_BATCH, 3, side, side],
+        &pictures(GRAM_BATCH, side, 3),
+    );
+    for (path, protected) in memory.protection(&clip.model, &Policy::gnsp())?.iter() {
+        let space = &protected.null_space;
+        let (n, k) = (space.features(), space.rank());
+        // `I − P = U·Uᵀ`: the range of it, from as many random combinations as it has dimensions.
+        let dense = space.dense();
+        let complement: Vec<f32> = (0..n * n)
+            .map(|i| f32::from(i / n == i % n) - dense[i])
+            .collect();
+        let complement = Tensor::<2>::from_data(TensorData::new(complement, [n, n]), &device);
+        let random = TensorData::new(dead_leaves::noise(n * k, 5), [n, k]);
+        let range: Vec<f32> = complement
+            .matmul(Tensor::from_data(random, &device))
+            .into_data()
+            .try_into_vec()?;
+        file.floats(
+            &format!("basis.{path}"),
+            &[n, k],
+            &orthonormal(n, k, &range),
+        );
+        eprintln!("{path}: {k} of {n} directions are protected");
+    }
+    file.write(&folder.join("step.safetensors"))
+}
+
+/// The factor Q of a matrix of `k` independent columns.
+fn orthonormal(n: usize, k: usize, columns: &[f32]) -> Vec<f32> {
+    let matrix = faer::Mat::from_fn(n, k, |i, j| f64::from(columns[i * k + j]));
+    let q = matrix.qr().compute_thin_Q();
+    (0..n * k).map(|i| q[(i / k, i % k)] as f32).collect()
+}
+
+#[derive(Default)]
+struct File(BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>);
+
+impl File {
+    fn floats(&mut self, name: &str, shape: &[usize], values: &[f32]) {
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let entry = (safetensors::Dtype::F32, shape.to_vec(), bytes);
+        self.0.insert(name.to_owned(), entry);
+    }
+
+    fn integers(&mut self, name: &str, shape: &[usize], values: impl Iterator<Item = i64>) {
+        let bytes = values.flat_map(i64::to_le_bytes).collect();
+        let entry = (safetensors::Dtype::I64, shape.to_vec(), bytes);
+        self.0.insert(name.to_owned(), entry);
+    }
+
+    /// Rows of 77, filled with zeros as OpenAI's `clip/clip.py`.
+    fn tokens(&mut self, name: &str, texts: &[String]) -> Result<(), Box<dyn Error>> {
+        let tokens = ClipTokenizer::openai().encode(texts, CONTEXT)?;
+        let rows = tokens.ids.iter().flat_map(|row| {
+            let id = |i| row.get(i).map_or(0, |id| i64::from(*id));
+            (0..CONTEXT).map(id)
+        });
+        self.integers(name, &[texts.len(), CONTEXT], rows);
+        Ok(())
+    }
+
+    fn write(&self, path: &Path) -> Result<(), Box<dyn Error>> {
+        let views = self
+            .0
+            .iter()
+            .map(|(name, (dtype, shape, bytes))| {
+                Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?))
+            })
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+        Ok(safetensors::serialize_to_file(views, None, path)?)
+    }
+}
+
+struct Inputs<'a> {
+    recorder: &'a mut Recorder,
+    failed: &'a mut Option<RecordError>,
+}
+
+impl Observer for Inputs<'_> {
+    fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
+        if let Err(error) = self.recorder.linear(parameter, rows) {
+            self.failed.get_or_insert(error);
+        }
+    }
+}
+
+/// What `make` wrote.
+struct Read<'a>(SafeTensors<'a>);
+
+impl Read<'_> {
+    fn floats(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), Box<dyn Error>> {
+        let view = self.0.tensor(name)?;
+        let values = view.data().as_chunks::<4>().0.iter();
+        Ok((
+            values.map(|b| f32::from_le_bytes(*b)).collect(),
+            view.shape().to_vec(),
+        ))
+    }
+
+    fn integers(&self, name: &str) -> Result<Vec<i64>, Box<dyn Error>> {
+        let view = self.0.tensor(name)?;
+        let values = view.data().as_chunks::<8>().0.iter();
+        Ok(values.map(|b| i64::from_le_bytes(*b)).collect())
+    }
+
+    /// `count` images: those stored, then the same with noise.
+    fn pixels(
+        &self,
+        name: &str,
+        count: usize,
+        device: &Device,
+    ) -> Result<Tensor<4>, Box<dyn Error>> {
+        let (stored, shape) = self.floats(name)?;
+        let [_, channels, side, _] = shape[..] else {
+            return Err(format!("{name} has {} axes", shape.len()).into());
+        };
+        let one = channels * side * side;
+        let values: Vec<f32> = (0..count)
+            .flat_map(|i| {
+                let at = i % shape[0] * one;
+                let size = if i < shape[0] { 0.0 } else { 0.1 };
+                let noise = dead_leaves::noise(one, i as u64);
+                let image = stored[at..at + one].iter().zip(noise);
+                image.map(move |(x, e)| x + size * e).collect::<Vec<_>>()
+            })
+            .collect();
+        let data = TensorData::new(values, [count, channels, side, side]);
+        Ok(Tensor::from_data(data, device))
+    }
+
+    fn tokens(&self, name: &str, count: usize) -> Result<TokenBatch, Box<dyn Error>> {
+        let ids = self.integers(name)?;
+        let rows: Vec<&[i64]> = ids.chunks(CONTEXT).collect();
+        let ids = (0..count)
+            .map(|i| rows[i % rows.len()].iter().map(|id| *id as u32).collect())
+            .collect();
+        Ok(TokenBatch { ids })
+    }
+}
+
+fn model(folder: &Path, device: &Device) -> Result<ClipModel, Box<dyn Error>> {
+    let path = folder.join("hugging-face");
+    Ok(ClipModel::load(&path, &LoadOptions::default(), device)?.0)
+}
+
+fn run_training(train: &Train) -> Result<(), Box<dyn Error>> {
+    let mut savings = Savings::default();
+    for name in &train.off {
+        let known = Savings::NAMES.join(", ");
+        *savings
+            .get_mut(name)
+            .ok_or(format!("--off {name}: known are {known}"))? = false;
+    }
+    let device = mtil_bench::device::parse(&train.device)?;
+    let model = model(&train.folder, &device)?;
+    let bytes = fs::read(train.folder.join("step.safetensors"))?;
+    let read = Read(SafeTensors::deserialize(&bytes)?);
+    let pairs = train.reference_batch / if train.half_reference { 2 } else { 1 };
+    let labels = read.integers("labels")?;
+    let inputs = StepInputs {
+        pixels: read.pixels("pixels", train.batch, &device)?,
+        labels: (0..train.batch).map(|i| labels[i % labels.len()]).collect(),
+        class_tokens: read.tokens("class_tokens", CLASSES)?,
+        reference_pixels: read.pixels("reference_pixels", pairs, &device)?,
+        reference_tokens: read.tokens("reference_tokens", pairs)?,
+        reference_labels: (0..pairs).map(|i| i % BATCH).collect(),
+    };
+    drop(bytes);
+    let memory = Memory::load(train.folder.join("grams.safetensors"))?;
+    let options = StepOptions {
+        savings,
+        site: if train.update_site {
+            Site::Update
+        } else {
+            Site::Gradient
+        },
+        checkpointing: train.checkpointing,
+        bf16: train.bf16,
+    };
+    let mut step = Step::new(&model, &memory, inputs, options)?;
+    drop((model, memory));
+    let (mut seconds, mut losses) = (Vec::new(), Vec::new());
+    for _ in 0..=train.steps {
+        let start = Instant::now();
+        losses.push(step.run());
+        device.sync()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    report(json!({"losses": losses}), seconds);
+    Ok(())
+}
+
+fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Error>> {
+    for name in off {
+        match name.as_str() {
+            "fused" => clip_model::use_fused_kernels(false),
+            "symmetric" => gnsp_optimizer::use_symmetric_update(false),
+            other => return Err(format!("--off {other}: known are fused, symmetric").into()),
+        }
+    }
+    let device = Device::flex();
+    let model = model(folder, &device)?;
+    let bytes = fs::read(folder.join("step.safetensors"))?;
+    let pixels =
+        Read(SafeTensors::deserialize(&bytes)?).pixels("gram_pixels", GRAM_BATCH, &device)?;
+    let mut recorder = Recorder::new(&Policy::gnsp());
+    let mut failed = None;
+    let mut seconds = Vec::new();
+    for _ in 0..=repeat {
+        let start = Instant::now();
+        let mut inputs = Inputs {
+            recorder: &mut recorder,
+            failed: &mut failed,
+        };
+        model.encode_image_observed(pixels.clone(), &mut inputs);
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let mut memory = Memory::new();
+    memory.absorb(recorder)?;
+    let traces: BTreeMap<&str, f64> = memory
+        .paths()
+        .filter_map(|path| Some((path, memory.gram(path)?.trace(0))))
+        .collect();
+    let rate = GRAM_BATCH as f64 / median(&seconds[1..]);
+    report(json!({"per_second": rate, "traces": traces}), seconds);
+    Ok(())
+}
+
+/// Classifiers of the sampled classes; then again, when the text tower has not changed.
+fn prompts(folder: &Path, repeat: usize) -> Result<(), Box<dyn Error>> {
+    let device = Device::flex();
+    let model = model(folder, &device)?;
+    let groups: Vec<(String, String, Vec<String>)> =
+        serde_json::from_slice(&fs::read(folder.join("prompts.json"))?)?;
+    let texts: Vec<&String> = groups.iter().flat_map(|(_, _, prompts)| prompts).collect();
+    let tokenizer = ClipTokenizer::openai();
+    let mut seconds = Vec::new();
+    let mut checks = Vec::new();
+    for _ in 0..=repeat {
+        let start = Instant::now();
+        let features = normalize(model.encode_text(&tokenizer.encode(&texts, CONTEXT)?));
+        let [_, e] = features.dims();
+        let mut from = 0;
+        let heads: Vec<Tensor<2>> = groups
+            .iter()
+            .map(|(_, _, prompts)| {
+                let to = from + prompts.len();
+                let mean = features.clone().slice([from..to, 0..e]).mean_dim(0);
+                from = to;
+                normalize(mean)
+            })
+            .collect();
+        checks = mtil_bench::eval::to_host(Tensor::cat(heads, 0));
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let rate = texts.len() as f64 / median(&seconds[1..]);
+    let width = checks.len() / groups.len();
+    let check: Vec<f32> = checks.chunks(width).map(|row| row[0]).collect();
+    report(
+        json!({"per_second": rate, "prompts": texts.len(), "check": check}),
+        seconds,
+    );
+    Ok(())
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// One JSON line, with the times (the first apart) and the most memory the process has held, in MB of 10^6 bytes.
+fn report(mut line: serde_json::Value, seconds: Vec<f64>) {
+    line["first_seconds"] = json!(seconds[0]);
+    line["seconds"] = json!(seconds[1..]);
+    line["peak_mb"] = json!(peak_mb());
+    println!("{line}");
+}
+
+fn peak_mb() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+    kilobytes.map_or(f64::NAN, |kb| kb * 1024.0 / 1e6)
+}

@@ -1,0 +1,50 @@
+//! Inputs of the benches, the same in every run.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use mtil_bench::{datasets::Spec, eval::prompt, mini};
+
+use crate::dead_leaves::noise;
+
+/// Uniform values in `-1..1`.
+pub fn values<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    scaled(shape, 1.0, seed, device)
+}
+
+/// A weight `[in, out]`, so that what a layer makes of values is about as large as the values.
+pub fn weight(shape: [usize; 2], seed: u64, device: &Device) -> Tensor<2> {
+    scaled(shape, (shape[0] as f32).powf(-0.5), seed, device)
+}
+
+fn scaled<const D: usize>(shape: [usize; D], scale: f32, seed: u64, device: &Device) -> Tensor<D> {
+    let values = noise(shape.iter().product(), seed);
+    let values: Vec<f32> = values.into_iter().map(|x| x * scale).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// Prompts of classes of MTIL, from all its datasets.
+pub fn mtil_prompts(count: usize) -> Vec<String> {
+    let tasks = Spec::all().iter().filter(|spec| spec.is_task());
+    let all: Vec<String> = tasks
+        .flat_map(|spec| {
+            let template = spec.templates.first().map_or("{}", String::as_str);
+            spec.classes
+                .iter()
+                .map(move |class| prompt(template, class))
+        })
+        .collect();
+    (0..count).map(|i| all[i * 7 % all.len()].clone()).collect()
+}
+
+/// Prompts of classes of the mini world, which the embedded model knows.
+pub fn mini_prompts(count: usize) -> Vec<String> {
+    let all: Vec<String> = mini::tasks()
+        .iter()
+        .flat_map(|task| {
+            let template = task.templates[0];
+            task.class_names
+                .iter()
+                .map(move |class| prompt(template, class))
+        })
+        .collect();
+    (0..count).map(|i| all[i % all.len()].clone()).collect()
+}

@@ -1,0 +1,145 @@
+//! The operations on tensors, and which of the two ways they take.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::Tensor;
+
+use crate::plain;
+
+/// A layer norm over the last axis: biased variance, `epsilon` inside the root.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    /// `[d]`, the scale.
+    pub gamma: Tensor<1>,
+    /// `[d]`, the shift.
+    pub beta: Tensor<1>,
+    /// Added to the variance.
+    pub epsilon: f64,
+}
+
+/// `x · weight + bias`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[in, out]`.
+    pub weight: Tensor<2>,
+    /// `[out]`.
+    pub bias: Tensor<1>,
+}
+
+/// The non-linearity of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · σ(1.702 x)` (OpenAI CLIP `clip/model.py`, class `QuickGELU`).
+    QuickGelu,
+    /// `x · Φ(x)`.
+    Gelu,
+    /// GELU by its tanh approximation (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+    GeluTanh,
+}
+
+/// What [`attention_branch`] computes with.
+#[derive(Debug, Clone)]
+pub struct AttentionBranch {
+    /// Before the attention.
+    pub norm: LayerNorm,
+    /// `[d, 3d]`: queries, keys, values; the heads are contiguous slices of each.
+    pub in_proj: Linear,
+    /// `[d, d]`.
+    pub out_proj: Linear,
+    /// Number of heads; divides `d`.
+    pub heads: usize,
+    /// Whether a position sees no later one.
+    pub causal: bool,
+}
+
+/// Whose attention [`attention_branch`] computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Queries {
+    /// Every position's.
+    All,
+    /// One position's of each item: an exact saving where nobody reads the others.
+    At(Vec<usize>),
+}
+
+/// What [`mlp_branch`] computes with.
+#[derive(Debug, Clone)]
+pub struct MlpBranch {
+    /// Before the MLP.
+    pub norm: LayerNorm,
+    /// `[d, hidden]`.
+    pub c_fc: Linear,
+    /// Between the two maps.
+    pub activation: Activation,
+    /// `[hidden, d]`.
+    pub c_proj: Linear,
+}
+
+static FUSED: AtomicBool = AtomicBool::new(true);
+
+/// Whether the host's kernels may be used, in the whole process: they are unless this says no. For comparing the two ways.
+pub fn use_fused_kernels(yes: bool) {
+    FUSED.store(yes, Ordering::Relaxed);
+}
+
+/// Whether a computation on `x` goes to the host's kernels.
+#[cfg(feature = "flex")]
+pub(crate) fn on_host<const D: usize>(x: &Tensor<D>) -> bool {
+    use burn::tensor::{DType, Device};
+    FUSED.load(Ordering::Relaxed)
+        && x.dtype() == DType::F32
+        && x.device().inner() == Device::flex()
+        && x.shape().num_elements() > 0
+}
+
+/// `x + out_proj(attention(in_proj(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class `ResidualAttentionBlock`), with scores divided
+/// by the root of the head's width.
+///
+/// # Shapes
+/// - `x`: `[batch, n, d]`
+/// - output: `[batch, n, d]`, or `[batch, 1, d]` for [`Queries::At`], which takes each item's row of `x` too
+///
+/// # Panics
+/// On parameters of another width, a number of heads that does not divide it, or a position beyond the row.
+pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if on_host(&x) {
+        return crate::extension::attention_branch(x, branch, queries);
+    }
+    plain::attention_branch(x, branch, queries)
+}
+
+/// `x + c_proj(activation(c_fc(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class `ResidualAttentionBlock`).
+///
+/// # Shapes
+/// - `x` and output: `[batch, n, d]`
+///
+/// # Panics
+/// On parameters of another width.
+pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if on_host(&x) {
+        return crate::extension::mlp_branch(x, branch);
+    }
+    plain::mlp_branch(x, branch)
+}
+
+/// A layer norm by itself: `[batch, n, d]` to the same.
+///
+/// # Panics
+/// On parameters of another width.
+pub fn layer_norm(x: Tensor<3>, norm: LayerNorm) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if on_host(&x) && !x.device().is_autodiff() {
+        return crate::extension::layer_norm(x, norm);
+    }
+    plain::layer_norm(x, norm)
+}
+
+/// An activation by itself.
+pub fn activate(x: Tensor<3>, activation: Activation) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if on_host(&x) && !x.device().is_autodiff() {
+        return crate::extension::activate(x, activation);
+    }
+    plain::activate(x, activation)
+}

@@ -1,0 +1,589 @@
+//! The MLP branch of a pre-norm block: `y = x + W₂·act(W₁·LN(x) + b₁) + b₂`, and its gradients.
+//!
+//! A chunk of rows goes through the whole branch while it is in the cache. What the backward pass needs of the forward pass is the input of
+//! the activation; the layer norm and the activation are computed again, which costs less than fetching them.
+
+use faer::{Accum, MatRef, Par};
+
+use super::{
+    LayerNormParams, LinearParams,
+    activation::Activation,
+    layer_norm::{ParamsGradient, row, row_backward, row_moments},
+    parts::{self, Parts},
+    product::{Rows, affine, chunks, largest_chunk, matrix, matrix_mut, on, product},
+    simd::{AddTo, dispatch},
+};
+
+/// The sizes of an MLP branch over `rows` rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MlpShape {
+    /// Items times tokens.
+    pub rows: usize,
+    /// The width of the residual stream.
+    pub width: usize,
+    /// The width between the two products.
+    pub hidden: usize,
+}
+
+/// The parameters of an MLP branch.
+#[derive(Clone, Copy, Debug)]
+pub struct MlpParams<'a> {
+    /// The layer norm before the first product.
+    pub norm: LayerNormParams<'a>,
+    /// The first product, `[width, hidden]`.
+    pub fc: LinearParams<'a>,
+    /// Between the products.
+    pub activation: Activation,
+    /// The second product, `[hidden, width]`.
+    pub proj: LinearParams<'a>,
+}
+
+/// What the forward pass keeps for the backward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlpActivations {
+    /// The input of the activation, `[rows, hidden]`.
+    pub hidden: Vec<f32>,
+}
+
+/// The gradients that are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MlpWanted {
+    /// Of the input of the branch.
+    pub input: bool,
+    /// Of both parameters of the layer norm.
+    pub norm: bool,
+    /// Of the weight of the first product.
+    pub fc_weight: bool,
+    /// Of the bias of the first product.
+    pub fc_bias: bool,
+    /// Of the weight of the second product.
+    pub proj_weight: bool,
+    /// Of the bias of the second product.
+    pub proj_bias: bool,
+}
+
+/// The gradients that were wanted, each in the shape of what it belongs to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MlpGradients {
+    /// `[rows, width]`
+    pub input: Option<Vec<f32>>,
+    /// `[width]`
+    pub gamma: Option<Vec<f32>>,
+    /// `[width]`
+    pub beta: Option<Vec<f32>>,
+    /// `[width, hidden]`
+    pub fc_weight: Option<Vec<f32>>,
+    /// `[hidden]`
+    pub fc_bias: Option<Vec<f32>>,
+    /// `[hidden, width]`
+    pub proj_weight: Option<Vec<f32>>,
+    /// `[width]`
+    pub proj_bias: Option<Vec<f32>>,
+}
+
+impl MlpWanted {
+    /// Whether the gradient goes back beyond the activation.
+    fn beyond_activation(&self) -> bool {
+        self.fc_weight || self.fc_bias || self.beyond_fc()
+    }
+
+    /// Whether the gradient goes back beyond the first product.
+    fn beyond_fc(&self) -> bool {
+        self.input || self.norm
+    }
+}
+
+/// Gradients of parameters, summed over rows.
+struct Sums {
+    norm: ParamsGradient,
+    fc_weight: Vec<f32>,
+    fc_bias: Vec<f32>,
+    proj_weight: Vec<f32>,
+    proj_bias: Vec<f32>,
+}
+
+/// The branch on `x`, `[rows, width]`; the activations too with `keep`.
+///
+/// # Panics
+/// When a length does not fit the shape.
+pub fn mlp_branch(
+    x: &[f32],
+    params: &MlpParams<'_>,
+    shape: MlpShape,
+    keep: bool,
+) -> (Vec<f32>, Option<MlpActivations>) {
+    params.check(x, shape);
+    let MlpShape {
+        rows,
+        width,
+        hidden,
+    } = shape;
+    let (w1, w2) = params.weights(shape);
+    let mut y = vec![0.0; rows * width];
+    let mut kept = vec![0.0; if keep { rows * hidden } else { 0 }];
+    let parts = Parts::of_rows(rows, false);
+    let tasks = parts
+        .ranges
+        .iter()
+        .zip(parts.split(&mut y, width))
+        .zip(parts.split(&mut kept, if keep { hidden } else { 0 }))
+        .collect();
+    parts::run(tasks, |((range, y), kept)| {
+        let par = on(parts.threads);
+        let size = largest_chunk(range.len());
+        let mut normal = Rows::new(size, width);
+        let mut inner = Rows::new(size, hidden);
+        let mut outer = vec![0.0; if keep { 0 } else { size * hidden }];
+        for chunk in chunks(range.len()) {
+            let count = chunk.len();
+            let x = &x[(range.start + chunk.start) * width..][..count * width];
+            let y = &mut y[chunk.start * width..chunk.end * width];
+            let before = if keep {
+                &mut kept[chunk.start * hidden..chunk.end * hidden]
+            } else {
+                &mut outer[..count * hidden]
+            };
+            for (i, x) in x.chunks_exact(width).enumerate() {
+                row(params.norm, x, normal.row_mut(i));
+            }
+            affine(before, normal.first(count), w1, params.fc.bias, par);
+            for (i, before) in before.chunks_exact(hidden).enumerate() {
+                params.activation.forward(before, inner.row_mut(i));
+            }
+            y.copy_from_slice(x);
+            if let Some(bias) = params.proj.bias {
+                for row in y.chunks_exact_mut(width) {
+                    dispatch(AddTo {
+                        total: row,
+                        row: bias,
+                    });
+                }
+            }
+            let y = matrix_mut(y, count, width);
+            product(y, Accum::Add, inner.first(count), w2, 1.0, par);
+        }
+    });
+    (y, keep.then_some(MlpActivations { hidden: kept }))
+}
+
+/// The gradients at `x`, given the gradient `dy` of the output of [`mlp_branch`]. Without `kept` the activations are computed again; the
+/// result is the same.
+///
+/// # Panics
+/// When a length does not fit the shape.
+pub fn mlp_branch_backward(
+    x: &[f32],
+    params: &MlpParams<'_>,
+    shape: MlpShape,
+    kept: Option<&MlpActivations>,
+    dy: &[f32],
+    wanted: MlpWanted,
+) -> MlpGradients {
+    params.check(x, shape);
+    assert_eq!(x.len(), dy.len());
+    let MlpShape {
+        rows,
+        width,
+        hidden,
+    } = shape;
+    assert!(kept.is_none_or(|kept| kept.hidden.len() == rows * hidden));
+    let mut dx = if wanted.input {
+        dy.to_vec()
+    } else {
+        Vec::new()
+    };
+    let parts = Parts::of_rows(rows, wanted.fc_weight || wanted.proj_weight);
+    let tasks = parts
+        .ranges
+        .iter()
+        .zip(parts.split(&mut dx, if wanted.input { width } else { 0 }))
+        .collect();
+    let sums = parts::run(tasks, |(range, dx)| {
+        let (from, to) = (range.start * width, range.end * width);
+        let part = Part {
+            x: &x[from..to],
+            dy: &dy[from..to],
+            kept: kept.map(|kept| &kept.hidden[range.start * hidden..range.end * hidden]),
+            params,
+            shape: MlpShape {
+                rows: range.len(),
+                ..shape
+            },
+            wanted,
+            par: on(parts.threads),
+        };
+        part.backward(dx)
+    });
+    let mut gradients = MlpGradients {
+        input: wanted.input.then_some(dx),
+        ..MlpGradients::default()
+    };
+    let (mut gamma, mut beta) = (Vec::new(), Vec::new());
+    let (mut fc_weight, mut fc_bias) = (Vec::new(), Vec::new());
+    let (mut proj_weight, mut proj_bias) = (Vec::new(), Vec::new());
+    for sums in sums {
+        gamma.push(sums.norm.gamma);
+        beta.push(sums.norm.beta);
+        fc_weight.push(sums.fc_weight);
+        fc_bias.push(sums.fc_bias);
+        proj_weight.push(sums.proj_weight);
+        proj_bias.push(sums.proj_bias);
+    }
+    let total = |wanted: bool, parts| if wanted { parts::total(parts) } else { None };
+    gradients.gamma = total(wanted.norm, gamma);
+    gradients.beta = total(wanted.norm, beta);
+    gradients.fc_weight = total(wanted.fc_weight, fc_weight);
+    gradients.fc_bias = total(wanted.fc_bias, fc_bias);
+    gradients.proj_weight = total(wanted.proj_weight, proj_weight);
+    gradients.proj_bias = total(wanted.proj_bias, proj_bias);
+    gradients
+}
+
+/// A part of the rows on its way back.
+struct Part<'a> {
+    x: &'a [f32],
+    dy: &'a [f32],
+    kept: Option<&'a [f32]>,
+    params: &'a MlpParams<'a>,
+    shape: MlpShape,
+    wanted: MlpWanted,
+    par: Par,
+}
+
+impl Part<'_> {
+    /// Adds to `dx`, and sums what belongs to the parameters.
+    fn backward(self, dx: &mut [f32]) -> Sums {
+        let Self {
+            x,
+            dy,
+            kept,
+            params,
+            shape,
+            wanted,
+            par,
+        } = self;
+        let MlpShape {
+            rows,
+            width,
+            hidden,
+        } = shape;
+        let (w1, w2) = params.weights(shape);
+        let size = largest_chunk(rows);
+        let zeros = |wanted: bool, len| vec![0.0f32; if wanted { len } else { 0 }];
+        let mut sums = Sums {
+            norm: ParamsGradient::new(width),
+            fc_weight: zeros(wanted.fc_weight, width * hidden),
+            fc_bias: zeros(wanted.fc_bias, hidden),
+            proj_weight: zeros(wanted.proj_weight, hidden * width),
+            proj_bias: zeros(wanted.proj_bias, width),
+        };
+        let needs_before = wanted.proj_weight || wanted.beyond_activation();
+        let mut outer = zeros(kept.is_none() && needs_before, size * hidden);
+        let mut normal = Rows::new(size, width);
+        let mut after = Rows::new(size, hidden);
+        let mut slope = Rows::new(size, hidden);
+        for chunk in chunks(rows) {
+            let count = chunk.len();
+            let range = chunk.start * width..chunk.end * width;
+            let (x, dy) = (&x[range.clone()], &dy[range.clone()]);
+            if wanted.proj_bias {
+                for row in dy.chunks_exact(width) {
+                    dispatch(AddTo {
+                        total: &mut sums.proj_bias,
+                        row,
+                    });
+                }
+            }
+            if !needs_before {
+                continue;
+            }
+            if kept.is_none() || wanted.fc_weight {
+                for (i, x) in x.chunks_exact(width).enumerate() {
+                    row(params.norm, x, normal.row_mut(i));
+                }
+            }
+            let before = match kept {
+                Some(kept) => &kept[chunk.start * hidden..chunk.end * hidden],
+                None => {
+                    let before = &mut outer[..count * hidden];
+                    affine(before, normal.first(count), w1, params.fc.bias, par);
+                    &*before
+                }
+            };
+            let dy = matrix(dy, count, width);
+            if wanted.beyond_activation() {
+                product(
+                    slope.first_mut(count),
+                    Accum::Replace,
+                    dy,
+                    w2.transpose(),
+                    1.0,
+                    par,
+                );
+                for (i, before) in before.chunks_exact(hidden).enumerate() {
+                    params
+                        .activation
+                        .backward(before, after.row_mut(i), slope.row_mut(i));
+                    if wanted.fc_bias {
+                        dispatch(AddTo {
+                            total: &mut sums.fc_bias,
+                            row: slope.row(i),
+                        });
+                    }
+                }
+            } else {
+                for (i, before) in before.chunks_exact(hidden).enumerate() {
+                    params.activation.forward(before, after.row_mut(i));
+                }
+            }
+            if wanted.proj_weight {
+                let sum = matrix_mut(&mut sums.proj_weight, hidden, width);
+                product(
+                    sum,
+                    Accum::Add,
+                    after.first(count).transpose(),
+                    dy,
+                    1.0,
+                    par,
+                );
+            }
+            if wanted.fc_weight {
+                let sum = matrix_mut(&mut sums.fc_weight, width, hidden);
+                let (normal, slope) = (normal.first(count), slope.first(count));
+                product(sum, Accum::Add, normal.transpose(), slope, 1.0, par);
+            }
+            if wanted.beyond_fc() {
+                let normal = &mut normal;
+                product(
+                    normal.first_mut(count),
+                    Accum::Replace,
+                    slope.first(count),
+                    w1.transpose(),
+                    1.0,
+                    par,
+                );
+                for (i, x) in x.chunks_exact(width).enumerate() {
+                    let moments = row_moments(params.norm, x);
+                    if wanted.input {
+                        let dx = &mut dx[(chunk.start + i) * width..][..width];
+                        row_backward(params.norm.gamma, moments, x, normal.row(i), dx);
+                    }
+                    if wanted.norm {
+                        sums.norm.add(moments, x, normal.row(i));
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+impl<'a> MlpParams<'a> {
+    fn weights(&self, shape: MlpShape) -> (MatRef<'a, f32>, MatRef<'a, f32>) {
+        let MlpShape { width, hidden, .. } = shape;
+        (
+            matrix(self.fc.weight, width, hidden),
+            matrix(self.proj.weight, hidden, width),
+        )
+    }
+
+    fn check(&self, x: &[f32], shape: MlpShape) {
+        let MlpShape {
+            rows,
+            width,
+            hidden,
+        } = shape;
+        assert!(width > 0 && hidden > 0, "no width may be zero");
+        assert_eq!(x.len(), rows * width);
+        assert_eq!(self.norm.gamma.len(), width);
+        assert_eq!(self.norm.beta.len(), width);
+        assert_eq!(self.fc.weight.len(), width * hidden);
+        assert_eq!(self.proj.weight.len(), hidden * width);
+        assert!(self.fc.bias.is_none_or(|bias| bias.len() == hidden));
+        assert!(self.proj.bias.is_none_or(|bias| bias.len() == width));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference::{
+        self, Inputs, assert_close, assert_gradients, inputs, numbers, wide,
+    };
+    use super::*;
+
+    const ALL: MlpWanted = MlpWanted {
+        input: true,
+        norm: true,
+        fc_weight: true,
+        fc_bias: true,
+        proj_weight: true,
+        proj_bias: true,
+    };
+
+    fn params(of: &Inputs<f32>, activation: Activation) -> MlpParams<'_> {
+        let (fc, proj) = (reference::product(of, 0), reference::product(of, 1));
+        MlpParams {
+            norm: reference::norm(of),
+            fc,
+            activation,
+            proj,
+        }
+    }
+
+    fn list(g: &MlpGradients) -> [&Option<Vec<f32>>; 7] {
+        [
+            &g.input,
+            &g.gamma,
+            &g.beta,
+            &g.fc_weight,
+            &g.fc_bias,
+            &g.proj_weight,
+            &g.proj_bias,
+        ]
+    }
+
+    fn check(shape: MlpShape, activation: Activation, bias: bool) {
+        let what = format!("{shape:?} {activation:?} bias {bias}");
+        let MlpShape {
+            rows,
+            width,
+            hidden,
+        } = shape;
+        let of = inputs(rows, width, [hidden, hidden], bias, rows as u64);
+        let params = params(&of, activation);
+        let dy = numbers(rows * width, 99, 1.0);
+        let (y, kept) = mlp_branch(&of[0], &params, shape, true);
+        let formula = |of: &Inputs<f64>| reference::mlp(activation, shape, of);
+        assert_close(
+            &y,
+            &formula(&std::array::from_fn(|i| wide(&of[i]))),
+            3e-6,
+            &what,
+        );
+        let (bare, nothing) = mlp_branch(&of[0], &params, shape, false);
+        assert!(bare == y && nothing.is_none(), "{what}");
+        let back = |kept| mlp_branch_backward(&of[0], &params, shape, kept, &dy, ALL);
+        let gradients = back(kept.as_ref());
+        assert_eq!(gradients, back(None), "{what}");
+        assert_eq!(gradients, back(kept.as_ref()), "{what}");
+        assert_gradients(formula, &of, &dy, list(&gradients), &what);
+    }
+
+    #[test]
+    fn values_and_gradients_are_those_of_the_formula() {
+        for activation in [
+            Activation::QuickGelu,
+            Activation::GeluTanh,
+            Activation::Gelu,
+        ] {
+            for (i, rows) in [1, 2, 5, 21, 34, 85].into_iter().enumerate() {
+                for (width, hidden) in [(5, 7), (16, 50)] {
+                    check(
+                        MlpShape {
+                            rows,
+                            width,
+                            hidden,
+                        },
+                        activation,
+                        i % 2 == 0,
+                    );
+                }
+            }
+        }
+        // More rows than a chunk holds.
+        check(
+            MlpShape {
+                rows: 600,
+                width: 4,
+                hidden: 9,
+            },
+            Activation::QuickGelu,
+            true,
+        );
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_within_rounding() {
+        let shape = MlpShape {
+            rows: 70,
+            width: 24,
+            hidden: 96,
+        };
+        let of = inputs(shape.rows, 24, [96, 96], true, 5);
+        let params = params(&of, Activation::QuickGelu);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| {
+                let (y, kept) = mlp_branch(&of[0], &params, shape, true);
+                (
+                    y,
+                    mlp_branch_backward(&of[0], &params, shape, kept.as_ref(), &of[0], ALL),
+                )
+            })
+        };
+        let one = run(1);
+        for threads in [2, 3, 12] {
+            let many = run(threads);
+            assert_close(&many.0, &wide(&one.0), 1e-6, "y");
+            for (many, one) in list(&many.1).into_iter().zip(list(&one.1)) {
+                assert_close(
+                    many.as_ref().unwrap(),
+                    &wide(one.as_ref().unwrap()),
+                    3e-6,
+                    "gradient",
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_given() {
+        let shape = MlpShape {
+            rows: 10,
+            width: 6,
+            hidden: 20,
+        };
+        let of = inputs(10, 6, [20, 20], true, 3);
+        let params = params(&of, Activation::Gelu);
+        let (_, kept) = mlp_branch(&of[0], &params, shape, true);
+        let back = |wanted, kept| mlp_branch_backward(&of[0], &params, shape, kept, &of[0], wanted);
+        let all = back(ALL, kept.as_ref());
+        for bits in 0..64 {
+            let bit = |i: u32| bits >> i & 1 == 1;
+            let flags = [bit(0), bit(1), bit(1), bit(2), bit(3), bit(4), bit(5)];
+            let [input, norm, _, fc_weight, fc_bias, proj_weight, proj_bias] = flags;
+            let wanted = MlpWanted {
+                input,
+                norm,
+                fc_weight,
+                fc_bias,
+                proj_weight,
+                proj_bias,
+            };
+            for kept in [kept.as_ref(), None] {
+                let some = back(wanted, kept);
+                for ((some, all), wanted) in list(&some).into_iter().zip(list(&all)).zip(flags) {
+                    assert_eq!(some.as_ref(), all.as_ref().filter(|_| wanted), "{bits:b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_stays_in_its_row() {
+        let shape = MlpShape {
+            rows: 40,
+            width: 8,
+            hidden: 32,
+        };
+        let mut of = inputs(40, 8, [32, 32], true, 3);
+        of[0][3 * 8 + 1] = f32::NAN;
+        let (y, _) = mlp_branch(&of[0], &params(&of, Activation::QuickGelu), shape, false);
+        for (i, row) in y.chunks(8).enumerate() {
+            assert!(row.iter().all(|x| x.is_nan() == (i == 3)));
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The second moments of a batch of rows.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::{FloatDType, Tensor};
+use faer::linalg::matmul::triangular::{BlockStructure, matmul};
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+use crate::GramError;
+
+static ON_HOST: AtomicBool = AtomicBool::new(true);
+
+/// Whether second moments of rows that are on Burn's host backend are computed as symmetric matrices, by half of the products,
+/// and kept as triangles: they are unless this says no, for the whole process. For comparing the two ways.
+pub fn use_symmetric_update(yes: bool) {
+    ON_HOST.store(yes, Ordering::Relaxed);
+}
+
+/// Second moments `XᵀX` of the rows of each group.
+#[derive(Clone, Debug)]
+// A tensor handle is some hundred bytes; there is one of these for each layer.
+#[allow(clippy::large_enum_variant)]
+pub(crate) enum Moment {
+    /// `[groups, features, features]`, where the rows are.
+    Device(Tensor<3>),
+    /// Upper triangles, row by row.
+    Host(Packed),
+}
+
+/// Upper triangles on the host, row by row, one after the other for every group.
+#[derive(Clone, Debug)]
+pub(crate) struct Packed {
+    pub groups: usize,
+    pub features: usize,
+    pub values: Vec<f32>,
+}
+
+impl Moment {
+    /// Of `rows` `[groups, N, features]`, none of them zero.
+    pub fn of(rows: Tensor<3>) -> Self {
+        let rows = rows.inner().cast(FloatDType::F32);
+        let [groups, count, features] = rows.dims();
+        if !is_host(&rows) {
+            return Self::Device(match count {
+                0 => Tensor::zeros([groups, features, features], &rows.device()),
+                _ => rows.clone().swap_dims(1, 2).matmul(rows),
+            });
+        }
+        let data = rows.into_data();
+        let mut values = Vec::with_capacity(groups * features * (features + 1) / 2);
+        let mut square = vec![0.0; features * features];
+        let numbers = data.as_slice::<f32>().unwrap_or_default();
+        for group in 0..groups {
+            let rows = &numbers[group * count * features..(group + 1) * count * features];
+            let x = MatRef::from_row_major_slice(rows, count, features);
+            // The lower triangle by columns is the upper one by rows.
+            let out = MatMut::from_column_major_slice_mut(&mut square, features, features);
+            matmul(
+                out,
+                BlockStructure::TriangularLower,
+                Accum::Replace,
+                x.transpose(),
+                BlockStructure::Rectangular,
+                x,
+                BlockStructure::Rectangular,
+                1.0,
+                Par::rayon(0),
+            );
+            for (i, row) in square.chunks_exact(features).enumerate() {
+                values.extend_from_slice(&row[i..]);
+            }
+        }
+        Self::Host(Packed {
+            groups,
+            features,
+            values,
+        })
+    }
+
+    pub fn groups(&self) -> usize {
+        match self {
+            Self::Device(moment) => moment.dims()[0],
+            Self::Host(packed) => packed.groups,
+        }
+    }
+
+    /// Of the same groups, zero.
+    pub fn zeros_like(&self) -> Self {
+        match self {
+            Self::Device(moment) => Self::Device(moment.zeros_like()),
+            Self::Host(packed) => Self::Host(Packed {
+                values: vec![0.0; packed.values.len()],
+                ..*packed
+            }),
+        }
+    }
+
+    /// The largest absolute entry, and the Frobenius norm of the matrices divided by it: squares of the entries themselves leave the
+    /// range of `f32` where the entries do not. Waits for the device.
+    pub fn size(&self) -> Result<(f32, f32), GramError> {
+        let packed = match self {
+            Self::Host(packed) => packed,
+            Self::Device(moment) => {
+                let largest = moment.clone().abs().max();
+                let scaled =
+                    moment.clone() / largest.clone().clamp_min(f32::MIN_POSITIVE).unsqueeze();
+                let norm = scaled.square().sum().sqrt();
+                let read: Vec<f32> = Tensor::cat(vec![largest, norm], 0)
+                    .try_into_vec_as()
+                    .map_err(device_error)?;
+                let [largest, norm] = read[..] else {
+                    let got = read.len();
+                    return Err(GramError::Device(format!("asked for 2 numbers, got {got}")));
+                };
+                return Ok((largest, norm));
+            }
+        };
+        if packed.values.par_iter().any(|x| !x.is_finite()) {
+            return Ok((f32::NAN, f32::NAN));
+        }
+        let largest = packed.values.par_iter().map(|x| x.abs());
+        let largest = largest.reduce(|| 0.0, f32::max);
+        let divisor = f64::from(largest.max(f32::MIN_POSITIVE));
+        // Rows are summed apart and then in order, so that the sum is the same however the work was shared out.
+        let squares: Vec<f64> = packed
+            .rows()
+            .into_par_iter()
+            .map(|row| {
+                let square = |x: &f32| (f64::from(*x) / divisor).powi(2);
+                2.0 * row[1..].iter().map(square).sum::<f64>() + square(&row[0])
+            })
+            .collect();
+        Ok((largest, squares.iter().sum::<f64>().sqrt() as f32))
+    }
+
+    /// Divided by both.
+    pub fn divided(self, largest: f32, norm: f32) -> Self {
+        match self {
+            Self::Device(moment) => Self::Device(moment / largest.max(f32::MIN_POSITIVE) / norm),
+            Self::Host(mut packed) => {
+                let largest = largest.max(f32::MIN_POSITIVE);
+                let values = packed.values.par_iter_mut();
+                values.for_each(|x| *x = *x / largest / norm);
+                Self::Host(packed)
+            }
+        }
+    }
+
+    /// Adds another of the same groups and features. On an error it is what it was.
+    pub fn add(&mut self, other: Self) -> Result<(), GramError> {
+        match (&mut *self, other) {
+            (Self::Device(own), Self::Device(other)) => {
+                *own = own.clone() + other.to_device(&own.device());
+            }
+            (Self::Host(own), other) => own.add(&other.packed()?),
+            (Self::Device(own), Self::Host(other)) => {
+                let mut sum = Self::Device(own.clone()).packed()?;
+                sum.add(&other);
+                *self = Self::Host(sum);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the moments back. Of mirrored entries that differ by rounding the mean is taken.
+    fn packed(self) -> Result<Packed, GramError> {
+        match self {
+            Self::Host(packed) => Ok(packed),
+            Self::Device(moment) => {
+                let [groups, features, _] = moment.dims();
+                let values = Self::Device(moment).gram()?.packed().to_vec();
+                Ok(Packed {
+                    groups,
+                    features,
+                    values,
+                })
+            }
+        }
+    }
+
+    /// The Gram matrix they are.
+    pub fn gram(self) -> Result<crate::Gram, GramError> {
+        match self {
+            Self::Host(packed) => {
+                crate::Gram::from_packed(packed.groups, packed.features, packed.values)
+            }
+            Self::Device(moment) => {
+                let [groups, features, _] = moment.dims();
+                let matrices: Vec<f32> = moment.try_into_vec_as().map_err(device_error)?;
+                crate::Gram::from_groups(groups, features, &matrices)
+            }
+        }
+    }
+}
+
+impl Packed {
+    fn add(&mut self, other: &Self) {
+        let pairs = self.values.par_iter_mut().zip(&other.values);
+        pairs.for_each(|(own, other)| *own += other);
+    }
+
+    /// The rows of all triangles, each from its diagonal entry on.
+    fn rows(&self) -> Vec<&[f32]> {
+        let mut rest = self.values.as_slice();
+        let mut rows = Vec::with_capacity(self.groups * self.features);
+        for row in 0..self.groups * self.features {
+            let (one, behind) = rest.split_at(self.features - row % self.features);
+            rows.push(one);
+            rest = behind;
+        }
+        rows
+    }
+}
+
+fn is_host(rows: &Tensor<3>) -> bool {
+    #[cfg(feature = "flex")]
+    {
+        ON_HOST.load(Ordering::Relaxed) && rows.device() == burn::tensor::Device::flex()
+    }
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = (rows, &ON_HOST);
+        false
+    }
+}
+
+pub(crate) fn device_error(error: impl std::fmt::Display) -> GramError {
+    GramError::Device(error.to_string())
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::test_utils::grid;
+
+    fn rows() -> Tensor<3> {
+        let rows = Tensor::cat(
+            vec![
+                grid(40, 9, 1.0, 0.7).unsqueeze::<3>(),
+                grid(40, 9, 3.0, 1.3).unsqueeze(),
+            ],
+            0,
+        );
+        Tensor::from_data(rows.into_data(), &burn::tensor::Device::flex())
+    }
+
+    #[test]
+    fn triangles_are_those_of_the_product() {
+        let product = Moment::Device(rows().swap_dims(1, 2).matmul(rows()));
+        let triangles = Moment::of(rows());
+        assert!(matches!(triangles, Moment::Host(_)));
+        assert_eq!(triangles.groups(), 2);
+        let (largest, norm) = product.size().unwrap();
+        let (ours, our_norm) = triangles.size().unwrap();
+        assert!((largest - ours).abs() < 1e-5 * largest);
+        assert!((norm - our_norm).abs() < 1e-5 * norm);
+        let want = product.packed().unwrap().values;
+        let got = triangles.packed().unwrap().values;
+        assert_eq!(want.len(), got.len());
+        for (want, got) in want.iter().zip(&got) {
+            assert!((want - got).abs() < 1e-5 * largest, "{got} for {want}");
+        }
+    }
+
+    #[test]
+    fn moments_of_both_kinds_add_up() {
+        let mut sum = Moment::Device(rows().swap_dims(1, 2).matmul(rows()));
+        sum.add(Moment::of(rows())).unwrap();
+        let sum = sum.packed().unwrap();
+        let one = Moment::of(rows()).packed().unwrap();
+        for (sum, one) in sum.values.iter().zip(&one.values) {
+            assert!((sum - 2.0 * one).abs() <= 1e-4 * one.abs().max(1.0));
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_has_no_size() {
+        let rows = rows() * f32::NAN;
+        let (largest, norm) = Moment::of(rows).size().unwrap();
+        assert!(largest.is_nan() && norm.is_nan());
+    }
+
+    #[test]
+    fn entries_whose_squares_vanish_have_a_norm() {
+        let moment = Moment::of(rows() * 1e-17);
+        let (largest, norm) = moment.size().unwrap();
+        let (_, want) = Moment::of(rows()).size().unwrap();
+        assert!(largest > 0.0);
+        assert!((norm - want).abs() < 1e-4 * want);
+    }
+}

@@ -1,0 +1,437 @@
+//! `sweep`: many runs as a list of commands, and how far they are.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgMatches, Args, Subcommand, parser::ValueSource};
+use color_eyre::eyre::{Result, WrapErr, bail, eyre};
+use serde_json::json;
+
+use super::args::RunArgs;
+use crate::sweep::{
+    Files, Request, RunStatus, Slurm, State, Sweep, command, line, quote, status, totals, write,
+};
+
+/// Arguments of `sweep`.
+#[derive(Debug, Clone, Args)]
+pub struct SweepArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub verb: SweepVerb,
+}
+
+/// The verbs of `sweep`.
+#[derive(Debug, Clone, Subcommand)]
+#[allow(clippy::large_enum_variant)] // There is one of them a call.
+pub enum SweepVerb {
+    /// Write all combinations of methods, suites, settings and seeds as a list of commands, one a line
+    ///
+    /// DIR gets runs.sh (line N does run N), sweep.sbatch (a SLURM job array in which task N does line N) and sweep.toml (what
+    /// was asked for). Runs go to DIR/runs, what they print to DIR/logs. The lines are independent: any scheduler may do them,
+    /// in any order and on any machine that sees DIR; a line done again goes on where its run was stopped. Nothing is run.
+    Plan(PlanArgs),
+    /// Say how far the runs of a sweep are
+    ///
+    /// Reads the folders of the runs, so it may be asked at any time, and on any machine that sees DIR. The exit status is 0
+    /// only when all runs are complete.
+    Status(StatusArgs),
+}
+
+/// Arguments of `sweep plan`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  mtil-bench sweep plan sweeps/lr --methods gnsp,finetune --seeds 42,43,44 --set lr=1e-5,2e-5\n  mtil-bench sweep plan sweeps/orders --methods gnsp --suites mtil-order-1,mtil-order-2 --gpus 1 --time 1-00:00:00 -- --data /data/mtil --model openai/ViT-B-16 --device cuda\n\nThen one of\n  sbatch sweeps/lr/sweep.sbatch\n  parallel -j 2 < sweeps/lr/runs.sh\n  bash sweeps/lr/runs.sh"
+)]
+pub struct PlanArgs {
+    /// Folder of the sweep
+    pub dir: PathBuf,
+    /// Methods, with commas between: names from `mtil-bench methods`, or TOML files
+    #[arg(long, value_delimiter = ',', required = true, value_name = "NAME,NAME")]
+    pub methods: Vec<String>,
+    /// Suites, with commas between: names from `mtil-bench suite list`, or TOML files
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "mini",
+        value_name = "NAME,NAME"
+    )]
+    pub suites: Vec<String>,
+    /// Seeds, with commas between
+    #[arg(long, value_delimiter = ',', default_value = "42", value_name = "N,N")]
+    pub seeds: Vec<u64>,
+    /// Change a setting of the methods; several values with commas between make a run each
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The program of the commands: a path, or a name on the PATH of where they run [default: this program]
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
+    /// Replace the list of another sweep in DIR; its runs stay, and those of the same name go on
+    #[arg(long)]
+    pub force: bool,
+    /// Print the runs and their commands as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Arguments of `mtil-bench run` that all runs share: --data, --model, --device, --quick, …
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    pub shared: Vec<String>,
+    /// What an array task asks SLURM for.
+    #[command(flatten)]
+    pub slurm: SlurmArgs,
+}
+
+/// What an array task asks SLURM for; the cluster's defaults hold where nothing is given.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "SLURM script")]
+pub struct SlurmArgs {
+    /// Partition
+    #[arg(long, value_name = "NAME")]
+    pub partition: Option<String>,
+    /// Time limit of a run, such as 90 (minutes) or 1-12:00:00; a run that is not through by then goes on in a new job
+    #[arg(long)]
+    pub time: Option<String>,
+    /// CPUs of a run
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// Memory of a run, such as 16G
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// GPUs of a run, such as 1 or a100:1
+    #[arg(long, value_name = "[TYPE:]N")]
+    pub gpus: Option<String>,
+    /// Most runs at the same time
+    #[arg(long, value_name = "N")]
+    pub at_once: Option<u32>,
+    /// How long before its time ends a run is stopped, so that it can write its state
+    #[arg(long, value_name = "SECONDS", default_value_t = Slurm::default().stop_before)]
+    pub stop_before: u32,
+    /// How often a stopped run is put back into the queue
+    #[arg(long, value_name = "N", default_value_t = Slurm::default().requeues)]
+    pub requeues: u32,
+    /// A further option of sbatch, such as --sbatch=--account=lab; may be given several times
+    #[arg(long = "sbatch", value_name = "OPTION", allow_hyphen_values = true)]
+    pub more: Vec<String>,
+}
+
+impl SlurmArgs {
+    /// As the library has them.
+    pub fn options(&self) -> Slurm {
+        Slurm {
+            partition: self.partition.clone(),
+            time: self.time.clone(),
+            cpus: self.cpus,
+            memory: self.memory.clone(),
+            gpus: self.gpus.clone(),
+            at_once: self.at_once,
+            stop_before: self.stop_before,
+            requeues: self.requeues,
+            more: self.more.clone(),
+        }
+    }
+}
+
+/// Arguments of `sweep status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Folder of the sweep
+    pub dir: PathBuf,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `sweep`.
+pub fn sweep(args: &SweepArgs) -> Result<()> {
+    match &args.verb {
+        SweepVerb::Plan(args) => plan(args),
+        SweepVerb::Status(args) => show(args),
+    }
+}
+
+fn plan(args: &PlanArgs) -> Result<()> {
+    let shared = shared(&args.shared)?;
+    let directory = std::env::current_dir().wrap_err("the current folder cannot be named")?;
+    let binary = binary(args.binary.as_deref())?;
+    let request = Request {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        directory: text(&directory)?.to_owned(),
+        methods: args.methods.clone(),
+        suites: args.suites.clone(),
+        seeds: args.seeds.clone(),
+        set: args.set.clone(),
+        shared,
+    };
+    let files = Files::new(&args.dir)?;
+    let sweep = write(&files, request, &binary, &args.slurm.options(), args.force)?;
+    if args.json {
+        let runs: Vec<_> = sweep
+            .runs
+            .iter()
+            .map(|run| {
+                json!({
+                    "run": run,
+                    "command": command(&files, run, &sweep.binary, &sweep.request.shared),
+                    "line": line(
+                        &files,
+                        run,
+                        &sweep.binary,
+                        &sweep.request.directory,
+                        &sweep.request.shared,
+                    ),
+                })
+            })
+            .collect();
+        let all = json!({
+            "list": files.list(), "script": files.script(), "sweep": files.sweep(), "runs": runs,
+        });
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    for run in &sweep.runs {
+        println!("{}", run.name);
+    }
+    let [list, script, dir] = [files.list(), files.script(), files.root().to_owned()]
+        .map(|path| quote(&path.display().to_string()));
+    eprintln!(
+        "\n{} runs, one a line of {list}\nwith SLURM: sbatch {script}\nelsewhere:  parallel -j 2 < {list}, or bash {list}\nhow far:    mtil-bench sweep status {dir}",
+        sweep.runs.len()
+    );
+    if sweep.runs.len() > DEFAULT_ARRAY {
+        eprintln!(
+            "note: SLURM takes arrays of up to {DEFAULT_ARRAY} tasks unless its MaxArraySize was raised"
+        );
+    }
+    Ok(())
+}
+
+/// Most tasks of an array where MaxArraySize has its default.
+const DEFAULT_ARRAY: usize = 1000;
+
+/// What a sweep says itself, and by which flag.
+const OWN: [(&str, &str, &str); 6] = [
+    ("methods", "--methods", "--methods before the `--`"),
+    ("suite", "--suite", "--suites before the `--`"),
+    ("seed", "--seed", "--seeds before the `--`"),
+    ("set", "--set", "--set before the `--`"),
+    (
+        "out",
+        "--out",
+        "DIR: each run has a folder of its own in it",
+    ),
+    (
+        "plan",
+        "--plan",
+        "`mtil-bench run --plan` with one of the runs",
+    ),
+];
+
+/// Checks the arguments that all runs share. What comes from the environment is made an argument, as the environment may be
+/// another where the runs are done.
+fn shared(words: &[String]) -> Result<Vec<String>> {
+    let parser = RunArgs::augment_args(clap::Command::new("mtil-bench run")).no_binary_name(true);
+    let matches = match parser.try_get_matches_from(words) {
+        Ok(matches) => matches,
+        Err(error) if error.use_stderr() => {
+            return Err(eyre!(
+                "after `--`: {}",
+                error
+                    .render()
+                    .to_string()
+                    .trim_start_matches("error: ")
+                    .trim_end()
+            ));
+        }
+        Err(_) => bail!("after `--`: --help and --version are no arguments of a run"),
+    };
+    for (id, flag, instead) in OWN {
+        if matches.value_source(id) == Some(ValueSource::CommandLine) {
+            bail!("{flag} cannot be shared by the runs of a sweep; give {instead}");
+        }
+    }
+    let mut words = words.to_vec();
+    for (id, flag) in [
+        ("data", "--data"),
+        ("device", "--device"),
+        ("cache", "--cache"),
+    ] {
+        if matches.value_source(id) == Some(ValueSource::EnvVariable)
+            && let Some(value) = raw(&matches, id)?
+        {
+            words.extend([flag.to_owned(), value]);
+        }
+    }
+    Ok(words)
+}
+
+fn raw(matches: &ArgMatches, id: &str) -> Result<Option<String>> {
+    let value = matches.get_raw(id).and_then(|mut values| values.next());
+    value
+        .map(|v| text(Path::new(v)).map(str::to_owned))
+        .transpose()
+}
+
+/// The program of the list.
+fn binary(given: Option<&Path>) -> Result<String> {
+    let path = match given {
+        None => std::env::current_exe()
+            .wrap_err("this program's own path is not known; give --binary")?,
+        // A name alone is looked for where the runs are done.
+        Some(path) if path.components().count() == 1 && !path.starts_with(".") => path.to_owned(),
+        Some(path) => {
+            if !path.is_file() {
+                bail!("--binary {}: there is no such file", path.display());
+            }
+            std::path::absolute(path)?
+        }
+    };
+    Ok(text(&path)?.to_owned())
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| {
+        eyre!(
+            "{} is not UTF-8, which a list of commands must be",
+            path.display()
+        )
+    })
+}
+
+fn show(args: &StatusArgs) -> Result<()> {
+    let files = Files::new(&args.dir)?;
+    let sweep = Sweep::load(&files)?;
+    let runs = status(&files, &sweep);
+    let totals = totals(&runs);
+    if args.json {
+        let all = json!({
+            "sweep": files.root(), "version": sweep.request.version, "totals": totals, "runs": runs,
+        });
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        print!("{}", table(&runs));
+        println!("\n{totals}");
+    }
+    match totals.all_complete() {
+        true => Ok(()),
+        false => Err(eyre!(
+            "{} of {} runs are not complete",
+            totals.runs - totals.complete,
+            totals.runs
+        )),
+    }
+}
+
+/// One line a run.
+fn table(runs: &[RunStatus]) -> String {
+    let mut rows = vec![["line", "run", "Transfer", "Average", "Last", "state"].map(str::to_owned)];
+    for run in runs {
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.1}"));
+        let figures = match &run.state {
+            State::Complete(figures) => Some(figures),
+            _ => None,
+        };
+        rows.push([
+            run.line.to_string(),
+            run.run.name.clone(),
+            number(figures.and_then(|f| f.transfer)),
+            number(figures.and_then(|f| f.average)),
+            number(figures.and_then(|f| f.last)),
+            run.state.to_string(),
+        ]);
+    }
+    let widths: [usize; 6] =
+        std::array::from_fn(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0));
+    let mut text = String::new();
+    for [line, name, transfer, average, last, state] in rows {
+        let [a, b, c, d, e, _] = widths;
+        text +=
+            &format!("{line:>a$}  {name:b$}  {transfer:>c$}  {average:>d$}  {last:>e$}  {state}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|w| (*w).to_owned()).collect()
+    }
+
+    #[test]
+    fn shared_arguments_are_checked() {
+        let good = words(&["--quick", "--tasks", "shapes,digits", "--data", "/a b"]);
+        let shared = |words: &[&str]| shared(&self::words(words));
+        assert!(
+            shared(&["--quick"])
+                .unwrap()
+                .starts_with(&words(&["--quick"]))
+        );
+        let refs: Vec<&str> = good.iter().map(String::as_str).collect();
+        assert!(shared(&refs).unwrap().starts_with(&good));
+        for (wrong, word) in [
+            (&["--seed", "1"][..], "--seeds before"),
+            (&["--set", "lr=1"], "--set before"),
+            (&["--methods", "gnsp"], "--methods before"),
+            (&["--suite", "mini"], "--suites before"),
+            (&["--out", "x"], "a folder of its own"),
+            (&["--plan"], "--plan"),
+            (&["--dat", "/d"], "--dat"),
+            (&["--shots", "many"], "many"),
+            (&["stray"], "stray"),
+            (&["--help"], "no arguments of a run"),
+        ] {
+            let message = format!("{:#}", shared(wrong).unwrap_err());
+            assert!(message.contains(word), "{word}: {message}");
+        }
+    }
+
+    #[test]
+    fn own_flags_are_those_of_run() {
+        let command = RunArgs::augment_args(clap::Command::new("run"));
+        for (id, flag, _) in OWN {
+            let arg = command.get_arguments().find(|a| a.get_id() == id).unwrap();
+            assert_eq!(arg.get_long(), flag.strip_prefix("--"));
+        }
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_planned_command_is_one_of_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::new(&folder.path().join("a sweep")).unwrap();
+        let request = Request {
+            version: "0".to_owned(),
+            directory: "/".to_owned(),
+            methods: words(&["gnsp", "finetune"]),
+            suites: words(&["mini", "mtil-order-1"]),
+            seeds: vec![1, 2],
+            set: words(&["lr=1e-5,2e-5", "trainable_first=['^visual', '^text']"]),
+            shared: words(&["--data", "/a b", "--quick"]),
+        };
+        let sweep = write(&files, request, "mtil-bench", &Slurm::default(), false).unwrap();
+        assert_eq!(sweep.runs.len(), 16);
+        for run in &sweep.runs {
+            let words = command(&files, run, &sweep.binary, &sweep.request.shared);
+            let cli = Cli::try_parse_from(&words).unwrap();
+            let Some(Command::Run(args)) = cli.command else {
+                panic!("{words:?}");
+            };
+            assert_eq!(args.methods, [run.method.as_str()]);
+            assert_eq!(args.selection.suite, run.suite);
+            assert_eq!(args.seed, [run.seed]);
+            assert_eq!(args.set, run.set);
+            assert_eq!(args.out, Some(files.out(run)));
+            assert!(args.quick);
+        }
+    }
+
+    #[test]
+    fn a_relative_program_is_made_absolute_and_a_name_stays() {
+        assert_eq!(binary(Some(Path::new("mtil-bench"))).unwrap(), "mtil-bench");
+        let own = binary(None).unwrap();
+        assert!(Path::new(&own).is_absolute());
+        assert!(binary(Some(Path::new("./not-there"))).is_err());
+        assert_eq!(binary(Some(Path::new(&own))).unwrap(), own);
+    }
+}

@@ -1,0 +1,331 @@
+//! Rows of points on a common axis, in groups, as inline SVG: a row is a device, its value is written
+//! beside its point. Unlike bars, points may stand on a logarithmic axis, and rows have room for names.
+
+use maud::{Markup, html};
+
+use crate::report::svg::{colour_class, marker, ticks};
+
+const WIDTH: f64 = 480.0;
+/// Height of a row, of the name of a group, and the space behind a group.
+const ROW: f64 = 16.0;
+const NAME: f64 = 17.0;
+const GAP: f64 = 6.0;
+/// Space below for tick labels and the name of the axis.
+const BOTTOM: f64 = 34.0;
+/// Charts higher than this have tick labels at the top, too.
+const TALL: f64 = 330.0;
+/// About how wide a character is, in the 11 px of a chart.
+const CHARACTER: f64 = 6.1;
+/// Longest name of a row, in characters.
+const LABEL: usize = 18;
+
+/// The axis of values.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Axis {
+    /// Logarithmic; what is not positive stands at the left edge.
+    Log,
+    /// From zero, with bars.
+    FromZero,
+}
+
+/// A point.
+pub(super) struct Mark {
+    pub at: f64,
+    /// Drawn hollow.
+    pub open: bool,
+    /// Shown when pointed at.
+    pub tip: String,
+}
+
+/// A row.
+pub(super) struct Row {
+    pub label: String,
+    pub colour: Option<usize>,
+    pub marks: Vec<Mark>,
+    /// A thin line from one value to another.
+    pub span: Option<(f64, f64)>,
+    /// Written behind the last point, or in place of points.
+    pub value: String,
+    /// Whether the value is to be noticed.
+    pub bad: bool,
+}
+
+/// Rows that belong together.
+pub(super) struct Group {
+    pub name: String,
+    pub rows: Vec<Row>,
+}
+
+/// A chart.
+pub(super) struct Chart {
+    /// Read aloud by screen readers: what the chart shows.
+    pub title: String,
+    pub axis: Axis,
+    pub axis_name: String,
+    pub tick: fn(f64) -> String,
+    pub groups: Vec<Group>,
+    /// Dashed vertical line with its name.
+    pub level: Option<(f64, String)>,
+}
+
+impl Chart {
+    /// The finite values that the axis must cover.
+    fn values(&self) -> impl Iterator<Item = f64> {
+        let rows = self.groups.iter().flat_map(|g| &g.rows);
+        rows.flat_map(|r| {
+            let marks = r.marks.iter().map(|m| m.at);
+            marks.chain(r.span.into_iter().flat_map(|(a, b)| [a, b]))
+        })
+        .chain(self.level.iter().map(|l| l.0))
+        .filter(|v| v.is_finite())
+    }
+
+    /// The ends of the axis and its ticks.
+    fn scale(&self) -> (f64, f64, Vec<f64>) {
+        match self.axis {
+            Axis::Log => log_scale(self.values().filter(|v| *v > 0.0)),
+            Axis::FromZero => {
+                let high = self.values().fold(0.0, f64::max);
+                let high = if high > 0.0 { high } else { 1.0 };
+                (0.0, high, ticks(0.0, high, 4).0)
+            }
+        }
+    }
+
+    /// Draws the chart.
+    pub fn render(&self) -> Markup {
+        let rows = || self.groups.iter().flat_map(|g| &g.rows);
+        let widest = |get: fn(&Row) -> usize| rows().map(get).max().unwrap_or(0) as f64;
+        let left = 10.0 + CHARACTER * widest(|r| r.label.chars().count().min(LABEL));
+        let right = 16.0
+            + CHARACTER
+                * widest(|r| match r.marks.is_empty() {
+                    true => 0,
+                    false => r.value.chars().count(),
+                });
+        let right = right.min(WIDTH - left - 160.0);
+        let inner: f64 = self
+            .groups
+            .iter()
+            .map(|g| NAME + ROW * g.rows.len() as f64 + GAP)
+            .sum();
+        let top =
+            if inner > TALL { 20.0 } else { 4.0 } + if self.level.is_some() { 12.0 } else { 0.0 };
+        let height = top + inner + BOTTOM;
+        let (low, high, ticks) = self.scale();
+        let px = |v: f64| {
+            let share = match self.axis {
+                Axis::Log if v > 0.0 => (v / low).ln() / (high / low).ln(),
+                Axis::Log => 0.0,
+                Axis::FromZero => v / high,
+            };
+            left + share.clamp(0.0, 1.0) * (WIDTH - left - right)
+        };
+        let ticks = spaced(ticks.into_iter().map(|t| (px(t), (self.tick)(t))).collect());
+        let end = top + inner;
+        let mut y = top;
+        // Each name with the height of its base line, each row with that of its middle.
+        let mut names = Vec::new();
+        let mut placed = Vec::new();
+        for group in &self.groups {
+            names.push((y + NAME - 5.0, &group.name));
+            y += NAME;
+            for row in &group.rows {
+                placed.push((y + ROW / 2.0, row));
+                y += ROW;
+            }
+            y += GAP;
+        }
+        html! {
+            svg.chart viewBox={ "0 0 " (WIDTH) " " (p(height)) } role="img" aria-label=(self.title) {
+                title { (self.title) }
+                @for (x, name) in &ticks {
+                    path.grid d={ "M" (p(*x)) " " (p(top)) "V" (p(end)) } {}
+                    text.tick x=(p(*x)) y=(p(end + 14.0)) text-anchor="middle" { (name) }
+                    @if inner > TALL { text.tick x=(p(*x)) y="12" text-anchor="middle" { (name) } }
+                }
+                text.axis x=(p((left + WIDTH - right) / 2.0)) y=(p(height - 4.0)) text-anchor="middle" { (self.axis_name) }
+                @if let Some((at, name)) = &self.level {
+                    path.level d={ "M" (p(px(*at))) " " (p(top)) "V" (p(end)) } {}
+                    text.axis x=(p(px(*at))) y=(p(top - 3.0)) text-anchor="middle" { (name) }
+                }
+                @for (y, name) in names { text.grp x="0" y=(p(y)) { (name) } }
+                @for (y, row) in placed { (self.row(row, y, left, &px)) }
+            }
+        }
+    }
+
+    /// One row, its middle at `y`.
+    fn row(&self, row: &Row, y: f64, left: f64, px: &dyn Fn(f64) -> f64) -> Markup {
+        let marks: Vec<&Mark> = row.marks.iter().filter(|m| m.at.is_finite()).collect();
+        let span = row.span.filter(|(a, b)| a.is_finite() && b.is_finite());
+        let ends = marks.iter().map(|m| px(m.at));
+        let last = ends.chain(span.map(|(_, b)| px(b))).fold(left, f64::max);
+        html! {
+            g class=(colour_class(row.colour)) {
+                text.dev x=(p(left - 6.0)) y=(p(y + 3.5)) text-anchor="end" {
+                    (shortened(&row.label))
+                    @if row.label.chars().count() > LABEL { title { (row.label) } }
+                }
+                @if let Some((a, b)) = span {
+                    path.ln d={ "M" (p(px(a))) " " (p(y)) "H" (p(px(b))) } {}
+                }
+                @for mark in &marks {
+                    @if self.axis == Axis::FromZero && !mark.open {
+                        rect.col x=(p(left)) y=(p(y - 4.5)) width=(p(px(mark.at) - left)) height="9" { title { (mark.tip) } }
+                    } @else {
+                        path class=(if mark.open { "mk open" } else { "mk" })
+                            d=(marker(row.colour, px(mark.at), y, 3.8)) { title { (mark.tip) } }
+                    }
+                }
+                @if !row.value.is_empty() {
+                    @let class = match (marks.is_empty(), row.bad) {
+                        (true, _) => "miss",
+                        (_, true) => "val bad",
+                        _ => "val",
+                    };
+                    text class=(class) x=(p(last + 8.0)) y=(p(y + 3.5)) { (row.value) }
+                }
+            }
+        }
+    }
+}
+
+/// A number in an attribute.
+fn p(v: f64) -> String {
+    let text = format!("{v:.1}");
+    text.strip_suffix(".0").map_or(text.clone(), str::to_string)
+}
+
+/// So many of the ticks, in even steps, that their labels do not touch: places from left to right, and labels.
+fn spaced(ticks: Vec<(f64, String)>) -> Vec<(f64, String)> {
+    let width = |label: &str| CHARACTER * label.chars().count() as f64;
+    let fits = |every: &usize| {
+        let kept: Vec<&(f64, String)> = ticks.iter().step_by(*every).collect();
+        kept.windows(2)
+            .all(|w| w[1].0 - w[0].0 > (width(&w[0].1) + width(&w[1].1)) / 2.0 + 8.0)
+    };
+    let every = (1..=ticks.len()).find(fits).unwrap_or(1);
+    ticks.into_iter().step_by(every).collect()
+}
+
+fn shortened(label: &str) -> String {
+    match label.chars().count() > LABEL {
+        true => label.chars().take(LABEL - 1).chain(['…']).collect(),
+        false => label.to_owned(),
+    }
+}
+
+/// Ends at 1, 2 or 5 times a power of ten around all values, which are positive, and at most about seven
+/// ticks: of that series within a decade or so, otherwise powers of ten.
+fn log_scale(values: impl Iterator<Item = f64>) -> (f64, f64, Vec<f64>) {
+    let (lo, hi) = values.fold((f64::MAX, f64::MIN_POSITIVE), |(lo, hi), v| {
+        (lo.min(v), hi.max(v))
+    });
+    let (lo, hi) = if lo > hi { (1.0, 1.0) } else { (lo, hi) };
+    let series = |power: i32| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(power));
+    let powers = (lo.log10().floor() as i32 - 1)..=(hi.log10().floor() as i32 + 1);
+    let steps: Vec<f64> = powers.clone().flat_map(series).collect();
+    // A little air, so that no point lies on the edge.
+    let below = |s: &&f64| **s <= lo / 1.08;
+    let above = |s: &&f64| **s >= hi * 1.08;
+    let low = steps.iter().rev().find(below).copied().unwrap_or(lo / 2.0);
+    let high = steps.iter().find(above).copied().unwrap_or(hi * 2.0);
+    let inside = |s: &f64| (low * 0.999..=high * 1.001).contains(s);
+    let fine: Vec<f64> = steps.into_iter().filter(inside).collect();
+    if fine.len() <= 6 {
+        return (low, high, fine);
+    }
+    let decades: Vec<f64> = powers.map(|e| 10f64.powi(e)).filter(inside).collect();
+    let every = decades.len().div_ceil(7).max(1);
+    (low, high, decades.into_iter().step_by(every).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logarithmic_axis_covers_all_values_with_few_ticks() {
+        for values in [
+            vec![],
+            vec![1.0],
+            vec![3.0, 40.0],
+            vec![1e-7, 1e-3],
+            vec![1e-12, 1e9],
+            vec![99.0, 101.0],
+            vec![f64::MIN_POSITIVE],
+        ] {
+            let (low, high, ticks) = log_scale(values.iter().copied());
+            assert!(low > 0.0 && low < high && high.is_finite(), "{values:?}");
+            assert!(
+                values.iter().all(|v| (low..=high).contains(v)),
+                "{values:?}"
+            );
+            assert!((1..=7).contains(&ticks.len()), "{values:?} {ticks:?}");
+            assert!(ticks.iter().all(|t| *t >= low * 0.99 && *t <= high * 1.01));
+        }
+        assert_eq!(
+            log_scale([3.0, 40.0].into_iter()).2,
+            [2.0, 5.0, 10.0, 20.0, 50.0]
+        );
+    }
+
+    #[test]
+    fn labels_of_ticks_do_not_touch() {
+        let at = |step: f64| {
+            (0..7)
+                .map(|i| (f64::from(i) * step, "100 ms".to_owned()))
+                .collect()
+        };
+        let places = |step: f64| {
+            spaced(at(step))
+                .into_iter()
+                .map(|t| t.0)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(places(50.0).len(), 7);
+        assert_eq!(places(30.0), [0.0, 60.0, 120.0, 180.0]);
+        assert_eq!(places(1.0), [0.0]);
+        assert_eq!(spaced(Vec::new()), []);
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_not_drawn() {
+        let mark = |at: f64| Mark {
+            at,
+            open: false,
+            tip: String::new(),
+        };
+        let row = |marks: Vec<Mark>, span: Option<(f64, f64)>| Row {
+            label: "a".into(),
+            colour: Some(0),
+            marks,
+            span,
+            value: "v".into(),
+            bad: false,
+        };
+        for axis in [Axis::Log, Axis::FromZero] {
+            let chart = Chart {
+                title: "t".into(),
+                axis,
+                axis_name: String::new(),
+                tick: |v| format!("{v}"),
+                groups: vec![Group {
+                    name: "g".into(),
+                    rows: vec![
+                        row(
+                            vec![mark(f64::NAN), mark(f64::INFINITY)],
+                            Some((f64::NAN, 1.0)),
+                        ),
+                        row(vec![mark(0.0), mark(2.0)], Some((0.0, 2.0))),
+                    ],
+                }],
+                level: None,
+            };
+            let svg = chart.render().into_string();
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+            assert_eq!(svg.matches("<text class=\"miss\"").count(), 1, "{svg}");
+        }
+    }
+}

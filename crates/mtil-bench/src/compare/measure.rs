@@ -1,0 +1,660 @@
+//! Doing the work of one size on one device, and timing it.
+//!
+//! Runs in a process of its own (see `gather`), so that peak memory is that of this device and size, and a driver that crashes or a
+//! kernel that the operating system stops takes nothing else with it.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, Write},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use burn::{
+    module::{Module, ParamGroup},
+    optim::{AdamWConfig, GradientsParams, ModuleOptimizer},
+    tensor::{Device, Tensor, TensorData},
+};
+use clip_model::{ClipConfig, ClipModel, ClipTokenizer, Observer, TokenBatch, normalize};
+use gnsp_optimizer::{
+    History, Memory, Policy, Protection, RecordError, Recorder, Solver, use_symmetric_update,
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::record::{Batches, Figures, Missing, Outcome, Size, Work};
+use crate::{
+    datasets::Spec,
+    device::quietly,
+    eval::{prompt, to_host},
+    files::write_atomically,
+    seeds,
+    step::{Step, StepInputs, StepOptions},
+};
+
+/// What one process is asked to measure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Order {
+    /// What is written after `--device`.
+    pub device: String,
+    /// The model.
+    pub size: Size,
+    /// In their order.
+    pub works: Vec<Work>,
+    /// How much work a call is.
+    pub batches: Batches,
+    /// Timed calls of each work, after the first.
+    pub repetitions: usize,
+    /// No repetition is begun after this many seconds of a work.
+    pub limit_seconds: Option<f64>,
+    /// Of weights, images and prompts.
+    pub seed: u64,
+    /// Losses of so many updates are reported; none where 0.
+    pub replay: usize,
+    /// Where results are put, for comparing them: `<size>-<work>-<device>.f32`.
+    pub results: PathBuf,
+}
+
+/// What a measuring process says, one JSON object a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Line {
+    /// The device's hardware.
+    Device {
+        /// Its name.
+        name: String,
+    },
+    /// A work begins.
+    Begun(Work),
+    /// A work is done.
+    Done(Work, Outcome),
+    /// The losses of a training run.
+    Losses(Vec<f32>),
+}
+
+/// Where the results of a work are put.
+pub fn result_file(folder: &Path, size: Size, work: Work, device: &str) -> PathBuf {
+    let device = device.replace(':', "-");
+    folder.join(format!("{}-{}-{device}.f32", size.word(), work.word()))
+}
+
+/// The architecture of a size.
+pub fn config(size: Size) -> ClipConfig {
+    match size {
+        Size::VitB32 => ClipConfig::vit_b_32(),
+        Size::VitB16 => ClipConfig::vit_b_16(),
+        Size::VitL14 => ClipConfig::vit_l_14(),
+        Size::Tiny => {
+            let mut config = ClipConfig::vit_b_16();
+            let v = &mut config.vision;
+            (v.hidden_size, v.intermediate_size, v.num_hidden_layers) = (128, 512, 2);
+            (v.num_attention_heads, v.image_size, v.patch_size) = (2, 32, 8);
+            let t = &mut config.text;
+            (t.hidden_size, t.intermediate_size, t.num_hidden_layers) = (64, 256, 2);
+            t.num_attention_heads = 1;
+            config.projection_dim = 64;
+            config
+        }
+    }
+}
+
+/// About how much memory a work takes in `f32`, in bytes: weights, gradients, moments, Gram matrices, and what a backward pass keeps.
+pub fn needed_bytes(size: Size, work: Work, batches: &Batches) -> u64 {
+    let config = config(size);
+    let (v, t) = (&config.vision, &config.text);
+    let block = |d: usize, m: usize| (4 * d * d + 2 * d * m) as u64;
+    let image = v.num_hidden_layers as u64 * block(v.hidden_size, v.intermediate_size);
+    let text = t.num_hidden_layers as u64 * block(t.hidden_size, t.intermediate_size)
+        + (t.vocab_size * t.hidden_size) as u64;
+    let trained = (2 * v.num_hidden_layers * v.hidden_size * v.intermediate_size) as u64;
+    let squares = v.hidden_size.pow(2) + v.intermediate_size.pow(2);
+    let grams = (v.num_hidden_layers * squares) as u64;
+    let tokens = v.tokens() as u64;
+    // Of a block: its input twice, queries, keys, values, and the MLP before the activation.
+    let kept = tokens * (5 * v.hidden_size + v.intermediate_size) as u64;
+    let kept = kept * v.num_hidden_layers as u64;
+    let passing = tokens * (4 * v.hidden_size + 2 * v.intermediate_size) as u64;
+    let images = batches.images as u64;
+    let numbers = image
+        + text
+        + match work {
+            Work::ImageEncoding | Work::TextEncoding | Work::Evaluation => images * passing,
+            Work::GramAccumulation | Work::ProjectorBuild => grams + images * passing,
+            Work::ProjectedStep => grams + 4 * trained,
+            Work::TrainingStep => {
+                grams + 4 * trained + image + (images + batches.reference_images as u64) * kept
+            }
+        };
+    4 * numbers
+}
+
+/// Measures, and calls `say` with every line as soon as it is true.
+///
+/// A panic of the backend ends the measuring: what it leaves behind cannot be trusted. It is reported as the outcome of its work.
+pub fn measure(order: &Order, device: &Device, say: &mut dyn FnMut(&Line)) {
+    use_symmetric_update(true);
+    let name = crate::device::hardware_name(device);
+    say(&Line::Device { name });
+    let mut bench = match quietly(|| Bench::new(order, device)) {
+        Ok(bench) => bench,
+        Err(reason) => {
+            for work in &order.works {
+                say(&Line::Begun(*work));
+                let missing = explained(&reason, order, *work);
+                say(&Line::Done(*work, Outcome::Missing(missing)));
+            }
+            return;
+        }
+    };
+    for work in &order.works {
+        say(&Line::Begun(*work));
+        match quietly(|| bench.time(*work)) {
+            Ok(outcome) => say(&Line::Done(*work, outcome)),
+            Err(reason) => {
+                let missing = explained(&reason, order, *work);
+                say(&Line::Done(*work, Outcome::Missing(missing)));
+                return;
+            }
+        }
+    }
+    if order.replay > 0
+        && let Ok(losses) = quietly(|| bench.losses(order.replay))
+    {
+        say(&Line::Losses(losses));
+    }
+}
+
+/// What a backend's last words mean.
+fn explained(reason: &str, order: &Order, work: Work) -> Missing {
+    let lower = reason.to_lowercase();
+    let memory = [
+        "out of memory",
+        "outofmemory",
+        "oom",
+        "alloc",
+        "memory limit",
+    ];
+    if memory.iter().any(|word| lower.contains(word)) {
+        return Missing::OutOfMemory {
+            needed_bytes: Some(needed_bytes(order.size, work, &order.batches)),
+            available_bytes: None,
+            lowered_by: lowered_by(&order.batches),
+        };
+    }
+    Missing::Failed {
+        reason: reason.to_owned(),
+    }
+}
+
+/// The option that lowers the need for memory.
+pub fn lowered_by(batches: &Batches) -> Option<String> {
+    (batches.images > 1).then(|| format!("--batch {}", batches.images / 2))
+}
+
+/// A model and its inputs, on the device.
+struct Bench<'a> {
+    order: &'a Order,
+    device: &'a Device,
+    model: ClipModel,
+    pixels: Tensor<4>,
+    reference: Tensor<4>,
+    prompts: TokenBatch,
+    memory: Option<Memory>,
+    protection: Option<Protection>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(order: &'a Order, device: &'a Device) -> Self {
+        let config = config(order.size);
+        let side = config.vision.image_size;
+        let batches = &order.batches;
+        Self {
+            order,
+            device,
+            model: config.init(order.seed, device),
+            pixels: pixels(batches.images, side, order.seed, 1, device),
+            reference: pixels(batches.reference_images, side, order.seed, 2, device),
+            prompts: prompts(batches.prompts),
+            memory: None,
+            protection: None,
+        }
+    }
+
+    fn time(&mut self, work: Work) -> Outcome {
+        reset_peak();
+        let (items, (first, seconds), results, what) = match work {
+            Work::ImageEncoding => {
+                let (times, out) = self.timed(|| vec![self.images(&self.pixels)]);
+                (self.order.batches.images, times, out, "image features")
+            }
+            Work::TextEncoding => {
+                let (times, out) = self.timed(|| {
+                    let features = normalize(self.model.encode_text(&self.prompts));
+                    vec![features.reshape([-1])]
+                });
+                (self.prompts.ids.len(), times, out, "text features")
+            }
+            Work::TrainingStep => {
+                self.protect();
+                let mut step = self.step();
+                let (_, gradients) = step.gradients();
+                let out = self.gradient_of_projection(gradients);
+                let mut losses = Vec::new();
+                let times = repeat(self.order, || {
+                    losses.push(step.run());
+                    self.wait();
+                });
+                let out = [out, losses[..1].to_vec()].concat();
+                (1, times, out, "losses or gradients")
+            }
+            Work::GramAccumulation => {
+                let mut recorder = None;
+                let times = repeat(self.order, || {
+                    recorder = Some(self.record());
+                    self.wait();
+                });
+                let mut memory = Memory::new();
+                if let Some(recorder) = recorder {
+                    memory.absorb(recorder).unwrap_or_else(|e| panic!("{e}"));
+                }
+                let grams = memory.paths().filter_map(|path| memory.gram(path));
+                let traces = grams.map(|gram| gram.trace(0) as f32).collect();
+                self.memory = Some(memory);
+                (self.order.batches.images, times, traces, "Gram matrices")
+            }
+            Work::ProjectorBuild => {
+                self.remember();
+                let times = repeat(self.order, || self.protection = Some(self.built()));
+                let dense = self.protection.iter().flat_map(|p| p.iter());
+                let ranks = dense.map(|(_, p)| p.null_space.rank() as f32).collect();
+                (1, times, ranks, "projectors")
+            }
+            Work::ProjectedStep => {
+                self.protect();
+                let (times, out) = self.projected_step();
+                (1, times, out, "updated weights")
+            }
+            Work::Evaluation => {
+                let (times, out) = self.timed(|| self.evaluate());
+                (self.order.batches.test_images, times, out, "logits")
+            }
+        };
+        if results.iter().any(|x| !x.is_finite()) {
+            return Outcome::Missing(Missing::NotFinite { what: what.into() });
+        }
+        let bytes: Vec<u8> = results.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let path = result_file(
+            &self.order.results,
+            self.order.size,
+            work,
+            &self.order.device,
+        );
+        if let Err(error) = write_atomically(&path, &bytes) {
+            let reason = format!("{}: {error}", path.display());
+            return Outcome::Missing(Missing::Failed { reason });
+        }
+        Outcome::Measured(Figures {
+            items: items as u64,
+            seconds,
+            first_seconds: Some(first),
+            host_bytes: peak_bytes(),
+            device_bytes: self
+                .device
+                .memory_pool_usage()
+                .map(|usage| usage.bytes_reserved),
+            difference: None,
+        })
+    }
+
+    /// Times `f`, whose results are read back within the time.
+    fn timed(&self, f: impl Fn() -> Vec<Tensor<1>>) -> ((f64, Vec<f64>), Vec<f32>) {
+        let mut results = Vec::new();
+        let times = repeat(self.order, || {
+            results = f().into_iter().flat_map(to_host).collect();
+        });
+        (times, results)
+    }
+
+    fn images(&self, pixels: &Tensor<4>) -> Tensor<1> {
+        normalize(self.model.encode_image(pixels.clone())).reshape([-1])
+    }
+
+    fn wait(&self) {
+        self.device.sync().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn record(&self) -> Recorder {
+        let recorder = Recorder::new(&Policy::gnsp());
+        let mut inputs = Inputs {
+            recorder: recorder.with_history("visual.proj", History::Renormalize),
+            failed: None,
+        };
+        self.model
+            .encode_image_observed(self.pixels.clone(), &mut inputs);
+        if let Some(error) = inputs.failed {
+            panic!("{error}");
+        }
+        inputs.recorder
+    }
+
+    /// What a first task leaves: needed by what comes after it, measured or not.
+    fn remember(&mut self) {
+        if self.memory.is_none() {
+            let mut memory = Memory::new();
+            memory
+                .absorb(self.record())
+                .unwrap_or_else(|error| panic!("{error}"));
+            self.memory = Some(memory);
+        }
+    }
+
+    fn built(&self) -> Protection {
+        let memory = self.memory.as_ref().expect("remembered before");
+        let policy = Policy {
+            solver: if is_accelerator(self.device) {
+                Solver::Device
+            } else {
+                Solver::Auto
+            },
+            ..Policy::gnsp()
+        };
+        memory
+            .protection(&self.model, &policy)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn protect(&mut self) {
+        self.remember();
+        if self.protection.is_none() {
+            self.protection = Some(self.built());
+        }
+    }
+
+    fn step(&self) -> Step {
+        let batches = &self.order.batches;
+        let classes = self.prompts.ids.len() as i64;
+        let pairs = batches.reference_images;
+        let text = |i: usize| self.prompts.ids[i * 3 % self.prompts.ids.len()].clone();
+        let inputs = StepInputs {
+            pixels: self.pixels.clone(),
+            labels: (0..batches.images as i64)
+                .map(|i| i * 7 % classes)
+                .collect(),
+            class_tokens: self.prompts.clone(),
+            reference_pixels: self.reference.clone(),
+            reference_tokens: TokenBatch {
+                ids: (0..pairs).map(text).collect(),
+            },
+            reference_labels: (0..pairs).collect(),
+        };
+        let protection = self.protection.as_ref().expect("protected before");
+        Step::with_protection(&self.model, protection, inputs, StepOptions::default())
+    }
+
+    fn gradient_of_projection(&self, gradients: GradientsParams) -> Vec<f32> {
+        let id = clip_model::parameter_id("visual.proj");
+        gradients.get::<2>(id).map(to_host).unwrap_or_default()
+    }
+
+    fn projected_step(&self) -> ((f64, Vec<f64>), Vec<f32>) {
+        let protection = self.protection.as_ref().expect("protected before");
+        let adamw = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0);
+        let plain = ModuleOptimizer::from(adamw.build());
+        let mut optimizer = protection.wrap(plain, adamw.build());
+        let paths = protection.iter().map(|(path, _)| path).collect();
+        let frozen = ParamGroup::all().exclude(ParamGroup::from_paths(paths));
+        let device = self.device.clone().autodiff();
+        let mut model = self.model.clone().fork(&device).train();
+        model = model.freeze_group(frozen);
+        // Gradients of the size of the weights: the time does not depend on their values.
+        let loss = |model: &ClipModel| {
+            let mut visitor = SquaredWeights(None);
+            model.visit(&mut visitor);
+            visitor.0.expect("something trains")
+        };
+        let gradients =
+            |model: &ClipModel| GradientsParams::from_grads(loss(model).backward(), model);
+        let mut times = Vec::new();
+        let start = Instant::now();
+        while times.len() <= self.order.repetitions && within(self.order, start, times.len()) {
+            let gradients = gradients(&model);
+            self.wait();
+            let begun = Instant::now();
+            model = optimizer.step(1e-5, model, gradients);
+            self.wait();
+            times.push(begun.elapsed().as_secs_f64());
+        }
+        let proj = match &model.visual {
+            clip_model::ImageTower::Vit(tower) => tower.proj.as_ref().map(|p| p.val().inner()),
+            clip_model::ImageTower::ResNet(_) => None,
+        };
+        let first = times.remove(0);
+        if times.is_empty() {
+            times.push(first);
+        }
+        ((first, times), proj.map(to_host).unwrap_or_default())
+    }
+
+    /// A test set: the classifier from its prompts, the images in batches, the logits.
+    fn evaluate(&self) -> Vec<Tensor<1>> {
+        let classes = normalize(self.model.encode_text(&self.prompts)).transpose();
+        let batch = self.order.batches.images;
+        let mut left = self.order.batches.test_images;
+        let mut logits = Vec::new();
+        while left > 0 {
+            let count = left.min(batch);
+            let pixels = self.pixels.clone().narrow(0, 0, count);
+            let features = normalize(self.model.encode_image(pixels));
+            logits.push(features.matmul(classes.clone()).reshape([-1]));
+            left -= count;
+        }
+        logits
+    }
+
+    fn losses(&mut self, updates: usize) -> Vec<f32> {
+        self.protect();
+        let mut step = self.step();
+        (0..updates).map(|_| step.run()).collect()
+    }
+}
+
+/// The sum of the squares of what trains.
+struct SquaredWeights(Option<Tensor<1>>);
+
+impl burn::module::ModuleVisitor for SquaredWeights {
+    fn visit_float<const D: usize>(&mut self, param: &burn::module::Param<Tensor<D>>) {
+        let value = param.val();
+        if !value.is_require_grad() {
+            return;
+        }
+        let sum = value.square().sum();
+        self.0 = Some(match self.0.take() {
+            Some(all) => all + sum,
+            None => sum,
+        });
+    }
+}
+
+struct Inputs {
+    recorder: Recorder,
+    failed: Option<RecordError>,
+}
+
+impl Observer for Inputs {
+    fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
+        if let Err(error) = self.recorder.linear(parameter, rows) {
+            self.failed.get_or_insert(error);
+        }
+    }
+}
+
+/// The duration of the first call, and of those after it; where there was no time for more, the first is also the only one.
+fn repeat(order: &Order, mut f: impl FnMut()) -> (f64, Vec<f64>) {
+    let start = Instant::now();
+    let mut times = Vec::new();
+    while times.len() <= order.repetitions && within(order, start, times.len()) {
+        let begun = Instant::now();
+        f();
+        times.push(begun.elapsed().as_secs_f64());
+    }
+    let first = times.remove(0);
+    if times.is_empty() {
+        times.push(first);
+    }
+    (first, times)
+}
+
+fn within(order: &Order, start: Instant, done: usize) -> bool {
+    let limit = order.limit_seconds.unwrap_or(f64::INFINITY);
+    done == 0 || start.elapsed().as_secs_f64() < limit
+}
+
+fn is_accelerator(device: &Device) -> bool {
+    let word = format!("{device:?}").to_lowercase();
+    !word.contains("flex") && !word.contains("ndarray") && !word.contains("cpu")
+}
+
+/// Pictures of smooth noise, as CLIP gets them: `[count, 3, side, side]`.
+fn pixels(count: usize, side: usize, seed: u64, part: u64, device: &Device) -> Tensor<4> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seeds::derive(seed, &[seeds::COMPARISON, part]));
+    let mut values = Vec::with_capacity(count * 3 * side * side);
+    for _ in 0..count * 3 {
+        // Each channel of each image is a wave of its own, with noise.
+        let (fx, fy): (f32, f32) = (rng.random_range(0.01..0.3), rng.random_range(0.01..0.3));
+        let phase: f32 = rng.random_range(0.0..6.0);
+        for y in 0..side {
+            for x in 0..side {
+                let wave = (x as f32 * fx + y as f32 * fy + phase).sin();
+                values.push(wave + rng.random_range(-0.5..0.5));
+            }
+        }
+    }
+    Tensor::from_data(TensorData::new(values, [count, 3, side, side]), device)
+}
+
+/// Prompts of the classes of MTIL.
+fn prompts(count: usize) -> TokenBatch {
+    let tasks = Spec::all().iter().filter(|spec| spec.is_task());
+    let all = tasks.flat_map(|spec| {
+        let template = spec.templates.first().map_or("{}", String::as_str);
+        spec.classes
+            .iter()
+            .map(move |class| prompt(template, class))
+    });
+    let unique: BTreeSet<String> = all.collect();
+    let texts: Vec<&String> = unique
+        .iter()
+        .cycle()
+        .step_by(7)
+        .take(count.max(1))
+        .collect();
+    ClipTokenizer::openai()
+        .encode(&texts, 77)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The most memory the process has held since the last reset.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .map_while(Result::ok)
+        .find(|l| l.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// Makes the peak start from what is resident now. Without it (not Linux) the peak is the process'.
+fn reset_peak() {
+    if let Ok(mut file) = std::fs::File::create("/proc/self/clear_refs") {
+        let _ = file.write_all(b"5");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(results: &Path, works: &[Work]) -> Order {
+        Order {
+            device: "flex".into(),
+            size: Size::Tiny,
+            works: works.to_vec(),
+            batches: Batches {
+                size: Size::Tiny,
+                images: 4,
+                reference_images: 2,
+                prompts: 6,
+                test_images: 7,
+            },
+            repetitions: 2,
+            limit_seconds: None,
+            seed: 1,
+            replay: 2,
+            results: results.to_owned(),
+        }
+    }
+
+    #[test]
+    fn every_work_of_the_smallest_size_has_figures() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut lines = Vec::new();
+        let device = Device::default();
+        measure(&order(folder.path(), &Work::ALL), &device, &mut |line| {
+            lines.push(line.clone());
+        });
+        for work in Work::ALL {
+            assert!(lines.contains(&Line::Begun(work)), "{work}");
+            let figures = lines.iter().find_map(|line| match line {
+                Line::Done(done, Outcome::Measured(figures)) if *done == work => Some(figures),
+                _ => None,
+            });
+            let figures = figures.unwrap_or_else(|| panic!("{work}: {lines:?}"));
+            assert_eq!(figures.seconds.len(), 2, "{work}");
+            let file = result_file(folder.path(), Size::Tiny, work, "flex");
+            assert!(std::fs::metadata(file).unwrap().len() >= 4, "{work}");
+        }
+        let losses = lines.iter().find_map(|line| match line {
+            Line::Losses(losses) => Some(losses),
+            _ => None,
+        });
+        assert_eq!(losses.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn the_last_words_of_a_backend_are_explained() {
+        let order = order(Path::new("."), &[]);
+        let missing = explained(
+            "CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+            &order,
+            Work::TrainingStep,
+        );
+        let Missing::OutOfMemory {
+            needed_bytes,
+            lowered_by,
+            ..
+        } = missing
+        else {
+            panic!("{missing:?}");
+        };
+        assert!(needed_bytes.unwrap() > 1_000_000);
+        assert_eq!(lowered_by.as_deref(), Some("--batch 2"));
+        assert!(matches!(
+            explained("device lost", &order, Work::Evaluation),
+            Missing::Failed { .. }
+        ));
+    }
+
+    #[test]
+    fn larger_models_need_more() {
+        let batches = order(Path::new("."), &[]).batches;
+        for work in Work::ALL {
+            let needs: Vec<u64> = Size::ALL
+                .iter()
+                .map(|size| needed_bytes(*size, work, &batches))
+                .collect();
+            assert!(needs.is_sorted(), "{work}: {needs:?}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The devices, and how to get more of them into the build.
+
+use maud::{Markup, html};
+
+use super::{Shown, sentence};
+use crate::compare::record::{Comparison, DeviceState};
+use crate::compare::words::{self, NONE};
+use crate::report::svg::swatch;
+
+pub(super) fn devices(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
+    let colour = |word: &str| shown.iter().find(|s| s.device.word == word);
+    html! {
+        section {
+            h2 { "The devices" }
+            p { (add_devices(c)) }
+            div.scroll tabindex="0" role="region" aria-label="Devices" {
+                table.plain.said {
+                    thead { tr {
+                        th scope="col" { "Device" } th scope="col" { "Hardware" } th scope="col" { "Numbers" }
+                        th scope="col" { "Memory" } th scope="col" { "State" }
+                    } }
+                    tbody {
+                        @for d in &c.devices {
+                            @let usable = d.state == DeviceState::Usable;
+                            tr {
+                                th scope="row" {
+                                    @if let Some(s) = colour(&d.word) { (swatch(s.colour)) " " }
+                                    (d.word)
+                                }
+                                td { @if d.name.is_empty() { (NONE) } @else { (d.name) } }
+                                td.name { @if usable { (d.precision) } @else { (NONE) } }
+                                td.name { (d.memory_bytes.map(words::bytes).unwrap_or_else(|| NONE.into())) }
+                                td {
+                                    @match &d.state {
+                                        DeviceState::NotCompiledIn { feature } => { "Not in this build: " code.command { (words::build_command(feature)) } },
+                                        state => (sentence(&words::state(state))),
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How other backends get into the build.
+pub(super) fn add_devices(c: &Comparison) -> Markup {
+    let features: Vec<&str> = c
+        .devices
+        .iter()
+        .filter_map(|d| match &d.state {
+            DeviceState::NotCompiledIn { feature } => Some(feature.as_str()),
+            _ => None,
+        })
+        .collect();
+    html! {
+        "Each backend is a cargo feature. "
+        @if features.is_empty() {
+            "Those listed here are in this build."
+        } @else {
+            "To add one, or several with commas between the features: "
+            @for (i, feature) in features.iter().enumerate() {
+                @if i > 0 { ", " }
+                code.command { (words::build_command(feature)) }
+            }
+            "."
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! What came out, in sentences.
+
+use super::record::{Best, Comparison, REFERENCE, Size, Unit, Work};
+use super::words::{about_times, duration, list, sentence_start, speed};
+
+/// The verdict on one size.
+pub(super) struct Verdict {
+    /// Of which size.
+    pub size: Size,
+    /// The fastest device of each work, the works of one device together; empty where there is nothing.
+    pub fastest: String,
+    /// What to know before following it.
+    pub caveats: Vec<String>,
+}
+
+/// One for each size.
+pub(super) fn verdicts(c: &Comparison) -> Vec<Verdict> {
+    c.sizes().into_iter().map(|size| verdict(c, size)).collect()
+}
+
+fn verdict(c: &Comparison, size: Size) -> Verdict {
+    let works = c.works(Some(size));
+    let bests: Vec<(Work, Best<'_>)> = works
+        .iter()
+        .filter_map(|w| Some((*w, c.best(size, *w)?)))
+        .collect();
+    let mut caveats = Vec::new();
+    let unlike: Vec<String> = each_device(c, |word| {
+        let unlike = |w: &&Work| {
+            let m = c.get(word, size, **w);
+            m.is_some_and(|m| c.agrees(m) == Some(false))
+        };
+        works.iter().filter(unlike).map(Work::to_string).collect()
+    });
+    if !unlike.is_empty() {
+        caveats.push(format!(
+            "passed over, because the results differ from {REFERENCE}’s by more than the tolerance: {}",
+            unlike.join("; ")
+        ));
+    }
+    let none: Vec<String> = works
+        .iter()
+        .filter(|w| !bests.iter().any(|(b, _)| b == *w))
+        .map(Work::to_string)
+        .collect();
+    if !none.is_empty() && !bests.is_empty() {
+        caveats.push(format!("no device to recommend for {}", list(&none)));
+    }
+    let fastest = match &bests[..] {
+        [] => "no device to recommend, see the reasons".to_owned(),
+        [first, rest @ ..] => {
+            let same = |(_, b): &(Work, Best<'_>)| {
+                b.measurement.device == first.1.measurement.device && b.close.is_empty()
+            };
+            match (
+                bests.iter().any(|(_, b)| b.contested),
+                bests.iter().all(same),
+            ) {
+                (false, true) => alone(&bests),
+                (true, true) if rest.len() > 1 => clear(&bests),
+                _ => divided(&bests),
+            }
+        }
+    };
+    Verdict {
+        size,
+        fastest,
+        caveats,
+    }
+}
+
+/// `word (what)` for each device for which there is something to say.
+fn each_device(c: &Comparison, what: impl Fn(&str) -> Vec<String>) -> Vec<String> {
+    let mut all = Vec::new();
+    for device in &c.devices {
+        let said = what(&device.word);
+        if !said.is_empty() {
+            all.push(format!("{} ({})", device.word, list(&said)));
+        }
+    }
+    all
+}
+
+/// With one device there is no fastest: how long it takes.
+fn alone(bests: &[(Work, Best<'_>)]) -> String {
+    let chosen = bests
+        .iter()
+        .find(|(w, _)| *w == Work::TrainingStep)
+        .unwrap_or(&bests[0]);
+    let (work, best) = chosen;
+    format!(
+        "measured on {} only; {}",
+        best.measurement.device,
+        done(&work.to_string(), best)
+    )
+}
+
+/// `a training step takes 0.12 s`, `image encoding runs at 130 images/s`, with `name` for the work.
+fn done(name: &str, best: &Best<'_>) -> String {
+    let work = best.measurement.work;
+    // One call may be several steps.
+    let each = match work.unit() {
+        Unit::StepsPerSecond => best.measurement.figures().and_then(|f| f.rate()),
+        _ => best.measurement.speed(),
+    };
+    let median = each.map_or(f64::NAN, |r| r.median);
+    match work.unit() {
+        Unit::StepsPerSecond => format!("a {name} takes {}", duration(1.0 / median)),
+        Unit::Seconds => format!("a {name} takes {}", duration(median)),
+        unit => format!("{name} runs at {}", speed(median, unit)),
+    }
+}
+
+/// One device is ahead in everything: by how much.
+fn clear(bests: &[(Work, Best<'_>)]) -> String {
+    let mut text = format!(
+        "{} is the fastest for everything",
+        bests[0].1.measurement.device
+    );
+    let (step, others): (Vec<_>, Vec<_>) = bests
+        .iter()
+        .filter_map(|(w, b)| Some((*w, b.times_reference?)))
+        .partition(|(w, _)| *w == Work::TrainingStep);
+    let low = others.iter().map(|o| o.1).reduce(f64::min);
+    let high = others.iter().map(|o| o.1).reduce(f64::max);
+    let others = low
+        .zip(high)
+        .map(|(low, high)| match (about_times(low), about_times(high)) {
+            (low, high) if low == high => low,
+            (low, high) => format!("{low} to {high}"),
+        });
+    match (step.first(), others) {
+        (Some((work, times)), Some(others)) => text.push_str(&format!(
+            ": {work} {} times {REFERENCE}, the others {others} times",
+            about_times(*times)
+        )),
+        (Some((work, times)), None) => {
+            text.push_str(&format!(
+                ": {work} {} times {REFERENCE}",
+                about_times(*times)
+            ));
+        }
+        (None, Some(others)) => text.push_str(&format!(", {others} times {REFERENCE}")),
+        (None, None) => {}
+    }
+    text
+}
+
+/// Several devices share the works, or are about as fast: work by work.
+fn divided(bests: &[(Work, Best<'_>)]) -> String {
+    let mut devices: Vec<&str> = Vec::new();
+    for (_, b) in bests {
+        if !devices.contains(&b.measurement.device.as_str()) {
+            devices.push(&b.measurement.device);
+        }
+    }
+    let part = |device: &&str| {
+        let works: Vec<String> = bests
+            .iter()
+            .filter(|(_, b)| b.measurement.device == **device)
+            .map(|(w, b)| {
+                let mut said = Vec::new();
+                if let Some(times) = b.times_reference {
+                    said.push(format!("{} × {REFERENCE}", about_times(times)));
+                }
+                if !b.contested {
+                    said.push("the only one".into());
+                } else if !b.close.is_empty() {
+                    said.push(format!("{} about as fast", list(&b.close)));
+                }
+                match said.is_empty() {
+                    true => w.to_string(),
+                    false => format!("{w} ({})", said.join("; ")),
+                }
+            })
+            .collect();
+        format!("{device} for {}", list(&works))
+    };
+    let parts: Vec<String> = devices.iter().map(part).collect();
+    format!("fastest is {}", parts.join("; "))
+}
+
+/// One sentence for the whole: of the training step of the largest size that has one, or else of the first
+/// work of the largest size.
+pub(super) fn headline(c: &Comparison) -> String {
+    let sizes = c.sizes();
+    let chosen = sizes
+        .iter()
+        .rev()
+        .map(|s| (*s, Work::TrainingStep))
+        .chain(
+            sizes
+                .iter()
+                .rev()
+                .flat_map(|s| c.works(Some(*s)).into_iter().map(|w| (*s, w))),
+        )
+        .find_map(|(s, w)| Some((s, w, c.best(s, w)?)));
+    let Some((size, work, best)) = chosen else {
+        return match c.measured().is_empty() {
+            true => "Nothing could be measured.".into(),
+            false => {
+                format!("No device gives the results of {REFERENCE} within the tolerance.")
+            }
+        };
+    };
+    let device = &best.measurement.device;
+    let name = match work.unit() {
+        Unit::StepsPerSecond | Unit::Seconds => format!("{work} of {size}"),
+        _ => format!("{work} with {size}"),
+    };
+    let takes = sentence_start(&format!("{} on {device}", done(&name, &best)));
+    match (best.times_reference, &best.close[..], best.contested) {
+        (_, _, false) => format!("{takes}."),
+        (_, close @ [_, ..], _) => format!(
+            "{takes}, the fastest device here, with {} about as fast.",
+            list(close)
+        ),
+        (Some(times), ..) => format!(
+            "{takes}, the fastest device here: {} times {REFERENCE}.",
+            about_times(times)
+        ),
+        (None, ..) => format!("{takes}, the fastest device here."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::fake::{nothing, one_device, three_devices};
+
+    #[test]
+    fn one_device_is_not_called_the_fastest() {
+        let c = one_device();
+        assert_eq!(
+            headline(&c),
+            "A training step of ViT-B/16 takes 7.14 s on flex."
+        );
+        let all = verdicts(&c);
+        assert_eq!(all.len(), 3);
+        assert_eq!(
+            all[0].fastest,
+            "measured on flex only; a training step takes 57.1 ms"
+        );
+        assert!(all.iter().all(|v| v.caveats.is_empty()));
+    }
+
+    #[test]
+    fn several_are_ranked_work_by_work() {
+        let c = three_devices();
+        assert_eq!(
+            headline(&c),
+            "A training step of ViT-L/14 takes 766 ms on cuda:0, the fastest device here: 41 times flex."
+        );
+        let all = verdicts(&c);
+        assert_eq!(
+            all[1].fastest,
+            "cuda:0 is the fastest for everything: training step 41 times flex, the others 41 times"
+        );
+        let b16 = &all[2];
+        assert!(
+            b16.fastest
+                .starts_with("fastest is cuda:0 for image encoding (41 × flex), text"),
+            "{}",
+            b16.fastest
+        );
+        assert!(
+            b16.fastest
+                .ends_with("; vulkan:0 for projector build (7.3 × flex)"),
+            "{}",
+            b16.fastest
+        );
+        assert_eq!(
+            b16.caveats,
+            [
+                "passed over, because the results differ from flex’s by more than the tolerance: \
+                 vulkan:0 (image encoding)"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_draw_is_called_one() {
+        let mut c = three_devices();
+        for m in &mut c.measurements {
+            if let (crate::compare::Outcome::Measured(f), "vulkan:0") = (&mut m.outcome, &*m.device)
+            {
+                f.seconds.iter_mut().for_each(|s| *s *= 7.3 / 40.0);
+            }
+        }
+        let b32 = &verdicts(&c)[1].fastest;
+        assert!(
+            b32.starts_with(
+                "fastest is cuda:0 for image encoding (41 × flex; vulkan:0 about as fast), "
+            ),
+            "{b32}"
+        );
+        c.measurements
+            .retain(|m| m.size != Size::VitL14 && m.size != Size::VitB16);
+        assert_eq!(
+            headline(&c),
+            "A training step of ViT-B/32 takes 41.8 ms on cuda:0, the fastest device here, with \
+             vulkan:0 about as fast."
+        );
+        // Each work on another device: no device is ahead of another.
+        c.measurements.retain(|m| {
+            matches!(
+                (&*m.device, m.work),
+                ("flex", Work::Evaluation) | ("cuda:0", Work::TrainingStep)
+            )
+        });
+        assert_eq!(
+            verdicts(&c)[1].fastest,
+            "fastest is cuda:0 for training step (the only one); flex for evaluation (the only one)"
+        );
+    }
+
+    #[test]
+    fn without_figures_nothing_is_recommended() {
+        assert_eq!(headline(&nothing()), "Nothing could be measured.");
+        assert!(verdicts(&nothing()).is_empty());
+        // All that is left gives other results.
+        let mut c = three_devices();
+        c.measurements.retain(|m| m.device == "vulkan:0");
+        c.facts.tolerance = 0.0;
+        assert_eq!(
+            headline(&c),
+            "No device gives the results of flex within the tolerance."
+        );
+        for v in verdicts(&c) {
+            assert_eq!(v.fastest, "no device to recommend, see the reasons");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# Everything that is to be seen on a GPU, in one go, into one JSON file.
+#
+#   bash scripts/gpu_check.sh [--device cuda:0] [--out gpu.json] [--binaries DIR] [--size vit-b-16|tiny] [--quick]
+#
+# 1. the parity tests of the libraries and two steps of GNSP on the device     (skipped with --binaries: they need the sources built)
+# 2. `device compare` against flex
+# 3. a short run on the embedded suite
+# 4. 20 steps of GNSP on ViT-B/16, 64 + 64 images, in f32, tf32 and bf16; beside the same in PyTorch, eager and compiled, where
+#    python3 has torch with CUDA
+#
+# Without --binaries the programs are built with the device's cargo feature first (cuda, wgpu or vulkan). --binaries takes ready ones: a folder
+# with `mtil-bench` and `step`. --quick takes tiny sizes and few steps: for trying the script where there is no GPU (--device wgpu --size tiny).
+# A part that fails is recorded with its message, and the others still run; the exit status is then 1.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+device=cuda:0
+out=gpu.json
+binaries=
+size=vit-b-16
+quick=
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --device) device=$2; shift 2 ;;
+    --out) out=$2; shift 2 ;;
+    --binaries) binaries=$2; shift 2 ;;
+    --size) size=$2; shift 2 ;;
+    --quick) quick=1; shift ;;
+    -h | --help) sed -n '2,13p' "$0" | cut -c3-; exit 0 ;;
+    *) echo "gpu_check.sh: unknown argument $1; --help says what there is" >&2; exit 2 ;;
+  esac
+done
+backend=${device%%:*}
+case "$backend" in cuda | wgpu | vulkan | flex) ;; *) echo "gpu_check.sh: --device $device: cuda:N, wgpu:N, vulkan:N or flex" >&2; exit 2 ;; esac
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+parts=()
+step() { printf '\n== %s\n' "$*" >&2; }
+# part NAME JSON-FILE: a finished part.
+part() { parts+=("$1=$2"); }
+# record NAME COMMAND…: the last line of its output must be JSON; otherwise the part is its message.
+record() {
+  local name=$1 file="$work/$1.json"
+  shift
+  step "$name: $*"
+  if "$@" >"$work/$name.out" 2>"$work/$name.err" && tail -n 1 "$work/$name.out" >"$file" && [ -s "$file" ]; then
+    head -c 400 "$file" >&2; echo >&2
+  else
+    failed=1
+    tail -n 5 "$work/$name.err" >&2
+    python3 - "$work/$name.err" >"$file" <<'PY'
+import json, sys
+print(json.dumps({"failed": "".join(open(sys.argv[1], errors="replace").readlines()[-5:]).strip()}))
+PY
+  fi
+  part "$name" "$file"
+}
+
+command -v python3 >/dev/null || { echo "gpu_check.sh: python3 is missing; it puts the results together" >&2; exit 1; }
+if [ -z "$binaries" ]; then
+  feature=()
+  [ "$backend" = flex ] || feature=(--features "$backend")
+  step "building for $backend"
+  cargo build --release --workspace --bins "${feature[@]}" || exit 1
+  target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+  binaries="$target/release"
+  step "tests on $backend"
+  if BURN_DEVICE=$backend CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal} \
+    cargo test --release -p losses -p gnsp-optimizer -p gnsp-tests "${feature[@]}" \
+    --lib --test clip_parity --test backends >"$work/tests.out" 2>&1; then
+    echo '{"passed": true}' >"$work/tests.json"
+  else
+    failed=1
+    tail -n 30 "$work/tests.out" >&2
+    echo '{"passed": false}' >"$work/tests.json"
+  fi
+  part tests "$work/tests.json"
+fi
+bench="$binaries/mtil-bench" one="$binaries/step"
+for program in "$bench" "$one"; do
+  [ -x "$program" ] || { echo "gpu_check.sh: $program is missing" >&2; exit 1; }
+done
+
+steps=20 batch=64 sizes=tiny,vit-b-32,vit-b-16,vit-l-14 repetitions=10 run=(--quick)
+if [ -n "$quick" ]; then
+  steps=2 batch=8 sizes=tiny repetitions=2
+  run=(--quick --tasks shapes,digits --set steps=3 --set batch=8 --set reference_batch=8 --eval-subset 20)
+fi
+
+step "device compare"
+compare=("$bench" device compare --sizes "$sizes" --repetitions "$repetitions" --out "$work/compare")
+if [ "$backend" = flex ]; then compare+=(--devices flex); else compare+=(--devices "flex,$device"); fi
+if "${compare[@]}"; then
+  part compare "$work/compare/compare.json"
+else
+  failed=1
+fi
+
+record mini "$bench" run "${run[@]}" --methods finetune,gnsp --device "$device" --no-checkpoints --out "$work/mini" --json
+
+mkdir -p "$work/step"
+"$one" make "$work/step" --size "$size" >/dev/null 2>&1 || failed=1
+shape=(--steps "$steps" --batch "$batch" --reference-batch "$batch")
+record step-f32 "$one" train "$work/step" --device "$device" "${shape[@]}"
+record step-bf16 "$one" train "$work/step" --device "$device" --bf16 "${shape[@]}"
+record step-checkpointing "$one" train "$work/step" --device "$device" --checkpointing "${shape[@]}"
+record step-half-reference "$one" train "$work/step" --device "$device" --half-reference "${shape[@]}"
+if [ "$backend" = cuda ]; then
+  # CubeCL chooses TF32 tensor cores where its tuner may: a full search beside the default one.
+  record step-tuned env CUBECL_AUTOTUNE_LEVEL=full "$one" train "$work/step" --device "$device" "${shape[@]}"
+fi
+if [ "$backend" = cuda ] && python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  for variant in reference tuned compiled; do
+    for dtype in f32 tf32 bf16; do
+      record "torch-$variant-$dtype" python3 benches/pytorch/gnsp_step.py "$variant" "$work/step" --device cuda --dtype "$dtype" "${shape[@]}"
+    done
+  done
+else
+  printf '\n==== SKIPPED: PyTorch (python3 has no torch with CUDA) ====\n' >&2
+fi
+
+python3 - "$out" "$device" "$(git rev-parse HEAD 2>/dev/null || echo unknown)" "${parts[@]}" <<'PY'
+import json, os, platform, subprocess, sys, tempfile
+
+out, device, commit, *parts = sys.argv[1:]
+result = {"device": device, "commit": commit, "machine": platform.platform()}
+try:
+    result["gpu"] = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
+                                   capture_output=True, text=True, check=True).stdout.strip()
+except (OSError, subprocess.CalledProcessError):
+    result["gpu"] = None
+for part in parts:
+    name, path = part.split("=", 1)
+    text = open(path).read()
+    try:
+        result[name] = json.loads(text)
+    except ValueError:
+        result[name] = {"failed": text.strip()[-400:]}
+folder = os.path.dirname(os.path.abspath(out))
+with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+    json.dump(result, file, indent=1)
+os.replace(file.name, out)
+print(f"written: {out}")
+PY
+exit "$failed"
