@@ -23,6 +23,7 @@ use gnsp_optimizer::{History, Memory, Policy, RecordError, Recorder, Site};
 use mtil_bench::{
     datasets::Spec,
     eval::prompt,
+    process,
     step::{Savings, Step, StepInputs, StepOptions},
 };
 use safetensors::{SafeTensors, tensor::TensorView};
@@ -107,6 +108,8 @@ struct Train {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // As the program does.
+    process::restart_with(&[process::KEEP_PAGES]);
     match Cli::parse().verb {
         Verb::Make { folder, size } => make(&folder, &size),
         Verb::Train(train) => run_training(&train),

@@ -11,7 +11,7 @@
 //! | [`embedded`], [`pretrain`] | the small CLIP of the mini world, and how it was made |
 //! | [`compare`], [`step`] | what the work costs on the devices there are; one training step, with its savings apart |
 //! | [`sweep`] | many runs as a list for any scheduler |
-//! | [`device`], [`batch`], [`seeds`], [`files`] | devices, image batches, randomness, atomic writes |
+//! | [`device`], [`batch`], [`seeds`], [`files`], [`process`] | devices, image batches, randomness, atomic writes, the environment |
 //! | [`cli`] | the command line |
 #![warn(missing_docs)]
 
@@ -32,6 +32,7 @@ pub mod metrics;
 pub mod mini;
 pub mod plan;
 pub mod pretrain;
+pub mod process;
 pub mod report;
 pub mod reproduce;
 pub mod run;

@@ -2,7 +2,10 @@
 
 use clap::Parser;
 use color_eyre::eyre::Result;
-use mtil_bench::cli::{self, Cli};
+use mtil_bench::{
+    cli::{self, Cli},
+    process,
+};
 
 /// Training allocates and frees many large buffers; the system's allocator gives each back to the
 /// kernel, which took a quarter of the time.
@@ -14,32 +17,22 @@ fn main() -> Result<()> {
         .display_env_section(false)
         .install()?;
     let cli = Cli::parse();
-    prefer_device(cli.device());
+    prepare(cli.device());
     cli::main(cli)
 }
 
-/// Burn loads optimizer state onto its default device first, and that is a GPU wherever a GPU backend
-/// is compiled in, present or not. With several backends in one binary, the default is therefore
-/// named to Burn (`BURN_DEVICE`), which must be in the environment when the process starts.
-fn prefer_device(word: Option<&str>) {
-    let (Some(word), true) = (word, mtil_bench::device::compiled_in().len() > 1) else {
+/// What training wants in the environment: see [`process::KEEP_PAGES`]; and, with several backends in one binary, the name of the
+/// one in use. Burn loads optimizer state onto its default device first, and that is a GPU wherever a GPU backend is compiled in,
+/// present or not.
+fn prepare(device: Option<&str>) {
+    let Some(word) = device else {
         return;
     };
-    if std::env::var_os("BURN_DEVICE").is_some() {
-        return;
+    let mut variables = vec![process::KEEP_PAGES];
+    let backend = word.split(':').next().unwrap_or(word);
+    let backends = mtil_bench::device::compiled_in();
+    if backends.len() > 1 && backends.contains(&backend) {
+        variables.push(("BURN_DEVICE", backend));
     }
-    #[cfg(unix)]
-    {
-        use std::os::unix::process::CommandExt as _;
-        let backend = word.split(':').next().unwrap_or(word);
-        if mtil_bench::device::compiled_in().contains(&backend)
-            && let Ok(program) = std::env::current_exe()
-        {
-            // Returns only when it fails, and then the run goes on as it is.
-            let _ = std::process::Command::new(program)
-                .args(std::env::args_os().skip(1))
-                .env("BURN_DEVICE", backend)
-                .exec();
-        }
-    }
+    process::restart_with(&variables);
 }

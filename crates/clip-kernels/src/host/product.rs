@@ -6,7 +6,7 @@ use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 
 /// At most this many rows go through a chain of products at once: enough to spread the cost of reading the weights, few enough that
 /// what lies between the products is small.
-const MOST_ROWS: usize = 256;
+const MOST_ROWS: usize = 400;
 
 /// Products are fastest on multiples of this many rows.
 const GRANULE: usize = 4;

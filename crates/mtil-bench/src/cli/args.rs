@@ -77,7 +77,7 @@ pub struct RunArgs {
     /// Seed of all randomness; several with commas between make a run each
     #[arg(long, value_delimiter = ',', default_value = "42")]
     pub seed: Vec<u64>,
-    /// Device: flex, wgpu, wgpu:1, cuda, cuda:1, ndarray (see `mtil-bench device`)
+    /// Device: flex, wgpu, wgpu:1, vulkan, cuda, cuda:1, ndarray (see `mtil-bench device`)
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
     pub device: String,
     /// Compute activations again in the backward pass in place of keeping them: less memory, more time, the same numbers

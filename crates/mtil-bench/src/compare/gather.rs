@@ -310,6 +310,7 @@ impl Measuring {
         let backend = order.device.split(':').next().unwrap_or_default();
         let mut child = command
             .env("BURN_DEVICE", backend)
+            .envs([crate::process::KEEP_PAGES])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
