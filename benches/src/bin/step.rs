@@ -15,12 +15,12 @@ use std::{collections::BTreeMap, error::Error, fs, path::Path, time::Instant};
 use burn::tensor::{Device, Tensor, TensorData};
 use clap::{Args, Parser, Subcommand};
 use clip_model::{
-    Clip, ClipConfig, ClipModel, ClipTokenizer, Dtype, LoadOptions, Observer, Preprocess,
-    TokenBatch, normalize,
+    Clip, ClipModel, ClipTokenizer, Dtype, LoadOptions, Observer, Preprocess, TokenBatch, normalize,
 };
 use gnsp_benches::dead_leaves;
 use gnsp_optimizer::{History, Memory, Policy, RecordError, Recorder, Site};
 use mtil_bench::{
+    compare::measure,
     datasets::Spec,
     eval::prompt,
     process,
@@ -122,23 +122,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-fn config(size: &str) -> Result<ClipConfig, Box<dyn Error>> {
-    let mut config = ClipConfig::vit_b_16();
-    match size {
-        "vit-b-16" => {}
-        "tiny" => {
-            let (v, t) = (&mut config.vision, &mut config.text);
-            (v.hidden_size, v.intermediate_size, v.num_hidden_layers) = (128, 512, 2);
-            (v.num_attention_heads, v.image_size, v.patch_size) = (2, 32, 8);
-            (t.hidden_size, t.intermediate_size, t.num_hidden_layers) = (64, 256, 2);
-            t.num_attention_heads = 1;
-            config.projection_dim = 64;
-        }
-        other => return Err(format!("--size {other}: tiny or vit-b-16").into()),
-    }
-    Ok(config)
-}
-
 /// Pictures `[count, 3, side, side]`, normalised as CLIP's.
 fn pictures(count: usize, side: usize, seed: u64) -> Vec<f32> {
     (0..count as u64)
@@ -162,7 +145,7 @@ fn sample() -> Vec<(String, String, Vec<String>)> {
 
 fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
     let device = Device::flex();
-    let config = config(size)?;
+    let config = measure::config(size.parse()?);
     let side = config.vision.image_size;
     let clip = Clip {
         model: config.init(1, &device),
@@ -498,15 +481,6 @@ fn median(values: &[f64]) -> f64 {
 fn report(mut line: serde_json::Value, seconds: Vec<f64>) {
     line["first_seconds"] = json!(seconds[0]);
     line["seconds"] = json!(seconds[1..]);
-    line["peak_mb"] = json!(peak_mb());
+    line["peak_mb"] = json!(process::peak_bytes().map(|bytes| bytes as f64 / 1e6));
     println!("{line}");
-}
-
-fn peak_mb() -> f64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kilobytes = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-    kilobytes.map_or(f64::NAN, |kb| kb * 1024.0 / 1e6)
 }

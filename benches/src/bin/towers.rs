@@ -197,10 +197,5 @@ fn report(mut line: serde_json::Value) {
 }
 
 fn peak_mb() -> f64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kilobytes = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-    kilobytes.map_or(f64::NAN, |kb| kb * 1024.0 / 1e6)
+    mtil_bench::process::peak_bytes().map_or(f64::NAN, |bytes| bytes as f64 / 1e6)
 }

@@ -235,6 +235,10 @@ impl AttentionCall {
             out_proj: inputs.second(),
         }
     }
+}
+
+impl Call for AttentionCall {
+    type Activations = AttentionActivations;
 
     fn forward(&self, inputs: &Inputs, keep: bool) -> (Host, Option<AttentionActivations>) {
         let params = self.params(inputs);
@@ -306,6 +310,10 @@ impl MlpCall {
             proj: inputs.second(),
         }
     }
+}
+
+impl Call for MlpCall {
+    type Activations = MlpActivations;
 
     fn forward(&self, inputs: &Inputs, keep: bool) -> (Host, Option<MlpActivations>) {
         let params = self.params(inputs);
@@ -436,28 +444,6 @@ trait Call: Clone + Send + Sync + 'static {
         wanted: [bool; 7],
     ) -> [Option<Host>; 7];
 }
-
-macro_rules! call {
-    ($call:ty, $activations:ty) => {
-        impl Call for $call {
-            type Activations = $activations;
-            fn forward(&self, inputs: &Inputs, keep: bool) -> (Host, Option<$activations>) {
-                <$call>::forward(self, inputs, keep)
-            }
-            fn backward(
-                &self,
-                inputs: &Inputs,
-                kept: Option<&$activations>,
-                dy: &Host,
-                wanted: [bool; 7],
-            ) -> [Option<Host>; 7] {
-                <$call>::backward(self, inputs, kept, dy, wanted)
-            }
-        }
-    };
-}
-call!(AttentionCall, AttentionActivations);
-call!(MlpCall, MlpActivations);
 
 struct Branch<C>(std::marker::PhantomData<C>);
 

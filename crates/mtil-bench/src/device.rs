@@ -79,6 +79,11 @@ pub fn compiled_in() -> Vec<&'static str> {
     names.filter(|name| compiled(name)).collect()
 }
 
+/// Whether `word` means something else than the CPU.
+pub(crate) fn is_accelerator(word: &str) -> bool {
+    !word.starts_with("flex") && !word.starts_with("ndarray")
+}
+
 /// The device that `word` means, without autodiff. A GPU is tried out with a small computation,
 /// because Burn opens it at its first use only, and panics there when it cannot.
 ///

@@ -1,4 +1,4 @@
-//! What must be in the environment when a process starts.
+//! The process itself: what must be in its environment when it starts, and the most memory it held.
 
 /// The allocator keeps freed memory for the next update in place of giving it back to the kernel, which would clear every page of it
 /// again: 5 % of a training step of ViT-B/16 on two processors, for 6 % more memory (BENCHMARKS.md). It reads this before `main`.
@@ -30,4 +30,17 @@ pub fn restart_with(variables: &[(&str, &str)]) {
             let _ = command.args(arguments).exec();
         }
     }
+}
+
+/// The most memory the process has held since the last reset, in bytes, where the operating system tells (Linux).
+pub fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// Makes the peak start from what is resident now. Only Linux has this, and it may be forbidden: the peak is the process' then.
+pub fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

@@ -12,6 +12,8 @@ use losses::{
     alignment_targets, contrastive_distillation, modality_alignment, smoothed_cross_entropy,
 };
 
+use crate::eval::{to_host, widened};
+
 /// What the published code computes in every step although it need not, or computes in full although a part would do. All are on
 /// by default; each can be switched off to see what it is worth. None changes a loss by more than rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -288,7 +290,7 @@ impl Step {
         let loss = loss
             + contrastive_distillation(teacher, logits.clone(), TEMPERATURE)
             + modality_alignment(logits, targets, SMOOTHING).mul_scalar(ALIGNMENT);
-        let value = crate::eval::to_host(loss.clone().inner())[0];
+        let value = to_host(loss.clone().inner())[0];
         let mut gradients =
             GradientsParams::from_params(&mut loss.backward(), student, &self.trained);
         if self.options.bf16 || !self.dense.is_empty() {
@@ -338,15 +340,6 @@ impl Step {
             teacher_text: self.texts(teacher, tokens),
             student_text: self.texts(student, tokens).inner(),
         }
-    }
-}
-
-/// Losses are computed in `f32`, whatever the towers are.
-fn widened(features: Tensor<2>) -> Tensor<2> {
-    if features.dtype() == FloatDType::F32.into() {
-        features
-    } else {
-        features.cast(FloatDType::F32)
     }
 }
 

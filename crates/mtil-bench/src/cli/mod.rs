@@ -23,7 +23,7 @@ pub use args::{Cli, Command};
 
 use color_eyre::eyre::{Result, eyre};
 
-use crate::device::quietly;
+use crate::device::{is_accelerator, quietly};
 
 /// Does what the command line asks for.
 ///
@@ -37,10 +37,6 @@ pub fn main(cli: Cli) -> Result<()> {
             Err(reason) => Err(failed_on(&word, &reason)),
         },
     }
-}
-
-fn is_accelerator(word: &str) -> bool {
-    !word.starts_with("flex") && !word.starts_with("ndarray")
 }
 
 fn failed_on(word: &str, reason: &str) -> color_eyre::Report {

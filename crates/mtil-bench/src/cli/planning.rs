@@ -34,20 +34,8 @@ const RANK_SHARE: f64 = 0.05;
 /// Prints what `jobs` would take, with hours after a calibration on `device`.
 pub fn plan(jobs: &[Job], clip: &Clip, device: &Device, json: bool) -> Result<()> {
     let towers = towers(clip)?;
-    let mut plans = Vec::new();
     let mut notes = Vec::new();
-    for job in jobs {
-        let method = &job.request.method;
-        let size = suite_size(&job.suite, clip)?;
-        let work = work(
-            method,
-            &job.suite,
-            &size,
-            job.request.evaluation.prompts,
-            &mut notes,
-        );
-        plans.push(plan_of(&towers, &size, &work)?);
-    }
+    let plans = plans(jobs, clip, &towers, &mut notes).collect::<Result<Vec<_>>>()?;
     eprintln!(
         "calibrating on this device for about {} s",
         3 * MEASURE.as_secs()
@@ -79,20 +67,36 @@ pub fn plan(jobs: &[Job], clip: &Clip, device: &Device, json: bool) -> Result<()
     total(&plans, &calibration)
 }
 
+/// What each of `jobs` would take. The texts of a suite are counted once, however many jobs it has.
+fn plans<'a>(
+    jobs: &'a [Job],
+    clip: &'a Clip,
+    towers: &'a Towers,
+    notes: &'a mut Vec<String>,
+) -> impl Iterator<Item = Result<Plan>> + 'a {
+    let mut last: Option<(&str, SuiteSize)> = None;
+    jobs.iter().map(move |job| {
+        let fingerprint = job.request.suite_fingerprint.as_str();
+        let size = match last.take() {
+            Some((of, size)) if of == fingerprint => size,
+            _ => suite_size(&job.suite, clip)?,
+        };
+        let prompts = job.request.evaluation.prompts;
+        let work = work(&job.request.method, &job.suite, &size, prompts, notes);
+        let plan = plan_of(towers, &size, &work)?;
+        last = Some((fingerprint, size));
+        Ok(plan)
+    })
+}
+
 /// A warning when what `jobs` keep in memory is more than this machine has left.
 pub fn memory_warning(jobs: &[Job], clip: &Clip, available: u64) -> Option<String> {
     use crate::plan::units;
     let towers = towers(clip).ok()?;
-    let needs = jobs.iter().filter_map(|job| {
-        let method = &job.request.method;
-        let size = suite_size(&job.suite, clip).ok()?;
-        let prompts = job.request.evaluation.prompts;
-        let work = work(method, &job.suite, &size, prompts, &mut Vec::new());
-        Some((
-            plan_of(&towers, &size, &work).ok()?.memory.total(),
-            &method.name,
-        ))
-    });
+    let mut notes = Vec::new();
+    let plans = plans(jobs, clip, &towers, &mut notes).zip(jobs);
+    let needs =
+        plans.filter_map(|(plan, job)| Some((plan.ok()?.memory.total(), &job.request.method.name)));
     let (need, method) = needs.max()?;
     (need > available).then(|| {
         format!(

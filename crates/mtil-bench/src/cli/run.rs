@@ -338,7 +338,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     if args.plan {
         return plan(&jobs, &model.clip, &device, args.json);
     }
-    if !super::is_accelerator(&args.device)
+    if !device::is_accelerator(&args.device)
         && let Some(available) = crate::compare::gather::available_bytes()
         && let Some(warning) = memory_warning(&jobs, &model.clip, available)
     {

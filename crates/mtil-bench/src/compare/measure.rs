@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, Write},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -26,9 +25,10 @@ use serde::{Deserialize, Serialize};
 use super::record::{Batches, Figures, Missing, Outcome, Size, Work};
 use crate::{
     datasets::Spec,
-    device::quietly,
+    device::{is_accelerator, quietly},
     eval::{prompt, to_host},
     files::write_atomically,
+    process::{peak_bytes, reset_peak},
     seeds,
     step::{Step, StepInputs, StepOptions},
 };
@@ -352,7 +352,7 @@ impl<'a> Bench<'a> {
     fn built(&self) -> Protection {
         let memory = self.memory.as_ref().expect("remembered before");
         let policy = Policy {
-            solver: if is_accelerator(self.device) {
+            solver: if is_accelerator(&self.order.device) {
                 Solver::Device
             } else {
                 Solver::Auto
@@ -510,11 +510,6 @@ fn within(order: &Order, start: Instant, done: usize) -> bool {
     done == 0 || start.elapsed().as_secs_f64() < limit
 }
 
-fn is_accelerator(device: &Device) -> bool {
-    let word = format!("{device:?}").to_lowercase();
-    !word.contains("flex") && !word.contains("ndarray") && !word.contains("cpu")
-}
-
 /// Pictures of smooth noise, as CLIP gets them: `[count, 3, side, side]`.
 fn pixels(count: usize, side: usize, seed: u64, part: u64, device: &Device) -> Tensor<4> {
     let mut rng = ChaCha8Rng::seed_from_u64(seeds::derive(seed, &[seeds::COMPARISON, part]));
@@ -552,24 +547,6 @@ fn prompts(count: usize) -> TokenBatch {
     ClipTokenizer::openai()
         .encode(&texts, 77)
         .unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// The most memory the process has held since the last reset.
-fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .map_while(Result::ok)
-        .find(|l| l.starts_with("VmHWM:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
-/// Makes the peak start from what is resident now. Without it (not Linux) the peak is the process'.
-fn reset_peak() {
-    if let Ok(mut file) = std::fs::File::create("/proc/self/clear_refs") {
-        let _ = file.write_all(b"5");
-    }
 }
 
 #[cfg(test)]

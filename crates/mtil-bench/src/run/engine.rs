@@ -33,6 +33,7 @@ use crate::{
     guard::{Action, Guard, Observation},
     method::{AnchorKind, Start, Teacher},
     metrics::{MatrixFile, MetricsFile},
+    process,
     suite::Suite,
 };
 
@@ -96,8 +97,8 @@ pub fn run(
     progress: &mut dyn Progress,
 ) -> Result<Outcome, RunError> {
     let directory = RunDirectory::open(folder, request)?;
-    // The peak of an earlier run in this process is not this run's. Only Linux has this, and it may be forbidden.
-    let _ = fs::write("/proc/self/clear_refs", "5");
+    // The peak of an earlier run in this process is not this run's.
+    process::reset_peak();
     let method = &request.method;
     let images = Images::new(
         checkpoint.preprocess.clone(),
@@ -986,10 +987,7 @@ fn put_back(state: &mut State, student: Student) {
 
 static EMPTY: std::sync::LazyLock<Memory> = std::sync::LazyLock::new(Memory::new);
 
-/// Peak resident memory of this process in MB, where the operating system tells (Linux).
+/// Peak resident memory of this process in MB, where the operating system tells.
 fn peak_rss_mb() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    let kb: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kb / 1024.0)
+    process::peak_bytes().map(|bytes| bytes as f64 / (1024.0 * 1024.0))
 }

@@ -16,7 +16,7 @@ use super::{
     weights,
 };
 use crate::{
-    eval::Encoder,
+    eval::{Encoder, widened},
     method::{Experts, Method},
     seeds,
 };
@@ -212,15 +212,6 @@ impl Student {
                 ..self
             },
         }
-    }
-}
-
-/// Features in `f32`, which losses are computed in.
-fn widened(features: Tensor<2>) -> Tensor<2> {
-    if features.dtype() == FloatDType::F32.into() {
-        features
-    } else {
-        features.cast(FloatDType::F32)
     }
 }
 
