@@ -64,6 +64,7 @@ if [ -z "$binaries" ]; then
   feature=()
   [ "$backend" = flex ] || feature=(--features "$backend")
   step "building for $backend"
+  MTIL_BENCH_COMMIT=$(git rev-parse --short=12 HEAD 2>/dev/null) && export MTIL_BENCH_COMMIT
   cargo build --release --workspace --bins "${feature[@]}" || exit 1
   target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
   binaries="$target/release"

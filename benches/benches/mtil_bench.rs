@@ -3,7 +3,7 @@
 //! `cargo bench -p gnsp-benches --bench mtil_bench`
 
 use burn::tensor::{Device, Tensor};
-use clip_model::{Clip, ClipModel, ClipTokenizer, Observer, TokenBatch, use_fused_kernels};
+use clip_model::{Clip, ClipModel, ClipTokenizer, TokenBatch, use_fused_kernels};
 use divan::Bencher;
 use gnsp_benches::{
     fixtures::{mtil_prompts, values},
@@ -15,6 +15,7 @@ use mtil_bench::{
     compare::{Size, measure::config},
     eval::{EvalOptions, Evaluator, zero_shot_head},
     mini::{self, MiniSizes},
+    recording::InputRecorder,
     step::{Savings, Step, StepInputs, StepOptions},
     suite::Suite,
 };
@@ -44,17 +45,12 @@ fn tokens(count: usize) -> TokenBatch {
 
 /// What a model remembers of a first task.
 fn remembered(model: &ClipModel, pixels: Tensor<4>) -> Memory {
-    struct Inputs(Recorder);
-    impl Observer for Inputs {
-        fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
-            self.0.linear(parameter, rows).expect("finite rows");
-        }
-    }
     use_symmetric_update(true);
-    let mut inputs = Inputs(Recorder::new(&Policy::gnsp()));
+    let mut inputs = InputRecorder::new(Recorder::new(&Policy::gnsp()));
     model.encode_image_observed(pixels, &mut inputs);
     let mut memory = Memory::new();
-    memory.absorb(inputs.0).expect("the memory is empty");
+    let recorder = inputs.finish().expect("finite rows");
+    memory.absorb(recorder).expect("the memory is empty");
     memory
 }
 

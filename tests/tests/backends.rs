@@ -1,5 +1,5 @@
-//! The three-task script gives the same losses on every backend. A backend whose feature is off, or that
-//! finds no adapter, is skipped aloud:
+//! The three-task script gives the same losses on every backend, and so does a short run of the benchmark. A backend whose
+//! feature is off, or that finds no adapter, is skipped aloud:
 //!
 //! ```text
 //! cargo test --release --workspace --features ndarray,wgpu --test backends -- --nocapture
@@ -7,8 +7,8 @@
 //!
 //! On a machine without a GPU, `wgpu` runs on Mesa's software Vulkan (Debian: `mesa-vulkan-drivers`); set
 //! `XDG_RUNTIME_DIR` to a writable folder, and `CUBECL_AUTOTUNE_LEVEL=minimal` to spend less time on tuning.
-//! The first run there takes about four minutes on two cores, nearly all of it shader compilation. Measured: losses
-//! within 5e-7 (`ndarray`) and 6e-7 (`wgpu`, Mesa 22.3.6) of flex.
+//! There the script takes six minutes and the run six more, one after the other, nearly all of it compilation of shaders. Measured:
+//! BENCHMARKS.md.
 
 #[cfg(any(feature = "ndarray", feature = "wgpu"))]
 mod compared {
@@ -157,22 +157,37 @@ fn skipped(backend: &str, why: &str) {
     );
 }
 
-#[test]
-fn ndarray_gives_the_losses_of_flex() {
+/// What is to be the same as on flex.
+#[allow(dead_code)]
+enum What {
+    Script,
+    Run,
+}
+
+#[cfg(any(feature = "ndarray", feature = "wgpu"))]
+fn same_as_flex(what: What, name: &str, device: &burn::tensor::Device) {
+    match what {
+        What::Script => compared::same_losses_as_flex(name, device),
+        What::Run => compared::same_run_as_flex(name, device),
+    }
+}
+
+fn ndarray(what: What) {
     #[cfg(feature = "ndarray")]
     {
         // Burn announces the end of this backend; until then it is our second opinion on a CPU.
         #[allow(deprecated)]
         let device = burn::tensor::Device::ndarray();
-        compared::same_losses_as_flex("ndarray", &device);
-        compared::same_run_as_flex("ndarray", &device);
+        same_as_flex(what, "ndarray", &device);
     }
     #[cfg(not(feature = "ndarray"))]
-    skipped("ndarray", "the feature `ndarray` is off");
+    {
+        let _ = what;
+        skipped("ndarray", "the feature `ndarray` is off");
+    }
 }
 
-#[test]
-fn wgpu_gives_the_losses_of_flex() {
+fn wgpu(what: What) {
     #[cfg(feature = "wgpu")]
     {
         use burn::tensor::{Device, DeviceKind, DeviceType};
@@ -186,12 +201,33 @@ fn wgpu_gives_the_losses_of_flex() {
             Err(_) => skipped("wgpu", "the search for adapters failed"),
             Ok(count) => {
                 println!("wgpu: {count} adapters");
-                let device = Device::wgpu(DeviceKind::DefaultDevice);
-                compared::same_losses_as_flex("wgpu", &device);
-                compared::same_run_as_flex("wgpu", &device);
+                same_as_flex(what, "wgpu", &Device::wgpu(DeviceKind::DefaultDevice));
             }
         }
     }
     #[cfg(not(feature = "wgpu"))]
-    skipped("wgpu", "the feature `wgpu` is off");
+    {
+        let _ = what;
+        skipped("wgpu", "the feature `wgpu` is off");
+    }
+}
+
+#[test]
+fn ndarray_gives_the_losses_of_flex() {
+    ndarray(What::Script);
+}
+
+#[test]
+fn ndarray_makes_the_run_of_flex() {
+    ndarray(What::Run);
+}
+
+#[test]
+fn wgpu_gives_the_losses_of_flex() {
+    wgpu(What::Script);
+}
+
+#[test]
+fn wgpu_makes_the_run_of_flex() {
+    wgpu(What::Run);
 }

@@ -14,17 +14,18 @@ use std::{collections::BTreeMap, error::Error, fs, path::Path, time::Instant};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use clap::{Args, Parser, Subcommand};
-use clip_model::{
-    Clip, ClipModel, ClipTokenizer, Dtype, LoadOptions, Observer, Preprocess, TokenBatch, normalize,
-};
+use clip_model::{Clip, ClipModel, ClipTokenizer, Dtype, LoadOptions, Preprocess, TokenBatch};
 use gnsp_benches::dead_leaves;
-use gnsp_optimizer::{History, Memory, Policy, RecordError, Recorder, Site};
+use gnsp_optimizer::{History, Memory, Policy, Recorder, Site};
 use mtil_bench::{
     compare::measure,
     datasets::Spec,
-    eval::prompt,
+    eval::{HeadCache, prompt, to_host},
+    mini::{self, MiniSizes},
     process,
+    recording::InputRecorder,
     step::{Savings, Step, StepInputs, StepOptions},
+    suite::Task,
 };
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::json;
@@ -164,26 +165,18 @@ fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
         .map(|i| format!("a photo of a {}", groups[(i * 7 + 3) % groups.len()].1))
         .collect();
 
-    let mut recorder =
-        Recorder::new(&Policy::gnsp()).with_history("visual.proj", History::Renormalize);
-    let mut failed = None;
+    let recorder = Recorder::new(&Policy::gnsp()).with_history("visual.proj", History::Renormalize);
+    let mut inputs = InputRecorder::new(recorder);
     for batch in 0..2 {
         let pixels = pictures(GRAM_BATCH, side, 10 + batch);
         let pixels = Tensor::from_data(
             TensorData::new(pixels, [GRAM_BATCH, 3, side, side]),
             &device,
         );
-        let mut inputs = Inputs {
-            recorder: &mut recorder,
-            failed: &mut failed,
-        };
         clip.model.encode_image_observed(pixels, &mut inputs);
     }
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
     let mut memory = Memory::new();
-    memory.absorb(recorder)?;
+    memory.absorb(inputs.finish()?)?;
     memory.save(folder.join("grams.safetensors"))?;
 
     let mut file = File::default();
@@ -273,19 +266,6 @@ impl File {
             })
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
         Ok(safetensors::serialize_to_file(views, None, path)?)
-    }
-}
-
-struct Inputs<'a> {
-    recorder: &'a mut Recorder,
-    failed: &'a mut Option<RecordError>,
-}
-
-impl Observer for Inputs<'_> {
-    fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
-        if let Err(error) = self.recorder.linear(parameter, rows) {
-            self.failed.get_or_insert(error);
-        }
     }
 }
 
@@ -408,23 +388,15 @@ fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Erro
     let bytes = fs::read(folder.join("step.safetensors"))?;
     let pixels =
         Read(SafeTensors::deserialize(&bytes)?).pixels("gram_pixels", GRAM_BATCH, &device)?;
-    let mut recorder = Recorder::new(&Policy::gnsp());
-    let mut failed = None;
+    let mut inputs = InputRecorder::new(Recorder::new(&Policy::gnsp()));
     let mut seconds = Vec::new();
     for _ in 0..=repeat {
         let start = Instant::now();
-        let mut inputs = Inputs {
-            recorder: &mut recorder,
-            failed: &mut failed,
-        };
         model.encode_image_observed(pixels.clone(), &mut inputs);
         seconds.push(start.elapsed().as_secs_f64());
     }
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
     let mut memory = Memory::new();
-    memory.absorb(recorder)?;
+    memory.absorb(inputs.finish()?)?;
     let traces: BTreeMap<&str, f64> = memory
         .paths()
         .filter_map(|path| Some((path, memory.gram(path)?.trace(0))))
@@ -434,41 +406,69 @@ fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Erro
     Ok(())
 }
 
-/// Classifiers of the sampled classes; then again, when the text tower has not changed.
+/// The classifiers of an evaluation with new texts, then those of one after the text tower has not changed.
 fn prompts(folder: &Path, repeat: usize) -> Result<(), Box<dyn Error>> {
     let device = Device::flex();
-    let model = model(folder, &device)?;
+    let (model, config) = ClipModel::load(
+        &folder.join("hugging-face"),
+        &LoadOptions::default(),
+        &device,
+    )?;
+    let clip = Clip {
+        model,
+        config,
+        tokenizer: ClipTokenizer::openai().into(),
+        preprocess: Preprocess::clip(224),
+    };
     let groups: Vec<(String, String, Vec<String>)> =
         serde_json::from_slice(&fs::read(folder.join("prompts.json"))?)?;
-    let texts: Vec<&String> = groups.iter().flat_map(|(_, _, prompts)| prompts).collect();
-    let tokenizer = ClipTokenizer::openai();
-    let mut seconds = Vec::new();
+    let tasks = tasks(&groups);
+    let (mut seconds, mut later) = (Vec::new(), Vec::new());
     let mut checks = Vec::new();
     for _ in 0..=repeat {
-        let start = Instant::now();
-        let features = normalize(model.encode_text(&tokenizer.encode(&texts, CONTEXT)?));
-        let [_, e] = features.dims();
-        let mut from = 0;
-        let heads: Vec<Tensor<2>> = groups
-            .iter()
-            .map(|(_, _, prompts)| {
-                let to = from + prompts.len();
-                let mean = features.clone().slice([from..to, 0..e]).mean_dim(0);
-                from = to;
-                normalize(mean)
-            })
-            .collect();
-        checks = mtil_bench::eval::to_host(Tensor::cat(heads, 0));
-        seconds.push(start.elapsed().as_secs_f64());
+        let mut heads = HeadCache::default();
+        for times in [&mut seconds, &mut later] {
+            let start = Instant::now();
+            checks.clear();
+            for (column, task) in tasks.iter().enumerate() {
+                let templates = task.templates.len();
+                let head = heads.head(&clip, &clip.model, column, task, templates)?;
+                let width = head.dims()[1];
+                checks.extend(to_host(head).chunks(width).map(|row| row[0]));
+            }
+            times.push(start.elapsed().as_secs_f64());
+        }
     }
-    let rate = texts.len() as f64 / median(&seconds[1..]);
-    let width = checks.len() / groups.len();
-    let check: Vec<f32> = checks.chunks(width).map(|row| row[0]).collect();
+    let prompts: usize = groups.iter().map(|(_, _, prompts)| prompts.len()).sum();
+    let rate = prompts as f64 / median(&seconds[1..]);
     report(
-        json!({"per_second": rate, "prompts": texts.len(), "check": check}),
+        json!({"per_second": rate, "prompts": prompts, "check": checks, "later_seconds": later[1..]}),
         seconds,
     );
     Ok(())
+}
+
+/// The sample as tasks without images: a head needs none.
+fn tasks(groups: &[(String, String, Vec<String>)]) -> Vec<Task> {
+    let sizes = MiniSizes {
+        train_per_task: 10,
+        test_per_task: 10,
+        reference: 10,
+        held_out: 10,
+    };
+    let unused = mini::suite(1, sizes).tasks.swap_remove(0).test;
+    let sets = groups.chunk_by(|a, b| a.0 == b.0);
+    sets.map(|set| {
+        let spec = Spec::all().iter().find(|spec| spec.key == set[0].0);
+        Task {
+            name: set[0].0.clone(),
+            class_names: set.iter().map(|(_, class, _)| class.clone()).collect(),
+            templates: spec.expect("the sample is of known sets").templates.clone(),
+            train: unused.clone(),
+            test: unused.clone(),
+        }
+    })
+    .collect()
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -16,10 +16,11 @@ use std::time::Instant;
 use burn::module::{Module, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
-use clip_model::{ClipConfig, ClipModel, Observer, normalize};
+use clip_model::{ClipConfig, ClipModel, normalize};
 use gnsp_benches::dead_leaves;
-use gnsp_optimizer::{History, Memory, Policy, Protection, RecordError, Recorder, Site, Solver};
+use gnsp_optimizer::{History, Memory, Policy, Protection, Recorder, Site, Solver};
 use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
+use mtil_bench::recording::InputRecorder;
 use safetensors::tensor::{Dtype, TensorView};
 
 /// Images of a batch of the Gram pass (GNSP `src/models/get_data_matrix.py`), and batches.
@@ -62,36 +63,17 @@ fn pictures(count: usize, seed: u64, device: &Device) -> Tensor<4> {
     (Tensor::<4>::from_data(data, device) - 0.45) / 0.27
 }
 
-struct Inputs {
-    recorder: Recorder,
-    failed: Option<RecordError>,
-}
-
-impl Observer for Inputs {
-    fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
-        if let Err(error) = self.recorder.linear(parameter, rows) {
-            self.failed.get_or_insert(error);
-        }
-    }
-}
-
 fn grams(folder: &Path) -> Result<(), Box<dyn Error>> {
     let device = device();
     let model = model(&device);
     let recorder = Recorder::new(&Policy::gnsp()).with_history("visual.proj", History::Renormalize);
-    let mut inputs = Inputs {
-        recorder,
-        failed: None,
-    };
+    let mut inputs = InputRecorder::new(recorder);
     for batch in 0..GRAM_BATCHES {
         model.encode_image_observed(pictures(GRAM_BATCH, batch as u64, &device), &mut inputs);
         eprintln!("batch {} of {GRAM_BATCHES}", batch + 1);
     }
-    if let Some(error) = inputs.failed {
-        return Err(error.into());
-    }
     let mut memory = Memory::new();
-    memory.absorb(inputs.recorder)?;
+    memory.absorb(inputs.finish()?)?;
     memory.save(folder.join("grams.safetensors"))?;
     Ok(())
 }

@@ -14,6 +14,11 @@
 //! | [`host`] | the kernels, on slices of `f32` |
 #![warn(missing_docs)]
 
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod adamw;
 mod branches;
 #[cfg(feature = "flex")]

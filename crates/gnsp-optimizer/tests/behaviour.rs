@@ -378,6 +378,14 @@ fn optimizers() -> Vec<(&'static str, f64, Create)> {
     ]
 }
 
+/// Some of `all`: on another device than the host a step is slow without a GPU, where these tests run on a software driver.
+fn chosen<T>(all: Vec<T>, name: fn(&T) -> &str, on_a_device: &[&str]) -> Vec<T> {
+    let device = std::env::var("BURN_DEVICE").is_ok_and(|device| device != "flex");
+    let all = all.into_iter();
+    all.filter(|one| !device || on_a_device.contains(&name(one)))
+        .collect()
+}
+
 fn train(optimizer: &mut ModuleOptimizer, net: Net, lr: f64, steps: std::ops::Range<u64>) -> Net {
     steps.fold(net, |net, step| {
         let gradients = net.gradients(step);
@@ -390,7 +398,9 @@ fn steps_keep_the_promise() {
     let start = Net::new();
     let mut combinations = 0;
     let mut worst: (f64, String) = (0.0, String::new());
-    for (policy_name, policy) in policies() {
+    let policies = chosen(policies(), |p| p.0, &["gnsp"]);
+    let optimizers = chosen(optimizers(), |o| o.0, &["sgd", "adamw"]);
+    for (policy_name, policy) in &policies {
         for site in [Site::Update, Site::Gradient] {
             let policy = Policy {
                 site,
@@ -398,18 +408,18 @@ fn steps_keep_the_promise() {
             };
             let memory = memory(&start, policy_name, &policy);
             let protection = memory.protection(&start, &policy).unwrap();
-            for (optimizer_name, lr, create) in optimizers() {
+            for (optimizer_name, lr, create) in &optimizers {
                 let name = format!("{policy_name}, {site:?}, {optimizer_name}");
                 let [mut plain, mut wrapped] = create(&protection);
-                let free = train(&mut plain, start.clone(), lr, 0..4);
-                let half = train(&mut wrapped, start.clone(), lr, 0..2);
+                let free = train(&mut plain, start.clone(), *lr, 0..4);
+                let half = train(&mut wrapped, start.clone(), *lr, 0..2);
                 let saved = wrapped.into_bytes().unwrap();
-                let after = train(&mut wrapped, half.clone(), lr, 2..4);
+                let after = train(&mut wrapped, half.clone(), *lr, 2..4);
 
                 // Interrupted, saved and resumed is the same.
                 let [_, fresh] = create(&protection);
                 let mut resumed = fresh.from_bytes(saved).unwrap();
-                let again = train(&mut resumed, half, lr, 2..4);
+                let again = train(&mut resumed, half, *lr, 2..4);
                 let [before, free, after, again] =
                     [&start, &free, &after, &again].map(|net| net.values());
                 assert_eq!(after, again, "{name}: resumed");
@@ -452,7 +462,8 @@ fn steps_keep_the_promise() {
         "{combinations} combinations; the worst leak is {:.1e}: {}",
         worst.0, worst.1
     );
-    assert_eq!(combinations, 8 * 2 * 10 * start.values().len());
+    let each = policies.len() * 2 * optimizers.len();
+    assert_eq!(combinations, each * start.values().len());
 }
 
 /// The module with these values.

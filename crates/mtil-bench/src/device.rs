@@ -84,6 +84,19 @@ pub(crate) fn is_accelerator(word: &str) -> bool {
     !word.starts_with("flex") && !word.starts_with("ndarray")
 }
 
+/// Whether a backend's last words mean that memory ran out.
+pub(crate) fn out_of_memory(reason: &str) -> bool {
+    let lower = reason.to_lowercase();
+    let signs = [
+        "out of memory",
+        "outofmemory",
+        "out_of_memory",
+        "alloc",
+        "memory limit",
+    ];
+    signs.iter().any(|sign| lower.contains(sign))
+}
+
 /// The device that `word` means, without autodiff. A GPU is tried out with a small computation,
 /// because Burn opens it at its first use only, and panics there when it cannot.
 ///

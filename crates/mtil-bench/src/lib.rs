@@ -11,7 +11,8 @@
 //! | [`embedded`], [`pretrain`] | the small CLIP of the mini world, and how it was made |
 //! | [`compare`], [`step`] | what the work costs on the devices there are; one training step, with its savings apart |
 //! | [`sweep`] | many runs as a list for any scheduler |
-//! | [`device`], [`batch`], [`seeds`], [`files`], [`process`] | devices, image batches, randomness, atomic writes, the environment |
+//! | [`recording`] | what a tower shows, into what the optimizer remembers |
+//! | [`device`], [`batch`], [`seeds`], [`files`], [`process`] | devices, image batches, randomness, atomic writes, the process and its memory |
 //! | [`cli`] | the command line |
 #![warn(missing_docs)]
 
@@ -31,8 +32,10 @@ pub mod method;
 pub mod metrics;
 pub mod mini;
 pub mod plan;
+mod precision;
 pub mod pretrain;
 pub mod process;
+pub mod recording;
 pub mod report;
 pub mod reproduce;
 pub mod run;

@@ -1,4 +1,4 @@
-//! The process itself: what must be in its environment when it starts, and the most memory it held.
+//! The process itself: what must be in its environment when it starts, the most memory it held, and what the machine has left.
 
 /// The allocator keeps freed memory for the next update in place of giving it back to the kernel, which would clear every page of it
 /// again: 5 % of a training step of ViT-B/16 on two processors, for 6 % more memory (BENCHMARKS.md). It reads this before `main`.
@@ -43,4 +43,17 @@ pub fn peak_bytes() -> Option<u64> {
 /// Makes the peak start from what is resident now. Only Linux has this, and it may be forbidden: the peak is the process' then.
 pub fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// A line of the machine's memory figures (`/proc/meminfo`), in bytes; nothing where there are none (not Linux).
+pub(crate) fn memory(key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// Memory of the machine that nobody uses, in bytes; nothing where the system does not say (not Linux).
+pub fn available_bytes() -> Option<u64> {
+    memory("MemAvailable:")
 }

@@ -12,7 +12,10 @@ use losses::{
     alignment_targets, contrastive_distillation, modality_alignment, smoothed_cross_entropy,
 };
 
-use crate::eval::{to_host, widened};
+use crate::{
+    eval::to_host,
+    precision::{Widen, widened},
+};
 
 /// What the published code computes in every step although it need not, or computes in full although a part would do. All are on
 /// by default; each can be switched off to see what it is worth. None changes a loss by more than rounding.
@@ -293,8 +296,11 @@ impl Step {
         let value = to_host(loss.clone().inner())[0];
         let mut gradients =
             GradientsParams::from_params(&mut loss.backward(), student, &self.trained);
-        if self.options.bf16 || !self.dense.is_empty() {
-            student.visit(&mut Finish {
+        if self.options.bf16 {
+            student.visit(&mut Widen(&mut gradients));
+        }
+        if !self.dense.is_empty() {
+            student.visit(&mut Project {
                 projectors: &self.dense,
                 gradients: &mut gradients,
             });
@@ -371,23 +377,23 @@ fn on_tape(model: ClipModel, frozen: Option<&ParamGroup>, device: &Device) -> Cl
     }
 }
 
-/// Widens gradients to `f32`, and multiplies them by dense projectors.
-struct Finish<'a> {
+/// Multiplies gradients by dense projectors.
+struct Project<'a> {
     projectors: &'a [(ParamId, Layout, Tensor<2>)],
     gradients: &'a mut GradientsParams,
 }
 
-impl ModuleVisitor for Finish<'_> {
+impl ModuleVisitor for Project<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some((_, layout, dense)) = self.projectors.iter().find(|p| p.0 == param.id) else {
+            return;
+        };
         let Some(gradient) = self.gradients.remove::<D>(param.id) else {
             return;
         };
-        let mut gradient = gradient.cast(FloatDType::F32);
-        if let Some((_, layout, dense)) = self.projectors.iter().find(|p| p.0 == param.id) {
-            let shape = gradient.dims();
-            let projected = dense.clone().unsqueeze().matmul(layout.split(gradient));
-            gradient = layout.join(projected, shape);
-        }
-        self.gradients.register(param.id, gradient);
+        let shape = gradient.dims();
+        let projected = dense.clone().unsqueeze().matmul(layout.split(gradient));
+        self.gradients
+            .register(param.id, layout.join(projected, shape));
     }
 }

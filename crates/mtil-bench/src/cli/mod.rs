@@ -23,7 +23,7 @@ pub use args::{Cli, Command};
 
 use color_eyre::eyre::{Result, eyre};
 
-use crate::device::{is_accelerator, quietly};
+use crate::device::{is_accelerator, out_of_memory, quietly};
 
 /// Does what the command line asks for.
 ///
@@ -40,9 +40,7 @@ pub fn main(cli: Cli) -> Result<()> {
 }
 
 fn failed_on(word: &str, reason: &str) -> color_eyre::Report {
-    let lower = reason.to_lowercase();
-    let memory = ["out of memory", "outofmemory", "out_of_memory", "alloc"];
-    if memory.iter().any(|sign| lower.contains(sign)) {
+    if out_of_memory(reason) {
         return eyre!(
             "device `{word}` ran out of memory ({reason}). What a run needs is what `--plan` prints; less is needed with --set batch=…, \
              --set reference_batch=…, --checkpointing, or --set compute=bf16. What was saved is kept: the same command goes on from there"

@@ -339,7 +339,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         return plan(&jobs, &model.clip, &device, args.json);
     }
     if !device::is_accelerator(&args.device)
-        && let Some(available) = crate::compare::gather::available_bytes()
+        && let Some(available) = crate::process::available_bytes()
         && let Some(warning) = memory_warning(&jobs, &model.clip, available)
     {
         eprintln!("{warning}");

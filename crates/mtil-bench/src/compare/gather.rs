@@ -16,7 +16,10 @@ use super::{
         Missing, Outcome, REFERENCE, Replay, ReplayOutcome, Size, Work,
     },
 };
-use crate::device::{self, DeviceError};
+use crate::{
+    device::{self, DeviceError},
+    process::{available_bytes, memory},
+};
 
 /// What is to be compared.
 #[derive(Debug, Clone)]
@@ -217,7 +220,9 @@ fn measured(
     said: &mut Said,
     told: &mut dyn FnMut(&Event<'_>),
 ) -> Result<(), GatherError> {
-    let available = available_bytes();
+    // An accelerator has memory of its own, of which Burn does not say how much there is.
+    let on_the_host = !device::is_accelerator(&order.device);
+    let available = on_the_host.then(available_bytes).flatten();
     let (device, size) = (order.device.clone(), order.size);
     let outcome = |work, outcome| Measurement {
         device: device.clone(),
@@ -499,7 +504,7 @@ fn facts(request: &Request) -> Facts {
         memory_bytes: memory("MemTotal:"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         version: env!("CARGO_PKG_VERSION").into(),
-        commit: None,
+        commit: option_env!("MTIL_BENCH_COMMIT").map(str::to_owned),
         date: today(),
         seed: request.seed,
         repetitions: request.repetitions,
@@ -511,19 +516,6 @@ fn facts(request: &Request) -> Facts {
             .map(|size| batches(*size, request.batch))
             .collect(),
     }
-}
-
-/// A line of the machine's memory figures, in bytes; nothing where there are none (not Linux).
-fn memory(key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
-/// Memory of the machine that nobody uses, in bytes; nothing where the system does not say (not Linux).
-pub fn available_bytes() -> Option<u64> {
-    memory("MemAvailable:")
 }
 
 /// The date in UTC, `YYYY-MM-DD`, from the days since 1970 (Hinnant, *chrono-Compatible Low-Level Date Algorithms*, `civil_from_days`).

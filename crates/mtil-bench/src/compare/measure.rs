@@ -14,10 +14,8 @@ use burn::{
     optim::{AdamWConfig, GradientsParams, ModuleOptimizer},
     tensor::{Device, Tensor, TensorData},
 };
-use clip_model::{ClipConfig, ClipModel, ClipTokenizer, Observer, TokenBatch, normalize};
-use gnsp_optimizer::{
-    History, Memory, Policy, Protection, RecordError, Recorder, Solver, use_symmetric_update,
-};
+use clip_model::{ClipConfig, ClipModel, ClipTokenizer, TokenBatch, normalize};
+use gnsp_optimizer::{History, Memory, Policy, Protection, Recorder, Solver, use_symmetric_update};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -25,10 +23,11 @@ use serde::{Deserialize, Serialize};
 use super::record::{Batches, Figures, Missing, Outcome, Size, Work};
 use crate::{
     datasets::Spec,
-    device::{is_accelerator, quietly},
+    device::{is_accelerator, out_of_memory, quietly},
     eval::{prompt, to_host},
     files::write_atomically,
     process::{peak_bytes, reset_peak},
+    recording::InputRecorder,
     seeds,
     step::{Step, StepInputs, StepOptions},
 };
@@ -167,15 +166,7 @@ pub fn measure(order: &Order, device: &Device, say: &mut dyn FnMut(&Line)) {
 
 /// What a backend's last words mean.
 fn explained(reason: &str, order: &Order, work: Work) -> Missing {
-    let lower = reason.to_lowercase();
-    let memory = [
-        "out of memory",
-        "outofmemory",
-        "oom",
-        "alloc",
-        "memory limit",
-    ];
-    if memory.iter().any(|word| lower.contains(word)) {
+    if out_of_memory(reason) {
         return Missing::OutOfMemory {
             needed_bytes: Some(needed_bytes(order.size, work, &order.batches)),
             available_bytes: None,
@@ -326,16 +317,11 @@ impl<'a> Bench<'a> {
 
     fn record(&self) -> Recorder {
         let recorder = Recorder::new(&Policy::gnsp());
-        let mut inputs = Inputs {
-            recorder: recorder.with_history("visual.proj", History::Renormalize),
-            failed: None,
-        };
+        let recorder = recorder.with_history("visual.proj", History::Renormalize);
+        let mut inputs = InputRecorder::new(recorder);
         self.model
             .encode_image_observed(self.pixels.clone(), &mut inputs);
-        if let Some(error) = inputs.failed {
-            panic!("{error}");
-        }
-        inputs.recorder
+        inputs.finish().unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// What a first task leaves: needed by what comes after it, measured or not.
@@ -473,19 +459,6 @@ impl burn::module::ModuleVisitor for SquaredWeights {
             Some(all) => all + sum,
             None => sum,
         });
-    }
-}
-
-struct Inputs {
-    recorder: Recorder,
-    failed: Option<RecordError>,
-}
-
-impl Observer for Inputs {
-    fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
-        if let Err(error) = self.recorder.linear(parameter, rows) {
-            self.failed.get_or_insert(error);
-        }
     }
 }
 

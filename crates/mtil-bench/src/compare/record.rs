@@ -256,7 +256,7 @@ pub struct Facts {
     pub system: String,
     /// Version of the program.
     pub version: String,
-    /// Commit it was built from, where known.
+    /// Commit it was built from, if the environment of the build named it: `MTIL_BENCH_COMMIT`.
     pub commit: Option<String>,
     /// When the measuring began, ISO 8601.
     pub date: String,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, Tensor};
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 
 use crate::{
@@ -130,15 +130,6 @@ pub fn encode_images(
         )));
     }
     Ok(all)
-}
-
-/// Features in `f32`, which losses are computed in.
-pub(crate) fn widened(features: Tensor<2>) -> Tensor<2> {
-    if features.dtype() == FloatDType::F32.into() {
-        features
-    } else {
-        features.cast(FloatDType::F32)
-    }
 }
 
 /// Values of a float tensor on the host, row-major.

@@ -12,7 +12,6 @@ mod options;
 mod prompts;
 mod stage;
 
-pub(crate) use encoder::widened;
 pub use encoder::{
     Encoder, Features, argmax, encode_images, encode_texts, encode_texts_as, to_host,
 };

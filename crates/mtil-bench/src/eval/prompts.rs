@@ -76,8 +76,11 @@ impl HeadCache {
         self.0.clear();
     }
 
-    /// The classifier of task `column` under its first `templates` templates.
-    pub(super) fn head(
+    /// The classifier of task `column` under its first `templates` templates, made if it is not there.
+    ///
+    /// # Errors
+    /// When a prompt cannot be tokenised.
+    pub fn head(
         &mut self,
         checkpoint: &Clip,
         encoder: &dyn Encoder,

@@ -2,42 +2,17 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::{
-    module::{ParamGroup, ParamId},
-    tensor::Tensor,
-};
-use clip_model::{ClipModel, Observer};
-use gnsp_optimizer::{History, Memory, MemoryError, RecordError, Recorder};
+use clip_model::ClipModel;
+use gnsp_optimizer::{History, Memory, MemoryError, Recorder};
 
 use super::{Event, Progress, RunError};
-use crate::{batch::Images, data::BatchOrder, method::Projection, seeds, suite::Task};
+use crate::{
+    batch::Images, data::BatchOrder, method::Projection, recording::InputRecorder, seeds,
+    suite::Task,
+};
 
 /// The parameter whose history is renormalised in the reference.
 const PROJ: &str = "visual.proj";
-
-struct GramObserver {
-    all_tokens: bool,
-    /// Parameters that train later, and so have to be remembered.
-    wanted: Vec<ParamGroup>,
-    recorder: Recorder,
-    error: Option<RecordError>,
-}
-
-impl Observer for GramObserver {
-    fn wants_all_tokens(&self) -> bool {
-        self.all_tokens
-    }
-
-    fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
-        let id = ParamId::from(0);
-        if !self.wanted.iter().any(|g| g.matches(&id, Some(parameter))) {
-            return;
-        }
-        if let Err(error) = self.recorder.linear(parameter, rows) {
-            self.error.get_or_insert(error);
-        }
-    }
-}
 
 /// Adds the activations of `model` (on the plain device) on the training images of a task to `memory`
 /// (GNSP `src/models/get_data_matrix.py:86-116`). Returns false when stopped half-way, with the memory
@@ -60,15 +35,9 @@ pub(super) fn remember(
     if projection.renormalize_proj && projection.history == History::Sum {
         recorder = recorder.with_history(PROJ, History::Renormalize);
     }
-    let mut observer = GramObserver {
-        all_tokens: projection.gram_all_tokens,
-        wanted: trainable_later
-            .iter()
-            .filter_map(|pattern| ParamGroup::from_regex(pattern).ok())
-            .collect(),
-        recorder,
-        error: None,
-    };
+    let mut observer = InputRecorder::new(recorder)
+        .with_all_tokens(projection.gram_all_tokens)
+        .only(trainable_later);
     let unusable = |source: MemoryError| RunError::Gram {
         task: task.name.clone(),
         source,
@@ -101,14 +70,13 @@ pub(super) fn remember(
         if let Some(pixels) = pixels {
             model.encode_image_observed(pixels, &mut observer);
         }
-        if let Some(error) = observer.error.take() {
-            return Err(unusable(error.into()));
-        }
+        observer.check().map_err(|error| unusable(error.into()))?;
     }
     progress.event(&Event::Gram {
         done: batches,
         of: batches,
     });
-    memory.absorb(observer.recorder).map_err(unusable)?;
+    let recorder = observer.finish().map_err(|error| unusable(error.into()))?;
+    memory.absorb(recorder).map_err(unusable)?;
     Ok(true)
 }

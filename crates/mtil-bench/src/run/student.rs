@@ -1,7 +1,7 @@
 //! The model in training: a CLIP, with adapters if the method has some.
 
 use burn::{
-    module::{Module, ModuleVisitor, Param, ParamGroup},
+    module::{Module, ParamGroup},
     optim::{GradientsParams, ModuleOptimizer},
     tensor::{Device, FloatDType, Tensor},
 };
@@ -16,8 +16,9 @@ use super::{
     weights,
 };
 use crate::{
-    eval::{Encoder, widened},
+    eval::Encoder,
     method::{Experts, Method},
+    precision::{Widen, widened},
     seeds,
 };
 
@@ -211,17 +212,6 @@ impl Student {
                 clip: optimizer.step(lr, self.clip, gradients),
                 ..self
             },
-        }
-    }
-}
-
-/// Gradients in `f32`.
-struct Widen<'a>(&'a mut GradientsParams);
-
-impl ModuleVisitor for Widen<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(gradient) = self.0.remove::<D>(param.id) {
-            self.0.register(param.id, gradient.cast(FloatDType::F32));
         }
     }
 }
