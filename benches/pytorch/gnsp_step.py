@@ -484,7 +484,7 @@ class Gram:
         for kind, sums in self.sums.items():
             for i, sum_ in enumerate(sums):
                 name = "visual.proj" if kind == "proj" else f"visual.blocks.{i}.mlp.{kind}.weight"
-                found[name] = float(torch.trace(sum_) / torch.linalg.matrix_norm(sum_))
+                found[name] = float(torch.trace(sum_.double()) / torch.linalg.matrix_norm(sum_.double()))
         return found
 
 
