@@ -10,7 +10,6 @@
 //! There the script takes six minutes and the run six more, one after the other, nearly all of it compilation of shaders. Measured:
 //! BENCHMARKS.md.
 
-#[cfg(any(feature = "ndarray", feature = "wgpu"))]
 mod compared {
     use std::{fs, path::Path, sync::atomic::AtomicBool, time::Instant};
 
@@ -157,37 +156,25 @@ fn skipped(backend: &str, why: &str) {
     );
 }
 
-/// What is to be the same as on flex.
-#[allow(dead_code)]
-enum What {
-    Script,
-    Run,
-}
+/// What is to be the same as on flex: given the name of a backend and its device.
+type Check = fn(&str, &burn::tensor::Device);
 
-#[cfg(any(feature = "ndarray", feature = "wgpu"))]
-fn same_as_flex(what: What, name: &str, device: &burn::tensor::Device) {
-    match what {
-        What::Script => compared::same_losses_as_flex(name, device),
-        What::Run => compared::same_run_as_flex(name, device),
-    }
-}
-
-fn ndarray(what: What) {
+fn ndarray(check: Check) {
     #[cfg(feature = "ndarray")]
     {
         // Burn announces the end of this backend; until then it is our second opinion on a CPU.
         #[allow(deprecated)]
         let device = burn::tensor::Device::ndarray();
-        same_as_flex(what, "ndarray", &device);
+        check("ndarray", &device);
     }
     #[cfg(not(feature = "ndarray"))]
     {
-        let _ = what;
+        let _ = check;
         skipped("ndarray", "the feature `ndarray` is off");
     }
 }
 
-fn wgpu(what: What) {
+fn wgpu(check: Check) {
     #[cfg(feature = "wgpu")]
     {
         use burn::tensor::{Device, DeviceKind, DeviceType};
@@ -201,33 +188,33 @@ fn wgpu(what: What) {
             Err(_) => skipped("wgpu", "the search for adapters failed"),
             Ok(count) => {
                 println!("wgpu: {count} adapters");
-                same_as_flex(what, "wgpu", &Device::wgpu(DeviceKind::DefaultDevice));
+                check("wgpu", &Device::wgpu(DeviceKind::DefaultDevice));
             }
         }
     }
     #[cfg(not(feature = "wgpu"))]
     {
-        let _ = what;
+        let _ = check;
         skipped("wgpu", "the feature `wgpu` is off");
     }
 }
 
 #[test]
 fn ndarray_gives_the_losses_of_flex() {
-    ndarray(What::Script);
+    ndarray(compared::same_losses_as_flex);
 }
 
 #[test]
 fn ndarray_makes_the_run_of_flex() {
-    ndarray(What::Run);
+    ndarray(compared::same_run_as_flex);
 }
 
 #[test]
 fn wgpu_gives_the_losses_of_flex() {
-    wgpu(What::Script);
+    wgpu(compared::same_losses_as_flex);
 }
 
 #[test]
 fn wgpu_makes_the_run_of_flex() {
-    wgpu(What::Run);
+    wgpu(compared::same_run_as_flex);
 }

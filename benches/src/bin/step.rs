@@ -412,17 +412,7 @@ fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Erro
 /// The classifiers of an evaluation with new texts, then those of one after the text tower has not changed.
 fn prompts(folder: &Path, repeat: usize) -> Result<(), Box<dyn Error>> {
     let device = Device::flex();
-    let (model, config) = ClipModel::load(
-        &folder.join("hugging-face"),
-        &LoadOptions::default(),
-        &device,
-    )?;
-    let clip = Clip {
-        model,
-        config,
-        tokenizer: ClipTokenizer::openai().into(),
-        preprocess: Preprocess::clip(224),
-    };
+    let clip = Clip::load(&folder.join("hugging-face"), &device)?;
     let groups: Vec<(String, String, Vec<String>)> =
         serde_json::from_slice(&fs::read(folder.join("prompts.json"))?)?;
     let tasks = tasks(&groups);
