@@ -34,10 +34,7 @@ pub fn restart_with(variables: &[(&str, &str)]) {
 
 /// The most memory the process has held since the last reset, in bytes, where the operating system tells (Linux).
 pub fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
+    figure("/proc/self/status", "VmHWM:")
 }
 
 /// Makes the peak start from what is resident now. Only Linux has this, and it may be forbidden: the peak is the process' then.
@@ -45,9 +42,14 @@ pub fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// A line of the machine's memory figures (`/proc/meminfo`), in bytes; nothing where there are none (not Linux).
+/// A figure of the machine's memory (`/proc/meminfo`), in bytes; nothing where there are none (not Linux).
 pub(crate) fn memory(key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    figure("/proc/meminfo", key)
+}
+
+/// The figure behind `key` in a file of the kernel, which counts kilobytes; in bytes.
+fn figure(file: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kilobytes * 1024)
