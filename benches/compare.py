@@ -9,7 +9,7 @@ Needs: what the scripts in benches/pytorch need
     train     a step of GNSP on a later task                 against reference, tuned, compiled of pytorch/gnsp_step.py
     gram      the pass that remembers, 16 images             against gram, gram-streamed
     prompts   the classifiers of an evaluation               against reference, batched of pytorch/evaluation.py
-    mini      finetune and gnsp on the embedded suite        against pytorch/mini_suite.py
+    mini      finetune and gnsp on the embedded suite        against reference, tuned of pytorch/mini_suite.py
 
 A round runs ours, then each of theirs; every second round in the opposite order. A ratio is theirs divided by ours in seconds (above 1: ours is
 faster), round by round; given are the median and the range. What both sides computed is compared as well, and a difference ends the
@@ -144,7 +144,7 @@ class Prompts(Case):
 
 class Mini(Case):
     name, title = "mini", "finetune and gnsp on the embedded suite, everything"
-    variants = ("mini",)
+    variants = ("reference", "tuned")
 
     def seconds(self, line):
         # From start to end of the process, since ours says no other.
@@ -155,9 +155,10 @@ class Mini(Case):
         suite = ["--methods", "finetune,gnsp", "--seed", "1", "--no-checkpoints", "--out", out]
         return [str(self.binaries / "mtil-bench"), *suite]
 
-    def theirs(self, _):
+    def theirs(self, variant):
         command = [sys.executable, str(HERE / "pytorch/mini_suite.py"), str(self.folder / "suite"), str(MODEL)]
-        return [*command, "--threads", str(self.options.threads)]
+        published = ["--published"] if variant == "reference" else []
+        return [*command, *published, "--threads", str(self.options.threads)]
 
     def finish(self, command, wall, peak):
         """The line of a program that prints none: what is in the folder it wrote."""

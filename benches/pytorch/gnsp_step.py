@@ -315,6 +315,9 @@ class Block(nn.Module):
 
 
 class Tower(nn.Module):
+    # Whether every position goes through every block, though one of each item is read, and texts are as long as the context.
+    everything = False
+
     def __init__(self, config, handwritten):
         super().__init__()
         width, hidden = config["hidden_size"], config["intermediate_size"]
@@ -355,7 +358,8 @@ class Vision(Tower):
         x = self.embed(pixels)
         for block in self.blocks[:-1]:
             x = block(x)
-        x = self.blocks[-1](x, only=torch.zeros(len(x), dtype=torch.long, device=x.device))
+        only = None if self.everything else torch.zeros(len(x), dtype=torch.long, device=x.device)
+        x = self.blocks[-1](x, only=only)
         return self.ln_post(x[:, 0]) @ self.proj
 
 
@@ -371,12 +375,16 @@ class Text(Tower):
     def forward(self, tokens):
         """Rows of ids that end with the largest one; positions behind the last end of a batch are not computed."""
         end = tokens.argmax(dim=-1)
-        tokens = tokens[:, : int(end.max()) + 1]
+        if self.everything:
+            tokens = F.pad(tokens, (0, len(self.positional_embedding) - tokens.shape[1]))
+        else:
+            tokens = tokens[:, : int(end.max()) + 1]
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         for block in self.blocks[:-1]:
             x = block(x, causal=True)
-        x = self.blocks[-1](x, causal=True, only=end)
-        return self.ln_final(x[:, 0]) @ self.text_projection
+        x = self.blocks[-1](x, causal=True, only=None if self.everything else end)
+        x = x[torch.arange(len(x), device=x.device), end] if self.everything else x[:, 0]
+        return self.ln_final(x) @ self.text_projection
 
 
 def tower_of(model, which, handwritten=True):

@@ -1,7 +1,7 @@
 """Fine-tuning and GNSP on the project's embedded suite from end to end, by PyTorch.
 
 Run:   mtil-bench suite export mini SUITE                           # target/release/mtil-bench
-       python benches/pytorch/mini_suite.py SUITE datasets/mini/clip-mini [--methods finetune,gnsp] [--seed S] [--threads T]
+       python benches/pytorch/mini_suite.py SUITE datasets/mini/clip-mini [--methods finetune,gnsp] [--seed S] [--threads T] [--published]
 Needs: torch, safetensors, tokenizers, numpy, pillow
 
 The same work as `mtil-bench --methods finetune,gnsp`: eight tasks of 120 updates of 32 images, GNSP with 32 of 512 reference pairs each;
@@ -10,8 +10,12 @@ that remembers, and projectors. Numbers: crates/mtil-bench/methods/{finetune,gns
 drawn by PyTorch's generator, so accuracies agree within what another seed changes.
 
 All images are in memory as tensors, random crops are made for a batch at once, features that do not change are kept, and
-evaluation takes a whole test set at a time. Ends with one JSON line: accuracies `A[r][c]` in %, seconds of training (with what a
-method remembers), of evaluation and of reading.
+evaluation takes a whole test set at a time. With --published the towers are used as the published code does (GNSP
+src/models/finetune_gnsp.py:245-448, evaluation.py:36-44): every step encodes the class prompts, the teacher's images and texts and the
+student's texts anew; gradients are multiplied by dense projectors; AdamW is not fused; an evaluation encodes class by class; texts are
+as long as the context, and the last block has all tokens. Images stay in memory and crops are made at once all the same.
+
+Ends with one JSON line: accuracies `A[r][c]` in %, seconds of training (with what a method remembers), of evaluation and of reading.
 """
 
 import argparse
@@ -113,9 +117,10 @@ class Images:
 
 
 class Clip:
-    def __init__(self, folder):
-        self.visual, _ = tower_of(folder, "visual")
-        self.text, scale = tower_of(folder, "text")
+    def __init__(self, folder, published):
+        self.visual, _ = tower_of(folder, "visual", handwritten=not published)
+        self.text, scale = tower_of(folder, "text", handwritten=not published)
+        self.visual.everything = self.text.everything = self.published = published
         self.scale = scale.exp()
         self.tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
         self.tokenizer.enable_padding(pad_id=0)
@@ -147,8 +152,12 @@ class Evaluator:
 
     def head(self, clip, column, templates):
         key = (column, templates)
+        task = self.tasks[column]
+        if clip.published:
+            prompts = task.prompts(templates)
+            each = [clip.texts(prompts[i : i + templates]).mean(0) for i in range(0, len(prompts), templates)]
+            return normalize(torch.stack(each))
         if key not in self.kept:
-            task = self.tasks[column]
             features = clip.texts(task.prompts(templates)).view(len(task.classes), templates, -1)
             self.kept[key] = normalize(features.mean(1))
         return self.kept[key]
@@ -163,7 +172,7 @@ class Evaluator:
             best = (features @ self.head(clip, column, templates).T).argmax(1)
             accuracies.append(100 * (best == task.test[1]).double().mean().item())
         images = normalize(clip.visual(self.held_pixels))
-        if "captions" not in self.kept:
+        if clip.published or "captions" not in self.kept:
             self.kept["captions"] = clip.texts(self.captions)
         texts = self.kept["captions"]
         similarity = images @ texts.T
@@ -208,7 +217,7 @@ class Memory:
 
         hooks = []
         for i, block in enumerate(clip.visual.blocks):
-            block.handwritten = False
+            written, block.handwritten = block.handwritten, False
             for part in ("c_fc", "c_proj"):
                 name = f"visual.blocks.{i}.{part}.weight"
                 hook = lambda _, args, name=name: add(name, args[0])
@@ -222,7 +231,7 @@ class Memory:
         for hook in hooks:
             hook.remove()
         for block in clip.visual.blocks:
-            block.handwritten = True
+            block.handwritten = written
         for name, gram in new.items():
             gram /= gram.norm()
             if name in self.sums:
@@ -253,7 +262,9 @@ def train(clip, teacher, task, first, gnsp, reference, bases, images):
             trained.append(parameter)
     projected = [(name, parameter, bases[name]) for name, parameter in clip.parameters() if name in bases] if later else []
     lr = LR_LATER if later else LR
-    optimizer = torch.optim.AdamW(trained, lr=lr, eps=1e-8, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=lr, eps=1e-8, weight_decay=0.0, fused=not clip.published)
+    if clip.published:
+        projected = [(name, parameter, torch.eye(len(u)) - u @ u.T) for name, parameter, u in projected]
     prompts = clip.tokens(task.prompts(1))
     if gnsp:
         drawn = torch.randperm(len(reference[0]), generator=images.generator)[:REFERENCE_PAIRS]
@@ -262,14 +273,15 @@ def train(clip, teacher, task, first, gnsp, reference, bases, images):
         labels = torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])
         targets = [alignment_targets(part) for part in labels.split(REFERENCE_BATCH)]
         pixels = images.eval(reference[0][drawn]).split(REFERENCE_BATCH)
-        with torch.no_grad():
-            texts = teacher.texts(captions).split(REFERENCE_BATCH)
-            taught = [clip.scale * normalize(teacher.visual(x)) @ t.T for x, t in zip(pixels, texts)]
         tokens = [clip.tokens(captions[i : i + REFERENCE_BATCH]) for i in range(0, len(captions), REFERENCE_BATCH)]
-        if later:
+        if not clip.published:
+            with torch.no_grad():
+                texts = teacher.texts(captions).split(REFERENCE_BATCH)
+                taught = [clip.scale * normalize(teacher.visual(x)) @ t.T for x, t in zip(pixels, texts)]
+        if later and not clip.published:
             with torch.no_grad():
                 own_texts = clip.texts(captions).split(REFERENCE_BATCH)
-        else:
+        elif not clip.published:
             # The class prompts go through the text tower with the captions.
             pad = lambda x, width: torch.nn.functional.pad(x, (0, width - x.shape[1]))
             width = max(x.shape[1] for x in [prompts, *tokens])
@@ -281,23 +293,36 @@ def train(clip, teacher, task, first, gnsp, reference, bases, images):
     for step in range(STEPS):
         batch = next(batches)
         own = images.train(task.train[0][batch])
-        if not later:
+        at = step % len(pixels) if gnsp else None
+        kept = student_text = None
+        if clip.published:
+            classes = normalize(clip.text(prompts))
+            features = normalize(clip.visual(own))
             if gnsp:
-                classes, student_text = normalize(clip.text(tokens[step % len(tokens)])).split([len(prompts), REFERENCE_BATCH])
+                with torch.no_grad():
+                    kept = clip.scale * normalize(teacher.visual(pixels[at])) @ normalize(teacher.text(tokens[at])).T
+                student_text = normalize(clip.text(tokens[at]))
+                features = torch.cat([features, normalize(clip.visual(pixels[at]))])
+        else:
+            if gnsp:
+                kept = taught[at]
+            if later:
+                student_text = own_texts[at]
+            elif gnsp:
+                classes, student_text = normalize(clip.text(tokens[at])).split([len(prompts), REFERENCE_BATCH])
             else:
                 classes = normalize(clip.text(prompts))
-        elif gnsp:
-            student_text = own_texts[step % len(pixels)]
-        features = normalize(clip.visual(torch.cat([own, pixels[step % len(pixels)]]) if gnsp else own))
+            features = normalize(clip.visual(torch.cat([own, pixels[at]]) if gnsp else own))
         loss = task_loss(features[: len(own)], classes, task.train[1][batch], clip.scale)
         if gnsp:
-            at = step % len(pixels)
-            loss = loss + reference_loss(taught[at], clip.scale * features[len(own) :] @ student_text.T, targets[at])
+            loss = loss + reference_loss(kept, clip.scale * features[len(own) :] @ student_text.T, targets[at])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for name, parameter, u in projected:
             g = parameter.grad
-            if name == "visual.proj":
+            if clip.published:
+                parameter.grad.copy_(u @ g if name == "visual.proj" else g @ u.T)
+            elif name == "visual.proj":
                 g.addmm_(u, u.T @ g, alpha=-1)
             else:
                 g.addmm_(g @ u, u.T, alpha=-1)
@@ -307,11 +332,11 @@ def train(clip, teacher, task, first, gnsp, reference, bases, images):
     return loss.item()
 
 
-def run(method, folder, suite, seed):
+def run(method, folder, suite, seed, published):
     tasks, reference, held_out = suite
     gnsp = method == "gnsp"
     images = Images(seed)
-    clip, teacher = Clip(folder), Clip(folder)
+    clip, teacher = Clip(folder, published), Clip(folder, published)
     evaluator = Evaluator(tasks, held_out, images)
     training = evaluating = 0.0
     memory, rows, gaps, recalls, losses = Memory(), [], [], [], []
@@ -353,6 +378,7 @@ def main():
     parser.add_argument("--methods", default="finetune,gnsp")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--published", action="store_true", help="nothing kept that the published code computes again")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -366,7 +392,7 @@ def main():
     for method in options.methods.split(","):
         if method not in ("finetune", "gnsp"):
             parser.error(f"{method}: finetune or gnsp")
-        methods[method] = run(method, options.model, suite, options.seed)
+        methods[method] = run(method, options.model, suite, options.seed, options.published)
     line = {
         "methods": methods,
         "training_seconds": sum(m["training_seconds"] for m in methods.values()),
