@@ -3,7 +3,8 @@
 Run:   cargo build --release --workspace --bins
        target/release/step make DIR
        target/release/mtil-bench suite export mini DIR/suite              # for the case `mini`
-       python benches/compare.py target/release DIR [--rounds 5] [--only train,gram,prompts,mini] [--threads 2] [--steps 2]
+       python benches/compare.py target/release DIR [--rounds 5] [--only train,gram,prompts,mini] [--variants reference,tuned]
+                                   [--threads 2] [--steps 2] [--sample 12] [--tasks A,B]
 Needs: what the scripts in benches/pytorch need
 
     train     a step of GNSP on a later task                 against reference, tuned, compiled of pytorch/gnsp_step.py
@@ -13,7 +14,8 @@ Needs: what the scripts in benches/pytorch need
 
 A round runs ours, then each of theirs; every second round in the opposite order. A ratio is theirs divided by ours in seconds (above 1: ours is
 faster), round by round; given are the median and the range. What both sides computed is compared as well, and a difference ends the
-program with an error once everything is written: DIR/compare.json, and DIR/compare.md with the tables.
+program with an error once everything is written: DIR/compare.json, which keeps the cases of earlier calls, and DIR/compare.md with the
+tables of this one.
 """
 
 import argparse
@@ -48,6 +50,9 @@ def largest(differences):
 
 class Case:
     """What is run, and what its JSON lines mean. `ours` and `theirs` are commands."""
+
+    # Whether both sides are to compute the same numbers.
+    compared = True
 
     def __init__(self, options):
         self.options = options
@@ -145,6 +150,8 @@ class Prompts(Case):
 class Mini(Case):
     name, title = "mini", "finetune and gnsp on the embedded suite, everything"
     variants = ("reference", "tuned")
+    # Batches and crops are drawn by other generators.
+    compared = False
 
     def seconds(self, line):
         # From start to end of the process, since ours says no other.
@@ -153,12 +160,15 @@ class Mini(Case):
     def ours(self):
         out = tempfile.mkdtemp(prefix="compare-mini-")
         suite = ["--methods", "finetune,gnsp", "--seed", "1", "--no-checkpoints", "--out", out]
-        return [str(self.binaries / "mtil-bench"), *suite]
+        return [str(self.binaries / "mtil-bench"), *suite, *self.tasks()]
+
+    def tasks(self):
+        return ["--tasks", self.options.tasks] if self.options.tasks else []
 
     def theirs(self, variant):
         command = [sys.executable, str(HERE / "pytorch/mini_suite.py"), str(self.folder / "suite"), str(MODEL)]
         published = ["--published"] if variant == "reference" else []
-        return [*command, *published, "--threads", str(self.options.threads)]
+        return [*command, *published, *self.tasks(), "--threads", str(self.options.threads)]
 
     def finish(self, command, wall, peak):
         """The line of a program that prints none: what is in the folder it wrote."""
@@ -210,6 +220,14 @@ def run(case, command, threads):
     return line
 
 
+def earlier(path):
+    """The cases of an earlier call."""
+    try:
+        return json.loads(path.read_text())["cases"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
 def measured(case, options):
     rounds = []
     for turn in range(options.rounds):
@@ -222,6 +240,12 @@ def measured(case, options):
             print(told, file=sys.stderr, flush=True)
         rounds.append(lines)
     return rounds
+
+
+def worst(differences):
+    """None if one is."""
+    differences = list(differences)
+    return None if None in differences else largest(differences)
 
 
 def summary(case, rounds):
@@ -239,7 +263,7 @@ def summary(case, rounds):
             "times_ours": statistics.median(ratios),
             "times_ours_range": [min(ratios), max(ratios)],
             "memory_times_ours": statistics.median(memory),
-            "difference": None if side == "ours" else case.difference(rounds[0]["ours"], lines[0]),
+            "difference": None if side == "ours" else worst(case.difference(turn["ours"], turn[side]) for turn in rounds),
             "words": case.extra(side, lines[0]),
         }
     return found
@@ -271,27 +295,34 @@ def main():
     parser.add_argument("--variants", type=lambda text: text.split(","), help="of PyTorch; all by default")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2, help="timed steps or passes of a process, after one that is not")
+    parser.add_argument("--tasks", help="of the embedded suite, for `mini`; all by default")
     parser.add_argument("--sample", type=int, default=12, help="one class in so many for PyTorch's class-by-class prompts")
     options = parser.parse_args()
     unknown = [name for name in options.only if name not in CASES]
     if unknown:
         parser.error(f"--only {','.join(unknown)}: known are {', '.join(CASES)}")
-    everything, tables, wrong = {}, [], []
+    known = {variant for name in options.only for variant in CASES[name].variants}
+    strangers = sorted(set(options.variants or []) - known)
+    if strangers:
+        parser.error(f"--variants {','.join(strangers)}: known are {', '.join(sorted(known))}")
+    results = Path(options.folder) / "compare.json"
+    everything, tables, wrong = earlier(results), [], []
     for name in options.only:
         case = CASES[name](options)
         rounds = measured(case, options)
         found = summary(case, rounds)
-        everything[name] = {"summary": found, "rounds": rounds}
+        settings = {name: getattr(options, name) for name in ("rounds", "threads", "steps", "sample", "tasks")}
+        settings["torch"], settings["processors"] = version("torch"), os.cpu_count()
+        everything[name] = {"settings": settings, "summary": found, "rounds": rounds}
         tables.append(table(case, found))
         print(tables[-1], flush=True)
         for side, f in found.items():
+            if f["difference"] is None and side != "ours" and case.compared:
+                wrong.append(f"{name}, {side}: what it computed does not correspond to ours")
             if f["difference"] is not None and not f["difference"] <= LARGEST_DIFFERENCE:
                 wrong.append(f"{name}, {side}: differs from ours by {f['difference']:.1e}")
         # After each case, so that what was measured is kept if a later one fails.
-        settings = {name: getattr(options, name) for name in ("rounds", "threads", "steps", "sample")}
-        settings["torch"], settings["processors"] = version("torch"), os.cpu_count()
-        text = json.dumps({"settings": settings, "cases": everything}, indent=1)
-        (Path(options.folder) / "compare.json").write_text(text + "\n")
+        results.write_text(json.dumps({"cases": everything}, indent=1) + "\n")
         (Path(options.folder) / "compare.md").write_text("\n\n".join(tables) + "\n")
     if wrong:
         sys.exit("\n".join(wrong))

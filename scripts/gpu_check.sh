@@ -3,17 +3,19 @@
 #
 #   bash scripts/gpu_check.sh [--device cuda:0] [--out gpu.json] [--binaries DIR] [--size vit-b-16|tiny] [--quick]
 #
-# 1. the parity tests of the libraries and two steps of GNSP on the device     (skipped with --binaries: they need the sources built)
+# 1. tests on the device: losses, the optimizer, CLIP's parity, GNSP on three tasks and a run against flex     (not with --binaries: they need
+#    the sources built)
 # 2. `device compare` against flex
 # 3. a short run on the embedded suite
-# 4. 20 steps of GNSP on ViT-B/16, 64 + 64 images, in f32, tf32 and bf16; beside the same in PyTorch, eager and compiled, where
+# 4. 20 steps of GNSP on ViT-B/16, 64 + 64 images: in f32, bf16, with checkpointing, with half of the reference pairs, and on CUDA after a full
+#    search of the tuner, which may then choose TF32; beside the same in PyTorch in f32, tf32 and bf16, eager and compiled, where
 #    python3 has torch with CUDA
 #
 # Without --binaries the programs are built with the device's cargo feature first (cuda, wgpu or vulkan). --binaries takes ready ones: a folder
 # with `mtil-bench` and `step`. --quick takes tiny sizes and few steps: for trying the script where there is no GPU (--device wgpu --size tiny).
 # A part that fails is recorded with its message, and the others still run; the exit status is then 1.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+here=$(realpath "$0")
 
 device=cuda:0
 out=gpu.json
@@ -27,12 +29,18 @@ while [ $# -gt 0 ]; do
     --binaries) binaries=$2; shift 2 ;;
     --size) size=$2; shift 2 ;;
     --quick) quick=1; shift ;;
-    -h | --help) sed -n '2,13p' "$0" | cut -c3-; exit 0 ;;
+    -h | --help) sed -n '2,15p' "$here" | cut -c3-; exit 0 ;;
     *) echo "gpu_check.sh: unknown argument $1; --help says what there is" >&2; exit 2 ;;
   esac
 done
 backend=${device%%:*}
 case "$backend" in cuda | wgpu | vulkan | flex) ;; *) echo "gpu_check.sh: --device $device: cuda:N, wgpu:N, vulkan:N or flex" >&2; exit 2 ;; esac
+
+# Paths are meant from where it was called, and where the results go is tried first.
+mkdir -p "$(dirname "$out")" && touch "$out" || { echo "gpu_check.sh: cannot write $out; choose another --out" >&2; exit 1; }
+out=$(realpath "$out")
+[ -z "$binaries" ] || binaries=$(realpath "$binaries") || exit 1
+cd "$(dirname "$here")/.." || exit 1
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -41,21 +49,39 @@ parts=()
 step() { printf '\n== %s\n' "$*" >&2; }
 # part NAME JSON-FILE: a finished part.
 part() { parts+=("$1=$2"); }
-# record NAME COMMAND…: the last line of its output must be JSON; otherwise the part is its message.
+# record NAME COMMAND…: its output, or the last line of it, must be JSON; otherwise the part is its message. No part takes longer than this.
+longest=1800
 record() {
-  local name=$1 file="$work/$1.json"
+  local name=$1 file="$work/$1.json" status
   shift
   step "$name: $*"
-  if "$@" >"$work/$name.out" 2>"$work/$name.err" && tail -n 1 "$work/$name.out" >"$file" && [ -s "$file" ]; then
-    head -c 400 "$file" >&2; echo >&2
-  else
+  timeout --kill-after=30 "$longest" "$@" >"$work/$name.out" 2>"$work/$name.err"
+  status=$?
+  if ! python3 - "$status" "$longest" "$work/$name.out" "$work/$name.err" >"$file" <<'PY'
+import json, sys
+
+status, longest, out, errors = sys.argv[1:]
+text = open(out, errors="replace").read().strip()
+found = None
+for candidate in (text, text.splitlines()[-1] if text else ""):
+    try:
+        found = json.loads(candidate)
+        break
+    except ValueError:
+        pass
+if status == "0" and found is not None:
+    print(json.dumps(found))
+    sys.exit(0)
+last = "".join(open(errors, errors="replace").readlines()[-5:]).strip()
+why = f"stopped after {longest} s" if status in ("124", "137") else f"exit status {status}"
+print(json.dumps({"failed": f"{why}: {last}"}))
+sys.exit(1)
+PY
+  then
     failed=1
     tail -n 5 "$work/$name.err" >&2
-    python3 - "$work/$name.err" >"$file" <<'PY'
-import json, sys
-print(json.dumps({"failed": "".join(open(sys.argv[1], errors="replace").readlines()[-5:]).strip()}))
-PY
   fi
+  head -c 400 "$file" >&2; echo >&2
   part "$name" "$file"
 }
 
@@ -71,10 +97,12 @@ if [ -z "$binaries" ]; then
   step "tests on $backend"
   if BURN_DEVICE=$backend CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal} \
     cargo test --release -p losses -p gnsp-optimizer -p gnsp-tests "${feature[@]}" \
-    --lib --test clip_parity --test backends >"$work/tests.out" 2>&1; then
+    --lib --test behaviour --test clip_parity --test backends >"$work/tests.out" 2>&1 &&
+    ! grep -q "SKIPPED: $backend " "$work/tests.out"; then
     echo '{"passed": true}' >"$work/tests.json"
   else
     failed=1
+    grep "SKIPPED: $backend " "$work/tests.out" >&2
     tail -n 30 "$work/tests.out" >&2
     echo '{"passed": false}' >"$work/tests.json"
   fi
@@ -94,16 +122,32 @@ fi
 step "device compare"
 compare=("$bench" device compare --sizes "$sizes" --repetitions "$repetitions" --out "$work/compare")
 if [ "$backend" = flex ]; then compare+=(--devices flex); else compare+=(--devices "flex,$device"); fi
-if "${compare[@]}"; then
-  part compare "$work/compare/compare.json"
-else
-  failed=1
-fi
+record compare "${compare[@]}" --json
+# Figures that are missing, and results that are not those of flex, are no success.
+python3 - "$work/compare.json" <<'PY' || failed=1
+import json, sys
+
+compared = json.load(open(sys.argv[1]))
+wrong = []
+tolerance = compared.get("facts", {}).get("tolerance")
+for m in compared.get("measurements", []):
+    name, outcome = f"{m['work']} of {m['size']} on {m['device']}", m["outcome"]
+    if "measured" not in outcome:
+        wrong.append(f"{name}: {outcome}")
+    elif (outcome["measured"].get("difference") or 0) > tolerance:
+        wrong.append(f"{name}: differs from flex by {outcome['measured']['difference']:.1e}")
+for r in compared.get("replays", []):
+    found = r["outcome"].get("compared")
+    if found is None or found["difference"] > found["tolerance"]:
+        wrong.append(f"replay on {r['replayed_on']}: {r['outcome']}")
+print("\n".join(wrong), file=sys.stderr)
+sys.exit(bool(wrong))
+PY
 
 record mini "$bench" run "${run[@]}" --methods finetune,gnsp --device "$device" --no-checkpoints --out "$work/mini" --json
 
 mkdir -p "$work/step"
-"$one" make "$work/step" --size "$size" >/dev/null 2>&1 || failed=1
+"$one" make "$work/step" --size "$size" >/dev/null || failed=1
 shape=(--steps "$steps" --batch "$batch" --reference-batch "$batch")
 record step-f32 "$one" train "$work/step" --device "$device" "${shape[@]}"
 record step-bf16 "$one" train "$work/step" --device "$device" --bf16 "${shape[@]}"
@@ -116,14 +160,14 @@ fi
 if [ "$backend" = cuda ] && python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   for variant in reference tuned compiled; do
     for dtype in f32 tf32 bf16; do
-      record "torch-$variant-$dtype" python3 benches/pytorch/gnsp_step.py "$variant" "$work/step" --device cuda --dtype "$dtype" "${shape[@]}"
+      record "torch-$variant-$dtype" python3 benches/pytorch/gnsp_step.py "$variant" "$work/step" --device "$device" --dtype "$dtype" "${shape[@]}"
     done
   done
 else
   printf '\n==== SKIPPED: PyTorch (python3 has no torch with CUDA) ====\n' >&2
 fi
 
-python3 - "$out" "$device" "$(git rev-parse HEAD 2>/dev/null || echo unknown)" "${parts[@]}" <<'PY'
+if ! python3 - "$out" "$device" "$(git rev-parse HEAD 2>/dev/null || echo unknown)" "${parts[@]}" <<'PY'
 import json, os, platform, subprocess, sys, tempfile
 
 out, device, commit, *parts = sys.argv[1:]
@@ -146,4 +190,7 @@ with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
 os.replace(file.name, out)
 print(f"written: {out}")
 PY
+then
+  failed=1
+fi
 exit "$failed"

@@ -1,7 +1,7 @@
 """Fine-tuning and GNSP on the project's embedded suite from end to end, by PyTorch.
 
 Run:   mtil-bench suite export mini SUITE                           # target/release/mtil-bench
-       python benches/pytorch/mini_suite.py SUITE datasets/mini/clip-mini [--methods finetune,gnsp] [--seed S] [--threads T] [--published]
+       python benches/pytorch/mini_suite.py SUITE datasets/mini/clip-mini [--methods finetune,gnsp] [--tasks A,B] [--seed S] [--threads T] [--published]
 Needs: torch, safetensors, tokenizers, numpy, pillow
 
 The same work as `mtil-bench --methods finetune,gnsp`: eight tasks of 120 updates of 32 images, GNSP with 32 of 512 reference pairs each;
@@ -376,6 +376,7 @@ def main():
     parser.add_argument("suite")
     parser.add_argument("model")
     parser.add_argument("--methods", default="finetune,gnsp")
+    parser.add_argument("--tasks", type=lambda text: text.split(","), help="only these, in the suite's order")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--published", action="store_true", help="nothing kept that the published code computes again")
@@ -385,7 +386,7 @@ def main():
     start = time.perf_counter()
     root = Path(options.suite)
     config = tomllib.loads((root / "suite.toml").read_text())
-    tasks = [Task(root, task) for task in config["task"]]
+    tasks = [Task(root, task) for task in config["task"] if not options.tasks or task["name"] in options.tasks]
     suite = tasks, pairs(root / "reference"), pairs(root / "held_out")
     reading = time.perf_counter() - start
     methods = {}

@@ -2,7 +2,7 @@
 
 Run:   cargo build --release --workspace --bins
        target/release/towers make DIR
-       python benches/pytorch/towers.py target/release/towers DIR [ROUNDS]
+       python benches/pytorch/towers.py target/release/towers DIR [ROUNDS [image,text,train,load,image-bf16]]
 Needs: torch, transformers, open_clip_torch
 
 Each measurement is a process of its own, ours and PyTorch's in turn on the same processors: images of 224 x 224, 8 at once; 256

@@ -1,5 +1,5 @@
 //! The three-task script gives the same losses on every backend, and so does a short run of the benchmark. A backend whose
-//! feature is off, or that finds no adapter, is skipped aloud:
+//! feature is off, or that does not work here, is skipped aloud:
 //!
 //! ```text
 //! cargo test --release --workspace --features ndarray,wgpu --test backends -- --nocapture
@@ -79,6 +79,7 @@ mod compared {
             model_sha256: String::new(),
             seed: 7,
             device: "any".to_owned(),
+            peers: Vec::new(),
             evaluation: EvalOptions::default(),
             guard: Vec::new(),
             skip_bad_images: false,
@@ -145,76 +146,57 @@ mod compared {
     }
 }
 
-/// Standard error is shown even where the test harness captures standard output of passing tests.
-#[allow(dead_code)]
-fn skipped(backend: &str, why: &str) {
+/// Runs `check` on the device of this name, or says aloud why it does not.
+fn on(name: &str, check: fn(&str, &burn::tensor::Device)) {
     use std::io::Write;
-    // Not `eprintln!`, which the harness captures.
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED: {backend} was not compared with flex: {why}"
-    );
-}
-
-/// What is to be the same as on flex: given the name of a backend and its device.
-type Check = fn(&str, &burn::tensor::Device);
-
-fn ndarray(check: Check) {
-    #[cfg(feature = "ndarray")]
-    {
-        // Burn announces the end of this backend; until then it is our second opinion on a CPU.
-        #[allow(deprecated)]
-        let device = burn::tensor::Device::ndarray();
-        check("ndarray", &device);
-    }
-    #[cfg(not(feature = "ndarray"))]
-    {
-        let _ = check;
-        skipped("ndarray", "the feature `ndarray` is off");
-    }
-}
-
-fn wgpu(check: Check) {
-    #[cfg(feature = "wgpu")]
-    {
-        use burn::tensor::{Device, DeviceKind, DeviceType};
-        let adapters =
-            std::panic::catch_unwind(|| Device::enumerate(DeviceType::Wgpu).into_iter().count());
-        match adapters {
-            Ok(0) => skipped(
-                "wgpu",
-                "no adapter was found; for a software one install mesa-vulkan-drivers",
-            ),
-            Err(_) => skipped("wgpu", "the search for adapters failed"),
-            Ok(count) => {
-                println!("wgpu: {count} adapters");
-                check("wgpu", &Device::wgpu(DeviceKind::DefaultDevice));
-            }
+    match mtil_bench::device::parse(name) {
+        Ok(device) => check(name, &device),
+        // Not `eprintln!`, which the harness captures.
+        Err(why) => {
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: {name} was not compared with flex: {why}"
+            );
         }
-    }
-    #[cfg(not(feature = "wgpu"))]
-    {
-        let _ = check;
-        skipped("wgpu", "the feature `wgpu` is off");
     }
 }
 
 #[test]
 fn ndarray_gives_the_losses_of_flex() {
-    ndarray(compared::same_losses_as_flex);
+    on("ndarray", compared::same_losses_as_flex);
 }
 
 #[test]
 fn ndarray_makes_the_run_of_flex() {
-    ndarray(compared::same_run_as_flex);
+    on("ndarray", compared::same_run_as_flex);
 }
 
 #[test]
 fn wgpu_gives_the_losses_of_flex() {
-    wgpu(compared::same_losses_as_flex);
+    on("wgpu", compared::same_losses_as_flex);
 }
 
 #[test]
 fn wgpu_makes_the_run_of_flex() {
-    wgpu(compared::same_run_as_flex);
+    on("wgpu", compared::same_run_as_flex);
+}
+
+#[test]
+fn vulkan_gives_the_losses_of_flex() {
+    on("vulkan", compared::same_losses_as_flex);
+}
+
+#[test]
+fn vulkan_makes_the_run_of_flex() {
+    on("vulkan", compared::same_run_as_flex);
+}
+
+#[test]
+fn cuda_gives_the_losses_of_flex() {
+    on("cuda", compared::same_losses_as_flex);
+}
+
+#[test]
+fn cuda_makes_the_run_of_flex() {
+    on("cuda", compared::same_run_as_flex);
 }

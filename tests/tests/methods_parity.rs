@@ -176,6 +176,7 @@ impl World {
             model_sha256: String::new(),
             seed: 1,
             device: "flex".to_owned(),
+            peers: Vec::new(),
             evaluation: EvalOptions {
                 prompts: PromptRule::Ensemble,
                 identity,

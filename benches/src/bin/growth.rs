@@ -85,6 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         model_sha256: String::new(),
         seed: 42,
         device: "flex".into(),
+        peers: Vec::new(),
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,

@@ -61,6 +61,19 @@ pub enum Queries {
     At(Vec<usize>),
 }
 
+impl Queries {
+    /// Their rows of `x` `[batch, n, d]`: `x` itself, or `[batch, 1, d]`.
+    ///
+    /// # Panics
+    /// On a position beyond the row, or another number of items.
+    pub fn pick(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::All => x,
+            Self::At(positions) => plain::picker(&x, positions)(x),
+        }
+    }
+}
+
 /// What [`mlp_branch`] computes with.
 #[derive(Debug, Clone)]
 pub struct MlpBranch {
@@ -72,6 +85,17 @@ pub struct MlpBranch {
     pub activation: Activation,
     /// `[hidden, d]`.
     pub c_proj: Linear,
+}
+
+/// What [`observed_mlp_branch`] gives.
+#[derive(Debug, Clone)]
+pub struct ObservedMlp {
+    /// The output of the branch.
+    pub output: Tensor<3>,
+    /// The input of its first map, `[batch, n, d]`.
+    pub normed: Tensor<3>,
+    /// The input of its second map, `[batch, n, hidden]`.
+    pub inner: Tensor<3>,
 }
 
 static FUSED: AtomicBool = AtomicBool::new(true);
@@ -121,6 +145,23 @@ pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
         return crate::extension::mlp_branch(x, branch);
     }
     plain::mlp_branch(x, branch)
+}
+
+/// [`mlp_branch`] for who looks on: with the inputs of its two maps, at every position, though only the output at the positions `read` may
+/// be wanted.
+///
+/// # Shapes
+/// - `x`: `[batch, n, d]`
+/// - output: `[batch, n, d]`, or `[batch, 1, d]` for [`Queries::At`]
+///
+/// # Panics
+/// On parameters of another width, or a position beyond the row.
+pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> ObservedMlp {
+    #[cfg(feature = "flex")]
+    if on_host(&x) && !x.device().is_autodiff() {
+        return crate::extension::observed_mlp_branch(x, branch, read);
+    }
+    plain::observed_mlp_branch(x, branch, read)
 }
 
 /// A layer norm by itself: `[batch, n, d]` to the same.

@@ -22,7 +22,7 @@ use burn::{
 use rayon::prelude::*;
 
 use crate::{
-    Activation, AttentionBranch, LayerNorm, MlpBranch, Queries,
+    Activation, AttentionBranch, LayerNorm, MlpBranch, ObservedMlp, Queries,
     host::{
         self,
         attention::{
@@ -59,16 +59,7 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
 }
 
 pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
-    let [batch, tokens, width] = x.dims();
-    let call = MlpCall {
-        shape: MlpShape {
-            rows: batch * tokens,
-            width,
-            hidden: branch.c_fc.weight.dims()[1],
-        },
-        activation: kernel(branch.activation),
-        epsilon: branch.norm.epsilon as f32,
-    };
+    let call = MlpCall::new(&x, &branch);
     Tensor::from_dispatch(<Dispatch as Branches>::mlp(
         x.into_dispatch(),
         branch.norm.gamma.into_dispatch(),
@@ -79,6 +70,37 @@ pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
         branch.c_proj.bias.into_dispatch(),
         call,
     ))
+}
+
+pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> ObservedMlp {
+    let call = MlpCall::new(&x, &branch);
+    let tokens = x.dims()[1];
+    let read = match read {
+        Queries::All => None,
+        Queries::At(positions) => {
+            let rows = positions.iter().enumerate().map(|(item, position)| {
+                assert!(*position < tokens, "position {position} of {tokens}");
+                item * tokens + position
+            });
+            Some(rows.collect::<Vec<_>>())
+        }
+    };
+    let (output, normed, inner) = <Dispatch as Branches>::observed_mlp(
+        x.into_dispatch(),
+        branch.norm.gamma.into_dispatch(),
+        branch.norm.beta.into_dispatch(),
+        branch.c_fc.weight.into_dispatch(),
+        branch.c_fc.bias.into_dispatch(),
+        branch.c_proj.weight.into_dispatch(),
+        branch.c_proj.bias.into_dispatch(),
+        call,
+        read,
+    );
+    ObservedMlp {
+        output: Tensor::from_dispatch(output),
+        normed: Tensor::from_dispatch(normed),
+        inner: Tensor::from_dispatch(inner),
+    }
 }
 
 pub fn layer_norm(x: Tensor<3>, norm: LayerNorm) -> Tensor<3> {
@@ -160,6 +182,20 @@ pub trait Branches: Backend {
         proj_bias: FloatTensor<Self>,
         call: MlpCall,
     ) -> FloatTensor<Self>;
+
+    /// The output, of all rows or some, and the inputs of both maps.
+    #[allow(clippy::too_many_arguments)]
+    fn observed_mlp(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        fc_weight: FloatTensor<Self>,
+        fc_bias: FloatTensor<Self>,
+        proj_weight: FloatTensor<Self>,
+        proj_bias: FloatTensor<Self>,
+        call: MlpCall,
+        read: Option<Vec<usize>>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// A layer norm by itself: input, scale, shift.
     fn norm(
@@ -302,6 +338,19 @@ impl Call for AttentionCall {
 }
 
 impl MlpCall {
+    fn new(x: &Tensor<3>, branch: &MlpBranch) -> Self {
+        let [batch, tokens, width] = x.dims();
+        Self {
+            shape: MlpShape {
+                rows: batch * tokens,
+                width,
+                hidden: branch.c_fc.weight.dims()[1],
+            },
+            activation: kernel(branch.activation),
+            epsilon: branch.norm.epsilon as f32,
+        }
+    }
+
     fn params<'a>(&self, inputs: &'a Inputs) -> MlpParams<'a> {
         MlpParams {
             norm: inputs.norm(self.epsilon),
@@ -396,6 +445,30 @@ impl Branches for Flex {
     ) -> Host {
         let tensors = [x, gamma, beta, fc_weight, fc_bias, proj_weight, proj_bias];
         call.forward(&Inputs::new(tensors), false).0
+    }
+
+    fn observed_mlp(
+        x: Host,
+        gamma: Host,
+        beta: Host,
+        fc_weight: Host,
+        fc_bias: Host,
+        proj_weight: Host,
+        proj_bias: Host,
+        call: MlpCall,
+        read: Option<Vec<usize>>,
+    ) -> (Host, Host, Host) {
+        let tensors = [x, gamma, beta, fc_weight, fc_bias, proj_weight, proj_bias];
+        let inputs = Inputs::new(tensors);
+        let params = call.params(&inputs);
+        let seen = host::mlp::mlp_branch_observed(inputs.x(), &params, call.shape, read.as_deref());
+        let [batch, tokens, width] = inputs.0[0].layout().shape().dims();
+        let outputs = if read.is_some() { 1 } else { tokens };
+        (
+            tensor(seen.y, [batch, outputs, width]),
+            tensor(seen.normal, [batch, tokens, width]),
+            tensor(seen.inner, [batch, tokens, call.shape.hidden]),
+        )
     }
 
     fn norm(x: Host, gamma: Host, beta: Host, epsilon: f32) -> Host {
@@ -529,6 +602,20 @@ impl<S: CheckpointStrategy> Branches for Autodiff<Flex, S> {
     ) -> FloatTensor<Self> {
         let tensors = [x, gamma, beta, fc_weight, fc_bias, proj_weight, proj_bias];
         taped::<_, S>(tensors, call)
+    }
+
+    fn observed_mlp(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: MlpCall,
+        _: Option<Vec<usize>>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("a branch that is observed is Burn's own on the tape")
     }
 
     fn norm(

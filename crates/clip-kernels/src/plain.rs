@@ -4,7 +4,7 @@ use burn::tensor::{
     FloatDType, Int, Tensor, TensorData, activation, module, ops::AttentionModuleOptions,
 };
 
-use crate::{Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, Queries};
+use crate::{Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries};
 
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
     let normed = layer_norm(x.clone(), branch.norm.clone());
@@ -21,6 +21,18 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
 pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
     let y = linear(layer_norm(x.clone(), branch.norm), branch.c_fc);
     x + linear(activate(y, branch.activation), branch.c_proj)
+}
+
+pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> ObservedMlp {
+    let normed = layer_norm(x.clone(), branch.norm);
+    let inner = linear(normed.clone(), branch.c_fc);
+    let inner = activate(inner, branch.activation);
+    let output = read.pick(x) + linear(read.pick(inner.clone()), branch.c_proj);
+    ObservedMlp {
+        output,
+        normed,
+        inner,
+    }
 }
 
 /// In `f32` where the numbers are shorter: their sum of squares would not fit.
@@ -97,7 +109,7 @@ fn attend_at(
 }
 
 /// Takes one row of each item: `[batch, n, d]` to `[batch, 1, d]`.
-fn picker(x: &Tensor<3>, positions: &[usize]) -> impl Fn(Tensor<3>) -> Tensor<3> + use<> {
+pub fn picker(x: &Tensor<3>, positions: &[usize]) -> impl Fn(Tensor<3>) -> Tensor<3> + use<> {
     let [batch, n, d] = x.dims();
     let first = positions.iter().all(|p| *p == 0);
     let rows = positions

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use burn::tensor::{Device, Tensor, TensorData};
 use clip_kernels::{
     Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, Queries, attention_branch,
-    mlp_branch, use_fused_kernels,
+    mlp_branch, observed_mlp_branch, use_fused_kernels,
 };
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -34,14 +34,17 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// A leaf of the tape, in the shape asked for.
+    /// A leaf of the tape, where the device has one, in the shape asked for.
     fn leaf<const D: usize>(&mut self, shape: [usize; D], around: f32) -> Tensor<D> {
         let count = shape.iter().product();
         let values: Vec<f32> = (0..count)
             .map(|_| around + self.rng.random_range(-0.5..0.5))
             .collect();
         let leaf = Tensor::<1>::from_data(TensorData::new(values, [count]), self.device);
-        let leaf = leaf.require_grad();
+        let leaf = match self.device.is_autodiff() {
+            true => leaf.require_grad(),
+            false => leaf,
+        };
         self.leaves.push(leaf.clone());
         leaf.reshape(shape)
     }
@@ -144,5 +147,55 @@ fn the_mlp_is_that_of_burn() {
             };
             mlp_branch(x, branch)
         });
+    }
+}
+
+/// Output, and what the two maps see.
+fn observed(device: &Device, fused: bool, read: &Queries) -> [Tensor<3>; 3] {
+    let mut numbers = Numbers::new(device);
+    let x = numbers.leaf([BATCH, TOKENS, WIDTH], 0.0);
+    let branch = MlpBranch {
+        norm: numbers.norm(),
+        c_fc: numbers.linear(WIDTH, HIDDEN),
+        activation: Activation::QuickGelu,
+        c_proj: numbers.linear(HIDDEN, WIDTH),
+    };
+    use_fused_kernels(fused);
+    let seen = observed_mlp_branch(x.clone(), branch.clone(), read);
+    let output = read.pick(mlp_branch(x, branch));
+    use_fused_kernels(true);
+    let (output, want) = (seen.output.inner(), output.inner());
+    assert_close(output.clone(), want, "the branch that nobody observes");
+    [output, seen.normed.inner(), seen.inner.inner()]
+}
+
+fn assert_close(got: Tensor<3>, want: Tensor<3>, what: &str) {
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    let [got, want]: [Vec<f32>; 2] = [got, want].map(|x| x.into_data().try_into_vec().unwrap());
+    for (got, want) in got.iter().zip(&want) {
+        assert!((got - want).abs() < 1e-5, "{what}: {got} for {want}");
+    }
+}
+
+#[test]
+fn an_observed_mlp_is_that_of_burn_and_shows_every_position() {
+    let _guard = SWITCH.lock().unwrap_or_else(|e| e.into_inner());
+    let device = Device::flex();
+    for read in [Queries::All, Queries::At(vec![0, 6, 3])] {
+        let plain = observed(&device, false, &read);
+        let outputs = if read == Queries::All { TOKENS } else { 1 };
+        let shapes = [
+            [BATCH, outputs, WIDTH],
+            [BATCH, TOKENS, WIDTH],
+            [BATCH, TOKENS, HIDDEN],
+        ];
+        assert_eq!(plain.each_ref().map(|t| t.dims()), shapes);
+        // On a tape it is the plain way.
+        for (device, fused) in [(device.clone(), true), (device.clone().autodiff(), true)] {
+            let got = observed(&device, fused, &read);
+            for (got, want) in got.into_iter().zip(plain.clone()) {
+                assert_close(got, want, &format!("{read:?} on {device:?}"));
+            }
+        }
     }
 }

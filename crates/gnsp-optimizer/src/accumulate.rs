@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 
-use crate::moment::{Moment, device_error};
+use crate::moment::{Moment, Scratch, device_error};
 use crate::{BatchNorm, Gram, GramError, TaskNorm};
 
 /// Sums the second moments `XᵀX` of batches of rows, on the device of the rows.
@@ -72,13 +72,23 @@ impl GramAccumulator {
     /// Rows of another width, a second moment that is not finite, a diagonal sum, or a device that
     /// cannot be read. The sum is then what it was before.
     pub fn add(&mut self, rows: Tensor<2>) -> Result<(), GramError> {
+        self.add_with(rows, &mut Scratch::default())
+    }
+
+    /// [`add`](Self::add) with memory that is used again.
+    pub(crate) fn add_with(
+        &mut self,
+        rows: Tensor<2>,
+        scratch: &mut Scratch,
+    ) -> Result<(), GramError> {
         let [count, width] = rows.dims();
         // Burn reads a 0 in a new shape as "the dimension that was here".
         let rows = match count {
             0 => Tensor::zeros([1, 0, width], &rows.device()),
             _ => rows.unsqueeze(),
         };
-        self.add_grouped(rows)
+        let moment = self.moment(rows, scratch)?;
+        self.add_moment(moment)
     }
 
     /// Adds the second moments of one batch of the inputs of every group.
@@ -91,7 +101,7 @@ impl GramAccumulator {
     ///
     /// As [`add`](Self::add), and another number of groups than before.
     pub fn add_grouped(&mut self, rows: Tensor<3>) -> Result<(), GramError> {
-        let moment = self.moment(rows)?;
+        let moment = self.moment(rows, &mut Scratch::default())?;
         self.add_moment(moment)
     }
 
@@ -150,7 +160,11 @@ impl GramAccumulator {
 
     /// The second moments of rows, not yet part of the sum. Those of
     /// the parts of a batch add up to those of the batch.
-    pub(crate) fn moment(&self, rows: Tensor<3>) -> Result<Moment, GramError> {
+    pub(crate) fn moment(
+        &self,
+        rows: Tensor<3>,
+        scratch: &mut Scratch,
+    ) -> Result<Moment, GramError> {
         let [groups, _, width] = rows.dims();
         if matches!(self.sum, Sum::Diagonal(_)) {
             return Err(GramError::Kind {
@@ -167,7 +181,7 @@ impl GramAccumulator {
         if width == 0 || groups == 0 {
             return Err(GramError::NoFeatures);
         }
-        Ok(Moment::of(rows))
+        Ok(Moment::of(rows, scratch))
     }
 
     /// Adds the second moments of one batch.
@@ -195,14 +209,12 @@ impl GramAccumulator {
             }
             return Ok(());
         }
-        let term = match self.batch_norm {
-            BatchNorm::Frobenius => moment.divided(largest, norm),
-            BatchNorm::None => moment,
-        };
         if let Sum::Dense(sum) = &mut self.sum {
-            match sum {
-                Some(sum) => sum.add(term)?,
-                None => *sum = Some(term),
+            match (sum, self.batch_norm) {
+                (Some(sum), BatchNorm::Frobenius) => sum.add_divided(moment, largest, norm)?,
+                (Some(sum), BatchNorm::None) => sum.add(moment)?,
+                (none, BatchNorm::Frobenius) => *none = Some(moment.divided(largest, norm)),
+                (none, BatchNorm::None) => *none = Some(moment),
             }
         }
         Ok(())

@@ -36,9 +36,29 @@ pub(crate) struct Packed {
     pub values: Vec<f32>,
 }
 
+/// Memory that one product after the other uses: the system need not clear it anew for each.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    square: Vec<f32>,
+    spread: Vec<f32>,
+}
+
+/// There is nothing in it that a copy needs.
+impl Clone for Scratch {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Scratch")
+    }
+}
+
 impl Moment {
     /// Of `rows` `[groups, N, features]`, none of them zero.
-    pub fn of(rows: Tensor<3>) -> Self {
+    pub fn of(rows: Tensor<3>, scratch: &mut Scratch) -> Self {
         let rows = rows.inner().cast(FloatDType::F32);
         let [groups, count, features] = rows.dims();
         if !is_host(&rows) {
@@ -49,14 +69,17 @@ impl Moment {
         }
         let data = rows.into_data();
         let mut values = Vec::with_capacity(groups * features * (features + 1) / 2);
-        let mut square = vec![0.0; features * features];
+        let Scratch { square, spread } = scratch;
+        if square.len() < features * features {
+            square.resize(features * features, 0.0);
+        }
+        let square = &mut square[..features * features];
         let numbers = data.as_slice::<f32>().unwrap_or_default();
-        let mut spread = Vec::new();
         for group in 0..groups {
             let rows = &numbers[group * count * features..(group + 1) * count * features];
-            let x = spaced(rows, count, features, &mut spread);
+            let x = spaced(rows, count, features, spread);
             // The lower triangle by columns is the upper one by rows.
-            let out = MatMut::from_column_major_slice_mut(&mut square, features, features);
+            let out = MatMut::from_column_major_slice_mut(square, features, features);
             matmul(
                 out,
                 BlockStructure::TriangularLower,
@@ -117,22 +140,45 @@ impl Moment {
                 return Ok((largest, norm));
             }
         };
-        if packed.values.par_iter().any(|x| !x.is_finite()) {
-            return Ok((f32::NAN, f32::NAN));
-        }
-        let largest = packed.values.par_iter().map(|x| x.abs());
-        let largest = largest.reduce(|| 0.0, f32::max);
-        let divisor = f64::from(largest.max(f32::MIN_POSITIVE));
-        // Rows are summed apart and then in order, so that the sum is the same however the work was shared out.
-        let squares: Vec<f64> = packed
+        // Rows are summed apart and then in order, so that the sum is the same however the work was shared out. Squares of `f32` do not leave
+        // the range of `f64`, and a sum of them is finite where all numbers are.
+        let sizes: Vec<(f32, f64)> = packed
             .rows()
             .into_par_iter()
             .map(|row| {
-                let square = |x: &f32| (f64::from(*x) / divisor).powi(2);
-                2.0 * row[1..].iter().map(square).sum::<f64>() + square(&row[0])
+                let square = |x: f32| f64::from(x) * f64::from(x);
+                let mut largest = [0.0f32; LANES];
+                let mut squares = [0.0f64; LANES];
+                let lanes = row.chunks_exact(LANES);
+                let rest = lanes.remainder();
+                for some in lanes.chain((!rest.is_empty()).then_some(rest)) {
+                    for ((largest, squares), x) in largest.iter_mut().zip(&mut squares).zip(some) {
+                        *largest = largest.max(x.abs());
+                        *squares += square(*x);
+                    }
+                }
+                let largest = largest.into_iter().fold(0.0, f32::max);
+                (largest, 2.0 * squares.iter().sum::<f64>() - square(row[0]))
             })
             .collect();
-        Ok((largest, squares.iter().sum::<f64>().sqrt() as f32))
+        let norm = sizes.iter().map(|(_, squares)| squares).sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return Ok((f32::NAN, f32::NAN));
+        }
+        let largest = sizes.iter().fold(0.0, |most, (one, _)| one.max(most));
+        let divisor = f64::from(largest.max(f32::MIN_POSITIVE));
+        Ok((largest, (norm / divisor) as f32))
+    }
+
+    /// Adds another, divided by both. On an error it is what it was.
+    pub fn add_divided(&mut self, other: Self, largest: f32, norm: f32) -> Result<(), GramError> {
+        let (Self::Host(own), Self::Host(other)) = (&mut *self, &other) else {
+            return self.add(other.divided(largest, norm));
+        };
+        let largest = largest.max(f32::MIN_POSITIVE);
+        let pairs = own.values.par_iter_mut().zip(&other.values);
+        pairs.for_each(|(own, other)| *own += *other / largest / norm);
+        Ok(())
     }
 
     /// Divided by both.
@@ -195,6 +241,9 @@ impl Moment {
     }
 }
 
+/// Sums of a row that are made side by side.
+const LANES: usize = 8;
+
 /// A row that is a multiple of so many numbers long makes the entries of a column share few places of the processor's cache.
 const PAGE: usize = 1024;
 /// Numbers between such rows: a line of the cache.
@@ -212,7 +261,10 @@ fn spaced<'a>(
         return MatRef::from_row_major_slice(rows, count, features);
     }
     let width = features + APART;
-    spread.resize(count * width, 0.0);
+    if spread.len() < count * width {
+        spread.resize(count * width, 0.0);
+    }
+    let spread = &mut spread[..count * width];
     let pairs = rows.par_chunks_exact(features);
     let pairs = pairs.zip(spread.par_chunks_exact_mut(width));
     pairs.for_each(|(from, to)| to[..features].copy_from_slice(from));
@@ -283,13 +335,12 @@ mod tests {
                 }
             }
         }
-        assert_eq!(spread.len(), 0, "the last matrix with room had no rows");
     }
 
     #[test]
     fn triangles_are_those_of_the_product() {
         let product = Moment::Device(rows().swap_dims(1, 2).matmul(rows()));
-        let triangles = Moment::of(rows());
+        let triangles = Moment::of(rows(), &mut Scratch::default());
         assert!(matches!(triangles, Moment::Host(_)));
         assert_eq!(triangles.groups(), 2);
         let (largest, norm) = product.size().unwrap();
@@ -307,9 +358,12 @@ mod tests {
     #[test]
     fn moments_of_both_kinds_add_up() {
         let mut sum = Moment::Device(rows().swap_dims(1, 2).matmul(rows()));
-        sum.add(Moment::of(rows())).unwrap();
+        sum.add(Moment::of(rows(), &mut Scratch::default()))
+            .unwrap();
         let sum = sum.packed().unwrap();
-        let one = Moment::of(rows()).packed().unwrap();
+        let one = Moment::of(rows(), &mut Scratch::default())
+            .packed()
+            .unwrap();
         for (sum, one) in sum.values.iter().zip(&one.values) {
             assert!((sum - 2.0 * one).abs() <= 1e-4 * one.abs().max(1.0));
         }
@@ -318,15 +372,15 @@ mod tests {
     #[test]
     fn what_is_not_finite_has_no_size() {
         let rows = rows() * f32::NAN;
-        let (largest, norm) = Moment::of(rows).size().unwrap();
+        let (largest, norm) = Moment::of(rows, &mut Scratch::default()).size().unwrap();
         assert!(largest.is_nan() && norm.is_nan());
     }
 
     #[test]
     fn entries_whose_squares_vanish_have_a_norm() {
-        let moment = Moment::of(rows() * 1e-17);
+        let moment = Moment::of(rows() * 1e-17, &mut Scratch::default());
         let (largest, norm) = moment.size().unwrap();
-        let (_, want) = Moment::of(rows()).size().unwrap();
+        let (_, want) = Moment::of(rows(), &mut Scratch::default()).size().unwrap();
         assert!(largest > 0.0);
         assert!((norm - want).abs() < 1e-4 * want);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Int, Tensor};
 
-use crate::moment::Moment;
+use crate::moment::{Moment, Scratch};
 use crate::{Gram, GramAccumulator, GramError, History, Layout, Patches, Policy, Selection};
 
 /// Numbers of unfolded patches that are held at once.
@@ -40,13 +40,15 @@ pub enum RecordError {
 /// each layer over, on the plain device (`model.valid()`), so that no tape is recorded. Then
 /// [`Memory::absorb`](crate::Memory::absorb) what was recorded.
 ///
-/// The memory is two matrices for each parameter, however many batches there are.
+/// The memory is two matrices for each parameter, however many batches there are; on Burn's host backend one triangle for each, and what the
+/// largest layer needs for a product.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     policy: Policy,
     only: Option<Selection>,
     histories: BTreeMap<String, History>,
     seen: BTreeMap<String, (Layout, GramAccumulator)>,
+    scratch: Scratch,
 }
 
 impl Recorder {
@@ -57,6 +59,7 @@ impl Recorder {
             only: None,
             histories: BTreeMap::new(),
             seen: BTreeMap::new(),
+            scratch: Scratch::default(),
         }
     }
 
@@ -154,6 +157,7 @@ impl Recorder {
             groups: patches.groups,
         };
         let x = x.inner();
+        let mut scratch = std::mem::take(&mut self.scratch);
         let gram = self.accumulator(path, layout, features)?;
         let each = (patches.groups * features * height * width).max(1);
         let step = (PATCH_BUDGET / each).max(1);
@@ -161,7 +165,8 @@ impl Recorder {
         let mut result = Ok(());
         for from in (0..count).step_by(step) {
             let some = x.clone().narrow(0, from, step.min(count - from));
-            let added = gram.moment(patches.rows(some)).and_then(|part| {
+            let added = gram.moment(patches.rows(some), &mut scratch);
+            let added = added.and_then(|part| {
                 match &mut moment {
                     Some(sum) => sum.add(part)?,
                     None => moment = Some(part),
@@ -176,6 +181,7 @@ impl Recorder {
         if let (Ok(()), Some(moment)) = (&result, moment) {
             result = gram.add_moment(moment);
         }
+        self.scratch = scratch;
         result.map_err(|source| RecordError::Inputs {
             path: path.to_string(),
             source,
@@ -231,12 +237,15 @@ impl Recorder {
         let shape = x.dims();
         let features = shape[D - 1];
         let rows = shape[..D - 1].iter().product();
+        let mut scratch = std::mem::take(&mut self.scratch);
         let gram = self.accumulator(path, layout, features)?;
         let x = match rows {
             0 => Tensor::zeros([0, features], &x.device()),
             _ => x.inner().reshape([rows, features]),
         };
-        gram.add(x).map_err(|source| RecordError::Inputs {
+        let added = gram.add_with(x, &mut scratch);
+        self.scratch = scratch;
+        added.map_err(|source| RecordError::Inputs {
             path: path.to_string(),
             source,
         })

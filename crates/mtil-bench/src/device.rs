@@ -292,15 +292,26 @@ fn probe(device: &Device) -> Result<(), String> {
     }
 }
 
-/// Runs `f`; a panic becomes its message, in one line, and is not printed.
+/// Runs `f`; a panic becomes its message, in one line, and is not printed. It may be called within itself.
 pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
-    // The hook is the process's: two of these at once must not mix up what they put back.
-    static HOOK: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _guard = HOOK.lock().unwrap_or_else(|e| e.into_inner());
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    use std::sync::{
+        Once,
+        atomic::{AtomicUsize, Ordering},
+    };
+    // How many of these are at work. A backend may panic on threads of its own, so it is the process's.
+    static QUIET: AtomicUsize = AtomicUsize::new(0);
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if QUIET.load(Ordering::SeqCst) == 0 {
+                before(panic);
+            }
+        }));
+    });
+    QUIET.fetch_add(1, Ordering::SeqCst);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-    std::panic::set_hook(hook);
+    QUIET.fetch_sub(1, Ordering::SeqCst);
     result.map_err(|panic| {
         let message = panic
             .downcast_ref::<String>()
@@ -389,6 +400,11 @@ mod tests {
     #[test]
     fn a_panic_becomes_one_line() {
         assert_eq!(quietly(|| 1), Ok(1));
+        assert_eq!(quietly(|| quietly(|| 1)), Ok(Ok(1)));
+        assert_eq!(
+            quietly(|| quietly(|| panic!("inside"))),
+            Ok(Err::<(), _>("inside".to_owned()))
+        );
         assert_eq!(
             quietly(|| panic!("\n first \n second")),
             Err::<(), _>("first".into())

@@ -43,3 +43,4 @@ pub mod seeds;
 pub mod step;
 pub mod suite;
 pub mod sweep;
+mod tape;

@@ -15,6 +15,7 @@ use losses::{
 use crate::{
     eval::to_host,
     precision::{Widen, widened},
+    tape::{on_tape, with_tape},
 };
 
 /// What the published code computes in every step although it need not, or computes in full although a part would do. All are on
@@ -116,6 +117,8 @@ pub struct Step {
     dense: Vec<(ParamId, Layout, Tensor<2>)>,
     trained: Vec<ParamId>,
     inputs: StepInputs,
+    /// Of the task and of the reference pairs, on the tape.
+    pixels: [Tensor<4>; 2],
     options: StepOptions,
     frozen: Option<ParamGroup>,
     device: Device,
@@ -173,10 +176,7 @@ impl Step {
         let savings = options.savings;
         clip_model::use_fused_kernels(savings.fused);
         let plain = model.device();
-        let mut device = plain.clone().autodiff();
-        if options.checkpointing {
-            device = device.gradient_checkpointing();
-        }
+        let device = with_tape(&plain, options.checkpointing);
         let paths: Vec<&str> = protection.iter().map(|(path, _)| path).collect();
         let trained: Vec<ParamId> = paths.iter().map(|p| clip_model::parameter_id(p)).collect();
         let frozen = savings
@@ -208,14 +208,17 @@ impl Step {
             });
             (fresh(), dense.collect())
         };
+        let pixels = [&inputs.pixels, &inputs.reference_pixels]
+            .map(|x| Tensor::<4>::from_data(x.clone().into_data(), &device));
         let mut step = Self {
-            student: Some(on_tape(model.clone(), frozen.as_ref(), &device)),
+            student: Some(trained_on(model.clone(), frozen.as_ref(), &device)),
             frozen,
             teacher: Some(model.clone()),
             optimizer,
             dense,
             trained,
             inputs,
+            pixels,
             options,
             device,
             lr: 1e-5,
@@ -250,13 +253,11 @@ impl Step {
     pub fn gradients(&self) -> (f32, GradientsParams) {
         let working = self.options.bf16.then(|| {
             let narrow = self.student().valid().to_dtype(FloatDType::BF16);
-            on_tape(narrow, self.frozen.as_ref(), &self.device)
+            trained_on(narrow, self.frozen.as_ref(), &self.device)
         });
         let student = working.as_ref().unwrap_or(self.student());
         let savings = self.options.savings;
-        let pixels = |x: &Tensor<4>| Tensor::<4>::from_data(x.clone().into_data(), &self.device);
-        let own = pixels(&self.inputs.pixels);
-        let referred = pixels(&self.inputs.reference_pixels);
+        let [own, referred] = self.pixels.clone();
         let images = own.dims()[0];
         let (own, referred) = if savings.one_pass {
             let features = self.images(student, Tensor::cat(vec![own, referred], 0));
@@ -368,9 +369,8 @@ impl Observer for Whole {
 }
 
 /// `model` on the tape of `device`, but for what is frozen.
-fn on_tape(model: ClipModel, frozen: Option<&ParamGroup>, device: &Device) -> ClipModel {
-    // A fork takes over how the device's tape keeps activations.
-    let model = model.train().fork(device);
+fn trained_on(model: ClipModel, frozen: Option<&ParamGroup>, device: &Device) -> ClipModel {
+    let model = on_tape(model, device);
     match frozen {
         Some(frozen) => model.freeze_group(frozen.clone()),
         None => model,

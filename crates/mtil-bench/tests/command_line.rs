@@ -183,6 +183,11 @@ fn wrong_words_get_one_clear_error() {
     fails(here, &["--device", "tpu"], &["tpu", "flex"]);
     #[cfg(not(feature = "cuda"))]
     fails(here, &["--device", "cuda"], &["--features cuda"]);
+    // Whether there is a driver or not.
+    #[cfg(feature = "wgpu")]
+    fails(here, &["--device", "wgpu:4096"], &["wgpu:4096"]);
+    #[cfg(feature = "cuda")]
+    fails(here, &["--device", "cuda:4096"], &["cuda:4096"]);
     fails(here, &["--set", "lrate=1"], &["lrate"]);
     fails(here, &["--methods", "gnsp,gnsp"], &["twice"]);
     fails(here, &["--frobnicate"], &["--frobnicate"]);

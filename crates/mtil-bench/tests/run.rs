@@ -56,6 +56,7 @@ fn request(method: &str, overrides: &[&str]) -> Request {
         model_sha256: String::new(),
         seed: 7,
         device: "flex".to_owned(),
+        peers: Vec::new(),
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,
@@ -592,6 +593,36 @@ fn images_spread_over_several_devices_give_what_one_gives() {
             }
         }
     }
+}
+
+#[test]
+fn activations_that_are_computed_again_give_what_kept_ones_give() {
+    let folder = tempfile::tempdir().unwrap();
+    for method in ["finetune", "gnsp", "ewc", "lora", "moe-adapters"] {
+        let run = |checkpointing: bool| {
+            let out = folder.path().join(format!("{method}-{checkpointing}"));
+            let options = RunOptions {
+                log_every: 1,
+                checkpointing,
+                ..RunOptions::default()
+            };
+            let outcome =
+                start_on(&request(method, &[]), &suite(2), &out, NEVER, &options).unwrap();
+            assert!(matches!(outcome, Outcome::Complete(_)));
+            losses_and_weights(&out, 2)
+        };
+        assert!(run(true) == run(false), "{method}");
+    }
+}
+
+#[test]
+fn adapters_are_not_computed_in_a_narrower_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let request = request("lora", &["compute=\"bf16\""]);
+    let options = RunOptions::default();
+    let out = folder.path().join("lora");
+    let error = start_on(&request, &suite(1), &out, NEVER, &options).unwrap_err();
+    assert!(error.to_string().contains("compute=bf16"), "{error}");
 }
 
 #[test]

@@ -102,6 +102,17 @@ struct Sums {
     proj_bias: Vec<f32>,
 }
 
+/// The output of an MLP branch, and the inputs of its two products.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlpObserved {
+    /// `[rows, width]`, or only the rows that are read.
+    pub y: Vec<f32>,
+    /// What the layer norm makes of `x`, `[rows, width]`.
+    pub normal: Vec<f32>,
+    /// After the activation, `[rows, hidden]`.
+    pub inner: Vec<f32>,
+}
+
 /// The branch on `x`, `[rows, width]`; the activations too with `keep`.
 ///
 /// # Panics
@@ -112,33 +123,111 @@ pub fn mlp_branch(
     shape: MlpShape,
     keep: bool,
 ) -> (Vec<f32>, Option<MlpActivations>) {
+    let give = Give {
+        before: keep,
+        y: true,
+        ..Give::default()
+    };
+    let given = forward(x, params, shape, give);
+    let hidden = given.before;
+    (given.y, keep.then_some(MlpActivations { hidden }))
+}
+
+/// The branch on `x`, `[rows, width]`, with what its products see. Of the output only the rows `read`, if that is given; the products see
+/// them all.
+///
+/// # Panics
+/// When a length does not fit the shape, or a row that is read is not there.
+pub fn mlp_branch_observed(
+    x: &[f32],
+    params: &MlpParams<'_>,
+    shape: MlpShape,
+    read: Option<&[usize]>,
+) -> MlpObserved {
+    let give = Give {
+        normal: true,
+        inner: true,
+        y: read.is_none(),
+        ..Give::default()
+    };
+    let Given {
+        mut y,
+        normal,
+        inner,
+        ..
+    } = forward(x, params, shape, give);
+    if let Some(read) = read {
+        let MlpShape { width, hidden, .. } = shape;
+        y = vec![0.0; read.len() * width];
+        let mut some = Rows::new(read.len(), hidden);
+        for (i, (row, y)) in read.iter().zip(y.chunks_exact_mut(width)).enumerate() {
+            some.row_mut(i)
+                .copy_from_slice(&inner[row * hidden..][..hidden]);
+            y.copy_from_slice(&x[row * width..][..width]);
+        }
+        let par = on(parts::threads());
+        params.add_second(&mut y, some.first(read.len()), shape, par);
+    }
+    MlpObserved { y, normal, inner }
+}
+
+/// Which values the forward pass gives.
+#[derive(Clone, Copy, Default)]
+struct Give {
+    before: bool,
+    normal: bool,
+    inner: bool,
+    y: bool,
+}
+
+/// Those that were wanted; the others are empty.
+struct Given {
+    /// The input of the activation, `[rows, hidden]`.
+    before: Vec<f32>,
+    /// The input of the first product, `[rows, width]`.
+    normal: Vec<f32>,
+    /// The input of the second product, `[rows, hidden]`.
+    inner: Vec<f32>,
+    /// The output, `[rows, width]`.
+    y: Vec<f32>,
+}
+
+fn forward(x: &[f32], params: &MlpParams<'_>, shape: MlpShape, give: Give) -> Given {
     params.check(x, shape);
     let MlpShape {
         rows,
         width,
         hidden,
     } = shape;
-    let (w1, w2) = params.weights(shape);
-    let mut y = vec![0.0; rows * width];
-    let mut kept = vec![0.0; if keep { rows * hidden } else { 0 }];
+    let (w1, _) = params.weights(shape);
+    let wide = |wanted: bool, width: usize| if wanted { width } else { 0 };
+    let [before_width, inner_width] = [give.before, give.inner].map(|wanted| wide(wanted, hidden));
+    let [normal_width, y_width] = [give.normal, give.y].map(|wanted| wide(wanted, width));
+    let mut given = Given {
+        before: vec![0.0; rows * before_width],
+        normal: vec![0.0; rows * normal_width],
+        inner: vec![0.0; rows * inner_width],
+        y: vec![0.0; rows * y_width],
+    };
     let parts = Parts::of_rows(rows, false);
     let tasks = parts
         .ranges
         .iter()
-        .zip(parts.split(&mut y, width))
-        .zip(parts.split(&mut kept, if keep { hidden } else { 0 }))
+        .zip(parts.split(&mut given.before, before_width))
+        .zip(parts.split(&mut given.normal, normal_width))
+        .zip(parts.split(&mut given.inner, inner_width))
+        .zip(parts.split(&mut given.y, y_width))
         .collect();
-    parts::run(tasks, |((range, y), kept)| {
+    parts::run(tasks, |((((range, kept), normals), inners), y)| {
         let par = on(parts.threads);
         let size = largest_chunk(range.len());
         let mut normal = Rows::new(size, width);
         let mut inner = Rows::new(size, hidden);
-        let mut outer = vec![0.0; if keep { 0 } else { size * hidden }];
+        let mut outer = vec![0.0; wide(!give.before, size * hidden)];
         for chunk in chunks(range.len()) {
             let count = chunk.len();
             let x = &x[(range.start + chunk.start) * width..][..count * width];
-            let y = &mut y[chunk.start * width..chunk.end * width];
-            let before = if keep {
+            let before = if give.before {
                 &mut kept[chunk.start * hidden..chunk.end * hidden]
             } else {
                 &mut outer[..count * hidden]
@@ -150,20 +239,22 @@ pub fn mlp_branch(
             for (i, before) in before.chunks_exact(hidden).enumerate() {
                 params.activation.forward(before, inner.row_mut(i));
             }
-            y.copy_from_slice(x);
-            if let Some(bias) = params.proj.bias {
-                for row in y.chunks_exact_mut(width) {
-                    dispatch(AddTo {
-                        total: row,
-                        row: bias,
-                    });
-                }
+            let shown = &mut normals[chunk.start * normal_width..chunk.end * normal_width];
+            for (i, shown) in shown.chunks_exact_mut(width).enumerate() {
+                shown.copy_from_slice(normal.row(i));
             }
-            let y = matrix_mut(y, count, width);
-            product(y, Accum::Add, inner.first(count), w2, 1.0, par);
+            let shown = &mut inners[chunk.start * inner_width..chunk.end * inner_width];
+            for (i, shown) in shown.chunks_exact_mut(hidden).enumerate() {
+                shown.copy_from_slice(inner.row(i));
+            }
+            if give.y {
+                let y = &mut y[chunk.start * width..chunk.end * width];
+                y.copy_from_slice(x);
+                params.add_second(y, inner.first(count), shape, par);
+            }
         }
     });
-    (y, keep.then_some(MlpActivations { hidden: kept }))
+    given
 }
 
 /// The gradients at `x`, given the gradient `dy` of the output of [`mlp_branch`]. Without `kept` the activations are computed again; the
@@ -387,6 +478,21 @@ impl<'a> MlpParams<'a> {
         )
     }
 
+    /// Adds the second map of `inner`, `[rows, hidden]`, to `y`, `[rows, width]`.
+    fn add_second(&self, y: &mut [f32], inner: MatRef<'_, f32>, shape: MlpShape, par: Par) {
+        let (rows, width) = (inner.nrows(), shape.width);
+        if let Some(bias) = self.proj.bias {
+            for row in y.chunks_exact_mut(width) {
+                dispatch(AddTo {
+                    total: row,
+                    row: bias,
+                });
+            }
+        }
+        let (_, w2) = self.weights(shape);
+        product(matrix_mut(y, rows, width), Accum::Add, inner, w2, 1.0, par);
+    }
+
     fn check(&self, x: &[f32], shape: MlpShape) {
         let MlpShape {
             rows,
@@ -462,11 +568,47 @@ mod tests {
         );
         let (bare, nothing) = mlp_branch(&of[0], &params, shape, false);
         assert!(bare == y && nothing.is_none(), "{what}");
+        let seen = mlp_branch_observed(&of[0], &params, shape, None);
+        assert!(seen.y == y, "{what}");
+        assert_observed(&seen, &params, &kept.as_ref().unwrap().hidden, shape, &what);
+        let read: Vec<usize> = (0..rows).step_by(3).collect();
+        let some = mlp_branch_observed(&of[0], &params, shape, Some(&read));
+        assert!(some.normal == seen.normal && some.inner == seen.inner);
+        let rows_of_y = read.iter().flat_map(|row| &y[row * width..][..width]);
+        let rows_of_y: Vec<f32> = rows_of_y.copied().collect();
+        assert_close(&some.y, &wide(&rows_of_y), 3e-6, &what);
         let back = |kept| mlp_branch_backward(&of[0], &params, shape, kept, &dy, ALL);
         let gradients = back(kept.as_ref());
         assert_eq!(gradients, back(None), "{what}");
         assert_eq!(gradients, back(kept.as_ref()), "{what}");
         assert_gradients(formula, &of, &dy, list(&gradients), &what);
+    }
+
+    /// The second product's input is the activation of the first one's output.
+    fn assert_observed(
+        seen: &MlpObserved,
+        params: &MlpParams<'_>,
+        before: &[f32],
+        shape: MlpShape,
+        what: &str,
+    ) {
+        let MlpShape { width, hidden, .. } = shape;
+        let mut want = vec![0.0; before.len()];
+        params.activation.forward(before, &mut want);
+        assert_close(&seen.inner, &wide(&want), 1e-6, what);
+        let rows = seen.normal.chunks(width).zip(before.chunks(hidden));
+        for (normal, before) in rows {
+            let mut want: Vec<f64> = match params.fc.bias {
+                Some(bias) => wide(bias),
+                None => vec![0.0; hidden],
+            };
+            for (x, weights) in normal.iter().zip(params.fc.weight.chunks(hidden)) {
+                for (want, weight) in want.iter_mut().zip(weights) {
+                    *want += f64::from(*x) * f64::from(*weight);
+                }
+            }
+            assert_close(before, &want, 1e-5, what);
+        }
     }
 
     #[test]

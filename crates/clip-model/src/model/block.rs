@@ -6,7 +6,9 @@ use burn::{
     tensor::{Tensor, module::attention, ops::AttentionModuleOptions},
 };
 
-use clip_kernels::{AttentionBranch, MlpBranch, Queries, attention_branch, mlp_branch};
+use clip_kernels::{
+    AttentionBranch, MlpBranch, Queries, attention_branch, mlp_branch, observed_mlp_branch,
+};
 
 use super::{Observer, params::Builder};
 use crate::{config::Activation, error::CheckpointError};
@@ -98,19 +100,19 @@ impl Mlp {
         observer: &mut O,
     ) -> Tensor<3> {
         if O::ACTIVE {
-            observer.linear_input(&format!("{}.mlp.c_fc.weight", path()), rows(&x));
+            observer.linear_input(&format!("{}.mlp.c_fc.weight", path()), rows(x.clone()));
         }
         let x = clip_kernels::activate(self.c_fc.forward(x), self.activation.into());
         if O::ACTIVE {
-            observer.linear_input(&format!("{}.mlp.c_proj.weight", path()), rows(&x));
+            observer.linear_input(&format!("{}.mlp.c_proj.weight", path()), rows(x.clone()));
         }
         self.c_proj.forward(x)
     }
 }
 
-fn rows(x: &Tensor<3>) -> Tensor<2> {
+fn rows(x: Tensor<3>) -> Tensor<2> {
     let [batch, n, d] = x.dims();
-    x.clone().reshape([batch * n, d])
+    x.reshape([batch * n, d])
 }
 
 /// `x ← x + attention(ln_1(x))`, then `x ← x + mlp(ln_2(x))` (OpenAI CLIP `clip/model.py`, class
@@ -155,12 +157,12 @@ impl ResidualBlock {
         })
     }
 
-    /// `[batch, n, d]` to `[batch, n, d]`; or to `[batch, 1, d]` for one position of each item: an exact saving for the last
-    /// block, whose other outputs nobody reads.
+    /// `[batch, n, d]` to `[batch, n, d]`; or to `[batch, 1, d]` for the one position of each item that is read: an exact saving for the
+    /// last block, whose other outputs nobody reads. An observer that wants all tokens sees those of the inputs nevertheless.
     pub(super) fn forward<O: Observer>(
         &self,
         x: Tensor<3>,
-        queries: &Queries,
+        read: &Queries,
         path: &dyn Fn() -> String,
         observer: &mut O,
     ) -> Tensor<3> {
@@ -171,23 +173,29 @@ impl ResidualBlock {
             heads: self.attn.heads,
             causal: self.attn.causal,
         };
+        let mlp = MlpBranch {
+            norm: kernel_norm(&self.ln_2, self.epsilon),
+            c_fc: kernel_linear(&self.mlp.c_fc),
+            activation: self.mlp.activation.into(),
+            c_proj: kernel_linear(&self.mlp.c_proj),
+        };
+        // The positions that the attention leaves, and those of them that are read of the MLP.
+        let (queries, read) = match observer.wants_all_tokens() {
+            true => (&Queries::All, read),
+            false => (read, &Queries::All),
+        };
         let x = attention_branch(x, attention, queries);
-        let norm = kernel_norm(&self.ln_2, self.epsilon);
         if !O::ACTIVE {
-            let mlp = MlpBranch {
-                norm,
-                c_fc: kernel_linear(&self.mlp.c_fc),
-                activation: self.mlp.activation.into(),
-                c_proj: kernel_linear(&self.mlp.c_proj),
-            };
-            return mlp_branch(x, mlp);
+            return read.pick(mlp_branch(x, mlp));
         }
         let branch = observer.branch(&path(), &x);
-        let normed = clip_kernels::layer_norm(x.clone(), norm);
-        let y = self.mlp.forward(normed, path, observer);
+        let seen = observed_mlp_branch(x, mlp, read);
+        let weight_of = |part| format!("{}.mlp.{part}.weight", path());
+        observer.linear_input(&weight_of("c_fc"), rows(seen.normed));
+        observer.linear_input(&weight_of("c_proj"), rows(seen.inner));
         match branch {
-            Some(branch) => x + y + branch,
-            None => x + y,
+            Some(branch) => seen.output + read.pick(branch),
+            None => seen.output,
         }
     }
 }

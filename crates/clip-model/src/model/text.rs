@@ -157,30 +157,15 @@ impl TextTower {
             .slice([0..n, 0..w])
             .unsqueeze();
 
-        let flat: Vec<i64> = positions
-            .iter()
-            .enumerate()
-            .map(|(b, p)| (b * n + p) as i64)
-            .collect();
-        let flat = Tensor::<1, Int>::from_data(TensorData::new(flat, [batch]), &device);
-        let pick = |x: Tensor<3>| {
-            let [batch, n, w] = x.dims();
-            x.reshape([batch * n, w])
-                .select(0, flat.clone())
-                .reshape([batch, 1, w])
-        };
         let last = self.blocks.len() - 1;
         for (i, block) in self.blocks.iter().enumerate() {
             let path = || format!("text.blocks.{i}");
-            let queries = if i < last || observer.wants_all_tokens() {
+            let read = if i < last {
                 Queries::All
             } else {
                 Queries::At(positions.clone())
             };
-            x = block.forward(x, &queries, &path, observer);
-        }
-        if observer.wants_all_tokens() {
-            x = pick(x);
+            x = block.forward(x, &read, &path, observer);
         }
         let x = self
             .ln_final

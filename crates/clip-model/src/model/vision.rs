@@ -161,25 +161,20 @@ impl VisionTower {
         assert_shape!(pixels, [_, 3, self.image_size, self.image_size]);
         let mut x = self.embed(pixels);
         let [batch, _, d] = x.dims();
-        let pick = |x: Tensor<3>| {
-            let [batch, _, d] = x.dims();
-            x.slice([0..batch, 0..1, 0..d])
-        };
-        // Only the class token's output is read; a pooling head reads them all.
-        let all_tokens = self.head.is_some() || observer.wants_all_tokens();
+        // A pooling head reads all tokens.
         let last = self.blocks.len() - 1;
         for (i, block) in self.blocks.iter().enumerate() {
             let path = || format!("visual.blocks.{i}");
-            let queries = if i == last && !all_tokens {
+            let read = if i == last && self.head.is_none() {
                 Queries::At(vec![0; batch])
             } else {
                 Queries::All
             };
-            x = block.forward(x, &queries, &path, observer);
+            x = block.forward(x, &read, &path, observer);
         }
         let x = match &self.head {
             Some(head) => head.forward(self.ln_post.forward(x), observer),
-            None => self.ln_post.forward(pick(x)),
+            None => self.ln_post.forward(x),
         };
         let x = x.reshape([batch, d]);
         let Some(proj) = &self.proj else {

@@ -1,6 +1,10 @@
 //! `device`: which devices there are, and what the work costs on each.
 
-use std::{io::Read, path::PathBuf, process::Command};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use clap::{Args, Subcommand};
 use color_eyre::eyre::{Context, Result, eyre};
@@ -108,6 +112,10 @@ fn list() {
 
 fn compare(args: &CompareArgs) -> Result<()> {
     let request = request(args)?;
+    // Before hours of measuring.
+    let out = &args.out;
+    std::fs::create_dir_all(out)
+        .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
     let program = std::env::current_exe().wrap_err("finding this program's own file")?;
     let measurer = || {
         let mut command = Command::new(&program);
@@ -132,20 +140,11 @@ fn compare(args: &CompareArgs) -> Result<()> {
             let (device, work, size) = (&done.device, done.work, done.size);
             bar.suspend(|| eprintln!("{device}: {work}, {size}: {said}"));
         }
+        // Kept if it goes no further. That it cannot be written is said at the end.
+        Event::Gathered(so_far) => drop(write(so_far, &args.out)),
     })?;
     bar.finish_and_clear();
-    write(&comparison, args)
-}
-
-fn write(comparison: &Comparison, args: &CompareArgs) -> Result<()> {
-    let out = &args.out;
-    std::fs::create_dir_all(out).wrap_err_with(|| out.display().to_string())?;
-    comparison.save(&out.join("compare.json"))?;
-    let csv = out.join("compare.csv");
-    crate::files::write_atomically(&csv, comparison.to_csv()?.as_bytes())
-        .wrap_err_with(|| csv.display().to_string())?;
-    let page = out.join("compare.html");
-    comparison.write_page(&page)?;
+    let page = write(&comparison, &args.out)?;
     if args.json {
         print!("{}", comparison.to_json()?);
     } else {
@@ -153,6 +152,17 @@ fn write(comparison: &Comparison, args: &CompareArgs) -> Result<()> {
     }
     eprintln!("page: {}", page.display());
     Ok(())
+}
+
+/// The files of a comparison; the path of the page.
+fn write(comparison: &Comparison, out: &Path) -> Result<PathBuf> {
+    comparison.save(&out.join("compare.json"))?;
+    let csv = out.join("compare.csv");
+    crate::files::write_atomically(&csv, comparison.to_csv()?.as_bytes())
+        .wrap_err_with(|| csv.display().to_string())?;
+    let page = out.join("compare.html");
+    comparison.write_page(&page)?;
+    Ok(page)
 }
 
 fn request(args: &CompareArgs) -> Result<Request> {
@@ -176,6 +186,15 @@ fn request(args: &CompareArgs) -> Result<Request> {
     if args.batch == Some(0) || args.repetitions == 0 {
         return Err(eyre!("--batch and --repetitions must be at least 1"));
     }
+    for (name, value) in [
+        ("--tolerance", args.tolerance),
+        ("--replay-tolerance", args.replay_tolerance),
+        ("--limit", args.limit),
+    ] {
+        if !value.is_finite() || value < 0.0 {
+            return Err(eyre!("{name} {value}: must be a number of at least 0"));
+        }
+    }
     let mut request = Request {
         devices: args.devices.clone(),
         sizes,
@@ -190,19 +209,22 @@ fn request(args: &CompareArgs) -> Result<Request> {
     };
     request.sizes.sort_unstable();
     request.sizes.dedup();
+    request
+        .works
+        .sort_by_key(|work| ORDER.iter().position(|other| other == work));
     request.works.dedup();
     Ok(request)
 }
 
-/// In the order in which one leads to the next: Gram matrices, projectors, steps.
+/// In the order in which one leads to the next (Gram matrices, projectors, steps), which is also that of the memory they need.
 const ORDER: [Work; 7] = [
     Work::ImageEncoding,
     Work::TextEncoding,
+    Work::Evaluation,
     Work::GramAccumulation,
     Work::ProjectorBuild,
     Work::ProjectedStep,
     Work::TrainingStep,
-    Work::Evaluation,
 ];
 
 fn measure_ordered() -> Result<()> {

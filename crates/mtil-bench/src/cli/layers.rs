@@ -82,6 +82,7 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
     let common = Common {
         model: &model,
         device: &args.device,
+        peers: &[],
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,

@@ -153,6 +153,7 @@ fn jobs(
     let common = Common {
         model,
         device: &args.device,
+        peers: &[],
         evaluation: EvalOptions {
             prompts: args.prompts,
             ..EvalOptions::default()

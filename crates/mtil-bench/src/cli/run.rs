@@ -110,6 +110,8 @@ pub struct Common<'a> {
     pub model: &'a Loaded,
     /// The word for the device.
     pub device: &'a str,
+    /// The words for further devices.
+    pub peers: &'a [String],
     /// What is evaluated.
     pub evaluation: EvalOptions,
     /// Rules of the drift guard.
@@ -142,6 +144,7 @@ impl Common<'_> {
                 model_sha256: self.model.sha256.clone(),
                 seed,
                 device: self.device.to_owned(),
+                peers: self.peers.to_vec(),
                 evaluation: self.evaluation.clone(),
                 guard: self.guard.clone(),
                 skip_bad_images: self.skip_bad_images,
@@ -314,6 +317,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     let common = Common {
         model: &model,
         device: &args.device,
+        peers: &args.peers,
         evaluation: args.evaluation.options(),
         guard: args.guard.clone(),
         skip_bad_images: args.skip_bad_images,

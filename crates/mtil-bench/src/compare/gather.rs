@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    measure::{Line, Order, lowered_by, needed_bytes, result_file},
+    measure::{Line, Order, Results, lowered_by, needed_bytes, result_file},
     record::{
         Batches, Comparison, DeviceFacts, DeviceState, FORMAT, Facts, Figures, Measurement,
         Missing, Outcome, REFERENCE, Replay, ReplayOutcome, Size, Work,
@@ -34,7 +34,7 @@ pub struct Request {
     pub batch: Option<usize>,
     /// Timed calls of each work.
     pub repetitions: usize,
-    /// Longest time for the timed calls of one work; four times as long may pass until its process is stopped.
+    /// Longest time for the timed calls of one work, the first not counted; four times as long with it may pass until its process is stopped.
     pub limit_seconds: Option<f64>,
     /// Of weights, images and prompts.
     pub seed: u64,
@@ -79,6 +79,8 @@ pub enum Event<'a> {
     },
     /// A work is done.
     Done(&'a Measurement),
+    /// All works of a device and size are done: everything so far.
+    Gathered(&'a Comparison),
 }
 
 /// The default batch sizes of a size.
@@ -120,9 +122,10 @@ pub fn gather(
     };
     // The one that all are compared with goes first.
     devices.sort_by_key(|device| device.word != REFERENCE);
-    let mut losses: BTreeMap<(String, Size), Vec<f32>> = BTreeMap::new();
+    comparison.devices.clone_from(&devices);
+    let mut losses: BTreeMap<(String, Size), Losses> = BTreeMap::new();
     let smallest = request.sizes.iter().min().copied();
-    for device in &mut devices {
+    for (index, device) in devices.iter_mut().enumerate() {
         if device.state != DeviceState::Usable {
             continue;
         }
@@ -145,7 +148,8 @@ pub fn gather(
             let mut said = Said::default();
             measured(order, measurer, &mut said, &mut |event| told(event))?;
             if let Some(name) = said.name {
-                device.name = name;
+                device.name.clone_from(&name);
+                comparison.devices[index].name = name;
             }
             for mut measurement in said.measurements {
                 compare(&mut measurement, results.path());
@@ -155,12 +159,12 @@ pub fn gather(
             if let Some(run) = said.losses {
                 losses.insert((device.word.clone(), size), run);
             }
+            told(&Event::Gathered(&comparison));
         }
     }
     if let Some(size) = smallest.filter(|_| request.replay > 0) {
         comparison.replays = replays(request, size, &devices, &losses);
     }
-    comparison.devices = devices;
     Ok(comparison)
 }
 
@@ -205,12 +209,15 @@ fn listed(request: &Request) -> Result<Vec<DeviceFacts>, GatherError> {
     Ok(devices)
 }
 
+/// Of a run: nothing for one that is not finite; or why there are none.
+type Losses = Result<Vec<Option<f32>>, Missing>;
+
 /// What the processes of one device and size said.
 #[derive(Default)]
 struct Said {
     name: Option<String>,
     measurements: Vec<Measurement>,
-    losses: Option<Vec<f32>>,
+    losses: Option<Losses>,
 }
 
 /// Sends out processes until every work has an outcome: one, unless it ends early.
@@ -240,7 +247,7 @@ fn measured(
                 let missing = Missing::OutOfMemory {
                     needed_bytes: Some(needed),
                     available_bytes: Some(available),
-                    lowered_by: lowered_by(&batches),
+                    lowered_by: lowered_by(*work, &batches),
                 };
                 said.measurements
                     .push(outcome(*work, Outcome::Missing(missing)));
@@ -250,11 +257,13 @@ fn measured(
     }
     while !order.works.is_empty() {
         let mut process = Measuring::start(measurer(), &order)?;
-        let patience = order
-            .limit_seconds
-            .map(|s| Duration::from_secs_f64(4.0 * s));
+        let patience = order.limit_seconds.map(|seconds| 4.0 * seconds);
+        let patience = patience.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let mut current = None;
+        let mut done_here = 0;
         let ended = loop {
+            // The models are made before a work begins.
+            let patience = patience.map(|p| if current.is_some() { p } else { 2 * p });
             match process.line(patience) {
                 Heard::Line(Line::Device { name }) => said.name = Some(name),
                 Heard::Line(Line::Begun(work)) => {
@@ -269,16 +278,24 @@ fn measured(
                     order.works.retain(|w| *w != work);
                     said.measurements.push(outcome(work, done));
                     current = None;
+                    done_here += 1;
                 }
                 Heard::Line(Line::Losses(losses)) => said.losses = Some(losses),
                 Heard::Nothing => {
                     process.stop();
-                    let seconds = order.limit_seconds.unwrap_or_default() * 4.0;
+                    let seconds = patience.unwrap_or_default().as_secs_f64();
                     break Some(Missing::TimeLimit { seconds });
+                }
+                // After a work that failed it ends by itself, and another goes on with the rest.
+                Heard::End if current.is_none() && done_here > 0 && process.ended_well() => {
+                    break None;
                 }
                 Heard::End => break process.last_words(&order, current),
             }
         };
+        if ended.is_none() && done_here > 0 {
+            continue;
+        }
         let Some(missing) = ended else { break };
         // What it was at, or would have been at next, is what failed.
         let Some(&next) = order.works.first() else {
@@ -325,9 +342,11 @@ impl Measuring {
             serde_json::to_vec(order).map_err(|error| failed("writing an order")(error.into()))?;
         if let Some(mut stdin) = child.stdin.take() {
             use std::io::Write;
-            stdin
-                .write_all(&order)
-                .map_err(failed("sending a measuring process its order"))?;
+            match stdin.write_all(&order) {
+                // It has ended already; why is what it says last.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                written => written.map_err(failed("sending a measuring process its order"))?,
+            }
         }
         let (sender, lines) = mpsc::channel();
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -374,6 +393,10 @@ impl Measuring {
         let _ = self.child.wait();
     }
 
+    fn ended_well(&mut self) -> bool {
+        self.child.wait().is_ok_and(|status| status.success())
+    }
+
     /// Why it ended before its work was done; nothing when it was not.
     fn last_words(mut self, order: &Order, current: Option<Work>) -> Option<Missing> {
         let status = self.child.wait();
@@ -383,18 +406,16 @@ impl Measuring {
         }
         let work = current.unwrap_or(order.works[0]);
         Some(match status {
-            Ok(status) if killed(status) => Missing::OutOfMemory {
-                needed_bytes: Some(needed_bytes(order.size, work, &order.batches)),
-                available_bytes: available_bytes(),
-                lowered_by: lowered_by(&order.batches),
-            },
+            Ok(status) if killed(status) || allocation_failed(&complaints) => {
+                let on_the_host = !device::is_accelerator(&order.device);
+                Missing::OutOfMemory {
+                    needed_bytes: Some(needed_bytes(order.size, work, &order.batches)),
+                    available_bytes: on_the_host.then(available_bytes).flatten(),
+                    lowered_by: lowered_by(work, &order.batches),
+                }
+            }
             Ok(status) => {
-                let last = complaints
-                    .lines()
-                    .rev()
-                    .map(str::trim)
-                    .find(|l| !l.is_empty());
-                let last: String = last.unwrap_or_default().chars().take(200).collect();
+                let last: String = last_error(&complaints).chars().take(200).collect();
                 let separator = if last.is_empty() { "" } else { ": " };
                 Missing::Failed {
                     reason: format!(
@@ -407,6 +428,26 @@ impl Measuring {
             },
         })
     }
+}
+
+/// What Rust says before it ends a process that gets no memory.
+fn allocation_failed(complaints: &str) -> bool {
+    complaints
+        .lines()
+        .any(|line| line.starts_with("memory allocation of") && line.ends_with("failed"))
+}
+
+/// The message of the error at the end of what a process complained of, or its last line.
+fn last_error(complaints: &str) -> &str {
+    let mut lines = complaints.lines().map(str::trim).filter(|l| !l.is_empty());
+    // An error of ours is a heading, then numbered causes, then where it was.
+    let heading = lines.clone().any(|l| l == "Error:");
+    if heading {
+        let mut causes = lines.skip_while(|l| *l != "Error:").skip(1);
+        let first = causes.next().unwrap_or_default();
+        return first.strip_prefix("0: ").unwrap_or(first);
+    }
+    lines.next_back().unwrap_or_default()
 }
 
 /// Whether the operating system stopped it, which it does when memory runs out.
@@ -425,17 +466,24 @@ fn killed(status: ExitStatus) -> bool {
 
 /// Compares the results of a measurement with those of the reference.
 fn compare(measurement: &mut Measurement, results: &Path) {
-    let read = |device: &str| -> Option<Vec<f32>> {
+    let read = |device: &str| -> Option<Results> {
         let path: PathBuf = result_file(results, measurement.size, measurement.work, device);
-        let bytes = std::fs::read(path).ok()?;
-        let (numbers, _) = bytes.as_chunks::<4>();
-        Some(numbers.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
     };
     let pair = read(&measurement.device).zip(read(REFERENCE));
-    let difference = pair.and_then(|(ours, theirs)| relative_difference(&ours, &theirs));
+    let difference = pair.and_then(|(ours, theirs)| largest_difference(&ours, &theirs));
     if let Outcome::Measured(Figures { difference: d, .. }) = &mut measurement.outcome {
         *d = difference;
     }
+}
+
+/// Of all parts; nothing where they do not correspond.
+fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> Option<f64> {
+    if a.len() != b.len() {
+        return None;
+    }
+    let mut each = a.iter().zip(b).map(|(a, b)| relative_difference(a, b));
+    each.try_fold(0.0, |most: f64, one| Some(most.max(one?)))
 }
 
 /// `max |a − b| / max |b|`; nothing where their numbers do not correspond.
@@ -459,10 +507,34 @@ fn replays(
     request: &Request,
     size: Size,
     devices: &[DeviceFacts],
-    losses: &BTreeMap<(String, Size), Vec<f32>>,
+    losses: &BTreeMap<(String, Size), Losses>,
 ) -> Vec<Replay> {
     let Some(recorded) = losses.get(&(REFERENCE.to_owned(), size)) else {
         return Vec::new();
+    };
+    let finite = |run: &Losses| -> Losses {
+        let run = run.clone()?;
+        match run.iter().all(Option::is_some) && run.len() == request.replay {
+            true => Ok(run),
+            false => Err(Missing::NotFinite {
+                what: "losses".into(),
+            }),
+        }
+    };
+    let compared = |run: &Losses| -> Result<f64, Missing> {
+        let recorded = finite(recorded).map_err(|missing| Missing::Failed {
+            reason: format!(
+                "there is no run on {REFERENCE} to compare with: {}",
+                super::words::reason(&missing)
+            ),
+        })?;
+        let run = finite(run)?;
+        let pairs = recorded
+            .into_iter()
+            .flatten()
+            .zip(run.into_iter().flatten());
+        let each = pairs.map(|(a, b)| f64::from((a - b).abs() / a.abs()));
+        Ok(each.fold(0.0, f64::max))
     };
     let others = devices
         .iter()
@@ -470,14 +542,13 @@ fn replays(
     others
         .map(|device| {
             let outcome = match losses.get(&(device.word.clone(), size)) {
-                Some(run) => {
-                    let pairs = recorded.iter().zip(run);
-                    let each = pairs.map(|(a, b)| f64::from((a - b).abs() / a.abs()));
-                    ReplayOutcome::Compared {
-                        difference: each.fold(0.0, f64::max),
+                Some(run) => match compared(run) {
+                    Ok(difference) => ReplayOutcome::Compared {
+                        difference,
                         tolerance: request.replay_tolerance,
-                    }
-                }
+                    },
+                    Err(missing) => ReplayOutcome::Missing(missing),
+                },
                 None => ReplayOutcome::Missing(Missing::Failed {
                     reason: "the run did not end".into(),
                 }),
@@ -612,10 +683,88 @@ mod tests {
         let all = outcomes("cat >/dev/null; exec sleep 60");
         assert!(
             all.iter().all(
-                |o| matches!(o, Outcome::Missing(Missing::TimeLimit { seconds }) if *seconds == 2.0)
+                |o| matches!(o, Outcome::Missing(Missing::TimeLimit { seconds }) if *seconds == 4.0)
             ),
             "{all:?}"
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn after_a_work_that_failed_another_process_does_the_rest() {
+        // Each does the first work of its order.
+        let all = outcomes(
+            r#"work=$(sed 's/.*"works":\["\([a-z-]*\)".*/\1/'); echo "{\"begun\":\"$work\"}"
+            echo "{\"done\":[\"$work\",{\"missing\":{\"failed\":{\"reason\":\"$work broke\"}}}]}""#,
+        );
+        let reasons: Vec<&str> = all
+            .iter()
+            .map(|outcome| match outcome {
+                Outcome::Missing(Missing::Failed { reason }) => reason.as_str(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(reasons, ["image-encoding broke", "text-encoding broke"]);
+    }
+
+    #[test]
+    fn the_error_is_found_in_what_a_process_complained_of() {
+        let report =
+            "warning: x\nError: \n   0: no such driver\n   1: cause\n\nLocation:\n   src/a.rs:1\n";
+        assert_eq!(last_error(report), "no such driver");
+        assert_eq!(last_error("one\ntwo\n\n"), "two");
+        assert_eq!(last_error(""), "");
+        assert!(allocation_failed("memory allocation of 12 bytes failed\n"));
+    }
+
+    #[test]
+    fn runs_that_are_not_finite_are_not_compared() {
+        let request = Request {
+            replay: 2,
+            ..request()
+        };
+        let device = |word: &str| DeviceFacts {
+            word: word.into(),
+            name: String::new(),
+            precision: "f32".into(),
+            memory_bytes: None,
+            state: DeviceState::Usable,
+        };
+        let devices = [device(REFERENCE), device("other")];
+        let of = |flex: Losses, other: Losses| {
+            let named = [(REFERENCE, flex), ("other", other)];
+            let losses = named.map(|(word, run)| ((word.to_owned(), Size::Tiny), run));
+            let mut all = replays(&request, Size::Tiny, &devices, &BTreeMap::from(losses));
+            assert_eq!(all.len(), 1);
+            all.remove(0).outcome
+        };
+        let good = || Ok(vec![Some(2.0), Some(4.0)]);
+        let compared = |outcome| match outcome {
+            ReplayOutcome::Compared { difference, .. } => difference,
+            ReplayOutcome::Missing(missing) => panic!("{missing:?}"),
+        };
+        assert_eq!(compared(of(good(), good())), 0.0);
+        assert_eq!(compared(of(good(), Ok(vec![Some(2.0), Some(3.0)]))), 0.25);
+        for (flex, other) in [
+            (good(), Ok(vec![Some(2.0), None])),
+            (good(), Ok(vec![Some(2.0)])),
+            (Ok(vec![None, None]), good()),
+            (
+                Err(Missing::Failed {
+                    reason: "gone".into(),
+                }),
+                good(),
+            ),
+        ] {
+            assert!(matches!(of(flex, other), ReplayOutcome::Missing(_)));
+        }
+    }
+
+    #[test]
+    fn a_part_has_its_own_scale() {
+        let small = |x: f32| vec![vec![x], vec![1000.0]];
+        assert_eq!(largest_difference(&small(1e-3), &small(2e-3)), Some(0.5));
+        assert_eq!(largest_difference(&small(1.0)[..1], &small(1.0)), None);
     }
 
     #[test]

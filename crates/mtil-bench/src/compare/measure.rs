@@ -11,7 +11,7 @@ use std::{
 
 use burn::{
     module::{Module, ParamGroup},
-    optim::{AdamWConfig, GradientsParams, ModuleOptimizer},
+    optim::{AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig},
     tensor::{Device, Tensor, TensorData},
 };
 use clip_model::{ClipConfig, ClipModel, ClipTokenizer, TokenBatch, normalize};
@@ -39,19 +39,19 @@ pub struct Order {
     pub device: String,
     /// The model.
     pub size: Size,
-    /// In their order.
+    /// In their order; peak memory is that of the process so far, so those that need more come later.
     pub works: Vec<Work>,
     /// How much work a call is.
     pub batches: Batches,
     /// Timed calls of each work, after the first.
     pub repetitions: usize,
-    /// No repetition is begun after this many seconds of a work.
+    /// No repetition is begun after this many seconds of a work, its first call not counted.
     pub limit_seconds: Option<f64>,
     /// Of weights, images and prompts.
     pub seed: u64,
     /// Losses of so many updates are reported; none where 0.
     pub replay: usize,
-    /// Where results are put, for comparing them: `<size>-<work>-<device>.f32`.
+    /// Where results are put, for comparing them: `<size>-<work>-<device>.json`.
     pub results: PathBuf,
 }
 
@@ -68,14 +68,17 @@ pub enum Line {
     Begun(Work),
     /// A work is done.
     Done(Work, Outcome),
-    /// The losses of a training run.
-    Losses(Vec<f32>),
+    /// The losses of a training run, nothing for one that is not finite; or why there are none.
+    Losses(Result<Vec<Option<f32>>, Missing>),
 }
+
+/// What a work computed, in parts that each have a scale of their own.
+pub type Results = Vec<Vec<f32>>;
 
 /// Where the results of a work are put.
 pub fn result_file(folder: &Path, size: Size, work: Work, device: &str) -> PathBuf {
     let device = device.replace(':', "-");
-    folder.join(format!("{}-{}-{device}.f32", size.word(), work.word()))
+    folder.join(format!("{}-{}-{device}.json", size.word(), work.word()))
 }
 
 /// The architecture of a size.
@@ -157,9 +160,13 @@ pub fn measure(order: &Order, device: &Device, say: &mut dyn FnMut(&Line)) {
             }
         }
     }
-    if order.replay > 0
-        && let Ok(losses) = quietly(|| bench.losses(order.replay))
-    {
+    if order.replay > 0 {
+        let losses = quietly(|| bench.losses(order.replay));
+        let losses = losses.map(|all| {
+            let finite = all.into_iter().map(|x| Some(x).filter(|x| x.is_finite()));
+            finite.collect()
+        });
+        let losses = losses.map_err(|reason| explained(&reason, order, Work::TrainingStep));
         say(&Line::Losses(losses));
     }
 }
@@ -170,7 +177,7 @@ fn explained(reason: &str, order: &Order, work: Work) -> Missing {
         return Missing::OutOfMemory {
             needed_bytes: Some(needed_bytes(order.size, work, &order.batches)),
             available_bytes: None,
-            lowered_by: lowered_by(&order.batches),
+            lowered_by: lowered_by(work, &order.batches),
         };
     }
     Missing::Failed {
@@ -179,8 +186,10 @@ fn explained(reason: &str, order: &Order, work: Work) -> Missing {
 }
 
 /// The option that lowers the need for memory.
-pub fn lowered_by(batches: &Batches) -> Option<String> {
-    (batches.images > 1).then(|| format!("--batch {}", batches.images / 2))
+pub fn lowered_by(work: Work, batches: &Batches) -> Option<String> {
+    // Texts have no option, and what steps and projectors keep does not depend on the batch.
+    let of_images = !matches!(work, Work::TextEncoding | Work::ProjectedStep);
+    (of_images && batches.images > 1).then(|| format!("--batch {}", batches.images / 2))
 }
 
 /// A model and its inputs, on the device.
@@ -217,14 +226,19 @@ impl<'a> Bench<'a> {
         let (items, (first, seconds), results, what) = match work {
             Work::ImageEncoding => {
                 let (times, out) = self.timed(|| vec![self.images(&self.pixels)]);
-                (self.order.batches.images, times, out, "image features")
+                (
+                    self.order.batches.images,
+                    times,
+                    vec![out],
+                    "image features",
+                )
             }
             Work::TextEncoding => {
                 let (times, out) = self.timed(|| {
                     let features = normalize(self.model.encode_text(&self.prompts));
                     vec![features.reshape([-1])]
                 });
-                (self.prompts.ids.len(), times, out, "text features")
+                (self.prompts.ids.len(), times, vec![out], "text features")
             }
             Work::TrainingStep => {
                 self.protect();
@@ -236,8 +250,10 @@ impl<'a> Bench<'a> {
                     losses.push(step.run());
                     self.wait();
                 });
-                let out = [out, losses[..1].to_vec()].concat();
-                (1, times, out, "losses or gradients")
+                // Devices may have made different numbers of updates; that all have a loss is asked of each.
+                let finite = losses.iter().all(|loss| loss.is_finite());
+                let loss = if finite { losses[0] } else { f32::NAN };
+                (1, times, vec![out, vec![loss]], "losses or gradients")
             }
             Work::GramAccumulation => {
                 let mut recorder = None;
@@ -251,30 +267,39 @@ impl<'a> Bench<'a> {
                 }
                 let grams = memory.paths().filter_map(|path| memory.gram(path));
                 let traces = grams.map(|gram| gram.trace(0) as f32).collect();
+                let of_projection = memory.gram(PROJECTION).map(|gram| gram.packed().to_vec());
+                let results = vec![traces, of_projection.unwrap_or_default()];
                 self.memory = Some(memory);
-                (self.order.batches.images, times, traces, "Gram matrices")
+                (self.order.batches.images, times, results, "Gram matrices")
             }
             Work::ProjectorBuild => {
                 self.remember();
                 let times = repeat(self.order, || self.protection = Some(self.built()));
                 let dense = self.protection.iter().flat_map(|p| p.iter());
                 let ranks = dense.map(|(_, p)| p.null_space.rank() as f32).collect();
-                (1, times, ranks, "projectors")
+                let projected = self.projection().zip(self.protection.as_ref());
+                let projected = projected.and_then(|(weight, protection)| {
+                    let space = &protection.get(PROJECTION)?.null_space;
+                    Some(to_host(space.project(weight)))
+                });
+                let results = vec![ranks, projected.unwrap_or_default()];
+                (1, times, results, "projectors")
             }
             Work::ProjectedStep => {
                 self.protect();
                 let (times, out) = self.projected_step();
-                (1, times, out, "updated weights")
+                (1, times, vec![out], "updates of weights")
             }
             Work::Evaluation => {
                 let (times, out) = self.timed(|| self.evaluate());
-                (self.order.batches.test_images, times, out, "logits")
+                (self.order.batches.test_images, times, vec![out], "logits")
             }
         };
-        if results.iter().any(|x| !x.is_finite()) {
+        let results: Results = results;
+        if results.iter().flatten().any(|x| !x.is_finite()) {
             return Outcome::Missing(Missing::NotFinite { what: what.into() });
         }
-        let bytes: Vec<u8> = results.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let bytes = serde_json::to_vec(&results).unwrap_or_default();
         let path = result_file(
             &self.order.results,
             self.order.size,
@@ -317,7 +342,7 @@ impl<'a> Bench<'a> {
 
     fn record(&self) -> Recorder {
         let recorder = Recorder::new(&Policy::gnsp());
-        let recorder = recorder.with_history("visual.proj", History::Renormalize);
+        let recorder = recorder.with_history(PROJECTION, History::Renormalize);
         let mut inputs = InputRecorder::new(recorder);
         self.model
             .encode_image_observed(self.pixels.clone(), &mut inputs);
@@ -379,7 +404,7 @@ impl<'a> Bench<'a> {
     }
 
     fn gradient_of_projection(&self, gradients: GradientsParams) -> Vec<f32> {
-        let id = clip_model::parameter_id("visual.proj");
+        let id = clip_model::parameter_id(PROJECTION);
         gradients.get::<2>(id).map(to_host).unwrap_or_default()
     }
 
@@ -401,8 +426,16 @@ impl<'a> Bench<'a> {
         };
         let gradients =
             |model: &ClipModel| GradientsParams::from_grads(loss(model).backward(), model);
+        // What is compared is a step of plain descent, whose size is the gradient's: a sign is a step of AdamW, and rounding decides small ones.
+        let descent = SgdConfig::new();
+        let mut plain = protection.wrap(descent.init(), descent.build());
+        let before = projection_of(&model);
+        let stepped = plain.step(1.0, model.clone(), gradients(&model));
+        let change = before.zip(projection_of(&stepped));
+        let change = change.map(|(before, after)| to_host(before - after));
+        drop(stepped);
         let mut times = Vec::new();
-        let start = Instant::now();
+        let mut start = Instant::now();
         while times.len() <= self.order.repetitions && within(self.order, start, times.len()) {
             let gradients = gradients(&model);
             self.wait();
@@ -410,16 +443,17 @@ impl<'a> Bench<'a> {
             model = optimizer.step(1e-5, model, gradients);
             self.wait();
             times.push(begun.elapsed().as_secs_f64());
+            if times.len() == 1 {
+                start = Instant::now();
+            }
         }
-        let proj = match &model.visual {
-            clip_model::ImageTower::Vit(tower) => tower.proj.as_ref().map(|p| p.val().inner()),
-            clip_model::ImageTower::ResNet(_) => None,
-        };
         let first = times.remove(0);
-        if times.is_empty() {
-            times.push(first);
-        }
-        ((first, times), proj.map(to_host).unwrap_or_default())
+        ((first, times), change.unwrap_or_default())
+    }
+
+    /// The last weight of the image tower.
+    fn projection(&self) -> Option<Tensor<2>> {
+        projection_of(&self.model)
     }
 
     /// A test set: the classifier from its prompts, the images in batches, the logits.
@@ -462,25 +496,36 @@ impl burn::module::ModuleVisitor for SquaredWeights {
     }
 }
 
-/// The duration of the first call, and of those after it; where there was no time for more, the first is also the only one.
+/// The path of the weight that stands for all where weights are compared.
+const PROJECTION: &str = "visual.proj";
+
+fn projection_of(model: &ClipModel) -> Option<Tensor<2>> {
+    match &model.visual {
+        clip_model::ImageTower::Vit(tower) => tower.proj.as_ref().map(|p| p.val().inner()),
+        clip_model::ImageTower::ResNet(_) => None,
+    }
+}
+
+/// The duration of the first call, which compiles and tunes, and of those after it: at least one.
 fn repeat(order: &Order, mut f: impl FnMut()) -> (f64, Vec<f64>) {
-    let start = Instant::now();
+    let mut start = Instant::now();
     let mut times = Vec::new();
     while times.len() <= order.repetitions && within(order, start, times.len()) {
         let begun = Instant::now();
         f();
         times.push(begun.elapsed().as_secs_f64());
+        if times.len() == 1 {
+            start = Instant::now();
+        }
     }
     let first = times.remove(0);
-    if times.is_empty() {
-        times.push(first);
-    }
     (first, times)
 }
 
+/// Whether another call may begin; `start` is the end of the first.
 fn within(order: &Order, start: Instant, done: usize) -> bool {
     let limit = order.limit_seconds.unwrap_or(f64::INFINITY);
-    done == 0 || start.elapsed().as_secs_f64() < limit
+    done < 2 || start.elapsed().as_secs_f64() < limit
 }
 
 /// Pictures of smooth noise, as CLIP gets them: `[count, 3, side, side]`.
@@ -563,13 +608,29 @@ mod tests {
             let figures = figures.unwrap_or_else(|| panic!("{work}: {lines:?}"));
             assert_eq!(figures.seconds.len(), 2, "{work}");
             let file = result_file(folder.path(), Size::Tiny, work, "flex");
-            assert!(std::fs::metadata(file).unwrap().len() >= 4, "{work}");
+            assert!(file.exists(), "{work}");
         }
         let losses = lines.iter().find_map(|line| match line {
             Line::Losses(losses) => Some(losses),
             _ => None,
         });
-        assert_eq!(losses.unwrap().len(), 2);
+        assert_eq!(losses.unwrap().as_ref().unwrap().len(), 2);
+        // What is compared is not nothing.
+        let read = |work| -> Results {
+            let path = result_file(folder.path(), Size::Tiny, work, "flex");
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+        };
+        for work in Work::ALL {
+            for part in read(work) {
+                assert!(part.iter().any(|x| *x != 0.0), "{work}: {}", part.len());
+            }
+        }
+        // The projected update has no share in what the projector takes out: it is shorter than the gradient, twice the weight.
+        let weight = config(Size::Tiny).init(1, &device);
+        let weight = to_host(projection_of(&weight).unwrap());
+        let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let step = norm(&read(Work::ProjectedStep)[0]);
+        assert!(step < 1.999 * norm(&weight) && step > 0.0, "{step}");
     }
 
     #[test]

@@ -352,9 +352,9 @@ pub struct Figures {
     pub seconds: Vec<f64>,
     /// Duration of the first call, which compiles kernels and tries out variants, in seconds.
     pub first_seconds: Option<f64>,
-    /// Peak resident memory of the process, in bytes.
+    /// Peak resident memory of the process, up to the end of this work, in bytes: works come in the order of what they need.
     pub host_bytes: Option<u64>,
-    /// Peak memory on the device, in bytes, where known.
+    /// Memory on the device that is held at the end of this work, in bytes, where known.
     pub device_bytes: Option<u64>,
     /// `max |a - b| / max |b|` over the results, b those of [`REFERENCE`] in f32; none where there were
     /// none to compare with.

@@ -38,6 +38,19 @@ fn verdict(c: &Comparison, size: Size) -> Verdict {
             unlike.join("; ")
         ));
     }
+    let unchecked: Vec<String> = bests
+        .iter()
+        .filter(|(_, best)| {
+            best.measurement.device != REFERENCE && c.agrees(best.measurement).is_none()
+        })
+        .map(|(work, best)| format!("{work} on {}", best.measurement.device))
+        .collect();
+    if !unchecked.is_empty() {
+        caveats.push(format!(
+            "not checked, because {REFERENCE} has no results to compare with: {}",
+            list(&unchecked)
+        ));
+    }
     let none: Vec<String> = works
         .iter()
         .filter(|w| !bests.iter().any(|(b, _)| b == *w))
@@ -311,6 +324,23 @@ mod tests {
         assert_eq!(
             verdicts(&c)[1].fastest,
             "fastest is cuda:0 for training step (the only one); flex for evaluation (the only one)"
+        );
+    }
+
+    #[test]
+    fn who_was_compared_with_nothing_is_named() {
+        let mut c = three_devices();
+        c.measurements.retain(|m| {
+            (&*m.device, m.work, m.size) == ("cuda:0", Work::TrainingStep, Size::VitB32)
+        });
+        for m in &mut c.measurements {
+            if let crate::compare::Outcome::Measured(figures) = &mut m.outcome {
+                figures.difference = None;
+            }
+        }
+        assert_eq!(
+            verdicts(&c)[0].caveats,
+            ["not checked, because flex has no results to compare with: training step on cuda:0"]
         );
     }
 

@@ -28,6 +28,9 @@ pub struct Request {
     pub seed: u64,
     /// The device word.
     pub device: String,
+    /// The words for further devices that share the images of an update: they change how results are rounded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
     /// What is evaluated.
     pub evaluation: EvalOptions,
     /// Rules of the drift guard.
@@ -177,6 +180,7 @@ mod tests {
             model_sha256: "11".to_owned(),
             seed: 1,
             device: "flex".to_owned(),
+            peers: Vec::new(),
             evaluation: EvalOptions::default(),
             guard: Vec::new(),
             skip_bad_images: false,
@@ -193,6 +197,7 @@ mod tests {
         drop(RunDirectory::open(&path, &request()).unwrap());
         let mut other = request();
         other.seed = 2;
+        other.peers = vec!["cuda:1".to_owned()];
         other.method.projection = None;
         let message = RunDirectory::open(&path, &other).err().unwrap().to_string();
         assert!(
@@ -200,6 +205,10 @@ mod tests {
             "{message}"
         );
         assert!(message.contains("method.projection"), "{message}");
+        assert!(
+            message.contains("peers: not set in the directory, [\"cuda:1\"] now"),
+            "{message}"
+        );
     }
 
     #[test]

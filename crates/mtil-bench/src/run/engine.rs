@@ -35,9 +35,10 @@ use crate::{
     metrics::{MatrixFile, MetricsFile},
     process,
     suite::Suite,
+    tape::{on_tape, with_tape},
 };
 
-/// How a run is done, as opposed to what it computes: none of this changes a result.
+/// How a run is done, as opposed to what it computes: none of this changes a result by more than rounding.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// Write the resumable state every so many updates, besides the end of each task.
@@ -48,8 +49,8 @@ pub struct RunOptions {
     pub checkpoints: bool,
     /// Keep images as they are fed to the model in this folder.
     pub cache: Option<PathBuf>,
-    /// Further devices that the images of an update are spread over. Sums are made in another order then, so results equal those of one device
-    /// up to rounding.
+    /// Further devices that the images of an update are spread over, those of [`Request::peers`]. Sums are made in another order then, so
+    /// results equal those of one device up to rounding.
     pub peers: Vec<Device>,
     /// Compute activations again in the backward pass in place of keeping them: less memory, more time, the same numbers.
     pub checkpointing: bool,
@@ -116,11 +117,16 @@ pub fn run(
             method: method.name.clone(),
         });
     }
+    if !method.compute.is_full() && (method.lora.is_some() || method.experts.is_some()) {
+        return Err(RunError::Compute {
+            method: method.name.clone(),
+        });
+    }
     let mut engine = Engine {
         request,
         suite,
         checkpoint,
-        device: tape(device, options),
+        device: with_tape(device, options.checkpointing),
         options,
         directory,
         images,
@@ -137,16 +143,6 @@ pub fn run(
         let _ = engine.directory.append_event(&event);
     }
     outcome
-}
-
-/// The device with its tape.
-fn tape(device: &Device, options: &RunOptions) -> Device {
-    let device = device.clone().autodiff();
-    if options.checkpointing {
-        device.gradient_checkpointing()
-    } else {
-        device
-    }
 }
 
 struct Engine<'a> {
@@ -338,11 +334,10 @@ impl Engine<'_> {
         let method = &self.request.method;
         let index = state.position.task;
         let name = self.suite.tasks[index].name.clone();
-        // A fork takes over how the device's tape keeps activations.
         let mixtures = state.mixtures.take();
         let (mut student, text_trains) = Student::prepare(
-            state.model.clone().fork(&self.device),
-            mixtures.map(|(mixtures, usage)| (mixtures.fork(&self.device), usage)),
+            on_tape(state.model.clone(), &self.device),
+            mixtures.map(|(mixtures, usage)| (on_tape(mixtures, &self.device), usage)),
             method,
             index,
             self.request.seed,
@@ -372,7 +367,7 @@ impl Engine<'_> {
                 self.options
                     .peers
                     .iter()
-                    .map(|peer| tape(peer, self.options)),
+                    .map(|peer| with_tape(peer, self.options.checkpointing)),
             )
             .collect();
         let mut training = TaskTraining::new(
@@ -621,7 +616,7 @@ impl Engine<'_> {
             && !last
         {
             let (student, _) = Student::prepare(
-                trained.clone().train().fork(&self.device),
+                on_tape(trained.clone(), &self.device),
                 None,
                 method,
                 index,

@@ -73,6 +73,14 @@ pub enum RunError {
         /// Name of the method.
         method: String,
     },
+    /// Adapters are trained in `f32` only.
+    #[error(
+        "method `{method}` trains adapters, which are computed in f32 only; leave out compute=bf16"
+    )]
+    Compute {
+        /// Name of the method.
+        method: String,
+    },
     /// A pattern of the method selects no parameter of this model.
     #[error("method `{method}`: pattern `{pattern}` selects no parameter of the model")]
     NoParameter {

@@ -38,8 +38,11 @@ pub(super) fn encode_images(model: &ClipModel, pixels: Tensor<4>, devices: &[Dev
             0 => model.clone(),
             _ => model.clone().fork(device),
         };
-        let own = pixels.clone().slice(rows.clone()).inner();
-        let own = Tensor::from_data(own.into_data(), device);
+        let own = pixels.clone().slice(rows.clone());
+        let own = match i {
+            0 => own,
+            _ => Tensor::from_data(own.inner().into_data(), device),
+        };
         let features = replica.encode_image(own).cast(FloatDType::F32);
         Part {
             rows,

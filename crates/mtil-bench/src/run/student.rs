@@ -20,6 +20,7 @@ use crate::{
     method::{Experts, Method},
     precision::{Widen, widened},
     seeds,
+    tape::on_tape,
 };
 
 /// A CLIP in training.
@@ -123,7 +124,7 @@ impl Student {
         self.narrow = (dtype != own && !adapters).then(|| {
             // Casting on the tape would make values of the weights, not weights.
             let device = self.clip.device();
-            self.clip.valid().to_dtype(dtype).train().fork(&device)
+            on_tape(self.clip.valid().to_dtype(dtype), &device)
         });
     }
 

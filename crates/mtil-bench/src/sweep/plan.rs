@@ -234,9 +234,17 @@ fn name(suite: &str, method: &str, set: &[String], seed: u64) -> String {
         let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
         parts.push(format!("{}={}", file_name(key), file_name(value)));
     }
-    parts.push(format!("seed={seed}"));
-    format!("{}/{}", file_name(suite), parts.join(","))
+    let mut run = parts.join(",");
+    if run.len() > LONGEST {
+        let digest = format!("~{:016x}", crate::seeds::of(&run));
+        run.truncate(LONGEST - digest.len());
+        run += &digest;
+    }
+    format!("{}/{run},seed={seed}", file_name(suite))
 }
+
+/// Of a run's folder, without its seed: no file system takes more than 255 bytes, and logs have an ending too.
+const LONGEST: usize = 200;
 
 /// A suite's own name, which methods may keep settings for.
 enum SuiteName {
@@ -351,6 +359,20 @@ pub(super) mod tests {
         }
         // The last axis varies fastest.
         assert_eq!(names[0].replace("seed=42", "seed=43"), names[1]);
+    }
+
+    #[test]
+    fn many_settings_make_a_name_that_a_folder_can_have() {
+        let key = "projection.rank";
+        let long = |share: usize| format!("{key}={{tail-share=0.{share}}}");
+        let set: Vec<String> = (0..12).map(|i| long(1000 + i)).collect();
+        let one = name("mini", "gnsp", &set, 42);
+        let other = name("mini", "gnsp", &[&set[..11], &[long(2000)]].concat(), 42);
+        assert_ne!(one, other);
+        for name in [&one, &other] {
+            let (_, folder) = name.split_once('/').unwrap();
+            assert!(folder.len() < 230 && folder.ends_with(",seed=42"), "{name}");
+        }
     }
 
     #[test]
