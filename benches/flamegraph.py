@@ -1,0 +1,52 @@
+"""Thins the stacks of a profile to the frames of this workspace and the kind of what they end in, for a flame graph one can read.
+
+Run:   perf record -F 49 --call-graph dwarf,16384 -o step.data target/release/step train DIR --steps 2
+       perf script -i step.data | inferno-collapse-perf | python benches/flamegraph.py | inferno-flamegraph >step.svg
+Needs: perf, inferno (cargo install inferno); symbols are in the release build
+
+The microkernels of matrix products are assembly without unwinding tables, so that whose they are is not known: they stand by themselves.
+"""
+
+import collections
+import re
+import sys
+
+KINDS = [
+    ("microkernel", "matrix products"),
+    ("pack", "packing for matrix products"),
+    ("clear_page", "the kernel clears pages"),
+    ("memset", "zeroing"),
+    ("memmove", "copying"),
+    ("memcpy", "copying"),
+    ("pulp", "vectorised loops"),
+    ("vectorize", "vectorised loops"),
+]
+OURS = re.compile(r"^<?&?\b((?:clip_kernels::host|clip_model::model|gnsp_optimizer|losses|mtil_bench::step|burn_autodiff)::[a-z_0-9:]+)")
+# A vectorised loop is named after what it computes.
+LOOP = re.compile(r"^with_simd<(clip_kernels::host::[a-z_0-9]+)")
+
+
+def thinned(stack):
+    frames = stack.split(";")
+    kept = []
+    for frame in frames[1:]:
+        frame = re.sub(r"::\{closure[^}]*\}|::\{impl[^}]*\}", "", frame)
+        found = OURS.match(frame) or LOOP.match(frame)
+        name = found.group(1).rstrip(":") if found else None
+        if name and kept[-1:] != [name]:
+            kept.append(name)
+    kind = next((kind for sign, kind in KINDS if sign in frames[-1]), "other")
+    return ";".join([*kept[:6], kind])
+
+
+def main():
+    total = collections.Counter()
+    for line in sys.stdin:
+        stack, count = line.rsplit(" ", 1)
+        total[thinned(stack)] += int(count)
+    for stack, count in sorted(total.items()):
+        print(stack, count)
+
+
+if __name__ == "__main__":
+    main()
