@@ -19,6 +19,7 @@ use super::{
 use crate::{
     device::{self, DeviceError},
     process::{available_bytes, memory},
+    sweep,
 };
 
 /// What is to be compared.
@@ -415,7 +416,7 @@ impl Measuring {
                 }
             }
             Ok(status) => {
-                let last: String = last_error(&complaints).chars().take(200).collect();
+                let last: String = complaint(&complaints).chars().take(200).collect();
                 let separator = if last.is_empty() { "" } else { ": " };
                 Missing::Failed {
                     reason: format!(
@@ -437,17 +438,13 @@ fn allocation_failed(complaints: &str) -> bool {
         .any(|line| line.starts_with("memory allocation of") && line.ends_with("failed"))
 }
 
-/// The message of the error at the end of what a process complained of, or its last line.
-fn last_error(complaints: &str) -> &str {
-    let mut lines = complaints.lines().map(str::trim).filter(|l| !l.is_empty());
-    // An error of ours is a heading, then numbered causes, then where it was.
-    let heading = lines.clone().any(|l| l == "Error:");
-    if heading {
-        let mut causes = lines.skip_while(|l| *l != "Error:").skip(1);
-        let first = causes.next().unwrap_or_default();
-        return first.strip_prefix("0: ").unwrap_or(first);
-    }
-    lines.next_back().unwrap_or_default()
+/// The error at the end of what a process complained of, or its last line.
+fn complaint(complaints: &str) -> String {
+    sweep::last_error(complaints, None).unwrap_or_else(|| {
+        let text = sweep::plain(complaints);
+        let last = text.lines().map(str::trim).rfind(|l| !l.is_empty());
+        last.unwrap_or_default().to_owned()
+    })
 }
 
 /// Whether the operating system stopped it, which it does when memory runs out.
@@ -709,11 +706,10 @@ mod tests {
 
     #[test]
     fn the_error_is_found_in_what_a_process_complained_of() {
-        let report =
-            "warning: x\nError: \n   0: no such driver\n   1: cause\n\nLocation:\n   src/a.rs:1\n";
-        assert_eq!(last_error(report), "no such driver");
-        assert_eq!(last_error("one\ntwo\n\n"), "two");
-        assert_eq!(last_error(""), "");
+        let report = "warning: x\nError: \n   0: \u{1b}[91mno such driver\u{1b}[0m\n   1: cause\n\nLocation:\n   src/a.rs:1\n";
+        assert_eq!(complaint(report), "no such driver: cause");
+        assert_eq!(complaint("one\n\u{1b}[91mtwo\u{1b}[0m\n\n"), "two");
+        assert_eq!(complaint(""), "");
         assert!(allocation_failed("memory allocation of 12 bytes failed\n"));
     }
 

@@ -277,7 +277,7 @@ impl<'a> Bench<'a> {
                 let times = repeat(self.order, || self.protection = Some(self.built()));
                 let dense = self.protection.iter().flat_map(|p| p.iter());
                 let ranks = dense.map(|(_, p)| p.null_space.rank() as f32).collect();
-                let projected = self.projection().zip(self.protection.as_ref());
+                let projected = projection_of(&self.model).zip(self.protection.as_ref());
                 let projected = projected.and_then(|(weight, protection)| {
                     let space = &protection.get(PROJECTION)?.null_space;
                     Some(to_host(space.project(weight)))
@@ -434,26 +434,17 @@ impl<'a> Bench<'a> {
         let change = before.zip(projection_of(&stepped));
         let change = change.map(|(before, after)| to_host(before - after));
         drop(stepped);
-        let mut times = Vec::new();
-        let mut start = Instant::now();
-        while times.len() <= self.order.repetitions && within(self.order, start, times.len()) {
+        let mut stepped = Some(model);
+        let times = repeat_timed(self.order, || {
+            let model = stepped.take().expect("put back below");
             let gradients = gradients(&model);
             self.wait();
             let begun = Instant::now();
-            model = optimizer.step(1e-5, model, gradients);
+            stepped = Some(optimizer.step(1e-5, model, gradients));
             self.wait();
-            times.push(begun.elapsed().as_secs_f64());
-            if times.len() == 1 {
-                start = Instant::now();
-            }
-        }
-        let first = times.remove(0);
-        ((first, times), change.unwrap_or_default())
-    }
-
-    /// The last weight of the image tower.
-    fn projection(&self) -> Option<Tensor<2>> {
-        projection_of(&self.model)
+            begun.elapsed().as_secs_f64()
+        });
+        (times, change.unwrap_or_default())
     }
 
     /// A test set: the classifier from its prompts, the images in batches, the logits.
@@ -508,24 +499,25 @@ fn projection_of(model: &ClipModel) -> Option<Tensor<2>> {
 
 /// The duration of the first call, which compiles and tunes, and of those after it: at least one.
 fn repeat(order: &Order, mut f: impl FnMut()) -> (f64, Vec<f64>) {
-    let mut start = Instant::now();
-    let mut times = Vec::new();
-    while times.len() <= order.repetitions && within(order, start, times.len()) {
+    repeat_timed(order, || {
         let begun = Instant::now();
         f();
-        times.push(begun.elapsed().as_secs_f64());
-        if times.len() == 1 {
-            start = Instant::now();
-        }
-    }
-    let first = times.remove(0);
-    (first, times)
+        begun.elapsed().as_secs_f64()
+    })
 }
 
-/// Whether another call may begin; `start` is the end of the first.
-fn within(order: &Order, start: Instant, done: usize) -> bool {
+/// [`repeat`] of what says itself how long its timed part took.
+fn repeat_timed(order: &Order, mut f: impl FnMut() -> f64) -> (f64, Vec<f64>) {
+    let first = f();
+    let start = Instant::now();
+    let mut times = Vec::new();
     let limit = order.limit_seconds.unwrap_or(f64::INFINITY);
-    done < 2 || start.elapsed().as_secs_f64() < limit
+    while times.is_empty()
+        || times.len() < order.repetitions && start.elapsed().as_secs_f64() < limit
+    {
+        times.push(f());
+    }
+    (first, times)
 }
 
 /// Pictures of smooth noise, as CLIP gets them: `[count, 3, side, side]`.

@@ -27,3 +27,4 @@ pub use list::{command, line, quote};
 pub use plan::{MAX_RUNS, PlanError, Request, Run, plan};
 pub use slurm::{Slurm, SlurmError};
 pub use status::{Figures, Position, RunStatus, State, Totals, status, totals};
+pub(crate) use status::{last_error, plain};

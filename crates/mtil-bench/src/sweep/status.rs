@@ -429,7 +429,12 @@ fn tail(path: &Path) -> Option<String> {
 
 /// The error at the end of a log, without the path of the run's own folder.
 fn failure(log: &Path, folder: Option<&Path>) -> Option<String> {
-    let text = plain(&tail(log)?);
+    last_error(&tail(log)?, folder)
+}
+
+/// The error at the end of what a process of ours wrote, without the path of a run's own folder.
+pub(crate) fn last_error(text: &str, folder: Option<&Path>) -> Option<String> {
+    let text = plain(text);
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     let begins = |l: &&str| {
         ["Error:", "error:", "The application panicked"]
@@ -484,7 +489,7 @@ fn failure(log: &Path, folder: Option<&Path>) -> Option<String> {
 }
 
 /// `text` without escape sequences for colours.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
