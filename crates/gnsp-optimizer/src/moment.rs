@@ -335,6 +335,8 @@ mod tests {
                 }
             }
         }
+        // Of the matrix with room and rows; the ones after it needed none.
+        assert_eq!(spread.len(), 3 * (PAGE + APART));
     }
 
     #[test]
