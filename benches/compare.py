@@ -4,7 +4,7 @@ Run:   cargo build --release --workspace --bins
        target/release/step make DIR
        target/release/mtil-bench suite export mini DIR/suite              # for the case `mini`
        python benches/compare.py target/release DIR [--rounds 5] [--only train,gram,prompts,mini] [--variants reference,tuned]
-                                   [--threads 2] [--steps 2] [--sample 12] [--tasks A,B]
+                                   [--threads 2] [--steps 2] [--sample 144] [--tasks A,B]
 Needs: what the scripts in benches/pytorch need
 
     train     a step of GNSP on a later task                 against reference, tuned, compiled of pytorch/gnsp_step.py
@@ -296,7 +296,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2, help="timed steps or passes of a process, after one that is not")
     parser.add_argument("--tasks", help="of the embedded suite, for `mini`; all by default")
-    parser.add_argument("--sample", type=int, default=12, help="one class in so many for PyTorch's class-by-class prompts")
+    parser.add_argument("--sample", type=int, default=144, help="one class in so many for PyTorch's class-by-class prompts")
     options = parser.parse_args()
     unknown = [name for name in options.only if name not in CASES]
     if unknown:

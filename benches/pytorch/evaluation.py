@@ -4,7 +4,7 @@ Run:   step make DIR                                        # target/release/ste
        python benches/pytorch/evaluation.py reference|batched DIR [--repeat N] [--sample K] [--threads T]
 Needs: torch, safetensors, openai-clip (with ftfy, regex); `batched` also tokenizers
 
-Reads DIR/prompts.json: a sample of MTIL's classes, each with the prompts of all its templates. A class becomes the normalised mean of
+Reads DIR/prompts.json: MTIL's classes, each with the prompts of all its templates. A class becomes the normalised mean of
 the normalised features of its prompts.
 
 reference   class by class, rows of 77, as published (GNSP src/models/evaluation.py:36-44), on OpenAI's module and tokenizer.

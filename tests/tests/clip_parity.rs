@@ -10,9 +10,9 @@ use std::{
 use burn::{
     module::{Module, ModuleMapper, Param},
     optim::GradientsParams,
-    tensor::{Device, Tensor},
+    tensor::{Device, Tensor, TensorData},
 };
-use clip_model::{Clip, ClipModel, Dtype, normalize, save_weights};
+use clip_model::{Clip, ClipConfig, ClipModel, Dtype, TokenBatch, normalize, save_weights};
 use gnsp_tests::fixture::{Fixture, data_dir, largest_difference, relative_error, values};
 use losses::clip_contrastive;
 use safetensors::{Dtype as StoredDtype, tensor::TensorView};
@@ -100,6 +100,69 @@ fn a_texts_feature_does_not_depend_on_its_batch() {
     }
 }
 
+/// Prompts as those of a benchmark: a few templates around many names.
+fn prompts_like(want: &Fixture, templates: u32, names: u32) -> TokenBatch {
+    let first = &want.tokens().ids[0];
+    let start = first[0];
+    let end = *first.iter().max().expect("an end token");
+    let prompt = |template: u32, name: u32| {
+        let mut row = vec![start, 20 + template, 30 + template % 2, 40];
+        row.extend((0..=name % 3).map(|i| 50 + name + i));
+        row.extend([60 + template % 2, end]);
+        row
+    };
+    let ids = (0..names).flat_map(|name| (0..templates).map(move |t| prompt(t, name)));
+    TokenBatch { ids: ids.collect() }
+}
+
+/// The gradients of `loss` by the names under which parameters are saved, in the layout of the reference.
+fn gradients(loss: Tensor<1>, model: &ClipModel, config: &ClipConfig, file: &Path) -> Fixture {
+    let gradients = GradientsParams::from_grads(loss.backward(), model);
+    let model = model.clone().valid().map(&mut GradientAsValue(gradients));
+    save_weights(&model, config, file, Dtype::F32).unwrap();
+    Fixture::read(file)
+}
+
+/// Texts that begin alike share their beginning: features and gradients are those of texts that do not.
+#[test]
+fn a_shared_beginning_changes_no_feature_and_no_gradient() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in chosen(&["tiny", "odd", "legacy-eos"]) {
+        let want = expected(&dir(name));
+        // More than one tree of each, and more than a group of them on the tape.
+        let tokens = prompts_like(&want, 7, 90);
+        for device in [Device::default(), Device::default().autodiff()] {
+            let Clip { model, config, .. } = Clip::load(&dir(name), &device).unwrap();
+            let shared = normalize(model.encode_text(&tokens));
+            let apart = normalize(model.encode_text_apart(&tokens));
+            let error = largest_difference(&values(shared.clone()), &values(apart.clone()));
+            assert!(error < 1e-5, "{name}: {error:e}");
+            println!("{name}: features within {error:.1e}");
+            if !device.is_autodiff() {
+                continue;
+            }
+            let [rows, width] = shared.dims();
+            let weights: Vec<f32> = (0..rows * width).map(|i| (i as f32 * 0.7).sin()).collect();
+            let weights = Tensor::<2>::from_data(TensorData::new(weights, [rows, width]), &device);
+            let [shared, apart] = [shared, apart].map(|features| {
+                let loss = (features * weights.clone()).sum();
+                gradients(loss, &model, &config, &folder.path().join(name))
+            });
+            let mut compared = 0;
+            for (key, gradient) in &apart.tensors {
+                let gradient = gradient.f32();
+                if gradient.iter().all(|value| *value == 0.0) {
+                    continue;
+                }
+                let error = relative_error(&shared.get(key).f32(), &gradient);
+                assert!(error < 1e-4, "{name}: gradient of {key} off by {error:e}");
+                compared += 1;
+            }
+            assert!(compared > 20, "{name}: only {compared} gradients");
+        }
+    }
+}
+
 #[test]
 fn token_ids_are_those_of_transformers() {
     for name in NAMES {
@@ -136,12 +199,7 @@ fn gradients_of_the_contrastive_loss_are_those_of_transformers() {
         let error = relative_error(&values(loss.clone()), &want.get("loss").f32());
         assert!(error < 1e-5, "{name}: loss off by {error:e}");
 
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        let model = model.valid().map(&mut GradientAsValue(gradients));
-        // Saving brings the gradients into the layout of the reference.
-        let file = folder.path().join(name);
-        save_weights(&model, &config, &file, Dtype::F32).unwrap();
-        let ours = Fixture::read(&file);
+        let ours = gradients(loss, &model, &config, &folder.path().join(name));
         let mut worst = (0.0, String::new());
         let mut compared = 0;
         for (key, gradient) in &want.tensors {

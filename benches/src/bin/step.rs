@@ -5,7 +5,7 @@
 //! step make DIR [--size tiny|vit-b-16]     # a random CLIP, images, texts, projectors, prompts
 //! step train DIR [--steps N] [--off NAME,…] [--checkpointing] [--bf16] [--half-reference] [--device NAME] [--batch B] [--reference-batch R]
 //! step gram DIR [--repeat N] [--off symmetric,fused]
-//! step prompts DIR [--repeat N]
+//! step prompts DIR [--repeat N] [--off shared-beginnings]
 //! ```
 //!
 //! Each measurement is a process that ends with one JSON line.
@@ -20,7 +20,7 @@ use gnsp_optimizer::{History, Memory, Policy, Recorder, Site};
 use mtil_bench::{
     compare::measure,
     datasets::Spec,
-    eval::{HeadCache, prompt, to_host},
+    eval::{Encoder, HeadCache, prompt, to_host},
     mini::{self, MiniSizes},
     process,
     recording::InputRecorder,
@@ -41,8 +41,6 @@ const CLASSES: usize = 100;
 const GRAM_BATCH: usize = 16;
 /// The first of all datasets are MTIL's tasks.
 const MTIL: usize = 11;
-/// One class in so many of MTIL's is in the sample of prompts.
-const EVERY: usize = 12;
 const CONTEXT: usize = 77;
 
 #[derive(Parser)]
@@ -76,6 +74,9 @@ enum Verb {
         folder: std::path::PathBuf,
         #[arg(long, default_value_t = 2)]
         repeat: usize,
+        /// shared-beginnings
+        #[arg(long, value_delimiter = ',')]
+        off: Vec<String>,
     },
 }
 
@@ -121,7 +122,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             repeat,
             off,
         } => gram(&folder, repeat, &off),
-        Verb::Prompts { folder, repeat } => prompts(&folder, repeat),
+        Verb::Prompts {
+            folder,
+            repeat,
+            off,
+        } => prompts(&folder, repeat, &off),
     }
 }
 
@@ -133,12 +138,11 @@ fn pictures(count: usize, side: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Every class of MTIL in order, thinned, with its templates: dataset, class, prompts.
-fn sample() -> Vec<(String, String, Vec<String>)> {
+/// Every class of MTIL in order, with its templates: dataset, class, prompts.
+fn all_prompts() -> Vec<(String, String, Vec<String>)> {
     let tasks = Spec::all()[..MTIL].iter();
     let classes = tasks.flat_map(|spec| spec.classes.iter().map(move |class| (spec, class)));
     classes
-        .step_by(EVERY)
         .map(|(spec, class)| {
             let prompts = spec.templates.iter().map(|t| prompt(t, class)).collect();
             (spec.key.clone(), class.clone(), prompts)
@@ -158,7 +162,7 @@ fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
     };
     clip.save(&folder.join("hugging-face"), Dtype::F32)?;
 
-    let groups = sample();
+    let groups = all_prompts();
     fs::write(folder.join("prompts.json"), json!(groups).to_string())?;
     let classes: Vec<String> = (0..CLASSES)
         .map(|i| groups[i % groups.len()].2[0].clone())
@@ -410,12 +414,37 @@ fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Erro
 }
 
 /// The classifiers of an evaluation with new texts, then those of one after the text tower has not changed.
-fn prompts(folder: &Path, repeat: usize) -> Result<(), Box<dyn Error>> {
+/// Texts by themselves, whatever they have in common.
+struct Apart<'a>(&'a ClipModel);
+
+impl Encoder for Apart<'_> {
+    fn image(&self, _: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
+        self.0.encode_image(pixels)
+    }
+
+    fn text(&self, _: Option<usize>, tokens: &TokenBatch) -> Tensor<2> {
+        self.0.encode_text_apart(tokens)
+    }
+
+    fn device(&self) -> Device {
+        self.0.device()
+    }
+}
+
+fn prompts(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Error>> {
+    if let Some(other) = off.iter().find(|name| *name != "shared-beginnings") {
+        return Err(format!("--off {other}: known is shared-beginnings").into());
+    }
     let device = Device::flex();
     let clip = Clip::load(&folder.join("hugging-face"), &device)?;
     let groups: Vec<(String, String, Vec<String>)> =
         serde_json::from_slice(&fs::read(folder.join("prompts.json"))?)?;
     let tasks = tasks(&groups);
+    let apart = Apart(&clip.model);
+    let encoder: &dyn Encoder = match off {
+        [] => &clip.model,
+        _ => &apart,
+    };
     let (mut seconds, mut later) = (Vec::new(), Vec::new());
     let mut checks = Vec::new();
     for _ in 0..=repeat {
@@ -425,7 +454,7 @@ fn prompts(folder: &Path, repeat: usize) -> Result<(), Box<dyn Error>> {
             checks.clear();
             for (column, task) in tasks.iter().enumerate() {
                 let templates = task.templates.len();
-                let head = heads.head(&clip, &clip.model, column, task, templates)?;
+                let head = heads.head(&clip, encoder, column, task, templates)?;
                 let width = head.dims()[1];
                 checks.extend(to_host(head).chunks(width).map(|row| row[0]));
             }
@@ -441,7 +470,7 @@ fn prompts(folder: &Path, repeat: usize) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The sample as tasks without images: a head needs none.
+/// The classes as tasks without images: a head needs none.
 fn tasks(groups: &[(String, String, Vec<String>)]) -> Vec<Task> {
     let sizes = MiniSizes {
         train_per_task: 10,
@@ -456,7 +485,7 @@ fn tasks(groups: &[(String, String, Vec<String>)]) -> Vec<Task> {
         Task {
             name: set[0].0.clone(),
             class_names: set.iter().map(|(_, class, _)| class.clone()).collect(),
-            templates: spec.expect("the sample is of known sets").templates.clone(),
+            templates: spec.expect("they are of known sets").templates.clone(),
             train: unused.clone(),
             test: unused.clone(),
         }

@@ -1,6 +1,9 @@
 //! The operations on tensors, and which of the two ways they take.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use burn::tensor::Tensor;
 
@@ -59,16 +62,20 @@ pub enum Queries {
     All,
     /// One position's of each item: an exact saving where nobody reads the others.
     At(Vec<usize>),
+    /// Every position's, to itself and to its ancestors in a tree, whatever the branch's mask: texts that begin alike are then one item, and
+    /// what they share is computed once. `[batch · n]`, the parent of each position within its item, which stands before it; a
+    /// root is its own.
+    Tree(Arc<[usize]>),
 }
 
 impl Queries {
-    /// Their rows of `x` `[batch, n, d]`: `x` itself, or `[batch, 1, d]`.
+    /// Their rows of `x` `[batch, n, d]`: `x` itself, or `[batch, 1, d]` for [`At`](Self::At).
     ///
     /// # Panics
     /// On a position beyond the row, or another number of items.
     pub fn pick(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::All => x,
+            Self::All | Self::Tree(_) => x,
             Self::At(positions) => plain::picker(&x, positions)(x),
         }
     }
@@ -123,7 +130,7 @@ pub(crate) fn on_host<const D: usize>(x: &Tensor<D>) -> bool {
 /// - output: `[batch, n, d]`, or `[batch, 1, d]` for [`Queries::At`], which takes each item's row of `x` too
 ///
 /// # Panics
-/// On parameters of another width, a number of heads that does not divide it, or a position beyond the row.
+/// On parameters of another width, a number of heads that does not divide it, a position beyond the row, or a parent behind its child.
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if on_host(&x) {

@@ -76,7 +76,7 @@ pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> O
     let call = MlpCall::new(&x, &branch);
     let tokens = x.dims()[1];
     let read = match read {
-        Queries::All => None,
+        Queries::All | Queries::Tree(_) => None,
         Queries::At(positions) => {
             let rows = positions.iter().enumerate().map(|(item, position)| {
                 assert!(*position < tokens, "position {position} of {tokens}");
@@ -261,6 +261,7 @@ impl AttentionCall {
         match &*self.queries {
             Queries::All => host::attention::Queries::All,
             Queries::At(positions) => host::attention::Queries::At(positions),
+            Queries::Tree(parents) => host::attention::Queries::Tree(parents),
         }
     }
 
@@ -286,7 +287,7 @@ impl Call for AttentionCall {
             keep,
         );
         let tokens = match &*self.queries {
-            Queries::All => self.shape.tokens,
+            Queries::All | Queries::Tree(_) => self.shape.tokens,
             Queries::At(_) => 1,
         };
         (

@@ -9,7 +9,11 @@ use crate::{Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedM
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
     let normed = layer_norm(x.clone(), branch.norm.clone());
     match queries {
-        Queries::All => x + attend(normed, &branch),
+        Queries::All => x + attend(normed, &branch, None),
+        Queries::Tree(parents) => {
+            let hidden = Some(all_but_ways_up(&x, parents));
+            x + attend(normed, &branch, hidden)
+        }
         Queries::At(positions) => {
             let pick = picker(&x, positions);
             let query = pick(normed.clone());
@@ -60,8 +64,30 @@ fn linear(x: Tensor<3>, map: Linear) -> Tensor<3> {
     module::linear(x, map.weight, Some(map.bias))
 }
 
-/// Every position attends.
-fn attend(x: Tensor<3>, branch: &AttentionBranch) -> Tensor<3> {
+/// What is added to the scores so that a position sees itself and its ancestors only, `[batch, 1, n, n]`.
+fn all_but_ways_up(x: &Tensor<3>, parents: &[usize]) -> Tensor<4> {
+    let [batch, n, _] = x.dims();
+    assert_eq!(parents.len(), batch * n, "one parent for each position");
+    let mut hidden = vec![f32::NEG_INFINITY; batch * n * n];
+    for (position, (row, parent)) in hidden.chunks_exact_mut(n).zip(parents).enumerate() {
+        let (item, position) = (position / n, position % n);
+        assert!(*parent <= position, "a parent stands before its children");
+        let mut at = position;
+        loop {
+            row[at] = 0.0;
+            let parent = parents[item * n + at];
+            if parent == at {
+                break;
+            }
+            at = parent;
+        }
+    }
+    let hidden = TensorData::new(hidden, [batch, 1, n, n]);
+    Tensor::<4>::from_data(hidden, &x.device()).cast(x.dtype())
+}
+
+/// Every position attends; `hidden [batch, 1, n, n]` replaces the branch's mask.
+fn attend(x: Tensor<3>, branch: &AttentionBranch, hidden: Option<Tensor<4>>) -> Tensor<3> {
     let [batch, n, d] = x.dims();
     let qkv = linear(x, branch.in_proj.clone());
     let part = |i: usize| {
@@ -71,10 +97,11 @@ fn attend(x: Tensor<3>, branch: &AttentionBranch) -> Tensor<3> {
         )
     };
     let options = AttentionModuleOptions {
-        is_causal: branch.causal,
+        is_causal: branch.causal && hidden.is_none(),
         ..Default::default()
     };
-    let context = module::attention(part(0), part(1), part(2), None, None, options);
+    let hidden = hidden.map(|hidden| hidden.expand([batch, branch.heads, n, n]));
+    let context = module::attention(part(0), part(1), part(2), None, hidden, options);
     linear(merge_heads(context), branch.out_proj.clone())
 }
 

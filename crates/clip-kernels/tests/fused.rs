@@ -113,7 +113,12 @@ fn compare(what: &str, compute: &dyn Fn(&mut Numbers<'_>) -> Tensor<3>) {
 #[test]
 fn attention_is_that_of_burn() {
     for causal in [false, true] {
-        for queries in [Queries::All, Queries::At(vec![0, 6, 3])] {
+        let trees = (0..BATCH * TOKENS).map(|i| (i * 5 + 2) % (i % TOKENS + 1));
+        for queries in [
+            Queries::All,
+            Queries::At(vec![0, 6, 3]),
+            Queries::Tree(trees.collect()),
+        ] {
             let what = format!("causal {causal}, {queries:?}");
             compare(&what, &|numbers| {
                 let x = numbers.leaf([BATCH, TOKENS, WIDTH], 0.0);

@@ -28,6 +28,8 @@ pub struct Savings {
     pub reference_features: bool,
     /// Texts end where their end token stands, not at position 77 (`clip/model.py:398-409`).
     pub short_texts: bool,
+    /// What texts have in common at their beginning is computed once; it depends on nothing behind it.
+    pub shared_beginnings: bool,
     /// The last image block computes its class token only (`clip/model.py:283`).
     pub last_block: bool,
     /// Frozen weights, and what only they reach, have no gradient.
@@ -46,6 +48,7 @@ impl Default for Savings {
             class_texts: true,
             reference_features: true,
             short_texts: true,
+            shared_beginnings: true,
             last_block: true,
             tape: true,
             one_pass: true,
@@ -57,10 +60,11 @@ impl Default for Savings {
 
 impl Savings {
     /// Their names, in the order of the fields.
-    pub const NAMES: [&'static str; 8] = [
+    pub const NAMES: [&'static str; 9] = [
         "class-texts",
         "reference-features",
         "short-texts",
+        "shared-beginnings",
         "last-block",
         "tape",
         "one-pass",
@@ -74,6 +78,7 @@ impl Savings {
             "class-texts" => &mut self.class_texts,
             "reference-features" => &mut self.reference_features,
             "short-texts" => &mut self.short_texts,
+            "shared-beginnings" => &mut self.shared_beginnings,
             "last-block" => &mut self.last_block,
             "tape" => &mut self.tape,
             "one-pass" => &mut self.one_pass,
@@ -325,8 +330,12 @@ impl Step {
     }
 
     fn texts(&self, model: &ClipModel, tokens: &TokenBatch) -> Tensor<2> {
-        if self.options.savings.short_texts && self.options.savings.last_block {
-            return widened(normalize(model.encode_text(tokens)));
+        let savings = &self.options.savings;
+        if savings.short_texts && savings.last_block {
+            return widened(normalize(match savings.shared_beginnings {
+                true => model.encode_text(tokens),
+                false => model.encode_text_apart(tokens),
+            }));
         }
         let features = model.encode_text_observed(tokens, &mut self.observer());
         widened(normalize(features))

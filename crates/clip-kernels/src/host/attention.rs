@@ -50,6 +50,9 @@ pub enum Queries<'a> {
     All,
     /// One of each item.
     At(&'a [usize]),
+    /// All of them, of which each attends to itself and to its ancestors alone: the parent of each token of each item, which stands before
+    /// it, or is itself.
+    Tree(&'a [usize]),
 }
 
 /// What the forward pass keeps for the backward pass.
@@ -125,8 +128,10 @@ impl AttentionWanted {
 
 /// The tokens that take part: which rows of the input give keys and values, and which give queries.
 struct Tokens<'a> {
+    /// Causal under a tree too.
     shape: AttentionShape,
     positions: Option<&'a [usize]>,
+    parents: Option<&'a [usize]>,
     /// Where the keys of each item begin, and the end of the last.
     starts: Vec<usize>,
     /// The row of the input of each key; none when they are the same.
@@ -134,15 +139,27 @@ struct Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
-    fn new(shape: AttentionShape, queries: Queries<'a>) -> Self {
+    fn new(mut shape: AttentionShape, queries: Queries<'a>) -> Self {
         let AttentionShape {
             batch,
             tokens,
             causal,
             ..
         } = shape;
+        let mut parents = None;
         let positions = match queries {
             Queries::All => None,
+            Queries::Tree(tree) => {
+                assert_eq!(tree.len(), batch * tokens, "one parent for each token");
+                let in_order = |(token, parent)| parent <= token % tokens;
+                assert!(
+                    tree.iter().copied().enumerate().all(in_order),
+                    "a parent stands before its children"
+                );
+                shape.causal = true;
+                parents = Some(tree);
+                None
+            }
             Queries::At(positions) => {
                 assert_eq!(positions.len(), batch, "one position for each item");
                 assert!(
@@ -170,6 +187,7 @@ impl<'a> Tokens<'a> {
         Self {
             shape,
             positions,
+            parents,
             starts,
             sources,
         }
@@ -365,6 +383,30 @@ struct Head<'a> {
     value: MatRef<'a, f32>,
     /// Whether query `i` sees only the keys up to `i`.
     causal: bool,
+    /// Of those, it then sees only what lies on its way up.
+    parents: Option<&'a [usize]>,
+}
+
+/// A token and its ancestors.
+fn way_up(parents: &[usize], token: usize) -> impl Iterator<Item = usize> + Clone + '_ {
+    std::iter::successors(Some(token), |token| {
+        let parent = parents[*token];
+        (parent != *token).then_some(parent)
+    })
+}
+
+/// Takes what lies on a way out of a row.
+fn gather(row: &[f32], way: impl Iterator<Item = usize>, to: &mut Vec<f32>) {
+    to.clear();
+    to.extend(way.map(|at| row[at]));
+}
+
+/// Puts it back; the rest of the row becomes zero.
+fn scatter(row: &mut [f32], way: impl Iterator<Item = usize>, from: &[f32]) {
+    row.fill(0.0);
+    for (at, value) in way.zip(from) {
+        row[at] = *value;
+    }
 }
 
 impl Head<'_> {
@@ -401,19 +443,70 @@ impl Head<'_> {
         if self.causal { query + 1 } else { seen }
     }
 
+    /// Turns a query's scores into probabilities.
+    fn softmax(&self, query: usize, row: &mut [f32], on_way: &mut Vec<f32>) -> Normaliser {
+        let Some(parents) = self.parents else {
+            let visible = self.visible(query, row.len());
+            return dispatch(Softmax { row, visible });
+        };
+        let way = way_up(parents, query);
+        gather(row, way.clone(), on_way);
+        let visible = on_way.len();
+        let normaliser = dispatch(Softmax {
+            row: on_way,
+            visible,
+        });
+        scatter(row, way, on_way);
+        normaliser
+    }
+
+    /// Turns a query's scores into probabilities, and the gradients of those into the gradients of the scores.
+    fn softmax_backward(
+        &self,
+        query: usize,
+        normaliser: Normaliser,
+        [row, gradient]: [&mut [f32]; 2],
+        [row_on_way, gradient_on_way]: [&mut Vec<f32>; 2],
+    ) {
+        let scale = self.scale();
+        let Some(parents) = self.parents else {
+            let visible = self.visible(query, row.len());
+            return dispatch(SoftmaxBackward {
+                row,
+                gradient,
+                visible,
+                normaliser,
+                scale,
+            });
+        };
+        let way = way_up(parents, query);
+        gather(row, way.clone(), row_on_way);
+        gather(gradient, way.clone(), gradient_on_way);
+        let visible = row_on_way.len();
+        dispatch(SoftmaxBackward {
+            row: row_on_way,
+            gradient: gradient_on_way,
+            visible,
+            normaliser,
+            scale,
+        });
+        scatter(row, way.clone(), row_on_way);
+        scatter(gradient, way, gradient_on_way);
+    }
+
     fn forward(
         &self,
-        rows: &mut Rows,
+        scores: &mut Scores,
         mut output: MatMut<'_, f32>,
         normalisers: &mut [Normaliser],
     ) {
+        let Scores { rows, on_way } = scores;
         for (range, seen) in self.blocks() {
             let query = self.query.subrows(range.start, range.len());
             Self::scores(rows, seen, query, self.key, self.scale());
             for (i, query) in range.clone().enumerate() {
                 let row = &mut rows.row_mut(i)[..seen];
-                let visible = self.visible(query, seen);
-                normalisers[query] = dispatch(Softmax { row, visible });
+                normalisers[query] = self.softmax(query, row, on_way);
             }
             let probabilities = rows.first(range.len()).subcols(0, seen);
             let output = output.rb_mut().subrows_mut(range.start, range.len());
@@ -429,14 +522,14 @@ impl Head<'_> {
     }
 
     /// What makes scores probabilities, alone.
-    fn normalisers(&self, rows: &mut Rows, normalisers: &mut [Normaliser]) {
+    fn normalisers(&self, scores: &mut Scores, normalisers: &mut [Normaliser]) {
+        let Scores { rows, on_way } = scores;
         for (range, seen) in self.blocks() {
             let query = self.query.subrows(range.start, range.len());
             Self::scores(rows, seen, query, self.key, self.scale());
             for (i, query) in range.enumerate() {
                 let row = &mut rows.row_mut(i)[..seen];
-                let visible = self.visible(query, seen);
-                normalisers[query] = dispatch(Softmax { row, visible });
+                normalisers[query] = self.softmax(query, row, on_way);
             }
         }
     }
@@ -444,7 +537,18 @@ impl Head<'_> {
     /// `gradient` is that of the output, and becomes that of the queries; `key` and `value` are added to. With `output` the output is
     /// computed once more.
     fn backward(&self, scratch: &mut Scratch, normalisers: &[Normaliser], to: HeadGradients<'_>) {
-        let Scratch { scores, slopes } = scratch;
+        let Scratch {
+            scores:
+                Scores {
+                    rows: scores,
+                    on_way: scores_on_way,
+                },
+            slopes:
+                Scores {
+                    rows: slopes,
+                    on_way: slopes_on_way,
+                },
+        } = scratch;
         let HeadGradients {
             mut gradient,
             mut key,
@@ -458,13 +562,15 @@ impl Head<'_> {
             Self::scores(scores, seen, query, self.key, self.scale());
             Self::scores(slopes, seen, gradient.rb(), self.value, 1.0);
             for (i, query) in range.clone().enumerate() {
-                dispatch(SoftmaxBackward {
-                    row: &mut scores.row_mut(i)[..seen],
-                    gradient: &mut slopes.row_mut(i)[..seen],
-                    visible: self.visible(query, seen),
-                    normaliser: normalisers[query],
-                    scale: self.scale(),
-                });
+                self.softmax_backward(
+                    query,
+                    normalisers[query],
+                    [
+                        &mut scores.row_mut(i)[..seen],
+                        &mut slopes.row_mut(i)[..seen],
+                    ],
+                    [scores_on_way, slopes_on_way],
+                );
             }
             let probabilities = scores.first(count).subcols(0, seen);
             let slopes = slopes.first(count).subcols(0, seen);
@@ -510,33 +616,45 @@ struct HeadGradients<'a> {
     output: Option<MatMut<'a, f32>>,
 }
 
-/// The scratch memory of a thread for the heads.
-struct Scratch {
-    scores: Rows,
-    slopes: Rows,
+/// A thread's scratch memory for a number of each query and key of a block.
+struct Scores {
+    rows: Rows,
+    /// What of a row lies on the way up in a tree.
+    on_way: Vec<f32>,
 }
 
-impl Scratch {
-    fn scores(shape: AttentionShape) -> Rows {
+impl Scores {
+    fn new(shape: AttentionShape) -> Self {
         let most = if shape.causal {
             MOST_CAUSAL_QUERIES
         } else {
             MOST_QUERIES
         };
-        Rows::new(shape.tokens.min(most), shape.tokens)
+        Self {
+            rows: Rows::new(shape.tokens.min(most), shape.tokens),
+            on_way: Vec::new(),
+        }
     }
+}
 
+/// The scratch memory of a thread for the heads.
+struct Scratch {
+    scores: Scores,
+    slopes: Scores,
+}
+
+impl Scratch {
     fn new(shape: AttentionShape) -> Self {
         Self {
-            scores: Self::scores(shape),
-            slopes: Self::scores(shape),
+            scores: Scores::new(shape),
+            slopes: Scores::new(shape),
         }
     }
 }
 
 /// What a head reads.
 fn head_of<'a>(
-    tokens: &Tokens<'_>,
+    tokens: &Tokens<'a>,
     query: &'a [f32],
     key_value: &'a [f32],
     item: usize,
@@ -561,6 +679,9 @@ fn head_of<'a>(
         key: head(key_value, index, size),
         value: head(key_value, heads + index, size),
         causal: causal && tokens.positions.is_none(),
+        parents: tokens
+            .parents
+            .map(|parents| &parents[item * rows..][..rows]),
     }
 }
 
@@ -618,7 +739,7 @@ pub fn attention_branch(
         .collect();
     run_heads(
         tasks,
-        || Scratch::scores(shape),
+        || Scores::new(tokens.shape),
         |scores, (index, (output, normalisers))| {
             head_of(&tokens, &query, &key_value, index / count, index % count).forward(
                 scores,
@@ -774,7 +895,12 @@ pub fn attention_branch_backward(
         .collect();
     run_heads(
         tasks,
-        || (Scratch::new(shape), vec![Normaliser::default(); rows]),
+        || {
+            (
+                Scratch::new(tokens.shape),
+                vec![Normaliser::default(); rows],
+            )
+        },
         |(scratch, found), (index, to)| {
             let head = head_of(&tokens, query, key_value, index / count, index % count);
             let normalisers = match kept {
@@ -1129,6 +1255,14 @@ mod tests {
             .collect()
     }
 
+    /// A tree an item, no two alike.
+    fn tree(shape: AttentionShape) -> Vec<usize> {
+        let parent = |item: usize, token: usize| (token * 7 + item * 3) % (token + 1);
+        (0..shape.batch)
+            .flat_map(|item| (0..shape.tokens).map(move |token| parent(item, token)))
+            .collect()
+    }
+
     fn check(shape: AttentionShape, queries: Queries<'_>, bias: bool) {
         let what = format!("{shape:?} {queries:?} bias {bias}");
         let of = random(shape, bias);
@@ -1167,6 +1301,7 @@ mod tests {
                         };
                         check(shape, Queries::All, batch != 2);
                         check(shape, Queries::At(&positions(shape)), batch != 3);
+                        check(shape, Queries::Tree(&tree(shape)), batch != 3);
                     }
                 }
             }
@@ -1193,7 +1328,42 @@ mod tests {
                 ..shape
             };
             check(shape, Queries::All, true);
+            check(shape, Queries::Tree(&tree(shape)), true);
         }
+    }
+
+    #[test]
+    fn a_chain_is_a_text() {
+        let shape = AttentionShape {
+            batch: 2,
+            tokens: 40,
+            width: 12,
+            heads: 3,
+            causal: true,
+        };
+        let of = random(shape, true);
+        let chain: Vec<usize> = (0..80).map(|i| (i % 40usize).saturating_sub(1)).collect();
+        let run = |queries| attention_branch(&of[0], &params(&of), shape, queries, false).0;
+        assert_close(
+            &run(Queries::Tree(&chain)),
+            &wide(&run(Queries::All)),
+            1e-6,
+            "y",
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "a parent stands before its children")]
+    fn a_child_before_its_parent_is_refused() {
+        let shape = AttentionShape {
+            batch: 1,
+            tokens: 2,
+            width: 4,
+            heads: 1,
+            causal: true,
+        };
+        let of = random(shape, true);
+        attention_branch(&of[0], &params(&of), shape, Queries::Tree(&[1, 1]), false);
     }
 
     #[test]
@@ -1207,8 +1377,8 @@ mod tests {
         };
         let of = random(shape, true);
         let params = params(&of);
-        let at = positions(shape);
-        for queries in [Queries::All, Queries::At(&at)] {
+        let (at, tree) = (positions(shape), tree(shape));
+        for queries in [Queries::All, Queries::At(&at), Queries::Tree(&tree)] {
             let run = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new()
                     .num_threads(threads)

@@ -165,22 +165,29 @@ pub(super) fn attention(shape: AttentionShape, queries: Queries<'_>, of: &Inputs
     let mut y = Vec::new();
     for item in 0..batch {
         let positions = match queries {
-            Queries::All => (0..tokens).collect(),
+            Queries::All | Queries::Tree(_) => (0..tokens).collect(),
             Queries::At(positions) => vec![positions[item]],
         };
         for position in positions {
             let at = |token: usize, part: usize, i: usize| {
                 qkv[((item * tokens + token) * 3 + part) * width + i]
             };
-            let seen = if causal { position + 1 } else { tokens };
+            let mut seen: Vec<usize> = (0..if causal { position + 1 } else { tokens }).collect();
+            if let Queries::Tree(parents) = queries {
+                seen = vec![position];
+                while parents[item * tokens + seen[seen.len() - 1]] != seen[seen.len() - 1] {
+                    seen.push(parents[item * tokens + seen[seen.len() - 1]]);
+                }
+            }
             let mut context = vec![0.0; width];
             for head in 0..heads {
                 let columns = head * size..(head + 1) * size;
-                let scores: Vec<f64> = (0..seen)
+                let scores: Vec<f64> = seen
+                    .iter()
                     .map(|t| {
                         let dot: f64 = columns
                             .clone()
-                            .map(|i| at(position, 0, i) * at(t, 1, i))
+                            .map(|i| at(position, 0, i) * at(*t, 1, i))
                             .sum();
                         dot / (size as f64).sqrt()
                     })
@@ -188,8 +195,10 @@ pub(super) fn attention(shape: AttentionShape, queries: Queries<'_>, of: &Inputs
                 let largest = scores.iter().copied().fold(f64::MIN, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
                 for i in columns {
-                    context[i] = (0..seen)
-                        .map(|t| (scores[t] - largest).exp() / total * at(t, 2, i))
+                    context[i] = scores
+                        .iter()
+                        .zip(&seen)
+                        .map(|(score, t)| (score - largest).exp() / total * at(*t, 2, i))
                         .sum();
                 }
             }

@@ -3,7 +3,7 @@
 use burn::{
     module::Module,
     nn::{LayerNorm, Linear},
-    tensor::{Tensor, module::attention, ops::AttentionModuleOptions},
+    tensor::{Int, Tensor, module::attention, ops::AttentionModuleOptions},
 };
 
 use clip_kernels::{
@@ -166,36 +166,53 @@ impl ResidualBlock {
         path: &dyn Fn() -> String,
         observer: &mut O,
     ) -> Tensor<3> {
-        let attention = AttentionBranch {
-            norm: kernel_norm(&self.ln_1, self.epsilon),
-            in_proj: kernel_linear(&self.attn.in_proj),
-            out_proj: kernel_linear(&self.attn.out_proj),
-            heads: self.attn.heads,
-            causal: self.attn.causal,
-        };
-        let mlp = MlpBranch {
-            norm: kernel_norm(&self.ln_2, self.epsilon),
-            c_fc: kernel_linear(&self.mlp.c_fc),
-            activation: self.mlp.activation.into(),
-            c_proj: kernel_linear(&self.mlp.c_proj),
-        };
         // The positions that the attention leaves, and those of them that are read of the MLP.
         let (queries, read) = match observer.wants_all_tokens() {
             true => (&Queries::All, read),
             false => (read, &Queries::All),
         };
-        let x = attention_branch(x, attention, queries);
+        let x = attention_branch(x, self.attention(), queries);
         if !O::ACTIVE {
-            return read.pick(mlp_branch(x, mlp));
+            return read.pick(mlp_branch(x, self.mlp()));
         }
         let branch = observer.branch(&path(), &x);
-        let seen = observed_mlp_branch(x, mlp, read);
+        let seen = observed_mlp_branch(x, self.mlp(), read);
         let weight_of = |part| format!("{}.mlp.{part}.weight", path());
         observer.linear_input(&weight_of("c_fc"), rows(seen.normed));
         observer.linear_input(&weight_of("c_proj"), rows(seen.inner));
         match branch {
             Some(branch) => seen.output + read.pick(branch),
             None => seen.output,
+        }
+    }
+
+    /// Items that are trees, `[batch, n, d]`, to the nodes `read` of them all, `[1, read, d]`; their indices count through the items.
+    pub(super) fn forward_nodes(
+        &self,
+        x: Tensor<3>,
+        trees: &Queries,
+        read: Tensor<1, Int>,
+    ) -> Tensor<3> {
+        let x = attention_branch(x, self.attention(), trees);
+        mlp_branch(rows(x).select(0, read).unsqueeze(), self.mlp())
+    }
+
+    fn attention(&self) -> AttentionBranch {
+        AttentionBranch {
+            norm: kernel_norm(&self.ln_1, self.epsilon),
+            in_proj: kernel_linear(&self.attn.in_proj),
+            out_proj: kernel_linear(&self.attn.out_proj),
+            heads: self.attn.heads,
+            causal: self.attn.causal,
+        }
+    }
+
+    fn mlp(&self) -> MlpBranch {
+        MlpBranch {
+            norm: kernel_norm(&self.ln_2, self.epsilon),
+            c_fc: kernel_linear(&self.mlp.c_fc),
+            activation: self.mlp.activation.into(),
+            c_proj: kernel_linear(&self.mlp.c_proj),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{
     host::{encode_parts, is_host, parts},
     init::SeededInit,
     params::{Builder, ParamSource, visit_shapes},
+    prefix_tree::{PrefixTree, alphabetical, different_beginnings, plant},
 };
 use crate::{config::ClipConfig, error::CheckpointError, tokenizer::TokenBatch};
 
@@ -112,14 +113,68 @@ impl ClipModel {
 
     /// Text features `[rows, e]`, not normalised.
     ///
-    /// Rows of about the same length are computed together, so that no row pays for the longest one. The results are the same.
+    /// What rows have in common at their beginning is computed once where the tower is causal and that is worth it; otherwise rows of
+    /// about the same length are computed together, so that none pays for the longest one. The results are the same.
     ///
     /// # Panics
     /// If a row is longer than the context or holds an id outside the vocabulary, or there is no row.
     pub fn encode_text(&self, tokens: &TokenBatch) -> Tensor<2> {
         let rows: Vec<&[u32]> = tokens.ids.iter().map(Vec::as_slice).collect();
         let lengths: Vec<usize> = rows.iter().map(|row| self.text.needed(row)).collect();
-        let (order, mut groups) = by_length(&lengths);
+        match self.in_trees(&rows, &lengths) {
+            Some(features) => features,
+            None => self.in_rows(&rows, &lengths),
+        }
+    }
+
+    /// Like [`encode_text`](Self::encode_text), but every row by itself, whatever it has in common with others: for comparing the two ways.
+    ///
+    /// # Panics
+    /// As [`encode_text`](Self::encode_text).
+    pub fn encode_text_apart(&self, tokens: &TokenBatch) -> Tensor<2> {
+        let rows: Vec<&[u32]> = tokens.ids.iter().map(Vec::as_slice).collect();
+        let lengths: Vec<usize> = rows.iter().map(|row| self.text.needed(row)).collect();
+        self.in_rows(&rows, &lengths)
+    }
+
+    /// The features of rows that share much of their beginnings.
+    fn in_trees(&self, rows: &[&[u32]], lengths: &[usize]) -> Option<Tensor<2>> {
+        let fits = |row: &&[u32]| row.len() <= self.text.context();
+        if !self.text.is_causal() || rows.len() < 2 || !rows.iter().all(fits) {
+            return None;
+        }
+        // An empty row is filled up by the other way.
+        let read = rows.iter().zip(lengths);
+        let texts: Vec<&[u32]> = read
+            .map(|(row, length)| row.get(..*length))
+            .collect::<Option<_>>()?;
+        let order = alphabetical(&texts);
+        let nodes = different_beginnings(&texts, &order);
+        if nodes * 5 > lengths.iter().sum::<usize>() * 4 {
+            return None;
+        }
+        let host = is_host(&self.device());
+        let threads = if host {
+            rayon::current_num_threads()
+        } else {
+            1
+        };
+        let most = nodes.div_ceil(threads).clamp(SMALLEST_TREE, LARGEST_TREE);
+        let trees = plant(&texts, &order, most);
+        let encode = |trees: &[PrefixTree]| self.text.forward_trees(trees);
+        let features = if host {
+            encode_parts(trees.iter().collect(), |tree| {
+                encode(std::slice::from_ref(tree))
+            })
+        } else {
+            Tensor::cat(trees.chunks(TREES_AT_ONCE).map(encode).collect(), 0)
+        };
+        Some(self.back_in_order(features, &order))
+    }
+
+    /// The features of rows in groups of about the same length.
+    fn in_rows(&self, rows: &[&[u32]], lengths: &[usize]) -> Tensor<2> {
+        let (order, mut groups) = by_length(lengths);
         let host = is_host(&self.device());
         if host {
             groups = groups
@@ -132,7 +187,7 @@ impl ClipModel {
                 .collect();
         }
         if groups.len() <= 1 {
-            return self.text.forward(&rows, &mut ());
+            return self.text.forward(rows, &mut ());
         }
         let encode = |group: Range<usize>| {
             let rows: Vec<_> = order[group].iter().map(|row| rows[*row]).collect();
@@ -143,6 +198,11 @@ impl ClipModel {
         } else {
             Tensor::cat(groups.into_iter().map(encode).collect(), 0)
         };
+        self.back_in_order(features, &order)
+    }
+
+    /// Undoes an order of the rows.
+    fn back_in_order(&self, features: Tensor<2>, order: &[usize]) -> Tensor<2> {
         let mut place = vec![0_i64; order.len()];
         for (at, row) in order.iter().enumerate() {
             place[*row] = at as i64;
@@ -240,6 +300,15 @@ const LARGEST_GROUP: usize = 128;
 
 /// Fewer rows at once leave the machine idle.
 const SMALLEST_GROUP: usize = 8;
+
+/// Larger trees share hardly more, and their attention, which computes the scores of all pairs of nodes, costs more.
+const LARGEST_TREE: usize = 256;
+
+/// Smaller ones share little, and make small products.
+const SMALLEST_TREE: usize = 64;
+
+/// Trees that go through an accelerator, or onto a tape, together.
+const TREES_AT_ONCE: usize = 8;
 
 #[cfg(test)]
 mod tests {

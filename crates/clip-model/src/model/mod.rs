@@ -13,6 +13,7 @@ mod image_tower;
 mod init;
 mod observer;
 mod params;
+mod prefix_tree;
 mod resnet;
 mod text;
 mod vision;

@@ -12,6 +12,7 @@ use super::{
     Observer,
     block::{BlockShape, ResidualBlock},
     params::Builder,
+    prefix_tree::PrefixTree,
 };
 use crate::{
     config::{ClipConfig, TextKind},
@@ -111,6 +112,11 @@ impl TextTower {
         }
     }
 
+    /// Whether texts that begin alike share the activations of their beginning.
+    pub(super) fn is_causal(&self) -> bool {
+        !matches!(self.pooling, Pooling::Last { .. })
+    }
+
     /// Token rows to unnormalised features `[rows, e]`.
     ///
     /// The rows are cut behind the last position that one of them needs.
@@ -138,18 +144,12 @@ impl TextTower {
                 row.len(),
                 self.context
             );
+            self.check(row);
             for (id, out) in row.iter().zip(out) {
-                assert!(
-                    (*id as usize) < self.vocabulary,
-                    "token {id} is outside the vocabulary of {}",
-                    self.vocabulary
-                );
                 *out = i64::from(*id);
             }
         }
-        let device = self.positional_embedding.val().device();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, n]), &device);
-        let x = self.token_embedding.forward(ids);
+        let x = self.token_embedding.forward(self.ints(ids, [batch, n]));
         let [_, _, w] = x.dims();
         let mut x = x + self
             .positional_embedding
@@ -167,11 +167,70 @@ impl TextTower {
             };
             x = block.forward(x, &read, &path, observer);
         }
-        let x = self
-            .ln_final
-            .forward(x)
-            .reshape([batch, w])
-            .matmul(self.proj.val());
+        self.project(x.reshape([batch, w]))
+    }
+
+    /// Texts that share their beginnings to unnormalised features `[texts, e]`, in the order in which they were added to the trees. Each text ends
+    /// where it is read.
+    ///
+    /// # Panics
+    /// If a text is longer than the context, or holds an id outside the vocabulary, or there is no text, or the tower is not causal.
+    pub(super) fn forward_trees(&self, trees: &[PrefixTree]) -> Tensor<2> {
+        assert!(self.is_causal(), "a beginning depends on what follows it");
+        let n = trees.iter().map(PrefixTree::len).max().unwrap_or(0);
+        assert!(n > 0, "there is no text to encode");
+        let shape = [trees.len(), n];
+        let (mut ids, mut positions) = (vec![0; trees.len() * n], vec![0; trees.len() * n]);
+        let (mut parents, mut read) = (Vec::with_capacity(trees.len() * n), Vec::new());
+        for (item, tree) in trees.iter().enumerate() {
+            self.check(&tree.ids);
+            for (node, (id, position)) in tree.ids.iter().zip(&tree.positions).enumerate() {
+                assert!(
+                    *position < self.context,
+                    "a text of more than {position} tokens exceeds the context of {}",
+                    self.context
+                );
+                ids[item * n + node] = i64::from(*id);
+                positions[item * n + node] = *position as i64;
+            }
+            // What fills a tree up sees itself alone, and nobody reads it.
+            parents.extend(tree.parents.iter().copied().chain(tree.len()..n));
+            read.extend(tree.ends.iter().map(|end| (item * n + end) as i64));
+        }
+        let x = self.token_embedding.forward(self.ints(ids, shape));
+        let [_, _, w] = x.dims();
+        let positions = self.ints(positions, [shape[0] * n]);
+        let places = self.positional_embedding.val().select(0, positions);
+        let mut x = x + places.reshape([shape[0], n, w]);
+
+        let trees = Queries::Tree(parents.into());
+        let (last, others) = self.blocks.split_last().expect("a tower has blocks");
+        for block in others {
+            x = block.forward(x, &trees, &String::new, &mut ());
+        }
+        let count = read.len();
+        let x = last.forward_nodes(x, &trees, self.ints(read, [count]));
+        self.project(x.reshape([count, w]))
+    }
+
+    fn check(&self, ids: &[u32]) {
+        for id in ids {
+            assert!(
+                (*id as usize) < self.vocabulary,
+                "token {id} is outside the vocabulary of {}",
+                self.vocabulary
+            );
+        }
+    }
+
+    fn ints<const D: usize>(&self, values: Vec<i64>, shape: [usize; D]) -> Tensor<D, Int> {
+        let device = self.positional_embedding.val().device();
+        Tensor::from_data(TensorData::new(values, shape), &device)
+    }
+
+    /// Outputs of the last block, `[texts, w]`, to features.
+    fn project(&self, x: Tensor<2>) -> Tensor<2> {
+        let x = self.ln_final.forward(x).matmul(self.proj.val());
         match &self.proj_bias {
             Some(bias) => x + bias.val().unsqueeze(),
             None => x,

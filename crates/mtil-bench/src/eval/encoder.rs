@@ -12,8 +12,8 @@ use crate::{
 
 /// Images encoded at a time.
 pub(super) const BATCH: usize = 128;
-/// Texts encoded at a time.
-const TEXT_BATCH: usize = 256;
+/// Texts tokenised and encoded at a time: many, because prompts of all classes begin alike. The encoder cuts them up as it likes.
+const TEXT_BATCH: usize = 8192;
 
 /// A model as evaluation sees it. It may answer differently for each task (`column`), where the task is given.
 pub trait Encoder {

@@ -303,6 +303,9 @@ impl Routed<'_> {
     }
 }
 
+/// Texts that go through the tower with experts together: more at once bring no speed and take memory.
+const TEXTS_AT_ONCE: usize = 128;
+
 impl Encoder for Routed<'_> {
     fn image(&self, column: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
         match column.filter(|c| *c < self.learned) {
@@ -313,7 +316,14 @@ impl Encoder for Routed<'_> {
 
     fn text(&self, column: Option<usize>, tokens: &TokenBatch) -> Tensor<2> {
         match column.filter(|c| *c < self.learned) {
-            Some(task) => self.with(task).encode_text(tokens, &mut Usage::default()),
+            Some(task) => {
+                let with = self.with(task);
+                let encode = |ids: &[Vec<u32>]| {
+                    let tokens = TokenBatch { ids: ids.to_vec() };
+                    with.encode_text(&tokens, &mut Usage::default())
+                };
+                Tensor::cat(tokens.ids.chunks(TEXTS_AT_ONCE).map(encode).collect(), 0)
+            }
             None => self.clip.encode_text(tokens),
         }
     }
