@@ -24,13 +24,17 @@ const FEATURES: f32 = 1e-4;
 /// Of gradients, relative, over each tensor.
 const GRADIENTS: f64 = 1e-3;
 
+/// Whether the tests run on another device than the host.
+fn on_accelerator() -> bool {
+    std::env::var("BURN_DEVICE").is_ok_and(|device| device != "flex")
+}
+
 /// Those of `names` to test here. On another device than the host (the one that Burn's `BURN_DEVICE` names) two must do: without a GPU a
 /// software driver takes a minute for the shaders of each.
 fn chosen<'a>(names: &[&'a str]) -> Vec<&'a str> {
-    let device = std::env::var("BURN_DEVICE").is_ok_and(|device| device != "flex");
     let names = names.iter().copied();
     names
-        .filter(|name| !device || ["tiny", "gelu"].contains(name))
+        .filter(|name| !on_accelerator() || ["tiny", "gelu"].contains(name))
         .collect()
 }
 
@@ -131,7 +135,10 @@ fn a_shared_beginning_changes_no_feature_and_no_gradient() {
         let want = expected(&dir(name));
         // More than one tree of each, and more than a group of them on the tape.
         let tokens = prompts_like(&want, 7, 90);
-        for device in [Device::default(), Device::default().autodiff()] {
+        for device in [Device::default().autodiff(), Device::default()] {
+            if on_accelerator() && !device.is_autodiff() {
+                continue;
+            }
             let Clip { model, config, .. } = Clip::load(&dir(name), &device).unwrap();
             let shared = normalize(model.encode_text(&tokens));
             let apart = normalize(model.encode_text_apart(&tokens));
@@ -151,14 +158,16 @@ fn a_shared_beginning_changes_no_feature_and_no_gradient() {
             let mut compared = 0;
             for (key, gradient) in &apart.tensors {
                 let gradient = gradient.f32();
-                if gradient.iter().all(|value| *value == 0.0) {
+                // The true gradient of a bias of keys is zero: softmax does not see it.
+                let noise = key.ends_with("k_proj.bias");
+                if noise || gradient.iter().all(|value| *value == 0.0) {
                     continue;
                 }
                 let error = relative_error(&shared.get(key).f32(), &gradient);
                 assert!(error < 1e-4, "{name}: gradient of {key} off by {error:e}");
                 compared += 1;
             }
-            assert!(compared > 20, "{name}: only {compared} gradients");
+            assert!(compared >= 20, "{name}: only {compared} gradients");
         }
     }
 }

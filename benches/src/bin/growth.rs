@@ -5,7 +5,13 @@
 //! growth [TASKS]      # a line a task: seconds without evaluation, MB kept, MB resident; then the range after the first
 //! ```
 
-use std::{error::Error, fs, path::Path, sync::atomic::AtomicBool, time::Instant};
+use std::{
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+    time::Instant,
+};
 
 use burn::tensor::Device;
 use mtil_bench::{
@@ -47,7 +53,17 @@ fn suite(tasks: usize) -> Suite {
 struct Watch {
     begun: Instant,
     ended: Instant,
-    tasks: Vec<(f64, f64)>,
+    state: PathBuf,
+    tasks: Vec<Cost>,
+}
+
+/// What a task cost.
+struct Cost {
+    seconds: f64,
+    /// Of the process.
+    resident_mb: f64,
+    /// On disk, of the tasks before it: a task's own is written after its evaluation.
+    kept_mb: f64,
 }
 
 impl Progress for Watch {
@@ -58,7 +74,11 @@ impl Progress for Watch {
             Event::Evaluated { stage, .. } => {
                 if stage.is_some() {
                     let seconds = (self.ended - self.begun).as_secs_f64();
-                    self.tasks.push((seconds, resident_mb()));
+                    self.tasks.push(Cost {
+                        seconds,
+                        resident_mb: resident_mb(),
+                        kept_mb: kept_mb(&self.state),
+                    });
                 }
                 self.begun = Instant::now();
             }
@@ -95,6 +115,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut watch = Watch {
         begun: Instant::now(),
         ended: Instant::now(),
+        state: folder.path().join("state"),
         tasks: Vec::new(),
     };
     let device = Device::flex();
@@ -112,20 +133,25 @@ fn main() -> Result<(), Box<dyn Error>> {
         &AtomicBool::new(false),
         &mut watch,
     )?;
-    let kept = kept_mb(&folder.path().join("state"));
-    for (i, (seconds, resident)) in watch.tasks.iter().enumerate() {
+    let kept = kept_mb(&watch.state);
+    for (i, cost) in watch.tasks.iter().enumerate() {
+        let Cost {
+            seconds,
+            resident_mb,
+            kept_mb,
+        } = cost;
         println!(
-            "task {:2}: {seconds:.2} s, {resident:.0} MB resident",
+            "task {:2}: {seconds:.2} s, {resident_mb:.0} MB resident, {kept_mb:.2} MB kept before it",
             i + 1
         );
     }
-    println!("state on disk: {kept:.1} MB");
+    println!("in the end {kept:.2} MB kept");
     // The first task trains everything; the second is the first that is projected.
     let later: Vec<f64> = watch
         .tasks
         .iter()
         .skip(1)
-        .map(|(seconds, _)| *seconds)
+        .map(|cost| cost.seconds)
         .collect();
     let half = later.len() / 2;
     let (early, late) = (median(&later[..half]), median(&later[half..]));
@@ -136,9 +162,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             "seconds_early": early,
             "seconds_late": late,
             "late_over_early": late / early,
-            "resident_second_mb": watch.tasks.get(1).map(|t| t.1),
-            "resident_last_mb": watch.tasks.last().map(|t| t.1),
-            "state_mb": kept,
+            "resident_second_mb": watch.tasks.get(1).map(|cost| cost.resident_mb),
+            "resident_last_mb": watch.tasks.last().map(|cost| cost.resident_mb),
+            "kept_after_second_mb": watch.tasks.get(2).map(|cost| cost.kept_mb),
+            "kept_mb": kept,
         })
     );
     Ok(())

@@ -156,10 +156,12 @@ pub(super) fn join(
     };
     let joined = combine(at, &[&anchor, &importance, &new], |at, o| {
         let (anchor, old, new) = (o[0].clone(), o[1].clone(), o[2].clone());
-        let sum = old.clone() + new.clone();
-        let nothing = sum.clone().equal_elem(0.0);
-        let mean = (anchor * old + at.clone() * new) / sum.mask_fill(nothing.clone(), 1.0);
-        mean.mask_where(nothing, at)
+        // Exactly one of the two where the other does not count: a weight beside its anchor by rounding alone would be pulled, and Adam takes
+        // full steps of the slightest pull.
+        let first = old.clone().equal_elem(0.0);
+        let sum = (old + new.clone()).mask_fill(first.clone(), 1.0);
+        let mean = anchor.clone() + (at.clone() - anchor) * (new / sum);
+        mean.mask_where(first, at)
     });
     let sum = combine(importance, &[&new], |x, o| x + o[0].clone());
     (sum, joined)
