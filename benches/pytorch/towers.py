@@ -117,10 +117,11 @@ def main():
     packages = ["transformers", "open_clip"]
     for verb in verbs:
         ours, theirs = [], {p: [] for p in packages}
-        for _ in range(rounds):
-            ours.append(run(binary, verb, folder))
-            for package in packages:
-                theirs[package].append(run(sys.executable, __file__, "one", package, verb, folder))
+        sides = [(ours, (binary, verb, folder))]
+        sides += [(theirs[p], (sys.executable, __file__, "one", p, verb, folder)) for p in packages]
+        for turn in range(rounds):
+            for lines, command in sides if turn % 2 == 0 else reversed(sides):
+                lines.append(run(*command))
         middle = lambda lines, key: statistics.median(line[key] for line in lines)
         key = "seconds" if verb == "load" else "per_second"
         print(f"{verb}: ours {middle(ours, key):.2f} {key}, peak {middle(ours, 'peak_mb'):.0f} MB"

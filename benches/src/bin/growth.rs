@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release --workspace --bins
-//! growth [TASKS]      # a line a task: seconds without evaluation, MB kept, MB resident; then the range after the first
+//! growth [TASKS]      # a line a task: seconds without evaluation, MB resident, MB kept of those before it; then the range after the first
 //! ```
 
 use std::{

@@ -164,11 +164,14 @@ fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
 
     let groups = all_prompts();
     fs::write(folder.join("prompts.json"), json!(groups).to_string())?;
-    let classes: Vec<String> = (0..CLASSES)
-        .map(|i| groups[i % groups.len()].2[0].clone())
+    // Of all datasets.
+    let some: Vec<_> = groups.iter().step_by(groups.len() / CLASSES).collect();
+    let classes: Vec<String> = some[..CLASSES]
+        .iter()
+        .map(|class| class.2[0].clone())
         .collect();
     let references: Vec<String> = (0..BATCH)
-        .map(|i| format!("a photo of a {}", groups[(i * 7 + 3) % groups.len()].1))
+        .map(|i| format!("a photo of a {}", some[i * 7 + 3].1))
         .collect();
 
     let recorder = Recorder::new(&Policy::gnsp()).with_history("visual.proj", History::Renormalize);
@@ -413,7 +416,6 @@ fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Erro
     Ok(())
 }
 
-/// The classifiers of an evaluation with new texts, then those of one after the text tower has not changed.
 /// Texts by themselves, whatever they have in common.
 struct Apart<'a>(&'a ClipModel);
 
@@ -431,6 +433,7 @@ impl Encoder for Apart<'_> {
     }
 }
 
+/// The classifiers of an evaluation with new texts, then those of one after the text tower has not changed.
 fn prompts(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Error>> {
     if let Some(other) = off.iter().find(|name| *name != "shared-beginnings") {
         return Err(format!("--off {other}: known is shared-beginnings").into());

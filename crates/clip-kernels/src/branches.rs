@@ -1,7 +1,7 @@
 //! The operations on tensors, and which of the two ways they take.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -63,10 +63,56 @@ pub enum Queries {
     /// One position's of each item: an exact saving where nobody reads the others.
     At(Vec<usize>),
     /// Every position's, to itself and to its ancestors in a tree, whatever the branch's mask: texts that begin alike are then one item, and
-    /// what they share is computed once. `[batch · n]`, the parent of each position within its item, which stands before it; a
-    /// root is its own.
-    Tree(Arc<[usize]>),
+    /// what they share is computed once.
+    Tree(Tree),
 }
+
+/// Which position of an item is whose parent. Clones are handles.
+#[derive(Debug, Clone)]
+pub struct Tree(Arc<TreeParts>);
+
+#[derive(Debug)]
+struct TreeParts {
+    parents: Vec<usize>,
+    /// What Burn's own attention adds to the scores; the same in every block.
+    bias: OnceLock<Tensor<4>>,
+}
+
+impl Tree {
+    /// A tree an item, one after the other: `[batch · n]`, the parent of each position within its item, which stands before it; a root is its
+    /// own. They are checked where they are used.
+    pub fn new(parents: Vec<usize>) -> Self {
+        Self(Arc::new(TreeParts {
+            parents,
+            bias: OnceLock::new(),
+        }))
+    }
+
+    /// `[batch · n]`
+    pub fn parents(&self) -> &[usize] {
+        &self.0.parents
+    }
+
+    /// `[batch, 1, n, n]` for `x` `[batch, n, d]`, on its device and in its format.
+    pub(crate) fn bias(&self, x: &Tensor<3>) -> Tensor<4> {
+        let kept = self
+            .0
+            .bias
+            .get_or_init(|| plain::tree_bias(x, self.parents()));
+        match kept.device() == x.device() && kept.dtype() == x.dtype() {
+            true => kept.clone(),
+            false => plain::tree_bias(x, self.parents()),
+        }
+    }
+}
+
+impl PartialEq for Tree {
+    fn eq(&self, other: &Self) -> bool {
+        self.parents() == other.parents()
+    }
+}
+
+impl Eq for Tree {}
 
 impl Queries {
     /// Their rows of `x` `[batch, n, d]`: `x` itself, or `[batch, 1, d]` for [`At`](Self::At).

@@ -261,7 +261,7 @@ impl AttentionCall {
         match &*self.queries {
             Queries::All => host::attention::Queries::All,
             Queries::At(positions) => host::attention::Queries::At(positions),
-            Queries::Tree(parents) => host::attention::Queries::Tree(parents),
+            Queries::Tree(tree) => host::attention::Queries::Tree(tree.parents()),
         }
     }
 

@@ -29,6 +29,6 @@ mod plain;
 
 pub use adamw::{AdamWSettings, FusedAdamW};
 pub use branches::{
-    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries, activate,
-    attention_branch, layer_norm, mlp_branch, observed_mlp_branch, use_fused_kernels,
+    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries, Tree,
+    activate, attention_branch, layer_norm, mlp_branch, observed_mlp_branch, use_fused_kernels,
 };

@@ -10,9 +10,9 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
     let normed = layer_norm(x.clone(), branch.norm.clone());
     match queries {
         Queries::All => x + attend(normed, &branch, None),
-        Queries::Tree(parents) => {
-            let hidden = Some(all_but_ways_up(&x, parents));
-            x + attend(normed, &branch, hidden)
+        Queries::Tree(tree) => {
+            let bias = tree.bias(&x);
+            x + attend(normed, &branch, Some(bias))
         }
         Queries::At(positions) => {
             let pick = picker(&x, positions);
@@ -65,11 +65,11 @@ fn linear(x: Tensor<3>, map: Linear) -> Tensor<3> {
 }
 
 /// What is added to the scores so that a position sees itself and its ancestors only, `[batch, 1, n, n]`.
-fn all_but_ways_up(x: &Tensor<3>, parents: &[usize]) -> Tensor<4> {
+pub fn tree_bias(x: &Tensor<3>, parents: &[usize]) -> Tensor<4> {
     let [batch, n, _] = x.dims();
     assert_eq!(parents.len(), batch * n, "one parent for each position");
-    let mut hidden = vec![f32::NEG_INFINITY; batch * n * n];
-    for (position, (row, parent)) in hidden.chunks_exact_mut(n).zip(parents).enumerate() {
+    let mut bias = vec![f32::NEG_INFINITY; batch * n * n];
+    for (position, (row, parent)) in bias.chunks_exact_mut(n).zip(parents).enumerate() {
         let (item, position) = (position / n, position % n);
         assert!(*parent <= position, "a parent stands before its children");
         let mut at = position;
@@ -82,12 +82,12 @@ fn all_but_ways_up(x: &Tensor<3>, parents: &[usize]) -> Tensor<4> {
             at = parent;
         }
     }
-    let hidden = TensorData::new(hidden, [batch, 1, n, n]);
-    Tensor::<4>::from_data(hidden, &x.device()).cast(x.dtype())
+    let bias = TensorData::new(bias, [batch, 1, n, n]);
+    Tensor::<4>::from_data(bias, &x.device()).cast(x.dtype())
 }
 
-/// Every position attends; `hidden [batch, 1, n, n]` replaces the branch's mask.
-fn attend(x: Tensor<3>, branch: &AttentionBranch, hidden: Option<Tensor<4>>) -> Tensor<3> {
+/// Every position attends; `bias [batch, 1, n, n]` stands for the branch's mask.
+fn attend(x: Tensor<3>, branch: &AttentionBranch, bias: Option<Tensor<4>>) -> Tensor<3> {
     let [batch, n, d] = x.dims();
     let qkv = linear(x, branch.in_proj.clone());
     let part = |i: usize| {
@@ -97,11 +97,11 @@ fn attend(x: Tensor<3>, branch: &AttentionBranch, hidden: Option<Tensor<4>>) -> 
         )
     };
     let options = AttentionModuleOptions {
-        is_causal: branch.causal && hidden.is_none(),
+        is_causal: branch.causal && bias.is_none(),
         ..Default::default()
     };
-    let hidden = hidden.map(|hidden| hidden.expand([batch, branch.heads, n, n]));
-    let context = module::attention(part(0), part(1), part(2), None, hidden, options);
+    let bias = bias.map(|bias| bias.expand([batch, branch.heads, n, n]));
+    let context = module::attention(part(0), part(1), part(2), None, bias, options);
     linear(merge_heads(context), branch.out_proj.clone())
 }
 

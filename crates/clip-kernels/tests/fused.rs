@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use clip_kernels::{
-    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, Queries, attention_branch,
+    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, Queries, Tree, attention_branch,
     mlp_branch, observed_mlp_branch, use_fused_kernels,
 };
 use rand::Rng;
@@ -117,7 +117,7 @@ fn attention_is_that_of_burn() {
         for queries in [
             Queries::All,
             Queries::At(vec![0, 6, 3]),
-            Queries::Tree(trees.collect()),
+            Queries::Tree(Tree::new(trees.collect())),
         ] {
             let what = format!("causal {causal}, {queries:?}");
             compare(&what, &|numbers| {

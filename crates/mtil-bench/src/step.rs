@@ -28,7 +28,8 @@ pub struct Savings {
     pub reference_features: bool,
     /// Texts end where their end token stands, not at position 77 (`clip/model.py:398-409`).
     pub short_texts: bool,
-    /// What texts have in common at their beginning is computed once; it depends on nothing behind it.
+    /// What texts have in common at their beginning is computed once; it depends on nothing behind it. Without `short_texts` and `last_block`
+    /// it never is.
     pub shared_beginnings: bool,
     /// The last image block computes its class token only (`clip/model.py:283`).
     pub last_block: bool,

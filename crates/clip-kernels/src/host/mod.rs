@@ -5,7 +5,7 @@
 //! | [`attention`] | the attention branch of a block |
 //! | [`mlp`] | the MLP branch of a block |
 //! | [`activation`] | QuickGELU and both forms of GELU |
-//! | [`layer_norm`], [`l2_norm`] | norms of rows |
+//! | [`layer_norm`] | a layer norm, and what of it a branch needs |
 //! | [`adamw`] | AdamW in one pass |
 //! | `product` | matrix products and buffers of rows |
 //! | `parts` | how work is cut over the threads |
@@ -17,7 +17,6 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
-pub mod l2_norm;
 pub mod layer_norm;
 pub mod mlp;
 mod parts;

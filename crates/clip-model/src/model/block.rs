@@ -167,9 +167,9 @@ impl ResidualBlock {
         observer: &mut O,
     ) -> Tensor<3> {
         // The positions that the attention leaves, and those of them that are read of the MLP.
-        let (queries, read) = match observer.wants_all_tokens() {
-            true => (&Queries::All, read),
-            false => (read, &Queries::All),
+        let (queries, read) = match (observer.wants_all_tokens(), read) {
+            (true, Queries::At(_)) => (&Queries::All, read),
+            _ => (read, &Queries::All),
         };
         let x = attention_branch(x, self.attention(), queries);
         if !O::ACTIVE {

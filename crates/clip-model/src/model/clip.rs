@@ -1,10 +1,8 @@
 //! The model: two towers and a temperature.
 
-use std::ops::Range;
-
 use burn::{
     module::{Module, ModuleMapper, Param},
-    tensor::{Device, FloatDType, Int, Tensor, TensorData},
+    tensor::{Device, FloatDType, Tensor},
 };
 
 use super::{
@@ -12,7 +10,7 @@ use super::{
     host::{encode_parts, is_host, parts},
     init::SeededInit,
     params::{Builder, ParamSource, visit_shapes},
-    prefix_tree::{PrefixTree, alphabetical, different_beginnings, plant},
+    text_batch,
 };
 use crate::{config::ClipConfig, error::CheckpointError, tokenizer::TokenBatch};
 
@@ -119,12 +117,7 @@ impl ClipModel {
     /// # Panics
     /// If a row is longer than the context or holds an id outside the vocabulary, or there is no row.
     pub fn encode_text(&self, tokens: &TokenBatch) -> Tensor<2> {
-        let rows: Vec<&[u32]> = tokens.ids.iter().map(Vec::as_slice).collect();
-        let lengths: Vec<usize> = rows.iter().map(|row| self.text.needed(row)).collect();
-        match self.in_trees(&rows, &lengths) {
-            Some(features) => features,
-            None => self.in_rows(&rows, &lengths),
-        }
+        text_batch::encode(&self.text, tokens)
     }
 
     /// Like [`encode_text`](Self::encode_text), but every row by itself, whatever it has in common with others: for comparing the two ways.
@@ -132,86 +125,7 @@ impl ClipModel {
     /// # Panics
     /// As [`encode_text`](Self::encode_text).
     pub fn encode_text_apart(&self, tokens: &TokenBatch) -> Tensor<2> {
-        let rows: Vec<&[u32]> = tokens.ids.iter().map(Vec::as_slice).collect();
-        let lengths: Vec<usize> = rows.iter().map(|row| self.text.needed(row)).collect();
-        self.in_rows(&rows, &lengths)
-    }
-
-    /// The features of rows that share much of their beginnings.
-    fn in_trees(&self, rows: &[&[u32]], lengths: &[usize]) -> Option<Tensor<2>> {
-        let fits = |row: &&[u32]| row.len() <= self.text.context();
-        if !self.text.is_causal() || rows.len() < 2 || !rows.iter().all(fits) {
-            return None;
-        }
-        // An empty row is filled up by the other way.
-        let read = rows.iter().zip(lengths);
-        let texts: Vec<&[u32]> = read
-            .map(|(row, length)| row.get(..*length))
-            .collect::<Option<_>>()?;
-        let order = alphabetical(&texts);
-        let nodes = different_beginnings(&texts, &order);
-        if nodes * 5 > lengths.iter().sum::<usize>() * 4 {
-            return None;
-        }
-        let host = is_host(&self.device());
-        let threads = if host {
-            rayon::current_num_threads()
-        } else {
-            1
-        };
-        let most = nodes.div_ceil(threads).clamp(SMALLEST_TREE, LARGEST_TREE);
-        let trees = plant(&texts, &order, most);
-        let encode = |trees: &[PrefixTree]| self.text.forward_trees(trees);
-        let features = if host {
-            encode_parts(trees.iter().collect(), |tree| {
-                encode(std::slice::from_ref(tree))
-            })
-        } else {
-            Tensor::cat(trees.chunks(TREES_AT_ONCE).map(encode).collect(), 0)
-        };
-        Some(self.back_in_order(features, &order))
-    }
-
-    /// The features of rows in groups of about the same length.
-    fn in_rows(&self, rows: &[&[u32]], lengths: &[usize]) -> Tensor<2> {
-        let (order, mut groups) = by_length(lengths);
-        let host = is_host(&self.device());
-        if host {
-            groups = groups
-                .into_iter()
-                .flat_map(|group| {
-                    let start = group.start;
-                    let shift = move |part: Range<usize>| start + part.start..start + part.end;
-                    parts(group.len()).into_iter().map(shift)
-                })
-                .collect();
-        }
-        if groups.len() <= 1 {
-            return self.text.forward(rows, &mut ());
-        }
-        let encode = |group: Range<usize>| {
-            let rows: Vec<_> = order[group].iter().map(|row| rows[*row]).collect();
-            self.text.forward(&rows, &mut ())
-        };
-        let features = if host {
-            encode_parts(groups, encode)
-        } else {
-            Tensor::cat(groups.into_iter().map(encode).collect(), 0)
-        };
-        self.back_in_order(features, &order)
-    }
-
-    /// Undoes an order of the rows.
-    fn back_in_order(&self, features: Tensor<2>, order: &[usize]) -> Tensor<2> {
-        let mut place = vec![0_i64; order.len()];
-        for (at, row) in order.iter().enumerate() {
-            place[*row] = at as i64;
-        }
-        let place = Tensor::<1, Int>::from_data(
-            TensorData::new(place, [order.len()]),
-            &self.text.positional_embedding.val().device(),
-        );
-        features.select(0, place)
+        text_batch::encode_apart(&self.text, tokens)
     }
 
     /// Like [`encode_text`](Self::encode_text), all rows together; `observer` sees the input of each linear map of the
@@ -269,60 +183,4 @@ impl ModuleMapper for Cast {
 pub fn normalize(x: Tensor<2>) -> Tensor<2> {
     let norm = x.clone().square().sum_dim(1).sqrt();
     x / norm
-}
-
-/// An order of the rows by length, the longest first, and the stretches of it that are computed together: each is at most
-/// [`LARGEST_GROUP`] rows, and a new one begins where the rows have become a fifth shorter and there are enough of them.
-fn by_length(lengths: &[usize]) -> (Vec<usize>, Vec<Range<usize>>) {
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
-    order.sort_by_key(|row| std::cmp::Reverse(lengths[*row]));
-    let mut groups: Vec<Range<usize>> = Vec::new();
-    for (at, row) in order.iter().enumerate() {
-        match groups.last_mut() {
-            Some(group) => {
-                let longest = lengths[order[group.start]];
-                let full = group.len() >= LARGEST_GROUP;
-                let shorter = group.len() >= SMALLEST_GROUP && lengths[*row] * 5 <= longest * 4;
-                if full || shorter {
-                    groups.push(at..at + 1);
-                } else {
-                    group.end = at + 1;
-                }
-            }
-            None => groups.push(at..at + 1),
-        }
-    }
-    (order, groups)
-}
-
-/// More rows at once bring no speed and take memory.
-const LARGEST_GROUP: usize = 128;
-
-/// Fewer rows at once leave the machine idle.
-const SMALLEST_GROUP: usize = 8;
-
-/// Larger trees share hardly more, and their attention, which computes the scores of all pairs of nodes, costs more.
-const LARGEST_TREE: usize = 256;
-
-/// Smaller ones share little, and make small products.
-const SMALLEST_TREE: usize = 64;
-
-/// Trees that go through an accelerator, or onto a tape, together.
-const TREES_AT_ONCE: usize = 8;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_grouped_by_length() {
-        let lengths = [vec![5; 20], vec![20; 3], vec![18; 9], vec![6; 10]].concat();
-        let (order, groups) = by_length(&lengths);
-        let mut seen = order.clone();
-        seen.sort_unstable();
-        assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
-        assert_eq!(groups, [0..12, 12..42]);
-        assert_eq!(by_length(&[7; 300]).1, [0..128, 128..256, 256..300]);
-        assert!(by_length(&[]).1.is_empty());
-    }
 }

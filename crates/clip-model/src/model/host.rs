@@ -1,7 +1,7 @@
 //! Using all processors of a host.
 //!
 //! Burn's host backend spreads matrix products over the processors and runs most of what lies between them on one. Images and texts do
-//! not know of each other, so a batch is cut into one part a processor, and each goes through the whole tower alone. An accelerator
+//! not know of each other, so a batch is cut into one part a processor (texts that begin alike into trees), and each goes through the whole tower alone. An accelerator
 //! wants the opposite, and a tape must be built in one place.
 
 use burn::tensor::{Device, Tensor};

@@ -16,6 +16,7 @@ mod params;
 mod prefix_tree;
 mod resnet;
 mod text;
+mod text_batch;
 mod vision;
 
 pub use block::{Attention, Mlp, ResidualBlock};

@@ -3,10 +3,10 @@
 use burn::{
     module::{Module, Param},
     nn::{Embedding, EmbeddingConfig, LayerNorm},
-    tensor::{Int, Tensor, TensorData},
+    tensor::{Device, Int, Tensor, TensorData},
 };
 
-use clip_kernels::Queries;
+use clip_kernels::{Queries, Tree};
 
 use super::{
     Observer,
@@ -138,12 +138,6 @@ impl TextTower {
         let batch = rows.len();
         let mut ids = vec![fill; batch * n];
         for (row, out) in rows.iter().zip(ids.chunks_mut(n)) {
-            assert!(
-                row.len() <= self.context,
-                "a text of {} tokens exceeds the context of {}",
-                row.len(),
-                self.context
-            );
             self.check(row);
             for (id, out) in row.iter().zip(out) {
                 *out = i64::from(*id);
@@ -171,10 +165,10 @@ impl TextTower {
     }
 
     /// Texts that share their beginnings to unnormalised features `[texts, e]`, in the order in which they were added to the trees. Each text ends
-    /// where it is read.
+    /// where it is read, and has been [checked](Self::check).
     ///
     /// # Panics
-    /// If a text is longer than the context, or holds an id outside the vocabulary, or there is no text, or the tower is not causal.
+    /// If there is no text, or the tower is not causal.
     pub(super) fn forward_trees(&self, trees: &[PrefixTree]) -> Tensor<2> {
         assert!(self.is_causal(), "a beginning depends on what follows it");
         let n = trees.iter().map(PrefixTree::len).max().unwrap_or(0);
@@ -183,13 +177,7 @@ impl TextTower {
         let (mut ids, mut positions) = (vec![0; trees.len() * n], vec![0; trees.len() * n]);
         let (mut parents, mut read) = (Vec::with_capacity(trees.len() * n), Vec::new());
         for (item, tree) in trees.iter().enumerate() {
-            self.check(&tree.ids);
             for (node, (id, position)) in tree.ids.iter().zip(&tree.positions).enumerate() {
-                assert!(
-                    *position < self.context,
-                    "a text of more than {position} tokens exceeds the context of {}",
-                    self.context
-                );
                 ids[item * n + node] = i64::from(*id);
                 positions[item * n + node] = *position as i64;
             }
@@ -203,7 +191,7 @@ impl TextTower {
         let places = self.positional_embedding.val().select(0, positions);
         let mut x = x + places.reshape([shape[0], n, w]);
 
-        let trees = Queries::Tree(parents.into());
+        let trees = Queries::Tree(Tree::new(parents));
         let (last, others) = self.blocks.split_last().expect("a tower has blocks");
         for block in others {
             x = block.forward(x, &trees, &String::new, &mut ());
@@ -213,8 +201,16 @@ impl TextTower {
         self.project(x.reshape([count, w]))
     }
 
-    fn check(&self, ids: &[u32]) {
-        for id in ids {
+    /// # Panics
+    /// If a row is longer than the context, or holds an id outside the vocabulary.
+    pub(super) fn check(&self, row: &[u32]) {
+        assert!(
+            row.len() <= self.context,
+            "a text of {} tokens exceeds the context of {}",
+            row.len(),
+            self.context
+        );
+        for id in row {
             assert!(
                 (*id as usize) < self.vocabulary,
                 "token {id} is outside the vocabulary of {}",
@@ -224,8 +220,12 @@ impl TextTower {
     }
 
     fn ints<const D: usize>(&self, values: Vec<i64>, shape: [usize; D]) -> Tensor<D, Int> {
-        let device = self.positional_embedding.val().device();
-        Tensor::from_data(TensorData::new(values, shape), &device)
+        Tensor::from_data(TensorData::new(values, shape), &self.device())
+    }
+
+    /// Where it computes.
+    pub(super) fn device(&self) -> Device {
+        self.positional_embedding.val().device()
     }
 
     /// Outputs of the last block, `[texts, w]`, to features.

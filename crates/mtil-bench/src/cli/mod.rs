@@ -34,16 +34,21 @@ pub fn main(cli: Cli) -> Result<()> {
         None => call(cli),
         Some(word) => match quietly(|| call(cli)) {
             Ok(result) => result,
-            Err(reason) => Err(failed_on(&word, &reason)),
+            Err(reason) => Err(failed_on(
+                &word,
+                &reason,
+                "What a run takes is what `--plan` prints. ",
+            )),
         },
     }
 }
 
-fn failed_on(word: &str, reason: &str) -> color_eyre::Report {
+/// What a device's failure means. `takes` says in whole sentences how much memory the work takes.
+fn failed_on(word: &str, reason: &str, takes: &str) -> color_eyre::Report {
     if out_of_memory(reason) {
         return eyre!(
-            "device `{word}` ran out of memory ({reason}). What a run needs is what `--plan` prints; less is needed with --set batch=…, \
-             --set reference_batch=…, --checkpointing, or --set compute=bf16. What was saved is kept: the same command goes on from there"
+            "device `{word}` ran out of memory ({reason}). {takes}Less is taken with --set batch=…, --set reference_batch=…, --checkpointing, or \
+             --set compute=bf16. What was saved is kept: the same command goes on from there"
         );
     }
     eyre!(
@@ -77,11 +82,17 @@ mod tests {
 
     #[test]
     fn the_end_of_an_accelerator_is_explained() {
-        let message = failed_on("cuda:0", "CUDA_ERROR_OUT_OF_MEMORY").to_string();
-        for word in ["cuda:0", "batch", "--checkpointing", "--plan"] {
+        let message = failed_on("cuda:0", "CUDA_ERROR_OUT_OF_MEMORY", "It takes 21.3 GB. ");
+        let message = message.to_string();
+        for word in [
+            "cuda:0",
+            "batch",
+            "--checkpointing",
+            "). It takes 21.3 GB. Less",
+        ] {
             assert!(message.contains(word), "{message}");
         }
-        let message = failed_on("wgpu", "device lost").to_string();
+        let message = failed_on("wgpu", "device lost", "").to_string();
         assert!(
             message.contains("device lost") && message.contains("flex"),
             "{message}"

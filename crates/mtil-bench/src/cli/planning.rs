@@ -89,15 +89,22 @@ fn plans<'a>(
     })
 }
 
-/// A warning when what `jobs` keep in memory is more than this machine has left.
-pub fn memory_warning(jobs: &[Job], clip: &Clip, available: u64) -> Option<String> {
-    use crate::plan::units;
+/// The most that one of `jobs` keeps in memory, in bytes, and its method; none where it cannot be counted.
+pub fn memory_need<'a>(jobs: &'a [Job], clip: &Clip) -> Option<(u64, &'a str)> {
     let towers = towers(clip).ok()?;
     let mut notes = Vec::new();
     let plans = plans(jobs, clip, &towers, &mut notes).zip(jobs);
-    let needs =
-        plans.filter_map(|(plan, job)| Some((plan.ok()?.memory.total(), &job.request.method.name)));
-    let (need, method) = needs.max()?;
+    let needs = plans.filter_map(|(plan, job)| {
+        let method = job.request.method.name.as_str();
+        Some((plan.ok()?.memory.total(), method))
+    });
+    needs.max()
+}
+
+/// A warning when what `jobs` keep in memory is more than this machine has left.
+pub fn memory_warning(jobs: &[Job], clip: &Clip, available: u64) -> Option<String> {
+    use crate::plan::units;
+    let (need, method) = memory_need(jobs, clip)?;
     (need > available).then(|| {
         format!(
             "warning: `{method}` takes about {} of memory, and {} are free; less is taken with --set batch=…, --set reference_batch=… or \
@@ -385,7 +392,8 @@ fn calibrate(clip: &Clip, device: &Device) -> Result<Calibration> {
         .encode(&texts, clip.config.text.max_position_embeddings)?;
     let text_tokens = tokens.ids.iter().map(Vec::len).max().unwrap_or(1);
     let text_rows = rate(texts.len(), || {
-        to_host(clip.model.encode_text(&tokens));
+        // What they have in common is not counted either.
+        to_host(clip.model.encode_text_apart(&tokens));
     });
     bar.finish_and_clear();
     Ok(Calibration {

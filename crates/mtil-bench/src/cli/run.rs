@@ -12,8 +12,9 @@ use color_eyre::eyre::{Result, WrapErr, bail, eyre};
 use super::{
     args::RunArgs,
     checkpoint::{EMBEDDED, Loaded, load_model},
+    failed_on,
     output::Terminal,
-    planning::{memory_warning, plan},
+    planning::{memory_need, memory_warning, plan},
     selection::Selected,
 };
 use crate::{
@@ -220,6 +221,14 @@ impl Executed {
     }
 }
 
+/// How much memory a run takes, in words.
+fn by_plan(need: Option<(u64, &str)>) -> String {
+    need.map_or_else(String::new, |(bytes, _)| {
+        let bytes = crate::plan::units::bytes(bytes);
+        format!("In f32 and without --checkpointing it takes about {bytes}. ")
+    })
+}
+
 /// Does the runs one after the other. One that fails does not keep the others from being done.
 pub fn execute(
     jobs: &[Job],
@@ -235,17 +244,29 @@ pub fn execute(
     };
     for job in jobs {
         let mut progress = Terminal::new();
-        let outcome = run_method(
-            &job.request,
-            &job.suite,
-            &model.clip,
-            device,
-            &job.folder,
-            options,
-            stop,
-            &mut progress,
-        )
-        .wrap_err_with(|| format!("{}", job.folder.display()));
+        let mut run = || {
+            run_method(
+                &job.request,
+                &job.suite,
+                &model.clip,
+                device,
+                &job.folder,
+                options,
+                stop,
+                &mut progress,
+            )
+        };
+        let word = &job.request.device;
+        let outcome = match device::is_accelerator(word) {
+            false => run().map_err(Into::into),
+            true => device::quietly(run)
+                .map_err(|reason| {
+                    let need = memory_need(std::slice::from_ref(job), &model.clip);
+                    failed_on(word, &reason, &by_plan(need))
+                })
+                .and_then(|outcome| outcome.map_err(Into::into)),
+        };
+        let outcome = outcome.wrap_err_with(|| format!("{}", job.folder.display()));
         match outcome {
             Ok(Outcome::Complete(metrics)) => {
                 let name = job.folder.file_name().unwrap_or_default();

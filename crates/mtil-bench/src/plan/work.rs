@@ -203,7 +203,7 @@ pub enum Prompts {
 #[serde(deny_unknown_fields)]
 pub struct Savings {
     /// Texts are cut behind their end token; exact under a causal mask. That texts which begin alike share their beginning is not counted: it
-    /// depends on the words, and halves the texts of MTIL at best.
+    /// depends on the words, and about halves the texts of MTIL.
     pub short_texts: bool,
     /// The last block of both towers runs on the pooled token only.
     pub pooled_last_block: bool,

@@ -159,10 +159,46 @@ pub(super) fn join(
         // Exactly one of the two where the other does not count: a weight beside its anchor by rounding alone would be pulled, and Adam takes
         // full steps of the slightest pull.
         let first = old.clone().equal_elem(0.0);
-        let sum = (old + new.clone()).mask_fill(first.clone(), 1.0);
-        let mean = anchor.clone() + (at.clone() - anchor) * (new / sum);
-        mean.mask_where(first, at)
+        let share = new.clone() / (old + new).mask_fill(first.clone(), 1.0);
+        let alone = first.bool_or(share.clone().equal_elem(1.0));
+        let mean = anchor.clone() + (at.clone() - anchor) * share;
+        mean.mask_where(alone, at)
     });
     let sum = combine(importance, &[&new], |x, o| x + o[0].clone());
     (sum, joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(value: f32) -> ClipModel {
+        let clip = crate::embedded::clip_mini(&Device::flex()).unwrap();
+        combine(clip.model, &[], |x, _| x.zeros_like().add_scalar(value))
+    }
+
+    /// The first number of the first parameter.
+    fn first(model: &ClipModel) -> f32 {
+        to_host(model.logit_scale.val())[0]
+    }
+
+    #[test]
+    fn a_joined_anchor_is_exactly_the_one_that_alone_counts() {
+        let (before, after) = (0.013_456_7_f32, 0.012_345_6_f32);
+        for (old, new, want) in [
+            (0.0, 0.3, after),
+            (0.3, 0.0, before),
+            (1e-12, 0.7, after),
+            (0.7, 1e-12, before),
+            (0.0, 0.0, after),
+        ] {
+            let joined = join(Some((model(old), model(before))), model(new), model(after));
+            assert_eq!(first(&joined.1), want, "{old} {new}");
+            assert_eq!(first(&joined.0), old + new);
+        }
+        let joined = join(Some((model(1.0), model(2.0))), model(3.0), model(6.0));
+        assert_eq!((first(&joined.0), first(&joined.1)), (4.0, 5.0));
+        let alone = join(None, model(3.0), model(6.0));
+        assert_eq!((first(&alone.0), first(&alone.1)), (3.0, 6.0));
+    }
 }
