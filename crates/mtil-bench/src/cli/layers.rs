@@ -10,7 +10,8 @@ use color_eyre::eyre::{Result, WrapErr, bail};
 use super::{
     args::LayersArgs,
     checkpoint::load_model,
-    run::{Common, Fingerprinted, Job, QUICK, execute, load_method, stop_on_interrupt},
+    job::{Common, Fingerprinted, Job},
+    run::{QUICK, execute, load_method, stop_on_interrupt},
 };
 use crate::{
     device, eval::EvalOptions, files::write_atomically, metrics::MetricsFile, report,

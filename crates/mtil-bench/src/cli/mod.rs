@@ -7,6 +7,7 @@ mod devices;
 mod embed;
 mod eval;
 mod fetching;
+mod job;
 mod layers;
 mod model;
 mod output;

@@ -12,7 +12,7 @@ use color_eyre::eyre::{Result, bail};
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::run::Job;
+use super::job::Job;
 use crate::{
     eval::{PromptRule, prompt, to_host},
     method::{DistillImages, DistillTexts, Method, Teacher},

@@ -7,8 +7,9 @@ use color_eyre::eyre::{Result, WrapErr, bail, eyre};
 use super::{
     args::{ReproduceArgs, Selection},
     checkpoint::{EMBEDDED, load_model},
+    job::{Common, Fingerprinted, Job},
     planning::plan,
-    run::{Common, Fingerprinted, Job, QUICK, execute, load_method, stop_on_interrupt},
+    run::{QUICK, execute, load_method, stop_on_interrupt},
 };
 use crate::{
     data::nearest,

@@ -13,6 +13,7 @@ use super::{
     args::RunArgs,
     checkpoint::{EMBEDDED, Loaded, load_model},
     failed_on,
+    job::{Common, Fingerprinted, Job},
     output::Terminal,
     planning::{memory_need, memory_warning, plan},
     selection::Selected,
@@ -20,13 +21,12 @@ use super::{
 use crate::{
     data::nearest,
     device,
-    eval::EvalOptions,
     guard::Guard,
     method::Method,
     metrics::{MatrixFile, MetricsFile},
     report,
     reproduce::expand,
-    run::{Outcome, Request, RunOptions, run as run_method},
+    run::{Outcome, RunOptions, run as run_method},
     suite::Suite,
 };
 
@@ -93,84 +93,6 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
         fs::rename(&scratch, &folder)?;
     }
     Ok(())
-}
-
-/// A run that is asked for.
-pub struct Job {
-    /// Its directory.
-    pub folder: PathBuf,
-    /// What it depends on.
-    pub request: Request,
-    /// The tasks.
-    pub suite: Arc<Suite>,
-}
-
-/// What several runs share.
-pub struct Common<'a> {
-    /// The pretrained model.
-    pub model: &'a Loaded,
-    /// The word for the device.
-    pub device: &'a str,
-    /// The words for further devices.
-    pub peers: &'a [String],
-    /// What is evaluated.
-    pub evaluation: EvalOptions,
-    /// Rules of the drift guard.
-    pub guard: Vec<String>,
-    /// Whether unreadable images are left out.
-    pub skip_bad_images: bool,
-}
-
-impl Common<'_> {
-    /// The run of a method on what was selected.
-    pub fn job(
-        &self,
-        out: &Path,
-        name: &str,
-        seed: u64,
-        selected: &Selected,
-        suite: &Fingerprinted,
-        method: Method,
-    ) -> Job {
-        let mut suite_name = suite.suite.name.clone();
-        if !selected.selection.is_empty() {
-            suite_name += &format!(" ({})", selected.selection);
-        }
-        Job {
-            folder: out.join(name),
-            request: Request {
-                suite: suite_name,
-                suite_fingerprint: suite.fingerprint.clone(),
-                model: self.model.name.clone(),
-                model_sha256: self.model.sha256.clone(),
-                seed,
-                device: self.device.to_owned(),
-                peers: self.peers.to_vec(),
-                evaluation: self.evaluation.clone(),
-                guard: self.guard.clone(),
-                skip_bad_images: self.skip_bad_images,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                method,
-            },
-            suite: suite.suite.clone(),
-        }
-    }
-}
-
-/// A suite with its digest, which takes a while where there are a million images.
-pub struct Fingerprinted {
-    suite: Arc<Suite>,
-    fingerprint: String,
-}
-
-impl Fingerprinted {
-    /// Takes the digest of `suite`.
-    pub fn new(suite: &Suite) -> Self {
-        Self {
-            fingerprint: suite.fingerprint(),
-            suite: Arc::new(suite.clone()),
-        }
-    }
 }
 
 /// Reads a method with its settings for what was selected, and checks the tasks that it names.
