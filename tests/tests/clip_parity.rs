@@ -135,8 +135,9 @@ fn a_shared_beginning_changes_no_feature_and_no_gradient() {
         let want = expected(&dir(name));
         // More than one tree of each, and more than a group of them on the tape.
         let tokens = prompts_like(&want, 7, 90);
-        for device in [Device::default().autodiff(), Device::default()] {
-            if on_accelerator() && !device.is_autodiff() {
+        for device in [Device::default(), Device::default().autodiff()] {
+            // Gradients are Burn's own there, and a software driver takes minutes for their shaders.
+            if on_accelerator() && device.is_autodiff() {
                 continue;
             }
             let Clip { model, config, .. } = Clip::load(&dir(name), &device).unwrap();
