@@ -106,6 +106,17 @@ impl Tree {
     }
 }
 
+/// A position and its ancestors.
+pub(crate) fn way_up(
+    parents: &[usize],
+    position: usize,
+) -> impl Iterator<Item = usize> + Clone + '_ {
+    std::iter::successors(Some(position), |position| {
+        let parent = parents[*position];
+        (parent != *position).then_some(parent)
+    })
+}
+
 impl PartialEq for Tree {
     fn eq(&self, other: &Self) -> bool {
         self.parents() == other.parents()

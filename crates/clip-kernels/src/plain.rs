@@ -4,7 +4,10 @@ use burn::tensor::{
     FloatDType, Int, Tensor, TensorData, activation, module, ops::AttentionModuleOptions,
 };
 
-use crate::{Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries};
+use crate::{
+    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries,
+    branches::way_up,
+};
 
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
     let normed = layer_norm(x.clone(), branch.norm.clone());
@@ -69,17 +72,15 @@ pub fn tree_bias(x: &Tensor<3>, parents: &[usize]) -> Tensor<4> {
     let [batch, n, _] = x.dims();
     assert_eq!(parents.len(), batch * n, "one parent for each position");
     let mut bias = vec![f32::NEG_INFINITY; batch * n * n];
-    for (position, (row, parent)) in bias.chunks_exact_mut(n).zip(parents).enumerate() {
-        let (item, position) = (position / n, position % n);
-        assert!(*parent <= position, "a parent stands before its children");
-        let mut at = position;
-        loop {
-            row[at] = 0.0;
-            let parent = parents[item * n + at];
-            if parent == at {
-                break;
+    for (rows, parents) in bias.chunks_exact_mut(n * n).zip(parents.chunks_exact(n)) {
+        for (position, row) in rows.chunks_exact_mut(n).enumerate() {
+            assert!(
+                parents[position] <= position,
+                "a parent stands before its children"
+            );
+            for at in way_up(parents, position) {
+                row[at] = 0.0;
             }
-            at = parent;
         }
     }
     let bias = TensorData::new(bias, [batch, 1, n, n]);

@@ -16,6 +16,7 @@ use super::{
     product::{Rows, affine, chunks, largest_chunk, matrix, matrix_mut, on, product},
     simd::{AddTo, Kernel, dispatch, exp, max, sum},
 };
+use crate::branches::way_up;
 
 /// The sizes of an attention branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -385,14 +386,6 @@ struct Head<'a> {
     causal: bool,
     /// Of those, it then sees only what lies on its way up.
     parents: Option<&'a [usize]>,
-}
-
-/// A token and its ancestors.
-fn way_up(parents: &[usize], token: usize) -> impl Iterator<Item = usize> + Clone + '_ {
-    std::iter::successors(Some(token), |token| {
-        let parent = parents[*token];
-        (parent != *token).then_some(parent)
-    })
 }
 
 /// Takes what lies on a way out of a row.

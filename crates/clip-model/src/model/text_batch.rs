@@ -69,18 +69,12 @@ impl<'a> Batch<'a> {
             return None;
         }
         let encode = |trees: &[PrefixTree]| self.tower.forward_trees(trees);
-        let features = if host {
-            encode_parts(together, encode)
-        } else {
-            Tensor::cat(together.into_iter().map(encode).collect(), 0)
-        };
-        Some(self.back_in_order(features, &order))
+        Some(self.encode(together, &order, encode))
     }
 
     fn in_rows(&self) -> Tensor<2> {
         let (order, mut groups) = by_length(&self.lengths);
-        let host = self.on_host();
-        if host {
+        if self.on_host() {
             groups = groups
                 .into_iter()
                 .flat_map(|group| {
@@ -97,20 +91,25 @@ impl<'a> Batch<'a> {
             let rows: Vec<_> = order[group].iter().map(|row| self.rows[*row]).collect();
             self.tower.forward(&rows, &mut ())
         };
-        let features = if host {
-            encode_parts(groups, encode)
-        } else {
-            Tensor::cat(groups.into_iter().map(encode).collect(), 0)
-        };
-        self.back_in_order(features, &order)
+        self.encode(groups, &order, encode)
     }
 
     fn on_host(&self) -> bool {
         is_host(&self.tower.device())
     }
 
-    /// Undoes an order of the rows.
-    fn back_in_order(&self, features: Tensor<2>, order: &[usize]) -> Tensor<2> {
+    /// The features of parts that hold the rows in `order`, in the order of the rows.
+    fn encode<T: Send>(
+        &self,
+        parts: Vec<T>,
+        order: &[usize],
+        encode: impl Fn(T) -> Tensor<2> + Send + Sync,
+    ) -> Tensor<2> {
+        let features = if self.on_host() {
+            encode_parts(parts, encode)
+        } else {
+            Tensor::cat(parts.into_iter().map(encode).collect(), 0)
+        };
         let mut place = vec![0_i64; order.len()];
         for (at, row) in order.iter().enumerate() {
             place[*row] = at as i64;
