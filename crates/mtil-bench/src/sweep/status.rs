@@ -263,7 +263,10 @@ fn is_locked(path: &Path) -> bool {
     let Ok(file) = File::open(path) else {
         return false;
     };
-    matches!(FileExt::try_lock_shared(&file), Ok(false))
+    let free = FileExt::try_lock_shared(&file);
+    // Closing the file is not enough: a process that is being started at this moment has it too.
+    let _ = FileExt::unlock(&file);
+    matches!(free, Ok(false))
 }
 
 /// What a run directory says about how far the run is.
@@ -655,7 +658,8 @@ mod tests {
                 position: at(2, 0, 100)
             }
         );
-        drop(lock);
+        // Closing it is not enough: a process that another test is starting has it too.
+        FileExt::unlock(&lock).unwrap();
         assert!(matches!(world.state(), State::Failed { .. }));
         // The question itself leaves no lock.
         let lock = File::options()
