@@ -3,17 +3,18 @@
 #
 #   bash scripts/gpu_check.sh [--device cuda:0] [--out gpu.json] [--binaries DIR] [--size vit-b-16|tiny] [--quick]
 #
-# 1. tests on the device: losses, the optimizer, CLIP's parity, GNSP on three tasks and a run against flex     (not with --binaries: they need
-#    the sources built)
+# 1. tests on the first device of the backend (CUDA_VISIBLE_DEVICES chooses another): losses, the optimizer, CLIP's parity, GNSP on three
+#    tasks and a run against flex     (not with --binaries: they need the sources built)
 # 2. `device compare` against flex
 # 3. a short run on the embedded suite
-# 4. 20 steps of GNSP on ViT-B/16, 64 + 64 images: in f32, bf16, with checkpointing, with half of the reference pairs, and on CUDA after a full
-#    search of the tuner, which may then choose TF32; beside the same in PyTorch in f32, tf32 and bf16, eager and compiled, where
-#    python3 has torch with CUDA
+# 4. 20 steps of GNSP on ViT-B/16, 64 + 64 images: in f32 (on CUDA the tuner may use TF32 tensor cores for it), with checkpointing, with half of
+#    the reference pairs, and on CUDA in bf16 and after a full search of the tuner; beside the same in PyTorch in f32, tf32 and bf16, eager and
+#    compiled, where python3 has torch with CUDA, safetensors and openai-clip
 #
 # Without --binaries the programs are built with the device's cargo feature first (cuda, wgpu or vulkan). --binaries takes ready ones: a folder
 # with `mtil-bench` and `step`. --quick takes tiny sizes and few steps: for trying the script where there is no GPU (--device wgpu --size tiny).
-# A part that fails is recorded with its message, and the others still run; the exit status is then 1.
+# A part that fails, or is not done after half an hour, is recorded with its message, and the others still run; the exit status is then 1.
+# Needs python3.
 set -uo pipefail
 here=$(realpath "$0")
 
@@ -29,7 +30,7 @@ while [ $# -gt 0 ]; do
     --binaries) binaries=$2; shift 2 ;;
     --size) size=$2; shift 2 ;;
     --quick) quick=1; shift ;;
-    -h | --help) sed -n '2,15p' "$here" | cut -c3-; exit 0 ;;
+    -h | --help) sed -n '2,17p' "$here" | cut -c3-; exit 0 ;;
     *) echo "gpu_check.sh: unknown argument $1; --help says what there is" >&2; exit 2 ;;
   esac
 done
@@ -150,21 +151,22 @@ mkdir -p "$work/step"
 "$one" make "$work/step" --size "$size" >/dev/null || failed=1
 shape=(--steps "$steps" --batch "$batch" --reference-batch "$batch")
 record step-f32 "$one" train "$work/step" --device "$device" "${shape[@]}"
-record step-bf16 "$one" train "$work/step" --device "$device" --bf16 "${shape[@]}"
+# Burn does not compute in bf16 on wgpu and vulkan.
+case "$backend" in cuda | flex) record step-bf16 "$one" train "$work/step" --device "$device" --bf16 "${shape[@]}" ;; esac
 record step-checkpointing "$one" train "$work/step" --device "$device" --checkpointing "${shape[@]}"
 record step-half-reference "$one" train "$work/step" --device "$device" --half-reference "${shape[@]}"
 if [ "$backend" = cuda ]; then
   # CubeCL chooses TF32 tensor cores where its tuner may: a full search beside the default one.
   record step-tuned env CUBECL_AUTOTUNE_LEVEL=full "$one" train "$work/step" --device "$device" "${shape[@]}"
 fi
-if [ "$backend" = cuda ] && python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+if [ "$backend" = cuda ] && python3 -c 'import clip, safetensors, torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   for variant in reference tuned compiled; do
     for dtype in f32 tf32 bf16; do
       record "torch-$variant-$dtype" python3 benches/pytorch/gnsp_step.py "$variant" "$work/step" --device "$device" --dtype "$dtype" "${shape[@]}"
     done
   done
 else
-  printf '\n==== SKIPPED: PyTorch (python3 has no torch with CUDA) ====\n' >&2
+  printf '\n==== SKIPPED: PyTorch (python3 needs torch with CUDA, safetensors and openai-clip) ====\n' >&2
 fi
 
 if ! python3 - "$out" "$device" "$(git rev-parse HEAD 2>/dev/null || echo unknown)" "${parts[@]}" <<'PY'

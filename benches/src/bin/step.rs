@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeMap, error::Error, fs, path::Path, time::Instant};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use clap::{Args, Parser, Subcommand};
 use clip_model::{Clip, ClipModel, ClipTokenizer, Dtype, LoadOptions, Preprocess, TokenBatch};
 use gnsp_benches::dead_leaves;
@@ -346,6 +346,9 @@ fn run_training(train: &Train) -> Result<(), Box<dyn Error>> {
             .ok_or(format!("--off {name}: known are {known}"))? = false;
     }
     let device = mtil_bench::device::parse(&train.device)?;
+    if train.bf16 && !device.supports_dtype(FloatDType::BF16) {
+        return Err(format!("--bf16: device `{}` does not compute in it", train.device).into());
+    }
     let model = model(&train.folder, &device)?;
     let bytes = fs::read(train.folder.join("step.safetensors"))?;
     let read = Read(SafeTensors::deserialize(&bytes)?);

@@ -99,7 +99,14 @@ impl Tree {
             .0
             .bias
             .get_or_init(|| plain::tree_bias(x, self.parents()));
-        match kept.device() == x.device() && kept.dtype() == x.dtype() {
+        let [batch, n, _] = x.dims();
+        let (on, of) = (x.device(), kept.device());
+        // Devices are equal with a tape and without one.
+        let same = on == of
+            && on.is_autodiff() == of.is_autodiff()
+            && kept.dtype() == x.dtype()
+            && kept.dims() == [batch, 1, n, n];
+        match same {
             true => kept.clone(),
             false => plain::tree_bias(x, self.parents()),
         }

@@ -139,6 +139,10 @@ fn attend_at(
 /// Takes one row of each item: `[batch, n, d]` to `[batch, 1, d]`.
 pub fn picker(x: &Tensor<3>, positions: &[usize]) -> impl Fn(Tensor<3>) -> Tensor<3> + use<> {
     let [batch, n, d] = x.dims();
+    assert!(
+        positions.iter().all(|p| *p < n),
+        "a position beyond the row of {n}"
+    );
     let first = positions.iter().all(|p| *p == 0);
     let rows = positions
         .iter()

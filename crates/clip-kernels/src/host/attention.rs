@@ -11,9 +11,10 @@ use faer::{
 
 use super::{
     LayerNormParams, LinearParams,
+    buffers::{Rows, copy, zeros},
     layer_norm::{ParamsGradient, row, row_backward, row_moments},
     parts::{self, Parts, split},
-    product::{Rows, affine, chunks, largest_chunk, matrix, matrix_mut, on, product},
+    product::{affine, chunks, largest_chunk, matrix, matrix_mut, on, product},
     simd::{AddTo, Kernel, dispatch, exp, max, sum},
 };
 use crate::branches::way_up;
@@ -255,8 +256,8 @@ fn project(x: &[f32], params: &AttentionParams<'_>, tokens: &Tokens<'_>) -> (Vec
     let weight = matrix(params.in_proj.weight, width, 3 * width);
     let (to_query, to_key_value) = weight.split_at_col(width);
     let bias = params.in_proj.bias.map(|bias| bias.split_at(width));
-    let mut query = vec![0.0; tokens.queries() * width];
-    let mut key_value = vec![0.0; tokens.keys() * 2 * width];
+    let mut query = zeros(tokens.queries() * width);
+    let mut key_value = zeros(tokens.keys() * 2 * width);
     let source = |index: usize| &x[index * width..][..width];
 
     let parts = Parts::of_rows(tokens.keys(), false);
@@ -721,7 +722,7 @@ pub fn attention_branch(
     let (query, key_value) = project(x, params, &tokens);
     let rows = tokens.queries_per_item();
     let mut normalisers = vec![Normaliser::default(); tokens.queries() * count];
-    let mut y = vec![0.0; tokens.queries() * width];
+    let mut y = zeros(tokens.queries() * width);
 
     let outputs = y
         .chunks_exact_mut((rows * width).max(1))
@@ -824,7 +825,7 @@ pub fn attention_branch_backward(
     assert_eq!(key_value.len(), tokens.keys() * 2 * width);
 
     // The projection of the heads: `gradient` becomes that of its input.
-    let mut gradient = vec![0.0; dy.len()];
+    let mut gradient = zeros(dy.len());
     let weight = matrix(params.out_proj.weight, width, width);
     let parts = Parts::of_rows(tokens.queries(), false);
     if wanted.beyond_out() {
@@ -853,8 +854,8 @@ pub fn attention_branch_backward(
 
     // The heads: `gradient` becomes that of the queries.
     let rows = tokens.queries_per_item();
-    let mut key_value_gradient = vec![0.0; key_value.len()];
-    let mut output = vec![0.0; if wanted.out_weight { dy.len() } else { 0 }];
+    let mut key_value_gradient = zeros(key_value.len());
+    let mut output = zeros(if wanted.out_weight { dy.len() } else { 0 });
     let item = (rows * width).max(1);
     let of_queries = gradient
         .chunks_exact_mut(item)
@@ -994,9 +995,9 @@ impl InBackward<'_> {
         let mut dx = Vec::new();
         if wanted.input {
             if all {
-                dx = dy.to_vec();
+                dx = copy(dy);
             } else {
-                dx = vec![0.0; x.len()];
+                dx = zeros(x.len());
                 for (i, dy) in dy.chunks_exact(width).enumerate() {
                     dx[tokens.query_source(i) * width..][..width].copy_from_slice(dy);
                 }
@@ -1277,6 +1278,34 @@ mod tests {
         assert_eq!(gradients, back(None), "{what}");
         assert_eq!(gradients, back(kept.as_ref()), "{what}");
         assert_gradients(formula, &of, &dy, list(&gradients), &what);
+    }
+
+    #[test]
+    fn the_room_between_rows_is_not_read() {
+        // At multiples of 128 rows of scratch memory have room between them, and tests fill it with NaN.
+        let shape = AttentionShape {
+            batch: 2,
+            tokens: 128,
+            width: 128,
+            heads: 2,
+            causal: false,
+        };
+        let of = random(shape, true);
+        let params = params(&of);
+        let tree = tree(shape);
+        for queries in [Queries::All, Queries::Tree(&tree)] {
+            let (y, kept) = attention_branch(&of[0], &params, shape, queries, true);
+            let want = reference::attention(shape, queries, &std::array::from_fn(|i| wide(&of[i])));
+            assert_close(&y, &want, 3e-6, "width 128");
+            let dy = numbers(y.len(), 99, 1.0);
+            let back =
+                |kept| attention_branch_backward(&of[0], &params, shape, queries, kept, &dy, ALL);
+            let gradients = back(kept.as_ref());
+            assert_eq!(gradients, back(None));
+            for gradient in list(&gradients) {
+                assert!(gradient.as_ref().unwrap().iter().all(|g| g.is_finite()));
+            }
+        }
     }
 
     #[test]

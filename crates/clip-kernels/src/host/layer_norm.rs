@@ -2,6 +2,7 @@
 
 use super::{
     LayerNormParams,
+    buffers::zeros,
     parts::{self, Parts},
     simd::{Kernel, dispatch, mul_add, sum},
 };
@@ -159,7 +160,7 @@ impl ParamsGradient {
 /// When the lengths do not fit.
 pub fn layer_norm(x: &[f32], params: LayerNormParams<'_>) -> Vec<f32> {
     let width = check(x, params);
-    let mut y = vec![0.0; x.len()];
+    let mut y = zeros(x.len());
     let parts = Parts::of_rows(x.len() / width, false);
     let tasks = parts
         .ranges
@@ -199,7 +200,7 @@ pub fn layer_norm_backward(
 ) -> LayerNormGradients {
     let width = check(x, params);
     assert_eq!(x.len(), dy.len());
-    let mut dx = vec![0.0; if input { x.len() } else { 0 }];
+    let mut dx = zeros(if input { x.len() } else { 0 });
     let parts = Parts::of_rows(x.len() / width, parameters);
     let dx_width = if input { width } else { 0 };
     let tasks = parts

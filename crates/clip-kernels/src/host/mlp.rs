@@ -8,9 +8,10 @@ use faer::{Accum, MatRef, Par};
 use super::{
     LayerNormParams, LinearParams,
     activation::Activation,
+    buffers::{Rows, Scratch, copy, zeros},
     layer_norm::{ParamsGradient, row, row_backward, row_moments},
     parts::{self, Parts},
-    product::{Rows, affine, chunks, largest_chunk, matrix, matrix_mut, on, product},
+    product::{affine, chunks, largest_chunk, matrix, matrix_mut, on, product},
     simd::{AddTo, dispatch},
 };
 
@@ -204,10 +205,10 @@ fn forward(x: &[f32], params: &MlpParams<'_>, shape: MlpShape, give: Give) -> Gi
     let [before_width, inner_width] = [give.before, give.inner].map(|wanted| wide(wanted, hidden));
     let [normal_width, y_width] = [give.normal, give.y].map(|wanted| wide(wanted, width));
     let mut given = Given {
-        before: vec![0.0; rows * before_width],
-        normal: vec![0.0; rows * normal_width],
-        inner: vec![0.0; rows * inner_width],
-        y: vec![0.0; rows * y_width],
+        before: zeros(rows * before_width),
+        normal: zeros(rows * normal_width),
+        inner: zeros(rows * inner_width),
+        y: zeros(rows * y_width),
     };
     let parts = Parts::of_rows(rows, false);
     let tasks = parts
@@ -223,7 +224,7 @@ fn forward(x: &[f32], params: &MlpParams<'_>, shape: MlpShape, give: Give) -> Gi
         let size = largest_chunk(range.len());
         let mut normal = Rows::new(size, width);
         let mut inner = Rows::new(size, hidden);
-        let mut outer = vec![0.0; wide(!give.before, size * hidden)];
+        let mut outer = Scratch::new(wide(!give.before, size * hidden));
         for chunk in chunks(range.len()) {
             let count = chunk.len();
             let x = &x[(range.start + chunk.start) * width..][..count * width];
@@ -278,11 +279,7 @@ pub fn mlp_branch_backward(
         hidden,
     } = shape;
     assert!(kept.is_none_or(|kept| kept.hidden.len() == rows * hidden));
-    let mut dx = if wanted.input {
-        dy.to_vec()
-    } else {
-        Vec::new()
-    };
+    let mut dx = if wanted.input { copy(dy) } else { Vec::new() };
     let parts = Parts::of_rows(rows, wanted.fc_weight || wanted.proj_weight);
     let tasks = parts
         .ranges
@@ -360,16 +357,17 @@ impl Part<'_> {
         } = shape;
         let (w1, w2) = params.weights(shape);
         let size = largest_chunk(rows);
-        let zeros = |wanted: bool, len| vec![0.0f32; if wanted { len } else { 0 }];
+        let sum = |wanted: bool, len| vec![0.0f32; if wanted { len } else { 0 }];
         let mut sums = Sums {
             norm: ParamsGradient::new(width),
-            fc_weight: zeros(wanted.fc_weight, width * hidden),
-            fc_bias: zeros(wanted.fc_bias, hidden),
-            proj_weight: zeros(wanted.proj_weight, hidden * width),
-            proj_bias: zeros(wanted.proj_bias, width),
+            fc_weight: sum(wanted.fc_weight, width * hidden),
+            fc_bias: sum(wanted.fc_bias, hidden),
+            proj_weight: sum(wanted.proj_weight, hidden * width),
+            proj_bias: sum(wanted.proj_bias, width),
         };
         let needs_before = wanted.proj_weight || wanted.beyond_activation();
-        let mut outer = zeros(kept.is_none() && needs_before, size * hidden);
+        let again = kept.is_none() && needs_before;
+        let mut outer = Scratch::new(if again { size * hidden } else { 0 });
         let mut normal = Rows::new(size, width);
         let mut after = Rows::new(size, hidden);
         let mut slope = Rows::new(size, hidden);
@@ -608,6 +606,33 @@ mod tests {
                 }
             }
             assert_close(before, &want, 1e-5, what);
+        }
+    }
+
+    #[test]
+    fn the_room_between_rows_is_not_read() {
+        // At multiples of 128 rows of scratch memory have room between them, and tests fill it with NaN.
+        let (rows, width, hidden) = (37, 128, 256);
+        let shape = MlpShape {
+            rows,
+            width,
+            hidden,
+        };
+        let of = inputs(rows, width, [hidden, hidden], true, 1);
+        let params = params(&of, Activation::QuickGelu);
+        let (y, kept) = mlp_branch(&of[0], &params, shape, true);
+        let want = reference::mlp(
+            Activation::QuickGelu,
+            shape,
+            &std::array::from_fn(|i| wide(&of[i])),
+        );
+        assert_close(&y, &want, 3e-6, "width 128");
+        let dy = numbers(rows * width, 99, 1.0);
+        let back = |kept| mlp_branch_backward(&of[0], &params, shape, kept, &dy, ALL);
+        let gradients = back(kept.as_ref());
+        assert_eq!(gradients, back(None));
+        for gradient in list(&gradients) {
+            assert!(gradient.as_ref().unwrap().iter().all(|g| g.is_finite()));
         }
     }
 

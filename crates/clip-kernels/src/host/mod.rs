@@ -7,7 +7,8 @@
 //! | [`activation`] | QuickGELU and both forms of GELU |
 //! | [`layer_norm`] | a layer norm, and what of it a branch needs |
 //! | [`adamw`] | AdamW in one pass |
-//! | `product` | matrix products and buffers of rows |
+//! | `product` | matrix products |
+//! | `buffers` | memory for results, scratch memory |
 //! | `parts` | how work is cut over the threads |
 //! | `simd` | vectorised loops, the exponential |
 //!
@@ -17,6 +18,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+mod buffers;
 pub mod layer_norm;
 pub mod mlp;
 mod parts;

@@ -1,4 +1,4 @@
-//! Matrix products, and buffers of rows for their operands.
+//! Matrix products.
 
 use std::{num::NonZeroUsize, ops::Range};
 
@@ -74,48 +74,4 @@ pub(super) fn affine(
         None => Accum::Replace,
     };
     product(matrix_mut(output, rows, width), accum, x, weight, 1.0, par);
-}
-
-/// Rows of scratch memory. Their distance avoids multiples of a page, which fall on the same few lines of a cache when a product walks
-/// down a column.
-pub(super) struct Rows {
-    values: Vec<f32>,
-    width: usize,
-    stride: usize,
-}
-
-impl Rows {
-    pub(super) fn new(rows: usize, width: usize) -> Self {
-        let stride = if width.is_multiple_of(128) {
-            width + 16
-        } else {
-            width
-        };
-        Self {
-            values: vec![0.0; rows * stride],
-            width,
-            stride,
-        }
-    }
-
-    pub(super) fn row(&self, index: usize) -> &[f32] {
-        &self.values[index * self.stride..][..self.width]
-    }
-
-    pub(super) fn row_mut(&mut self, index: usize) -> &mut [f32] {
-        &mut self.values[index * self.stride..][..self.width]
-    }
-
-    /// The first `rows` rows.
-    pub(super) fn first(&self, rows: usize) -> MatRef<'_, f32> {
-        let values = &self.values[..rows * self.stride];
-        matrix(values, rows, self.stride).subcols(0, self.width)
-    }
-
-    /// The first `rows` rows.
-    pub(super) fn first_mut(&mut self, rows: usize) -> MatMut<'_, f32> {
-        let values = &mut self.values[..rows * self.stride];
-        // Not `from_row_major_slice_with_stride_mut`: faer 0.24.4 swaps the strides there, and writes out of bounds.
-        matrix_mut(values, rows, self.stride).subcols_mut(0, self.width)
-    }
 }

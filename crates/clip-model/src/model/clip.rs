@@ -112,7 +112,8 @@ impl ClipModel {
     /// Text features `[rows, e]`, not normalised.
     ///
     /// What rows have in common at their beginning is computed once where the tower is causal and that is worth it; otherwise rows of
-    /// about the same length are computed together, so that none pays for the longest one. The results are the same.
+    /// about the same length are computed together, so that none pays for the longest one. Both give the
+    /// same features up to rounding, which depends on the rows that are encoded together and, on the host, on the number of threads.
     ///
     /// # Panics
     /// If a row is longer than the context or holds an id outside the vocabulary, or there is no row.

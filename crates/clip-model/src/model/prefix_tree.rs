@@ -42,16 +42,21 @@ pub(super) fn alphabetical(texts: &[&[u32]]) -> Vec<usize> {
     order
 }
 
-/// How many nodes the texts have in one tree.
-pub(super) fn different_beginnings(texts: &[&[u32]], order: &[usize]) -> usize {
+/// How many nodes the texts have in one tree, and the most that two of them share.
+pub(super) fn different_beginnings(texts: &[&[u32]], order: &[usize]) -> (usize, usize) {
     let mut before: &[u32] = &[];
-    let mut count = 0;
+    let (mut count, mut most) = (0, 0);
     for text in order {
         let text = texts[*text];
-        count += text.len() - shared(before, text);
+        let shared = shared(before, text);
+        count += text.len() - shared;
+        // Those that are the same need no room in the next tree.
+        if shared < text.len() {
+            most = most.max(shared);
+        }
         before = text;
     }
-    count
+    (count, most)
 }
 
 /// Trees of at most `most` nodes that hold the texts in this order; a longer text is a tree by itself.
@@ -63,7 +68,7 @@ pub(super) fn plant(texts: &[&[u32]], order: &[usize], most: usize) -> Vec<Prefi
     for text in order {
         let text = texts[*text];
         let mut known = shared(before, text);
-        if tree.len() > 0 && tree.len() + text.len() - known > most {
+        if tree.len() > 0 && text.len() > known && tree.len() + text.len() - known > most {
             trees.push(std::mem::take(&mut tree));
             known = 0;
         }
@@ -115,7 +120,7 @@ mod tests {
     #[test]
     fn trees_hold_the_texts_and_share_what_they_begin_with() {
         let order = alphabetical(&TEXTS);
-        assert_eq!(different_beginnings(&TEXTS, &order), 9);
+        assert_eq!(different_beginnings(&TEXTS, &order), (9, 2));
         let want: Vec<Vec<u32>> = order.iter().map(|text| TEXTS[*text].to_vec()).collect();
         for most in [1, 2, 3, 4, 5, 6, 7, 8, 9, 100] {
             let trees = plant(&TEXTS, &order, most);
@@ -124,7 +129,7 @@ mod tests {
             assert!(
                 trees
                     .iter()
-                    .all(|tree| tree.len() <= most || tree.ends.len() == 1)
+                    .all(|tree| tree.len() <= most || texts(tree).windows(2).all(|w| w[0] == w[1]))
             );
         }
         assert_eq!(plant(&TEXTS, &order, 9).len(), 1);
@@ -134,6 +139,17 @@ mod tests {
     #[test]
     fn no_texts_are_no_trees() {
         assert!(plant(&[], &[], 10).is_empty());
-        assert_eq!(different_beginnings(&[], &[]), 0);
+        assert_eq!(different_beginnings(&[], &[]), (0, 0));
+    }
+
+    #[test]
+    fn equal_texts_are_one() {
+        let text: Vec<u32> = (0..70).collect();
+        let texts = [&text[..]; 8];
+        let order = alphabetical(&texts);
+        assert_eq!(different_beginnings(&texts, &order), (70, 0));
+        let trees = plant(&texts, &order, 51);
+        assert_eq!(trees.len(), 1);
+        assert_eq!((trees[0].len(), trees[0].ends.len()), (70, 8));
     }
 }

@@ -58,14 +58,16 @@ impl<'a> Batch<'a> {
         } else {
             1
         };
-        let most = most_nodes(different_beginnings(&texts, &order), threads);
+        let (nodes, shared) = different_beginnings(&texts, &order);
+        let most = most_nodes(nodes, shared, threads);
         let trees = plant(&texts, &order, most);
         let together: Vec<_> = trees.chunks(if host { 1 } else { TREES_AT_ONCE }).collect();
         let positions = together.iter().map(|trees| {
             let longest = trees.iter().map(PrefixTree::len).max().unwrap_or(0);
             trees.len() * longest
         });
-        if positions.sum::<usize>() * 5 > self.lengths.iter().sum::<usize>() * 4 {
+        let worth = if host { HOST_WORTH } else { ELSEWHERE_WORTH };
+        if positions.sum::<usize>() * 100 > self.lengths.iter().sum::<usize>() * worth {
             return None;
         }
         let encode = |trees: &[PrefixTree]| self.tower.forward_trees(trees);
@@ -150,12 +152,20 @@ const LARGEST_GROUP: usize = 128;
 /// Fewer rows at once leave the machine idle.
 const SMALLEST_GROUP: usize = 8;
 
-/// How large a tree may be so that `nodes` make trees of about the same size, one a thread if they are large enough for that.
-fn most_nodes(nodes: usize, threads: usize) -> usize {
+/// Of the positions of the rows by themselves, in percent, trees may have so many to be worth it.
+const HOST_WORTH: usize = 80;
+
+/// On a tape the scores of all pairs of nodes are kept; an accelerator has no attention in one kernel under a mask, and computes all
+/// positions of the last block. Chosen by counting, not by timing.
+const ELSEWHERE_WORTH: usize = 60;
+
+/// How large a tree may be so that `nodes` make trees of about the same size, one a thread if they are large enough for that. Two texts
+/// share at most `shared` tokens.
+fn most_nodes(nodes: usize, shared: usize, threads: usize) -> usize {
     let one_a_thread = threads.min(nodes.div_ceil(SMALLEST_TREE));
     let trees = nodes.div_ceil(LARGEST_TREE).max(one_a_thread).max(1);
     // Where a tree ends, the next begins with what they would have shared.
-    nodes.div_ceil(trees) + ROOM_FOR_A_BEGINNING
+    nodes.div_ceil(trees) + shared
 }
 
 /// Larger trees share hardly more, and their attention, which computes the scores of all pairs of nodes, costs more.
@@ -163,9 +173,6 @@ const LARGEST_TREE: usize = 256;
 
 /// Smaller ones share little, and make small products.
 const SMALLEST_TREE: usize = 64;
-
-/// Most texts have fewer tokens in common with a neighbour.
-const ROOM_FOR_A_BEGINNING: usize = 16;
 
 /// Trees that go through an accelerator, or onto a tape, together.
 const TREES_AT_ONCE: usize = 8;
@@ -240,10 +247,10 @@ mod tests {
 
     #[test]
     fn trees_are_of_about_the_same_size() {
-        assert_eq!(most_nodes(270, 1), 135 + 16);
-        assert_eq!(most_nodes(40, 2), 40 + 16);
-        assert_eq!(most_nodes(100, 2), 50 + 16);
-        assert_eq!(most_nodes(45_000, 2), 256 + 16);
-        assert_eq!(most_nodes(0, 2), 16);
+        assert_eq!(most_nodes(270, 9, 1), 135 + 9);
+        assert_eq!(most_nodes(40, 9, 2), 40 + 9);
+        assert_eq!(most_nodes(100, 0, 2), 50);
+        assert_eq!(most_nodes(45_000, 16, 2), 256 + 16);
+        assert_eq!(most_nodes(0, 0, 2), 0);
     }
 }

@@ -47,9 +47,14 @@ pub fn main(cli: Cli) -> Result<()> {
 /// What a device's failure means. `takes` says in whole sentences how much memory the work takes.
 fn failed_on(word: &str, reason: &str, takes: &str) -> color_eyre::Report {
     if out_of_memory(reason) {
+        let narrow = if word.starts_with("cuda") {
+            " or --set compute=bf16"
+        } else {
+            ""
+        };
         return eyre!(
-            "device `{word}` ran out of memory ({reason}). {takes}Less is taken with --set batch=…, --set reference_batch=…, --checkpointing, or \
-             --set compute=bf16. What was saved is kept: the same command goes on from there"
+            "device `{word}` ran out of memory ({reason}). {takes}Less is taken with --set batch=…, --set reference_batch=…, --checkpointing{narrow}. \
+             What was saved is kept: the same command goes on from there"
         );
     }
     eyre!(

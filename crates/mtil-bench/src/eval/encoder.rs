@@ -49,7 +49,7 @@ impl Encoder for ClipModel {
 /// Encodes `texts` with the plain model, normalised: `[texts, e]`.
 ///
 /// # Errors
-/// When a text cannot be tokenised.
+/// When a text cannot be tokenised, or its features are not finite.
 pub fn encode_texts(
     checkpoint: &Clip,
     model: &ClipModel,
@@ -61,7 +61,7 @@ pub fn encode_texts(
 /// [`encode_texts`] as the model answers for task `column`.
 ///
 /// # Errors
-/// When a text cannot be tokenised.
+/// When a text cannot be tokenised, or its features are not finite.
 pub fn encode_texts_as(
     checkpoint: &Clip,
     encoder: &dyn Encoder,
@@ -72,7 +72,14 @@ pub fn encode_texts_as(
     let mut features = Vec::new();
     for chunk in texts.chunks(TEXT_BATCH) {
         let tokens = checkpoint.tokenizer.encode(chunk, context)?;
-        features.push(normalize(encoder.text(column, &tokens)));
+        let rows = normalize(encoder.text(column, &tokens));
+        let width = rows.dims()[1];
+        if let Some(at) = to_host(rows.clone()).iter().position(|x| !x.is_finite()) {
+            // Texts that begin alike are computed together, so it need not be this one alone.
+            let what = format!("the text `{}`", chunk[at / width]);
+            return Err(BatchError::NotFinite { what });
+        }
+        features.push(rows);
     }
     Ok(Tensor::cat(features, 0))
 }
@@ -140,4 +147,21 @@ pub fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 /// Index of the largest value, the first one of several.
 pub fn argmax(row: &[f32]) -> usize {
     (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded;
+
+    #[test]
+    fn a_damaged_text_tower_is_named() {
+        let mut clip = embedded::clip_mini(&Device::default()).unwrap();
+        let texts = ["a photo of a cat".to_owned()];
+        assert!(encode_texts(&clip, &clip.model, &texts).is_ok());
+        let proj = clip.model.text.proj.clone();
+        clip.model.text.proj = proj.map(|proj| proj.mul_scalar(f32::NAN));
+        let error = encode_texts(&clip, &clip.model, &texts).unwrap_err();
+        assert!(error.to_string().contains("`a photo of a cat`"), "{error}");
+    }
 }

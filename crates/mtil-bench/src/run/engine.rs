@@ -122,6 +122,15 @@ pub fn run(
             method: method.name.clone(),
         });
     }
+    let computing = std::iter::once(device).chain(&options.peers);
+    if !computing
+        .into_iter()
+        .all(|device| device.supports_dtype(method.compute.dtype()))
+    {
+        return Err(RunError::NoSuchCompute {
+            device: request.device.clone(),
+        });
+    }
     let mut engine = Engine {
         request,
         suite,

@@ -81,6 +81,14 @@ pub enum RunError {
         /// Name of the method.
         method: String,
     },
+    /// A device, or one of its peers, lacks the number format.
+    #[error(
+        "device `{device}`, or one of its peers, does not compute in bf16; leave out compute=bf16 (of the GPUs only `cuda` has it)"
+    )]
+    NoSuchCompute {
+        /// The device of the run.
+        device: String,
+    },
     /// A pattern of the method selects no parameter of this model.
     #[error("method `{method}`: pattern `{pattern}` selects no parameter of the model")]
     NoParameter {
