@@ -13,7 +13,7 @@
 #
 # Without --binaries the programs are built with the device's cargo feature first (cuda, wgpu or vulkan). --binaries takes ready ones: a folder
 # with `mtil-bench` and `step`. --quick takes tiny sizes and few steps: for trying the script where there is no GPU (--device wgpu --size tiny).
-# A part that fails, or is not done after half an hour, is recorded with its message, and the others still run; the exit status is then 1.
+# A part that fails, or is not done after half an hour (with --quick two hours), is recorded with its message, and the others still run; the exit status is then 1.
 # Needs python3.
 set -uo pipefail
 here=$(realpath "$0")
@@ -50,8 +50,10 @@ parts=()
 step() { printf '\n== %s\n' "$*" >&2; }
 # part NAME JSON-FILE: a finished part.
 part() { parts+=("$1=$2"); }
-# record NAME COMMAND…: its output, or the last line of it, must be JSON; otherwise the part is its message. No part takes longer than this.
+# record NAME COMMAND…: its output, or the last line of it, must be JSON; otherwise the part is its message. No part takes longer than this;
+# a software driver, for which --quick is, compiles shaders for most of an hour.
 longest=1800
+[ -z "$quick" ] || longest=7200
 record() {
   local name=$1 file="$work/$1.json" status
   shift
@@ -122,6 +124,7 @@ fi
 
 step "device compare"
 compare=("$bench" device compare --sizes "$sizes" --repetitions "$repetitions" --out "$work/compare")
+[ -z "$quick" ] || compare+=(--limit 0)
 if [ "$backend" = flex ]; then compare+=(--devices flex); else compare+=(--devices "flex,$device"); fi
 record compare "${compare[@]}" --json
 # Figures that are missing, and results that are not those of flex, are no success.
