@@ -73,12 +73,9 @@ pub fn encode_texts_as(
     for chunk in texts.chunks(TEXT_BATCH) {
         let tokens = checkpoint.tokenizer.encode(chunk, context)?;
         let rows = normalize(encoder.text(column, &tokens));
-        let width = rows.dims()[1];
-        if let Some(at) = to_host(rows.clone()).iter().position(|x| !x.is_finite()) {
-            // Texts that begin alike are computed together, so it need not be this one alone.
-            let what = format!("the text `{}`", chunk[at / width]);
-            return Err(BatchError::NotFinite { what });
-        }
+        // Texts that begin alike are computed together, so it need not be the one that is named alone.
+        let name = |row: usize| format!("the text `{}`", chunk[row]);
+        check_finite(&to_host(rows.clone()), rows.dims()[1], name)?;
         features.push(rows);
     }
     Ok(Tensor::cat(features, 0))
@@ -121,10 +118,8 @@ pub fn encode_images(
         let features = normalize(encoder.image(column, pixels));
         all.width = features.dims()[1];
         let rows = to_host(features);
-        if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
-            let what = format!("image {}", source.name(kept[at / all.width]));
-            return Err(BatchError::NotFinite { what });
-        }
+        let name = |row: usize| format!("image {}", source.name(kept[row]));
+        check_finite(&rows, all.width, name)?;
         all.rows.extend(rows);
         all.indices.extend(kept);
     }
@@ -137,6 +132,20 @@ pub fn encode_images(
         )));
     }
     Ok(all)
+}
+
+/// An error that names the first row of features with NaN or an infinity.
+fn check_finite(
+    features: &[f32],
+    width: usize,
+    name: impl FnOnce(usize) -> String,
+) -> Result<(), BatchError> {
+    match features.iter().position(|x| !x.is_finite()) {
+        Some(at) => Err(BatchError::NotFinite {
+            what: name(at / width),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Values of a float tensor on the host, row-major.

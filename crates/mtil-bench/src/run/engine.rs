@@ -122,11 +122,8 @@ pub fn run(
             method: method.name.clone(),
         });
     }
-    let computing = std::iter::once(device).chain(&options.peers);
-    if !computing
-        .into_iter()
-        .all(|device| device.supports_dtype(method.compute.dtype()))
-    {
+    let mut computing = std::iter::once(device).chain(&options.peers);
+    if !computing.all(|device| device.supports_dtype(method.compute.dtype())) {
         return Err(RunError::NoSuchCompute {
             device: request.device.clone(),
         });
