@@ -15,34 +15,7 @@ use super::{
     spec::{Spec, join},
     store::{Store, StoreImages},
 };
-use crate::{data::ImageSource, suite::CaptionedImages};
-
-/// Images with several captions each, for measuring retrieval in both directions.
-#[derive(Clone)]
-pub struct RetrievalSet {
-    /// Name shown in tables, with the split.
-    pub name: String,
-    /// The images.
-    pub images: Arc<dyn ImageSource>,
-    /// All captions, those of an image next to each other.
-    pub captions: Vec<String>,
-    /// Index of the image that each caption belongs to, same length as `captions`.
-    pub image_of: Vec<usize>,
-}
-
-impl RetrievalSet {
-    /// Every image with its first caption.
-    pub fn first_captions(&self) -> CaptionedImages {
-        let mut captions = vec![String::new(); self.images.len()];
-        for (caption, &image) in self.captions.iter().zip(&self.image_of).rev() {
-            captions[image].clone_from(caption);
-        }
-        CaptionedImages {
-            images: self.images.clone(),
-            captions,
-        }
-    }
-}
+use crate::suite::{CaptionedImages, RetrievalSet};
 
 /// Which images of a caption set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -8,7 +8,7 @@ use std::{
 use rayon::prelude::*;
 
 use super::{
-    captions::{self, CaptionSplit, RetrievalSet},
+    captions::{self, CaptionSplit},
     error::DatasetError,
     imagenet,
     mtil::if_there,
@@ -17,7 +17,10 @@ use super::{
     source::Source,
     spec::Spec,
 };
-use crate::{data::ImageSource, suite::Task};
+use crate::{
+    data::ImageSource,
+    suite::{RetrievalSet, Task},
+};
 
 /// Progress is told once for so many images.
 const STEP: usize = 256;

@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc};
 use rayon::prelude::*;
 
 use super::{
-    captions::{self, CaptionSplit, RetrievalSet},
+    captions::{self, CaptionSplit},
     error::DatasetError,
     imagenet, open,
     options::{DatasetOptions, ReferenceSource},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     seeds,
-    suite::{CaptionedImages, Suite, Task},
+    suite::{CaptionedImages, RetrievalSet, Suite, Task},
 };
 
 /// Order I, alphabetical (GNSP `configs/mtil_order_I.json`).

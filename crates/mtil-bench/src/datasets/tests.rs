@@ -12,13 +12,13 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::{
-    captions::{CaptionSplit, RetrievalSet, coco, flickr30k},
+    captions::{CaptionSplit, coco, flickr30k},
     check::{CheckEvent, State, check},
     mtil::{ORDER_1, ORDER_2, suite},
     store::Store,
     *,
 };
-use crate::suite::{CaptionedImages, LabelledImages};
+use crate::suite::{CaptionedImages, LabelledImages, RetrievalSet};
 
 /// The miniatures in their archives.
 fn packed() -> PathBuf {

@@ -21,7 +21,7 @@ use crate::{
     },
     metrics::Retrieval,
     seeds,
-    suite::{Suite, Task},
+    suite::{RetrievalSet, Suite, Task},
 };
 
 /// The factor on cosine similarities at evaluation (GNSP `src/models/evaluation.py:58`). It does not
@@ -306,7 +306,7 @@ impl Evaluator<'_> {
     fn captioned(
         &self,
         encoder: &dyn Encoder,
-        set: &crate::datasets::captions::RetrievalSet,
+        set: &RetrievalSet,
     ) -> Result<RetrievalSummary, BatchError> {
         let all: Vec<usize> = (0..set.images.len()).collect();
         let images = encode_images(encoder, None, &set.images, &all, self.images)?;

@@ -8,7 +8,7 @@ mod export;
 
 use std::sync::Arc;
 
-use crate::{data::ImageSource, datasets::captions::RetrievalSet};
+use crate::data::ImageSource;
 
 pub use error::SuiteError;
 pub use export::{ExportSummary, export};
@@ -54,6 +54,33 @@ pub struct CaptionedImages {
     pub images: Arc<dyn ImageSource>,
     /// Caption of each image, same length as `images`.
     pub captions: Vec<String>,
+}
+
+/// Images with several captions each, for measuring retrieval in both directions.
+#[derive(Clone)]
+pub struct RetrievalSet {
+    /// Name shown in tables, with the split.
+    pub name: String,
+    /// The images.
+    pub images: Arc<dyn ImageSource>,
+    /// All captions, those of an image next to each other.
+    pub captions: Vec<String>,
+    /// Index of the image that each caption belongs to, same length as `captions`.
+    pub image_of: Vec<usize>,
+}
+
+impl RetrievalSet {
+    /// Every image with its first caption.
+    pub fn first_captions(&self) -> CaptionedImages {
+        let mut captions = vec![String::new(); self.images.len()];
+        for (caption, &image) in self.captions.iter().zip(&self.image_of).rev() {
+            captions[image].clone_from(caption);
+        }
+        CaptionedImages {
+            images: self.images.clone(),
+            captions,
+        }
+    }
 }
 
 /// An ordered list of tasks with the reference pairs.
