@@ -19,6 +19,7 @@ use mtil_bench::{
     eval::EvalOptions,
     method::Method,
     mini::{self, MiniSizes},
+    process,
     run::{Event, Progress, Request, RunOptions, run},
     suite::Suite,
 };
@@ -88,6 +89,8 @@ impl Progress for Watch {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // As the program does.
+    process::join_pool();
     let tasks: usize = std::env::args().nth(1).map_or(Ok(20), |n| n.parse())?;
     let suite = suite(tasks);
     let folder = tempfile::tempdir()?;

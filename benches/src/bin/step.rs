@@ -114,6 +114,7 @@ struct Train {
 fn main() -> Result<(), Box<dyn Error>> {
     // As the program does.
     process::restart_with(&[process::KEEP_PAGES]);
+    process::join_pool();
     match Cli::parse().verb {
         Verb::Make { folder, size } => make(&folder, &size),
         Verb::Train(train) => run_training(&train),

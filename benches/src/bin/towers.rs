@@ -31,6 +31,8 @@ const BATCH: usize = 8;
 const PROMPTS: usize = 256;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // As the program does.
+    mtil_bench::process::join_pool();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [verb, folder] = arguments.as_slice() else {
         return Err("usage: towers make|image|image-bf16|text|load|train DIR".into());

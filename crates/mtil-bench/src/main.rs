@@ -18,6 +18,7 @@ fn main() -> Result<()> {
         .install()?;
     let cli = Cli::parse();
     prepare(cli.device());
+    process::join_pool();
     cli::main(cli)
 }
 

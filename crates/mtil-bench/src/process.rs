@@ -1,4 +1,5 @@
-//! The process itself: what must be in its environment when it starts, the most memory it held, and what the machine has left.
+//! The process itself: what must be in its environment when it starts, the threads it computes on, the most memory it held, and what the
+//! machine has left.
 
 /// The allocator keeps freed memory for the next update in place of giving it back to the kernel, which would clear every page of it
 /// again: 5 % of a training step of ViT-B/16 on two processors, for 6 % more memory (BENCHMARKS.md). It reads this before `main`.
@@ -32,6 +33,32 @@ pub fn restart_with(variables: &[(&str, &str)]) {
     }
 }
 
+/// Makes the calling thread one of the threads that compute (Rayon's global pool) in place of one that waits for them: handing a small
+/// product over to a sleeping thread takes longer than computing it. Of the embedded suite's time that is a fifth (BENCHMARKS.md). The
+/// number of threads, and with it every result, stays what it was.
+///
+/// For a program's `main`, before anything is computed; later it does nothing. Nor does it with a single thread (`RAYON_NUM_THREADS=1`):
+/// somebody must compute for other threads while this one waits for them.
+pub fn join_pool() {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok();
+    if pool_threads(asked.as_deref(), available_threads()) < 2 {
+        return;
+    }
+    let pool = rayon::ThreadPoolBuilder::new().use_current_thread();
+    // An error: there is a pool already.
+    let _ = pool.build_global();
+}
+
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The size of the pool, by Rayon's rule: what is asked for, and one thread a processor where that is no positive number.
+fn pool_threads(asked: Option<&str>, available: usize) -> usize {
+    let asked = asked.and_then(|number| number.parse().ok());
+    asked.filter(|threads| *threads > 0).unwrap_or(available)
+}
+
 /// The most memory the process has held since the last reset, in bytes, where the operating system tells (Linux).
 pub fn peak_bytes() -> Option<u64> {
     figure("/proc/self/status", "VmHWM:")
@@ -58,4 +85,25 @@ fn figure(file: &str, key: &str) -> Option<u64> {
 /// Memory of the machine that nobody uses, in bytes; nothing where the system does not say (not Linux).
 pub fn available_bytes() -> Option<u64> {
     memory("MemAvailable:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pool_has_the_size_that_rayon_gives_it() {
+        for (asked, threads) in [
+            (None, 6),
+            (Some("1"), 1),
+            (Some("9"), 9),
+            (Some("0"), 6),
+            (Some("all"), 6),
+        ] {
+            assert_eq!(pool_threads(asked, 6), threads, "{asked:?}");
+        }
+        let asked = std::env::var("RAYON_NUM_THREADS").ok();
+        let expected = pool_threads(asked.as_deref(), available_threads());
+        assert_eq!(rayon::current_num_threads(), expected);
+    }
 }

@@ -135,6 +135,28 @@ fn the_main_command_leaves_a_report_and_goes_on_where_it_was() {
     );
 }
 
+/// The main thread is one of those that compute, unless there is only one: then somebody else must be there to compute for it.
+#[test]
+fn any_number_of_threads_does_a_run_on_one_device_and_on_two() {
+    let folder = tempfile::tempdir().unwrap();
+    for threads in ["1", "2", "3"] {
+        for peers in [&[][..], &["--peers", "flex"]] {
+            let out = format!("{threads}-{}", peers.len());
+            let mut args = vec!["--out", &out, "--methods", "gnsp", "--no-checkpoints"];
+            args.extend(["--tasks", "shapes,digits", "--eval-subset", "20"]);
+            args.extend(peers);
+            args.extend(TINY);
+            let output = Command::new(env!("CARGO_BIN_EXE_mtil-bench"))
+                .args(&args)
+                .env("RAYON_NUM_THREADS", threads)
+                .current_dir(folder.path())
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{out}: {}", stderr(&output));
+        }
+    }
+}
+
 #[test]
 fn an_exported_suite_loads_again_and_runs() {
     let folder = tempfile::tempdir().unwrap();

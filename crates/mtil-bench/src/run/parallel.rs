@@ -95,23 +95,20 @@ impl Gathered {
     }
 }
 
-/// `f` on every item, each on a thread of its own; the results are in the order of the items.
+/// `f` on every item, the first on this thread and each other one on a thread of its own; the results are in the order of the items.
 fn each<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
-    if items.len() < 2 {
-        return items.into_iter().map(f).collect();
-    }
     std::thread::scope(|scope| {
-        let threads: Vec<_> = items
-            .into_iter()
-            .map(|item| scope.spawn(|| f(item)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
+        let f = &f;
+        let mut items = items.into_iter();
+        let first = items.next();
+        let threads: Vec<_> = items.map(|item| scope.spawn(move || f(item))).collect();
+        // This thread may be one of those that compute ([`join_pool`](crate::process::join_pool)), and should not only wait.
+        let first = first.map(f);
+        let others = threads.into_iter().map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        first.into_iter().chain(others).collect()
     })
 }
