@@ -41,7 +41,7 @@ pub fn restart_with(variables: &[(&str, &str)]) {
 /// somebody must compute for other threads while this one waits for them.
 pub fn join_pool() {
     let asked = std::env::var("RAYON_NUM_THREADS").ok();
-    if pool_threads(asked.as_deref(), available_threads()) < 2 {
+    if pool_threads(asked.as_deref(), processors()) < 2 {
         return;
     }
     let pool = rayon::ThreadPoolBuilder::new().use_current_thread();
@@ -49,7 +49,8 @@ pub fn join_pool() {
     let _ = pool.build_global();
 }
 
-fn available_threads() -> usize {
+/// Processors that this process may use, at least 1.
+pub(crate) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
@@ -103,7 +104,7 @@ mod tests {
             assert_eq!(pool_threads(asked, 6), threads, "{asked:?}");
         }
         let asked = std::env::var("RAYON_NUM_THREADS").ok();
-        let expected = pool_threads(asked.as_deref(), available_threads());
+        let expected = pool_threads(asked.as_deref(), processors());
         assert_eq!(rayon::current_num_threads(), expected);
     }
 }

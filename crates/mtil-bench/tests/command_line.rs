@@ -6,12 +6,14 @@ use std::{
     process::{Command, Output},
 };
 
+fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mtil-bench"));
+    command.args(args).current_dir(folder);
+    command
+}
+
 fn mtil_bench(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mtil-bench"))
-        .args(args)
-        .current_dir(folder)
-        .output()
-        .unwrap()
+    command(folder, args).output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -146,12 +148,8 @@ fn any_number_of_threads_does_a_run_on_one_device_and_on_two() {
             args.extend(["--tasks", "shapes,digits", "--eval-subset", "20"]);
             args.extend(peers);
             args.extend(TINY);
-            let output = Command::new(env!("CARGO_BIN_EXE_mtil-bench"))
-                .args(&args)
-                .env("RAYON_NUM_THREADS", threads)
-                .current_dir(folder.path())
-                .output()
-                .unwrap();
+            let mut command = command(folder.path(), &args);
+            let output = command.env("RAYON_NUM_THREADS", threads).output().unwrap();
             assert!(output.status.success(), "{out}: {}", stderr(&output));
         }
     }

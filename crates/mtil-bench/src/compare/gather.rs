@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     device::{self, DeviceError},
-    process::{available_bytes, memory},
+    process::{available_bytes, memory, processors},
     sweep,
 };
 
@@ -568,7 +568,7 @@ fn facts(request: &Request) -> Facts {
     let cpu = cpu.map_or("unknown", |line| line.trim_start_matches([' ', '\t', ':']));
     Facts {
         cpu: cpu.to_owned(),
-        processors: std::thread::available_parallelism().map_or(1, usize::from),
+        processors: processors(),
         memory_bytes: memory("MemTotal:"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use image::RgbImage;
 
 use super::{BatchOrder, DataError};
+use crate::process::processors;
 
 /// What to do with an image that cannot be read or decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,9 +40,8 @@ pub struct LoaderOptions {
 
 impl Default for LoaderOptions {
     fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            workers: (cores - 1).clamp(1, 8),
+            workers: (processors() - 1).clamp(1, 8),
             ahead: 2,
             bad_images: BadImagePolicy::default(),
         }
