@@ -231,10 +231,21 @@ impl Cache {
         std::iter::once(ours).chain(openai).collect()
     }
 
-    /// The folder of a repository, `o/n` → `models--o--n`.
+    /// The folder of a repository.
     pub(super) fn repo(&self, repo: &str) -> PathBuf {
-        self.hub
-            .join(format!("models--{}", repo.replace('/', "--")))
+        self.hub.join(folder_name(repo))
+    }
+
+    /// The content of a file of a repository.
+    #[cfg(feature = "fetch")]
+    pub(super) fn blob(&self, repo: &str, etag: &str) -> PathBuf {
+        self.repo(repo).join("blobs").join(etag)
+    }
+
+    /// The lock files of a repository.
+    #[cfg(feature = "fetch")]
+    pub(super) fn locks(&self, repo: &str) -> PathBuf {
+        self.hub.join(".locks").join(folder_name(repo))
     }
 
     pub(super) fn snapshot(&self, repo: &str, commit: &str) -> PathBuf {
@@ -250,6 +261,11 @@ impl Cache {
         let commit = text.trim();
         is_safe_part(commit).then(|| commit.to_owned())
     }
+}
+
+/// `o/n` → `models--o--n`.
+fn folder_name(repo: &str) -> String {
+    format!("models--{}", repo.replace('/', "--"))
 }
 
 impl Fetched {

@@ -15,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use hf_hub::{CacheRepo, Repo, RepoType};
 use ureq::http::Uri;
 
 use super::{
@@ -254,13 +253,9 @@ impl Session<'_> {
     ) -> Result<FetchedFile, ZooError> {
         let key = (repo.to_owned(), revision.to_owned());
         let at = self.commits.get(&key).map_or(revision, |c| c).to_owned();
-        let hub_repo = Repo::with_revision(repo.to_owned(), RepoType::Model, at.clone());
-        let url = format!(
-            "{}/{}/resolve/{}/{name}",
-            self.options.endpoint,
-            hub_repo.url(),
-            hub_repo.url_revision()
-        );
+        // A revision such as `refs/pr/1` is one segment of the path.
+        let segment = at.replace('/', "%2F");
+        let url = format!("{}/{repo}/resolve/{segment}/{name}", self.options.endpoint);
         let url = parsed(&url)?;
         let stated = self.client.stated(&url);
         let stated = stated.map_err(|e| self.explained(e, repo, revision, name))?;
@@ -282,10 +277,9 @@ impl Session<'_> {
             });
         }
 
-        let layout = hf_hub::Cache::new(self.options.cache.hub().to_owned()).repo(hub_repo.clone());
-        let blob = layout.blob_path(&etag);
-        let locks = self.options.cache.hub().join(".locks");
-        let locks = locks.join(hub_repo.folder_name());
+        let cache = &self.options.cache;
+        let blob = cache.blob(repo, &etag);
+        let locks = cache.locks(repo);
         let file = {
             let _lock = lock(&locks.join(format!("{etag}.lock")))?;
             let wanted = Wanted {
@@ -299,7 +293,7 @@ impl Session<'_> {
             let file = obtain(&wanted, &mut self.client, progress);
             let file = file.map_err(|e| self.explained(e, repo, revision, name))?;
             FetchedFile {
-                path: point(&layout, &commit, name, &blob)?,
+                path: point(&self.options.cache.snapshot(repo, &commit), name, &blob)?,
                 ..file
             }
         };
@@ -407,8 +401,8 @@ fn obtain(
 }
 
 /// Makes the blob appear under its name in the snapshot.
-fn point(layout: &CacheRepo, commit: &str, name: &str, blob: &Path) -> Result<PathBuf, ZooError> {
-    let pointer = layout.pointer_path(commit).join(name);
+fn point(snapshot: &Path, name: &str, blob: &Path) -> Result<PathBuf, ZooError> {
+    let pointer = snapshot.join(name);
     create_parent(&pointer)?;
     let same = |path: &Path| {
         let (Ok(a), Ok(b)) = (path.canonicalize(), blob.canonicalize()) else {

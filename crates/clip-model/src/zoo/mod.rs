@@ -10,13 +10,15 @@
 //!
 //! Without the feature `fetch` nothing here touches the network: [`Registry`], [`Cache::lookup`] and [`verify()`] work on files.
 //!
-//! # What hf-hub does
-//! Of `hf-hub` 0.5, the names of repositories and the layout of the cache are used (`Repo`, `CacheRepo`), not its transfer,
-//! because `api/sync.rs` there
-//! - appends the whole body to the partial file when a server ignores `Range` (`download_from`), and never compares length or hash
-//!   before it renames the file (`download_with_progress`);
-//! - loses the `Retry-After` of a 429 (the status becomes `ureq::Error::StatusCode`) and does not retry the metadata request;
-//! - uses the `ETag` as a file name unchecked (`blob_path`), and gives up on a lock after five seconds;
+//! # Why not `hf-hub`
+//! The cache has the layout of Python's `huggingface_hub`; a test compares it with that of the crate
+//! `hf-hub`. Its transfer is not used, because `api/sync.rs` of version 0.5
+//! - appends the whole body to the partial file when a server ignores `Range` (`download_from`), and
+//!   never compares length or hash before it renames the file (`download_with_progress`);
+//! - loses the `Retry-After` of a 429 (the status becomes `ureq::Error::StatusCode`) and does not
+//!   retry the metadata request;
+//! - uses the `ETag` as a file name unchecked (`blob_path`), and gives up on a lock after five
+//!   seconds;
 //! - reads neither `HF_HUB_CACHE`, `HF_TOKEN` nor `HF_HUB_OFFLINE`.
 
 mod cache;
