@@ -37,19 +37,23 @@ impl ClipConfig {
             .expect("the generator has a value for every parameter")
     }
 
-    /// A model on `device` whose parameters are zero, to be filled or only looked at. On a host device it takes no memory
-    /// until it is written to.
+    /// A model on `device` whose parameters are zero, to be filled or to read shapes from. Each
+    /// parameter is a view of a single zero, so that the model takes no memory until it is written to.
     pub fn init_zeros(&self, device: &Device) -> ClipModel {
         ClipModel::build(self, &mut Zeros, device).expect("there are zeros for every parameter")
     }
 }
 
-/// Zeros, from memory that the operating system does not touch before it is written to.
+/// Zeros everywhere.
 struct Zeros;
 
 impl ParamSource for Zeros {
     fn values(&mut self, _path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         Ok(vec![0.0; shape.iter().product()])
+    }
+
+    fn all_zero(&self) -> bool {
+        true
     }
 }
 

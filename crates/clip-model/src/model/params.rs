@@ -12,6 +12,11 @@ use crate::error::CheckpointError;
 pub(crate) trait ParamSource {
     /// The values of the parameter at `path`, row-major in `shape`.
     fn values(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError>;
+
+    /// Whether all values are zero, so that a parameter can be a view of a single one.
+    fn all_zero(&self) -> bool {
+        false
+    }
 }
 
 /// Creates parameters below a path prefix.
@@ -26,8 +31,7 @@ impl Builder<'_> {
         path: &str,
         shape: [usize; D],
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
-        let values = self.source.values(path, &shape)?;
-        let tensor = Tensor::from_data(TensorData::new(values, shape), self.device);
+        let tensor = self.tensor(path, shape)?;
         // Parameters are trainable until somebody freezes them.
         let tensor = if self.device.is_autodiff() {
             tensor.require_grad()
@@ -43,9 +47,23 @@ impl Builder<'_> {
         path: &str,
         shape: [usize; D],
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
-        let values = self.source.values(path, &shape)?;
-        let tensor = Tensor::from_data(TensorData::new(values, shape), self.device);
+        let tensor = self.tensor(path, shape)?;
         Ok(Param::initialized(id_of(path), tensor).set_require_grad(false))
+    }
+
+    fn tensor<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+    ) -> Result<Tensor<D>, CheckpointError> {
+        if self.source.all_zero() {
+            return Ok(Tensor::<D>::zeros([1; D], self.device).expand(shape));
+        }
+        let values = self.source.values(path, &shape)?;
+        Ok(Tensor::from_data(
+            TensorData::new(values, shape),
+            self.device,
+        ))
     }
 
     pub(crate) fn linear(
