@@ -1,8 +1,9 @@
 """Thins the stacks of a profile to the frames of this workspace and the kind of what they end in, for a flame graph one can read.
 
-Run:   perf record -F 49 --call-graph dwarf,16384 -o step.data target/release/step train DIR --steps 2
+Run:   cargo build --release --workspace --bins --config 'profile.release.debug="line-tables-only"' --config 'profile.release.strip="none"'
+       perf record -F 49 --call-graph dwarf,16384 -o step.data target/release/step train DIR --steps 2
        perf script -i step.data | inferno-collapse-perf | python benches/flamegraph.py | inferno-flamegraph >step.svg
-Needs: perf, inferno (cargo install inferno); symbols are in the release build
+Needs: perf, inferno (cargo install inferno); the release build has symbols, but inlined functions need line tables
 
 The microkernels of matrix products are assembly without unwinding tables, so that whose they are is not known: they stand by themselves.
 """
@@ -21,7 +22,7 @@ KINDS = [
     ("pulp", "vectorised loops"),
     ("vectorize", "vectorised loops"),
 ]
-OURS = re.compile(r"^<?&?\b((?:clip_kernels::host|clip_model::model|gnsp_optimizer|losses|mtil_bench::step|burn_autodiff)::[a-z_0-9:]+)")
+OURS = re.compile(r"^<?&?\b((?:clip_kernels::host|clip_model::model|gnsp_optimizer|losses|mtil_engine::step|burn_autodiff)::[a-z_0-9:]+)")
 # A vectorised loop is named after what it computes.
 LOOP = re.compile(r"^with_simd<(clip_kernels::host::[a-z_0-9]+)")
 

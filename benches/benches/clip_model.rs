@@ -34,7 +34,7 @@ static VIT_B_32: LazyLock<ClipModel> =
     LazyLock::new(|| ClipConfig::vit_b_32().init(1, &Device::flex()));
 
 fn embedded() -> Clip {
-    mtil_bench::embedded::clip_mini(&Device::flex()).expect("it is embedded")
+    mini_world::embedded::clip_mini(&Device::flex()).expect("it is embedded")
 }
 
 /// Tokens of a text of OpenAI's models.

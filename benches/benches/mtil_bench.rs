@@ -10,14 +10,15 @@ use gnsp_benches::{
     yardstick::{PRODUCTS, Product},
 };
 use gnsp_optimizer::{Memory, Policy, Recorder, use_symmetric_update};
-use mtil_bench::{
+use mini_world as mini;
+use mini_world::MiniSizes;
+use mtil_bench::compare::{Size, measure::config};
+use mtil_data::suite::Suite;
+use mtil_engine::{
     batch::Images,
-    compare::{Size, measure::config},
     eval::{EvalOptions, Evaluator, zero_shot_head},
-    mini::{self, MiniSizes},
     recording::InputRecorder,
     step::{Savings, Step, StepInputs, StepOptions},
-    suite::Suite,
 };
 
 /// As the binary of the benchmark has it.
@@ -101,7 +102,7 @@ fn draw_192_pretraining_pairs() -> usize {
 
 fn embedded() -> Clip {
     use_fused_kernels(true);
-    mtil_bench::embedded::clip_mini(&Device::flex()).expect("it is embedded")
+    mini_world::embedded::clip_mini(&Device::flex()).expect("it is embedded")
 }
 
 /// The mini suite with 128 test images a task.

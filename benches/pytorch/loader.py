@@ -7,7 +7,7 @@ Needs: numpy, pillow, torch, torchvision
 Makes 200 JPEGs of 500 x 375 (quality 90, 4:2:0) in DIR if it holds none. All sides read each file, decode it, resize the
 shorter side to 224 (bicubic, antialiased), cut out the centre and leave 8-bit values. In each round, one after the other, for SECONDS each:
 
-  ours     a process of its own with 2 threads (`mtil_bench::data::Loader`)
+  ours     a process of its own with 2 threads (`mtil_data::data::Loader`)
   loop     torchvision's transforms in a plain loop on one thread; counted twice, as if 2 cores gave exactly twice as much
   loader   the same in a DataLoader with 2 worker processes that outlive the rounds, batches of 50
 

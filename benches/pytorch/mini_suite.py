@@ -6,7 +6,7 @@ Needs: torch, safetensors, tokenizers, numpy, pillow
 
 The same work as `mtil-bench --methods finetune,gnsp`: eight tasks of 120 updates of 32 images, GNSP with 32 of 512 reference pairs each;
 an evaluation of all tasks and of the held-out pairs before the first task and after each; for GNSP a pass over each task's training set
-that remembers, and projectors. Numbers: crates/mtil-bench/methods/{finetune,gnsp}.toml, tables `[on.mini]`. Orders and crops are
+that remembers, and projectors. Numbers: crates/mtil-engine/methods/{finetune,gnsp}.toml, tables `[on.mini]`. Orders and crops are
 drawn by PyTorch's generator, so accuracies agree within what another seed changes.
 
 All images are in memory as tensors, random crops are made for a batch at once, features that do not change are kept, and

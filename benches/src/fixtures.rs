@@ -1,7 +1,9 @@
 //! Inputs of the benches, the same in every run.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use mtil_bench::{datasets::Spec, eval::prompt, mini};
+use mini_world as mini;
+use mtil_data::datasets::Spec;
+use mtil_engine::eval::prompt;
 
 use crate::dead_leaves::noise;
 

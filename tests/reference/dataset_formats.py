@@ -1,8 +1,8 @@
 """Fixtures of the dataset formats: archives, pickles, MAT-files, IDX.
 
-Writes the folder given as argument (crates/mtil-bench/src/datasets/testdata), about 135 KB, the same bytes each time:
+Writes the folder given as argument (crates/mtil-data/src/datasets/testdata), about 135 KB, the same bytes each time:
 
-    python tests/reference/dataset_formats.py crates/mtil-bench/src/datasets/testdata
+    python tests/reference/dataset_formats.py crates/mtil-data/src/datasets/testdata
 
 Versions: Python 3.11, numpy 2.4, scipy 1.17. `archives.json` tells, for each archive, what Python's tarfile or zipfile
 reads from it: path -> [size, CRC-32].

@@ -1,4 +1,4 @@
-"""Three tasks of GNSP on a tiny CLIP with fixed batches, in plain PyTorch: the oracle of `tests/tests/gnsp_parity.rs`.
+"""Three tasks of GNSP on a tiny CLIP with fixed batches, in plain PyTorch: the oracle of `tests/tests/parity/gnsp_parity.rs`.
 
 Run:   python tests/reference/gnsp_three_tasks.py tests/data/clip/tiny tests/data/gnsp
 Made with: Python 3.11, torch 2.15.0, safetensors 0.8.0, tokenizers 0.23.3 (CPU, one thread).

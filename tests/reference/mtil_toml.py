@@ -30,7 +30,7 @@ def coop(split, folders, images, train, val, test, classes):
     return dict(files=[f"{f}/{split}" for f in folders], images=images, train=train, val=val, test=test, classes=classes)
 
 
-# Keys of an entry: see crates/mtil-bench/src/datasets/spec.rs.
+# Keys of an entry: see crates/mtil-data/src/datasets/spec.rs.
 DATASETS = {
     "Aircraft": dict(
         title="FGVC-Aircraft 2013b, variants",

@@ -1,7 +1,7 @@
 """RAIL (primal, dual, fusion) on three small tasks, and iCaRL's exemplar memory on three more.
 
-Run:   python tests/reference/rail.py crates/mtil-bench/src/analytic/testdata/rail.json \
-           crates/mtil-bench/src/testdata/exemplars.json
+Run:   python tests/reference/rail.py crates/mtil-engine/src/analytic/testdata/rail.json \
+           crates/mtil-engine/src/testdata/exemplars.json
 Made with: Python 3.11, numpy 2.4.6, scikit-learn 1.9.1 (CPU, one thread). Everything in float64.
 
 rail.json: unit features of three tasks in an order of classes that counts over tasks, a given hidden layer, test features and

@@ -14,14 +14,15 @@ use std::{
 };
 
 use burn::tensor::Device;
-use mtil_bench::{
-    embedded,
+use mini_world as mini;
+use mini_world::MiniSizes;
+use mini_world::embedded;
+use mtil_bench::process;
+use mtil_data::suite::Suite;
+use mtil_engine::{
     eval::EvalOptions,
     method::Method,
-    mini::{self, MiniSizes},
-    process,
     run::{Event, Progress, Request, RunOptions, run},
-    suite::Suite,
 };
 
 /// As the binary of the benchmark has it.

@@ -9,7 +9,7 @@
 use std::{error::Error, fs, path::PathBuf, time::Instant};
 
 use clip_model::{Preprocess, preprocess::decode};
-use mtil_bench::data::{BadImagePolicy, BatchOrder, DataError, Loader, LoaderOptions};
+use mtil_data::data::{BadImagePolicy, BatchOrder, DataError, Loader, LoaderOptions};
 use serde_json::json;
 
 /// As the binary of the benchmark has it.

@@ -17,15 +17,14 @@ use clap::{Args, Parser, Subcommand};
 use clip_model::{Clip, ClipModel, ClipTokenizer, Dtype, LoadOptions, Preprocess, TokenBatch};
 use gnsp_benches::dead_leaves;
 use gnsp_optimizer::{History, Memory, Policy, Recorder, Site};
-use mtil_bench::{
-    compare::measure,
-    datasets::Spec,
+use mini_world as mini;
+use mini_world::MiniSizes;
+use mtil_bench::{compare::measure, process};
+use mtil_data::{datasets::Spec, suite::Task};
+use mtil_engine::{
     eval::{Encoder, HeadCache, prompt, to_host},
-    mini::{self, MiniSizes},
-    process,
     recording::InputRecorder,
     step::{Savings, Step, StepInputs, StepOptions},
-    suite::Task,
 };
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::json;
@@ -510,6 +509,6 @@ fn median(values: &[f64]) -> f64 {
 fn report(mut line: serde_json::Value, seconds: Vec<f64>) {
     line["first_seconds"] = json!(seconds[0]);
     line["seconds"] = json!(seconds[1..]);
-    line["peak_mb"] = json!(process::peak_bytes().map(|bytes| bytes as f64 / 1e6));
+    line["peak_mb"] = json!(mtil_data::machine::peak_bytes().map(|bytes| bytes as f64 / 1e6));
     println!("{line}");
 }

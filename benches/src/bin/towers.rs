@@ -199,5 +199,5 @@ fn report(mut line: serde_json::Value) {
 }
 
 fn peak_mb() -> f64 {
-    mtil_bench::process::peak_bytes().map_or(f64::NAN, |bytes| bytes as f64 / 1e6)
+    mtil_data::machine::peak_bytes().map_or(f64::NAN, |bytes| bytes as f64 / 1e6)
 }

@@ -20,7 +20,7 @@ use clip_model::{ClipConfig, ClipModel, normalize};
 use gnsp_benches::dead_leaves;
 use gnsp_optimizer::{History, Memory, Policy, Protection, Recorder, Site, Solver};
 use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
-use mtil_bench::recording::InputRecorder;
+use mtil_engine::recording::InputRecorder;
 use safetensors::tensor::{Dtype, TensorView};
 
 /// Images of a batch of the Gram pass (GNSP `src/models/get_data_matrix.py`), and batches.

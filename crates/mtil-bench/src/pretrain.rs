@@ -14,7 +14,8 @@ use clip_model::{
 use losses::{alignment_targets, modality_alignment};
 use rayon::prelude::*;
 
-use crate::{eval::to_host, method::schedule, mini};
+use mini_world as mini;
+use mtil_engine::{eval::to_host, method::schedule};
 
 /// Settings of the pretraining.
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
-//! The process itself: what must be in its environment when it starts, the threads it computes on, the most memory it held, and what the
-//! machine has left.
+//! The start of the process: its environment and its thread pool.
+
+use mtil_data::machine::processors;
 
 /// The allocator keeps freed memory for the next update in place of giving it back to the kernel, which would clear every page of it
 /// again: 5 % of a training step of ViT-B/16 on two processors, for 6 % more memory (BENCHMARKS.md). It reads this before `main`.
@@ -49,43 +50,10 @@ pub fn join_pool() {
     let _ = pool.build_global();
 }
 
-/// Processors that this process may use, at least 1.
-pub(crate) fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 /// The size of the pool, by Rayon's rule: what is asked for, and one thread a processor where that is no positive number.
 fn pool_threads(asked: Option<&str>, available: usize) -> usize {
     let asked = asked.and_then(|number| number.parse().ok());
     asked.filter(|threads| *threads > 0).unwrap_or(available)
-}
-
-/// The most memory the process has held since the last reset, in bytes, where the operating system tells (Linux).
-pub fn peak_bytes() -> Option<u64> {
-    figure("/proc/self/status", "VmHWM:")
-}
-
-/// Makes the peak start from what is resident now. Only Linux has this, and it may be forbidden: the peak is the process' then.
-pub fn reset_peak() {
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
-}
-
-/// A figure of the machine's memory (`/proc/meminfo`), in bytes; nothing where there are none (not Linux).
-pub(crate) fn memory(key: &str) -> Option<u64> {
-    figure("/proc/meminfo", key)
-}
-
-/// The figure behind `key` in a file of the kernel, which counts kilobytes; in bytes.
-fn figure(file: &str, key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
-/// Memory of the machine that nobody uses, in bytes; nothing where the system does not say (not Linux).
-pub fn available_bytes() -> Option<u64> {
-    memory("MemAvailable:")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //!   (Adobe) values, which is what Pillow assumes.
 //! - PNG and WebP give Pillow's bytes. JPEG goes through another decoder than its libjpeg-turbo (inverse transform, chroma
 //!   upsampling): after resizing and cropping, against Pillow 13, a byte differs by 0.45 on average at most, by 5 at most on
-//!   pictures, by 9 on pure noise (`tests/preprocess_parity.rs` bounds it).
+//!   pictures, by 9 on pure noise (`tests/parity/preprocess_parity.rs` bounds it).
 //! - A JPEG or WebP cut short is refused, as Pillow does, even where a decoder would fill in grey.
 
 use std::io::Cursor;

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clip_model::Activation;
 
 use super::{devices::DeviceArgs, sweep::SweepArgs};
-use crate::eval::{EvalOptions, PromptRule, TaskIdentity};
+use mtil_engine::eval::{EvalOptions, PromptRule, TaskIdentity};
 
 /// Keep a CLIP learning over a sequence of tasks, and measure what it lost.
 ///

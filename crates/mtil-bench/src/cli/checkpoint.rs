@@ -16,7 +16,8 @@ use color_eyre::eyre::{Report, Result, WrapErr, bail, eyre};
 use sha2::{Digest, Sha256};
 
 use super::{args::Hints, fetching::fetch};
-use crate::{data::nearest, embedded};
+use mini_world::embedded;
+use mtil_data::data::nearest;
 
 /// The word for the model that comes with the program.
 pub const EMBEDDED: &str = "embedded";

@@ -5,10 +5,8 @@ use color_eyre::eyre::{Result, bail};
 use serde_json::json;
 
 use super::{args::ClassifyArgs, checkpoint::load_model};
-use crate::{
-    device,
-    eval::{encode_texts, prompt, to_host},
-};
+use crate::device;
+use mtil_engine::eval::{encode_texts, prompt, to_host};
 
 /// `classify`.
 pub fn classify(args: &ClassifyArgs) -> Result<()> {

@@ -158,7 +158,7 @@ fn compare(args: &CompareArgs) -> Result<()> {
 fn write(comparison: &Comparison, out: &Path) -> Result<PathBuf> {
     comparison.save(&out.join("compare.json"))?;
     let csv = out.join("compare.csv");
-    crate::files::write_atomically(&csv, comparison.to_csv()?.as_bytes())
+    mtil_data::files::write_atomically(&csv, comparison.to_csv()?.as_bytes())
         .wrap_err_with(|| csv.display().to_string())?;
     let page = out.join("compare.html");
     comparison.write_page(&page)?;

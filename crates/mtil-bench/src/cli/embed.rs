@@ -14,10 +14,8 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 
 use super::{args::EmbedArgs, checkpoint::load_model};
-use crate::{
-    device,
-    eval::{encode_texts, to_host},
-};
+use crate::device;
+use mtil_engine::eval::{encode_texts, to_host};
 
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 
@@ -120,7 +118,7 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
     ]
     .into();
     let file = safetensors::serialize(views, Some(metadata))?;
-    crate::files::write_atomically(&args.out, &file)
+    mtil_data::files::write_atomically(&args.out, &file)
         .wrap_err_with(|| format!("cannot write {}", args.out.display()))?;
     eprintln!(
         "{}: {} image and {} text embeddings of width {width}",

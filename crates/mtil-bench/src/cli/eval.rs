@@ -7,16 +7,18 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::{args::EvalArgs, checkpoint::load_model};
-use crate::{
-    batch::Images,
-    device,
-    eval::{ColumnDetails, Evaluation, Evaluator, HeadCache, encode_images},
+use crate::device;
+use mtil_data::{
     files::write_atomically,
+    suite::{LabelledImages, Suite},
+};
+use mtil_engine::{
+    batch::Images,
+    eval::{ColumnDetails, Evaluation, Evaluator, HeadCache, encode_images},
     measures::{
         Matrix,
         probe::{Probe, ProbeOptions},
     },
-    suite::{LabelledImages, Suite},
 };
 
 /// `eval`.
@@ -156,7 +158,7 @@ fn print(
             show(geometry.logits.negative),
         );
     }
-    let recall = |name: &str, r: &crate::metrics::Retrieval| {
+    let recall = |name: &str, r: &mtil_engine::metrics::Retrieval| {
         let (i, t) = (&r.image_to_text, &r.text_to_image);
         eprintln!(
             "retrieval on {name}: image to text {:.1} / {:.1} / {:.1}, text to image {:.1} / {:.1} / {:.1} (recall at 1, 5, 10)",

@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{checkpoint::Loaded, selection::Selected};
-use crate::{eval::EvalOptions, method::Method, run::Request, suite::Suite};
+use mtil_data::suite::Suite;
+use mtil_engine::{eval::EvalOptions, method::Method, run::Request};
 
 /// A run that is asked for.
 pub struct Job {

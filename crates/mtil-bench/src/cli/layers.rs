@@ -13,10 +13,10 @@ use super::{
     job::{Common, Fingerprinted, Job},
     run::{QUICK, execute, load_method, stop_on_interrupt},
 };
-use crate::{
-    device, eval::EvalOptions, files::write_atomically, metrics::MetricsFile, report,
-    run::RunOptions,
-};
+use crate::device;
+use mtil_data::files::write_atomically;
+use mtil_engine::{eval::EvalOptions, metrics::MetricsFile, run::RunOptions};
+use mtil_report::report;
 
 /// A choice of layers.
 struct Choice {

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::run::{Event, Progress};
+use mtil_engine::run::{Event, Progress};
 
 /// Shows a run's events on standard error.
 pub struct Terminal {

@@ -13,15 +13,14 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::job::Job;
-use crate::{
+use crate::plan::{
+    Calibration, ImagePart, Plan, Projection, Prompts, Reference, ReferenceImages, ReferenceTexts,
+    Savings, Solver, SuiteSize, TaskSize, Towers, Trainable, Work, plan as plan_of, table,
+};
+use mtil_data::suite::Suite;
+use mtil_engine::{
     eval::{PromptRule, prompt, to_host},
     method::{DistillImages, DistillTexts, Method, Teacher},
-    plan::{
-        Calibration, ImagePart, Plan, Projection, Prompts, Reference, ReferenceImages,
-        ReferenceTexts, Savings, Solver, SuiteSize, TaskSize, Towers, Trainable, Work,
-        plan as plan_of, table,
-    },
-    suite::Suite,
 };
 
 /// How long each of the three measurements of a calibration goes on.

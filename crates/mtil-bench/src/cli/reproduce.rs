@@ -11,16 +11,16 @@ use super::{
     planning::plan,
     run::{QUICK, execute, load_method, stop_on_interrupt},
 };
-use crate::{
-    data::nearest,
-    datasets::mtil,
-    device,
+use crate::device;
+use mtil_data::{data::nearest, datasets::mtil, files::write_atomically};
+use mtil_engine::{
     eval::{EvalOptions, PromptRule},
-    files::write_atomically,
     metrics::MatrixFile,
+    run::RunOptions,
+};
+use mtil_report::{
     report,
     reproduce::{Orders, OurProtocol, OurRun, Ours, TableSpec, compare, spec, tables},
-    run::RunOptions,
 };
 
 /// `reproduce`.

@@ -18,17 +18,15 @@ use super::{
     planning::{memory_need, memory_warning, plan},
     selection::Selected,
 };
-use crate::{
-    data::nearest,
-    device,
+use crate::device;
+use mtil_data::{data::nearest, suite::Suite};
+use mtil_engine::{
     guard::Guard,
     method::Method,
     metrics::{MatrixFile, MetricsFile},
-    report,
-    reproduce::expand,
     run::{Outcome, RunOptions, run as run_method},
-    suite::Suite,
 };
+use mtil_report::{report, reproduce::expand};
 
 /// Settings of `--quick`.
 pub const QUICK: [&str; 5] = [
@@ -286,7 +284,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         return plan(&jobs, &model.clip, &device, args.json);
     }
     if !device::is_accelerator(&args.device)
-        && let Some(available) = crate::process::available_bytes()
+        && let Some(available) = mtil_data::machine::available_bytes()
         && let Some(warning) = memory_warning(&jobs, &model.clip, available)
     {
         eprintln!("{warning}");

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use color_eyre::eyre::{Result, WrapErr, bail, eyre};
+use color_eyre::eyre::{Report, Result, WrapErr, bail, eyre};
 
 use super::args::{Selection, SplitName};
-use crate::{
-    data::CaptionFolder,
+use mini_world as mini;
+use mini_world::{MiniSizes, conflict_suite, parse_conflict};
+use mtil_data::{
+    data::{CaptionFolder, nearest},
     datasets::{
         Counts, DatasetOptions, Protocol, ReferenceSource, Sun397Order,
         captions::{caption_lines, caption_table, conceptual_captions},
@@ -14,8 +16,7 @@ use crate::{
         store::Store,
         transform::{few_shot_suite, rotate, select},
     },
-    mini::{self, MiniSizes, conflict_suite, parse_conflict},
-    suite::{CaptionedImages, Suite},
+    suite::{CaptionedImages, Suite, SuiteError},
 };
 
 /// Sizes of the mini world's suites with `--quick`.
@@ -132,7 +133,7 @@ impl Selection {
         if let Some(conflict) = parse_conflict(name) {
             let (kind, dial) = conflict?;
             let suite = conflict_suite(kind, dial, mini::SUITE_SEED, sizes)?;
-            return Ok((suite, "mini".to_owned()));
+            return Ok((suite, mini::NAME.to_owned()));
         }
         if mtil::SUITES.contains(&name) {
             let Some(data) = &self.data else {
@@ -153,13 +154,31 @@ impl Selection {
             }
             return Ok((suite, name.to_owned()));
         }
-        if name == "mini" {
+        if name == mini::NAME {
             return Ok((mini::suite(mini::SUITE_SEED, sizes), name.to_owned()));
         }
-        let suite = Suite::load(name)?;
+        let suite = Suite::load(Path::new(name)).map_err(|error| match error {
+            SuiteError::Missing { .. } => no_suite(name),
+            error => error.into(),
+        })?;
         let settings = suite.name.clone();
         Ok((suite, settings))
     }
+}
+
+/// The names of suites that need no file, beside the conflict suites.
+pub fn named_suites() -> impl Iterator<Item = &'static str> {
+    std::iter::once(mini::NAME).chain(mtil::SUITES)
+}
+
+fn no_suite(name: &str) -> Report {
+    let known: Vec<_> = named_suites().collect();
+    let near = nearest(name, named_suites());
+    eyre!(
+        "there is no suite `{name}`: no suite of that name (known: {}) and no file or folder{}",
+        known.join(", "),
+        near.map_or_else(String::new, |n| format!("; did you mean `{n}`?"))
+    )
 }
 
 /// Pairs of a folder with a table of captions, or of such a table.

@@ -3,10 +3,8 @@
 use color_eyre::eyre::Result;
 
 use super::args::{MethodsArgs, ReportArgs};
-use crate::{
-    method::{Method, names},
-    report,
-};
+use mtil_engine::method::{Method, names};
+use mtil_report::report;
 
 /// `report`.
 pub fn report(args: &ReportArgs) -> Result<()> {

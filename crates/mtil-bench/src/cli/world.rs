@@ -10,14 +10,14 @@ use super::{
     args::{CheckArgs, Selection, SuiteArgs, SuiteVerb},
     selection::Selected,
 };
-use crate::{
+use mini_world::{Conflict, disagreement, parse_conflict};
+use mtil_data::{
     datasets::{
         Spec,
         check::{CheckEvent, DatasetReport, State, check},
         mtil,
     },
-    mini::{Conflict, disagreement, parse_conflict},
-    suite::{BUILT_IN, export},
+    suite::export,
 };
 
 /// `suite`.
@@ -51,9 +51,10 @@ pub fn suite(args: &SuiteArgs) -> Result<()> {
 }
 
 fn list() {
-    for name in BUILT_IN {
-        println!("{name:20} drawn by the program, with the embedded model");
-    }
+    println!(
+        "{:20} drawn by the program, with the embedded model",
+        mini_world::NAME
+    );
     for (name, order) in [
         (mtil::SUITES[0], "alphabetical order"),
         (mtil::SUITES[1], "the second published order"),

@@ -3,7 +3,7 @@
 
 use maud::{Markup, html};
 
-use crate::report::svg::{colour_class, marker, ticks};
+use mtil_report::report::svg::{colour_class, marker, ticks};
 
 const WIDTH: f64 = 480.0;
 /// Height of a row, of the name of a group, and the space behind a group.

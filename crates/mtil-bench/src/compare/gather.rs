@@ -18,9 +18,9 @@ use super::{
 };
 use crate::{
     device::{self, DeviceError},
-    process::{available_bytes, memory, processors},
     sweep,
 };
+use mtil_data::machine::{available_bytes, memory, processors};
 
 /// What is to be compared.
 #[derive(Debug, Clone)]

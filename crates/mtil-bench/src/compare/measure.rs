@@ -21,14 +21,16 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Batches, Figures, Missing, Outcome, Size, Work};
-use crate::{
+use crate::device::{is_accelerator, out_of_memory, quietly};
+use mtil_data::{
     datasets::Spec,
-    device::{is_accelerator, out_of_memory, quietly},
-    eval::{prompt, to_host},
     files::write_atomically,
-    process::{peak_bytes, reset_peak},
-    recording::InputRecorder,
+    machine::{peak_bytes, reset_peak},
     seeds,
+};
+use mtil_engine::{
+    eval::{prompt, to_host},
+    recording::InputRecorder,
     step::{Step, StepInputs, StepOptions},
 };
 

@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::write_atomically;
+use mtil_data::files::write_atomically;
 
 /// The format of the file written by this version.
 pub const FORMAT: u32 = 1;

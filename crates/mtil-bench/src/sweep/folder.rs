@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{PlanError, Request, Run, Slurm, SlurmError, line, list::display, plan};
-use crate::files::write_atomically;
+use mtil_data::files::write_atomically;
 
 /// Why the files of a sweep could not be read or written.
 #[derive(Debug, thiserror::Error)]

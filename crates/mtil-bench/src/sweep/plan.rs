@@ -4,15 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    data::nearest,
-    datasets::mtil,
-    method::{Method, MethodError},
-    mini::{ConflictError, parse_conflict},
-    reproduce::{
-        GridError, expand,
-        grid::{Variant, file_name},
-    },
+use mini_world::{ConflictError, parse_conflict};
+use mtil_data::{data::nearest, datasets::mtil};
+use mtil_engine::method::{Method, MethodError};
+use mtil_report::reproduce::{
+    GridError, expand,
+    grid::{Variant, file_name},
 };
 
 /// The most runs of a sweep.
@@ -236,7 +233,7 @@ fn name(suite: &str, method: &str, set: &[String], seed: u64) -> String {
     }
     let mut run = parts.join(",");
     if run.len() > LONGEST {
-        let digest = format!("~{:016x}", crate::seeds::of(&run));
+        let digest = format!("~{:016x}", mtil_data::seeds::of(&run));
         run.truncate(LONGEST - digest.len());
         run += &digest;
     }
@@ -262,13 +259,11 @@ impl SuiteName {
 
     fn settings(&self) -> &str {
         match self {
-            Self::Mini(_) => MINI,
+            Self::Mini(_) => mini_world::NAME,
             Self::Other(name) => name,
         }
     }
 }
-
-const MINI: &str = "mini";
 
 /// Opens nothing but the file of a suite: the images may be on other machines only.
 fn name_of_suite(word: &str, directory: &Path) -> Result<SuiteName, PlanError> {
@@ -279,9 +274,9 @@ fn name_of_suite(word: &str, directory: &Path) -> Result<SuiteName, PlanError> {
         })?;
         return Ok(SuiteName::Mini(word.to_owned()));
     }
-    if word == MINI || mtil::SUITES.contains(&word) {
+    if word == mini_world::NAME || mtil::SUITES.contains(&word) {
         return Ok(match word {
-            MINI => SuiteName::Mini(word.to_owned()),
+            mini_world::NAME => SuiteName::Mini(word.to_owned()),
             _ => SuiteName::Other(word.to_owned()),
         });
     }
@@ -290,7 +285,7 @@ fn name_of_suite(word: &str, directory: &Path) -> Result<SuiteName, PlanError> {
         path.push("suite.toml");
     }
     if !path.is_file() {
-        let known = std::iter::once(MINI).chain(mtil::SUITES);
+        let known = std::iter::once(mini_world::NAME).chain(mtil::SUITES);
         return Err(PlanError::Suite {
             word: word.to_owned(),
             near: nearest(word, known),

@@ -5,7 +5,7 @@
 //! the same line goes on from there.
 
 use super::{Files, list::display, quote};
-use crate::reproduce::grid::file_name;
+use mtil_report::reproduce::grid::file_name;
 
 /// Why there is no script.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::Value;
 
 use super::{Files, Run, Sweep};
-use crate::metrics::{MatrixFile, MetricsFile};
+use mtil_engine::metrics::{MatrixFile, MetricsFile};
 
 /// Accuracies of a run that is over, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

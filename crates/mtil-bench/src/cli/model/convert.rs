@@ -20,8 +20,8 @@ use crate::{
         checkpoint::load_with,
     },
     device,
-    eval::to_host,
 };
+use mtil_engine::eval::to_host;
 
 /// How far features may turn, as one minus the cosine: what rounding of the last bits adds up to, and what 16 bits do.
 const TURN_F32: f32 = 1e-5;

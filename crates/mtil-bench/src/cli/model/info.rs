@@ -18,8 +18,9 @@ use crate::{
         args::InfoArgs,
         checkpoint::{EMBEDDED, Named, explained, options_for},
     },
-    device, embedded,
+    device,
 };
+use mini_world::embedded;
 
 /// `model info`.
 pub fn info(args: &InfoArgs) -> Result<()> {

@@ -28,13 +28,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::chart::{Group, Mark, Row};
 use super::record::{Comparison, DeviceFacts, Figures, Measurement, RecordError, Size, Work};
 use super::words;
-use crate::files::write_atomically;
-use crate::report::svg::swatch;
+use mtil_data::files::write_atomically;
+use mtil_report::report::{self, svg::swatch};
 
-const STYLE: &str = concat!(
-    include_str!("../../report/style.css"),
-    include_str!("../style.css")
-);
+const STYLE: &str = include_str!("../style.css");
 
 impl Comparison {
     /// The page.
@@ -79,7 +76,7 @@ fn page(c: &Comparison) -> Markup {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 title { "Devices compared" }
-                style { (PreEscaped(STYLE)) }
+                style { (PreEscaped(report::STYLE)) (PreEscaped(STYLE)) }
             }
             body {
                 main {

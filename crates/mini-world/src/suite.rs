@@ -1,0 +1,187 @@
+//! The world as a benchmark suite, drawn when an image is asked for.
+
+use std::sync::Arc;
+
+use image::DynamicImage;
+
+use super::{NAME, ReferenceSplit, Split, WORLD_VERSION, reference_pair, task_image, tasks};
+use mtil_data::data::{DataError, ImageSource};
+use mtil_data::suite::{CaptionedImages, LabelledImages, Suite, Task};
+
+/// How many images a suite of the world has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MiniSizes {
+    /// Training images of each task.
+    pub train_per_task: usize,
+    /// Test images of each task.
+    pub test_per_task: usize,
+    /// Reference pairs for distillation and modality alignment.
+    pub reference: usize,
+    /// Reference pairs held out from training.
+    pub held_out: usize,
+}
+
+impl Default for MiniSizes {
+    /// 600 training and 400 test images a task, 2,000 reference and 500 held-out pairs.
+    fn default() -> Self {
+        Self {
+            train_per_task: 600,
+            test_per_task: 400,
+            reference: 2000,
+            held_out: 500,
+        }
+    }
+}
+
+/// Images of one split of a task, or of the reference pairs.
+struct Drawn {
+    seed: u64,
+    len: usize,
+    what: What,
+}
+
+enum What {
+    Task(usize, Split),
+    Reference(ReferenceSplit),
+}
+
+impl ImageSource for Drawn {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn name(&self, index: usize) -> String {
+        match self.what {
+            What::Task(task, split) => {
+                let task = &tasks()[task];
+                let class = task.class_names[index % task.class_names.len()];
+                let split = match split {
+                    Split::Train => "train",
+                    Split::Test => "test",
+                };
+                format!("mini/{}/{split}/{index:06} ({class})", task.name)
+            }
+            What::Reference(ReferenceSplit::Train) => format!("mini/reference/train/{index:06}"),
+            What::Reference(ReferenceSplit::HeldOut) => {
+                format!("mini/reference/held-out/{index:06}")
+            }
+        }
+    }
+
+    /// The name does not say which world the picture is from.
+    fn identity(&self, index: usize) -> String {
+        format!(
+            "{} of world {WORLD_VERSION}, seed {}",
+            self.name(index),
+            self.seed
+        )
+    }
+
+    fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+        assert!(index < self.len, "image {index} of {}", self.len);
+        let image = match self.what {
+            What::Task(task, split) => task_image(self.seed, task, split, index as u64).0,
+            What::Reference(split) => reference_pair(self.seed, split, index as u64).0,
+        };
+        Ok(DynamicImage::ImageRgb8(image))
+    }
+}
+
+/// The world's tasks and reference pairs as a suite named `mini`. Images are drawn on demand;
+/// the labels and captions are made here.
+pub fn suite(seed: u64, sizes: MiniSizes) -> Suite {
+    let labelled = |task: usize, split, len| LabelledImages {
+        images: Arc::new(Drawn {
+            seed,
+            len,
+            what: What::Task(task, split),
+        }),
+        labels: (0..len)
+            .map(|index| index % tasks()[task].class_names.len())
+            .collect(),
+    };
+    let captioned = |split, len| CaptionedImages {
+        images: Arc::new(Drawn {
+            seed,
+            len,
+            what: What::Reference(split),
+        }),
+        captions: (0..len)
+            .map(|index| reference_pair(seed, split, index as u64).1)
+            .collect(),
+    };
+    let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    Suite {
+        name: NAME.to_owned(),
+        tasks: tasks()
+            .iter()
+            .enumerate()
+            .map(|(index, task)| Task {
+                name: task.name.to_owned(),
+                class_names: own(task.class_names),
+                templates: own(task.templates),
+                train: labelled(index, Split::Train, sizes.train_per_task),
+                test: labelled(index, Split::Test, sizes.test_per_task),
+            })
+            .collect(),
+        reference: captioned(ReferenceSplit::Train, sizes.reference),
+        held_out: captioned(ReferenceSplit::HeldOut, sizes.held_out),
+        extras: Default::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worlds_of_other_seeds_have_other_fingerprints() {
+        let sizes = MiniSizes {
+            train_per_task: 20,
+            test_per_task: 20,
+            reference: 4,
+            held_out: 4,
+        };
+        let of = |seed| suite(seed, sizes).fingerprint();
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+    }
+
+    #[test]
+    fn a_suite_has_the_asked_sizes_and_names() {
+        let sizes = MiniSizes {
+            train_per_task: 20,
+            test_per_task: 10,
+            reference: 7,
+            held_out: 3,
+        };
+        let suite = suite(5, sizes);
+        assert_eq!(suite.tasks.len(), tasks().len());
+        assert_eq!(
+            (
+                suite.reference.captions.len(),
+                suite.held_out.captions.len()
+            ),
+            (7, 3)
+        );
+        assert_eq!(suite.reference.images.len(), 7);
+        let shapes = &suite.tasks[0];
+        assert_eq!(
+            (shapes.train.images.len(), shapes.test.labels.len()),
+            (20, 10)
+        );
+        assert_eq!(
+            shapes.train.images.name(10),
+            "mini/shapes/train/000010 (circle)"
+        );
+        for (index, label) in shapes.train.labels.iter().enumerate() {
+            let (image, class) = task_image(5, 0, Split::Train, index as u64);
+            assert_eq!(class, *label);
+            assert_eq!(shapes.train.images.load(index).unwrap().into_rgb8(), image);
+        }
+        assert_eq!(
+            suite.held_out.captions[1],
+            reference_pair(5, ReferenceSplit::HeldOut, 1).1
+        );
+    }
+}

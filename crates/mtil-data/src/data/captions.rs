@@ -1,0 +1,437 @@
+//! Images with a caption each: a folder with a table of captions, or class folders with a
+//! template.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::folder::{ImageFile, check_fraction, choose, classes_in, single_file};
+use super::{DataError, FolderOptions, ImageFiles, nearest};
+
+/// Column names that hold the image's path, the first found wins.
+const FILE_COLUMNS: [&str; 5] = ["file", "filename", "file_name", "image", "filepath"];
+/// Column names that hold the caption.
+const CAPTION_COLUMNS: [&str; 3] = ["caption", "title", "text"];
+
+/// Which article stands before a class name in a caption made from a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Article {
+    /// As written in the template.
+    #[default]
+    Template,
+    /// "an" before a vowel letter and "a" otherwise, whichever the template says, as GNSP writes
+    /// its reference captions (`src/datasets/imagenet1k.py:60-61`).
+    Auto,
+}
+
+/// A folder of captioned images. An image with several captions is there once for each.
+#[derive(Debug, Clone)]
+pub struct CaptionFolder {
+    root: PathBuf,
+    files: Vec<ImageFile>,
+    captions: Vec<String>,
+}
+
+impl CaptionFolder {
+    /// Reads `root/table`: a header with a column for the file (`file`, `filename`, `file_name`,
+    /// `image` or `filepath`) and one for the caption (`caption`, `title` or `text`), in any
+    /// order and beside any others, separated by commas or tabs; then one row a caption. Paths
+    /// are relative to `root`. White space around a value is removed.
+    ///
+    /// # Errors
+    /// [`DataError::MissingFolder`], [`DataError::Io`] when the table cannot be read, and
+    /// [`DataError::Captions`] with the line for a missing column, a row of another length, an
+    /// empty caption, or an image that does not exist.
+    pub fn from_table(root: &Path, table: &str) -> Result<Self, DataError> {
+        if !root.is_dir() {
+            return Err(DataError::MissingFolder {
+                path: root.to_owned(),
+            });
+        }
+        let path = root.join(table);
+        let text = std::fs::read_to_string(&path).map_err(|source| DataError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let fail = |line, reason| DataError::Captions {
+            path: path.clone(),
+            line,
+            reason,
+        };
+        let header = text.lines().next().unwrap_or_default();
+        let tabs = header.matches('\t').count() > header.matches(',').count();
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(if tabs { b'\t' } else { b',' })
+            .trim(csv::Trim::All)
+            .from_reader(text.as_bytes());
+        let malformed = |error: csv::Error| {
+            let line = error.position().map_or(1, csv::Position::line);
+            let reason = match error.kind() {
+                csv::ErrorKind::UnequalLengths {
+                    expected_len, len, ..
+                } => format!(
+                    "{len} values where the header has {expected_len}: put a value that contains the separator into double quotes"
+                ),
+                _ => error.to_string(),
+            };
+            fail(line, reason)
+        };
+        let headers = reader.headers().map_err(malformed)?.clone();
+        let column = |names: &[&str]| {
+            let known = |name: &&str| headers.iter().position(|h| h.eq_ignore_ascii_case(name));
+            names.iter().find_map(known).ok_or_else(|| {
+                let near = headers
+                    .iter()
+                    .find_map(|h| nearest(h, names.iter().copied()));
+                fail(
+                    1,
+                    format!(
+                        "no column `{}`: the header is `{header}`, and one of {} is needed{}",
+                        names[0],
+                        names.join(", "),
+                        near.map_or_else(String::new, |n| format!(" (did you mean `{n}`?)"))
+                    ),
+                )
+            })
+        };
+        let (file, caption) = (column(&FILE_COLUMNS)?, column(&CAPTION_COLUMNS)?);
+        let mut found = Self {
+            root: root.to_owned(),
+            files: Vec::new(),
+            captions: Vec::new(),
+        };
+        // Several captions of one image ask the file system once.
+        let mut known: HashMap<String, ImageFile> = HashMap::new();
+        for row in reader.records() {
+            let row = row.map_err(malformed)?;
+            let line = row.position().map_or(0, csv::Position::line);
+            // Both columns exist: rows are as long as the header.
+            let (name, caption) = (&row[file], &row[caption]);
+            if name.is_empty() {
+                return Err(fail(line, "no file is named".into()));
+            }
+            if caption.is_empty() {
+                return Err(fail(line, format!("the caption of {name} is empty")));
+            }
+            if !known.contains_key(name) {
+                let image = single_file(root, name).map_err(|error| {
+                    fail(
+                        line,
+                        format!(
+                            "image {name} does not exist or cannot be read below {}: {error}",
+                            root.display()
+                        ),
+                    )
+                })?;
+                known.insert(name.to_owned(), image);
+            }
+            found.files.push(known[name].clone());
+            found.captions.push(caption.to_owned());
+        }
+        if found.files.is_empty() {
+            return Err(fail(1, "the table has a header but no row".into()));
+        }
+        Ok(found)
+    }
+
+    /// Reads class folders; the caption of an image is the template with its class name. Two
+    /// class folders may bear the same name here: their captions are the same.
+    ///
+    /// # Errors
+    /// [`DataError`] as [`ImageFolder::open`](super::ImageFolder::open), and
+    /// [`DataError::Layout`] for a template without exactly one `{}`, or without an article
+    /// before it when the article is to be chosen.
+    pub fn from_template(
+        root: &Path,
+        template: &str,
+        article: Article,
+        class_names: &BTreeMap<String, String>,
+    ) -> Result<Self, DataError> {
+        if template.matches("{}").count() != 1 {
+            return Err(DataError::Layout(format!(
+                "the template \"{template}\" must contain `{{}}` exactly once, where the class name goes"
+            )));
+        }
+        if article == Article::Auto && before_article(template).is_none() {
+            return Err(DataError::Layout(format!(
+                "article = \"auto\" needs \"a {{}}\" or \"an {{}}\" in the template, which is \"{template}\""
+            )));
+        }
+        let options = FolderOptions {
+            class_names: class_names.clone(),
+            ..FolderOptions::default()
+        };
+        let mut found = Self {
+            root: root.to_owned(),
+            files: Vec::new(),
+            captions: Vec::new(),
+        };
+        for class in classes_in(root, None, &options)? {
+            let caption = with_class_name(template, article, &class.name);
+            found
+                .captions
+                .extend(std::iter::repeat_n(caption, class.files.len()));
+            found.files.extend(class.files);
+        }
+        Ok(found)
+    }
+
+    /// Number of pairs.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Whether there is no pair.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Splits off `fraction` of the images, chosen by `seed`, with all their captions: at least
+    /// one image and not all. No image is in both parts. Returns the rest and the part split off,
+    /// each in the original order.
+    ///
+    /// # Errors
+    /// [`DataError::Setting`] for a fraction outside (0, 1), [`DataError::Layout`] when there are
+    /// fewer than two images.
+    pub fn split(self, fraction: f64, seed: u64) -> Result<(Self, Self), DataError> {
+        check_fraction("held_out_fraction", fraction)?;
+        let mut images: HashMap<&Path, usize> = HashMap::new();
+        let image: Vec<usize> = self
+            .files
+            .iter()
+            .map(|f| {
+                let next = images.len();
+                *images.entry(&f.real).or_insert(next)
+            })
+            .collect();
+        if images.len() < 2 {
+            return Err(DataError::Layout(format!(
+                "{} has one image only: holding some out needs at least 2",
+                self.root.display()
+            )));
+        }
+        let out = choose(images.len(), fraction, "held-out split", seed, &[]);
+        let mut parts = [(); 2].map(|()| Self {
+            root: self.root.clone(),
+            files: Vec::new(),
+            captions: Vec::new(),
+        });
+        for ((file, caption), image) in self.files.into_iter().zip(self.captions).zip(image) {
+            let part = &mut parts[usize::from(out[image])];
+            part.files.push(file);
+            part.captions.push(caption);
+        }
+        let [rest, held_out] = parts;
+        Ok((rest, held_out))
+    }
+
+    /// Refuses a file that is in both folders.
+    ///
+    /// # Errors
+    /// [`DataError::Layout`] that names the file.
+    pub fn check_disjoint(&self, other: &Self) -> Result<(), DataError> {
+        let mine: HashMap<_, _> = self.files.iter().map(|f| (&f.real, f)).collect();
+        match other.files.iter().find(|f| mine.contains_key(&f.real)) {
+            None => Ok(()),
+            Some(file) => Err(DataError::Layout(format!(
+                "the reference set and its held-out part share the image {}: remove it from one of them",
+                other.root.join(&file.relative).display()
+            ))),
+        }
+    }
+
+    /// The images and the caption of each.
+    pub fn into_parts(self) -> (Arc<ImageFiles>, Vec<String>) {
+        (
+            Arc::new(ImageFiles::new(&self.root, self.files)),
+            self.captions,
+        )
+    }
+}
+
+/// The template with `name` in place of `{}`.
+///
+/// ```
+/// use mtil_data::data::{Article, with_class_name};
+/// assert_eq!(with_class_name("a photo of a {}.", Article::Auto, "owl"), "a photo of an owl.");
+/// assert_eq!(with_class_name("a photo of a {}.", Article::Template, "owl"), "a photo of a owl.");
+/// ```
+pub fn with_class_name(template: &str, article: Article, name: &str) -> String {
+    let vowel = name
+        .chars()
+        .next()
+        .is_some_and(|c| "aeiou".contains(c.to_ascii_lowercase()));
+    match (article, before_article(template)) {
+        (Article::Auto, Some((before, after))) => {
+            let (an, after) = (if vowel { "n" } else { "" }, after.replacen("{}", name, 1));
+            format!("{before}{an} {after}")
+        }
+        _ => template.replacen("{}", name, 1),
+    }
+}
+
+/// Cuts "… a {}…" or "… an {}…" behind its "a": ("… a", "{}…").
+fn before_article(template: &str) -> Option<(&str, &str)> {
+    let (before, _) = template.split_once("{}")?;
+    let after = &template[before.len()..];
+    let article = before.strip_suffix(' ')?;
+    let word = article.rsplit(char::is_whitespace).next()?;
+    match word {
+        "a" | "A" => Some((article, after)),
+        "an" | "An" => Some((&article[..article.len() - 1], after)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ImageSource;
+    use super::super::folder::tests::write_png;
+    use super::*;
+
+    fn folder(table: &str, images: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for image in images {
+            write_png(&dir.path().join(image), 9);
+        }
+        std::fs::write(dir.path().join("captions.csv"), table).unwrap();
+        dir
+    }
+
+    fn read(table: &str, images: &[&str]) -> Result<CaptionFolder, DataError> {
+        let dir = folder(table, images);
+        CaptionFolder::from_table(dir.path(), "captions.csv")
+    }
+
+    fn error(table: &str) -> String {
+        read(table, &["a.png"]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn several_captions_of_an_image_are_several_rows() {
+        let found = read(
+            "file,caption\na.png,one\nsub/b.png,\"two, with comma\"\na.png,three\n",
+            &["a.png", "sub/b.png"],
+        )
+        .unwrap();
+        let (images, captions) = found.into_parts();
+        assert_eq!(captions, ["one", "two, with comma", "three"]);
+        assert_eq!(images.len(), 3);
+        assert_eq!(images.path(0), images.path(2));
+        assert!(images.path(1).ends_with("sub/b.png"));
+    }
+
+    #[test]
+    fn other_headers_tabs_byte_order_mark_and_crlf() {
+        for table in [
+            "\u{feff}filename,caption\r\na.png,a cat\r\n",
+            "filepath\ttitle\na.png\ta cat\n",
+            "id,Caption,Image\n7,a cat,a.png\n",
+            "file, caption\na.png, a cat\n",
+        ] {
+            assert_eq!(
+                read(table, &["a.png"]).unwrap().captions,
+                ["a cat"],
+                "{table:?}"
+            );
+        }
+        let commas = read("file\tcaption\na.png\ta cat, asleep\n", &["a.png"]).unwrap();
+        assert_eq!(commas.captions, ["a cat, asleep"]);
+    }
+
+    #[test]
+    fn bad_tables_name_line_and_cure() {
+        let message = error("file,caption\na.png,ok\nb.png,gone\n");
+        assert!(
+            message.contains("captions.csv, line 3") && message.contains("b.png"),
+            "{message}"
+        );
+        let message = error("file,captoin\na.png,x\n");
+        assert!(
+            message.contains("line 1") && message.contains("did you mean `caption`?"),
+            "{message}"
+        );
+        let message = error("caption,path\nx,a.png\n");
+        assert!(message.contains("no column `file`"), "{message}");
+        let message = error("file,caption\na.png,\n");
+        assert!(
+            message.contains("line 2") && message.contains("a.png is empty"),
+            "{message}"
+        );
+        let message = error("file,caption\n,x\n");
+        assert!(message.contains("line 2: no file"), "{message}");
+        let message = error("file,caption\na.png,one, two\n");
+        assert!(
+            message.contains("line 2: 3 values") && message.contains("quotes"),
+            "{message}"
+        );
+        assert!(error("file,caption\n").contains("no row"));
+        assert!(error("").contains("no column"));
+    }
+
+    #[test]
+    fn missing_table_and_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = CaptionFolder::from_table(dir.path(), "captions.csv").unwrap_err();
+        assert!(error.to_string().contains("captions.csv"));
+        let error = CaptionFolder::from_table(&dir.path().join("no"), "captions.csv").unwrap_err();
+        assert!(matches!(error, DataError::MissingFolder { .. }));
+    }
+
+    #[test]
+    fn article_follows_the_name() {
+        let auto = |template, name| with_class_name(template, Article::Auto, name);
+        assert_eq!(auto("a photo of a {}", "Owl"), "a photo of an Owl");
+        assert_eq!(auto("a photo of an {}", "cat"), "a photo of a cat");
+        assert_eq!(auto("A {}.", "egg"), "An egg.");
+        assert_eq!(with_class_name("a {}", Article::Template, "egg"), "a egg");
+    }
+
+    #[test]
+    fn template_captions() {
+        let dir = folder("", &["n1/1.png", "n1/2.png", "old_owl/1.png"]);
+        let names = BTreeMap::from([("n1".to_owned(), "crane".to_owned())]);
+        let found =
+            CaptionFolder::from_template(dir.path(), "a {}.", Article::Auto, &names).unwrap();
+        assert_eq!(found.captions, ["a crane.", "a crane.", "an old owl."]);
+        let bad = |template| {
+            let found = CaptionFolder::from_template(dir.path(), template, Article::Auto, &names);
+            found.unwrap_err().to_string()
+        };
+        assert!(bad("no place").contains("exactly once"));
+        assert!(bad("the {}").contains("\"a {}\""));
+    }
+
+    #[test]
+    fn split_keeps_all_captions_of_an_image_together() {
+        let images: Vec<_> = (0..10).map(|i| format!("{i}.png")).collect();
+        let rows: String = images
+            .iter()
+            .flat_map(|i| [format!("{i},x {i}\n"), format!("{i},y {i}\n")])
+            .collect();
+        let dir = folder(
+            &format!("file,caption\n{rows}"),
+            &images.iter().map(String::as_str).collect::<Vec<_>>(),
+        );
+        let read = || CaptionFolder::from_table(dir.path(), "captions.csv").unwrap();
+        let (rest, out) = read().split(0.3, 5).unwrap();
+        assert_eq!((rest.len(), out.len()), (14, 6));
+        rest.check_disjoint(&out).unwrap();
+        assert!(
+            rest.check_disjoint(&rest)
+                .unwrap_err()
+                .to_string()
+                .contains("share the image")
+        );
+        let (_, again) = read().split(0.3, 5).unwrap();
+        assert_eq!(again.captions, out.captions);
+        assert!(read().split(1.5, 5).is_err());
+    }
+
+    #[test]
+    fn one_image_cannot_be_split() {
+        let found = read("file,caption\na.png,x\na.png,y\n", &["a.png"]).unwrap();
+        assert!(found.split(0.5, 0).is_err());
+    }
+}

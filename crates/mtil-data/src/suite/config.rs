@@ -1,0 +1,460 @@
+//! The suite file: a user's own tasks as a TOML beside folders of images.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{CaptionedImages, Extras, LabelledImages, Suite, SuiteError, Task};
+use crate::data::{Article, CaptionFolder, DataError, FolderOptions, ImageFolder, nearest};
+
+/// Name of the suite file in a folder that is a suite.
+pub(super) const SUITE_FILE: &str = "suite.toml";
+
+/// A suite file. `datasets/example-suite.toml` explains every key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SuiteConfig {
+    pub(super) name: String,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) split_seed: u64,
+    #[serde(default)]
+    pub(super) task: Vec<TaskConfig>,
+    pub(super) reference: ReferenceConfig,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TaskConfig {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    #[serde(default = "default_templates")]
+    pub(super) templates: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) classes: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) test_fraction: Option<f64>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) class_names: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReferenceConfig {
+    pub(super) path: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) captions: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) template: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) article: Option<ArticleConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) held_out: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) held_out_fraction: Option<f64>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) class_names: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ArticleConfig {
+    /// As the template says.
+    Template,
+    /// a or an.
+    Auto,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+fn default_templates() -> Vec<String> {
+    vec!["a photo of a {}.".into()]
+}
+
+/// Share of the reference images held out when nothing is said.
+const DEFAULT_HELD_OUT_FRACTION: f64 = 0.2;
+
+impl Suite {
+    /// Reads a suite file. Its paths are relative to the folder it lies in. Only names and sizes
+    /// of images are read here; their content is read when a run needs it.
+    ///
+    /// # Errors
+    /// [`SuiteError`] that names the file and the key or the task, and the cure. The suite
+    /// returned has passed [`check`](Self::check).
+    pub fn from_toml(path: &Path) -> Result<Self, SuiteError> {
+        let text = std::fs::read_to_string(path).map_err(|source| SuiteError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: SuiteConfig = toml::from_str(&text).map_err(|error| SuiteError::Parse {
+            path: path.to_owned(),
+            help: near_miss(error.message()),
+            message: error.to_string().trim_end().to_owned(),
+        })?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        let suite = config.open(base, path)?;
+        suite.check()?;
+        Ok(suite)
+    }
+
+    /// Loads a suite from a suite file, or from a folder that holds a `suite.toml`.
+    ///
+    /// # Errors
+    /// As [`from_toml`](Self::from_toml), and [`SuiteError::Missing`] when there is no such file.
+    pub fn load(path: &Path) -> Result<Self, SuiteError> {
+        let inside = path.join(SUITE_FILE);
+        if inside.is_file() {
+            Self::from_toml(&inside)
+        } else if path.is_file() {
+            Self::from_toml(path)
+        } else {
+            Err(SuiteError::Missing {
+                path: path.to_owned(),
+            })
+        }
+    }
+}
+
+impl SuiteConfig {
+    fn open(self, base: &Path, file: &Path) -> Result<Suite, SuiteError> {
+        let mut tasks = Vec::with_capacity(self.task.len());
+        for task in self.task {
+            let options = FolderOptions {
+                classes: task.classes,
+                class_names: task.class_names,
+                test_fraction: task.test_fraction,
+                seed: self.split_seed,
+            };
+            let folder = ImageFolder::open(&base.join(&task.path), &options).map_err(|source| {
+                SuiteError::Task {
+                    task: task.name.clone(),
+                    source,
+                }
+            })?;
+            tasks.push(Task {
+                name: task.name,
+                class_names: folder.class_names,
+                templates: task.templates,
+                train: LabelledImages {
+                    images: folder.train,
+                    labels: folder.train_labels,
+                },
+                test: LabelledImages {
+                    images: folder.test,
+                    labels: folder.test_labels,
+                },
+            });
+        }
+        let (reference, held_out) = self.reference.open(base, file, self.split_seed)?;
+        Ok(Suite {
+            name: self.name,
+            tasks,
+            reference: captioned(reference),
+            held_out: captioned(held_out),
+            extras: Extras::default(),
+        })
+    }
+}
+
+fn captioned(folder: CaptionFolder) -> CaptionedImages {
+    let (images, captions) = folder.into_parts();
+    CaptionedImages { images, captions }
+}
+
+impl ReferenceConfig {
+    fn open(
+        &self,
+        base: &Path,
+        file: &Path,
+        seed: u64,
+    ) -> Result<(CaptionFolder, CaptionFolder), SuiteError> {
+        let conflict = |message: &str| SuiteError::Setting {
+            path: file.to_owned(),
+            message: message.to_owned(),
+        };
+        match (&self.captions, &self.template) {
+            (Some(_), Some(_)) => {
+                return Err(conflict(
+                    "[reference] has both `captions` and `template`: keep one of them",
+                ));
+            }
+            (None, None) => {
+                return Err(conflict(
+                    "[reference] needs `captions = \"captions.csv\"` or `template = \"a photo of a {}.\"`",
+                ));
+            }
+            (Some(_), None) if self.article.is_some() || !self.class_names.is_empty() => {
+                return Err(conflict(
+                    "[reference] has `captions`, so `article` and `class_names`, which belong to `template`, have no use: remove them",
+                ));
+            }
+            _ => {}
+        }
+        if self.held_out.is_some() && self.held_out_fraction.is_some() {
+            return Err(conflict(
+                "[reference] has both `held_out` and `held_out_fraction`: keep one of them",
+            ));
+        }
+        let wrong = |source: DataError| SuiteError::Reference { source };
+        let reference = self.read(&base.join(&self.path)).map_err(wrong)?;
+        if let Some(held_out) = &self.held_out {
+            let held_out = self.read(&base.join(held_out)).map_err(wrong)?;
+            reference.check_disjoint(&held_out).map_err(wrong)?;
+            return Ok((reference, held_out));
+        }
+        let fraction = self.held_out_fraction.unwrap_or(DEFAULT_HELD_OUT_FRACTION);
+        reference.split(fraction, seed).map_err(wrong)
+    }
+
+    fn read(&self, root: &Path) -> Result<CaptionFolder, DataError> {
+        match (&self.captions, &self.template) {
+            (Some(table), _) => CaptionFolder::from_table(root, table),
+            (None, template) => {
+                let article = match self.article {
+                    Some(ArticleConfig::Auto) => Article::Auto,
+                    Some(ArticleConfig::Template) | None => Article::Template,
+                };
+                let template = template.as_deref().unwrap_or_default();
+                CaptionFolder::from_template(root, template, article, &self.class_names)
+            }
+        }
+    }
+}
+
+/// "did you mean" for serde's message about an unknown key or value:
+/// "unknown field `x`, expected one of `a`, `b`".
+fn near_miss(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown ")?;
+    let mut quoted = rest.split('`').skip(1).step_by(2);
+    let word = quoted.next()?;
+    nearest(word, quoted)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    fn write_png(path: &Path, colour: u8) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::RgbImage::from_pixel(2, 2, image::Rgb([colour; 3]))
+            .save(path)
+            .unwrap();
+    }
+
+    const REFERENCE: &str = "[reference]\npath = 'reference'\ncaptions = 'captions.csv'\n";
+
+    fn task(extra: &str) -> String {
+        format!("[[task]]\nname = 'shoes'\npath = 'shoes'\n{extra}\n")
+    }
+
+    /// A shop with one task of two classes and a reference set of five images.
+    pub(in super::super) fn shop(toml: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for class in ["sneaker", "flip_flop"] {
+            for i in 0..5 {
+                write_png(&dir.path().join(format!("shoes/{class}/{i}.png")), i);
+            }
+        }
+        let mut table = "file,caption\n".to_owned();
+        for i in 0..5 {
+            write_png(&dir.path().join(format!("reference/{i}.png")), 100 + i);
+            table += &format!("{i}.png,caption {i}\n");
+        }
+        std::fs::write(dir.path().join("reference/captions.csv"), table).unwrap();
+        std::fs::write(dir.path().join("my.toml"), toml).unwrap();
+        dir
+    }
+
+    fn load(toml: &str) -> Result<Suite, SuiteError> {
+        Suite::from_toml(&shop(toml).path().join("my.toml"))
+    }
+
+    fn error(toml: &str) -> String {
+        let error = load(toml).err().expect("the file is wrong");
+        // What a person sees: the error and its sources.
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(inner) = source {
+            text += &format!(": {inner}");
+            source = inner.source();
+        }
+        text
+    }
+
+    #[test]
+    fn a_small_file_is_enough() {
+        let suite = load(&format!("name = 'my shop'\n{}{REFERENCE}", task(""))).unwrap();
+        assert_eq!(suite.name, "my shop");
+        let task = &suite.tasks[0];
+        assert_eq!(task.class_names, ["flip flop", "sneaker"]);
+        assert_eq!(task.templates, ["a photo of a {}."]);
+        assert_eq!((task.train.labels.len(), task.test.labels.len()), (8, 2));
+        assert_eq!(
+            (
+                suite.reference.captions.len(),
+                suite.held_out.captions.len()
+            ),
+            (4, 1)
+        );
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let extra = "templates = ['a {}, a kind of shoe.', '{}']\nclasses = ['trainer', 'flip flop']\n\
+            class_names = { sneaker = 'trainer' }\ntest_fraction = 0.4";
+        let reference = "[reference]\npath = 'shoes'\ntemplate = 'a {}'\narticle = 'auto'\n\
+            class_names = { sneaker = 'easy shoe' }\nheld_out_fraction = 0.5\n";
+        let suite = load(&format!(
+            "name = 'x'\nsplit_seed = 4\n{}{reference}",
+            task(extra)
+        ))
+        .unwrap();
+        let task = &suite.tasks[0];
+        assert_eq!(task.class_names, ["trainer", "flip flop"]);
+        assert_eq!(task.templates.len(), 2);
+        assert_eq!(task.test.labels, [0, 0, 1, 1]);
+        assert!(task.test.images.name(0).contains("sneaker"));
+        assert_eq!(suite.reference.captions.len(), 5);
+        let mut all = [suite.reference.captions, suite.held_out.captions].concat();
+        all.sort();
+        all.dedup();
+        assert_eq!(all, ["a flip flop", "an easy shoe"]);
+    }
+
+    #[test]
+    fn held_out_folder() {
+        let toml = format!(
+            "name = 'x'\n{}[reference]\npath = 'shoes'\ntemplate = 'a {{}}'\nheld_out = 'more'\n",
+            task("")
+        );
+        let dir = shop(&toml);
+        write_png(&dir.path().join("more/hat/1.png"), 1);
+        let suite = Suite::from_toml(&dir.path().join("my.toml")).unwrap();
+        assert_eq!(
+            (
+                suite.reference.captions.len(),
+                suite.held_out.captions.len()
+            ),
+            (10, 1)
+        );
+        let overlap = error(&toml.replace("'more'", "'shoes'"));
+        assert!(overlap.contains("share the image"), "{overlap}");
+    }
+
+    #[test]
+    fn unknown_keys_are_named_with_a_near_miss() {
+        let message = error(&format!(
+            "name = 'x'\n{}{REFERENCE}",
+            task("templats = ['{}']")
+        ));
+        assert!(
+            message.contains("my.toml") && message.contains("`templats`"),
+            "{message}"
+        );
+        assert!(message.contains("did you mean `templates`?"), "{message}");
+        assert!(message.contains("line 5"), "{message}");
+        let message = error(&format!("nme = 'x'\n{}{REFERENCE}", task("")));
+        assert!(message.contains("did you mean `name`?"), "{message}");
+        let message = error(&format!("name = 'x'\n{}{REFERENCE}heldout = 'x'", task("")));
+        assert!(message.contains("did you mean `held_out`?"), "{message}");
+        let message = error(&format!(
+            "name = 'x'\n{}{REFERENCE}article = 'autom'",
+            task("")
+        ));
+        assert!(message.contains("did you mean `auto`?"), "{message}");
+    }
+
+    #[test]
+    fn missing_keys_and_broken_toml() {
+        let message = error(&format!("{}{REFERENCE}", task("")));
+        assert!(message.contains("missing field `name`"), "{message}");
+        assert!(error(&format!("name = 'x'\n{}", task(""))).contains("`reference`"));
+        assert!(error("name = ").contains("my.toml"));
+        assert!(error(&format!("name = 3\n{REFERENCE}")).contains("string"));
+    }
+
+    #[test]
+    fn reference_settings_that_contradict() {
+        let with = |reference: &str| {
+            error(&format!(
+                "name = 'x'\n{}[reference]\npath = 'reference'\n{reference}\n",
+                task("")
+            ))
+        };
+        assert!(
+            with("captions = 'captions.csv'\ntemplate = '{}'")
+                .contains("both `captions` and `template`")
+        );
+        assert!(with("").contains("needs `captions"));
+        assert!(with("captions = 'captions.csv'\narticle = 'auto'").contains("no use"));
+        assert!(
+            with("captions = 'captions.csv'\nheld_out = 'a'\nheld_out_fraction = 0.1")
+                .contains("both `held_out`")
+        );
+        assert!(
+            with("captions = 'captions.csv'\nheld_out_fraction = 2.0")
+                .contains("held_out_fraction is 2")
+        );
+        assert!(with("captions = 'nope.csv'").contains("nope.csv"));
+    }
+
+    #[test]
+    fn errors_name_the_task() {
+        let message = error(&format!(
+            "name = 'x'\n[[task]]\nname = 'hats'\npath = 'hats'\n{REFERENCE}"
+        ));
+        assert!(
+            message.contains("task `hats`") && message.contains("no folder"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn contents_are_checked() {
+        let message = error(&format!("name = 'x'\n{REFERENCE}"));
+        assert!(message.contains("no task"), "{message}");
+        let message = error(&format!("name = 'x'\n{}{}{REFERENCE}", task(""), task("")));
+        assert!(message.contains("two tasks are named `shoes`"), "{message}");
+        for templates in ["['no place']", "['{} {}']", "[]"] {
+            let message = error(&format!(
+                "name = 'x'\n{}{REFERENCE}",
+                task(&format!("templates = {templates}"))
+            ));
+            assert!(
+                message.contains("template") && message.contains("shoes"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_class_is_too_few() {
+        let dir = shop(&format!("name = 'x'\n{}{REFERENCE}", task("")));
+        std::fs::remove_dir_all(dir.path().join("shoes/sneaker")).unwrap();
+        let error = Suite::from_toml(&dir.path().join("my.toml")).err().unwrap();
+        assert!(error.to_string().contains("at least 2"), "{error}");
+    }
+
+    #[test]
+    fn load_takes_files_and_folders() {
+        let dir = shop(&format!("name = 'x'\n{}{REFERENCE}", task("")));
+        let file = dir.path().join("my.toml");
+        assert!(Suite::load(&file).is_ok());
+        std::fs::rename(&file, dir.path().join("suite.toml")).unwrap();
+        assert!(Suite::load(dir.path()).is_ok());
+        let error = Suite::load(Path::new("mni")).err().unwrap();
+        assert!(matches!(error, SuiteError::Missing { .. }), "{error}");
+        assert!(error.to_string().starts_with("mni is neither"), "{error}");
+        let error = Suite::from_toml(Path::new("/no/such.toml")).err().unwrap();
+        assert!(error.to_string().contains("such.toml"));
+    }
+
+    #[test]
+    fn the_example_parses() {
+        let text = include_str!("../../../../datasets/example-suite.toml");
+        let config: SuiteConfig = toml::from_str(text).unwrap();
+        assert!(config.task.len() >= 2);
+    }
+}

@@ -1,0 +1,448 @@
+//! Writes a suite as ordinary image folders that any tool can read.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use image::DynamicImage;
+use rayon::prelude::*;
+
+use super::config::{ReferenceConfig, SUITE_FILE, SuiteConfig, TaskConfig};
+use super::{CaptionedImages, LabelledImages, Suite, SuiteError, Task};
+use crate::data::{DataError, ImageSource};
+
+/// Images decoded and written before the progress is told again.
+const CHUNK: usize = 64;
+/// Longest folder name that is made from a class or task name.
+const LONGEST_NAME: usize = 80;
+
+/// What an export wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportSummary {
+    /// Number of tasks.
+    pub tasks: usize,
+    /// Number of images.
+    pub images: usize,
+    /// The suite file: `--suite` takes it, and the folder it lies in.
+    pub suite_file: PathBuf,
+}
+
+/// Writes `suite` below `dir`, which must be empty or not exist:
+///
+/// ```text
+/// suite.toml                          loads back to this suite
+/// <task>/train/<class>/<nnnnn>.png    nnnnn: number of the image in its half
+/// <task>/test/<class>/<nnnnn>.png
+/// reference/captions.csv, reference/images/<nnnnn>.png
+/// held_out/captions.csv, held_out/images/<nnnnn>.png
+/// ```
+///
+/// Pixels are kept exactly, 32-bit float images excepted, which become 16-bit. Classes and tasks
+/// whose name is no portable folder name get another folder and keep their name in `suite.toml`.
+/// The exported suite has the same labels, class order, captions and pixels; within a half its
+/// images come class by class, in the original order within a class. `suite.toml` is written
+/// last, so a folder that has one is complete. `progress` is told the images written and the total.
+///
+/// # Errors
+/// [`SuiteError`]: the suite is not in order, a class has no image in one of the halves (which
+/// class folders cannot express), `dir` is not empty, an image cannot be read, a file
+/// cannot be written.
+pub fn export(
+    suite: &Suite,
+    dir: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<ExportSummary, SuiteError> {
+    suite.check()?;
+    suite.tasks.iter().try_for_each(every_class_has_images)?;
+    claim(dir)?;
+    let pairs = [&suite.reference, &suite.held_out];
+    let halves = suite.tasks.iter().flat_map(|t| [&t.train, &t.test]);
+    let total = halves.map(|h| h.images.len()).sum::<usize>()
+        + pairs.iter().map(|p| p.images.len()).sum::<usize>();
+    let mut writer = Writer {
+        done: 0,
+        total,
+        progress,
+    };
+    let mut used: HashSet<String> = ["reference", "held_out", SUITE_FILE].map(Into::into).into();
+    let mut tasks = Vec::with_capacity(suite.tasks.len());
+    for task in &suite.tasks {
+        let folder = folder_name(&task.name, &mut used);
+        let mut taken = HashSet::new();
+        let classes: Vec<String> = task
+            .class_names
+            .iter()
+            .map(|class| folder_name(class, &mut taken))
+            .collect();
+        let wrong = |source| SuiteError::Task {
+            task: task.name.clone(),
+            source,
+        };
+        for (half, images) in [("train", &task.train), ("test", &task.test)] {
+            let base = dir.join(&folder).join(half);
+            for class in &classes {
+                create(&base.join(class))?;
+            }
+            writer.labelled(images, &base, &classes, &wrong)?;
+        }
+        let class_names: BTreeMap<_, _> = classes
+            .into_iter()
+            .zip(task.class_names.iter().cloned())
+            .filter(|(folder, name)| folder.replace('_', " ") != *name)
+            .collect();
+        tasks.push(TaskConfig {
+            name: task.name.clone(),
+            path: folder.into(),
+            templates: task.templates.clone(),
+            classes: Some(task.class_names.clone()),
+            test_fraction: None,
+            class_names,
+        });
+    }
+    for (folder, pairs) in ["reference", "held_out"].into_iter().zip(pairs) {
+        writer.captioned(pairs, &dir.join(folder))?;
+    }
+    let config = SuiteConfig {
+        name: suite.name.clone(),
+        split_seed: 0,
+        task: tasks,
+        reference: ReferenceConfig {
+            path: "reference".into(),
+            captions: Some("captions.csv".into()),
+            held_out: Some("held_out".into()),
+            ..ReferenceConfig::default()
+        },
+    };
+    let suite_file = dir.join(SUITE_FILE);
+    let text = toml::to_string_pretty(&config).map_err(|e| write_error(&suite_file, e))?;
+    std::fs::write(&suite_file, text).map_err(|e| write_error(&suite_file, e))?;
+    Ok(ExportSummary {
+        tasks: suite.tasks.len(),
+        images: total,
+        suite_file,
+    })
+}
+
+fn every_class_has_images(task: &Task) -> Result<(), SuiteError> {
+    for (half, images) in [("train", &task.train), ("test", &task.test)] {
+        let seen: HashSet<_> = images.labels.iter().collect();
+        if let Some(class) = (0..task.class_names.len()).find(|c| !seen.contains(c)) {
+            return Err(SuiteError::Labels {
+                task: task.name.clone(),
+                half,
+                message: format!("class `{}` has no image", task.class_names[class]),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn write_error(path: &Path, error: impl std::fmt::Display) -> SuiteError {
+    SuiteError::Write {
+        path: path.to_owned(),
+        message: error.to_string(),
+    }
+}
+
+fn create(path: &Path) -> Result<(), SuiteError> {
+    std::fs::create_dir_all(path).map_err(|e| write_error(path, e))
+}
+
+/// Makes `dir`, and refuses one that holds anything.
+fn claim(dir: &Path) -> Result<(), SuiteError> {
+    let occupied = || SuiteError::NotEmpty {
+        path: dir.to_owned(),
+    };
+    if dir.exists() && !dir.is_dir() {
+        return Err(occupied());
+    }
+    create(dir)?;
+    let mut entries = std::fs::read_dir(dir).map_err(|e| write_error(dir, e))?;
+    match entries.next() {
+        Some(_) => Err(occupied()),
+        None => Ok(()),
+    }
+}
+
+struct Writer<'a> {
+    done: usize,
+    total: usize,
+    progress: &'a mut dyn FnMut(usize, usize),
+}
+
+impl Writer<'_> {
+    fn labelled(
+        &mut self,
+        half: &LabelledImages,
+        base: &Path,
+        classes: &[String],
+        wrong: &(dyn Fn(DataError) -> SuiteError + Sync),
+    ) -> Result<(), SuiteError> {
+        let path = |i: usize| base.join(&classes[half.labels[i]]).join(file_name(i));
+        self.images(half.images.as_ref(), &path, wrong)
+    }
+
+    fn captioned(&mut self, pairs: &CaptionedImages, base: &Path) -> Result<(), SuiteError> {
+        let images = base.join("images");
+        create(&images)?;
+        let path = |i: usize| images.join(file_name(i));
+        let wrong = |source| SuiteError::Reference { source };
+        self.images(pairs.images.as_ref(), &path, &wrong)?;
+        let table = base.join("captions.csv");
+        let write = || -> Result<(), csv::Error> {
+            let mut writer = csv::Writer::from_path(&table)?;
+            writer.write_record(["file", "caption"])?;
+            for (i, caption) in pairs.captions.iter().enumerate() {
+                writer.write_record([&format!("images/{}", file_name(i)), caption])?;
+            }
+            Ok(writer.flush()?)
+        };
+        write().map_err(|e| write_error(&table, e))
+    }
+
+    fn images(
+        &mut self,
+        images: &dyn ImageSource,
+        path: &(dyn Fn(usize) -> PathBuf + Sync),
+        wrong: &(dyn Fn(DataError) -> SuiteError + Sync),
+    ) -> Result<(), SuiteError> {
+        for start in (0..images.len()).step_by(CHUNK) {
+            let end = (start + CHUNK).min(images.len());
+            (start..end).into_par_iter().try_for_each(|i| {
+                let path = path(i);
+                storable(images.load(i).map_err(wrong)?)
+                    .save_with_format(&path, image::ImageFormat::Png)
+                    .map_err(|e| write_error(&path, e))
+            })?;
+            self.done += end - start;
+            (self.progress)(self.done, self.total);
+        }
+        Ok(())
+    }
+}
+
+fn file_name(index: usize) -> String {
+    format!("{index:05}.png")
+}
+
+/// PNG has no float pixels.
+fn storable(image: DynamicImage) -> DynamicImage {
+    match image {
+        DynamicImage::ImageRgb32F(_) => image.to_rgb16().into(),
+        DynamicImage::ImageRgba32F(_) => image.to_rgba16().into(),
+        image => image,
+    }
+}
+
+/// A folder name for `name` that any file system takes and that differs from those in `used`,
+/// letter case aside.
+fn folder_name(name: &str, used: &mut HashSet<String>) -> String {
+    let mut safe: String = name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .take(LONGEST_NAME)
+        .collect();
+    // Hidden folders are not read, and Windows drops a dot at the end.
+    if safe.starts_with('.') {
+        safe.replace_range(..1, "_");
+    }
+    if safe.ends_with('.') {
+        safe.pop();
+        safe.push('_');
+    }
+    // Names that Windows keeps for devices, and that the reader of folders ignores.
+    let stem = safe
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let device = ["con", "prn", "aux", "nul"].contains(&stem.as_str())
+        || stem.len() == 4
+            && (stem.starts_with("com") || stem.starts_with("lpt"))
+            && stem.ends_with(|c: char| c.is_ascii_digit());
+    if device || safe == "__MACOSX" {
+        safe.push('_');
+    }
+    let mut candidate = safe.clone();
+    let mut number = 2;
+    while !used.insert(candidate.to_ascii_lowercase()) {
+        candidate = format!("{safe}-{number}");
+        number += 1;
+    }
+    candidate
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::check::tests::{Drawn, small};
+    use super::*;
+
+    /// What a model gets to see of an image: files of more than 8 bits are reduced when they are read,
+    /// in-memory images when they are prepared.
+    fn seen(image: &DynamicImage) -> DynamicImage {
+        clip_model::Preprocess::clip(8).eval_u8(image).into()
+    }
+
+    /// Every image of a set by its label or caption, sorted: what must survive the round trip.
+    fn contents(
+        images: &dyn ImageSource,
+        what: impl Fn(usize) -> String,
+    ) -> Vec<(String, DynamicImage)> {
+        let mut all: Vec<_> = (0..images.len())
+            .map(|i| (what(i), seen(&images.load(i).unwrap())))
+            .collect();
+        all.sort_by(|a, b| (&a.0, a.1.as_bytes()).cmp(&(&b.0, b.1.as_bytes())));
+        all
+    }
+
+    fn round_trip(suite: &Suite) -> Suite {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let mut told = Vec::new();
+        let summary = export(suite, &target, &mut |done, total| told.push((done, total))).unwrap();
+        assert_eq!(told.last(), Some(&(summary.images, summary.images)));
+        let loaded = Suite::load(&target).unwrap();
+        assert_eq!(loaded.name, suite.name);
+        assert_eq!(loaded.tasks.len(), suite.tasks.len());
+        for (a, b) in loaded.tasks.iter().zip(&suite.tasks) {
+            assert_eq!(
+                (&a.name, &a.class_names, &a.templates),
+                (&b.name, &b.class_names, &b.templates)
+            );
+            for (a, b) in [(&a.train, &b.train), (&a.test, &b.test)] {
+                let of = |half: &LabelledImages| {
+                    contents(half.images.as_ref(), |i| half.labels[i].to_string())
+                };
+                assert!(of(a) == of(b), "labels and pixels");
+            }
+        }
+        for (a, b) in [
+            (&loaded.reference, &suite.reference),
+            (&loaded.held_out, &suite.held_out),
+        ] {
+            assert_eq!(a.captions, b.captions);
+            for i in 0..b.images.len() {
+                assert_eq!(a.images.load(i).unwrap(), b.images.load(i).unwrap());
+            }
+        }
+        drop(dir);
+        loaded
+    }
+
+    #[test]
+    fn loads_back_to_the_same_suite() {
+        let loaded = round_trip(&small());
+        assert_eq!(loaded.tasks[0].train.labels, [0, 0, 1]);
+    }
+
+    #[test]
+    fn hostile_names_and_all_pixel_formats_survive() {
+        let mut suite = small();
+        let task = &mut suite.tasks[0];
+        task.name = "../reference".into();
+        let names = [
+            "a/b",
+            "a?b",
+            "..",
+            "con",
+            ".hidden",
+            "naïve café",
+            "x_y",
+            "日本",
+            "\"q\" = '1'",
+            "__MACOSX",
+        ];
+        task.class_names = names.iter().map(|n| n.to_string()).collect();
+        let grey = image::GrayImage::from_pixel(2, 2, image::Luma([9]));
+        let kinds: Vec<DynamicImage> = vec![
+            grey.clone().into(),
+            DynamicImage::ImageLuma8(grey.clone())
+                .to_luma_alpha8()
+                .into(),
+            DynamicImage::ImageLuma8(grey.clone()).to_rgba8().into(),
+            image::ImageBuffer::from_pixel(2, 2, image::Luma([1234u16])).into(),
+            image::ImageBuffer::from_pixel(2, 2, image::Rgb([1u16, 40_000, 7])).into(),
+        ];
+        for half in [&mut task.train, &mut task.test] {
+            half.labels = (0..names.len()).collect();
+            half.images = Arc::new(Drawn(
+                kinds.iter().cycle().take(names.len()).cloned().collect(),
+            ));
+        }
+        round_trip(&suite);
+    }
+
+    #[test]
+    fn a_target_that_is_not_empty_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mine.txt");
+        std::fs::write(&file, "x").unwrap();
+        for target in [dir.path(), &file] {
+            let error = export(&small(), target, &mut |_, _| {}).unwrap_err();
+            assert!(matches!(error, SuiteError::NotEmpty { .. }), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_class_without_images_in_a_half_is_refused_before_anything_is_written() {
+        let mut suite = small();
+        suite.tasks[0].test.labels = vec![1, 1];
+        let dir = tempfile::tempdir().unwrap();
+        let error = export(&suite, &dir.path().join("out"), &mut |_, _| {}).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("test half: class `red` has no image"),
+            "{error}"
+        );
+        assert!(!dir.path().join("out").exists());
+    }
+
+    #[test]
+    fn an_unreadable_image_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("a");
+        let summary = export(&small(), &source, &mut |_, _| {}).unwrap();
+        let suite = Suite::from_toml(&summary.suite_file).unwrap();
+        std::fs::write(source.join("colours/test/red/00001.png"), b"broken").unwrap();
+        let error = export(&suite, &dir.path().join("b"), &mut |_, _| {}).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("colours") && message.contains("00001.png"),
+            "{message}"
+        );
+        assert!(!dir.path().join("b/suite.toml").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_read_only_target_is_an_error() {
+        let error = export(
+            &small(),
+            Path::new("/proc/no-such-folder/out"),
+            &mut |_, _| {},
+        )
+        .unwrap_err();
+        assert!(matches!(error, SuiteError::Write { .. }), "{error}");
+    }
+
+    #[test]
+    fn folder_names_are_safe_and_differ() {
+        let mut used = HashSet::new();
+        let mut name = |n: &str| folder_name(n, &mut used);
+        assert_eq!(name("dark green"), "dark_green");
+        assert_eq!(name("Dark/Green"), "Dark_Green-2");
+        assert_eq!(name("nul.txt"), "nul.txt_");
+        assert_eq!(name("..."), "_._");
+        assert_eq!(name(""), "");
+        assert_eq!(name(&"x".repeat(300)).len(), LONGEST_NAME);
+    }
+}

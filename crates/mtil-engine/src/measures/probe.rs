@@ -1,0 +1,910 @@
+//! Linear probe: multinomial logistic regression on frozen features.
+//!
+//! The objective is scikit-learn's `LogisticRegression` with the penalty `l2` and an intercept, which
+//! CLIP's own example uses (`openai/CLIP` `README.md`, "Linear-probe evaluation"): with mean
+//! cross-entropy `H` over `n` images it is `H + ‖W‖² / (2 C n)`; the bias is not penalised. With two
+//! classes scikit-learn fits one weight vector for both, which equals this at half the `C`.
+//!
+//! The optimizer is L-BFGS in `f64`, written here: the method is short, a solver crate would bring a
+//! second linear algebra, and the same input has to give the same probe on any number of threads.
+
+use std::collections::VecDeque;
+
+use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::{Matrix, MeasureError, check_labels, check_positive, confusion::predictions};
+use mtil_data::seeds;
+
+/// Images of one partial sum of the loss. A constant, so that sums do not depend on the threads.
+const BLOCK: usize = 1024;
+/// Steps that L-BFGS remembers, scikit-learn's number.
+const HISTORY: usize = 10;
+/// Tag of the draw of held-out images, apart from those of [`seeds`].
+const HELD_OUT: u64 = 0x70_726f_6265;
+
+/// How strongly weights are kept small: scikit-learn's `C`, the inverse strength.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Strength {
+    /// This `C`.
+    Fixed(f64),
+    /// The `C` of these with the best accuracy on held-out images, the smallest of several.
+    Grid {
+        /// Candidates, in any order.
+        values: Vec<f64>,
+        /// Which images are held out.
+        held_out: HeldOut,
+    },
+    /// The search of the CLIP paper (Radford et al. 2021, appendix A.3): powers of 100 from 1e-6 to
+    /// 1e6, then steps half as long around the best one until there are 8 a decade.
+    Search {
+        /// Which images are held out.
+        held_out: HeldOut,
+    },
+}
+
+/// Images held out to choose `C`: a share of each class, drawn by seed. A class of one image gives
+/// none. The final probe is fitted on all images.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldOut {
+    /// Share of the images of a class, between 0 and 1; at least one image is held out and at least
+    /// one kept.
+    pub share: f64,
+    /// Seed of the draw.
+    pub seed: u64,
+}
+
+/// How a probe is fitted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProbeOptions {
+    /// Regularisation. Default: `C` = 0.316, as in CLIP's example.
+    pub strength: Strength,
+    /// Iterations after which the fit stops, converged or not. Default: 1000.
+    pub max_iterations: usize,
+    /// Converged when no component of the gradient is larger. Default: 1e-4, as in scikit-learn.
+    pub tolerance: f64,
+}
+
+impl Default for ProbeOptions {
+    fn default() -> Self {
+        Self {
+            strength: Strength::Fixed(0.316),
+            max_iterations: 1000,
+            tolerance: 1e-4,
+        }
+    }
+}
+
+/// How a fit went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Fit {
+    /// The objective: mean cross-entropy in nats and penalty.
+    pub objective: f64,
+    /// Iterations made.
+    pub iterations: usize,
+    /// Whether the gradient fell below the tolerance, or the objective to the precision of `f64`.
+    pub converged: bool,
+}
+
+/// A candidate for `C`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The `C`.
+    pub c: f64,
+    /// Accuracy on the held-out images in %.
+    pub accuracy: f64,
+}
+
+/// A fitted linear classifier.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probe {
+    classes: usize,
+    columns: usize,
+    /// Weights `[classes, columns]`, row-major, then the biases.
+    parameters: Vec<f64>,
+    c: f64,
+    fit: Fit,
+    candidates: Vec<Candidate>,
+}
+
+impl Probe {
+    /// Fits a probe on `features` `[images, columns]`, as they are: whoever wants them normalised or
+    /// standardised does it before.
+    ///
+    /// # Errors
+    /// [`MeasureError`] when there is not one label an image, a label is not below `classes`, a class
+    /// has no image, there are fewer than two classes, or an option is out of range.
+    pub fn fit(
+        features: Matrix<'_>,
+        labels: &[usize],
+        classes: usize,
+        options: &ProbeOptions,
+    ) -> Result<Self, MeasureError> {
+        check_labels(labels, features.rows(), classes)?;
+        if classes < 2 {
+            return Err(MeasureError::Setting {
+                name: "the number of classes",
+                value: classes.to_string(),
+                need: "at least 2",
+            });
+        }
+        let mut images = vec![0_usize; classes];
+        labels.iter().for_each(|label| images[*label] += 1);
+        if let Some(class) = images.iter().position(|n| *n == 0) {
+            return Err(MeasureError::EmptyClass { class });
+        }
+        if !(options.tolerance.is_finite() && options.tolerance >= 0.0) {
+            return Err(MeasureError::Setting {
+                name: "the tolerance",
+                value: options.tolerance.to_string(),
+                need: "a finite number, 0 or above",
+            });
+        }
+        let (c, candidates) = choose(features, labels, classes, options)?;
+        let all: Vec<usize> = (0..labels.len()).collect();
+        let problem = Problem::new(features, labels, classes, &all, c);
+        let mut parameters = vec![0.0; problem.parameters()];
+        let fit = problem.solve(&mut parameters, options);
+        Ok(Self {
+            classes,
+            columns: features.columns(),
+            parameters,
+            c,
+            fit,
+            candidates,
+        })
+    }
+
+    /// Weight vectors `[classes, columns]`, row-major.
+    pub fn weights(&self) -> &[f64] {
+        &self.parameters[..self.classes * self.columns]
+    }
+
+    /// One bias a class.
+    pub fn bias(&self) -> &[f64] {
+        &self.parameters[self.classes * self.columns..]
+    }
+
+    /// The `C` of the fit, given or chosen.
+    pub fn c(&self) -> f64 {
+        self.c
+    }
+
+    /// How the fit on all images went.
+    pub fn report(&self) -> Fit {
+        self.fit
+    }
+
+    /// What was tried to choose `C`, in order; empty when it was given.
+    pub fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+
+    /// Logits `[images, classes]` of `features`, row-major.
+    ///
+    /// # Errors
+    /// [`MeasureError::Width`] when the features are not as wide as those of the fit.
+    pub fn logits(&self, features: Matrix<'_>) -> Result<Vec<f32>, MeasureError> {
+        if features.columns() != self.columns {
+            return Err(MeasureError::Width {
+                left: features.what().to_owned(),
+                left_columns: features.columns(),
+                right: "the features of the fit".to_owned(),
+                right_columns: self.columns,
+            });
+        }
+        let all: Vec<usize> = (0..features.rows()).collect();
+        let blocks: Vec<Vec<f64>> = all
+            .par_chunks(BLOCK)
+            .map(|rows| {
+                let x = gather(features, rows);
+                logits(&x, rows.len(), &self.parameters, self.classes)
+            })
+            .collect();
+        Ok(blocks.iter().flatten().map(|x| *x as f32).collect())
+    }
+
+    /// Class of the largest logit of each row, the first one of several.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits); [`MeasureError::NotFinite`] when a logit leaves the range of
+    /// `f32`.
+    pub fn predict(&self, features: Matrix<'_>) -> Result<Vec<usize>, MeasureError> {
+        let logits = self.logits(features)?;
+        let logits = Matrix::new(
+            "logits of the probe",
+            &logits,
+            features.rows(),
+            self.classes,
+        )?;
+        Ok(predictions(logits))
+    }
+
+    /// Accuracy on `features` in %.
+    ///
+    /// # Errors
+    /// As [`predict`](Self::predict); [`MeasureError`] when there is not one label an image or a
+    /// label is out of range.
+    pub fn accuracy(&self, features: Matrix<'_>, labels: &[usize]) -> Result<f64, MeasureError> {
+        check_labels(labels, features.rows(), self.classes)?;
+        let predicted = self.predict(features)?;
+        let right = predicted.iter().zip(labels).filter(|(p, l)| p == l).count();
+        Ok(100.0 * right as f64 / labels.len() as f64)
+    }
+}
+
+/// The `C` to fit with, and what was tried.
+fn choose(
+    features: Matrix<'_>,
+    labels: &[usize],
+    classes: usize,
+    options: &ProbeOptions,
+) -> Result<(f64, Vec<Candidate>), MeasureError> {
+    let held_out = match &options.strength {
+        Strength::Fixed(c) => {
+            check_positive("C", *c)?;
+            return Ok((*c, Vec::new()));
+        }
+        Strength::Grid { held_out, .. } | Strength::Search { held_out } => *held_out,
+    };
+    let (kept, out) = split(labels, classes, held_out)?;
+    let mut warm = vec![0.0; classes * (features.columns() + 1)];
+    let mut tried: Vec<Candidate> = Vec::new();
+    let mut attempt = |c: f64, tried: &mut Vec<Candidate>| {
+        if tried.iter().any(|t| t.c == c) {
+            return;
+        }
+        // The probe of the last candidate is a good start for the next.
+        Problem::new(features, labels, classes, &kept, c).solve(&mut warm, options);
+        let x = gather(features, &out);
+        let scores = logits(&x, out.len(), &warm, classes);
+        let right = out
+            .iter()
+            .zip(scores.chunks_exact(classes))
+            .filter(|(i, row)| argmax(row) == labels[**i])
+            .count();
+        tried.push(Candidate {
+            c,
+            accuracy: 100.0 * right as f64 / out.len() as f64,
+        });
+    };
+    match &options.strength {
+        Strength::Grid { values, .. } => {
+            if values.is_empty() {
+                return Err(MeasureError::Setting {
+                    name: "the grid of C",
+                    value: "empty".to_owned(),
+                    need: "at least one value",
+                });
+            }
+            for c in values {
+                check_positive("C in the grid", *c)?;
+            }
+            let mut values = values.clone();
+            values.sort_by(f64::total_cmp);
+            values.iter().for_each(|c| attempt(*c, &mut tried));
+        }
+        Strength::Search { .. } => {
+            // In eighths of a decade.
+            let c = |eighths: i32| 10_f64.powf(f64::from(eighths) / 8.0);
+            let (end, mut step) = (48, 16);
+            for eighths in (-end..=end).step_by(16) {
+                attempt(c(eighths), &mut tried);
+            }
+            while step > 1 {
+                step /= 2;
+                let peak = (8.0 * best(&tried).log10()).round() as i32;
+                for eighths in [peak - step, peak + step] {
+                    if eighths.abs() <= end {
+                        attempt(c(eighths), &mut tried);
+                    }
+                }
+            }
+        }
+        Strength::Fixed(_) => {}
+    }
+    Ok((best(&tried), tried))
+}
+
+/// The `C` of the highest accuracy, the smallest of several. There is at least one candidate.
+fn best(tried: &[Candidate]) -> f64 {
+    let first = Candidate {
+        c: f64::INFINITY,
+        accuracy: f64::NEG_INFINITY,
+    };
+    tried
+        .iter()
+        .fold(first, |best, t| {
+            let better =
+                t.accuracy > best.accuracy || (t.accuracy == best.accuracy && t.c < best.c);
+            if better { *t } else { best }
+        })
+        .c
+}
+
+/// Indices to fit on and indices to choose by, both in order.
+fn split(
+    labels: &[usize],
+    classes: usize,
+    held_out: HeldOut,
+) -> Result<(Vec<usize>, Vec<usize>), MeasureError> {
+    if !(held_out.share > 0.0 && held_out.share < 1.0) {
+        return Err(MeasureError::Setting {
+            name: "the share of held-out images",
+            value: held_out.share.to_string(),
+            need: "between 0 and 1",
+        });
+    }
+    let mut members = vec![Vec::new(); classes];
+    for (i, label) in labels.iter().enumerate() {
+        members[*label].push(i);
+    }
+    let mut is_out = vec![false; labels.len()];
+    for (class, members) in members.iter().enumerate() {
+        let n = members.len();
+        if n < 2 {
+            continue;
+        }
+        let count = ((n as f64 * held_out.share).round() as usize).clamp(1, n - 1);
+        let seed = seeds::derive(held_out.seed, &[HELD_OUT, class as u64]);
+        for i in seeds::sample(n, count, seed) {
+            is_out[members[i]] = true;
+        }
+    }
+    let (out, kept): (Vec<usize>, Vec<usize>) = (0..labels.len()).partition(|i| is_out[*i]);
+    if out.is_empty() {
+        return Err(MeasureError::Setting {
+            name: "the largest number of images in a class",
+            value: "1".to_owned(),
+            need: "at least 2 to hold some out; give C instead",
+        });
+    }
+    Ok((kept, out))
+}
+
+/// The rows `rows` of `features` in `f64`, row-major.
+fn gather(features: Matrix<'_>, rows: &[usize]) -> Vec<f64> {
+    let values = rows.iter().flat_map(|i| features.row(*i));
+    values.map(|x| f64::from(*x)).collect()
+}
+
+/// `x W' + b` for `rows` rows, `[rows, classes]`. Weights lie before biases in `parameters`.
+fn logits(x: &[f64], rows: usize, parameters: &[f64], classes: usize) -> Vec<f64> {
+    let (weights, bias) = parameters.split_at(parameters.len() - classes);
+    let columns = weights.len() / classes;
+    let mut out: Vec<f64> = bias.iter().copied().cycle().take(rows * classes).collect();
+    matmul(
+        MatMut::from_row_major_slice_mut(&mut out, rows, classes),
+        Accum::Add,
+        MatRef::from_row_major_slice(x, rows, columns),
+        MatRef::from_row_major_slice(weights, classes, columns).transpose(),
+        1.0,
+        Par::Seq,
+    );
+    out
+}
+
+fn argmax(row: &[f64]) -> usize {
+    (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+/// The objective on some of the images.
+struct Problem<'a> {
+    features: Matrix<'a>,
+    labels: &'a [usize],
+    classes: usize,
+    images: &'a [usize],
+    /// Half of it is the factor on the squared weights.
+    penalty: f64,
+}
+
+impl<'a> Problem<'a> {
+    fn new(
+        features: Matrix<'a>,
+        labels: &'a [usize],
+        classes: usize,
+        images: &'a [usize],
+        c: f64,
+    ) -> Self {
+        Self {
+            features,
+            labels,
+            classes,
+            images,
+            penalty: 1.0 / (c * images.len() as f64),
+        }
+    }
+
+    fn parameters(&self) -> usize {
+        self.classes * (self.features.columns() + 1)
+    }
+
+    fn solve(&self, parameters: &mut Vec<f64>, options: &ProbeOptions) -> Fit {
+        minimise(
+            |x, gradient| self.evaluate(x, gradient),
+            parameters,
+            options.max_iterations,
+            options.tolerance,
+        )
+    }
+
+    /// Value and gradient at `x`.
+    fn evaluate(&self, x: &[f64], gradient: &mut [f64]) -> f64 {
+        let blocks: Vec<(f64, Vec<f64>)> = self
+            .images
+            .par_chunks(BLOCK)
+            .map(|images| self.block(images, x))
+            .collect();
+        gradient.fill(0.0);
+        let mut value = 0.0;
+        for (loss, part) in &blocks {
+            value += loss;
+            gradient.iter_mut().zip(part).for_each(|(g, p)| *g += p);
+        }
+        let n = self.images.len() as f64;
+        value /= n;
+        gradient.iter_mut().for_each(|g| *g /= n);
+        let weights = x.len() - self.classes;
+        for (g, w) in gradient[..weights].iter_mut().zip(x) {
+            *g += self.penalty * w;
+            value += 0.5 * self.penalty * w * w;
+        }
+        value
+    }
+
+    /// Summed cross-entropy of some images and its gradient.
+    fn block(&self, images: &[usize], parameters: &[f64]) -> (f64, Vec<f64>) {
+        let (n, columns) = (images.len(), self.features.columns());
+        let x = gather(self.features, images);
+        let mut residuals = logits(&x, n, parameters, self.classes);
+        let mut gradient = vec![0.0; parameters.len()];
+        let (weights, bias) = gradient.split_at_mut(self.classes * columns);
+        let mut loss = 0.0;
+        for (i, row) in images.iter().zip(residuals.chunks_exact_mut(self.classes)) {
+            let label = self.labels[*i];
+            let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let own = row[label] - max;
+            row.iter_mut().for_each(|v| *v = (*v - max).exp());
+            let sum: f64 = row.iter().sum();
+            loss += sum.ln() - own;
+            row.iter_mut().for_each(|v| *v /= sum);
+            row[label] -= 1.0;
+            bias.iter_mut().zip(&*row).for_each(|(b, r)| *b += r);
+        }
+        matmul(
+            MatMut::from_row_major_slice_mut(weights, self.classes, columns),
+            Accum::Replace,
+            MatRef::from_row_major_slice(&residuals, n, self.classes).transpose(),
+            MatRef::from_row_major_slice(&x, n, columns),
+            1.0,
+            Par::Seq,
+        );
+        (loss, gradient)
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+/// A step of L-BFGS and the change of the gradient along it.
+struct Step {
+    x: Vec<f64>,
+    gradient: Vec<f64>,
+    /// `1 / (x · gradient)`.
+    rho: f64,
+}
+
+/// Minimises `f`, which returns its value and writes its gradient, from `x` on: L-BFGS (Nocedal &
+/// Wright, "Numerical Optimization", algorithms 7.4 and 7.5) with the bisecting line search for the
+/// weak Wolfe conditions of Lewis & Overton ("Nonsmooth optimization via quasi-Newton methods", 2013,
+/// algorithm 2.6).
+fn minimise(
+    f: impl Fn(&[f64], &mut [f64]) -> f64,
+    x: &mut Vec<f64>,
+    max_iterations: usize,
+    tolerance: f64,
+) -> Fit {
+    const SUFFICIENT_DECREASE: f64 = 1e-4;
+    const CURVATURE: f64 = 0.9;
+    const LINE_SEARCH_STEPS: usize = 60;
+    // Relative decrease of the objective below which rounding decides; scikit-learn's number.
+    let precision = 64.0 * f64::EPSILON;
+
+    let mut gradient = vec![0.0; x.len()];
+    let mut value = f(x, &mut gradient);
+    let mut history: VecDeque<Step> = VecDeque::new();
+    let (mut next, mut next_gradient) = (x.clone(), gradient.clone());
+    let mut iterations = 0;
+    let converged = loop {
+        if gradient.iter().all(|g| g.abs() <= tolerance) {
+            break true;
+        }
+        if iterations == max_iterations {
+            break false;
+        }
+        let mut direction = two_loop(&gradient, &history);
+        let mut slope = dot(&direction, &gradient);
+        if slope >= 0.0 {
+            // Rounding has spoilt the memory.
+            history.clear();
+            direction = gradient.iter().map(|g| -g).collect();
+            slope = -dot(&gradient, &gradient);
+        }
+        let mut t = if history.is_empty() {
+            1.0 / slope.abs().sqrt().max(1.0)
+        } else {
+            1.0
+        };
+        let (mut low, mut high) = (0.0, f64::INFINITY);
+        let mut found = None;
+        for _ in 0..LINE_SEARCH_STEPS {
+            for ((next, x), d) in next.iter_mut().zip(&*x).zip(&direction) {
+                *next = x + t * d;
+            }
+            let next_value = f(&next, &mut next_gradient);
+            if next_value > value + SUFFICIENT_DECREASE * t * slope || next_value.is_nan() {
+                high = t;
+            } else if dot(&next_gradient, &direction) < CURVATURE * slope {
+                low = t;
+            } else {
+                found = Some(next_value);
+                break;
+            }
+            t = if high.is_finite() {
+                (low + high) / 2.0
+            } else {
+                2.0 * low
+            };
+        }
+        let Some(next_value) = found else {
+            // A convex, smooth objective only resists where its differences are rounding.
+            let scale = value.abs().max(1.0);
+            break slope.abs() * high.min(1.0) <= precision.sqrt() * scale;
+        };
+        iterations += 1;
+        let step: Vec<f64> = next.iter().zip(&*x).map(|(n, x)| n - x).collect();
+        let change: Vec<f64> = next_gradient
+            .iter()
+            .zip(&gradient)
+            .map(|(n, g)| n - g)
+            .collect();
+        let curvature = dot(&step, &change);
+        if curvature > f64::EPSILON * dot(&change, &change) {
+            if history.len() == HISTORY {
+                history.pop_front();
+            }
+            history.push_back(Step {
+                x: step,
+                gradient: change,
+                rho: 1.0 / curvature,
+            });
+        }
+        let decrease = (value - next_value) / value.abs().max(next_value.abs()).max(1.0);
+        std::mem::swap(x, &mut next);
+        std::mem::swap(&mut gradient, &mut next_gradient);
+        value = next_value;
+        if decrease <= precision {
+            break true;
+        }
+    };
+    Fit {
+        objective: value,
+        iterations,
+        converged,
+    }
+}
+
+/// Minus the approximate inverse Hessian times `gradient`.
+fn two_loop(gradient: &[f64], history: &VecDeque<Step>) -> Vec<f64> {
+    let mut q: Vec<f64> = gradient.iter().map(|g| -g).collect();
+    let mut alphas = Vec::with_capacity(history.len());
+    for step in history.iter().rev() {
+        let alpha = step.rho * dot(&step.x, &q);
+        q.iter_mut()
+            .zip(&step.gradient)
+            .for_each(|(q, y)| *q -= alpha * y);
+        alphas.push(alpha);
+    }
+    if let Some(last) = history.back() {
+        let gamma = 1.0 / (last.rho * dot(&last.gradient, &last.gradient));
+        q.iter_mut().for_each(|q| *q *= gamma);
+    }
+    for (step, alpha) in history.iter().zip(alphas.into_iter().rev()) {
+        let beta = step.rho * dot(&step.gradient, &q);
+        q.iter_mut()
+            .zip(&step.x)
+            .for_each(|(q, s)| *q += (alpha - beta) * s);
+    }
+    q
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Stored, assert_close, part};
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Fitted {
+        c: f64,
+        objective: f64,
+        weights: Vec<f64>,
+        bias: Vec<f64>,
+        train_accuracy: f64,
+        test_accuracy: f64,
+        test_predictions: Vec<usize>,
+    }
+
+    #[derive(Deserialize)]
+    struct Reference {
+        classes: usize,
+        train: Stored,
+        train_labels: Vec<usize>,
+        test: Stored,
+        test_labels: Vec<usize>,
+        fits: Vec<Fitted>,
+    }
+
+    fn options(strength: Strength) -> ProbeOptions {
+        ProbeOptions {
+            strength,
+            max_iterations: 5000,
+            tolerance: 1e-9,
+        }
+    }
+
+    fn fit(r: &Reference, options: &ProbeOptions) -> Probe {
+        r.train
+            .with(|x| Probe::fit(x, &r.train_labels, r.classes, options))
+            .unwrap()
+    }
+
+    #[test]
+    fn agrees_with_scikit_learn() {
+        let r: Reference = part("probe");
+        assert!(r.fits.len() >= 3);
+        for theirs in &r.fits {
+            let p = fit(&r, &options(Strength::Fixed(theirs.c)));
+            assert!(p.report().converged, "C {}: {:?}", theirs.c, p.report());
+            assert_close("objective", p.report().objective, theirs.objective, 1e-9);
+            for (ours, theirs) in p.weights().iter().zip(&theirs.weights) {
+                assert_close("weight", *ours, *theirs, 1e-4);
+            }
+            for (ours, theirs) in p.bias().iter().zip(&theirs.bias) {
+                assert_close("bias", *ours, *theirs, 1e-4);
+            }
+            assert_eq!(p.weights().len(), theirs.weights.len());
+            assert_eq!(p.bias().len(), theirs.bias.len());
+            r.train.with(|x| {
+                let accuracy = p.accuracy(x, &r.train_labels).unwrap();
+                assert_close("train", accuracy, theirs.train_accuracy, 1e-9);
+            });
+            r.test.with(|x| {
+                let accuracy = p.accuracy(x, &r.test_labels).unwrap();
+                assert_close("test", accuracy, theirs.test_accuracy, 1e-9);
+                assert_eq!(p.predict(x).unwrap(), theirs.test_predictions);
+            });
+        }
+    }
+
+    #[test]
+    fn the_gradient_is_the_slope_of_the_value() {
+        let r: Reference = part("probe");
+        r.train.with(|x| {
+            let some: Vec<usize> = (0..x.rows()).step_by(3).collect();
+            let problem = Problem::new(x, &r.train_labels, r.classes, &some, 0.5);
+            let n = problem.parameters();
+            let at: Vec<f64> = (0..n).map(|i| (i as f64 * 0.7).sin() * 0.3).collect();
+            let (mut gradient, mut unused) = (vec![0.0; n], vec![0.0; n]);
+            problem.evaluate(&at, &mut gradient);
+            for i in 0..n {
+                let mut value = |h: f64| {
+                    let mut moved = at.clone();
+                    moved[i] += h;
+                    problem.evaluate(&moved, &mut unused)
+                };
+                let slope = (value(1e-5) - value(-1e-5)) / 2e-5;
+                assert_close("slope", gradient[i], slope, 1e-8);
+            }
+        });
+    }
+
+    #[test]
+    fn l_bfgs_finds_the_bottom_of_a_narrow_valley() {
+        // Rosenbrock's function, minimum 0 at (1, ..., 1).
+        let rosenbrock = |x: &[f64], g: &mut [f64]| {
+            g.fill(0.0);
+            let mut value = 0.0;
+            for i in 0..x.len() - 1 {
+                let (a, b) = (x[i + 1] - x[i] * x[i], 1.0 - x[i]);
+                value += 100.0 * a * a + b * b;
+                g[i] += -400.0 * x[i] * a - 2.0 * b;
+                g[i + 1] += 200.0 * a;
+            }
+            value
+        };
+        let mut x = vec![-1.2, 1.0, -1.2, 1.0, 0.5];
+        let fit = minimise(rosenbrock, &mut x, 500, 1e-9);
+        assert!(fit.converged && fit.objective < 1e-15, "{fit:?}");
+        assert!(x.iter().all(|x| (x - 1.0).abs() < 1e-7), "{x:?}");
+        let mut x = vec![-1.2, 1.0];
+        let stopped = minimise(rosenbrock, &mut x, 2, 1e-9);
+        assert_eq!((stopped.iterations, stopped.converged), (2, false));
+    }
+
+    #[test]
+    fn a_chosen_strength_gives_the_probe_of_that_strength() {
+        let r: Reference = part("probe");
+        let held_out = HeldOut {
+            share: 0.25,
+            seed: 7,
+        };
+        let values = vec![10.0, 1e-3, 0.1];
+        let p = fit(&r, &options(Strength::Grid { values, held_out }));
+        let tried: Vec<f64> = p.candidates().iter().map(|t| t.c).collect();
+        assert_eq!(tried, [1e-3, 0.1, 10.0]);
+        let most = p
+            .candidates()
+            .iter()
+            .map(|t| t.accuracy)
+            .fold(0.0, f64::max);
+        let chosen = p.candidates().iter().find(|t| t.accuracy == most).unwrap();
+        assert_eq!(p.c(), chosen.c);
+        let fixed = fit(&r, &options(Strength::Fixed(p.c())));
+        assert_eq!(p.weights(), fixed.weights());
+        assert_eq!(p.report(), fixed.report());
+        assert!(fixed.candidates().is_empty());
+    }
+
+    #[test]
+    fn the_search_of_the_clip_paper_refines_around_the_peak() {
+        let r: Reference = part("probe");
+        let held_out = HeldOut {
+            share: 0.3,
+            seed: 1,
+        };
+        let search = ProbeOptions {
+            strength: Strength::Search { held_out },
+            ..ProbeOptions::default()
+        };
+        let p = fit(&r, &search);
+        let tried = p.candidates();
+        assert!(tried.len() <= 7 + 4 * 2, "{}", tried.len());
+        for (t, c) in tried.iter().zip([1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6]) {
+            assert_close("first sweep", t.c / c, 1.0, 1e-12);
+        }
+        let near = tried.iter().filter(|t| {
+            let steps = 8.0 * (t.c / p.c()).log10();
+            t.c != p.c() && steps.abs() <= 1.0 + 1e-9
+        });
+        assert!(near.count() >= 1, "{tried:?}");
+        assert!(
+            tried
+                .iter()
+                .all(|t| t.accuracy <= best_accuracy(tried, p.c()))
+        );
+    }
+
+    fn best_accuracy(tried: &[Candidate], c: f64) -> f64 {
+        tried.iter().find(|t| t.c == c).unwrap().accuracy
+    }
+
+    #[test]
+    fn held_out_images_come_from_every_class_of_two_or_more() {
+        let labels: Vec<usize> = (0..40).map(|i| if i == 39 { 3 } else { i % 3 }).collect();
+        let (kept, out) = split(
+            &labels,
+            4,
+            HeldOut {
+                share: 0.01,
+                seed: 3,
+            },
+        )
+        .unwrap();
+        assert_eq!(kept.len() + out.len(), 40);
+        for class in 0..3 {
+            assert_eq!(out.iter().filter(|i| labels[**i] == class).count(), 1);
+        }
+        assert!(kept.contains(&39));
+        let again = split(
+            &labels,
+            4,
+            HeldOut {
+                share: 0.01,
+                seed: 3,
+            },
+        )
+        .unwrap();
+        assert_eq!(again, (kept, out.clone()));
+        let other = split(
+            &labels,
+            4,
+            HeldOut {
+                share: 0.01,
+                seed: 4,
+            },
+        )
+        .unwrap();
+        assert_ne!(other.1, out);
+        let (kept, out) = split(
+            &labels,
+            4,
+            HeldOut {
+                share: 0.99,
+                seed: 3,
+            },
+        )
+        .unwrap();
+        assert_eq!((kept.len(), out.len()), (4, 36));
+    }
+
+    #[test]
+    fn several_blocks_and_threads_give_one_result() {
+        let n = 2 * BLOCK + 17;
+        let data: Vec<f32> = (0..n * 3).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
+        let labels: Vec<usize> = (0..n).map(|i| usize::from(data[3 * i] > 0.2)).collect();
+        let x = Matrix::new("features", &data, n, 3).unwrap();
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| Probe::fit(x, &labels, 2, &ProbeOptions::default()).unwrap())
+        };
+        let one = run(1);
+        assert_eq!(one, run(3));
+        assert!(one.accuracy(x, &labels).unwrap() > 95.0);
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_fitted() {
+        let data = [0.0, 1.0, 2.0, 3.0];
+        let x = Matrix::new("features", &data, 4, 1).unwrap();
+        let fit = |labels: &[usize], classes, strength| {
+            let options = ProbeOptions {
+                strength,
+                ..ProbeOptions::default()
+            };
+            Probe::fit(x, labels, classes, &options)
+                .unwrap_err()
+                .to_string()
+        };
+        let fixed = || Strength::Fixed(1.0);
+        assert!(fit(&[0, 1, 3, 1], 3, fixed()).starts_with("label of image 2 is 3"));
+        assert!(fit(&[0, 1], 2, fixed()).starts_with("labels: 2 given, 4 needed"));
+        assert!(fit(&[0, 0, 2, 2], 3, fixed()).starts_with("class 1 has no training image"));
+        assert!(fit(&[0; 4], 1, fixed()).contains("at least 2"));
+        for c in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(fit(&[0, 1, 0, 1], 2, Strength::Fixed(c)).starts_with("C is"));
+        }
+        let held_out = HeldOut {
+            share: 0.5,
+            seed: 0,
+        };
+        let grid = |values, held_out| Strength::Grid { values, held_out };
+        assert!(fit(&[0, 1, 0, 1], 2, grid(vec![], held_out)).contains("grid"));
+        assert!(fit(&[0, 1, 0, 1], 2, grid(vec![-1.0], held_out)).contains("grid"));
+        let all = HeldOut {
+            share: 1.0,
+            seed: 0,
+        };
+        assert!(fit(&[0, 1, 0, 1], 2, grid(vec![1.0], all)).contains("between 0 and 1"));
+        assert!(fit(&[0, 1, 2, 3], 4, grid(vec![1.0], held_out)).contains("give C instead"));
+        let nan = [0.0, f32::NAN];
+        assert!(Matrix::new("features", &nan, 2, 1).is_err());
+        let probe = Probe::fit(x, &[0, 1, 0, 1], 2, &ProbeOptions::default()).unwrap();
+        let wide = Matrix::new("test features", &data, 2, 2).unwrap();
+        assert!(
+            probe
+                .predict(wide)
+                .unwrap_err()
+                .to_string()
+                .starts_with("test features have 2")
+        );
+        assert!(probe.accuracy(x, &[0, 1, 0, 2]).is_err());
+    }
+}

@@ -1,0 +1,780 @@
+//! What a run is judged by: the accuracy matrix, the figures computed from it, and the two
+//! files of a run directory that carry them.
+//!
+//! `A[r][c]` is the top-1 accuracy in percent on task `c` after training task `r`, both in
+//! task order. Transfer, Average and Last follow ZSCL `mtil/results.ipynb` cell 0 (the same
+//! formulas as GIFT_CL `utils/metrics.py`); BWT and Forgetting follow Mammoth
+//! `utils/metrics.py`.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use mtil_data::files::write_atomically;
+/// Why an accuracy matrix is not one.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum MatrixError {
+    /// There is no task.
+    #[error("the task order is empty")]
+    NoTasks,
+    /// A task is named twice.
+    #[error("task {0:?} occurs twice in the order")]
+    DuplicateTask(String),
+    /// A row is too short or too long.
+    #[error("{row} has {found} accuracies where the order has {expected} tasks")]
+    Ragged {
+        /// Which row, in words.
+        row: String,
+        /// Accuracies in the row.
+        found: usize,
+        /// Tasks in the order.
+        expected: usize,
+    },
+    /// There are more rows than tasks.
+    #[error("the matrix has {found} rows where the order has {expected} tasks")]
+    TooManyRows {
+        /// Rows found.
+        found: usize,
+        /// Tasks in the order.
+        expected: usize,
+    },
+    /// A value is not a percentage.
+    #[error("{row}, task {task:?}: {value} is not an accuracy between 0 and 100")]
+    NotAPercentage {
+        /// Which row, in words.
+        row: String,
+        /// The task of the column.
+        task: String,
+        /// The offending value.
+        value: f64,
+    },
+}
+
+/// A file of a run directory that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file system refused.
+    #[error("cannot access {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file is not the JSON it should be.
+    #[error("{} is malformed: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said, with line and column.
+        source: serde_json::Error,
+    },
+    /// The file is valid JSON but its matrix makes no sense.
+    #[error("{}: {source}", path.display())]
+    Matrix {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the matrix.
+        source: MatrixError,
+    },
+    /// A number in the file is impossible.
+    #[error("{}: {reason}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, naming the field.
+        reason: String,
+    },
+}
+
+/// Accuracies in percent after each stage of a run, checked.
+///
+/// Figures that need the whole matrix are `None` while a run is under way. A matrix without
+/// any row (a model that was only evaluated) has none of them; see
+/// [`as_constant`](Self::as_constant) for how the tables of the literature score such a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AccuracyMatrix {
+    order: Vec<String>,
+    zero_shot: Vec<f64>,
+    matrix: Vec<Vec<f64>>,
+}
+
+impl AccuracyMatrix {
+    /// Checks and wraps a matrix.
+    ///
+    /// # Arguments
+    /// * `order` - task names in training order, `T` of them
+    /// * `zero_shot` - the pretrained model's accuracy on each task, or empty when it was not
+    ///   measured
+    /// * `matrix` - up to `T` rows of `T` accuracies, row `r` after training task `r`
+    ///
+    /// # Errors
+    /// [`MatrixError`] for no or repeated tasks, ragged rows, too many rows, and anything that
+    /// is not a finite number from 0 to 100.
+    pub fn new(
+        order: Vec<String>,
+        zero_shot: Vec<f64>,
+        matrix: Vec<Vec<f64>>,
+    ) -> Result<Self, MatrixError> {
+        if order.is_empty() {
+            return Err(MatrixError::NoTasks);
+        }
+        for (i, name) in order.iter().enumerate() {
+            if order[..i].contains(name) {
+                return Err(MatrixError::DuplicateTask(name.clone()));
+            }
+        }
+        if matrix.len() > order.len() {
+            return Err(MatrixError::TooManyRows {
+                found: matrix.len(),
+                expected: order.len(),
+            });
+        }
+        if !zero_shot.is_empty() {
+            check_row(&order, || "the zero-shot row".into(), &zero_shot)?;
+        }
+        for (r, row) in matrix.iter().enumerate() {
+            let named = || format!("row {} (after {:?})", r + 1, order[r]);
+            check_row(&order, named, row)?;
+        }
+        Ok(Self {
+            order,
+            zero_shot,
+            matrix,
+        })
+    }
+
+    /// Task names in training order.
+    pub fn order(&self) -> &[String] {
+        &self.order
+    }
+
+    /// The pretrained model's accuracies; empty when they were not measured.
+    pub fn zero_shot(&self) -> &[f64] {
+        &self.zero_shot
+    }
+
+    /// The rows measured so far.
+    pub fn rows(&self) -> &[Vec<f64>] {
+        &self.matrix
+    }
+
+    /// Number of tasks.
+    pub fn tasks(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether every task has been trained and evaluated.
+    pub fn is_complete(&self) -> bool {
+        self.matrix.len() == self.order.len()
+    }
+
+    /// The matrix of a model that never changes: every row is the zero-shot row. This is how
+    /// the literature's tables score plain zero-shot CLIP, for which Average equals Last while
+    /// Transfer leaves out the first task. `None` without a zero-shot row.
+    pub fn as_constant(&self) -> Option<Self> {
+        if self.zero_shot.is_empty() {
+            return None;
+        }
+        Some(Self {
+            order: self.order.clone(),
+            zero_shot: self.zero_shot.clone(),
+            matrix: vec![self.zero_shot.clone(); self.order.len()],
+        })
+    }
+
+    /// For each task, the mean accuracy on it over the stages before it was trained,
+    /// `mean_{r<c} A[r][c]`. `None` for the first task, which has no such stage, and for tasks
+    /// whose stages are not all measured yet.
+    pub fn transfer_per_task(&self) -> Vec<Option<f64>> {
+        (0..self.tasks())
+            .map(|c| {
+                (c > 0 && self.matrix.len() >= c)
+                    .then(|| mean(self.matrix[..c].iter().map(|row| row[c])))
+            })
+            .collect()
+    }
+
+    /// Transfer: the mean of the `T - 1` values of
+    /// [`transfer_per_task`](Self::transfer_per_task). It is a mean of column means, not of
+    /// the cells of the upper triangle. `None` with a single task or before the last stage
+    /// but one.
+    pub fn transfer(&self) -> Option<f64> {
+        let columns: Option<Vec<f64>> = self.transfer_per_task().into_iter().skip(1).collect();
+        columns.filter(|c| !c.is_empty()).map(mean)
+    }
+
+    /// For each task, the mean accuracy over all stages, `mean_r A[r][c]`, including those
+    /// before it was trained. `None` until the matrix is complete.
+    pub fn average_per_task(&self) -> Option<Vec<f64>> {
+        self.is_complete().then(|| {
+            (0..self.tasks())
+                .map(|c| mean(self.matrix.iter().map(|row| row[c])))
+                .collect()
+        })
+    }
+
+    /// Average: the mean of the whole matrix. `None` until it is complete.
+    pub fn average(&self) -> Option<f64> {
+        self.average_per_task().map(mean)
+    }
+
+    /// Last: the mean of the last row. `None` until the matrix is complete.
+    pub fn last(&self) -> Option<f64> {
+        self.final_row().map(|row| mean(row.iter().copied()))
+    }
+
+    /// Mean accuracy on each task right after it was trained, `mean_c A[c][c]`. `None` until
+    /// the matrix is complete.
+    pub fn diagonal(&self) -> Option<f64> {
+        self.is_complete()
+            .then(|| mean((0..self.tasks()).map(|c| self.matrix[c][c])))
+    }
+
+    /// Backward transfer, `mean_{c<T-1} (A[T-1][c] - A[c][c])`: negative when later training
+    /// hurt earlier tasks. `None` with a single task or until the matrix is complete.
+    pub fn bwt(&self) -> Option<f64> {
+        let last = self.final_row()?;
+        let earlier = self.tasks() - 1;
+        (earlier > 0).then(|| mean((0..earlier).map(|c| last[c] - self.matrix[c][c])))
+    }
+
+    /// Forgetting, `mean_{c<T-1} (max_r A[r][c] - A[T-1][c])`, the maximum over all stages.
+    /// Never negative. `None` with a single task or until the matrix is complete.
+    pub fn forgetting(&self) -> Option<f64> {
+        let last = self.final_row()?;
+        let earlier = self.tasks() - 1;
+        (earlier > 0).then(|| {
+            mean((0..earlier).map(|c| {
+                let best = self.matrix.iter().map(|row| row[c]).fold(0.0, f64::max);
+                best - last[c]
+            }))
+        })
+    }
+
+    fn final_row(&self) -> Option<&Vec<f64>> {
+        self.is_complete().then(|| self.matrix.last()).flatten()
+    }
+}
+
+fn check_row(order: &[String], name: impl Fn() -> String, row: &[f64]) -> Result<(), MatrixError> {
+    if row.len() != order.len() {
+        return Err(MatrixError::Ragged {
+            row: name(),
+            found: row.len(),
+            expected: order.len(),
+        });
+    }
+    match row.iter().position(|v| !(0.0..=100.0).contains(v)) {
+        Some(c) => Err(MatrixError::NotAPercentage {
+            row: name(),
+            task: order[c].clone(),
+            value: row[c],
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Arithmetic mean; the callers never pass an empty sequence.
+fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
+    let (sum, n) = values
+        .into_iter()
+        .fold((0.0, 0usize), |(sum, n), v| (sum + v, n + 1));
+    sum / n as f64
+}
+
+/// `matrix.json`: the accuracies of one run, written after every stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MatrixFile {
+    /// Name of the suite.
+    pub suite: String,
+    /// Name of the method.
+    pub method: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Which prompt templates the evaluation used; figures under different rules do not
+    /// compare.
+    #[serde(default)]
+    pub prompt_rule: String,
+    /// Task names in training order.
+    pub order: Vec<String>,
+    /// The pretrained model's accuracy on each task, in percent.
+    #[serde(default)]
+    pub zero_shot: Vec<f64>,
+    /// Row `r` holds the accuracies after task `r`, in percent; rows so far while running.
+    #[serde(default)]
+    pub matrix: Vec<Vec<f64>>,
+}
+
+impl MatrixFile {
+    /// Name of the file in a run directory.
+    pub const NAME: &'static str = "matrix.json";
+    /// Name of the file of the accuracies where the task of an image is not given.
+    pub const WITHOUT_IDENTITY: &'static str = "matrix_all.json";
+
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`FileError`] naming the file.
+    pub fn load(path: &Path) -> Result<Self, FileError> {
+        let file: Self = read_json(path)?;
+        file.accuracy().map_err(|source| FileError::Matrix {
+            path: path.into(),
+            source,
+        })?;
+        Ok(file)
+    }
+
+    /// Writes the file so that a reader or a crash never sees half of it.
+    ///
+    /// # Errors
+    /// [`FileError`] naming the file; a matrix that could not be loaded again is not written.
+    pub fn save(&self, path: &Path) -> Result<(), FileError> {
+        self.accuracy().map_err(|source| FileError::Matrix {
+            path: path.into(),
+            source,
+        })?;
+        write_json(path, self)
+    }
+
+    /// The checked matrix.
+    ///
+    /// # Errors
+    /// See [`AccuracyMatrix::new`].
+    pub fn accuracy(&self) -> Result<AccuracyMatrix, MatrixError> {
+        AccuracyMatrix::new(
+            self.order.clone(),
+            self.zero_shot.clone(),
+            self.matrix.clone(),
+        )
+    }
+}
+
+/// Share of queries, in percent, whose match is among the first 1, 5 and 10 answers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Recall {
+    /// Recall at 1.
+    pub r1: f64,
+    /// Recall at 5.
+    pub r5: f64,
+    /// Recall at 10.
+    pub r10: f64,
+}
+
+/// Cross-modal retrieval on the held-out pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Retrieval {
+    /// Captions found by image.
+    pub image_to_text: Recall,
+    /// Images found by caption.
+    pub text_to_image: Recall,
+}
+
+impl Retrieval {
+    /// Mean of the two directions' recall at 1.
+    pub fn mean_r1(&self) -> f64 {
+        (self.image_to_text.r1 + self.text_to_image.r1) / 2.0
+    }
+}
+
+/// `metrics.json`: the figures of one run. Undefined ones are `null`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MetricsFile {
+    /// See [`AccuracyMatrix::transfer`].
+    pub transfer: Option<f64>,
+    /// See [`AccuracyMatrix::average`].
+    pub average: Option<f64>,
+    /// See [`AccuracyMatrix::last`].
+    pub last: Option<f64>,
+    /// See [`AccuracyMatrix::bwt`].
+    pub bwt: Option<f64>,
+    /// See [`AccuracyMatrix::forgetting`].
+    pub forgetting: Option<f64>,
+    /// See [`AccuracyMatrix::diagonal`].
+    pub diagonal: Option<f64>,
+    /// Modality gap on the held-out pairs: index 0 is the pretrained model, index `r + 1` the
+    /// model after task `r`.
+    pub modality_gap: Vec<f64>,
+    /// Retrieval on the held-out pairs, indexed like `modality_gap`.
+    pub retrieval: Vec<Retrieval>,
+    /// Wall-clock time of the run so far.
+    pub wall_seconds: Option<f64>,
+    /// Largest resident memory of the process, in MiB.
+    pub peak_rss_mb: Option<f64>,
+    /// Bytes that the method keeps from one task to the next beside the model's weights, after the last task
+    /// so far: examples, statistics, earlier weights.
+    pub bytes_kept: Option<u64>,
+    /// Parameters that training may change.
+    pub trainable_parameters: Option<u64>,
+    /// Departures from the usual protocol, each a few words: "every 2 tasks".
+    pub notes: Vec<String>,
+    /// Whether the run is over.
+    pub complete: bool,
+}
+
+impl MetricsFile {
+    /// Name of the file in a run directory.
+    pub const NAME: &'static str = "metrics.json";
+
+    /// The figures of `matrix`; gap, retrieval, costs and notes are left to the caller.
+    pub fn of(matrix: &AccuracyMatrix) -> Self {
+        Self {
+            transfer: matrix.transfer(),
+            average: matrix.average(),
+            last: matrix.last(),
+            bwt: matrix.bwt(),
+            forgetting: matrix.forgetting(),
+            diagonal: matrix.diagonal(),
+            ..Self::default()
+        }
+    }
+
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`FileError`] naming the file.
+    pub fn load(path: &Path) -> Result<Self, FileError> {
+        let file: Self = read_json(path)?;
+        file.check(path)?;
+        Ok(file)
+    }
+
+    /// Writes the file so that a reader or a crash never sees half of it.
+    ///
+    /// # Errors
+    /// [`FileError`] naming the file; figures that could not be loaded again are not written.
+    pub fn save(&self, path: &Path) -> Result<(), FileError> {
+        self.check(path)?;
+        write_json(path, self)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), FileError> {
+        let bad = |reason: String| FileError::Value {
+            path: path.into(),
+            reason,
+        };
+        for (stage, gap) in self.modality_gap.iter().enumerate() {
+            if !gap.is_finite() || *gap < 0.0 {
+                return Err(bad(format!("modality_gap[{stage}] is {gap}")));
+            }
+        }
+        for (stage, r) in self.retrieval.iter().enumerate() {
+            for (direction, recall) in [
+                ("image_to_text", r.image_to_text),
+                ("text_to_image", r.text_to_image),
+            ] {
+                for (k, v) in [("r1", recall.r1), ("r5", recall.r5), ("r10", recall.r10)] {
+                    if !(0.0..=100.0).contains(&v) {
+                        return Err(bad(format!(
+                            "retrieval[{stage}].{direction}.{k} is {v}, not a percentage"
+                        )));
+                    }
+                }
+            }
+        }
+        for (name, value) in [
+            ("transfer", self.transfer),
+            ("average", self.average),
+            ("last", self.last),
+            ("bwt", self.bwt),
+            ("forgetting", self.forgetting),
+            ("diagonal", self.diagonal),
+            ("wall_seconds", self.wall_seconds),
+            ("peak_rss_mb", self.peak_rss_mb),
+        ] {
+            // Not-a-number would be written as `null` and come back as "undefined".
+            if value.is_some_and(|v| !v.is_finite()) {
+                return Err(bad(format!("{name} is not a finite number")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
+    let bytes = std::fs::read(path).map_err(|source| FileError::Io {
+        path: path.into(),
+        source,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|source| FileError::Json {
+        path: path.into(),
+        source,
+    })
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|source| FileError::Json {
+        path: path.into(),
+        source,
+    })?;
+    bytes.push(b'\n');
+    write_atomically(path, &bytes).map_err(|source| FileError::Io {
+        path: path.into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    const ORDER_1: &str = include_str!("testdata/zscl_order1_matrices.json");
+    const ORDER_2: &str = include_str!("testdata/zscl_order2_matrices.json");
+
+    #[derive(Deserialize)]
+    struct Published {
+        order: Vec<String>,
+        matrix: Vec<Vec<f64>>,
+        transfer: Vec<f64>,
+        average: Vec<f64>,
+        last: Option<Vec<f64>>,
+        #[serde(rename = "Transfer")]
+        transfer_mean: f64,
+        #[serde(rename = "Average")]
+        average_mean: f64,
+        #[serde(rename = "Last")]
+        last_mean: f64,
+        #[serde(rename = "BWT")]
+        bwt: Option<f64>,
+        #[serde(rename = "Forgetting")]
+        forgetting: Option<f64>,
+    }
+
+    /// The stored accuracies are rounded to 6 decimals. Each is 100 * correct / test images,
+    /// and 0.5e-6 % of the largest test set is far below one image, so the unrounded value
+    /// is known exactly.
+    fn published(file: &str) -> Vec<(String, Published, AccuracyMatrix)> {
+        let all: BTreeMap<String, Value> = serde_json::from_str(file).unwrap();
+        let images: BTreeMap<String, f64> =
+            serde_json::from_value(all["test_images"].clone()).unwrap();
+        all.iter()
+            .filter(|(name, _)| name.starts_with("order"))
+            .map(|(name, value)| {
+                let p: Published = serde_json::from_value(value.clone()).unwrap();
+                let exact = p.matrix.iter().map(|row| {
+                    row.iter()
+                        .zip(&p.order)
+                        .map(|(a, task)| {
+                            let n = images[task];
+                            let restored = 100.0 * (a * n / 100.0).round() / n;
+                            assert!((restored - a).abs() < 6e-7, "{name} {task} {a}");
+                            restored
+                        })
+                        .collect()
+                });
+                let matrix = AccuracyMatrix::new(p.order.clone(), vec![], exact.collect()).unwrap();
+                (name.clone(), p, matrix)
+            })
+            .collect()
+    }
+
+    fn assert_close(what: &str, ours: f64, theirs: f64, tolerance: f64) {
+        assert!(
+            (ours - theirs).abs() < tolerance,
+            "{what}: {ours} against {theirs}"
+        );
+    }
+
+    #[test]
+    fn reproduces_every_figure_of_zscl_order_1() {
+        let runs = published(ORDER_1);
+        assert_eq!(runs.len(), 7);
+        for (name, p, m) in runs {
+            assert_close(&name, m.transfer().unwrap(), p.transfer_mean, 1e-9);
+            assert_close(&name, m.average().unwrap(), p.average_mean, 1e-9);
+            assert_close(&name, m.last().unwrap(), p.last_mean, 1e-9);
+            assert_close(&name, m.bwt().unwrap(), p.bwt.unwrap(), 1e-9);
+            assert_close(&name, m.forgetting().unwrap(), p.forgetting.unwrap(), 1e-9);
+            assert_eq!(m.transfer_per_task()[0], None);
+            assert_eq!(p.transfer.len(), 10);
+            for (ours, theirs) in m.transfer_per_task()[1..].iter().zip(&p.transfer) {
+                assert_close(&name, ours.unwrap(), *theirs, 1e-9);
+            }
+            for (ours, theirs) in m.average_per_task().unwrap().iter().zip(&p.average) {
+                assert_close(&name, *ours, *theirs, 1e-9);
+            }
+            for (ours, theirs) in m.rows()[10].iter().zip(p.last.as_ref().unwrap()) {
+                assert_close(&name, *ours, *theirs, 1e-9);
+            }
+        }
+    }
+
+    #[test]
+    fn reproduces_zscl_order_2_to_the_stored_precision() {
+        let runs = published(ORDER_2);
+        assert_eq!(runs.len(), 6);
+        for (name, p, m) in runs {
+            // Half of the last stored decimal.
+            let tolerance = 5.001e-7;
+            assert_close(&name, m.transfer().unwrap(), p.transfer_mean, tolerance);
+            assert_close(&name, m.average().unwrap(), p.average_mean, tolerance);
+            assert_close(&name, m.last().unwrap(), p.last_mean, tolerance);
+            for (ours, theirs) in m.transfer_per_task()[1..].iter().zip(&p.transfer) {
+                assert_close(&name, ours.unwrap(), *theirs, tolerance);
+            }
+            for (ours, theirs) in m.average_per_task().unwrap().iter().zip(&p.average) {
+                assert_close(&name, *ours, *theirs, tolerance);
+            }
+            if name == "order2/ZSCL" {
+                assert_close(&name, m.bwt().unwrap(), -3.967, 5e-4);
+                assert_close(&name, m.forgetting().unwrap(), 3.984, 5e-4);
+            }
+        }
+    }
+
+    #[test]
+    fn constant_matrix_scores_zero_shot_as_the_tables_do() {
+        // CLIP ViT-B/16 in ZSCL's tables, order I: 69.4 / 65.3 / 65.3.
+        let row = vec![
+            24.3, 88.4, 68.2, 44.6, 54.9, 71.0, 88.5, 59.4, 89.0, 64.7, 65.2,
+        ];
+        let order = (0..11).map(|i| i.to_string()).collect();
+        let m = AccuracyMatrix::new(order, row, vec![]).unwrap();
+        assert_eq!(m.transfer(), None);
+        let c = m.as_constant().unwrap();
+        assert_close("transfer", c.transfer().unwrap(), 69.39, 1e-9);
+        assert_close("average", c.average().unwrap(), 65.3, 0.05);
+        assert_close("last", c.last().unwrap(), c.average().unwrap(), 1e-12);
+        assert_close("bwt", c.bwt().unwrap(), 0.0, 1e-12);
+        assert_close("forgetting", c.forgetting().unwrap(), 0.0, 1e-12);
+    }
+
+    fn names(n: usize) -> Vec<String> {
+        (0..n).map(|i| format!("t{i}")).collect()
+    }
+
+    #[test]
+    fn hand_made_matrix() {
+        let m = AccuracyMatrix::new(
+            names(3),
+            vec![10.0, 20.0, 30.0],
+            vec![
+                vec![80.0, 18.0, 30.0],
+                vec![70.0, 90.0, 24.0],
+                vec![60.0, 95.0, 99.0],
+            ],
+        )
+        .unwrap();
+        assert_eq!(m.transfer_per_task(), [None, Some(18.0), Some(27.0)]);
+        assert_eq!(m.transfer(), Some(22.5));
+        assert_close("last", m.last().unwrap(), 254.0 / 3.0, 1e-12);
+        assert_close("diagonal", m.diagonal().unwrap(), 269.0 / 3.0, 1e-12);
+        assert_eq!(m.bwt(), Some((-20.0 + 5.0) / 2.0));
+        assert_eq!(m.forgetting(), Some(10.0));
+        assert_close("average", m.average().unwrap(), 566.0 / 9.0, 1e-12);
+    }
+
+    #[test]
+    fn unfinished_and_single_task_matrices_leave_figures_undefined() {
+        let m = AccuracyMatrix::new(names(3), vec![], vec![vec![80.0, 18.0, 30.0]]).unwrap();
+        assert_eq!(m.transfer_per_task(), [None, Some(18.0), None]);
+        let f = MetricsFile::of(&m);
+        assert_eq!(f, MetricsFile::default());
+        let one = AccuracyMatrix::new(names(1), vec![], vec![vec![80.0]]).unwrap();
+        assert_eq!(one.transfer(), None);
+        assert_eq!(one.bwt(), None);
+        assert_eq!(one.forgetting(), None);
+        assert_eq!(one.last(), Some(80.0));
+        assert_eq!(one.average(), Some(80.0));
+        assert_eq!(one.diagonal(), Some(80.0));
+    }
+
+    #[test]
+    fn refuses_what_is_no_matrix() {
+        let new = AccuracyMatrix::new;
+        assert_eq!(new(vec![], vec![], vec![]), Err(MatrixError::NoTasks));
+        assert_eq!(
+            new(vec!["a".into(), "a".into()], vec![], vec![]),
+            Err(MatrixError::DuplicateTask("a".into()))
+        );
+        assert!(matches!(
+            new(names(2), vec![1.0], vec![]),
+            Err(MatrixError::Ragged {
+                found: 1,
+                expected: 2,
+                ..
+            })
+        ));
+        assert!(matches!(
+            new(names(2), vec![], vec![vec![1.0, 2.0], vec![1.0]]),
+            Err(MatrixError::Ragged {
+                found: 1,
+                expected: 2,
+                ..
+            })
+        ));
+        assert!(matches!(
+            new(names(1), vec![], vec![vec![1.0], vec![1.0]]),
+            Err(MatrixError::TooManyRows {
+                found: 2,
+                expected: 1
+            })
+        ));
+        for v in [f64::NAN, f64::INFINITY, -0.1, 100.1] {
+            let e = new(names(2), vec![], vec![vec![1.0, v]]).unwrap_err();
+            assert!(matches!(e, MatrixError::NotAPercentage { .. }));
+            assert!(e.to_string().contains("t1"), "{e}");
+        }
+    }
+
+    #[test]
+    fn files_come_back_and_errors_name_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(MatrixFile::NAME);
+        let file = MatrixFile {
+            suite: "s".into(),
+            method: "m".into(),
+            seed: 7,
+            prompt_rule: "ensemble".into(),
+            order: names(2),
+            zero_shot: vec![1.0, 100.0 / 3.0],
+            matrix: vec![vec![0.1, 99.999_999_999]],
+        };
+        file.save(&path).unwrap();
+        assert_eq!(MatrixFile::load(&path).unwrap(), file);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+
+        let mut bad = file.clone();
+        bad.matrix[0].pop();
+        assert!(bad.save(&path).is_err());
+        assert_eq!(MatrixFile::load(&path).unwrap(), file);
+
+        std::fs::write(&path, "{\"suite\": 3").unwrap();
+        let e = MatrixFile::load(&path).unwrap_err().to_string();
+        assert!(e.contains("matrix.json") && e.contains("malformed"), "{e}");
+        let missing = dir.path().join("gone").join(MetricsFile::NAME);
+        let e = MetricsFile::load(&missing).unwrap_err().to_string();
+        assert!(e.contains("metrics.json"), "{e}");
+
+        let path = dir.path().join(MetricsFile::NAME);
+        let mut metrics = MetricsFile {
+            modality_gap: vec![0.8],
+            wall_seconds: Some(1.5),
+            bytes_kept: Some(1 << 40),
+            trainable_parameters: Some(0),
+            notes: vec!["every 2 tasks".into()],
+            ..MetricsFile::default()
+        };
+        metrics.save(&path).unwrap();
+        assert_eq!(MetricsFile::load(&path).unwrap(), metrics);
+        // Files written before a field existed stay readable.
+        std::fs::write(&path, "{\"last\": 50.0, \"complete\": true}").unwrap();
+        let old = MetricsFile::load(&path).unwrap();
+        assert_eq!((old.last, old.bytes_kept), (Some(50.0), None));
+        assert!(old.notes.is_empty() && old.complete);
+        metrics.average = Some(f64::NAN);
+        assert!(
+            metrics
+                .save(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("average")
+        );
+    }
+}

@@ -1,0 +1,226 @@
+//! The files of a run.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use fs4::fs_std::FileExt;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::RunError;
+use crate::{eval::EvalOptions, method::Method};
+use mtil_data::files;
+
+/// All that a result depends on. Two runs of equal requests on the same device give the same result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Name of the suite.
+    pub suite: String,
+    /// Digest of the suite's tasks, classes, templates, labels and image names.
+    pub suite_fingerprint: String,
+    /// The model directory, or `embedded`.
+    pub model: String,
+    /// SHA-256 of the model's weights.
+    pub model_sha256: String,
+    /// Seed of all randomness.
+    pub seed: u64,
+    /// The device word.
+    pub device: String,
+    /// The words for further devices that share the images of an update: they change how results are rounded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
+    /// What is evaluated.
+    pub evaluation: EvalOptions,
+    /// Rules of the drift guard.
+    #[serde(default)]
+    pub guard: Vec<String>,
+    /// Whether unreadable images are left out.
+    pub skip_bad_images: bool,
+    /// Version of this program.
+    pub version: String,
+    /// The method with all its values.
+    pub method: Method,
+}
+
+/// The directory of a run, locked for this process.
+pub struct RunDirectory {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunDirectory {
+    /// Opens or creates `path` for `request`.
+    ///
+    /// # Errors
+    /// When the directory cannot be written, is in use by another process, or holds a run of another
+    /// request.
+    pub fn open(path: &Path, request: &Request) -> Result<Self, RunError> {
+        fs::create_dir_all(path).map_err(|e| RunError::io(path, e))?;
+        let lock_path = path.join(".lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|e| RunError::io(&lock_path, e))?;
+        // The lock belongs to the open file, so it goes with the process however that ends.
+        let locked = || FileExt::try_lock_exclusive(&lock).map_err(|e| RunError::io(&lock_path, e));
+        if !locked()? {
+            // Who asks how far a sweep is holds the lock for a moment.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            if !locked()? {
+                return Err(RunError::Locked {
+                    path: path.to_owned(),
+                });
+            }
+        }
+        let directory = Self {
+            path: path.to_owned(),
+            _lock: lock,
+        };
+        directory.check_request(request)?;
+        Ok(directory)
+    }
+
+    fn check_request(&self, request: &Request) -> Result<(), RunError> {
+        let path = self.path.join("config.toml");
+        let corrupt = |reason: String| RunError::Corrupt {
+            path: path.clone(),
+            reason,
+        };
+        if path.exists() {
+            let text = fs::read_to_string(&path).map_err(|e| RunError::io(&path, e))?;
+            let old: Value = toml::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
+            let new = toml::to_string(request).map_err(|e| corrupt(e.to_string()))?;
+            let new: Value = toml::from_str(&new).map_err(|e| corrupt(e.to_string()))?;
+            let mut differences = Vec::new();
+            compare("", &old, &new, &mut differences);
+            if !differences.is_empty() {
+                return Err(RunError::OtherRequest {
+                    path: self.path.clone(),
+                    differences,
+                });
+            }
+        } else {
+            let text = toml::to_string_pretty(request).map_err(|e| corrupt(e.to_string()))?;
+            let text = format!(
+                "# The resolved request of this run. It cannot be changed: a run is reproduced from it.\n{text}"
+            );
+            write_atomically(&path, text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends one line to `events.jsonl`.
+    pub(super) fn append_event(&self, event: &Value) -> Result<(), RunError> {
+        let path = self.path.join("events.jsonl");
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(|e| RunError::io(&path, e))?;
+        file.write_all(format!("{event}\n").as_bytes())
+            .map_err(|e| RunError::io(&path, e))
+    }
+}
+
+fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
+    if let (Value::Object(old), Value::Object(new)) = (old, new) {
+        let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        for k in keys {
+            let path = if key.is_empty() {
+                k.clone()
+            } else {
+                format!("{key}.{k}")
+            };
+            compare(
+                &path,
+                old.get(k).unwrap_or(&Value::Null),
+                new.get(k).unwrap_or(&Value::Null),
+                differences,
+            );
+        }
+    } else if old != new {
+        let show = |v: &Value| {
+            if v.is_null() {
+                "not set".to_owned()
+            } else {
+                v.to_string()
+            }
+        };
+        differences.push(format!(
+            "  {key}: {} in the directory, {} now",
+            show(old),
+            show(new)
+        ));
+    }
+}
+
+/// Writes `bytes` beside `path`, then renames.
+pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
+    files::write_atomically(path, bytes).map_err(|e| RunError::io(path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Request {
+        Request {
+            suite: "mini".to_owned(),
+            suite_fingerprint: "00".to_owned(),
+            model: "embedded".to_owned(),
+            model_sha256: "11".to_owned(),
+            seed: 1,
+            device: "flex".to_owned(),
+            peers: Vec::new(),
+            evaluation: EvalOptions::default(),
+            guard: Vec::new(),
+            skip_bad_images: false,
+            version: "0".to_owned(),
+            method: Method::load("gnsp", "mini", &[]).unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_same_request_opens_an_old_directory_and_another_is_refused_with_the_difference() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        drop(RunDirectory::open(&path, &request()).unwrap());
+        drop(RunDirectory::open(&path, &request()).unwrap());
+        let mut other = request();
+        other.seed = 2;
+        other.peers = vec!["cuda:1".to_owned()];
+        other.method.projection = None;
+        let message = RunDirectory::open(&path, &other).err().unwrap().to_string();
+        assert!(
+            message.contains("seed: 1 in the directory, 2 now"),
+            "{message}"
+        );
+        assert!(message.contains("method.projection"), "{message}");
+        assert!(
+            message.contains("peers: not set in the directory, [\"cuda:1\"] now"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let _held = RunDirectory::open(&path, &request()).unwrap();
+        let message = RunDirectory::open(&path, &request())
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(message.contains("another process"), "{message}");
+    }
+}

@@ -1,0 +1,152 @@
+//! Why a run stopped.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    batch::BatchError,
+    metrics::{FileError, MatrixError},
+};
+use mtil_data::data::DataError;
+
+/// Why a run could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file of the run could not be read or written.
+    #[error("cannot access {}: {source}; the run can be continued with the same --out once this is mended", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file of the run holds something else than it should.
+    #[error("{}: {reason}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The directory holds a run of another request.
+    #[error("{} holds a run of another request; choose another --out, or ask for the same:\n{}", path.display(), differences.join("\n"))]
+    OtherRequest {
+        /// The run directory.
+        path: PathBuf,
+        /// One line a difference.
+        differences: Vec<String>,
+    },
+    /// Another process works in the directory.
+    #[error("{} is in use by another process; wait for it or choose another --out", path.display())]
+    Locked {
+        /// The run directory.
+        path: PathBuf,
+    },
+    /// The loss became NaN or infinite.
+    #[error(
+        "the loss of task `{task}` became {loss} at update {step} of {steps}; the last good state is kept. Lower the learning rate (--set lr=…, --set lr_later=…, or of this task alone --set task.NAME.lr=…; it is {lr:.2e} here) or raise --set warmup=…, and start in a new --out"
+    )]
+    Diverged {
+        /// Name of the task.
+        task: String,
+        /// Update, from 1.
+        step: usize,
+        /// Updates of the task.
+        steps: usize,
+        /// The loss.
+        loss: f32,
+        /// Learning rate of the update.
+        lr: f64,
+    },
+    /// The inputs of the projected parameters cannot be remembered.
+    #[error("task `{task}` cannot be remembered: {source}")]
+    Gram {
+        /// Name of the task.
+        task: String,
+        /// What is wrong, and with which parameter.
+        source: gnsp_optimizer::MemoryError,
+    },
+    /// Adapters are trained on one device only.
+    #[error(
+        "method `{method}` trains adapters, which several devices cannot share yet; leave out --peers"
+    )]
+    Peers {
+        /// Name of the method.
+        method: String,
+    },
+    /// Adapters are trained in `f32` only.
+    #[error(
+        "method `{method}` trains adapters, which are computed in f32 only; leave out compute=bf16"
+    )]
+    Compute {
+        /// Name of the method.
+        method: String,
+    },
+    /// A device, or one of its peers, lacks the number format.
+    #[error(
+        "device `{device}`, or one of its peers, does not compute in bf16; leave out compute=bf16 (of the GPUs only `cuda` has it)"
+    )]
+    NoSuchCompute {
+        /// The device of the run.
+        device: String,
+    },
+    /// A pattern of the method selects no parameter of this model.
+    #[error("method `{method}`: pattern `{pattern}` selects no parameter of the model")]
+    NoParameter {
+        /// The method.
+        method: String,
+        /// The pattern.
+        pattern: String,
+    },
+    /// A batch could not be made.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// A dataset is unusable.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A text could not be tokenised.
+    #[error(transparent)]
+    Text(#[from] clip_model::tokenizer::TokenizerError),
+    /// A checkpoint could not be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] clip_model::CheckpointError),
+    /// The memory of earlier tasks could not be read or written.
+    #[error(transparent)]
+    Memory(#[from] gnsp_optimizer::FileError),
+    /// The memory of earlier tasks does not protect this model.
+    #[error(transparent)]
+    Protection(#[from] gnsp_optimizer::ProtectionError),
+    /// Images of a task cannot be kept.
+    #[error(transparent)]
+    Exemplars(#[from] super::ExemplarError),
+    /// A rule of the drift guard is none.
+    #[error(transparent)]
+    Guard(#[from] crate::guard::GuardError),
+    /// A kernel over so many images does not fit into memory.
+    #[error(
+        "the kernel of {images} training images takes {gigabytes:.0} GB; train on fewer (--shots 16, as published), or take the method rail-primal"
+    )]
+    TooManyToKeep {
+        /// Training images of all tasks.
+        images: usize,
+        /// Size of the kernel.
+        gigabytes: f64,
+    },
+    /// The regression could not be updated, read or written.
+    #[error(transparent)]
+    Analytic(#[from] crate::analytic::AnalyticError),
+    /// A result file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The results are not a matrix.
+    #[error(transparent)]
+    Matrix(#[from] MatrixError),
+}
+
+impl RunError {
+    pub(super) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! What runs of a benchmark showed: pages, tables, and published numbers beside ours.
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`report`] | the report of one or several runs |
+//! | [`reproduce`] | published tables, and the runs that stand beside them |
+#![warn(missing_docs)]
+
+pub mod report;
+pub mod reproduce;

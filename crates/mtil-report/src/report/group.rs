@@ -1,0 +1,205 @@
+//! Runs of the same method under several seeds, taken together.
+
+use super::load::{RunData, Status};
+use mtil_engine::metrics::{AccuracyMatrix, MetricsFile, Recall};
+
+/// Mean over seeds and, with more than one, the sample standard deviation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Spread {
+    pub mean: f64,
+    pub sd: Option<f64>,
+}
+
+impl Spread {
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let n = values.len() as f64;
+        if values.is_empty() {
+            return None;
+        }
+        let mean = values.iter().sum::<f64>() / n;
+        let sd = (values.len() > 1)
+            .then(|| (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt());
+        Some(Self { mean, sd })
+    }
+}
+
+/// The figures of one row of the headline table.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Figures {
+    pub transfer: Option<Spread>,
+    pub average: Option<Spread>,
+    pub last: Option<Spread>,
+    pub diagonal: Option<Spread>,
+    pub bwt: Option<Spread>,
+    pub forgetting: Option<Spread>,
+    pub gap: Option<(Spread, Spread)>,
+    pub recall: Option<(Spread, Spread)>,
+    pub seconds: Option<Spread>,
+    pub memory: Option<Spread>,
+    /// Bytes kept between tasks.
+    pub kept: Option<Spread>,
+    /// Parameters that training may change.
+    pub trainable: Option<Spread>,
+    /// Average of the task-agnostic accuracies.
+    pub average_agnostic: Option<Spread>,
+    /// Last of the task-agnostic accuracies.
+    pub last_agnostic: Option<Spread>,
+}
+
+impl Figures {
+    pub fn of(runs: &[&RunData]) -> Self {
+        let stat = |f: &dyn Fn(&RunData) -> Option<f64>| {
+            Spread::of(&runs.iter().filter_map(|r| f(r)).collect::<Vec<_>>())
+        };
+        // A mean over fewer seeds than the row claims would mislead.
+        let all = |f: &dyn Fn(&RunData) -> Option<f64>| {
+            let values: Option<Vec<f64>> = runs.iter().map(|r| f(r)).collect();
+            Spread::of(&values?)
+        };
+        let figure = |of: fn(&RunData) -> Option<&AccuracyMatrix>,
+                      f: fn(&AccuracyMatrix) -> Option<f64>| {
+            all(&|r| match r.status {
+                Status::ZeroShot => f(&of(r)?.as_constant()?),
+                _ => f(of(r)?),
+            })
+        };
+        let matrix = |f| figure(|r| Some(&r.accuracy), f);
+        // A finished run that leaves a figure out says that it has no meaning there.
+        let stated = |of: fn(&MetricsFile) -> Option<f64>, f| {
+            let withheld = |r: &&RunData| r.metrics.complete && of(&r.metrics).is_none();
+            match runs.iter().any(withheld) {
+                true => None,
+                false => matrix(f),
+            }
+        };
+        let agnostic = |f| figure(|r| r.agnostic.as_ref(), f);
+        let ends = |f: &dyn Fn(&MetricsFile) -> Vec<f64>| {
+            let first = all(&|r| f(&r.metrics).first().copied())?;
+            let last = all(&|r| f(&r.metrics).last().copied())?;
+            Some((first, last))
+        };
+        Self {
+            transfer: stated(|m| m.transfer, AccuracyMatrix::transfer),
+            average: matrix(AccuracyMatrix::average),
+            last: matrix(AccuracyMatrix::last),
+            diagonal: matrix(AccuracyMatrix::diagonal),
+            bwt: stated(|m| m.bwt, AccuracyMatrix::bwt),
+            forgetting: stated(|m| m.forgetting, AccuracyMatrix::forgetting),
+            gap: ends(&|m| m.modality_gap.clone()),
+            recall: ends(&|m| m.retrieval.iter().map(|r| r.mean_r1()).collect()),
+            seconds: stat(&|r| r.metrics.wall_seconds),
+            memory: stat(&|r| r.metrics.peak_rss_mb),
+            kept: stat(&|r| Some(r.metrics.bytes_kept? as f64)),
+            trainable: stat(&|r| Some(r.metrics.trainable_parameters? as f64)),
+            average_agnostic: agnostic(AccuracyMatrix::average),
+            last_agnostic: agnostic(AccuracyMatrix::last),
+        }
+    }
+}
+
+/// One method.
+pub(super) struct Group<'a> {
+    pub name: String,
+    pub runs: Vec<&'a RunData>,
+    /// Index into the palette; `None` is the neutral colour of the pretrained model.
+    pub colour: Option<usize>,
+    pub figures: Figures,
+}
+
+impl<'a> Group<'a> {
+    /// The runs whose figures count: the finished ones, or all while none is.
+    pub fn counted(runs: &[&'a RunData]) -> Vec<&'a RunData> {
+        let done: Vec<_> = runs
+            .iter()
+            .copied()
+            .filter(|r| r.status != Status::Partial)
+            .collect();
+        if done.is_empty() { runs.to_vec() } else { done }
+    }
+
+    pub fn status(&self) -> Status {
+        Self::counted(&self.runs)
+            .first()
+            .map_or(Status::Partial, |r| r.status)
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.status() == Status::Complete
+    }
+
+    /// Mean over the counted runs that have a value.
+    pub fn mean(&self, f: impl Fn(&RunData) -> Option<f64>) -> Option<f64> {
+        let values: Vec<f64> = Self::counted(&self.runs)
+            .iter()
+            .filter_map(|r| f(r))
+            .collect();
+        Spread::of(&values).map(|s| s.mean)
+    }
+
+    /// Mean accuracy on task `c` at stage `s`, see [`RunData::at`].
+    pub fn at(&self, s: usize, c: usize) -> Option<f64> {
+        self.mean(|r| r.at(s, c))
+    }
+
+    pub fn gap(&self, s: usize) -> Option<f64> {
+        self.mean(|r| r.metrics.modality_gap.get(s).copied())
+    }
+
+    pub fn recall(&self, s: usize, k: fn(&Recall) -> f64, texts: bool) -> Option<f64> {
+        self.mean(|r| {
+            let retrieval = r.metrics.retrieval.get(s)?;
+            Some(k(if texts {
+                &retrieval.image_to_text
+            } else {
+                &retrieval.text_to_image
+            }))
+        })
+    }
+}
+
+/// Groups runs by method. Finished methods come first, by Average (then Last), best first.
+pub(super) fn group(runs: &[RunData]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for run in runs {
+        match groups.iter_mut().find(|g| g.name == run.file.method) {
+            Some(g) => g.runs.push(run),
+            None => groups.push(Group {
+                name: run.file.method.clone(),
+                runs: vec![run],
+                colour: None,
+                figures: Figures::default(),
+            }),
+        }
+    }
+    for g in &mut groups {
+        g.runs.sort_by_key(|r| r.file.seed);
+        g.figures = Figures::of(&Group::counted(&g.runs));
+    }
+    groups.sort_by(|a, b| {
+        let rank = |s| match s {
+            Status::ZeroShot => 0,
+            Status::Complete => 1,
+            Status::Partial => 2,
+        };
+        let score = |g: &Group<'_>| g.figures.average.map_or(-1.0, |s| s.mean);
+        rank(a.status())
+            .cmp(&rank(b.status()))
+            .then(score(b).total_cmp(&score(a)))
+            .then(a.name.cmp(&b.name))
+    });
+    // The two methods every reader looks for keep their colours from report to report.
+    let fixed = |name: &str| match name {
+        "gnsp" => Some(0),
+        "finetune" => Some(1),
+        _ => None,
+    };
+    let taken: Vec<usize> = groups.iter().filter_map(|g| fixed(&g.name)).collect();
+    let mut free = (0..).filter(|i| !taken.contains(i));
+    for g in &mut groups {
+        g.colour = match g.status() {
+            Status::ZeroShot => None,
+            _ => fixed(&g.name).or_else(|| free.next()),
+        };
+    }
+    groups
+}

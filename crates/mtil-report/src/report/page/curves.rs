@@ -1,0 +1,123 @@
+//! Accuracy over the run: kept and gained on the whole, then task by task.
+
+use maud::{Markup, html};
+
+use super::charts::{legend, line, range, stage_ticks};
+use crate::report::group::Group;
+use crate::report::svg::{Chart, Line};
+use mtil_engine::metrics::AccuracyMatrix;
+
+/// Points above or below the pretrained model: on the tasks still unseen and on those learned.
+pub(super) fn hero(groups: &[&Group<'_>], tasks: usize) -> Markup {
+    let change = |g: &Group<'_>, s: usize, columns: std::ops::Range<usize>| {
+        let n = columns.len() as f64;
+        let sum: Option<f64> = columns.map(|c| Some(g.at(s, c)? - g.at(0, c)?)).sum();
+        (n > 0.0).then_some(sum? / n)
+    };
+    let unseen: Vec<Line> = groups
+        .iter()
+        .map(|g| {
+            let at = |s: usize| Some((s as f64, change(g, s, s..tasks)?));
+            line(g, (0..tasks).filter_map(at).collect())
+        })
+        .collect();
+    let learned: Vec<Line> = groups
+        .iter()
+        .map(|g| {
+            let at = |s: usize| Some((s as f64, change(g, s, 0..s)?));
+            line(g, (1..=tasks).filter_map(at).collect())
+        })
+        .collect();
+    let longest = groups
+        .iter()
+        .map(|g| g.name.chars().count())
+        .max()
+        .unwrap_or(0);
+    let margin = (longest as f64 * 6.9 + 14.0).clamp(40.0, 150.0);
+    let chart = |title: &str, stages: usize, lines: Vec<Line>| {
+        let y = range(lines.iter(), &[0.0]);
+        Chart {
+            title: title.into(),
+            width: 440.0,
+            height: 270.0,
+            x: (0.0, stages as f64),
+            y,
+            signed: true,
+            decimals: 0,
+            x_ticks: stage_ticks(stages),
+            x_name: "tasks trained so far".into(),
+            lines,
+            end_labels: Some(margin),
+            unit: " points",
+            ..Chart::default()
+        }
+        .render()
+    };
+    html! {
+        section {
+            h2 { "What was kept, what was gained" }
+            p { "Points above or below the pretrained model on the same tasks, as training goes from task to task." }
+            div.pair {
+                figure {
+                    figcaption { b { "Tasks not trained yet" } " — the zero-shot ability that is left. On the zero line nothing was lost." }
+                    (chart("Change in accuracy on tasks not trained yet, in points against the pretrained model, by number of tasks trained", tasks - 1, unseen))
+                }
+                figure {
+                    figcaption { b { "Tasks already trained" } " — what was learned and not forgotten since. Higher is better." }
+                    (chart("Change in accuracy on tasks already trained, in points against the pretrained model, by number of tasks trained", tasks, learned))
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn per_task(
+    groups: &[&Group<'_>],
+    order: &[String],
+    zero: Option<&AccuracyMatrix>,
+) -> Markup {
+    let tasks = order.len();
+    let lines = |c: usize| -> Vec<Line> {
+        groups
+            .iter()
+            .map(|g| {
+                let at = |s: usize| Some((s as f64, g.at(s, c)?));
+                line(g, (0..=tasks).filter_map(at).collect())
+            })
+            .collect()
+    };
+    let all: Vec<Vec<Line>> = (0..tasks).map(lines).collect();
+    let (lo, hi) = range(all.iter().flatten(), &[]);
+    let y = (lo.max(0.0), hi.min(100.0));
+    html! {
+        section {
+            h2 { "Each task over the run" }
+            p {
+                "Accuracy in % on one task after 0, 1, 2, … trained tasks. The "
+                b { "tinted part" } " begins when the task itself was trained; the dashed line is the pretrained model’s zero-shot accuracy."
+            }
+            (legend(groups))
+            div class={ "grid-charts" @if matches!(tasks, 3 | 5 | 6 | 9) { " thirds" } } {
+                @for (c, lines) in all.into_iter().enumerate() {
+                    figure {
+                        figcaption { b { (c + 1) ". " (order[c]) } }
+                        ({
+                            Chart {
+                                title: format!("Accuracy on {} after each task", order[c]),
+                                x: (0.0, tasks as f64),
+                                y,
+                                x_ticks: stage_ticks(tasks),
+                                lines,
+                                level: zero.map(|z| (z.zero_shot()[c], "zero-shot".into())),
+                                trained: Some(c as f64 + 1.0),
+                                decimals: 0,
+                                unit: " %",
+                                ..Chart::default()
+                            }.render()
+                        })
+                    }
+                }
+            }
+        }
+    }
+}

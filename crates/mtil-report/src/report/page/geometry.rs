@@ -1,0 +1,130 @@
+//! Modality gap and retrieval.
+
+use maud::{Markup, html};
+
+use super::charts::{legend, line, range, stage_ticks};
+use crate::report::group::Group;
+use crate::report::load::Status;
+use crate::report::svg::{Chart, Line, number};
+use mtil_engine::metrics::Recall;
+
+/// Picks one of the recalls.
+type RecallAt = fn(&Recall) -> f64;
+
+pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
+    let with = |f: &dyn Fn(&Group<'_>, usize) -> Option<f64>| -> Vec<Line> {
+        groups
+            .iter()
+            .filter(|g| g.status() != Status::ZeroShot)
+            .map(|g| {
+                let at = |s: usize| Some((s as f64, f(g, s)?));
+                line(g, (0..=tasks).filter_map(at).collect())
+            })
+            .filter(|l| !l.points.is_empty())
+            .collect()
+    };
+    let gap = with(&|g, s| g.gap(s));
+    let kinds: [(&str, RecallAt); 3] = [("R@1", |r| r.r1), ("R@5", |r| r.r5), ("R@10", |r| r.r10)];
+    let mut recalls: Vec<(String, Vec<Line>)> = Vec::new();
+    for (direction, texts) in [("caption → image", false), ("image → caption", true)] {
+        for (name, k) in kinds {
+            let lines = with(&|g, s| g.recall(s, k, texts));
+            if !lines.is_empty() {
+                recalls.push((format!("{name}, {direction}"), lines));
+            }
+        }
+    }
+    if gap.is_empty() && recalls.is_empty() {
+        return html! {};
+    }
+    let shown: Vec<&Group<'_>> = groups
+        .iter()
+        .filter(|g| {
+            g.status() != Status::ZeroShot && g.gap(0).or(g.recall(0, |r| r.r1, true)).is_some()
+        })
+        .collect();
+    let (lo, hi) = range(recalls.iter().flat_map(|(_, l)| l), &[]);
+    html! {
+        section {
+            h2 { "Images and words: is the shared space intact?" }
+            p { "Measured on image–caption pairs that are never trained on, after 0, 1, 2, … tasks. R@k: % of queries whose match is among the first k found. The dashed line is the pretrained model." }
+            (legend(&shown))
+            div.grid-charts {
+                @if !gap.is_empty() {
+                    @let level = gap[0].points.first().map(|p| (p.1, "pretrained".to_string()));
+                    figure class=[(!recalls.is_empty()).then_some("tall")] {
+                        figcaption { b { "Modality gap" } " — closer to the dashed line is better" }
+                        ({
+                            Chart {
+                                title: "Modality gap after each task".into(),
+                                height: if recalls.is_empty() { 170.0 } else { 372.0 },
+                                x: (0.0, tasks as f64),
+                                y: range(gap.iter(), &[]),
+                                x_ticks: stage_ticks(tasks),
+                                level,
+                                lines: gap,
+                                decimals: 2,
+                                ..Chart::default()
+                            }.render()
+                        })
+                    }
+                }
+                @for (name, lines) in &recalls {
+                    @let level = lines[0].points.first().map(|p| (p.1, "pretrained".to_string()));
+                    figure {
+                        figcaption { b { (name) } }
+                        ({
+                            Chart {
+                                title: format!("Retrieval {name}, after each task"),
+                                x: (0.0, tasks as f64),
+                                y: (lo.max(0.0), hi.min(100.0)),
+                                x_ticks: stage_ticks(tasks),
+                                level,
+                                lines: lines.clone(),
+                                decimals: 0,
+                                unit: " %",
+                                ..Chart::default()
+                            }.render()
+                        })
+                    }
+                }
+            }
+            (geometry_numbers(&shown, tasks))
+        }
+    }
+}
+
+/// The same as a table, for those who cannot or would rather not read charts.
+fn geometry_numbers(groups: &[&Group<'_>], tasks: usize) -> Markup {
+    html! {
+        details {
+            summary { "The numbers" }
+            div.scroll tabindex="0" role="region" aria-label="Modality gap and retrieval by stage" {
+                table.plain {
+                    caption { "Modality gap and recall at 1 (caption → image / image → caption, %) after each number of trained tasks" }
+                    thead { tr { th scope="col" { "Method" } th scope="col" { "" } @for s in 0..=tasks { th scope="col" { (s) } } } }
+                    tbody {
+                        @for g in groups {
+                            tr {
+                                th scope="row" rowspan="2" { (g.name) }
+                                td { "gap" }
+                                @for s in 0..=tasks { td { (g.gap(s).map_or("–".into(), |v| number(v, 3, false))) } }
+                            }
+                            tr {
+                                td { "R@1" }
+                                @for s in 0..=tasks {
+                                    td {
+                                        @match (g.recall(s, |r| r.r1, false), g.recall(s, |r| r.r1, true)) {
+                                            (Some(a), Some(b)) => { (number(a, 1, false)) " / " (number(b, 1, false)) },
+                                            _ => "–",
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

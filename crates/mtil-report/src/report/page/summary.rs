@@ -1,0 +1,369 @@
+//! The headline table.
+
+use maud::{Markup, PreEscaped, html};
+
+use super::words::{bytes, count, duration, plural};
+use crate::report::group::{Figures, Group, Spread};
+use crate::report::load::Status;
+use crate::report::svg::{colour_class, number, swatch};
+use mtil_engine::metrics::AccuracyMatrix;
+
+/// A column of the headline table.
+struct Column {
+    name: &'static str,
+    /// Second line of the head; such a column is left out when nobody has a value for it.
+    variant: Option<&'static str>,
+    /// Arrow in the head: which way is better.
+    better: &'static str,
+    definition: &'static str,
+    get: fn(&Figures) -> Option<Spread>,
+    higher: bool,
+    signed: bool,
+    bar: bool,
+}
+
+const COLUMNS: [Column; 8] = [
+    Column {
+        name: "Transfer",
+        variant: None,
+        better: "↑",
+        definition: "Zero-shot ability kept. Accuracy on tasks before they were trained: for \
+            each task but the first, the mean over the stages before its own training; then the \
+            mean over those tasks.",
+        get: |f| f.transfer,
+        higher: true,
+        signed: false,
+        bar: true,
+    },
+    Column {
+        name: "Average",
+        variant: None,
+        better: "↑",
+        definition: "Accuracy over everything: the mean over all tasks and all stages of the \
+            run, before and after each task’s training.",
+        get: |f| f.average,
+        higher: true,
+        signed: false,
+        bar: true,
+    },
+    Column {
+        name: "Last",
+        variant: None,
+        better: "↑",
+        definition: "Accuracy at the end: the mean over all tasks after the last one was trained.",
+        get: |f| f.last,
+        higher: true,
+        signed: false,
+        bar: true,
+    },
+    Column {
+        name: "Diagonal",
+        variant: None,
+        better: "↑",
+        definition: "Learning: mean accuracy on each task right after it was trained.",
+        get: |f| f.diagonal,
+        higher: true,
+        signed: false,
+        bar: false,
+    },
+    Column {
+        name: "BWT",
+        variant: None,
+        better: "↑",
+        definition: "Backward transfer: accuracy at the end minus accuracy right after \
+            training, mean over all tasks but the last. Negative means that later training hurt.",
+        get: |f| f.bwt,
+        higher: true,
+        signed: true,
+        bar: false,
+    },
+    Column {
+        name: "Forgetting",
+        variant: None,
+        better: "↓",
+        definition: "Best accuracy ever reached on a task minus its accuracy at the end, mean \
+            over all tasks but the last.",
+        get: |f| f.forgetting,
+        higher: false,
+        signed: false,
+        bar: false,
+    },
+    Column {
+        name: "Average",
+        variant: Some(AGNOSTIC),
+        better: "↑",
+        definition: "Average when the model is not told which task an image is from: it chooses \
+            among the classes of several tasks at once.",
+        get: |f| f.average_agnostic,
+        higher: true,
+        signed: false,
+        bar: false,
+    },
+    Column {
+        name: "Last",
+        variant: Some(AGNOSTIC),
+        better: "↑",
+        definition: "Last when the model is not told which task an image is from.",
+        get: |f| f.last_agnostic,
+        higher: true,
+        signed: false,
+        bar: false,
+    },
+];
+
+/// Of the accuracies in `matrix_all.json`.
+const AGNOSTIC: &str = "task-agnostic";
+
+const GAP: &str = "Modality gap: distance between the mean image embedding and the mean text \
+    embedding (each of length 1) on held-out pairs, before training and after the last task. \
+    Neither high nor low is good: the closer to the pretrained value, the better the geometry \
+    was kept.";
+const RECALL: &str = "Retrieval R@1: how often, in percent, the right caption is found first \
+    for an image, and the right image for a caption (mean of the two), on held-out pairs, \
+    before training and after the last task.";
+
+const MEMORY: &str = "Largest resident memory of the process";
+const KEPT: &str = "What the method keeps from one task to the next beside the model itself: \
+    examples, statistics, earlier weights.";
+const TRAINABLE: &str = "Parameters that training may change.";
+
+/// What a run cost: name, definition, value in words.
+type Cost = (&'static str, &'static str, fn(&Figures) -> Option<String>);
+
+/// A cost is shown when some run has recorded it.
+const COSTS: [Cost; 4] = [
+    ("Time", "Wall-clock time of the run, mean over seeds", |f| {
+        f.seconds.map(|s| duration(s.mean))
+    }),
+    ("Memory", MEMORY, |f| {
+        f.memory.map(|s| format!("{:.0} MB", s.mean))
+    }),
+    ("Kept", KEPT, |f| f.kept.map(|s| bytes(s.mean))),
+    ("Trainable", TRAINABLE, |f| {
+        f.trainable.map(|s| count(s.mean))
+    }),
+];
+
+/// One row of the headline table.
+struct Row<'a> {
+    name: String,
+    hint: Option<String>,
+    colour: Option<usize>,
+    class: &'static str,
+    figures: &'a Figures,
+    ranked: bool,
+}
+
+pub(super) fn headline(
+    groups: &[Group<'_>],
+    zero: Option<&AccuracyMatrix>,
+    tasks: usize,
+) -> Markup {
+    let one = |v: Option<f64>| v.map(|mean| Spread { mean, sd: None });
+    let zero_group = groups.iter().find(|g| g.status() == Status::ZeroShot);
+    // Gap, retrieval and task-agnostic accuracies of the pretrained model are stage 0 of any run.
+    let agnostic = groups
+        .iter()
+        .flat_map(|g| &g.runs)
+        .find_map(|r| r.agnostic.as_ref()?.as_constant());
+    let constant = zero.map(|z| {
+        let at = |f: &dyn Fn(&Group<'_>) -> Option<f64>| {
+            groups
+                .iter()
+                .find_map(f)
+                .map(|mean| Spread { mean, sd: None })
+        };
+        let same = |s: Option<Spread>| s.map(|s| (s, s));
+        Figures {
+            transfer: one(z.transfer()),
+            average: one(z.average()),
+            last: one(z.last()),
+            gap: same(at(&|g| g.gap(0))),
+            recall: same(at(&|g| {
+                g.mean(|r| Some(r.metrics.retrieval.first()?.mean_r1()))
+            })),
+            seconds: zero_group.and_then(|g| g.figures.seconds),
+            memory: zero_group.and_then(|g| g.figures.memory),
+            kept: zero_group.and_then(|g| g.figures.kept),
+            trainable: zero_group.and_then(|g| g.figures.trainable),
+            average_agnostic: one(agnostic.as_ref().and_then(AccuracyMatrix::average)),
+            last_agnostic: one(agnostic.as_ref().and_then(AccuracyMatrix::last)),
+            ..Figures::default()
+        }
+    });
+    let seeds: Vec<Vec<Figures>> = groups
+        .iter()
+        .map(|g| g.runs.iter().map(|r| Figures::of(&[r])).collect())
+        .collect();
+    let mut rows: Vec<Row<'_>> = Vec::new();
+    if let Some(figures) = &constant {
+        rows.push(Row {
+            name: "zero-shot".into(),
+            hint: Some("pretrained, nothing trained".into()),
+            colour: None,
+            class: "reference",
+            figures,
+            ranked: false,
+        });
+    }
+    for (g, seeds) in groups.iter().zip(&seeds) {
+        if g.status() == Status::ZeroShot {
+            continue;
+        }
+        let counted = Group::counted(&g.runs).len();
+        rows.push(Row {
+            name: g.name.clone(),
+            hint: match (g.is_complete(), counted) {
+                (false, _) => Some("unfinished".into()),
+                (true, 1) => None,
+                (true, n) => Some(format!("mean of {n} seeds")),
+            },
+            colour: g.colour,
+            class: "",
+            figures: &g.figures,
+            ranked: g.is_complete(),
+        });
+        if g.runs.len() > 1 {
+            for (r, figures) in g.runs.iter().zip(seeds) {
+                rows.push(Row {
+                    name: format!("seed {}", r.file.seed),
+                    hint: (r.status == Status::Partial).then(|| "unfinished".into()),
+                    colour: g.colour,
+                    class: "seed",
+                    figures,
+                    ranked: false,
+                });
+            }
+        }
+    }
+    let ranked: Vec<&Figures> = rows
+        .iter()
+        .filter(|r| r.ranked)
+        .map(|r| r.figures)
+        .collect();
+    // "Best of one" says nothing.
+    let best = |score: &dyn Fn(&Figures) -> Option<f64>| {
+        (ranked.len() > 1)
+            .then(|| ranked.iter().filter_map(|f| score(f)).reduce(f64::max))
+            .flatten()
+    };
+    // Equal as printed is equal.
+    let is = |best: Option<f64>, v: Option<f64>, eps: f64| match (best, v) {
+        (Some(b), Some(v)) => (b - v).abs() < eps,
+        _ => false,
+    };
+    let kept = |f: &Figures| f.gap.map(|(a, b)| -(a.mean - b.mean).abs());
+    let found = |f: &Figures| f.recall.map(|(_, b)| b.mean);
+    let (best_gap, best_recall) = (best(&kept), best(&found));
+    let any = |f: &dyn Fn(&Figures) -> bool| rows.iter().any(|r| f(r.figures));
+    let columns: Vec<&Column> = COLUMNS
+        .iter()
+        .filter(|c| c.variant.is_none() || any(&|f| (c.get)(f).is_some()))
+        .collect();
+    let costs: Vec<&Cost> = COSTS
+        .iter()
+        .filter(|(.., get)| any(&|f| get(f).is_some()))
+        .collect();
+    let bests: Vec<Option<f64>> = columns
+        .iter()
+        .map(|c| best(&|f| (c.get)(f).map(|s| if c.higher { s.mean } else { -s.mean })))
+        .collect();
+    let has_gap = any(&|f| f.gap.is_some());
+    let has_recall = any(&|f| f.recall.is_some());
+    html! {
+        section {
+            h2 { "Every method at a glance" }
+            div.scroll tabindex="0" role="region" aria-label="Headline figures of all methods" {
+                table.headline {
+                    caption { span {
+                        "Accuracies in %, top-1, over " (plural(tasks, "task")) "; sorted by Average. "
+                        "Arrows: which way is better. " b.best { "Best" } " of the finished methods in bold; the tick on each bar is the pretrained model."
+                    } }
+                    thead {
+                        tr {
+                            th scope="col" { "Method" }
+                            @for c in &columns {
+                                th scope="col" {
+                                    abbr title=(c.definition) { (c.name) } (PreEscaped("&nbsp;")) (c.better)
+                                    @if let Some(variant) = c.variant { br; small { (variant) } }
+                                }
+                            }
+                            @if has_gap { th scope="col" { abbr title=(GAP) { "Gap" } br; small { "before → after" } } }
+                            @if has_recall { th scope="col" { abbr title=(RECALL) { "R@1" } (PreEscaped("&nbsp;↑")) br; small { "before → after" } } }
+                            @for (name, definition, _) in &costs { th scope="col" { abbr title=(definition) { (name) } } }
+                        }
+                    }
+                    tbody {
+                        @for row in &rows {
+                            tr class=(row.class) {
+                                th scope="row" {
+                                    @if row.class != "seed" { (swatch(row.colour)) " " }
+                                    (row.name)
+                                    @if let Some(hint) = &row.hint { br; small { (hint) } }
+                                }
+                                @for (c, b) in columns.iter().zip(&bests) {
+                                    @let v = (c.get)(row.figures);
+                                    @let score = v.map(|s| if c.higher { s.mean } else { -s.mean });
+                                    td class=[(row.ranked && is(*b, score, 0.05)).then_some("best")] {
+                                        (spread(v, 1, c.signed))
+                                        @if let (true, Some(s)) = (c.bar && row.class != "seed", v) {
+                                            (bar(s.mean, constant.as_ref().and_then(c.get).map(|s| s.mean), row.colour))
+                                        }
+                                    }
+                                }
+                                @if has_gap {
+                                    td class=[(row.ranked && is(best_gap, kept(row.figures), 0.0005)).then_some("best")] { (pair(row.figures.gap, 3, row.class)) }
+                                }
+                                @if has_recall {
+                                    td class=[(row.ranked && is(best_recall, found(row.figures), 0.05)).then_some("best")] { (pair(row.figures.recall, 1, row.class)) }
+                                }
+                                @for (.., get) in &costs { td { (get(row.figures).unwrap_or("–".into())) } }
+                            }
+                        }
+                    }
+                }
+            }
+            details.words {
+                summary { "What the figures mean" }
+                dl {
+                    @for c in &columns { dt { (c.name) @if let Some(variant) = c.variant { ", " (variant) } } dd { (c.definition) } }
+                    @if has_gap { dt { "Gap" } dd { (GAP) } }
+                    @if has_recall { dt { "R@1" } dd { (RECALL) } }
+                    @for (name, definition, _) in costs.iter().filter(|(_, d, _)| [KEPT, TRAINABLE].contains(d)) { dt { (name) } dd { (definition) } }
+                }
+                p { "Transfer, Average and Last are computed as in ZSCL (mtil/results.ipynb), BWT and Forgetting as in Mammoth (utils/metrics.py)." }
+            }
+        }
+    }
+}
+
+fn spread(s: Option<Spread>, decimals: usize, signed: bool) -> Markup {
+    html! {
+        @match s {
+            None => span.none { "–" },
+            Some(s) => {
+                (number(s.mean, decimals, signed))
+                @if let Some(sd) = s.sd { span.sd { " ± " (number(sd, decimals, false)) } }
+            }
+        }
+    }
+}
+
+fn pair(p: Option<(Spread, Spread)>, decimals: usize, class: &str) -> Markup {
+    html! {
+        @match p {
+            None => span.none { "–" },
+            Some((a, _)) if class == "reference" => (number(a.mean, decimals, false)),
+            Some((a, b)) => { span.before { (number(a.mean, decimals, false)) " → " } (number(b.mean, decimals, false)) }
+        }
+    }
+}
+
+fn bar(value: f64, zero: Option<f64>, colour: Option<usize>) -> Markup {
+    html! {
+        span class={ "bar " (colour_class(colour)) } aria-hidden="true" {
+            span.fill style={ "width:" (format!("{value:.1}")) "%" } {}
+            @if let Some(z) = zero { span.mark style={ "left:" (format!("{z:.1}")) "%" } {} }
+        }
+    }
+}

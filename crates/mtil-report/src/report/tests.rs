@@ -1,0 +1,498 @@
+//! The report from invented run directories.
+
+use std::fs;
+
+use super::fake::{Fake, agnostic, breach, change_metrics, fake, order, world};
+use super::svg::number;
+use super::*;
+use mtil_engine::metrics::{MatrixFile, MetricsFile};
+
+fn report(runs: &[PathBuf]) -> (ReportSummary, String) {
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("report.html");
+    let summary = write_report(runs, &path).unwrap();
+    (summary, fs::read_to_string(&path).unwrap())
+}
+
+/// No address of anything outside the page, however it may be written.
+fn assert_self_contained(html: &str) {
+    for attribute in ["src=\"", "href=\"", "srcset=\"", "action=\""] {
+        for rest in html.split(attribute).skip(1) {
+            assert!(rest.starts_with("data:image/"), "{attribute}{:.60}", rest);
+        }
+    }
+    for word in [
+        "http:", "https:", "url(", "@import", "<script", "<link", "<iframe",
+    ] {
+        assert!(!html.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn whole_report_has_the_numbers_and_nothing_from_outside() {
+    let root = tempfile::tempdir().unwrap();
+    let runs = [world(root.path(), 6)];
+    let (summary, html) = report(&runs);
+    assert_eq!((summary.methods, summary.runs, summary.finished), (6, 6, 6));
+    assert_self_contained(&html);
+    assert!(html.matches("data:image/png;base64,").count() == 30);
+    for method in ["finetune", "lwf", "wise-ft", "zscl", "gnsp"] {
+        let dir = root.path().join(method);
+        let matrix = MatrixFile::load(&dir.join(MatrixFile::NAME)).unwrap();
+        let m = matrix.accuracy().unwrap();
+        for figure in [m.transfer(), m.average(), m.last(), m.diagonal(), m.bwt()] {
+            let text = number(figure.unwrap(), 1, false);
+            assert!(html.contains(&text), "{method} {text}");
+        }
+        for v in m.rows().iter().flatten() {
+            assert!(html.contains(&format!(">{}</td>", number(*v, 1, false))));
+        }
+    }
+    let value = |method: &str| {
+        let path = root.path().join(method).join(MetricsFile::NAME);
+        MetricsFile::load(&path).unwrap()
+    };
+    let (g, f) = (value("gnsp"), value("finetune"));
+    let printed = |v: Option<f64>| number(v.unwrap(), 1, false).parse::<f64>().unwrap();
+    let kept = number(printed(g.transfer) - printed(f.transfer), 1, false);
+    assert!(
+        summary.outcome.starts_with(&format!(
+            "After 6 tasks, gnsp kept {kept} points more zero-shot transfer than finetune"
+        )),
+        "{}",
+        summary.outcome
+    );
+    assert!(html.contains("visual.blocks.2.mlp.c_proj"));
+    assert!(html.contains("burn 0.22.1"));
+    assert!(html.contains("template ensemble everywhere"));
+
+    let table = summary_table(&runs).unwrap();
+    assert!(
+        table.contains("prompt rule: template ensemble everywhere"),
+        "{table}"
+    );
+    let row = table.lines().find(|l| l.starts_with("gnsp")).unwrap();
+    assert!(row.contains(&format!("{:.1}", g.last.unwrap())), "{row}");
+}
+
+#[test]
+fn the_sentence_never_claims_what_is_not_so() {
+    let root = tempfile::tempdir().unwrap();
+    fake("gnsp", 4.0, 3.0, 4).write(root.path(), "gnsp");
+    fake("finetune", 0.5, 0.5, 4).write(root.path(), "finetune");
+    let (summary, _) = report(&[root.path().into()]);
+    assert!(
+        summary
+            .outcome
+            .contains("points less zero-shot transfer than finetune")
+    );
+    assert!(
+        summary.outcome.contains("points lower"),
+        "{}",
+        summary.outcome
+    );
+
+    let root = tempfile::tempdir().unwrap();
+    fake("same", 1.0, 1.0, 4).write(root.path(), "gnsp");
+    for m in ["gnsp", "finetune"] {
+        let mut file = MatrixFile::load(&root.path().join("gnsp/matrix.json")).unwrap();
+        file.method = m.into();
+        fs::create_dir_all(root.path().join(m)).unwrap();
+        file.save(&root.path().join(m).join(MatrixFile::NAME))
+            .unwrap();
+    }
+    let (summary, _) = report(&[root.path().into()]);
+    assert!(
+        summary
+            .outcome
+            .contains("gnsp kept the same zero-shot transfer as finetune"),
+        "{}",
+        summary.outcome
+    );
+}
+
+#[test]
+fn names_are_escaped_wherever_they_come_from() {
+    let root = tempfile::tempdir().unwrap();
+    let evil = "<b>&\"'";
+    let mut f = fake("gnsp", 0.3, 0.4, 3);
+    f.order = vec![evil.into(), "two".into(), "</script>".into()];
+    f.ranks = true;
+    let dir = f.write(root.path(), "gnsp");
+    fs::write(dir.join("config.toml"), "x = '<i>&'\n").unwrap();
+    let samples = root.path().join("samples").join("0-<b>&\"'");
+    fs::create_dir_all(&samples).unwrap();
+    fs::write(samples.join("0-<b>&\"'.png"), [1, 2, 3]).unwrap();
+    let mut file = MatrixFile::load(&dir.join(MatrixFile::NAME)).unwrap();
+    file.method = "<em>".into();
+    file.suite = "<u>".into();
+    file.prompt_rule = "<s>".into();
+    file.save(&dir.join(MatrixFile::NAME)).unwrap();
+    let (_, html) = report(&[root.path().into()]);
+    let head = html.find("</style>").unwrap();
+    for tag in [
+        "<b>&\"",
+        "<b>&amp;",
+        "<i>&",
+        "<em>",
+        "<u>",
+        "<s>",
+        "</script>",
+    ] {
+        assert!(!html[head..].contains(tag), "{tag}");
+    }
+    assert!(html.contains("&lt;b&gt;&amp;&quot;"));
+    assert_self_contained(&html);
+}
+
+#[test]
+fn unfinished_runs_say_so() {
+    let root = tempfile::tempdir().unwrap();
+    let partial = Fake {
+        trained: 2,
+        ..fake("gnsp", 0.3, 0.4, 5)
+    };
+    partial.write(root.path(), "gnsp");
+    fs::create_dir_all(root.path().join("lwf")).unwrap();
+    fs::write(root.path().join("lwf/events.jsonl"), "").unwrap();
+    let (summary, html) = report(&[root.path().into()]);
+    assert_eq!(summary.finished, 0);
+    assert_eq!(
+        summary.outcome,
+        "No training run is finished yet: gnsp has been evaluated after 2 of 5 tasks."
+    );
+    assert!(html.contains("still running or was interrupted"));
+    assert!(summary.notes[0].contains("lwf"), "{:?}", summary.notes);
+    assert!(
+        summary_table(&[root.path().into()])
+            .unwrap()
+            .contains("* unfinished")
+    );
+
+    // Beside a finished one, the finished one makes the sentence.
+    fake("finetune", 3.0, 3.0, 5).write(root.path(), "finetune");
+    let (summary, _) = report(&[root.path().into()]);
+    assert!(
+        summary
+            .outcome
+            .starts_with("After 5 tasks, finetune reaches")
+    );
+}
+
+#[test]
+fn zero_shot_alone_single_task_and_bare_matrices_work() {
+    let root = tempfile::tempdir().unwrap();
+    let zero = Fake {
+        trained: 0,
+        ..fake("zero-shot", 0.0, 0.0, 4)
+    };
+    zero.write(root.path(), "zero-shot");
+    let (summary, html) = report(&[root.path().into()]);
+    assert!(summary.outcome.starts_with("The pretrained model reaches"));
+    assert!(html.contains("nothing trained"));
+
+    let root = tempfile::tempdir().unwrap();
+    let dir = fake("gnsp", 0.3, 0.4, 1).write(root.path(), "gnsp");
+    let (summary, _) = report(std::slice::from_ref(&dir));
+    assert!(
+        summary.outcome.starts_with("After 1 task, gnsp reaches"),
+        "{}",
+        summary.outcome
+    );
+
+    for file in ["metrics.json", "events.jsonl", "config.toml"] {
+        fs::remove_file(dir.join(file)).unwrap();
+    }
+    let (summary, html) = report(&[dir]);
+    assert_eq!(summary.finished, 1);
+    assert!(html.contains("no metrics.json"));
+}
+
+#[test]
+fn twelve_methods_and_eleven_tasks_work() {
+    let root = tempfile::tempdir().unwrap();
+    let names = [
+        "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "finetune", "gnsp",
+    ];
+    for (i, name) in names.iter().enumerate() {
+        fake(name, i as f64 * 0.3, 1.0, 11).write(root.path(), name);
+    }
+    let (summary, html) = report(&[root.path().into()]);
+    assert_eq!(summary.methods, 12);
+    assert!(html.contains("c0 dash"));
+    assert_self_contained(&html);
+}
+
+#[test]
+fn seeds_of_a_method_become_mean_and_deviation() {
+    let root = tempfile::tempdir().unwrap();
+    let mut last = Vec::new();
+    for seed in 1..=3 {
+        let f = Fake {
+            seed,
+            ..fake("gnsp", 0.3, 0.4, 4)
+        };
+        let dir = f.write(root.path(), &format!("seed-{seed}/gnsp"));
+        last.push(
+            MetricsFile::load(&dir.join(MetricsFile::NAME))
+                .unwrap()
+                .last
+                .unwrap(),
+        );
+    }
+    let mean = last.iter().sum::<f64>() / 3.0;
+    let sd = (last.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 2.0).sqrt();
+    let (summary, html) = report(&[root.path().into()]);
+    assert_eq!((summary.methods, summary.runs), (1, 3));
+    assert!(html.contains("mean of 3 seeds"));
+    let cell = format!("{mean:.1}<span class=\"sd\"> ± {sd:.1}</span>");
+    assert!(html.contains(&cell), "{cell}");
+    let table = summary_table(&[root.path().into()]).unwrap();
+    assert!(table.contains(&format!("{mean:.1} ± {sd:.1}")), "{table}");
+}
+
+#[test]
+fn errors_name_the_file_and_the_difference() {
+    let root = tempfile::tempdir().unwrap();
+    let runs = [root.path().to_path_buf()];
+    let failure = || summary_table(&runs).unwrap_err();
+    assert!(matches!(failure(), ReportError::NoRuns { .. }));
+    assert!(failure().to_string().contains("matrix.json"));
+
+    let dir = fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
+    for (file, text) in [
+        ("metrics.json", "{\"transfer\": \"high\"}"),
+        ("matrix.json", "[]"),
+        ("config.toml", "= 1"),
+        ("events.jsonl", "{}\n{broken\n{}\n"),
+    ] {
+        let path = dir.join(file);
+        let good = fs::read(&path).unwrap();
+        fs::write(&path, text).unwrap();
+        let e = failure().to_string();
+        assert!(e.contains(&path.display().to_string()), "{e}");
+        fs::write(&path, good).unwrap();
+    }
+
+    let other = Fake {
+        order: order(4)[1..].to_vec(),
+        ..fake("lwf", 1.0, 1.0, 3)
+    };
+    other.write(root.path(), "lwf");
+    let e = failure();
+    assert!(matches!(e, ReportError::Mixed { .. }));
+    assert!(
+        e.to_string()
+            .contains("order shapes, colours, numerals against colours"),
+        "{e}"
+    );
+}
+
+#[test]
+fn what_does_not_compare_is_noted() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
+    fake("lwf", 1.0, 1.0, 3).write(root.path(), "lwf");
+    let path = dir.join(MatrixFile::NAME);
+    let mut file = MatrixFile::load(&path).unwrap();
+    file.prompt_rule = "first template".into();
+    file.matrix[2][0] -= 1.0;
+    file.save(&path).unwrap();
+    let events = dir.join("events.jsonl");
+    let mut log = fs::read_to_string(&events).unwrap();
+    log.push_str("{\"event\":\"diverged\",\"task\":1,\"step\":3}\n");
+    log.push_str("{\"event\":\"skipped_images\",\"count\":4,\"names\":[]}\n");
+    fs::write(&events, log).unwrap();
+    let (summary, html) = report(&[root.path().into()]);
+    assert!(
+        summary
+            .notes
+            .iter()
+            .any(|n| n.contains("diverged while training colours"))
+    );
+    assert!(
+        summary
+            .notes
+            .iter()
+            .any(|n| n.contains("4 unreadable images"))
+    );
+    assert!(summary.notes.iter().any(|n| n.contains("first template")));
+    assert!(
+        summary
+            .notes
+            .iter()
+            .any(|n| n.contains("metrics.json says Last"))
+    );
+    assert!(html.contains("do not compare"));
+}
+
+#[test]
+fn costs_are_shown_where_a_run_recorded_them() {
+    let root = tempfile::tempdir().unwrap();
+    let runs = [root.path().to_path_buf()];
+    let dir = fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
+    fake("lwf", 1.0, 1.0, 3).write(root.path(), "lwf");
+    let (_, html) = report(&runs);
+    assert!(html.contains(">Memory</abbr>"));
+    assert!(!html.contains("Kept") && !html.contains("Trainable"));
+    let table = summary_table(&runs).unwrap();
+    let head = table.lines().find(|l| l.starts_with("method")).unwrap();
+    assert!(head.ends_with("memory"), "{table}");
+
+    change_metrics(&dir, |m| {
+        m.bytes_kept = Some(3_565_158);
+        m.trainable_parameters = Some(149_620_737);
+    });
+    let (_, html) = report(&runs);
+    assert!(html.contains(">Kept</abbr>") && html.contains("<td>3.4 MB</td>"));
+    assert!(html.contains(">Trainable</abbr>") && html.contains("<td>150 M</td>"));
+    let table = summary_table(&runs).unwrap();
+    let row = |name: &str| table.lines().find(|l| l.starts_with(name)).unwrap();
+    assert!(row("method").ends_with("kept  trainable"), "{table}");
+    assert!(row("gnsp").ends_with("3.4 MB      150 M"), "{table}");
+    assert!(row("lwf").ends_with("     -          -"), "{table}");
+}
+
+#[test]
+fn crossed_limits_are_listed_and_a_stopped_run_says_why() {
+    let root = tempfile::tempdir().unwrap();
+    let runs = [root.path().to_path_buf()];
+    let stopped = Fake {
+        trained: 2,
+        ..fake("finetune", 3.0, 3.0, 4)
+    };
+    let dir = stopped.write(root.path(), "finetune");
+    let done = fake("gnsp", 0.3, 0.4, 4).write(root.path(), "gnsp");
+    let (_, html) = report(&runs);
+    assert!(!html.contains("Where a limit was crossed"));
+    assert!(html.contains("is still running or was interrupted"));
+
+    breach(&dir, 1, 84.96, "warn");
+    breach(&dir, 2, 81.5, "stop");
+    // A resumed run evaluates a stage again.
+    breach(&dir, 2, 80.25, "stop");
+    // Continued after the stop: no reason why it ended.
+    breach(&done, 2, 84.0, "stop");
+    let (_, html) = report(&runs);
+    assert!(html.contains("Where a limit was crossed"));
+    assert_eq!(html.matches("accuracy on shapes fell").count(), 3);
+    assert_eq!(html.matches("<strong>run stopped</strong>").count(), 2);
+    assert_eq!(html.matches("<td>warning only</td>").count(), 1);
+    assert!(html.contains("<td>after shapes</td>") && html.contains("<td>after colours</td>"));
+    // 84.96 must not be printed as the limit that it is under.
+    assert!(html.contains("<td>84.96</td>"));
+    assert!(html.contains("<td>80.2</td>") && !html.contains("<td>81.5</td>"));
+    assert!(html.contains(
+        "finetune (seed 42) was stopped because it crossed the limit \
+         <code>accuracy.shapes&lt;85</code>: evaluated after 2 of 4 tasks."
+    ));
+    assert!(!html.contains("is still running or was interrupted"));
+    let table = summary_table(&runs).unwrap();
+    for line in [
+        "Limit crossed: finetune (seed 42) after task 1: accuracy.shapes<85\n",
+        "Limit crossed: finetune (seed 42) after task 2: accuracy.shapes<85; run stopped\n",
+    ] {
+        assert!(table.contains(line), "{table}");
+    }
+}
+
+#[test]
+fn notes_on_the_protocol_name_the_runs_they_hold_for() {
+    let root = tempfile::tempdir().unwrap();
+    for method in ["gnsp", "lwf", "zscl"] {
+        let dir = fake(method, 0.3, 0.4, 3).write(root.path(), method);
+        change_metrics(&dir, |m| {
+            m.notes = vec!["subset of 500 <images>.".into()];
+            m.notes.push(if method == "lwf" {
+                "every 2 tasks".into()
+            } else {
+                "one template".into()
+            });
+        });
+    }
+    let (summary, html) = report(&[root.path().into()]);
+    let expected = [
+        "Evaluation: subset of 500 <images>.",
+        "Evaluation of all but lwf (seed 42): one template.",
+        "Evaluation of lwf (seed 42): every 2 tasks.",
+    ];
+    assert_eq!(summary.notes, expected);
+    assert!(html.contains("Evaluation: subset of 500 &lt;images&gt;."));
+    let table = summary_table(&[root.path().into()]).unwrap();
+    assert!(expected.iter().all(|n| table.contains(n)), "{table}");
+}
+
+#[test]
+fn task_agnostic_accuracies_stand_beside_the_others() {
+    let root = tempfile::tempdir().unwrap();
+    let runs = [root.path().to_path_buf()];
+    let dir = fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
+    fake("lwf", 1.0, 1.0, 3).write(root.path(), "lwf");
+    let (_, html) = report(&runs);
+    assert!(!html.contains("task-agnostic"));
+
+    let file = agnostic(&dir, 7.25);
+    let own = file.accuracy().unwrap();
+    let (_, html) = report(&runs);
+    assert_eq!(html.matches("<small>task-agnostic</small>").count(), 2);
+    let zero = own.as_constant().unwrap();
+    for figure in [own.average(), own.last(), zero.last()] {
+        let text = number(figure.unwrap(), 1, false);
+        assert!(html.contains(&format!(">{text}</td>")), "{text}");
+    }
+    let table = summary_table(&runs).unwrap();
+    let row = table.lines().find(|l| l.starts_with("gnsp")).unwrap();
+    let both = format!("{:.1}", own.last().unwrap());
+    assert!(
+        table.contains("Last agnostic") && row.contains(&both),
+        "{table}"
+    );
+
+    let mut other = file.clone();
+    other.order.reverse();
+    let path = dir.join("matrix_all.json");
+    other.save(&path).unwrap();
+    let e = summary_table(&runs).unwrap_err().to_string();
+    assert!(
+        e.contains("matrix_all.json") && e.contains("not of one run"),
+        "{e}"
+    );
+    fs::write(&path, "{").unwrap();
+    let e = summary_table(&runs).unwrap_err().to_string();
+    assert!(
+        e.contains("matrix_all.json") && e.contains("malformed"),
+        "{e}"
+    );
+}
+
+/// Writes a page to look at: `MTIL_SAMPLE_REPORT=folder cargo test ... -- --ignored`.
+#[test]
+#[ignore = "writes files for a person to look at"]
+fn sample_report() {
+    let folder = PathBuf::from(std::env::var_os("MTIL_SAMPLE_REPORT").unwrap());
+    for tasks in [6, 11] {
+        let root = folder.join(format!("{tasks}-tasks"));
+        world(&root, tasks);
+        let table = summary_table(std::slice::from_ref(&root)).unwrap();
+        fs::write(root.join("summary.txt"), table).unwrap();
+        write_report(std::slice::from_ref(&root), &root.join("report.html")).unwrap();
+        // The same with all that a run may record besides.
+        for (i, method) in ["finetune", "lwf", "wise-ft", "zscl", "gnsp"]
+            .iter()
+            .enumerate()
+        {
+            let dir = root.join(method);
+            agnostic(&dir, 4.0 + i as f64);
+            change_metrics(&dir, |m| {
+                m.bytes_kept = Some(i as u64 * 170_000_000);
+                m.trainable_parameters = Some(149_620_737);
+                m.notes = vec!["subset of 500 images of each task".into()];
+            });
+        }
+        breach(&root.join("lwf"), 2, 84.1, "warn");
+        breach(&root.join("finetune"), 3, 71.4, "stop");
+        write_report(std::slice::from_ref(&root), &root.join("everything.html")).unwrap();
+        let table = summary_table(std::slice::from_ref(&root)).unwrap();
+        fs::write(root.join("everything.txt"), table).unwrap();
+    }
+}

@@ -1,0 +1,631 @@
+//! Ours beside published, as numbers; `render.rs` shows them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::published::{Metric, Published, Row, published};
+use super::tables::{Orders, TableSpec};
+use mtil_engine::metrics::AccuracyMatrix;
+
+/// Shown where a number is missing.
+pub(super) const MISSING: &str = "—";
+/// Marks a difference between numbers that were measured differently.
+pub(super) const OTHER_PROTOCOL: &str = "†";
+
+/// One run of ours.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OurRun {
+    /// The method.
+    pub method: String,
+    /// The seed.
+    pub seed: u64,
+    /// Whether the method trains; the figures of one that does not are those of a matrix whose rows
+    /// are all the pretrained model's.
+    pub trains: bool,
+    /// The accuracies.
+    pub matrix: AccuracyMatrix,
+}
+
+impl OurRun {
+    /// The matrix that counts; `None` while the run is unfinished.
+    fn finished(&self) -> Option<AccuracyMatrix> {
+        if !self.trains {
+            return self.matrix.as_constant();
+        }
+        self.matrix.is_complete().then(|| self.matrix.clone())
+    }
+}
+
+/// How our numbers were measured, in words.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OurProtocol {
+    /// Key of the published protocol that ours is, if it is one of them.
+    pub family: Option<String>,
+    /// Which images are trained and tested on.
+    pub splits: String,
+    /// Which prompt templates an evaluation uses.
+    pub prompts: String,
+    /// The pretrained model.
+    pub model: String,
+    /// The reference set.
+    pub reference: String,
+    /// Updates per task.
+    pub steps: String,
+    /// Seeds.
+    pub seeds: String,
+    /// Commit of the program.
+    pub commit: String,
+}
+
+/// Our side of a table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ours {
+    /// Tasks in the suite's order.
+    pub tasks: Vec<String>,
+    /// How the numbers were measured.
+    pub protocol: OurProtocol,
+    /// The runs, in any order.
+    pub runs: Vec<OurRun>,
+}
+
+/// Why there is no table.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// A run has other tasks, or another order, than the table.
+    #[error("{what} learns {found:?}, the table is about {expected:?}")]
+    Order {
+        /// The suite, or the run.
+        what: String,
+        /// Its order.
+        found: Vec<String>,
+        /// The table's.
+        expected: Vec<String>,
+    },
+    /// A run is given twice.
+    #[error("method `{method}` with seed {seed} is given twice in the same order of tasks")]
+    Twice {
+        /// The method.
+        method: String,
+        /// The seed.
+        seed: u64,
+    },
+}
+
+/// Mean over runs and, with more than one, the sample standard deviation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The mean.
+    pub mean: f64,
+    /// `sqrt(Σ(x − mean)² / (n − 1))`; `None` with one run.
+    pub sd: Option<f64>,
+    /// How many runs.
+    pub runs: usize,
+}
+
+impl Spread {
+    /// `None` without a value.
+    pub fn of(values: &[f64]) -> Option<Self> {
+        if values.is_empty() {
+            return None;
+        }
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+        Some(Self {
+            mean,
+            sd: (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()),
+            runs: values.len(),
+        })
+    }
+}
+
+/// Ours beside published, either of which may be missing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Cell {
+    /// Ours, in percent.
+    pub ours: Option<Spread>,
+    /// Published, in percent.
+    pub published: Option<f64>,
+}
+
+impl Cell {
+    /// Ours minus published, of numbers not yet rounded; `None` where one is missing.
+    pub fn difference(&self) -> Option<f64> {
+        Some(self.ours?.mean - self.published?)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ours.is_none() && self.published.is_none()
+    }
+}
+
+/// What the columns of a block are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockKind {
+    /// Transfer, Average and Last.
+    Summary,
+    /// One figure on each task.
+    Tasks(Metric),
+    /// One figure for each cyclic shift of the order, named by its first task.
+    Shifts(Metric),
+}
+
+/// A part of a comparison.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Block {
+    /// What the columns are.
+    pub kind: BlockKind,
+    /// Their heads.
+    pub columns: Vec<String>,
+    /// One line a method, one cell a column.
+    pub lines: Vec<Vec<Cell>>,
+}
+
+/// A method of a comparison.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Entry {
+    /// Our name.
+    pub method: String,
+    /// Its published row.
+    pub row: Option<Row>,
+    /// Finished runs of ours.
+    pub runs: usize,
+    /// Whether ours and the published numbers are of the same protocol; `None` without both.
+    pub same_protocol: Option<bool>,
+}
+
+/// Ours beside published.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Name of the table.
+    pub table: String,
+    /// What it shows.
+    pub about: String,
+    /// The suite.
+    pub suite: String,
+    /// Whether there are published numbers on the suite.
+    pub has_published: bool,
+    /// The methods, in the order of the lines of every block.
+    pub entries: Vec<Entry>,
+    /// The summary first.
+    pub blocks: Vec<Block>,
+    /// Footnotes: sources, protocols, caveats, what is missing and why.
+    pub notes: Vec<String>,
+}
+
+/// Puts our runs beside the published numbers on the suite of `spec`. Methods that the table does
+/// not name come last. Unfinished runs count as missing, and so does a published number that is not
+/// known.
+///
+/// # Errors
+/// [`TableError`] when a run's tasks are not the table's, or a run is given twice.
+pub fn compare(spec: &TableSpec, ours: &Ours) -> Result<Comparison, TableError> {
+    let published = match spec.orders {
+        Orders::AsGiven => published(spec.suite),
+        // The figures of another order of the tasks do not compare.
+        Orders::CyclicShifts => None,
+    };
+    check(spec, ours, published)?;
+
+    let mut methods: Vec<&str> = spec.methods.iter().chain(spec.cited).copied().collect();
+    for run in &ours.runs {
+        if !methods.contains(&run.method.as_str()) {
+            methods.push(&run.method);
+        }
+    }
+    let finished: Vec<Vec<Finished>> = methods.iter().map(|m| Finished::of(ours, m)).collect();
+    let entries: Vec<Entry> = methods
+        .iter()
+        .zip(&finished)
+        .map(|(method, runs)| {
+            let row = published.and_then(|p| p.row(method)).cloned();
+            let same = row
+                .as_ref()
+                .filter(|_| !runs.is_empty())
+                .map(|row| ours.protocol.family.as_deref() == Some(&row.protocol));
+            Entry {
+                method: (*method).to_owned(),
+                row,
+                runs: runs.len(),
+                same_protocol: same,
+            }
+        })
+        .collect();
+
+    let block = |kind, columns: Vec<String>, cell: &CellOf<'_>| {
+        let lines = finished
+            .iter()
+            .zip(&entries)
+            .map(|(runs, entry)| {
+                (0..columns.len())
+                    .map(|column| cell(runs, entry.row.as_ref(), column))
+                    .collect()
+            })
+            .collect();
+        Block {
+            kind,
+            columns,
+            lines,
+        }
+    };
+    let heads = Metric::ALL.iter().map(|m| m.name().to_owned()).collect();
+    let mut blocks = vec![block(BlockKind::Summary, heads, &|runs, row, column| {
+        let metric = Metric::ALL[column];
+        Cell {
+            ours: spread(runs, |run| run.summary(metric)),
+            published: row.and_then(|r| r.summary(metric)),
+        }
+    })];
+    for metric in Metric::ALL {
+        blocks.push(match spec.orders {
+            Orders::AsGiven => block(
+                BlockKind::Tasks(metric),
+                ours.tasks.clone(),
+                &|runs, row, task| Cell {
+                    ours: spread(runs, |run| run.on_task(metric, task)),
+                    published: row.and_then(|r| r.on_task(metric, task)),
+                },
+            ),
+            Orders::CyclicShifts => block(
+                BlockKind::Shifts(metric),
+                ours.tasks.clone(),
+                &|runs, _, first| {
+                    let shift: Vec<Finished> = runs
+                        .iter()
+                        .filter(|run| run.0.order()[0] == ours.tasks[first])
+                        .cloned()
+                        .collect();
+                    Cell {
+                        ours: spread(&shift, |run| run.summary(metric)),
+                        published: None,
+                    }
+                },
+            ),
+        });
+    }
+    let notes = notes(ours, published, &entries);
+    Ok(Comparison {
+        table: spec.name.to_owned(),
+        about: spec.about.to_owned(),
+        suite: spec.suite.to_owned(),
+        has_published: published.is_some(),
+        entries,
+        blocks,
+        notes,
+    })
+}
+
+/// The cell of a column from a method's finished runs and its published row.
+type CellOf<'a> = dyn Fn(&[Finished], Option<&Row>, usize) -> Cell + 'a;
+
+/// The matrix of a finished run.
+#[derive(Clone)]
+struct Finished(AccuracyMatrix);
+
+impl Finished {
+    fn of(ours: &Ours, method: &str) -> Vec<Self> {
+        ours.runs
+            .iter()
+            .filter(|run| run.method == method)
+            .filter_map(|run| run.finished().map(Self))
+            .collect()
+    }
+
+    fn summary(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Transfer => self.0.transfer(),
+            Metric::Average => self.0.average(),
+            Metric::Last => self.0.last(),
+        }
+    }
+
+    fn on_task(&self, metric: Metric, task: usize) -> Option<f64> {
+        match metric {
+            Metric::Transfer => self.0.transfer_per_task()[task],
+            Metric::Average => self.0.average_per_task().map(|v| v[task]),
+            Metric::Last => self.0.rows().last().map(|row| row[task]),
+        }
+    }
+}
+
+/// A mean over fewer runs than the line claims would mislead, so all have the figure or none.
+fn spread(runs: &[Finished], figure: impl Fn(&Finished) -> Option<f64>) -> Option<Spread> {
+    let values: Option<Vec<f64>> = runs.iter().map(figure).collect();
+    Spread::of(&values?)
+}
+
+fn check(spec: &TableSpec, ours: &Ours, published: Option<&Published>) -> Result<(), TableError> {
+    let mismatch = |what: String, found: &[String], expected: &[String]| TableError::Order {
+        what,
+        found: found.to_vec(),
+        expected: expected.to_vec(),
+    };
+    if let Some(published) = published
+        && published.tasks != ours.tasks
+    {
+        let what = format!("suite `{}`", spec.suite);
+        return Err(mismatch(what, &ours.tasks, &published.tasks));
+    }
+    let orders: Vec<Vec<&String>> = spec
+        .orders
+        .of(ours.tasks.len())
+        .iter()
+        .map(|order| order.iter().map(|i| &ours.tasks[*i]).collect())
+        .collect();
+    for (i, run) in ours.runs.iter().enumerate() {
+        let order = run.matrix.order();
+        if !orders.iter().any(|o| o.iter().copied().eq(order)) {
+            let what = format!("method `{}` with seed {}", run.method, run.seed);
+            return Err(mismatch(what, order, &ours.tasks));
+        }
+        let same = |other: &OurRun| {
+            (&other.method, other.seed, other.matrix.order()) == (&run.method, run.seed, order)
+        };
+        if ours.runs[..i].iter().any(same) {
+            return Err(TableError::Twice {
+                method: run.method.clone(),
+                seed: run.seed,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn notes(ours: &Ours, published: Option<&Published>, entries: &[Entry]) -> Vec<String> {
+    let p = &ours.protocol;
+    let mut notes = Vec::new();
+    let parts: Vec<String> = [
+        ("model", &p.model),
+        ("splits", &p.splits),
+        ("prompts", &p.prompts),
+        ("reference set", &p.reference),
+        ("updates", &p.steps),
+        ("seeds", &p.seeds),
+        ("commit", &p.commit),
+    ]
+    .iter()
+    .map(|(name, value)| match value.is_empty() {
+        true => format!("{name} not recorded"),
+        false => format!("{name}: {value}"),
+    })
+    .collect();
+    notes.push(format!("Ours: {}.", parts.join("; ")));
+    for run in ours.runs.iter().filter(|run| run.finished().is_none()) {
+        notes.push(format!(
+            "{} with seed {} is unfinished and not counted.",
+            run.method, run.seed
+        ));
+    }
+    let Some(published) = published else {
+        return notes;
+    };
+    notes.push(format!(
+        "Published: {}. {MISSING} is a number that is not known; none is filled in.",
+        published.model
+    ));
+    if entries.iter().any(|e| e.same_protocol == Some(false)) {
+        notes.push(format!(
+            "{OTHER_PROTOCOL} Ours was measured under another protocol than the published number."
+        ));
+    }
+    let mut protocols = BTreeMap::new();
+    if let Some(ours) = &p.family
+        && let Some(protocol) = published.protocols.get(ours)
+    {
+        notes.push(format!("Ours follows protocol {ours}."));
+        protocols.insert(ours, protocol);
+    }
+    for entry in entries {
+        let Some(row) = &entry.row else { continue };
+        let venue = row.venue.as_ref().map(|v| format!(", {v}"));
+        notes.push(format!(
+            "{}: published as {}{}; {}; {}; protocol {}.",
+            entry.method,
+            row.title,
+            venue.unwrap_or_default(),
+            row.source,
+            row.evidence.words(),
+            row.protocol
+        ));
+        protocols.insert(&row.protocol, &published.protocols[&row.protocol]);
+    }
+    for (name, protocol) in protocols {
+        notes.push(format!(
+            "Protocol {name}: splits: {}; prompts: {}; the task of a test image is {}.",
+            protocol.splits,
+            protocol.prompts,
+            match protocol.task_known {
+                Some(true) => "known",
+                Some(false) => "unknown",
+                None => "not said to be known",
+            }
+        ));
+    }
+    for method in entries.iter().map(|e| &e.method) {
+        let caveats = published.caveats(method).map(|c| &c.note);
+        let absent = published.absent(method).map(|a| &a.note);
+        for note in caveats.chain(absent) {
+            notes.push(format!("{method}: {note}"));
+        }
+    }
+    notes
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::reproduce::spec;
+
+    pub fn order_1() -> Vec<String> {
+        published("mtil-order-1").unwrap().tasks.clone()
+    }
+
+    /// A run whose accuracy on task `c` is `base + c` before it is trained and 90 afterwards.
+    pub fn run(method: &str, seed: u64, base: f64, order: &[String]) -> OurRun {
+        let t = order.len();
+        let accuracy = |r: usize, c: usize| if r < c { base + c as f64 } else { 90.0 };
+        let rows = (0..t).map(|r| (0..t).map(|c| accuracy(r, c)).collect());
+        OurRun {
+            method: method.to_owned(),
+            seed,
+            trains: true,
+            matrix: AccuracyMatrix::new(order.to_vec(), vec![], rows.collect()).unwrap(),
+        }
+    }
+
+    pub fn ours(tasks: Vec<String>, runs: Vec<OurRun>) -> Ours {
+        Ours {
+            tasks,
+            protocol: OurProtocol {
+                family: Some("zscl".to_owned()),
+                prompts: "ensemble".to_owned(),
+                ..OurProtocol::default()
+            },
+            runs,
+        }
+    }
+
+    pub fn entry<'a>(c: &'a Comparison, method: &str) -> (&'a Entry, Vec<&'a [Cell]>) {
+        let i = c.entries.iter().position(|e| e.method == method).unwrap();
+        let lines = c.blocks.iter().map(|b| b.lines[i].as_slice()).collect();
+        (&c.entries[i], lines)
+    }
+
+    #[test]
+    fn ours_stand_beside_published_and_nothing_is_filled_in() {
+        let order = order_1();
+        let mut half = run("finetune", 42, 40.0, &order);
+        half.matrix = AccuracyMatrix::new(
+            order.clone(),
+            vec![50.0; 11],
+            half.matrix.rows()[..3].to_vec(),
+        )
+        .unwrap();
+        let mut zero_shot = run("zero-shot", 42, 0.0, &order);
+        zero_shot.trains = false;
+        zero_shot.matrix = AccuracyMatrix::new(order.clone(), vec![60.0; 11], vec![]).unwrap();
+        let runs = vec![
+            run("zscl", 42, 50.0, &order),
+            run("zscl", 43, 52.0, &order),
+            run("gnsp", 42, 55.0, &order),
+            run("my-own", 42, 55.0, &order),
+            run("leba", 42, 55.0, &order),
+            half,
+            zero_shot,
+        ];
+        let c = compare(spec("table1").unwrap(), &ours(order, runs)).unwrap();
+        assert!(c.has_published);
+        assert_eq!(c.blocks.len(), 4);
+
+        let (e, lines) = entry(&c, "zscl");
+        assert_eq!((e.runs, e.same_protocol), (2, Some(true)));
+        // Transfer is the mean over c = 1..10 of base + c.
+        let cell = lines[0][0];
+        assert_eq!(cell.ours.unwrap().mean, 56.5);
+        assert!((cell.ours.unwrap().sd.unwrap() - 2.0_f64.sqrt()).abs() < 1e-12);
+        assert_eq!(cell.published, Some(68.1));
+        assert!((cell.difference().unwrap() + 11.6).abs() < 1e-9);
+        assert_eq!(lines[1][0], Cell::default());
+        assert_eq!(lines[1][1].ours.unwrap().mean, 52.0);
+        assert_eq!(lines[1][1].published, Some(86.0));
+        assert_eq!(lines[3][10].published, Some(80.2));
+        assert_eq!(lines[3][10].ours.unwrap().mean, 90.0);
+
+        let (e, lines) = entry(&c, "gnsp");
+        assert_eq!((&e.row, e.same_protocol), (&None, None));
+        assert_eq!(lines[0][0].ours.unwrap().sd, None);
+        assert_eq!(
+            (lines[0][0].published, lines[0][0].difference()),
+            (None, None)
+        );
+
+        // Unfinished: ours is missing although parts of it would be defined.
+        let (e, lines) = entry(&c, "finetune");
+        assert_eq!((e.runs, e.same_protocol), (0, None));
+        assert!(
+            lines
+                .iter()
+                .all(|l| l.iter().all(|cell| cell.ours.is_none()))
+        );
+        assert_eq!(lines[0][0].published, Some(44.6));
+        assert!(
+            c.notes
+                .iter()
+                .any(|n| n.contains("finetune with seed 42 is unfinished"))
+        );
+
+        let (_, lines) = entry(&c, "zero-shot");
+        assert_eq!(
+            lines[0].iter().map(|c| c.ours.unwrap().mean).sum::<f64>(),
+            180.0
+        );
+        assert_eq!(entry(&c, "leba").0.same_protocol, Some(false));
+        assert_eq!(c.entries.last().unwrap().method, "my-own");
+        assert!(
+            c.notes
+                .iter()
+                .any(|n| n.starts_with("lwf:") && n.contains("58.9"))
+        );
+        assert!(
+            c.notes
+                .iter()
+                .any(|n| n.starts_with("gnsp:") && n.contains("no number"))
+        );
+    }
+
+    #[test]
+    fn every_shift_of_the_order_has_a_column() {
+        let tasks: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let table = spec("orders").unwrap();
+        let shifted = |k: usize| -> Vec<String> {
+            table.orders.of(3)[k]
+                .iter()
+                .map(|i| tasks[*i].clone())
+                .collect()
+        };
+        let runs = vec![
+            run("gnsp", 42, 10.0, &shifted(0)),
+            run("gnsp", 42, 20.0, &shifted(1)),
+            run("gnsp", 42, 30.0, &shifted(2)),
+            run("finetune", 42, 30.0, &shifted(2)),
+        ];
+        let c = compare(table, &ours(tasks.clone(), runs)).unwrap();
+        assert!(!c.has_published);
+        let (_, lines) = entry(&c, "gnsp");
+        assert_eq!(c.blocks[1].kind, BlockKind::Shifts(Metric::Transfer));
+        let transfer: Vec<f64> = lines[1]
+            .iter()
+            .map(|cell| cell.ours.unwrap().mean)
+            .collect();
+        assert_eq!(transfer, [11.5, 21.5, 31.5]);
+        let all = lines[0][0].ours.unwrap();
+        assert_eq!((all.mean, all.sd, all.runs), (21.5, Some(10.0), 3));
+        let (_, lines) = entry(&c, "finetune");
+        assert_eq!(lines[1][0], Cell::default());
+        assert_eq!(lines[1][2].ours.unwrap().mean, 31.5);
+    }
+
+    #[test]
+    fn other_tasks_and_repeated_runs_are_refused() {
+        let order = order_1();
+        let table = spec("table1").unwrap();
+        let mut other = order.clone();
+        other.swap(0, 1);
+        let message = |result: Result<Comparison, TableError>| result.unwrap_err().to_string();
+        let text = message(compare(table, &ours(other.clone(), vec![])));
+        assert!(text.contains("mtil-order-1"), "{text}");
+        let runs = vec![run("gnsp", 7, 50.0, &other)];
+        let text = message(compare(table, &ours(order.clone(), runs)));
+        assert!(text.contains("`gnsp` with seed 7"), "{text}");
+        let twice = vec![run("gnsp", 7, 50.0, &order), run("gnsp", 7, 51.0, &order)];
+        let text = message(compare(table, &ours(order.clone(), twice)));
+        assert!(text.contains("given twice"), "{text}");
+        // A rotation is no order of a table that has only one.
+        other = order.clone();
+        other.rotate_left(1);
+        assert!(compare(table, &ours(order, vec![run("gnsp", 7, 50.0, &other)])).is_err());
+    }
+}

@@ -1,0 +1,731 @@
+//! The baselines against PyTorch (`tests/reference/methods_two_tasks.py`), through the whole engine: a run in a directory, read from
+//! its files.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use burn::tensor::Device;
+use clip_model::{Clip, ClipConfig, normalize};
+use gnsp_tests::fixture::{Fixture, data_dir, relative_error};
+use image::{DynamicImage, RgbImage};
+use mtil_data::{
+    data::{DataError, ImageSource},
+    suite::{CaptionedImages, LabelledImages, Suite, Task},
+};
+use mtil_engine::{
+    analytic::{Fusion, PrimalConfig, PrimalRail},
+    batch::Images,
+    eval::{EvalOptions, PromptRule, TaskIdentity, encode_images, encode_texts, prompt, to_host},
+    method::Method,
+    metrics::MatrixFile,
+    run::{Outcome, Request, RunError, RunOptions, run},
+};
+use safetensors::tensor::TensorView;
+use serde_json::Value;
+
+/// Losses, relative to the total.
+const LOSS: f64 = 1e-4;
+/// The same where a penalty sums over weights whose true gradient is zero (key biases), which follow rounding noise in PyTorch too.
+const NOISY_LOSS: f64 = 3e-4;
+/// Weights that are stored whole, relative to their norm.
+const WEIGHTS: f64 = 1e-3;
+/// Norm and signed sum of the change of every other tensor, relative to its norm: the median over the tensors, and the worst.
+const DIGEST_MEDIAN: f64 = 1e-3;
+const DIGEST_WORST: f64 = 5e-3;
+
+/// Images of a fixture.
+struct Stored(Vec<RgbImage>);
+
+impl ImageSource for Stored {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn name(&self, index: usize) -> String {
+        format!("fixture {index}")
+    }
+    fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+        Ok(self.0[index].clone().into())
+    }
+}
+
+struct World {
+    json: Value,
+    tensors: Fixture,
+    clip: Clip,
+    suite: Suite,
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    let list = value.as_array().expect("a list");
+    list.iter()
+        .map(|v| v.as_str().expect("a text").to_owned())
+        .collect()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Array(list) => list.iter().flat_map(numbers).collect(),
+        Value::Bool(_) | Value::Null | Value::String(_) | Value::Object(_) => Vec::new(),
+        Value::Number(n) => vec![n.as_f64().expect("a number")],
+    }
+}
+
+impl World {
+    fn load() -> Self {
+        let folder = data_dir().join("methods");
+        let text = std::fs::read(folder.join("methods.json")).expect("the fixture is there");
+        let json: Value = serde_json::from_slice(&text).expect("the fixture is JSON");
+        let tensors = Fixture::read(&folder.join("methods.safetensors"));
+        let clip = Clip::load(&data_dir().join("clip/tiny"), &Device::flex())
+            .expect("the checkpoint loads");
+        let images =
+            |name: &str| -> Arc<dyn ImageSource> { Arc::new(Stored(tensors.get(name).images())) };
+        let half = |name: &str| LabelledImages {
+            images: images(&format!("{name}_images")),
+            labels: tensors.get(&format!("{name}_labels")).indices(),
+        };
+        let tasks = json["tasks"].as_array().expect("tasks").iter().enumerate();
+        let tasks = tasks
+            .map(|(t, task)| Task {
+                name: format!("task {t}"),
+                class_names: strings(&task["class_names"]),
+                templates: strings(&task["templates"]),
+                train: half(&format!("task{t}.train")),
+                test: half(&format!("task{t}.test")),
+            })
+            .collect();
+        let pairs = CaptionedImages {
+            images: images("reference.images"),
+            captions: strings(&json["reference"]["captions"]),
+        };
+        let mut suite = Suite {
+            name: "fixture".to_owned(),
+            tasks,
+            reference: pairs.clone(),
+            held_out: pairs,
+            extras: Default::default(),
+        };
+        suite.extras.texts = strings(&json["captions"]["texts"]);
+        Self {
+            json,
+            tensors,
+            clip,
+            suite,
+        }
+    }
+
+    /// Runs `preset` with the fixture's settings and `overrides` on its first `tasks` tasks.
+    fn run(
+        &self,
+        folder: &Path,
+        preset: &str,
+        tasks: usize,
+        overrides: &[&str],
+        identity: TaskIdentity,
+    ) -> Suite {
+        let (suite, outcome) = self.start(folder, preset, tasks, overrides, identity, false);
+        assert!(
+            matches!(outcome, Ok(Outcome::Complete(_))),
+            "{preset}: {outcome:?}"
+        );
+        suite
+    }
+
+    /// The same, stopped before the first update.
+    fn stopped(&self, folder: &Path, preset: &str, tasks: usize, overrides: &[&str]) {
+        let identity = TaskIdentity::Given;
+        let (_, outcome) = self.start(folder, preset, tasks, overrides, identity, true);
+        assert!(
+            matches!(outcome, Ok(Outcome::Stopped)),
+            "{preset}: {outcome:?}"
+        );
+    }
+
+    fn start(
+        &self,
+        folder: &Path,
+        preset: &str,
+        tasks: usize,
+        overrides: &[&str],
+        identity: TaskIdentity,
+        stop: bool,
+    ) -> (Suite, Result<Outcome, RunError>) {
+        let mut suite = self.suite.clone();
+        suite.tasks.truncate(tasks);
+        let common = [
+            "steps=6",
+            "warmup=2",
+            "batch=8",
+            "lr=1e-3",
+            "smoothing=0.2",
+            "reference_batch=8",
+            "reference_pairs=8",
+            "crop_scale=1.0",
+            "adamw.epsilon=1e-6",
+        ];
+        let overrides: Vec<String> = common
+            .iter()
+            .chain(overrides)
+            .map(|s| (*s).to_owned())
+            .collect();
+        let request = Request {
+            suite: suite.name.clone(),
+            suite_fingerprint: suite.fingerprint(),
+            model: "tiny".to_owned(),
+            model_sha256: String::new(),
+            seed: 1,
+            device: "flex".to_owned(),
+            peers: Vec::new(),
+            evaluation: EvalOptions {
+                prompts: PromptRule::Ensemble,
+                identity,
+                ..EvalOptions::default()
+            },
+            guard: Vec::new(),
+            skip_bad_images: false,
+            version: "0".to_owned(),
+            method: Method::load(preset, "fixture", &overrides).expect("the preset loads"),
+        };
+        let options = RunOptions {
+            log_every: 1,
+            ..RunOptions::default()
+        };
+        let stop = AtomicBool::new(stop);
+        let outcome = run(
+            &request,
+            &suite,
+            &self.clip,
+            &Device::flex(),
+            folder,
+            &options,
+            &stop,
+            &mut (),
+        );
+        (suite, outcome)
+    }
+}
+
+/// Losses by task and update: total, task, distillation, alignment, penalty, replay.
+fn logged(folder: &Path) -> Vec<Vec<[f64; 6]>> {
+    let text = std::fs::read_to_string(folder.join("events.jsonl")).expect("a run logs events");
+    let mut losses: Vec<Vec<[f64; 6]>> = Vec::new();
+    for line in text.lines() {
+        let event: Value = serde_json::from_str(line).expect("an event is JSON");
+        if event["event"] != "step" {
+            continue;
+        }
+        let task = event["task"].as_u64().expect("a task") as usize;
+        losses.resize_with(losses.len().max(task + 1), Vec::new);
+        let part = |name: &str| event["parts"][name].as_f64().unwrap_or(0.0);
+        losses[task].push([
+            event["loss"].as_f64().expect("a loss"),
+            part("task"),
+            part("cd") + part("distill"),
+            part("map"),
+            part("penalty"),
+            part("replay"),
+        ]);
+    }
+    losses
+}
+
+/// The sign of element `i`: the top bit of splitmix64.
+fn sign(i: u64) -> f64 {
+    let z = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    if (z ^ (z >> 31)) >> 63 == 0 {
+        1.0
+    } else {
+        -1.0
+    }
+}
+
+/// Losses, logits and weights of a run against those of `name` in the fixture.
+fn check(world: &World, name: &str, folder: &Path, suite: &Suite) {
+    let expected = &world.json["methods"][name];
+    let tolerance = if ["wc", "zscl"].contains(&name) {
+        NOISY_LOSS
+    } else {
+        LOSS
+    };
+    let losses = logged(folder);
+    let theirs = expected["losses"].as_array().expect("losses");
+    assert_eq!(losses.len(), theirs.len(), "{name}: tasks");
+    let mut worst = 0.0_f64;
+    for (t, (ours, theirs)) in losses.iter().zip(theirs).enumerate() {
+        let theirs = theirs.as_array().expect("updates");
+        assert_eq!(ours.len(), theirs.len(), "{name}: updates of task {t}");
+        for (k, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+            let theirs = numbers(theirs);
+            // The constant between two joined Fisher penalties is left out of ours.
+            let joined = name == "ewc" && t == 2;
+            for (part, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+                if joined && [0, 4].contains(&part) {
+                    continue;
+                }
+                let error = (a - b).abs() / theirs[0].abs();
+                worst = worst.max(error);
+                assert!(
+                    error < tolerance,
+                    "{name}: task {t}, update {k}, part {part}: {a} instead of {b}"
+                );
+            }
+        }
+    }
+
+    let pretrained = Fixture::read(&data_dir().join("clip/tiny/model.safetensors"));
+    let names = strings(&world.json["digest_names"]);
+    let left_out = strings(&world.json["not_compared"]);
+    let kept = strings(&world.json["kept"]);
+    let last = losses.len() - 1;
+    let mut weights_error = 0.0_f64;
+    for t in 0..=last {
+        let trained = folder.join(format!("checkpoints/task-{:02}/model.safetensors", t + 1));
+        let trained = Fixture::read(&trained);
+        let digests = world.tensors.get(&format!("{name}.digest{t}")).f64();
+        let mut errors = Vec::new();
+        for (tensor, digest) in names.iter().zip(digests.chunks(2)) {
+            if left_out.contains(tensor) || tensor == "logit_scale" {
+                continue;
+            }
+            let before = pretrained.get(tensor).f32();
+            let after = trained.get(tensor).f32();
+            let change = after
+                .iter()
+                .zip(&before)
+                .map(|(a, b)| f64::from(*a) - f64::from(*b));
+            let change: Vec<f64> = change.collect();
+            let norm = change.iter().map(|d| d * d).sum::<f64>().sqrt();
+            let signed: f64 = change
+                .iter()
+                .enumerate()
+                .map(|(i, d)| d * sign(i as u64))
+                .sum();
+            let error =
+                (norm - digest[0]).abs().max((signed - digest[1]).abs()) / digest[0].max(1e-12);
+            assert!(
+                error < DIGEST_WORST,
+                "{name}: `{tensor}` after task {t} is off by {error:e}"
+            );
+            errors.push(error);
+            if t == last && kept.contains(tensor) {
+                let theirs = world.tensors.get(&format!("{name}.final.{tensor}")).f32();
+                let error = relative_error(&after, &theirs);
+                weights_error = weights_error.max(error);
+                assert!(error < WEIGHTS, "{name}: `{tensor}` is off by {error:e}");
+            }
+        }
+        errors.sort_by(f64::total_cmp);
+        let median = errors[errors.len() / 2];
+        assert!(
+            median < DIGEST_MEDIAN,
+            "{name}: after task {t} the median digest is off by {median:e}"
+        );
+        check_logits(
+            world,
+            name,
+            &folder.join(format!("checkpoints/task-{:02}", t + 1)),
+            suite,
+            t,
+        );
+    }
+    println!("{name}: losses {worst:.1e}, weights {weights_error:.1e}");
+}
+
+/// Logits of the test images against the first template of their task's classes.
+fn check_logits(world: &World, name: &str, checkpoint: &Path, suite: &Suite, stage: usize) {
+    let clip = Clip::load(checkpoint, &Device::flex()).expect("a run's checkpoint loads");
+    let images = Images::new(clip.preprocess.clone(), 1.0, false);
+    let scale = to_host(clip.model.scale())[0];
+    for (t, task) in suite.tasks.iter().enumerate() {
+        let all: Vec<usize> = (0..task.test.labels.len()).collect();
+        let source = &task.test.images;
+        let features = encode_images(&clip.model, None, source, &all, &images).expect("images");
+        let texts: Vec<String> = task
+            .class_names
+            .iter()
+            .map(|c| prompt(&task.templates[0], c))
+            .collect();
+        let texts = to_host(encode_texts(&clip, &clip.model, &texts).expect("texts"));
+        let rows = features.rows.chunks(features.width);
+        let ours: Vec<f64> = rows
+            .flat_map(|image| {
+                texts.chunks(features.width).map(move |text| {
+                    let dot: f32 = image.iter().zip(text).map(|(a, b)| a * b).sum();
+                    f64::from(dot * scale)
+                })
+            })
+            .collect();
+        let theirs = numbers(&world.json["methods"][name]["logits"][stage][t]);
+        assert_eq!(ours.len(), theirs.len());
+        for (a, b) in ours.iter().zip(&theirs) {
+            assert!(
+                (a - b).abs() < 2e-3,
+                "{name}: stage {stage}, task {t}: logit {a} instead of {b}"
+            );
+        }
+    }
+}
+
+fn compare(world: &World, name: &str, preset: &str, overrides: &[&str]) {
+    let tasks = world.json["methods"][name]["tasks"]
+        .as_u64()
+        .expect("tasks") as usize;
+    let folder = tempfile::tempdir().expect("a folder");
+    let suite = world.run(folder.path(), preset, tasks, overrides, TaskIdentity::Given);
+    check(world, name, folder.path(), &suite);
+    let memory = &world.json["methods"][name]["memory"];
+    if let Some(stages) = memory.as_array() {
+        // Nothing is kept after the last task, which no later one could use.
+        let text =
+            std::fs::read(folder.path().join("state/exemplars.json")).expect("exemplars are saved");
+        let kept: Value = serde_json::from_slice(&text).expect("exemplars are JSON");
+        let ours: Vec<Vec<f64>> = kept["sets"]
+            .as_array()
+            .expect("sets")
+            .iter()
+            .map(|s| numbers(&s["indices"]))
+            .collect();
+        let theirs: Vec<Vec<f64>> = stages[tasks - 2]
+            .as_array()
+            .expect("sets")
+            .iter()
+            .map(numbers)
+            .collect();
+        assert_eq!(ours, theirs, "{name}: kept images");
+    }
+}
+
+#[test]
+fn fine_tuning_and_its_averages_equal_pytorch() {
+    let world = World::load();
+    compare(&world, "finetune", "finetune", &[]);
+    compare(&world, "we", "we", &["average.every=2"]);
+    compare(&world, "we-wise", "we-wise", &["average.every=2"]);
+    compare(&world, "wise", "wise-ft", &[]);
+}
+
+#[test]
+fn penalties_equal_pytorch() {
+    let world = World::load();
+    compare(&world, "wc", "wc", &[]);
+    compare(&world, "ewc", "ewc", &["anchor.weight=1000.0"]);
+    compare(&world, "gift", "gift", &[]);
+}
+
+#[test]
+fn distillation_equals_pytorch() {
+    let world = World::load();
+    compare(&world, "lwf", "lwf", &[]);
+    compare(&world, "zscl", "zscl", &["average.every=2"]);
+    compare(&world, "zscl-star", "zscl-star", &["average.every=2"]);
+    compare(&world, "zscl-minus", "zscl-minus", &[]);
+}
+
+#[test]
+fn rehearsal_equals_pytorch() {
+    let world = World::load();
+    let memory = ["rehearsal.size=7", "rehearsal.batch=4"];
+    let with = |more: &[&'static str]| [&memory[..], more].concat();
+    compare(
+        &world,
+        "icarl-fixed",
+        "icarl",
+        &with(&["rehearsal.quota=fixed"]),
+    );
+    compare(
+        &world,
+        "icarl-reference",
+        "icarl",
+        &with(&["rehearsal.quota=reference"]),
+    );
+    compare(
+        &world,
+        "er",
+        "er",
+        &with(&["rehearsal.choice=first", "rehearsal.shuffle=false"]),
+    );
+}
+
+/// The kernel regression through the engine, with the task given and not; the random hidden layer of the other form is the fixture's, so that
+/// one is compared outside of a run.
+#[test]
+fn ridge_regression_equals_numpy() {
+    let mut world = World::load();
+    // In the fixture one template stands for a class.
+    for task in &mut world.suite.tasks {
+        task.templates.truncate(1);
+    }
+    let settings = &world.json["settings"]["rail"];
+    let folder = tempfile::tempdir().expect("a folder");
+    let overrides = ["analytic.fusion=0.9", "analytic.augment=false"];
+    let suite = world.run(folder.path(), "rail-dual", 2, &overrides, TaskIdentity::All);
+    let stages = world.json["rail"]["stages"].as_array().expect("stages");
+    let labels = |t: usize| &suite.tasks[t].test.labels;
+    for (file, key, offset) in [
+        (MatrixFile::NAME, "known_predicted", 0),
+        (MatrixFile::WITHOUT_IDENTITY, "predicted", 4),
+    ] {
+        let matrix = MatrixFile::load(&folder.path().join(file)).expect("a matrix");
+        for (stage, expected) in stages.iter().enumerate() {
+            for t in 0..2 {
+                let theirs = numbers(&expected["dual"][key][t]);
+                let right = theirs
+                    .iter()
+                    .zip(labels(t))
+                    .filter(|(p, l)| **p == (**l + offset * t) as f64);
+                let theirs = 100.0 * right.count() as f64 / labels(t).len() as f64;
+                assert_eq!(
+                    matrix.matrix[stage][t], theirs,
+                    "{file}: stage {stage}, task {t}"
+                );
+            }
+        }
+    }
+
+    let images = Images::new(world.clip.preprocess.clone(), 1.0, false);
+    let encode = |half: &LabelledImages| {
+        let all: Vec<usize> = (0..half.labels.len()).collect();
+        encode_images(&world.clip.model, None, &half.images, &all, &images)
+            .expect("images")
+            .rows
+    };
+    let hidden = world.tensors.get("rail.hidden");
+    let config = PrimalConfig {
+        hidden: hidden.shape[1],
+        lambda: settings["ridge"].as_f64().expect("a ridge"),
+        ..PrimalConfig::default()
+    };
+    let mut rail =
+        PrimalRail::with_hidden(config, hidden.shape[0], &hidden.f32()).expect("settings");
+    let prompts: Vec<String> = suite
+        .tasks
+        .iter()
+        .flat_map(|task| {
+            task.class_names
+                .iter()
+                .map(|c| prompt(&task.templates[0], c))
+        })
+        .collect();
+    let texts = normalize(encode_texts(&world.clip, &world.clip.model, &prompts).expect("texts"));
+    let texts = to_host(texts);
+    for (stage, task) in suite.tasks.iter().enumerate() {
+        let labels: Vec<usize> = task.train.labels.iter().map(|l| l + 4 * stage).collect();
+        rail.update(&encode(&task.train), &labels, 4 * (stage + 1))
+            .expect("an update");
+        rail.finish().expect("a solution");
+        for (t, task) in suite.tasks.iter().enumerate() {
+            let features = encode(&task.test);
+            let scores = rail.scores(&features).expect("scores");
+            let expected = &stages[stage]["primal"];
+            for (a, b) in scores.iter().zip(numbers(&expected["output"][t])) {
+                assert!(
+                    (a - b).abs() < 1e-4,
+                    "stage {stage}, task {t}: {a} instead of {b}"
+                );
+            }
+            let width = hidden.shape[0];
+            let logits: Vec<f64> = features
+                .chunks(width)
+                .flat_map(|image| {
+                    texts.chunks(width).map(move |text| {
+                        100.0
+                            * image
+                                .iter()
+                                .zip(text)
+                                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                                .sum::<f64>()
+                    })
+                })
+                .collect();
+            let fusion = Fusion { weight: 0.9 };
+            let decisions = fusion
+                .decide(&logits, 8, &scores, 4 * (stage + 1))
+                .expect("decisions");
+            let ours: Vec<f64> = decisions.iter().map(|d| d.class as f64).collect();
+            assert_eq!(
+                ours,
+                numbers(&expected["predicted"][t]),
+                "stage {stage}, task {t}"
+            );
+        }
+    }
+}
+
+/// The mixtures of the fixture by our names: `[d, bottleneck]` and `[bottleneck, d]`, an expert each.
+fn mixtures(
+    world: &World,
+    prefix: &str,
+    config: &ClipConfig,
+) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let mut all = BTreeMap::new();
+    let towers = [
+        (
+            "visual",
+            "vision_model",
+            config.vision.num_hidden_layers,
+            config.vision.hidden_size,
+        ),
+        (
+            "text",
+            "text_model",
+            config.text.num_hidden_layers,
+            config.text.hidden_size,
+        ),
+    ];
+    for (ours, theirs, layers, width) in towers {
+        for layer in 0..layers {
+            let get = |name: &str| {
+                world
+                    .tensors
+                    .get(&format!("{prefix}.{theirs}.encoder.layers.{layer}.{name}"))
+            };
+            let (experts, bottleneck) = (get("down.weight").shape[0], get("down.weight").shape[1]);
+            let part = |name: &str, expert: usize| {
+                let tensor = get(name);
+                let values = tensor.f32();
+                let size = values.len() / experts;
+                values[expert * size..(expert + 1) * size].to_vec()
+            };
+            let transposed = |values: Vec<f32>, rows: usize| {
+                let columns = values.len() / rows;
+                (0..columns)
+                    .flat_map(|c| (0..rows).map(move |r| (r, c)))
+                    .map(|(r, c)| values[r * columns + c])
+                    .collect()
+            };
+            let path = format!("{ours}.{layer}");
+            for e in 0..experts {
+                let down: Vec<f32> = transposed(part("down.weight", e), bottleneck);
+                let up: Vec<f32> = transposed(part("up.weight", e), width);
+                all.insert(
+                    format!("{path}.experts.{e}.down"),
+                    (vec![width, bottleneck], down),
+                );
+                all.insert(
+                    format!("{path}.experts.{e}.down_bias"),
+                    (vec![bottleneck], part("down.bias", e)),
+                );
+                all.insert(
+                    format!("{path}.experts.{e}.up"),
+                    (vec![bottleneck, width], up),
+                );
+                all.insert(
+                    format!("{path}.experts.{e}.up_bias"),
+                    (vec![width], part("up.bias", e)),
+                );
+            }
+            for task in 0..2 {
+                let router = get(&format!("router.{task}")).f32();
+                all.insert(
+                    format!("{path}.routers.{task}"),
+                    (vec![width, experts], router),
+                );
+            }
+            all.insert(
+                format!("{path}.noise"),
+                (vec![width, experts], vec![0.0; width * experts]),
+            );
+        }
+    }
+    all
+}
+
+/// A run that is stopped before its first update, gets the fixture's initial adapters, and goes on.
+#[test]
+fn mixtures_of_adapters_equal_pytorch() {
+    let world = World::load();
+    let folder = tempfile::tempdir().expect("a folder");
+    let overrides = [
+        "experts.experts=4",
+        "experts.bottleneck=8",
+        "experts.dropout=0.0",
+        "experts.noise=false",
+    ];
+    world.stopped(folder.path(), "moe-adapters", 2, &overrides);
+    let initial = mixtures(&world, "moe.initial", &world.clip.config);
+    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = initial
+        .into_iter()
+        .map(|(name, (shape, values))| {
+            (
+                name,
+                shape,
+                values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            )
+        })
+        .collect();
+    let views = bytes.iter().map(|(name, shape, bytes)| {
+        let view =
+            TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).expect("sizes fit");
+        (name, view)
+    });
+    let file = folder.path().join("state/experts.safetensors");
+    std::fs::write(&file, safetensors::serialize(views, None).expect("tensors"))
+        .expect("the state is there");
+    world.run(
+        folder.path(),
+        "moe-adapters",
+        2,
+        &overrides,
+        TaskIdentity::Given,
+    );
+
+    let expected = &world.json["moe"];
+    for (t, (ours, theirs)) in logged(folder.path())
+        .iter()
+        .zip(expected["losses"].as_array().expect("losses"))
+        .enumerate()
+    {
+        let theirs: Vec<Vec<f64>> = theirs
+            .as_array()
+            .expect("updates")
+            .iter()
+            .map(numbers)
+            .collect();
+        assert_eq!(ours.len(), theirs.len());
+        for (k, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            let error = (ours[0] - theirs[0]).abs() / theirs[0];
+            assert!(
+                error < LOSS,
+                "task {t}, update {k}: {} instead of {}",
+                ours[0],
+                theirs[0]
+            );
+        }
+    }
+    let after = Fixture::read(&file);
+    let mut worst = 0.0_f64;
+    for (name, (_, theirs)) in mixtures(&world, "moe.after1", &world.clip.config) {
+        let error = relative_error(&after.get(&name).f32(), &theirs);
+        worst = worst.max(error);
+        assert!(error < WEIGHTS, "`{name}` is off by {error:e}");
+    }
+    println!("moe-adapters: weights {worst:.1e}");
+    // In PyTorch every evaluation takes the mean of both templates.
+    let matrix = MatrixFile::load(&folder.path().join(MatrixFile::NAME)).expect("a matrix");
+    for stage in 0..2 {
+        assert_eq!(
+            matrix.matrix[stage][..2],
+            numbers(&expected["accuracy"][stage])[..2],
+            "stage {stage}"
+        );
+    }
+    let usage = std::fs::read(folder.path().join("state/experts.json")).expect("usage is saved");
+    let usage: Value = serde_json::from_slice(&usage).expect("usage is JSON");
+    for (at, block) in strings(&expected["blocks"]).iter().enumerate() {
+        let (tower, layer) = block.split_once("_model.encoder.layers.").expect("a block");
+        let tower = if tower == "vision" { "visual" } else { tower };
+        let mut ours = numbers(&usage["frozen"][format!("{tower}.blocks.{layer}")]);
+        let mut theirs: Vec<f64> = (0..2)
+            .flat_map(|t| numbers(&expected["frozen"][t][at]))
+            .collect();
+        ours.sort_by(f64::total_cmp);
+        theirs.sort_by(f64::total_cmp);
+        theirs.dedup();
+        assert_eq!(ours, theirs, "{block}");
+    }
+}
