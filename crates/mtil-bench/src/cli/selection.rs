@@ -175,7 +175,7 @@ fn no_suite(name: &str) -> Report {
     let known: Vec<_> = named_suites().collect();
     let near = nearest(name, named_suites());
     eyre!(
-        "there is no suite `{name}`: no suite of that name (known: {}) and no file or folder{}",
+        "there is no suite `{name}`, nor a file or folder of that name (known suites: {}){}",
         known.join(", "),
         near.map_or_else(String::new, |n| format!("; did you mean `{n}`?"))
     )

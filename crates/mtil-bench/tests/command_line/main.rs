@@ -193,7 +193,11 @@ fn wrong_words_get_one_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     fails(here, &["--methods", "gsnp"], &["gsnp", "gnsp-update"]);
-    fails(here, &["--suite", "minni"], &["minni"]);
+    fails(
+        here,
+        &["--suite", "minni"],
+        &["`minni`", "did you mean `mini`?"],
+    );
     fails(
         here,
         &["--model", "no/such/dir"],
