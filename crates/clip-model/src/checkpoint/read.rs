@@ -53,7 +53,7 @@ pub(crate) fn read(
         stored,
         config,
     };
-    let model = ClipModel::build(config, &mut source, device)?;
+    let model = ClipModel::build(config, Some(&mut source), device)?;
     if !source.unused.is_empty() {
         return Err(CheckpointError::Unused {
             path: file.path().to_owned(),

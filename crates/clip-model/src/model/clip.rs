@@ -33,35 +33,22 @@ pub struct ClipModel {
 impl ClipConfig {
     /// A randomly initialised model on `device`, the same for the same `seed`.
     pub fn init(&self, seed: u64, device: &Device) -> ClipModel {
-        ClipModel::build(self, &mut SeededInit::new(self, seed), device)
+        ClipModel::build(self, Some(&mut SeededInit::new(self, seed)), device)
             .expect("the generator has a value for every parameter")
     }
 
     /// A model on `device` whose parameters are zero, to be filled or to read shapes from. Each
     /// parameter is a view of a single zero, so that the model takes no memory until it is written to.
     pub fn init_zeros(&self, device: &Device) -> ClipModel {
-        ClipModel::build(self, &mut Zeros, device).expect("there are zeros for every parameter")
-    }
-}
-
-/// Zeros everywhere.
-struct Zeros;
-
-impl ParamSource for Zeros {
-    fn values(&mut self, _path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        Ok(vec![0.0; shape.iter().product()])
-    }
-
-    fn all_zero(&self) -> bool {
-        true
+        ClipModel::build(self, None, device).expect("zeros need no source")
     }
 }
 
 impl ClipModel {
-    pub(crate) fn build(
+    pub(crate) fn build<'a>(
         config: &ClipConfig,
-        source: &mut dyn ParamSource,
-        device: &Device,
+        source: Option<&'a mut (dyn ParamSource + 'a)>,
+        device: &'a Device,
     ) -> Result<Self, CheckpointError> {
         let mut builder = Builder { source, device };
         Ok(Self {

@@ -12,16 +12,12 @@ use crate::error::CheckpointError;
 pub(crate) trait ParamSource {
     /// The values of the parameter at `path`, row-major in `shape`.
     fn values(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError>;
-
-    /// Whether all values are zero, so that a parameter can be a view of a single one.
-    fn all_zero(&self) -> bool {
-        false
-    }
 }
 
 /// Creates parameters below a path prefix.
 pub(crate) struct Builder<'a> {
-    pub(crate) source: &'a mut dyn ParamSource,
+    /// Without a source every parameter is a view of a single zero.
+    pub(crate) source: Option<&'a mut dyn ParamSource>,
     pub(crate) device: &'a Device,
 }
 
@@ -56,10 +52,10 @@ impl Builder<'_> {
         path: &str,
         shape: [usize; D],
     ) -> Result<Tensor<D>, CheckpointError> {
-        if self.source.all_zero() {
+        let Some(source) = &mut self.source else {
             return Ok(Tensor::<D>::zeros([1; D], self.device).expand(shape));
-        }
-        let values = self.source.values(path, &shape)?;
+        };
+        let values = source.values(path, &shape)?;
         Ok(Tensor::from_data(
             TensorData::new(values, shape),
             self.device,

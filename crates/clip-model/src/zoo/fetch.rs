@@ -293,7 +293,7 @@ impl Session<'_> {
             let file = obtain(&wanted, &mut self.client, progress);
             let file = file.map_err(|e| self.explained(e, repo, revision, name))?;
             FetchedFile {
-                path: point(&self.options.cache.snapshot(repo, &commit), name, &blob)?,
+                path: point(&cache.snapshot(repo, &commit), name, &blob)?,
                 ..file
             }
         };

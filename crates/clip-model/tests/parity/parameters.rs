@@ -98,3 +98,11 @@ fn models_of_full_size_have_as_many() {
         assert_eq!(model.num_parameters(), config.parameters(), "{name}");
     }
 }
+
+#[test]
+fn zeros_may_be_trained() {
+    let config = ClipConfig::vit_b_32();
+    let model = config.init_zeros(&Device::default().autodiff());
+    assert!(model.logit_scale.val().is_require_grad());
+    assert_eq!(model.num_parameters(), config.parameters());
+}
