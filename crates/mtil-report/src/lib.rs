@@ -1,4 +1,4 @@
-//! What runs of a benchmark showed: pages, tables, and published numbers beside ours.
+//! Reports of runs: pages, tables, and published numbers beside ours.
 //!
 //! | module | contents |
 //! |---|---|

@@ -5,6 +5,7 @@ use std::path::Path;
 use color_eyre::eyre::{Report, Result, WrapErr, bail, eyre};
 
 use super::args::{Selection, SplitName};
+use crate::sweep::named_suites;
 use mini_world as mini;
 use mini_world::{MiniSizes, conflict_suite, parse_conflict};
 use mtil_data::{
@@ -164,11 +165,6 @@ impl Selection {
         let settings = suite.name.clone();
         Ok((suite, settings))
     }
-}
-
-/// The names of suites that need no file, beside the conflict suites.
-pub fn named_suites() -> impl Iterator<Item = &'static str> {
-    std::iter::once(mini::NAME).chain(mtil::SUITES)
 }
 
 fn no_suite(name: &str) -> Report {

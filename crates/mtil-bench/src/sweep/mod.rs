@@ -24,7 +24,7 @@ mod status;
 
 pub use folder::{Files, FolderError, Sweep, write};
 pub use list::{command, line, quote};
-pub use plan::{MAX_RUNS, PlanError, Request, Run, plan};
+pub use plan::{MAX_RUNS, PlanError, Request, Run, named_suites, plan};
 pub use slurm::{Slurm, SlurmError};
 pub use status::{Figures, Position, RunStatus, State, Totals, status, totals};
 pub(crate) use status::{last_error, plain};

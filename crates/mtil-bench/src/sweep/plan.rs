@@ -265,6 +265,11 @@ impl SuiteName {
     }
 }
 
+/// Names of the suites that need no file, without the conflict suites.
+pub fn named_suites() -> impl Iterator<Item = &'static str> {
+    std::iter::once(mini_world::NAME).chain(mtil::SUITES)
+}
+
 /// Opens nothing but the file of a suite: the images may be on other machines only.
 fn name_of_suite(word: &str, directory: &Path) -> Result<SuiteName, PlanError> {
     if let Some(conflict) = parse_conflict(word) {
@@ -285,10 +290,9 @@ fn name_of_suite(word: &str, directory: &Path) -> Result<SuiteName, PlanError> {
         path.push("suite.toml");
     }
     if !path.is_file() {
-        let known = std::iter::once(mini_world::NAME).chain(mtil::SUITES);
         return Err(PlanError::Suite {
             word: word.to_owned(),
-            near: nearest(word, known),
+            near: nearest(word, named_suites()),
         });
     }
     let wrong = |reason: String| PlanError::SuiteFile {

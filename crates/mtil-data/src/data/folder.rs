@@ -96,7 +96,7 @@ pub struct FolderOptions {
 }
 
 /// Share of the images that is tested on when nothing is said.
-pub const DEFAULT_TEST_FRACTION: f64 = 0.2;
+pub(crate) const DEFAULT_TEST_FRACTION: f64 = 0.2;
 
 /// Which layout was found.
 #[derive(Debug, Clone, PartialEq)]
@@ -402,7 +402,9 @@ fn label_order(
 }
 
 /// Two names that are the same text to CLIP's tokenizer, which lower-cases and folds spaces.
-pub fn duplicate_name<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<(String, String)> {
+pub(crate) fn duplicate_name<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+) -> Option<(String, String)> {
     let mut seen: HashMap<String, &str> = HashMap::new();
     for name in names {
         let spaced = name.replace('_', " ").to_lowercase();
