@@ -110,6 +110,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         seed: 42,
         device: "flex".into(),
         peers: Vec::new(),
+        products: "faer".to_owned(),
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,

@@ -3,8 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{FloatDType, Tensor};
-use faer::linalg::matmul::triangular::{BlockStructure, matmul};
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::GramError;
@@ -80,17 +79,7 @@ impl Moment {
             let x = spaced(rows, count, features, spread);
             // The lower triangle by columns is the upper one by rows.
             let out = MatMut::from_column_major_slice_mut(square, features, features);
-            matmul(
-                out,
-                BlockStructure::TriangularLower,
-                Accum::Replace,
-                x.transpose(),
-                BlockStructure::Rectangular,
-                x,
-                BlockStructure::Rectangular,
-                1.0,
-                Par::rayon(0),
-            );
+            host_gemm::gram_lower(out, x, Par::rayon(0));
             for (i, row) in square.chunks_exact(features).enumerate() {
                 values.extend_from_slice(&row[i..]);
             }

@@ -26,14 +26,17 @@ fn main() -> Result<()> {
 /// one in use. Burn loads optimizer state onto its default device first, and that is a GPU wherever a GPU backend is compiled in,
 /// present or not.
 fn prepare(device: Option<&str>) {
-    let Some(word) = device else {
-        return;
-    };
-    let mut variables = vec![process::KEEP_PAGES];
-    let backend = word.split(':').next().unwrap_or(word);
-    let backends = mtil_bench::device::compiled_in();
-    if backends.len() > 1 && backends.contains(&backend) {
-        variables.push(("BURN_DEVICE", backend));
+    let mut variables = Vec::new();
+    if cfg!(feature = "blas") {
+        variables.extend(host_gemm::SINGLE_THREAD);
+    }
+    if let Some(word) = device {
+        variables.push(process::KEEP_PAGES);
+        let backend = word.split(':').next().unwrap_or(word);
+        let backends = mtil_bench::device::compiled_in();
+        if backends.len() > 1 && backends.contains(&backend) {
+            variables.push(("BURN_DEVICE", backend));
+        }
     }
     process::restart_with(&variables);
 }

@@ -2,7 +2,8 @@
 
 use std::{num::NonZeroUsize, ops::Range};
 
-use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
+use faer::{Accum, MatMut, MatRef, Par};
+pub(super) use host_gemm::product;
 
 /// At most this many rows go through a chain of products at once: enough to spread the cost of reading the weights, few enough that
 /// what lies between the products is small.
@@ -41,18 +42,6 @@ pub(super) fn matrix(values: &[f32], rows: usize, width: usize) -> MatRef<'_, f3
 /// A row-major matrix `[rows, width]`.
 pub(super) fn matrix_mut(values: &mut [f32], rows: usize, width: usize) -> MatMut<'_, f32> {
     MatMut::from_row_major_slice_mut(values, rows, width)
-}
-
-/// `output = factor · a·b`, or `+=` with [`Accum::Add`].
-pub(super) fn product(
-    output: MatMut<'_, f32>,
-    accum: Accum,
-    a: MatRef<'_, f32>,
-    b: MatRef<'_, f32>,
-    factor: f32,
-    par: Par,
-) {
-    matmul(output, accum, a, b, factor, par);
 }
 
 /// `output = x·W + b`.

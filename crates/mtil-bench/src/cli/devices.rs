@@ -108,6 +108,7 @@ fn list() {
         };
         println!("{:10} {}: {state}", listed.word, listed.description);
     }
+    println!("\nMatrix products on the CPU: {}.", host_gemm::choice());
 }
 
 fn compare(args: &CompareArgs) -> Result<()> {

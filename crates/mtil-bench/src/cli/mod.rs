@@ -30,6 +30,15 @@ use crate::device::{is_accelerator, out_of_memory, quietly};
 ///
 /// Backends of accelerators panic where they fail, so that a panic on one becomes an error with a way out.
 pub fn main(cli: Cli) -> Result<()> {
+    if let Some(problem) = &host_gemm::choice().problem {
+        let variable = host_gemm::VARIABLE;
+        if std::env::var_os(variable).is_some() {
+            return Err(eyre!(
+                "{problem}; leave {variable} out for the library that suits this processor"
+            ));
+        }
+        eprintln!("{problem}. faer computes in its place.");
+    }
     let device = cli.device().map(str::to_owned);
     match device.filter(|word| is_accelerator(word)) {
         None => call(cli),

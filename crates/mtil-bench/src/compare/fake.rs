@@ -11,6 +11,7 @@ fn facts(sizes: &[Size]) -> Facts {
     Facts {
         cpu: "Example CPU 9000".into(),
         processors: 16,
+        products: "faer (AVX-512)".into(),
         memory_bytes: Some(64 * GB),
         system: "linux x86_64".into(),
         version: "0.1.0".into(),

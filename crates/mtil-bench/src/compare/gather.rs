@@ -569,6 +569,7 @@ fn facts(request: &Request) -> Facts {
     Facts {
         cpu: cpu.to_owned(),
         processors: processors(),
+        products: host_gemm::choice().to_string(),
         memory_bytes: memory("MemTotal:"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         version: env!("CARGO_PKG_VERSION").into(),

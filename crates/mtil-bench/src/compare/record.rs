@@ -250,6 +250,9 @@ pub struct Facts {
     pub cpu: String,
     /// Logical processors that the process may use.
     pub processors: usize,
+    /// What computes matrix products on the CPU; empty in records of earlier versions.
+    #[serde(default)]
+    pub products: String,
     /// Memory of the machine, where the operating system tells.
     pub memory_bytes: Option<u64>,
     /// Operating system and architecture.

@@ -117,8 +117,12 @@ fn head(c: &Comparison) -> String {
     } else {
         &f.cpu
     };
+    let products = match f.products.as_str() {
+        "" => String::new(),
+        products => format!("; matrix products on it by {products}"),
+    };
     let line = format!(
-        "devices compared by mtil-bench {}{commit} on {}: {cpu}, {}{memory}, {}",
+        "devices compared by mtil-bench {}{commit} on {}: {cpu}, {}{memory}, {}{products}",
         f.version,
         f.date,
         words::plural(f.processors, "processor"),

@@ -28,6 +28,7 @@ pub(super) fn head(c: &Comparison) -> Markup {
                 "On " @if f.cpu.is_empty() { "an unknown processor" } @else { (f.cpu) } ", " (words::plural(f.processors, "processor"))
                 @if let Some(b) = f.memory_bytes { ", " (words::bytes(b)) " of memory" }
                 @if !f.system.is_empty() { ", " (f.system) }
+                @if !f.products.is_empty() { "; matrix products on the CPU by " (f.products) }
                 ". Weights, images and prompts are drawn from seed " (f.seed) ". "
                 "Speeds are medians of up to " (words::plural(f.repetitions, "repetition"))
                 ", thin lines their range; the first call is kept apart, because it compiles kernels and tries out variants. "
