@@ -49,10 +49,48 @@ pub fn modality_alignment(student: Tensor<2>, targets: Tensor<2>, smoothing: f64
         + smoothed_soft_cross_entropy(student.transpose(), targets, smoothing)
 }
 
+/// The margin in logits between matching and other pairs at which [`modality_alignment`] is smallest for pairs of different labels:
+/// `ln((1 − ε)·R / ε + 1)`, infinite without smoothing.
+///
+/// A row of targets is `1 − ε + ε/R` for its own pair and `ε/R` for the others, and cross-entropy is smallest where the softmax
+/// gives just these. A model with a larger margin is pulled towards it, which moves its modality gap.
+///
+/// # Example
+///
+/// ```
+/// // 64 pairs and the published smoothing.
+/// assert!((losses::alignment_margin(64, 0.2) - 5.55).abs() < 0.01);
+/// ```
+pub fn alignment_margin(pairs: usize, smoothing: f64) -> f64 {
+    ((1.0 - smoothing) * pairs as f64 / smoothing + 1.0).ln()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::test_utils::*;
+
+    #[test]
+    fn the_loss_is_smallest_at_its_margin() {
+        for (pairs, margin) in [(8, 3.497), (32, 4.860), (128, 6.240)] {
+            assert!((alignment_margin(pairs, 0.2) - margin).abs() < 1e-3);
+            let margin = alignment_margin(pairs, 0.2) as f32;
+            let labels: Vec<usize> = (0..pairs).collect();
+            let loss = |margin: f32| {
+                let own = |row: usize, column: usize| if row == column { margin } else { 0.0 };
+                let logits = (0..pairs).flat_map(|i| (0..pairs).map(move |j| own(i, j)));
+                let logits: Vec<f32> = logits.collect();
+                let x = Tensor::<2>::from_data(TensorData::new(logits, [pairs, pairs]), &plain());
+                value(modality_alignment(
+                    x,
+                    alignment_targets(&labels, &plain()),
+                    0.2,
+                ))
+            };
+            assert!(loss(margin) < loss(margin - 0.2) && loss(margin) < loss(margin + 0.2));
+        }
+        assert_eq!(alignment_margin(32, 0.0), f64::INFINITY);
+    }
 
     #[test]
     fn targets_share_a_row_among_equal_labels() {

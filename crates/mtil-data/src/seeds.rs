@@ -36,6 +36,11 @@ pub const EVALUATION: u64 = 14;
 /// Tag of the images of a comparison of devices.
 pub const COMPARISON: u64 = 15;
 
+/// Tag of the images that a Fisher information is estimated on.
+pub const FISHER: u64 = 16;
+/// Tag of the order of the reference pairs, where they are shuffled.
+pub const REFERENCE_ORDER: u64 = 17;
+
 /// A number for a text, to derive a seed from.
 pub fn of(text: &str) -> u64 {
     let digest = Sha256::digest(text.as_bytes());

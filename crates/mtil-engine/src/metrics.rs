@@ -98,6 +98,8 @@ pub struct AccuracyMatrix {
     order: Vec<String>,
     zero_shot: Vec<f64>,
     matrix: Vec<Vec<f64>>,
+    /// See [`with_learned`](Self::with_learned); empty without it.
+    learned: Vec<f64>,
 }
 
 impl AccuracyMatrix {
@@ -142,7 +144,30 @@ impl AccuracyMatrix {
             order,
             zero_shot,
             matrix,
+            learned: Vec::new(),
         })
+    }
+
+    /// With the accuracy on each task right after it was learned under the prompt rule that its later stages have, one a row: where
+    /// that rule changes once a task is learned ([`PromptRule::Reference`](crate::eval::PromptRule::Reference)), backward transfer
+    /// and forgetting would otherwise compare two rules.
+    ///
+    /// # Errors
+    /// [`MatrixError`] for another number of values than rows, and for values out of range.
+    pub fn with_learned(mut self, learned: Vec<f64>) -> Result<Self, MatrixError> {
+        let order = &self.order[..self.matrix.len()];
+        check_row(
+            order,
+            || "the accuracies right after learning".into(),
+            &learned,
+        )?;
+        self.learned = learned;
+        Ok(self)
+    }
+
+    /// The accuracy on task `c` right after it was learned, under the rule of its later stages.
+    fn learned(&self, c: usize) -> f64 {
+        self.learned.get(c).copied().unwrap_or(self.matrix[c][c])
     }
 
     /// Task names in training order.
@@ -181,6 +206,7 @@ impl AccuracyMatrix {
             order: self.order.clone(),
             zero_shot: self.zero_shot.clone(),
             matrix: vec![self.zero_shot.clone(); self.order.len()],
+            learned: Vec::new(),
         })
     }
 
@@ -233,21 +259,28 @@ impl AccuracyMatrix {
     }
 
     /// Backward transfer, `mean_{c<T-1} (A[T-1][c] - A[c][c])`: negative when later training
-    /// hurt earlier tasks. `None` with a single task or until the matrix is complete.
+    /// hurt earlier tasks (Lopez-Paz and Ranzato 2017, arXiv 1706.08840). `A[c][c]` is under the prompt rule of later stages, see
+    /// [`with_learned`](Self::with_learned). `None` with a single task or until the matrix is complete.
     pub fn bwt(&self) -> Option<f64> {
         let last = self.final_row()?;
         let earlier = self.tasks() - 1;
-        (earlier > 0).then(|| mean((0..earlier).map(|c| last[c] - self.matrix[c][c])))
+        (earlier > 0).then(|| mean((0..earlier).map(|c| last[c] - self.learned(c))))
     }
 
-    /// Forgetting, `mean_{c<T-1} (max_r A[r][c] - A[T-1][c])`, the maximum over all stages.
-    /// Never negative. `None` with a single task or until the matrix is complete.
+    /// Forgetting, `mean_{c<T-1} (max_r A[r][c] - A[T-1][c])`, the maximum over all stages (Chaudhry et al. 2018, arXiv
+    /// 1801.10112). Where the prompt rule changes once a task is learned, over those from its own on, under the later rule. Never
+    /// negative. `None` with a single task or until the matrix is complete.
     pub fn forgetting(&self) -> Option<f64> {
         let last = self.final_row()?;
         let earlier = self.tasks() - 1;
         (earlier > 0).then(|| {
             mean((0..earlier).map(|c| {
-                let best = self.matrix.iter().map(|row| row[c]).fold(0.0, f64::max);
+                let best = if self.learned.is_empty() {
+                    self.matrix.iter().map(|row| row[c]).fold(0.0, f64::max)
+                } else {
+                    let later = self.matrix[c + 1..].iter().map(|row| row[c]);
+                    later.fold(self.learned(c), f64::max)
+                };
                 best - last[c]
             }))
         })
@@ -305,6 +338,10 @@ pub struct MatrixFile {
     /// Row `r` holds the accuracies after task `r`, in percent; rows so far while running.
     #[serde(default)]
     pub matrix: Vec<Vec<f64>>,
+    /// The accuracy on each task right after it was learned, under the prompt rule of its later stages, in percent; one a row, or
+    /// none where the rule does not change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub learned: Vec<f64>,
 }
 
 impl MatrixFile {
@@ -343,11 +380,15 @@ impl MatrixFile {
     /// # Errors
     /// See [`AccuracyMatrix::new`].
     pub fn accuracy(&self) -> Result<AccuracyMatrix, MatrixError> {
-        AccuracyMatrix::new(
+        let matrix = AccuracyMatrix::new(
             self.order.clone(),
             self.zero_shot.clone(),
             self.matrix.clone(),
-        )
+        )?;
+        if self.learned.is_empty() {
+            return Ok(matrix);
+        }
+        matrix.with_learned(self.learned.clone())
     }
 }
 
@@ -671,6 +712,24 @@ mod tests {
     }
 
     #[test]
+    fn backward_transfer_and_forgetting_compare_one_prompt_rule() {
+        let rows = vec![
+            vec![80.0, 99.0, 30.0],
+            vec![70.0, 90.0, 24.0],
+            vec![60.0, 95.0, 99.0],
+        ];
+        let m = AccuracyMatrix::new(names(3), vec![], rows).unwrap();
+        let m = m.with_learned(vec![65.0, 92.0, 98.0]).unwrap();
+        // 60 after 65, 95 after 92; what the second task had before it was learned is of the other rule.
+        assert_eq!(m.bwt(), Some((-5.0 + 3.0) / 2.0));
+        assert_eq!(m.forgetting(), Some((10.0 + 0.0) / 2.0));
+        assert_eq!(m.diagonal(), Some((80.0 + 90.0 + 99.0) / 3.0));
+        for wrong in [vec![65.0, 92.0], vec![65.0, 92.0, 101.0]] {
+            assert!(m.clone().with_learned(wrong).is_err());
+        }
+    }
+
+    #[test]
     fn unfinished_and_single_task_matrices_leave_figures_undefined() {
         let m = AccuracyMatrix::new(names(3), vec![], vec![vec![80.0, 18.0, 30.0]]).unwrap();
         assert_eq!(m.transfer_per_task(), [None, Some(18.0), None]);
@@ -735,6 +794,7 @@ mod tests {
             order: names(2),
             zero_shot: vec![1.0, 100.0 / 3.0],
             matrix: vec![vec![0.1, 99.999_999_999]],
+            learned: vec![0.2],
         };
         file.save(&path).unwrap();
         assert_eq!(MatrixFile::load(&path).unwrap(), file);

@@ -60,6 +60,7 @@ fn request(method: &str, overrides: &[&str]) -> Request {
         seed: 7,
         device: "flex".to_owned(),
         peers: Vec::new(),
+        products: "faer".to_owned(),
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,

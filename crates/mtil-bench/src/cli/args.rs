@@ -156,7 +156,7 @@ pub struct Selection {
     #[arg(long)]
     pub any_size: bool,
     /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table (GIFT's synthetic set, your
-    /// own images)
+    /// own images); or a folder with such a folder for each task, by its name
     #[arg(long, value_name = "PATH")]
     pub reference: Option<PathBuf>,
     /// Texts without images for ZSCL's distillation, one a line
@@ -178,9 +178,10 @@ pub enum SplitName {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Evaluation")]
 pub struct EvaluationArgs {
-    /// Prompt templates at evaluation: the published code's rule, or all templates always
-    #[arg(long, value_enum, default_value_t = PromptRule::Reference)]
-    pub prompts: PromptRule,
+    /// Prompt templates at evaluation: GNSP's rule (all of them before a task is learned, the first one in later stages), all of
+    /// them always as in ZSCL's tables, or the first one always [default: ensemble on MTIL, else reference]
+    #[arg(long, value_enum)]
+    pub prompts: Option<PromptRule>,
     /// Which classes an image is compared with: those of its own task, or also those of others (X-TAIL), which gives
     /// a second matrix
     #[arg(long, value_enum, default_value_t = TaskIdentity::Given)]
@@ -201,10 +202,10 @@ impl EvaluationArgs {
     /// Test images where only --eval-every is given.
     const SUBSET: usize = 500;
 
-    /// As the library has them.
-    pub fn options(&self) -> EvalOptions {
+    /// As the library has them, for a suite.
+    pub fn options(&self, suite: &str) -> EvalOptions {
         EvalOptions {
-            prompts: self.prompts,
+            prompts: self.prompts.unwrap_or(PromptRule::of_suite(suite)),
             identity: self.identity,
             subset: self
                 .eval_subset
@@ -480,16 +481,18 @@ pub struct ReproduceArgs {
     /// Change a setting of all methods
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Prompt templates at evaluation: GNSP's rule, or all templates always as in ZSCL's tables
-    #[arg(long, value_enum, default_value_t = PromptRule::Reference)]
-    pub prompts: PromptRule,
+    /// Prompt templates at evaluation: GNSP's rule (all of them before a task is learned, the first one in later stages), all of
+    /// them always as in ZSCL's tables, or the first one always [default: that of each method's paper]
+    #[arg(long, value_enum)]
+    pub prompts: Option<PromptRule>,
     /// Order of the images of SUN397 before they are split
     #[arg(long, value_name = "FILE")]
     pub sun397_order: Option<PathBuf>,
     /// Take datasets of another size than the published ones
     #[arg(long)]
     pub any_size: bool,
-    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table
+    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table; or a folder with such a folder for each
+    /// task, by its name
     #[arg(long, value_name = "PATH")]
     pub reference: Option<PathBuf>,
     /// Texts for ZSCL's distillation, one a line; Conceptual Captions below --data without it, if they are there

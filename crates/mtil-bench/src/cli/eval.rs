@@ -31,7 +31,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(folder) = &args.cache {
         images = images.with_cache(folder);
     }
-    let options = args.evaluation.options();
+    let options = args.evaluation.options(&selected.settings);
     let evaluator = Evaluator {
         checkpoint: &model.clip,
         suite,
@@ -156,6 +156,12 @@ fn print(
             show(geometry.text_uniformity),
             geometry.logits.positive,
             show(geometry.logits.negative),
+        );
+        eprintln!(
+            "norm of the mean image {} and the mean text {}, margin of matching pairs {} logits",
+            show(geometry.image_mean),
+            show(geometry.text_mean),
+            show(evaluation.margin),
         );
     }
     let recall = |name: &str, r: &mtil_engine::metrics::Retrieval| {

@@ -60,6 +60,7 @@ impl Common<'_> {
                 seed,
                 device: self.device.to_owned(),
                 peers: self.peers.to_vec(),
+                products: host_gemm::choice().library.to_string(),
                 evaluation: self.evaluation.clone(),
                 guard: self.guard.clone(),
                 skip_bad_images: self.skip_bad_images,

@@ -14,8 +14,8 @@ use serde_json::json;
 
 use super::job::Job;
 use crate::plan::{
-    Calibration, ImagePart, Plan, Projection, Prompts, Reference, ReferenceImages, ReferenceTexts,
-    Savings, Solver, SuiteSize, TaskSize, Towers, Trainable, Work, plan as plan_of, table,
+    Calibration, ImagePart, Plan, Projection, Reference, ReferenceImages, ReferenceTexts, Savings,
+    Solver, SuiteSize, TaskSize, Towers, Trainable, Work, plan as plan_of, table,
 };
 use mtil_data::suite::Suite;
 use mtil_engine::{
@@ -252,10 +252,7 @@ fn work(
             all_tokens: p.gram_all_tokens,
         }),
         herding: method.rehearsal.is_some() || method.analytic.is_some(),
-        prompts: match rule {
-            PromptRule::Reference => Prompts::Reference,
-            PromptRule::Ensemble => Prompts::Ensemble,
-        },
+        prompts: rule,
         evaluates_pretrained: true,
         savings: Savings {
             // Fixed texts' teacher is asked for the images of each update anew.
@@ -267,12 +264,12 @@ fn work(
 
 fn reference(method: &Method, suite: &Suite, size: &SuiteSize) -> Option<Reference> {
     let previous = method.teacher == Teacher::Previous;
-    if method.cd > 0.0 || method.map > 0.0 {
+    if method.uses_reference() {
         return Some(Reference {
             batch: method.reference_batch,
             images: ReferenceImages::Pairs(method.reference_pairs.min(size.reference_pairs)),
             texts: ReferenceTexts::Own,
-            teacher: method.cd > 0.0,
+            teacher: method.compares_with_teacher(),
             previous,
             student_texts: true,
             first_task: true,

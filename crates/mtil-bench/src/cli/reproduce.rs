@@ -155,10 +155,7 @@ fn jobs(
         model,
         device: &args.device,
         peers: &[],
-        evaluation: EvalOptions {
-            prompts: args.prompts,
-            ..EvalOptions::default()
-        },
+        evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: args.skip_bad_images,
     };
@@ -189,11 +186,31 @@ fn jobs(
                     Orders::AsGiven => format!("{name}-seed-{seed}"),
                     Orders::CyclicShifts => format!("{name}-seed-{seed}-shift-{shift}"),
                 };
-                jobs.push(common.job(out, &folder, *seed, &selected, &suite, method));
+                let mut job = common.job(out, &folder, *seed, &selected, &suite, method);
+                job.request.evaluation.prompts =
+                    args.prompts.unwrap_or_else(|| rule_of(table, name));
+                jobs.push(job);
             }
         }
     }
     Ok((jobs, tasks))
+}
+
+/// The rule of prompts of a method's paper, on the suite that it was published on.
+fn rule_of(table: &TableSpec, method: &str) -> PromptRule {
+    match PromptRule::of_suite(table.suite) {
+        PromptRule::Ensemble => PromptRule::of_method(method),
+        rule => rule,
+    }
+}
+
+/// The published protocol that evaluates by a rule.
+fn family(rule: PromptRule) -> Option<&'static str> {
+    match rule {
+        PromptRule::Reference => Some("gnsp"),
+        PromptRule::Ensemble => Some("zscl"),
+        PromptRule::First => None,
+    }
 }
 
 fn our_runs(jobs: &[Job]) -> Result<Vec<OurRun>> {
@@ -223,13 +240,14 @@ fn protocol(
         jobs.iter().map(|j| j.request.method.steps).collect();
     let words = |set: Vec<String>| set.join(", ");
     OurProtocol {
-        family: of_mtil.then(|| {
-            let family = match args.prompts {
-                PromptRule::Reference => "gnsp",
-                PromptRule::Ensemble => "zscl",
-            };
-            family.to_owned()
-        }),
+        families: jobs
+            .iter()
+            .filter(|_| of_mtil)
+            .filter_map(|job| {
+                let family = family(job.request.evaluation.prompts)?;
+                Some((job.request.method.name.clone(), family.to_owned()))
+            })
+            .collect(),
         splits: if !of_mtil {
             "of the embedded suite".to_owned()
         } else {
@@ -240,10 +258,12 @@ fn protocol(
             format!("torchvision, 80/20 with seed 42 where it has none; {sun}")
         },
         prompts: match args.prompts {
-            PromptRule::Reference => {
+            None if of_mtil => "those of each method's paper",
+            Some(PromptRule::Reference) | None => {
                 "all templates for tasks not learned before the stage, the first one for the others (GNSP)"
             }
-            PromptRule::Ensemble => "all templates, always (ZSCL)",
+            Some(PromptRule::Ensemble) => "all templates, always (ZSCL)",
+            Some(PromptRule::First) => "the first template, always",
         }
         .to_owned(),
         model: model.to_owned(),

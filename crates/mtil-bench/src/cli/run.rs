@@ -259,7 +259,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         model: &model,
         device: &args.device,
         peers: &args.peers,
-        evaluation: args.evaluation.options(),
+        evaluation: args.evaluation.options(&selected.settings),
         guard: args.guard.clone(),
         skip_bad_images: args.skip_bad_images,
     };

@@ -1,6 +1,6 @@
 //! What `--suite`, `--data` and their companions mean.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use color_eyre::eyre::{Report, Result, WrapErr, bail, eyre};
 
@@ -86,10 +86,6 @@ impl Selection {
     /// Opens the suite and selects from it; the images of few shots are drawn by `seed`. With `quick` the mini world is small.
     pub fn load(&self, quick: bool, seed: u64) -> Result<Selected> {
         let (mut suite, settings) = self.open(quick)?;
-        if let Some(path) = &self.reference {
-            suite.reference = reference(path)?;
-            suite.extras.published_draws = false;
-        }
         if let Some(path) = &self.texts {
             suite.extras.texts = caption_lines(path)?;
         }
@@ -118,6 +114,15 @@ impl Selection {
         }
         if self.splits == SplitName::Coop {
             selection.push("CoOp splits".to_owned());
+        }
+        if let Some(path) = &self.reference {
+            if let Some(sets) = references(path, &suite)? {
+                suite.reference = sets[&suite.tasks[0].name].clone();
+                suite.extras.references = sets;
+            } else {
+                suite.reference = reference(path)?;
+            }
+            suite.extras.published_draws = false;
         }
         suite.check()?;
         Ok(Selected {
@@ -178,12 +183,38 @@ fn no_suite(name: &str) -> Report {
 }
 
 /// Pairs of a folder with a table of captions, or of such a table.
+/// The names of a folder's table of captions.
+const TABLES: [&str; 2] = ["captions.csv", "captions.tsv"];
+
+/// The table of captions in a folder.
+fn table_in(folder: &Path) -> Option<&'static str> {
+    TABLES.into_iter().find(|t| folder.join(t).is_file())
+}
+
+/// A reference set for each task, of a folder with a folder for each; none where the folder is a single set.
+fn references(path: &Path, suite: &Suite) -> Result<Option<BTreeMap<String, CaptionedImages>>> {
+    let folder = |name: &str| path.join(name);
+    let names = || suite.tasks.iter().map(|t| t.name.as_str());
+    if table_in(path).is_some() || !names().any(|name| folder(name).is_dir()) {
+        return Ok(None);
+    }
+    let without: Vec<&str> = names().filter(|n| table_in(&folder(n)).is_none()).collect();
+    if !without.is_empty() {
+        bail!(
+            "--reference {} has sets of single tasks, but none of {}: each needs a folder of its name with captions.csv or captions.tsv",
+            path.display(),
+            without.join(", ")
+        );
+    }
+    let sets = names().map(|name| Ok((name.to_owned(), reference(&folder(name))?)));
+    sets.collect::<Result<_>>().map(Some)
+}
+
 fn reference(path: &Path) -> Result<CaptionedImages> {
-    let tables = ["captions.csv", "captions.tsv"];
     if path.is_dir() {
-        let Some(table) = tables.iter().find(|t| path.join(t).is_file()) else {
+        let Some(table) = table_in(path) else {
             bail!(
-                "{} has no captions.csv or captions.tsv: a table with a column `file` and a column `caption`",
+                "{} has no captions.csv or captions.tsv: a table with a column `file` and a column `caption`; nor a folder for each task with one",
                 path.display()
             );
         };
@@ -213,4 +244,52 @@ fn reference(path: &Path) -> Result<CaptionedImages> {
         );
     }
     Ok(table.pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with one picture and its caption.
+    fn write_set(folder: &Path, caption: &str) {
+        std::fs::create_dir_all(folder).unwrap();
+        let picture = image::RgbImage::from_pixel(8, 8, image::Rgb([9, 99, 199]));
+        picture.save(folder.join("0.png")).unwrap();
+        let table = format!("file,caption\n0.png,{caption}\n");
+        std::fs::write(folder.join("captions.csv"), table).unwrap();
+    }
+
+    fn selected(reference: &Path) -> Result<Selected> {
+        let selection = Selection {
+            reference: Some(reference.to_owned()),
+            tasks: vec!["digits".to_owned(), "shapes".to_owned()],
+            ..Selection::named(mini::NAME)
+        };
+        selection.load(true, 1)
+    }
+
+    #[test]
+    fn a_reference_folder_is_one_set_or_one_for_each_selected_task() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        write_set(&root.join("shapes"), "a shape");
+        let message = selected(root).err().unwrap().to_string();
+        assert!(message.contains("none of digits"), "{message}");
+        write_set(&root.join("digits"), "a digit");
+        let both = selected(root).unwrap().suite;
+        assert_eq!(both.reference_of(0).captions, ["a digit"]);
+        assert_eq!(both.reference_of(1).captions, ["a shape"]);
+        // The fingerprint sees what a task has.
+        write_set(&root.join("shapes"), "another shape");
+        let other = selected(root).unwrap().suite;
+        assert_ne!(other.fingerprint(), both.fingerprint());
+        // With a table of its own the folder is one set.
+        write_set(root, "anything");
+        let one = selected(root).unwrap().suite;
+        assert_eq!(one.reference_of(0).captions, ["anything"]);
+        assert_eq!(one.reference_of(1).captions, ["anything"]);
+        let nothing = tempfile::tempdir().unwrap();
+        let message = selected(nothing.path()).err().unwrap().to_string();
+        assert!(message.contains("nor a folder for each task"), "{message}");
+    }
 }

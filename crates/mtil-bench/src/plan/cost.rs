@@ -15,13 +15,14 @@
 
 use std::collections::BTreeSet;
 
+use mtil_engine::eval::PromptRule;
 use serde::{Deserialize, Serialize};
 
 use super::resources::{Disk, Memory};
 use super::towers::{ImagePart, LastBlock, Towers};
 use super::work::{
-    PlanError, Projection, Prompts, Reference, ReferenceImages, ReferenceTexts, Solver, SuiteSize,
-    TaskSize, Work,
+    PlanError, Projection, Reference, ReferenceImages, ReferenceTexts, Solver, SuiteSize, TaskSize,
+    Work,
 };
 
 /// Multiply-accumulates by what they are for.
@@ -455,7 +456,8 @@ impl Planner<'_> {
 
     fn templates(&self, stage: Option<usize>, column: usize, task: &TaskSize) -> usize {
         match (self.work.prompts, stage) {
-            (Prompts::Reference, Some(stage)) if column < stage => 1,
+            (PromptRule::Reference, Some(stage)) if column < stage => 1,
+            (PromptRule::First, _) => 1,
             _ => task.templates,
         }
     }
@@ -666,7 +668,7 @@ mod tests {
         let trained = plan(&t, &mtil::order_1(), &work).unwrap();
         assert!(trained.tasks[6].once.evaluation_texts > 0.3 * all);
         work.savings.cached_heads = false;
-        work.prompts = Prompts::Ensemble;
+        work.prompts = PromptRule::Ensemble;
         let again = plan(&t, &mtil::order_1(), &work).unwrap();
         assert!((again.total.evaluation_texts / (11.0 * all) - 1.0).abs() < 1e-12);
     }

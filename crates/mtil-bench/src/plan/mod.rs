@@ -31,6 +31,6 @@ pub use cost::{Macs, Plan, TaskPlan, plan};
 pub use resources::{Calibration, Disk, Hours, Memory};
 pub use towers::{ImagePart, LastBlock, Towers};
 pub use work::{
-    PlanError, Projection, Prompts, Reference, ReferenceImages, ReferenceTexts, Savings, Solver,
-    SuiteSize, TaskSize, Trainable, Work,
+    PlanError, Projection, Reference, ReferenceImages, ReferenceTexts, Savings, Solver, SuiteSize,
+    TaskSize, Trainable, Work,
 };

@@ -1,5 +1,6 @@
 //! What a method does in a step, what a suite has, and what is saved.
 
+use mtil_engine::eval::PromptRule;
 use serde::{Deserialize, Serialize};
 
 use super::towers::ImagePart;
@@ -187,17 +188,6 @@ pub struct Projection {
     pub all_tokens: bool,
 }
 
-/// Which templates an evaluation uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Prompts {
-    /// All, always (ZSCL `mtil/src/models/evaluation.py`).
-    Ensemble,
-    /// All for tasks not learned in an earlier stage, the first for the others (GNSP
-    /// `src/models/evaluation.py:28-32, 99-108`).
-    Reference,
-}
-
 /// What is not computed because it would change nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -267,7 +257,7 @@ pub struct Work {
     /// Whether the training images of every task are encoded to choose some to keep.
     pub herding: bool,
     /// Templates of the evaluations.
-    pub prompts: Prompts,
+    pub prompts: PromptRule,
     /// Whether the pretrained model is evaluated before the first task.
     pub evaluates_pretrained: bool,
     /// What is not computed twice.
@@ -301,7 +291,7 @@ impl Work {
                 all_tokens: true,
             }),
             herding: false,
-            prompts: Prompts::Reference,
+            prompts: PromptRule::Reference,
             evaluates_pretrained: false,
             savings,
         }

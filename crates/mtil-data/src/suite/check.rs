@@ -36,6 +36,9 @@ impl Suite {
             check_task(task)?;
         }
         check_pairs("reference set", &self.reference)?;
+        for (task, pairs) in &self.extras.references {
+            check_pairs(&format!("reference set of task `{task}`"), pairs)?;
+        }
         check_pairs("held-out part of the reference set", &self.held_out)
     }
 
@@ -74,6 +77,11 @@ impl Suite {
                 set.image_of.iter().for_each(|&i| count(&mut hash, i));
             }
             count(&mut hash, usize::from(extras.published_draws));
+        }
+        for (task, pairs) in &extras.references {
+            put(&mut hash, task);
+            images(&mut hash, pairs.images.as_ref());
+            pairs.captions.iter().for_each(|text| put(&mut hash, text));
         }
         hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
     }
@@ -156,18 +164,24 @@ fn check_half(task: &Task, half: &'static str, images: &LabelledImages) -> Resul
     }
 }
 
-fn check_pairs(set: &'static str, pairs: &CaptionedImages) -> Result<(), SuiteError> {
+fn check_pairs(set: &str, pairs: &CaptionedImages) -> Result<(), SuiteError> {
     let n = pairs.images.len();
     if n == 0 {
-        return Err(SuiteError::EmptyReference { set });
+        return Err(SuiteError::EmptyReference {
+            set: set.to_owned(),
+        });
     }
+    let set = || set.to_owned();
     if pairs.captions.len() != n {
         let message = format!("{n} images but {} captions", pairs.captions.len());
-        return Err(SuiteError::Captions { set, message });
+        return Err(SuiteError::Captions {
+            set: set(),
+            message,
+        });
     }
     match pairs.captions.iter().position(|c| c.trim().is_empty()) {
         Some(i) => Err(SuiteError::Captions {
-            set,
+            set: set(),
             message: format!("the caption of image {} is empty", pairs.images.name(i)),
         }),
         None => Ok(()),

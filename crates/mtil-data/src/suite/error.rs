@@ -118,13 +118,13 @@ pub enum SuiteError {
     #[error("the {set} is empty: it needs at least one image with a caption")]
     EmptyReference {
         /// Which one.
-        set: &'static str,
+        set: String,
     },
     /// A reference set whose captions are not one an image, or are empty.
     #[error("{set}: {message}")]
     Captions {
         /// Which one.
-        set: &'static str,
+        set: String,
         /// What is wrong.
         message: String,
     },

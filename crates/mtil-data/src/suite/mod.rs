@@ -6,7 +6,7 @@ mod config;
 mod error;
 mod export;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::data::ImageSource;
 
@@ -98,4 +98,17 @@ pub struct Extras {
     /// Whether the reference pairs of a task are drawn as published, by numpy's generator and the seed that belongs to the task's
     /// dataset ([`reference_seed`](crate::datasets::mtil::reference_seed)), instead of by the run's seed.
     pub published_draws: bool,
+    /// Reference pairs of single tasks, by their names, in place of the suite's: GIFT has a synthetic set for each task.
+    pub references: BTreeMap<String, CaptionedImages>,
+}
+
+impl Suite {
+    /// The reference pairs of task `index`.
+    ///
+    /// # Panics
+    /// When there is no such task.
+    pub fn reference_of(&self, index: usize) -> &CaptionedImages {
+        let own = self.extras.references.get(&self.tasks[index].name);
+        own.unwrap_or(&self.reference)
+    }
 }

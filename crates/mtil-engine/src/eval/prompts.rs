@@ -18,16 +18,46 @@ pub enum PromptRule {
     /// learned in an earlier stage, as GNSP's own evaluation does
     /// (`src/models/evaluation.py:28-32, 99-108` with `run_mtil.py:49-52`).
     Reference,
-    /// All templates, always, as ZSCL evaluates.
+    /// All templates, always, as ZSCL evaluates (`mtil/src/models/evaluation.py`).
     Ensemble,
+    /// The first template, always, as KeepLoRA and CoDyRA evaluate.
+    First,
 }
 
 impl PromptRule {
+    /// The rule of a suite where none is asked for: on MTIL that of its tables, which are ZSCL's, elsewhere GNSP's.
+    pub fn of_suite(name: &str) -> Self {
+        if name.starts_with("mtil") {
+            Self::Ensemble
+        } else {
+            Self::Reference
+        }
+    }
+
+    /// The rule of the paper of a method on MTIL: GNSP's own for GNSP and its parts, otherwise ZSCL's.
+    pub fn of_method(name: &str) -> Self {
+        let own = [
+            "gnsp",
+            "gnsp-update",
+            "gnsp-anchored",
+            "cd",
+            "map",
+            "cd-map",
+            "null-space",
+        ];
+        if own.contains(&name) {
+            Self::Reference
+        } else {
+            Self::Ensemble
+        }
+    }
+
     /// How many of `templates` templates count for task `column` after training task `stage`;
     /// `None` is the pretrained model.
     pub(super) fn templates(self, stage: Option<usize>, column: usize, templates: usize) -> usize {
         match (self, stage) {
             (Self::Reference, Some(stage)) if column < stage => 1,
+            (Self::First, _) => 1,
             _ => templates,
         }
     }
@@ -110,5 +140,7 @@ mod tests {
         assert_eq!(rule.templates(Some(2), 1, 5), 1);
         assert_eq!(rule.templates(Some(2), 2, 5), 5);
         assert_eq!(PromptRule::Ensemble.templates(Some(2), 0, 5), 5);
+        assert_eq!(PromptRule::First.templates(None, 0, 5), 1);
+        assert_eq!(PromptRule::First.templates(Some(0), 3, 5), 1);
     }
 }

@@ -7,7 +7,7 @@ use clip_model::{Clip, normalize};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EvalOptions, Features, HeadCache, TaskIdentity,
+    EvalOptions, Features, HeadCache, PromptRule, TaskIdentity,
     encoder::{BATCH, Encoder, argmax, encode_images, encode_texts_as, to_host},
 };
 use crate::{
@@ -35,6 +35,9 @@ const LOGIT_SCALE: f64 = 100.0;
 pub struct Evaluation {
     /// Accuracy on each task in %, among its own classes.
     pub accuracies: Vec<f64>,
+    /// Accuracy in % on the task just learned, under the prompt rule that it has in later stages, where that is another.
+    #[serde(default)]
+    pub learned: Option<f64>,
     /// Accuracy on each task in % where the task is not given, if that was asked for.
     #[serde(default)]
     pub without_identity: Option<Vec<f64>>,
@@ -45,6 +48,9 @@ pub struct Evaluation {
     /// Gap, alignment, uniformity and mean logits of the held-out pairs.
     #[serde(default)]
     pub geometry: Option<Geometry>,
+    /// By how many of the model's own logits matching pairs among the held-out ones are above others, in the mean.
+    #[serde(default)]
+    pub margin: Option<f64>,
     /// Retrieval on the suite's caption sets, by their names.
     #[serde(default)]
     pub caption_sets: BTreeMap<String, RetrievalSummary>,
@@ -134,17 +140,26 @@ impl Evaluator<'_> {
         let union = compare.then(|| Tensor::cat(weights.clone(), 0));
         let thinned = self.options.images_at(stage, tasks.len());
         let (mut accuracies, mut without, mut details) = (Vec::new(), Vec::new(), Vec::new());
+        let mut learned = None;
         for (column, task) in tasks.iter().enumerate() {
             progress(column, tasks.len());
+            let later = match stage {
+                Some(stage) if stage == column && self.options.prompts == PromptRule::Reference => {
+                    Some(self.head(encoder, Some(stage + 1), column, heads)?)
+                }
+                _ => None,
+            };
             let counted = self.column(
                 encoder,
                 answer,
                 stage,
                 column,
                 &weights[column],
+                later.as_ref(),
                 union.as_ref(),
                 thinned,
             )?;
+            learned = learned.or(later.map(|_| counted.accuracy_later()));
             accuracies.push(counted.accuracy());
             without.push(counted.accuracy_without_identity());
             if self.options.details {
@@ -173,10 +188,15 @@ impl Evaluator<'_> {
         }
         let evaluation = Evaluation {
             accuracies,
+            learned,
             without_identity: compare.then_some(without),
             modality_gap: geometry.gap,
             retrieval: recall,
             geometry: Some(geometry),
+            margin: geometry.logits.margin().map(|margin| {
+                // Cosines, and then logits of the model.
+                margin / LOGIT_SCALE * f64::from(to_host(self.checkpoint.model.scale())[0])
+            }),
             caption_sets,
             thinned: thinned.map(ThinnedBy),
         };
@@ -209,7 +229,7 @@ impl Evaluator<'_> {
     ) -> Result<f64, BatchError> {
         let head = self.head(encoder, stage, column, &mut HeadCache::default())?;
         let thinned = self.options.images_at(stage, self.suite.tasks.len());
-        let counted = self.column(encoder, None, stage, column, &head, None, thinned)?;
+        let counted = self.column(encoder, None, stage, column, &head, None, None, thinned)?;
         Ok(counted.accuracy())
     }
 
@@ -233,6 +253,7 @@ impl Evaluator<'_> {
         stage: Option<usize>,
         column: usize,
         head: &Tensor<2>,
+        later: Option<&Tensor<2>>,
         union: Option<&Tensor<2>>,
         thinned: Option<usize>,
     ) -> Result<Counted, BatchError> {
@@ -269,6 +290,10 @@ impl Evaluator<'_> {
                 }
             };
             let own = scores(head, LabelSpace::Task(column))?;
+            let later = match later {
+                Some(later) => Some(scores(later, LabelSpace::Task(column))?),
+                None => None,
+            };
             let everywhere = match union {
                 Some(union) => Some(scores(union, LabelSpace::All)?),
                 None => None,
@@ -278,6 +303,10 @@ impl Evaluator<'_> {
                 let label = task.test.labels[index];
                 let answers = &own[row * counted.classes..(row + 1) * counted.classes];
                 counted.right += usize::from(argmax(answers) == label);
+                if let Some(later) = &later {
+                    let answers = &later[row * counted.classes..(row + 1) * counted.classes];
+                    counted.right_later += usize::from(argmax(answers) == label);
+                }
                 counted.images += 1;
                 if let Some(everywhere) = &everywhere {
                     let row = &everywhere[row * width..(row + 1) * width];
@@ -366,6 +395,8 @@ struct Counted {
     images: usize,
     right: usize,
     right_without: usize,
+    /// Under the prompt rule of later stages.
+    right_later: usize,
     labels: Vec<usize>,
     logits: Vec<f32>,
 }
@@ -373,6 +404,10 @@ struct Counted {
 impl Counted {
     fn accuracy(&self) -> f64 {
         100.0 * self.right as f64 / self.images.max(1) as f64
+    }
+
+    fn accuracy_later(&self) -> f64 {
+        100.0 * self.right_later as f64 / self.images.max(1) as f64
     }
 
     fn accuracy_without_identity(&self) -> f64 {

@@ -130,6 +130,12 @@ pub struct Geometry {
     pub cross_uniformity: Option<f64>,
     /// See [`pair_logits`].
     pub logits: PairLogits,
+    /// [`mean_norm`] of the images; `None` in records of earlier versions.
+    #[serde(default)]
+    pub image_mean: Option<f64>,
+    /// [`mean_norm`] of the texts; `None` in records of earlier versions.
+    #[serde(default)]
+    pub text_mean: Option<f64>,
 }
 
 impl Geometry {
@@ -151,6 +157,8 @@ impl Geometry {
             text_uniformity: uniformity(texts),
             cross_uniformity: cross_uniformity(images, texts, image_of)?,
             logits,
+            image_mean: Some(mean_norm(images)),
+            text_mean: Some(mean_norm(texts)),
         })
     }
 }
@@ -174,6 +182,12 @@ pub fn gap_vector(images: &Normalised, texts: &Normalised) -> Result<Vec<f64>, M
 pub fn modality_gap(images: &Normalised, texts: &Normalised) -> Result<f64, MeasureError> {
     let gap = gap_vector(images, texts)?;
     Ok(gap.iter().map(|g| g * g).sum::<f64>().sqrt())
+}
+
+/// Length of the mean embedding, from 0 to 1: near 1 where all embeddings of a modality point one way, a narrow cone.
+pub fn mean_norm(embeddings: &Normalised) -> f64 {
+    let squares: f64 = embeddings.sum().iter().map(|x| x * x).sum();
+    squares.sqrt() / embeddings.rows as f64
 }
 
 /// Mean squared distance of a text and its image, over the texts, from 0 to 4 (Wang & Isola 2020,
@@ -225,6 +239,13 @@ pub struct PairLogits {
     pub positive: f64,
     /// Over the pairs that do not; `None` when there are none.
     pub negative: Option<f64>,
+}
+
+impl PairLogits {
+    /// By how much the pairs that belong together are above the others; `None` when there are no others.
+    pub fn margin(&self) -> Option<f64> {
+        Some(self.positive - self.negative?)
+    }
 }
 
 /// Mean of `scale` times the cosine similarity over the pairs that belong together, and over those
@@ -422,6 +443,16 @@ mod tests {
         let texts = r.texts.with(Normalised::new).unwrap();
         let g = Geometry::new(&images, &texts, &r.image_of, r.scale).unwrap();
         assert_close("gap", g.gap, r.gap, 1e-7);
+        // |μ_I - μ_T|² = |μ_I|² + |μ_T|² - 2 μ_I·μ_T, and the last is the mean cosine over all pairs.
+        let (image, text) = (g.image_mean.unwrap(), g.text_mean.unwrap());
+        let cosines = (0..images.rows()).flat_map(|i| (0..texts.rows()).map(move |t| (i, t)));
+        let dot = |(i, t): (usize, usize)| -> f64 {
+            let pair = images.row(i).iter().zip(texts.row(t));
+            pair.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+        };
+        let mean = cosines.map(dot).sum::<f64>() / (images.rows() * texts.rows()) as f64;
+        let gap = (image * image + text * text - 2.0 * mean).sqrt();
+        assert_close("gap by the means", gap, g.gap, 1e-7);
         assert_close("alignment", g.alignment, r.alignment, 1e-7);
         assert_close(
             "images",

@@ -504,8 +504,8 @@ impl Method {
         if let Some(a) = &self.anchor {
             within("anchor.weight", a.weight, 0.0, f64::MAX)?;
             some("anchor.fisher_images", a.fisher_images)?;
-            if a.kind == AnchorKind::Adaptive && self.cd == 0.0 && self.map == 0.0 {
-                return Err("`anchor.kind = \"adaptive\"` weighs by the gradient of `cd` and `map`: one must be above 0".to_owned());
+            if a.kind == AnchorKind::Adaptive && !self.uses_reference() {
+                return Err("`anchor.kind = \"adaptive\"` weighs by the gradient of `cd`, `map` and `hold_means`: one must be above 0".to_owned());
             }
         }
         if let Some(a) = &self.average {
@@ -554,15 +554,15 @@ impl Method {
                 }
             }
             within("analytic.fusion", a.fusion, 0.0, 1.0)?;
-            if self.cd > 0.0 || self.map > 0.0 || self.per_task {
-                return Err("`analytic` trains no weight: `cd`, `map` and `per_task` have no meaning with it".to_owned());
+            if self.uses_reference() || self.per_task {
+                return Err("`analytic` trains no weight: `cd`, `map`, `hold_means` and `per_task` have no meaning with it".to_owned());
             }
             alone("analytic", &[])?;
         }
         if self.joint {
             alone("joint", &["lora"])?;
-            if self.cd > 0.0 || self.map > 0.0 || self.per_task {
-                return Err("`joint` trains all tasks at once: `cd`, `map` and `per_task` have no meaning with it".to_owned());
+            if self.uses_reference() || self.per_task {
+                return Err("`joint` trains all tasks at once: `cd`, `map`, `hold_means` and `per_task` have no meaning with it".to_owned());
             }
         }
         if self.per_task && self.experts.is_some() {

@@ -43,6 +43,7 @@ const BUILT_IN: &[(&str, &str)] = built_in![
     "gift",
     "gnsp",
     "gnsp-update",
+    "gnsp-anchored",
     "cd",
     "map",
     "cd-map",
@@ -92,12 +93,18 @@ pub struct Method {
     pub trainable_first: Vec<String>,
     /// Regular expressions of the parameters that train on later tasks.
     pub trainable_later: Vec<String>,
-    /// Label smoothing of the task loss and of the alignment loss.
+    /// Label smoothing of the task loss.
     pub smoothing: f64,
     /// Weight of the contrastive distillation; 0 leaves it out.
     pub cd: f64,
     /// Weight of the modality-alignment loss; 0 leaves it out.
     pub map: f64,
+    /// Label smoothing of the modality-alignment loss. With `ε` above 0 its optimum is a margin of `ln((1 - ε) R / ε + 1)`
+    /// logits between matching and other pairs of a batch of `R`: a model whose margin is larger is pulled towards it.
+    pub map_smoothing: f64,
+    /// Weight of the squared displacement of the mean image and the mean text feature of the reference pairs from the teacher's;
+    /// 0 leaves it out. Of our own: nothing else in GNSP's loss holds the modality gap.
+    pub hold_means: f64,
     /// Temperature of the distillation.
     pub temperature: f64,
     /// Whose features the distillation compares with.
@@ -106,6 +113,10 @@ pub struct Method {
     pub reference_batch: usize,
     /// Reference pairs used in a run, drawn anew for each task; all when larger than the set.
     pub reference_pairs: usize,
+    /// Whether the reference pairs come in a new order in every epoch, which changes what a pair is told apart from. GNSP walks them
+    /// in one order (`src/models/finetune_gnsp.py:196-198`), GIFT shuffles them (GIFT_CL `src/datasets/synthetic.py:75-81`).
+    #[serde(skip_serializing_if = "is_false")]
+    pub reference_shuffle: bool,
     /// Settings of AdamW.
     pub adamw: AdamW,
     /// Which optimizer.
@@ -135,6 +146,10 @@ pub struct Method {
     pub analytic: Option<Analytic>,
     /// Settings of single tasks, by their names.
     pub task: BTreeMap<String, TaskSettings>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What a method sets differently for one task.
@@ -167,10 +182,13 @@ impl Default for Method {
             smoothing: 0.2,
             cd: 0.0,
             map: 0.0,
+            map_smoothing: 0.2,
+            hold_means: 0.0,
             temperature: 2.0,
             teacher: Teacher::Pretrained,
             reference_batch: 64,
             reference_pairs: 1000,
+            reference_shuffle: false,
             adamw: AdamW::default(),
             optimizer: OptimizerKind::AdamW,
             compute: Compute::F32,
@@ -318,11 +336,18 @@ impl Method {
             ("smoothing", self.smoothing, 1.0),
             ("cd", self.cd, f64::MAX),
             ("map", self.map, f64::MAX),
+            ("hold_means", self.hold_means, f64::MAX),
             ("crop_scale", self.crop_scale, 1.0),
         ] {
             if !(0.0..=limit).contains(&value) {
                 return Err(format!("`{key}` is out of range: {value}"));
             }
+        }
+        if !(0.0..1.0).contains(&self.map_smoothing) {
+            return Err(format!(
+                "`map_smoothing` must be at least 0 and below 1, it is {}",
+                self.map_smoothing
+            ));
         }
         self.check_mechanisms()?;
         if let Some(projection) = &self.projection {
@@ -359,10 +384,20 @@ impl Method {
         self.lr_of(index, name) * schedule(step, steps, self.warmup)
     }
 
+    /// Whether a loss is of the reference pairs.
+    pub fn uses_reference(&self) -> bool {
+        self.compares_with_teacher() || self.map > 0.0
+    }
+
+    /// Whether a loss compares the student's features of the reference pairs with a teacher's.
+    pub fn compares_with_teacher(&self) -> bool {
+        self.cd > 0.0 || self.hold_means > 0.0
+    }
+
     /// Whether the pretrained weights are needed after the first task has begun.
     pub fn needs_pretrained(&self) -> bool {
-        let teaches =
-            (self.cd > 0.0 || self.distill.is_some()) && self.teacher == Teacher::Pretrained;
+        let teaches = (self.compares_with_teacher() || self.distill.is_some())
+            && self.teacher == Teacher::Pretrained;
         let merges = self
             .merge
             .as_ref()
@@ -372,8 +407,8 @@ impl Method {
 
     /// Whether the weights at the start of a task are needed until its end.
     pub fn needs_start(&self) -> bool {
-        let teaches =
-            (self.cd > 0.0 || self.distill.is_some()) && self.teacher == Teacher::Previous;
+        let teaches = (self.compares_with_teacher() || self.distill.is_some())
+            && self.teacher == Teacher::Previous;
         let merges = self
             .merge
             .as_ref()
@@ -470,6 +505,9 @@ mod tests {
             ("lr=-1", "lr"),
             ("steps=0", "steps"),
             ("smoothing=2", "smoothing"),
+            ("map_smoothing=1", "below 1, it is 1"),
+            ("map_smoothing=-0.1", "map_smoothing"),
+            ("hold_means=-1", "hold_means"),
             ("projection.rank={tail-share=1.5}", "tail share"),
             ("projection.history={decay=0.0}", "forgetting factor"),
             ("x", "key=value"),

@@ -32,6 +32,10 @@ pub struct Request {
     /// The words for further devices that share the images of an update: they change how results are rounded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<String>,
+    /// The library of matrix products on the host, which changes how results are rounded: `faer` or `blas`. Runs of earlier
+    /// versions are of faer.
+    #[serde(default = "faer")]
+    pub products: String,
     /// What is evaluated.
     pub evaluation: EvalOptions,
     /// Rules of the drift guard.
@@ -43,6 +47,10 @@ pub struct Request {
     pub version: String,
     /// The method with all its values.
     pub method: Method,
+}
+
+fn faer() -> String {
+    host_gemm::Library::Faer.to_string()
 }
 
 /// The directory of a run, locked for this process.
@@ -93,7 +101,8 @@ impl RunDirectory {
         };
         if path.exists() {
             let text = fs::read_to_string(&path).map_err(|e| RunError::io(&path, e))?;
-            let old: Value = toml::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
+            let mut old: Value = toml::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
+            complete(&mut old);
             let new = toml::to_string(request).map_err(|e| corrupt(e.to_string()))?;
             let new: Value = toml::from_str(&new).map_err(|e| corrupt(e.to_string()))?;
             let mut differences = Vec::new();
@@ -129,6 +138,20 @@ impl RunDirectory {
             .map_err(|e| RunError::io(&path, e))?;
         file.write_all(format!("{event}\n").as_bytes())
             .map_err(|e| RunError::io(&path, e))
+    }
+}
+
+/// Gives what earlier versions did not write the value that they had.
+fn complete(old: &mut Value) {
+    let Some(old) = old.as_object_mut() else {
+        return;
+    };
+    old.entry("products").or_insert_with(|| faer().into());
+    if let Some(method) = old.get_mut("method").and_then(Value::as_object_mut) {
+        // One smoothing was for both losses.
+        let smoothing = method.get("smoothing").cloned().unwrap_or_default();
+        method.entry("map_smoothing").or_insert(smoothing);
+        method.entry("hold_means").or_insert_with(|| 0.0.into());
     }
 }
 
@@ -182,6 +205,7 @@ mod tests {
             seed: 1,
             device: "flex".to_owned(),
             peers: Vec::new(),
+            products: faer(),
             evaluation: EvalOptions::default(),
             guard: Vec::new(),
             skip_bad_images: false,
@@ -210,6 +234,35 @@ mod tests {
             message.contains("peers: not set in the directory, [\"cuda:1\"] now"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_directory_of_an_earlier_version_is_one_of_faer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        drop(RunDirectory::open(&path, &request()).unwrap());
+        let config = path.join("config.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        let earlier: Vec<&str> = text
+            .lines()
+            .filter(|line| {
+                let new = ["products", "map_smoothing", "hold_means"];
+                !new.iter().any(|key| line.starts_with(key))
+            })
+            .collect();
+        assert_eq!(earlier.len(), text.lines().count() - 3);
+        fs::write(&config, earlier.join("\n")).unwrap();
+        drop(RunDirectory::open(&path, &request()).unwrap());
+        let mut other = request();
+        other.products = "blas".to_owned();
+        other.method.map_smoothing = 0.0;
+        let message = RunDirectory::open(&path, &other).err().unwrap().to_string();
+        for difference in [
+            "products: \"faer\" in the directory, \"blas\" now",
+            "method.map_smoothing: 0.2 in the directory, 0.0 now",
+        ] {
+            assert!(message.contains(difference), "{message}");
+        }
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Distillation {
             return Ok(None);
         }
         let source = match settings.images {
-            DistillImages::Reference => of.suite.reference.images.clone(),
+            DistillImages::Reference => of.suite.reference_of(of.index).images.clone(),
             DistillImages::Task => of.suite.tasks[of.index].train.images.clone(),
             DistillImages::Memory => match &of.memory {
                 Some(memory) => memory.clone(),
@@ -143,7 +143,7 @@ fn texts(settings: &Distill, of: &Setting<'_>) -> Result<Tensor<2>, RunError> {
             .map(|c| prompt(template, c))
             .collect()
     };
-    let captions = &of.suite.reference.captions;
+    let captions = &of.suite.reference_of(of.index).captions;
     let texts: Vec<String> = match settings.texts {
         DistillTexts::Captions if !of.suite.extras.texts.is_empty() => {
             of.suite.extras.texts.clone()

@@ -10,6 +10,7 @@ use std::{
 use burn::{module::Module, tensor::Device};
 use clip_model::{Clip, ClipModel, Dtype};
 use gnsp_optimizer::Memory;
+use losses::alignment_margin;
 use serde_json::json;
 
 use super::{
@@ -29,13 +30,13 @@ use super::{
 };
 use crate::{
     batch::Images,
-    eval::{Answer, ColumnDetails, Encoder, Evaluation, Evaluator, HeadCache, ThinnedBy},
+    eval::{Answer, ColumnDetails, Encoder, Evaluation, Evaluator, HeadCache, ThinnedBy, to_host},
     guard::{Action, Guard, Observation},
     method::{AnchorKind, Start, Teacher},
     metrics::{MatrixFile, MetricsFile},
     tape::{on_tape, with_tape},
 };
-use mtil_data::{machine, suite::Suite};
+use mtil_data::{machine, seeds, suite::Suite};
 
 /// How a run is done, as opposed to what it computes: none of this changes a result by more than rounding.
 #[derive(Debug, Clone)]
@@ -366,6 +367,13 @@ impl Engine<'_> {
         };
         let frozen = student.stored().valid();
         let extras = self.extras(state, &frozen, text_trains)?;
+        if (index, state.position.step) == (0, 0)
+            && let Some(text) = self.wide_margin(&extras)
+        {
+            progress.event(&Event::Note { text: &text });
+            self.directory
+                .append_event(&json!({"event": "note", "text": text}))?;
+        }
         let images = self.images.clone();
         let devices: Vec<Device> = std::iter::once(self.device.clone())
             .chain(
@@ -465,6 +473,24 @@ impl Engine<'_> {
         Ok(Some(trained))
     }
 
+    /// What to know where smoothed alignment pulls matching pairs apart: the model's margin is more than twice the margin at which the
+    /// loss is smallest.
+    fn wide_margin(&self, extras: &Extras) -> Option<String> {
+        let method = &self.request.method;
+        let reference = extras.reference.as_ref().filter(|_| method.map > 0.0)?;
+        let scale = f64::from(to_host(self.checkpoint.model.scale())[0]);
+        let margin = reference.margin(scale)?;
+        let pairs = method.reference_batch.min(method.reference_pairs);
+        let target = alignment_margin(pairs, method.map_smoothing);
+        (margin > 2.0 * target).then(|| {
+            format!(
+                "matching reference pairs are {margin:.1} logits above others, and alignment with map_smoothing={} pulls them towards \
+                 {target:.1}, which moves the modality gap; --set map_smoothing=0 does not",
+                method.map_smoothing
+            )
+        })
+    }
+
     /// Adds the weights to their average: `W ← α·(n·W + θ)/(n + 1) + (1 − α)·θ⁰`, n counted from 1.
     fn snapshot(&self, state: &mut State, weights: &ClipModel, alpha: f64) {
         let Some(average) = state.parts.remove(&Part::Average) else {
@@ -500,12 +526,13 @@ impl Engine<'_> {
             _ => &self.checkpoint.model,
         };
         let mut extras = Extras::default();
-        if method.cd > 0.0 || method.map > 0.0 {
+        if method.uses_reference() {
             extras.reference = Some(Reference::new(
                 self.checkpoint,
                 self.suite,
                 method.reference_pairs,
                 method.reference_batch,
+                method.reference_shuffle,
                 seed,
                 index,
                 teacher,
@@ -635,6 +662,7 @@ impl Engine<'_> {
                 task,
                 &tokens,
                 count,
+                seeds::derive(self.request.seed, &[seeds::FISHER, index as u64]),
                 &self.images,
                 &self.device,
             )?;
@@ -787,7 +815,7 @@ impl Engine<'_> {
             "event": "evaluation", "stage": stage, "accuracies": evaluation.accuracies,
             "without_identity": evaluation.without_identity,
             "prompt_rule": self.request.evaluation.prompts, "modality_gap": evaluation.modality_gap,
-            "geometry": evaluation.geometry, "caption_sets": evaluation.caption_sets,
+            "geometry": evaluation.geometry, "margin": evaluation.margin, "caption_sets": evaluation.caption_sets,
             "thinned": evaluation.thinned.map(|ThinnedBy(n)| n),
         }))
     }
@@ -854,13 +882,17 @@ impl Engine<'_> {
             order: self.suite.tasks.iter().map(|t| t.name.clone()).collect(),
             zero_shot,
             matrix,
+            learned: Vec::new(),
         };
         let first = |of: &dyn Fn(&Evaluation) -> Option<Vec<f64>>| evaluations.first().and_then(of);
         let given = |e: &Evaluation| Some(e.accuracies.clone());
-        let matrix = file(
+        let mut matrix = file(
             first(&given).unwrap_or_default(),
             rows(&given).unwrap_or_default(),
         );
+        // In a run that an earlier version began some are missing.
+        let learned: Option<Vec<f64>> = evaluations.iter().skip(1).map(|e| e.learned).collect();
+        matrix.learned = learned.filter(|_| !method.joint).unwrap_or_default();
         let accuracy = matrix.accuracy()?;
         // The pretrained model's figures are those of a matrix whose rows are all its own.
         let constant = if method.trains {

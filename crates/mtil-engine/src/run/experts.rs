@@ -43,8 +43,8 @@ pub(super) struct Mixture {
     experts: Vec<Adapter>,
     /// One `[d, experts]` a task.
     routers: Vec<Param<Tensor<2>>>,
-    /// `[d, experts]`.
-    noise: Param<Tensor<2>>,
+    /// The widths of the noise of the gates, one `[d, experts]` a task (MoE-Adapters4CL `mtil/clip/model.py:333-338,476-480`).
+    noise: Vec<Param<Tensor<2>>>,
 }
 
 /// The mixtures of both towers.
@@ -110,7 +110,7 @@ impl Mixtures {
         }
     }
 
-    /// With exactly the parameters trainable that train on task `task`: its routers, the noise, and the experts that are not frozen.
+    /// With exactly the parameters trainable that train on task `task`: its router and noise, and the experts that are not frozen.
     pub fn trainable(mut self, task: usize, usage: &Usage) -> Self {
         for (name, tower) in [("visual", &mut self.visual), ("text", &mut self.text)] {
             for (i, mixture) in tower.iter_mut().enumerate() {
@@ -178,7 +178,9 @@ impl Mixture {
             routers: (0..tasks)
                 .map(|t| matrix(&format!("routers.{t}"), [d, e], vec![0.0; d * e]))
                 .collect(),
-            noise: matrix("noise", [d, e], vec![0.0; d * e]),
+            noise: (0..tasks)
+                .map(|t| matrix(&format!("noise.{t}"), [d, e], vec![0.0; d * e]))
+                .collect(),
         }
     }
 
@@ -193,10 +195,11 @@ impl Mixture {
             set(&mut expert.up, trains);
             set(&mut expert.up_bias, trains);
         }
-        for (i, router) in self.routers.iter_mut().enumerate() {
+        let gates = self.routers.iter_mut().zip(&mut self.noise);
+        for (i, (router, noise)) in gates.enumerate() {
             set(router, i == task);
+            set(noise, i == task);
         }
-        set(&mut self.noise, true);
     }
 }
 
@@ -236,7 +239,8 @@ impl Observer for Branches<'_> {
             })
         };
         if let (true, Some(seed)) = (settings.noise, stream(0)) {
-            let width = softplus(first.matmul(mixture.noise.val()), 1.0).add_scalar(0.01);
+            let width =
+                softplus(first.matmul(mixture.noise[self.task].val()), 1.0).add_scalar(0.01);
             let noise = TensorData::new(
                 normal(seed, n * settings.experts, 1.0),
                 [n, settings.experts],

@@ -12,7 +12,7 @@ use super::{
     weights::{Weights, add_to_gradients, combine},
 };
 use crate::{batch::Images, eval::to_host};
-use mtil_data::suite::Task;
+use mtil_data::{seeds, suite::Task};
 
 /// `factor · Σ F (θ − anchor)²`.
 pub(super) struct Penalty {
@@ -84,19 +84,21 @@ pub(super) fn adaptive<M: Module>(
     sum.map_or(0.0, |s| to_host(s)[0] * factor as f32)
 }
 
-/// The diagonal of the empirical Fisher information of `model` (with autodiff, and its trainable parameters set) on the first
-/// `count` training images of `task`, as a model: the mean square of the gradient of each image's log-likelihood of its class
+/// The diagonal of the empirical Fisher information of `model` (with autodiff, and its trainable parameters set) on `count`
+/// training images of `task`, drawn by `seed`, as a model: the mean square of the gradient of each image's log-likelihood of its class
 /// (Kirkpatrick et al. 2017; the true classes, no smoothing). Images are prepared as for evaluation.
 pub(super) fn fisher(
     model: &ClipModel,
     task: &Task,
     prompts: &clip_model::TokenBatch,
     count: usize,
+    seed: u64,
     images: &Images,
     device: &Device,
 ) -> Result<ClipModel, RunError> {
     let mut sum = combine(model.valid(), &[], |x, _| x.zeros_like());
-    let all: Vec<usize> = (0..task.train.labels.len().min(count)).collect();
+    // Files come sorted by class, so the first of them would be of few classes.
+    let all = seeds::sample(task.train.labels.len(), count, seed);
     let mut seen = 0_usize;
     for index in &all {
         let (kept, pixels) = images.eval(task.train.images.as_ref(), &[*index], device)?;

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use losses::alignment_targets;
 
 use super::RunError;
 use crate::{
     batch::{Images, Prepared},
-    eval::encode_texts,
+    eval::{encode_texts, to_host},
 };
 use mtil_data::{
     data::BatchOrder,
@@ -18,14 +18,17 @@ use mtil_data::{
     suite::Suite,
 };
 
-/// The reference pairs of one task, in batches that repeat in order without shuffling, prepared as for
-/// evaluation (GNSP `src/datasets/imagenet1k.py`, `src/models/finetune_gnsp.py:196-198`).
+/// The reference pairs of one task, prepared as for evaluation: in batches that repeat in order without shuffling (GNSP
+/// `src/datasets/imagenet1k.py`, `src/models/finetune_gnsp.py:196-198`), or in a new order each epoch.
 pub(super) struct Reference {
     order: BatchOrder,
+    /// Those of an epoch in order; a single one of all pairs where they are shuffled.
     batches: Vec<Pairs>,
+    shuffled: bool,
 }
 
 /// One batch of reference pairs.
+#[derive(Clone)]
 pub(super) struct Pairs {
     /// `[pairs, 3, side, side]` on the training device.
     pub pixels: Tensor<4>,
@@ -37,6 +40,58 @@ pub(super) struct Pairs {
     pub student_text: Option<Tensor<2>>,
     /// `[pairs, pairs]`: shares of the pairs with the same caption.
     pub targets: Tensor<2>,
+    /// Equal where captions are.
+    labels: Vec<usize>,
+}
+
+impl Pairs {
+    /// Some of the pairs.
+    fn select(&self, indices: &[usize]) -> Self {
+        let plain = self.teacher_image.device();
+        let on = |device: &Device| {
+            let values: Vec<i64> = indices.iter().map(|i| *i as i64).collect();
+            Tensor::<1, Int>::from_data(TensorData::new(values, [indices.len()]), device)
+        };
+        let rows = |features: &Tensor<2>| features.clone().select(0, on(&plain));
+        let labels: Vec<usize> = indices.iter().map(|i| self.labels[*i]).collect();
+        Self {
+            pixels: self.pixels.clone().select(0, on(&self.pixels.device())),
+            tokens: TokenBatch {
+                ids: indices
+                    .iter()
+                    .map(|i| self.tokens.ids[*i].clone())
+                    .collect(),
+            },
+            teacher_image: rows(&self.teacher_image),
+            teacher_text: rows(&self.teacher_text),
+            student_text: self.student_text.as_ref().map(rows),
+            targets: alignment_targets(&labels, &plain),
+            labels,
+        }
+    }
+
+    /// All pairs of the batches.
+    fn joined(batches: Vec<Self>) -> Option<Self> {
+        let rows =
+            |of: &dyn Fn(&Self) -> Tensor<2>| Tensor::cat(batches.iter().map(of).collect(), 0);
+        let first = batches.first()?;
+        let student = first.student_text.is_some();
+        let labels: Vec<usize> = batches.iter().flat_map(|b| b.labels.clone()).collect();
+        Some(Self {
+            pixels: Tensor::cat(batches.iter().map(|b| b.pixels.clone()).collect(), 0),
+            tokens: TokenBatch {
+                ids: batches.iter().flat_map(|b| b.tokens.ids.clone()).collect(),
+            },
+            teacher_image: rows(&|b| b.teacher_image.clone()),
+            teacher_text: rows(&|b| b.teacher_text.clone()),
+            student_text: student.then(|| {
+                let texts = batches.iter().filter_map(|b| b.student_text.clone());
+                Tensor::cat(texts.collect(), 0)
+            }),
+            targets: alignment_targets(&labels, &first.teacher_image.device()),
+            labels,
+        })
+    }
 }
 
 impl Reference {
@@ -48,6 +103,7 @@ impl Reference {
         suite: &Suite,
         count: usize,
         batch: usize,
+        shuffled: bool,
         seed: u64,
         task: usize,
         teacher: &ClipModel,
@@ -55,7 +111,7 @@ impl Reference {
         images: &Images,
         device: &Device,
     ) -> Result<Self, RunError> {
-        let pairs = &suite.reference;
+        let pairs = suite.reference_of(task);
         let all = pairs.captions.len();
         let published = reference_seed(&suite.tasks[task].name);
         let drawn = match published.filter(|_| suite.extras.published_draws) {
@@ -66,9 +122,10 @@ impl Reference {
                 seeds::derive(seed, &[seeds::REFERENCE, task as u64]),
             ),
         };
-        let order = BatchOrder::sequential(drawn.len(), batch)?;
+        let pairs_drawn = drawn.len();
         let plain = teacher.device();
         let mut batches = Vec::new();
+        let mut numbers = HashMap::new();
         for prepared in images.eval_ahead(pairs.images.clone(), drawn, batch)? {
             let Prepared {
                 kept,
@@ -79,14 +136,11 @@ impl Reference {
             };
             let captions: Vec<String> = kept.iter().map(|i| pairs.captions[*i].clone()).collect();
             // Pairs with the same caption have the same label (GNSP `src/datasets/imagenet1k.py`).
-            let mut labels = HashMap::new();
-            let labels: Vec<usize> = captions
-                .iter()
-                .map(|c| {
-                    let next = labels.len();
-                    *labels.entry(c.as_str()).or_insert(next)
-                })
-                .collect();
+            let mut label_of = |caption: &String| {
+                let next = numbers.len();
+                *numbers.entry(caption.clone()).or_insert(next)
+            };
+            let labels: Vec<usize> = captions.iter().map(&mut label_of).collect();
             let context = checkpoint.config.text.max_position_embeddings;
             batches.push(Pairs {
                 teacher_image: normalize(teacher.encode_image(pixels.clone())),
@@ -97,21 +151,148 @@ impl Reference {
                 },
                 tokens: checkpoint.tokenizer.encode(&captions, context)?,
                 targets: alignment_targets(&labels, &plain),
+                labels,
                 pixels: Tensor::from_data(pixels.into_data(), device),
             });
         }
-        if batches.is_empty() {
-            return Err(crate::batch::BatchError::NothingReadable(
-                "the reference images".to_owned(),
-            )
-            .into());
+        let nothing =
+            || crate::batch::BatchError::NothingReadable("the reference images".to_owned());
+        if !shuffled {
+            if batches.is_empty() {
+                return Err(nothing().into());
+            }
+            let order = BatchOrder::sequential(pairs_drawn, batch)?;
+            return Ok(Self {
+                order,
+                batches,
+                shuffled,
+            });
         }
-        Ok(Self { order, batches })
+        let all = Pairs::joined(batches).ok_or_else(nothing)?;
+        let seed = seeds::derive(seed, &[seeds::REFERENCE_ORDER, task as u64]);
+        Ok(Self {
+            order: BatchOrder::new(all.labels.len(), batch, seed)?,
+            batches: vec![all],
+            shuffled,
+        })
+    }
+
+    /// By how many logits matching pairs are above others for the teacher: the mean over the batches that have other pairs.
+    pub fn margin(&self, logit_scale: f64) -> Option<f64> {
+        let margins = self.batches.iter().filter_map(|pairs| {
+            let texts = pairs.teacher_text.clone().transpose();
+            let cosines = to_host(pairs.teacher_image.clone().matmul(texts));
+            let targets = to_host(pairs.targets.clone());
+            let mean = |matching: bool| {
+                let all = cosines.iter().zip(&targets);
+                let of = all.filter(|(_, target)| (**target > 0.0) == matching);
+                let (sum, count) = of.fold((0.0, 0.0), |(sum, count), (cosine, _)| {
+                    (sum + f64::from(*cosine), count + 1.0)
+                });
+                (count > 0.0).then(|| sum / count)
+            };
+            Some(logit_scale * (mean(true)? - mean(false)?))
+        });
+        let margins: Vec<f64> = margins.collect();
+        (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64)
     }
 
     /// The batch of update `step`.
-    pub fn at(&self, step: usize) -> &Pairs {
+    pub fn at(&self, step: usize) -> Pairs {
+        if self.shuffled {
+            return self.batches[0].select(&self.order.indices(step as u64));
+        }
         let index = step as u64 % self.order.steps_per_epoch();
-        &self.batches[index as usize % self.batches.len()]
+        self.batches[index as usize % self.batches.len()].clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pairs whose numbers are those of their place among all pairs.
+    fn pairs(numbers: std::ops::Range<usize>, labels: &[usize]) -> Pairs {
+        let device = Device::flex();
+        let rows = |scale: f32| {
+            let values: Vec<f32> = numbers.clone().map(|n| n as f32 * scale).collect();
+            Tensor::<2>::from_data(TensorData::new(values, [numbers.len(), 1]), &device)
+        };
+        Pairs {
+            pixels: rows(1.0).unsqueeze_dims(&[2, 3]),
+            tokens: TokenBatch {
+                ids: numbers.clone().map(|n| vec![n as u32]).collect(),
+            },
+            teacher_image: rows(10.0),
+            teacher_text: rows(100.0),
+            student_text: Some(rows(1000.0)),
+            targets: alignment_targets(labels, &device),
+            labels: labels.to_vec(),
+        }
+    }
+
+    fn shuffled(seed: u64) -> Reference {
+        let all = Pairs::joined(vec![pairs(0..3, &[0, 1, 0]), pairs(3..5, &[2, 0])]).unwrap();
+        Reference {
+            order: BatchOrder::new(5, 2, seed).unwrap(),
+            batches: vec![all],
+            shuffled: true,
+        }
+    }
+
+    #[test]
+    fn shuffled_pairs_stay_together_and_come_once_an_epoch_in_another_order() {
+        let reference = shuffled(1);
+        let mut orders = Vec::new();
+        for epoch in 0..4 {
+            let mut seen = Vec::new();
+            for step in 3 * epoch..3 * epoch + 3 {
+                let batch = reference.at(step);
+                let numbers: Vec<usize> = batch.tokens.ids.iter().map(|r| r[0] as usize).collect();
+                let of = |scale: f32| {
+                    numbers
+                        .iter()
+                        .map(|n| *n as f32 * scale)
+                        .collect::<Vec<_>>()
+                };
+                assert_eq!(to_host(batch.pixels), of(1.0));
+                assert_eq!(to_host(batch.teacher_image), of(10.0));
+                assert_eq!(to_host(batch.teacher_text), of(100.0));
+                assert_eq!(to_host(batch.student_text.unwrap()), of(1000.0));
+                let labels: Vec<usize> = numbers.iter().map(|n| [0, 1, 0, 2, 0][*n]).collect();
+                let targets = alignment_targets(&labels, &Device::flex());
+                assert_eq!(to_host(batch.targets), to_host(targets));
+                seen.extend(numbers);
+            }
+            orders.push(seen.clone());
+            seen.sort_unstable();
+            assert_eq!(seen, [0, 1, 2, 3, 4]);
+        }
+        orders.dedup();
+        assert!(orders.len() > 1);
+        // Any step by itself, as after a resumption.
+        assert_eq!(shuffled(1).at(7).tokens.ids, reference.at(7).tokens.ids);
+    }
+
+    #[test]
+    fn the_margin_is_that_of_matching_pairs_over_others() {
+        let device = Device::flex();
+        let unit = |values: [f32; 4]| {
+            Tensor::<2>::from_data(TensorData::new(values.to_vec(), [2, 2]), &device)
+        };
+        let mut batch = pairs(0..2, &[0, 1]);
+        // Cosines 1 and 0.6 of matching pairs, 0 and 0.8 of the others.
+        batch.teacher_image = unit([1.0, 0.0, 0.8, 0.6]);
+        batch.teacher_text = unit([1.0, 0.0, 0.0, 1.0]);
+        let reference = |batches| Reference {
+            order: BatchOrder::sequential(2, 2).unwrap(),
+            batches,
+            shuffled: false,
+        };
+        let margin = reference(vec![batch.clone()]).margin(10.0).unwrap();
+        assert!((margin - 4.0).abs() < 1e-5, "{margin}");
+        // Where all pairs match there is none.
+        batch.targets = alignment_targets(&[7, 7], &device);
+        assert_eq!(reference(vec![batch]).margin(10.0), None);
     }
 }

@@ -9,7 +9,9 @@ use burn::{
 use clip_kernels::{AdamWSettings, FusedAdamW};
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use gnsp_optimizer::Memory;
-use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
+use losses::{
+    contrastive_distillation, mean_displacement, modality_alignment, smoothed_cross_entropy,
+};
 use serde::Serialize;
 
 use super::{
@@ -74,6 +76,9 @@ pub struct LossParts {
     pub cd: f32,
     /// Alignment of the reference pairs.
     pub map: f32,
+    /// Displacement of the mean features of the reference pairs.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub means: f32,
     /// Distillation against fixed texts.
     #[serde(skip_serializing_if = "is_zero")]
     pub distill: f32,
@@ -91,7 +96,7 @@ fn is_zero(value: &f32) -> bool {
 
 impl LossParts {
     fn total(&self) -> f32 {
-        self.task + self.cd + self.map + self.distill + self.replay + self.penalty
+        self.task + self.cd + self.map + self.means + self.distill + self.replay + self.penalty
     }
 }
 
@@ -101,6 +106,7 @@ impl std::fmt::Display for LossParts {
         for (name, value) in [
             ("cd", self.cd),
             ("map", self.map),
+            ("means", self.means),
             ("distill", self.distill),
             ("replay", self.replay),
             ("penalty", self.penalty),
@@ -275,6 +281,7 @@ impl<'a> TaskTraining<'a> {
             None => None,
         };
         let pairs = self.extras.reference.as_ref().map(|r| r.at(step));
+        let pairs = pairs.as_ref();
         let work = Work {
             task: self.index,
             experts: self.method.experts.as_ref(),
@@ -413,7 +420,7 @@ impl<'a> TaskTraining<'a> {
             Some(text) => text.clone(),
             None => normalize(student.encode_text(&pairs.tokens, work)),
         };
-        let logits = features.matmul(text.transpose()) * scale.clone();
+        let logits = features.clone().matmul(text.clone().transpose()) * scale.clone();
         let mut losses: Vec<(Tensor<1>, Part)> = Vec::new();
         if self.method.cd > 0.0 {
             let teacher = pairs
@@ -425,8 +432,14 @@ impl<'a> TaskTraining<'a> {
             losses.push((loss.mul_scalar(self.method.cd), |p| &mut p.cd));
         }
         if self.method.map > 0.0 {
-            let loss = modality_alignment(logits, pairs.targets.clone(), self.method.smoothing);
+            let smoothing = self.method.map_smoothing;
+            let loss = modality_alignment(logits, pairs.targets.clone(), smoothing);
             losses.push((loss.mul_scalar(self.method.map), |p| &mut p.map));
+        }
+        if self.method.hold_means > 0.0 {
+            let loss = mean_displacement(features, pairs.teacher_image.clone())
+                + mean_displacement(text, pairs.teacher_text.clone());
+            losses.push((loss.mul_scalar(self.method.hold_means), |p| &mut p.means));
         }
         losses
     }

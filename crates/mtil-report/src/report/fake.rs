@@ -96,6 +96,7 @@ impl Fake {
             order: self.order.clone(),
             zero_shot: zero,
             matrix,
+            learned: Vec::new(),
         };
         let accuracy = file.accuracy().unwrap();
         file.save(&dir.join(MatrixFile::NAME)).unwrap();
@@ -138,6 +139,14 @@ impl Fake {
 
     fn write_events(&self, dir: &Path, noise: &mut dyn FnMut(f64) -> f64) {
         let mut events = String::new();
+        let evaluated = |stage: Option<usize>| {
+            let drift = self.drift * stage.map_or(0.0, |s| s as f64 + 1.0);
+            let logits = json!({"positive": 31.5 - drift, "negative": 18.0 - drift});
+            let geometry =
+                json!({"gap": 0.8, "logits": logits, "image_mean": 0.75, "text_mean": 0.625});
+            json!({"event": "evaluation", "stage": stage, "geometry": geometry, "margin": 13.5 - drift})
+        };
+        events.push_str(&format!("{}\n", evaluated(None)));
         for task in 0..self.trained {
             let start = json!({"event": "task_start", "task": task});
             events.push_str(&format!("{start}\n"));
@@ -169,6 +178,7 @@ impl Fake {
                 let e = json!({"event": "gram", "task": task, "ranks": ranks});
                 events.push_str(&format!("{e}\n"));
             }
+            events.push_str(&format!("{}\n", evaluated(Some(task))));
         }
         // A killed process leaves half a line.
         if self.trained < self.order.len() {

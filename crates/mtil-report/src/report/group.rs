@@ -1,6 +1,6 @@
 //! Runs of the same method under several seeds, taken together.
 
-use super::load::{RunData, Status};
+use super::load::{PairGeometry, RunData, Status};
 use mtil_engine::metrics::{AccuracyMatrix, MetricsFile, Recall};
 
 /// Mean over seeds and, with more than one, the sample standard deviation.
@@ -143,6 +143,11 @@ impl<'a> Group<'a> {
 
     pub fn gap(&self, s: usize) -> Option<f64> {
         self.mean(|r| r.metrics.modality_gap.get(s).copied())
+    }
+
+    /// Mean of one of the figures of the held-out pairs at stage `s`.
+    pub fn pairs(&self, s: usize, f: fn(&PairGeometry) -> Option<f64>) -> Option<f64> {
+        self.mean(|r| f(r.geometry.get(&s)?))
     }
 
     pub fn recall(&self, s: usize, k: fn(&Recall) -> f64, texts: bool) -> Option<f64> {

@@ -74,6 +74,38 @@ pub(super) struct RunData {
     pub ranks: BTreeMap<usize, Ranks>,
     /// In the order of the stages.
     pub breaches: Vec<Breach>,
+    /// By stage: 0 is the pretrained model.
+    pub geometry: BTreeMap<usize, PairGeometry>,
+}
+
+/// How the held-out pairs lie. Each is missing in records of earlier versions.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct PairGeometry {
+    /// Of matching pairs over others, in logits of the model.
+    pub margin: Option<f64>,
+    /// Mean cosine of matching pairs.
+    pub matching: Option<f64>,
+    /// Mean cosine of other pairs.
+    pub others: Option<f64>,
+    /// Norm of the mean image.
+    pub image_mean: Option<f64>,
+    /// Norm of the mean text.
+    pub text_mean: Option<f64>,
+}
+
+impl PairGeometry {
+    /// The event counts 100 times the cosines.
+    fn of(event: &Value) -> Self {
+        let geometry = &event["geometry"];
+        let cosine = |name: &str| Some(geometry["logits"][name].as_f64()? / 100.0);
+        Self {
+            margin: event["margin"].as_f64(),
+            matching: cosine("positive"),
+            others: cosine("negative"),
+            image_mean: geometry["image_mean"].as_f64(),
+            text_mean: geometry["text_mean"].as_f64(),
+        }
+    }
 }
 
 impl RunData {
@@ -269,6 +301,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         steps: Vec::new(),
         ranks: BTreeMap::new(),
         breaches: Vec::new(),
+        geometry: BTreeMap::new(),
     };
     read_events(&mut run, notes)?;
     Ok(run)
@@ -372,6 +405,15 @@ fn read_events(run: &mut RunData, notes: &mut Vec<String>) -> Result<(), ReportE
                 "{}: {count} unreadable images were left out.",
                 run.label()
             ));
+        }
+        if event["event"] == "evaluation" {
+            // The pretrained model's has no stage. A resumed run evaluates once more: the later one counts.
+            let stage = match &event["stage"] {
+                Value::Null => Some(0),
+                stage => stage.as_u64().and_then(|s| usize::try_from(s + 1).ok()),
+            };
+            run.geometry
+                .extend(stage.map(|stage| (stage, PairGeometry::of(&event))));
         }
         if event["event"] == "guard" {
             run.breaches.extend(breach(&event));

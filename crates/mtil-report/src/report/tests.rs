@@ -112,6 +112,30 @@ fn the_sentence_never_claims_what_is_not_so() {
 }
 
 #[test]
+fn what_the_gap_is_made_of_is_drawn_where_a_run_recorded_it() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = fake("gnsp", 0.25, 0.5, 3).write(root.path(), "gnsp");
+    let (_, html) = report(&[root.path().into()]);
+    assert!(html.contains("What the gap is made of"));
+    // Of the pretrained model, and after the third task.
+    for row in [
+        "<td>Margin of matching pairs, logits</td><td>13.5</td>",
+        "<td>Cosine of matching pairs</td><td>0.315</td>",
+        "<td>Cosine of other pairs</td><td>0.180</td>",
+        "<td>Norm of the mean text</td><td>0.625</td><td>0.625</td><td>0.625</td><td>0.625</td>",
+    ] {
+        assert!(html.contains(row), "{row}");
+    }
+    // Runs of earlier versions have the gap alone.
+    let path = dir.join("events.jsonl");
+    let events = fs::read_to_string(&path).unwrap();
+    let earlier: Vec<&str> = events.lines().filter(|l| !l.contains("margin")).collect();
+    fs::write(&path, earlier.join("\n") + "\n").unwrap();
+    let (_, html) = report(&[root.path().into()]);
+    assert!(html.contains("Modality gap") && !html.contains("What the gap is made of"));
+}
+
+#[test]
 fn names_are_escaped_wherever_they_come_from() {
     let root = tempfile::tempdir().unwrap();
     let evil = "<b>&\"'";

@@ -259,7 +259,7 @@ fn csv_line(fields: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::reproduce::table::tests::{order_1, ours, run};
+    use crate::reproduce::table::tests::{families, order_1, ours, run};
     use crate::reproduce::{Comparison, Ours, compare, spec};
 
     fn comparison(family: &str) -> Comparison {
@@ -270,7 +270,7 @@ mod tests {
             run("gnsp", 42, 55.0, &order),
         ];
         let mut ours: Ours = ours(order, runs);
-        ours.protocol.family = Some(family.to_owned());
+        ours.protocol.families = families(family, &ours.runs);
         compare(spec("table1").unwrap(), &ours).unwrap()
     }
 

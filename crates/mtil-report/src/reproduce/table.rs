@@ -1,6 +1,6 @@
 //! Ours beside published, as numbers; `render.rs` shows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,8 +41,8 @@ impl OurRun {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OurProtocol {
-    /// Key of the published protocol that ours is, if it is one of them.
-    pub family: Option<String>,
+    /// The published protocol that each of our methods was measured by, for those that were by one.
+    pub families: BTreeMap<String, String>,
     /// Which images are trained and tested on.
     pub splits: String,
     /// Which prompt templates an evaluation uses.
@@ -225,7 +225,7 @@ pub fn compare(spec: &TableSpec, ours: &Ours) -> Result<Comparison, TableError> 
             let same = row
                 .as_ref()
                 .filter(|_| !runs.is_empty())
-                .map(|row| ours.protocol.family.as_deref() == Some(&row.protocol));
+                .map(|row| ours.protocol.families.get(*method) == Some(&row.protocol));
             Entry {
                 method: (*method).to_owned(),
                 row,
@@ -412,11 +412,17 @@ fn notes(ours: &Ours, published: Option<&Published>, entries: &[Entry]) -> Vec<S
         ));
     }
     let mut protocols = BTreeMap::new();
-    if let Some(ours) = &p.family
-        && let Some(protocol) = published.protocols.get(ours)
-    {
-        notes.push(format!("Ours follows protocol {ours}."));
-        protocols.insert(ours, protocol);
+    let families: BTreeSet<&String> = p.families.values().collect();
+    for ours in families {
+        if let Some(protocol) = published.protocols.get(ours) {
+            let of = p.families.iter().filter(|(_, family)| *family == ours);
+            let methods: Vec<&str> = of.map(|(method, _)| method.as_str()).collect();
+            notes.push(format!(
+                "Ours follows protocol {ours}: {}.",
+                methods.join(", ")
+            ));
+            protocols.insert(ours, protocol);
+        }
     }
     for entry in entries {
         let Some(row) = &entry.row else { continue };
@@ -476,11 +482,17 @@ pub(super) mod tests {
         }
     }
 
+    /// All methods by one protocol.
+    pub fn families(protocol: &str, runs: &[OurRun]) -> BTreeMap<String, String> {
+        let of = |run: &OurRun| (run.method.clone(), protocol.to_owned());
+        runs.iter().map(of).collect()
+    }
+
     pub fn ours(tasks: Vec<String>, runs: Vec<OurRun>) -> Ours {
         Ours {
             tasks,
             protocol: OurProtocol {
-                family: Some("zscl".to_owned()),
+                families: families("zscl", &runs),
                 prompts: "ensemble".to_owned(),
                 ..OurProtocol::default()
             },

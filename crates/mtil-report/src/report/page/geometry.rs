@@ -4,12 +4,23 @@ use maud::{Markup, html};
 
 use super::charts::{legend, line, range, stage_ticks};
 use crate::report::group::Group;
-use crate::report::load::Status;
+use crate::report::load::{PairGeometry, Status};
 use crate::report::svg::{Chart, Line, number};
 use mtil_engine::metrics::Recall;
 
 /// Picks one of the recalls.
 type RecallAt = fn(&Recall) -> f64;
+/// Picks one of the figures of the held-out pairs.
+type FigureAt = fn(&PairGeometry) -> Option<f64>;
+
+/// What the modality gap is made of, each with its name and decimals.
+const FIGURES: [(&str, FigureAt, usize); 5] = [
+    ("Margin of matching pairs, logits", |g| g.margin, 1),
+    ("Cosine of matching pairs", |g| g.matching, 3),
+    ("Cosine of other pairs", |g| g.others, 3),
+    ("Norm of the mean image", |g| g.image_mean, 3),
+    ("Norm of the mean text", |g| g.text_mean, 3),
+];
 
 pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
     let with = |f: &dyn Fn(&Group<'_>, usize) -> Option<f64>| -> Vec<Line> {
@@ -34,6 +45,11 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
             }
         }
     }
+    let figures: Vec<(&str, Vec<Line>, usize)> = FIGURES
+        .into_iter()
+        .map(|(name, f, decimals)| (name, with(&|g, s| g.pairs(s, f)), decimals))
+        .filter(|(_, lines, _)| !lines.is_empty())
+        .collect();
     if gap.is_empty() && recalls.is_empty() {
         return html! {};
     }
@@ -89,6 +105,32 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                     }
                 }
             }
+            @if !figures.is_empty() {
+                details {
+                    summary { "What the gap is made of" }
+                    p { "The gap is the distance between the mean image and the mean text. It stays where neither mean moves and neither cone widens." }
+                    div.grid-charts {
+                        @for (name, lines, decimals) in &figures {
+                            @let level = lines[0].points.first().map(|p| (p.1, "pretrained".to_string()));
+                            figure {
+                                figcaption { b { (name) } }
+                                ({
+                                    Chart {
+                                        title: format!("{name}, after each task"),
+                                        x: (0.0, tasks as f64),
+                                        y: range(lines.iter(), &[]),
+                                        x_ticks: stage_ticks(tasks),
+                                        level,
+                                        lines: lines.clone(),
+                                        decimals: *decimals,
+                                        ..Chart::default()
+                                    }.render()
+                                })
+                            }
+                        }
+                    }
+                }
+            }
             (geometry_numbers(&shown, tasks))
         }
     }
@@ -105,8 +147,9 @@ fn geometry_numbers(groups: &[&Group<'_>], tasks: usize) -> Markup {
                     thead { tr { th scope="col" { "Method" } th scope="col" { "" } @for s in 0..=tasks { th scope="col" { (s) } } } }
                     tbody {
                         @for g in groups {
+                            @let rows = FIGURES.iter().filter(|(_, f, _)| g.pairs(0, *f).is_some());
                             tr {
-                                th scope="row" rowspan="2" { (g.name) }
+                                th scope="row" rowspan=(2 + rows.clone().count()) { (g.name) }
                                 td { "gap" }
                                 @for s in 0..=tasks { td { (g.gap(s).map_or("–".into(), |v| number(v, 3, false))) } }
                             }
@@ -119,6 +162,12 @@ fn geometry_numbers(groups: &[&Group<'_>], tasks: usize) -> Markup {
                                             _ => "–",
                                         }
                                     }
+                                }
+                            }
+                            @for (name, f, decimals) in rows {
+                                tr {
+                                    td { (name) }
+                                    @for s in 0..=tasks { td { (g.pairs(s, *f).map_or("–".into(), |v| number(v, *decimals, false))) } }
                                 }
                             }
                         }
