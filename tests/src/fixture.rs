@@ -122,6 +122,12 @@ pub struct Fixture {
 }
 
 impl Fixture {
+    /// The tensors of both.
+    pub fn with(mut self, other: Self) -> Self {
+        self.tensors.extend(other.tensors);
+        self
+    }
+
     /// Reads a file.
     ///
     /// # Panics

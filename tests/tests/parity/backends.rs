@@ -81,6 +81,7 @@ mod compared {
             seed: 7,
             device: "any".to_owned(),
             peers: Vec::new(),
+            products: "faer".to_owned(),
             evaluation: EvalOptions::default(),
             guard: Vec::new(),
             skip_bad_images: false,

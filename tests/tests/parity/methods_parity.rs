@@ -1,5 +1,5 @@
-//! The baselines against PyTorch (`tests/reference/methods_two_tasks.py`), through the whole engine: a run in a directory, read from
-//! its files.
+//! The methods against PyTorch (`tests/reference/methods_two_tasks.py` and `gnsp_methods.py`), through the whole engine: a run in
+//! a directory, read from its files.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +30,8 @@ use serde_json::Value;
 const LOSS: f64 = 1e-4;
 /// The same where a penalty sums over weights whose true gradient is zero (key biases), which follow rounding noise in PyTorch too.
 const NOISY_LOSS: f64 = 3e-4;
+/// The same for GNSP and its parts.
+const GNSP_LOSS: f64 = 1e-5;
 /// Weights that are stored whole, relative to their norm.
 const WEIGHTS: f64 = 1e-3;
 /// Norm and signed sum of the change of every other tensor, relative to its norm: the median over the tensors, and the worst.
@@ -54,6 +56,10 @@ impl ImageSource for Stored {
 struct World {
     json: Value,
     tensors: Fixture,
+    /// The methods of `gnsp_methods.py`.
+    gnsp: Value,
+    /// What `moe_draws.py` computed.
+    drawn: Value,
     clip: Clip,
     suite: Suite,
 }
@@ -76,9 +82,17 @@ fn numbers(value: &Value) -> Vec<f64> {
 impl World {
     fn load() -> Self {
         let folder = data_dir().join("methods");
-        let text = std::fs::read(folder.join("methods.json")).expect("the fixture is there");
-        let json: Value = serde_json::from_slice(&text).expect("the fixture is JSON");
+        let read = |name: &str| -> Value {
+            let text = std::fs::read(folder.join(name)).expect("the fixture is there");
+            serde_json::from_slice(&text).expect("the fixture is JSON")
+        };
+        let (json, gnsp, drawn) = (read("methods.json"), read("gnsp.json"), read("moe.json"));
         let tensors = Fixture::read(&folder.join("methods.safetensors"));
+        let tensors = ["gnsp.safetensors", "moe.safetensors"]
+            .into_iter()
+            .fold(tensors, |all, name| {
+                all.with(Fixture::read(&folder.join(name)))
+            });
         let clip = Clip::load(&data_dir().join("clip/tiny"), &Device::flex())
             .expect("the checkpoint loads");
         let images =
@@ -112,8 +126,18 @@ impl World {
         Self {
             json,
             tensors,
+            gnsp,
+            drawn,
             clip,
             suite,
+        }
+    }
+
+    /// What PyTorch computed for a method.
+    fn method(&self, name: &str) -> &Value {
+        match &self.json["methods"][name] {
+            Value::Null => &self.gnsp["methods"][name],
+            method => method,
         }
     }
 
@@ -126,7 +150,8 @@ impl World {
         overrides: &[&str],
         identity: TaskIdentity,
     ) -> Suite {
-        let (suite, outcome) = self.start(folder, preset, tasks, overrides, identity, false);
+        let evaluation = evaluation(PromptRule::Ensemble, identity);
+        let (suite, outcome) = self.start(folder, preset, tasks, overrides, evaluation, false);
         assert!(
             matches!(outcome, Ok(Outcome::Complete(_))),
             "{preset}: {outcome:?}"
@@ -136,8 +161,8 @@ impl World {
 
     /// The same, stopped before the first update.
     fn stopped(&self, folder: &Path, preset: &str, tasks: usize, overrides: &[&str]) {
-        let identity = TaskIdentity::Given;
-        let (_, outcome) = self.start(folder, preset, tasks, overrides, identity, true);
+        let evaluation = evaluation(PromptRule::Ensemble, TaskIdentity::Given);
+        let (_, outcome) = self.start(folder, preset, tasks, overrides, evaluation, true);
         assert!(
             matches!(outcome, Ok(Outcome::Stopped)),
             "{preset}: {outcome:?}"
@@ -150,7 +175,7 @@ impl World {
         preset: &str,
         tasks: usize,
         overrides: &[&str],
-        identity: TaskIdentity,
+        evaluation: EvalOptions,
         stop: bool,
     ) -> (Suite, Result<Outcome, RunError>) {
         let mut suite = self.suite.clone();
@@ -179,11 +204,8 @@ impl World {
             seed: 1,
             device: "flex".to_owned(),
             peers: Vec::new(),
-            evaluation: EvalOptions {
-                prompts: PromptRule::Ensemble,
-                identity,
-                ..EvalOptions::default()
-            },
+            products: "faer".to_owned(),
+            evaluation,
             guard: Vec::new(),
             skip_bad_images: false,
             version: "0".to_owned(),
@@ -205,6 +227,14 @@ impl World {
             &mut (),
         );
         (suite, outcome)
+    }
+}
+
+fn evaluation(prompts: PromptRule, identity: TaskIdentity) -> EvalOptions {
+    EvalOptions {
+        prompts,
+        identity,
+        ..EvalOptions::default()
     }
 }
 
@@ -246,11 +276,11 @@ fn sign(i: u64) -> f64 {
 
 /// Losses, logits and weights of a run against those of `name` in the fixture.
 fn check(world: &World, name: &str, folder: &Path, suite: &Suite) {
-    let expected = &world.json["methods"][name];
-    let tolerance = if ["wc", "zscl"].contains(&name) {
-        NOISY_LOSS
-    } else {
-        LOSS
+    let expected = world.method(name);
+    let tolerance = match name {
+        "wc" | "zscl" => NOISY_LOSS,
+        _ if world.json["methods"][name].is_null() => GNSP_LOSS,
+        _ => LOSS,
     };
     let losses = logged(folder);
     let theirs = expected["losses"].as_array().expect("losses");
@@ -360,7 +390,7 @@ fn check_logits(world: &World, name: &str, checkpoint: &Path, suite: &Suite, sta
                 })
             })
             .collect();
-        let theirs = numbers(&world.json["methods"][name]["logits"][stage][t]);
+        let theirs = numbers(&world.method(name)["logits"][stage][t]);
         assert_eq!(ours.len(), theirs.len());
         for (a, b) in ours.iter().zip(&theirs) {
             assert!(
@@ -449,6 +479,124 @@ fn rehearsal_equals_pytorch() {
         "er",
         &with(&["rehearsal.choice=first", "rehearsal.shuffle=false"]),
     );
+}
+
+/// A method of `gnsp_methods.py`: losses, weights, logits; ranks; accuracies under each rule of prompts.
+fn compare_family(world: &World, name: &str, overrides: &[&str]) {
+    let tasks = world.gnsp["tasks"].as_u64().expect("tasks") as usize;
+    let expected = world.method(name);
+    for (rule, until_learned, afterwards) in [
+        (PromptRule::Reference, "ensemble", "first"),
+        (PromptRule::Ensemble, "ensemble", "ensemble"),
+        (PromptRule::First, "first", "first"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let evaluation = evaluation(rule, TaskIdentity::Given);
+        let (suite, outcome) =
+            world.start(folder.path(), name, tasks, overrides, evaluation, false);
+        assert!(
+            matches!(outcome, Ok(Outcome::Complete(_))),
+            "{name}: {outcome:?}"
+        );
+        if rule == PromptRule::Reference {
+            check(world, name, folder.path(), &suite);
+            check_ranks(name, folder.path(), &expected["ranks"]);
+        }
+        let matrix = MatrixFile::load(&folder.path().join(MatrixFile::NAME)).expect("a matrix");
+        for stage in 0..tasks {
+            let theirs: Vec<f64> = (0..tasks)
+                .map(|task| {
+                    let key = if task < stage {
+                        afterwards
+                    } else {
+                        until_learned
+                    };
+                    expected[key][stage][task].as_f64().expect("an accuracy")
+                })
+                .collect();
+            assert_eq!(
+                matrix.matrix[stage], theirs,
+                "{name}: {rule:?}, stage {stage}"
+            );
+        }
+        let learned: Vec<f64> = match rule {
+            PromptRule::Reference => (0..tasks)
+                .map(|task| expected["first"][task][task].as_f64().expect("an accuracy"))
+                .collect(),
+            _ => Vec::new(),
+        };
+        assert_eq!(matrix.learned, learned, "{name}: {rule:?}");
+    }
+}
+
+/// The protected directions of every projected weight in every task.
+fn check_ranks(name: &str, folder: &Path, expected: &Value) {
+    let text = std::fs::read_to_string(folder.join("events.jsonl")).expect("a run logs events");
+    let mut ours: BTreeMap<u64, BTreeMap<String, u64>> = BTreeMap::new();
+    for line in text.lines() {
+        let event: Value = serde_json::from_str(line).expect("an event is JSON");
+        if let ("gram", Some(ranks)) = (
+            event["event"].as_str().expect("a name"),
+            event["ranks"].as_object(),
+        ) {
+            let ranks = ranks.iter().map(|(path, rank)| {
+                let protected = rank[0].as_u64().expect("a rank");
+                (their_name(path), protected)
+            });
+            ours.insert(event["task"].as_u64().expect("a task"), ranks.collect());
+        }
+    }
+    let expected = expected.as_array().expect("a list").iter().enumerate();
+    let theirs: BTreeMap<u64, BTreeMap<String, u64>> = expected
+        .map(|(task, ranks)| {
+            let ranks = ranks.as_object().expect("ranks by name").iter();
+            let ranks = ranks.map(|(name, rank)| (name.clone(), rank.as_u64().expect("a rank")));
+            (task as u64, ranks.collect::<BTreeMap<_, _>>())
+        })
+        .filter(|(_, ranks)| !ranks.is_empty())
+        .collect();
+    assert_eq!(ours, theirs, "{name}: ranks");
+}
+
+/// Hugging Face's name of a projected weight.
+fn their_name(path: &str) -> String {
+    if path == "visual.proj" {
+        return "visual_projection.weight".to_owned();
+    }
+    path.replace("visual.blocks.", "vision_model.encoder.layers.")
+        .replace("c_fc", "fc1")
+        .replace("c_proj", "fc2")
+}
+
+#[test]
+fn gnsp_equals_pytorch() {
+    let world = World::load();
+    let whole = ["projection.gram_batch=8"];
+    compare_family(&world, "gnsp", &whole);
+    compare_family(&world, "gnsp-update", &whole);
+    compare_family(&world, "null-space", &whole);
+}
+
+#[test]
+fn distillation_and_alignment_equal_pytorch() {
+    let world = World::load();
+    compare_family(&world, "cd", &[]);
+    compare_family(&world, "map", &[]);
+    compare_family(&world, "cd-map", &[]);
+}
+
+#[test]
+fn other_null_spaces_equal_pytorch() {
+    let world = World::load();
+    let whole = ["projection.gram_batch=8"];
+    compare_family(&world, "gpm", &whole);
+    compare_family(&world, "adam-nscl", &whole);
+}
+
+#[test]
+fn low_rank_adapters_equal_pytorch() {
+    let world = World::load();
+    compare_family(&world, "lora", &["lora.rank=4", "lora.alpha=4.0"]);
 }
 
 /// The kernel regression through the engine, with the task given and not; the random hidden layer of the other form is the fixture's, so that
@@ -625,29 +773,42 @@ fn mixtures(
                     format!("{path}.routers.{task}"),
                     (vec![width, experts], router),
                 );
+                let name = format!("{prefix}.{theirs}.encoder.layers.{layer}.noise.{task}");
+                let noise = match world.tensors.tensors.get(&name) {
+                    Some(noise) => noise.f32(),
+                    None => vec![0.0; width * experts],
+                };
+                all.insert(
+                    format!("{path}.noise.{task}"),
+                    (vec![width, experts], noise),
+                );
             }
-            all.insert(
-                format!("{path}.noise"),
-                (vec![width, experts], vec![0.0; width * experts]),
-            );
         }
     }
     all
 }
 
-/// A run that is stopped before its first update, gets the fixture's initial adapters, and goes on.
 #[test]
 fn mixtures_of_adapters_equal_pytorch() {
     let world = World::load();
+    let overrides = ["experts.dropout=0.0", "experts.noise=false"];
+    compare_mixtures(&world, &world.json["moe"], "moe", &overrides);
+}
+
+/// With the noise of the gates and the dropout of the adapters.
+#[test]
+fn mixtures_of_adapters_with_their_draws_equal_pytorch() {
+    let world = World::load();
+    compare_mixtures(&world, &world.drawn, "drawn", &[]);
+}
+
+/// A run that is stopped before its first update, gets the fixture's initial adapters, and goes on.
+fn compare_mixtures(world: &World, expected: &Value, prefix: &str, overrides: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
-    let overrides = [
-        "experts.experts=4",
-        "experts.bottleneck=8",
-        "experts.dropout=0.0",
-        "experts.noise=false",
-    ];
+    let sizes = ["experts.experts=4", "experts.bottleneck=8"];
+    let overrides = [&sizes, overrides].concat();
     world.stopped(folder.path(), "moe-adapters", 2, &overrides);
-    let initial = mixtures(&world, "moe.initial", &world.clip.config);
+    let initial = mixtures(world, &format!("{prefix}.initial"), &world.clip.config);
     let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = initial
         .into_iter()
         .map(|(name, (shape, values))| {
@@ -674,7 +835,6 @@ fn mixtures_of_adapters_equal_pytorch() {
         TaskIdentity::Given,
     );
 
-    let expected = &world.json["moe"];
     for (t, (ours, theirs)) in logged(folder.path())
         .iter()
         .zip(expected["losses"].as_array().expect("losses"))
@@ -699,12 +859,13 @@ fn mixtures_of_adapters_equal_pytorch() {
     }
     let after = Fixture::read(&file);
     let mut worst = 0.0_f64;
-    for (name, (_, theirs)) in mixtures(&world, "moe.after1", &world.clip.config) {
+    let after_both = format!("{prefix}.after1");
+    for (name, (_, theirs)) in mixtures(world, &after_both, &world.clip.config) {
         let error = relative_error(&after.get(&name).f32(), &theirs);
         worst = worst.max(error);
         assert!(error < WEIGHTS, "`{name}` is off by {error:e}");
     }
-    println!("moe-adapters: weights {worst:.1e}");
+    println!("moe-adapters, {prefix}: weights {worst:.1e}");
     // In PyTorch every evaluation takes the mean of both templates.
     let matrix = MatrixFile::load(&folder.path().join(MatrixFile::NAME)).expect("a matrix");
     for stage in 0..2 {
