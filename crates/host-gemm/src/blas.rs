@@ -3,9 +3,9 @@
 //! Each call computes on the thread that makes it; threads are Rayon's. A product is cut by its shape and not by the
 //! number of threads, so its bits do not depend on them.
 
+use arrays::linalg::general_mat_mul;
 use faer::{Accum, MatMut, MatRef, Par};
 use faer_ext::IntoNdarray;
-use ndarray::linalg::general_mat_mul;
 use rayon::prelude::*;
 
 /// Columns of a part of a product.
