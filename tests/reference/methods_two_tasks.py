@@ -625,7 +625,8 @@ def moe_adapters(world, weights, initial, dtype):
     class prompts: in each block how often each expert is chosen. After the task the 2 most chosen of each block (the lower index
     of equals) are frozen for good, and keep being routed to. The counts begin anew with each task. A task that is not learned yet, and any
     other input, goes through plain CLIP.
-    An expert that no sequence chose at an update has a zero gradient, so its moments decay and it may still move.
+    An expert that no sequence chose at an update has a zero gradient, so its moments decay and it may still move: so it is with two GPUs, as
+    the scripts train, where DataParallel makes zeros of missing gradients; on one the published AdamW passes such an expert over.
     Left out of the published training: gate noise, dropout 0.1 in the adapters. Published: 22 experts, bottleneck 64, up-projections, biases
     and routers initially 0, warm-up 100, 1000 updates. The load-balancing loss of the published code is computed but not used.
 
