@@ -21,6 +21,9 @@ pub struct Cli {
     /// Arguments of `run`.
     #[command(flatten)]
     pub run: RunArgs,
+    /// Print on standard error what was chosen for this machine: the library of matrix products on the CPU
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
 }
 
 /// The verbs.

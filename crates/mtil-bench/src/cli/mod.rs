@@ -39,6 +39,9 @@ pub fn main(cli: Cli) -> Result<()> {
         }
         eprintln!("{problem}. faer computes in its place.");
     }
+    if cli.verbose {
+        eprintln!("matrix products on the CPU: {}", host_gemm::choice());
+    }
     let device = cli.device().map(str::to_owned);
     match device.filter(|word| is_accelerator(word)) {
         None => call(cli),
