@@ -46,10 +46,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 
-from gnsp_three_tasks import check_against_transformers, distillation, encode_image, encode_text, learning_rate, smoothed_ce
-from methods_two_tasks import KEPT, SETTINGS, AdamW, digest, largest, loss_difference, make_data, one_hot, relative, signs
+from gnsp_three_tasks import distillation, encode_image, encode_text, learning_rate, smoothed_ce
+from methods_two_tasks import KEPT, AdamW, digest, largest, loss_difference, one_hot, prepare, relative, signs
 
 TASKS = 3
 # Cosines of two classes that differ by less are not told apart by two programs in float32.
@@ -317,23 +316,9 @@ def main():
     parser.add_argument("checkpoint", type=Path, help="Hugging Face directory of the tiny CLIP")
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    cfg = json.loads((args.checkpoint / "config.json").read_text())
-    norm = json.loads((args.checkpoint / "preprocessor_config.json").read_text())
-    weights = load_file(args.checkpoint / "model.safetensors")
-    tok = Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
-    tok.no_padding()
-    check_against_transformers(args.checkpoint, cfg, weights)
-    data = make_data(SETTINGS, tok, cfg["text_config"]["eos_token_id"])
+    _, weights, data, worlds = prepare(args.checkpoint)
     stored = load_file(args.out / "methods.safetensors")
     assert torch.equal(stored["task0.train_images"], data["tasks"][0]["train_images"]), "methods.safetensors is of another world"
-
-    def world(dtype):
-        mean, std = (torch.tensor(norm[k], dtype=torch.float64).view(3, 1, 1) for k in ("image_mean", "image_std"))
-        pixels = lambda images: ((images.double() * norm["rescale_factor"] - mean) / std).to(dtype)
-        tasks = [dict(t, train_pixels=pixels(t["train_images"]), test_pixels=pixels(t["test_images"])) for t in data["tasks"]]
-        return dict(settings=SETTINGS, cfg=cfg, tasks=tasks, reference=dict(data["reference"], pixels=pixels(data["reference"]["images"])))
-
-    worlds = {d: world(d) for d in (torch.float32, torch.float64)}
     names = sorted(n for n in weights if n != "logit_scale" and not n.endswith("k_proj.bias"))
     r = signs(max(w.numel() for w in weights.values()))
     record, tensors = dict(settings=FAMILY, tasks=TASKS, methods={}), {}

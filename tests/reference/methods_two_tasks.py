@@ -574,20 +574,26 @@ def moe_initial(cfg, s, tasks, seed):
     return out
 
 
-def moe_blocks(x, p, q, tower, cfg, settings, mask, task, count):
-    """The blocks of `gnsp_three_tasks.blocks` with adapters. `task` None leaves them out."""
+def moe_blocks(x, p, q, tower, cfg, settings, mask, task, count, draws=None):
+    """The blocks of `gnsp_three_tasks.blocks` with adapters. `task` None leaves them out; `draws` of `moe_draws.py` adds noise and dropout."""
     for i in range(cfg["num_hidden_layers"]):
         n = f"{tower}.encoder.layers.{i}"
         x = x + attention(layer_norm(x, p, n + ".layer_norm1", cfg["layer_norm_eps"]), p, n + ".self_attn", cfg["num_attention_heads"], mask)
         y = 0
         if task is not None:
             logits = x[:, 0] @ q[f"{n}.router.{task}"]
+            if draws:
+                logits = logits + draws.noise(n, x[:, 0] @ q[f"{n}.noise.{task}"])
             top = logits.topk(settings["top"] + 1)
             count(n, top)
             index = top.indices[:, : settings["top"]]
             gates = torch.zeros_like(logits).scatter(1, index, top.values[:, : settings["top"]].softmax(1))
-            down = torch.einsum("bnd,erd->bner", x, q[n + ".down.weight"]) + q[n + ".down.bias"]
-            up = torch.einsum("bner,edr->bned", down.relu(), q[n + ".up.weight"]) + q[n + ".up.bias"]
+            hidden = (torch.einsum("bnd,erd->bner", x, q[n + ".down.weight"]) + q[n + ".down.bias"]).relu()
+            if draws:
+                # Of the last block of the image tower nobody reads more than the class token.
+                only_first = mask is None and i == cfg["num_hidden_layers"] - 1
+                hidden = hidden * draws.dropout(n, hidden, index, 1 if only_first else x.shape[1])
+            up = torch.einsum("bner,edr->bned", hidden, q[n + ".up.weight"]) + q[n + ".up.bias"]
             y = settings["scale"] * torch.einsum("be,bned->bnd", gates, up)
         h = layer_norm(x, p, n + ".layer_norm2", cfg["layer_norm_eps"]) @ p[n + ".mlp.fc1.weight"].T + p[n + ".mlp.fc1.bias"]
         h = h * torch.sigmoid(1.702 * h)
@@ -595,27 +601,27 @@ def moe_blocks(x, p, q, tower, cfg, settings, mask, task, count):
     return x
 
 
-def moe_image(p, q, cfg, settings, pixels, task, count=lambda n, top: None):
+def moe_image(p, q, cfg, settings, pixels, task, count=lambda n, top: None, draws=None):
     v, e = cfg["vision_config"], "vision_model.embeddings."
     w = p[e + "patch_embedding.weight"]
     x = torch.nn.functional.conv2d(pixels, w, stride=w.shape[-1]).flatten(2).transpose(1, 2)
     x = torch.cat([p[e + "class_embedding"].expand(len(x), 1, -1), x], dim=1) + p[e + "position_embedding.weight"]
     x = layer_norm(x, p, "vision_model.pre_layrnorm", v["layer_norm_eps"])
-    x = moe_blocks(x, p, q, "vision_model", v, settings, None, task, count)
+    x = moe_blocks(x, p, q, "vision_model", v, settings, None, task, count, draws)
     f = layer_norm(x[:, 0], p, "vision_model.post_layernorm", v["layer_norm_eps"]) @ p["visual_projection.weight"].T
     return f / f.norm(dim=-1, keepdim=True)
 
 
-def moe_text(p, q, cfg, settings, rows, task, count=lambda n, top: None):
+def moe_text(p, q, cfg, settings, rows, task, count=lambda n, top: None, draws=None):
     t, e, n = cfg["text_config"], "text_model.embeddings.", max(map(len, rows))
     x = p[e + "token_embedding.weight"][torch.tensor([r + [0] * (n - len(r)) for r in rows])] + p[e + "position_embedding.weight"][:n]
     mask = torch.full((n, n), -math.inf, dtype=x.dtype).triu(1)
-    x = layer_norm(moe_blocks(x, p, q, "text_model", t, settings, mask, task, count), p, "text_model.final_layer_norm", t["layer_norm_eps"])
+    x = layer_norm(moe_blocks(x, p, q, "text_model", t, settings, mask, task, count, draws), p, "text_model.final_layer_norm", t["layer_norm_eps"])
     f = x[torch.arange(len(rows)), torch.tensor([r.index(t["eos_token_id"]) for r in rows])] @ p["text_projection.weight"].T
     return f / f.norm(dim=-1, keepdim=True)
 
 
-def moe_adapters(world, weights, initial, dtype):
+def moe_adapters(world, weights, initial, dtype, drawn=lambda task, update, images: (None, slice(None))):
     """Mixture of adapters (Yu et al. 2024, arXiv 2403.11549; JiazuoYu/MoE-Adapters4CL mtil/clip/model.py, adapter.py, src/models/finetune.py).
 
     In every residual block of both towers, with x' = x + attn(ln_1 x): x'' = x' + mlp(ln_2 x') + 0.1 sum_e gate_e (U_e relu(D_e x' + a_e) + b_e):
@@ -627,7 +633,8 @@ def moe_adapters(world, weights, initial, dtype):
     other input, goes through plain CLIP.
     An expert that no sequence chose at an update has a zero gradient, so its moments decay and it may still move: so it is with two GPUs, as
     the scripts train, where DataParallel makes zeros of missing gradients; on one the published AdamW passes such an expert over.
-    Left out of the published training: gate noise, dropout 0.1 in the adapters. Published: 22 experts, bottleneck 64, up-projections, biases
+    Left out of the published training: gate noise, dropout 0.1 in the adapters, which `moe_draws.py` adds by `drawn`: the draws of an update and
+    the order of its images. Published: 22 experts, bottleneck 64, up-projections, biases
     and routers initially 0, warm-up 100, 1000 updates. The load-balancing loss of the published code is computed but not used.
 
     In the json `moe`: lr, losses, logits, accuracy as for the methods; counts [t][block][expert], frozen [t][block] = the two of
@@ -652,21 +659,23 @@ def moe_adapters(world, weights, initial, dtype):
                 for e in row:
                     counts[block][e] += 1
 
-        names = [n for n in q if ".router." not in n or n.endswith(f".router.{t}")]
+        of_task = lambda n: n.rsplit(".", 2)[1] in ("router", "noise")
+        names = [n for n in q if not of_task(n) or n.endswith(f".{t}")]
         masks = {}
         for n in names:
             b = n.rsplit(".", 2)[0]
             masks[n] = torch.ones_like(q[n])
-            if ".router." not in n:
+            if not of_task(n):
                 masks[n][sorted(frozen[b])] = 0
         out["lr"].append([learning_rate(k, s) for k in range(s["steps"])])
         out["losses"].append([])
-        for lr in out["lr"][-1]:
+        for k, lr in enumerate(out["lr"][-1]):
             for n in names:
                 q[n].requires_grad_(True)
-            f = moe_image(p, q, cfg, m, task["train_pixels"], t, count)
-            z = scale * f @ moe_text(p, q, cfg, m, task["rows"][0], t, count).T
-            row = loss_row(dict(task=smoothed_ce(z, one_hot(task["train_labels"], z.shape[1], z), s["smoothing"])))
+            draws, order = drawn(t, k, len(task["train_labels"]))
+            f = moe_image(p, q, cfg, m, task["train_pixels"][order], t, count, draws)
+            z = scale * f @ moe_text(p, q, cfg, m, task["rows"][0], t, count, draws).T
+            row = loss_row(dict(task=smoothed_ce(z, one_hot(task["train_labels"][order], z.shape[1], z), s["smoothing"])))
             grads = torch.autograd.grad(row[0], [q[n] for n in names])
             adamw.step(q, names, [g * masks[n] for n, g in zip(names, grads)], lr)
             out["losses"][-1].append([x.item() for x in row])
@@ -728,20 +737,16 @@ def relative(a, b):
     return ((a.double() - b).norm() / b.norm()).item()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face directory of the tiny CLIP")
-    parser.add_argument("out", type=Path)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    cfg = json.loads((args.checkpoint / "config.json").read_text())
-    norm = json.loads((args.checkpoint / "preprocessor_config.json").read_text())
-    weights = load_file(args.checkpoint / "model.safetensors")
-    tok = Tokenizer.from_file(str(args.checkpoint / "tokenizer.json"))
+def prepare(checkpoint):
+    """The checkpoint's settings and weights, the data, and the world in both precisions."""
+    cfg = json.loads((checkpoint / "config.json").read_text())
+    norm = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    weights = load_file(checkpoint / "model.safetensors")
+    tok = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     tok.no_padding()
-    check_against_transformers(args.checkpoint, cfg, weights)
-    s, context, eos = SETTINGS, cfg["text_config"]["max_position_embeddings"], cfg["text_config"]["eos_token_id"]
-    data = make_data(s, tok, eos)
+    check_against_transformers(checkpoint, cfg, weights)
+    context, eos = cfg["text_config"]["max_position_embeddings"], cfg["text_config"]["eos_token_id"]
+    data = make_data(SETTINGS, tok, eos)
     all_rows = [r for t in data["tasks"] for rows in t["rows"] for r in rows]
     all_rows += data["reference"]["rows"] + data["captions"]["rows"] + data["virtual_rows"]
     assert all(len(r) <= context and eos in r for r in all_rows)
@@ -751,9 +756,19 @@ def main():
         pixels = lambda images: ((images.double() * norm["rescale_factor"] - mean) / std).to(dtype)
         tasks = [dict(t, train_pixels=pixels(t["train_images"]), test_pixels=pixels(t["test_images"])) for t in data["tasks"]]
         reference = dict(data["reference"], pixels=pixels(data["reference"]["images"]))
-        return dict(data, settings=s, cfg=cfg, tasks=tasks, reference=reference)
+        return dict(data, settings=SETTINGS, cfg=cfg, tasks=tasks, reference=reference)
 
-    worlds = {d: world(d) for d in (torch.float32, torch.float64)}
+    return cfg, weights, data, {d: world(d) for d in (torch.float32, torch.float64)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="Hugging Face directory of the tiny CLIP")
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    cfg, weights, data, worlds = prepare(args.checkpoint)
+    s = SETTINGS
     not_compared = sorted(n for n in weights if n.endswith("k_proj.bias"))
     names = sorted(n for n in weights if n != "logit_scale" and n not in not_compared)
     r = signs(max(w.numel() for w in weights.values()))
