@@ -14,7 +14,7 @@ pub const SINGLE_THREAD: [(&str, &str); 4] = [
     ("OMP_NUM_THREADS", "1"),
 ];
 
-/// What computes a product.
+/// A library of matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Library {
     /// faer, in Rust.
@@ -74,11 +74,11 @@ impl fmt::Display for Instructions {
 /// The library in use, and why.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
-    /// What computes products.
+    /// The library.
     pub library: Library,
     /// The vectors of this processor.
     pub instructions: Instructions,
-    /// Whether [`VARIABLE`] named the library.
+    /// `true` if [`VARIABLE`] named the library.
     pub forced: bool,
     /// Why it is not the one that was asked for, or that this processor would have.
     pub problem: Option<ChoiceError>,
@@ -104,7 +104,7 @@ pub enum ChoiceError {
     /// [`VARIABLE`] names no library.
     #[error("{VARIABLE}={word} names no library of matrix products: `faer` and `blas` are known")]
     Unknown {
-        /// What it says.
+        /// The value of the variable.
         word: String,
     },
     /// The BLAS was asked for in a build without it.

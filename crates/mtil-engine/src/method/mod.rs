@@ -384,12 +384,12 @@ impl Method {
         self.lr_of(index, name) * schedule(step, steps, self.warmup)
     }
 
-    /// Whether a loss is of the reference pairs.
+    /// Returns whether the method has a loss on the reference pairs.
     pub fn uses_reference(&self) -> bool {
         self.compares_with_teacher() || self.map > 0.0
     }
 
-    /// Whether a loss compares the student's features of the reference pairs with a teacher's.
+    /// Returns whether a loss compares the features of the reference pairs with a teacher's.
     pub fn compares_with_teacher(&self) -> bool {
         self.cd > 0.0 || self.hold_means > 0.0
     }

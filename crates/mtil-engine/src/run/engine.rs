@@ -473,8 +473,8 @@ impl Engine<'_> {
         Ok(Some(trained))
     }
 
-    /// What to know where smoothed alignment pulls matching pairs apart: the model's margin is more than twice the margin at which the
-    /// loss is smallest.
+    /// Returns a note where smoothed alignment pulls matching pairs apart: where the margin of the model is more than twice the
+    /// margin at which the loss is smallest.
     fn wide_margin(&self, extras: &Extras) -> Option<String> {
         let method = &self.request.method;
         let reference = extras.reference.as_ref().filter(|_| method.map > 0.0)?;

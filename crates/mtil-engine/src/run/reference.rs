@@ -1,6 +1,6 @@
 //! Reference pairs: what the pretrained model knew, in a few images and captions.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
@@ -38,22 +38,26 @@ pub(super) struct Pairs {
     pub teacher_text: Tensor<2>,
     /// Normalised features of the student, when its text tower is frozen.
     pub student_text: Option<Tensor<2>>,
-    /// `[pairs, pairs]`: shares of the pairs with the same caption.
-    pub targets: Tensor<2>,
     /// Equal where captions are.
     labels: Vec<usize>,
 }
 
 impl Pairs {
+    /// Shares of the pairs with the same caption, on the plain device.
+    ///
+    /// # Shapes
+    /// - output: `[pairs, pairs]`
+    pub fn targets(&self) -> Tensor<2> {
+        alignment_targets(&self.labels, &self.teacher_image.device())
+    }
+
     /// Some of the pairs.
     fn select(&self, indices: &[usize]) -> Self {
-        let plain = self.teacher_image.device();
         let on = |device: &Device| {
             let values: Vec<i64> = indices.iter().map(|i| *i as i64).collect();
             Tensor::<1, Int>::from_data(TensorData::new(values, [indices.len()]), device)
         };
-        let rows = |features: &Tensor<2>| features.clone().select(0, on(&plain));
-        let labels: Vec<usize> = indices.iter().map(|i| self.labels[*i]).collect();
+        let rows = |features: &Tensor<2>| features.clone().select(0, on(&features.device()));
         Self {
             pixels: self.pixels.clone().select(0, on(&self.pixels.device())),
             tokens: TokenBatch {
@@ -65,8 +69,7 @@ impl Pairs {
             teacher_image: rows(&self.teacher_image),
             teacher_text: rows(&self.teacher_text),
             student_text: self.student_text.as_ref().map(rows),
-            targets: alignment_targets(&labels, &plain),
-            labels,
+            labels: indices.iter().map(|i| self.labels[*i]).collect(),
         }
     }
 
@@ -76,7 +79,6 @@ impl Pairs {
             |of: &dyn Fn(&Self) -> Tensor<2>| Tensor::cat(batches.iter().map(of).collect(), 0);
         let first = batches.first()?;
         let student = first.student_text.is_some();
-        let labels: Vec<usize> = batches.iter().flat_map(|b| b.labels.clone()).collect();
         Some(Self {
             pixels: Tensor::cat(batches.iter().map(|b| b.pixels.clone()).collect(), 0),
             tokens: TokenBatch {
@@ -88,8 +90,7 @@ impl Pairs {
                 let texts = batches.iter().filter_map(|b| b.student_text.clone());
                 Tensor::cat(texts.collect(), 0)
             }),
-            targets: alignment_targets(&labels, &first.teacher_image.device()),
-            labels,
+            labels: batches.iter().flat_map(|b| b.labels.clone()).collect(),
         })
     }
 }
@@ -150,7 +151,6 @@ impl Reference {
                     None => None,
                 },
                 tokens: checkpoint.tokenizer.encode(&captions, context)?,
-                targets: alignment_targets(&labels, &plain),
                 labels,
                 pixels: Tensor::from_data(pixels.into_data(), device),
             });
@@ -177,12 +177,13 @@ impl Reference {
         })
     }
 
-    /// By how many logits matching pairs are above others for the teacher: the mean over the batches that have other pairs.
+    /// By how many logits matching pairs are above others for the teacher: the mean over the batches of an epoch that have others.
     pub fn margin(&self, logit_scale: f64) -> Option<f64> {
-        let margins = self.batches.iter().filter_map(|pairs| {
+        let steps = 0..self.order.steps_per_epoch() as usize;
+        let margins = steps.map(|step| self.at(step)).filter_map(|pairs| {
             let texts = pairs.teacher_text.clone().transpose();
             let cosines = to_host(pairs.teacher_image.clone().matmul(texts));
-            let targets = to_host(pairs.targets.clone());
+            let targets = to_host(pairs.targets());
             let mean = |matching: bool| {
                 let all = cosines.iter().zip(&targets);
                 let of = all.filter(|(_, target)| (**target > 0.0) == matching);
@@ -198,12 +199,12 @@ impl Reference {
     }
 
     /// The batch of update `step`.
-    pub fn at(&self, step: usize) -> Pairs {
+    pub fn at(&self, step: usize) -> Cow<'_, Pairs> {
         if self.shuffled {
-            return self.batches[0].select(&self.order.indices(step as u64));
+            return Cow::Owned(self.batches[0].select(&self.order.indices(step as u64)));
         }
         let index = step as u64 % self.order.steps_per_epoch();
-        self.batches[index as usize % self.batches.len()].clone()
+        Cow::Borrowed(&self.batches[index as usize % self.batches.len()])
     }
 }
 
@@ -226,7 +227,6 @@ mod tests {
             teacher_image: rows(10.0),
             teacher_text: rows(100.0),
             student_text: Some(rows(1000.0)),
-            targets: alignment_targets(labels, &device),
             labels: labels.to_vec(),
         }
     }
@@ -247,7 +247,7 @@ mod tests {
         for epoch in 0..4 {
             let mut seen = Vec::new();
             for step in 3 * epoch..3 * epoch + 3 {
-                let batch = reference.at(step);
+                let batch = reference.at(step).into_owned();
                 let numbers: Vec<usize> = batch.tokens.ids.iter().map(|r| r[0] as usize).collect();
                 let of = |scale: f32| {
                     numbers
@@ -255,13 +255,13 @@ mod tests {
                         .map(|n| *n as f32 * scale)
                         .collect::<Vec<_>>()
                 };
+                let labels: Vec<usize> = numbers.iter().map(|n| [0, 1, 0, 2, 0][*n]).collect();
+                let targets = alignment_targets(&labels, &Device::flex());
+                assert_eq!(to_host(batch.targets()), to_host(targets));
                 assert_eq!(to_host(batch.pixels), of(1.0));
                 assert_eq!(to_host(batch.teacher_image), of(10.0));
                 assert_eq!(to_host(batch.teacher_text), of(100.0));
                 assert_eq!(to_host(batch.student_text.unwrap()), of(1000.0));
-                let labels: Vec<usize> = numbers.iter().map(|n| [0, 1, 0, 2, 0][*n]).collect();
-                let targets = alignment_targets(&labels, &Device::flex());
-                assert_eq!(to_host(batch.targets), to_host(targets));
                 seen.extend(numbers);
             }
             orders.push(seen.clone());
@@ -292,7 +292,7 @@ mod tests {
         let margin = reference(vec![batch.clone()]).margin(10.0).unwrap();
         assert!((margin - 4.0).abs() < 1e-5, "{margin}");
         // Where all pairs match there is none.
-        batch.targets = alignment_targets(&[7, 7], &device);
+        batch.labels = vec![7, 7];
         assert_eq!(reference(vec![batch]).margin(10.0), None);
     }
 }

@@ -281,7 +281,7 @@ impl<'a> TaskTraining<'a> {
             None => None,
         };
         let pairs = self.extras.reference.as_ref().map(|r| r.at(step));
-        let pairs = pairs.as_ref();
+        let pairs = pairs.as_deref();
         let work = Work {
             task: self.index,
             experts: self.method.experts.as_ref(),
@@ -433,7 +433,7 @@ impl<'a> TaskTraining<'a> {
         }
         if self.method.map > 0.0 {
             let smoothing = self.method.map_smoothing;
-            let loss = modality_alignment(logits, pairs.targets.clone(), smoothing);
+            let loss = modality_alignment(logits, pairs.targets(), smoothing);
             losses.push((loss.mul_scalar(self.method.map), |p| &mut p.map));
         }
         if self.method.hold_means > 0.0 {
