@@ -22,7 +22,7 @@ KINDS = [
     ("pulp", "vectorised loops"),
     ("vectorize", "vectorised loops"),
 ]
-OURS = re.compile(r"^<?&?\b((?:clip_kernels::host|clip_model::model|gnsp_optimizer|losses|mtil_engine::step|burn_autodiff)::[a-z_0-9:]+)")
+OURS = re.compile(r"^<?&?\b((?:clip_kernels::host|clip_model::model|gnsp_optimizer|losses|mtil_engine::run::step|burn_autodiff)::[a-z_0-9:]+)")
 # A vectorised loop is named after what it computes.
 LOOP = re.compile(r"^with_simd<(clip_kernels::host::[a-z_0-9]+)")
 

@@ -18,7 +18,7 @@ use mtil_engine::{
     batch::Images,
     eval::{EvalOptions, Evaluator, zero_shot_head},
     recording::InputRecorder,
-    step::{Savings, Step, StepInputs, StepOptions},
+    run::{Optimizations, Step, StepInputs, StepOptions},
 };
 
 /// As the binary of the benchmark has it.
@@ -55,8 +55,8 @@ fn remembered(model: &ClipModel, pixels: Tensor<4>) -> Memory {
     memory
 }
 
-fn training_step(bencher: Bencher<'_, '_>, savings: Savings) {
-    use_fused_kernels(savings.fused);
+fn training_step(bencher: Bencher<'_, '_>, optimizations: Optimizations) {
+    use_fused_kernels(optimizations.fused);
     let (config, device) = (config(Size::Tiny), Device::flex());
     let side = config.vision.image_size;
     let model = config.init(1, &device);
@@ -64,14 +64,14 @@ fn training_step(bencher: Bencher<'_, '_>, savings: Savings) {
     let memory = remembered(&model, pixels(1));
     let inputs = StepInputs {
         pixels: pixels(2),
-        labels: (0..BATCH).map(|i| (i * 7 % CLASSES) as i64).collect(),
+        labels: (0..BATCH).map(|i| i * 7 % CLASSES).collect(),
         class_tokens: tokens(CLASSES),
         reference_pixels: pixels(3),
         reference_tokens: tokens(BATCH),
         reference_labels: (0..BATCH).collect(),
     };
     let options = StepOptions {
-        savings,
+        optimizations,
         ..StepOptions::default()
     };
     let mut step = Step::new(&model, &memory, inputs, options).expect("its own memory");
@@ -82,17 +82,17 @@ fn training_step(bencher: Bencher<'_, '_>, savings: Savings) {
 /// On a task after the first, of a CLIP of two layers a tower.
 #[divan::bench(max_time = 3)]
 fn gnsp_training_step(bencher: Bencher<'_, '_>) {
-    training_step(bencher, Savings::default());
+    training_step(bencher, Optimizations::default());
 }
 
 /// The same in Burn's own operations.
 #[divan::bench(max_time = 3)]
 fn gnsp_training_step_not_fused(bencher: Bencher<'_, '_>) {
-    let savings = Savings {
+    let optimizations = Optimizations {
         fused: false,
-        ..Savings::default()
+        ..Optimizations::default()
     };
-    training_step(bencher, savings);
+    training_step(bencher, optimizations);
 }
 
 #[divan::bench(max_time = 3)]

@@ -24,7 +24,7 @@ use mtil_data::{datasets::Spec, suite::Task};
 use mtil_engine::{
     eval::{Encoder, HeadCache, prompt, to_host},
     recording::InputRecorder,
-    step::{Savings, Step, StepInputs, StepOptions},
+    run::{Optimizations, Step, StepInputs, StepOptions},
 };
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::json;
@@ -85,7 +85,7 @@ struct Train {
     /// Steps that are timed, after one that is not.
     #[arg(long, default_value_t = 2)]
     steps: usize,
-    /// Savings to do without.
+    /// Optimizations to do without.
     #[arg(long, value_delimiter = ',')]
     off: Vec<String>,
     /// Compute activations again in the backward pass.
@@ -338,10 +338,10 @@ fn model(folder: &Path, device: &Device) -> Result<ClipModel, Box<dyn Error>> {
 }
 
 fn run_training(train: &Train) -> Result<(), Box<dyn Error>> {
-    let mut savings = Savings::default();
+    let mut optimizations = Optimizations::default();
     for name in &train.off {
-        let known = Savings::NAMES.join(", ");
-        *savings
+        let known = Optimizations::NAMES.join(", ");
+        *optimizations
             .get_mut(name)
             .ok_or(format!("--off {name}: known are {known}"))? = false;
     }
@@ -356,7 +356,9 @@ fn run_training(train: &Train) -> Result<(), Box<dyn Error>> {
     let labels = read.integers("labels")?;
     let inputs = StepInputs {
         pixels: read.pixels("pixels", train.batch, &device)?,
-        labels: (0..train.batch).map(|i| labels[i % labels.len()]).collect(),
+        labels: (0..train.batch)
+            .map(|i| labels[i % labels.len()] as usize)
+            .collect(),
         class_tokens: read.tokens("class_tokens", CLASSES)?,
         reference_pixels: read.pixels("reference_pixels", pairs, &device)?,
         reference_tokens: read.tokens("reference_tokens", pairs)?,
@@ -365,7 +367,7 @@ fn run_training(train: &Train) -> Result<(), Box<dyn Error>> {
     drop(bytes);
     let memory = Memory::load(train.folder.join("grams.safetensors"))?;
     let options = StepOptions {
-        savings,
+        optimizations,
         site: if train.update_site {
             Site::Update
         } else {

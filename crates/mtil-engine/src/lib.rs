@@ -9,7 +9,6 @@
 //! | [`metrics`], [`guard`] | the metrics of a run, rules that watch it |
 //! | [`batch`] | images as pixel tensors |
 //! | [`recording`] | a tower's activations as inputs of the optimizer's Gram matrices |
-//! | [`step`] | one training step of GNSP with its optimisations apart |
 #![warn(missing_docs)]
 
 pub mod analytic;
@@ -22,5 +21,4 @@ pub mod metrics;
 mod precision;
 pub mod recording;
 pub mod run;
-pub mod step;
 mod tape;

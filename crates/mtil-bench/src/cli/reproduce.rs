@@ -15,6 +15,7 @@ use crate::device;
 use mtil_data::{data::nearest, datasets::mtil, files::write_atomically};
 use mtil_engine::{
     eval::{EvalOptions, PromptRule},
+    method::Method,
     metrics::MatrixFile,
     run::RunOptions,
 };
@@ -186,9 +187,9 @@ fn jobs(
                     Orders::AsGiven => format!("{name}-seed-{seed}"),
                     Orders::CyclicShifts => format!("{name}-seed-{seed}-shift-{shift}"),
                 };
+                let prompts = args.prompts.unwrap_or_else(|| rule_of(table, &method));
                 let mut job = common.job(out, &folder, *seed, &selected, &suite, method);
-                job.request.evaluation.prompts =
-                    args.prompts.unwrap_or_else(|| rule_of(table, name));
+                job.request.evaluation.prompts = prompts;
                 jobs.push(job);
             }
         }
@@ -197,9 +198,9 @@ fn jobs(
 }
 
 /// The rule of prompts of a method's paper, on the suite that it was published on.
-fn rule_of(table: &TableSpec, method: &str) -> PromptRule {
+fn rule_of(table: &TableSpec, method: &Method) -> PromptRule {
     match PromptRule::of_suite(table.suite) {
-        PromptRule::Ensemble => PromptRule::of_method(method),
+        PromptRule::Ensemble => method.published_prompts,
         rule => rule,
     }
 }

@@ -31,7 +31,7 @@ use mtil_data::{
 use mtil_engine::{
     eval::{prompt, to_host},
     recording::InputRecorder,
-    step::{Step, StepInputs, StepOptions},
+    run::{Step, StepInputs, StepOptions},
 };
 
 /// What one process is asked to measure.
@@ -247,7 +247,7 @@ impl<'a> Bench<'a> {
                 self.protect();
                 let mut step = self.step();
                 let (_, gradients) = step.gradients();
-                let out = self.gradient_of_projection(gradients);
+                let out = gradients.map(gradient_of_projection).unwrap_or_default();
                 let mut losses = Vec::new();
                 let times = repeat(self.order, || {
                     losses.push(step.run());
@@ -387,14 +387,12 @@ impl<'a> Bench<'a> {
 
     fn step(&self) -> Step {
         let batches = &self.order.batches;
-        let classes = self.prompts.ids.len() as i64;
+        let classes = self.prompts.ids.len();
         let pairs = batches.reference_images;
         let text = |i: usize| self.prompts.ids[i * 3 % self.prompts.ids.len()].clone();
         let inputs = StepInputs {
             pixels: self.pixels.clone(),
-            labels: (0..batches.images as i64)
-                .map(|i| i * 7 % classes)
-                .collect(),
+            labels: (0..batches.images).map(|i| i * 7 % classes).collect(),
             class_tokens: self.prompts.clone(),
             reference_pixels: self.reference.clone(),
             reference_tokens: TokenBatch {
@@ -404,11 +402,7 @@ impl<'a> Bench<'a> {
         };
         let protection = self.protection.as_ref().expect("protected before");
         Step::with_protection(&self.model, protection, inputs, StepOptions::default())
-    }
-
-    fn gradient_of_projection(&self, gradients: GradientsParams) -> Vec<f32> {
-        let id = clip_model::parameter_id(PROJECTION);
-        gradients.get::<2>(id).map(to_host).unwrap_or_default()
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     fn projected_step(&self) -> ((f64, Vec<f64>), Vec<f32>) {
@@ -492,6 +486,11 @@ impl burn::module::ModuleVisitor for SquaredWeights {
 
 /// The path of the weight that stands for all where weights are compared.
 const PROJECTION: &str = "visual.proj";
+
+fn gradient_of_projection(gradients: GradientsParams) -> Vec<f32> {
+    let id = clip_model::parameter_id(PROJECTION);
+    gradients.get::<2>(id).map(to_host).unwrap_or_default()
+}
 
 fn projection_of(model: &ClipModel) -> Option<Tensor<2>> {
     match &model.visual {

@@ -34,24 +34,6 @@ impl PromptRule {
         }
     }
 
-    /// The rule of the paper of a method on MTIL: GNSP's own for GNSP and its parts, otherwise ZSCL's.
-    pub fn of_method(name: &str) -> Self {
-        let own = [
-            "gnsp",
-            "gnsp-update",
-            "gnsp-anchored",
-            "cd",
-            "map",
-            "cd-map",
-            "null-space",
-        ];
-        if own.contains(&name) {
-            Self::Reference
-        } else {
-            Self::Ensemble
-        }
-    }
-
     /// How many of `templates` templates count for task `column` after training task `stage`;
     /// `None` is the pretrained model.
     pub(super) fn templates(self, stage: Option<usize>, column: usize, templates: usize) -> usize {

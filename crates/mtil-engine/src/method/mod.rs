@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::eval::PromptRule;
+
 pub use mechanisms::{
     AdamW, Analytic, AnalyticKind, Anchor, AnchorKind, Average, Compute, Distill, DistillImages,
     DistillTexts, ExemplarChoice, Experts, Lora, Merge, OptimizerKind, Projection, Rehearsal,
@@ -66,6 +68,9 @@ pub struct Method {
     pub name: String,
     /// One sentence for people.
     pub about: String,
+    /// By which prompts its paper evaluates on MTIL, where they are not ZSCL's (`"ensemble"`). A run has its own rule, so this is not stored.
+    #[serde(skip_serializing)]
+    pub published_prompts: PromptRule,
     /// Whether anything is trained; `false` only evaluates.
     pub trains: bool,
     /// Where a task starts: from what the task before left, or from the pretrained model.
@@ -167,6 +172,7 @@ impl Default for Method {
         Self {
             name: String::new(),
             about: String::new(),
+            published_prompts: PromptRule::Ensemble,
             trains: true,
             start: Start::Previous,
             per_task: false,
@@ -351,7 +357,7 @@ impl Method {
         }
         self.check_mechanisms()?;
         if let Some(projection) = &self.projection {
-            let policy = projection.policy();
+            let policy = projection.policy(0);
             policy.check().map_err(|e| format!("`projection`: {e}"))?;
         }
         for pattern in self.trainable_first.iter().chain(&self.trainable_later) {

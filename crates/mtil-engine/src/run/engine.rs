@@ -24,8 +24,9 @@ use super::{
     rehearse::{items, keep_images},
     replay::{Items, Joined, Kept},
     state::{Part, Position, State},
+    step::Extras,
     student::{Routed, Student},
-    train::{Extras, TaskTraining, optimizer, prompts},
+    train::{TaskTraining, optimizer, prompts},
     weights::{Weights, combine, interpolate},
 };
 use crate::{
@@ -351,7 +352,7 @@ impl Engine<'_> {
         )?;
         state.position.trainable = student.trainable();
         let memory = if index == 0 { &EMPTY } else { &state.memory };
-        let (fresh, ranks) = optimizer(method, &student.clip, memory)?;
+        let (fresh, ranks) = optimizer(method, index, &student.clip, memory)?;
         if state.position.step == 0 && !ranks.is_empty() {
             self.directory
                 .append_event(&json!({"event": "gram", "task": index, "ranks": ranks}))?;
@@ -390,7 +391,7 @@ impl Engine<'_> {
             index,
             self.request.seed,
             &images,
-            &devices,
+            devices,
             extras,
             &frozen,
             text_trains,

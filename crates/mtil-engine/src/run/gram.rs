@@ -29,7 +29,7 @@ pub(super) fn remember(
     progress: &mut dyn Progress,
 ) -> Result<bool, RunError> {
     let device = model.device();
-    let mut recorder = Recorder::new(&projection.policy());
+    let mut recorder = Recorder::new(&projection.policy(index));
     if projection.renormalize_proj && projection.history == History::Sum {
         recorder = recorder.with_history(PROJ, History::Renormalize);
     }

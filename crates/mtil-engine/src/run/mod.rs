@@ -6,7 +6,10 @@
 //! | `engine` | the loop over tasks |
 //! | `state` | what resuming needs, written atomically |
 //! | `student` | the model in training: a CLIP, with adapters if the method has some |
-//! | `train` | one task: losses, updates |
+//! | `step` | one update: the losses of its images, and their gradients |
+//! | `optimizations` | what makes it cheap, each with its switch |
+//! | `train` | one task: its images, its optimizer, its updates |
+//! | `fixed` | updates on images that stay the same, for timings |
 //! | `reference` | reference pairs: features of the teacher, pixels, alignment targets |
 //! | `distill` | distillation against fixed texts |
 //! | `exemplars`, `rehearse`, `replay` | images of earlier tasks: which are kept, how they are chosen, how they are used |
@@ -22,9 +25,11 @@ mod engine;
 mod error;
 pub mod exemplars;
 mod experts;
+mod fixed;
 mod gram;
 mod lora;
 mod module_file;
+mod optimizations;
 mod parallel;
 mod penalty;
 mod progress;
@@ -32,6 +37,7 @@ mod reference;
 mod rehearse;
 mod replay;
 mod state;
+mod step;
 mod student;
 mod train;
 mod weights;
@@ -40,5 +46,7 @@ pub use directory::{Request, RunDirectory};
 pub use engine::{Outcome, RunOptions, run};
 pub use error::RunError;
 pub use exemplars::{ExemplarError, Exemplars, Quota};
+pub use fixed::{Step, StepInputs, StepOptions};
+pub use optimizations::Optimizations;
 pub use progress::{Event, Progress};
-pub use train::LossParts;
+pub use step::LossParts;

@@ -39,7 +39,7 @@ pub(super) struct Pairs {
     /// Normalised features of the student, when its text tower is frozen.
     pub student_text: Option<Tensor<2>>,
     /// Equal where captions are.
-    labels: Vec<usize>,
+    pub labels: Vec<usize>,
 }
 
 impl Pairs {

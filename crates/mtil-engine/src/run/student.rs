@@ -8,7 +8,7 @@ use burn::{
 use clip_model::{Clip, ClipModel, TokenBatch};
 
 use super::{
-    RunError,
+    Optimizations, RunError,
     experts::{Draw, Mixtures, Usage, WithExperts},
     lora,
     module_file::{Named, restore, values},
@@ -143,7 +143,8 @@ impl Student {
             return (with.encode_image(pixels, usage), None);
         }
         if work.devices.len() < 2 {
-            return (widened(self.working().encode_image(pixels)), None);
+            let features = work.optimizations.encode_image(self.working(), pixels);
+            return (widened(features), None);
         }
         let gathered = parallel::encode_images(self.working(), pixels, work.devices);
         (gathered.features.clone(), Some(gathered))
@@ -153,7 +154,7 @@ impl Student {
     pub fn encode_text(&mut self, tokens: &TokenBatch, work: &Work<'_>) -> Tensor<2> {
         match self.with_experts(work) {
             Some((with, usage)) => with.encode_text(tokens, usage),
-            None => widened(self.working().encode_text(tokens)),
+            None => widened(work.optimizations.encode_text(self.working(), tokens)),
         }
     }
 
@@ -224,6 +225,7 @@ pub(super) struct Work<'a> {
     pub draw: Option<Draw>,
     /// Where images are encoded, the model's own first.
     pub devices: &'a [Device],
+    pub optimizations: Optimizations,
 }
 
 /// The groups of `patterns`, each of which must select something; and whether one of them selects something of the text tower.
