@@ -4,7 +4,7 @@ Run:   python tests/reference/methods_two_tasks.py tests/data/clip/tiny tests/da
 Made with: Python 3.11, torch 2.15.0, safetensors 0.8.0, tokenizers 0.23.3 (CPU, one thread).
 
 It writes `methods.safetensors` (images, weights) and `methods.json` (everything else). All figures are of a float32 run;
-every method also runs in float64, to say how much of a disagreement is rounding. The model is that of `gnsp_three_tasks.py`.
+every method also runs in float64, to say how much of a disagreement is rounding. The model is that of `tiny_clip.py`.
 
 Nothing here depends on a random generator of the program under test: the batch is the whole training set of a task, all losses
 are means, training images have the model's size (a crop of the whole area is the image itself), reference pairs and memory are
@@ -66,7 +66,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from gnsp_three_tasks import (
+from tiny_clip import (
     attention,
     check_against_transformers,
     distillation,
@@ -575,7 +575,7 @@ def moe_initial(cfg, s, tasks, seed):
 
 
 def moe_blocks(x, p, q, tower, cfg, settings, mask, task, count, draws=None):
-    """The blocks of `gnsp_three_tasks.blocks` with adapters. `task` None leaves them out; `draws` of `moe_draws.py` adds noise and dropout."""
+    """The blocks of `tiny_clip.blocks` with adapters. `task` None leaves them out; `draws` of `moe_draws.py` adds noise and dropout."""
     for i in range(cfg["num_hidden_layers"]):
         n = f"{tower}.encoder.layers.{i}"
         x = x + attention(layer_norm(x, p, n + ".layer_norm1", cfg["layer_norm_eps"]), p, n + ".self_attn", cfg["num_attention_heads"], mask)

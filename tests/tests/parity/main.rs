@@ -3,7 +3,6 @@
 
 mod backends;
 mod clip_parity;
-mod gnsp_parity;
 mod methods_parity;
 mod mtil_golden;
 mod zoo_parity;

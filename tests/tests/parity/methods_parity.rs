@@ -7,8 +7,9 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
 use clip_model::{Clip, ClipConfig, normalize};
+use gnsp_optimizer::{Memory, Site};
 use gnsp_tests::fixture::{Fixture, data_dir, relative_error};
 use image::{DynamicImage, RgbImage};
 use mtil_data::{
@@ -32,6 +33,10 @@ const LOSS: f64 = 1e-4;
 const NOISY_LOSS: f64 = 3e-4;
 /// The same for GNSP and its parts.
 const GNSP_LOSS: f64 = 1e-5;
+/// Grams and projectors, relative to their norm.
+const GRAMS: f64 = 1e-4;
+/// How far protected outputs move where the update is projected.
+const DRIFT: f64 = 1e-5;
 /// Weights that are stored whole, relative to their norm.
 const WEIGHTS: f64 = 1e-3;
 /// Norm and signed sum of the change of every other tensor, relative to its norm: the median over the tensors, and the worst.
@@ -501,6 +506,7 @@ fn compare_family(world: &World, name: &str, overrides: &[&str]) {
         if rule == PromptRule::Reference {
             check(world, name, folder.path(), &suite);
             check_ranks(name, folder.path(), &expected["ranks"]);
+            check_memory(world, name, folder.path(), &expected["drift"][tasks - 1]);
         }
         let matrix = MatrixFile::load(&folder.path().join(MatrixFile::NAME)).expect("a matrix");
         for stage in 0..tasks {
@@ -556,6 +562,79 @@ fn check_ranks(name: &str, folder: &Path, expected: &Value) {
         .filter(|(_, ranks)| !ranks.is_empty())
         .collect();
     assert_eq!(ours, theirs, "{name}: ranks");
+}
+
+/// What is remembered when the last task begins, and how far that moves the outputs on the directions it protects.
+fn check_memory(world: &World, name: &str, folder: &Path, drift: &Value) {
+    let memory = Memory::load(folder.join("state/memory.safetensors")).expect("a memory is saved");
+    let drift = drift.as_object().expect("figures by name");
+    let method = Method::load(name, "fixture", &[]).expect("the preset loads");
+    let Some(projection) = &method.projection else {
+        assert!(memory.is_empty() && drift.is_empty(), "{name}");
+        return;
+    };
+    let folders = ["checkpoints/task-02", "checkpoints/task-03"].map(|task| folder.join(task));
+    let [before, after] = folders
+        .each_ref()
+        .map(|folder| Fixture::read(&folder.join("model.safetensors")));
+    let clip = Clip::load(&folders[0], &Device::flex()).expect("a run's checkpoint loads");
+    let protection = memory
+        .protection(&clip.model, &projection.policy(2))
+        .expect("the memory is of this model");
+    let mut worst = (0.0_f64, 0.0_f64);
+    for (path, protected) in protection.iter() {
+        let weight = their_name(path);
+        let space = &protected.null_space;
+        let ours = match memory.gram(path) {
+            Some(gram) => gram.dense(),
+            None => space.dense(),
+        };
+        let theirs = world.tensors.get(&format!("{name}.memory.{weight}"));
+        assert_eq!(theirs.shape, [space.features(); 2], "{name}: {weight}");
+        let error = relative_error(&ours, &theirs.f32());
+        assert!(
+            error < GRAMS,
+            "{name}: the memory of {weight} is off by {error:e}"
+        );
+        worst.0 = worst.0.max(error);
+
+        let [before, after] = [&before, &after].map(|weights| weights.get(&weight));
+        let (before, after) = (before.f32(), after.f32());
+        let inside = |values: Vec<f32>| {
+            let features = space.features();
+            let data = TensorData::new(values, [before.len() / features, features]);
+            let weight = Tensor::<2>::from_data(data, &Device::flex());
+            f64::from(space.residual_in_protected(weight.transpose()))
+        };
+        let change = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+        let ours = inside(change) / inside(before.clone());
+        let theirs = drift[&weight].as_f64().expect("a figure");
+        match projection.site {
+            Site::Update => assert!(ours < DRIFT, "{name}: {weight} moved by {ours:e}"),
+            Site::Gradient => assert!(
+                (ours / theirs - 1.0).abs() < 1e-2,
+                "{name}: {weight} moved by {ours:e}, in PyTorch by {theirs:e}"
+            ),
+        }
+        worst.1 = worst.1.max(ours);
+    }
+    assert_eq!(protection.iter().count(), drift.len(), "{name}");
+    println!(
+        "{name}: memory {:.1e}, protected outputs moved by at most {:.1e}",
+        worst.0, worst.1
+    );
+}
+
+/// The point of the update site: AdamW's rescaling carries a projected gradient out of the null space.
+#[test]
+fn only_the_update_site_keeps_protected_outputs() {
+    let world = World::load();
+    let largest = |name: &str| {
+        let drift = world.method(name)["drift"][2].as_object().expect("figures");
+        drift.values().filter_map(Value::as_f64).fold(0.0, f64::max)
+    };
+    // The run's own figures equal these: `check_memory`.
+    assert!(largest("gnsp-update") < DRIFT && largest("gnsp") > 1e-3);
 }
 
 /// Hugging Face's name of a projected weight.
