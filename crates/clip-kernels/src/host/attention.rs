@@ -1003,7 +1003,7 @@ impl InBackward<'_> {
                 }
             }
         }
-        let mut parts = Parts::of_rows(tokens.keys(), wanted.in_weight);
+        let mut parts = Parts::of_rows(tokens.keys(), wanted.in_weight || wanted.norm);
         if !all {
             parts = parts.at_bounds(&tokens.starts);
         }

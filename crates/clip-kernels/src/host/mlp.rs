@@ -280,7 +280,9 @@ pub fn mlp_branch_backward(
     } = shape;
     assert!(kept.is_none_or(|kept| kept.hidden.len() == rows * hidden));
     let mut dx = if wanted.input { copy(dy) } else { Vec::new() };
-    let parts = Parts::of_rows(rows, wanted.fc_weight || wanted.proj_weight);
+    let sums =
+        wanted.norm || wanted.fc_weight || wanted.fc_bias || wanted.proj_weight || wanted.proj_bias;
+    let parts = Parts::of_rows(rows, sums);
     let tasks = parts
         .ranges
         .iter()

@@ -8,8 +8,10 @@ use super::simd::{AddTo, dispatch};
 /// Fewer rows than these are not worth a part of their own.
 const FEWEST_ROWS: usize = 16;
 
-/// More parts than these do not keep a gradient of the weights each: memory would grow with the threads.
-const MOST_ACCUMULATORS: usize = 8;
+/// What is summed over rows is cut by these numbers and not by the threads, so that results have the same bits on any number of threads:
+/// rows of a part, and parts that keep a sum each.
+const ROWS_OF_SUM: usize = 256;
+const MOST_SUMS: usize = 8;
 
 /// The threads of the current pool.
 pub(super) fn threads() -> usize {
@@ -29,15 +31,14 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Cuts `rows`; with `accumulate` each part holds gradients of the weights.
-    pub(super) fn of_rows(rows: usize, accumulate: bool) -> Self {
+    /// Cuts `rows`; with `sums` each part holds sums over its rows.
+    pub(super) fn of_rows(rows: usize, sums: bool) -> Self {
         let threads = threads();
-        let most = if accumulate {
-            threads.min(MOST_ACCUMULATORS)
+        let parts = if sums {
+            (rows / ROWS_OF_SUM).clamp(1, MOST_SUMS)
         } else {
-            threads
+            (rows / FEWEST_ROWS).clamp(1, threads)
         };
-        let parts = (rows / FEWEST_ROWS).clamp(1, most);
         Self {
             ranges: even(rows, parts).collect(),
             threads: threads.div_ceil(parts),
@@ -112,10 +113,10 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.unwrap().install(|| {
                 for rows in [0, 1, 2, 17, 33, 64, 1000] {
-                    for accumulate in [false, true] {
+                    for sums in [false, true] {
                         let bounds = [0, rows / 3, rows / 2, rows];
-                        let even = Parts::of_rows(rows, accumulate);
-                        let moved = Parts::of_rows(rows, accumulate).at_bounds(&bounds);
+                        let even = Parts::of_rows(rows, sums);
+                        let moved = Parts::of_rows(rows, sums).at_bounds(&bounds);
                         for range in &moved.ranges {
                             assert!(bounds.contains(&range.start) && bounds.contains(&range.end));
                         }
@@ -127,6 +128,19 @@ mod tests {
                     }
                 }
             });
+        }
+    }
+
+    #[test]
+    fn sums_are_cut_alike_by_any_number_of_threads() {
+        let cuts = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.unwrap()
+                .install(|| [1, 300, 1000, 10_000].map(|rows| Parts::of_rows(rows, true).ranges))
+        };
+        assert_eq!(cuts(1)[2].len(), 3);
+        for threads in [2, 3, 8, 20] {
+            assert_eq!(cuts(1), cuts(threads));
         }
     }
 

@@ -1,8 +1,9 @@
 //! Using all processors of a host.
 //!
 //! Burn's host backend spreads matrix products over the processors and runs most of what lies between them on one. Images and texts do
-//! not know of each other, so a batch is cut into one part a processor (texts that begin alike into trees), and each goes through the whole tower alone. An accelerator
-//! wants the opposite, and a tape must be built in one place.
+//! not know of each other, so a batch is cut into parts (texts that begin alike into trees), and each goes through the whole tower alone. How it
+//! is cut does not depend on the number of processors: products of other sizes may round otherwise, and results are to have the same bits
+//! everywhere. An accelerator wants all at once, and a tape must be built in one place.
 
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
@@ -28,9 +29,12 @@ pub(super) fn encode_parts<T: Send>(
     Tensor::cat(parts.into_par_iter().map(encode).collect(), 0)
 }
 
-/// Bounds that cut `count` items into parts of nearly the same size, one a processor.
+/// Items of a part, about: fewer make small products, and more leave processors without work.
+const ITEMS: usize = 8;
+
+/// Bounds that cut `count` items into parts of nearly the same size.
 pub(super) fn parts(count: usize) -> Vec<std::ops::Range<usize>> {
-    let parts = rayon::current_num_threads().clamp(1, count.max(1));
+    let parts = count.div_ceil(ITEMS).max(1);
     (0..parts)
         .map(|i| i * count / parts..(i + 1) * count / parts)
         .collect()

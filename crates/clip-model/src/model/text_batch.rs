@@ -53,16 +53,12 @@ impl<'a> Batch<'a> {
             .collect::<Option<_>>()?;
         let order = alphabetical(&texts);
         let host = self.on_host();
-        let threads = if host {
-            rayon::current_num_threads()
-        } else {
-            1
-        };
+        let together = if host { TREES_OF_HOST } else { 1 };
         let (nodes, shared) = different_beginnings(&texts, &order);
-        let most = most_nodes(nodes, shared, threads);
+        let most = most_nodes(nodes, shared, together);
         let trees = plant(&texts, &order, most);
-        let together: Vec<_> = trees.chunks(if host { 1 } else { TREES_AT_ONCE }).collect();
-        let positions = together.iter().map(|trees| {
+        let groups: Vec<_> = trees.chunks(if host { 1 } else { TREES_AT_ONCE }).collect();
+        let positions = groups.iter().map(|trees| {
             let longest = trees.iter().map(PrefixTree::len).max().unwrap_or(0);
             trees.len() * longest
         });
@@ -71,7 +67,7 @@ impl<'a> Batch<'a> {
             return None;
         }
         let encode = |trees: &[PrefixTree]| self.tower.forward_trees(trees);
-        Some(self.encode(together, &order, encode))
+        Some(self.encode(groups, &order, encode))
     }
 
     fn in_rows(&self) -> Tensor<2> {
@@ -159,11 +155,11 @@ const HOST_WORTH: usize = 80;
 /// positions of the last block. Chosen by counting, not by timing.
 const ELSEWHERE_WORTH: usize = 60;
 
-/// How large a tree may be so that `nodes` make trees of about the same size, one a thread if they are large enough for that. Two texts
-/// share at most `shared` tokens.
-fn most_nodes(nodes: usize, shared: usize, threads: usize) -> usize {
-    let one_a_thread = threads.min(nodes.div_ceil(SMALLEST_TREE));
-    let trees = nodes.div_ceil(LARGEST_TREE).max(one_a_thread).max(1);
+/// How large a tree may be so that `nodes` make trees of about the same size, `together` of them if they are large enough for that. Two
+/// texts share at most `shared` tokens.
+fn most_nodes(nodes: usize, shared: usize, together: usize) -> usize {
+    let together = together.min(nodes.div_ceil(SMALLEST_TREE));
+    let trees = nodes.div_ceil(LARGEST_TREE).max(together).max(1);
     // Where a tree ends, the next begins with what they would have shared.
     nodes.div_ceil(trees) + shared
 }
@@ -173,6 +169,9 @@ const LARGEST_TREE: usize = 256;
 
 /// Smaller ones share little, and make small products.
 const SMALLEST_TREE: usize = 64;
+
+/// Trees of few texts on a host, so that several processors have work; a number of its own and not theirs, as in [`host`](super::host).
+const TREES_OF_HOST: usize = 4;
 
 /// Trees that go through an accelerator, or onto a tape, together.
 const TREES_AT_ONCE: usize = 8;
