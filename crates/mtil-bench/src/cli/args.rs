@@ -125,6 +125,9 @@ pub struct RunArgs {
     /// Print the results as JSON on standard output
     #[arg(long)]
     pub json: bool,
+    /// Runs at once, each a process with its share of the threads
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: u16,
 }
 
 /// Which tasks a suite has, and where their images are.
@@ -345,7 +348,7 @@ pub struct PretrainArgs {
     #[arg(long, default_value_t = 192)]
     pub batch: usize,
     /// Peak learning rate
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = 5e-4)]
     pub lr: f64,
     /// Device
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
@@ -510,6 +513,9 @@ pub struct ReproduceArgs {
     /// Print Markdown instead of a table for terminals
     #[arg(long)]
     pub markdown: bool,
+    /// Runs at once, each a process with its share of the threads
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: u16,
 }
 
 /// Arguments of `layers`.
@@ -545,6 +551,9 @@ pub struct LayersArgs {
     /// A look at everything in seconds
     #[arg(long)]
     pub quick: bool,
+    /// Runs at once, each a process with its share of the threads
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: u16,
 }
 
 /// Arguments of `methods`.

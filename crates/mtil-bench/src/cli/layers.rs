@@ -115,7 +115,7 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
         checkpoints: false,
         ..RunOptions::default()
     };
-    let done = execute(&jobs, &model, &device, &options, &stop)?;
+    let done = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
     let folders: Vec<PathBuf> = jobs
         .iter()
         .map(|j| j.folder.clone())

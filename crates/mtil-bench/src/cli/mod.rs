@@ -8,6 +8,7 @@ mod embed;
 mod eval;
 mod fetching;
 mod job;
+mod jobs;
 mod layers;
 mod model;
 mod output;

@@ -10,6 +10,7 @@ use super::{
     job::{Common, Fingerprinted, Job},
     planning::plan,
     run::{QUICK, execute, load_method, stop_on_interrupt},
+    selection::Selected,
 };
 use crate::device;
 use mtil_data::{data::nearest, datasets::mtil, files::write_atomically};
@@ -79,7 +80,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         cache: args.cache.clone(),
         ..RunOptions::default()
     };
-    let done = execute(&jobs, &model, &device, &options, &stop)?;
+    let done = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
     let folders: Vec<PathBuf> = jobs
         .iter()
         .map(|job| job.folder.clone())
@@ -178,17 +179,24 @@ fn jobs(
     let tasks: Vec<String> = first.suite.tasks.iter().map(|t| t.name.clone()).collect();
     let mut jobs = Vec::new();
     for (shift, _) in table.orders.of(tasks.len()).iter().enumerate() {
-        let selected = selection(shift).load(args.quick, 42)?;
-        let suite = Fingerprinted::new(&selected.suite);
+        let mut opened: Option<(Selected, Fingerprinted)> = None;
         for seed in seeds {
+            if opened.is_none() || selection(shift).drawn() {
+                let selected = selection(shift).load(args.quick, *seed)?;
+                let suite = Fingerprinted::new(&selected.suite);
+                opened = Some((selected, suite));
+            }
+            let Some((selected, suite)) = &opened else {
+                continue;
+            };
             for name in methods {
-                let method = load_method(name, &selected, &overrides)?;
+                let method = load_method(name, selected, &overrides)?;
                 let folder = match table.orders {
                     Orders::AsGiven => format!("{name}-seed-{seed}"),
                     Orders::CyclicShifts => format!("{name}-seed-{seed}-shift-{shift}"),
                 };
                 let prompts = args.prompts.unwrap_or_else(|| rule_of(table, &method));
-                let mut job = common.job(out, &folder, *seed, &selected, &suite, method);
+                let mut job = common.job(out, &folder, *seed, selected, suite, method);
                 job.request.evaluation.prompts = prompts;
                 jobs.push(job);
             }

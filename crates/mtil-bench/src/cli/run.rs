@@ -14,6 +14,7 @@ use super::{
     checkpoint::{EMBEDDED, Loaded, load_model},
     failed_on,
     job::{Common, Fingerprinted, Job},
+    jobs::{self, End},
     output::Terminal,
     planning::{memory_need, memory_warning, plan},
     selection::Selected,
@@ -24,7 +25,7 @@ use mtil_engine::{
     guard::Guard,
     method::Method,
     metrics::{MatrixFile, MetricsFile},
-    run::{Outcome, RunOptions, run as run_method},
+    run::{Outcome, Progress, RunOptions, run as run_method},
 };
 use mtil_report::{report, reproduce::expand};
 
@@ -44,6 +45,9 @@ pub fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
     ctrlc::set_handler(move || {
         if flag.swap(true, std::sync::atomic::Ordering::Relaxed) {
             std::process::exit(130);
+        }
+        if jobs::is_worker() {
+            return;
         }
         eprintln!("\nstopping after this update (Ctrl-C again: at once)");
     })?;
@@ -123,6 +127,14 @@ pub struct Executed {
 }
 
 impl Executed {
+    fn complete(&mut self, job: &Job, metrics: MetricsFile) -> Result<()> {
+        let name = job.folder.file_name().unwrap_or_default();
+        let metrics = serde_json::to_value::<MetricsFile>(metrics)?;
+        self.results
+            .insert(name.to_string_lossy().into_owned(), metrics);
+        Ok(())
+    }
+
     /// An error if not all runs are done.
     pub fn finish(mut self) -> Result<serde_json::Map<String, serde_json::Value>> {
         if self.stopped {
@@ -149,52 +161,57 @@ fn by_plan(need: Option<(u64, &str)>) -> String {
     })
 }
 
-/// Does the runs one after the other. One that fails does not keep the others from being done.
+/// Does the runs, `parallel` at once, each of several in a process of its own. One that fails does not keep the others from being done.
+///
+/// A worker of another process of this program never comes back from here.
 pub fn execute(
     jobs: &[Job],
+    parallel: usize,
     model: &Loaded,
     device: &Device,
     options: &RunOptions,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
 ) -> Result<Executed> {
+    let one = |job: &Job, progress: &mut dyn Progress| {
+        one_run(job, model, device, options, stop, progress)
+    };
+    if jobs::is_worker() {
+        jobs::serve(jobs, stop, |job, progress| match one(job, progress) {
+            Ok(Outcome::Complete(_)) => End::Complete,
+            Ok(Outcome::Stopped) => End::Stopped,
+            Ok(Outcome::Guarded(message)) => End::Guarded(message),
+            Err(failure) => End::Failed(format!("{failure:#}")),
+        });
+        std::process::exit(0);
+    }
     let mut executed = Executed {
         results: serde_json::Map::new(),
         failures: Vec::new(),
         stopped: false,
     };
-    for job in jobs {
-        let mut progress = Terminal::new();
-        let mut run = || {
-            run_method(
-                &job.request,
-                &job.suite,
-                &model.clip,
-                device,
-                &job.folder,
-                options,
-                stop,
-                &mut progress,
-            )
-        };
-        let word = &job.request.device;
-        let outcome = match device::is_accelerator(word) {
-            false => run().map_err(Into::into),
-            true => device::quietly(run)
-                .map_err(|reason| {
-                    let need = memory_need(std::slice::from_ref(job), &model.clip);
-                    failed_on(word, &reason, &by_plan(need))
-                })
-                .and_then(|outcome| outcome.map_err(Into::into)),
-        };
-        let outcome = outcome.wrap_err_with(|| format!("{}", job.folder.display()));
-        match outcome {
-            Ok(Outcome::Complete(metrics)) => {
-                let name = job.folder.file_name().unwrap_or_default();
-                let metrics = serde_json::to_value::<MetricsFile>(metrics)?;
-                executed
-                    .results
-                    .insert(name.to_string_lossy().into_owned(), metrics);
+    if parallel > jobs.len() {
+        let runs = jobs.len();
+        eprintln!("note: --jobs {parallel} is more than there are runs; {runs} at once");
+    }
+    if parallel > 1 && jobs.len() > 1 {
+        for (job, end) in jobs.iter().zip(jobs::conduct(jobs, parallel, stop)) {
+            match end {
+                Some(End::Complete) => {
+                    executed
+                        .complete(job, MetricsFile::load(&job.folder.join(MetricsFile::NAME))?)?;
+                }
+                // The display has said it.
+                Some(End::Guarded(_)) => {}
+                Some(End::Failed(reason)) => executed.failures.push(jobs::failure(job, &reason)),
+                Some(End::Stopped) | None => executed.stopped = true,
             }
+        }
+        return Ok(executed);
+    }
+    for job in jobs {
+        let outcome = one(job, &mut Terminal::new());
+        match outcome.wrap_err_with(|| format!("{}", job.folder.display())) {
+            Ok(Outcome::Complete(metrics)) => executed.complete(job, metrics)?,
             Ok(Outcome::Guarded(message)) => eprintln!(
                 "{}: ended by the drift guard: {message}",
                 job.folder.display()
@@ -212,6 +229,38 @@ pub fn execute(
         }
     }
     Ok(executed)
+}
+
+/// Does one run in this process.
+fn one_run(
+    job: &Job,
+    model: &Loaded,
+    device: &Device,
+    options: &RunOptions,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Outcome> {
+    let mut run = || {
+        run_method(
+            &job.request,
+            &job.suite,
+            &model.clip,
+            device,
+            &job.folder,
+            options,
+            stop,
+            progress,
+        )
+    };
+    let word = &job.request.device;
+    if !device::is_accelerator(word) {
+        return run().map_err(Into::into);
+    }
+    let outcome = device::quietly(&mut run).map_err(|reason| {
+        let need = memory_need(std::slice::from_ref(job), &model.clip);
+        failed_on(word, &reason, &by_plan(need))
+    });
+    outcome.and_then(|outcome| outcome.map_err(Into::into))
 }
 
 /// Trains and evaluates every method of `args`, then writes the report.
@@ -265,7 +314,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     };
     let mut jobs = Vec::new();
     for seed in &args.seed {
-        let own = if *seed == first || args.selection.shots.is_none() {
+        let own = if *seed == first || !args.selection.drawn() {
             None
         } else {
             Some(args.selection.load(args.quick, *seed)?)
@@ -302,7 +351,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         checkpointing: args.checkpointing,
         ..RunOptions::default()
     };
-    let executed = execute(&jobs, &model, &device, &options, &stop)?;
+    let executed = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
     let folders: Vec<PathBuf> = jobs
         .into_iter()
         .map(|job| job.folder)
