@@ -1,13 +1,14 @@
 //! Draws contact sheets of the mini world: `cargo run --release --example mini_sheet -- <folder>`
-//! writes one PNG of pretraining pairs, one of reference pairs (captions beside them in a text
-//! file) and one a task, a row a class, pictures enlarged four times; and says how fast it drew.
+//! writes one PNG of pretraining pairs, one of reference and one of held-out pairs (captions beside them in a text
+//! file) and one a task of `mini` and of `mini-dev`, a row a class, pictures enlarged four times; and says how fast it drew.
 
 use std::path::Path;
 use std::time::Instant;
 
 use image::RgbImage;
 use mini_world::{
-    IMAGE_SIZE, ReferenceSplit, Split, pretraining_pair, reference_pair, task_image, tasks,
+    IMAGE_SIZE, ReferenceSplit, Split, dev_image, dev_tasks, pretraining_pair, reference_pair,
+    task_image, tasks,
 };
 
 const SCALE: u32 = 4;
@@ -41,23 +42,34 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (columns, seed) = (10u32, 1);
     type Pairs = Vec<(RgbImage, String)>;
     let pretraining: Pairs = (0..80).map(|index| pretraining_pair(seed, index)).collect();
-    let reference: Pairs = (0..40)
-        .map(|index| reference_pair(seed, ReferenceSplit::HeldOut, index))
-        .collect();
-    for (name, pairs) in [("pretraining", pretraining), ("reference", reference)] {
+    let split = |split| -> Pairs {
+        (0..40)
+            .map(|index| reference_pair(seed, split, index))
+            .collect()
+    };
+    for (name, pairs) in [
+        ("pretraining", pretraining),
+        ("reference", split(ReferenceSplit::Train)),
+        ("held-out", split(ReferenceSplit::HeldOut)),
+    ] {
         let (images, captions): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
         sheet(&images, columns).save(folder.join(format!("{name}.png")))?;
         std::fs::write(folder.join(format!("{name}.txt")), captions.join("\n"))?;
     }
-    for (number, task) in tasks().iter().enumerate() {
+    type Draw = fn(u64, usize, Split, u64) -> (RgbImage, usize);
+    let of_mini = tasks().iter().enumerate();
+    let of_mini = of_mini.map(|(number, task)| ("mini", number, task, task_image as Draw));
+    let of_dev = dev_tasks().iter().enumerate();
+    let of_dev = of_dev.map(|(number, task)| ("mini-dev", number, task, dev_image as Draw));
+    for (suite, number, task, draw) in of_mini.chain(of_dev) {
         let classes = task.class_names.len() as u64;
         let images: Vec<RgbImage> = (0..classes * u64::from(columns))
             .map(|cell| {
                 let (class, column) = (cell / u64::from(columns), cell % u64::from(columns));
-                task_image(seed, number, Split::Train, column * classes + class).0
+                draw(seed, number, Split::Train, column * classes + class).0
             })
             .collect();
-        sheet(&images, columns).save(folder.join(format!("task-{number}-{}.png", task.name)))?;
+        sheet(&images, columns).save(folder.join(format!("{suite}-{number}-{}.png", task.name)))?;
     }
     let start = Instant::now();
     let count = 20_000;

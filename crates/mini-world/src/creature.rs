@@ -80,6 +80,20 @@ pub(super) const SPECIES: [(&str, Build); 8] = [
     ("dontar", build(Body::Wide, 1, Crest::Spikes, Feet::Wheel)),
 ];
 
+const fn legs(body: Body, eyes: usize, crest: Crest) -> Build {
+    build(body, eyes, crest, Feet::Legs)
+}
+
+/// The species of `mini-dev`, which pretraining does not show either.
+pub(super) const OTHER_SPECIES: [Build; 6] = [
+    legs(Body::Wide, 3, Crest::Ears),
+    build(Body::Round, 2, Crest::Spikes, Feet::Tentacles),
+    legs(Body::Tall, 3, Crest::Antennae),
+    build(Body::Boxy, 1, Crest::Antennae, Feet::Tentacles),
+    build(Body::Round, 1, Crest::Antennae, Feet::Wheel),
+    legs(Body::Wide, 2, Crest::Horns),
+];
+
 /// Draws a creature at a place whose radius is half its height.
 pub(super) fn draw_creature(canvas: &mut Canvas, build: &Build, place: &Place, colour: Rgb) {
     let dark = scaled(colour, 0.45);

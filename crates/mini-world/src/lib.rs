@@ -7,13 +7,16 @@
 //! shows one domain in a style of its own, so that a pretrained model knows the concepts but
 //! not the looks. The classes of one task, `creatures`, have names that no caption contains.
 //!
+//! Two suites are drawn: `mini`, which is reported on, and `mini-dev`, whose tasks show other domains in other styles, and on which settings
+//! are chosen.
+//!
 //! | file | what |
 //! |---|---|
 //! | `dice` | the random stream of one image |
 //! | `canvas`, `palette`, `pattern` | how to paint |
 //! | `shape`, `font`, `land`, `face`, `creature`, `thing` | what to paint |
 //! | `pretraining` | mixture and captions of the pretraining and reference pairs |
-//! | `task` | the tasks, their styles and difficulties |
+//! | `task`, `dev` | the tasks of `mini` and of `mini-dev`, their styles and difficulties |
 //! | `suite` | the tasks as a [`Suite`](mtil_data::suite::Suite) |
 //! | `conflict` | suites of tasks that contradict each other |
 //! | `tokenizer` | a tokenizer in CLIP's style for the captions |
@@ -22,6 +25,7 @@
 mod canvas;
 mod conflict;
 mod creature;
+mod dev;
 mod dice;
 pub mod embedded;
 mod face;
@@ -44,7 +48,7 @@ use pretraining::Detail;
 pub use conflict::{
     Conflict, ConflictError, conflict_suite, disagreement, parse as parse_conflict,
 };
-pub use suite::{MiniSizes, suite};
+pub use suite::{MiniSizes, dev_suite, suite};
 pub use task::MiniTask;
 pub use tokenizer::{TokenizerBuildError, build_tokenizer};
 
@@ -56,8 +60,11 @@ pub const WORLD_VERSION: u32 = 1;
 /// Name of the embedded suite.
 pub const NAME: &str = "mini";
 
-/// Seed of the pictures of the embedded suite: data, not a setting. Results of different seeds would
-/// not compare.
+/// Name of the suite that settings are chosen on.
+pub const DEV_NAME: &str = "mini-dev";
+
+/// Seed of the embedded suite. A run draws its pictures from it and from its own seed, so that what differs between seeds covers which pictures
+/// are seen.
 pub const SUITE_SEED: u64 = 2026;
 
 /// Width and height of every picture, in pixels.
@@ -86,6 +93,7 @@ const PRETRAINING_DOMAIN: u64 = 1;
 const REFERENCE_DOMAIN: u64 = 2;
 const CONFLICT_DOMAIN: u64 = 3;
 const TASK_DOMAIN: u64 = 16;
+const DEV_DOMAIN: u64 = 64;
 
 /// Pair `index` of the endless pretraining stream: a picture and its caption (lower-case ASCII,
 /// at most 12 words).
@@ -103,19 +111,48 @@ pub fn reference_pair(seed: u64, split: ReferenceSplit, index: u64) -> (RgbImage
     pretraining::draw_pair(dice, Detail::Full)
 }
 
-/// The tasks in their usual order.
+/// The tasks of `mini` in their usual order.
 pub fn tasks() -> &'static [MiniTask] {
     &task::TASKS
 }
 
-/// Image `index` of a task and its class, which is `index` modulo the number of classes.
+/// The tasks of `mini-dev` in their usual order.
+pub fn dev_tasks() -> &'static [MiniTask] {
+    &dev::TASKS
+}
+
+/// Image `index` of a task of `mini` and its class, which is `index` modulo the number of classes.
 ///
 /// # Panics
 /// If there is no such task.
 pub fn task_image(seed: u64, task: usize, split: Split, index: u64) -> (RgbImage, usize) {
-    let class = (index % tasks()[task].class_names.len() as u64) as usize;
-    let dice = &mut Dice::new(seed, TASK_DOMAIN + task as u64, split as u64, index);
-    (task::draw(task, class, dice), class)
+    drawn(
+        &task::TASKS[task],
+        seed,
+        TASK_DOMAIN + task as u64,
+        split,
+        index,
+    )
+}
+
+/// The same of `mini-dev`.
+///
+/// # Panics
+/// If there is no such task.
+pub fn dev_image(seed: u64, task: usize, split: Split, index: u64) -> (RgbImage, usize) {
+    drawn(
+        &dev::TASKS[task],
+        seed,
+        DEV_DOMAIN + task as u64,
+        split,
+        index,
+    )
+}
+
+fn drawn(task: &MiniTask, seed: u64, domain: u64, split: Split, index: u64) -> (RgbImage, usize) {
+    let class = (index % task.class_names.len() as u64) as usize;
+    let dice = &mut Dice::new(seed, domain, split as u64, index);
+    ((task.draw)(class, dice).finish(), class)
 }
 
 #[cfg(test)]

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use image::DynamicImage;
 
-use super::{NAME, ReferenceSplit, Split, WORLD_VERSION, reference_pair, task_image, tasks};
+use super::{
+    DEV_NAME, MiniTask, NAME, ReferenceSplit, Split, WORLD_VERSION, dev_image, dev_tasks,
+    reference_pair, task_image, tasks,
+};
 use mtil_data::data::{DataError, ImageSource};
 use mtil_data::suite::{CaptionedImages, LabelledImages, Suite, Task};
 
@@ -33,8 +36,32 @@ impl Default for MiniSizes {
     }
 }
 
+/// A suite of the world.
+#[derive(Clone, Copy)]
+enum World {
+    Mini,
+    Dev,
+}
+
+impl World {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mini => NAME,
+            Self::Dev => DEV_NAME,
+        }
+    }
+
+    fn tasks(self) -> &'static [MiniTask] {
+        match self {
+            Self::Mini => tasks(),
+            Self::Dev => dev_tasks(),
+        }
+    }
+}
+
 /// Images of one split of a task, or of the reference pairs.
 struct Drawn {
+    world: World,
     seed: u64,
     len: usize,
     what: What,
@@ -51,19 +78,20 @@ impl ImageSource for Drawn {
     }
 
     fn name(&self, index: usize) -> String {
+        let suite = self.world.name();
         match self.what {
             What::Task(task, split) => {
-                let task = &tasks()[task];
+                let task = &self.world.tasks()[task];
                 let class = task.class_names[index % task.class_names.len()];
                 let split = match split {
                     Split::Train => "train",
                     Split::Test => "test",
                 };
-                format!("mini/{}/{split}/{index:06} ({class})", task.name)
+                format!("{suite}/{}/{split}/{index:06} ({class})", task.name)
             }
-            What::Reference(ReferenceSplit::Train) => format!("mini/reference/train/{index:06}"),
+            What::Reference(ReferenceSplit::Train) => format!("{suite}/reference/train/{index:06}"),
             What::Reference(ReferenceSplit::HeldOut) => {
-                format!("mini/reference/held-out/{index:06}")
+                format!("{suite}/reference/held-out/{index:06}")
             }
         }
     }
@@ -80,7 +108,13 @@ impl ImageSource for Drawn {
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
         assert!(index < self.len, "image {index} of {}", self.len);
         let image = match self.what {
-            What::Task(task, split) => task_image(self.seed, task, split, index as u64).0,
+            What::Task(task, split) => {
+                let draw = match self.world {
+                    World::Mini => task_image,
+                    World::Dev => dev_image,
+                };
+                draw(self.seed, task, split, index as u64).0
+            }
             What::Reference(split) => reference_pair(self.seed, split, index as u64).0,
         };
         Ok(DynamicImage::ImageRgb8(image))
@@ -90,18 +124,30 @@ impl ImageSource for Drawn {
 /// The world's tasks and reference pairs as a suite named `mini`. Images are drawn on demand;
 /// the labels and captions are made here.
 pub fn suite(seed: u64, sizes: MiniSizes) -> Suite {
+    of_world(World::Mini, seed, sizes)
+}
+
+/// The suite `mini-dev`, on which settings are chosen and nothing is reported: other tasks, other pictures, other pairs.
+pub fn dev_suite(seed: u64, sizes: MiniSizes) -> Suite {
+    // No pair of one suite is a pair of the other.
+    of_world(World::Dev, !seed, sizes)
+}
+
+fn of_world(world: World, seed: u64, sizes: MiniSizes) -> Suite {
     let labelled = |task: usize, split, len| LabelledImages {
         images: Arc::new(Drawn {
+            world,
             seed,
             len,
             what: What::Task(task, split),
         }),
         labels: (0..len)
-            .map(|index| index % tasks()[task].class_names.len())
+            .map(|index| index % world.tasks()[task].class_names.len())
             .collect(),
     };
     let captioned = |split, len| CaptionedImages {
         images: Arc::new(Drawn {
+            world,
             seed,
             len,
             what: What::Reference(split),
@@ -112,8 +158,9 @@ pub fn suite(seed: u64, sizes: MiniSizes) -> Suite {
     };
     let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
     Suite {
-        name: NAME.to_owned(),
-        tasks: tasks()
+        name: world.name().to_owned(),
+        tasks: world
+            .tasks()
             .iter()
             .enumerate()
             .map(|(index, task)| Task {
@@ -145,6 +192,40 @@ mod tests {
         let of = |seed| suite(seed, sizes).fingerprint();
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));
+    }
+
+    /// Settings are chosen on it: it must not be what is reported on.
+    #[test]
+    fn the_suite_for_choosing_settings_has_other_tasks_pictures_and_pairs() {
+        let sizes = MiniSizes {
+            train_per_task: 20,
+            test_per_task: 20,
+            reference: 30,
+            held_out: 30,
+        };
+        let (mini, dev) = (suite(3, sizes), dev_suite(3, sizes));
+        assert_eq!(dev.name, "mini-dev");
+        dev.check().unwrap();
+        for task in &dev.tasks {
+            assert!(mini.tasks.iter().all(|other| other.name != task.name));
+            let pictures: std::collections::HashSet<Vec<u8>> = [&task.train, &task.test]
+                .into_iter()
+                .flat_map(|half| (0..20).map(|i| half.images.load(i).unwrap().into_bytes()))
+                .collect();
+            assert_eq!(pictures.len(), 40, "{}", task.name);
+        }
+        let pixels = |pairs: &CaptionedImages| -> Vec<Vec<u8>> {
+            let all = 0..pairs.images.len();
+            all.map(|i| pairs.images.load(i).unwrap().into_bytes())
+                .collect()
+        };
+        for (ours, theirs) in [
+            (&mini.reference, &dev.reference),
+            (&mini.held_out, &dev.held_out),
+        ] {
+            let theirs = pixels(theirs);
+            assert!(pixels(ours).iter().all(|picture| !theirs.contains(picture)));
+        }
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! The classification tasks: each shows one domain of the world in a style of its own.
 
-use image::RgbImage;
-
 use super::canvas::{Canvas, Place, Rgb, SIDE, Strokes, mix, scaled, turn_hue};
 use super::creature::{SPECIES, draw_creature};
 use super::dice::{Dice, sine};
@@ -25,6 +23,8 @@ pub struct MiniTask {
     pub templates: &'static [&'static str],
     /// One sentence on what the pictures show.
     pub about: &'static str,
+    /// Draws a picture of a class.
+    pub(super) draw: fn(usize, &mut Dice) -> Canvas,
 }
 
 /// How hard a task is. All values are 0 for the easiest and about 1 for the hardest.
@@ -87,12 +87,13 @@ pub(super) const SHAPES: usize = 0;
 pub(super) const DIGITS: usize = 1;
 pub(super) const SATELLITE: usize = 2;
 pub(super) const CLOTH: usize = 3;
+#[cfg(test)]
 pub(super) const CREATURES: usize = 4;
 pub(super) const FACES: usize = 5;
 pub(super) const FRUIT: usize = 6;
 pub(super) const COUNTING: usize = 7;
 
-/// The tasks in their usual order. The indices above name them.
+/// The tasks of `mini` in their usual order.
 pub(super) const TASKS: [MiniTask; 8] = [
     MiniTask {
         name: "shapes",
@@ -106,6 +107,7 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "a sign in the shape of a {}.",
         ],
         about: "Neon signs in the shape of things, at night on a brick wall.",
+        draw: |class, dice| neon_sign(class, DIFFICULTY[0], dice),
     },
     MiniTask {
         name: "digits",
@@ -118,6 +120,7 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "a handwritten {}.",
         ],
         about: "Digits written by hand with chalk on a smeared blackboard.",
+        draw: |class, dice| chalk_digit(class, DIFFICULTY[1], dice),
     },
     MiniTask {
         name: "satellite",
@@ -131,6 +134,7 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "{} seen from above.",
         ],
         about: "Land from above in false infrared colours, under clouds.",
+        draw: |class, dice| infrared_land(class, DIFFICULTY[2], dice),
     },
     MiniTask {
         name: "cloth",
@@ -150,6 +154,7 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "a {} textile.",
         ],
         about: "Folded cloth of low contrast, woven in a pattern and turned any way.",
+        draw: |class, dice| folded_cloth(class, DIFFICULTY[3], dice),
     },
     MiniTask {
         name: "creatures",
@@ -162,6 +167,7 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "a drawing of a {}.",
         ],
         about: "Eight species of creatures with invented names that pretraining never mentions.",
+        draw: |class, dice| wild_creature(class, DIFFICULTY[4], dice),
     },
     MiniTask {
         name: "faces",
@@ -181,6 +187,7 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "someone who looks {}.",
         ],
         about: "Faces sketched in white pencil on dark paper, tilted and small.",
+        draw: |class, dice| sketched_face(class, DIFFICULTY[5], dice),
     },
     MiniTask {
         name: "fruit",
@@ -193,6 +200,7 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "a piece of {} fruit.",
         ],
         about: "Fruit of a colour in tinted evening light on coloured tables.",
+        draw: |class, dice| evening_fruit(class, DIFFICULTY[6], dice),
     },
     MiniTask {
         name: "counting",
@@ -210,32 +218,13 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "{} under a microscope.",
         ],
         about: "Cells under a microscope, to be counted.",
+        draw: |class, dice| cells(class + 1, DIFFICULTY[7], dice),
     },
 ];
 
 /// A template with the class name in place of `{}`.
 pub(super) fn fill(template: &str, class: &str) -> String {
     template.replace("{}", class)
-}
-
-/// Draws a picture of a class of a task.
-///
-/// # Panics
-/// If there is no such task or class.
-pub(super) fn draw(task: usize, class: usize, dice: &mut Dice) -> RgbImage {
-    let level = DIFFICULTY[task];
-    let mut canvas = match task {
-        SHAPES => neon_sign(class, level, dice),
-        DIGITS => chalk_digit(class, level, dice),
-        SATELLITE => infrared_land(class, level, dice),
-        CLOTH => folded_cloth(class, level, dice),
-        CREATURES => wild_creature(class, level, dice),
-        FACES => sketched_face(class, level, dice),
-        FRUIT => evening_fruit(class, level, dice),
-        _ => cells(class + 1, level, dice),
-    };
-    canvas.noise(level.noise, dice);
-    canvas.finish()
 }
 
 /// The bright colours that light and chalk come in.
@@ -291,6 +280,7 @@ fn neon_sign(class: usize, level: Difficulty, dice: &mut Dice) -> Canvas {
         tubes.line(at, (at.0 + dice.around(7.0), at.1 + dice.around(7.0)));
     }
     canvas.glow(&tubes, 0.8, scaled(dice.pick(&BRIGHT), 0.7));
+    canvas.noise(level.noise, dice);
     canvas
 }
 
@@ -329,6 +319,7 @@ fn chalk_digit(class: usize, level: Difficulty, dice: &mut Dice) -> Canvas {
         0.75 * level.shift,
         dice,
     );
+    canvas.noise(level.noise, dice);
     canvas
 }
 
@@ -349,6 +340,7 @@ fn infrared_land(class: usize, level: Difficulty, dice: &mut Dice) -> Canvas {
         draw_clouds(&mut canvas, 0.2 + 0.4 * level.clutter, dice);
     }
     canvas.soften(0.6 * level.shift * dice.unit());
+    canvas.noise(level.noise, dice);
     canvas
 }
 
@@ -389,6 +381,7 @@ fn folded_cloth(class: usize, level: Difficulty, dice: &mut Dice) -> Canvas {
         let (u, v) = place.local(x + bend * wave, y - bend * wave);
         scaled(mix(first, second, weave.mask(u, v)), 1.0 + depth * wave)
     });
+    canvas.noise(level.noise, dice);
     canvas
 }
 
@@ -420,6 +413,7 @@ fn wild_creature(class: usize, level: Difficulty, dice: &mut Dice) -> Canvas {
         &place,
         shade(colour, 0.08, dice),
     );
+    canvas.noise(level.noise, dice);
     canvas
 }
 
@@ -461,6 +455,7 @@ fn sketched_face(class: usize, level: Difficulty, dice: &mut Dice) -> Canvas {
         accent: mix(paper, pencil, 0.6),
     };
     draw_face(&mut canvas, MOODS[class].0, &place, &style);
+    canvas.noise(level.noise, dice);
     canvas
 }
 
@@ -494,6 +489,7 @@ fn evening_fruit(class: usize, level: Difficulty, dice: &mut Dice) -> Canvas {
         let turned = turn_hue(c, 0.1 * level.shift);
         [0, 1, 2].map(|k| turned[k].clamp(0.0, 1.0) * tint[k] * gain)
     });
+    canvas.noise(level.noise, dice);
     canvas
 }
 
@@ -527,6 +523,7 @@ fn cells(count: usize, level: Difficulty, dice: &mut Dice) -> Canvas {
         canvas.disc(core, radius * 0.36, scaled(tone, 0.45));
     }
     canvas.soften(0.5 * level.shift * dice.unit());
+    canvas.noise(level.noise, dice);
     canvas
 }
 
@@ -542,17 +539,17 @@ mod tests {
             SHAPES,
             crate::shape::SHAPES[..10].iter().map(|s| s.1).collect(),
         );
-        same(SATELLITE, LANDS.iter().map(|s| s.1).collect());
-        same(CLOTH, PATTERNS.iter().map(|s| s.1).collect());
+        same(1, crate::font::NUMBERS.to_vec());
+        same(2, LANDS.iter().map(|s| s.1).collect());
+        same(3, PATTERNS.iter().map(|s| s.1).collect());
         same(CREATURES, SPECIES.iter().map(|s| s.0).collect());
-        same(FACES, MOODS.iter().map(|s| s.1).collect());
-        same(FRUIT, COLOURS[..8].iter().map(|s| s.0).collect());
-        same(DIGITS, crate::font::NUMBERS.to_vec());
+        same(5, MOODS.iter().map(|s| s.1).collect());
+        same(6, COLOURS[..8].iter().map(|s| s.0).collect());
     }
 
     #[test]
     fn templates_have_one_slot() {
-        for task in TASKS {
+        for task in TASKS.iter().chain(&crate::dev::TASKS) {
             assert!(
                 task.templates.iter().all(|t| t.matches("{}").count() == 1),
                 "{}",

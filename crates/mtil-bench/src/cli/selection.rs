@@ -17,6 +17,7 @@ use mtil_data::{
         store::Store,
         transform::{few_shot_suite, rotate, select},
     },
+    seeds,
     suite::{CaptionedImages, Suite, SuiteError},
 };
 
@@ -83,9 +84,10 @@ impl Selection {
         }
     }
 
-    /// Opens the suite and selects from it; the images of few shots are drawn by `seed`. With `quick` the mini world is small.
+    /// Opens the suite and selects from it. The pictures of the mini world and the images of few shots are drawn by `seed`. With `quick` the
+    /// mini world is small.
     pub fn load(&self, quick: bool, seed: u64) -> Result<Selected> {
-        let (mut suite, settings) = self.open(quick)?;
+        let (mut suite, settings) = self.open(quick, seed)?;
         if let Some(path) = &self.texts {
             suite.extras.texts = caption_lines(path)?;
         }
@@ -133,12 +135,21 @@ impl Selection {
         })
     }
 
-    fn open(&self, quick: bool) -> Result<(Suite, String)> {
+    /// Whether seeds have other images.
+    pub fn drawn(&self) -> bool {
         let name = self.suite.as_str();
+        let of_world =
+            [mini::NAME, mini::DEV_NAME].contains(&name) || parse_conflict(name).is_some();
+        of_world || self.shots.is_some()
+    }
+
+    fn open(&self, quick: bool, seed: u64) -> Result<(Suite, String)> {
+        let name = self.suite.as_str();
+        let pictures = seeds::derive(mini::SUITE_SEED, &[seed]);
         let sizes = if quick { QUICK } else { MiniSizes::default() };
         if let Some(conflict) = parse_conflict(name) {
             let (kind, dial) = conflict?;
-            let suite = conflict_suite(kind, dial, mini::SUITE_SEED, sizes)?;
+            let suite = conflict_suite(kind, dial, pictures, sizes)?;
             return Ok((suite, mini::NAME.to_owned()));
         }
         if mtil::SUITES.contains(&name) {
@@ -160,8 +171,11 @@ impl Selection {
             }
             return Ok((suite, name.to_owned()));
         }
-        if name == mini::NAME {
-            return Ok((mini::suite(mini::SUITE_SEED, sizes), name.to_owned()));
+        // Settings are those of the world: what was chosen on one of its suites serves the others.
+        match name {
+            mini::NAME => return Ok((mini::suite(pictures, sizes), mini::NAME.to_owned())),
+            mini::DEV_NAME => return Ok((mini::dev_suite(pictures, sizes), mini::NAME.to_owned())),
+            _ => {}
         }
         let suite = Suite::load(Path::new(name)).map_err(|error| match error {
             SuiteError::Missing { .. } => no_suite(name),

@@ -55,6 +55,10 @@ fn list() {
         "{:20} drawn by the program, with the embedded model",
         mini_world::NAME
     );
+    println!(
+        "{:20} other tasks of the same world, on which settings are chosen",
+        mini_world::DEV_NAME
+    );
     for (name, order) in [
         (mtil::SUITES[0], "alphabetical order"),
         (mtil::SUITES[1], "the second published order"),

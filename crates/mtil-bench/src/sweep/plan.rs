@@ -267,7 +267,9 @@ impl SuiteName {
 
 /// Names of the suites that need no file, without the conflict suites.
 pub fn named_suites() -> impl Iterator<Item = &'static str> {
-    std::iter::once(mini_world::NAME).chain(mtil::SUITES)
+    [mini_world::NAME, mini_world::DEV_NAME]
+        .into_iter()
+        .chain(mtil::SUITES)
 }
 
 /// Opens nothing but the file of a suite: the images may be on other machines only.
@@ -279,9 +281,9 @@ fn name_of_suite(word: &str, directory: &Path) -> Result<SuiteName, PlanError> {
         })?;
         return Ok(SuiteName::Mini(word.to_owned()));
     }
-    if word == mini_world::NAME || mtil::SUITES.contains(&word) {
+    if named_suites().any(|name| name == word) {
         return Ok(match word {
-            mini_world::NAME => SuiteName::Mini(word.to_owned()),
+            mini_world::NAME | mini_world::DEV_NAME => SuiteName::Mini(word.to_owned()),
             _ => SuiteName::Other(word.to_owned()),
         });
     }
