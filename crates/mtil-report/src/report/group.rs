@@ -162,11 +162,35 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Groups runs by method. Finished methods come first, by Average (then Last), best first.
+/// Adds to the names of groups of one method the settings in which they differ.
+fn name_variants(groups: &mut [Group<'_>]) {
+    let names: Vec<String> = groups.iter().map(|g| g.name.clone()).collect();
+    let mut suffixes = vec![String::new(); groups.len()];
+    for (at, name) in names.iter().enumerate() {
+        let others = groups.iter().zip(&names).filter(|(_, n)| *n == name);
+        let others: Vec<&RunData> = others.map(|(g, _)| g.runs[0]).collect();
+        let own = groups[at].runs[0];
+        for (key, value) in &own.settings {
+            if others.iter().any(|o| o.settings.get(key) != Some(value)) {
+                let key = key.strip_prefix("method.").unwrap_or(key);
+                suffixes[at] += &format!(" {key}={value}");
+            }
+        }
+    }
+    for (group, suffix) in groups.iter_mut().zip(suffixes) {
+        group.name += &suffix;
+    }
+}
+
+/// Groups runs by method and settings. Finished methods come first, by Average (then Last), best first.
 pub(super) fn group(runs: &[RunData]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for run in runs {
-        match groups.iter_mut().find(|g| g.name == run.file.method) {
+        let same = |g: &&mut Group<'_>| {
+            let other = g.runs[0];
+            other.file.method == run.file.method && other.settings == run.settings
+        };
+        match groups.iter_mut().find(same) {
             Some(g) => g.runs.push(run),
             None => groups.push(Group {
                 name: run.file.method.clone(),
@@ -176,6 +200,7 @@ pub(super) fn group(runs: &[RunData]) -> Vec<Group<'_>> {
             }),
         }
     }
+    name_variants(&mut groups);
     for g in &mut groups {
         g.runs.sort_by_key(|r| r.file.seed);
         g.figures = Figures::of(&Group::counted(&g.runs));

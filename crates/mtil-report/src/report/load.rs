@@ -68,6 +68,8 @@ pub(super) struct RunData {
     pub has_metrics: bool,
     pub status: Status,
     pub config: Option<String>,
+    /// What was asked for, but for the seed: runs in which it is the same are one row.
+    pub settings: BTreeMap<String, String>,
     pub versions: Vec<(String, String)>,
     pub steps: Vec<Step>,
     /// By task index.
@@ -76,6 +78,32 @@ pub(super) struct RunData {
     pub breaches: Vec<Breach>,
     /// By stage: 0 is the pretrained model.
     pub geometry: BTreeMap<usize, PairGeometry>,
+    /// By task index, where a setting was chosen for each.
+    pub selected: BTreeMap<usize, Selected>,
+}
+
+/// What was chosen for a task.
+#[derive(Debug, Clone)]
+pub(super) struct Selected {
+    /// The setting.
+    pub key: String,
+    pub chosen: String,
+    /// Values and their scores.
+    pub candidates: Vec<(String, f64)>,
+}
+
+impl Selected {
+    fn of(event: &Value) -> Option<Self> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let candidates = event["candidates"].as_array()?.iter();
+        Some(Self {
+            key: text(&event["key"])?,
+            chosen: text(&event["chosen"])?,
+            candidates: candidates
+                .filter_map(|c| Some((text(&c["value"])?, c["score"].as_f64()?)))
+                .collect(),
+        })
+    }
 }
 
 /// How the held-out pairs lie. Each is missing in records of earlier versions.
@@ -296,12 +324,14 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         metrics,
         has_metrics,
         status,
+        settings: config.as_deref().map(settings).unwrap_or_default(),
         config,
         versions,
         steps: Vec::new(),
         ranks: BTreeMap::new(),
         breaches: Vec::new(),
         geometry: BTreeMap::new(),
+        selected: BTreeMap::new(),
     };
     read_events(&mut run, notes)?;
     Ok(run)
@@ -426,6 +456,7 @@ fn read_events(run: &mut RunData, notes: &mut Vec<String>) -> Result<(), ReportE
             notes.push(format!("{} diverged while training {name}.", run.label()));
         }
         match event["event"].as_str() {
+            Some("select") => run.selected.extend(Selected::of(&event).map(|s| (task, s))),
             Some("step") => {
                 let (Some(step), Some(loss)) = (event["step"].as_f64(), event["loss"].as_f64())
                 else {
@@ -522,9 +553,62 @@ fn same_benchmark(first: &RunData, other: &RunData) -> Result<(), ReportError> {
     })
 }
 
+/// The pretrained model's accuracies in every row: their mean over the seeds, which may have images of their own.
+pub(super) fn pretrained<'a>(
+    runs: impl IntoIterator<Item = &'a RunData>,
+) -> Option<AccuracyMatrix> {
+    let mut seeds = BTreeMap::new();
+    for run in runs {
+        if !run.accuracy.zero_shot().is_empty() {
+            seeds.entry(run.file.seed).or_insert(&run.accuracy);
+        }
+    }
+    let first = seeds.values().next()?;
+    let mean = |task: usize| {
+        let of = seeds.values().map(|matrix| matrix.zero_shot()[task]);
+        of.sum::<f64>() / seeds.len() as f64
+    };
+    let zero_shot = (0..first.tasks()).map(mean).collect();
+    let matrix = AccuracyMatrix::new(first.order().to_vec(), zero_shot, Vec::new());
+    matrix.ok()?.as_constant()
+}
+
+/// What a run was asked for, a value each key, without its seed and what follows from that, and without what changes no result.
+fn settings(config: &str) -> BTreeMap<String, String> {
+    const OWN: [&str; 5] = [
+        "seed",
+        "suite_fingerprint",
+        "version",
+        "versions",
+        "method.about",
+    ];
+    fn flatten(prefix: &str, table: &toml::Table, all: &mut BTreeMap<String, String>) {
+        for (key, value) in table {
+            let path = match prefix {
+                "" => key.clone(),
+                prefix => format!("{prefix}.{key}"),
+            };
+            match value {
+                _ if OWN.contains(&path.as_str()) => {}
+                toml::Value::Table(table) => flatten(&path, table, all),
+                value => {
+                    all.insert(path, plain(value));
+                }
+            }
+        }
+    }
+    let mut all = BTreeMap::new();
+    if let Ok(table) = toml::from_str(config) {
+        flatten("", &table, &mut all);
+    }
+    all
+}
+
 fn compare_settings(runs: &[RunData], notes: &mut Vec<String>) {
-    let first = &runs[0];
     for run in &runs[1..] {
+        // Seeds may have images of their own.
+        let same = |other: &&RunData| other.file.seed == run.file.seed;
+        let first = runs.iter().find(same).unwrap_or(&runs[0]);
         if run.file.prompt_rule != first.file.prompt_rule {
             notes.push(format!(
                 "{} was evaluated under the prompt rule “{}”, {} under “{}”: their accuracies \
@@ -536,7 +620,9 @@ fn compare_settings(runs: &[RunData], notes: &mut Vec<String>) {
             ));
         }
         let (a, b) = (first.accuracy.zero_shot(), run.accuracy.zero_shot());
-        let differ = a.len() == b.len() && a.iter().zip(b).any(|(x, y)| (x - y).abs() > 0.05);
+        let differ = run.file.seed == first.file.seed
+            && a.len() == b.len()
+            && a.iter().zip(b).any(|(x, y)| (x - y).abs() > 0.05);
         if differ && run.file.prompt_rule == first.file.prompt_rule {
             notes.push(format!(
                 "{} started from other zero-shot accuracies than {}: another pretrained model \

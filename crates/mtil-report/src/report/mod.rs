@@ -5,12 +5,13 @@
 //! any time, also while a run is under way, and made again years later.
 //!
 //! One report shows one suite in one order: runs of another suite or order are refused with
-//! the difference named, because their figures do not compare. Runs of the same method under
-//! several seeds are shown as mean ± sample standard deviation.
+//! the difference named, because their figures do not compare. A row is one method with the same settings: runs that differ in nothing but
+//! the seed, shown as mean ± sample standard deviation.
 
 mod group;
 mod load;
 mod page;
+mod paired;
 pub mod svg;
 mod terminal;
 

@@ -1,7 +1,7 @@
 //! The headline table as text.
 
 use super::group::{Figures, Group, Spread};
-use super::load::{GuardAction, Loaded, Status};
+use super::load::{GuardAction, Loaded, Status, pretrained};
 use super::page::{bytes, count, duration, outcome};
 
 const HEAD: [&str; 15] = [
@@ -25,7 +25,7 @@ const HEAD: [&str; 15] = [
 pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
     let first = &loaded.runs[0].file;
     let mut rows: Vec<Vec<String>> = vec![HEAD.map(String::from).to_vec()];
-    let constant = loaded.runs.iter().find_map(|r| r.accuracy.as_constant());
+    let constant = pretrained(&loaded.runs);
     if let Some(constant) = constant
         && !groups.iter().any(|g| g.status() == Status::ZeroShot)
     {

@@ -520,3 +520,49 @@ fn sample_report() {
         fs::write(root.join("everything.txt"), table).unwrap();
     }
 }
+
+#[test]
+fn only_runs_that_differ_in_nothing_but_the_seed_are_one_row() {
+    let root = tempfile::tempdir().unwrap();
+    for (folder, seed, lr) in [("a", 1, 0.1), ("b", 2, 0.1), ("c", 1, 0.2), ("d", 2, 0.2)] {
+        let run = Fake {
+            seed,
+            ..fake("gnsp", 0.3, 0.4, 4)
+        };
+        let dir = run.write(root.path(), folder);
+        let config =
+            format!("seed = {seed}\nsuite_fingerprint = \"{folder}\"\n[method]\nlr = {lr}\n");
+        std::fs::write(dir.join("config.toml"), config).unwrap();
+    }
+    let (summary, html) = report(&[root.path().into()]);
+    assert_eq!((summary.methods, summary.runs), (2, 4));
+    for name in ["gnsp lr=0.1", "gnsp lr=0.2"] {
+        assert!(html.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn differences_are_paired_over_seeds_and_may_not_be_separated() {
+    let outcome = |drift: f64, forget: f64| {
+        let root = tempfile::tempdir().unwrap();
+        for seed in 1..=3 {
+            for (method, drift, forget) in [("gnsp", drift, forget), ("finetune", 1.0, 1.0)] {
+                let run = Fake {
+                    seed,
+                    ..fake(method, drift, forget, 6)
+                };
+                run.write(root.path(), &format!("{method}-{seed}"));
+            }
+        }
+        let (summary, html) = report(&[root.path().into()]);
+        assert!(html.contains("How far apart"));
+        (summary.outcome, html)
+    };
+    let (far, html) = outcome(0.1, 0.1);
+    assert!(far.contains("95 % intervals over 3 paired seeds"), "{far}");
+    assert!(!far.contains("not separated"), "{far}");
+    assert!(html.contains("Points above finetune"), "no table");
+    let (near, html) = outcome(1.0, 1.0);
+    assert!(near.contains("not separated"), "{near}");
+    assert!(html.contains("<small>not separated</small>"));
+}

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `outcome`, `head` | the sentence at the top, and what to know before reading on |
 //! | `summary` | the headline table |
+//! | `differences` | how far methods are apart, over seeds that they share |
+//! | `selection` | what was chosen for each task, and from what |
 //! | `breaches` | limits that were crossed |
 //! | `curves` | accuracy over the run: kept and gained, and task by task |
 //! | `matrices` | accuracy matrices |
@@ -17,6 +19,7 @@
 mod breaches;
 mod charts;
 mod curves;
+mod differences;
 mod geometry;
 mod head;
 mod losses;
@@ -24,6 +27,7 @@ mod matrices;
 mod outcome;
 mod ranks;
 mod samples;
+mod selection;
 mod settings;
 mod summary;
 mod words;
@@ -31,7 +35,7 @@ mod words;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::group::Group;
-use super::load::Loaded;
+use super::load::{Loaded, pretrained};
 
 pub(super) use outcome::{Outcome, outcome};
 pub(super) use words::{bytes, count, duration};
@@ -43,7 +47,7 @@ pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> 
         .iter()
         .filter(|g| g.runs.iter().any(|r| !r.accuracy.rows().is_empty()))
         .collect();
-    let zero = loaded.runs.iter().find_map(|r| r.accuracy.as_constant());
+    let zero = pretrained(&loaded.runs);
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -58,6 +62,8 @@ pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> 
                 main {
                     (head::head(loaded, groups, outcome))
                     (summary::headline(groups, zero.as_ref(), order.len()))
+                    (differences::differences(groups))
+                    (selection::selection(groups, order))
                     (breaches::breaches(groups, order))
                     @if !trained.is_empty() && zero.is_some() && order.len() > 1 { (curves::hero(&trained, order.len())) }
                     @if !trained.is_empty() { (curves::per_task(&trained, order, zero.as_ref())) }

@@ -2,7 +2,8 @@
 
 use super::words::plural;
 use crate::report::group::{Figures, Group, Spread};
-use crate::report::load::Status;
+use crate::report::load::{Status, pretrained};
+use crate::report::paired::{Difference, difference};
 use crate::report::svg::number;
 
 /// What came out, from the numbers.
@@ -28,6 +29,17 @@ impl std::fmt::Display for Outcome {
     }
 }
 
+/// A difference in words: separated or not; none with one seed.
+fn apart(difference: &Difference) -> Option<String> {
+    let (low, high) = difference.interval?;
+    let interval = format!("{} to {}", number(low, 1, true), number(high, 1, true));
+    let mean = number(difference.mean, 1, true);
+    Some(match difference.separated()? {
+        true => format!("{mean} ({interval})"),
+        false => format!("not separated ({mean}, {interval})"),
+    })
+}
+
 /// The outcome of the runs. Unfinished ones never take part in a comparison.
 pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
     let done: Vec<&Group<'_>> = groups.iter().filter(|g| g.is_complete()).collect();
@@ -44,6 +56,32 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
             value(base, |f| f.last),
         )
     {
+        let zero = pretrained(groups.iter().flat_map(|g| g.runs.iter().copied()))
+            .and_then(|c| c.transfer())
+            .map(|z| format!("; the pretrained model has {} %", number(z, 1, false)))
+            .unwrap_or_default();
+        let n = |v| number(v, 1, false);
+        let figures = format!(
+            "Transfer {} % against {} %{zero}. Last {} % against {} %.",
+            n(t),
+            n(bt),
+            n(l),
+            n(bl)
+        );
+        let paired = |figure| difference(gnsp, base, figure);
+        if let (Some(transfer), Some(last)) = (paired(|f| f.transfer), paired(|f| f.last))
+            && let (Some(kept), Some(ended)) = (apart(&transfer), apart(&last))
+        {
+            return Outcome {
+                sentence: format!(
+                    "{after}, gnsp against finetune: zero-shot transfer {kept}; final accuracy over all tasks {ended}."
+                ),
+                detail: format!(
+                    "Points, with 95 % intervals over {}. {figures}",
+                    plural(transfer.seeds, "paired seed")
+                ),
+            };
+        }
         // Differences of the figures as printed, so that a reader who subtracts agrees.
         let printed = |v: f64| (v * 10.0).round() / 10.0;
         let kept = match printed(printed(t) - printed(bt)) {
@@ -56,22 +94,9 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
             d if d > 0.0 => format!("{d:.1} points higher on all tasks together"),
             d => format!("{:.1} points lower on all tasks together", -d),
         };
-        let zero = gnsp.runs[0]
-            .accuracy
-            .as_constant()
-            .and_then(|c| c.transfer())
-            .map(|z| format!("; the pretrained model has {} %", number(z, 1, false)))
-            .unwrap_or_default();
-        let n = |v| number(v, 1, false);
         return Outcome {
             sentence: format!("{after}, gnsp kept {kept} and ended {ended}."),
-            detail: format!(
-                "Transfer {} % against {} %{zero}. Last {} % against {} %.",
-                n(t),
-                n(bt),
-                n(l),
-                n(bl)
-            ),
+            detail: format!("{figures} One seed, so there is no interval."),
         };
     }
     let best = |f: fn(&Figures) -> Option<Spread>| {

@@ -1,0 +1,49 @@
+//! What was chosen for each task, and from what.
+
+use maud::{Markup, html};
+
+use crate::report::{group::Group, load::Selected, svg::number};
+
+pub(super) fn selection(groups: &[Group<'_>], order: &[String]) -> Markup {
+    let runs: Vec<_> = groups
+        .iter()
+        .flat_map(|group| group.runs.iter().map(move |run| (group, run)))
+        .filter(|(_, run)| !run.selected.is_empty())
+        .collect();
+    if runs.is_empty() {
+        return html! {};
+    }
+    let scores = |selected: &Selected| {
+        let words = selected.candidates.iter().map(|(value, score)| {
+            let mark = if *value == selected.chosen { "*" } else { "" };
+            format!("{value}{mark} {}", number(*score, 1, false))
+        });
+        words.collect::<Vec<_>>().join(", ")
+    };
+    html! {
+        section {
+            h2 { "What was chosen for each task" }
+            p {
+                "Each value was tried on nine tenths of the training images. Its score is the mean of the accuracy in % on the others and of what is "
+                "left of the pretrained model's R@1 on reference pairs, in %; test images play no part. An asterisk marks the chosen one."
+            }
+            div.scroll tabindex="0" role="region" aria-label="Values chosen for each task" {
+                table {
+                    thead { tr { th scope="col" { "Method" } th scope="col" { "Task" } th scope="col" { "Setting" } th scope="col" { "Value and score" } } }
+                    tbody {
+                        @for (group, run) in &runs {
+                            @for (task, selected) in &run.selected {
+                                tr {
+                                    th scope="row" { (group.name) @if group.runs.len() > 1 { ", seed " (run.file.seed) } }
+                                    td { (order[*task]) }
+                                    td { (selected.key) }
+                                    td { (scores(selected)) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
