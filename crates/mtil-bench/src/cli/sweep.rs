@@ -6,7 +6,10 @@ use clap::{ArgMatches, Args, Subcommand, parser::ValueSource};
 use color_eyre::eyre::{Result, WrapErr, bail, eyre};
 use serde_json::json;
 
-use super::args::RunArgs;
+use super::{
+    args::RunArgs,
+    sweep_run::{self, SweepRunArgs},
+};
 use crate::sweep::{
     Files, Request, RunStatus, Slurm, State, Sweep, command, line, quote, status, totals, write,
 };
@@ -29,6 +32,11 @@ pub enum SweepVerb {
     /// was asked for). Runs go to DIR/runs, what they print to DIR/logs. The lines are independent: any scheduler may do them,
     /// in any order and on any machine that sees DIR; a line done again goes on where its run was stopped. Nothing is run.
     Plan(PlanArgs),
+    /// Do the runs of a sweep on this machine, several at once
+    ///
+    /// Those that are complete are left out, those that were stopped go on. What a run prints goes to its log. Ctrl-C stops all of them
+    /// at their next update.
+    Run(SweepRunArgs),
     /// Say how far the runs of a sweep are
     ///
     /// Reads the folders of the runs, so it may be asked at any time, and on any machine that sees DIR. The exit status is 0
@@ -39,7 +47,7 @@ pub enum SweepVerb {
 /// Arguments of `sweep plan`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  mtil-bench sweep plan sweeps/lr --methods gnsp,finetune --seeds 42,43,44 --set lr=1e-5,2e-5\n  mtil-bench sweep plan sweeps/orders --methods gnsp --suites mtil-order-1,mtil-order-2 --gpus 1 --time 1-00:00:00 -- --data /data/mtil --model openai/ViT-B-16 --device cuda\n\nThen one of\n  sbatch sweeps/lr/sweep.sbatch\n  parallel -j 2 < sweeps/lr/runs.sh\n  bash sweeps/lr/runs.sh"
+    after_help = "Examples:\n  mtil-bench sweep plan sweeps/lr --methods gnsp,finetune --seeds 42,43,44 --set lr=1e-5,2e-5\n  mtil-bench sweep plan sweeps/orders --methods gnsp --suites mtil-order-1,mtil-order-2 --gpus 1 --time 1-00:00:00 -- --data /data/mtil --model openai/ViT-B-16 --device cuda\n\nThen one of\n  mtil-bench sweep run sweeps/lr --jobs 2\n  sbatch sweeps/lr/sweep.sbatch\n  parallel -j 2 < sweeps/lr/runs.sh"
 )]
 pub struct PlanArgs {
     /// Folder of the sweep
@@ -142,6 +150,7 @@ pub struct StatusArgs {
 pub fn sweep(args: &SweepArgs) -> Result<()> {
     match &args.verb {
         SweepVerb::Plan(args) => plan(args),
+        SweepVerb::Run(args) => sweep_run::run(args),
         SweepVerb::Status(args) => show(args),
     }
 }
@@ -191,7 +200,7 @@ fn plan(args: &PlanArgs) -> Result<()> {
     let [list, script, dir] = [files.list(), files.script(), files.root().to_owned()]
         .map(|path| quote(&path.display().to_string()));
     eprintln!(
-        "\n{} runs, one a line of {list}\nwith SLURM: sbatch {script}\nelsewhere:  parallel -j 2 < {list}, or bash {list}\nhow far:    mtil-bench sweep status {dir}",
+        "\n{} runs, one a line of {list}\nhere:       mtil-bench sweep run {dir} --jobs 2\nwith SLURM: sbatch {script}\nelsewhere:  parallel -j 2 < {list}, or bash {list}\nhow far:    mtil-bench sweep status {dir}",
         sweep.runs.len()
     );
     if sweep.runs.len() > DEFAULT_ARRAY {
