@@ -2,10 +2,13 @@
 //! projected. One engine reads it.
 
 mod mechanisms;
+mod tuned;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use tuned::{Candidate, Tuned, TunedMethod};
 
 use crate::eval::PromptRule;
 
@@ -245,66 +248,141 @@ pub fn names() -> Vec<&'static str> {
     BUILT_IN.iter().map(|(name, _)| *name).collect()
 }
 
+/// The file of a method, a built-in one or one on disk.
+fn read(name: &str) -> Result<toml::Table, MethodError> {
+    let built_in = BUILT_IN.iter().find(|(n, _)| *n == name);
+    let text = match built_in {
+        Some((_, text)) => (*text).to_owned(),
+        None if name.ends_with(".toml") => {
+            std::fs::read_to_string(name).map_err(|source| MethodError::Io {
+                path: name.to_owned(),
+                source,
+            })?
+        }
+        None => {
+            return Err(MethodError::Unknown {
+                name: name.to_owned(),
+            });
+        }
+    };
+    toml::from_str(&text).map_err(|e| MethodError::Invalid {
+        name: name.to_owned(),
+        reason: e.to_string(),
+    })
+}
+
+/// Changes one setting, as `key=value`.
+fn apply(table: &mut toml::Table, text: &str) -> Result<(), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("`{text}` is not of the form key=value"))?;
+    // What is asked for all tasks counts for those too that have a setting of their own.
+    let own = match key.trim() {
+        "steps" => Some("steps"),
+        "lr" | "lr_later" => Some("lr"),
+        _ => None,
+    };
+    if let (Some(own), Some(toml::Value::Table(tasks))) = (own, table.get_mut("task")) {
+        for (_, settings) in tasks.iter_mut() {
+            if let toml::Value::Table(settings) = settings {
+                settings.remove(own);
+            }
+        }
+    }
+    let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .or_else(|_| toml::from_str(&format!("value = {value:?}")))
+        .map_err(|e| format!("`{text}`: {e}"))?;
+    let mut nested = value["value"].clone();
+    for part in key.trim().rsplit('.') {
+        nested = toml::Value::Table([(part.to_owned(), nested)].into_iter().collect());
+    }
+    if let toml::Value::Table(values) = nested {
+        merge(table, values);
+    }
+    Ok(())
+}
+
 impl Method {
+    /// Behind the name of a method: with its published settings, not those that were chosen for the suite.
+    pub const PUBLISHED: &'static str = "@published";
+
+    /// The settings of a method that tuning tries besides its learning rate, as its file names them in `[tune]`: keys, and for each the values
+    /// beside its own. A value like `3x` is a multiple of the learning rate.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn own_settings(name: &str) -> Result<Vec<(String, Vec<String>)>, MethodError> {
+        let invalid = |reason: &str| MethodError::Invalid {
+            name: name.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let Some(settings) = read(name)?.remove("tune") else {
+            return Ok(Vec::new());
+        };
+        let wrong = || invalid("`tune` is a table of lists, as in `smoothing = [0.0, 0.1]`");
+        let toml::Value::Table(settings) = settings else {
+            return Err(wrong());
+        };
+        let text = |value: &toml::Value| match value {
+            toml::Value::String(text) => text.clone(),
+            value => value.to_string(),
+        };
+        let settings = settings.iter().map(|(key, values)| {
+            let values = values.as_array().ok_or_else(wrong)?;
+            Ok((key.clone(), values.iter().map(text).collect()))
+        });
+        settings.collect()
+    }
+
     /// Reads a built-in method, or a TOML file, applies its values for `suite` (its table
-    /// `[on.<suite>]`) and then `overrides` (`key=value`, keys may have dots).
+    /// `[on.<suite>]`), those that were chosen for it ([`Tuned`]), and then `overrides` (`key=value`, keys may have dots).
     ///
     /// # Errors
     /// [`MethodError`] naming the method and the key at fault.
     pub fn load(name: &str, suite: &str, overrides: &[String]) -> Result<Self, MethodError> {
-        let built_in = BUILT_IN.iter().find(|(n, _)| *n == name);
-        let text = match built_in {
-            Some((_, text)) => (*text).to_owned(),
-            None if name.ends_with(".toml") => {
-                std::fs::read_to_string(name).map_err(|source| MethodError::Io {
-                    path: name.to_owned(),
-                    source,
-                })?
-            }
-            None => {
-                return Err(MethodError::Unknown {
-                    name: name.to_owned(),
-                });
-            }
-        };
+        let asked = name;
+        let name = asked.strip_suffix(Self::PUBLISHED).unwrap_or(asked);
         let invalid = |reason: String| MethodError::Invalid {
             name: name.to_owned(),
             reason,
         };
-        let mut table: toml::Table = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
+        let mut table = read(name)?;
+        table.remove("tune");
+        if asked != name {
+            let own = table.get("name").and_then(toml::Value::as_str);
+            let own = format!("{}{}", own.unwrap_or(name), Self::PUBLISHED);
+            table.insert("name".to_owned(), toml::Value::String(own));
+        }
+        let chosen = Tuned::of(suite).filter(|_| asked == name);
+        let chosen = chosen.and_then(|tuned| tuned.methods.get(name));
+        let chosen = chosen.map(|method| method.candidates[method.chosen].set.as_slice());
         if let Some(toml::Value::Table(mut on)) = table.remove("on")
             && let Some(toml::Value::Table(values)) = on.remove(suite)
         {
             merge(&mut table, values);
         }
-        for text in overrides {
-            let (key, value) = text
-                .split_once('=')
-                .ok_or_else(|| invalid(format!("`{text}` is not of the form key=value")))?;
-            // What is asked for all tasks counts for those too that have a setting of their own.
-            let own = match key.trim() {
-                "steps" => Some("steps"),
-                "lr" | "lr_later" => Some("lr"),
-                _ => None,
-            };
-            if let (Some(own), Some(toml::Value::Table(tasks))) = (own, table.get_mut("task")) {
-                for (_, settings) in tasks.iter_mut() {
-                    if let toml::Value::Table(settings) = settings {
-                        settings.remove(own);
-                    }
-                }
-            }
-            let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
-                .or_else(|_| toml::from_str(&format!("value = {value:?}")))
-                .map_err(|e| invalid(format!("`{text}`: {e}")))?;
-            let mut nested = value["value"].clone();
-            for part in key.trim().rsplit('.') {
-                nested = toml::Value::Table([(part.to_owned(), nested)].into_iter().collect());
-            }
-            if let toml::Value::Table(values) = nested {
-                merge(&mut table, values);
-            }
+        for text in chosen.unwrap_or_default().iter().chain(overrides) {
+            apply(&mut table, text).map_err(invalid)?;
         }
+        let method: Self = toml::Value::Table(table)
+            .try_into()
+            .map_err(|e: toml::de::Error| invalid(e.to_string()))?;
+        method.check().map_err(invalid)?;
+        Ok(method)
+    }
+
+    /// The same with one setting changed, as `key=value`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn with(&self, change: &str) -> Result<Self, MethodError> {
+        let invalid = |reason: String| MethodError::Invalid {
+            name: self.name.clone(),
+            reason,
+        };
+        let text = toml::to_string(self).map_err(|e| invalid(e.to_string()))?;
+        let mut table: toml::Table = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
+        apply(&mut table, change).map_err(invalid)?;
         let method: Self = toml::Value::Table(table)
             .try_into()
             .map_err(|e: toml::de::Error| invalid(e.to_string()))?;
