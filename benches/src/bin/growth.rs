@@ -114,6 +114,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,
+        select: None,
         version: String::new(),
         method: Method::load("gnsp", "mini", &overrides)?,
     };

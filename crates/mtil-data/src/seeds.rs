@@ -40,6 +40,8 @@ pub const COMPARISON: u64 = 15;
 pub const FISHER: u64 = 16;
 /// Tag of the order of the reference pairs, where they are shuffled.
 pub const REFERENCE_ORDER: u64 = 17;
+/// Images held out of a training set.
+pub const HELD_OUT: u64 = 18;
 
 /// A number for a text, to derive a seed from.
 pub fn of(text: &str) -> u64 {

@@ -23,7 +23,7 @@ use mtil_engine::{
     eval::{EvalOptions, TaskIdentity},
     method::Method,
     metrics::{MatrixFile, MetricsFile},
-    run::{Event, Outcome, Progress, Request, RunError, RunOptions, run},
+    run::{Event, Outcome, Progress, Request, RunError, RunOptions, SCORES, Scored, Select, run},
 };
 
 fn suite(tasks: usize) -> Suite {
@@ -64,6 +64,7 @@ fn request(method: &str, overrides: &[&str]) -> Request {
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,
+        select: None,
         version: "test".to_owned(),
         method: Method::load(method, "mini", &all).unwrap(),
     }
@@ -181,6 +182,62 @@ fn resumes(method: &str, overrides: &[&str]) {
             .matrix
     };
     assert_eq!(matrix(&whole), matrix(&parts), "{method}");
+}
+
+/// A value is chosen for each task by what is held out of its training images. Stopped while a value is tried and while the best one is trained,
+/// the run ends as one that never stopped.
+#[test]
+fn a_setting_is_chosen_for_each_task_and_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let request = Request {
+        select: Some(Select::parse("lr=1e-6,1e-3,3e-2").unwrap()),
+        ..request("gnsp-update", &[])
+    };
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    start(&request, &suite(2), &whole, NEVER).unwrap();
+    for stop_after in [3, 4, 6, 5, 7] {
+        assert_eq!(
+            start(&request, &suite(2), &parts, stop_after).unwrap(),
+            Outcome::Stopped
+        );
+    }
+    start(&request, &suite(2), &parts, NEVER).unwrap();
+    for task in 1..=2 {
+        assert!(
+            weights(&whole, task) == weights(&parts, task),
+            "task {task}"
+        );
+        let scores = |run: &Path| {
+            let path = run.join(format!("select/{task:02}")).join(SCORES);
+            let text = fs::read(&path).unwrap();
+            serde_json::from_slice::<Vec<Scored>>(&text).unwrap()
+        };
+        let found = scores(&whole);
+        assert_eq!(found, scores(&parts));
+        assert_eq!(found.len(), 3);
+        // A rate that breaks the model is not what is chosen.
+        assert!(
+            found[2].score < found[0].score.max(found[1].score),
+            "{found:?}"
+        );
+        assert!(found.iter().all(|s| s.retained.is_some_and(|r| r <= 100.0)));
+    }
+    let events = fs::read_to_string(parts.join("events.jsonl")).unwrap();
+    let chosen: Vec<serde_json::Value> = events
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|event: &serde_json::Value| event["event"] == "select")
+        .collect();
+    assert_eq!(chosen.len(), 2);
+    assert!(chosen.iter().all(|event| event["chosen"] != "3e-2"));
+
+    let mut small = suite(2);
+    small.tasks[0].train.labels.truncate(10);
+    let error = start(&request, &small, &folder.path().join("small"), NEVER).unwrap_err();
+    assert!(
+        error.to_string().contains("`shapes` is too small"),
+        "{error}"
+    );
 }
 
 /// A test for each method, so that they run side by side and a failure names its method.

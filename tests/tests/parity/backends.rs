@@ -95,6 +95,7 @@ mod compared {
             evaluation: EvalOptions::default(),
             guard: Vec::new(),
             skip_bad_images: false,
+            select: None,
             version: "test".to_owned(),
             method: Method::load(method, "mini", &overrides.map(str::to_owned)).unwrap(),
         };

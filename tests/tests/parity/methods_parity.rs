@@ -213,6 +213,7 @@ impl World {
             evaluation,
             guard: Vec::new(),
             skip_bad_images: false,
+            select: None,
             version: "0".to_owned(),
             method: Method::load(preset, "fixture", &overrides).expect("the preset loads"),
         };

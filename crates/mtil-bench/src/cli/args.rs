@@ -53,6 +53,8 @@ pub enum Command {
     Methods(MethodsArgs),
     /// Write many runs as a list of commands that any scheduler can take, or say how far they are
     Sweep(SweepArgs),
+    /// Choose the settings of methods on mini-dev, with the same budget for each
+    Tune(TuneArgs),
     /// List the devices of this build, or compare what the work costs on them
     Device(DeviceArgs),
 }
@@ -96,6 +98,13 @@ pub struct RunArgs {
     /// with commas between make a run each
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Choose the value of a setting for each task, e.g. --select "lr=1e-5,3e-5,1e-4"
+    ///
+    /// Each value is tried from where the task begins, on nine tenths of its training images, and judged by the accuracy on the others and by
+    /// what is left of the pretrained model's retrieval on reference pairs, never by test images. The task is then trained on all its images
+    /// with the best. All scores are in the run and its report.
+    #[arg(long, value_name = "KEY=VALUE,VALUE")]
+    pub select: Option<String>,
     /// Watch for drift after every task, e.g. --guard "accuracy.pets<85" --guard "gap-drift>0.2:stop"
     ///
     /// Quantities: accuracy.TASK (in %), zero-shot-retention (accuracy on tasks not learned yet, as a share of the
@@ -330,6 +339,32 @@ pub struct EmbedArgs {
     /// Print a summary as JSON on standard output
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `tune`.
+#[derive(Debug, Clone, Args)]
+pub struct TuneArgs {
+    /// Methods, with commas between [default: all that train]
+    #[arg(long, value_delimiter = ',')]
+    pub methods: Vec<String>,
+    /// Where the runs go, one folder a candidate, and the choices as tuned.json
+    #[arg(long, default_value = "runs/tune")]
+    pub out: PathBuf,
+    /// Seed of all candidates
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Runs at once, each a process with its share of the threads
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: u16,
+    /// Say what the runs would take and do nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// Few updates, few images: the choices mean nothing
+    #[arg(long)]
+    pub quick: bool,
+    /// Device
+    #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
+    pub device: String,
 }
 
 /// Arguments of `pretrain`.
@@ -748,6 +783,7 @@ impl Cli {
             Some(Command::Classify(args)) => Some(&args.device),
             Some(Command::Embed(args)) => Some(&args.device),
             Some(Command::Pretrain(args)) => Some(&args.device),
+            Some(Command::Tune(args)) => Some(&args.device),
             Some(Command::Eval(args)) => Some(&args.device),
             Some(Command::Reproduce(args)) => Some(&args.device),
             Some(Command::Layers(args)) => Some(&args.device),

@@ -7,9 +7,14 @@ use std::{
 
 use super::{checkpoint::Loaded, selection::Selected};
 use mtil_data::suite::Suite;
-use mtil_engine::{eval::EvalOptions, method::Method, run::Request};
+use mtil_engine::{
+    eval::EvalOptions,
+    method::Method,
+    run::{Request, Select},
+};
 
 /// A run that is asked for.
+#[derive(Clone)]
 pub struct Job {
     /// Its directory.
     pub folder: PathBuf,
@@ -33,6 +38,8 @@ pub struct Common<'a> {
     pub guard: Vec<String>,
     /// Whether unreadable images are left out.
     pub skip_bad_images: bool,
+    /// A setting whose value is chosen for each task.
+    pub select: Option<Select>,
 }
 
 impl Common<'_> {
@@ -64,6 +71,7 @@ impl Common<'_> {
                 evaluation: self.evaluation.clone(),
                 guard: self.guard.clone(),
                 skip_bad_images: self.skip_bad_images,
+                select: self.select.clone().filter(|_| method.trains),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 method,
             },

@@ -10,7 +10,7 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -28,14 +28,37 @@ use super::{
     output::{Said, Words},
 };
 
-/// Set for workers.
+/// Set for workers: which of the program's calls of runs they serve, from 0. What earlier calls did is in their folders.
 const WORKER: &str = "MTIL_BENCH_WORKER";
 /// Rayon's, which the products and the kernels follow.
-const THREADS: &str = "RAYON_NUM_THREADS";
+pub const THREADS: &str = "RAYON_NUM_THREADS";
 
 /// Whether this process is a worker.
 pub fn is_worker() -> bool {
     std::env::var_os(WORKER).is_some()
+}
+
+/// Calls of runs so far.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// What a process does with a call of runs.
+pub enum Role {
+    /// It conducts them, as this call of the program.
+    Conductor(usize),
+    /// It does those that it is told to.
+    Worker,
+    /// It is a worker of a later call, and reads what these runs left.
+    Reader,
+}
+
+/// What this process does with its next call of runs.
+pub fn role() -> Role {
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    match std::env::var(WORKER) {
+        Err(_) => Role::Conductor(call),
+        Ok(served) if served == call.to_string() => Role::Worker,
+        Ok(_) => Role::Reader,
+    }
 }
 
 /// What a worker says.
@@ -133,8 +156,8 @@ enum News {
     Error(String),
 }
 
-/// Does the runs, `parallel` at once; how each ended, in their order. Runs that were not begun have none.
-pub fn conduct(jobs: &[Job], parallel: usize, stop: &AtomicBool) -> Vec<Option<End>> {
+/// Does the runs of a call, `parallel` at once; how each ended, in their order. Runs that were not begun have none.
+pub fn conduct(call: usize, jobs: &[Job], parallel: usize, stop: &AtomicBool) -> Vec<Option<End>> {
     let parallel = parallel.min(jobs.len());
     let queue: Mutex<VecDeque<usize>> = Mutex::new((0..jobs.len()).collect());
     let mut ends: Vec<Option<End>> = vec![None; jobs.len()];
@@ -143,7 +166,7 @@ pub fn conduct(jobs: &[Job], parallel: usize, stop: &AtomicBool) -> Vec<Option<E
     thread::scope(|scope| {
         for worker in 0..parallel {
             let (tell, queue) = (tell.clone(), &queue);
-            scope.spawn(move || work(worker, parallel, queue, stop, &tell));
+            scope.spawn(move || work(call, worker, parallel, queue, stop, &tell));
         }
         drop(tell);
         for news in news {
@@ -173,11 +196,16 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(parallel: usize, ready: Arc<AtomicBool>, tell: mpsc::Sender<News>) -> Result<Self> {
+    fn start(
+        call: usize,
+        parallel: usize,
+        ready: Arc<AtomicBool>,
+        tell: mpsc::Sender<News>,
+    ) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(std::env::args_os().skip(1))
-            .env(WORKER, "1")
+            .env(WORKER, call.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -246,6 +274,7 @@ impl Drop for Worker {
 
 /// Takes runs from the queue and has workers do them, one at a time.
 fn work(
+    call: usize,
     number: usize,
     parallel: usize,
     queue: &Mutex<VecDeque<usize>>,
@@ -267,7 +296,7 @@ fn work(
         let _ = tell.send(News::Begun(number, job));
         let end = match &mut worker {
             Some(worker) => worker.run(job, number, stop, tell),
-            None => start(parallel, stop, tell).and_then(|started| {
+            None => start(call, parallel, stop, tell).and_then(|started| {
                 let worker = worker.insert(started);
                 worker.run(job, number, stop, tell)
             }),
@@ -281,9 +310,14 @@ fn work(
 }
 
 /// A worker that has said that it is ready.
-fn start(parallel: usize, stop: &AtomicBool, tell: &mpsc::Sender<News>) -> Result<Worker> {
+fn start(
+    call: usize,
+    parallel: usize,
+    stop: &AtomicBool,
+    tell: &mpsc::Sender<News>,
+) -> Result<Worker> {
     let ready = Arc::new(AtomicBool::new(false));
-    let mut worker = Worker::start(parallel, ready.clone(), tell.clone())?;
+    let mut worker = Worker::start(call, parallel, ready.clone(), tell.clone())?;
     match worker.next(stop) {
         Some(Line::Ready) => {
             ready.store(true, Ordering::Relaxed);

@@ -87,6 +87,7 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,
+        select: None,
     };
     let mut overrides = Vec::new();
     if args.quick {

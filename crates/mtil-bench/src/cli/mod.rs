@@ -19,6 +19,8 @@ mod run;
 mod selection;
 mod show;
 mod sweep;
+mod sweep_run;
+mod tune;
 mod world;
 
 pub use args::{Cli, Command};
@@ -91,6 +93,7 @@ fn call(cli: Cli) -> Result<()> {
         Some(Command::Suite(args)) => world::suite(&args),
         Some(Command::Methods(args)) => show::methods(&args),
         Some(Command::Sweep(args)) => sweep::sweep(&args),
+        Some(Command::Tune(args)) => tune::tune(&args),
         Some(Command::Device(args)) => devices::devices(&args),
     }
 }

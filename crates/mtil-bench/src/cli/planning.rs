@@ -81,7 +81,12 @@ fn plans<'a>(
             _ => suite_size(&job.suite, clip)?,
         };
         let prompts = job.request.evaluation.prompts;
-        let work = work(&job.request.method, &job.suite, &size, prompts, notes);
+        let mut work = work(&job.request.method, &job.suite, &size, prompts, notes);
+        if let Some(select) = &job.request.select {
+            // Every value is trained with, and then the best.
+            let times = select.values.len() + 1;
+            work.steps.iter_mut().for_each(|steps| *steps *= times);
+        }
         let plan = plan_of(towers, &size, &work)?;
         last = Some((fingerprint, size));
         Ok(plan)

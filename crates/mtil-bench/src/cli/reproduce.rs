@@ -38,6 +38,12 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         }
         return Ok(());
     };
+    if name == mini_world::DEV_NAME {
+        bail!(
+            "`{name}` is the suite that settings are chosen on: nothing is reported on it. The table of the embedded suite is `{}`",
+            mini_world::NAME
+        );
+    }
     let Some(table) = spec(name) else {
         let near = nearest(name, tables().iter().map(|t| t.name));
         let names: Vec<_> = tables().iter().map(|t| t.name).collect();
@@ -160,6 +166,7 @@ fn jobs(
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: args.skip_bad_images,
+        select: None,
     };
     let selection = |shift: usize| Selection {
         data: args.data.clone(),

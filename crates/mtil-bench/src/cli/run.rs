@@ -14,7 +14,7 @@ use super::{
     checkpoint::{EMBEDDED, Loaded, load_model},
     failed_on,
     job::{Common, Fingerprinted, Job},
-    jobs::{self, End},
+    jobs::{self, End, Role},
     output::Terminal,
     planning::{memory_need, memory_warning, plan},
     selection::Selected,
@@ -25,7 +25,7 @@ use mtil_engine::{
     guard::Guard,
     method::Method,
     metrics::{MatrixFile, MetricsFile},
-    run::{Outcome, Progress, RunOptions, run as run_method},
+    run::{Outcome, Progress, RunOptions, Select, run as run_method},
 };
 use mtil_report::{report, reproduce::expand};
 
@@ -175,7 +175,8 @@ pub fn execute(
     let one = |job: &Job, progress: &mut dyn Progress| {
         one_run(job, model, device, options, stop, progress)
     };
-    if jobs::is_worker() {
+    let role = jobs::role();
+    if let Role::Worker = role {
         jobs::serve(jobs, stop, |job, progress| match one(job, progress) {
             Ok(Outcome::Complete(_)) => End::Complete,
             Ok(Outcome::Stopped) => End::Stopped,
@@ -189,12 +190,22 @@ pub fn execute(
         failures: Vec::new(),
         stopped: false,
     };
+    if let Role::Reader = role {
+        for job in jobs {
+            let metrics = MetricsFile::load(&job.folder.join(MetricsFile::NAME));
+            if let Ok(metrics) = metrics {
+                executed.complete(job, metrics)?;
+            }
+        }
+        return Ok(executed);
+    }
     if parallel > jobs.len() {
         let runs = jobs.len();
         eprintln!("note: --jobs {parallel} is more than there are runs; {runs} at once");
     }
-    if parallel > 1 && jobs.len() > 1 {
-        for (job, end) in jobs.iter().zip(jobs::conduct(jobs, parallel, stop)) {
+    if let (Role::Conductor(call), true) = (role, parallel > 1 && jobs.len() > 1) {
+        let ends = jobs::conduct(call, jobs, parallel, stop);
+        for (job, end) in jobs.iter().zip(ends) {
             match end {
                 Some(End::Complete) => {
                     executed
@@ -295,6 +306,13 @@ pub fn run(args: RunArgs) -> Result<()> {
         }
     }
     Guard::parse(&args.guard, &selected.all_tasks)?;
+    let select = args.select.as_deref().map(Select::parse).transpose();
+    let select = select.map_err(|reason| eyre!("--select: {reason}"))?;
+    if let Some(select) = &select {
+        for (_, method) in methods.iter().filter(|(_, method)| method.trains) {
+            select.candidates(method)?;
+        }
+    }
     let model = load_model(&args.model, &args.hints, &device)?;
     let out = args.out.clone().unwrap_or_else(|| {
         let name = name.replace(|c: char| !c.is_alphanumeric() && c != '-', "-");
@@ -311,6 +329,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         evaluation: args.evaluation.options(&selected.settings),
         guard: args.guard.clone(),
         skip_bad_images: args.skip_bad_images,
+        select,
     };
     let mut jobs = Vec::new();
     for seed in &args.seed {

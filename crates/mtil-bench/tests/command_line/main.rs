@@ -1,5 +1,6 @@
 //! The program as a person uses it.
 
+mod jobs;
 mod model;
 
 use std::{

@@ -10,7 +10,7 @@ use fs4::fs_std::FileExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::RunError;
+use super::{RunError, Select};
 use crate::{eval::EvalOptions, method::Method};
 use mtil_data::files;
 
@@ -43,6 +43,9 @@ pub struct Request {
     pub guard: Vec<String>,
     /// Whether unreadable images are left out.
     pub skip_bad_images: bool,
+    /// A setting whose value is chosen for each task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<Select>,
     /// Version of this program.
     pub version: String,
     /// The method with all its values.
@@ -121,6 +124,15 @@ impl RunDirectory {
             write_atomically(&path, text.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// The same directory under the same lock.
+    pub(super) fn share(&self) -> Result<Self, RunError> {
+        let lock = self._lock.try_clone();
+        Ok(Self {
+            path: self.path.clone(),
+            _lock: lock.map_err(|e| RunError::io(&self.path, e))?,
+        })
     }
 
     /// The directory.

@@ -23,7 +23,7 @@ use super::{
     reference::Reference,
     rehearse::{items, keep_images},
     replay::{Items, Joined, Kept},
-    state::{Part, Position, State},
+    state::{Part, Position},
     step::Extras,
     student::{Routed, Student},
     train::{TaskTraining, optimizer, prompts},
@@ -113,6 +113,9 @@ pub fn run(
         Some(folder) => images.with_cache(folder),
         None => images,
     };
+    if let Some(select) = &request.select {
+        select.candidates(method)?;
+    }
     if !options.peers.is_empty() && (method.lora.is_some() || method.experts.is_some()) {
         return Err(RunError::Peers {
             method: method.name.clone(),
@@ -152,20 +155,22 @@ pub fn run(
     outcome
 }
 
-struct Engine<'a> {
-    request: &'a Request,
-    suite: &'a Suite,
-    checkpoint: &'a Clip,
+pub(super) use super::state::State;
+
+pub(super) struct Engine<'a> {
+    pub(super) request: &'a Request,
+    pub(super) suite: &'a Suite,
+    pub(super) checkpoint: &'a Clip,
     /// With autodiff.
-    device: Device,
-    options: &'a RunOptions,
-    directory: RunDirectory,
-    images: Images,
-    heads: HeadCache,
-    guard: Guard,
-    started: Instant,
-    seconds_before: f64,
-    text_changed: bool,
+    pub(super) device: Device,
+    pub(super) options: &'a RunOptions,
+    pub(super) directory: RunDirectory,
+    pub(super) images: Images,
+    pub(super) heads: HeadCache,
+    pub(super) guard: Guard,
+    pub(super) started: Instant,
+    pub(super) seconds_before: f64,
+    pub(super) text_changed: bool,
 }
 
 impl Engine<'_> {
@@ -272,7 +277,7 @@ impl Engine<'_> {
                 state.regression = Some(regression);
                 self.checkpoint.model.clone()
             }
-            None => match self.train(state, stop, progress)? {
+            None => match self.train_selected(state, stop, progress)? {
                 Some(trained) => trained,
                 None => return Ok(false),
             },
@@ -331,8 +336,45 @@ impl Engine<'_> {
         }
     }
 
+    /// Makes the updates of a task, with the value of a setting that is best for it where one is to be chosen.
+    fn train_selected(
+        &mut self,
+        state: &mut State,
+        stop: &AtomicBool,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<ClipModel>, RunError> {
+        let Some(select) = &self.request.select else {
+            return self.train(state, stop, progress);
+        };
+        let Some(method) = self.select(select, state, stop, progress)? else {
+            self.save(state, None)?;
+            return Ok(None);
+        };
+        let request = Request {
+            method,
+            ..self.request.clone()
+        };
+        let mut engine = Engine {
+            request: &request,
+            suite: self.suite,
+            checkpoint: self.checkpoint,
+            device: self.device.clone(),
+            options: self.options,
+            directory: self.directory.share()?,
+            images: self.images.clone(),
+            heads: HeadCache::default(),
+            guard: Guard::default(),
+            started: self.started,
+            seconds_before: self.seconds_before,
+            text_changed: false,
+        };
+        let trained = engine.train(state, stop, progress)?;
+        self.text_changed |= engine.text_changed;
+        Ok(trained)
+    }
+
     /// Makes the updates of a task. Returns the model they end with, on the plain device; none when stopped.
-    fn train(
+    pub(super) fn train(
         &mut self,
         state: &mut State,
         stop: &AtomicBool,

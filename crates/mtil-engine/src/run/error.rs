@@ -89,6 +89,12 @@ pub enum RunError {
         /// The device of the run.
         device: String,
     },
+    /// A setting cannot be chosen for each task.
+    #[error("--select: {0}")]
+    Select(String),
+    /// A changed method makes no sense.
+    #[error(transparent)]
+    Method(#[from] crate::method::MethodError),
     /// A pattern of the method selects no parameter of this model.
     #[error("method `{method}`: pattern `{pattern}` selects no parameter of the model")]
     NoParameter {

@@ -8,6 +8,7 @@
 //! | `student` | the model in training: a CLIP, with adapters if the method has some |
 //! | `step` | one update: the losses of its images, and their gradients |
 //! | `optimizations` | what makes it cheap, each with its switch |
+//! | `select` | a setting chosen for each task, by images held out of its training set |
 //! | `train` | one task: its images, its optimizer, its updates |
 //! | `fixed` | updates on images that stay the same, for timings |
 //! | `reference` | reference pairs: features of the teacher, pixels, alignment targets |
@@ -36,6 +37,7 @@ mod progress;
 mod reference;
 mod rehearse;
 mod replay;
+mod select;
 mod state;
 mod step;
 mod student;
@@ -49,4 +51,5 @@ pub use exemplars::{ExemplarError, Exemplars, Quota};
 pub use fixed::{Step, StepInputs, StepOptions};
 pub use optimizations::Optimizations;
 pub use progress::{Event, Progress};
+pub use select::{SCORES, Scored, Select};
 pub use step::LossParts;

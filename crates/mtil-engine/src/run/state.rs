@@ -103,6 +103,21 @@ pub(super) struct State {
 }
 
 impl State {
+    /// The same at the start of a task, to be trained another way.
+    pub fn branch(&self) -> Self {
+        Self {
+            position: self.position.clone(),
+            model: self.model.clone(),
+            optimizer: Vec::new(),
+            memory: self.memory.clone(),
+            parts: self.parts.clone(),
+            adapters: None,
+            mixtures: None,
+            exemplars: self.exemplars.clone(),
+            regression: None,
+        }
+    }
+
     /// A run that has not begun: `model` is the pretrained one, on the autodiff device.
     pub fn fresh(
         model: ClipModel,

@@ -1,0 +1,159 @@
+//! Several runs at once, and the same bits however many threads compute them.
+
+use std::{fs, path::Path};
+
+use super::{command, fails, mtil_bench, stderr};
+
+const METHODS: &str = "finetune,gnsp-update,zscl,lora,er";
+
+fn arguments(out: &str) -> Vec<&str> {
+    let mut args = vec!["--out", out, "--methods", METHODS, "--quick"];
+    args.extend(["--tasks", "shapes,digits", "--set", "steps=3"]);
+    args
+}
+
+/// Weights after both tasks, and accuracies.
+fn left_by(folder: &Path, method: &str) -> [Vec<u8>; 2] {
+    ["checkpoints/task-02/model.safetensors", "matrix.json"].map(|file| {
+        let path = folder.join(method).join(file);
+        fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    })
+}
+
+#[test]
+fn any_number_of_threads_and_jobs_leaves_the_same_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut args = arguments("jobs");
+    args.extend(["--jobs", "2"]);
+    let output = mtil_bench(folder.path(), &args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("[5/5]"), "{}", stderr(&output));
+    for threads in ["1", "2", "3", "8"] {
+        let mut command = command(folder.path(), &arguments(threads));
+        let output = command.env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert!(output.status.success(), "{threads}: {}", stderr(&output));
+        for method in METHODS.split(',') {
+            let [ours, theirs] =
+                [threads, "jobs"].map(|out| left_by(&folder.path().join(out), method));
+            assert!(ours == theirs, "{method} with {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn numbers_of_jobs_that_make_no_sense_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fails(folder.path(), &["--jobs", "0"], &["'0'", "--jobs"]);
+    let mut args = arguments("few");
+    args.extend(["--jobs", "9"]);
+    let output = mtil_bench(folder.path(), &args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("--jobs 9 is more than there are runs; 5 at once"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+/// Somebody ends a process: its run fails by name, the others do not.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_job_that_dies_does_not_take_the_others() {
+    use std::{process::Stdio, thread, time::Duration};
+
+    let folder = tempfile::tempdir().unwrap();
+    let args = [
+        "--out",
+        "x",
+        "--methods",
+        "finetune,gnsp,zero-shot",
+        "--quick",
+    ];
+    let mut args = args.to_vec();
+    args.extend(["--tasks", "shapes", "--set", "steps=2000", "--jobs", "2"]);
+    args.extend(["--set", "warmup=1", "--save-every", "5"]);
+    let mut command = command(folder.path(), &args);
+    let mut parent = command.stderr(Stdio::piped()).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", parent.id());
+    // A worker has begun when its run has a log.
+    while !folder.path().join("x/gnsp/events.jsonl").exists() {
+        assert!(parent.try_wait().unwrap().is_none(), "it ended by itself");
+        thread::sleep(Duration::from_millis(20));
+    }
+    for child in fs::read_to_string(children).unwrap().split_whitespace() {
+        let killed = std::process::Command::new("kill")
+            .args(["-9", child])
+            .status();
+        assert!(killed.unwrap().success());
+    }
+    let output = parent.wait_with_output().unwrap();
+    let text = stderr(&output);
+    assert!(!output.status.success(), "{text}");
+    for words in [
+        "finetune: failed",
+        "gnsp: failed",
+        "zero-shot: complete",
+        "signal: 9",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert!(folder.path().join("x/report.html").exists());
+}
+
+#[test]
+fn a_sweep_is_done_here_and_only_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let methods = ["--methods", "zero-shot,finetune"];
+    let shared = ["--", "--quick", "--tasks", "shapes", "--no-checkpoints"];
+    let plan = [&["sweep", "plan", "s"][..], &methods, &shared].concat();
+    assert!(mtil_bench(folder.path(), &plan).status.success());
+    let run = ["sweep", "run", "s", "--jobs", "2"];
+    let output = mtil_bench(folder.path(), &run);
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("[2/2]") && text.contains("2 runs: 2 complete"),
+        "{text}"
+    );
+    let again = mtil_bench(folder.path(), &run);
+    assert!(again.status.success());
+    assert!(!stderr(&again).contains("[1/"), "{}", stderr(&again));
+}
+
+#[test]
+fn tuning_has_one_budget_and_writes_what_it_tried() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = [
+        "tune",
+        "--quick",
+        "--methods",
+        "zero-shot,gnsp,rail-primal",
+        "--jobs",
+        "2",
+    ];
+    let output = mtil_bench(folder.path(), &args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let tuned = fs::read(folder.path().join("runs/tune/tuned.json")).unwrap();
+    let tuned: serde_json::Value = serde_json::from_slice(&tuned).unwrap();
+    assert_eq!(tuned["suite"], "mini-dev");
+    let candidates = |method: &str| tuned["methods"][method]["candidates"].as_array().cloned();
+    let gnsp = candidates("gnsp").unwrap();
+    assert_eq!(gnsp.len(), 9);
+    assert!(gnsp.iter().all(|c| c["average"].is_number()), "{gnsp:?}");
+    assert_eq!(candidates("rail-primal").unwrap().len(), 5);
+    assert_eq!(candidates("zero-shot"), None);
+    let best = |c: &serde_json::Value| c["average"].as_f64().unwrap();
+    let chosen = tuned["methods"]["gnsp"]["chosen"].as_u64().unwrap() as usize;
+    assert!(gnsp.iter().all(|c| best(c) <= best(&gnsp[chosen])));
+
+    fails(
+        folder.path(),
+        &["reproduce", "mini-dev"],
+        &["settings are chosen on", "`mini`"],
+    );
+    fails(
+        folder.path(),
+        &["tune", "--methods", "zero-shot"],
+        &["none of zero-shot trains"],
+    );
+}

@@ -1,0 +1,332 @@
+//! Choosing a setting for each task, by images that are held out of its training set.
+
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc, sync::atomic::AtomicBool};
+
+use clip_model::ClipModel;
+use mtil_data::{
+    datasets::transform::Subset,
+    files::write_atomically,
+    seeds,
+    suite::{CaptionedImages, LabelledImages, Suite, Task},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    Event, Progress, RunDirectory, RunError,
+    engine::{Engine, State},
+};
+use crate::{
+    eval::{EvalOptions, Evaluator, HeadCache, PromptRule},
+    guard::Guard,
+    method::Method,
+};
+
+/// A setting whose value is chosen for each task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Select {
+    /// The setting: `lr`.
+    pub key: String,
+    /// Its values, in the order in which they are tried; of equals the first is taken.
+    pub values: Vec<String>,
+}
+
+/// Share of the training images of each class that candidates are judged by; at least one image where a class has two.
+const HELD_OUT: f64 = 0.1;
+
+/// Reference pairs that candidates are judged by.
+const PAIRS: usize = 500;
+
+/// What a candidate came to on a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    /// The value of the setting.
+    pub value: String,
+    /// Accuracy in % on the task's training images that were held out.
+    pub accuracy: f64,
+    /// Which share in % of the pretrained model's R@1 on reference pairs is left, at most 100; none where the suite has none.
+    pub retained: Option<f64>,
+    /// The mean of both, by which a value is chosen.
+    pub score: f64,
+}
+
+/// The file of the scores of a task.
+pub const SCORES: &str = "scores.json";
+
+impl Select {
+    /// Reads `lr=1e-5,3e-5`.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (key, values) = text
+            .split_once('=')
+            .ok_or_else(|| format!("`{text}` is not of the form KEY=VALUE,VALUE"))?;
+        let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
+        let different: BTreeSet<&String> = values.iter().collect();
+        if values.iter().any(String::is_empty) || different.len() < values.len() {
+            return Err(format!(
+                "the values of `{text}` must differ, and none be empty"
+            ));
+        }
+        if values.len() < 2 {
+            return Err(format!(
+                "`{text}` leaves nothing to choose from: give several values with commas between, or --set {text}"
+            ));
+        }
+        Ok(Self {
+            key: key.trim().to_owned(),
+            values,
+        })
+    }
+
+    /// The method with each value.
+    ///
+    /// # Errors
+    /// When the method lacks the setting, a value does not fit it, or its tasks are not trained by updates of weights.
+    pub fn candidates(&self, method: &Method) -> Result<Vec<Method>, RunError> {
+        if method.joint || method.experts.is_some() || method.analytic.is_some() || !method.trains {
+            return Err(RunError::Select(format!(
+                "method `{}` has no tasks whose weights are trained one after the other",
+                method.name
+            )));
+        }
+        let with = |value: &String| Ok(method.with(&format!("{}={value}", self.key))?);
+        self.values.iter().map(with).collect()
+    }
+
+    /// The method with each value for a task alone, where it has settings of single tasks.
+    fn for_task(&self, method: &Method, task: &str) -> Result<Vec<Method>, RunError> {
+        let mut candidates = self.candidates(method)?;
+        for changed in &mut candidates {
+            let (lr, steps) = (changed.lr, changed.steps);
+            match self.key.as_str() {
+                // Whatever a later task or this one has in its place.
+                "lr" => changed.task.entry(task.to_owned()).or_default().lr = Some(lr),
+                "steps" => changed.task.entry(task.to_owned()).or_default().steps = Some(steps),
+                _ => {}
+            }
+        }
+        Ok(candidates)
+    }
+}
+
+/// A task's training images without those that are held out, and a task of these.
+fn split(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), RunError> {
+    let (mut train, mut held) = (Vec::new(), Vec::new());
+    for class in 0..task.class_names.len() {
+        let of_class: Vec<usize> = (0..task.train.labels.len())
+            .filter(|i| task.train.labels[*i] == class)
+            .collect();
+        let count = match of_class.len() {
+            0 | 1 => 0,
+            n => ((n as f64 * HELD_OUT) as usize).max(1),
+        };
+        let seed = seeds::derive(seed, &[seeds::HELD_OUT, class as u64]);
+        let drawn: BTreeSet<usize> = seeds::sample(of_class.len(), count, seed)
+            .into_iter()
+            .collect();
+        for (at, image) in of_class.into_iter().enumerate() {
+            match drawn.contains(&at) {
+                true => held.push(image),
+                false => train.push(image),
+            }
+        }
+    }
+    if held.is_empty() {
+        return Err(RunError::Select(format!(
+            "task `{}` is too small: no class has two training images, one of which could be held out",
+            task.name
+        )));
+    }
+    let some = |mut indices: Vec<usize>| {
+        indices.sort_unstable();
+        LabelledImages {
+            labels: indices.iter().map(|i| task.train.labels[*i]).collect(),
+            images: Arc::new(Subset::new(task.train.images.clone(), indices)),
+        }
+    };
+    Ok((some(train), some(held)))
+}
+
+impl Engine<'_> {
+    /// The method with the value that is best for the task at the position; none when stopped. Candidates that were scored before are not
+    /// trained again, and one in work goes on.
+    pub(super) fn select(
+        &self,
+        select: &Select,
+        state: &State,
+        stop: &AtomicBool,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<Method>, RunError> {
+        let index = state.position.task;
+        let task = &self.suite.tasks[index];
+        let folder = self
+            .directory
+            .path()
+            .join(format!("select/{:02}", index + 1));
+        fs::create_dir_all(&folder).map_err(|e| RunError::io(&folder, e))?;
+        let candidates = select.for_task(&self.request.method, &task.name)?;
+        let mut scored = read(&folder.join(SCORES))?;
+        let seed = seeds::derive(self.request.seed, &[seeds::HELD_OUT, index as u64]);
+        let (train, held) = split(task, seed)?;
+        let mut suite = self.suite.clone();
+        suite.tasks[index].train = train;
+        let judged = self.judged(index, held, seed);
+        for (value, method) in select.values.iter().zip(&candidates) {
+            if scored.iter().any(|s| s.value == *value) {
+                continue;
+            }
+            let request = super::Request {
+                method: method.clone(),
+                select: None,
+                guard: Vec::new(),
+                ..self.request.clone()
+            };
+            let path = folder.join(value.replace(['/', '\\'], "_"));
+            let mut engine = Engine {
+                request: &request,
+                suite: &suite,
+                checkpoint: self.checkpoint,
+                device: self.device.clone(),
+                options: self.options,
+                directory: RunDirectory::open(&path, &request)?,
+                images: self.images.clone(),
+                heads: HeadCache::default(),
+                guard: Guard::default(),
+                started: self.started,
+                seconds_before: self.seconds_before,
+                text_changed: false,
+            };
+            let (seed, device) = (self.request.seed, &self.device);
+            let stored = State::load(&path, method, self.checkpoint, &suite, seed, device)?;
+            let mut own = stored.unwrap_or_else(|| state.branch());
+            let Some(trained) = engine.train(&mut own, stop, progress)? else {
+                return Ok(None);
+            };
+            drop(engine);
+            scored.push(self.score(value, &trained, &judged)?);
+            write(&folder.join(SCORES), &scored)?;
+            // Its weights are no longer needed.
+            fs::remove_dir_all(&path).map_err(|e| RunError::io(&path, e))?;
+        }
+        let mut best = 0;
+        for (at, candidate) in scored.iter().enumerate() {
+            if candidate.score > scored[best].score {
+                best = at;
+            }
+        }
+        let chosen = &scored[best].value;
+        if state.position.step == 0 {
+            let text = format!("{}={chosen} is chosen for task `{}`", select.key, task.name);
+            progress.event(&Event::Note { text: &text });
+            self.directory.append_event(&json!({
+                "event": "select", "task": index, "key": select.key, "chosen": chosen, "candidates": scored,
+            }))?;
+        }
+        let at = select.values.iter().position(|value| value == chosen);
+        Ok(at.map(|at| candidates[at].clone()))
+    }
+
+    /// What candidates are judged on: the held-out images, and reference pairs in place of those that are reported on.
+    fn judged(&self, index: usize, held: LabelledImages, seed: u64) -> Suite {
+        let task = Task {
+            test: held,
+            ..self.suite.tasks[index].clone()
+        };
+        let pairs = self.suite.reference_of(index);
+        let seed = seeds::derive(seed, &[seeds::REFERENCE]);
+        let drawn = seeds::sample(pairs.captions.len(), PAIRS, seed);
+        let mut suite = self.suite.clone();
+        suite.extras = Default::default();
+        suite.tasks = vec![task];
+        suite.held_out = CaptionedImages {
+            captions: drawn.iter().map(|i| pairs.captions[*i].clone()).collect(),
+            images: Arc::new(Subset::new(pairs.images.clone(), drawn)),
+        };
+        suite
+    }
+
+    fn score(&self, value: &str, trained: &ClipModel, judged: &Suite) -> Result<Scored, RunError> {
+        let options = EvalOptions {
+            prompts: PromptRule::First,
+            ..EvalOptions::default()
+        };
+        let evaluator = Evaluator {
+            checkpoint: self.checkpoint,
+            suite: judged,
+            options: &options,
+            images: &self.images,
+            seed: self.request.seed,
+        };
+        let of = |model: &ClipModel| {
+            let (heads, tell) = (&mut HeadCache::default(), &mut |_, _| {});
+            evaluator.evaluate(model, None, None, heads, tell)
+        };
+        let found = of(trained)?.0;
+        let retained = match judged.held_out.captions.is_empty() {
+            true => None,
+            false => {
+                let before = of(&self.checkpoint.model)?.0.retrieval.mean_r1();
+                Some((100.0 * found.retrieval.mean_r1() / before.max(1e-9)).min(100.0))
+            }
+        };
+        let accuracy = found.accuracies[0];
+        Ok(Scored {
+            value: value.to_owned(),
+            accuracy,
+            retained,
+            score: retained.map_or(accuracy, |retained| (accuracy + retained) / 2.0),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<Scored>, RunError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| RunError::Corrupt {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(RunError::io(path, error)),
+    }
+}
+
+fn write(path: &Path, scored: &[Scored]) -> Result<(), RunError> {
+    let text = serde_json::to_string_pretty(scored).unwrap_or_default();
+    write_atomically(path, text.as_bytes()).map_err(|e| RunError::io(path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_to_choose_from_are_several_and_different() {
+        let select = Select::parse("lr = 1e-5, 3e-5,1e-4").unwrap();
+        assert_eq!((select.key.as_str(), select.values.len()), ("lr", 3));
+        for (text, word) in [
+            ("lr", "KEY=VALUE"),
+            ("lr=1e-5", "nothing to choose from"),
+            ("lr=1e-5,1e-5", "must differ"),
+            ("lr=1e-5,", "none be empty"),
+        ] {
+            let error = Select::parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_methods_that_train_weights_task_by_task_have_candidates() {
+        let select = Select::parse("lr=1e-5,3e-5").unwrap();
+        let load = |name| Method::load(name, "", &[]).unwrap();
+        let both = select.candidates(&load("gnsp")).unwrap();
+        assert_eq!([both[0].lr, both[1].lr], [1e-5, 3e-5]);
+        for name in ["joint", "rail-dual", "moe-adapters", "zero-shot"] {
+            assert!(select.candidates(&load(name)).is_err(), "{name}");
+        }
+        let unknown = Select::parse("lrate=1,2").unwrap();
+        let error = unknown.candidates(&load("gnsp")).unwrap_err().to_string();
+        assert!(error.contains("lrate"), "{error}");
+    }
+}
