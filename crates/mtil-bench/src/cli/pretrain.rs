@@ -27,12 +27,12 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     )?);
     let every = (options.steps / 30).max(1);
     let (mut sum, mut count) = (0.0, 0);
-    let checkpoint = train(&options, &device, &stop, &mut |step, loss, scale| {
+    let checkpoint = train(&options, &device, &stop, &mut |step, loss| {
         sum += loss;
         count += 1;
         bar.set_position(step as u64);
         if step % every == 0 || step == 1 {
-            let message = format!("loss {:.3}, logit scale {scale:.1}", sum / count as f32);
+            let message = format!("loss {:.3}", sum / count as f32);
             if bar.is_hidden() {
                 eprintln!("update {step} of {}: {message}", options.steps);
             }
