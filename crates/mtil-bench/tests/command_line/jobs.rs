@@ -74,13 +74,19 @@ fn a_job_that_dies_does_not_take_the_others() {
     args.extend(["--set", "warmup=1", "--save-every", "5"]);
     let mut command = command(folder.path(), &args);
     let mut parent = command.stderr(Stdio::piped()).spawn().unwrap();
-    let children = format!("/proc/{0}/task/{0}/children", parent.id());
+    // A thread each starts them.
+    let threads = format!("/proc/{}/task", parent.id());
     // A worker has begun when its run has a log.
     while !folder.path().join("x/gnsp/events.jsonl").exists() {
         assert!(parent.try_wait().unwrap().is_none(), "it ended by itself");
         thread::sleep(Duration::from_millis(20));
     }
-    for child in fs::read_to_string(children).unwrap().split_whitespace() {
+    let children: String = fs::read_dir(threads)
+        .unwrap()
+        .map(|thread| fs::read_to_string(thread.unwrap().path().join("children")).unwrap() + " ")
+        .collect();
+    assert_eq!(children.split_whitespace().count(), 2, "{children}");
+    for child in children.split_whitespace() {
         let killed = std::process::Command::new("kill")
             .args(["-9", child])
             .status();

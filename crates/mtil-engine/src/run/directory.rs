@@ -221,6 +221,7 @@ mod tests {
             evaluation: EvalOptions::default(),
             guard: Vec::new(),
             skip_bad_images: false,
+            select: None,
             version: "0".to_owned(),
             method: Method::load("gnsp", "mini", &[]).unwrap(),
         }
