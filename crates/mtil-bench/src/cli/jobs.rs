@@ -31,7 +31,14 @@ use super::{
 /// Set for workers: which of the program's calls of runs they serve, from 0. What earlier calls did is in their folders.
 const WORKER: &str = "MTIL_BENCH_WORKER";
 /// Rayon's, which the products and the kernels follow.
-pub const THREADS: &str = "RAYON_NUM_THREADS";
+const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// Gives a process its share of the threads, where nobody has said how many.
+pub fn share_threads(command: &mut Command, parallel: usize) {
+    if std::env::var_os(THREADS).is_none() {
+        command.env(THREADS, (processors() / parallel).max(1).to_string());
+    }
+}
 
 /// Whether this process is a worker.
 pub fn is_worker() -> bool {
@@ -209,9 +216,7 @@ impl Worker {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        if std::env::var_os(THREADS).is_none() {
-            command.env(THREADS, (processors() / parallel).max(1).to_string());
-        }
+        share_threads(&mut command, parallel);
         let mut child = command.spawn()?;
         let (send, lines) = mpsc::channel();
         let errors = Arc::new(Mutex::new(VecDeque::new()));

@@ -9,13 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{jobs::share_threads, run::stop_on_interrupt};
+use crate::sweep::{Files, State, Sweep, command, status, totals};
 use clap::Args;
 use color_eyre::eyre::{Result, WrapErr, eyre};
 use indicatif::{ProgressBar, ProgressStyle};
-use mtil_data::machine::processors;
-
-use super::{jobs::THREADS, run::stop_on_interrupt};
-use crate::sweep::{Files, State, Sweep, command, status, totals};
 
 /// Arguments of `sweep run`.
 #[derive(Debug, Clone, Args)]
@@ -74,9 +72,7 @@ pub fn run(args: &SweepRunArgs) -> Result<()> {
                 .stdin(Stdio::null())
                 .stdout(output.try_clone()?)
                 .stderr(output);
-            if std::env::var_os(THREADS).is_none() {
-                command.env(THREADS, (processors() / parallel).max(1).to_string());
-            }
+            share_threads(&mut command, parallel);
             // An interrupt of the terminal comes to this process alone, which passes it on once.
             #[cfg(unix)]
             std::os::unix::process::CommandExt::process_group(&mut command, 0);

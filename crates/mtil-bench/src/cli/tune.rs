@@ -84,25 +84,20 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
         ..RunOptions::default()
     };
     let mut candidates: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
-    let mut trials = first;
-    for stage in ["learning rates", "settings of their own"] {
-        eprintln!("{stage}: {} runs", trials.len());
-        let jobs = trials.iter().map(|trial| &trial.job);
-        let jobs: Vec<Job> = jobs.cloned().collect();
+    let try_out = |what: &str, trials: Vec<Trial>, found: &mut BTreeMap<String, Vec<_>>| {
+        eprintln!("{what}: {} runs", trials.len());
+        let jobs: Vec<Job> = trials.iter().map(|trial| trial.job.clone()).collect();
         let parallel = args.jobs as usize;
         execute(&jobs, parallel, &tuning.model, &device, &options, &stop)?.finish()?;
         for trial in &trials {
-            let found = trial.found()?;
-            candidates
-                .entry(trial.method.clone())
-                .or_default()
-                .push(found);
+            let of_method = found.entry(trial.method.clone()).or_default();
+            of_method.push(trial.found()?);
         }
-        trials = match stage {
-            "learning rates" => tuning.own_settings(&candidates)?,
-            _ => Vec::new(),
-        };
-    }
+        Ok::<(), color_eyre::eyre::Report>(())
+    };
+    try_out("learning rates", first, &mut candidates)?;
+    let own = tuning.own_settings(&candidates)?;
+    try_out("settings of their own", own, &mut candidates)?;
     let tuned = Tuned {
         criterion: CRITERION.to_owned(),
         suite: mini_world::DEV_NAME.to_owned(),

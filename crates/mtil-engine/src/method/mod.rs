@@ -364,11 +364,7 @@ impl Method {
         for text in chosen.unwrap_or_default().iter().chain(overrides) {
             apply(&mut table, text).map_err(invalid)?;
         }
-        let method: Self = toml::Value::Table(table)
-            .try_into()
-            .map_err(|e: toml::de::Error| invalid(e.to_string()))?;
-        method.check().map_err(invalid)?;
-        Ok(method)
+        Self::of(table).map_err(invalid)
     }
 
     /// The same with one setting changed, as `key=value`.
@@ -383,10 +379,15 @@ impl Method {
         let text = toml::to_string(self).map_err(|e| invalid(e.to_string()))?;
         let mut table: toml::Table = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
         apply(&mut table, change).map_err(invalid)?;
+        Self::of(table).map_err(invalid)
+    }
+
+    /// The method of a table, checked.
+    fn of(table: toml::Table) -> Result<Self, String> {
         let method: Self = toml::Value::Table(table)
             .try_into()
-            .map_err(|e: toml::de::Error| invalid(e.to_string()))?;
-        method.check().map_err(invalid)?;
+            .map_err(|e: toml::de::Error| e.to_string())?;
+        method.check()?;
         Ok(method)
     }
 

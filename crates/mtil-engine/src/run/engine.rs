@@ -354,23 +354,35 @@ impl Engine<'_> {
             method,
             ..self.request.clone()
         };
-        let mut engine = Engine {
-            request: &request,
-            suite: self.suite,
+        let directory = self.directory.share()?;
+        let mut engine = self.another(&request, self.suite, directory);
+        let trained = engine.train(state, stop, progress)?;
+        let text_changed = engine.text_changed;
+        self.text_changed |= text_changed;
+        Ok(trained)
+    }
+
+    /// An engine for training a task of this run by another request, on a suite that may lack some of its images.
+    pub(super) fn another<'b>(
+        &'b self,
+        request: &'b Request,
+        suite: &'b Suite,
+        directory: RunDirectory,
+    ) -> Engine<'b> {
+        Engine {
+            request,
+            suite,
             checkpoint: self.checkpoint,
             device: self.device.clone(),
             options: self.options,
-            directory: self.directory.share()?,
+            directory,
             images: self.images.clone(),
             heads: HeadCache::default(),
             guard: Guard::default(),
             started: self.started,
             seconds_before: self.seconds_before,
             text_changed: false,
-        };
-        let trained = engine.train(state, stop, progress)?;
-        self.text_changed |= engine.text_changed;
-        Ok(trained)
+        }
     }
 
     /// Makes the updates of a task. Returns the model they end with, on the plain device; none when stopped.

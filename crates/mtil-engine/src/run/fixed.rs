@@ -146,19 +146,23 @@ impl Step {
             .class_texts
             .then(|| BTreeMap::from([(TASK, text(&inputs.class_tokens))]));
         let tracked = |pixels: Tensor<4>| Tensor::from_data(pixels.into_data(), &device);
-        let mut pairs = Pairs {
-            pixels: inputs.reference_pixels,
-            teacher_image: Tensor::zeros([1, 1], &plain),
-            teacher_text: Tensor::zeros([1, 1], &plain),
-            student_text: None,
-            tokens: inputs.reference_tokens,
+        let tokens = inputs.reference_tokens;
+        let [teacher_image, teacher_text] = features(
+            model,
+            inputs.reference_pixels.clone(),
+            &tokens,
+            optimizations,
+        );
+        let pairs = Pairs {
+            student_text: optimizations
+                .reference_features
+                .then(|| teacher_text.clone()),
+            teacher_image,
+            teacher_text,
+            pixels: tracked(inputs.reference_pixels),
+            tokens,
             labels: inputs.reference_labels,
         };
-        taught(&mut pairs, model, optimizations);
-        if optimizations.reference_features {
-            pairs.student_text = Some(pairs.teacher_text.clone());
-        }
-        pairs.pixels = tracked(pairs.pixels);
         Ok(Self {
             losses: TaskLosses {
                 method,
@@ -201,7 +205,10 @@ impl Step {
     /// The loss, and the gradients of what trains, projected where the optimizer does not do that; none where the loss is not finite.
     pub fn gradients(&mut self) -> (f32, Option<GradientsParams>) {
         if let (Some(teacher), Some(pairs)) = (&self.teacher, &mut self.images.pairs) {
-            taught(pairs.to_mut(), teacher, self.losses.optimizations);
+            let pairs = pairs.to_mut();
+            let pixels = pairs.pixels.clone().inner();
+            [pairs.teacher_image, pairs.teacher_text] =
+                features(teacher, pixels, &pairs.tokens, self.losses.optimizations);
         }
         let student = self.student.as_mut().expect("an update gives it back");
         let (loss, mut gradients) = self.losses.gradients(student, &self.images, self.steps);
@@ -226,18 +233,18 @@ fn method(site: Site) -> Method {
     Method::load(name, "", &[]).expect("it is one of the program's own")
 }
 
-/// Computes the teacher's features of the pairs, whose pixels may be on the tape.
-fn taught(pairs: &mut Pairs, teacher: &ClipModel, optimizations: Optimizations) {
-    let pixels = pairs.pixels.clone();
-    let pixels = if pixels.device().is_autodiff() {
-        pixels.inner()
-    } else {
-        pixels
-    };
-    let images = optimizations.encode_image(teacher, pixels);
-    let texts = optimizations.encode_text(teacher, &pairs.tokens);
-    pairs.teacher_image = widened(normalize(images));
-    pairs.teacher_text = widened(normalize(texts));
+/// Normalised features of pairs on the plain device: images, texts.
+fn features(
+    model: &ClipModel,
+    pixels: Tensor<4>,
+    tokens: &TokenBatch,
+    optimizations: Optimizations,
+) -> [Tensor<2>; 2] {
+    [
+        optimizations.encode_image(model, pixels),
+        optimizations.encode_text(model, tokens),
+    ]
+    .map(|features| widened(normalize(features)))
 }
 
 /// Removes the gradients of all other parameters.

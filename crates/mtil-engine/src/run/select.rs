@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, fs, path::Path, sync::Arc, sync::atomic::Atomic
 use clip_model::ClipModel;
 use mtil_data::{
     datasets::transform::Subset,
-    files::write_atomically,
     seeds,
     suite::{CaptionedImages, LabelledImages, Suite, Task},
 };
@@ -14,11 +13,11 @@ use serde_json::json;
 
 use super::{
     Event, Progress, RunDirectory, RunError,
+    directory::write_atomically,
     engine::{Engine, State},
 };
 use crate::{
     eval::{EvalOptions, Evaluator, HeadCache, PromptRule},
-    guard::Guard,
     method::Method,
 };
 
@@ -173,6 +172,8 @@ impl Engine<'_> {
         let mut suite = self.suite.clone();
         suite.tasks[index].train = train;
         let judged = self.judged(index, held, seed);
+        // The pretrained model's R@1: the same for all values.
+        let mut before = None;
         for (value, method) in select.values.iter().zip(&candidates) {
             if scored.iter().any(|s| s.value == *value) {
                 continue;
@@ -184,20 +185,8 @@ impl Engine<'_> {
                 ..self.request.clone()
             };
             let path = folder.join(value.replace(['/', '\\'], "_"));
-            let mut engine = Engine {
-                request: &request,
-                suite: &suite,
-                checkpoint: self.checkpoint,
-                device: self.device.clone(),
-                options: self.options,
-                directory: RunDirectory::open(&path, &request)?,
-                images: self.images.clone(),
-                heads: HeadCache::default(),
-                guard: Guard::default(),
-                started: self.started,
-                seconds_before: self.seconds_before,
-                text_changed: false,
-            };
+            let directory = RunDirectory::open(&path, &request)?;
+            let mut engine = self.another(&request, &suite, directory);
             let (seed, device) = (self.request.seed, &self.device);
             let stored = State::load(&path, method, self.checkpoint, &suite, seed, device)?;
             let mut own = stored.unwrap_or_else(|| state.branch());
@@ -205,8 +194,24 @@ impl Engine<'_> {
                 return Ok(None);
             };
             drop(engine);
-            scored.push(self.score(value, &trained, &judged)?);
-            write(&folder.join(SCORES), &scored)?;
+            let (accuracy, recall) = self.judge(&trained, &judged)?;
+            let retained = match recall {
+                Some(recall) => {
+                    if before.is_none() {
+                        before = self.judge(&self.checkpoint.model, &judged)?.1;
+                    }
+                    before.map(|before| (100.0 * recall / before.max(1e-9)).min(100.0))
+                }
+                None => None,
+            };
+            scored.push(Scored {
+                value: value.clone(),
+                accuracy,
+                retained,
+                score: retained.map_or(accuracy, |retained| (accuracy + retained) / 2.0),
+            });
+            let text = serde_json::to_string_pretty(&scored).unwrap_or_default();
+            write_atomically(&folder.join(SCORES), text.as_bytes())?;
             // Its weights are no longer needed.
             fs::remove_dir_all(&path).map_err(|e| RunError::io(&path, e))?;
         }
@@ -247,7 +252,8 @@ impl Engine<'_> {
         suite
     }
 
-    fn score(&self, value: &str, trained: &ClipModel, judged: &Suite) -> Result<Scored, RunError> {
+    /// Accuracy in % on the held-out images, and R@1 on the reference pairs where there are some.
+    fn judge(&self, model: &ClipModel, judged: &Suite) -> Result<(f64, Option<f64>), RunError> {
         let options = EvalOptions {
             prompts: PromptRule::First,
             ..EvalOptions::default()
@@ -259,25 +265,13 @@ impl Engine<'_> {
             images: &self.images,
             seed: self.request.seed,
         };
-        let of = |model: &ClipModel| {
-            let (heads, tell) = (&mut HeadCache::default(), &mut |_, _| {});
-            evaluator.evaluate(model, None, None, heads, tell)
-        };
-        let found = of(trained)?.0;
-        let retained = match judged.held_out.captions.is_empty() {
-            true => None,
-            false => {
-                let before = of(&self.checkpoint.model)?.0.retrieval.mean_r1();
-                Some((100.0 * found.retrieval.mean_r1() / before.max(1e-9)).min(100.0))
-            }
-        };
-        let accuracy = found.accuracies[0];
-        Ok(Scored {
-            value: value.to_owned(),
-            accuracy,
-            retained,
-            score: retained.map_or(accuracy, |retained| (accuracy + retained) / 2.0),
-        })
+        let (heads, tell) = (&mut HeadCache::default(), &mut |_, _| {});
+        let (found, _) = evaluator.evaluate(model, None, None, heads, tell)?;
+        let pairs = !judged.held_out.captions.is_empty();
+        Ok((
+            found.accuracies[0],
+            pairs.then(|| found.retrieval.mean_r1()),
+        ))
     }
 }
 
@@ -290,11 +284,6 @@ fn read(path: &Path) -> Result<Vec<Scored>, RunError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(RunError::io(path, error)),
     }
-}
-
-fn write(path: &Path, scored: &[Scored]) -> Result<(), RunError> {
-    let text = serde_json::to_string_pretty(scored).unwrap_or_default();
-    write_atomically(path, text.as_bytes()).map_err(|e| RunError::io(path, e))
 }
 
 #[cfg(test)]
