@@ -1,5 +1,6 @@
-//! The branches of a transformer block, fused and in Burn's own operations: forward, and forward and backward as GNSP trains them,
-//! with gradients of the MLP's weights and of what comes from the blocks below.
+//! The branches of a transformer block, fused and in Burn's own operations: forward, and forward
+//! and backward as GNSP trains them, with gradients of the MLP's weights and of what comes from the
+//! blocks below.
 //!
 //! `cargo bench -p gnsp-benches --bench clip_kernels`
 

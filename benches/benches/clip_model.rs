@@ -1,4 +1,5 @@
-//! The towers, the tokenizer and the preprocessing: of the embedded model, and of ViT-B/32 with random weights.
+//! The towers, the tokenizer and the preprocessing: of the embedded model, and of ViT-B/32 with
+//! random weights.
 //!
 //! `cargo bench -p gnsp-benches --bench clip_model`
 

@@ -1,4 +1,5 @@
-//! What GNSP adds to training: the Gram matrices of a batch, null spaces, projections, and the memory on disk.
+//! What GNSP adds to training: the Gram matrices of a batch, null spaces, projections, and the
+//! memory on disk.
 //!
 //! `cargo bench -p gnsp-benches --bench gnsp_optimizer`
 

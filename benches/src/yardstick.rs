@@ -1,5 +1,5 @@
-//! Products of matrices that every bench file measures in the same run as its own work. Figures of two machines compare as
-//! ratios to them, not as times.
+//! Products of matrices that every bench file measures in the same run as its own work. Figures of
+//! two machines compare as ratios to them, not as times.
 
 use std::fmt;
 

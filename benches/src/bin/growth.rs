@@ -1,4 +1,5 @@
-//! What a task costs as their number grows: twenty tasks of the mini world, all of one domain but with pictures of their own, by `gnsp`.
+//! What a task costs as their number grows: twenty tasks of the mini world, all of one domain but
+//! with pictures of their own, by `gnsp`.
 //!
 //! ```text
 //! cargo build --release --workspace --bins

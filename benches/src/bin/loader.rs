@@ -4,7 +4,8 @@
 //! loader DIR [--threads N] [--seconds S]   # one JSON line: images a second, and per processor-second
 //! loader DIR --reads N [--threads N]       # N images; resident memory at the start, after each quarter and at the end
 //! ```
-//! `DIR` holds `.jpg` files. Each is read, decoded, resized and cropped to 224 x 224 x 3 bytes, in batches of 50.
+//! `DIR` holds `.jpg` files. Each is read, decoded, resized and cropped to 224 x 224 x 3 bytes, in
+//! batches of 50.
 
 use std::{error::Error, fs, path::PathBuf, time::Instant};
 
@@ -70,7 +71,8 @@ fn load(files: Vec<PathBuf>, threads: usize) -> Result<Loader, DataError> {
 
 fn speed(files: Vec<PathBuf>, threads: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
     let mut loader = load(files, threads)?;
-    // The batches made ahead before the clock starts are as many as those made and not taken at the end.
+    // The batches made ahead before the clock starts are as many as those made and not taken at the
+    // end.
     for batch in loader.by_ref().take(2 * threads) {
         batch?;
     }
@@ -111,7 +113,8 @@ fn memory(files: Vec<PathBuf>, threads: usize, reads: u64) -> Result<(), Box<dyn
 /// Processor time of this process, in the kernel's hundredths of a second.
 fn processor_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Behind the name in brackets, which may hold spaces: user and system time are the 12th and 13th.
+    // Behind the name in brackets, which may hold spaces: user and system time are the 12th and
+    // 13th.
     let fields = stat.rsplit(')').next().unwrap_or_default();
     let ticks = fields.split_whitespace().skip(11).take(2);
     ticks.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / 100.0

@@ -1,13 +1,14 @@
-//! Matrix products at the shapes of training, by each library of a build. `benches/pytorch/products.py` puts the libraries of
-//! Python and of the system beside them.
+//! Matrix products at the shapes of training, by each library of a build.
+//! `benches/pytorch/products.py` puts the libraries of Python and of the system beside them.
 //!
 //! ```text
 //! cargo build --release -p gnsp-benches --bin products [--features blas]
 //! products [--ways flex,faer,blas] [--seconds 0.5]
 //! ```
 //!
-//! A line of JSON for each shape, product and way: `{"shape", "product", "way", "best", "median"}`, in GFLOP/s. The first line is
-//! `{"clock_mhz"}`: the clock that was measured, since virtual machines state another.
+//! A line of JSON for each shape, product and way: `{"shape", "product", "way", "best", "median"}`,
+//! in GFLOP/s. The first line is `{"clock_mhz"}`: the clock that was measured, since virtual
+//! machines state another.
 
 use std::{error::Error, time::Instant};
 
@@ -36,7 +37,8 @@ const CHUNK: usize = 400;
 
 #[derive(Parser)]
 struct Cli {
-    /// flex: Burn's host backend. faer, blas: as the kernels call them, each thread for its own rows
+    /// flex: Burn's host backend. faer, blas: as the kernels call them, each thread for its own
+    /// rows
     #[arg(long, value_delimiter = ',')]
     ways: Vec<String>,
     /// For each measurement, after a first call
@@ -233,8 +235,8 @@ impl Problem {
     }
 }
 
-/// The clock of an x86-64 processor of the last fifteen years, on which a product of integers takes three cycles and an
-/// exclusive or one.
+/// The clock of an x86-64 processor of the last fifteen years, on which a product of integers takes
+/// three cycles and an exclusive or one.
 fn clock_mhz() -> f64 {
     const LINKS: u32 = 20_000_000;
     let factor: u64 = std::hint::black_box(6_364_136_223_846_793_005);

@@ -1,4 +1,5 @@
-//! The work of GNSP at the size of ViT-B/16, for `benches/pytorch` to stand beside (`benches/compare.py` runs both).
+//! The work of GNSP at the size of ViT-B/16, for `benches/pytorch` to stand beside
+//! (`benches/compare.py` runs both).
 //!
 //! ```text
 //! cargo build --release --workspace --bins
@@ -438,7 +439,8 @@ impl Encoder for Apart<'_> {
     }
 }
 
-/// The classifiers of an evaluation with new texts, then those of one after the text tower has not changed.
+/// The classifiers of an evaluation with new texts, then those of one after the text tower has not
+/// changed.
 fn prompts(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Error>> {
     if let Some(other) = off.iter().find(|name| *name != "shared-beginnings") {
         return Err(format!("--off {other}: known is shared-beginnings").into());
@@ -507,7 +509,8 @@ fn median(values: &[f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// One JSON line, with the times (the first apart) and the most memory the process has held, in MB of 10^6 bytes.
+/// One JSON line, with the times (the first apart) and the most memory the process has held, in MB
+/// of 10^6 bytes.
 fn report(mut line: serde_json::Value, seconds: Vec<f64>) {
     line["first_seconds"] = json!(seconds[0]);
     line["seconds"] = json!(seconds[1..]);

@@ -104,8 +104,9 @@ fn pixels(device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, [BATCH, 3, 224, 224]), device)
 }
 
-/// Runs `f` until five seconds have passed and at least twice, after once for warming up; gives the seconds of one call, and those
-/// of all processors together, which other work on the machine disturbs less.
+/// Runs `f` until five seconds have passed and at least twice, after once for warming up; gives the
+/// seconds of one call, and those of all processors together, which other work on the machine
+/// disturbs less.
 fn seconds(mut f: impl FnMut()) -> (f64, f64) {
     f();
     let (start, processors) = (Instant::now(), processor_seconds());
@@ -124,7 +125,8 @@ fn seconds(mut f: impl FnMut()) -> (f64, f64) {
 /// Processor time of this process, in the kernel's hundredths of a second.
 fn processor_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Behind the name in brackets, which may hold spaces: user and system time are the 12th and 13th.
+    // Behind the name in brackets, which may hold spaces: user and system time are the 12th and
+    // 13th.
     let fields = stat.rsplit(')').next().unwrap_or_default();
     let ticks = fields.split_whitespace().skip(11).take(2);
     ticks.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / 100.0

@@ -1,4 +1,5 @@
-//! The projectors of GNSP at the size of ViT-B/16, for `benches/pytorch/projectors.py` to stand beside.
+//! The projectors of GNSP at the size of ViT-B/16, for `benches/pytorch/projectors.py` to stand
+//! beside.
 //!
 //! ```text
 //! cargo build --release -p gnsp-benches

@@ -3,8 +3,9 @@
 use burn::optim::{AdamW, AdamWConfig, AdamWState, LearningRate, Optimizer};
 use burn::tensor::{Device, Tensor};
 
-/// Burn's [`AdamW`] without its variants; on Burn's host backend in one pass on all processors, where Burn makes eleven on one. The
-/// state is Burn's, so checkpoints of the two are interchangeable.
+/// Burn's [`AdamW`] without its variants; on Burn's host backend in one pass on all processors,
+/// where Burn makes eleven on one. The state is Burn's, so checkpoints of the two are
+/// interchangeable.
 ///
 /// The formulas are those of PyTorch (`torch/optim/adamw.py`, `_single_tensor_adamw`).
 #[derive(Clone)]
@@ -85,7 +86,8 @@ impl FusedAdamW {
     }
 }
 
-/// The number that was written: 0.999 in `f32` is not 0.999 in `f64`, and one minus it is off by 1e-5.
+/// The number that was written: 0.999 in `f32` is not 0.999 in `f64`, and one minus it is off by
+/// 1e-5.
 #[cfg(feature = "flex")]
 fn decimal(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| x.into())

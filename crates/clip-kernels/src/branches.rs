@@ -62,8 +62,8 @@ pub enum Queries {
     All,
     /// One position's of each item: an exact saving where nobody reads the others.
     At(Vec<usize>),
-    /// Every position's, to itself and to its ancestors in a tree, whatever the branch's mask: texts that begin alike are then one item, and
-    /// what they share is computed once.
+    /// Every position's, to itself and to its ancestors in a tree, whatever the branch's mask:
+    /// texts that begin alike are then one item, and what they share is computed once.
     Tree(Tree),
 }
 
@@ -79,8 +79,8 @@ struct TreeParts {
 }
 
 impl Tree {
-    /// A tree an item, one after the other: `[batch · n]`, the parent of each position within its item, which stands before it; a root is its
-    /// own. They are checked where they are used.
+    /// A tree an item, one after the other: `[batch · n]`, the parent of each position within its
+    /// item, which stands before it; a root is its own. They are checked where they are used.
     pub fn new(parents: Vec<usize>) -> Self {
         Self(Arc::new(TreeParts {
             parents,
@@ -171,7 +171,8 @@ pub struct ObservedMlp {
 
 static FUSED: AtomicBool = AtomicBool::new(true);
 
-/// Whether the host's kernels may be used, in the whole process: they are unless this says no. For comparing the two ways.
+/// Whether the host's kernels may be used, in the whole process: they are unless this says no. For
+/// comparing the two ways.
 pub fn use_fused_kernels(yes: bool) {
     FUSED.store(yes, Ordering::Relaxed);
 }
@@ -186,15 +187,17 @@ pub(crate) fn on_host<const D: usize>(x: &Tensor<D>) -> bool {
         && x.shape().num_elements() > 0
 }
 
-/// `x + out_proj(attention(in_proj(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class `ResidualAttentionBlock`), with scores divided
-/// by the root of the head's width.
+/// `x + out_proj(attention(in_proj(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class
+/// `ResidualAttentionBlock`), with scores divided by the root of the head's width.
 ///
 /// # Shapes
 /// - `x`: `[batch, n, d]`
-/// - output: `[batch, n, d]`, or `[batch, 1, d]` for [`Queries::At`], which takes each item's row of `x` too
+/// - output: `[batch, n, d]`, or `[batch, 1, d]` for [`Queries::At`], which takes each item's row
+///   of `x` too
 ///
 /// # Panics
-/// On parameters of another width, a number of heads that does not divide it, a position beyond the row, or a parent behind its child.
+/// On parameters of another width, a number of heads that does not divide it, a position beyond the
+/// row, or a parent behind its child.
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if on_host(&x) {
@@ -203,7 +206,8 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
     plain::attention_branch(x, branch, queries)
 }
 
-/// `x + c_proj(activation(c_fc(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class `ResidualAttentionBlock`).
+/// `x + c_proj(activation(c_fc(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class
+/// `ResidualAttentionBlock`).
 ///
 /// # Shapes
 /// - `x` and output: `[batch, n, d]`
@@ -218,8 +222,8 @@ pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
     plain::mlp_branch(x, branch)
 }
 
-/// [`mlp_branch`] for who looks on: with the inputs of its two maps, at every position, though only the output at the positions `read` may
-/// be wanted.
+/// [`mlp_branch`] for who looks on: with the inputs of its two maps, at every position, though only
+/// the output at the positions `read` may be wanted.
 ///
 /// # Shapes
 /// - `x`: `[batch, n, d]`

@@ -1,4 +1,5 @@
-//! The way from Burn's tensors and tape to the host's kernels and back, by Burn's mechanism for custom operations.
+//! The way from Burn's tensors and tape to the host's kernels and back, by Burn's mechanism for
+//! custom operations.
 
 use std::{any::TypeId, fmt, sync::Arc};
 
@@ -156,7 +157,8 @@ pub struct MlpCall {
     epsilon: f32,
 }
 
-/// The operations. Tensors stand in the order input, scale, shift, first weight and bias, second weight and bias.
+/// The operations. Tensors stand in the order input, scale, shift, first weight and bias, second
+/// weight and bias.
 #[backend_extension(Flex, Autodiff)]
 pub trait Branches: Backend {
     #[allow(clippy::too_many_arguments)]

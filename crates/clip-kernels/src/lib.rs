@@ -1,9 +1,12 @@
-//! The two branches of a pre-norm transformer block, each as one operation with its own gradient on Burn's host backend.
+//! The two branches of a pre-norm transformer block, each as one operation with its own gradient on
+//! Burn's host backend.
 //!
-//! Burn computes a block as some thirty operations, most of which it runs on one processor, and keeps what each needs for its
-//! gradient. [`attention_branch`] and [`mlp_branch`] compute the same in one pass per item of the batch on every processor, and keep only what
-//! cannot be had again cheaply. Elsewhere (another backend, another precision, [`use_fused_kernels(false)`](use_fused_kernels)) they are the plain Burn
-//! formulation, which is also what the tests compare with.
+//! Burn computes a block as some thirty operations, most of which it runs on one processor, and
+//! keeps what each needs for its gradient. [`attention_branch`] and [`mlp_branch`] compute the same
+//! in one pass per item of the batch on every processor, and keep only what cannot be had again
+//! cheaply. Elsewhere (another backend, another precision,
+//! [`use_fused_kernels(false)`](use_fused_kernels)) they are the plain Burn formulation, which is
+//! also what the tests compare with.
 //!
 //! | module | what |
 //! |---|---|

@@ -1,4 +1,5 @@
-//! The branches in Burn's own operations: what every backend has, and what the host's kernels are compared with.
+//! The branches in Burn's own operations: what every backend has, and what the host's kernels are
+//! compared with.
 
 use burn::tensor::{
     FloatDType, Int, Tensor, TensorData, activation, module, ops::AttentionModuleOptions,
@@ -67,7 +68,8 @@ fn linear(x: Tensor<3>, map: Linear) -> Tensor<3> {
     module::linear(x, map.weight, Some(map.bias))
 }
 
-/// What is added to the scores so that a position sees itself and its ancestors only, `[batch, 1, n, n]`.
+/// What is added to the scores so that a position sees itself and its ancestors only, `[batch, 1,
+/// n, n]`.
 pub fn tree_bias(x: &Tensor<3>, parents: &[usize]) -> Tensor<4> {
     let [batch, n, _] = x.dims();
     assert_eq!(parents.len(), batch * n, "one parent for each position");

@@ -4,12 +4,15 @@
 //! cargo run --release -p clip-model --example export -- MODEL OUT [--to open-clip] [--dtype f16]
 //! ```
 //!
-//! `MODEL` is what the library loads: OpenAI's archives, open_clip's and Hugging Face's folders, GNSP's and ZSCL's `.pth`, or a
-//! name of the zoo. `OUT/hugging_face` is then a folder for `transformers` and `OUT/open_clip` one for open_clip; the lines of
-//! Python that load them are printed. Each folder is loaded again and compared with the model. `--features FILE` writes a fixed
-//! input and what the model makes of it, to compare in Python (`tests/reference/clip_export_check.py` of the repository does).
+//! `MODEL` is what the library loads: OpenAI's archives, open_clip's and Hugging Face's folders,
+//! GNSP's and ZSCL's `.pth`, or a name of the zoo. `OUT/hugging_face` is then a folder for
+//! `transformers` and `OUT/open_clip` one for open_clip; the lines of Python that load them are
+//! printed. Each folder is loaded again and compared with the model. `--features FILE` writes a
+//! fixed input and what the model makes of it, to compare in Python
+//! (`tests/reference/clip_export_check.py` of the repository does).
 //!
-//! For a model without a tokenizer or image settings only the weights are written, and for `transformers` the configuration.
+//! For a model without a tokenizer or image settings only the weights are written, and for
+//! `transformers` the configuration.
 
 use std::{
     collections::HashMap,
@@ -251,7 +254,8 @@ impl Input {
             .collect::<Vec<_>>();
         let text = &config.text;
         let context = text.max_position_embeddings;
-        // CLIP reads the first of its end tokens, which has the largest id; SigLIP reads the last position.
+        // CLIP reads the first of its end tokens, which has the largest id; SigLIP reads the last
+        // position.
         let end = (text.vocab_size - 1) as u32;
         let row = |number: usize| -> Vec<u32> {
             let words = (number + 1) * (context - 2) / 3;

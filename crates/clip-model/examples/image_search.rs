@@ -6,10 +6,11 @@
 //! cargo run --release -p clip-model --example image_search -- image photos.index QUERY.jpg
 //! ```
 //!
-//! `index` reads only what is new or has another size or time than before, and drops what is gone; run it again whenever the
-//! folder has changed. An image that cannot be read is named and left out. The index is one safetensors file: the features, and
-//! in its metadata the names and a fingerprint of the model. Features of different models do not compare, so a model with
-//! another fingerprint is refused.
+//! `index` reads only what is new or has another size or time than before, and drops what is gone;
+//! run it again whenever the folder has changed. An image that cannot be read is named and left
+//! out. The index is one safetensors file: the features, and in its metadata the names and a
+//! fingerprint of the model. Features of different models do not compare, so a model with another
+//! fingerprint is refused.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -257,7 +258,8 @@ struct Index {
     images: BTreeMap<String, Image>,
 }
 
-/// What is in the metadata of the file: all but the features, which are the rows of the tensor `features`.
+/// What is in the metadata of the file: all but the features, which are the rows of the tensor
+/// `features`.
 #[derive(Serialize, Deserialize)]
 struct About {
     model: String,
@@ -380,7 +382,8 @@ fn rows(matrix: Tensor<2>) -> Vec<Vec<f32>> {
     values.chunks(width).map(<[f32]>::to_vec).collect()
 }
 
-/// The SHA-256 of a model's parameters and image settings: the same for the same model wherever and in whatever format it lies.
+/// The SHA-256 of a model's parameters and image settings: the same for the same model wherever and
+/// in whatever format it lies.
 fn fingerprint(clip: &Clip) -> String {
     struct Hash(Sha256);
     impl ModuleVisitor for Hash {

@@ -1,14 +1,15 @@
-//! Fine-tunes the image tower on a folder of labelled images with LoRA: Burn's adapters, a few thousand parameters instead of
-//! all, and in the end an ordinary checkpoint.
+//! Fine-tunes the image tower on a folder of labelled images with LoRA: Burn's adapters, a few
+//! thousand parameters instead of all, and in the end an ordinary checkpoint.
 //!
 //! ```text
 //! cargo run --release -p clip-model --example lora                                  # drawn pictures, the embedded small CLIP
 //! cargo run --release -p clip-model --example lora -- FOLDER --model openai/ViT-B-16 --out runs/lora
 //! ```
 //!
-//! `FOLDER` holds `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, or only `CLASS/*.jpg`, of which every fifth image is held out.
-//! The names of the folders are the labels. The text tower stays as it is, so what is trained is the cross-entropy of the
-//! zero-shot logits, and every other label can still be asked for.
+//! `FOLDER` holds `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, or only `CLASS/*.jpg`, of which every
+//! fifth image is held out. The names of the folders are the labels. The text tower stays as it is,
+//! so what is trained is the cross-entropy of the zero-shot logits, and every other label can still
+//! be asked for.
 
 use std::{
     collections::BTreeSet,

@@ -4,8 +4,9 @@
 //! cargo run --release -p clip-model --example zero_shot -- MODEL IMAGE... --labels "cat,dog,wooden chair"
 //! ```
 //!
-//! `MODEL` is a folder or a file with a checkpoint, or a name of the zoo such as `openai/ViT-B-16`. Several `--template`s make an
-//! ensemble. The probabilities of a CLIP sum to 1 over the labels; a SigLIP judges each label by itself.
+//! `MODEL` is a folder or a file with a checkpoint, or a name of the zoo such as `openai/ViT-B-16`.
+//! Several `--template`s make an ensemble. The probabilities of a CLIP sum to 1 over the labels; a
+//! SigLIP judges each label by itself.
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
 

@@ -44,7 +44,8 @@ impl Clip {
     /// - output: `[texts, e]`
     ///
     /// # Errors
-    /// [`CheckpointError::NoTexts`] when there are none, [`CheckpointError::Tokenizer`] when the tokenizer fails.
+    /// [`CheckpointError::NoTexts`] when there are none, [`CheckpointError::Tokenizer`] when the
+    /// tokenizer fails.
     pub fn encode_text(&self, texts: &[impl AsRef<str>]) -> Result<Tensor<2>, CheckpointError> {
         if texts.is_empty() {
             return Err(CheckpointError::NoTexts);
@@ -62,7 +63,8 @@ pub struct Prediction {
     pub class: usize,
     /// Its name.
     pub label: String,
-    /// From 0 to 1. Over all classes the probabilities of a CLIP sum to 1; those of a SigLIP are independent of each other.
+    /// From 0 to 1. Over all classes the probabilities of a CLIP sum to 1; those of a SigLIP are
+    /// independent of each other.
     pub probability: f32,
 }
 
@@ -76,11 +78,13 @@ pub struct ZeroShotClassifier {
 }
 
 impl ZeroShotClassifier {
-    /// A classifier for the classes `labels`. Each label is put in place of `{}` in each template; a class is the mean direction of
-    /// its texts, each of length 1 (OpenAI CLIP `notebooks/Prompt_Engineering_for_ImageNet.ipynb`).
+    /// A classifier for the classes `labels`. Each label is put in place of `{}` in each template;
+    /// a class is the mean direction of its texts, each of length 1 (OpenAI CLIP
+    /// `notebooks/Prompt_Engineering_for_ImageNet.ipynb`).
     ///
     /// # Errors
-    /// [`CheckpointError::NoTexts`] without labels or templates, [`CheckpointError::Template`] for a template without `{}`.
+    /// [`CheckpointError::NoTexts`] without labels or templates, [`CheckpointError::Template`] for
+    /// a template without `{}`.
     pub fn new(
         clip: &Clip,
         labels: &[impl AsRef<str>],
@@ -127,8 +131,8 @@ impl ZeroShotClassifier {
         self.classes.clone()
     }
 
-    /// Probabilities of the classes for image features of length 1: a softmax over the scaled similarities, or, in a SigLIP, the
-    /// sigmoid of each.
+    /// Probabilities of the classes for image features of length 1: a softmax over the scaled
+    /// similarities, or, in a SigLIP, the sigmoid of each.
     ///
     /// # Shapes
     /// - `features`: `[images, e]`

@@ -1,5 +1,5 @@
-//! Five tasks of permuted digits with one ten-way head: how much of the earlier ones is forgotten by
-//! plain AdamW, with the gradient projected, and with the update projected.
+//! Five tasks of permuted digits with one ten-way head: how much of the earlier ones is forgotten
+//! by plain AdamW, with the gradient projected, and with the update projected.
 //!
 //! Every task shuffles the pixels of the same drawn digits in its own way, so that nothing about
 //! the pictures helps from one task to the next and all of them compete for the same weights.

@@ -7,10 +7,10 @@ use crate::{BatchNorm, Gram, GramError, TaskNorm};
 
 /// Sums the second moments `XᵀX` of batches of rows, on the device of the rows.
 ///
-/// With both norms the result is `A/‖A‖_F` for `A = Σ_b X_bᵀX_b / ‖X_bᵀX_b‖_F`
-/// (GNSP `src/models/get_data_matrix.py:86-116`). All arithmetic on the device is in `f32`, and the
-/// memory is that of two matrices however many rows are added. On Burn's host backend only the triangles of the symmetric matrices are
-/// computed and kept.
+/// With both norms the result is `A/‖A‖_F` for `A = Σ_b X_bᵀX_b / ‖X_bᵀX_b‖_F` (GNSP
+/// `src/models/get_data_matrix.py:86-116`). All arithmetic on the device is in `f32`, and the
+/// memory is that of two matrices however many rows are added. On Burn's host backend only the
+/// triangles of the symmetric matrices are computed and kept.
 #[derive(Clone, Debug)]
 pub struct GramAccumulator {
     features: usize,

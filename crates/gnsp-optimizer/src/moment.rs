@@ -10,8 +10,9 @@ use crate::GramError;
 
 static ON_HOST: AtomicBool = AtomicBool::new(true);
 
-/// Whether second moments of rows that are on Burn's host backend are computed as symmetric matrices, by half of the products,
-/// and kept as triangles: they are unless this says no, for the whole process. For comparing the two ways.
+/// Whether second moments of rows that are on Burn's host backend are computed as symmetric
+/// matrices, by half of the products, and kept as triangles: they are unless this says no, for the
+/// whole process. For comparing the two ways.
 pub fn use_symmetric_update(yes: bool) {
     ON_HOST.store(yes, Ordering::Relaxed);
 }
@@ -109,8 +110,9 @@ impl Moment {
         }
     }
 
-    /// The largest absolute entry, and the Frobenius norm of the matrices divided by it: squares of the entries themselves leave the
-    /// range of `f32` where the entries do not. Waits for the device.
+    /// The largest absolute entry, and the Frobenius norm of the matrices divided by it: squares of
+    /// the entries themselves leave the range of `f32` where the entries do not. Waits for the
+    /// device.
     pub fn size(&self) -> Result<(f32, f32), GramError> {
         let packed = match self {
             Self::Host(packed) => packed,
@@ -129,8 +131,9 @@ impl Moment {
                 return Ok((largest, norm));
             }
         };
-        // Rows are summed apart and then in order, so that the sum is the same however the work was shared out. Squares of `f32` do not leave
-        // the range of `f64`, and a sum of them is finite where all numbers are.
+        // Rows are summed apart and then in order, so that the sum is the same however the work was
+        // shared out. Squares of `f32` do not leave the range of `f64`, and a sum of them is finite
+        // where all numbers are.
         let sizes: Vec<(f32, f64)> = packed
             .rows()
             .into_par_iter()
@@ -233,13 +236,15 @@ impl Moment {
 /// Sums of a row that are made side by side.
 const LANES: usize = 8;
 
-/// A row that is a multiple of so many numbers long makes the entries of a column share few places of the processor's cache.
+/// A row that is a multiple of so many numbers long makes the entries of a column share few places
+/// of the processor's cache.
 const PAGE: usize = 1024;
 /// Numbers between such rows: a line of the cache.
 const APART: usize = 16;
 
-/// `rows` as a matrix, copied into `spread` where their length would slow the product down: at 3072 features and 3,152 rows it takes
-/// 473 ms with the copy and 657 ms without (two processors, medians of five).
+/// `rows` as a matrix, copied into `spread` where their length would slow the product down: at 3072
+/// features and 3,152 rows it takes 473 ms with the copy and 657 ms without (two processors,
+/// medians of five).
 fn spaced<'a>(
     rows: &'a [f32],
     count: usize,

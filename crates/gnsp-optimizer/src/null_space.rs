@@ -109,8 +109,8 @@ impl NullSpace {
     }
 
     /// Computes the null space of a Gram matrix by the rank rule, the strength, the solver and the
-    /// normalisation of a policy. `device` is where [`Solver::Device`](crate::Solver::Device) works;
-    /// the other solvers run on the host.
+    /// normalisation of a policy. `device` is where [`Solver::Device`](crate::Solver::Device)
+    /// works; the other solvers run on the host.
     ///
     /// # Errors
     ///
@@ -425,8 +425,8 @@ impl NullSpace {
         part.square().sum().sqrt().into_scalar()
     }
 
-    /// The square of what [`residual_of_groups`](Self::residual_of_groups) measures, of one group, in
-    /// `f64` on the host.
+    /// The square of what [`residual_of_groups`](Self::residual_of_groups) measures, of one group,
+    /// in `f64` on the host.
     pub(crate) fn taken_out(&self, group: usize, x: &Mat<f64>) -> f64 {
         let n = self.features;
         let directions = |columns: usize, all: &[f32]| {

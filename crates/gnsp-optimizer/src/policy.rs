@@ -24,7 +24,8 @@ pub enum PolicyError {
     BasisRule(RankRule),
 }
 
-/// All choices of a null-space method. The published ones are presets; change a field to leave them.
+/// All choices of a null-space method. The published ones are presets; change a field to leave
+/// them.
 ///
 /// | preset | site | protected | history | batches, tasks |
 /// |---|---|---|---|---|
@@ -116,9 +117,9 @@ impl Policy {
     }
 
     /// Adam-NSCL: the update of Adam is projected onto the directions whose covariance is at most
-    /// 10 times the smallest (Wang et al. 2021, CVPR; code ShipengWang/Adam-NSCL, `svd_thres` 10 for
-    /// ten tasks of CIFAR-100 and 30 for twenty). Here every row counts, where that code averages
-    /// the inputs of a batch first.
+    /// 10 times the smallest (Wang et al. 2021, CVPR; code ShipengWang/Adam-NSCL, `svd_thres` 10
+    /// for ten tasks of CIFAR-100 and 30 for twenty). Here every row counts, where that code
+    /// averages the inputs of a batch first.
     pub fn adam_nscl() -> Self {
         Self {
             site: Site::Update,

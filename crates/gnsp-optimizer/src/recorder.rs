@@ -40,8 +40,8 @@ pub enum RecordError {
 /// each layer over, on the plain device (`model.valid()`), so that no tape is recorded. Then
 /// [`Memory::absorb`](crate::Memory::absorb) what was recorded.
 ///
-/// The memory is two matrices for each parameter, however many batches there are; on Burn's host backend one triangle for each, and what the
-/// largest layer needs for a product.
+/// The memory is two matrices for each parameter, however many batches there are; on Burn's host
+/// backend one triangle for each, and what the largest layer needs for a product.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     policy: Policy,

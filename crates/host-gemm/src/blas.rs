@@ -1,7 +1,7 @@
 //! The system's BLAS.
 //!
-//! Each call computes on the thread that makes it; threads are Rayon's. A product is cut by its shape and not by the
-//! number of threads, so its bits do not depend on them.
+//! Each call computes on the thread that makes it; threads are Rayon's. A product is cut by its
+//! shape and not by the number of threads, so its bits do not depend on them.
 
 use arrays::linalg::general_mat_mul;
 use faer::{Accum, MatMut, MatRef, Par};

@@ -5,8 +5,8 @@ use std::{fmt, sync::OnceLock};
 /// The environment variable that forces a library: `faer` or `blas`.
 pub const VARIABLE: &str = "HOST_GEMM";
 
-/// Variables that keep a BLAS from starting threads of its own: threads are Rayon's, and each of them calls the BLAS.
-/// Libraries read them when they are loaded, before `main`.
+/// Variables that keep a BLAS from starting threads of its own: threads are Rayon's, and each of
+/// them calls the BLAS. Libraries read them when they are loaded, before `main`.
 pub const SINGLE_THREAD: [(&str, &str); 4] = [
     ("OPENBLAS_NUM_THREADS", "1"),
     ("BLIS_NUM_THREADS", "1"),
@@ -118,16 +118,19 @@ pub enum ChoiceError {
          of the largest; a newer version may know the processor, or, for OpenBLAS, OPENBLAS_CORETYPE=Haswell help"
     )]
     Wrong {
-        /// Of the checked entries, relative to the largest one; not a number where one of them is not.
+        /// Of the checked entries, relative to the largest one; not a number where one of them is
+        /// not.
         difference: f64,
     },
 }
 
-/// The library in use: by [`VARIABLE`], and where it is not set by processor. Without feature `blas` it is faer. With it,
-/// it is the BLAS on processors without AVX-512, where OpenBLAS was measured to be faster, and faer on those with
-/// (`BENCHMARKS.md`). A BLAS is used only after a check that its products are right.
+/// The library in use: by [`VARIABLE`], and where it is not set by processor. Without feature
+/// `blas` it is faer. With it, it is the BLAS on processors without AVX-512, where OpenBLAS was
+/// measured to be faster, and faer on those with (`BENCHMARKS.md`). A BLAS is used only after a
+/// check that its products are right.
 ///
-/// Chosen at the first call, and then kept for the process: two products of one training step must not differ in it.
+/// Chosen at the first call, and then kept for the process: two products of one training step must
+/// not differ in it.
 pub fn choice() -> &'static Choice {
     static CHOICE: OnceLock<Choice> = OnceLock::new();
     CHOICE.get_or_init(|| {
@@ -177,7 +180,8 @@ fn check() -> Result<(), ChoiceError> {
     Err(ChoiceError::NotCompiledIn)
 }
 
-/// Compares products of the BLAS with sums in `f64`: old versions compute wrong ones on processors that they do not know.
+/// Compares products of the BLAS with sums in `f64`: old versions compute wrong ones on processors
+/// that they do not know.
 #[cfg(feature = "blas")]
 fn check() -> Result<(), ChoiceError> {
     use faer::{Accum, MatMut, MatRef, Par};

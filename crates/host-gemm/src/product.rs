@@ -38,7 +38,8 @@ pub fn product(
     product_by(choice().library, output, accum, a, b, factor, par);
 }
 
-/// [`product`] by a library of the caller's choice. Where the BLAS is not compiled in, faer does its part.
+/// [`product`] by a library of the caller's choice. Where the BLAS is not compiled in, faer does
+/// its part.
 pub fn product_by(
     library: Library,
     output: MatMut<'_, f32>,
@@ -55,8 +56,8 @@ pub fn product_by(
     }
 }
 
-/// The lower triangle of `XᵀX`, with its diagonal, by the library in use. What `output` holds above the diagonal is
-/// anything afterwards.
+/// The lower triangle of `XᵀX`, with its diagonal, by the library in use. What `output` holds above
+/// the diagonal is anything afterwards.
 ///
 /// # Shapes
 /// `output` `[n, n]`, `x` `[m, n]`.
@@ -67,7 +68,8 @@ pub fn gram_lower(output: MatMut<'_, f32>, x: MatRef<'_, f32>, par: Par) {
     gram_lower_by(choice().library, output, x, par);
 }
 
-/// [`gram_lower`] by a library of the caller's choice. Where the BLAS is not compiled in, faer does its part.
+/// [`gram_lower`] by a library of the caller's choice. Where the BLAS is not compiled in, faer does
+/// its part.
 pub fn gram_lower_by(library: Library, output: MatMut<'_, f32>, x: MatRef<'_, f32>, par: Par) {
     match library {
         #[cfg(feature = "blas")]

@@ -49,11 +49,12 @@ pub fn modality_alignment(student: Tensor<2>, targets: Tensor<2>, smoothing: f64
         + smoothed_soft_cross_entropy(student.transpose(), targets, smoothing)
 }
 
-/// The margin in logits between matching and other pairs at which [`modality_alignment`] is smallest for pairs of different labels:
-/// `ln((1 − ε)·R / ε + 1)`, infinite without smoothing.
+/// The margin in logits between matching and other pairs at which [`modality_alignment`] is
+/// smallest for pairs of different labels: `ln((1 − ε)·R / ε + 1)`, infinite without smoothing.
 ///
-/// A row of targets is `1 − ε + ε/R` for its own pair and `ε/R` for the others, and cross-entropy is smallest where the softmax
-/// gives just these. A model with a larger margin is pulled towards it, which moves its modality gap.
+/// A row of targets is `1 − ε + ε/R` for its own pair and `ε/R` for the others, and cross-entropy
+/// is smallest where the softmax gives just these. A model with a larger margin is pulled towards
+/// it, which moves its modality gap.
 ///
 /// # Example
 ///

@@ -8,10 +8,10 @@ use burn::tensor::{
 
 /// Softened cross-entropy of the student's rows against the teacher's, times `T²`, mean over rows.
 ///
-/// `T² · mean_r [ −Σ_c softmax(teacher_r / T)_c · log softmax(student_r / T)_c ]`
-/// (GNSP `src/models/finetune_gnsp.py:245-362` and `helpers.py:75-78`). It is a cross-entropy, not a Kullback-Leibler divergence: the
-/// two differ by the teacher's entropy, a constant, so their gradients are equal, and the
-/// minimum of this one is that entropy and not zero.
+/// `T² · mean_r [ −Σ_c softmax(teacher_r / T)_c · log softmax(student_r / T)_c ]` (GNSP
+/// `src/models/finetune_gnsp.py:245-362` and `helpers.py:75-78`). It is a cross-entropy, not a
+/// Kullback-Leibler divergence: the two differ by the teacher's entropy, a constant, so their
+/// gradients are equal, and the minimum of this one is that entropy and not zero.
 ///
 /// # Shapes
 ///

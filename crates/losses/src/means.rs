@@ -4,9 +4,11 @@ use burn::tensor::Tensor;
 
 /// Squared distance between the mean rows of a student and a teacher, `‖μ − μ⁰‖²`.
 ///
-/// Summed over both modalities it holds what neither [`contrastive_distillation`](crate::contrastive_distillation) nor
-/// [`modality_alignment`](crate::modality_alignment) can: a vector common to all images adds a constant to the logits of a
-/// text, which a softmax over images does not see, and moves the modality gap `‖μ_I − μ_T‖`. A proposal of this project.
+/// Summed over both modalities it holds what neither
+/// [`contrastive_distillation`](crate::contrastive_distillation) nor
+/// [`modality_alignment`](crate::modality_alignment) can: a vector common to all images adds a
+/// constant to the logits of a text, which a softmax over images does not see, and moves the
+/// modality gap `‖μ_I − μ_T‖`. A proposal of this project.
 ///
 /// # Shapes
 ///

@@ -294,13 +294,15 @@ fn probe(device: &Device) -> Result<(), String> {
     }
 }
 
-/// Runs `f`; a panic becomes its message, in one line, and is not printed. It may be called within itself.
+/// Runs `f`; a panic becomes its message, in one line, and is not printed. It may be called within
+/// itself.
 pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     use std::sync::{
         Once,
         atomic::{AtomicUsize, Ordering},
     };
-    // How many of these are at work. A backend may panic on threads of its own, so it is the process's.
+    // How many of these are at work. A backend may panic on threads of its own, so it is the
+    // process's.
     static QUIET: AtomicUsize = AtomicUsize::new(0);
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

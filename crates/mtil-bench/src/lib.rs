@@ -1,7 +1,7 @@
 //! The program `mtil-bench`: continual learning for CLIP on the command line.
 //!
-//! The work is done by `mtil-data` (suites), `mini-world` (the embedded suite), `mtil-engine` (methods
-//! and runs) and `mtil-report` (pages and tables).
+//! The work is done by `mtil-data` (suites), `mini-world` (the embedded suite), `mtil-engine`
+//! (methods and runs) and `mtil-report` (pages and tables).
 //!
 //! | module | contents |
 //! |---|---|

@@ -22,9 +22,9 @@ fn main() -> Result<()> {
     cli::main(cli)
 }
 
-/// What training wants in the environment: see [`process::KEEP_PAGES`]; and, with several backends in one binary, the name of the
-/// one in use. Burn loads optimizer state onto its default device first, and that is a GPU wherever a GPU backend is compiled in,
-/// present or not.
+/// What training wants in the environment: see [`process::KEEP_PAGES`]; and, with several backends
+/// in one binary, the name of the one in use. Burn loads optimizer state onto its default device
+/// first, and that is a GPU wherever a GPU backend is compiled in, present or not.
 fn prepare(device: Option<&str>) {
     let mut variables = Vec::new();
     if cfg!(feature = "blas") {

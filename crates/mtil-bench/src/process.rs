@@ -2,12 +2,14 @@
 
 use mtil_data::machine::processors;
 
-/// The allocator keeps freed memory for the next update in place of giving it back to the kernel, which would clear every page of it
-/// again: 5 % of a training step of ViT-B/16 on two processors, for 6 % more memory (BENCHMARKS.md). It reads this before `main`.
+/// The allocator keeps freed memory for the next update in place of giving it back to the kernel,
+/// which would clear every page of it again: 5 % of a training step of ViT-B/16 on two processors,
+/// for 6 % more memory (BENCHMARKS.md). It reads this before `main`.
 pub const KEEP_PAGES: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "-1");
 
-/// Starts this program again in its own place, with those of `variables` in its environment that are not there yet. Returns when all are
-/// there, or where a program cannot be replaced (not Unix): then it goes on as it is.
+/// Starts this program again in its own place, with those of `variables` in its environment that
+/// are not there yet. Returns when all are there, or where a program cannot be replaced (not Unix):
+/// then it goes on as it is.
 pub fn restart_with(variables: &[(&str, &str)]) {
     let missing: Vec<_> = variables
         .iter()
@@ -34,12 +36,14 @@ pub fn restart_with(variables: &[(&str, &str)]) {
     }
 }
 
-/// Makes the calling thread one of the threads that compute (Rayon's global pool) in place of one that waits for them: handing a small
-/// product over to a sleeping thread takes longer than computing it. Of the embedded suite's time that is a fifth (BENCHMARKS.md). The
-/// number of threads, and with it every result, stays what it was.
+/// Makes the calling thread one of the threads that compute (Rayon's global pool) in place of one
+/// that waits for them: handing a small product over to a sleeping thread takes longer than
+/// computing it. Of the embedded suite's time that is a fifth (BENCHMARKS.md). The number of
+/// threads, and with it every result, stays what it was.
 ///
-/// For a program's `main`, before anything is computed; later it does nothing. Nor does it with a single thread (`RAYON_NUM_THREADS=1`):
-/// somebody must compute for other threads while this one waits for them.
+/// For a program's `main`, before anything is computed; later it does nothing. Nor does it with a
+/// single thread (`RAYON_NUM_THREADS=1`): somebody must compute for other threads while this one
+/// waits for them.
 pub fn join_pool() {
     let asked = std::env::var("RAYON_NUM_THREADS").ok();
     if pool_threads(asked.as_deref(), processors()) < 2 {
@@ -50,7 +54,8 @@ pub fn join_pool() {
     let _ = pool.build_global();
 }
 
-/// The size of the pool, by Rayon's rule: what is asked for, and one thread a processor where that is no positive number.
+/// The size of the pool, by Rayon's rule: what is asked for, and one thread a processor where that
+/// is no positive number.
 fn pool_threads(asked: Option<&str>, available: usize) -> usize {
     let asked = asked.and_then(|number| number.parse().ok());
     asked.filter(|threads| *threads > 0).unwrap_or(available)

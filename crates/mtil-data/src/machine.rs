@@ -10,8 +10,8 @@ pub fn peak_bytes() -> Option<u64> {
     figure("/proc/self/status", "VmHWM:")
 }
 
-/// Resets the peak of [`peak_bytes`] to what is resident now. Linux only, where it may be forbidden;
-/// without it the peak is that of the whole process.
+/// Resets the peak of [`peak_bytes`] to what is resident now. Linux only, where it may be
+/// forbidden; without it the peak is that of the whole process.
 pub fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

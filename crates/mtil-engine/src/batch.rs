@@ -1,5 +1,6 @@
-//! Images to batches of pixels: one batch on all cores at once ([`Images::eval`], [`Images::train`]), or many, decoded ahead of
-//! the device ([`Images::eval_ahead`], [`Images::train_ahead`]). Both ways give the same pixels.
+//! Images to batches of pixels: one batch on all cores at once ([`Images::eval`],
+//! [`Images::train`]), or many, decoded ahead of the device ([`Images::eval_ahead`],
+//! [`Images::train_ahead`]). Both ways give the same pixels.
 
 use std::{
     collections::BTreeSet,
@@ -65,7 +66,8 @@ impl From<DataError> for BatchError {
     }
 }
 
-/// Images of a set that is cached at most. A larger one is a pool of reference images, of which a run sees few.
+/// Images of a set that is cached at most. A larger one is a pool of reference images, of which a
+/// run sees few.
 const MOST_CACHED: usize = 200_000;
 
 /// Prepares batches. Shared by training and evaluation.
@@ -111,8 +113,8 @@ impl Images {
         }
     }
 
-    /// Keeps what [`eval_ahead`](Self::eval_ahead) prepares in `folder` (see [`PixelCache`]) and reads it from there the
-    /// next time.
+    /// Keeps what [`eval_ahead`](Self::eval_ahead) prepares in `folder` (see [`PixelCache`]) and
+    /// reads it from there the next time.
     pub fn with_cache(self, folder: impl Into<PathBuf>) -> Self {
         Self {
             cache: Some(folder.into()),
@@ -150,8 +152,8 @@ impl Images {
         })
     }
 
-    /// Like [`eval`](Self::eval) with the random crop of training. Position `i` of the batch uses the
-    /// generator of (`seed`, `batch`, `i`), so that a batch is the same whenever it is made.
+    /// Like [`eval`](Self::eval) with the random crop of training. Position `i` of the batch uses
+    /// the generator of (`seed`, `batch`, `i`), so that a batch is the same whenever it is made.
     ///
     /// # Errors
     /// See [`eval`](Self::eval).
@@ -169,13 +171,15 @@ impl Images {
         })
     }
 
-    /// The batches of `indices` prepared for evaluation, `batch` at a time, decoded ahead on a few threads
-    /// ([`LoaderOptions::default`] says how many, and how far ahead). Dropping the iterator stops them. With a cache, images are
-    /// read from it and added to it; where that fails they are decoded.
+    /// The batches of `indices` prepared for evaluation, `batch` at a time, decoded ahead on a few
+    /// threads ([`LoaderOptions::default`] says how many, and how far ahead). Dropping the iterator
+    /// stops them. With a cache, images are read from it and added to it; where that fails they are
+    /// decoded.
     ///
     /// # Errors
-    /// [`BatchError::Data`] when `batch` is zero or no thread can be started. The iterator gives the errors of
-    /// [`eval`](Self::eval), each at its batch, and ends there. A batch whose images are all left out is empty.
+    /// [`BatchError::Data`] when `batch` is zero or no thread can be started. The iterator gives
+    /// the errors of [`eval`](Self::eval), each at its batch, and ends there. A batch whose images
+    /// are all left out is empty.
     pub fn eval_ahead(
         &self,
         source: Arc<dyn ImageSource>,
@@ -187,7 +191,8 @@ impl Images {
         self.eval_loader(source, order, steps, Some(indices.into()))
     }
 
-    /// The batches of the `steps` of `order`, prepared for evaluation and decoded ahead as in [`eval_ahead`](Self::eval_ahead).
+    /// The batches of the `steps` of `order`, prepared for evaluation and decoded ahead as in
+    /// [`eval_ahead`](Self::eval_ahead).
     ///
     /// # Errors
     /// See [`eval_ahead`](Self::eval_ahead).
@@ -235,8 +240,9 @@ impl Images {
         })
     }
 
-    /// The batches that [`train`](Self::train) makes of the `steps` of `order`, step k being its batch k, decoded ahead as in
-    /// [`eval_ahead`](Self::eval_ahead). Random crops are never cached.
+    /// The batches that [`train`](Self::train) makes of the `steps` of `order`, step k being its
+    /// batch k, decoded ahead as in [`eval_ahead`](Self::eval_ahead). Random crops are never
+    /// cached.
     ///
     /// # Errors
     /// See [`eval_ahead`](Self::eval_ahead).
@@ -298,7 +304,8 @@ impl Images {
         }
     }
 
-    /// The cache for the images of `source`, if there is to be one and the transform fixes a square.
+    /// The cache for the images of `source`, if there is to be one and the transform fixes a
+    /// square.
     fn open_cache(&self, source: &dyn ImageSource) -> Option<PixelCache> {
         let folder = self.cache.as_ref()?;
         if source.len() > MOST_CACHED {
@@ -308,7 +315,8 @@ impl Images {
             .ok()
             .filter(|side| *side > 0)?;
         let p = &self.preprocess;
-        // Whatever the 8-bit pixels depend on; the version stands for the decoders and the arithmetic.
+        // Whatever the 8-bit pixels depend on; the version stands for the decoders and the
+        // arithmetic.
         let transform = format!(
             "{:?} {:?} {:?} {:?} {:?} {:?} {:?} version {}",
             p.resize,

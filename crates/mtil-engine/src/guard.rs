@@ -341,7 +341,8 @@ impl Observation {
     }
 
     /// Mean over the tasks not yet learned of the accuracy now divided by that of the pretrained
-    /// model. Tasks on which the pretrained model scored 0 are left out; `None` when no task is left.
+    /// model. Tasks on which the pretrained model scored 0 are left out; `None` when no task is
+    /// left.
     pub fn zero_shot_retention(&self) -> Option<f64> {
         let kept: Vec<f64> = self
             .accuracies
@@ -397,8 +398,8 @@ impl Guard {
     /// Reads rules about a suite with `tasks`.
     ///
     /// # Errors
-    /// [`GuardError`] naming the first rule that cannot be read, or that names a task which the suite
-    /// does not have.
+    /// [`GuardError`] naming the first rule that cannot be read, or that names a task which the
+    /// suite does not have.
     pub fn parse(rules: &[impl AsRef<str>], tasks: &[String]) -> Result<Self, GuardError> {
         let rules = rules.iter().map(|rule| rule.as_ref().parse());
         let guard = Self {

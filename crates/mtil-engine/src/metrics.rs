@@ -148,9 +148,10 @@ impl AccuracyMatrix {
         })
     }
 
-    /// With the accuracy on each task right after it was learned under the prompt rule that its later stages have, one a row: where
-    /// that rule changes once a task is learned ([`PromptRule::Reference`](crate::eval::PromptRule::Reference)), backward transfer
-    /// and forgetting would otherwise compare two rules.
+    /// With the accuracy on each task right after it was learned under the prompt rule that its
+    /// later stages have, one a row: where that rule changes once a task is learned
+    /// ([`PromptRule::Reference`](crate::eval::PromptRule::Reference)), backward transfer and
+    /// forgetting would otherwise compare two rules.
     ///
     /// # Errors
     /// [`MatrixError`] for another number of values than rows, and for values out of range.
@@ -258,18 +259,20 @@ impl AccuracyMatrix {
             .then(|| mean((0..self.tasks()).map(|c| self.matrix[c][c])))
     }
 
-    /// Backward transfer, `mean_{c<T-1} (A[T-1][c] - A[c][c])`: negative when later training
-    /// hurt earlier tasks (Lopez-Paz and Ranzato 2017, arXiv 1706.08840). `A[c][c]` is under the prompt rule of later stages, see
-    /// [`with_learned`](Self::with_learned). `None` with a single task or until the matrix is complete.
+    /// Backward transfer, `mean_{c<T-1} (A[T-1][c] - A[c][c])`: negative when later training hurt
+    /// earlier tasks (Lopez-Paz and Ranzato 2017, arXiv 1706.08840). `A[c][c]` is under the prompt
+    /// rule of later stages, see [`with_learned`](Self::with_learned). `None` with a single task or
+    /// until the matrix is complete.
     pub fn bwt(&self) -> Option<f64> {
         let last = self.final_row()?;
         let earlier = self.tasks() - 1;
         (earlier > 0).then(|| mean((0..earlier).map(|c| last[c] - self.learned(c))))
     }
 
-    /// Forgetting, `mean_{c<T-1} (max_r A[r][c] - A[T-1][c])`, the maximum over all stages (Chaudhry et al. 2018, arXiv
-    /// 1801.10112). Where the prompt rule changes once a task is learned, over those from its own on, under the later rule. Never
-    /// negative. `None` with a single task or until the matrix is complete.
+    /// Forgetting, `mean_{c<T-1} (max_r A[r][c] - A[T-1][c])`, the maximum over all stages
+    /// (Chaudhry et al. 2018, arXiv 1801.10112). Where the prompt rule changes once a task is
+    /// learned, over those from its own on, under the later rule. Never negative. `None` with a
+    /// single task or until the matrix is complete.
     pub fn forgetting(&self) -> Option<f64> {
         let last = self.final_row()?;
         let earlier = self.tasks() - 1;
@@ -338,8 +341,8 @@ pub struct MatrixFile {
     /// Row `r` holds the accuracies after task `r`, in percent; rows so far while running.
     #[serde(default)]
     pub matrix: Vec<Vec<f64>>,
-    /// The accuracy on each task right after it was learned, under the prompt rule of its later stages, in percent; one a row, or
-    /// none where the rule does not change.
+    /// The accuracy on each task right after it was learned, under the prompt rule of its later
+    /// stages, in percent; one a row, or none where the rule does not change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub learned: Vec<f64>,
 }
@@ -444,8 +447,8 @@ pub struct MetricsFile {
     pub wall_seconds: Option<f64>,
     /// Largest resident memory of the process, in MiB.
     pub peak_rss_mb: Option<f64>,
-    /// Bytes that the method keeps from one task to the next beside the model's weights, after the last task
-    /// so far: examples, statistics, earlier weights.
+    /// Bytes that the method keeps from one task to the next beside the model's weights, after the
+    /// last task so far: examples, statistics, earlier weights.
     pub bytes_kept: Option<u64>,
     /// Parameters that training may change.
     pub trainable_parameters: Option<u64>,
@@ -720,7 +723,8 @@ mod tests {
         ];
         let m = AccuracyMatrix::new(names(3), vec![], rows).unwrap();
         let m = m.with_learned(vec![65.0, 92.0, 98.0]).unwrap();
-        // 60 after 65, 95 after 92; what the second task had before it was learned is of the other rule.
+        // 60 after 65, 95 after 92; what the second task had before it was learned is of the other
+        // rule.
         assert_eq!(m.bwt(), Some((-5.0 + 3.0) / 2.0));
         assert_eq!(m.forgetting(), Some((10.0 + 0.0) / 2.0));
         assert_eq!(m.diagonal(), Some((80.0 + 90.0 + 99.0) / 3.0));

@@ -5,7 +5,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-/// The device with its tape; with `checkpointing` activations are computed again in the backward pass.
+/// The device with its tape; with `checkpointing` activations are computed again in the backward
+/// pass.
 pub(crate) fn with_tape(device: &Device, checkpointing: bool) -> Device {
     let device = device.clone().autodiff();
     match checkpointing {
@@ -14,8 +15,9 @@ pub(crate) fn with_tape(device: &Device, checkpointing: bool) -> Device {
     }
 }
 
-/// `module` for training on the tape of `device`, as a graph of its own. Its parameters take over whether that tape keeps activations, which
-/// `Module::train` and `Module::fork` alone do not give them; tensors that differ in it cannot meet in one operation.
+/// `module` for training on the tape of `device`, as a graph of its own. Its parameters take over
+/// whether that tape keeps activations, which `Module::train` and `Module::fork` alone do not give
+/// them; tensors that differ in it cannot meet in one operation.
 pub(crate) fn on_tape<M: Module>(module: M, device: &Device) -> M {
     module.train().fork(device).map(&mut AsOn(device))
 }

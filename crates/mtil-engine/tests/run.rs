@@ -156,8 +156,8 @@ fn a_run_leaves_its_files_and_its_checkpoints_load() {
     assert_eq!(trained.config, checkpoint().config);
 }
 
-/// A run stopped in the middle of the first task, at its last training step and in the middle of the
-/// second ends with the same weights, bit for bit, as one that is not.
+/// A run stopped in the middle of the first task, at its last training step and in the middle of
+/// the second ends with the same weights, bit for bit, as one that is not.
 fn resumes(method: &str, overrides: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let request = request(method, overrides);
@@ -184,8 +184,8 @@ fn resumes(method: &str, overrides: &[&str]) {
     assert_eq!(matrix(&whole), matrix(&parts), "{method}");
 }
 
-/// A value is chosen for each task by what is held out of its training images. Stopped while a value is tried and while the best one is trained,
-/// the run ends as one that never stopped.
+/// A value is chosen for each task by what is held out of its training images. Stopped while a
+/// value is tried and while the best one is trained, the run ends as one that never stopped.
 #[test]
 fn a_setting_is_chosen_for_each_task_and_resumes() {
     let folder = tempfile::tempdir().unwrap();
@@ -280,7 +280,8 @@ fn a_regression_stopped_between_tasks_ends_with_the_same_answers() {
         let request = request(method, &["analytic.hidden=256"]);
         let whole = folder.path().join(format!("{method}-whole"));
         start(&request, &suite(3), &whole, NEVER).unwrap();
-        // The state after the first task of a run of the same request: a crash in the second task leaves it.
+        // The state after the first task of a run of the same request: a crash in the second task
+        // leaves it.
         let parts = folder.path().join(format!("{method}-parts"));
         let tasks = std::cell::Cell::new(0);
         let stop = Arc::new(AtomicBool::new(false));

@@ -1,13 +1,14 @@
-//! Short runs of GNSP, at both sites of its projectors, give the same losses and ranks on every backend. A backend whose feature is off,
-//! or that does not work here, is skipped aloud:
+//! Short runs of GNSP, at both sites of its projectors, give the same losses and ranks on every
+//! backend. A backend whose feature is off, or that does not work here, is skipped aloud:
 //!
 //! ```text
 //! cargo test --release --workspace --features ndarray,wgpu --test parity -- --nocapture backends::
 //! ```
 //!
-//! On a machine without a GPU, `wgpu` runs on Mesa's software Vulkan (Debian: `mesa-vulkan-drivers`); set
-//! `XDG_RUNTIME_DIR` to a writable folder, and `CUBECL_AUTOTUNE_LEVEL=minimal` to spend less time on tuning.
-//! There the runs take minutes, nearly all of it compilation of shaders. Measured: BENCHMARKS.md.
+//! On a machine without a GPU, `wgpu` runs on Mesa's software Vulkan (Debian:
+//! `mesa-vulkan-drivers`); set `XDG_RUNTIME_DIR` to a writable folder, and
+//! `CUBECL_AUTOTUNE_LEVEL=minimal` to spend less time on tuning. There the runs take minutes,
+//! nearly all of it compilation of shaders. Measured: BENCHMARKS.md.
 
 mod compared {
     use std::{fs, path::Path, sync::atomic::AtomicBool, time::Instant};
@@ -26,7 +27,8 @@ mod compared {
     /// Losses against flex, relative.
     const TOLERANCE: f64 = 1e-3;
 
-    /// Short runs on `device` and on flex: the same losses over the first updates, the same ranks, and accuracies that differ by few images.
+    /// Short runs on `device` and on flex: the same losses over the first updates, the same ranks,
+    /// and accuracies that differ by few images.
     pub fn same_runs_as_flex(name: &str, device: &Device) {
         for method in ["gnsp", "gnsp-update"] {
             let folder = tempfile::tempdir().unwrap();

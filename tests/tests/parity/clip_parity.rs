@@ -29,8 +29,9 @@ fn on_accelerator() -> bool {
     std::env::var("BURN_DEVICE").is_ok_and(|device| device != "flex")
 }
 
-/// Those of `names` to test here. On another device than the host (the one that Burn's `BURN_DEVICE` names) two must do: without a GPU a
-/// software driver takes a minute for the shaders of each.
+/// Those of `names` to test here. On another device than the host (the one that Burn's
+/// `BURN_DEVICE` names) two must do: without a GPU a software driver takes a minute for the shaders
+/// of each.
 fn chosen<'a>(names: &[&'a str]) -> Vec<&'a str> {
     let names = names.iter().copied();
     names
@@ -87,7 +88,8 @@ fn features_and_logits_are_those_of_transformers() {
     }
 }
 
-/// Whatever is asked together with a text, its feature is the same: rows are only cut where nothing can change.
+/// Whatever is asked together with a text, its feature is the same: rows are only cut where nothing
+/// can change.
 #[test]
 fn a_texts_feature_does_not_depend_on_its_batch() {
     let device = Device::default();
@@ -119,7 +121,8 @@ fn prompts_like(want: &Fixture, templates: u32, names: u32) -> TokenBatch {
     TokenBatch { ids: ids.collect() }
 }
 
-/// The gradients of `loss` by the names under which parameters are saved, in the layout of the reference.
+/// The gradients of `loss` by the names under which parameters are saved, in the layout of the
+/// reference.
 fn gradients(loss: Tensor<1>, model: &ClipModel, config: &ClipConfig, file: &Path) -> Fixture {
     let gradients = GradientsParams::from_grads(loss.backward(), model);
     let model = model.clone().valid().map(&mut GradientAsValue(gradients));
@@ -127,7 +130,8 @@ fn gradients(loss: Tensor<1>, model: &ClipModel, config: &ClipConfig, file: &Pat
     Fixture::read(file)
 }
 
-/// Texts that begin alike share their beginning: features and gradients are those of texts that do not.
+/// Texts that begin alike share their beginning: features and gradients are those of texts that do
+/// not.
 #[test]
 fn a_shared_beginning_changes_no_feature_and_no_gradient() {
     let folder = tempfile::tempdir().unwrap();
@@ -136,7 +140,8 @@ fn a_shared_beginning_changes_no_feature_and_no_gradient() {
         // More than one tree of each, and more than a group of them on the tape.
         let tokens = prompts_like(&want, 7, 90);
         for device in [Device::default(), Device::default().autodiff()] {
-            // Gradients are Burn's own there, and a software driver takes minutes for their shaders.
+            // Gradients are Burn's own there, and a software driver takes minutes for their
+            // shaders.
             if on_accelerator() && device.is_autodiff() {
                 continue;
             }
@@ -353,8 +358,8 @@ fn a_cut_off_file_is_refused() {
     }
 }
 
-/// Full-size ViT-B/32 and ViT-B/16 with a real vocabulary: see `tests/reference/clip_full_size.py`, which
-/// makes the folder that the variable `GNSP_FULL_SIZE` names and checks what this writes.
+/// Full-size ViT-B/32 and ViT-B/16 with a real vocabulary: see `tests/reference/clip_full_size.py`,
+/// which makes the folder that the variable `GNSP_FULL_SIZE` names and checks what this writes.
 #[test]
 #[ignore = "needs checkpoints of 600 MB each, made by tests/reference/clip_full_size.py"]
 fn full_size_features_are_those_of_transformers() {

@@ -1,5 +1,5 @@
-//! The methods against PyTorch (`tests/reference/methods_two_tasks.py` and `gnsp_methods.py`), through the whole engine: a run in
-//! a directory, read from its files.
+//! The methods against PyTorch (`tests/reference/methods_two_tasks.py` and `gnsp_methods.py`),
+//! through the whole engine: a run in a directory, read from its files.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,8 @@ use serde_json::Value;
 
 /// Losses, relative to the total.
 const LOSS: f64 = 1e-4;
-/// The same where a penalty sums over weights whose true gradient is zero (key biases), which follow rounding noise in PyTorch too.
+/// The same where a penalty sums over weights whose true gradient is zero (key biases), which
+/// follow rounding noise in PyTorch too.
 const NOISY_LOSS: f64 = 3e-4;
 /// The same for GNSP and its parts.
 const GNSP_LOSS: f64 = 1e-5;
@@ -39,7 +40,8 @@ const GRAMS: f64 = 1e-4;
 const DRIFT: f64 = 1e-5;
 /// Weights that are stored whole, relative to their norm.
 const WEIGHTS: f64 = 1e-3;
-/// Norm and signed sum of the change of every other tensor, relative to its norm: the median over the tensors, and the worst.
+/// Norm and signed sum of the change of every other tensor, relative to its norm: the median over
+/// the tensors, and the worst.
 const DIGEST_MEDIAN: f64 = 1e-3;
 const DIGEST_WORST: f64 = 5e-3;
 
@@ -487,7 +489,8 @@ fn rehearsal_equals_pytorch() {
     );
 }
 
-/// A method of `gnsp_methods.py`: losses, weights, logits; ranks; accuracies under each rule of prompts.
+/// A method of `gnsp_methods.py`: losses, weights, logits; ranks; accuracies under each rule of
+/// prompts.
 fn compare_family(world: &World, name: &str, overrides: &[&str]) {
     let tasks = world.gnsp["tasks"].as_u64().expect("tasks") as usize;
     let expected = world.method(name);
@@ -565,7 +568,8 @@ fn check_ranks(name: &str, folder: &Path, expected: &Value) {
     assert_eq!(ours, theirs, "{name}: ranks");
 }
 
-/// What is remembered when the last task begins, and how far that moves the outputs on the directions it protects.
+/// What is remembered when the last task begins, and how far that moves the outputs on the
+/// directions it protects.
 fn check_memory(world: &World, name: &str, folder: &Path, drift: &Value) {
     let memory = Memory::load(folder.join("state/memory.safetensors")).expect("a memory is saved");
     let drift = drift.as_object().expect("figures by name");
@@ -626,7 +630,8 @@ fn check_memory(world: &World, name: &str, folder: &Path, drift: &Value) {
     );
 }
 
-/// The point of the update site: AdamW's rescaling carries a projected gradient out of the null space.
+/// The point of the update site: AdamW's rescaling carries a projected gradient out of the null
+/// space.
 #[test]
 fn only_the_update_site_keeps_protected_outputs() {
     let world = World::load();
@@ -679,8 +684,8 @@ fn low_rank_adapters_equal_pytorch() {
     compare_family(&world, "lora", &["lora.rank=4", "lora.alpha=4.0"]);
 }
 
-/// The kernel regression through the engine, with the task given and not; the random hidden layer of the other form is the fixture's, so that
-/// one is compared outside of a run.
+/// The kernel regression through the engine, with the task given and not; the random hidden layer
+/// of the other form is the fixture's, so that one is compared outside of a run.
 #[test]
 fn ridge_regression_equals_numpy() {
     let mut world = World::load();
@@ -784,7 +789,8 @@ fn ridge_regression_equals_numpy() {
     }
 }
 
-/// The mixtures of the fixture by our names: `[d, bottleneck]` and `[bottleneck, d]`, an expert each.
+/// The mixtures of the fixture by our names: `[d, bottleneck]` and `[bottleneck, d]`, an expert
+/// each.
 fn mixtures(
     world: &World,
     prefix: &str,

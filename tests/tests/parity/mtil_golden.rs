@@ -1,5 +1,6 @@
-//! The prompts of MTIL as token rows against those of OpenAI's tokenizer, and GNSP's reference captions: class names,
-//! their order and the templates of every dataset are the published ones if these hashes agree.
+//! The prompts of MTIL as token rows against those of OpenAI's tokenizer, and GNSP's reference
+//! captions: class names, their order and the templates of every dataset are the published ones if
+//! these hashes agree.
 
 use clip_model::ClipTokenizer;
 use mtil_data::data::{Article, with_class_name};

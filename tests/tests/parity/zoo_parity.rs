@@ -1,5 +1,5 @@
-//! Every family in every format against the original implementation: the `clip` package, open_clip, `transformers`
-//! (`tests/reference/clip_zoo.py`).
+//! Every family in every format against the original implementation: the `clip` package, open_clip,
+//! `transformers` (`tests/reference/clip_zoo.py`).
 
 use std::{
     fs,
@@ -19,7 +19,8 @@ use gnsp_tests::fixture::{Fixture, data_dir, largest_difference, relative_error,
 use losses::clip_contrastive;
 use serde_json::Value;
 
-/// Largest difference allowed of features of length 1. Stricter than it need be: the two forms of GELU differ by 1e-4.
+/// Largest difference allowed of features of length 1. Stricter than it need be: the two forms of
+/// GELU differ by 1e-4.
 const FEATURES: f32 = 1e-5;
 /// The same where the weights and the activations are bf16.
 const FEATURES_BF16: f32 = 2e-2;
@@ -54,8 +55,8 @@ fn cases() -> Vec<Case> {
 }
 
 impl Case {
-    /// The weights in a folder of their own, under a name that says nothing, with the configuration of the family under
-    /// another; files that belong together keep their names.
+    /// The weights in a folder of their own, under a name that says nothing, with the configuration
+    /// of the family under another; files that belong together keep their names.
     fn folder(&self) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let from = self.file.parent().unwrap();
@@ -128,7 +129,8 @@ fn unit(features: Vec<f32>, width: usize) -> Vec<f32> {
         .collect()
 }
 
-/// The largest differences of normalised image and text features from those under the keys with `suffix`.
+/// The largest differences of normalised image and text features from those under the keys with
+/// `suffix`.
 fn errors(model: &ClipModel, want: &Fixture, suffix: &str, device: &Device) -> (f32, f32) {
     let f32s = |x: Tensor<2>| values(x.cast(FloatDType::F32));
     let images = f32s(model.encode_image(want.get("pixels").all_pixels(device)));
@@ -185,7 +187,8 @@ impl ModuleMapper for GradientAsValue {
     }
 }
 
-/// The loss of the family on the first two texts: CLIP's, or SigLIP's (`−mean over images of Σ log σ(± logits)`).
+/// The loss of the family on the first two texts: CLIP's, or SigLIP's (`−mean over images of Σ log
+/// σ(± logits)`).
 fn loss(model: &ClipModel, want: &Fixture, device: &Device) -> Tensor<1> {
     let images = normalize(model.encode_image(want.get("pixels").all_pixels(device)));
     let [count, width] = images.dims();
@@ -286,7 +289,8 @@ fn resized_positions_are_those_of_open_clip() {
     assert_eq!(compared, 2);
 }
 
-/// What is written in the layout and the number format of the file that was read is that file again, tensor by tensor.
+/// What is written in the layout and the number format of the file that was read is that file
+/// again, tensor by tensor.
 #[test]
 fn every_layout_round_trips_bit_for_bit() {
     let device = Device::default();

@@ -26,7 +26,8 @@ fn sigmoid<const FUSED: bool>(u: f32) -> (f32, f32) {
     (s, e * s)
 }
 
-/// `Φ(x)` within 1.2e-7, and `e^(-x²/2)`: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+/// `Φ(x)` within 1.2e-7, and `e^(-x²/2)`: Abramowitz and Stegun, Handbook of Mathematical
+/// Functions, 7.1.26.
 #[inline(always)]
 fn normal<const FUSED: bool>(x: f32) -> (f32, f32) {
     let density = exp::<FUSED>(-0.5 * x * x);
@@ -134,7 +135,8 @@ impl Activation {
         });
     }
 
-    /// Multiplies `gradient` by the slope at `input`, and gives the activation once more in `output`.
+    /// Multiplies `gradient` by the slope at `input`, and gives the activation once more in
+    /// `output`.
     ///
     /// # Panics
     /// When the lengths differ.

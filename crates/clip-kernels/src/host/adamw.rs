@@ -52,8 +52,8 @@ impl Kernel for Step<'_> {
 impl AdamW {
     /// Updates a parameter and its moments in place. `step` counts from one.
     ///
-    /// As PyTorch's `_single_tensor_adamw`: the weights decay first, by `1 - learning rate · decay`; then
-    /// `p -= learning rate / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)`.
+    /// As PyTorch's `_single_tensor_adamw`: the weights decay first, by `1 - learning rate ·
+    /// decay`; then `p -= learning rate / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)`.
     ///
     /// # Panics
     /// When the lengths differ.

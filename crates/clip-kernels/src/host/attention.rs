@@ -1,8 +1,10 @@
-//! The attention branch of a pre-norm block: `y = x + W₂·attention(W₁·LN(x) + b₁) + b₂`, and its gradients.
+//! The attention branch of a pre-norm block: `y = x + W₂·attention(W₁·LN(x) + b₁) + b₂`, and its
+//! gradients.
 //!
-//! Three phases: projections of rows, attention of each head of each item, projections of rows. What the backward pass needs of the forward
-//! pass are queries, keys, values and two numbers of each softmax; it computes the probabilities again, as in FlashAttention
-//! (Dao et al., 2022). Rows that no query attends to are left out.
+//! Three phases: projections of rows, attention of each head of each item, projections of rows.
+//! What the backward pass needs of the forward pass are queries, keys, values and two numbers of
+//! each softmax; it computes the probabilities again, as in FlashAttention (Dao et al., 2022). Rows
+//! that no query attends to are left out.
 
 use faer::{
     Accum, MatMut, MatRef,
@@ -52,8 +54,8 @@ pub enum Queries<'a> {
     All,
     /// One of each item.
     At(&'a [usize]),
-    /// All of them, of which each attends to itself and to its ancestors alone: the parent of each token of each item, which stands before
-    /// it, or is itself.
+    /// All of them, of which each attends to itself and to its ancestors alone: the parent of each
+    /// token of each item, which stands before it, or is itself.
     Tree(&'a [usize]),
 }
 
@@ -70,8 +72,9 @@ pub struct AttentionActivations {
     pub normalisers: Vec<Normaliser>,
 }
 
-/// What makes a row of scores probabilities: `exp(score − largest) · scale`. The logarithm of the sum of exponentials would be one number
-/// less, and worse by its own rounding: the probabilities of both passes are the same this way.
+/// What makes a row of scores probabilities: `exp(score − largest) · scale`. The logarithm of the
+/// sum of exponentials would be one number less, and worse by its own rounding: the probabilities
+/// of both passes are the same this way.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Normaliser {
     /// The largest score.
@@ -319,7 +322,8 @@ fn query_normals(x: &[f32], params: &AttentionParams<'_>, tokens: &Tokens<'_>) -
     normal
 }
 
-/// Turns a row of scores into probabilities, and gives what does so. What lies beyond the `visible` ones becomes zero.
+/// Turns a row of scores into probabilities, and gives what does so. What lies beyond the `visible`
+/// ones becomes zero.
 struct Softmax<'a> {
     row: &'a mut [f32],
     visible: usize,
@@ -374,7 +378,8 @@ impl Kernel for SoftmaxBackward<'_> {
     }
 }
 
-/// Queries of this many rows go through a head at once; with a causal mask fewer, because all of them see as many keys as the last.
+/// Queries of this many rows go through a head at once; with a causal mask fewer, because all of
+/// them see as many keys as the last.
 const MOST_QUERIES: usize = 256;
 const MOST_CAUSAL_QUERIES: usize = 32;
 
@@ -454,7 +459,8 @@ impl Head<'_> {
         normaliser
     }
 
-    /// Turns a query's scores into probabilities, and the gradients of those into the gradients of the scores.
+    /// Turns a query's scores into probabilities, and the gradients of those into the gradients of
+    /// the scores.
     fn softmax_backward(
         &self,
         query: usize,
@@ -528,8 +534,8 @@ impl Head<'_> {
         }
     }
 
-    /// `gradient` is that of the output, and becomes that of the queries; `key` and `value` are added to. With `output` the output is
-    /// computed once more.
+    /// `gradient` is that of the output, and becomes that of the queries; `key` and `value` are
+    /// added to. With `output` the output is computed once more.
     fn backward(&self, scratch: &mut Scratch, normalisers: &[Normaliser], to: HeadGradients<'_>) {
         let Scratch {
             scores:
@@ -786,8 +792,8 @@ pub fn attention_branch(
     )
 }
 
-/// The gradients at `x`, given the gradient `dy` of the output of [`attention_branch`]. Without `kept` the activations are computed
-/// again; the result is the same.
+/// The gradients at `x`, given the gradient `dy` of the output of [`attention_branch`]. Without
+/// `kept` the activations are computed again; the result is the same.
 ///
 /// # Panics
 /// When a length does not fit the shape, or a position lies beyond the tokens.
@@ -1282,7 +1288,8 @@ mod tests {
 
     #[test]
     fn the_room_between_rows_is_not_read() {
-        // At multiples of 128 rows of scratch memory have room between them, and tests fill it with NaN.
+        // At multiples of 128 rows of scratch memory have room between them, and tests fill it with
+        // NaN.
         let shape = AttentionShape {
             batch: 2,
             tokens: 128,

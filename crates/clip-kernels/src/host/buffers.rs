@@ -1,7 +1,8 @@
 //! Memory for results and scratch memory.
 //!
-//! Results are made where the threads are called from, and clearing them there would keep the threads waiting; scratch memory is cleared
-//! once and then used again. Where matrices are small both show in a profile (`BENCHMARKS.md`, the embedded suite).
+//! Results are made where the threads are called from, and clearing them there would keep the
+//! threads waiting; scratch memory is cleared once and then used again. Where matrices are small
+//! both show in a profile (`BENCHMARKS.md`, the embedded suite).
 
 use std::{
     cell::RefCell,
@@ -64,7 +65,8 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// `len` values: in the smallest spare buffer that is large enough, or in a new one, which takes the place of the largest.
+    /// `len` values: in the smallest spare buffer that is large enough, or in a new one, which
+    /// takes the place of the largest.
     pub(super) fn new(len: usize) -> Self {
         if len == 0 {
             let values = Vec::new();
@@ -115,8 +117,8 @@ impl Drop for Scratch {
     }
 }
 
-/// Rows of scratch memory. Their distance avoids multiples of a page, which fall on the same few lines of a cache when a product walks
-/// down a column.
+/// Rows of scratch memory. Their distance avoids multiples of a page, which fall on the same few
+/// lines of a cache when a product walks down a column.
 pub(super) struct Rows {
     values: Scratch,
     width: usize,
@@ -154,7 +156,8 @@ impl Rows {
     /// The first `rows` rows.
     pub(super) fn first_mut(&mut self, rows: usize) -> MatMut<'_, f32> {
         let values = &mut self.values[..rows * self.stride];
-        // Not `from_row_major_slice_with_stride_mut`: faer 0.24.4 swaps the strides there, and writes out of bounds.
+        // Not `from_row_major_slice_with_stride_mut`: faer 0.24.4 swaps the strides there, and
+        // writes out of bounds.
         matrix_mut(values, rows, self.stride).subcols_mut(0, self.width)
     }
 }

@@ -89,7 +89,8 @@ impl Kernel for Backward<'_> {
     }
 }
 
-/// Adds to `output` the gradient of a row of the input, given the `gradient` of that row of the output.
+/// Adds to `output` the gradient of a row of the input, given the `gradient` of that row of the
+/// output.
 pub(super) fn row_backward(
     gamma: &[f32],
     moments: Moments,

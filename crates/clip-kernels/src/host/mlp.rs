@@ -1,7 +1,8 @@
 //! The MLP branch of a pre-norm block: `y = x + W₂·act(W₁·LN(x) + b₁) + b₂`, and its gradients.
 //!
-//! A chunk of rows goes through the whole branch while it is in the cache. What the backward pass needs of the forward pass is the input of
-//! the activation; the layer norm and the activation are computed again, which costs less than fetching them.
+//! A chunk of rows goes through the whole branch while it is in the cache. What the backward pass
+//! needs of the forward pass is the input of the activation; the layer norm and the activation are
+//! computed again, which costs less than fetching them.
 
 use faer::{Accum, MatRef, Par};
 
@@ -134,8 +135,8 @@ pub fn mlp_branch(
     (given.y, keep.then_some(MlpActivations { hidden }))
 }
 
-/// The branch on `x`, `[rows, width]`, with what its products see. Of the output only the rows `read`, if that is given; the products see
-/// them all.
+/// The branch on `x`, `[rows, width]`, with what its products see. Of the output only the rows
+/// `read`, if that is given; the products see them all.
 ///
 /// # Panics
 /// When a length does not fit the shape, or a row that is read is not there.
@@ -258,8 +259,8 @@ fn forward(x: &[f32], params: &MlpParams<'_>, shape: MlpShape, give: Give) -> Gi
     given
 }
 
-/// The gradients at `x`, given the gradient `dy` of the output of [`mlp_branch`]. Without `kept` the activations are computed again; the
-/// result is the same.
+/// The gradients at `x`, given the gradient `dy` of the output of [`mlp_branch`]. Without `kept`
+/// the activations are computed again; the result is the same.
 ///
 /// # Panics
 /// When a length does not fit the shape.
@@ -613,7 +614,8 @@ mod tests {
 
     #[test]
     fn the_room_between_rows_is_not_read() {
-        // At multiples of 128 rows of scratch memory have room between them, and tests fill it with NaN.
+        // At multiples of 128 rows of scratch memory have room between them, and tests fill it with
+        // NaN.
         let (rows, width, hidden) = (37, 128, 256);
         let shape = MlpShape {
             rows,

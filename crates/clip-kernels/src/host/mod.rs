@@ -1,4 +1,5 @@
-//! The kernels of the host: transformer branches, norms and an optimizer step on slices of `f32`, with gradients written by hand.
+//! The kernels of the host: transformer branches, norms and an optimizer step on slices of `f32`,
+//! with gradients written by hand.
 //!
 //! | module | holds |
 //! |---|---|
@@ -12,8 +13,9 @@
 //! | `parts` | how work is cut over the threads |
 //! | `simd` | vectorised loops, the exponential |
 //!
-//! Work is cut by index into one part a thread of the current rayon pool, so a result depends on the number of threads and on nothing
-//! else about the schedule. Shapes are checked by assertions: they are the caller's to get right.
+//! Work is cut by index into one part a thread of the current rayon pool, so a result depends on
+//! the number of threads and on nothing else about the schedule. Shapes are checked by assertions:
+//! they are the caller's to get right.
 
 pub mod activation;
 pub mod adamw;

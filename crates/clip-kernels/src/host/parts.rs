@@ -8,8 +8,8 @@ use super::simd::{AddTo, dispatch};
 /// Fewer rows than these are not worth a part of their own.
 const FEWEST_ROWS: usize = 16;
 
-/// What is summed over rows is cut by these numbers and not by the threads, so that results have the same bits on any number of threads:
-/// rows of a part, and parts that keep a sum each.
+/// What is summed over rows is cut by these numbers and not by the threads, so that results have
+/// the same bits on any number of threads: rows of a part, and parts that keep a sum each.
 const ROWS_OF_SUM: usize = 256;
 const MOST_SUMS: usize = 8;
 
@@ -75,7 +75,8 @@ pub(super) fn split<T>(
         .collect()
 }
 
-/// Runs `f` on every task, each on a thread of its own while there are any; the results are in the order of the tasks.
+/// Runs `f` on every task, each on a thread of its own while there are any; the results are in the
+/// order of the tasks.
 pub(super) fn run<T: Send, R: Send>(tasks: Vec<T>, f: impl Fn(T) -> R + Sync + Send) -> Vec<R> {
     if tasks.len() == 1 {
         return tasks.into_iter().map(f).collect();

@@ -5,8 +5,8 @@ use std::{num::NonZeroUsize, ops::Range};
 use faer::{Accum, MatMut, MatRef, Par};
 pub(super) use host_gemm::product;
 
-/// At most this many rows go through a chain of products at once: enough to spread the cost of reading the weights, few enough that
-/// what lies between the products is small.
+/// At most this many rows go through a chain of products at once: enough to spread the cost of
+/// reading the weights, few enough that what lies between the products is small.
 const MOST_ROWS: usize = 400;
 
 /// Products are fastest on multiples of this many rows.

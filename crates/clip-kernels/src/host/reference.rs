@@ -1,4 +1,5 @@
-//! The formulas in double precision, written for plainness, and checks of gradients against their differences.
+//! The formulas in double precision, written for plainness, and checks of gradients against their
+//! differences.
 
 use super::{
     LayerNormParams, LinearParams,
@@ -224,7 +225,8 @@ pub(super) fn assert_close(ours: &[f32], want: &[f64], tolerance: f64, what: &st
     }
 }
 
-/// Requires gradients to be the differences of `f` weighted by `dy`, at up to 12 entries of each input.
+/// Requires gradients to be the differences of `f` weighted by `dy`, at up to 12 entries of each
+/// input.
 #[track_caller]
 pub(super) fn assert_gradients(
     f: impl Fn(&Inputs<f64>) -> Vec<f64>,

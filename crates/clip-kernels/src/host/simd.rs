@@ -4,8 +4,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// A loop that is compiled once for each instruction set.
 ///
-/// `FUSED` tells whether [`mul_add`] is one instruction there. Implementations, and all they call, must be `#[inline(always)]`:
-/// only inlined code is compiled for the wider vectors.
+/// `FUSED` tells whether [`mul_add`] is one instruction there. Implementations, and all they call,
+/// must be `#[inline(always)]`: only inlined code is compiled for the wider vectors.
 pub(super) trait Kernel {
     type Output;
     fn run<const FUSED: bool>(self) -> Self::Output;
@@ -38,8 +38,9 @@ pub(super) fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// The exponential, within 2 units in the last place where the result is a normal number: `2^k · e^r` with `k` whole and
-/// `|r| ≤ ½ ln 2`, the second factor by its Taylor polynomial. Beyond that range it stays at the ends of it; NaN stays NaN.
+/// The exponential, within 2 units in the last place where the result is a normal number: `2^k ·
+/// e^r` with `k` whole and `|r| ≤ ½ ln 2`, the second factor by its Taylor polynomial. Beyond that
+/// range it stays at the ends of it; NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp<const FUSED: bool>(x: f32) -> f32 {
     // Adding this rounds to a whole number, which then stands in the lowest bits.
@@ -69,7 +70,8 @@ pub(super) fn exp<const FUSED: bool>(x: f32) -> f32 {
 /// How many sums a reduction keeps: enough for several vectors, whose additions then overlap.
 const LANES: usize = 32;
 
-/// The sum of `f` over the indices of a row, in `LANES` partial sums that are added up in a fixed order.
+/// The sum of `f` over the indices of a row, in `LANES` partial sums that are added up in a fixed
+/// order.
 #[inline(always)]
 pub(super) fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];

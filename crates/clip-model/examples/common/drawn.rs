@@ -1,5 +1,5 @@
-//! Small pictures of shapes, for examples that should run without anybody's images: drawn in ink on stained paper, at any place,
-//! in any size, turned.
+//! Small pictures of shapes, for examples that should run without anybody's images: drawn in ink on
+//! stained paper, at any place, in any size, turned.
 
 use image::{Rgb, RgbImage};
 use rand::Rng;
@@ -51,7 +51,8 @@ pub fn picture(class: usize, rng: &mut impl Rng) -> RgbImage {
     })
 }
 
-/// How far outside the shape a point is (negative inside), about, in units of its radius. `y` points down.
+/// How far outside the shape a point is (negative inside), about, in units of its radius. `y`
+/// points down.
 fn distance(class: usize, x: f32, y: f32) -> f32 {
     let circle = |x: f32, y: f32, r: f32| x.hypot(y) - r;
     match CLASSES[class] {

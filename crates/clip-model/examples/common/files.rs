@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The JPEG, PNG and WebP files in `folder` and the folders in it, in order of their names. Links to folders are not followed.
+/// The JPEG, PNG and WebP files in `folder` and the folders in it, in order of their names. Links
+/// to folders are not followed.
 pub fn image_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use clip_model::weights::WeightFile;
 
-/// Opens `bytes` and reads every tensor: no panic, and no result that the file does not account for.
+/// Opens `bytes` and reads every tensor: no panic, and no result that the file does not account
+/// for.
 pub fn exercise(bytes: &[u8]) {
     let Ok(file) = WeightFile::from_bytes(bytes, Path::new("fuzz")) else {
         return;

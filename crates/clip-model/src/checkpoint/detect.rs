@@ -1,5 +1,6 @@
-//! What a path holds: which of its files are weights, configuration, tokenizer and image settings, whose names the weights
-//! use, and, where no file says so, what shape the model has. Told from the content of the files, never from their names.
+//! What a path holds: which of its files are weights, configuration, tokenizer and image settings,
+//! whose names the weights use, and, where no file says so, what shape the model has. Told from the
+//! content of the files, never from their names.
 
 use std::{
     collections::HashMap,
@@ -148,7 +149,8 @@ impl Files {
         Ok((config, preprocess))
     }
 
-    /// The image settings of `preprocessor_config.json` or `processor_config.json`; none where the layout has no such file.
+    /// The image settings of `preprocessor_config.json` or `processor_config.json`; none where the
+    /// layout has no such file.
     pub(crate) fn preprocess(&self) -> Result<Option<Preprocess>, CheckpointError> {
         if let Some(path) = &self.image_processor {
             let text = fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
@@ -171,8 +173,8 @@ impl Files {
     }
 }
 
-/// Which of several weights files is meant. Repositories often hold a model both under Hugging Face's names and under
-/// open_clip's: it is the former then.
+/// Which of several weights files is meant. Repositories often hold a model both under Hugging
+/// Face's names and under open_clip's: it is the former then.
 fn the_one(dir: &Path, mut files: Vec<PathBuf>) -> Result<PathBuf, CheckpointError> {
     if files.len() > 1 {
         let layout = |file: &PathBuf| {
@@ -212,7 +214,8 @@ fn start_of(path: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     Ok((head, size))
 }
 
-/// Protocol 2 and later begin with the opcode PROTO; older ones are only looked at when they are named.
+/// Protocol 2 and later begin with the opcode PROTO; older ones are only looked at when they are
+/// named.
 fn is_pickle(head: &[u8]) -> bool {
     matches!(head, [0x80, 2..=5, ..])
 }
@@ -222,7 +225,8 @@ fn is_safetensors(head: &[u8]) -> bool {
     head.get(8) == Some(&b'{') && head[4..8] == [0; 4]
 }
 
-/// Whether a file that is nothing known says it is weights: opening it then gives the reason why it is none.
+/// Whether a file that is nothing known says it is weights: opening it then gives the reason why it
+/// is none.
 fn named_as_weights(path: &Path) -> bool {
     let extension = path.extension().and_then(|e| e.to_str());
     matches!(extension, Some("safetensors" | "bin" | "pt" | "pth"))
@@ -253,9 +257,10 @@ fn is_torch_script(weights: &WeightFile<'_>) -> bool {
     weights.container() == Container::TorchScript
 }
 
-/// The shape of a model from the shapes of its tensors, as OpenAI's loader does it (`clip/model.py`, `build_model`). Two
-/// things are not in the tensors: the number of attention heads, which is that of the published architecture of the same
-/// sizes, or a 64th of the width; and the activation.
+/// The shape of a model from the shapes of its tensors, as OpenAI's loader does it
+/// (`clip/model.py`, `build_model`). Two things are not in the tensors: the number of attention
+/// heads, which is that of the published architecture of the same sizes, or a 64th of the width;
+/// and the activation.
 fn infer(
     weights: &WeightFile<'_>,
     layout: KeyLayout,
@@ -371,7 +376,8 @@ fn infer(
             config.text.hidden_size,
         ) && c.vision.kind == config.vision.kind
     });
-    // The rule is OpenAI's; who writes Hugging Face's names has another number of heads more often than not.
+    // The rule is OpenAI's; who writes Hugging Face's names has another number of heads more often
+    // than not.
     if published.is_none() && layout == KeyLayout::HuggingFace {
         return Err(CheckpointError::NeedsConfig {
             path: path.to_owned(),

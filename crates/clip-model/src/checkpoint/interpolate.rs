@@ -5,9 +5,10 @@ use crate::{
     preprocess::{Interpolation, Taps, shares},
 };
 
-/// Resizes the grid of position embeddings `[tokens, d]` from the grid of `from` to that of `to` pixel by pixel, bicubic
-/// with anti-aliasing, as open_clip does (`open_clip/model.py`, `resize_pos_embed`): PyTorch's kernel for that is Pillow's
-/// (`UpSampleKernel.cpp`, `aa_filter` of `HelperInterpCubic`). The row of the class token stays.
+/// Resizes the grid of position embeddings `[tokens, d]` from the grid of `from` to that of `to`
+/// pixel by pixel, bicubic with anti-aliasing, as open_clip does (`open_clip/model.py`,
+/// `resize_pos_embed`): PyTorch's kernel for that is Pillow's (`UpSampleKernel.cpp`, `aa_filter` of
+/// `HelperInterpCubic`). The row of the class token stays.
 pub(super) fn resize_positions(
     values: &[f32],
     d: usize,

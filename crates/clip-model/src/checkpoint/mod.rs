@@ -1,4 +1,5 @@
-//! Checkpoints: a model with its tokenizer and its image settings, from and to the files people have.
+//! Checkpoints: a model with its tokenizer and its image settings, from and to the files people
+//! have.
 //!
 //! | file | what |
 //! |---|---|
@@ -50,14 +51,17 @@ pub struct Clip {
 /// What the files of a checkpoint leave open, or shall not decide.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
-    /// The shape of the model, instead of what the files say. See [`architecture`](crate::architecture).
+    /// The shape of the model, instead of what the files say. See
+    /// [`architecture`](crate::architecture).
     pub architecture: Option<ClipConfig>,
-    /// The activation of both towers. A bare weights file does not hold it, unless it is one of OpenAI's archives.
+    /// The activation of both towers. A bare weights file does not hold it, unless it is one of
+    /// OpenAI's archives.
     pub activation: Option<Activation>,
-    /// Side of the images, in pixels, if it shall be another than the model was trained with; its position embeddings are then
-    /// resized (bicubic, as open_clip does).
+    /// Side of the images, in pixels, if it shall be another than the model was trained with; its
+    /// position embeddings are then resized (bicubic, as open_clip does).
     pub image_size: Option<usize>,
-    /// A `tokenizer.json`, or OpenAI's merges (`bpe_simple_vocab_16e6.txt.gz`), instead of the one beside the weights.
+    /// A `tokenizer.json`, or OpenAI's merges (`bpe_simple_vocab_16e6.txt.gz`), instead of the one
+    /// beside the weights.
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -79,8 +83,9 @@ pub struct Description {
 }
 
 impl Clip {
-    /// Loads a checkpoint: a directory of Hugging Face's or open_clip's layout, or a weights file (OpenAI's archives, GNSP's
-    /// and ZSCL's `{"state_dict": …}`, …). What it is, is told from its content.
+    /// Loads a checkpoint: a directory of Hugging Face's or open_clip's layout, or a weights file
+    /// (OpenAI's archives, GNSP's and ZSCL's `{"state_dict": …}`, …). What it is, is told from its
+    /// content.
     ///
     /// # Errors
     /// [`CheckpointError`] naming the file, and the tensor or key, that is at fault.
@@ -132,8 +137,8 @@ impl Clip {
         })
     }
 
-    /// Like [`load`](Self::load), from the contents of the four files of a Hugging Face directory; `name` stands for the
-    /// directory in errors.
+    /// Like [`load`](Self::load), from the contents of the four files of a Hugging Face directory;
+    /// `name` stands for the directory in errors.
     ///
     /// # Errors
     /// See [`load`](Self::load).
@@ -181,7 +186,8 @@ impl Clip {
 }
 
 impl ClipModel {
-    /// Loads only the model of a checkpoint, and its shape: for those who bring ids and pixels themselves.
+    /// Loads only the model of a checkpoint, and its shape: for those who bring ids and pixels
+    /// themselves.
     ///
     /// # Errors
     /// As [`Clip::load`].

@@ -26,7 +26,8 @@ pub enum KeyLayout {
 }
 
 impl KeyLayout {
-    /// Whose names these are, if they are a CLIP's at all. Some name of each layout occurs in no other.
+    /// Whose names these are, if they are a CLIP's at all. Some name of each layout occurs in no
+    /// other.
     pub(crate) fn of<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<Self> {
         names.find_map(|name| match name {
             "vision_model.embeddings.patch_embedding.weight" => Some(Self::HuggingFace),
@@ -146,8 +147,8 @@ impl Stored {
     }
 }
 
-/// Calls `f(row, column, place in the stored tensor)` for every entry of a `[rows, columns]` matrix, tile by tile, so that
-/// a transposition stays in the cache.
+/// Calls `f(row, column, place in the stored tensor)` for every entry of a `[rows, columns]`
+/// matrix, tile by tile, so that a transposition stays in the cache.
 fn for_each_pair(
     rows: usize,
     columns: usize,

@@ -12,10 +12,12 @@ use crate::{
 };
 
 impl Clip {
-    /// Loads a CLIP by name: a path, or a name of the [`zoo`](crate::zoo), such as `openai/ViT-B-16`.
+    /// Loads a CLIP by name: a path, or a name of the [`zoo`](crate::zoo), such as
+    /// `openai/ViT-B-16`.
     ///
-    /// Weights that are not in the cache are fetched with the cargo feature `fetch`, unless `HF_HUB_OFFLINE=1` is set; without
-    /// the feature they must be there. Every file's hash is compared before it is used.
+    /// Weights that are not in the cache are fetched with the cargo feature `fetch`, unless
+    /// `HF_HUB_OFFLINE=1` is set; without the feature they must be there. Every file's hash is
+    /// compared before it is used.
     ///
     /// # Errors
     /// [`CheckpointError`] saying what is not there, or what is wrong with it.

@@ -1,4 +1,5 @@
-//! Weights of a file into a model, strictly: a tensor that is missing, unknown or of another shape is an error that names it.
+//! Weights of a file into a model, strictly: a tensor that is missing, unknown or of another shape
+//! is an error that names it.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -15,7 +16,8 @@ use crate::{
     weights::WeightFile,
 };
 
-/// Loads the weights of a model of shape `config` from a file in any of the formats of [`WeightFile`].
+/// Loads the weights of a model of shape `config` from a file in any of the formats of
+/// [`WeightFile`].
 ///
 /// # Errors
 /// [`CheckpointError`] naming the tensor at fault.
@@ -37,8 +39,8 @@ pub(crate) fn layout_of(file: &WeightFile<'_>) -> Result<KeyLayout, CheckpointEr
     })
 }
 
-/// Reads a model that has the shape `stored` in the file and shall have the shape `config`: they may differ in the size of
-/// the images, whose position embeddings are then resized.
+/// Reads a model that has the shape `stored` in the file and shall have the shape `config`: they
+/// may differ in the size of the images, whose position embeddings are then resized.
 pub(crate) fn read(
     file: &WeightFile<'_>,
     layout: KeyLayout,
@@ -63,8 +65,8 @@ pub(crate) fn read(
     Ok(model)
 }
 
-/// What programs store beside the weights: positions 0, 1, 2, … (older `transformers`), the sizes in OpenAI's archives, counters
-/// of batch norms, a mask.
+/// What programs store beside the weights: positions 0, 1, 2, … (older `transformers`), the sizes
+/// in OpenAI's archives, counters of batch norms, a mask.
 fn is_buffer(name: &str) -> bool {
     matches!(
         name.rsplit('.').next(),

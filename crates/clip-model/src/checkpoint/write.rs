@@ -33,12 +33,13 @@ impl From<Dtype> for ElementType {
 }
 
 impl Clip {
-    /// Writes a directory that [`load`](Self::load) and `transformers`' `CLIPModel` or `SiglipModel`, its tokenizers and its
-    /// `CLIPImageProcessor` read. Each file is complete or not there; the weights come last.
+    /// Writes a directory that [`load`](Self::load) and `transformers`' `CLIPModel` or
+    /// `SiglipModel`, its tokenizers and its `CLIPImageProcessor` read. Each file is complete or
+    /// not there; the weights come last.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`] naming what could not be written; [`CheckpointError::NoSuchFormat`] for a ResNet, which
-    /// `transformers` has no model for.
+    /// [`CheckpointError::Io`] naming what could not be written; [`CheckpointError::NoSuchFormat`]
+    /// for a ResNet, which `transformers` has no model for.
     pub fn save(&self, dir: &Path, dtype: Dtype) -> Result<(), CheckpointError> {
         let config = self.config.to_json()?;
         fs::create_dir_all(dir).map_err(|e| CheckpointError::io(dir, e))?;
@@ -53,13 +54,15 @@ impl Clip {
         )
     }
 
-    /// Writes a directory that [`load`](Self::load) and open_clip (`create_model_from_pretrained("local-dir:…")`) read:
-    /// `open_clip_config.json`, `open_clip_model.safetensors`, `tokenizer.json`. SigLIP's text tower lies as in
+    /// Writes a directory that [`load`](Self::load) and open_clip
+    /// (`create_model_from_pretrained("local-dir:…")`) read: `open_clip_config.json`,
+    /// `open_clip_model.safetensors`, `tokenizer.json`. SigLIP's text tower lies as in
     /// `CustomTextCLIP`.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`] naming what could not be written; [`CheckpointError::NoSuchFormat`] for a text tower whose end token
-    /// is not its largest id, which open_clip would not read at the right place.
+    /// [`CheckpointError::Io`] naming what could not be written; [`CheckpointError::NoSuchFormat`]
+    /// for a text tower whose end token is not its largest id, which open_clip would not read at
+    /// the right place.
     pub fn save_open_clip(&self, dir: &Path, dtype: Dtype) -> Result<(), CheckpointError> {
         let text = &self.config.text;
         let custom_text = text.kind == TextKind::Siglip;
@@ -123,7 +126,8 @@ pub fn save_weights(
     write_weights(model, config, KeyLayout::HuggingFace, path, dtype)
 }
 
-/// Writes the weights of `model` as safetensors under the names of `layout`, atomically, holding one parameter at a time.
+/// Writes the weights of `model` as safetensors under the names of `layout`, atomically, holding
+/// one parameter at a time.
 ///
 /// # Errors
 /// [`CheckpointError`] naming what could not be written.

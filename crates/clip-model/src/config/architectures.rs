@@ -65,8 +65,9 @@ const FILES: &[(&str, &str)] = &files![
     "ViT-gopt-16-SigLIP2-384"
 ];
 
-/// The published architecture of this name, in open_clip's spelling (`ViT-B-16`, `ViT-B-16-quickgelu`, `RN50`,
-/// `ViT-B-16-SigLIP`, …; `/` counts as `-`, and capitals do not matter).
+/// The published architecture of this name, in open_clip's spelling (`ViT-B-16`,
+/// `ViT-B-16-quickgelu`, `RN50`, `ViT-B-16-SigLIP`, …; `/` counts as `-`, and capitals do not
+/// matter).
 ///
 /// OpenAI's models are the `-quickgelu` ones.
 pub fn architecture(name: &str) -> Option<ClipConfig> {

@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 use super::{Activation, ClipConfig, TextConfig, TextKind, VisionConfig, VisionKind};
 use crate::error::CheckpointError;
 
-/// Initial logarithm of SigLIP's logit scale and its logit bias (`open_clip` `SigLIP` configurations:
-/// `init_logit_bias`; Zhai et al. 2023, section 3.2). `transformers`' `config.json` holds neither.
+/// Initial logarithm of SigLIP's logit scale and its logit bias (`open_clip` `SigLIP`
+/// configurations: `init_logit_bias`; Zhai et al. 2023, section 3.2). `transformers`' `config.json`
+/// holds neither.
 const SIGLIP_LOGITS: (f64, f64) = (std::f64::consts::LN_10, -10.0);
 
 impl ClipConfig {
@@ -55,7 +56,8 @@ impl ClipConfig {
     /// The text of a `config.json` that `transformers`' `CLIPModel` or `SiglipModel` loads.
     ///
     /// # Errors
-    /// [`CheckpointError::NoSuchFormat`] for ResNet towers and mixed ones, which `transformers` has no model for.
+    /// [`CheckpointError::NoSuchFormat`] for ResNet towers and mixed ones, which `transformers` has
+    /// no model for.
     pub fn to_json(&self) -> Result<String, CheckpointError> {
         let value = match (self.vision.kind, self.text.kind) {
             (VisionKind::Clip, TextKind::Clip) => json!({
@@ -181,7 +183,8 @@ impl ConfigFile<'_> {
             ]),
         )?;
         text.kind = TextKind::Siglip;
-        // Version 2 pads with Gemma's `<pad>`, which its configurations leave to the tokenizer to say.
+        // Version 2 pads with Gemma's `<pad>`, which its configurations leave to the tokenizer to
+        // say.
         let said = root
             .get("text_config")
             .is_some_and(|t| t.get("pad_token_id").is_some());

@@ -19,8 +19,8 @@ pub(crate) use open_clip::OpenClipConfig;
 
 /// The pointwise non-linearity of the MLPs.
 ///
-/// The activation is not visible in the weights: OpenAI's checkpoints use [`QuickGelu`](Self::QuickGelu),
-/// most of open_clip's use [`Gelu`](Self::Gelu).
+/// The activation is not visible in the weights: OpenAI's checkpoints use
+/// [`QuickGelu`](Self::QuickGelu), most of open_clip's use [`Gelu`](Self::Gelu).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
     /// `x · σ(1.702 x)` (OpenAI CLIP `clip/model.py`, class `QuickGELU`).
@@ -37,15 +37,17 @@ pub enum Activation {
 /// What an image tower is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum VisionKind {
-    /// CLIP's vision transformer: a class token, a layer norm before the blocks, a projection of the class token.
+    /// CLIP's vision transformer: a class token, a layer norm before the blocks, a projection of
+    /// the class token.
     #[default]
     Clip,
-    /// SigLIP's: patches with a bias, no class token, no first layer norm; one learned query attends to all tokens
-    /// ("multihead attention pooling"), and there is no projection.
+    /// SigLIP's: patches with a bias, no class token, no first layer norm; one learned query
+    /// attends to all tokens ("multihead attention pooling"), and there is no projection.
     Siglip,
-    /// OpenAI's modified ResNet: a stem of three convolutions, average pooling before every stride, and pooling by
-    /// attention. [`VisionConfig::hidden_size`] is the width of its last stage, 32 times the width of the stem, and
-    /// [`VisionConfig::patch_size`] the total stride, 32; the numbers of layers and of hidden units mean nothing.
+    /// OpenAI's modified ResNet: a stem of three convolutions, average pooling before every stride,
+    /// and pooling by attention. [`VisionConfig::hidden_size`] is the width of its last stage, 32
+    /// times the width of the stem, and [`VisionConfig::patch_size`] the total stride, 32; the
+    /// numbers of layers and of hidden units mean nothing.
     ResNet {
         /// Bottleneck blocks in each stage.
         stages: [usize; 4],
@@ -58,7 +60,8 @@ pub enum TextKind {
     /// CLIP's: causal, read at the end token, projected without a bias.
     #[default]
     Clip,
-    /// SigLIP's: every token sees every other, padding included; read at the last position, projected with a bias.
+    /// SigLIP's: every token sees every other, padding included; read at the last position,
+    /// projected with a bias.
     Siglip,
 }
 
@@ -77,8 +80,8 @@ pub struct VisionConfig {
     pub num_attention_heads: usize,
     /// Side of the square input image in pixels.
     pub image_size: usize,
-    /// Side of a square patch in pixels; divides `image_size`, except in SigLIP, whose convolution does not look at what is
-    /// left over at the right and the bottom.
+    /// Side of a square patch in pixels; divides `image_size`, except in SigLIP, whose convolution
+    /// does not look at what is left over at the right and the bottom.
     pub patch_size: usize,
     /// Non-linearity of the MLPs.
     pub hidden_act: Activation,
@@ -140,8 +143,9 @@ pub struct TextConfig {
     pub layer_norm_eps: f64,
     /// Id of the start token.
     pub bos_token_id: u32,
-    /// Id of the end token. The value 2 is a historical mistake of the original conversions and means
-    /// "pool at the largest id" (`transformers` `modeling_clip.py`, `CLIPTextTransformer.forward`).
+    /// Id of the end token. The value 2 is a historical mistake of the original conversions and
+    /// means "pool at the largest id" (`transformers` `modeling_clip.py`,
+    /// `CLIPTextTransformer.forward`).
     pub eos_token_id: u32,
     /// Id of the padding token. CLIP never looks at padding; SigLIP does.
     pub pad_token_id: u32,
@@ -180,7 +184,8 @@ pub struct ClipConfig {
     pub projection_dim: usize,
     /// Initial value of the logarithm of the logit scale.
     pub logit_scale_init: f64,
-    /// Initial value of what is added to the logits; only models trained with the sigmoid loss have it.
+    /// Initial value of what is added to the logits; only models trained with the sigmoid loss have
+    /// it.
     pub logit_bias_init: Option<f64>,
 }
 
@@ -226,7 +231,8 @@ impl ClipConfig {
         }
     }
 
-    /// Number of parameters of a model of this shape. Running statistics of batch norms are not parameters.
+    /// Number of parameters of a model of this shape. Running statistics of batch norms are not
+    /// parameters.
     pub fn parameters(&self) -> usize {
         let bias = usize::from(self.logit_bias_init.is_some());
         self.image_parameters() + self.text_parameters() + 1 + bias
@@ -281,7 +287,8 @@ impl ClipConfig {
             + bias
     }
 
-    /// The image pipeline that models of this shape were trained with, where no file says otherwise.
+    /// The image pipeline that models of this shape were trained with, where no file says
+    /// otherwise.
     pub fn default_preprocess(&self) -> Preprocess {
         let size = self.vision.image_size as u32;
         match self.vision.kind {

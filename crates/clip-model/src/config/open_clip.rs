@@ -1,8 +1,10 @@
-//! open_clip's model configurations (`open_clip/model_configs/*.json`) and the `open_clip_config.json` of its
-//! checkpoints, which is one of them as `model_cfg` beside a `preprocess_cfg`.
+//! open_clip's model configurations (`open_clip/model_configs/*.json`) and the
+//! `open_clip_config.json` of its checkpoints, which is one of them as `model_cfg` beside a
+//! `preprocess_cfg`.
 //!
-//! Field names and defaults are those of `open_clip/model.py`, classes `CLIPVisionCfg` and `CLIPTextCfg`. A SigLIP image
-//! tower is only a name there, of a model of the `timm` package; we write its sizes beside the name, and read either.
+//! Field names and defaults are those of `open_clip/model.py`, classes `CLIPVisionCfg` and
+//! `CLIPTextCfg`. A SigLIP image tower is only a name there, of a model of the `timm` package; we
+//! write its sizes beside the name, and read either.
 
 use std::path::Path;
 
@@ -161,17 +163,20 @@ pub(crate) struct OpenClipConfig {
 }
 
 impl ClipConfig {
-    /// Parses an `open_clip_config.json`, or a bare model configuration of open_clip's; `path` is only named in errors.
+    /// Parses an `open_clip_config.json`, or a bare model configuration of open_clip's; `path` is
+    /// only named in errors.
     ///
     /// # Errors
-    /// [`CheckpointError`] naming the file and the key that is missing, does not fit, or asks for what is not computed here.
+    /// [`CheckpointError`] naming the file and the key that is missing, does not fit, or asks for
+    /// what is not computed here.
     pub fn from_open_clip_json(text: &str, path: &Path) -> Result<Self, CheckpointError> {
         Ok(OpenClipConfig::from_json(text, path)?.model)
     }
 }
 
 impl OpenClipConfig {
-    /// Parses an `open_clip_config.json` or a bare model configuration; `path` is only named in errors.
+    /// Parses an `open_clip_config.json` or a bare model configuration; `path` is only named in
+    /// errors.
     pub(crate) fn from_json(text: &str, path: &Path) -> Result<Self, CheckpointError> {
         let file = File { path };
         let root: Map<String, Value> = serde_json::from_str(text)
@@ -369,7 +374,8 @@ impl File<'_> {
         let epsilon = cfg.norm_eps.or(cfg.norm_kwargs.and_then(|n| n.eps));
         if let Layers::Stages(stages) = cfg.layers {
             let width = cfg.width.unwrap_or(64);
-            // The pooling has heads of 64 (open_clip `model.py`, `_build_vision_tower`: `width * 32 // head_width`).
+            // The pooling has heads of 64 (open_clip `model.py`, `_build_vision_tower`: `width * 32
+            // // head_width`).
             let d = width.saturating_mul(32);
             return Ok(VisionConfig {
                 hidden_size: d,
@@ -493,7 +499,8 @@ impl File<'_> {
             },
             pad_token_id: cfg.pad_id.unwrap_or(match kind {
                 TextKind::Clip => 0,
-                // SentencePiece models of version 1 pad with `</s>`, those of version 2 (Gemma's) with `<pad>`.
+                // SentencePiece models of version 1 pad with `</s>`, those of version 2 (Gemma's)
+                // with `<pad>`.
                 TextKind::Siglip if cfg.vocab_size == 256_000 => 0,
                 TextKind::Siglip => 1,
             }),
@@ -557,7 +564,8 @@ struct Sizes {
     patch: usize,
 }
 
-/// `(size in the name, width, layers, heads, hidden)` of timm's SigLIP towers (`timm/models/vision_transformer.py`).
+/// `(size in the name, width, layers, heads, hidden)` of timm's SigLIP towers
+/// (`timm/models/vision_transformer.py`).
 const TIMM: [(&str, usize, usize, usize, usize); 4] = [
     ("base", 768, 12, 12, 3072),
     ("large", 1024, 24, 16, 4096),
@@ -565,8 +573,9 @@ const TIMM: [(&str, usize, usize, usize, usize); 4] = [
     ("giantopt", 1536, 40, 16, 6144),
 ];
 
-/// The sizes of `vit_base_patch16_siglip_224` and its like, and whether it has the tanh approximation of GELU: those
-/// that came with version 2 do (`timm/models/vision_transformer.py`, `act_layer='gelu_tanh'`).
+/// The sizes of `vit_base_patch16_siglip_224` and its like, and whether it has the tanh
+/// approximation of GELU: those that came with version 2 do (`timm/models/vision_transformer.py`,
+/// `act_layer='gelu_tanh'`).
 fn timm_sizes(name: &str) -> Option<(Sizes, bool)> {
     let rest = name.strip_prefix("vit_")?;
     let (size, rest) = rest.split_once("_patch")?;

@@ -157,8 +157,9 @@ impl ResidualBlock {
         })
     }
 
-    /// `[batch, n, d]` to `[batch, n, d]`; or to `[batch, 1, d]` for the one position of each item that is read: an exact saving for the
-    /// last block, whose other outputs nobody reads. An observer that wants all tokens sees those of the inputs nevertheless.
+    /// `[batch, n, d]` to `[batch, n, d]`; or to `[batch, 1, d]` for the one position of each item
+    /// that is read: an exact saving for the last block, whose other outputs nobody reads. An
+    /// observer that wants all tokens sees those of the inputs nevertheless.
     pub(super) fn forward<O: Observer>(
         &self,
         x: Tensor<3>,
@@ -186,7 +187,8 @@ impl ResidualBlock {
         }
     }
 
-    /// Items that are trees, `[batch, n, d]`, to the nodes `read` of them all, `[1, read, d]`; their indices count through the items.
+    /// Items that are trees, `[batch, n, d]`, to the nodes `read` of them all, `[1, read, d]`;
+    /// their indices count through the items.
     pub(super) fn forward_nodes(
         &self,
         x: Tensor<3>,

@@ -16,8 +16,9 @@ use crate::{config::ClipConfig, error::CheckpointError, tokenizer::TokenBatch};
 
 /// A CLIP model: two towers and a temperature.
 ///
-/// To train a model that was loaded on a plain device, put it on the tape with [`train`](Module::train); `fork` to an autodiff device
-/// leaves its parameters untrained. Frozen parameters (`freeze_group`) and whatever only they reach are off the tape.
+/// To train a model that was loaded on a plain device, put it on the tape with
+/// [`train`](Module::train); `fork` to an autodiff device leaves its parameters untrained. Frozen
+/// parameters (`freeze_group`) and whatever only they reach are off the tape.
 #[derive(Module, Debug)]
 pub struct ClipModel {
     /// The image tower.
@@ -38,7 +39,8 @@ impl ClipConfig {
     }
 
     /// A model on `device` whose parameters are zero, to be filled or to read shapes from. Each
-    /// parameter is a view of a single zero, so that the model takes no memory until it is written to.
+    /// parameter is a view of a single zero, so that the model takes no memory until it is written
+    /// to.
     pub fn init_zeros(&self, device: &Device) -> ClipModel {
         ClipModel::build(self, None, device).expect("zeros need no source")
     }
@@ -65,7 +67,8 @@ impl ClipModel {
     /// Image features, not normalised.
     ///
     /// # Shapes
-    /// - `pixels`: `[batch, 3, side, side]`, as [`Preprocess::to_tensor`](crate::Preprocess::to_tensor) makes them
+    /// - `pixels`: `[batch, 3, side, side]`, as
+    ///   [`Preprocess::to_tensor`](crate::Preprocess::to_tensor) makes them
     /// - output: `[batch, e]`
     ///
     /// # Panics
@@ -81,8 +84,8 @@ impl ClipModel {
         })
     }
 
-    /// Like [`encode_image`](Self::encode_image); `observer` sees the input of each linear map of the
-    /// MLPs and of the projection on the way, and may add to the blocks.
+    /// Like [`encode_image`](Self::encode_image); `observer` sees the input of each linear map of
+    /// the MLPs and of the projection on the way, and may add to the blocks.
     ///
     /// # Panics
     /// If the pixels have another shape.
@@ -102,17 +105,20 @@ impl ClipModel {
 
     /// Text features `[rows, e]`, not normalised.
     ///
-    /// What rows have in common at their beginning is computed once where the tower is causal and that is worth it; otherwise rows of
-    /// about the same length are computed together, so that none pays for the longest one. Both give the
-    /// same features up to rounding, which depends on the rows that are encoded together and, on the host, on the number of threads.
+    /// What rows have in common at their beginning is computed once where the tower is causal and
+    /// that is worth it; otherwise rows of about the same length are computed together, so that
+    /// none pays for the longest one. Both give the same features up to rounding, which depends on
+    /// the rows that are encoded together and, on the host, on the number of threads.
     ///
     /// # Panics
-    /// If a row is longer than the context or holds an id outside the vocabulary, or there is no row.
+    /// If a row is longer than the context or holds an id outside the vocabulary, or there is no
+    /// row.
     pub fn encode_text(&self, tokens: &TokenBatch) -> Tensor<2> {
         text_batch::encode(&self.text, tokens)
     }
 
-    /// Like [`encode_text`](Self::encode_text), but every row by itself, whatever it has in common with others: for comparing the two ways.
+    /// Like [`encode_text`](Self::encode_text), but every row by itself, whatever it has in common
+    /// with others: for comparing the two ways.
     ///
     /// # Panics
     /// As [`encode_text`](Self::encode_text).
@@ -120,8 +126,8 @@ impl ClipModel {
         text_batch::encode_apart(&self.text, tokens)
     }
 
-    /// Like [`encode_text`](Self::encode_text), all rows together; `observer` sees the input of each linear map of the
-    /// MLPs on the way, and may add to the blocks.
+    /// Like [`encode_text`](Self::encode_text), all rows together; `observer` sees the input of
+    /// each linear map of the MLPs on the way, and may add to the blocks.
     ///
     /// # Panics
     /// As [`encode_text`](Self::encode_text).
@@ -139,8 +145,8 @@ impl ClipModel {
         self.logit_scale.val().exp()
     }
 
-    /// The same model with its parameters, and so its activations and its features, in another number format. For inference:
-    /// optimizers want 32 bits. Layer norms still sum in 32 bits.
+    /// The same model with its parameters, and so its activations and its features, in another
+    /// number format. For inference: optimizers want 32 bits. Layer norms still sum in 32 bits.
     pub fn to_dtype(self, dtype: FloatDType) -> Self {
         self.map(&mut Cast(dtype))
     }

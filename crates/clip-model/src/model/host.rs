@@ -1,9 +1,11 @@
 //! Using all processors of a host.
 //!
-//! Burn's host backend spreads matrix products over the processors and runs most of what lies between them on one. Images and texts do
-//! not know of each other, so a batch is cut into parts (texts that begin alike into trees), and each goes through the whole tower alone. How it
-//! is cut does not depend on the number of processors: products of other sizes may round otherwise, and results are to have the same bits
-//! everywhere. An accelerator wants all at once, and a tape must be built in one place.
+//! Burn's host backend spreads matrix products over the processors and runs most of what lies
+//! between them on one. Images and texts do not know of each other, so a batch is cut into parts
+//! (texts that begin alike into trees), and each goes through the whole tower alone. How it is cut
+//! does not depend on the number of processors: products of other sizes may round otherwise, and
+//! results are to have the same bits everywhere. An accelerator wants all at once, and a tape must
+//! be built in one place.
 
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;

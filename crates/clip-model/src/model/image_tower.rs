@@ -16,7 +16,8 @@ use crate::{
 
 /// The image tower of a CLIP.
 ///
-/// [`Module`] is written out below because the derived one would put the name of the variant into every parameter's path.
+/// [`Module`] is written out below because the derived one would put the name of the variant into
+/// every parameter's path.
 #[derive(Clone, Debug)]
 // There is one of these in a model: what the smaller variant wastes does not matter.
 #[allow(clippy::large_enum_variant)]

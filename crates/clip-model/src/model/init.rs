@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use super::params::ParamSource;
 use crate::{config::ClipConfig, error::CheckpointError};
 
-/// Initial values as in OpenAI CLIP (`clip/model.py`, `CLIP.initialize_parameters`), from a generator of
-/// its own a parameter, so that the values do not depend on the order of construction.
+/// Initial values as in OpenAI CLIP (`clip/model.py`, `CLIP.initialize_parameters`), from a
+/// generator of its own a parameter, so that the values do not depend on the order of construction.
 pub(super) struct SeededInit<'a> {
     config: &'a ClipConfig,
     seed: u64,
@@ -44,7 +44,8 @@ impl<'a> SeededInit<'a> {
             _ if path.ends_with("bn3.weight") => Rule::Constant(0.0),
             _ if path.contains("bn") && path.ends_with(".weight") => Rule::Constant(1.0),
             _ if path.ends_with(".beta") || path.ends_with("bias") => Rule::Constant(0.0),
-            // PyTorch's default for convolutions: uniform within 1/√fan-in, as a normal of the same spread.
+            // PyTorch's default for convolutions: uniform within 1/√fan-in, as a normal of the same
+            // spread.
             _ if shape.len() == 4 => {
                 let fan_in: usize = shape[1..].iter().product();
                 Rule::Normal((3.0 * fan_in as f64).powf(-0.5))

@@ -2,9 +2,10 @@
 
 use burn::tensor::Tensor;
 
-/// Is handed activations during [`ClipModel::encode_image_observed`](crate::ClipModel::encode_image_observed) and
-/// [`ClipModel::encode_text_observed`](crate::ClipModel::encode_text_observed). Burn has no forward hooks, so the model
-/// offers this instead; `()` observes nothing and costs nothing.
+/// Is handed activations during
+/// [`ClipModel::encode_image_observed`](crate::ClipModel::encode_image_observed) and
+/// [`ClipModel::encode_text_observed`](crate::ClipModel::encode_text_observed). Burn has no forward
+/// hooks, so the model offers this instead; `()` observes nothing and costs nothing.
 pub trait Observer {
     /// Whether to call the methods below at all.
     const ACTIVE: bool = true;
@@ -15,21 +16,21 @@ pub trait Observer {
         true
     }
 
-    /// Whether texts are to run up to the end of the context, although a causal mask keeps what follows the end token from
-    /// the output. For comparing with code that does.
+    /// Whether texts are to run up to the end of the context, although a causal mask keeps what
+    /// follows the end token from the output. For comparing with code that does.
     fn wants_all_positions(&self) -> bool {
         false
     }
 
-    /// Receives the input `rows` `[tokens, features]` of the linear map whose weight is the parameter
-    /// `parameter` (`visual.blocks.3.mlp.c_fc.weight`, `visual.proj`, …).
+    /// Receives the input `rows` `[tokens, features]` of the linear map whose weight is the
+    /// parameter `parameter` (`visual.blocks.3.mlp.c_fc.weight`, `visual.proj`, …).
     fn linear_input(&mut self, parameter: &str, rows: Tensor<2>) {
         let _ = (parameter, rows);
     }
 
-    /// What is added to the output of the residual block `block` (`visual.blocks.3`, `text.blocks.0`), if anything:
-    /// a branch beside its MLP. `x` `[batch, n, d]` is the state after the attention, of which the MLP gets the
-    /// normalised value.
+    /// What is added to the output of the residual block `block` (`visual.blocks.3`,
+    /// `text.blocks.0`), if anything: a branch beside its MLP. `x` `[batch, n, d]` is the state
+    /// after the attention, of which the MLP gets the normalised value.
     fn branch(&mut self, block: &str, x: &Tensor<3>) -> Option<Tensor<3>> {
         let _ = (block, x);
         None

@@ -89,8 +89,8 @@ impl Builder<'_> {
     }
 }
 
-/// The id that a parameter at `path` has in every process: the 64-bit FNV-1a hash of the path. For parameters added to a model, so that
-/// the state of an optimizer fits them in another process too.
+/// The id that a parameter at `path` has in every process: the 64-bit FNV-1a hash of the path. For
+/// parameters added to a model, so that the state of an optimizer fits them in another process too.
 pub fn id_of(path: &str) -> ParamId {
     let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -1,6 +1,7 @@
-//! Texts that begin alike. Under a causal mask a position knows only of those before it, so that texts with the same beginning have the
-//! same activations there: as a tree of tokens (a trie) the beginning is computed once. MTIL's 8,648 prompts have 91,975
-//! tokens, and 43,694 different beginnings.
+//! Texts that begin alike. Under a causal mask a position knows only of those before it, so that
+//! texts with the same beginning have the same activations there: as a tree of tokens (a trie) the
+//! beginning is computed once. MTIL's 8,648 prompts have 91,975 tokens, and 43,694 different
+//! beginnings.
 
 /// Some texts as a tree. A node is a token behind those on the way to it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -59,7 +60,8 @@ pub(super) fn different_beginnings(texts: &[&[u32]], order: &[usize]) -> (usize,
     (count, most)
 }
 
-/// Trees of at most `most` nodes that hold the texts in this order; a longer text is a tree by itself.
+/// Trees of at most `most` nodes that hold the texts in this order; a longer text is a tree by
+/// itself.
 pub(super) fn plant(texts: &[&[u32]], order: &[usize], most: usize) -> Vec<PrefixTree> {
     let mut trees = Vec::new();
     let mut tree = PrefixTree::default();

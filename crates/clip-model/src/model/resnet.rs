@@ -44,8 +44,9 @@ impl Conv {
     }
 }
 
-/// Batch normalisation by its running statistics, always: CLIP's ResNets are fine-tuned with their statistics frozen here,
-/// where PyTorch in training mode would replace them by those of each batch. The statistics are no parameters.
+/// Batch normalisation by its running statistics, always: CLIP's ResNets are fine-tuned with their
+/// statistics frozen here, where PyTorch in training mode would replace them by those of each
+/// batch. The statistics are no parameters.
 #[derive(Module, Debug)]
 pub struct BatchNorm {
     /// `[channels]`.
@@ -73,7 +74,8 @@ impl BatchNorm {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        // Detached, so that they stay as they are even if somebody makes every parameter of the model trainable.
+        // Detached, so that they stay as they are even if somebody makes every parameter of the
+        // model trainable.
         let (mean, variance) = (self.running_mean.val(), self.running_var.val());
         let deviation = variance.detach().add_scalar(BATCH_NORM_EPS).sqrt();
         let scale = self.weight.val() / deviation;
@@ -98,8 +100,8 @@ pub struct Downsample {
     pub bn: BatchNorm,
 }
 
-/// A bottleneck block; a stride is an average pooling before the last convolution (OpenAI CLIP `clip/model.py`, class
-/// `Bottleneck`).
+/// A bottleneck block; a stride is an average pooling before the last convolution (OpenAI CLIP
+/// `clip/model.py`, class `Bottleneck`).
 #[derive(Module, Debug)]
 pub struct Bottleneck {
     /// 1 × 1.
@@ -162,8 +164,8 @@ impl Bottleneck {
     }
 }
 
-/// Pooling by attention: the mean of the cells asks, the mean and the cells answer (OpenAI CLIP `clip/model.py`, class
-/// `AttentionPool2d`).
+/// Pooling by attention: the mean of the cells asks, the mean and the cells answer (OpenAI CLIP
+/// `clip/model.py`, class `AttentionPool2d`).
 #[derive(Module, Debug)]
 pub struct AttentionPool {
     /// `[1 + cells, d]`.
@@ -229,8 +231,8 @@ impl AttentionPool {
     }
 }
 
-/// OpenAI's modified ResNet (`clip/model.py`, class `ModifiedResNet`): a stem of three convolutions, average pooling before
-/// each stride, pooling by attention.
+/// OpenAI's modified ResNet (`clip/model.py`, class `ModifiedResNet`): a stem of three
+/// convolutions, average pooling before each stride, pooling by attention.
 #[derive(Module, Debug)]
 pub struct ResNet {
     /// 3 × 3, stride 2.

@@ -19,8 +19,8 @@ use crate::{
     error::CheckpointError,
 };
 
-/// The text tower (OpenAI CLIP `clip/model.py`, `CLIP.encode_text`; `transformers` `modeling_siglip.py`, class
-/// `SiglipTextTransformer`).
+/// The text tower (OpenAI CLIP `clip/model.py`, `CLIP.encode_text`; `transformers`
+/// `modeling_siglip.py`, class `SiglipTextTransformer`).
 #[derive(Module, Debug)]
 pub struct TextTower {
     /// `[vocabulary, w]`.
@@ -99,8 +99,9 @@ impl TextTower {
         self.context
     }
 
-    /// Number of positions that must be computed for a row: those up to the one that is read. The mask of CLIP is causal, so
-    /// no later position influences it; SigLIP's is not, and it always takes them all.
+    /// Number of positions that must be computed for a row: those up to the one that is read. The
+    /// mask of CLIP is causal, so no later position influences it; SigLIP's is not, and it always
+    /// takes them all.
     pub(super) fn needed(&self, row: &[u32]) -> usize {
         1 + match self.pooling {
             Pooling::EndToken(end) => row.iter().position(|id| *id == end).unwrap_or(0),
@@ -122,7 +123,8 @@ impl TextTower {
     /// The rows are cut behind the last position that one of them needs.
     ///
     /// # Panics
-    /// If a row is longer than the context, or holds an id outside the vocabulary, or there is no row.
+    /// If a row is longer than the context, or holds an id outside the vocabulary, or there is no
+    /// row.
     pub(super) fn forward<O: Observer>(&self, rows: &[&[u32]], observer: &mut O) -> Tensor<2> {
         assert!(!rows.is_empty(), "there is no text to encode");
         let positions: Vec<usize> = rows.iter().map(|row| self.needed(row) - 1).collect();
@@ -164,8 +166,9 @@ impl TextTower {
         self.project(x.reshape([batch, w]))
     }
 
-    /// Texts that share their beginnings to unnormalised features `[texts, e]`, in the order in which they were added to the trees. Each text ends
-    /// where it is read, and has been [checked](Self::check).
+    /// Texts that share their beginnings to unnormalised features `[texts, e]`, in the order in
+    /// which they were added to the trees. Each text ends where it is read, and has been
+    /// [checked](Self::check).
     ///
     /// # Panics
     /// If there is no text, or the tower is not causal.

@@ -1,4 +1,5 @@
-//! How a batch of texts goes through its tower: as trees where texts begin alike, otherwise as rows of about the same length.
+//! How a batch of texts goes through its tower: as trees where texts begin alike, otherwise as rows
+//! of about the same length.
 
 use std::ops::Range;
 
@@ -118,8 +119,9 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// An order of the rows by length, the longest first, and the stretches of it that are computed together: each is at most
-/// [`LARGEST_GROUP`] rows, and a new one begins where the rows have become a fifth shorter and there are enough of them.
+/// An order of the rows by length, the longest first, and the stretches of it that are computed
+/// together: each is at most [`LARGEST_GROUP`] rows, and a new one begins where the rows have
+/// become a fifth shorter and there are enough of them.
 fn by_length(lengths: &[usize]) -> (Vec<usize>, Vec<Range<usize>>) {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|row| std::cmp::Reverse(lengths[*row]));
@@ -151,12 +153,13 @@ const SMALLEST_GROUP: usize = 8;
 /// Of the positions of the rows by themselves, in percent, trees may have so many to be worth it.
 const HOST_WORTH: usize = 80;
 
-/// On a tape the scores of all pairs of nodes are kept; an accelerator has no attention in one kernel under a mask, and computes all
-/// positions of the last block. Chosen by counting, not by timing.
+/// On a tape the scores of all pairs of nodes are kept; an accelerator has no attention in one
+/// kernel under a mask, and computes all positions of the last block. Chosen by counting, not by
+/// timing.
 const ELSEWHERE_WORTH: usize = 60;
 
-/// How large a tree may be so that `nodes` make trees of about the same size, `together` of them if they are large enough for that. Two
-/// texts share at most `shared` tokens.
+/// How large a tree may be so that `nodes` make trees of about the same size, `together` of them if
+/// they are large enough for that. Two texts share at most `shared` tokens.
 fn most_nodes(nodes: usize, shared: usize, together: usize) -> usize {
     let together = together.min(nodes.div_ceil(SMALLEST_TREE));
     let trees = nodes.div_ceil(LARGEST_TREE).max(together).max(1);
@@ -164,13 +167,15 @@ fn most_nodes(nodes: usize, shared: usize, together: usize) -> usize {
     nodes.div_ceil(trees) + shared
 }
 
-/// Larger trees share hardly more, and their attention, which computes the scores of all pairs of nodes, costs more.
+/// Larger trees share hardly more, and their attention, which computes the scores of all pairs of
+/// nodes, costs more.
 const LARGEST_TREE: usize = 256;
 
 /// Smaller ones share little, and make small products.
 const SMALLEST_TREE: usize = 64;
 
-/// Trees of few texts on a host, so that several processors have work; a number of its own and not theirs, as in [`host`](super::host).
+/// Trees of few texts on a host, so that several processors have work; a number of its own and not
+/// theirs, as in [`host`](super::host).
 const TREES_OF_HOST: usize = 4;
 
 /// Trees that go through an accelerator, or onto a tape, together.

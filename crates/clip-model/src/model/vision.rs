@@ -18,8 +18,8 @@ use crate::{
     error::CheckpointError,
 };
 
-/// Cuts an image into square patches and maps each to a token. A convolution whose stride is its kernel, written as the
-/// matrix product it is.
+/// Cuts an image into square patches and maps each to a token. A convolution whose stride is its
+/// kernel, written as the matrix product it is.
 #[derive(Module, Debug)]
 pub struct PatchEmbedding {
     /// `[3 · patch · patch, d]`, rows in (channel, y, x) order.
@@ -48,8 +48,8 @@ impl PatchEmbedding {
     }
 }
 
-/// SigLIP's pooling: one learned query attends to all tokens, then an MLP (`transformers` `modeling_siglip.py`, class
-/// `SiglipMultiheadAttentionPoolingHead`).
+/// SigLIP's pooling: one learned query attends to all tokens, then an MLP (`transformers`
+/// `modeling_siglip.py`, class `SiglipMultiheadAttentionPoolingHead`).
 #[derive(Module, Debug)]
 pub struct PoolingHead {
     /// `[d]`, the query.
@@ -86,8 +86,9 @@ impl PoolingHead {
     }
 }
 
-/// A vision transformer (OpenAI CLIP `clip/model.py`, class `VisionTransformer`; `transformers` `modeling_siglip.py`, class
-/// `SiglipVisionTransformer`). What only one of the two has is an [`Option`].
+/// A vision transformer (OpenAI CLIP `clip/model.py`, class `VisionTransformer`; `transformers`
+/// `modeling_siglip.py`, class `SiglipVisionTransformer`). What only one of the two has is an
+/// [`Option`].
 #[derive(Module, Debug)]
 pub struct VisionTower {
     /// Patches to tokens.

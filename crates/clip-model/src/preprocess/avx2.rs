@@ -1,11 +1,14 @@
-//! The two passes of resampling for 8-bit samples with AVX2, through `pulp`'s safe wrappers of the instructions.
+//! The two passes of resampling for 8-bit samples with AVX2, through `pulp`'s safe wrappers of the
+//! instructions.
 //!
-//! Samples are taken in pairs, 16 bits each, for the instruction that multiplies pairs and adds the products
-//! (`vpmaddwd`). Weights have more bits than that, so a weight is `high * 2048 + low` and its two parts have sums of their
-//! own; integer sums are exact in any order, so the results are those of the plain loops.
+//! Samples are taken in pairs, 16 bits each, for the instruction that multiplies pairs and adds the
+//! products (`vpmaddwd`). Weights have more bits than that, so a weight is `high * 2048 + low` and
+//! its two parts have sums of their own; integer sums are exact in any order, so the results are
+//! those of the plain loops.
 //!
-//! Along columns, a pair is of two rows, and neighbouring samples of them are the lanes. Along rows, a pair is of two pixels, and
-//! eight rows are the lanes: their bytes are transposed in blocks, and transposed back afterwards.
+//! Along columns, a pair is of two rows, and neighbouring samples of them are the lanes. Along
+//! rows, a pair is of two pixels, and eight rows are the lanes: their bytes are transposed in
+//! blocks, and transposed back afterwards.
 
 use std::arch::x86_64::{__m128i, __m256i};
 use std::ops::Range;
@@ -95,8 +98,8 @@ impl Sums {
     }
 }
 
-/// The given rows, each resampled to as many pixels as there are taps; pixels of `C` samples. Nothing where the processor
-/// has no AVX2.
+/// The given rows, each resampled to as many pixels as there are taps; pixels of `C` samples.
+/// Nothing where the processor has no AVX2.
 pub(super) fn along_rows<const C: usize>(
     image: &Raster<'_, u8>,
     rows: Range<usize>,
@@ -159,7 +162,8 @@ fn rows_with<const C: usize>(
     data
 }
 
-/// The samples `read` of each row, resampled to as many rows as there are taps. Nothing where the processor has no AVX2.
+/// The samples `read` of each row, resampled to as many rows as there are taps. Nothing where the
+/// processor has no AVX2.
 pub(super) fn along_columns(
     image: &Raster<'_, u8>,
     read: Range<usize>,
@@ -249,7 +253,8 @@ fn gather(rows: [&[u8]; LANES], columns: &mut [Column]) {
     }
 }
 
-/// The way back: byte i of row r becomes byte r of column i. `out` holds at most eight rows of `width` bytes.
+/// The way back: byte i of row r becomes byte r of column i. `out` holds at most eight rows of
+/// `width` bytes.
 #[inline(always)]
 fn scatter(columns: &[Column], out: &mut [u8], width: usize) {
     for (i, columns) in columns.as_chunks::<BYTES>().0.iter().enumerate() {
@@ -276,8 +281,9 @@ fn scatter(columns: &[Column], out: &mut [u8], width: usize) {
     }
 }
 
-/// Transposes 8 x 8 bytes, word r being row r, in each of the blocks: first quarters of 4 x 4 change places, then of 2 x 2,
-/// then single bytes (H. S. Warren, Hacker's Delight, 2nd edition, section 7-3, there with bits).
+/// Transposes 8 x 8 bytes, word r being row r, in each of the blocks: first quarters of 4 x 4
+/// change places, then of 2 x 2, then single bytes (H. S. Warren, Hacker's Delight, 2nd edition,
+/// section 7-3, there with bits).
 #[inline(always)]
 fn transpose(block: &mut [[u64; BLOCKS]; LANES]) {
     for (distance, mask) in [

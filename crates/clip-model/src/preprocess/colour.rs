@@ -7,7 +7,8 @@ use image::{DynamicImage, RgbImage};
 use super::decode::Mode;
 use super::resample::Raster;
 
-/// 8-bit samples of an image, without a copy where they are 8-bit already. 16-bit grey is clipped at 255 here.
+/// 8-bit samples of an image, without a copy where they are 8-bit already. 16-bit grey is clipped
+/// at 255 here.
 pub(super) fn bytes(image: &DynamicImage) -> Raster<'_, u8> {
     let (channels, data) = match image {
         DynamicImage::ImageLuma8(i) => (1, Cow::Borrowed(i.as_raw().as_slice())),
@@ -35,7 +36,8 @@ pub(super) fn high(values: &[u16]) -> Vec<u8> {
     values.iter().map(|&v| (v >> 8) as u8).collect()
 }
 
-/// Three channels, alpha dropped: `convert("RGB")`. Channels stay as they are where there are three already.
+/// Three channels, alpha dropped: `convert("RGB")`. Channels stay as they are where there are three
+/// already.
 pub(super) fn opaque(image: Raster<'_, u8>) -> Raster<'_, u8> {
     let data = match image.channels {
         1 => image.data.iter().flat_map(|&v| [v; 3]).collect(),
@@ -54,7 +56,8 @@ pub(super) fn opaque(image: Raster<'_, u8>) -> Raster<'_, u8> {
     }
 }
 
-/// Three channels, transparency laid over white: `alpha_composite` on an opaque white image, then `convert("RGB")`.
+/// Three channels, transparency laid over white: `alpha_composite` on an opaque white image, then
+/// `convert("RGB")`.
 pub(super) fn on_white(image: Raster<'_, u8>) -> Raster<'_, u8> {
     let data = match image.channels {
         2 => image
@@ -80,13 +83,15 @@ fn over_white(value: u8, alpha: u8) -> u8 {
     if alpha == 0 {
         return 255;
     }
-    // The backdrop's alpha is 255, which makes Pillow's blend coefficient (7 more bits than the values) exact.
+    // The backdrop's alpha is 255, which makes Pillow's blend coefficient (7 more bits than the
+    // values) exact.
     let front = u32::from(alpha) << 7;
     let sum = u32::from(value) * front + 255 * ((255 << 7) - front) + (0x80 << 7);
     ((((sum >> 8) + sum) >> 8) >> 7) as u8
 }
 
-/// Multiplies the colours by alpha (`RGBA` to `RGBa`, `LA` to `La`), which Pillow does before it resamples.
+/// Multiplies the colours by alpha (`RGBA` to `RGBa`, `LA` to `La`), which Pillow does before it
+/// resamples.
 pub(super) fn premultiply(image: &mut Raster<'_, u8>) {
     for pixel in alpha_pixels(image) {
         let Some((alpha, colours)) = pixel.split_last_mut() else {

@@ -1,4 +1,5 @@
-//! `preprocessor_config.json`, as Hugging Face's `CLIPImageProcessor` and `SiglipImageProcessor` write it.
+//! `preprocessor_config.json`, as Hugging Face's `CLIPImageProcessor` and `SiglipImageProcessor`
+//! write it.
 
 use std::path::{Path, PathBuf};
 
@@ -154,7 +155,8 @@ impl Settings<'_> {
         }
         let resize = match self.get(key) {
             None => default,
-            // Files of older versions give the shorter side as a plain number, and so does `use_square_size: false`.
+            // Files of older versions give the shorter side as a plain number, and so does
+            // `use_square_size: false`.
             Some(value @ Value::Number(_)) => Resize::ShortestEdge(self.side(key, Some(value))?),
             Some(Value::Object(map)) if map.get("shortest_edge").is_some_and(|v| !v.is_null()) => {
                 if map.get("longest_edge").is_some_and(|v| !v.is_null()) {
@@ -200,11 +202,12 @@ impl Settings<'_> {
 }
 
 impl Preprocess {
-    /// Reads `preprocessor_config.json`, or the `image_processor` part of `processor_config.json`, from a directory.
+    /// Reads `preprocessor_config.json`, or the `image_processor` part of `processor_config.json`,
+    /// from a directory.
     ///
     /// # Errors
-    /// When there is neither, the file is not JSON, or it asks for something that is not done here; the error names the
-    /// key.
+    /// When there is neither, the file is not JSON, or it asks for something that is not done here;
+    /// the error names the key.
     pub fn load(dir: &Path) -> Result<Self, PreprocessError> {
         let read = |name: &str| {
             let path = dir.join(name);
@@ -227,8 +230,9 @@ impl Preprocess {
         })
     }
 
-    /// Reads the text of a `preprocessor_config.json`; `path` is what errors call it. Keys that are absent have
-    /// `CLIPImageProcessor`'s defaults, keys that say nothing about pixels are passed over.
+    /// Reads the text of a `preprocessor_config.json`; `path` is what errors call it. Keys that are
+    /// absent have `CLIPImageProcessor`'s defaults, keys that say nothing about pixels are passed
+    /// over.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -324,9 +328,10 @@ impl Preprocess {
 
     /// The text of a `preprocessor_config.json` that `transformers` reads.
     ///
-    /// `do_convert_rgb` is always true there: the model needs three channels, and `transformers` has no other place for the
-    /// conversion. [`ConvertRgb::After`], [`CropOffset`](super::CropOffset) and [`Grey16`](super::Grey16) are
-    /// choices of the caller that no such file can hold.
+    /// `do_convert_rgb` is always true there: the model needs three channels, and `transformers`
+    /// has no other place for the conversion. [`ConvertRgb::After`],
+    /// [`CropOffset`](super::CropOffset) and [`Grey16`](super::Grey16) are choices of the caller
+    /// that no such file can hold.
     pub fn to_json(&self) -> String {
         let (height, width) = self.crop.unwrap_or((224, 224));
         let size = match self.resize.unwrap_or(Resize::ShortestEdge(224)) {

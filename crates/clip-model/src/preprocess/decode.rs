@@ -1,14 +1,17 @@
 //! From bytes to pixels, as Pillow's `Image.open` gives them.
 //!
 //! - The format is found by content, not by name: JPEG, PNG, WebP.
-//! - The EXIF orientation is **not** applied, which is Pillow's default: a photo that a camera stored sideways stays so.
+//! - The EXIF orientation is **not** applied, which is Pillow's default: a photo that a camera
+//!   stored sideways stays so.
 //! - Colour profiles and gamma are ignored. Of an animation the first picture is read.
-//! - 16-bit colour keeps its high byte, as in Pillow; 16-bit grey stays 16-bit (see [`Grey16`](super::Grey16)).
-//! - Palettes and grey of less than 8 bits are expanded; CMYK and YCCK JPEGs are converted to RGB at once, as inverted
-//!   (Adobe) values, which is what Pillow assumes.
-//! - PNG and WebP give Pillow's bytes. JPEG goes through another decoder than its libjpeg-turbo (inverse transform, chroma
-//!   upsampling): after resizing and cropping, against Pillow 13, a byte differs by 0.45 on average at most, by 5 at most on
-//!   pictures, by 9 on pure noise (`tests/parity/preprocess_parity.rs` bounds it).
+//! - 16-bit colour keeps its high byte, as in Pillow; 16-bit grey stays 16-bit (see
+//!   [`Grey16`](super::Grey16)).
+//! - Palettes and grey of less than 8 bits are expanded; CMYK and YCCK JPEGs are converted to RGB
+//!   at once, as inverted (Adobe) values, which is what Pillow assumes.
+//! - PNG and WebP give Pillow's bytes. JPEG goes through another decoder than its libjpeg-turbo
+//!   (inverse transform, chroma upsampling): after resizing and cropping, against Pillow 13, a byte
+//!   differs by 0.45 on average at most, by 5 at most on pictures, by 9 on pure noise
+//!   (`tests/parity/preprocess_parity.rs` bounds it).
 //! - A JPEG or WebP cut short is refused, as Pillow does, even where a decoder would fill in grey.
 
 use std::io::Cursor;
@@ -16,7 +19,8 @@ use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-/// Pixels above which an image is refused before it is decoded, the number above which Pillow warns of a decompression bomb.
+/// Pixels above which an image is refused before it is decoded, the number above which Pillow warns
+/// of a decompression bomb.
 pub const MAX_PIXELS: u64 = 89_478_485;
 
 /// Memory that a decoder may ask for.
@@ -79,8 +83,8 @@ pub enum ImageError {
     },
 }
 
-/// What Pillow calls the mode: how the pixels were stored. Matters only where geometry comes before conversion
-/// ([`ConvertRgb::After`](super::ConvertRgb::After)).
+/// What Pillow calls the mode: how the pixels were stored. Matters only where geometry comes before
+/// conversion ([`ConvertRgb::After`](super::ConvertRgb::After)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// 8 bits of red, green, blue (`RGB`).
@@ -270,12 +274,13 @@ pub fn decode_source(bytes: &[u8], name: &str) -> Result<SourceImage, ImageError
     Ok(source)
 }
 
-/// Whether a JPEG has its end-of-image marker, walking from marker to marker as the format says (ITU-T T.81, annex B).
+/// Whether a JPEG has its end-of-image marker, walking from marker to marker as the format says
+/// (ITU-T T.81, annex B).
 fn jpeg_ends(bytes: &[u8]) -> bool {
     let mut at = 2;
     while at + 1 < bytes.len() {
-        // Between segments, and in the entropy-coded data after a start of scan, everything up to the next marker is skipped:
-        // FF 00 is a data byte, FF FF is fill.
+        // Between segments, and in the entropy-coded data after a start of scan, everything up to
+        // the next marker is skipped: FF 00 is a data byte, FF FF is fill.
         if bytes[at] != 0xff {
             at += 1;
             continue;
@@ -324,7 +329,8 @@ mod tests {
             for length in 0..bytes.len() {
                 match decode(&bytes[..length], "cut.jpg") {
                     Err(e) => assert!(e.to_string().contains("cut.jpg"), "{e}"),
-                    // Only bytes that carry no pixel may be missing: a PNG's last checksum and end chunk.
+                    // Only bytes that carry no pixel may be missing: a PNG's last checksum and end
+                    // chunk.
                     Ok(image) => {
                         assert_eq!(
                             image,

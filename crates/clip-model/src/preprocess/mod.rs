@@ -1,12 +1,13 @@
 //! From image files to the tensor that CLIP's image tower takes.
 //!
-//! [`Preprocess`] holds the settings of a checkpoint's `preprocessor_config.json` and carries them out:
-//! [`decode`] (bytes to pixels), [`Preprocess::eval_u8`] or [`Preprocess::train_u8`] (pixels to a square),
-//! [`Preprocess::to_tensor`] (squares to a normalised batch).
+//! [`Preprocess`] holds the settings of a checkpoint's `preprocessor_config.json` and carries them
+//! out: [`decode`] (bytes to pixels), [`Preprocess::eval_u8`] or [`Preprocess::train_u8`] (pixels
+//! to a square), [`Preprocess::to_tensor`] (squares to a normalised batch).
 //!
 //! # Whose pixels
-//! Resizing is Pillow's antialiased bicubic (or bilinear), bit for bit. Around it, the pipelines that CLIP is used with agree on ordinary RGB
-//! and grey photos and differ in corners, each of which is a setting here:
+//! Resizing is Pillow's antialiased bicubic (or bilinear), bit for bit. Around it, the pipelines
+//! that CLIP is used with agree on ordinary RGB and grey photos and differ in corners, each of
+//! which is a setting here:
 //!
 //! | | [`Preprocess::clip`] (default) | [`Preprocess::reference`] |
 //! |---|---|---|
@@ -16,9 +17,10 @@
 //! | tall images ([`PassOrder`]) | Pillow 13 | Pillow 10, which the published environment pins |
 //!
 //! Two things to know about `transformers`: from version 5 it lays transparent images over white
-//! ([`ConvertRgb::BeforeOnWhite`]), where earlier versions, OpenAI's code and most data sets' loaders drop the alpha channel
-//! ([`ConvertRgb::Before`]); and its default backend resizes tensors with torchvision, whose bicubic differs from Pillow's
-//! (in 0.9 % of the bytes of this crate's test images, by up to 11). Its Pillow backend gives the pixels of this module.
+//! ([`ConvertRgb::BeforeOnWhite`]), where earlier versions, OpenAI's code and most data sets'
+//! loaders drop the alpha channel ([`ConvertRgb::Before`]); and its default backend resizes tensors
+//! with torchvision, whose bicubic differs from Pillow's (in 0.9 % of the bytes of this crate's
+//! test images, by up to 11). Its Pillow backend gives the pixels of this module.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -67,15 +69,16 @@ pub enum Interpolation {
 /// When other kinds of images become RGB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ConvertRgb {
-    /// First of all; alpha is dropped. `transformers` up to version 4, and the loaders of most data sets.
+    /// First of all; alpha is dropped. `transformers` up to version 4, and the loaders of most data
+    /// sets.
     #[default]
     Before,
     /// First of all; transparent images are laid over white. `transformers` from version 5.
     BeforeOnWhite,
-    /// After resizing and cropping; alpha is dropped. torchvision's pipeline on what `Image.open` gives. Where a crop is larger
-    /// than the image, palette images are padded with black here, with their first colour there; CMYK
-    /// images are converted when they are decoded, not after the geometry: less than a level on average, up to 62 measured
-    /// where black meets colour.
+    /// After resizing and cropping; alpha is dropped. torchvision's pipeline on what `Image.open`
+    /// gives. Where a crop is larger than the image, palette images are padded with black here,
+    /// with their first colour there; CMYK images are converted when they are decoded, not after
+    /// the geometry: less than a level on average, up to 62 measured where black meets colour.
     After,
 }
 
@@ -92,8 +95,9 @@ pub enum CropOffset {
 /// Which axis is resized first. The second pass starts from rounded values, so the order shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PassOrder {
-    /// The width, except where the height loses more than twice as many pixels as the width: Pillow from version 13
-    /// (python-pillow/Pillow#9549). Only images more than twice as high as wide are concerned when the shape is kept.
+    /// The width, except where the height loses more than twice as many pixels as the width: Pillow
+    /// from version 13 (python-pillow/Pillow#9549). Only images more than twice as high as wide are
+    /// concerned when the shape is kept.
     #[default]
     Pillow13,
     /// Always the width: Pillow up to version 12.
@@ -103,7 +107,8 @@ pub enum PassOrder {
 /// What becomes of 16-bit grey, which only PNG has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Grey16 {
-    /// Values above 255 become 255, as in Pillow: a 16-bit photo turns nearly all white, there as here.
+    /// Values above 255 become 255, as in Pillow: a 16-bit photo turns nearly all white, there as
+    /// here.
     #[default]
     Clip,
     /// The high byte is kept, so that the picture survives.
@@ -136,7 +141,8 @@ pub struct Preprocess {
     pub resize: Option<Resize>,
     /// The kernel of the first step.
     pub interpolation: Interpolation,
-    /// Height and width of the centre crop, or none. Where the image is smaller it is padded with black.
+    /// Height and width of the centre crop, or none. Where the image is smaller it is padded with
+    /// black.
     pub crop: Option<(u32, u32)>,
     /// Factor of the 8-bit values; 1/255.
     pub rescale: f64,
@@ -187,7 +193,8 @@ impl Preprocess {
         }
     }
 
-    /// What SigLIP does for this image size: both sides are brought to it at once, whatever the aspect ratio.
+    /// What SigLIP does for this image size: both sides are brought to it at once, whatever the
+    /// aspect ratio.
     pub fn siglip(size: u32) -> Self {
         Self {
             resize: Some(Resize::Exact {
@@ -225,7 +232,8 @@ impl Preprocess {
         }
     }
 
-    /// Side of the square that every image comes out as, to compare with the model's; 0 where the settings fix no square.
+    /// Side of the square that every image comes out as, to compare with the model's; 0 where the
+    /// settings fix no square.
     pub fn image_size(&self) -> usize {
         self.output_size()
             .filter(|(h, w)| h == w)
@@ -237,16 +245,19 @@ impl Preprocess {
         self.eval(image, mode_of(image))
     }
 
-    /// As [`eval_u8`](Self::eval_u8), for an image that remembers how it was stored. The result is the same
-    /// except with [`ConvertRgb::After`] for palette and 1-bit images and PNGs with a transparent colour.
+    /// As [`eval_u8`](Self::eval_u8), for an image that remembers how it was stored. The result is
+    /// the same except with [`ConvertRgb::After`] for palette and 1-bit images and PNGs with a
+    /// transparent colour.
     pub fn eval_source(&self, image: &SourceImage) -> RgbImage {
         self.eval(image.pixels(), image.mode())
     }
 
-    /// The training pipeline up to 8 bits: a random region, resized to the output size (its aspect ratio is not kept), RGB.
+    /// The training pipeline up to 8 bits: a random region, resized to the output size (its aspect
+    /// ratio is not kept), RGB.
     ///
-    /// The region is drawn as torchvision's `RandomResizedCrop` draws it, from `rng` and nothing else. Images whose aspect ratio is
-    /// above about 1.48 never fit the default [`TrainCrop`] and always take its fallback, the centred region of the nearest allowed shape.
+    /// The region is drawn as torchvision's `RandomResizedCrop` draws it, from `rng` and nothing
+    /// else. Images whose aspect ratio is above about 1.48 never fit the default [`TrainCrop`] and
+    /// always take its fallback, the centred region of the nearest allowed shape.
     pub fn train_u8(
         &self,
         image: &DynamicImage,
@@ -263,7 +274,8 @@ impl Preprocess {
         self.geometry(image, mode_of(image), region, (width, height), out, out)
     }
 
-    /// A small copy, its longer side `side` pixels, for people to look at. Smaller images are not enlarged.
+    /// A small copy, its longer side `side` pixels, for people to look at. Smaller images are not
+    /// enlarged.
     pub fn thumbnail(&self, image: &DynamicImage, side: u32) -> RgbImage {
         let (w, h) = (image.width().max(1), image.height().max(1));
         let longest = w.max(h);
@@ -365,7 +377,8 @@ impl Preprocess {
         )
     }
 
-    /// Of an axis of `size`: where the crop begins, where it lands on the canvas, and how long it is.
+    /// Of an axis of `size`: where the crop begins, where it lands on the canvas, and how long it
+    /// is.
     fn crop_axis(&self, size: u32, crop: u32) -> (u32, u32, u32) {
         if size <= crop {
             return (0, (crop - size) / 2, size);
@@ -376,8 +389,9 @@ impl Preprocess {
         (half + u32::from(up), 0, crop)
     }
 
-    /// Resizes the `region` of the image to `size` (width, height), takes the `window` of it and lays it on a black
-    /// canvas of `canvas.width` × `canvas.height` at `canvas.{left, top}` (nothing is laid where they agree).
+    /// Resizes the `region` of the image to `size` (width, height), takes the `window` of it and
+    /// lays it on a black canvas of `canvas.width` × `canvas.height` at `canvas.{left, top}`
+    /// (nothing is laid where they agree).
     fn geometry(
         &self,
         image: &DynamicImage,
@@ -452,7 +466,8 @@ impl Preprocess {
             Mode::Palette | Mode::Bilevel => {
                 colour::opaque(resample::nearest(&stored, region, size, window))
             }
-            // Pillow leaves an image alone that has the size already, and so its colours below no alpha.
+            // Pillow leaves an image alone that has the size already, and so its colours below no
+            // alpha.
             Mode::Rgba | Mode::GreyAlpha if size != (region.width, region.height) => {
                 colour::premultiply(&mut stored);
                 let mut out = resample::resize(&stored, region, size, window, self.resampling());
@@ -496,7 +511,8 @@ fn mode_of(image: &DynamicImage) -> Mode {
     }
 }
 
-/// Width and height with the shorter side brought to `side` (torchvision `_compute_resized_output_size`).
+/// Width and height with the shorter side brought to `side` (torchvision
+/// `_compute_resized_output_size`).
 fn shortest_edge(width: u32, height: u32, side: u32) -> (u32, u32) {
     let (short, long) = (width.min(height).max(1), width.max(height));
     let longer =
@@ -508,8 +524,8 @@ fn shortest_edge(width: u32, height: u32, side: u32) -> (u32, u32) {
     }
 }
 
-/// A region as `RandomResizedCrop` draws it: ten tries at an area and an aspect ratio, then the centred region of the nearest allowed
-/// shape.
+/// A region as `RandomResizedCrop` draws it: ten tries at an area and an aspect ratio, then the
+/// centred region of the nearest allowed shape.
 fn random_region(width: u32, height: u32, rng: &mut ChaCha8Rng, crop: &TrainCrop) -> Window {
     let (w, h) = (f64::from(width), f64::from(height));
     for _ in 0..10 {

@@ -1,9 +1,10 @@
 //! Pillow's resampling, bit for bit.
 //!
-//! Bicubic with a = −0.5, widened by the reduction factor (antialiased), one pass along the rows and one along the
-//! columns, each rounded to 8 bits with 22-bit fixed-point weights; 16-bit grey with `f64` weights (Pillow
-//! `src/libImaging/Resample.c`). Nearest as in `src/libImaging/Geometry.c`. Only the asked window of the result is
-//! computed: the values are the same, and an image of one pixel by ten thousand costs no gigabytes. 8-bit samples go through
+//! Bicubic with a = −0.5, widened by the reduction factor (antialiased), one pass along the rows
+//! and one along the columns, each rounded to 8 bits with 22-bit fixed-point weights; 16-bit grey
+//! with `f64` weights (Pillow `src/libImaging/Resample.c`). Nearest as in
+//! `src/libImaging/Geometry.c`. Only the asked window of the result is computed: the values are the
+//! same, and an image of one pixel by ten thousand costs no gigabytes. 8-bit samples go through
 //! `avx2.rs` where the processor allows it, to the same bytes.
 
 use std::{borrow::Cow, ops::Range};
@@ -81,7 +82,8 @@ impl Window {
     }
 }
 
-/// The weights of one output position: the first input position and one weight for each from there on.
+/// The weights of one output position: the first input position and one weight for each from there
+/// on.
 pub(crate) struct Taps<W> {
     pub(crate) first: usize,
     pub(crate) weights: Vec<W>,
@@ -278,8 +280,8 @@ impl Sample for u16 {
     }
 }
 
-/// Resizes the region `source` of the image to `size` (width, height) and returns the `window` of that. Samples outside
-/// the region take no part, as if the image had been cropped to it before.
+/// Resizes the region `source` of the image to `size` (width, height) and returns the `window` of
+/// that. Samples outside the region take no part, as if the image had been cropped to it before.
 pub(super) fn resize<T: Sample>(
     image: &Raster<'_, T>,
     source: Window,
@@ -313,8 +315,8 @@ pub(super) fn resize<T: Sample>(
     }
 }
 
-/// Whether Pillow 13 resizes the columns first: where the height loses more than twice as many pixels as the width
-/// (python-pillow/Pillow#9549).
+/// Whether Pillow 13 resizes the columns first: where the height loses more than twice as many
+/// pixels as the width (python-pillow/Pillow#9549).
 fn vertical_first(source: Window, (width, height): (u32, u32)) -> bool {
     let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
     let down = lost(source.height, height);

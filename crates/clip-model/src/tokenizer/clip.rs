@@ -1,13 +1,15 @@
 //! CLIP's byte-pair tokenizer, read from Hugging Face's `tokenizer.json`.
 //!
-//! The work is done by the `tokenizers` crate; this module fixes what CLIP needs around it: one start
-//! and one end token, truncation to the context length, no padding, and errors that say what to do.
+//! The work is done by the `tokenizers` crate; this module fixes what CLIP needs around it: one
+//! start and one end token, truncation to the context length, no padding, and errors that say what
+//! to do.
 //!
 //! # Which text cleaning
-//! Ids are those of `transformers`' `CLIPTokenizer`: NFC, white-space runs to one space, lower case. OpenAI's own
-//! tokenizer (`clip/simple_tokenizer.py:45-55`) instead runs `ftfy.fix_text` and unescapes HTML twice before
-//! it lower-cases, so `&amp;`, curly quotes, the `ﬁ` ligature and full-width letters come out differently there. Plain
-//! ASCII text without HTML entities, such as every prompt of the MTIL benchmark, gives the same ids in both.
+//! Ids are those of `transformers`' `CLIPTokenizer`: NFC, white-space runs to one space, lower
+//! case. OpenAI's own tokenizer (`clip/simple_tokenizer.py:45-55`) instead runs `ftfy.fix_text` and
+//! unescapes HTML twice before it lower-cases, so `&amp;`, curly quotes, the `ﬁ` ligature and
+//! full-width letters come out differently there. Plain ASCII text without HTML entities, such as
+//! every prompt of the MTIL benchmark, gives the same ids in both.
 
 use std::io::Read;
 use std::path::Path;
@@ -65,7 +67,8 @@ impl std::fmt::Debug for ClipTokenizer {
 }
 
 impl ClipTokenizer {
-    /// OpenAI's tokenizer, which this crate carries: that of every CLIP of OpenAI's and of most of open_clip's.
+    /// OpenAI's tokenizer, which this crate carries: that of every CLIP of OpenAI's and of most of
+    /// open_clip's.
     pub fn openai() -> Self {
         Self::from_openai_merges(super::OPENAI_MERGES, "OpenAI's merges")
             .unwrap_or_else(|error| unreachable!("the embedded merges are tested: {error}"))
@@ -104,15 +107,18 @@ impl ClipTokenizer {
         Self::build(tokenizer, json.into_bytes(), name)
     }
 
-    /// Builds the tokenizer that `transformers` makes from OpenAI's merges: `bpe_simple_vocab_16e6.txt`, plain or
-    /// gzipped, as it comes with OpenAI's and open_clip's code, or a `merges.txt` of the same form. Line 0 is a header;
-    /// of the others the first 48,894 are merges, the rest of OpenAI's file is unused.
+    /// Builds the tokenizer that `transformers` makes from OpenAI's merges:
+    /// `bpe_simple_vocab_16e6.txt`, plain or gzipped, as it comes with OpenAI's and open_clip's
+    /// code, or a `merges.txt` of the same form. Line 0 is a header; of the others the first 48,894
+    /// are merges, the rest of OpenAI's file is unused.
     ///
-    /// Ids 0–255 are the byte symbols, 256–511 the same at the end of a word, then the merges in the order of the
-    /// file, then `<|startoftext|>` and `<|endoftext|>` (OpenAI CLIP `clip/simple_tokenizer.py:62-79`).
+    /// Ids 0–255 are the byte symbols, 256–511 the same at the end of a word, then the merges in
+    /// the order of the file, then `<|startoftext|>` and `<|endoftext|>` (OpenAI CLIP
+    /// `clip/simple_tokenizer.py:62-79`).
     ///
     /// # Errors
-    /// When the bytes are not gzip or UTF-8, there are no merges, or a line is not a pair of known symbols.
+    /// When the bytes are not gzip or UTF-8, there are no merges, or a line is not a pair of known
+    /// symbols.
     pub fn from_openai_merges(bytes: &[u8], name: &str) -> Result<Self, TokenizerError> {
         let bad = |reason: String| TokenizerError::NotMerges {
             name: name.to_owned(),
@@ -307,8 +313,8 @@ impl ClipTokenizer {
         self.eos
     }
 
-    /// Checks that every id has a row in a model that embeds `model_vocab` tokens. A model may embed more than
-    /// the tokenizer has: tables are sometimes padded.
+    /// Checks that every id has a row in a model that embeds `model_vocab` tokens. A model may
+    /// embed more than the tokenizer has: tables are sometimes padded.
     ///
     /// # Errors
     /// [`TokenizerError::OtherVocabulary`] otherwise.
@@ -316,8 +322,9 @@ impl ClipTokenizer {
         check_largest(&self.name, self.largest, model_vocab)
     }
 
-    /// Checks the start and end tokens against the model's. The configs of OpenAI's conversions give an
-    /// `eos_token_id` of 2, which means nothing ("take the largest id"): do not ask this then.
+    /// Checks the start and end tokens against the model's. The configs of OpenAI's conversions
+    /// give an `eos_token_id` of 2, which means nothing ("take the largest id"): do not ask this
+    /// then.
     ///
     /// # Errors
     /// [`TokenizerError::OtherSpecials`] when they differ.
@@ -349,8 +356,9 @@ impl ClipTokenizer {
     }
 }
 
-/// The printable stand-ins for the 256 byte values, in the order of their ids: bytes that print stand for
-/// themselves, then the others, as the code points from 256 on (OpenAI CLIP `clip/simple_tokenizer.py:17-36`).
+/// The printable stand-ins for the 256 byte values, in the order of their ids: bytes that print
+/// stand for themselves, then the others, as the code points from 256 on (OpenAI CLIP
+/// `clip/simple_tokenizer.py:17-36`).
 fn byte_symbols() -> [char; 256] {
     let prints = |b: &u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
     let mut symbols = ['\0'; 256];
@@ -376,7 +384,8 @@ mod tests {
         assert_eq!(t.vocab_size(), 512 + 2 + 2);
         assert_eq!((t.bos(), t.eos()), (514, 515));
         let ids = &t.encode(&["CAT  c"], 77).unwrap().ids[0];
-        // "cat" is the second merge; a lone "c" is its symbol (byte 99 = 33 + 66) at the end of a word.
+        // "cat" is the second merge; a lone "c" is its symbol (byte 99 = 33 + 66) at the end of a
+        // word.
         assert_eq!(ids, &[514, 513, 256 + 66, 515]);
     }
 

@@ -15,7 +15,8 @@ pub use siglip::{Cleaning, SiglipTokenizer};
 
 use crate::config::{TextConfig, TextKind};
 
-/// OpenAI's merges, for checkpoints that come without a tokenizer (`assets/README.md` has the source and the licence).
+/// OpenAI's merges, for checkpoints that come without a tokenizer (`assets/README.md` has the
+/// source and the licence).
 const OPENAI_MERGES: &[u8] = include_bytes!("../../assets/openai_merges.txt.gz");
 
 /// Number of tokens that OpenAI's merges make.
@@ -173,7 +174,8 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Cleans each text, cuts it into ids and makes the ids a row; `row` counts the ones it has to cut. Gives the count too.
+    /// Cleans each text, cuts it into ids and makes the ids a row; `row` counts the ones it has to
+    /// cut. Gives the count too.
     fn encode(
         &self,
         texts: &[impl AsRef<str>],
@@ -232,7 +234,8 @@ fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     })
 }
 
-/// Parses a `tokenizer.json`, without its own padding and truncation: rows are cut here and never padded.
+/// Parses a `tokenizer.json`, without its own padding and truncation: rows are cut here and never
+/// padded.
 fn parse(bytes: &[u8], name: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
     // Told apart so that a damaged file is not called one of another kind.
     if let Err(source) = serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
@@ -250,7 +253,8 @@ fn parse(bytes: &[u8], name: &str) -> Result<tokenizers::Tokenizer, TokenizerErr
 /// Token rows of a batch of texts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TokenBatch {
-    /// One row a text: start token (CLIP only), ids, end token. Rows have their own lengths; nothing is padded.
+    /// One row a text: start token (CLIP only), ids, end token. Rows have their own lengths;
+    /// nothing is padded.
     pub ids: Vec<Vec<u32>>,
 }
 
@@ -277,9 +281,9 @@ pub enum Truncation {
     /// The text is cut and the end token kept as the last one, as `transformers` does.
     #[default]
     KeepEnd,
-    /// The row is cut, end token and all, as the GNSP and ZSCL repositories do (`clip/clip.py:306-307`). Such a row has
-    /// no end token: CLIP, which reads its feature at the largest id of a row, then reads it at the start
-    /// token, the same for every over-long text.
+    /// The row is cut, end token and all, as the GNSP and ZSCL repositories do
+    /// (`clip/clip.py:306-307`). Such a row has no end token: CLIP, which reads its feature at the
+    /// largest id of a row, then reads it at the start token, the same for every over-long text.
     Cut,
 }
 

@@ -1,8 +1,8 @@
-//! SigLIP's tokenizers: SentencePiece models as `tokenizer.json` (version 1: C4's unigram model of 32,000 pieces; the
-//! multilingual one: mC4's; version 2: Gemma's).
+//! SigLIP's tokenizers: SentencePiece models as `tokenizer.json` (version 1: C4's unigram model of
+//! 32,000 pieces; the multilingual one: mC4's; version 2: Gemma's).
 //!
-//! Texts are cleaned first; see [`Cleaning`]. `ftfy.fix_text` and the unescaping of HTML, which open_clip runs before that, are not
-//! done here (see [`ClipTokenizer`](super::ClipTokenizer)).
+//! Texts are cleaned first; see [`Cleaning`]. `ftfy.fix_text` and the unescaping of HTML, which
+//! open_clip runs before that, are not done here (see [`ClipTokenizer`](super::ClipTokenizer)).
 
 use std::path::Path;
 
@@ -13,16 +13,18 @@ use super::{Rows, TokenBatch, TokenizerError, check_largest, parse, read};
 /// What happens to a text before it is cut into pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Cleaning {
-    /// Underscores become spaces, ASCII punctuation is removed, letters become lower case, runs of white space one space: what
-    /// open_clip does for every SigLIP (`open_clip/tokenizer.py`, `canonicalize_text`).
+    /// Underscores become spaces, ASCII punctuation is removed, letters become lower case, runs of
+    /// white space one space: what open_clip does for every SigLIP (`open_clip/tokenizer.py`,
+    /// `canonicalize_text`).
     #[default]
     Canonical,
-    /// Letters become lower case, nothing else: what `transformers` does for version 2 (`Siglip2Tokenizer`).
+    /// Letters become lower case, nothing else: what `transformers` does for version 2
+    /// (`Siglip2Tokenizer`).
     Lowercase,
 }
 
-/// A SigLIP tokenizer. Its rows end with the end token and are not padded; the text tower pads them to its context, which it
-/// must, because SigLIP looks at the padding.
+/// A SigLIP tokenizer. Its rows end with the end token and are not padded; the text tower pads them
+/// to its context, which it must, because SigLIP looks at the padding.
 #[derive(Clone)]
 pub struct SiglipTokenizer {
     inner: Tokenizer,

@@ -43,7 +43,8 @@ impl fmt::Display for Container {
 
 /// The tensors of a file, of bytes in memory, or of the files that an index names.
 ///
-/// Opening reads headers and pickles; each tensor is read when it is asked for. The format is found by content.
+/// Opening reads headers and pickles; each tensor is read when it is asked for. The format is found
+/// by content.
 #[derive(Debug)]
 pub struct WeightFile<'a> {
     path: PathBuf,
@@ -54,11 +55,12 @@ pub struct WeightFile<'a> {
 }
 
 impl WeightFile<'static> {
-    /// Opens a weights file, or the files that an index JSON (`model.safetensors.index.json`) names.
+    /// Opens a weights file, or the files that an index JSON (`model.safetensors.index.json`)
+    /// names.
     ///
     /// # Errors
-    /// [`WeightError`] naming the file and the part that is at fault. A pickle that asks for anything else than tensors
-    /// and plain containers is refused; nothing in a file is executed.
+    /// [`WeightError`] naming the file and the part that is at fault. A pickle that asks for
+    /// anything else than tensors and plain containers is refused; nothing in a file is executed.
     pub fn open(path: &Path) -> Result<Self, WeightError> {
         let source = Source::open(path)?;
         if detect(&source, path)? != Format::Index {
@@ -119,8 +121,8 @@ impl WeightFile<'static> {
 }
 
 impl<'a> WeightFile<'a> {
-    /// Like [`open`](WeightFile::open), from the contents of a file; borrowed bytes are not copied. `name` stands for the
-    /// file in errors.
+    /// Like [`open`](WeightFile::open), from the contents of a file; borrowed bytes are not copied.
+    /// `name` stands for the file in errors.
     ///
     /// # Errors
     /// See [`open`](WeightFile::open). An index JSON is one too: it names files.
@@ -183,14 +185,16 @@ impl<'a> WeightFile<'a> {
         self.contents.tensors.get(name)
     }
 
-    /// Plain integers beside the tensors, such as `input_resolution` in OpenAI's archives. Where such a number is stored
-    /// as a tensor it is one of [`names`](Self::names); [`integer`](Self::integer) finds both.
+    /// Plain integers beside the tensors, such as `input_resolution` in OpenAI's archives. Where
+    /// such a number is stored as a tensor it is one of [`names`](Self::names);
+    /// [`integer`](Self::integer) finds both.
     #[must_use]
     pub fn scalars(&self) -> &BTreeMap<String, i64> {
         &self.contents.scalars
     }
 
-    /// The integer called `name`, stored plainly or as a tensor of one element; none if there is neither.
+    /// The integer called `name`, stored plainly or as a tensor of one element; none if there is
+    /// neither.
     ///
     /// # Errors
     /// See [`read_i64`](Self::read_i64).
@@ -202,13 +206,15 @@ impl<'a> WeightFile<'a> {
         }
     }
 
-    /// The values of a float tensor as 32-bit floats, in row-major order whatever the strides in the file.
+    /// The values of a float tensor as 32-bit floats, in row-major order whatever the strides in
+    /// the file.
     ///
     /// Holds the result and at most 1 MiB besides.
     ///
     /// # Errors
-    /// [`WeightError::Missing`], [`WeightError::WrongType`] for integers, [`WeightError::NotFinite`] for NaN, infinities
-    /// and 64-bit floats beyond 32 bits, [`WeightError::Io`].
+    /// [`WeightError::Missing`], [`WeightError::WrongType`] for integers,
+    /// [`WeightError::NotFinite`] for NaN, infinities and 64-bit floats beyond 32 bits,
+    /// [`WeightError::Io`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
         let (path, source, info) = self.find(name)?;
         if !info.dtype.is_float() {

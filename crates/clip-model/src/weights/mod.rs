@@ -14,8 +14,8 @@
 //! | `writer` | [`SafetensorsWriter`] |
 //! | `error` | [`WeightError`] |
 //!
-//! Files are untrusted: a declared length is compared with what the file holds before anything of that length is
-//! allocated, and an unknown class in a pickle is refused by name.
+//! Files are untrusted: a declared length is compared with what the file holds before anything of
+//! that length is allocated, and an unknown class in a pickle is refused by name.
 
 mod element;
 mod error;

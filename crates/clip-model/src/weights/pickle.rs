@@ -1,8 +1,8 @@
 //! A pickle machine that builds tensors' descriptions and plain containers, and executes nothing.
 //!
-//! Objects live in an arena and refer to each other by index: what is referred to a thousand times exists once, a
-//! container that holds itself is no special case, and nothing here recurses. Every object costs at least a byte of
-//! input. Classes outside [`Global::find`] are refused by name.
+//! Objects live in an arena and refer to each other by index: what is referred to a thousand times
+//! exists once, a container that holds itself is no special case, and nothing here recurses. Every
+//! object costs at least a byte of input. Classes outside [`Global::find`] are refused by name.
 
 use std::{collections::HashMap, path::Path};
 
@@ -56,7 +56,8 @@ pub(super) struct Storage {
     pub(super) skip: u64,
 }
 
-/// A tensor as `torch._utils._rebuild_tensor_v2` describes it. Shape and strides stay shared until they are asked for.
+/// A tensor as `torch._utils._rebuild_tensor_v2` describes it. Shape and strides stay shared until
+/// they are asked for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tensor {
     pub(super) storage: Storage,
@@ -184,8 +185,9 @@ pub(super) struct Section<'a> {
 /// Reads the pickle in `section` of `source`.
 ///
 /// # Errors
-/// [`WeightError::Refused`] for an unknown class; [`WeightError::Truncated`] and [`WeightError::Pickle`] for damage
-/// and for opcodes that neither tensors nor plain containers need.
+/// [`WeightError::Refused`] for an unknown class; [`WeightError::Truncated`] and
+/// [`WeightError::Pickle`] for damage and for opcodes that neither tensors nor plain containers
+/// need.
 pub(super) fn read_pickle(
     source: &Source<'_>,
     section: Section<'_>,
@@ -620,7 +622,8 @@ impl Machine<'_, '_> {
         Ok(())
     }
 
-    /// The height of the stack below its `count` topmost objects, which have to be above the last mark.
+    /// The height of the stack below its `count` topmost objects, which have to be above the last
+    /// mark.
     fn height(&self, count: usize) -> Result<usize, WeightError> {
         let floor = self.marks.last().copied().unwrap_or(0);
         self.stack
@@ -779,7 +782,8 @@ impl Machine<'_, '_> {
         }
     }
 
-    /// The result of a known class or function. Nothing is copied, so a shared argument stays shared.
+    /// The result of a known class or function. Nothing is copied, so a shared argument stays
+    /// shared.
     fn call(&mut self, callable: Id, arguments: Id) -> Result<(), WeightError> {
         let Node::Global(global) = *self.node(callable) else {
             return Err(self.malformed("what is called is not a class or function"));

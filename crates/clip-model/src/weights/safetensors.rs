@@ -22,7 +22,8 @@ pub(super) const MAX_HEADER: u64 = 100_000_000;
 /// Reads the names and places of the tensors.
 ///
 /// # Errors
-/// [`WeightError::Header`] or [`WeightError::Truncated`]; [`WeightError::Unsupported`] names a tensor of an exotic type.
+/// [`WeightError::Header`] or [`WeightError::Truncated`]; [`WeightError::Unsupported`] names a
+/// tensor of an exotic type.
 pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<Contents, WeightError> {
     let wrong = |reason: String| WeightError::Header {
         path: path.to_owned(),

@@ -53,7 +53,8 @@ impl Source<'_> {
         }
     }
 
-    /// Reads `len` bytes at `offset` that `part` consists of, after comparing both with the length of the file.
+    /// Reads `len` bytes at `offset` that `part` consists of, after comparing both with the length
+    /// of the file.
     pub(super) fn read_vec(
         &self,
         path: &Path,
@@ -104,7 +105,8 @@ impl SharedFile {
     }
 }
 
-/// A file whose reads do not depend on a cursor: without positional reads a lock keeps seek and read together.
+/// A file whose reads do not depend on a cursor: without positional reads a lock keeps seek and
+/// read together.
 #[cfg(not(unix))]
 pub(super) struct SharedFile(std::sync::Mutex<File>);
 

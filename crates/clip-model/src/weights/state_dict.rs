@@ -30,12 +30,14 @@ pub(super) struct Contents {
     pub(super) scalars: BTreeMap<String, i64>,
 }
 
-/// The tensors that `pickle` describes: those of the root's TorchScript modules, of a mapping, or of a mapping under one
-/// of the usual keys. `locate` says where in the file the bytes of the storage of a key lie.
+/// The tensors that `pickle` describes: those of the root's TorchScript modules, of a mapping, or
+/// of a mapping under one of the usual keys. `locate` says where in the file the bytes of the
+/// storage of a key lie.
 ///
 /// # Errors
-/// [`WeightError::NoStateDict`] if there is no such mapping; [`WeightError::Layout`] or [`WeightError::Unsupported`] for
-/// a tensor that does not fit its storage; and the errors of `locate`.
+/// [`WeightError::NoStateDict`] if there is no such mapping; [`WeightError::Layout`] or
+/// [`WeightError::Unsupported`] for a tensor that does not fit its storage; and the errors of
+/// `locate`.
 pub(super) fn collect(
     pickle: &Pickle,
     section: Section<'_>,
@@ -106,7 +108,8 @@ impl<'p> Collector<'p, '_> {
     }
 
     fn mapping(&mut self, top: &'p [(Id, Id)]) -> Result<(), WeightError> {
-        // Beside a mapping of tensors under one of these keys, a tensor at the top is no weight (`best_acc1`).
+        // Beside a mapping of tensors under one of these keys, a tensor at the top is no weight
+        // (`best_acc1`).
         let wrapped = WRAPPERS.iter().find_map(|wrapper| {
             let (_, value) = top
                 .iter()
@@ -129,7 +132,8 @@ impl<'p> Collector<'p, '_> {
         Ok(())
     }
 
-    /// The attributes of TorchScript modules, without recursion: a module may be its own grandchild.
+    /// The attributes of TorchScript modules, without recursion: a module may be its own
+    /// grandchild.
     fn modules(&mut self, state: Option<Id>) -> Result<(), WeightError> {
         let mut pending = vec![(String::new(), state, 0)];
         let mut visited = 0;

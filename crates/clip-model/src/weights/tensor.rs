@@ -43,7 +43,8 @@ pub(super) struct Place {
     pub(super) shard: usize,
     /// Byte of the first element.
     pub(super) start: u64,
-    /// Distances between neighbours in elements, unless the elements are contiguous in row-major order.
+    /// Distances between neighbours in elements, unless the elements are contiguous in row-major
+    /// order.
     pub(super) strides: Option<Vec<u64>>,
 }
 
@@ -55,9 +56,9 @@ pub(super) fn element_count(shape: &[usize]) -> Option<usize> {
     Some(if shape.contains(&0) { 0 } else { bound })
 }
 
-/// Checks that a view of `shape` and `strides`, `offset` elements into a storage of `available` elements, stays in it
-/// and that its dimensions nest, so it names no element twice and is no larger than its storage. Strides are returned
-/// unless the view is contiguous.
+/// Checks that a view of `shape` and `strides`, `offset` elements into a storage of `available`
+/// elements, stays in it and that its dimensions nest, so it names no element twice and is no
+/// larger than its storage. Strides are returned unless the view is contiguous.
 pub(super) fn check_view(
     shape: &[usize],
     strides: &[u64],
@@ -205,7 +206,8 @@ fn read<T: Copy + Default, const SIZE: usize>(
     if values.is_empty() {
         return Ok(values);
     }
-    // Dimensions in the order of the file: (stride in the file, stride in the result, size), outermost first.
+    // Dimensions in the order of the file: (stride in the file, stride in the result, size),
+    // outermost first.
     let mut dims = Vec::new();
     let mut row_major = 1;
     for (axis, size) in tensor.shape.iter().enumerate().rev() {
@@ -231,7 +233,8 @@ fn read<T: Copy + Default, const SIZE: usize>(
 
     let end = source.len();
     let mut chunk = vec![0; CHUNK.min(values.len().saturating_mul(SIZE).max(1 << 12))];
-    // Nothing is loaded at first. Offsets only grow, since no view overlaps itself, so no byte is read twice.
+    // Nothing is loaded at first. Offsets only grow, since no view overlaps itself, so no byte is
+    // read twice.
     let (mut loaded, mut loaded_end) = (0_u64, 0_u64);
     let mut counters = vec![0; dims.len()];
     let (mut from, mut to) = (0_u64, 0);

@@ -26,12 +26,12 @@ use super::{
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 const PROTOCOL: i64 = 1001;
 
-/// Reads the names and places of the tensors in a file that is neither zip, safetensors nor JSON. None if it is no pickle
-/// of `torch.save`.
+/// Reads the names and places of the tensors in a file that is neither zip, safetensors nor JSON.
+/// None if it is no pickle of `torch.save`.
 ///
 /// # Errors
-/// [`WeightError::Refused`] if a pickle asks for an unknown class, wherever it came from; else the errors of
-/// [`read_pickle`] and [`collect`], and [`WeightError::Truncated`].
+/// [`WeightError::Refused`] if a pickle asks for an unknown class, wherever it came from; else the
+/// errors of [`read_pickle`] and [`collect`], and [`WeightError::Truncated`].
 pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<Option<Contents>, WeightError> {
     let section = |name, start| Section {
         path,

@@ -36,8 +36,8 @@ struct Entry {
 /// Reads the names and places of the tensors in a zip archive.
 ///
 /// # Errors
-/// [`WeightError::Archive`] and [`WeightError::ArchiveEntry`] for damaged and unsafe archives, and the errors of
-/// [`read_pickle`] and [`collect`].
+/// [`WeightError::Archive`] and [`WeightError::ArchiveEntry`] for damaged and unsafe archives, and
+/// the errors of [`read_pickle`] and [`collect`].
 pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<(Container, Contents), WeightError> {
     let entries = directory(source, path)?;
     let mut roots = entries.keys().filter_map(|name| {

@@ -15,8 +15,8 @@ use super::{ElementType, WeightError, tensor::element_count};
 /// Values converted at a time.
 const CHUNK: usize = 1 << 18;
 
-/// Writes a safetensors file. All tensors are declared first, then their values come one tensor at a time, in any order;
-/// the file appears complete under its name or not at all.
+/// Writes a safetensors file. All tensors are declared first, then their values come one tensor at
+/// a time, in any order; the file appears complete under its name or not at all.
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     path: PathBuf,
@@ -33,16 +33,19 @@ struct Slot {
 }
 
 impl SafetensorsWriter {
-    /// Starts a file that will be at `path` and hold `tensors`: names, types (F32, F16 or BF16) and shapes.
+    /// Starts a file that will be at `path` and hold `tensors`: names, types (F32, F16 or BF16) and
+    /// shapes.
     ///
     /// # Errors
-    /// [`WeightError::Io`]; [`WeightError::Write`] for a name declared twice, another type or an impossible shape.
+    /// [`WeightError::Io`]; [`WeightError::Write`] for a name declared twice, another type or an
+    /// impossible shape.
     pub fn create<'t>(
         path: &Path,
         tensors: impl IntoIterator<Item = (&'t str, ElementType, &'t [usize])>,
     ) -> Result<Self, WeightError> {
         let mut tensors: Vec<_> = tensors.into_iter().collect();
-        // The order of safetensors' own serializer, which keeps values aligned: wide types first, then by name.
+        // The order of safetensors' own serializer, which keeps values aligned: wide types first,
+        // then by name.
         tensors.sort_by(|a, b| b.1.size().cmp(&a.1.size()).then(a.0.cmp(b.0)));
 
         let mut header = serde_json::Map::new();
@@ -116,11 +119,13 @@ impl SafetensorsWriter {
         })
     }
 
-    /// Writes the values of a tensor that has been declared, in row-major order, rounded to its type.
+    /// Writes the values of a tensor that has been declared, in row-major order, rounded to its
+    /// type.
     ///
     /// # Errors
-    /// [`WeightError::NotFinite`] for NaN, infinities and values that the type cannot hold; [`WeightError::Write`] for
-    /// another number of values, an unknown tensor or one written before; [`WeightError::Io`].
+    /// [`WeightError::NotFinite`] for NaN, infinities and values that the type cannot hold;
+    /// [`WeightError::Write`] for another number of values, an unknown tensor or one written
+    /// before; [`WeightError::Io`].
     pub fn push(&mut self, name: &str, values: &[f32]) -> Result<(), WeightError> {
         let wrong = |reason: String| write_error(&self.path, name, reason);
         let Some(slot) = self.pending.remove(name) else {

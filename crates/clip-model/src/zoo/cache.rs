@@ -6,7 +6,8 @@
 //! | archives | `HF_HOME/clip-model/<sha256>/<file>`: two archives of one name cannot meet there |
 //! | archives, read only | `~/.cache/clip/<file>`: where OpenAI's `clip` and open_clip put them |
 //!
-//! As in Python, `XDG_CACHE_HOME` stands for `~/.cache` where `HF_HOME` is not set. A Hub cache looks like this:
+//! As in Python, `XDG_CACHE_HOME` stands for `~/.cache` where `HF_HOME` is not set. A Hub cache
+//! looks like this:
 //!
 //! ```text
 //! models--owner--name/refs/main                    the commit
@@ -73,7 +74,8 @@ pub enum Check {
     Registry,
     /// The hash that the Hub stated when the file was fetched.
     Hub,
-    /// Nothing: small files on the Hub have a git hash only. Their length was compared when they were fetched.
+    /// Nothing: small files on the Hub have a git hash only. Their length was compared when they
+    /// were fetched.
     LengthOnly,
 }
 
@@ -143,12 +145,14 @@ impl Cache {
         })
     }
 
-    /// The files of `entry` that are on this machine, from its first source that is complete, of `layout` if one is given. Each
-    /// file is hashed, which takes about a second per gigabyte where the processor has SHA instructions.
+    /// The files of `entry` that are on this machine, from its first source that is complete, of
+    /// `layout` if one is given. Each file is hashed, which takes about a second per gigabyte where
+    /// the processor has SHA instructions.
     ///
     /// # Errors
-    /// [`ZooError::NotCached`] when no source is complete, [`ZooError::Checksum`] when a file is not what it should be,
-    /// [`ZooError::Io`] when one cannot be read, [`ZooError::NoLayout`] when the model has no source of the layout.
+    /// [`ZooError::NotCached`] when no source is complete, [`ZooError::Checksum`] when a file is
+    /// not what it should be, [`ZooError::Io`] when one cannot be read, [`ZooError::NoLayout`] when
+    /// the model has no source of the layout.
     pub fn lookup(&self, entry: &Entry, layout: Option<Layout>) -> Result<Fetched, ZooError> {
         let mut corrupt = None;
         for source in entry.sources_in(layout)? {
@@ -205,7 +209,8 @@ impl Cache {
         paths.into_iter().find(|path| path.is_file())
     }
 
-    /// The first archive that has the right hash. One that has another is reported only if there is no right one.
+    /// The first archive that has the right hash. One that has another is reported only if there is
+    /// no right one.
     fn find_archive(&self, archive: &Archive) -> Result<Option<FetchedFile>, ZooError> {
         let mut corrupt = None;
         for path in self.archive_paths(archive) {
@@ -322,7 +327,8 @@ fn distinct(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     list
 }
 
-/// The hash that a file of a Hub cache should have: the registry's, else the name of its blob when that is one.
+/// The hash that a file of a Hub cache should have: the registry's, else the name of its blob when
+/// that is one.
 pub(super) fn expected_of_hub_file(spec: &FileSpec, path: &Path) -> Option<(String, Check)> {
     if let Some(hash) = &spec.sha256 {
         return Some((hash.clone(), Check::Registry));

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 /// Why weights could not be named, found, fetched or trusted.
 ///
-/// No message holds a token, the user part of a URL or its query: signed links of download servers carry their key there.
+/// No message holds a token, the user part of a URL or its query: signed links of download servers
+/// carry their key there.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ZooError {

@@ -1,8 +1,8 @@
 //! Filling the cache from the network.
 //!
-//! A file is written to `<final name>.incomplete`, hashed, and renamed; whoever reads the final name reads a whole and checked
-//! file. While one process writes, others wait for its lock and then use what it wrote; the lock of a Hub file is the one that
-//! Python's package takes.
+//! A file is written to `<final name>.incomplete`, hashed, and renamed; whoever reads the final
+//! name reads a whole and checked file. While one process writes, others wait for its lock and then
+//! use what it wrote; the lock of a Hub file is the one that Python's package takes.
 
 use std::{
     collections::BTreeMap,
@@ -39,11 +39,14 @@ pub struct FetchOptions {
     pub offline: bool,
     /// The Hub, without a slash at the end.
     pub endpoint: String,
-    /// Who asks. It is sent to [`endpoint`](Self::endpoint) only, and over plain http only on this machine.
+    /// Who asks. It is sent to [`endpoint`](Self::endpoint) only, and over plain http only on this
+    /// machine.
     pub token: Option<Token>,
-    /// Further attempts after a connection that broke off, an error of the server or a limited rate (default 5).
+    /// Further attempts after a connection that broke off, an error of the server or a limited rate
+    /// (default 5).
     pub retries: u32,
-    /// Wait before the first of them, doubled each time (default 0.5 s); a server that names a time is obeyed up to 2 minutes.
+    /// Wait before the first of them, doubled each time (default 0.5 s); a server that names a time
+    /// is obeyed up to 2 minutes.
     pub backoff: Duration,
     /// Use sources of this layout only.
     pub layout: Option<Layout>,
@@ -64,8 +67,9 @@ impl FetchOptions {
         }
     }
 
-    /// What Python's package would use: [`Cache::from_env`], `HF_ENDPOINT`, `HF_HUB_OFFLINE`, and as a token `HF_TOKEN`, else
-    /// the file at `HF_TOKEN_PATH` or `HF_HOME/token` (none with `HF_HUB_DISABLE_IMPLICIT_TOKEN`).
+    /// What Python's package would use: [`Cache::from_env`], `HF_ENDPOINT`, `HF_HUB_OFFLINE`, and
+    /// as a token `HF_TOKEN`, else the file at `HF_TOKEN_PATH` or `HF_HOME/token` (none with
+    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`).
     ///
     /// # Errors
     /// [`ZooError::NoHome`] when no folder for the cache is known.
@@ -104,15 +108,18 @@ impl FetchOptions {
 
 /// Brings the files of `entry` to this machine, unless they are there, and hashes them.
 ///
-/// Sources are tried in order: first whether the cache holds one, without asking the network, then whether one can be fetched.
-/// A file in the cache with another hash than it should have is renamed to `<name>.corrupt` and fetched again.
-/// `progress` is called often, also for files that an earlier call left incomplete.
+/// Sources are tried in order: first whether the cache holds one, without asking the network, then
+/// whether one can be fetched. A file in the cache with another hash than it should have is renamed
+/// to `<name>.corrupt` and fetched again. `progress` is called often, also for files that an
+/// earlier call left incomplete.
 ///
 /// # Errors
-/// [`ZooError::NotCached`] offline; [`ZooError::Checksum`] for a file of another hash, which is deleted if it was downloaded;
-/// [`ZooError::NotFound`], [`ZooError::Denied`], [`ZooError::RateLimited`], [`ZooError::Status`], [`ZooError::Connection`],
-/// [`ZooError::Length`] or [`ZooError::Answer`] for what a server did, or [`ZooError::Sources`] when there were several;
-/// [`ZooError::Io`] for what the disk did; [`ZooError::NoLayout`] when the options ask for a layout the model does not have.
+/// [`ZooError::NotCached`] offline; [`ZooError::Checksum`] for a file of another hash, which is
+/// deleted if it was downloaded; [`ZooError::NotFound`], [`ZooError::Denied`],
+/// [`ZooError::RateLimited`], [`ZooError::Status`], [`ZooError::Connection`], [`ZooError::Length`]
+/// or [`ZooError::Answer`] for what a server did, or [`ZooError::Sources`] when there were several;
+/// [`ZooError::Io`] for what the disk did; [`ZooError::NoLayout`] when the options ask for a layout
+/// the model does not have.
 pub fn fetch(
     entry: &Entry,
     options: &FetchOptions,
@@ -216,7 +223,8 @@ fn fetch_hub(
 struct Session<'a> {
     options: &'a FetchOptions,
     client: Client<'a>,
-    /// What each repository and revision was when its first file was asked for: all files are of one commit.
+    /// What each repository and revision was when its first file was asked for: all files are of
+    /// one commit.
     commits: BTreeMap<(String, String), String>,
 }
 
@@ -371,7 +379,8 @@ fn obtain(
         bytes: wanted.bytes,
     };
     loop {
-        // What an earlier call left may be of another version of the file, or damaged: then it is fetched once more as a whole.
+        // What an earlier call left may be of another version of the file, or damaged: then it is
+        // fetched once more as a whole.
         let resumed = partial.metadata().is_ok_and(|m| m.len() > 0);
         client.download(&job, progress)?;
         match check(&partial) {
@@ -421,7 +430,8 @@ fn point(snapshot: &Path, name: &str, blob: &Path) -> Result<PathBuf, ZooError> 
     Ok(pointer)
 }
 
-/// A relative link, so that the cache can be moved: out of the folders of the name, the commit and `snapshots`.
+/// A relative link, so that the cache can be moved: out of the folders of the name, the commit and
+/// `snapshots`.
 #[cfg(unix)]
 fn link(blob: &Path, pointer: &Path, name: &str) -> std::io::Result<()> {
     let mut target: PathBuf = std::iter::repeat_n("..", name.split('/').count() + 1).collect();
@@ -430,7 +440,8 @@ fn link(blob: &Path, pointer: &Path, name: &str) -> std::io::Result<()> {
     std::os::unix::fs::symlink(target, pointer)
 }
 
-/// Windows lets few users make symbolic links; what a second name of the file would be elsewhere is one here.
+/// Windows lets few users make symbolic links; what a second name of the file would be elsewhere is
+/// one here.
 #[cfg(not(unix))]
 fn link(blob: &Path, pointer: &Path, _name: &str) -> std::io::Result<()> {
     fs::hard_link(blob, pointer)
@@ -453,7 +464,8 @@ fn write_reference(path: &Path, commit: &str) -> Result<(), ZooError> {
     Ok(())
 }
 
-/// Waits until no other process or thread writes the same file. Dropping the result lets the next one go on.
+/// Waits until no other process or thread writes the same file. Dropping the result lets the next
+/// one go on.
 fn lock(path: &Path) -> Result<File, ZooError> {
     let error = |e| ZooError::io(path, e);
     create_parent(path)?;

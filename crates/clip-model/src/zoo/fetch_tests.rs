@@ -113,7 +113,8 @@ fn on_server(server: &Server, content: &[u8]) -> Entry {
     ))
 }
 
-/// Different everywhere, so that a piece at the wrong place changes the hash, and longer than the buffers on the way.
+/// Different everywhere, so that a piece at the wrong place changes the hash, and longer than the
+/// buffers on the way.
 fn content() -> Vec<u8> {
     (0..700_000_u32)
         .flat_map(|i| (i.wrapping_mul(2_654_435_761) >> 7).to_le_bytes())

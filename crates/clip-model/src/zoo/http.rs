@@ -1,4 +1,5 @@
-//! Requests over HTTP: redirects, what to try again and when, and downloads that go on where an earlier one broke off.
+//! Requests over HTTP: redirects, what to try again and when, and downloads that go on where an
+//! earlier one broke off.
 
 use std::{
     fmt,
@@ -21,7 +22,8 @@ const MAX_REDIRECTS: usize = 8;
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 /// Longest wait of a back-off.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(20);
-/// Time for a connection, an answer or the next bytes of one; a server that is silent for longer counts as gone.
+/// Time for a connection, an answer or the next bytes of one; a server that is silent for longer
+/// counts as gone.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Bytes that are read and written at a time.
 const PIECE: usize = 1 << 18;
@@ -169,11 +171,13 @@ impl<'a> Client<'a> {
 
     /// Asks for the headers of a file on the Hub.
     ///
-    /// The Hub states them in its own answer, which redirects to a server that knows nothing of the repository; only redirects
-    /// on the Hub itself are followed, as in `huggingface_hub/file_download.py`.
+    /// The Hub states them in its own answer, which redirects to a server that knows nothing of the
+    /// repository; only redirects on the Hub itself are followed, as in
+    /// `huggingface_hub/file_download.py`.
     ///
     /// # Errors
-    /// [`ZooError::Status`], [`ZooError::RateLimited`], [`ZooError::Connection`] or [`ZooError::Answer`].
+    /// [`ZooError::Status`], [`ZooError::RateLimited`], [`ZooError::Connection`] or
+    /// [`ZooError::Answer`].
     pub(super) fn stated(&mut self, url: &Uri) -> Result<Stated, ZooError> {
         self.retrying(|client| {
             let mut stated = Stated::default();
@@ -196,11 +200,12 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// Downloads a file, going on where the partial one ends. The partial file stays when this fails.
+    /// Downloads a file, going on where the partial one ends. The partial file stays when this
+    /// fails.
     ///
     /// # Errors
-    /// As [`stated`](Self::stated), and [`ZooError::Length`] when the server announces or sends another length than expected,
-    /// [`ZooError::Io`] when the file cannot be written.
+    /// As [`stated`](Self::stated), and [`ZooError::Length`] when the server announces or sends
+    /// another length than expected, [`ZooError::Io`] when the file cannot be written.
     pub(super) fn download(
         &mut self,
         job: &Download<'_>,
@@ -293,7 +298,8 @@ impl<'a> Client<'a> {
         file.sync_all().map_err(io)
     }
 
-    /// Sends a request and follows its redirects. `look` sees each answer and says whether to stop there.
+    /// Sends a request and follows its redirects. `look` sees each answer and says whether to stop
+    /// there.
     fn send(
         &self,
         method: Method,
@@ -310,7 +316,8 @@ impl<'a> Client<'a> {
                 .then(|| text(response.headers(), header::LOCATION.as_str()))
                 .flatten();
             let next = target.as_deref().map(|location| join(&url, location));
-            // Looked at with the address it leads to: whether that is elsewhere decides if it is followed.
+            // Looked at with the address it leads to: whether that is elsewhere decides if it is
+            // followed.
             let seen = match &next {
                 Some(Some(next)) => next,
                 _ => &url,
@@ -489,7 +496,8 @@ fn origin(url: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
     )
 }
 
-/// A redirect leads to servers that the token is not for; plain http would show it to everyone on the way.
+/// A redirect leads to servers that the token is not for; plain http would show it to everyone on
+/// the way.
 fn may_have_token(url: &Uri, home: &Uri) -> bool {
     let private = url.scheme_str() == Some("https") || is_this_machine(url);
     private && origin(url) == origin(home)

@@ -1,4 +1,5 @@
-//! Named pretrained weights: what there is, where it lies on this machine, how it is fetched and checked.
+//! Named pretrained weights: what there is, where it lies on this machine, how it is fetched and
+//! checked.
 //!
 //! | file | what |
 //! |---|---|
@@ -8,13 +9,14 @@
 //! | `fetch` | filling the cache (feature `fetch`) |
 //! | `http` | one request: redirects, retries, waiting, resuming (feature `fetch`) |
 //!
-//! Without the feature `fetch` nothing here touches the network: [`Registry`], [`Cache::lookup`] and [`verify()`] work on files.
+//! Without the feature `fetch` nothing here touches the network: [`Registry`], [`Cache::lookup`]
+//! and [`verify()`] work on files.
 //!
 //! # Why not `hf-hub`
-//! The cache has the layout of Python's `huggingface_hub`; a test compares it with that of the crate
-//! `hf-hub`. Its transfer is not used, because `api/sync.rs` of version 0.5
-//! - appends the whole body to the partial file when a server ignores `Range` (`download_from`), and
-//!   never compares length or hash before it renames the file (`download_with_progress`);
+//! The cache has the layout of Python's `huggingface_hub`; a test compares it with that of the
+//! crate `hf-hub`. Its transfer is not used, because `api/sync.rs` of version 0.5
+//! - appends the whole body to the partial file when a server ignores `Range` (`download_from`),
+//!   and never compares length or hash before it renames the file (`download_with_progress`);
 //! - loses the `Retry-After` of a 429 (the status becomes `ureq::Error::StatusCode`) and does not
 //!   retry the metadata request;
 //! - uses the `ETag` as a file name unchecked (`blob_path`), and gives up on a lock after five

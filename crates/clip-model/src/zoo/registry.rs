@@ -19,7 +19,8 @@ pub struct Registry {
 
 /// One named set of weights.
 ///
-/// Only [`Registry::parse`] makes entries, so each name of a file or repository in one is safe to use as a path.
+/// Only [`Registry::parse`] makes entries, so each name of a file or repository in one is safe to
+/// use as a path.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Entry {
@@ -180,8 +181,9 @@ impl Registry {
     /// Reads a registry in TOML; `path` is named in errors.
     ///
     /// # Errors
-    /// [`ZooError::Registry`] for a key that is unknown, missing or of another type, a name that occurs twice, a name of a file
-    /// or repository that could leave its folder, a URL that is not `https`, a hash that is none, an accuracy without source.
+    /// [`ZooError::Registry`] for a key that is unknown, missing or of another type, a name that
+    /// occurs twice, a name of a file or repository that could leave its folder, a URL that is not
+    /// `https`, a hash that is none, an accuracy without source.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ZooError> {
         let wrong = |reason: String| ZooError::Registry {
             path: path.to_owned(),
@@ -209,9 +211,9 @@ impl Registry {
         self.entries.iter()
     }
 
-    /// The entry called `name`. Case does not matter, nor does it matter whether parts are joined by `/`, `@`, `_` or `-`:
-    /// `ViT-L/14@336px` is `openai/ViT-L-14-336`. The part before the first slash may be left out where OpenAI has a model
-    /// of that name, or only one other has.
+    /// The entry called `name`. Case does not matter, nor does it matter whether parts are joined
+    /// by `/`, `@`, `_` or `-`: `ViT-L/14@336px` is `openai/ViT-L-14-336`. The part before the
+    /// first slash may be left out where OpenAI has a model of that name, or only one other has.
     ///
     /// # Errors
     /// [`ZooError::Unknown`] with the most similar names.
@@ -423,7 +425,8 @@ impl ImageSettings {
     }
 }
 
-/// Only what cannot mean anything to a file system or a URL: a name from a registry, or from a server, becomes part of a path.
+/// Only what cannot mean anything to a file system or a URL: a name from a registry, or from a
+/// server, becomes part of a path.
 pub(super) fn is_safe_part(part: &str) -> bool {
     let harmless = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     !part.is_empty() && !part.starts_with('.') && !part.ends_with('.') && part.bytes().all(harmless)
@@ -522,7 +525,8 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// The model configurations of open_clip 3.3.0 that the registry names (`open_clip/model_configs/*.json`).
+    /// The model configurations of open_clip 3.3.0 that the registry names
+    /// (`open_clip/model_configs/*.json`).
     const ARCHITECTURES: &str = "
         RN50-quickgelu RN101-quickgelu RN50x4-quickgelu RN50x16-quickgelu RN50x64-quickgelu
         ViT-B-32 ViT-B-32-quickgelu ViT-B-32-256 ViT-B-16 ViT-B-16-quickgelu

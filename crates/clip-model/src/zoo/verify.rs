@@ -46,11 +46,12 @@ pub enum FileState {
     Missing,
 }
 
-/// Hashes each file of `entry` that is in `cache`, of every source that is there in part or in whole.
+/// Hashes each file of `entry` that is in `cache`, of every source that is there in part or in
+/// whole.
 ///
 /// # Errors
-/// [`ZooError::NotCached`] when nothing is there, [`ZooError::Io`] when a file cannot be read. A corrupt or missing file is
-/// not an error but part of the report.
+/// [`ZooError::NotCached`] when nothing is there, [`ZooError::Io`] when a file cannot be read. A
+/// corrupt or missing file is not an error but part of the report.
 pub fn verify(entry: &Entry, cache: &Cache) -> Result<Vec<FileReport>, ZooError> {
     let mut reports = Vec::new();
     for source in &entry.sources {

@@ -1,5 +1,6 @@
-//! The numbers of parameters of every architecture: in the README, in the configurations, in `architectures/parameters.json`
-//! (counted from the original implementations by `tests/reference/clip_parameter_counts.py`), and in models.
+//! The numbers of parameters of every architecture: in the README, in the configurations, in
+//! `architectures/parameters.json` (counted from the original implementations by
+//! `tests/reference/clip_parameter_counts.py`), and in models.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,9 @@
-//! Pixels against Pillow + torchvision and `transformers`, on images of every kind. The fixtures are made by
-//! `tests/reference/preprocess_cases.py`.
+//! Pixels against Pillow + torchvision and `transformers`, on images of every kind. The fixtures
+//! are made by `tests/reference/preprocess_cases.py`.
 //!
-//! Lossless images must be equal byte for byte. JPEG and lossy WebP go through other decoders than Pillow's (libjpeg-turbo,
-//! libwebp); the drift after the whole pipeline is bounded here, a little above what was measured.
+//! Lossless images must be equal byte for byte. JPEG and lossy WebP go through other decoders than
+//! Pillow's (libjpeg-turbo, libwebp); the drift after the whole pipeline is bounded here, a little
+//! above what was measured.
 
 use std::path::PathBuf;
 

@@ -220,8 +220,8 @@ impl Memory {
                 },
             },
         )?;
-        // The function above puts a file of its own, private and perhaps not on the disk yet, in the
-        // place of the scratch file. Ours are results meant to be read by others.
+        // The function above puts a file of its own, private and perhaps not on the disk yet, in
+        // the place of the scratch file. Ours are results meant to be read by others.
         let written = std::fs::File::open(scratch.path()).map_err(io)?;
         #[cfg(unix)]
         {

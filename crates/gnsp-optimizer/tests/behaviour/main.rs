@@ -380,7 +380,8 @@ fn optimizers() -> Vec<(&'static str, f64, Create)> {
     ]
 }
 
-/// Some of `all`: on another device than the host a step is slow without a GPU, where these tests run on a software driver.
+/// Some of `all`: on another device than the host a step is slow without a GPU, where these tests
+/// run on a software driver.
 fn chosen<T>(all: Vec<T>, name: fn(&T) -> &str, on_a_device: &[&str]) -> Vec<T> {
     let device = std::env::var("BURN_DEVICE").is_ok_and(|device| device != "flex");
     let all = all.into_iter();

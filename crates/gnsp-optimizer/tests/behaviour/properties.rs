@@ -51,8 +51,8 @@ fn values(x: Tensor<2>) -> Vec<f32> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 
-    /// Rank-deficient, all-zero and full-rank matrices, of one feature and of many, at tiny and huge
-    /// scales, with every rule, strength and solver.
+    /// Rank-deficient, all-zero and full-rank matrices, of one feature and of many, at tiny and
+    /// huge scales, with every rule, strength and solver.
     #[test]
     fn every_spectrum_has_a_projector(
         features in 1usize..140,

@@ -10,8 +10,8 @@ use mtil_engine::eval::{EvalOptions, PromptRule, TaskIdentity};
 
 /// Keep a CLIP learning over a sequence of tasks, and measure what it lost.
 ///
-/// Without a subcommand this is `run`: the embedded suite `mini` with zero-shot, finetune and gnsp, into
-/// runs/mini. The same command with the same --out goes on where it was stopped.
+/// Without a subcommand this is `run`: the embedded suite `mini` with zero-shot, finetune and gnsp,
+/// into runs/mini. The same command with the same --out goes on where it was stopped.
 #[derive(Debug, Parser)]
 #[command(name = "mtil-bench", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -21,7 +21,8 @@ pub struct Cli {
     /// Arguments of `run`.
     #[command(flatten)]
     pub run: RunArgs,
-    /// Print on standard error what was chosen for this machine: the library of matrix products on the CPU
+    /// Print on standard error what was chosen for this machine: the library of matrix products on
+    /// the CPU
     #[arg(short, long, global = true)]
     pub verbose: bool,
 }
@@ -68,15 +69,16 @@ pub struct RunArgs {
     /// Methods, with commas between: names from `mtil-bench methods`, or TOML files
     #[arg(long, value_delimiter = ',', default_value = "zero-shot,finetune,gnsp")]
     pub methods: Vec<String>,
-    /// Pretrained CLIP: a folder in Hugging Face's or open_clip's layout, a weights file (.pt, .pth, .bin,
-    /// .safetensors), a name from `mtil-bench model list` (fetched when it is not there), or `embedded` (for the
-    /// mini suite)
+    /// Pretrained CLIP: a folder in Hugging Face's or open_clip's layout, a weights file (.pt,
+    /// .pth, .bin, .safetensors), a name from `mtil-bench model list` (fetched when it is not
+    /// there), or `embedded` (for the mini suite)
     #[arg(long, default_value = "embedded")]
     pub model: String,
     /// What the files of --model leave open.
     #[command(flatten)]
     pub hints: Hints,
-    /// Where the runs go, one folder a method [default: runs/<suite>, runs/<suite>-quick with --quick]
+    /// Where the runs go, one folder a method [default: runs/<suite>, runs/<suite>-quick with
+    /// --quick]
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Seed of all randomness; several with commas between make a run each
@@ -85,38 +87,44 @@ pub struct RunArgs {
     /// Device: flex, wgpu, wgpu:1, vulkan, cuda, cuda:1, ndarray (see `mtil-bench device`)
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
     pub device: String,
-    /// Compute activations again in the backward pass in place of keeping them: less memory, more time, the same numbers
+    /// Compute activations again in the backward pass in place of keeping them: less memory, more
+    /// time, the same numbers
     #[arg(long)]
     pub checkpointing: bool,
-    /// Further devices that the images of each update are spread over, with commas between: cuda:1,cuda:2
+    /// Further devices that the images of each update are spread over, with commas between:
+    /// cuda:1,cuda:2
     #[arg(long, value_delimiter = ',')]
     pub peers: Vec<String>,
     /// What is evaluated.
     #[command(flatten)]
     pub evaluation: EvaluationArgs,
-    /// Change a setting of the methods, e.g. --set lr=1e-4 --set projection.rank.tail-share=0.05; several values
-    /// with commas between make a run each
+    /// Change a setting of the methods, e.g. --set lr=1e-4 --set projection.rank.tail-share=0.05;
+    /// several values with commas between make a run each
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Choose the value of a setting for each task, e.g. --select "lr=1e-5,3e-5,1e-4"
     ///
-    /// Each value is tried from where the task begins, on nine tenths of its training images, and judged by the accuracy on the others and by
-    /// what is left of the pretrained model's retrieval on reference pairs, never by test images. The task is then trained on all its images
-    /// with the best. All scores are in the run and its report.
+    /// Each value is tried from where the task begins, on nine tenths of its training images, and
+    /// judged by the accuracy on the others and by what is left of the pretrained model's retrieval
+    /// on reference pairs, never by test images. The task is then trained on all its images with
+    /// the best. All scores are in the run and its report.
     #[arg(long, value_name = "KEY=VALUE,VALUE")]
     pub select: Option<String>,
-    /// Watch for drift after every task, e.g. --guard "accuracy.pets<85" --guard "gap-drift>0.2:stop"
+    /// Watch for drift after every task, e.g. --guard "accuracy.pets<85" --guard
+    /// "gap-drift>0.2:stop"
     ///
-    /// Quantities: accuracy.TASK (in %), zero-shot-retention (accuracy on tasks not learned yet, as a share of the
-    /// pretrained model's), gap-drift (change of the modality gap, as a share of the pretrained model's). A rule that
-    /// ends in `:stop` ends the run, others warn; both are recorded in the run and the report.
+    /// Quantities: accuracy.TASK (in %), zero-shot-retention (accuracy on tasks not learned yet, as
+    /// a share of the pretrained model's), gap-drift (change of the modality gap, as a share of the
+    /// pretrained model's). A rule that ends in `:stop` ends the run, others warn; both are
+    /// recorded in the run and the report.
     #[arg(long, value_name = "RULE")]
     pub guard: Vec<String>,
-    /// Say what the runs would take (images, updates, multiplications, disk, memory, hours) and do nothing
+    /// Say what the runs would take (images, updates, multiplications, disk, memory, hours) and do
+    /// nothing
     #[arg(long)]
     pub plan: bool,
-    /// Keep test and reference images as they are fed to the model in this folder, so that they are decoded once;
-    /// several processes may share it, and it may be deleted at any time
+    /// Keep test and reference images as they are fed to the model in this folder, so that they are
+    /// decoded once; several processes may share it, and it may be deleted at any time
     #[arg(long, value_name = "DIR", env = "MTIL_CACHE")]
     pub cache: Option<PathBuf>,
     /// A look at everything in seconds: few updates, few images; the numbers mean little
@@ -143,11 +151,12 @@ pub struct RunArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Suite")]
 pub struct Selection {
-    /// Suite: `mini`, `mtil-order-1`, `mtil-order-2`, a conflict suite (`conflict-permuted:0.5`), or a TOML file that
-    /// names image folders (see `mtil-bench suite list`)
+    /// Suite: `mini`, `mtil-order-1`, `mtil-order-2`, a conflict suite (`conflict-permuted:0.5`),
+    /// or a TOML file that names image folders (see `mtil-bench suite list`)
     #[arg(long, default_value = "mini")]
     pub suite: String,
-    /// Folder of the datasets of MTIL, as torchvision unpacks them or as the archives they are downloaded as
+    /// Folder of the datasets of MTIL, as torchvision unpacks them or as the archives they are
+    /// downloaded as
     #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
     pub data: Option<PathBuf>,
     /// Only these tasks, in this order
@@ -159,19 +168,19 @@ pub struct Selection {
     /// Train on so many images of each class
     #[arg(long, value_name = "N")]
     pub shots: Option<usize>,
-    /// Splits of the datasets of MTIL: torchvision's with 80/20 where it has none (ZSCL, GNSP), or the files
-    /// split_zhou_*.json (CoOp)
+    /// Splits of the datasets of MTIL: torchvision's with 80/20 where it has none (ZSCL, GNSP), or
+    /// the files split_zhou_*.json (CoOp)
     #[arg(long, value_enum, default_value_t = SplitName::Zscl)]
     pub splits: SplitName,
-    /// Order of the images of SUN397 before they are split, one path or number a line; by path without it. The
-    /// published order was that of a file system and is not known
+    /// Order of the images of SUN397 before they are split, one path or number a line; by path
+    /// without it. The published order was that of a file system and is not known
     #[arg(long, value_name = "FILE")]
     pub sun397_order: Option<PathBuf>,
     /// Take datasets of another size than the published ones
     #[arg(long)]
     pub any_size: bool,
-    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table (GIFT's synthetic set, your
-    /// own images); or a folder with such a folder for each task, by its name
+    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table (GIFT's
+    /// synthetic set, your own images); or a folder with such a folder for each task, by its name
     #[arg(long, value_name = "PATH")]
     pub reference: Option<PathBuf>,
     /// Texts without images for ZSCL's distillation, one a line
@@ -193,22 +202,24 @@ pub enum SplitName {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Evaluation")]
 pub struct EvaluationArgs {
-    /// Prompt templates at evaluation: GNSP's rule (all of them before a task is learned, the first one in later stages), all of
-    /// them always as in ZSCL's tables, or the first one always [default: ensemble on MTIL, else reference]
+    /// Prompt templates at evaluation: GNSP's rule (all of them before a task is learned, the first
+    /// one in later stages), all of them always as in ZSCL's tables, or the first one always
+    /// [default: ensemble on MTIL, else reference]
     #[arg(long, value_enum)]
     pub prompts: Option<PromptRule>,
-    /// Which classes an image is compared with: those of its own task, or also those of others (X-TAIL), which gives
-    /// a second matrix
+    /// Which classes an image is compared with: those of its own task, or also those of others
+    /// (X-TAIL), which gives a second matrix
     #[arg(long, value_enum, default_value_t = TaskIdentity::Given)]
     pub identity: TaskIdentity,
     /// Evaluate on so many test images of each task, always the same ones; the result says so
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub eval_subset: Option<u32>,
-    /// Evaluate on all test images only after every so many tasks and after the last, on --eval-subset of them
-    /// (500 without it) after the others; the result says so
+    /// Evaluate on all test images only after every so many tasks and after the last, on
+    /// --eval-subset of them (500 without it) after the others; the result says so
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub eval_every: Option<u32>,
-    /// Also accuracies of classes, confusion matrices and calibration, in the folder details of the run
+    /// Also accuracies of classes, confusion matrices and calibration, in the folder details of the
+    /// run
     #[arg(long)]
     pub details: bool,
 }
@@ -235,11 +246,12 @@ impl EvaluationArgs {
 /// What the files of a checkpoint leave open.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Hints {
-    /// Shape of the model, for weights without a configuration: a name from `mtil-bench model list --architectures`
+    /// Shape of the model, for weights without a configuration: a name from `mtil-bench model list
+    /// --architectures`
     #[arg(long, value_name = "NAME")]
     pub architecture: Option<String>,
-    /// Activation of the model, for weights without a configuration: quick_gelu is OpenAI's and that of models
-    /// fine-tuned from theirs, gelu that of most of open_clip's
+    /// Activation of the model, for weights without a configuration: quick_gelu is OpenAI's and
+    /// that of models fine-tuned from theirs, gelu that of most of open_clip's
     #[arg(long, value_enum, value_name = "NAME")]
     pub activation: Option<ActivationName>,
 }
@@ -403,8 +415,8 @@ pub struct SuiteArgs {
 pub enum SuiteVerb {
     /// List the suites that need no file
     List,
-    /// Read a suite and say what is in it; without a name, say of every dataset below --data whether it is there and
-    /// whole, and otherwise what is missing and where to get it
+    /// Read a suite and say what is in it; without a name, say of every dataset below --data
+    /// whether it is there and whole, and otherwise what is missing and where to get it
     Check(CheckArgs),
     /// Write a suite as ordinary image folders with a suite.toml
     Export {
@@ -490,7 +502,8 @@ pub struct EvalArgs {
     after_help = "Examples:\n  mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --plan\n  mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --device cuda\n  mtil-bench reproduce mini --quick"
 )]
 pub struct ReproduceArgs {
-    /// table1 (MTIL order I), table2 (order II), mini, orders; all of them are listed without a name
+    /// table1 (MTIL order I), table2 (order II), mini, orders; all of them are listed without a
+    /// name
     pub table: Option<String>,
     /// Only these methods of the table
     #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
@@ -522,8 +535,9 @@ pub struct ReproduceArgs {
     /// Change a setting of all methods
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Prompt templates at evaluation: GNSP's rule (all of them before a task is learned, the first one in later stages), all of
-    /// them always as in ZSCL's tables, or the first one always [default: that of each method's paper]
+    /// Prompt templates at evaluation: GNSP's rule (all of them before a task is learned, the first
+    /// one in later stages), all of them always as in ZSCL's tables, or the first one always
+    /// [default: that of each method's paper]
     #[arg(long, value_enum)]
     pub prompts: Option<PromptRule>,
     /// Order of the images of SUN397 before they are split
@@ -532,11 +546,12 @@ pub struct ReproduceArgs {
     /// Take datasets of another size than the published ones
     #[arg(long)]
     pub any_size: bool,
-    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table; or a folder with such a folder for each
-    /// task, by its name
+    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table; or a
+    /// folder with such a folder for each task, by its name
     #[arg(long, value_name = "PATH")]
     pub reference: Option<PathBuf>,
-    /// Texts for ZSCL's distillation, one a line; Conceptual Captions below --data without it, if they are there
+    /// Texts for ZSCL's distillation, one a line; Conceptual Captions below --data without it, if
+    /// they are there
     #[arg(long, value_name = "FILE")]
     pub texts: Option<PathBuf>,
     /// Leave out images that cannot be read, and say which
@@ -614,30 +629,33 @@ pub struct ModelArgs {
 pub enum ModelVerb {
     /// List the models that can be named, or the published architectures
     ///
-    /// `cached` says whether all files of a source are on this machine: it looks whether they exist and hashes nothing.
-    /// `mtil-bench model verify` does that. ImageNet is the zero-shot accuracy that `model info NAME` names the source of.
+    /// `cached` says whether all files of a source are on this machine: it looks whether they exist
+    /// and hashes nothing. `mtil-bench model verify` does that. ImageNet is the zero-shot accuracy
+    /// that `model info NAME` names the source of.
     List(ListArgs),
     /// Say what a model is and where it comes from
     ///
-    /// Of a path: how the weights are packed and whose names they use, the shape of both towers, the image settings and
-    /// the tokenizer. Of a name: also the sources, their hashes, the licence and the published accuracy. Reads headers
-    /// only, and hashes nothing.
+    /// Of a path: how the weights are packed and whose names they use, the shape of both towers,
+    /// the image settings and the tokenizer. Of a name: also the sources, their hashes, the licence
+    /// and the published accuracy. Reads headers only, and hashes nothing.
     Info(InfoArgs),
     /// Bring a model to this machine
     ///
-    /// Files go into the cache that Python's huggingface_hub uses too (HF_HOME, HF_HUB_CACHE). Each is hashed before it is
-    /// used; what an interrupted call left is continued. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE count as in Python.
+    /// Files go into the cache that Python's huggingface_hub uses too (HF_HOME, HF_HUB_CACHE). Each
+    /// is hashed before it is used; what an interrupted call left is continued. HF_TOKEN,
+    /// HF_ENDPOINT and HF_HUB_OFFLINE count as in Python.
     Fetch(FetchArgs),
     /// Check that a model is whole
     ///
-    /// Of a name: hashes every file in the cache and compares with the hash that the registry or the Hub states. Of a path:
-    /// reads every tensor, so that one that is missing, left over, of another shape or not finite is found, and says
-    /// whether the weights are those of a named model. The exit status is not 0 when something is wrong.
+    /// Of a name: hashes every file in the cache and compares with the hash that the registry or
+    /// the Hub states. Of a path: reads every tensor, so that one that is missing, left over, of
+    /// another shape or not finite is found, and says whether the weights are those of a named
+    /// model. The exit status is not 0 when something is wrong.
     Verify(VerifyArgs),
     /// Write a model in another layout or number format
     ///
-    /// Afterwards the result is read back: every parameter must be the source's, rounded to the number format, and an image
-    /// and a text must get the same features.
+    /// Afterwards the result is read back: every parameter must be the source's, rounded to the
+    /// number format, and an image and a text must get the same features.
     Convert(ConvertArgs),
 }
 

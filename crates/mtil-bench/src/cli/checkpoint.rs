@@ -173,7 +173,8 @@ pub fn explained<T>(result: Result<T, clip_model::CheckpointError>) -> Result<T>
     result.map_err(|e| eyre!("{e}\n{cure}"))
 }
 
-/// SHA-256 of the weights: of the file, or of an index and then its shards in the order of their names.
+/// SHA-256 of the weights: of the file, or of an index and then its shards in the order of their
+/// names.
 pub fn weights_sha256(description: &Description) -> Result<String> {
     let path = &description.weights;
     let mut hasher = Sha256::new();

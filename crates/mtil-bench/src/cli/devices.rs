@@ -34,12 +34,13 @@ pub enum DeviceCommand {
     List,
     /// Do the same work on every device, and say what it costs on each
     ///
-    /// Encoding, a GNSP training step, Gram matrices, projectors, evaluation, on random models of the usual sizes. Prints a table, and
-    /// writes compare.html, compare.csv and compare.json. Each device and size is measured in a process of its own.
+    /// Encoding, a GNSP training step, Gram matrices, projectors, evaluation, on random models of
+    /// the usual sizes. Prints a table, and writes compare.html, compare.csv and compare.json. Each
+    /// device and size is measured in a process of its own.
     ///
-    ///   mtil-bench device compare                         every device that works, tiny and ViT-B/32
-    ///   mtil-bench device compare --sizes all --devices flex,cuda:0
-    ///   mtil-bench device compare --sizes vit-b-16 --works training-step --batch 64
+    ///   mtil-bench device compare                         every device that works, tiny and
+    ///   ViT-B/32 mtil-bench device compare --sizes all --devices flex,cuda:0 mtil-bench device
+    ///   compare --sizes vit-b-16 --works training-step --batch 64
     #[command(verbatim_doc_comment)]
     Compare(CompareArgs),
     /// What `compare` starts: reads an order from standard input
@@ -56,17 +57,19 @@ pub struct CompareArgs {
     /// Models: tiny, vit-b-32, vit-b-16, vit-l-14, or all
     #[arg(long, value_delimiter = ',', default_value = "tiny,vit-b-32")]
     pub sizes: Vec<String>,
-    /// What to time: image-encoding, text-encoding, gram-accumulation, projector-build, projected-step, training-step, evaluation, or
-    /// all
+    /// What to time: image-encoding, text-encoding, gram-accumulation, projector-build,
+    /// projected-step, training-step, evaluation, or all
     #[arg(long, value_delimiter = ',', default_value = "all")]
     pub works: Vec<String>,
-    /// Images encoded at once; a training step takes as many reference images too [default: 32 for tiny, else 8]
+    /// Images encoded at once; a training step takes as many reference images too [default: 32 for
+    /// tiny, else 8]
     #[arg(long)]
     pub batch: Option<usize>,
     /// Timed calls of each work, after a first one that compiles and tunes
     #[arg(long, default_value_t = 5)]
     pub repetitions: usize,
-    /// Seconds for the timed calls of one work; four times as long until its process is stopped. 0: no limit
+    /// Seconds for the timed calls of one work; four times as long until its process is stopped. 0:
+    /// no limit
     #[arg(long, default_value_t = 120.0)]
     pub limit: f64,
     /// Seed of weights, images and prompts
@@ -217,7 +220,8 @@ fn request(args: &CompareArgs) -> Result<Request> {
     Ok(request)
 }
 
-/// In the order in which one leads to the next (Gram matrices, projectors, steps), which is also that of the memory they need.
+/// In the order in which one leads to the next (Gram matrices, projectors, steps), which is also
+/// that of the memory they need.
 const ORDER: [Work; 7] = [
     Work::ImageEncoding,
     Work::TextEncoding,

@@ -87,7 +87,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// Accuracy in % of a linear classifier on the image features of each task, and the strength of its penalty (`C` of scikit-learn).
+/// Accuracy in % of a linear classifier on the image features of each task, and the strength of its
+/// penalty (`C` of scikit-learn).
 fn probes(
     suite: &Suite,
     model: &clip_model::ClipModel,

@@ -1,8 +1,10 @@
 //! Several runs at once, each in a process of its own.
 //!
-//! The processes are workers: this program again with the same arguments, so that each has the same list of runs, and with a variable that
-//! says so. A worker reads the numbers of runs from its standard input, a line each, and says on its standard output, a JSON object a line,
-//! how far it is. When its input ends it ends its run at the next update, so that nobody works for a display that is gone.
+//! The processes are workers: this program again with the same arguments, so that each has the same
+//! list of runs, and with a variable that says so. A worker reads the numbers of runs from its
+//! standard input, a line each, and says on its standard output, a JSON object a line, how far it
+//! is. When its input ends it ends its run at the next update, so that nobody works for a display
+//! that is gone.
 
 use std::{
     collections::VecDeque,
@@ -28,7 +30,8 @@ use super::{
     output::{Said, Words},
 };
 
-/// Set for workers: which of the program's calls of runs they serve, from 0. What earlier calls did is in their folders.
+/// Set for workers: which of the program's calls of runs they serve, from 0. What earlier calls did
+/// is in their folders.
 const WORKER: &str = "MTIL_BENCH_WORKER";
 /// Rayon's, which the products and the kernels follow.
 const THREADS: &str = "RAYON_NUM_THREADS";
@@ -163,7 +166,8 @@ enum News {
     Error(String),
 }
 
-/// Does the runs of a call, `parallel` at once; how each ended, in their order. Runs that were not begun have none.
+/// Does the runs of a call, `parallel` at once; how each ended, in their order. Runs that were not
+/// begun have none.
 pub fn conduct(call: usize, jobs: &[Job], parallel: usize, stop: &AtomicBool) -> Vec<Option<End>> {
     let parallel = parallel.min(jobs.len());
     let queue: Mutex<VecDeque<usize>> = Mutex::new((0..jobs.len()).collect());

@@ -1,7 +1,7 @@
 //! `layers`: what protecting only some layers costs and brings.
 //!
-//! Only what is protected trains after the first task, as in GNSP, so fewer layers mean a smaller memory and a cheaper update, and less
-//! that can be learned.
+//! Only what is protected trains after the first task, as in GNSP, so fewer layers mean a smaller
+//! memory and a cheaper update, and less that can be learned.
 
 use std::{fs, path::PathBuf};
 

@@ -31,7 +31,8 @@ use crate::device::{is_accelerator, out_of_memory, quietly};
 
 /// Does what the command line asks for.
 ///
-/// Backends of accelerators panic where they fail, so that a panic on one becomes an error with a way out.
+/// Backends of accelerators panic where they fail, so that a panic on one becomes an error with a
+/// way out.
 pub fn main(cli: Cli) -> Result<()> {
     if let Some(problem) = &host_gemm::choice().problem {
         let variable = host_gemm::VARIABLE;

@@ -27,7 +27,8 @@ use mtil_engine::{
 const MEASURE: Duration = Duration::from_secs(9);
 /// Images at a time in a calibration.
 const BATCH: usize = 8;
-/// Share of the directions that is taken to be protected: what rho 0.15 gave on a random ViT-B/16 (BENCHMARKS.md).
+/// Share of the directions that is taken to be protected: what rho 0.15 gave on a random ViT-B/16
+/// (BENCHMARKS.md).
 const RANK_SHARE: f64 = 0.05;
 
 /// Prints what `jobs` would take, with hours after a calibration on `device`.
@@ -93,7 +94,8 @@ fn plans<'a>(
     })
 }
 
-/// The most that one of `jobs` keeps in memory, in bytes, and its method; none where it cannot be counted.
+/// The most that one of `jobs` keeps in memory, in bytes, and its method; none where it cannot be
+/// counted.
 pub fn memory_need<'a>(jobs: &'a [Job], clip: &Clip) -> Option<(u64, &'a str)> {
     let towers = towers(clip).ok()?;
     let mut notes = Vec::new();

@@ -161,7 +161,8 @@ fn by_plan(need: Option<(u64, &str)>) -> String {
     })
 }
 
-/// Does the runs, `parallel` at once, each of several in a process of its own. One that fails does not keep the others from being done.
+/// Does the runs, `parallel` at once, each of several in a process of its own. One that fails does
+/// not keep the others from being done.
 ///
 /// A worker of another process of this program never comes back from here.
 pub fn execute(

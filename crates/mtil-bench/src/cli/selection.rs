@@ -84,8 +84,8 @@ impl Selection {
         }
     }
 
-    /// Opens the suite and selects from it. The pictures of the mini world and the images of few shots are drawn by `seed`. With `quick` the
-    /// mini world is small.
+    /// Opens the suite and selects from it. The pictures of the mini world and the images of few
+    /// shots are drawn by `seed`. With `quick` the mini world is small.
     pub fn load(&self, quick: bool, seed: u64) -> Result<Selected> {
         let (mut suite, settings) = self.open(quick, seed)?;
         if let Some(path) = &self.texts {
@@ -205,7 +205,8 @@ fn table_in(folder: &Path) -> Option<&'static str> {
     TABLES.into_iter().find(|t| folder.join(t).is_file())
 }
 
-/// A reference set for each task, of a folder with a folder for each; none where the folder is a single set.
+/// A reference set for each task, of a folder with a folder for each; none where the folder is a
+/// single set.
 fn references(path: &Path, suite: &Suite) -> Result<Option<BTreeMap<String, CaptionedImages>>> {
     let folder = |name: &str| path.join(name);
     let names = || suite.tasks.iter().map(|t| t.name.as_str());

@@ -26,21 +26,23 @@ pub struct SweepArgs {
 #[derive(Debug, Clone, Subcommand)]
 #[allow(clippy::large_enum_variant)] // There is one of them a call.
 pub enum SweepVerb {
-    /// Write all combinations of methods, suites, settings and seeds as a list of commands, one a line
+    /// Write all combinations of methods, suites, settings and seeds as a list of commands, one a
+    /// line
     ///
-    /// DIR gets runs.sh (line N does run N), sweep.sbatch (a SLURM job array in which task N does line N) and sweep.toml (what
-    /// was asked for). Runs go to DIR/runs, what they print to DIR/logs. The lines are independent: any scheduler may do them,
-    /// in any order and on any machine that sees DIR; a line done again goes on where its run was stopped. Nothing is run.
+    /// DIR gets runs.sh (line N does run N), sweep.sbatch (a SLURM job array in which task N does
+    /// line N) and sweep.toml (what was asked for). Runs go to DIR/runs, what they print to
+    /// DIR/logs. The lines are independent: any scheduler may do them, in any order and on any
+    /// machine that sees DIR; a line done again goes on where its run was stopped. Nothing is run.
     Plan(PlanArgs),
     /// Do the runs of a sweep on this machine, several at once
     ///
-    /// Those that are complete are left out, those that were stopped go on. What a run prints goes to its log. Ctrl-C stops all of them
-    /// at their next update.
+    /// Those that are complete are left out, those that were stopped go on. What a run prints goes
+    /// to its log. Ctrl-C stops all of them at their next update.
     Run(SweepRunArgs),
     /// Say how far the runs of a sweep are
     ///
-    /// Reads the folders of the runs, so it may be asked at any time, and on any machine that sees DIR. The exit status is 0
-    /// only when all runs are complete.
+    /// Reads the folders of the runs, so it may be asked at any time, and on any machine that sees
+    /// DIR. The exit status is 0 only when all runs are complete.
     Status(StatusArgs),
 }
 
@@ -69,7 +71,8 @@ pub struct PlanArgs {
     /// Change a setting of the methods; several values with commas between make a run each
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// The program of the commands: a path, or a name on the PATH of where they run [default: this program]
+    /// The program of the commands: a path, or a name on the PATH of where they run [default: this
+    /// program]
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
     /// Replace the list of another sweep in DIR; its runs stay, and those of the same name go on
@@ -93,7 +96,8 @@ pub struct SlurmArgs {
     /// Partition
     #[arg(long, value_name = "NAME")]
     pub partition: Option<String>,
-    /// Time limit of a run, such as 90 (minutes) or 1-12:00:00; a run that is not through by then goes on in a new job
+    /// Time limit of a run, such as 90 (minutes) or 1-12:00:00; a run that is not through by then
+    /// goes on in a new job
     #[arg(long)]
     pub time: Option<String>,
     /// CPUs of a run
@@ -232,8 +236,8 @@ const OWN: [(&str, &str, &str); 6] = [
     ),
 ];
 
-/// Checks the arguments that all runs share. What comes from the environment is made an argument, as the environment may be
-/// another where the runs are done.
+/// Checks the arguments that all runs share. What comes from the environment is made an argument,
+/// as the environment may be another where the runs are done.
 fn shared(words: &[String]) -> Result<Vec<String>> {
     let parser = RunArgs::augment_args(clap::Command::new("mtil-bench run")).no_binary_name(true);
     let matches = match parser.try_get_matches_from(words) {

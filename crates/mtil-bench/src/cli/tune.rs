@@ -182,7 +182,8 @@ impl Tuning<'_> {
             .collect()
     }
 
-    /// At the best learning rate of each method, the other values of its own settings, one at a time.
+    /// At the best learning rate of each method, the other values of its own settings, one at a
+    /// time.
     fn own_settings(&self, found: &BTreeMap<String, Vec<Candidate>>) -> Result<Vec<Trial>> {
         let mut trials = Vec::new();
         for (name, candidates) in found {

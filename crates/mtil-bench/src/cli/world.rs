@@ -1,4 +1,5 @@
-//! `suite`: what there is, what is in a suite, whether datasets are whole, and a suite as image folders.
+//! `suite`: what there is, what is in a suite, whether datasets are whole, and a suite as image
+//! folders.
 
 use std::{path::Path, sync::Mutex};
 

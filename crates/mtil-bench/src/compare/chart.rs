@@ -1,5 +1,6 @@
-//! Rows of points on a common axis, in groups, as inline SVG: a row is a device, its value is written
-//! beside its point. Unlike bars, points may stand on a logarithmic axis, and rows have room for names.
+//! Rows of points on a common axis, in groups, as inline SVG: a row is a device, its value is
+//! written beside its point. Unlike bars, points may stand on a logarithmic axis, and rows have
+//! room for names.
 
 use maud::{Markup, html};
 
@@ -197,7 +198,8 @@ fn p(v: f64) -> String {
     text.strip_suffix(".0").map_or(text.clone(), str::to_string)
 }
 
-/// So many of the ticks, in even steps, that their labels do not touch: places from left to right, and labels.
+/// So many of the ticks, in even steps, that their labels do not touch: places from left to right,
+/// and labels.
 fn spaced(ticks: Vec<(f64, String)>) -> Vec<(f64, String)> {
     let width = |label: &str| CHARACTER * label.chars().count() as f64;
     let fits = |every: &usize| {
@@ -216,8 +218,8 @@ fn shortened(label: &str) -> String {
     }
 }
 
-/// Ends at 1, 2 or 5 times a power of ten around all values, which are positive, and at most about seven
-/// ticks: of that series within a decade or so, otherwise powers of ten.
+/// Ends at 1, 2 or 5 times a power of ten around all values, which are positive, and at most about
+/// seven ticks: of that series within a decade or so, otherwise powers of ten.
 fn log_scale(values: impl Iterator<Item = f64>) -> (f64, f64, Vec<f64>) {
     let (lo, hi) = values.fold((f64::MAX, f64::MIN_POSITIVE), |(lo, hi), v| {
         (lo.min(v), hi.max(v))

@@ -63,7 +63,8 @@ fn cost(size: Size, work: Work) -> f64 {
     }
 }
 
-/// Figures of a device `times` as fast as the reference, its first call taking `first` seconds more.
+/// Figures of a device `times` as fast as the reference, its first call taking `first` seconds
+/// more.
 fn figures(device: &str, size: Size, work: Work, times: f64, first: f64) -> Figures {
     let base = cost(size, work) / times;
     let items = match work {

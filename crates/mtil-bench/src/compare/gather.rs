@@ -35,7 +35,8 @@ pub struct Request {
     pub batch: Option<usize>,
     /// Timed calls of each work.
     pub repetitions: usize,
-    /// Longest time for the timed calls of one work, the first not counted; four times as long with it may pass until its process is stopped.
+    /// Longest time for the timed calls of one work, the first not counted; four times as long with
+    /// it may pass until its process is stopped.
     pub limit_seconds: Option<f64>,
     /// Of weights, images and prompts.
     pub seed: u64,
@@ -99,11 +100,13 @@ pub fn batches(size: Size, images: Option<usize>) -> Batches {
     }
 }
 
-/// Measures on every device asked for, one after the other, each size in a process of its own: `measurer` is the command that takes an
-/// [`Order`] as JSON on its standard input and answers with [`Line`]s.
+/// Measures on every device asked for, one after the other, each size in a process of its own:
+/// `measurer` is the command that takes an [`Order`] as JSON on its standard input and answers with
+/// [`Line`]s.
 ///
 /// # Errors
-/// A device that was asked for by name is not there or does not work; no device works; no process can be started.
+/// A device that was asked for by name is not there or does not work; no device works; no process
+/// can be started.
 pub fn gather(
     request: &Request,
     measurer: &dyn Fn() -> Command,
@@ -329,7 +332,8 @@ impl Measuring {
             let what = what.to_owned();
             move |source| GatherError::Io { what, source }
         };
-        // Burn puts some things on its default device first, which would be a GPU wherever one is compiled in.
+        // Burn puts some things on its default device first, which would be a GPU wherever one is
+        // compiled in.
         let backend = order.device.split(':').next().unwrap_or_default();
         let mut child = command
             .env("BURN_DEVICE", backend)
@@ -587,7 +591,8 @@ fn facts(request: &Request) -> Facts {
     }
 }
 
-/// The date in UTC, `YYYY-MM-DD`, from the days since 1970 (Hinnant, *chrono-Compatible Low-Level Date Algorithms*, `civil_from_days`).
+/// The date in UTC, `YYYY-MM-DD`, from the days since 1970 (Hinnant, *chrono-Compatible Low-Level
+/// Date Algorithms*, `civil_from_days`).
 fn today() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let days = since.map_or(0, |d| d.as_secs() / 86_400) as i64 + 719_468;

@@ -1,7 +1,8 @@
 //! Doing the work of one size on one device, and timing it.
 //!
-//! Runs in a process of its own (see `gather`), so that peak memory is that of this device and size, and a driver that crashes or a
-//! kernel that the operating system stops takes nothing else with it.
+//! Runs in a process of its own (see `gather`), so that peak memory is that of this device and
+//! size, and a driver that crashes or a kernel that the operating system stops takes nothing else
+//! with it.
 
 use std::{
     collections::BTreeSet,
@@ -41,7 +42,8 @@ pub struct Order {
     pub device: String,
     /// The model.
     pub size: Size,
-    /// In their order; peak memory is that of the process so far, so those that need more come later.
+    /// In their order; peak memory is that of the process so far, so those that need more come
+    /// later.
     pub works: Vec<Work>,
     /// How much work a call is.
     pub batches: Batches,
@@ -103,7 +105,8 @@ pub fn config(size: Size) -> ClipConfig {
     }
 }
 
-/// About how much memory a work takes in `f32`, in bytes: weights, gradients, moments, Gram matrices, and what a backward pass keeps.
+/// About how much memory a work takes in `f32`, in bytes: weights, gradients, moments, Gram
+/// matrices, and what a backward pass keeps.
 pub fn needed_bytes(size: Size, work: Work, batches: &Batches) -> u64 {
     let config = config(size);
     let (v, t) = (&config.vision, &config.text);
@@ -135,7 +138,8 @@ pub fn needed_bytes(size: Size, work: Work, batches: &Batches) -> u64 {
 
 /// Measures, and calls `say` with every line as soon as it is true.
 ///
-/// A panic of the backend ends the measuring: what it leaves behind cannot be trusted. It is reported as the outcome of its work.
+/// A panic of the backend ends the measuring: what it leaves behind cannot be trusted. It is
+/// reported as the outcome of its work.
 pub fn measure(order: &Order, device: &Device, say: &mut dyn FnMut(&Line)) {
     use_symmetric_update(true);
     let name = crate::device::hardware_name(device);
@@ -253,7 +257,8 @@ impl<'a> Bench<'a> {
                     losses.push(step.run());
                     self.wait();
                 });
-                // Devices may have made different numbers of updates; that all have a loss is asked of each.
+                // Devices may have made different numbers of updates; that all have a loss is asked
+                // of each.
                 let finite = losses.iter().all(|loss| loss.is_finite());
                 let loss = if finite { losses[0] } else { f32::NAN };
                 (1, times, vec![out, vec![loss]], "losses or gradients")
@@ -423,7 +428,8 @@ impl<'a> Bench<'a> {
         };
         let gradients =
             |model: &ClipModel| GradientsParams::from_grads(loss(model).backward(), model);
-        // What is compared is a step of plain descent, whose size is the gradient's: a sign is a step of AdamW, and rounding decides small ones.
+        // What is compared is a step of plain descent, whose size is the gradient's: a sign is a
+        // step of AdamW, and rounding decides small ones.
         let descent = SgdConfig::new();
         let mut plain = protection.wrap(descent.init(), descent.build());
         let before = projection_of(&model);
@@ -619,7 +625,8 @@ mod tests {
                 assert!(part.iter().any(|x| *x != 0.0), "{work}: {}", part.len());
             }
         }
-        // The projected update has no share in what the projector takes out: it is shorter than the gradient, twice the weight.
+        // The projected update has no share in what the projector takes out: it is shorter than the
+        // gradient, twice the weight.
         let weight = config(Size::Tiny).init(1, &device);
         let weight = to_host(projection_of(&weight).unwrap());
         let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();

@@ -2,9 +2,9 @@
 //!
 //! # The file
 //!
-//! [`Comparison`] as JSON. Times are seconds, memory is bytes, enums are words in kebab case. A repetition
-//! is kept as it was timed, so medians, ranges and ratios can be computed anew. Fields may be added;
-//! a change of meaning raises `format`.
+//! [`Comparison`] as JSON. Times are seconds, memory is bytes, enums are words in kebab case. A
+//! repetition is kept as it was timed, so medians, ranges and ratios can be computed anew. Fields
+//! may be added; a change of meaning raises `format`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -113,7 +113,8 @@ pub enum Work {
     ImageEncoding,
     /// Class prompts through the text tower, without gradients.
     TextEncoding,
-    /// A whole update of GNSP: forward and backward on task and reference images, losses, projected step.
+    /// A whole update of GNSP: forward and backward on task and reference images, losses, projected
+    /// step.
     TrainingStep,
     /// The forward pass over reference images that sums up the Gram matrices of the layers' inputs.
     GramAccumulation,
@@ -349,18 +350,20 @@ pub enum Outcome {
 /// The figures of a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// How many of the unit's items (images, prompts, steps) one repetition was; 1 for a [`Unit::Seconds`].
+    /// How many of the unit's items (images, prompts, steps) one repetition was; 1 for a
+    /// [`Unit::Seconds`].
     pub items: u64,
     /// Duration of each repetition after the first call, in seconds. At least one.
     pub seconds: Vec<f64>,
     /// Duration of the first call, which compiles kernels and tries out variants, in seconds.
     pub first_seconds: Option<f64>,
-    /// Peak resident memory of the process, up to the end of this work, in bytes: works come in the order of what they need.
+    /// Peak resident memory of the process, up to the end of this work, in bytes: works come in the
+    /// order of what they need.
     pub host_bytes: Option<u64>,
     /// Memory on the device that is held at the end of this work, in bytes, where known.
     pub device_bytes: Option<u64>,
-    /// `max |a - b| / max |b|` over the results, b those of [`REFERENCE`] in f32; none where there were
-    /// none to compare with.
+    /// `max |a - b| / max |b|` over the results, b those of [`REFERENCE`] in f32; none where there
+    /// were none to compare with.
     pub difference: Option<f64>,
 }
 
@@ -702,21 +705,21 @@ impl Comparison {
         self.devices.iter().filter(measured).collect()
     }
 
-    /// How many times as fast as [`REFERENCE`] at the same work and size, by median times of an item: 2 is
-    /// half the time. 1 for the reference itself, none where one of the two is missing.
+    /// How many times as fast as [`REFERENCE`] at the same work and size, by median times of an
+    /// item: 2 is half the time. 1 for the reference itself, none where one of the two is missing.
     pub fn times_reference(&self, m: &Measurement) -> Option<f64> {
         let reference = self.get(REFERENCE, m.size, m.work)?;
         Some(m.figures()?.rate()?.median / reference.figures()?.rate()?.median)
     }
 
-    /// Whether the results are those of [`REFERENCE`] within [`Facts::tolerance`]; none where they were not
-    /// compared.
+    /// Whether the results are those of [`REFERENCE`] within [`Facts::tolerance`]; none where they
+    /// were not compared.
     pub fn agrees(&self, m: &Measurement) -> Option<bool> {
         Some(m.figures()?.difference? <= self.facts.tolerance)
     }
 
-    /// The device that does a work in the least median time. One whose results differ by more than the
-    /// tolerance is passed over.
+    /// The device that does a work in the least median time. One whose results differ by more than
+    /// the tolerance is passed over.
     pub fn best(&self, size: Size, work: Work) -> Option<Best<'_>> {
         let fit: Vec<(&Measurement, Range)> = self
             .measurements

@@ -58,7 +58,8 @@ pub const CSV_HEADER: [&str; 23] = [
 ];
 
 impl Comparison {
-    /// For a terminal: where and when, the devices, a table for each size, replays, and the verdict.
+    /// For a terminal: where and when, the devices, a table for each size, replays, and the
+    /// verdict.
     pub fn to_text(&self) -> String {
         let mut text = head(self);
         for size in self.sizes() {
@@ -303,7 +304,8 @@ fn cut(name: &str) -> String {
     }
 }
 
-/// Without what a terminal would take for a command: names and messages come from drivers and files.
+/// Without what a terminal would take for a command: names and messages come from drivers and
+/// files.
 fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })

@@ -7,7 +7,8 @@ use super::words::{about_times, duration, list, sentence_start, speed};
 pub(super) struct Verdict {
     /// Of which size.
     pub size: Size,
-    /// The fastest device of each work, the works of one device together; empty where there is nothing.
+    /// The fastest device of each work, the works of one device together; empty where there is
+    /// nothing.
     pub fastest: String,
     /// What to know before following it.
     pub caveats: Vec<String>,
@@ -193,8 +194,8 @@ fn divided(bests: &[(Work, Best<'_>)]) -> String {
     format!("fastest is {}", parts.join("; "))
 }
 
-/// One sentence for the whole: of the training step of the largest size that has one, or else of the first
-/// work of the largest size.
+/// One sentence for the whole: of the training step of the largest size that has one, or else of
+/// the first work of the largest size.
 pub(super) fn headline(c: &Comparison) -> String {
     let sizes = c.sizes();
     let chosen = sizes

@@ -6,7 +6,8 @@ use crate::plan::units;
 /// In place of a figure that there is not.
 pub(super) const NONE: &str = "–";
 
-/// Three significant digits, thousands with commas; two and a power of ten far from one. At most seven characters.
+/// Three significant digits, thousands with commas; two and a power of ten far from one. At most
+/// seven characters.
 pub(super) fn number(v: f64) -> String {
     let size = v.abs();
     match size {

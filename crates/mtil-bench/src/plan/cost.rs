@@ -10,8 +10,8 @@
 //! | projection, dense | `n²·c` for a weight with `n` inputs and `c` outputs |
 //! | projection, factored | `2·n·min(k, n − k)·c`, twice where an update loses `k ≤ n/2` directions |
 //!
-//! What is cached is counted once per task instead: the teacher on the distinct reference images that
-//! the steps see, and their texts. Every batch is counted as a full one.
+//! What is cached is counted once per task instead: the teacher on the distinct reference images
+//! that the steps see, and their texts. Every batch is counted as a full one.
 
 use std::collections::BTreeSet;
 
@@ -429,8 +429,8 @@ impl Planner<'_> {
         projected.iter().map(|p| cost(p.features as f64)).sum()
     }
 
-    /// One evaluation on all tasks and the retrieval set. `heads` holds the classifiers that are known,
-    /// as task and templates.
+    /// One evaluation on all tasks and the retrieval set. `heads` holds the classifiers that are
+    /// known, as task and templates.
     fn evaluation(&self, stage: Option<usize>, heads: &mut BTreeSet<(usize, usize)>) -> Macs {
         let suite = self.suite;
         let mut texts = suite.retrieval_texts as f64 * self.text(suite.reference_tokens);
@@ -653,8 +653,8 @@ mod tests {
         let ours = gnsp(Savings::OURS);
         let t = Towers::vit_b_16();
         let text = |tokens| t.text_forward(tokens, PooledToken);
-        // The first task trains the text tower: all ensembles. Then, one by one, the first template of
-        // the tasks learned; Flowers has no other, so its classifier is known already.
+        // The first task trains the text tower: all ensembles. Then, one by one, the first template
+        // of the tasks learned; Flowers has no other, so its classifier is known already.
         let all: f64 = (mtil::order_1().tasks.iter())
             .map(|t| (t.classes * t.templates) as f64 * text(t.ensemble_tokens))
             .sum();

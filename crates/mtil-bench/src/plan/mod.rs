@@ -2,8 +2,8 @@
 //!
 //! Everything is counted in multiply-accumulates (MACs) of matrix products; biases, normalisations,
 //! activations and softmax are left out. The counts are exact for the operations named, which a
-//! FLOP counter confirms for the published code (PyTorch's counts 17.5635 G for an image and 2.9798 G
-//! for a text of CLIP ViT-B/16); decoding and resizing of images are not in them.
+//! FLOP counter confirms for the published code (PyTorch's counts 17.5635 G for an image and 2.9798
+//! G for a text of CLIP ViT-B/16); decoding and resizing of images are not in them.
 //!
 //! | module | what |
 //! |---|---|
@@ -15,9 +15,9 @@
 //! | [`table`] | a plan as text |
 //! | [`units`] | numbers for people |
 //!
-//! A plan with [`Savings::NONE`] is the published code: all positions of the text tower, features of
-//! frozen towers computed at every step, dense projectors. With [`Savings::OURS`] it is this program.
-//! Neither changes a result.
+//! A plan with [`Savings::NONE`] is the published code: all positions of the text tower, features
+//! of frozen towers computed at every step, dense projectors. With [`Savings::OURS`] it is this
+//! program. Neither changes a result.
 
 pub mod cost;
 pub mod mtil;

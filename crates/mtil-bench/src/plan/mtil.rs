@@ -1,8 +1,8 @@
 //! The sizes of MTIL.
 //!
-//! Images: the datasets' official splits and, for Caltech101, EuroSAT and SUN397, 80/20 of all images
-//! (ZSCL `mtil/src/datasets/collections.py`). Templates and class names: the same file. Positions of a
-//! prompt: the mean over classes (and templates) with CLIP's tokenizer, rounded up.
+//! Images: the datasets' official splits and, for Caltech101, EuroSAT and SUN397, 80/20 of all
+//! images (ZSCL `mtil/src/datasets/collections.py`). Templates and class names: the same file.
+//! Positions of a prompt: the mean over classes (and templates) with CLIP's tokenizer, rounded up.
 
 use super::work::{SuiteSize, TaskSize};
 

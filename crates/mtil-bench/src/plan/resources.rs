@@ -16,14 +16,14 @@ pub struct Disk {
     pub checkpoint: u64,
     /// A checkpoint for each task.
     pub checkpoints: u64,
-    /// Gram matrices: upper triangles, once, within the state; or squares, a file for each task but the
-    /// last, as the published code writes them.
+    /// Gram matrices: upper triangles, once, within the state; or squares, a file for each task but
+    /// the last, as the published code writes them.
     pub gram: u64,
-    /// What resuming needs besides Gram matrices: parameters, two moments of those that train, and the
-    /// parameters at the start of the task where they teach.
+    /// What resuming needs besides Gram matrices: parameters, two moments of those that train, and
+    /// the parameters at the start of the task where they teach.
     pub state: u64,
-    /// Features of the reference set and the class prompts, where they are kept: `e` numbers for each
-    /// distinct image and text of the task with the most.
+    /// Features of the reference set and the class prompts, where they are kept: `e` numbers for
+    /// each distinct image and text of the task with the most.
     pub cache: u64,
 }
 
@@ -69,11 +69,11 @@ pub struct Memory {
     pub gradients: u64,
     /// Both moments of AdamW.
     pub moments: u64,
-    /// What a backward pass keeps of the images of a step and, while it trains, of the texts. Of a block
-    /// of width `d`, hidden width `m` and `h` heads on `n` tokens: `8·n·d + 2·n·m + h·n²` numbers (the
-    /// input of both normalisations and their outputs, queries, keys, values, attention's output; the
-    /// MLP before and after its activation; the attention weights). A kernel that computes attention
-    /// again needs less.
+    /// What a backward pass keeps of the images of a step and, while it trains, of the texts. Of a
+    /// block of width `d`, hidden width `m` and `h` heads on `n` tokens: `8·n·d + 2·n·m + h·n²`
+    /// numbers (the input of both normalisations and their outputs, queries, keys, values,
+    /// attention's output; the MLP before and after its activation; the attention weights). A
+    /// kernel that computes attention again needs less.
     pub activations: u64,
     /// Projectors: `n²` numbers, or the thinner basis, `n·min(k, n − k)`.
     pub projectors: u64,
@@ -224,9 +224,9 @@ impl Hours {
 }
 
 impl Plan {
-    /// Hours of the whole plan: MACs divided by the MACs per second that were measured for their kind,
-    /// which are `images/s · MACs of an image`. Only as good as the assumption that MACs of one kind
-    /// take the same time; the projectors' solver, for one, runs elsewhere.
+    /// Hours of the whole plan: MACs divided by the MACs per second that were measured for their
+    /// kind, which are `images/s · MACs of an image`. Only as good as the assumption that MACs of
+    /// one kind take the same time; the projectors' solver, for one, runs elsewhere.
     ///
     /// # Errors
     /// [`PlanError::Range`] for a throughput that is no positive number.

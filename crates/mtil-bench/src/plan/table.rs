@@ -5,8 +5,8 @@ use super::resources::Calibration;
 use super::units;
 use super::work::PlanError;
 
-/// The plans one after the other, task by task, and, with several, a line for each at the end. Hours
-/// are shown where a throughput is given.
+/// The plans one after the other, task by task, and, with several, a line for each at the end.
+/// Hours are shown where a throughput is given.
 ///
 /// # Errors
 /// See [`Plan::hours`].

@@ -1,7 +1,7 @@
 //! MACs of the two towers of a CLIP, and their parameters.
 //!
-//! Of a pre-norm block of width `d`, hidden width `m`, on `n` tokens of which `q` are computed (`q = n`,
-//! or 1 where only the pooled token is):
+//! Of a pre-norm block of width `d`, hidden width `m`, on `n` tokens of which `q` are computed (`q
+//! = n`, or 1 where only the pooled token is):
 //!
 //! | product | MACs forward |
 //! |---|---|
@@ -10,16 +10,16 @@
 //! | scores and weighted sum | `2·q·n·d` |
 //! | MLP | `2·q·d·m` |
 //!
-//! Backward, a linear map costs its forward MACs once for the gradient of its weight and once for that
-//! of its input; a product of two activations costs them once for each. A gradient that nothing needs
-//! is not computed.
+//! Backward, a linear map costs its forward MACs once for the gradient of its weight and once for
+//! that of its input; a product of two activations costs them once for each. A gradient that
+//! nothing needs is not computed.
 
 use serde::{Deserialize, Serialize};
 
 use super::work::PlanError;
 
-/// The shape of a CLIP with a vision transformer. Both towers have biases everywhere but in the patch
-/// embedding and the two final projections (openai/CLIP `clip/model.py:206-347`).
+/// The shape of a CLIP with a vision transformer. Both towers have biases everywhere but in the
+/// patch embedding and the two final projections (openai/CLIP `clip/model.py:206-347`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Towers {
@@ -119,8 +119,8 @@ impl Blocks {
             .sum()
     }
 
-    /// With nothing but the MLPs' weights training: below the first block's MLP no gradient is needed,
-    /// not even that of its own input.
+    /// With nothing but the MLPs' weights training: below the first block's MLP no gradient is
+    /// needed, not even that of its own input.
     fn backward_mlp(&self) -> f64 {
         self.each()
             .map(|(i, b)| match i {
@@ -154,7 +154,8 @@ impl Towers {
     /// Checks that the shape is one.
     ///
     /// # Errors
-    /// [`PlanError::Zero`] naming the field, [`PlanError::Patch`] when an image is no grid of patches.
+    /// [`PlanError::Zero`] naming the field, [`PlanError::Patch`] when an image is no grid of
+    /// patches.
     pub fn check(&self) -> Result<(), PlanError> {
         for (field, value) in [
             ("image_side", self.image_side),
@@ -235,8 +236,8 @@ impl Towers {
         }
     }
 
-    /// MACs of one text of `tokens` positions forward: blocks, final projection `w·e`. The whole square
-    /// of scores is counted, half of which the causal mask hides.
+    /// MACs of one text of `tokens` positions forward: blocks, final projection `w·e`. The whole
+    /// square of scores is counted, half of which the causal mask hides.
     pub fn text_forward(&self, tokens: usize, last: LastBlock) -> f64 {
         self.text_blocks(tokens, last).forward() + self.text_width as f64 * self.embed as f64
     }
@@ -260,8 +261,8 @@ impl Towers {
     }
 
     /// MACs of one image's Gram matrices `XᵀX`: `rows·n²` each, or `rows·n(n+1)/2` where only one
-    /// triangle is computed. The rows are the image's tokens; one for the final projection, and for the
-    /// last block where only its pooled token is remembered.
+    /// triangle is computed. The rows are the image's tokens; one for the final projection, and for
+    /// the last block where only its pooled token is remembered.
     pub fn gram_products(&self, last: LastBlock, triangle: bool) -> f64 {
         let entries = |n: usize| {
             let n = n as f64;
@@ -350,8 +351,8 @@ mod tests {
         assert_eq!(giga(t.image_backward(ImagePart::All, AllTokens)), 35.011);
         let mlp = t.image_backward(ImagePart::MlpAndProj, AllTokens);
         assert_eq!(giga(mlp), 28.270);
-        // Forward and backward: 52.93 and 46.16 G, of which the fused attention's second computation
-        // of the scores is 12 and 11 blocks of 197²·768.
+        // Forward and backward: 52.93 and 46.16 G, of which the fused attention's second
+        // computation of the scores is 12 and 11 blocks of 197²·768.
         let scores = 197.0 * 197.0 * 768.0;
         let all = t.image_forward(AllTokens) + t.image_backward(ImagePart::All, AllTokens);
         assert_eq!(((all + 12.0 * scores) / 1e7).round(), 5293.0);

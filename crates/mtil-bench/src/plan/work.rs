@@ -160,8 +160,8 @@ pub struct Reference {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Solver {
-    /// Singular value decomposition with both bases, `10.5·n³` MACs (Golub-Reinsch, 21·n³ operations:
-    /// Golub and Van Loan, Matrix Computations, §8.6); what the published code calls.
+    /// Singular value decomposition with both bases, `10.5·n³` MACs (Golub-Reinsch, 21·n³
+    /// operations: Golub and Van Loan, Matrix Computations, §8.6); what the published code calls.
     Svd,
     /// A symmetric eigensolver for all directions, `5·n³`.
     Full,
@@ -192,8 +192,9 @@ pub struct Projection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Savings {
-    /// Texts are cut behind their end token; exact under a causal mask. That texts which begin alike share their beginning is not counted: it
-    /// depends on the words, and about halves the texts of MTIL.
+    /// Texts are cut behind their end token; exact under a causal mask. That texts which begin
+    /// alike share their beginning is not counted: it depends on the words, and about halves the
+    /// texts of MTIL.
     pub short_texts: bool,
     /// The last block of both towers runs on the pooled token only.
     pub pooled_last_block: bool,
@@ -265,7 +266,8 @@ pub struct Work {
 }
 
 impl Work {
-    /// GNSP's settings (GNSP `configs/mtil_order_I.json`, `src/args.py`) with these updates per task.
+    /// GNSP's settings (GNSP `configs/mtil_order_I.json`, `src/args.py`) with these updates per
+    /// task.
     pub fn gnsp(steps: Vec<usize>, savings: Savings) -> Self {
         let ours = savings.factored_projection;
         Self {

@@ -160,15 +160,17 @@ impl Sweep {
     }
 }
 
-/// Plans the runs of `request` and writes the list, the SLURM script and `sweep.toml`. Doing so again with the same request
-/// is harmless: only the program and the options of SLURM may have changed. Runs that were begun are not touched.
+/// Plans the runs of `request` and writes the list, the SLURM script and `sweep.toml`. Doing so
+/// again with the same request is harmless: only the program and the options of SLURM may have
+/// changed. Runs that were begun are not touched.
 ///
 /// # Arguments
 /// * `binary` - the program of the list
 /// * `force` - replace the list of another request
 ///
 /// # Errors
-/// [`FolderError`] when the request is wrong, another one was made in the folder, or a file cannot be written.
+/// [`FolderError`] when the request is wrong, another one was made in the folder, or a file cannot
+/// be written.
 pub fn write(
     files: &Files,
     request: Request,

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::{Files, Run};
 
-/// `word` so that a POSIX shell reads it as one word, and as it is. Line breaks are kept, which make more than one line.
+/// `word` so that a POSIX shell reads it as one word, and as it is. Line breaks are kept, which
+/// make more than one line.
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,=+@".contains(c);
     // A word with `=` at its start is expanded by zsh.
@@ -35,8 +36,8 @@ pub fn command(files: &Files, run: &Run, binary: &str, shared: &[String]) -> Vec
     words
 }
 
-/// The line of `run`: it may be done from any folder, and leaves what the run prints in its log. The log is begun anew, so that
-/// the error at its end is that of the latest attempt.
+/// The line of `run`: it may be done from any folder, and leaves what the run prints in its log.
+/// The log is begun anew, so that the error at its end is that of the latest attempt.
 pub fn line(files: &Files, run: &Run, binary: &str, directory: &str, shared: &[String]) -> String {
     let words = command(files, run, binary, shared);
     let words: Vec<String> = words.iter().map(|w| quote(w)).collect();

@@ -39,8 +39,9 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
-    /// Suite, method, settings and seed, as `mini/gnsp,lr=1e-5,seed=42`: a path, and unique in the sweep. It holds
-    /// nothing of the other runs, so it stays the same when a sweep gets more of them.
+    /// Suite, method, settings and seed, as `mini/gnsp,lr=1e-5,seed=42`: a path, and unique in the
+    /// sweep. It holds nothing of the other runs, so it stays the same when a sweep gets more of
+    /// them.
     pub name: String,
     /// The suite as it was asked for.
     pub suite: String,
@@ -143,7 +144,8 @@ fn hint(near: Option<&str>) -> String {
     near.map_or(String::new(), |n| format!(", did you mean `{n}`?"))
 }
 
-/// The runs of `request`: by suite, then by method, by settings (the last key varies fastest) and by seed.
+/// The runs of `request`: by suite, then by method, by settings (the last key varies fastest) and
+/// by seed.
 ///
 /// # Errors
 /// [`PlanError`] for a word that is none, and for runs that are the same.
@@ -240,7 +242,8 @@ fn name(suite: &str, method: &str, set: &[String], seed: u64) -> String {
     format!("{}/{run},seed={seed}", file_name(suite))
 }
 
-/// Of a run's folder, without its seed: no file system takes more than 255 bytes, and logs have an ending too.
+/// Of a run's folder, without its seed: no file system takes more than 255 bytes, and logs have an
+/// ending too.
 const LONGEST: usize = 200;
 
 /// A suite's own name, which methods may keep settings for.

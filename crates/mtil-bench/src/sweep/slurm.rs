@@ -1,8 +1,9 @@
 //! A sweep as a SLURM job array.
 //!
-//! Options as in `sbatch(1)`. Before the time ends, SLURM sends SIGINT to the script alone (`--signal=B:INT@…`), which passes
-//! it on to the run and waits: the run writes its state and ends. The script then puts its array task back into the queue, and
-//! the same line goes on from there.
+//! Options as in `sbatch(1)`. Before the time ends, SLURM sends SIGINT to the script alone
+//! (`--signal=B:INT@…`), which passes it on to the run and waits: the run writes its state and
+//! ends. The script then puts its array task back into the queue, and the same line goes on from
+//! there.
 
 use super::{Files, list::display, quote};
 use mtil_report::reproduce::grid::file_name;
@@ -208,7 +209,8 @@ exit "$status"
                 );
             };
             let before = u64::from(self.stop_before);
-            // SLURM takes no limit for 0, and may send the signal a minute earlier (sbatch(1), --signal).
+            // SLURM takes no limit for 0, and may send the signal a minute earlier (sbatch(1),
+            // --signal).
             if time > 0 && time <= before + 60 {
                 return Err(SlurmError::NoTime { time, before });
             }
@@ -419,12 +421,14 @@ mod tests {
         }
     }
 
-    /// What SLURM does, played by a shell: the line is read, the signal reaches the run, and a stopped run is put back.
+    /// What SLURM does, played by a shell: the line is read, the signal reaches the run, and a
+    /// stopped run is put back.
     #[cfg(unix)]
     #[test]
     fn a_signal_reaches_the_run_which_is_put_back_into_the_queue() {
         use std::os::unix::fs::PermissionsExt as _;
-        // A process that was started in the background of a script ignores interrupts, and so do those it starts.
+        // A process that was started in the background of a script ignores interrupts, and so do
+        // those it starts.
         let heard = std::process::Command::new("bash")
             .args(["-c", "trap 'exit 7' INT; kill -INT $$; exit 0"])
             .status();

@@ -166,10 +166,11 @@ impl fmt::Display for State {
     }
 }
 
-/// The runs of a sweep in the order of its list. The runs themselves are not disturbed, and may be anywhere.
+/// The runs of a sweep in the order of its list. The runs themselves are not disturbed, and may be
+/// anywhere.
 ///
-/// Whether a process works on a run is seen by the lock of its directory. On a file system whose locks do not reach other
-/// machines, a run on another machine is taken for stopped.
+/// Whether a process works on a run is seen by the lock of its directory. On a file system whose
+/// locks do not reach other machines, a run on another machine is taken for stopped.
 pub fn status(files: &Files, sweep: &Sweep) -> Vec<RunStatus> {
     let runs = sweep.runs.iter().zip(1..);
     runs.map(|(run, line)| {
@@ -209,7 +210,8 @@ pub fn totals(runs: &[RunStatus]) -> Totals {
 const LOCK: &str = ".lock";
 const CONFIG: &str = "config.toml";
 
-/// The run in `out`: its folder has the name that the method has in its file, and begins with its lock.
+/// The run in `out`: its folder has the name that the method has in its file, and begins with its
+/// lock.
 fn run_directory(out: &Path) -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(out)
         .ok()?
@@ -258,7 +260,8 @@ fn state(folder: Option<&Path>, log: &Path) -> State {
     }
 }
 
-/// Whether a process holds the lock. It is asked for as one of several readers, for no longer than the question takes.
+/// Whether a process holds the lock. It is asked for as one of several readers, for no longer than
+/// the question takes.
 fn is_locked(path: &Path) -> bool {
     let Ok(file) = File::open(path) else {
         return false;

@@ -140,7 +140,8 @@ fn the_main_command_leaves_a_report_and_goes_on_where_it_was() {
     );
 }
 
-/// The main thread is one of those that compute, unless there is only one: then somebody else must be there to compute for it.
+/// The main thread is one of those that compute, unless there is only one: then somebody else must
+/// be there to compute for it.
 #[test]
 fn any_number_of_threads_does_a_run_on_one_device_and_on_two() {
     let folder = tempfile::tempdir().unwrap();

@@ -11,7 +11,8 @@ use clip_model::{ClipConfig, weights::WeightFile};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A folder to work in, whose `home` is the cache: nothing of this machine is found, and nothing is fetched.
+/// A folder to work in, whose `home` is the cache: nothing of this machine is found, and nothing is
+/// fetched.
 struct Place(TempDir);
 
 impl Place {

@@ -1,7 +1,8 @@
 //! Prepared images on disk, so that a set that is evaluated again and again is decoded once.
 //!
-//! Only what is the same every time is kept: the 8-bit squares of the evaluation transform. The random crops of training are
-//! resized from the original pixels, which nothing smaller than the originals would give exactly, so they are never cached.
+//! Only what is the same every time is kept: the 8-bit squares of the evaluation transform. The
+//! random crops of training are resized from the original pixels, which nothing smaller than the
+//! originals would give exactly, so they are never cached.
 //!
 //! One file for a data set and a transform, all numbers little-endian:
 //!
@@ -19,13 +20,15 @@
 //! | up to a multiple of 4096 | zeros |
 //! | side · side · 3 for each image | its pixels, row by row |
 //!
-//! The file has its full length from the start and is sparse where the file system can do that. A slot is written before its
-//! entry in the table, and every read compares the two, so a crash, or two processes at work on one slot, can cost a decoding
-//! but never give wrong pixels. A file that is damaged, cut short, or of another version or key is replaced by an empty one. The
-//! folder may be deleted at any time: processes that have the file open go on with what is no longer to be found, or decode.
+//! The file has its full length from the start and is sparse where the file system can do that. A
+//! slot is written before its entry in the table, and every read compares the two, so a crash, or
+//! two processes at work on one slot, can cost a decoding but never give wrong pixels. A file that
+//! is damaged, cut short, or of another version or key is replaced by an empty one. The folder may
+//! be deleted at any time: processes that have the file open go on with what is no longer to be
+//! found, or decode.
 //!
-//! A data set is told by [`ImageSource::identity`] of its images. An image that is replaced by another of the same name and size
-//! is not noticed: delete the folder then.
+//! A data set is told by [`ImageSource::identity`] of its images. An image that is replaced by
+//! another of the same name and size is not noticed: delete the folder then.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -115,11 +118,13 @@ pub struct PixelCache {
 }
 
 impl PixelCache {
-    /// Opens the cache of `source` in `folder`, both made if absent. `transform` says all that the pixels depend on besides the
-    /// image, in any words: two transforms with one text would share their pixels. `side` is that of the squares, in pixels.
+    /// Opens the cache of `source` in `folder`, both made if absent. `transform` says all that the
+    /// pixels depend on besides the image, in any words: two transforms with one text would share
+    /// their pixels. `side` is that of the squares, in pixels.
     ///
     /// # Errors
-    /// [`CacheError`] when the folder or the file cannot be made or read. A file that is no good is replaced, which is no error.
+    /// [`CacheError`] when the folder or the file cannot be made or read. A file that is no good is
+    /// replaced, which is no error.
     pub fn open(
         folder: &Path,
         source: &dyn ImageSource,
@@ -183,8 +188,9 @@ impl PixelCache {
         RgbImage::from_raw(self.layout.side, self.layout.side, pixels)
     }
 
-    /// Keeps the pixels of image `index`. Nothing is kept of an image of another size or number than the cache was opened for, nor
-    /// after a write failed, which [`take_error`](Self::take_error) tells.
+    /// Keeps the pixels of image `index`. Nothing is kept of an image of another size or number
+    /// than the cache was opened for, nor after a write failed, which
+    /// [`take_error`](Self::take_error) tells.
     pub fn put(&self, index: usize, image: &RgbImage) {
         let side = self.layout.side;
         if index >= self.layout.count
@@ -300,7 +306,8 @@ impl Layout {
             return Ok(file);
         }
         fs::create_dir_all(folder).map_err(failed(folder))?;
-        // One process at a time makes files, or each of two that begin together would fill one of its own.
+        // One process at a time makes files, or each of two that begin together would fill one of
+        // its own.
         let lock = folder.join("lock");
         let held = OpenOptions::new()
             .create(true)

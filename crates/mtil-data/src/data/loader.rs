@@ -20,8 +20,8 @@ pub enum BadImagePolicy {
     /// The step's result is the error.
     #[default]
     Stop,
-    /// The image is left out of its batch and reported in [`BadImages`]. A batch whose images are all
-    /// left out arrives empty.
+    /// The image is left out of its batch and reported in [`BadImages`]. A batch whose images are
+    /// all left out arrives empty.
     Skip,
 }
 
@@ -84,8 +84,8 @@ type Produced = Result<(Batch, Vec<(usize, String)>), DataError>;
 /// The order is exactly that of [`BatchOrder`]: thread w of n makes steps `w, w + n, …` and hands
 /// them over in a bounded queue of its own, which the iterator reads in turn. Nothing depends on
 /// which thread was faster. Under [`BadImagePolicy::Stop`] an error arrives at its step, and
-/// nothing follows; so does a panic in `load` under either policy, as an error that names the image.
-/// Dropping the loader stops and joins the threads; they finish the image they are at.
+/// nothing follows; so does a panic in `load` under either policy, as an error that names the
+/// image. Dropping the loader stops and joins the threads; they finish the image they are at.
 pub struct Loader {
     queues: Vec<Receiver<Produced>>,
     threads: Vec<JoinHandle<()>>,
@@ -106,9 +106,9 @@ impl std::fmt::Debug for Loader {
 }
 
 impl Loader {
-    /// Starts to load the batches of `steps`. `load(index, step, position)` decodes and preprocesses
-    /// the image `index`, which is at `position` in what [`BatchOrder::indices`] gives for `step`;
-    /// whatever is random in it must come from these three and a seed alone.
+    /// Starts to load the batches of `steps`. `load(index, step, position)` decodes and
+    /// preprocesses the image `index`, which is at `position` in what [`BatchOrder::indices`] gives
+    /// for `step`; whatever is random in it must come from these three and a seed alone.
     ///
     /// # Errors
     /// [`DataError::Io`] when no thread can be started.
@@ -232,7 +232,8 @@ where
         if stop.load(Ordering::Relaxed) {
             return None;
         }
-        // After a panic nothing more is asked of `load`, so that what it left half done is not seen.
+        // After a panic nothing more is asked of `load`, so that what it left half done is not
+        // seen.
         let loaded = catch_unwind(AssertUnwindSafe(|| load(index, step, position)));
         match loaded.unwrap_or_else(|panic| Err(panicked(index, step, panic.as_ref()))) {
             Ok(image) => {

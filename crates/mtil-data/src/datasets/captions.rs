@@ -74,7 +74,8 @@ pub fn coco(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, DatasetErr
 }
 
 /// Flickr30k. Official: images in the order of their names, as torchvision's `Flickr30k`, captions
-/// from `results_20130124.token` or from Kaggle's `results.csv`; Karpathy: in the order of the file.
+/// from `results_20130124.token` or from Kaggle's `results.csv`; Karpathy: in the order of the
+/// file.
 ///
 /// # Errors
 /// As [`coco`].

@@ -46,8 +46,8 @@ pub enum Value {
 /// Reads the variables of a MAT-file in their order. `name` is the file's, for errors.
 ///
 /// # Errors
-/// [`DatasetError::Matlab`] when the file is broken, is of level 4 or of version 7.3, or holds sparse
-/// or complex numbers, objects or functions.
+/// [`DatasetError::Matlab`] when the file is broken, is of level 4 or of version 7.3, or holds
+/// sparse or complex numbers, objects or functions.
 pub fn read(bytes: &[u8], name: &str) -> Result<Vec<(String, Value)>, DatasetError> {
     parse(bytes).map_err(|reason| DatasetError::Matlab {
         path: name.to_owned(),

@@ -10,8 +10,9 @@
 //! - [`mersenne`]: the generators of the published splits and draws
 //! - [`store`]: files in folders and archives; [`pickle`], [`idx`], [`matlab`]: their formats
 //!
-//! The loaders: `lists`, `folders`, `mats`, `raw` (torchvision's splits) and `coop` (CoOp's).
-//! Each is checked against what torchvision reads from the same files (`tests/reference/mtil_datasets.py`).
+//! The loaders: `lists`, `folders`, `mats`, `raw` (torchvision's splits) and `coop` (CoOp's). Each
+//! is checked against what torchvision reads from the same files
+//! (`tests/reference/mtil_datasets.py`).
 
 pub mod captions;
 pub mod check;

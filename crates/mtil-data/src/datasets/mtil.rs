@@ -71,8 +71,8 @@ pub struct MtilSuite {
 ///
 /// The held-out pairs are, of what is there, the first of: COCO and Flickr30k, each image with its
 /// first caption; 1000 validation images of ImageNet; 1000 of its training images, which are taken
-/// out of the reference pairs. With [`ReferenceSource::None`] the reference pairs are empty, and the
-/// caller gives them.
+/// out of the reference pairs. With [`ReferenceSource::None`] the reference pairs are empty, and
+/// the caller gives them.
 ///
 /// # Errors
 /// [`DatasetError`] of the first dataset that is not there or not in order;

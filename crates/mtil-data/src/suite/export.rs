@@ -284,8 +284,8 @@ mod tests {
     use super::super::check::tests::{Drawn, small};
     use super::*;
 
-    /// What a model gets to see of an image: files of more than 8 bits are reduced when they are read,
-    /// in-memory images when they are prepared.
+    /// What a model gets to see of an image: files of more than 8 bits are reduced when they are
+    /// read, in-memory images when they are prepared.
     fn seen(image: &DynamicImage) -> DynamicImage {
         clip_model::Preprocess::clip(8).eval_u8(image).into()
     }

@@ -91,14 +91,17 @@ pub struct Suite {
 /// What only some suites have.
 #[derive(Clone, Default)]
 pub struct Extras {
-    /// Texts without images, for distillation; the captions of the reference pairs serve where there are none.
+    /// Texts without images, for distillation; the captions of the reference pairs serve where
+    /// there are none.
     pub texts: Vec<String>,
     /// Images with several captions each, for retrieval.
     pub retrieval: Vec<RetrievalSet>,
-    /// Whether the reference pairs of a task are drawn as published, by numpy's generator and the seed that belongs to the task's
-    /// dataset ([`reference_seed`](crate::datasets::mtil::reference_seed)), instead of by the run's seed.
+    /// Whether the reference pairs of a task are drawn as published, by numpy's generator and the
+    /// seed that belongs to the task's dataset
+    /// ([`reference_seed`](crate::datasets::mtil::reference_seed)), instead of by the run's seed.
     pub published_draws: bool,
-    /// Reference pairs of single tasks, by their names, in place of the suite's: GIFT has a synthetic set for each task.
+    /// Reference pairs of single tasks, by their names, in place of the suite's: GIFT has a
+    /// synthetic set for each task.
     pub references: BTreeMap<String, CaptionedImages>,
 }
 

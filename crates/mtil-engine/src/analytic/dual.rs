@@ -18,14 +18,15 @@ use super::{
 const STEP: usize = 256;
 const KIND: &str = "dual";
 
-/// Settings of [`DualRail`]. Defaults are those of the published code (ViT-B/16, 16 images a class).
+/// Settings of [`DualRail`]. Defaults are those of the published code (ViT-B/16, 16 images a
+/// class).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DualConfig {
     /// The `γ` of the kernel. Default 0.1 (`gamma` in `configs/analytic_clip.yaml`).
     pub gamma: f64,
-    /// The regularisation `λ`. Default 0.001 (a constant in `dual_RAIL.py`; the `regularization` of the
-    /// configuration is not used there).
+    /// The regularisation `λ`. Default 0.001 (a constant in `dual_RAIL.py`; the `regularization` of
+    /// the configuration is not used there).
     pub lambda: f64,
 }
 
@@ -46,22 +47,23 @@ impl DualConfig {
     }
 }
 
-/// Kernel ridge regression of one-hot labels (published code: `utils.py`, `kernel_ridge_regression`, and
-/// `dual_RAIL.py`):
+/// Kernel ridge regression of one-hot labels (published code: `utils.py`,
+/// `kernel_ridge_regression`, and `dual_RAIL.py`):
 ///
 /// ```text
 /// K(x, y) = exp(−γ‖x − y‖²)        α = (K + λI)⁻¹ Y        scores of x: K(x, X)·α
 /// ```
 ///
-/// over the features `X` of all tasks so far. The published code inverts `K + λI` anew after each task; here its
-/// Cholesky factor grows by a block of rows (the paper's Theorem 2 grows the inverse):
+/// over the features `X` of all tasks so far. The published code inverts `K + λI` anew after each
+/// task; here its Cholesky factor grows by a block of rows (the paper's Theorem 2 grows the
+/// inverse):
 ///
 /// ```text
 /// L₂₁ = K₂₁ L₁₁⁻ᵀ        L₂₂ L₂₂ᵀ = K₂₂ + λI − L₂₁ L₂₁ᵀ
 /// ```
 ///
-/// The state grows with the square of the number of images: `8·n²` bytes in memory, half of that in a file. 16
-/// images of each of 1,100 classes are 2.5 GB; whole datasets are out of reach.
+/// The state grows with the square of the number of images: `8·n²` bytes in memory, half of that in
+/// a file. 16 images of each of 1,100 classes are 2.5 GB; whole datasets are out of reach.
 #[derive(Debug, Clone)]
 pub struct DualRail {
     config: DualConfig,
@@ -144,13 +146,14 @@ impl DualRail {
         }
     }
 
-    /// Takes in images: a whole task, or a batch of it. `features` is row-major `[labels.len(), width]`, `classes`
-    /// the number of classes of all tasks up to this one. Call [`finish`](Self::finish) after the last batch.
+    /// Takes in images: a whole task, or a batch of it. `features` is row-major `[labels.len(),
+    /// width]`, `classes` the number of classes of all tasks up to this one. Call
+    /// [`finish`](Self::finish) after the last batch.
     ///
     /// # Errors
-    /// For no images, sizes that do not fit, values that are not finite, labels that are not below `classes`, fewer
-    /// classes than before, and a kernel that is not positive definite to rounding; the regression is then
-    /// unchanged.
+    /// For no images, sizes that do not fit, values that are not finite, labels that are not below
+    /// `classes`, fewer classes than before, and a kernel that is not positive definite to
+    /// rounding; the regression is then unchanged.
     pub fn update<T: Copy + Into<f64>>(
         &mut self,
         features: &[T],
@@ -207,8 +210,8 @@ impl DualRail {
     /// The scores of images, row-major `[n, classes]`; `features` is row-major `[n, width]`.
     ///
     /// # Errors
-    /// For features of another width or with a value that is not finite, before the first update, and between an
-    /// update and [`finish`](Self::finish).
+    /// For features of another width or with a value that is not finite, before the first update,
+    /// and between an update and [`finish`](Self::finish).
     pub fn scores<T: Copy + Into<f64>>(&self, features: &[T]) -> Result<Vec<f64>, AnalyticError> {
         if self.labels.is_empty() {
             return Err(AnalyticError::NoData);
@@ -225,8 +228,8 @@ impl DualRail {
         Ok(scores)
     }
 
-    /// `K(a, b)` of all pairs of rows. The squared distance is `‖a‖² + ‖b‖² − 2a·b`, exact to about `1e-16` for
-    /// features of length 1.
+    /// `K(a, b)` of all pairs of rows. The squared distance is `‖a‖² + ‖b‖² − 2a·b`, exact to about
+    /// `1e-16` for features of length 1.
     fn kernel(&self, a: &[f64], b: &[f64]) -> Mat<f64> {
         let squares = |rows: &[f64]| -> Vec<f64> {
             rows.chunks_exact(self.width)
@@ -245,9 +248,9 @@ impl DualRail {
         kernel
     }
 
-    /// Writes the whole state to a safetensors file, whole or not at all: `features` `[n, e]`, `factor`, the lower
-    /// triangle row by row, and after [`finish`](Self::finish) `weights` `[n, classes]`, all `f64`; `labels` `[n]`
-    /// as `u64`.
+    /// Writes the whole state to a safetensors file, whole or not at all: `features` `[n, e]`,
+    /// `factor`, the lower triangle row by row, and after [`finish`](Self::finish) `weights` `[n,
+    /// classes]`, all `f64`; `labels` `[n]` as `u64`.
     ///
     /// # Errors
     /// Whatever writing the file meets.
@@ -273,11 +276,12 @@ impl DualRail {
         file::write(path.as_ref(), KIND, state, &tensors)
     }
 
-    /// Reads what [`save`](Self::save) wrote. Going on from it gives the same numbers as never having stopped.
+    /// Reads what [`save`](Self::save) wrote. Going on from it gives the same numbers as never
+    /// having stopped.
     ///
     /// # Errors
-    /// Anything but a whole file of the known version whose metadata and tensors agree. The error names the file and
-    /// the tensor.
+    /// Anything but a whole file of the known version whose metadata and tensors agree. The error
+    /// names the file and the tensor.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, AnalyticError> {
         let stored = Stored::read(path.as_ref())?;
         let (state, mut tensors) = stored.open::<State>(KIND)?;

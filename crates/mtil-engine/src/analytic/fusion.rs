@@ -1,29 +1,31 @@
-//! Which images the regression may decide, and how its scores meet those of the zero-shot classifier.
+//! Which images the regression may decide, and how its scores meet those of the zero-shot
+//! classifier.
 
 use serde::{Deserialize, Serialize};
 
 use super::{AnalyticError, matrix::finite};
 
-/// RAIL's fusion. Let `p = softmax(z)` be the zero-shot probabilities over all classes, learnt and not, with CLIP's
-/// logits `z = 100·cos`, and `s` the scores of the regression for the learnt classes, 0 for all others. Then the
-/// final scores are
+/// RAIL's fusion. Let `p = softmax(z)` be the zero-shot probabilities over all classes, learnt and
+/// not, with CLIP's logits `z = 100·cos`, and `s` the scores of the regression for the learnt
+/// classes, 0 for all others. Then the final scores are
 ///
 /// ```text
 /// (1 − weight)·p + weight·s    where argmax p is a learnt class
 /// p                            elsewhere
 /// ```
 ///
-/// so an image that CLIP takes for an unlearnt class is classified exactly as by the pretrained model (published
-/// code: `primal_RAIL.py` and `dual_RAIL.py`, the evaluation loop; there is no other test for the domain).
+/// so an image that CLIP takes for an unlearnt class is classified exactly as by the pretrained
+/// model (published code: `primal_RAIL.py` and `dual_RAIL.py`, the evaluation loop; there is no
+/// other test for the domain).
 ///
-/// Where the task of a test image is known, which the published code does not cover, give the columns of that
-/// task's classes only, and either all or none of them as learnt.
+/// Where the task of a test image is known, which the published code does not cover, give the
+/// columns of that task's classes only, and either all or none of them as learnt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fusion {
     /// The weight of the regression, from 0 to 1. Default 0.8, `fusion_weight` of the published
-    /// `configs/analytic_clip.yaml` at commit c76eb37; at a0ecaef it is 0.9. Which one the paper's tables were made with
-    /// was not verified.
+    /// `configs/analytic_clip.yaml` at commit c76eb37; at a0ecaef it is 0.9. Which one the paper's
+    /// tables were made with was not verified.
     pub weight: f64,
 }
 
@@ -46,7 +48,8 @@ impl Fusion {
     /// The final scores of images, row-major, one column a class.
     ///
     /// # Shapes
-    /// - `zero_shot`: logits `[n, classes]`, the learnt classes first, times CLIP's temperature already
+    /// - `zero_shot`: logits `[n, classes]`, the learnt classes first, times CLIP's temperature
+    ///   already
     /// - `adapter`: the regression's scores `[n, learnt]`
     /// - output: `[n, classes]`
     ///

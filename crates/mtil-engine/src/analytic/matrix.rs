@@ -127,7 +127,8 @@ pub(super) fn mirror(mut matrix: MatMut<'_, f64>) {
     }
 }
 
-/// The number of entries of a triangle of `n` rows with its diagonal, or nothing where it overflows.
+/// The number of entries of a triangle of `n` rows with its diagonal, or nothing where it
+/// overflows.
 pub(super) fn packed_len(n: usize) -> Option<usize> {
     n.checked_mul(n.checked_add(1)?).map(|x| x / 2)
 }

@@ -1,8 +1,10 @@
-//! RAIL, regression-based analytic incremental learning: ridge regression on features of a frozen CLIP, updated task
-//! by task without the images of earlier tasks, and fused with the zero-shot classifier.
+//! RAIL, regression-based analytic incremental learning: ridge regression on features of a frozen
+//! CLIP, updated task by task without the images of earlier tasks, and fused with the zero-shot
+//! classifier.
 //!
-//! Xu et al., "Advancing Cross-domain Discriminability in Continual Learning of Vision-Language Models", NeurIPS 2024
-//! (arXiv 2406.18868); code: github.com/linghan1997/Regression-based-Analytic-Incremental-Learning.
+//! Xu et al., "Advancing Cross-domain Discriminability in Continual Learning of Vision-Language
+//! Models", NeurIPS 2024 (arXiv 2406.18868); code:
+//! github.com/linghan1997/Regression-based-Analytic-Incremental-Learning.
 //!
 //! | file | what |
 //! |---|---|
@@ -14,9 +16,10 @@
 //! | `file` | the state of a regression as a safetensors file |
 //! | `tests` | the reference of `tests/reference/rail.py`, and hostile files |
 //!
-//! Features are row-major, of `f32` or `f64`, and L2-normalised by the caller: the published code divides CLIP's
-//! image features by their length (`utils.py`, `encode_images`). All arithmetic is `f64` on the host. Class numbers
-//! count over all tasks in the order in which they are learnt, so the learnt classes are always `0..classes`.
+//! Features are row-major, of `f32` or `f64`, and L2-normalised by the caller: the published code
+//! divides CLIP's image features by their length (`utils.py`, `encode_images`). All arithmetic is
+//! `f64` on the host. Class numbers count over all tasks in the order in which they are learnt, so
+//! the learnt classes are always `0..classes`.
 
 mod dual;
 mod error;

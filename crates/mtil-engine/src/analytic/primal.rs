@@ -32,13 +32,15 @@ const KIND: &str = "primal";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Projection {
-    /// A hidden layer with weights uniform in `±1/√e` for `e` features, as the published code has them: the default
-    /// of `torch.nn.Linear` without bias. The generator differs, so the numbers do.
+    /// A hidden layer with weights uniform in `±1/√e` for `e` features, as the published code has
+    /// them: the default of `torch.nn.Linear` without bias. The generator differs, so the numbers
+    /// do.
     #[default]
     Uniform,
     /// A hidden layer with normal weights of the same variance, `1/(3e)`.
     Normal,
-    /// No hidden layer: ridge regression on the features (`feature_expansion: 0` of the published code).
+    /// No hidden layer: ridge regression on the features (`feature_expansion: 0` of the published
+    /// code).
     Identity,
 }
 
@@ -46,17 +48,20 @@ pub enum Projection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recursion {
-    /// Keeps `R = (ΣΦᵀΦ + λI)⁻¹` and changes it with every batch (Woodbury's identity; the paper's Theorem 1).
-    /// About `1.5·n·h²` multiplications for `n` images; weights are up to date after every batch.
+    /// Keeps `R = (ΣΦᵀΦ + λI)⁻¹` and changes it with every batch (Woodbury's identity; the paper's
+    /// Theorem 1). About `1.5·n·h²` multiplications for `n` images; weights are up to date after
+    /// every batch.
     #[default]
     Woodbury,
-    /// Keeps `ΣΦᵀΦ + λI` and `ΣΦᵀY` and solves once a task. About `n·h²/2 + h³/6 + c·h²` multiplications for `c`
-    /// classes, and the same error however small `λ` is. Solving needs a second copy of the matrix for a moment.
+    /// Keeps `ΣΦᵀΦ + λI` and `ΣΦᵀY` and solves once a task. About `n·h²/2 + h³/6 + c·h²`
+    /// multiplications for `c` classes, and the same error however small `λ` is. Solving needs a
+    /// second copy of the matrix for a moment.
     Normal,
 }
 
 impl Recursion {
-    /// The one with fewer multiplications for tasks of `images` images and `classes` classes in all.
+    /// The one with fewer multiplications for tasks of `images` images and `classes` classes in
+    /// all.
     pub fn cheaper(hidden: usize, images: usize, classes: usize) -> Self {
         match images > hidden / 6 + classes {
             true => Self::Normal,
@@ -65,14 +70,15 @@ impl Recursion {
     }
 }
 
-/// Settings of [`PrimalRail`]. Defaults are those of the published `configs/analytic_clip.yaml` (ViT-B/16, 16
-/// images a class), where one is named.
+/// Settings of [`PrimalRail`]. Defaults are those of the published `configs/analytic_clip.yaml`
+/// (ViT-B/16, 16 images a class), where one is named.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrimalConfig {
     /// What comes before the regression.
     pub projection: Projection,
-    /// Width `h` of the hidden layer; without effect for [`Projection::Identity`]. Default 15,000 (`hidden_dim`).
+    /// Width `h` of the hidden layer; without effect for [`Projection::Identity`]. Default 15,000
+    /// (`hidden_dim`).
     pub hidden: usize,
     /// The regularisation `λ`. Default 0.1 (`regularization`).
     pub lambda: f64,
@@ -141,10 +147,11 @@ enum Kept {
 /// R ← R − RΦᵀ (I + ΦRΦᵀ)⁻¹ ΦR        W ← W + RΦᵀ (Y − ΦW)
 /// ```
 ///
-/// Columns of new classes start as zeros, which is exact: no earlier image has their label. The result is that of all
-/// images at once, whatever the order and the size of the batches.
+/// Columns of new classes start as zeros, which is exact: no earlier image has their label. The
+/// result is that of all images at once, whatever the order and the size of the batches.
 ///
-/// With the published width of 15,000 the state is 1.8 GB in memory (`8·h²` bytes) and 0.9 GB in a file.
+/// With the published width of 15,000 the state is 1.8 GB in memory (`8·h²` bytes) and 0.9 GB in a
+/// file.
 #[derive(Debug, Clone)]
 pub struct PrimalRail {
     config: PrimalConfig,
@@ -198,8 +205,8 @@ impl PrimalRail {
     /// The same with a given hidden layer `H`, row-major `[width, config.hidden]`.
     ///
     /// # Errors
-    /// As for [`new`](Self::new), for [`Projection::Identity`], and for a layer of another size or with a value
-    /// that is not finite.
+    /// As for [`new`](Self::new), for [`Projection::Identity`], and for a layer of another size or
+    /// with a value that is not finite.
     pub fn with_hidden<T: Copy + Into<f64>>(
         config: PrimalConfig,
         width: usize,
@@ -286,13 +293,14 @@ impl PrimalRail {
         }
     }
 
-    /// Takes in images: a whole task, or a batch of it. `features` is row-major `[labels.len(), width]`, `classes`
-    /// the number of classes of all tasks up to this one. Call [`finish`](Self::finish) after the last batch.
+    /// Takes in images: a whole task, or a batch of it. `features` is row-major `[labels.len(),
+    /// width]`, `classes` the number of classes of all tasks up to this one. Call
+    /// [`finish`](Self::finish) after the last batch.
     ///
     /// # Errors
-    /// For no images, sizes that do not fit, values that are not finite, labels that are not below `classes`, and
-    /// fewer classes than before; the regression is then unchanged. With [`AnalyticError::NotPositiveDefinite`] it
-    /// is spoilt.
+    /// For no images, sizes that do not fit, values that are not finite, labels that are not below
+    /// `classes`, and fewer classes than before; the regression is then unchanged. With
+    /// [`AnalyticError::NotPositiveDefinite`] it is spoilt.
     pub fn update<T: Copy + Into<f64>>(
         &mut self,
         features: &[T],
@@ -333,8 +341,8 @@ impl PrimalRail {
     /// The scores `Φ·W` of images, row-major `[n, classes]`; `features` is row-major `[n, width]`.
     ///
     /// # Errors
-    /// For features of another width or with a value that is not finite, before the first update, and between an
-    /// update and [`finish`](Self::finish).
+    /// For features of another width or with a value that is not finite, before the first update,
+    /// and between an update and [`finish`](Self::finish).
     pub fn scores<T: Copy + Into<f64>>(&self, features: &[T]) -> Result<Vec<f64>, AnalyticError> {
         if self.images == 0 {
             return Err(AnalyticError::NoData);
@@ -390,8 +398,8 @@ impl PrimalRail {
                 }
             }
             Kept::Inverse(inverse) => {
-                // With U = RΦᵀ and LLᵀ = I + ΦU: R ← R − VVᵀ, V = UL⁻ᵀ, which stays symmetric; and the new RΦᵀ is
-                // U(LLᵀ)⁻¹.
+                // With U = RΦᵀ and LLᵀ = I + ΦU: R ← R − VVᵀ, V = UL⁻ᵀ, which stays symmetric; and
+                // the new RΦᵀ is U(LLᵀ)⁻¹.
                 let mut u = &*inverse * inputs;
                 let mut inner = inputs.transpose() * &u;
                 for i in 0..labels.len() {
@@ -429,9 +437,9 @@ impl PrimalRail {
         }
     }
 
-    /// Writes the whole state to a safetensors file, whole or not at all: `hidden` `[e, h]`, `weights` `[h,
-    /// classes]`, and `inverse`, or `gram` and `targets`; symmetric matrices as lower triangles row by row. All
-    /// `f64`.
+    /// Writes the whole state to a safetensors file, whole or not at all: `hidden` `[e, h]`,
+    /// `weights` `[h, classes]`, and `inverse`, or `gram` and `targets`; symmetric matrices as
+    /// lower triangles row by row. All `f64`.
     ///
     /// # Errors
     /// Whatever writing the file meets.
@@ -467,11 +475,12 @@ impl PrimalRail {
         file::write(path.as_ref(), KIND, state, &tensors)
     }
 
-    /// Reads what [`save`](Self::save) wrote. Going on from it gives the same numbers as never having stopped.
+    /// Reads what [`save`](Self::save) wrote. Going on from it gives the same numbers as never
+    /// having stopped.
     ///
     /// # Errors
-    /// Anything but a whole file of the known version whose metadata and tensors agree. The error names the file and
-    /// the tensor.
+    /// Anything but a whole file of the known version whose metadata and tensors agree. The error
+    /// names the file and the tensor.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, AnalyticError> {
         let stored = Stored::read(path.as_ref())?;
         let (state, mut tensors) = stored.open::<State>(KIND)?;
@@ -563,7 +572,8 @@ mod tests {
         }
     }
 
-    /// Many images in a wide layer, so that there are several steps: batches in another order, of other sizes.
+    /// Many images in a wide layer, so that there are several steps: batches in another order, of
+    /// other sizes.
     #[test]
     fn order_and_size_of_batches_and_the_recursion_do_not_matter() {
         let (width, n, classes) = (7, 260, 5);

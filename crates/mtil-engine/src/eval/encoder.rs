@@ -10,10 +10,12 @@ use mtil_data::data::ImageSource;
 
 /// Images encoded at a time.
 pub(super) const BATCH: usize = 128;
-/// Texts tokenised and encoded at a time: many, because prompts of all classes begin alike. The encoder cuts them up as it likes.
+/// Texts tokenised and encoded at a time: many, because prompts of all classes begin alike. The
+/// encoder cuts them up as it likes.
 const TEXT_BATCH: usize = 8192;
 
-/// A model as evaluation sees it. It may answer differently for each task (`column`), where the task is given.
+/// A model as evaluation sees it. It may answer differently for each task (`column`), where the
+/// task is given.
 pub trait Encoder {
     /// Image features `[batch, e]`, not normalised.
     fn image(&self, column: Option<usize>, pixels: Tensor<4>) -> Tensor<2>;
@@ -71,7 +73,8 @@ pub fn encode_texts_as(
     for chunk in texts.chunks(TEXT_BATCH) {
         let tokens = checkpoint.tokenizer.encode(chunk, context)?;
         let rows = normalize(encoder.text(column, &tokens));
-        // Texts that begin alike are computed together, so it need not be the one that is named alone.
+        // Texts that begin alike are computed together, so it need not be the one that is named
+        // alone.
         let name = |row: usize| format!("the text `{}`", chunk[row]);
         check_finite(&to_host(rows.clone()), rows.dims()[1], name)?;
         features.push(rows);
@@ -92,7 +95,8 @@ pub struct Features {
 /// Normalised features of the images `indices` of `source`, prepared as for evaluation.
 ///
 /// # Errors
-/// [`BatchError`] naming an image that cannot be read or whose features are not finite, or that none can be read.
+/// [`BatchError`] naming an image that cannot be read or whose features are not finite, or that
+/// none can be read.
 pub fn encode_images(
     encoder: &dyn Encoder,
     column: Option<usize>,

@@ -13,8 +13,8 @@ pub enum TaskIdentity {
     Given,
     /// It is not: among the classes of all tasks learned so far, and of its own.
     Seen,
-    /// It is not: among the classes of all tasks of the suite, learned or not (X-TAIL, as RAIL evaluates,
-    /// arXiv 2406.18868). Classes of the same name in two tasks are two classes.
+    /// It is not: among the classes of all tasks of the suite, learned or not (X-TAIL, as RAIL
+    /// evaluates, arXiv 2406.18868). Classes of the same name in two tasks are two classes.
     All,
 }
 
@@ -47,7 +47,8 @@ impl Default for EvalOptions {
 }
 
 impl EvalOptions {
-    /// How many images of each test set count after `stage` of `stages` (`None`: the pretrained model); all when absent.
+    /// How many images of each test set count after `stage` of `stages` (`None`: the pretrained
+    /// model); all when absent.
     pub fn images_at(&self, stage: Option<usize>, stages: usize) -> Option<usize> {
         let subset = self.subset?;
         let full = self.full_every.is_some_and(|every| match stage {

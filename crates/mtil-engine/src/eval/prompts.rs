@@ -25,7 +25,8 @@ pub enum PromptRule {
 }
 
 impl PromptRule {
-    /// The rule of a suite where none is asked for: on MTIL that of its tables, which are ZSCL's, elsewhere GNSP's.
+    /// The rule of a suite where none is asked for: on MTIL that of its tables, which are ZSCL's,
+    /// elsewhere GNSP's.
     pub fn of_suite(name: &str) -> Self {
         if name.starts_with("mtil") {
             Self::Ensemble
@@ -89,7 +90,8 @@ impl HeadCache {
         self.0.clear();
     }
 
-    /// The classifier of task `column` under its first `templates` templates, made if it is not there.
+    /// The classifier of task `column` under its first `templates` templates, made if it is not
+    /// there.
     ///
     /// # Errors
     /// When a prompt cannot be tokenised.

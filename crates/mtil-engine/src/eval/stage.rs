@@ -26,8 +26,8 @@ use mtil_data::{
     suite::{RetrievalSet, Suite, Task},
 };
 
-/// The factor on cosine similarities at evaluation (GNSP `src/models/evaluation.py:58`). It does not
-/// change which class wins.
+/// The factor on cosine similarities at evaluation (GNSP `src/models/evaluation.py:58`). It does
+/// not change which class wins.
 const LOGIT_SCALE: f64 = 100.0;
 
 /// Result of one evaluation.
@@ -35,20 +35,23 @@ const LOGIT_SCALE: f64 = 100.0;
 pub struct Evaluation {
     /// Accuracy on each task in %, among its own classes.
     pub accuracies: Vec<f64>,
-    /// Accuracy in % on the task just learned, under the prompt rule that it has in later stages, where that is another.
+    /// Accuracy in % on the task just learned, under the prompt rule that it has in later stages,
+    /// where that is another.
     #[serde(default)]
     pub learned: Option<f64>,
     /// Accuracy on each task in % where the task is not given, if that was asked for.
     #[serde(default)]
     pub without_identity: Option<Vec<f64>>,
-    /// Norm of the difference of the mean normalised image and text embeddings of the held-out pairs.
+    /// Norm of the difference of the mean normalised image and text embeddings of the held-out
+    /// pairs.
     pub modality_gap: f64,
     /// Retrieval on the held-out pairs.
     pub retrieval: Retrieval,
     /// Gap, alignment, uniformity and mean logits of the held-out pairs.
     #[serde(default)]
     pub geometry: Option<Geometry>,
-    /// By how many of the model's own logits matching pairs among the held-out ones are above others, in the mean.
+    /// By how many of the model's own logits matching pairs among the held-out ones are above
+    /// others, in the mean.
     #[serde(default)]
     pub margin: Option<f64>,
     /// Retrieval on the suite's caption sets, by their names.
@@ -72,7 +75,8 @@ pub struct ColumnDetails {
     pub classes: Vec<(String, Option<f64>)>,
     /// Mean of the accuracies of the classes in %.
     pub mean_per_class: Option<f64>,
-    /// How sure the answers are, and how rightly; none where a method answers with other scores than logits.
+    /// How sure the answers are, and how rightly; none where a method answers with other scores
+    /// than logits.
     pub calibration: Option<Calibration>,
     /// The confusion matrix as CSV: rows are classes, columns answers.
     #[serde(skip)]
@@ -90,8 +94,8 @@ pub enum LabelSpace {
 
 /// What makes scores of a classifier's logits, where a method has more to say than the model.
 pub trait Answer {
-    /// Scores `[n, classes]` of images, from their normalised features `[n, e]` and the zero-shot logits `[n, classes]` over
-    /// the classes of `space`; all row-major.
+    /// Scores `[n, classes]` of images, from their normalised features `[n, e]` and the zero-shot
+    /// logits `[n, classes]` over the classes of `space`; all row-major.
     ///
     /// # Errors
     /// In words, when it cannot.
@@ -118,9 +122,10 @@ pub struct Evaluator<'a> {
 }
 
 impl Evaluator<'_> {
-    /// Evaluates `encoder` after training task `stage` (`None`: the pretrained model) on every task, on the held-out pairs and
-    /// on the caption sets. `answer` stands between logits and decisions. Features of a test set are computed once and serve all figures.
-    /// Details are of the tasks, in order, if the options ask for them.
+    /// Evaluates `encoder` after training task `stage` (`None`: the pretrained model) on every
+    /// task, on the held-out pairs and on the caption sets. `answer` stands between logits and
+    /// decisions. Features of a test set are computed once and serve all figures. Details are of
+    /// the tasks, in order, if the options ask for them.
     ///
     /// # Errors
     /// [`BatchError`] naming an image that cannot be read.
@@ -322,7 +327,8 @@ impl Evaluator<'_> {
         Ok(counted)
     }
 
-    /// The classes, of all tasks in order, that an image of task `column` is compared with where the task is not given.
+    /// The classes, of all tasks in order, that an image of task `column` is compared with where
+    /// the task is not given.
     fn allowed(&self, stage: Option<usize>, column: usize) -> Vec<bool> {
         let learned = stage.map_or(0, |s| s + 1);
         let tasks = self.suite.tasks.iter().enumerate();

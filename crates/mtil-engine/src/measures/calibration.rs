@@ -32,15 +32,15 @@ pub struct Bin {
 /// Calibration of a classifier on a set of images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// Expected calibration error, from 0 to 1: the mean of |accuracy - confidence| over equal-width
-    /// bins, weighted by images (Guo et al. 2017, equation 3).
+    /// Expected calibration error, from 0 to 1: the mean of |accuracy - confidence| over
+    /// equal-width bins, weighted by images (Guo et al. 2017, equation 3).
     pub ece: f64,
     /// The largest |accuracy - confidence| of a bin (Guo et al. 2017, equation 5).
     pub mce: f64,
-    /// As `ece`, with bins that hold equally many images (ECE_EM in Roelofs et al., "Mitigating Bias
-    /// in Calibration Error Estimation", AISTATS 2022). Image `r` of the images sorted by confidence
-    /// is in bin `m` when `m n / bins <= r < (m + 1) n / bins`, rounded down; images of equal
-    /// confidence stay in their order.
+    /// As `ece`, with bins that hold equally many images (ECE_EM in Roelofs et al., "Mitigating
+    /// Bias in Calibration Error Estimation", AISTATS 2022). Image `r` of the images sorted by
+    /// confidence is in bin `m` when `m n / bins <= r < (m + 1) n / bins`, rounded down; images of
+    /// equal confidence stay in their order.
     pub adaptive_ece: f64,
     /// Mean negative log-likelihood of the labels, in nats.
     pub nll: f64,

@@ -184,7 +184,8 @@ pub fn modality_gap(images: &Normalised, texts: &Normalised) -> Result<f64, Meas
     Ok(gap.iter().map(|g| g * g).sum::<f64>().sqrt())
 }
 
-/// Length of the mean embedding, from 0 to 1: near 1 where all embeddings of a modality point one way, a narrow cone.
+/// Length of the mean embedding, from 0 to 1: near 1 where all embeddings of a modality point one
+/// way, a narrow cone.
 pub fn mean_norm(embeddings: &Normalised) -> f64 {
     let squares: f64 = embeddings.sum().iter().map(|x| x * x).sum();
     squares.sqrt() / embeddings.rows as f64
@@ -217,8 +218,8 @@ pub fn uniformity(rows: &Normalised) -> Option<f64> {
     (rows.rows > 1).then(|| (sum / (n * (n - 1.0) / 2.0)).ln())
 }
 
-/// [`uniformity`] across modalities: the mean is over all pairs of an image and a text that does not
-/// belong to it. `None` when there is no such pair.
+/// [`uniformity`] across modalities: the mean is over all pairs of an image and a text that does
+/// not belong to it. `None` when there is no such pair.
 ///
 /// # Errors
 /// [`MeasureError`] when widths differ or `image_of` does not name an image for each text.
@@ -242,7 +243,8 @@ pub struct PairLogits {
 }
 
 impl PairLogits {
-    /// By how much the pairs that belong together are above the others; `None` when there are no others.
+    /// By how much the pairs that belong together are above the others; `None` when there are no
+    /// others.
     pub fn margin(&self) -> Option<f64> {
         Some(self.positive - self.negative?)
     }
@@ -250,10 +252,10 @@ impl PairLogits {
 
 /// Mean of `scale` times the cosine similarity over the pairs that belong together, and over those
 /// that do not. The latter is the proxy of the modality gap in "Mind the Gap: Preserving and
-/// Compensating for the Modality Gap in CLIP-Based Continual Learning" (ICCV 2025; `linlany/MindtheGap`
-/// `main.py`, `negative_outputs`), there over images and the prompts of the classes. For that pass
-/// the class embeddings as `images`, the image embeddings as `texts` and the labels as `image_of`:
-/// the roles are symmetric.
+/// Compensating for the Modality Gap in CLIP-Based Continual Learning" (ICCV 2025;
+/// `linlany/MindtheGap` `main.py`, `negative_outputs`), there over images and the prompts of the
+/// classes. For that pass the class embeddings as `images`, the image embeddings as `texts` and the
+/// labels as `image_of`: the roles are symmetric.
 ///
 /// # Errors
 /// [`MeasureError`] when widths differ, `image_of` does not name an image for each text, or `scale`

@@ -1,12 +1,12 @@
 //! Linear probe: multinomial logistic regression on frozen features.
 //!
-//! The objective is scikit-learn's `LogisticRegression` with the penalty `l2` and an intercept, which
-//! CLIP's own example uses (`openai/CLIP` `README.md`, "Linear-probe evaluation"): with mean
-//! cross-entropy `H` over `n` images it is `H + ‖W‖² / (2 C n)`; the bias is not penalised. With two
-//! classes scikit-learn fits one weight vector for both, which equals this at half the `C`.
+//! The objective is scikit-learn's `LogisticRegression` with the penalty `l2` and an intercept,
+//! which CLIP's own example uses (`openai/CLIP` `README.md`, "Linear-probe evaluation"): with mean
+//! cross-entropy `H` over `n` images it is `H + ‖W‖² / (2 C n)`; the bias is not penalised. With
+//! two classes scikit-learn fits one weight vector for both, which equals this at half the `C`.
 //!
-//! The optimizer is L-BFGS in `f64`, written here: the method is short, a solver crate would bring a
-//! second linear algebra, and the same input has to give the same probe on any number of threads.
+//! The optimizer is L-BFGS in `f64`, written here: the method is short, a solver crate would bring
+//! a second linear algebra, and the same input has to give the same probe on any number of threads.
 
 use std::collections::VecDeque;
 
@@ -112,12 +112,12 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Fits a probe on `features` `[images, columns]`, as they are: whoever wants them normalised or
-    /// standardised does it before.
+    /// Fits a probe on `features` `[images, columns]`, as they are: whoever wants them normalised
+    /// or standardised does it before.
     ///
     /// # Errors
-    /// [`MeasureError`] when there is not one label an image, a label is not below `classes`, a class
-    /// has no image, there are fewer than two classes, or an option is out of range.
+    /// [`MeasureError`] when there is not one label an image, a label is not below `classes`, a
+    /// class has no image, there are fewer than two classes, or an option is out of range.
     pub fn fit(
         features: Matrix<'_>,
         labels: &[usize],
@@ -501,8 +501,8 @@ struct Step {
 
 /// Minimises `f`, which returns its value and writes its gradient, from `x` on: L-BFGS (Nocedal &
 /// Wright, "Numerical Optimization", algorithms 7.4 and 7.5) with the bisecting line search for the
-/// weak Wolfe conditions of Lewis & Overton ("Nonsmooth optimization via quasi-Newton methods", 2013,
-/// algorithm 2.6).
+/// weak Wolfe conditions of Lewis & Overton ("Nonsmooth optimization via quasi-Newton methods",
+/// 2013, algorithm 2.6).
 fn minimise(
     f: impl Fn(&[f64], &mut [f64]) -> f64,
     x: &mut Vec<f64>,

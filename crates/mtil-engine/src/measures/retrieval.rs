@@ -67,9 +67,9 @@ impl RetrievalSummary {
 /// # Arguments
 /// * `image_of` - for each text, the image it belongs to
 /// * `captions` - for each text, what it says, to count equal captions as one answer, since nothing
-///   tells them apart: a text is then right for an image when it says the same as one of the image's
-///   captions, and an image for a text when it has a caption that says the same. `None` counts only
-///   the image's own captions.
+///   tells them apart: a text is then right for an image when it says the same as one of the
+///   image's captions, and an image for a text when it has a caption that says the same. `None`
+///   counts only the image's own captions.
 ///
 /// # Errors
 /// [`MeasureError`] when widths differ, `image_of` or `captions` do not have one entry a text, an

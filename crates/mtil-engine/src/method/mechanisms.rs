@@ -51,7 +51,8 @@ pub struct Projection {
     pub site: Site,
     /// How many directions are protected.
     pub rank: RankRule,
-    /// What each task adds to the share that `rank` names: 0.003 in GPM's code (`main_cifar100.py:190-193`). The share ends at 0.999.
+    /// What each task adds to the share that `rank` names: 0.003 in GPM's code
+    /// (`main_cifar100.py:190-193`). The share ends at 0.999.
     #[serde(skip_serializing_if = "is_zero")]
     pub rank_step: f64,
     /// How strongly they are protected: `"hard"`, or softer where the spectrum is weaker.
@@ -88,7 +89,8 @@ fn is_zero(value: &f64) -> bool {
 }
 
 impl Projection {
-    /// The choices of the optimizer crate, for what the task of this number remembers or is projected by.
+    /// The choices of the optimizer crate, for what the task of this number remembers or is
+    /// projected by.
     pub fn policy(&self, task: usize) -> Policy {
         let raised = |share: f64| match self.rank_step {
             0.0 => share,
@@ -188,9 +190,9 @@ impl Compute {
     }
 }
 
-/// Distillation of the similarity of images to fixed texts: with `Z = s·F(U)·G(V)ᵀ`, where the texts'
-/// features `G` are the teacher's on both sides, the loss is `image · KD(Zᵗ, Zˢ) + text · KD(Zᵗᵀ, Zˢᵀ)`
-/// (ZSCL `mtil/src/models/finetune.py:248-300`).
+/// Distillation of the similarity of images to fixed texts: with `Z = s·F(U)·G(V)ᵀ`, where the
+/// texts' features `G` are the teacher's on both sides, the loss is `image · KD(Zᵗ, Zˢ) + text ·
+/// KD(Zᵗᵀ, Zˢᵀ)` (ZSCL `mtil/src/models/finetune.py:248-300`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distill {
@@ -240,7 +242,8 @@ pub enum DistillImages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DistillTexts {
-    /// The suite's texts without images; the different captions of the reference images where there are none.
+    /// The suite's texts without images; the different captions of the reference images where there
+    /// are none.
     Captions,
     /// The different captions of the reference images.
     Reference,
@@ -248,7 +251,8 @@ pub enum DistillTexts {
     Prompts,
     /// The prompts of the classes of all tasks so far.
     AllPrompts,
-    /// Rows of ten random tokens, drawn for each task (LwF-VR; ZSCL `mtil/src/models/helpers.py:54-62`).
+    /// Rows of ten random tokens, drawn for each task (LwF-VR; ZSCL
+    /// `mtil/src/models/helpers.py:54-62`).
     Random,
 }
 
@@ -277,17 +281,18 @@ pub enum AnchorKind {
     /// `weight · Σ (θ − θ⁰)²` with the weights at the start of the task: the WC of ZSCL
     /// (`mtil/src/models/finetune.py:34-37`, `helpers.py:47-51`).
     L2,
-    /// `weight/2 · Σ_t Σ F_t (θ − θ_t)²` over the earlier tasks, with the diagonal of the empirical Fisher
-    /// information of each: elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796).
+    /// `weight/2 · Σ_t Σ F_t (θ − θ_t)²` over the earlier tasks, with the diagonal of the empirical
+    /// Fisher information of each: elastic weight consolidation (Kirkpatrick et al. 2017, arXiv
+    /// 1612.00796).
     Fisher,
-    /// `weight · Σ F (θ − θ⁰)²` with the weights at the start of the task and `F = g²/mean(g²)` of each
-    /// parameter tensor, where `g` is the update's gradient of the losses on the reference pairs: GIFT's
-    /// adaptive weight consolidation (Luo-Jiaming/GIFT_CL, arXiv 2503.04229).
+    /// `weight · Σ F (θ − θ⁰)²` with the weights at the start of the task and `F = g²/mean(g²)` of
+    /// each parameter tensor, where `g` is the update's gradient of the losses on the reference
+    /// pairs: GIFT's adaptive weight consolidation (Luo-Jiaming/GIFT_CL, arXiv 2503.04229).
     Adaptive,
 }
 
-/// An average of the weights along the way: after updates 0, `every`, 2·`every`, …
-/// `W ← alpha · (n·W + θ)/(n + 1) + (1 − alpha) · θ⁰`, from `W = θ⁰`, the weights at the start of the task, and
+/// An average of the weights along the way: after updates 0, `every`, 2·`every`, … `W ← alpha ·
+/// (n·W + θ)/(n + 1) + (1 − alpha) · θ⁰`, from `W = θ⁰`, the weights at the start of the task, and
 /// `n = 1`. A task ends with `W` (ZSCL `mtil/src/models/helpers.py:31-34`, `finetune.py:310-320`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -325,15 +330,15 @@ pub struct Rehearsal {
     pub quota: Quota,
     /// Which images of a task are kept.
     pub choice: ExemplarChoice,
-    /// Weight of the classification of kept images, each among the classes of its own task; 0 leaves it
-    /// out, and then the images serve a distillation.
+    /// Weight of the classification of kept images, each among the classes of its own task; 0
+    /// leaves it out, and then the images serve a distillation.
     #[serde(default)]
     pub replay: f64,
     /// Kept images per update.
     #[serde(default = "default_replay_batch")]
     pub batch: usize,
-    /// Whether images to classify come in a fresh order each time round, or always in the same. For a distillation it is always the
-    /// same (ZSCL `mtil/src/models/icarl.py`).
+    /// Whether images to classify come in a fresh order each time round, or always in the same. For
+    /// a distillation it is always the same (ZSCL `mtil/src/models/icarl.py`).
     #[serde(default = "yes")]
     pub shuffle: bool,
 }
@@ -354,7 +359,8 @@ fn default_replay_batch() -> usize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExemplarChoice {
-    /// Those whose mean feature follows the mean of all (iCaRL, Rebuffi et al. 2017); of the first task the first ones, as published.
+    /// Those whose mean feature follows the mean of all (iCaRL, Rebuffi et al. 2017); of the first
+    /// task the first ones, as published.
     Herding,
     /// A random choice.
     Random,
@@ -364,8 +370,8 @@ pub enum ExemplarChoice {
     First,
 }
 
-/// Low-rank adapters `W + (alpha/rank)·A·B` on two-dimensional weights (Hu et al. 2021). The weights
-/// themselves, and all others, are frozen; after a task the product is added to them.
+/// Low-rank adapters `W + (alpha/rank)·A·B` on two-dimensional weights (Hu et al. 2021). The
+/// weights themselves, and all others, are frozen; after a task the product is added to them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lora {
@@ -389,10 +395,10 @@ impl Default for Lora {
     }
 }
 
-/// A mixture of adapters beside the MLP of every block of both towers (MoE-Adapters, CVPR 2024, arXiv
-/// 2403.11549; JiazuoYu/MoE-Adapters4CL `mtil/clip/{model,adapter}.py`). The CLIP is frozen. For a task that was
-/// not learned the model answers without them; the published code finds the task by autoencoders on
-/// AlexNet features, here it is given, as in the protocol.
+/// A mixture of adapters beside the MLP of every block of both towers (MoE-Adapters, CVPR 2024,
+/// arXiv 2403.11549; JiazuoYu/MoE-Adapters4CL `mtil/clip/{model,adapter}.py`). The CLIP is frozen.
+/// For a task that was not learned the model answers without them; the published code finds the
+/// task by autoencoders on AlexNet features, here it is given, as in the protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Experts {
@@ -423,8 +429,8 @@ impl Default for Experts {
     }
 }
 
-/// Ridge regression from the image features of the pretrained tower to the classes of all tasks so far, joined
-/// with the zero-shot answer (RAIL, NeurIPS 2024, arXiv 2406.18868;
+/// Ridge regression from the image features of the pretrained tower to the classes of all tasks so
+/// far, joined with the zero-shot answer (RAIL, NeurIPS 2024, arXiv 2406.18868;
 /// linghan1997/Regression-based-Analytic-Incremental-Learning). No weight of the CLIP changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -71,23 +71,26 @@ pub struct Method {
     pub name: String,
     /// One sentence for people.
     pub about: String,
-    /// By which prompts its paper evaluates on MTIL, where they are not ZSCL's (`"ensemble"`). A run has its own rule, so this is not stored.
+    /// By which prompts its paper evaluates on MTIL, where they are not ZSCL's (`"ensemble"`). A
+    /// run has its own rule, so this is not stored.
     #[serde(skip_serializing)]
     pub published_prompts: PromptRule,
     /// Whether anything is trained; `false` only evaluates.
     pub trains: bool,
     /// Where a task starts: from what the task before left, or from the pretrained model.
     pub start: Start,
-    /// A model of its own for each task, chosen at evaluation by the task, which is given: the columns of
-    /// earlier tasks keep their accuracies, those of later ones are the pretrained model's.
+    /// A model of its own for each task, chosen at evaluation by the task, which is given: the
+    /// columns of earlier tasks keep their accuracies, those of later ones are the pretrained
+    /// model's.
     pub per_task: bool,
-    /// All tasks are trained at once, each image among the classes of its own task: the upper bound of
-    /// multi-task learning. A run has one stage, whose accuracies stand in every row.
+    /// All tasks are trained at once, each image among the classes of its own task: the upper bound
+    /// of multi-task learning. A run has one stage, whose accuracies stand in every row.
     pub joint: bool,
     /// Optimizer updates per task.
     pub steps: usize,
-    /// Updates over which the learning rate falls to zero, if fewer than are made. ZSCL makes one update more
-    /// than its schedule has (ZSCL `mtil/src/models/finetune.py`: 1000 iterations, 1001 updates).
+    /// Updates over which the learning rate falls to zero, if fewer than are made. ZSCL makes one
+    /// update more than its schedule has (ZSCL `mtil/src/models/finetune.py`: 1000 iterations, 1001
+    /// updates).
     pub schedule_steps: Option<usize>,
     /// Images per update.
     pub batch: usize,
@@ -107,11 +110,13 @@ pub struct Method {
     pub cd: f64,
     /// Weight of the modality-alignment loss; 0 leaves it out.
     pub map: f64,
-    /// Label smoothing of the modality-alignment loss. With `ε` above 0 its optimum is a margin of `ln((1 - ε) R / ε + 1)`
-    /// logits between matching and other pairs of a batch of `R`: a model whose margin is larger is pulled towards it.
+    /// Label smoothing of the modality-alignment loss. With `ε` above 0 its optimum is a margin of
+    /// `ln((1 - ε) R / ε + 1)` logits between matching and other pairs of a batch of `R`: a model
+    /// whose margin is larger is pulled towards it.
     pub map_smoothing: f64,
-    /// Weight of the squared displacement of the mean image and the mean text feature of the reference pairs from the teacher's;
-    /// 0 leaves it out. Of our own: nothing else in GNSP's loss holds the modality gap.
+    /// Weight of the squared displacement of the mean image and the mean text feature of the
+    /// reference pairs from the teacher's; 0 leaves it out. Of our own: nothing else in GNSP's loss
+    /// holds the modality gap.
     pub hold_means: f64,
     /// Temperature of the distillation.
     pub temperature: f64,
@@ -121,8 +126,9 @@ pub struct Method {
     pub reference_batch: usize,
     /// Reference pairs used in a run, drawn anew for each task; all when larger than the set.
     pub reference_pairs: usize,
-    /// Whether the reference pairs come in a new order in every epoch, which changes what a pair is told apart from. GNSP walks them
-    /// in one order (`src/models/finetune_gnsp.py:196-198`), GIFT shuffles them (GIFT_CL `src/datasets/synthetic.py:75-81`).
+    /// Whether the reference pairs come in a new order in every epoch, which changes what a pair is
+    /// told apart from. GNSP walks them in one order (`src/models/finetune_gnsp.py:196-198`), GIFT
+    /// shuffles them (GIFT_CL `src/datasets/synthetic.py:75-81`).
     #[serde(skip_serializing_if = "is_false")]
     pub reference_shuffle: bool,
     /// Settings of AdamW.
@@ -303,11 +309,13 @@ fn apply(table: &mut toml::Table, text: &str) -> Result<(), String> {
 }
 
 impl Method {
-    /// Behind the name of a method: with its published settings, not those that were chosen for the suite.
+    /// Behind the name of a method: with its published settings, not those that were chosen for the
+    /// suite.
     pub const PUBLISHED: &'static str = "@published";
 
-    /// The settings of a method that tuning tries besides its learning rate, as its file names them in `[tune]`: keys, and for each the values
-    /// beside its own. A value like `3x` is a multiple of the learning rate.
+    /// The settings of a method that tuning tries besides its learning rate, as its file names them
+    /// in `[tune]`: keys, and for each the values beside its own. A value like `3x` is a multiple
+    /// of the learning rate.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -335,7 +343,8 @@ impl Method {
     }
 
     /// Reads a built-in method, or a TOML file, applies its values for `suite` (its table
-    /// `[on.<suite>]`), those that were chosen for it ([`Tuned`]), and then `overrides` (`key=value`, keys may have dots).
+    /// `[on.<suite>]`), those that were chosen for it ([`Tuned`]), and then `overrides`
+    /// (`key=value`, keys may have dots).
     ///
     /// # Errors
     /// [`MethodError`] naming the method and the key at fault.
@@ -461,8 +470,8 @@ impl Method {
         own.unwrap_or(self.steps)
     }
 
-    /// Learning rate of update `step` (from 0) on task `index`, called `name`: linear warm-up, then a
-    /// cosine towards zero (GNSP `src/utils.py:17-32`).
+    /// Learning rate of update `step` (from 0) on task `index`, called `name`: linear warm-up, then
+    /// a cosine towards zero (GNSP `src/utils.py:17-32`).
     pub fn lr_at(&self, index: usize, name: &str, step: usize) -> f64 {
         let steps = self.steps_of(name);
         let steps = self.schedule_steps.map_or(steps, |s| s.min(steps));

@@ -101,7 +101,8 @@ impl Regression {
         }
     }
 
-    /// Takes in the training set of task `index`: one pass, in its order, prepared as for training where the settings say so.
+    /// Takes in the training set of task `index`: one pass, in its order, prepared as for training
+    /// where the settings say so.
     #[allow(clippy::too_many_arguments)]
     pub fn learn(
         &mut self,
@@ -158,8 +159,9 @@ pub(super) struct Joined<'a> {
 }
 
 impl Answer for Joined<'_> {
-    /// Over all classes as published. Where the task is given, over its classes only: those of a learned task are joined, those of
-    /// another are left to zero-shot; the published code has no such protocol, so this reading of it is ours.
+    /// Over all classes as published. Where the task is given, over its classes only: those of a
+    /// learned task are joined, those of another are left to zero-shot; the published code has no
+    /// such protocol, so this reading of it is ours.
     fn scores(
         &self,
         features: &[f32],

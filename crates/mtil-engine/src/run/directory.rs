@@ -14,7 +14,8 @@ use super::{RunError, Select};
 use crate::{eval::EvalOptions, method::Method};
 use mtil_data::files;
 
-/// All that a result depends on. Two runs of equal requests on the same device give the same result.
+/// All that a result depends on. Two runs of equal requests on the same device give the same
+/// result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// Name of the suite.
@@ -29,11 +30,12 @@ pub struct Request {
     pub seed: u64,
     /// The device word.
     pub device: String,
-    /// The words for further devices that share the images of an update: they change how results are rounded.
+    /// The words for further devices that share the images of an update: they change how results
+    /// are rounded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<String>,
-    /// The library of matrix products on the host, which changes how results are rounded: `faer` or `blas`. Runs of earlier
-    /// versions are of faer.
+    /// The library of matrix products on the host, which changes how results are rounded: `faer` or
+    /// `blas`. Runs of earlier versions are of faer.
     #[serde(default = "faer")]
     pub products: String,
     /// What is evaluated.
@@ -66,8 +68,8 @@ impl RunDirectory {
     /// Opens or creates `path` for `request`.
     ///
     /// # Errors
-    /// When the directory cannot be written, is in use by another process, or holds a run of another
-    /// request.
+    /// When the directory cannot be written, is in use by another process, or holds a run of
+    /// another request.
     pub fn open(path: &Path, request: &Request) -> Result<Self, RunError> {
         fs::create_dir_all(path).map_err(|e| RunError::io(path, e))?;
         let lock_path = path.join(".lock");

@@ -56,7 +56,8 @@ pub(super) struct Setting<'a> {
 }
 
 impl Distillation {
-    /// Prepares the distillation of a task; none where its images are those of earlier tasks and there are none yet.
+    /// Prepares the distillation of a task; none where its images are those of earlier tasks and
+    /// there are none yet.
     pub fn new(settings: &Distill, of: &Setting<'_>) -> Result<Option<Self>, RunError> {
         if of.index == 0 && !settings.first_task {
             return Ok(None);
@@ -87,8 +88,8 @@ impl Distillation {
         }))
     }
 
-    /// The images of update `step` of `steps`, and what the teacher sees in them; none when none can be read. Updates are asked for in their
-    /// order, from any one on.
+    /// The images of update `step` of `steps`, and what the teacher sees in them; none when none
+    /// can be read. Updates are asked for in their order, from any one on.
     pub fn at(
         &mut self,
         step: usize,
@@ -111,8 +112,8 @@ impl Distillation {
         }))
     }
 
-    /// The loss of the student's normalised features of the images of an update. `scale` is the student's factor, for both sides
-    /// (GNSP and ZSCL use it for the teacher too).
+    /// The loss of the student's normalised features of the images of an update. `scale` is the
+    /// student's factor, for both sides (GNSP and ZSCL use it for the teacher too).
     pub fn loss(&self, taught: &Taught, student: Tensor<2>, scale: Tensor<2>) -> Tensor<1> {
         let texts = self.texts.clone().transpose();
         let teacher = taught.teacher.clone().matmul(texts.clone()) * scale.clone().inner();
@@ -166,7 +167,8 @@ fn texts(settings: &Distill, of: &Setting<'_>) -> Result<Tensor<2>, RunError> {
     Ok(encode_texts(of.checkpoint, of.teacher, &texts)?)
 }
 
-/// Rows of a start token, ten ids of the whole vocabulary, and an end token (ZSCL `mtil/src/models/helpers.py:54-62`).
+/// Rows of a start token, ten ids of the whole vocabulary, and an end token (ZSCL
+/// `mtil/src/models/helpers.py:54-62`).
 fn random_texts(of: &Setting<'_>, count: usize) -> Result<TokenBatch, RunError> {
     const IDS: usize = 10;
     let text = &of.checkpoint.config.text;

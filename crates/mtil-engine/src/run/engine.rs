@@ -39,7 +39,8 @@ use crate::{
 };
 use mtil_data::{machine, seeds, suite::Suite};
 
-/// How a run is done, as opposed to what it computes: none of this changes a result by more than rounding.
+/// How a run is done, as opposed to what it computes: none of this changes a result by more than
+/// rounding.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// Write the resumable state every so many updates, besides the end of each task.
@@ -50,10 +51,11 @@ pub struct RunOptions {
     pub checkpoints: bool,
     /// Keep images as they are fed to the model in this folder.
     pub cache: Option<PathBuf>,
-    /// Further devices that the images of an update are spread over, those of [`Request::peers`]. Sums are made in another order then, so
-    /// results equal those of one device up to rounding.
+    /// Further devices that the images of an update are spread over, those of [`Request::peers`].
+    /// Sums are made in another order then, so results equal those of one device up to rounding.
     pub peers: Vec<Device>,
-    /// Compute activations again in the backward pass in place of keeping them: less memory, more time, the same numbers.
+    /// Compute activations again in the backward pass in place of keeping them: less memory, more
+    /// time, the same numbers.
     pub checkpointing: bool,
 }
 
@@ -82,8 +84,8 @@ pub enum Outcome {
     Guarded(String),
 }
 
-/// Does, or goes on with, the run of `request` in `folder`. `checkpoint` is the pretrained model on the
-/// plain `device`. Setting `stop` ends the run cleanly at the next update.
+/// Does, or goes on with, the run of `request` in `folder`. `checkpoint` is the pretrained model on
+/// the plain `device`. Setting `stop` ends the run cleanly at the next update.
 ///
 /// # Errors
 /// [`RunError`] with what to do. What was saved before is never lost.
@@ -336,7 +338,8 @@ impl Engine<'_> {
         }
     }
 
-    /// Makes the updates of a task, with the value of a setting that is best for it where one is to be chosen.
+    /// Makes the updates of a task, with the value of a setting that is best for it where one is to
+    /// be chosen.
     fn train_selected(
         &mut self,
         state: &mut State,
@@ -362,7 +365,8 @@ impl Engine<'_> {
         Ok(trained)
     }
 
-    /// An engine for training a task of this run by another request, on a suite that may lack some of its images.
+    /// An engine for training a task of this run by another request, on a suite that may lack some
+    /// of its images.
     pub(super) fn another<'b>(
         &'b self,
         request: &'b Request,
@@ -385,7 +389,8 @@ impl Engine<'_> {
         }
     }
 
-    /// Makes the updates of a task. Returns the model they end with, on the plain device; none when stopped.
+    /// Makes the updates of a task. Returns the model they end with, on the plain device; none when
+    /// stopped.
     pub(super) fn train(
         &mut self,
         state: &mut State,
@@ -528,8 +533,8 @@ impl Engine<'_> {
         Ok(Some(trained))
     }
 
-    /// Returns a note where smoothed alignment pulls matching pairs apart: where the margin of the model is more than twice the
-    /// margin at which the loss is smallest.
+    /// Returns a note where smoothed alignment pulls matching pairs apart: where the margin of the
+    /// model is more than twice the margin at which the loss is smallest.
     fn wide_margin(&self, extras: &Extras) -> Option<String> {
         let method = &self.request.method;
         let reference = extras.reference.as_ref().filter(|_| method.map > 0.0)?;
@@ -566,7 +571,8 @@ impl Engine<'_> {
         state.parts.insert(Part::Average, next);
     }
 
-    /// What the task is trained with besides its own images. `frozen` is the model at the start of the task.
+    /// What the task is trained with besides its own images. `frozen` is the model at the start of
+    /// the task.
     fn extras(
         &self,
         state: &State,
@@ -645,8 +651,8 @@ impl Engine<'_> {
         Ok(extras)
     }
 
-    /// Keeps of a trained task what later ones need: activations, images, importances, experts. False when stopped, with the state as
-    /// it was.
+    /// Keeps of a trained task what later ones need: activations, images, importances, experts.
+    /// False when stopped, with the state as it was.
     fn keep(
         &mut self,
         state: &mut State,
@@ -985,8 +991,9 @@ impl Engine<'_> {
         Ok(metrics)
     }
 
-    /// Bytes that the method carries from task to task besides the model: activations, images as they are fed to the model,
-    /// importances, adapters, regressions; and the pretrained weights, where later tasks need them.
+    /// Bytes that the method carries from task to task besides the model: activations, images as
+    /// they are fed to the model, importances, adapters, regressions; and the pretrained weights,
+    /// where later tasks need them.
     fn bytes_kept(&self, state: &State) -> u64 {
         let method = &self.request.method;
         let weights = 4 * self.checkpoint.model.num_parameters() as u64;

@@ -1,9 +1,11 @@
-//! Which images of earlier tasks are kept for replay: iCaRL's memory, and the samples of experience replay.
+//! Which images of earlier tasks are kept for replay: iCaRL's memory, and the samples of experience
+//! replay.
 //!
-//! Pure logic on features and indices. An image is a task and an index into that task's training set. iCaRL as the
-//! MTIL benchmark runs it (ZSCL `mtil/src/dynamic_dataset.py` and `mtil/src/models/icarl.py`) keeps a set for each
-//! dataset, not for each class, and selects by herding (Rebuffi et al., "iCaRL: Incremental Classifier and
-//! Representation Learning", CVPR 2017).
+//! Pure logic on features and indices. An image is a task and an index into that task's training
+//! set. iCaRL as the MTIL benchmark runs it (ZSCL `mtil/src/dynamic_dataset.py` and
+//! `mtil/src/models/icarl.py`) keeps a set for each dataset, not for each class, and selects by
+//! herding (Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR
+//! 2017).
 
 use std::cmp::Ordering;
 
@@ -12,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use mtil_data::seeds::derive;
 
-/// Images that the published code looks at in a training set, from its start (`dynamic_dataset.py`, `getNewDataset`).
+/// Images that the published code looks at in a training set, from its start (`dynamic_dataset.py`,
+/// `getNewDataset`).
 pub const REFERENCE_SCAN: usize = 30_000;
 
 /// Why a memory cannot be made or used.
@@ -70,13 +73,14 @@ pub enum ExemplarError {
     },
 }
 
-/// How many images a new set may have when there are `t ≥ 2` sets with it, of a budget of `K` images. In both cases
-/// the older sets are cut to their first `⌊K/t⌋`, and the first set of all may have `K`.
+/// How many images a new set may have when there are `t ≥ 2` sets with it, of a budget of `K`
+/// images. In both cases the older sets are cut to their first `⌊K/t⌋`, and the first set of all
+/// may have `K`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quota {
-    /// `K − ⌊K/t⌋`, as in the published code (`dynamic_dataset.py:59-60`): from the third set on, the memory is
-    /// larger than `K`.
+    /// `K − ⌊K/t⌋`, as in the published code (`dynamic_dataset.py:59-60`): from the third set on,
+    /// the memory is larger than `K`.
     #[default]
     Reference,
     /// `⌊K/t⌋`, as in the paper: the memory never exceeds `K`.
@@ -172,8 +176,8 @@ impl Exemplars {
         self.len() == 0
     }
 
-    /// Bytes of the images as `side × side` pixels of three `u8`. The published code keeps normalised `f32`, four
-    /// times as much.
+    /// Bytes of the images as `side × side` pixels of three `u8`. The published code keeps
+    /// normalised `f32`, four times as much.
     pub fn bytes(&self, side: usize) -> u64 {
         let side = side as u64;
         (self.len() as u64).saturating_mul(side.saturating_mul(side).saturating_mul(3))
@@ -189,14 +193,16 @@ impl Exemplars {
         self.quota.new_set(self.budget, self.sets.len() + 1)
     }
 
-    /// Adds the set of a task and cuts the older ones to their first `⌊budget/t⌋` images, `t` sets with the new one.
+    /// Adds the set of a task and cuts the older ones to their first `⌊budget/t⌋` images, `t` sets
+    /// with the new one.
     ///
-    /// `chosen` are indices into the training set of `images` images, the most wanted first, at most
-    /// [`room`](Self::room): from [`first`], [`herding`], [`herding_reference`], [`random`] or [`balanced`]. They
-    /// may repeat, which those of [`herding_reference`] do.
+    /// `chosen` are indices into the training set of `images` images, the most wanted first, at
+    /// most [`room`](Self::room): from [`first`], [`herding`], [`herding_reference`], [`random`] or
+    /// [`balanced`]. They may repeat, which those of [`herding_reference`] do.
     ///
     /// # Errors
-    /// For a task that is there already, an index out of range, and too many indices; the memory is then unchanged.
+    /// For a task that is there already, an index out of range, and too many indices; the memory is
+    /// then unchanged.
     pub fn admit(
         &mut self,
         task: usize,
@@ -216,12 +222,12 @@ impl Exemplars {
         Ok(())
     }
 
-    /// Adds a task to a uniform sample of the images of all tasks: each image so far is in the memory with the same
-    /// probability, as in reservoir sampling, so a large training set gets more of it than a small one. Quotas have
-    /// no effect.
+    /// Adds a task to a uniform sample of the images of all tasks: each image so far is in the
+    /// memory with the same probability, as in reservoir sampling, so a large training set gets
+    /// more of it than a small one. Quotas have no effect.
     ///
-    /// The `budget` images with the smallest `hash(seed, task, index)` stay. Use the same seed for all tasks of a
-    /// memory and no other way of adding.
+    /// The `budget` images with the smallest `hash(seed, task, index)` stay. Use the same seed for
+    /// all tasks of a memory and no other way of adding.
     ///
     /// # Errors
     /// For a task that is there already; the memory is then unchanged.
@@ -280,9 +286,9 @@ impl Exemplars {
         Ok(())
     }
 
-    /// The images `(task, index)` of replay step `step`, counted from 0 in each task: the whole memory, set by set,
-    /// in batches of `size`, the last one smaller where `size` does not divide it, then from the start again
-    /// (`icarl.py`, `helpers.py` `batch`). None for an empty memory.
+    /// The images `(task, index)` of replay step `step`, counted from 0 in each task: the whole
+    /// memory, set by set, in batches of `size`, the last one smaller where `size` does not divide
+    /// it, then from the start again (`icarl.py`, `helpers.py` `batch`). None for an empty memory.
     ///
     /// # Errors
     /// For a size of 0.
@@ -303,24 +309,25 @@ impl Exemplars {
     }
 }
 
-/// The images of the first set of the published memory: the first `count` in dataset order, of at most
-/// [`REFERENCE_SCAN`].
+/// The images of the first set of the published memory: the first `count` in dataset order, of at
+/// most [`REFERENCE_SCAN`].
 pub fn first(images: usize, count: usize) -> Vec<usize> {
     (0..count.min(images).min(REFERENCE_SCAN)).collect()
 }
 
-/// iCaRL's herding: pick after pick, the image that brings the mean of the picked features nearest to the mean `μ`
-/// of all,
+/// iCaRL's herding: pick after pick, the image that brings the mean of the picked features nearest
+/// to the mean `μ` of all,
 ///
 /// ```text
 /// argmin over the rows x not picked yet of ‖μ − (Σ picked + x)/(k + 1)‖²        k picked so far
 /// ```
 ///
-/// of equal ones the first. Any number of first picks is thus a selection of its own, which makes cutting a set
-/// simple.
+/// of equal ones the first. Any number of first picks is thus a selection of its own, which makes
+/// cutting a set simple.
 ///
-/// `features` is row-major `[rows, columns]`, of unit length as in the published code. Gives `min(count, rows)`
-/// rows in the order of the picks. Takes `rows · columns` multiplications a pick, in `f64`.
+/// `features` is row-major `[rows, columns]`, of unit length as in the published code. Gives
+/// `min(count, rows)` rows in the order of the picks. Takes `rows · columns` multiplications a
+/// pick, in `f64`.
 ///
 /// # Errors
 /// For a number of values that is not `rows · columns`, and for values that are not finite.
@@ -336,11 +343,13 @@ pub fn herding(
         .collect())
 }
 
-/// Herding with the defect of the published code (`dynamic_dataset.py:65-80`): a picked row is deleted from the
-/// features but not from the images, so each pick takes the image at the row's position among the rows that are
-/// left. The result is mostly not the image that was picked, and may repeat.
+/// Herding with the defect of the published code (`dynamic_dataset.py:65-80`): a picked row is
+/// deleted from the features but not from the images, so each pick takes the image at the row's
+/// position among the rows that are left. The result is mostly not the image that was picked, and
+/// may repeat.
 ///
-/// The features there are those of the first [`REFERENCE_SCAN`] images. Arguments and errors as for [`herding`].
+/// The features there are those of the first [`REFERENCE_SCAN`] images. Arguments and errors as for
+/// [`herding`].
 pub fn herding_reference(
     features: &[f32],
     rows: usize,
@@ -391,8 +400,8 @@ fn picks(
         .collect();
 
     let mut left: Vec<usize> = (0..rows).collect();
-    // (k + 1)·μ − Σ picked. The squared distance is, but for terms and a factor that all rows share, ‖x‖² −
-    // 2·x·wanted.
+    // (k + 1)·μ − Σ picked. The squared distance is, but for terms and a factor that all rows
+    // share, ‖x‖² − 2·x·wanted.
     let mut wanted = mean.clone();
     let mut picks = Vec::with_capacity(count.min(rows));
     while picks.len() < count && !left.is_empty() {
@@ -444,9 +453,9 @@ pub fn random(images: usize, count: usize, seed: u64) -> Vec<usize> {
     order
 }
 
-/// `min(count, labels.len())` different images, a function of the seed: one of each class, then a second of each, and so
-/// on, the images of a class in a random order. The first images of a selection are a selection of their own, so a set
-/// stays balanced when it is cut.
+/// `min(count, labels.len())` different images, a function of the seed: one of each class, then a
+/// second of each, and so on, the images of a class in a random order. The first images of a
+/// selection are a selection of their own, so a set stays balanced when it is cut.
 pub fn balanced(labels: &[usize], count: usize, seed: u64) -> Vec<usize> {
     let mut taken = std::collections::HashMap::new();
     let mut ranked: Vec<(usize, u64, usize)> = random(labels.len(), labels.len(), seed)
@@ -517,8 +526,8 @@ mod tests {
         }
     }
 
-    /// The picks of a memory that is large enough for several threads and for both parts of `dot`, against the
-    /// formula as written.
+    /// The picks of a memory that is large enough for several threads and for both parts of `dot`,
+    /// against the formula as written.
     #[test]
     fn herding_is_the_formula() {
         let (rows, columns, count) = (700, 11, 40);

@@ -1,10 +1,12 @@
-//! Mixtures of adapters beside the MLP of every block (MoE-Adapters, CVPR 2024; JiazuoYu/MoE-Adapters4CL `mtil/clip/model.py`,
-//! `adapter.py`, `mtil/src/models/finetune.py`).
+//! Mixtures of adapters beside the MLP of every block (MoE-Adapters, CVPR 2024;
+//! JiazuoYu/MoE-Adapters4CL `mtil/clip/model.py`, `adapter.py`, `mtil/src/models/finetune.py`).
 //!
-//! In a block with the state `x` after the attention the output is `x + mlp(ln_2(x)) + Σ_e g_e · A_e(x)` with
-//! `A_e(x) = scale · (ReLU(x·D_e + c_e)·U_e + b_e)`. The gates come from the first token of the image or text: the `top` largest of
-//! `x₀·R_t`, where `R_t` is the router of the task, through a softmax among themselves. In training noise of the width
-//! `softplus(x₀·N) + 0.01` is added to the router's answer. After a task, the `top` experts that were chosen most often are frozen.
+//! In a block with the state `x` after the attention the output is `x + mlp(ln_2(x)) + Σ_e g_e ·
+//! A_e(x)` with `A_e(x) = scale · (ReLU(x·D_e + c_e)·U_e + b_e)`. The gates come from the first
+//! token of the image or text: the `top` largest of `x₀·R_t`, where `R_t` is the router of the
+//! task, through a softmax among themselves. In training noise of the width `softplus(x₀·N) + 0.01`
+//! is added to the router's answer. After a task, the `top` experts that were chosen most often are
+//! frozen.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +45,8 @@ pub(super) struct Mixture {
     experts: Vec<Adapter>,
     /// One `[d, experts]` a task.
     routers: Vec<Param<Tensor<2>>>,
-    /// The widths of the noise of the gates, one `[d, experts]` a task (MoE-Adapters4CL `mtil/clip/model.py:333-338,476-480`).
+    /// The widths of the noise of the gates, one `[d, experts]` a task (MoE-Adapters4CL
+    /// `mtil/clip/model.py:333-338,476-480`).
     noise: Vec<Param<Tensor<2>>>,
 }
 
@@ -64,7 +67,8 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// Freezes the `top` experts of each block that were chosen most often, and starts counting anew.
+    /// Freezes the `top` experts of each block that were chosen most often, and starts counting
+    /// anew.
     pub fn freeze(&mut self, top: usize) {
         for (block, counts) in std::mem::take(&mut self.chosen) {
             let frozen = self.frozen.entry(block).or_default();
@@ -110,7 +114,8 @@ impl Mixtures {
         }
     }
 
-    /// With exactly the parameters trainable that train on task `task`: its router and noise, and the experts that are not frozen.
+    /// With exactly the parameters trainable that train on task `task`: its router and noise, and
+    /// the experts that are not frozen.
     pub fn trainable(mut self, task: usize, usage: &Usage) -> Self {
         for (name, tower) in [("visual", &mut self.visual), ("text", &mut self.text)] {
             for (i, mixture) in tower.iter_mut().enumerate() {
@@ -343,7 +348,8 @@ impl WithExperts<'_> {
         features
     }
 
-    /// Text features, not normalised. The first token decides, so all tokens of the last block are computed.
+    /// Text features, not normalised. The first token decides, so all tokens of the last block are
+    /// computed.
     pub fn encode_text(&self, tokens: &TokenBatch, usage: &mut Usage) -> Tensor<2> {
         let mut branches = self.branches(true);
         let features = self.clip.encode_text_observed(tokens, &mut branches);

@@ -1,4 +1,5 @@
-//! GNSP's training step on images that stay the same: the step of a run without its loader, for timings and ablations.
+//! GNSP's training step on images that stay the same: the step of a run without its loader, for
+//! timings and ablations.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -47,14 +48,15 @@ pub struct StepOptions {
     pub optimizations: Optimizations,
     /// Where the projectors act.
     pub site: Site,
-    /// Activations are computed again in the backward pass, not kept: less memory, more time, the same result.
+    /// Activations are computed again in the backward pass, not kept: less memory, more time, the
+    /// same result.
     pub checkpointing: bool,
     /// The towers compute in `bf16`; weights, moments and losses stay in `f32`.
     pub bf16: bool,
 }
 
-/// Updates of a student on one batch of a task after the first, by the functions that a run calls. The method is `gnsp`, or `gnsp-update`
-/// where the projectors act on the update.
+/// Updates of a student on one batch of a task after the first, by the functions that a run calls.
+/// The method is `gnsp`, or `gnsp-update` where the projectors act on the update.
 pub struct Step {
     losses: TaskLosses,
     /// None while the optimizer has it.
@@ -83,7 +85,8 @@ const LEARNING_RATE: f64 = 1e-5;
 const TASK: usize = 1;
 
 impl Step {
-    /// `model` on the plain device is both student and teacher; `memory` is what it remembers of earlier tasks.
+    /// `model` on the plain device is both student and teacher; `memory` is what it remembers of
+    /// earlier tasks.
     ///
     /// # Errors
     /// When the memory is not one of this model, or the model lacks what GNSP trains.
@@ -202,7 +205,8 @@ impl Step {
         loss
     }
 
-    /// The loss, and the gradients of what trains, projected where the optimizer does not do that; none where the loss is not finite.
+    /// The loss, and the gradients of what trains, projected where the optimizer does not do that;
+    /// none where the loss is not finite.
     pub fn gradients(&mut self) -> (f32, Option<GradientsParams>) {
         if let (Some(teacher), Some(pairs)) = (&self.teacher, &mut self.images.pairs) {
             let pairs = pairs.to_mut();

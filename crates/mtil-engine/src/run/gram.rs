@@ -12,9 +12,9 @@ use mtil_data::{data::BatchOrder, seeds, suite::Task};
 /// The parameter whose history is renormalised in the reference.
 const PROJ: &str = "visual.proj";
 
-/// Adds the activations of `model` (on the plain device) on the training images of a task to `memory`
-/// (GNSP `src/models/get_data_matrix.py:86-116`). Returns false when stopped half-way, with the memory
-/// as it was.
+/// Adds the activations of `model` (on the plain device) on the training images of a task to
+/// `memory` (GNSP `src/models/get_data_matrix.py:86-116`). Returns false when stopped half-way,
+/// with the memory as it was.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn remember(
     memory: &mut Memory,

@@ -15,8 +15,9 @@ use mtil_data::seeds;
 /// Below the path of a weight, where its adapter lies.
 const ADAPTER: &str = ".lora.";
 
-/// Puts adapters on the weights that a method names, and freezes everything else. Burn's own draws their values and their ids
-/// anew in every process; here both follow from the path and the seed, so that a run can go on in another.
+/// Puts adapters on the weights that a method names, and freezes everything else. Burn's own draws
+/// their values and their ids anew in every process; here both follow from the path and the seed,
+/// so that a run can go on in another.
 struct Seeded<'a> {
     groups: &'a [ParamGroup],
     rank: usize,

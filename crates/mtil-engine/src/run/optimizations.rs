@@ -3,18 +3,21 @@
 use burn::tensor::Tensor;
 use clip_model::{ClipModel, Observer, TokenBatch};
 
-/// What GNSP's published code computes in every step although it need not, or computes in full although a part would do. A run has all of
-/// them on; an ablation switches one off to see what it is worth. None changes a loss by more than rounding.
+/// What GNSP's published code computes in every step although it need not, or computes in full
+/// although a part would do. A run has all of them on; an ablation switches one off to see what it
+/// is worth. None changes a loss by more than rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Optimizations {
-    /// The features of the class prompts are computed once (GNSP `src/models/finetune_gnsp.py:260`).
+    /// The features of the class prompts are computed once (GNSP
+    /// `src/models/finetune_gnsp.py:260`).
     pub class_texts: bool,
-    /// The teacher's features and those of the reference texts are computed once (`finetune_gnsp.py:292-310`).
+    /// The teacher's features and those of the reference texts are computed once
+    /// (`finetune_gnsp.py:292-310`).
     pub reference_features: bool,
     /// Texts end where their end token stands, not at position 77 (`clip/model.py:398-409`).
     pub short_texts: bool,
-    /// What texts have in common at their beginning is computed once; it depends on nothing behind it. Without `short_texts` and `last_block`
-    /// it never is.
+    /// What texts have in common at their beginning is computed once; it depends on nothing behind
+    /// it. Without `short_texts` and `last_block` it never is.
     pub shared_beginnings: bool,
     /// The last image block computes its class token only (`clip/model.py:283`).
     pub last_block: bool,
@@ -22,7 +25,8 @@ pub struct Optimizations {
     pub tape: bool,
     /// Task and reference images go through the image tower together.
     pub one_pass: bool,
-    /// Gradients are projected by the protected directions, not by a matrix of `n · n` (`finetune_gnsp.py:429-448`).
+    /// Gradients are projected by the protected directions, not by a matrix of `n · n`
+    /// (`finetune_gnsp.py:429-448`).
     pub factored: bool,
     /// The host's fused branches in place of Burn's single operations.
     pub fused: bool,

@@ -1,10 +1,12 @@
 //! Data-parallel training: the images of an update spread over several devices.
 //!
-//! As Burn's own strategy for several devices (`burn-train` `learner/supervised/strategies/multi`): a replica of the model on each
-//! device, gradients brought together on the first, where the optimizer with its projectors makes the step. What differs is that a
-//! contrastive loss needs the features of the whole batch, so these are gathered first, the loss is computed once, and the gradient of
-//! each feature goes back to the device it came from, as in open_clip's `gather_features` with gradients (`open_clip/loss.py`). The
-//! gradients are therefore those of one device with the same batch, but for the order of sums.
+//! As Burn's own strategy for several devices (`burn-train` `learner/supervised/strategies/multi`):
+//! a replica of the model on each device, gradients brought together on the first, where the
+//! optimizer with its projectors makes the step. What differs is that a contrastive loss needs the
+//! features of the whole batch, so these are gathered first, the loss is computed once, and the
+//! gradient of each feature goes back to the device it came from, as in open_clip's
+//! `gather_features` with gradients (`open_clip/loss.py`). The gradients are therefore those of one
+//! device with the same batch, but for the order of sums.
 
 use std::ops::Range;
 
@@ -15,7 +17,8 @@ use burn::{
 };
 use clip_model::ClipModel;
 
-/// The features of a batch whose parts were computed on several devices, waiting for their gradients.
+/// The features of a batch whose parts were computed on several devices, waiting for their
+/// gradients.
 pub(super) struct Gathered {
     /// `[images, e]` on the first device; the loss is computed from this.
     pub features: Tensor<2>,
@@ -28,7 +31,8 @@ struct Part {
     features: Tensor<2>,
 }
 
-/// The features of `pixels`, not normalised: one part of the batch for each of `devices`, of which the model's is the first.
+/// The features of `pixels`, not normalised: one part of the batch for each of `devices`, of which
+/// the model's is the first.
 pub(super) fn encode_images(model: &ClipModel, pixels: Tensor<4>, devices: &[Device]) -> Gathered {
     let images = pixels.dims()[0];
     let count = devices.len().clamp(1, images);
@@ -71,7 +75,8 @@ pub(super) fn encode_images(model: &ClipModel, pixels: Tensor<4>, devices: &[Dev
 }
 
 impl Gathered {
-    /// The gradients of the parameters, given those of the loss; `model` is the one on the first device.
+    /// The gradients of the parameters, given those of the loss; `model` is the one on the first
+    /// device.
     pub fn gradients(self, gradients: &mut Gradients, model: &ClipModel) -> GradientsParams {
         let own = GradientsParams::from_module(gradients, model);
         let Some(of_features) = self.features.grad_remove(gradients) else {
@@ -95,7 +100,8 @@ impl Gathered {
     }
 }
 
-/// `f` on every item, the first on this thread and each other one on a thread of its own; the results are in the order of the items.
+/// `f` on every item, the first on this thread and each other one on a thread of its own; the
+/// results are in the order of the items.
 fn each<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
     std::thread::scope(|scope| {
         let f = &f;

@@ -52,9 +52,10 @@ impl Penalty {
     }
 }
 
-/// GIFT's adaptive weight consolidation: `factor · Σ F (θ − start)²`, where `F = g²/mean(g²)` of each tensor for the gradient `g` of the
-/// losses on the reference pairs, and 1e-6 where there is none. Adds the penalty's gradient to `gradients`, which hold `g`, and says what
-/// the penalty is (Luo-Jiaming/GIFT_CL; GNSP `src/models/finetune_gift.py`).
+/// GIFT's adaptive weight consolidation: `factor · Σ F (θ − start)²`, where `F = g²/mean(g²)` of
+/// each tensor for the gradient `g` of the losses on the reference pairs, and 1e-6 where there is
+/// none. Adds the penalty's gradient to `gradients`, which hold `g`, and says what the penalty is
+/// (Luo-Jiaming/GIFT_CL; GNSP `src/models/finetune_gift.py`).
 pub(super) fn adaptive<M: Module>(
     module: &M,
     gradients: &mut GradientsParams,
@@ -84,9 +85,10 @@ pub(super) fn adaptive<M: Module>(
     sum.map_or(0.0, |s| to_host(s)[0] * factor as f32)
 }
 
-/// The diagonal of the empirical Fisher information of `model` (with autodiff, and its trainable parameters set) on `count`
-/// training images of `task`, drawn by `seed`, as a model: the mean square of the gradient of each image's log-likelihood of its class
-/// (Kirkpatrick et al. 2017; the true classes, no smoothing). Images are prepared as for evaluation.
+/// The diagonal of the empirical Fisher information of `model` (with autodiff, and its trainable
+/// parameters set) on `count` training images of `task`, drawn by `seed`, as a model: the mean
+/// square of the gradient of each image's log-likelihood of its class (Kirkpatrick et al. 2017; the
+/// true classes, no smoothing). Images are prepared as for evaluation.
 pub(super) fn fisher(
     model: &ClipModel,
     task: &Task,
@@ -147,8 +149,9 @@ fn add_squares(
     model.map(&mut Add(squares))
 }
 
-/// Joins a task's importance `new` at the weights `at` to what was there: the sum of two quadratic penalties is, up to a constant, one
-/// with the summed importance around the weighted mean of the anchors. Returns importance and anchor.
+/// Joins a task's importance `new` at the weights `at` to what was there: the sum of two quadratic
+/// penalties is, up to a constant, one with the summed importance around the weighted mean of the
+/// anchors. Returns importance and anchor.
 pub(super) fn join(
     old: Option<(ClipModel, ClipModel)>,
     new: ClipModel,
@@ -159,8 +162,8 @@ pub(super) fn join(
     };
     let joined = combine(at, &[&anchor, &importance, &new], |at, o| {
         let (anchor, old, new) = (o[0].clone(), o[1].clone(), o[2].clone());
-        // Exactly one of the two where the other does not count: a weight beside its anchor by rounding alone would be pulled, and Adam takes
-        // full steps of the slightest pull.
+        // Exactly one of the two where the other does not count: a weight beside its anchor by
+        // rounding alone would be pulled, and Adam takes full steps of the slightest pull.
         let first = old.clone().equal_elem(0.0);
         let share = new.clone() / (old + new).mask_fill(first.clone(), 1.0);
         let alone = first.bool_or(share.clone().equal_elem(1.0));

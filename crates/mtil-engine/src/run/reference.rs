@@ -18,8 +18,9 @@ use mtil_data::{
     suite::Suite,
 };
 
-/// The reference pairs of one task, prepared as for evaluation: in batches that repeat in order without shuffling (GNSP
-/// `src/datasets/imagenet1k.py`, `src/models/finetune_gnsp.py:196-198`), or in a new order each epoch.
+/// The reference pairs of one task, prepared as for evaluation: in batches that repeat in order
+/// without shuffling (GNSP `src/datasets/imagenet1k.py`, `src/models/finetune_gnsp.py:196-198`), or
+/// in a new order each epoch.
 pub(super) struct Reference {
     order: BatchOrder,
     /// Those of an epoch in order; a single one of all pairs where they are shuffled.
@@ -96,8 +97,8 @@ impl Pairs {
 }
 
 impl Reference {
-    /// Draws `count` of the pairs for task `task` and encodes them with `teacher`, and their texts with
-    /// `student_text` when the student's text tower does not change.
+    /// Draws `count` of the pairs for task `task` and encodes them with `teacher`, and their texts
+    /// with `student_text` when the student's text tower does not change.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         checkpoint: &Clip,
@@ -177,7 +178,8 @@ impl Reference {
         })
     }
 
-    /// By how many logits matching pairs are above others for the teacher: the mean over the batches of an epoch that have others.
+    /// By how many logits matching pairs are above others for the teacher: the mean over the
+    /// batches of an epoch that have others.
     pub fn margin(&self, logit_scale: f64) -> Option<f64> {
         let steps = 0..self.order.steps_per_epoch() as usize;
         let margins = steps.map(|step| self.at(step)).filter_map(|pairs| {

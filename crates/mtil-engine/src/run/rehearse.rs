@@ -9,8 +9,9 @@ use super::{
 use crate::{batch::Images, eval::encode_images, method::ExemplarChoice};
 use mtil_data::{seeds, suite::Task};
 
-/// `exemplars` with images of task `index`. Herding takes features of the model that was just trained, of images prepared as for evaluation;
-/// of the first task it takes the first images (ZSCL `mtil/src/dynamic_dataset.py`, `mtil/src/models/icarl.py`).
+/// `exemplars` with images of task `index`. Herding takes features of the model that was just
+/// trained, of images prepared as for evaluation; of the first task it takes the first images (ZSCL
+/// `mtil/src/dynamic_dataset.py`, `mtil/src/models/icarl.py`).
 pub(super) fn keep_images(
     mut exemplars: Exemplars,
     choice: ExemplarChoice,

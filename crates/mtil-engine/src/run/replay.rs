@@ -1,4 +1,5 @@
-//! Images of several tasks together: those kept of earlier tasks, and the training sets of all tasks for joint training.
+//! Images of several tasks together: those kept of earlier tasks, and the training sets of all
+//! tasks for joint training.
 
 use std::sync::Arc;
 
@@ -152,7 +153,8 @@ impl Kept {
         })
     }
 
-    /// The images of update `step` of `steps`; none when none can be read. Updates are asked for in their order, from any one on.
+    /// The images of update `step` of `steps`; none when none can be read. Updates are asked for in
+    /// their order, from any one on.
     pub fn at(
         &mut self,
         step: usize,

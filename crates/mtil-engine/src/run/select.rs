@@ -30,7 +30,8 @@ pub struct Select {
     pub values: Vec<String>,
 }
 
-/// Share of the training images of each class that candidates are judged by; at least one image where a class has two.
+/// Share of the training images of each class that candidates are judged by; at least one image
+/// where a class has two.
 const HELD_OUT: f64 = 0.1;
 
 /// Reference pairs that candidates are judged by.
@@ -43,7 +44,8 @@ pub struct Scored {
     pub value: String,
     /// Accuracy in % on the task's training images that were held out.
     pub accuracy: f64,
-    /// Which share in % of the pretrained model's R@1 on reference pairs is left, at most 100; none where the suite has none.
+    /// Which share in % of the pretrained model's R@1 on reference pairs is left, at most 100; none
+    /// where the suite has none.
     pub retained: Option<f64>,
     /// The mean of both, by which a value is chosen.
     pub score: f64,
@@ -82,7 +84,8 @@ impl Select {
     /// The method with each value.
     ///
     /// # Errors
-    /// When the method lacks the setting, a value does not fit it, or its tasks are not trained by updates of weights.
+    /// When the method lacks the setting, a value does not fit it, or its tasks are not trained by
+    /// updates of weights.
     pub fn candidates(&self, method: &Method) -> Result<Vec<Method>, RunError> {
         if method.joint || method.experts.is_some() || method.analytic.is_some() || !method.trains {
             return Err(RunError::Select(format!(
@@ -149,8 +152,8 @@ fn split(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), Run
 }
 
 impl Engine<'_> {
-    /// The method with the value that is best for the task at the position; none when stopped. Candidates that were scored before are not
-    /// trained again, and one in work goes on.
+    /// The method with the value that is best for the task at the position; none when stopped.
+    /// Candidates that were scored before are not trained again, and one in work goes on.
     pub(super) fn select(
         &self,
         select: &Select,
@@ -233,7 +236,8 @@ impl Engine<'_> {
         Ok(at.map(|at| candidates[at].clone()))
     }
 
-    /// What candidates are judged on: the held-out images, and reference pairs in place of those that are reported on.
+    /// What candidates are judged on: the held-out images, and reference pairs in place of those
+    /// that are reported on.
     fn judged(&self, index: usize, held: LabelledImages, seed: u64) -> Suite {
         let task = Task {
             test: held,

@@ -125,7 +125,8 @@ pub(super) struct UpdateImages<'a> {
 }
 
 impl TaskLosses {
-    /// The losses of update `step`, and the gradients of what trains; none where a loss is not finite.
+    /// The losses of update `step`, and the gradients of what trains; none where a loss is not
+    /// finite.
     pub fn gradients(
         &self,
         student: &mut Student,
@@ -154,8 +155,9 @@ impl TaskLosses {
             optimizations: self.optimizations,
         };
 
-        // One pass through the image tower for all images: nothing in it mixes the images of a batch. Adaptive consolidation
-        // needs the gradient of the reference pairs by itself, so they get a pass of their own there.
+        // One pass through the image tower for all images: nothing in it mixes the images of a
+        // batch. Adaptive consolidation needs the gradient of the reference pairs by itself, so
+        // they get a pass of their own there.
         let apart = self.extras.adaptive.is_some();
         let mut pass = Pass::default();
         let own = pass.add(pixels.clone());
@@ -359,7 +361,8 @@ impl Passed {
     }
 }
 
-/// The mean over images of the smoothed cross-entropy of each among the classes of its own task. `labels` are tasks and classes.
+/// The mean over images of the smoothed cross-entropy of each among the classes of its own task.
+/// `labels` are tasks and classes.
 fn classify(
     features: Tensor<2>,
     labels: &[(usize, usize)],

@@ -37,8 +37,8 @@ pub(super) struct Student {
 }
 
 impl Student {
-    /// The model at the start of a task (or in it, with `adapters` of an earlier process), trainable as `method` says. Also says whether
-    /// texts get other features while it trains.
+    /// The model at the start of a task (or in it, with `adapters` of an earlier process),
+    /// trainable as `method` says. Also says whether texts get other features while it trains.
     pub fn prepare(
         clip: ClipModel,
         mixtures: Option<(Mixtures, Usage)>,
@@ -116,8 +116,9 @@ impl Student {
         }
     }
 
-    /// Begins an update whose towers compute in `dtype`: with a copy of the weights in that format, whose gradients are applied to the weights
-    /// themselves (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1). Adapters keep their own format.
+    /// Begins an update whose towers compute in `dtype`: with a copy of the weights in that format,
+    /// whose gradients are applied to the weights themselves (Micikevicius et al. 2018, arXiv
+    /// 1710.03740, section 3.1). Adapters keep their own format.
     pub fn begin(&mut self, dtype: FloatDType) {
         let own: FloatDType = self.clip.logit_scale.val().dtype().into();
         let adapters = self.base.is_some() || self.mixtures.is_some();
@@ -133,7 +134,8 @@ impl Student {
         self.narrow.as_ref().unwrap_or(&self.clip)
     }
 
-    /// Image features, not normalised; and what their gradients need where they were computed on several devices.
+    /// Image features, not normalised; and what their gradients need where they were computed on
+    /// several devices.
     pub fn encode_image(
         &mut self,
         pixels: Tensor<4>,
@@ -187,8 +189,8 @@ impl Student {
         match &self.mixtures {
             Some((mixtures, _)) => {
                 let mut gradients = GradientsParams::from_grads(all, mixtures);
-                // An expert that no image chose has a gradient of zero, so that its moments still move it: the published code
-                // computes every expert.
+                // An expert that no image chose has a gradient of zero, so that its moments still
+                // move it: the published code computes every expert.
                 weights::add_to_gradients(mixtures, &mut gradients, &mut |_, value, gradient| {
                     gradient.is_none().then(|| value.zeros_like())
                 });
@@ -228,7 +230,8 @@ pub(super) struct Work<'a> {
     pub optimizations: Optimizations,
 }
 
-/// The groups of `patterns`, each of which must select something; and whether one of them selects something of the text tower.
+/// The groups of `patterns`, each of which must select something; and whether one of them selects
+/// something of the text tower.
 fn select(
     model: &ClipModel,
     method: &Method,
@@ -284,7 +287,8 @@ pub(super) fn mixtures(
     }
 }
 
-/// A CLIP with mixtures as evaluation sees it: tasks that were learned get their own router, the others the CLIP alone.
+/// A CLIP with mixtures as evaluation sees it: tasks that were learned get their own router, the
+/// others the CLIP alone.
 pub(super) struct Routed<'a> {
     pub clip: &'a ClipModel,
     pub mixtures: &'a Mixtures,
@@ -305,7 +309,8 @@ impl Routed<'_> {
     }
 }
 
-/// Texts that go through the tower with experts together: more at once bring no speed and take memory.
+/// Texts that go through the tower with experts together: more at once bring no speed and take
+/// memory.
 const TEXTS_AT_ONCE: usize = 128;
 
 impl Encoder for Routed<'_> {

@@ -37,8 +37,8 @@ pub(super) struct TaskTraining<'a> {
 /// Pixels, and which images they are of.
 type Own = (Option<Tensor<4>>, Vec<usize>);
 
-/// A fresh optimizer, with the updates of the remembered parameters projected; and the protected rank of
-/// each.
+/// A fresh optimizer, with the updates of the remembered parameters projected; and the protected
+/// rank of each.
 pub(super) fn optimizer(
     method: &Method,
     index: usize,
@@ -118,8 +118,8 @@ fn prompt_texts(suite: &Suite, task: usize) -> Vec<String> {
 }
 
 impl<'a> TaskTraining<'a> {
-    /// `student` is the model at the start of the task, on the plain device; `text_trains` says whether its texts will get
-    /// other features.
+    /// `student` is the model at the start of the task, on the plain device; `text_trains` says
+    /// whether its texts will get other features.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         checkpoint: &Clip,
@@ -174,7 +174,8 @@ impl<'a> TaskTraining<'a> {
         })
     }
 
-    /// The training images of update `step`: which they are, and their pixels; none when none can be read.
+    /// The training images of update `step`: which they are, and their pixels; none when none can
+    /// be read.
     fn own(&mut self, step: usize, steps: usize, device: &Device) -> Result<Own, RunError> {
         if let Some(order) = self.order.take() {
             let seed = seeds::derive(
@@ -192,8 +193,9 @@ impl<'a> TaskTraining<'a> {
         }
     }
 
-    /// One update of `student` (on the autodiff device), number `step` of `steps`. Updates are made in their order, from any one on. Where a
-    /// loss is not finite the caller stops, and the weights are left as they are.
+    /// One update of `student` (on the autodiff device), number `step` of `steps`. Updates are made
+    /// in their order, from any one on. Where a loss is not finite the caller stops, and the
+    /// weights are left as they are.
     pub fn step(
         &mut self,
         mut student: Student,

@@ -37,8 +37,8 @@ fn flat<const D: usize>(value: Tensor<D>) -> Tensor<1> {
     value.reshape([elements])
 }
 
-/// `model` (on the plain device) with every parameter replaced by `f` of its values and those of the same
-/// parameter in `others`, all flat.
+/// `model` (on the plain device) with every parameter replaced by `f` of its values and those of
+/// the same parameter in `others`, all flat.
 pub(super) fn combine<M: Module>(
     model: M,
     others: &[&M],
@@ -73,8 +73,8 @@ pub(super) fn interpolate<M: Module>(model: M, other: &M, a: f64) -> M {
     })
 }
 
-/// Calls `f` with the id, the flat value and the flat gradient, if it has one, of every trainable parameter of `module`; a returned value
-/// is added to the gradient.
+/// Calls `f` with the id, the flat value and the flat gradient, if it has one, of every trainable
+/// parameter of `module`; a returned value is added to the gradient.
 pub(super) fn add_to_gradients<M: Module>(
     module: &M,
     gradients: &mut GradientsParams,

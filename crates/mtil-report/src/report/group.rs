@@ -182,7 +182,8 @@ fn name_variants(groups: &mut [Group<'_>]) {
     }
 }
 
-/// Groups runs by method and settings. Finished methods come first, by Average (then Last), best first.
+/// Groups runs by method and settings. Finished methods come first, by Average (then Last), best
+/// first.
 pub(super) fn group(runs: &[RunData]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for run in runs {

@@ -175,8 +175,8 @@ pub(super) struct Loaded {
     pub notes: Vec<String>,
 }
 
-/// Task-agnostic accuracies: the model chooses among the classes of several tasks without being told
-/// which one an image is from. Same format as [`MatrixFile::NAME`].
+/// Task-agnostic accuracies: the model chooses among the classes of several tasks without being
+/// told which one an image is from. Same format as [`MatrixFile::NAME`].
 pub(super) const AGNOSTIC: &str = MatrixFile::WITHOUT_IDENTITY;
 /// Folders of a run that hold no runs.
 const NOT_RUNS: [&str; 3] = ["samples", "checkpoints", "state"];
@@ -437,7 +437,8 @@ fn read_events(run: &mut RunData, notes: &mut Vec<String>) -> Result<(), ReportE
             ));
         }
         if event["event"] == "evaluation" {
-            // The pretrained model's has no stage. A resumed run evaluates once more: the later one counts.
+            // The pretrained model's has no stage. A resumed run evaluates once more: the later one
+            // counts.
             let stage = match &event["stage"] {
                 Value::Null => Some(0),
                 stage => stage.as_u64().and_then(|s| usize::try_from(s + 1).ok()),
@@ -553,7 +554,8 @@ fn same_benchmark(first: &RunData, other: &RunData) -> Result<(), ReportError> {
     })
 }
 
-/// The pretrained model's accuracies in every row: their mean over the seeds, which may have images of their own.
+/// The pretrained model's accuracies in every row: their mean over the seeds, which may have images
+/// of their own.
 pub(super) fn pretrained<'a>(
     runs: impl IntoIterator<Item = &'a RunData>,
 ) -> Option<AccuracyMatrix> {
@@ -573,7 +575,8 @@ pub(super) fn pretrained<'a>(
     matrix.ok()?.as_constant()
 }
 
-/// What a run was asked for, a value each key, without its seed and what follows from that, and without what changes no result.
+/// What a run was asked for, a value each key, without its seed and what follows from that, and
+/// without what changes no result.
 fn settings(config: &str) -> BTreeMap<String, String> {
     const OWN: [&str; 5] = [
         "seed",

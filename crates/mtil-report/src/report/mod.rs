@@ -1,12 +1,12 @@
 //! The report of one or several runs: a self-contained page and a table for the terminal.
 //!
-//! Only the files of the run directories are read (`matrix.json`, `metrics.json`,
-//! `events.jsonl`, `config.toml`, `matrix_all.json` where there is one, and `samples/` beside the runs), so a report can be made at
-//! any time, also while a run is under way, and made again years later.
+//! Only the files of the run directories are read (`matrix.json`, `metrics.json`, `events.jsonl`,
+//! `config.toml`, `matrix_all.json` where there is one, and `samples/` beside the runs), so a
+//! report can be made at any time, also while a run is under way, and made again years later.
 //!
-//! One report shows one suite in one order: runs of another suite or order are refused with
-//! the difference named, because their figures do not compare. A row is one method with the same settings: runs that differ in nothing but
-//! the seed, shown as mean ± sample standard deviation.
+//! One report shows one suite in one order: runs of another suite or order are refused with the
+//! difference named, because their figures do not compare. A row is one method with the same
+//! settings: runs that differ in nothing but the seed, shown as mean ± sample standard deviation.
 
 mod group;
 mod load;

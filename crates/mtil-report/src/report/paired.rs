@@ -1,7 +1,7 @@
 //! Differences between methods, paired over seeds.
 //!
-//! Seeds differ in pictures, order and draws, and two methods with the same seed meet the same ones. Their difference varies less than
-//! either of them.
+//! Seeds differ in pictures, order and draws, and two methods with the same seed meet the same
+//! ones. Their difference varies less than either of them.
 
 use super::group::{Figures, Group, Spread};
 
@@ -15,7 +15,8 @@ pub(super) struct Difference {
 }
 
 impl Difference {
-    /// The 95 % interval is `mean ± t · s / √n` with the sample standard deviation `s` of `n` differences.
+    /// The 95 % interval is `mean ± t · s / √n` with the sample standard deviation `s` of `n`
+    /// differences.
     fn of(differences: &[f64]) -> Option<Self> {
         let spread = Spread::of(differences)?;
         let seeds = differences.len();
@@ -55,7 +56,8 @@ pub(super) fn difference(
     Difference::of(&pairs.collect::<Vec<f64>>())
 }
 
-/// The 97.5 % quantile of Student's t with `freedom` degrees of freedom (SciPy: `stats.t.ppf(0.975, range(1, 31))`); beyond 30 that of 30, which is larger.
+/// The 97.5 % quantile of Student's t with `freedom` degrees of freedom (SciPy: `stats.t.ppf(0.975,
+/// range(1, 31))`); beyond 30 that of 30, which is larger.
 fn quantile(freedom: usize) -> f64 {
     const T: [f64; 30] = [
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,

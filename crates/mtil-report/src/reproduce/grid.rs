@@ -130,7 +130,8 @@ impl Axis {
 
 /// Splits at the commas that are in no bracket, brace or quote.
 ///
-/// A quote opens a text only where a TOML value may begin, so the apostrophe in `don't` is a letter.
+/// A quote opens a text only where a TOML value may begin, so the apostrophe in `don't` is a
+/// letter.
 fn split(text: &str) -> Result<Vec<String>, &'static str> {
     let mut parts = vec![String::new()];
     let mut closing = Vec::new();

@@ -435,8 +435,8 @@ mod tests {
     use super::*;
     use mtil_engine::metrics::AccuracyMatrix;
 
-    /// One decimal, half to even, as numpy rounds the tables of the result notebook. Tenths are first
-    /// rounded to nine decimals, so that a tie stays one after a sum in floating point.
+    /// One decimal, half to even, as numpy rounds the tables of the result notebook. Tenths are
+    /// first rounded to nine decimals, so that a tie stays one after a sum in floating point.
     fn one_decimal(x: f64) -> f64 {
         ((x * 1e10).round() / 1e9).round_ties_even() / 10.0
     }

@@ -1,4 +1,5 @@
-//! Whether files of the zoo are on this machine: a look at names, where `zoo::Cache` hashes gigabytes.
+//! Whether files of the zoo are on this machine: a look at names, where `zoo::Cache` hashes
+//! gigabytes.
 
 use std::{
     fs,
@@ -56,7 +57,8 @@ fn hub_file(cache: &Cache, hub: &HubFiles, spec: &FileSpec) -> Option<PathBuf> {
     paths.find(|path| path.is_file())
 }
 
-/// Where an archive may be. The folders are the cache's own affair: it says where it looked for one that cannot be there.
+/// Where an archive may be. The folders are the cache's own affair: it says where it looked for one
+/// that cannot be there.
 fn archive_paths(cache: &Cache, entry: &Entry, archive: &Archive) -> Vec<PathBuf> {
     let mut absent = archive.clone();
     absent.sha256 = "0".repeat(64);

@@ -23,7 +23,8 @@ use crate::{
 };
 use mtil_engine::eval::to_host;
 
-/// How far features may turn, as one minus the cosine: what rounding of the last bits adds up to, and what 16 bits do.
+/// How far features may turn, as one minus the cosine: what rounding of the last bits adds up to,
+/// and what 16 bits do.
 const TURN_F32: f32 = 1e-5;
 const TURN_HALF: f32 = 1e-2;
 
@@ -137,7 +138,8 @@ fn check_out(out: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// What a model is compared by: a digest of each parameter, rounded, and the features of an image and a text.
+/// What a model is compared by: a digest of each parameter, rounded, and the features of an image
+/// and a text.
 struct Likeness {
     digests: BTreeMap<String, [u8; 32]>,
     features: [Vec<f32>; 2],

@@ -149,7 +149,8 @@ fn check(path: &Path, options: &LoadOptions) -> Result<Checked> {
     let facts = Facts::of(explained(Clip::describe(path, options))?, None)?;
     facts.check()?;
     let device = device::parse(device::compiled_in()[0])?;
-    // Every tensor is read, and compared with the shape of the model; the model itself is not needed.
+    // Every tensor is read, and compared with the shape of the model; the model itself is not
+    // needed.
     drop(explained(ClipModel::load(path, options, &device))?);
     let sha256 = weights_sha256(&facts.description)?;
     let name = name_of(&Registry::embedded()?, &sha256);

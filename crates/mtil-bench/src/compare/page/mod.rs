@@ -1,5 +1,5 @@
-//! A comparison as one HTML file that refers to nothing outside itself, in the manner of the reports; one file
-//! for each section, in the order in which they appear.
+//! A comparison as one HTML file that refers to nothing outside itself, in the manner of the
+//! reports; one file for each section, in the order in which they appear.
 //!
 //! | file | what |
 //! |---|---|

@@ -129,8 +129,8 @@ impl Store {
         &self.shared.root
     }
 
-    /// Finds a file by its cleaned path. An archive that cannot be read is an error only if no later
-    /// one has the file.
+    /// Finds a file by its cleaned path. An archive that cannot be read is an error only if no
+    /// later one has the file.
     fn find<'a>(&'a self, path: &'a str) -> Result<Option<Found<'a>>, DatasetError> {
         let on_disk = self.shared.root.join(path);
         if let Ok(meta) = std::fs::metadata(&on_disk)
@@ -225,9 +225,9 @@ impl Store {
     }
 
     /// Every regular file below `folder` at any depth, as paths below the data root in the order of
-    /// their bytes. Empty when there is no such folder. Links to folders are followed, but no folder
-    /// is entered from within itself. The archives that could hold such files are read, even if they
-    /// were unpacked: one of 37 GB takes minutes the first time.
+    /// their bytes. Empty when there is no such folder. Links to folders are followed, but no
+    /// folder is entered from within itself. The archives that could hold such files are read, even
+    /// if they were unpacked: one of 37 GB takes minutes the first time.
     ///
     /// # Errors
     /// [`DatasetError::Io`], [`DatasetError::Archive`] or [`DatasetError::Outside`].

@@ -368,7 +368,8 @@ impl Snapshot {
 ///
 /// The next 32 KiB of output are decoded three times, after windows that hold the low byte of each
 /// position, its high byte, and the inverted low byte. An output byte that differs between the
-/// first and the last is a copy, and the first two say of what. After 32 KiB the window is out of reach.
+/// first and the last is a copy, and the first two say of what. After 32 KiB the window is out of
+/// reach.
 fn referred(source: &Arc<dyn RandomRead>, wrapping: Wrapping, snapshot: &Snapshot) -> Vec<bool> {
     let low: Vec<u8> = (0..WINDOW).map(|i| i as u8).collect();
     let high: Vec<u8> = (0..WINDOW).map(|i| (i >> 8) as u8).collect();

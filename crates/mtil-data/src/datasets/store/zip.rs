@@ -156,8 +156,8 @@ mod tests {
         members.iter().find(|m| m.name == name).unwrap().index
     }
 
-    /// `some.zip` with other bytes at `at` in the two headers of a member; `local` and `central` are
-    /// where the field is in each.
+    /// `some.zip` with other bytes at `at` in the two headers of a member; `local` and `central`
+    /// are where the field is in each.
     fn patched(name: &str, local: usize, central: usize, value: &[u8]) -> Vec<u8> {
         let mut bytes = SOME.to_vec();
         for (magic, at, name_at) in [(b"PK\x03\x04", local, 30), (b"PK\x01\x02", central, 46)] {

@@ -18,7 +18,8 @@ const FIGURES: [Compared; 3] = [
     ("Last", |f| f.last),
 ];
 
-/// What all others are compared with: `finetune` where it is there, else the finished method with the best Average.
+/// What all others are compared with: `finetune` where it is there, else the finished method with
+/// the best Average.
 fn base<'a, 'g>(done: &[&'a Group<'g>]) -> Option<&'a Group<'g>> {
     let finetune = done.iter().find(|g| g.name == "finetune");
     finetune.or(done.first()).copied()
