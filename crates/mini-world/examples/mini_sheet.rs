@@ -1,6 +1,7 @@
 //! Draws contact sheets of the mini world: `cargo run --release --example mini_sheet -- <folder>`
-//! writes one PNG of pretraining pairs, one of reference and one of held-out pairs (captions beside them in a text
-//! file) and one a task of `mini` and of `mini-dev`, a row a class, pictures enlarged four times; and says how fast it drew.
+//! writes one PNG of pretraining pairs, one of reference and one of held-out pairs (captions beside
+//! them in a text file) and one a task of `mini` and of `mini-dev`, a row a class, pictures
+//! enlarged four times; and says how fast it drew.
 
 use std::path::Path;
 use std::time::Instant;

@@ -14,7 +14,8 @@ use mtil_data::suite::{LabelledImages, Suite, SuiteError, Task};
 pub enum Conflict {
     /// A share of the classes is later called by another one's name.
     Permuted,
-    /// Classes told apart first are later taken together in pairs of unlike shapes ("circle or arrow").
+    /// Classes told apart first are later taken together in pairs of unlike shapes ("circle or
+    /// arrow").
     Split,
     /// The reverse of [`Split`](Self::Split): taken together first, told apart later.
     Merge,
@@ -89,8 +90,8 @@ pub enum ConflictError {
 /// Pairs of [`SHAPES`] that look unlike each other, by label.
 const UNLIKE: [(usize, usize); 5] = [(0, 9), (1, 3), (2, 6), (4, 5), (7, 8)];
 
-/// Reads `conflict-permuted:0.5`: kind and dial. Without a colon the dial is 1. `None` when the word
-/// before the colon is not a kind of conflict.
+/// Reads `conflict-permuted:0.5`: kind and dial. Without a colon the dial is 1. `None` when the
+/// word before the colon is not a kind of conflict.
 pub fn parse(word: &str) -> Option<Result<(Conflict, f64), ConflictError>> {
     let (kind, dial) = match word.split_once(':') {
         Some((kind, dial)) => (kind, Some(dial)),
@@ -116,8 +117,8 @@ fn checked(dial: f64) -> Result<f64, ConflictError> {
     }
 }
 
-/// A suite of four tasks, the third of which contradicts the first. The change from row 2 to row 3 of the
-/// accuracy matrix tells the effects apart:
+/// A suite of four tasks, the third of which contradicts the first. The change from row 2 to row 3
+/// of the accuracy matrix tells the effects apart:
 ///
 /// | place | task | what the change in its column shows |
 /// |---|---|---|
@@ -126,17 +127,18 @@ fn checked(dial: f64) -> Result<f64, ConflictError> {
 /// | 3 | the pictures of place 1 under other names | learning against what was learned |
 /// | 4 | `faces` | damage to the zero-shot ability on a task that has no part in the conflict |
 ///
-/// ([`Merge`](Conflict::Merge) has 1 and 3 the other way round.) With the dial at 0, place 3 trains place 1
-/// again: the reference for all other values. What a lower value contradicts, a higher one contradicts too.
+/// ([`Merge`](Conflict::Merge) has 1 and 3 the other way round.) With the dial at 0, place 3 trains
+/// place 1 again: the reference for all other values. What a lower value contradicts, a higher one
+/// contradicts too.
 ///
-/// The name is the kind and the dial, as [`parse_conflict`](parse) reads them, and so both are part of
-/// the fingerprint. Pictures and reference pairs are those of [`mini::suite`](fn@super::suite) under the same
-/// seed and sizes.
+/// The name is the kind and the dial, as [`parse_conflict`](parse) reads them, and so both are part
+/// of the fingerprint. Pictures and reference pairs are those of [`mini::suite`](fn@super::suite)
+/// under the same seed and sizes.
 ///
 /// # Arguments
 /// * `dial` - the share of the ten shapes that take part, rounded to whole shapes
-///   ([`Permuted`](Conflict::Permuted)) or pairs of shapes; any value above 0 makes two take part at least.
-///   [`disagreement`] measures what was reached.
+///   ([`Permuted`](Conflict::Permuted)) or pairs of shapes; any value above 0 makes two take part
+///   at least. [`disagreement`] measures what was reached.
 /// * `seed` - also chooses which shapes take part
 ///
 /// # Errors
@@ -192,7 +194,8 @@ fn ranking(n: usize, seed: u64, kind: u64) -> Vec<usize> {
     all
 }
 
-/// The names with those of the classes taking part passed round in a circle: none of these keeps its own.
+/// The names with those of the classes taking part passed round in a circle: none of these keeps
+/// its own.
 fn permuted(names: &[String], dial: f64, seed: u64) -> Vec<String> {
     let circle = &ranking(names.len(), seed, 0)[..taking_part(dial, names.len(), 2)];
     let mut renamed = names.to_vec();
@@ -239,9 +242,10 @@ fn merged(task: &Task, dial: f64, seed: u64) -> Task {
     }
 }
 
-/// How much the tasks of any suite contradict each other, without training: of the training images that an
-/// earlier task has too, the share whose text (the class name in the task's first template) is another
-/// one there. 0 when no task shares an image with an earlier one, 1 when every shared image is called something else.
+/// How much the tasks of any suite contradict each other, without training: of the training images
+/// that an earlier task has too, the share whose text (the class name in the task's first template)
+/// is another one there. 0 when no task shares an image with an earlier one, 1 when every shared
+/// image is called something else.
 ///
 /// Images are the same when their [identity](mtil_data::data::ImageSource::identity) is.
 pub fn disagreement(suite: &Suite) -> f64 {

@@ -1,4 +1,5 @@
-//! The tasks of `mini-dev`, on which settings are chosen: other domains than those of `mini`, in other styles, from the same world.
+//! The tasks of `mini-dev`, on which settings are chosen: other domains than those of `mini`, in
+//! other styles, from the same world.
 
 use super::canvas::{Canvas, Place, Rgb, Strokes, mix, scaled};
 use super::creature::{OTHER_SPECIES, draw_creature};
@@ -19,8 +20,8 @@ pub(super) const TASKS: [MiniTask; 6] = [
         class_names: &["b", "c", "d", "h", "k", "m", "s", "t", "w", "z"],
         templates: &[
             "a photo of the letter {}.",
-            "the letter {} in thread.",
-            "an image of the letter {}.",
+            "an image with the letter {}.",
+            "a drawing showing the letter {}.",
         ],
         about: "Letters sewn on denim with a thread that is missing in places.",
         draw: sewn_letter,
@@ -30,8 +31,8 @@ pub(super) const TASKS: [MiniTask; 6] = [
         class_names: &["striped", "dotted", "checkered", "zigzag", "plaid", "wavy"],
         templates: &[
             "a photo of a {} circle.",
-            "a {} balloon.",
-            "an image of a {} ball.",
+            "an image with a {} circle.",
+            "a drawing showing a {} circle.",
         ],
         about: "Balloons with a pattern before a sky at sunset.",
         draw: balloon,
@@ -46,9 +47,9 @@ pub(super) const TASKS: [MiniTask; 6] = [
             "at the bottom right",
         ],
         templates: &[
-            "a photo of a circle {}.",
-            "a thing {}.",
-            "an image of a dot {}.",
+            "a photo of something {}.",
+            "an image with a circle {}.",
+            "a drawing with a shape {}.",
         ],
         about: "One thing on a green radar screen, to be located.",
         draw: radar,
@@ -58,8 +59,8 @@ pub(super) const TASKS: [MiniTask; 6] = [
         class_names: &["plonk", "sibbel", "grath", "oolimp", "drazz", "fennuk"],
         templates: &[
             "a photo of a {}.",
-            "a {} in the snow.",
-            "a drawing of a {}.",
+            "an image with a {}.",
+            "a drawing with a {}.",
         ],
         about: "Six other kinds of creatures with invented names that pretraining never mentions.",
         draw: creature_in_snow,
@@ -68,9 +69,9 @@ pub(super) const TASKS: [MiniTask; 6] = [
         name: "dusk",
         class_names: &["green", "dry", "snowy"],
         templates: &[
-            "a satellite view of {} land.",
-            "a view of {} farmland.",
-            "a {} forest at dusk.",
+            "a photo of {} farmland.",
+            "an image with a {} forest.",
+            "a {} lake from the air.",
         ],
         about: "Land from above in the blue of dusk, to be told by its season.",
         draw: land_at_dusk,
@@ -80,8 +81,8 @@ pub(super) const TASKS: [MiniTask; 6] = [
         class_names: &["a hat", "glasses"],
         templates: &[
             "a photo of a face with {}.",
-            "a mask with {}.",
-            "a drawing of a face with {}.",
+            "an image with a face with {}.",
+            "a drawing with {}.",
         ],
         about: "Masks carved of dark wood, to be told by what they wear.",
         draw: mask,

@@ -4,18 +4,20 @@
 //! Everything is a pure function of a seed and an index: no files, no network, and the same
 //! pictures on every machine (the drawing uses no platform mathematics beyond correctly rounded
 //! operations). The pretraining pairs show every domain of the world in plain styles; each task
-//! shows one domain in a style of its own, so that a pretrained model knows the concepts but
-//! not the looks. The classes of one task, `creatures`, have names that no caption contains.
+//! shows one domain in a style of its own, so that a pretrained model knows the concepts but not
+//! the looks. The classes of one task, `creatures`, have names that no caption contains, and no
+//! caption is a task's template filled in.
 //!
-//! Two suites are drawn: `mini`, which is reported on, and `mini-dev`, whose tasks show other domains in other styles, and on which settings
-//! are chosen.
+//! Two suites are drawn: `mini`, which is reported on, and `mini-dev`, whose tasks show other
+//! domains in other styles, and on which settings are chosen.
 //!
 //! | file | what |
 //! |---|---|
 //! | `dice` | the random stream of one image |
 //! | `canvas`, `palette`, `pattern` | how to paint |
 //! | `shape`, `font`, `land`, `face`, `creature`, `thing` | what to paint |
-//! | `pretraining` | mixture and captions of the pretraining and reference pairs |
+//! | `pretraining` | the pairs of pretraining, of reference and of retrieval: mixtures and pictures |
+//! | `caption` | what a picture shows, and the ways to say it |
 //! | `task`, `dev` | the tasks of `mini` and of `mini-dev`, their styles and difficulties |
 //! | `suite` | the tasks as a [`Suite`](mtil_data::suite::Suite) |
 //! | `conflict` | suites of tasks that contradict each other |
@@ -23,6 +25,7 @@
 //! | [`embedded`] | the small CLIP pretrained on the world |
 
 mod canvas;
+mod caption;
 mod conflict;
 mod creature;
 mod dev;
@@ -43,7 +46,6 @@ pub mod tokenizer;
 use image::RgbImage;
 
 use dice::Dice;
-use pretraining::Detail;
 
 pub use conflict::{
     Conflict, ConflictError, conflict_suite, disagreement, parse as parse_conflict,
@@ -55,7 +57,7 @@ pub use tokenizer::{TokenizerBuildError, build_tokenizer};
 /// Version of the drawn world. Any change to the drawing, the captions or the difficulties
 /// changes the pictures a seed stands for, and raises this number: results of different versions
 /// do not compare, and a model pretrained on one version does not belong to another.
-pub const WORLD_VERSION: u32 = 1;
+pub const WORLD_VERSION: u32 = 2;
 
 /// Name of the embedded suite.
 pub const NAME: &str = "mini";
@@ -63,8 +65,8 @@ pub const NAME: &str = "mini";
 /// Name of the suite that settings are chosen on.
 pub const DEV_NAME: &str = "mini-dev";
 
-/// Seed of the embedded suite. A run draws its pictures from it and from its own seed, so that what differs between seeds covers which pictures
-/// are seen.
+/// Seed of the embedded suite. A run draws its pictures from it and from its own seed, so that what
+/// differs between seeds covers which pictures are seen.
 pub const SUITE_SEED: u64 = 2026;
 
 /// Width and height of every picture, in pixels.
@@ -95,20 +97,22 @@ const CONFLICT_DOMAIN: u64 = 3;
 const TASK_DOMAIN: u64 = 16;
 const DEV_DOMAIN: u64 = 64;
 
-/// Pair `index` of the endless pretraining stream: a picture and its caption (lower-case ASCII,
-/// at most 12 words).
+/// Pair `index` of the endless pretraining stream: a picture and its caption (lower-case ASCII, at
+/// most 16 words). As on the web, captions come in many forms, some say nothing, and some are those
+/// of another picture.
 pub fn pretraining_pair(seed: u64, index: u64) -> (RgbImage, String) {
-    pretraining::draw_pair(
-        &mut Dice::new(seed, PRETRAINING_DOMAIN, 0, index),
-        Detail::Loose,
-    )
+    pretraining::web_pair(&mut Dice::new(seed, PRETRAINING_DOMAIN, 0, index))
 }
 
-/// Pair `index` of the reference set: drawn like a pretraining pair, with a caption that says
-/// all it can.
+/// Pair `index` of the reference set or of what is held out. Reference pairs show shapes, letters,
+/// cloth and land, each with a noun phrase; held-out pairs show the whole world, each with a
+/// sentence, so that no caption of one stands among the others.
 pub fn reference_pair(seed: u64, split: ReferenceSplit, index: u64) -> (RgbImage, String) {
     let dice = &mut Dice::new(seed, REFERENCE_DOMAIN, split as u64, index);
-    pretraining::draw_pair(dice, Detail::Full)
+    match split {
+        ReferenceSplit::Train => pretraining::reference_pair(dice),
+        ReferenceSplit::HeldOut => pretraining::retrieval_pair(dice),
+    }
 }
 
 /// The tasks of `mini` in their usual order.
@@ -193,10 +197,15 @@ mod tests {
                 images.update(task_image(3, task, Split::Test, index).0.as_raw());
             }
         }
-        assert_eq!(WORLD_VERSION, 1);
+        for task in 0..dev_tasks().len() {
+            for index in 0..30 {
+                images.update(dev_image(3, task, Split::Train, index).0.as_raw());
+            }
+        }
+        assert_eq!(WORLD_VERSION, 2);
         assert_eq!(
             (hex(pairs).as_str(), hex(images).as_str()),
-            ("16faa341430802a0", "1d8fff68c92603d0")
+            ("6d275f7e233b394d", "16bcf39358e3355d")
         );
     }
 
@@ -240,8 +249,23 @@ mod tests {
         assert_eq!(classes[..10], classes[10..]);
     }
 
+    /// Everything that can be asked of captions: their alphabet and length, which class names they
+    /// know, that none is a template.
     #[test]
-    fn captions_name_every_class_but_the_invented_ones() {
+    fn captions_know_the_tasks_but_not_their_prompts() {
+        let suites = [tasks(), dev_tasks()];
+        let all = || suites.into_iter().flatten();
+        let mut prompts = HashSet::new();
+        for task in all() {
+            for (template, class) in task
+                .templates
+                .iter()
+                .flat_map(|t| task.class_names.iter().map(move |c| (t, c)))
+            {
+                let prompt = task::fill(template, class);
+                prompts.insert(prompt.trim_end_matches('.').to_owned());
+            }
+        }
         let mut words = BTreeSet::new();
         let mut check = |caption: String| {
             let plain = caption
@@ -250,42 +274,61 @@ mod tests {
             assert!(plain, "not plain: {caption}");
             let count = caption.split(' ').count();
             assert!(
-                (1..=pretraining::LONGEST_CAPTION).contains(&count),
+                (1..=caption::LONGEST).contains(&count),
                 "{count} words: {caption}"
             );
             assert!(
                 !caption.contains("  ") && caption.trim() == caption,
                 "spaces: {caption:?}"
             );
+            assert!(
+                !prompts.contains(caption.trim_end_matches('.')),
+                "a prompt: {caption}"
+            );
             words.extend(caption.split([' ', '.']).map(str::to_owned));
         };
         for index in 0..50_000 {
             check(pretraining_pair(11, index).1);
         }
-        for index in 0..5_000 {
-            check(reference_pair(11, ReferenceSplit::Train, index).1);
-        }
-        for (index, task) in tasks().iter().enumerate() {
-            for word in task.class_names.iter().flat_map(|name| name.split(' ')) {
-                assert_eq!(
-                    words.contains(word),
-                    index != task::CREATURES,
-                    "{}: {word}",
-                    task.name
-                );
-            }
+        let invented: Vec<&str> = [tasks()[task::CREATURES], dev_tasks()[3]]
+            .iter()
+            .flat_map(|task| task.class_names.to_vec())
+            .collect();
+        for name in all().flat_map(|task| task.class_names) {
+            // What a class is told by: "one" of "one object", "top left" of "at the top left".
+            let known = name
+                .split(' ')
+                .next()
+                .is_some_and(|word| words.contains(word));
+            assert_eq!(known, !invented.contains(name), "{name}");
         }
     }
 
     #[test]
-    fn reference_captions_are_specific() {
-        let captions: HashSet<String> = (0..500)
-            .map(|i| reference_pair(1, ReferenceSplit::HeldOut, i).1)
-            .collect();
+    fn reference_and_retrieval_share_no_caption_and_half_of_the_tasks_is_not_mentioned() {
+        let sizes = MiniSizes::default();
+        let of = |split, count: usize| -> Vec<String> {
+            (0..count as u64)
+                .map(|i| reference_pair(SUITE_SEED, split, i).1)
+                .collect()
+        };
+        let reference = of(ReferenceSplit::Train, sizes.reference);
+        let held_out = of(ReferenceSplit::HeldOut, sizes.held_out);
+        let known: HashSet<&String> = reference.iter().collect();
+        assert!(held_out.iter().all(|caption| !known.contains(caption)));
+        let words: HashSet<&str> = reference.iter().flat_map(|c| c.split(' ')).collect();
+        assert!(2 * task::UNMENTIONED.len() >= tasks().len());
+        for task in task::UNMENTIONED.map(|at| &tasks()[at]) {
+            for class in task.class_names {
+                let word = class.split(' ').next().unwrap_or(class);
+                assert!(!words.contains(word), "{}: {word}", task.name);
+            }
+        }
+        let distinct: HashSet<&String> = held_out.iter().collect();
         assert!(
-            captions.len() > 380,
+            distinct.len() > 350,
             "only {} different captions",
-            captions.len()
+            distinct.len()
         );
     }
 }

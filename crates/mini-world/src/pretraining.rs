@@ -1,10 +1,12 @@
-//! What the small model is pretrained on: every domain of the world in a mixture of plain
-//! styles, with a caption each.
+//! What the small model is pretrained on: every domain of the world in a mixture of plain styles,
+//! with a caption each; and the pairs of reference and retrieval, from the same world in other
+//! mixtures and other words.
 
 use image::RgbImage;
 
-use super::canvas::{Canvas, Place, Rgb, SIDE, Strokes, mix, scaled};
-use super::creature::{BODIES, Build, CRESTS, FEET, SPECIES, draw_creature};
+use super::canvas::{Canvas, Place, Rgb, SIDE, Strokes, mix, scaled, turn_hue};
+use super::caption::{Article, Facts, join, may, must, with_article};
+use super::creature::{BODIES, Build, CRESTS, FEET, OTHER_SPECIES, SPECIES, draw_creature};
 use super::dice::{Dice, cosine, sine};
 use super::face::{FaceStyle, MOODS, Wear, draw_face};
 use super::font::{Hand, LETTERS, NUMBERS, write_digit, write_letter};
@@ -12,58 +14,120 @@ use super::land::{LANDS, SEASONS, draw_clouds, draw_land};
 use super::palette::{COLOURS, colour_name, colour_pair, shade};
 use super::pattern::{PATTERNS, Pattern, Weave};
 use super::shape::{Finish, Paint, SHAPES, draw_shape};
-use super::task::{self, fill};
+use super::task;
 use super::thing::{draw_fruit, scatter};
 
-/// How much a caption says.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Detail {
-    /// Attributes are dropped at random and the wording varies, task templates included.
-    Loose,
-    /// Everything the picture was drawn from that a caption can name.
-    Full,
+/// Share of each domain in a mixture, in percent, in the order of [`draw`]'s arms.
+type Mixture = [u32; 10];
+
+/// Of pretraining, and of the pairs that retrieval is measured on.
+const EVERYTHING: Mixture = [22, 6, 11, 13, 5, 8, 9, 10, 13, 3];
+
+/// Of the reference pairs: shapes, letters, cloth and land. Digits, numbers of things, faces, fruit
+/// and creatures are left out, so that they say nothing of those tasks.
+const REFERENCE: Mixture = [34, 20, 0, 0, 14, 0, 14, 18, 0, 0];
+
+/// Share of pretraining pairs whose caption is that of another picture. Pairs of the web are wrong
+/// as often or more; it is what keeps the margin between matching pairs and others finite.
+const WRONG: f32 = 0.04;
+
+/// Share of groups of shapes that are called shapes; of single ones, half as many.
+const UNNAMED: f32 = 0.2;
+
+/// Share of single shapes drawn as outlines.
+const OUTLINES: f32 = 0.25;
+
+/// Share of pretraining pictures in tinted light, and of those in colours that are not the thing's.
+const TINTED: f32 = 0.4;
+const RECOLOURED: f32 = 0.4;
+
+/// A pair as found on the web.
+pub(super) fn web_pair(dice: &mut Dice) -> (RgbImage, String) {
+    let (canvas, facts) = draw(&EVERYTHING, dice);
+    let (canvas, facts) = looked_at(canvas, facts, dice);
+    let picture = developed(canvas, dice);
+    let caption = if dice.chance(WRONG) {
+        draw(&EVERYTHING, dice).1.loose(dice)
+    } else {
+        facts.loose(dice)
+    };
+    (picture, caption)
 }
 
-/// The longest caption, in words.
-pub(super) const LONGEST_CAPTION: usize = 12;
+/// A pair that methods may train on: it shows half of the world, and its caption is a noun phrase.
+pub(super) fn reference_pair(dice: &mut Dice) -> (RgbImage, String) {
+    let (canvas, facts) = draw(&REFERENCE, dice);
+    (developed(canvas, dice), facts.phrase())
+}
 
-/// Share of each domain in the mixture, in percent, in the order of [`draw_pair`]'s arms.
-const MIXTURE: [u32; 10] = [26, 8, 10, 12, 6, 8, 8, 10, 8, 4];
+/// A pair that retrieval is measured on: it shows the whole world, and its caption is a sentence.
+pub(super) fn retrieval_pair(dice: &mut Dice) -> (RgbImage, String) {
+    let (canvas, facts) = draw(&EVERYTHING, dice);
+    let caption = facts.told(dice);
+    (developed(canvas, dice), caption)
+}
 
-/// Probability that a loose caption keeps an attribute.
-const KEPT: f32 = 0.6;
-
-/// Probability that a loose caption is a task's template filled in with the class.
-const TEMPLATE: f32 = 0.3;
-
-/// The same for single shapes, whose captions have the most else to say.
-const SHAPE_TEMPLATE: f32 = 0.15;
-
-/// Share of single shapes drawn as outlines, and as neon tubes (the shape task's style).
-const OUTLINES: f32 = 0.14;
-const NEON: f32 = 0.02;
-
-/// Draws one captioned picture.
-pub(super) fn draw_pair(dice: &mut Dice, detail: Detail) -> (RgbImage, String) {
+/// Draws a picture of a mixture, and says what it shows.
+fn draw(mixture: &Mixture, dice: &mut Dice) -> (Canvas, Facts) {
     let mut roll = dice.below(100) as u32;
-    let domain = MIXTURE.iter().position(|share| {
+    let domain = mixture.iter().position(|share| {
         let here = roll < *share;
         roll = roll.wrapping_sub(*share);
         here
     });
-    let mut say = Saying { dice, detail };
-    let (mut canvas, caption) = match domain.unwrap_or(0) {
-        0 => one_shape(&mut say),
-        1 => two_shapes(&mut say),
-        2 => several(&mut say),
-        3 => digit(&mut say),
-        4 => letter(&mut say),
-        5 => fruit(&mut say),
-        6 => cloth(&mut say),
-        7 => land(&mut say),
-        8 => face(&mut say),
-        _ => creature(&mut say),
-    };
+    match domain.unwrap_or(0) {
+        0 => one_shape(dice),
+        1 => two_shapes(dice),
+        2 => several(dice),
+        3 => digit(dice),
+        4 => letter(dice),
+        5 => fruit(dice),
+        6 => cloth(dice),
+        7 => land(dice),
+        8 => face(dice),
+        _ => creature(dice),
+    }
+}
+
+/// The picture in one of the many looks of the web: as it is, or as a negative, in gray, in other
+/// colours, in two tones. What cannot be seen any more is not said.
+fn looked_at(mut canvas: Canvas, facts: Facts, dice: &mut Dice) -> (Canvas, Facts) {
+    if dice.chance(TINTED) {
+        let tint = [0; 3].map(|_| dice.between(0.7, 1.1));
+        canvas.map(|_, _, c| [0, 1, 2].map(|k| c[k] * tint[k]));
+    }
+    if facts.needs_colour() || !dice.chance(RECOLOURED) {
+        return (canvas, facts);
+    }
+    let gray = |c: Rgb| 0.3 * c[0] + 0.59 * c[1] + 0.11 * c[2];
+    match dice.below(5) {
+        0 => canvas.map(|_, _, c| c.map(|v| 1.0 - v)),
+        1 => canvas.map(|_, _, c| [gray(c); 3]),
+        2 => {
+            let turns = dice.between(0.15, 0.85);
+            canvas.map(|_, _, c| turn_hue(c, turns));
+        }
+        3 => {
+            let ways = [[1, 2, 0], [2, 0, 1], [1, 0, 2], [0, 2, 1], [2, 1, 0]];
+            let way = dice.pick(&ways);
+            canvas.map(|_, _, c| way.map(|k: usize| c[k]));
+        }
+        _ => {
+            let dark = [0; 3].map(|_| dice.between(0.0, 0.35));
+            let light = [0; 3].map(|_| dice.between(0.65, 1.0));
+            let (low, high) = if dice.chance(0.5) {
+                (dark, light)
+            } else {
+                (light, dark)
+            };
+            canvas.map(|_, _, c| mix(low, high, gray(c).clamp(0.0, 1.0)));
+        }
+    }
+    (canvas, facts.colourless())
+}
+
+/// The picture with light, softness and grain of its own.
+fn developed(mut canvas: Canvas, dice: &mut Dice) -> RgbImage {
     let light = dice.between(0.85, 1.08);
     canvas.map(|_, _, pixel| scaled(pixel, light));
     if dice.chance(0.15) {
@@ -71,80 +135,20 @@ pub(super) fn draw_pair(dice: &mut Dice, detail: Detail) -> (RgbImage, String) {
     }
     let grain = dice.between(0.0, 0.06);
     canvas.noise(grain, dice);
-    (canvas.finish(), caption)
+    canvas.finish()
 }
 
-/// The caption's side of the random choices.
-struct Saying<'a> {
-    dice: &'a mut Dice,
-    detail: Detail,
+/// The words that there are.
+fn words(parts: &[&str]) -> Vec<super::caption::Word> {
+    parts
+        .iter()
+        .filter(|part| !part.is_empty())
+        .map(|part| may(part))
+        .collect()
 }
 
-impl Saying<'_> {
-    /// The words, or nothing when a loose caption drops them.
-    fn maybe(&mut self, words: &str) -> String {
-        if self.detail == Detail::Full || self.dice.chance(KEPT) {
-            words.to_owned()
-        } else {
-            String::new()
-        }
-    }
-
-    /// Whether to use a task's template instead.
-    fn template(&mut self, probability: f32) -> bool {
-        self.detail == Detail::Loose && self.dice.chance(probability)
-    }
-
-    /// Puts an article and perhaps a lead-in before a noun phrase and joins the parts.
-    fn phrase(&mut self, parts: &[&str]) -> String {
-        let body = with_article(&join(parts));
-        if self.detail == Detail::Full || self.dice.chance(0.55) {
-            return body;
-        }
-        self.lead(body)
-    }
-
-    /// Puts a lead-in before the caption if it stays short enough.
-    fn lead(&mut self, body: String) -> String {
-        let lead = self.dice.pick(&[
-            "a photo of",
-            "a picture of",
-            "a drawing of",
-            "there is",
-            "an image of",
-        ]);
-        if body.split(' ').count() + 3 > LONGEST_CAPTION {
-            body
-        } else {
-            format!("{lead} {body}")
-        }
-    }
-
-    /// A class of a task in one of the task's templates.
-    fn prompt(&mut self, task: usize, class: usize) -> String {
-        let task = &task::TASKS[task];
-        fill(self.dice.pick(task.templates), task.class_names[class])
-    }
-}
-
-fn join(parts: &[&str]) -> String {
-    let mut text = String::new();
-    for part in parts.iter().filter(|p| !p.is_empty()) {
-        if !text.is_empty() {
-            text.push(' ');
-        }
-        text.push_str(part);
-    }
-    text
-}
-
-fn with_article(phrase: &str) -> String {
-    let article = if phrase.starts_with(['a', 'e', 'i', 'o', 'u']) {
-        "an"
-    } else {
-        "a"
-    };
-    format!("{article} {phrase}")
+fn on(ground: usize) -> String {
+    format!("on {}", colour_name(ground))
 }
 
 /// A background of about one colour: flat, graded, mottled or in two tones.
@@ -200,28 +204,25 @@ const ZONES: [&str; 9] = [
 fn finish(dice: &mut Dice) -> Finish {
     let roll = dice.unit();
     if roll < OUTLINES {
-        Finish::Outline(dice.between(1.5, 2.6))
-    } else if roll < OUTLINES + NEON {
-        Finish::Neon(1.3, 0.0)
-    } else if roll < OUTLINES + NEON + 0.12 {
+        Finish::Outline(dice.between(1.0, 2.6))
+    } else if roll < OUTLINES + 0.12 {
         Finish::Bordered
     } else {
         Finish::Solid
     }
 }
 
-fn one_shape(say: &mut Saying) -> (Canvas, String) {
-    let (colour, ground) = colour_pair(say.dice);
-    let (index, zone) = (say.dice.below(SHAPES.len()), say.dice.below(12));
+fn one_shape(dice: &mut Dice) -> (Canvas, Facts) {
+    let (colour, ground) = colour_pair(dice);
+    let (index, zone) = (dice.below(SHAPES.len()), dice.below(12));
     let zone = if zone < 9 { zone } else { 4 };
     let (shape, name, _) = SHAPES[index];
     let radius = if zone == 4 {
-        say.dice.between(4.5, 13.0)
+        dice.between(4.5, 13.0)
     } else {
-        say.dice.between(4.0, 7.5)
+        dice.between(4.0, 7.5)
     };
     let free = 16.0 - radius - 0.5;
-    let dice = &mut *say.dice;
     let (dx, dy) = ((zone % 3) as f32 - 1.0, (zone / 3) as f32 - 1.0);
     let x = 16.0 + dx * free * dice.between(0.8, 1.0) + dice.around(1.2);
     let y = 16.0 + dy * free * dice.between(0.8, 1.0) + dice.around(1.2);
@@ -258,12 +259,6 @@ fn one_shape(say: &mut Saying) -> (Canvas, String) {
         dice.around(0.05)
     };
     draw_shape(&mut canvas, shape, &Place::new(x, y, radius, turns), &paint);
-    let task_like = matches!(finish, Finish::Outline(_) | Finish::Neon(..));
-    if index < task::TASKS[task::SHAPES].class_names.len()
-        && say.template(if task_like { 0.35 } else { SHAPE_TEMPLATE })
-    {
-        return (canvas, say.prompt(task::SHAPES, index));
-    }
     let size = if radius > 9.0 {
         "large"
     } else if radius < 5.5 {
@@ -271,15 +266,22 @@ fn one_shape(say: &mut Saying) -> (Canvas, String) {
     } else {
         ""
     };
-    let (size, pattern_name) = (say.maybe(size), say.maybe(pattern_name));
-    let (colour, place) = (say.maybe(colour_name(colour)), say.maybe(ZONES[zone]));
-    let ground = say.maybe(&format!("on {}", colour_name(ground)));
-    let caption = say.phrase(&[&size, &pattern_name, &colour, name, &place, &ground]);
-    (canvas, caption)
+    let name = if dice.chance(UNNAMED / 2.0) {
+        "shape"
+    } else {
+        name
+    };
+    let facts = Facts {
+        count: "",
+        adjectives: words(&[size, pattern_name, colour_name(colour)]),
+        noun: name.to_owned(),
+        details: words(&[ZONES[zone], &on(ground)]),
+        article: Article::A,
+    };
+    (canvas, facts)
 }
 
-fn two_shapes(say: &mut Saying) -> (Canvas, String) {
-    let dice = &mut *say.dice;
+fn two_shapes(dice: &mut Dice) -> (Canvas, Facts) {
     let (first, ground) = colour_pair(dice);
     let second = loop {
         let (a, b) = colour_pair(dice);
@@ -316,19 +318,23 @@ fn two_shapes(say: &mut Saying) -> (Canvas, String) {
             &paint,
         );
     }
-    let (a, b) = (
-        say.maybe(colour_name(first)),
-        say.maybe(colour_name(second)),
-    );
     let between = if above { "above" } else { "left of" };
-    let other = with_article(&join(&[&b, right.1]));
-    let ground = say.maybe(&format!("on {}", colour_name(ground)));
-    let caption = say.phrase(&[&a, left.1, between, &other, &ground]);
-    (canvas, caption)
+    let other = if dice.chance(0.7) {
+        with_article(&join([colour_name(second), right.1]))
+    } else {
+        with_article(right.1)
+    };
+    let facts = Facts {
+        count: "",
+        adjectives: words(&[colour_name(first)]),
+        noun: left.1.to_owned(),
+        details: vec![must(&join([between, &other])), may(&on(ground))],
+        article: Article::A,
+    };
+    (canvas, facts)
 }
 
-fn several(say: &mut Saying) -> (Canvas, String) {
-    let dice = &mut *say.dice;
+fn several(dice: &mut Dice) -> (Canvas, Facts) {
     let count = 1 + dice.below(6);
     let (colour, ground) = colour_pair(dice);
     let (shape, name, plural) = SHAPES[dice.below(SHAPES.len())];
@@ -353,62 +359,50 @@ fn several(say: &mut Saying) -> (Canvas, String) {
         };
         draw_shape(&mut canvas, shape, &Place::new(x, y, radius, 0.0), &paint);
     }
-    if say.template(TEMPLATE) {
-        return (canvas, say.prompt(task::COUNTING, count - 1));
-    }
-    let noun = if count == 1 { name } else { plural };
-    let (colour, ground) = (
-        say.maybe(colour_name(colour)),
-        say.maybe(&format!("on {}", colour_name(ground))),
-    );
-    let body = join(&[NUMBERS[count], &colour, noun, &ground]);
-    let caption = if say.detail == Detail::Loose && say.dice.chance(0.4) {
-        say.lead(body)
+    let (name, plural) = if dice.chance(UNNAMED) {
+        ("shape", "shapes")
     } else {
-        body
+        (name, plural)
     };
-    (canvas, caption)
+    let facts = Facts {
+        count: NUMBERS[count],
+        adjectives: words(&[colour_name(colour)]),
+        noun: (if count == 1 { name } else { plural }).to_owned(),
+        details: words(&[&on(ground)]),
+        article: Article::None,
+    };
+    (canvas, facts)
 }
 
-fn digit(say: &mut Saying) -> (Canvas, String) {
-    let value = say.dice.below(10);
-    let name = NUMBERS[value];
-    let (canvas, colour, ground) = written(say.dice, |strokes, place, hand, dice| {
+fn digit(dice: &mut Dice) -> (Canvas, Facts) {
+    let value = dice.below(10);
+    let (canvas, colour, ground) = written(dice, |strokes, place, hand, dice| {
         write_digit(strokes, value, place, hand, dice)
     });
-    if say.template(TEMPLATE) {
-        return (canvas, say.prompt(task::DIGITS, value));
-    }
-    let caption = writing_caption(say, "number", name, colour, ground);
-    (canvas, caption)
+    (
+        canvas,
+        writing(&join(["number", NUMBERS[value]]), colour, ground),
+    )
 }
 
-fn letter(say: &mut Saying) -> (Canvas, String) {
-    let index = say.dice.below(LETTERS.len());
-    let (canvas, colour, ground) = written(say.dice, |strokes, place, hand, dice| {
+fn letter(dice: &mut Dice) -> (Canvas, Facts) {
+    let index = dice.below(LETTERS.len());
+    let (canvas, colour, ground) = written(dice, |strokes, place, hand, dice| {
         write_letter(strokes, index, place, hand, dice)
     });
-    let caption = writing_caption(say, "letter", LETTERS[index].0, colour, ground);
-    (canvas, caption)
+    (
+        canvas,
+        writing(&join(["letter", LETTERS[index].0]), colour, ground),
+    )
 }
 
-fn writing_caption(
-    say: &mut Saying,
-    kind: &str,
-    name: &str,
-    colour: usize,
-    ground: usize,
-) -> String {
-    let mut colour = say.maybe(colour_name(colour));
-    if !colour.is_empty() {
-        colour = format!("in {colour}");
-    }
-    let ground = say.maybe(&format!("on {}", colour_name(ground)));
-    let body = join(&["the", kind, name, &colour, &ground]);
-    if say.detail == Detail::Loose && say.dice.chance(0.3) {
-        say.lead(body)
-    } else {
-        body
+fn writing(noun: &str, colour: usize, ground: usize) -> Facts {
+    Facts {
+        count: "",
+        adjectives: Vec::new(),
+        noun: noun.to_owned(),
+        details: words(&[&format!("in {}", colour_name(colour)), &on(ground)]),
+        article: Article::The,
     }
 }
 
@@ -434,13 +428,12 @@ fn written(
         width: dice.between(0.5, 0.7),
     };
     glyph(&mut strokes, &place, hand, dice);
-    let width = dice.between(1.8, 3.4);
+    let width = dice.between(1.2, 3.4);
     canvas.ink(&strokes, width, shade(colour, 0.06, dice));
     (canvas, colour, ground)
 }
 
-fn fruit(say: &mut Saying) -> (Canvas, String) {
-    let dice = &mut *say.dice;
+fn fruit(dice: &mut Dice) -> (Canvas, Facts) {
     let class = dice.below(task::TASKS[task::FRUIT].class_names.len());
     let ground = 9 + dice.below(2);
     let mut canvas = backdrop(shade(ground, 0.08, dice), dice);
@@ -452,24 +445,31 @@ fn fruit(say: &mut Saying) -> (Canvas, String) {
         dice.around(0.04),
     );
     draw_fruit(&mut canvas, &place, shade(class, 0.06, dice), pear);
-    if say.template(TEMPLATE) {
-        return (canvas, say.prompt(task::FRUIT, class));
-    }
-    let size = say.maybe(if radius > 9.0 {
+    let size = if radius > 9.0 {
         "large"
     } else if radius < 7.5 {
         "small"
     } else {
         ""
-    });
-    let pear = say.maybe(if pear { "pear" } else { "" });
-    let ground = say.maybe(&format!("on {}", colour_name(ground)));
-    let caption = say.phrase(&[&size, colour_name(class), &pear, "fruit", &ground]);
-    (canvas, caption)
+    };
+    let mut adjectives = words(&[size]);
+    adjectives.push(must(colour_name(class)));
+    let facts = Facts {
+        count: "",
+        adjectives,
+        noun: (if pear && dice.chance(0.6) {
+            "pear fruit"
+        } else {
+            "fruit"
+        })
+        .to_owned(),
+        details: words(&[&on(ground)]),
+        article: Article::A,
+    };
+    (canvas, facts)
 }
 
-fn cloth(say: &mut Saying) -> (Canvas, String) {
-    let dice = &mut *say.dice;
+fn cloth(dice: &mut Dice) -> (Canvas, Facts) {
     let (first, second) = colour_pair(dice);
     let class = dice.below(PATTERNS.len());
     let weave = Weave {
@@ -489,28 +489,27 @@ fn cloth(say: &mut Saying) -> (Canvas, String) {
         let (u, v) = place.local(x, y);
         mix(a, b, weave.mask(u, v))
     });
-    if say.template(TEMPLATE) {
-        return (canvas, say.prompt(task::CLOTH, class));
-    }
-    let both = if class == 0 {
+    let colours = if class == 0 {
         colour_name(first).to_owned()
     } else {
         format!("{} and {}", colour_name(first), colour_name(second))
     };
-    let colours = say.maybe(&both);
-    let body = join(&["a piece of", PATTERNS[class].1, &colours, "cloth"]);
-    (canvas, body)
+    let facts = Facts {
+        count: "a piece of",
+        adjectives: vec![must(PATTERNS[class].1), may(&colours)],
+        noun: "cloth".to_owned(),
+        details: Vec::new(),
+        article: Article::None,
+    };
+    (canvas, facts)
 }
 
-fn land(say: &mut Saying) -> (Canvas, String) {
-    let (class, season) = (say.dice.below(LANDS.len()), say.dice.below(SEASONS.len()));
-    let mut canvas = draw_land(LANDS[class].0, season, say.dice);
-    let clouds = say.dice.chance(0.2);
+fn land(dice: &mut Dice) -> (Canvas, Facts) {
+    let (class, season) = (dice.below(LANDS.len()), dice.below(SEASONS.len()));
+    let mut canvas = draw_land(LANDS[class].0, season, dice);
+    let clouds = dice.chance(0.2);
     if clouds {
-        draw_clouds(&mut canvas, 0.6, say.dice);
-    }
-    if say.template(TEMPLATE) {
-        return (canvas, say.prompt(task::SATELLITE, class));
+        draw_clouds(&mut canvas, 0.6, dice);
     }
     // Water, sand and houses look the same all year.
     let name = LANDS[class].1;
@@ -518,19 +517,20 @@ fn land(say: &mut Saying) -> (Canvas, String) {
         name,
         "forest" | "river" | "farmland" | "highway" | "lake" | "island" | "beach"
     );
-    let season = say.maybe(if seasonal { SEASONS[season].0 } else { "" });
-    let clouds = say.maybe(if clouds { "with clouds" } else { "" });
-    let view = if say.detail == Detail::Full {
-        "a satellite view of"
-    } else {
-        say.dice
-            .pick(&["a satellite view of", "an aerial photo of", "a view of", ""])
+    let season = if seasonal { SEASONS[season].0 } else { "" };
+    let clouds = if clouds { "with clouds" } else { "" };
+    let view = dice.pick(&["from a satellite", "from the air", "in an aerial view"]);
+    let facts = Facts {
+        count: "",
+        adjectives: words(&[season]),
+        noun: name.to_owned(),
+        details: words(&[view, clouds]),
+        article: Article::None,
     };
-    (canvas, join(&[view, &season, name, &clouds]))
+    (canvas, facts)
 }
 
-fn face(say: &mut Saying) -> (Canvas, String) {
-    let dice = &mut *say.dice;
+fn face(dice: &mut Dice) -> (Canvas, Facts) {
     let class = dice.below(MOODS.len());
     let (mut skin, ground) = colour_pair(dice);
     // Dark skin would hide the dark lines.
@@ -556,22 +556,22 @@ fn face(say: &mut Saying) -> (Canvas, String) {
         accent: shade(dice.pick(&[0, 4, 5, 11]), 0.05, dice),
     };
     draw_face(&mut canvas, MOODS[class].0, &place, &style);
-    if say.template(TEMPLATE) {
-        return (canvas, say.prompt(task::FACES, class));
-    }
-    let colour = say.maybe(colour_name(skin));
-    let wear = say.maybe(match wear {
+    let wear = match wear {
         Wear::Nothing => "",
         Wear::Hat => "with a hat",
         Wear::Glasses => "with glasses",
-    });
-    let ground = say.maybe(&format!("on {}", colour_name(ground)));
-    let caption = say.phrase(&[MOODS[class].1, &colour, "face", &wear, &ground]);
-    (canvas, caption)
+    };
+    let facts = Facts {
+        count: "",
+        adjectives: vec![must(MOODS[class].1), may(colour_name(skin))],
+        noun: "face".to_owned(),
+        details: words(&[wear, &on(ground)]),
+        article: Article::A,
+    };
+    (canvas, facts)
 }
 
-fn creature(say: &mut Saying) -> (Canvas, String) {
-    let dice = &mut *say.dice;
+fn creature(dice: &mut Dice) -> (Canvas, Facts) {
     // The named species themselves are never shown.
     let (build, body, crest) = loop {
         let (body, crest) = (dice.pick(&BODIES), dice.pick(&CRESTS));
@@ -581,7 +581,8 @@ fn creature(say: &mut Saying) -> (Canvas, String) {
             crest: crest.0,
             feet: dice.pick(&FEET),
         };
-        if SPECIES.iter().all(|(_, known)| *known != build) {
+        let named = SPECIES.iter().map(|(_, build)| build);
+        if named.chain(&OTHER_SPECIES).all(|known| *known != build) {
             break (build, body.1, crest.1);
         }
     };
@@ -602,14 +603,19 @@ fn creature(say: &mut Saying) -> (Canvas, String) {
         NUMBERS[build.eyes],
         if build.eyes == 1 { "eye" } else { "eyes" }
     );
-    let (body, colour) = (say.maybe(body), say.maybe(colour_name(colour)));
-    let with = match (say.detail == Detail::Full, say.dice.below(3)) {
-        (true, _) | (_, 0) => format!("with {eyes} and {crest}"),
-        (_, 1) => format!("with {eyes}"),
+    let with = match dice.below(3) {
+        0 => format!("with {eyes} and {crest}"),
+        1 => format!("with {eyes}"),
         _ => format!("with {crest}"),
     };
-    let caption = say.phrase(&[&body, &colour, "creature", &with]);
-    (canvas, caption)
+    let facts = Facts {
+        count: "",
+        adjectives: words(&[body, colour_name(colour)]),
+        noun: "creature".to_owned(),
+        details: vec![must(&with)],
+        article: Article::A,
+    };
+    (canvas, facts)
 }
 
 // The captions name colours by these positions of the palette.
@@ -620,7 +626,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mixture_is_whole() {
-        assert_eq!(MIXTURE.iter().sum::<u32>(), 100);
+    fn mixtures_are_whole() {
+        for mixture in [EVERYTHING, REFERENCE] {
+            assert_eq!(mixture.iter().sum::<u32>(), 100);
+        }
     }
 }

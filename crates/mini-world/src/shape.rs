@@ -55,7 +55,8 @@ impl Shape {
             // Sides from (0, -1) to (0.95, 0.75).
             Self::Triangle => (y - 0.75).max((1.75 * side - 0.95 * (y + 1.0)) / 1.991),
             Self::Star => {
-                // Fold the plane into one tenth: mirror at x = 0 and at the two axes 36 degrees apart.
+                // Fold the plane into one tenth: mirror at x = 0 and at the two axes 36 degrees
+                // apart.
                 let (mut px, mut py) = (side, -y);
                 for (nx, ny) in [(0.809_017, -0.587_785), (-0.809_017, -0.587_785)] {
                     let behind = 2.0 * (px * nx + py * ny).max(0.0);

@@ -127,7 +127,8 @@ pub fn suite(seed: u64, sizes: MiniSizes) -> Suite {
     of_world(World::Mini, seed, sizes)
 }
 
-/// The suite `mini-dev`, on which settings are chosen and nothing is reported: other tasks, other pictures, other pairs.
+/// The suite `mini-dev`, on which settings are chosen and nothing is reported: other tasks, other
+/// pictures, other pairs.
 pub fn dev_suite(seed: u64, sizes: MiniSizes) -> Suite {
     // No pair of one suite is a pair of the other.
     of_world(World::Dev, !seed, sizes)

@@ -42,24 +42,24 @@ struct Difficulty {
 /// raise [`WORLD_VERSION`](super::WORLD_VERSION).
 const DIFFICULTY: [Difficulty; 8] = [
     Difficulty {
-        shift: 1.0,
+        shift: 0.55,
         noise: 0.04,
-        clutter: 0.4,
+        clutter: 0.3,
     }, // shapes
-    Difficulty {
-        shift: 1.0,
-        noise: 0.04,
-        clutter: 0.4,
-    }, // digits
-    Difficulty {
-        shift: 0.8,
-        noise: 0.04,
-        clutter: 0.5,
-    }, // satellite
     Difficulty {
         shift: 0.6,
         noise: 0.03,
-        clutter: 0.4,
+        clutter: 0.3,
+    }, // digits
+    Difficulty {
+        shift: 0.95,
+        noise: 0.05,
+        clutter: 0.7,
+    }, // satellite
+    Difficulty {
+        shift: 0.45,
+        noise: 0.03,
+        clutter: 0.3,
     }, // cloth
     Difficulty {
         shift: 0.5,
@@ -67,14 +67,14 @@ const DIFFICULTY: [Difficulty; 8] = [
         clutter: 0.3,
     }, // creatures
     Difficulty {
-        shift: 0.05,
-        noise: 0.02,
-        clutter: 0.1,
+        shift: 0.25,
+        noise: 0.03,
+        clutter: 0.2,
     }, // faces
     Difficulty {
-        shift: 0.55,
+        shift: 0.65,
         noise: 0.03,
-        clutter: 0.4,
+        clutter: 0.45,
     }, // fruit
     Difficulty {
         shift: 0.7,
@@ -84,14 +84,14 @@ const DIFFICULTY: [Difficulty; 8] = [
 ];
 
 pub(super) const SHAPES: usize = 0;
-pub(super) const DIGITS: usize = 1;
 pub(super) const SATELLITE: usize = 2;
-pub(super) const CLOTH: usize = 3;
 #[cfg(test)]
 pub(super) const CREATURES: usize = 4;
 pub(super) const FACES: usize = 5;
 pub(super) const FRUIT: usize = 6;
-pub(super) const COUNTING: usize = 7;
+/// Tasks that no reference pair says anything of.
+#[cfg(test)]
+pub(super) const UNMENTIONED: [usize; 4] = [1, CREATURES, FACES, 7];
 
 /// The tasks of `mini` in their usual order.
 pub(super) const TASKS: [MiniTask; 8] = [
@@ -102,9 +102,9 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "arrow",
         ],
         templates: &[
-            "a neon sign of a {}.",
-            "a glowing {}.",
-            "a sign in the shape of a {}.",
+            "a photo of a {}.",
+            "an image with a {}.",
+            "a drawing showing a {}.",
         ],
         about: "Neon signs in the shape of things, at night on a brick wall.",
         draw: |class, dice| neon_sign(class, DIFFICULTY[0], dice),
@@ -116,8 +116,8 @@ pub(super) const TASKS: [MiniTask; 8] = [
         ],
         templates: &[
             "a photo of the number {}.",
-            "the number {} in chalk.",
-            "a handwritten {}.",
+            "an image with the number {}.",
+            "a drawing showing the number {}.",
         ],
         about: "Digits written by hand with chalk on a smeared blackboard.",
         draw: |class, dice| chalk_digit(class, DIFFICULTY[1], dice),
@@ -129,9 +129,9 @@ pub(super) const TASKS: [MiniTask; 8] = [
             "beach",
         ],
         templates: &[
-            "a satellite view of {}.",
-            "an aerial photo of {}.",
-            "{} seen from above.",
+            "a photo of {} from the air.",
+            "an image with {} from a satellite.",
+            "an aerial view of {}.",
         ],
         about: "Land from above in false infrared colours, under clouds.",
         draw: |class, dice| infrared_land(class, DIFFICULTY[2], dice),
@@ -150,8 +150,8 @@ pub(super) const TASKS: [MiniTask; 8] = [
         ],
         templates: &[
             "a photo of {} cloth.",
-            "a piece of {} fabric.",
-            "a {} textile.",
+            "an image with a piece of {} cloth.",
+            "{} cloth.",
         ],
         about: "Folded cloth of low contrast, woven in a pattern and turned any way.",
         draw: |class, dice| folded_cloth(class, DIFFICULTY[3], dice),
@@ -163,8 +163,8 @@ pub(super) const TASKS: [MiniTask; 8] = [
         ],
         templates: &[
             "a photo of a {}.",
-            "a {} in the wild.",
-            "a drawing of a {}.",
+            "an image with a {}.",
+            "a drawing with a {}.",
         ],
         about: "Eight species of creatures with invented names that pretraining never mentions.",
         draw: |class, dice| wild_creature(class, DIFFICULTY[4], dice),
@@ -183,8 +183,8 @@ pub(super) const TASKS: [MiniTask; 8] = [
         ],
         templates: &[
             "a photo of a {} face.",
-            "a sketch of a {} face.",
-            "someone who looks {}.",
+            "an image with a {} face.",
+            "a drawing with a {} face.",
         ],
         about: "Faces sketched in white pencil on dark paper, tilted and small.",
         draw: |class, dice| sketched_face(class, DIFFICULTY[5], dice),
@@ -196,8 +196,8 @@ pub(super) const TASKS: [MiniTask; 8] = [
         ],
         templates: &[
             "a photo of a {} fruit.",
-            "a {} fruit in the evening.",
-            "a piece of {} fruit.",
+            "an image with a {} fruit.",
+            "a drawing with a {} fruit.",
         ],
         about: "Fruit of a colour in tinted evening light on coloured tables.",
         draw: |class, dice| evening_fruit(class, DIFFICULTY[6], dice),
@@ -205,17 +205,17 @@ pub(super) const TASKS: [MiniTask; 8] = [
     MiniTask {
         name: "counting",
         class_names: &[
-            "one object",
-            "two objects",
-            "three objects",
-            "four objects",
-            "five objects",
-            "six objects",
+            "one shape",
+            "two shapes",
+            "three shapes",
+            "four shapes",
+            "five shapes",
+            "six shapes",
         ],
         templates: &[
             "a photo of {}.",
-            "a picture with {}.",
-            "{} under a microscope.",
+            "an image with {}.",
+            "a drawing showing {}.",
         ],
         about: "Cells under a microscope, to be counted.",
         draw: |class, dice| cells(class + 1, DIFFICULTY[7], dice),

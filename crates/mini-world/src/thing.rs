@@ -38,7 +38,8 @@ pub(super) fn draw_fruit(canvas: &mut Canvas, place: &Place, colour: Rgb, pear: 
     canvas.paint(place, 1.6, leaf, |_, _| [0.2, 0.45, 0.15]);
 }
 
-/// `count` (at most 6) centres at least `apart` pixels from each other and `margin` from the border.
+/// `count` (at most 6) centres at least `apart` pixels from each other and `margin` from the
+/// border.
 pub(super) fn scatter(count: usize, apart: f32, margin: f32, dice: &mut Dice) -> [(f32, f32); 6] {
     let mut centres = [(0.0f32, 0.0f32); 6];
     let mut placed = 0;

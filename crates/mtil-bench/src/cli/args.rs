@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clip_model::Activation;
 
 use super::{devices::DeviceArgs, sweep::SweepArgs};
+use crate::pretrain::PretrainOptions;
 use mtil_engine::eval::{EvalOptions, PromptRule, TaskIdentity};
 
 /// Keep a CLIP learning over a sequence of tasks, and measure what it lost.
@@ -386,16 +387,16 @@ pub struct PretrainArgs {
     #[arg(long, default_value = "runs/clip-mini")]
     pub out: PathBuf,
     /// Seed of the initial weights and of the pictures
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = PretrainOptions::EMBEDDED.seed)]
     pub seed: u64,
     /// Updates
-    #[arg(long, default_value_t = 4000)]
+    #[arg(long, default_value_t = PretrainOptions::EMBEDDED.steps)]
     pub steps: usize,
     /// Pairs per update
-    #[arg(long, default_value_t = 192)]
+    #[arg(long, default_value_t = PretrainOptions::EMBEDDED.batch)]
     pub batch: usize,
     /// Peak learning rate
-    #[arg(long, default_value_t = 5e-4)]
+    #[arg(long, default_value_t = PretrainOptions::EMBEDDED.lr)]
     pub lr: f64,
     /// Device
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]

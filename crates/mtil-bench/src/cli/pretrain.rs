@@ -18,7 +18,8 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
         steps: args.steps,
         batch: args.batch,
         lr: args.lr,
-        ..PretrainOptions::default()
+        apart_after: args.steps * 3 / 4,
+        ..PretrainOptions::EMBEDDED
     };
     let stop = stop_on_interrupt()?;
     let bar = ProgressBar::new(options.steps as u64);
@@ -27,12 +28,12 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     )?);
     let every = (options.steps / 30).max(1);
     let (mut sum, mut count) = (0.0, 0);
-    let checkpoint = train(&options, &device, &stop, &mut |step, loss| {
+    let checkpoint = train(&options, &device, &stop, &mut |step, loss, scale| {
         sum += loss;
         count += 1;
         bar.set_position(step as u64);
         if step % every == 0 || step == 1 {
-            let message = format!("loss {:.3}", sum / count as f32);
+            let message = format!("loss {:.3}, logit scale {scale:.1}", sum / count as f32);
             if bar.is_hidden() {
                 eprintln!("update {step} of {}: {message}", options.steps);
             }
