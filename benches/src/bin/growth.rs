@@ -23,7 +23,7 @@ use mtil_data::suite::Suite;
 use mtil_engine::{
     eval::EvalOptions,
     method::Method,
-    run::{Event, Progress, Request, RunOptions, run},
+    run::{Event, Progress, Request, RunOptions, Work, run},
 };
 
 /// As the binary of the benchmark has it.
@@ -70,12 +70,16 @@ struct Cost {
 }
 
 impl Progress for Watch {
-    fn event(&mut self, event: &Event<'_>) {
+    fn event(&mut self, event: &Event) {
         match event {
-            Event::Step { step, steps, .. } if step == steps => self.ended = Instant::now(),
-            Event::Gram { done, of } if done == of => self.ended = Instant::now(),
-            Event::Evaluated { stage, .. } => {
-                if stage.is_some() {
+            Event::Step(update) if update.step == update.steps => self.ended = Instant::now(),
+            Event::Working {
+                on: Work::Gram,
+                done,
+                of,
+            } if done == of => self.ended = Instant::now(),
+            Event::Evaluation(evaluated) => {
+                if evaluated.stage.is_some() {
                     let seconds = (self.ended - self.begun).as_secs_f64();
                     self.tasks.push(Cost {
                         seconds,

@@ -3,6 +3,7 @@
 //! A word is the name of a backend, for some with the index of a device: `flex`, `ndarray`,
 //! `wgpu`, `wgpu:1`, `vulkan`, `cuda`, `cuda:1`. Each backend is a cargo feature of the same name.
 
+use crate::failure::quietly;
 use burn::tensor::Device;
 
 /// The backends there are: name, whether it takes an index, what it is.
@@ -294,39 +295,6 @@ fn probe(device: &Device) -> Result<(), String> {
     }
 }
 
-/// Runs `f`; a panic becomes its message, in one line, and is not printed. It may be called within
-/// itself.
-pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
-    use std::sync::{
-        Once,
-        atomic::{AtomicUsize, Ordering},
-    };
-    // How many of these are at work. A backend may panic on threads of its own, so it is the
-    // process's.
-    static QUIET: AtomicUsize = AtomicUsize::new(0);
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if QUIET.load(Ordering::SeqCst) == 0 {
-                before(panic);
-            }
-        }));
-    });
-    QUIET.fetch_add(1, Ordering::SeqCst);
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-    QUIET.fetch_sub(1, Ordering::SeqCst);
-    result.map_err(|panic| {
-        let message = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("it panicked");
-        let line = message.lines().map(str::trim).find(|l| !l.is_empty());
-        line.unwrap_or("it panicked").chars().take(200).collect()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,19 +367,5 @@ mod tests {
                     .any(|l| l.word.split(':').next() == Some(name))
             );
         }
-    }
-
-    #[test]
-    fn a_panic_becomes_one_line() {
-        assert_eq!(quietly(|| 1), Ok(1));
-        assert_eq!(quietly(|| quietly(|| 1)), Ok(Ok(1)));
-        assert_eq!(
-            quietly(|| quietly(|| panic!("inside"))),
-            Ok(Err::<(), _>("inside".to_owned()))
-        );
-        assert_eq!(
-            quietly(|| panic!("\n first \n second")),
-            Err::<(), _>("first".into())
-        );
     }
 }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`cli`] | the command line |
 //! | [`device`], [`process`] | the devices of this build; the start of the process |
+//! | [`failure`] | errors and panics on standard error |
 //! | [`plan`] | what runs take: time, memory, disk |
 //! | [`compare`] | the same work timed on each device |
 //! | [`sweep`] | many runs as a list for any scheduler |
@@ -16,6 +17,7 @@
 pub mod cli;
 pub mod compare;
 pub mod device;
+pub mod failure;
 pub mod plan;
 pub mod pretrain;
 pub mod process;

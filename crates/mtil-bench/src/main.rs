@@ -1,10 +1,11 @@
 //! The program `mtil-bench`.
 
+use std::process::ExitCode;
+
 use clap::Parser;
-use color_eyre::eyre::Result;
 use mtil_bench::{
     cli::{self, Cli},
-    process,
+    failure, process,
 };
 
 /// Training allocates and frees many large buffers; the system's allocator gives each back to the
@@ -12,14 +13,19 @@ use mtil_bench::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> Result<()> {
-    color_eyre::config::HookBuilder::default()
-        .display_env_section(false)
-        .install()?;
+fn main() -> ExitCode {
+    failure::report_panics();
     let cli = Cli::parse();
     prepare(cli.device());
     process::join_pool();
-    cli::main(cli)
+    let verbose = cli.verbose;
+    match cli::main(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            failure::report(&error, verbose);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// What training wants in the environment: see [`process::KEEP_PAGES`]; and, with several backends

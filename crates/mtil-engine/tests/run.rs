@@ -23,7 +23,9 @@ use mtil_engine::{
     eval::{EvalOptions, TaskIdentity},
     method::Method,
     metrics::{MatrixFile, MetricsFile},
-    run::{Event, Outcome, Progress, Request, RunError, RunOptions, SCORES, Scored, Select, run},
+    run::{
+        Event, Outcome, Progress, Request, RunError, RunOptions, SCORES, Scored, Select, Work, run,
+    },
 };
 
 fn suite(tasks: usize) -> Suite {
@@ -77,8 +79,8 @@ struct StopAt {
 }
 
 impl Progress for StopAt {
-    fn event(&mut self, event: &Event<'_>) {
-        if matches!(event, Event::Step { .. }) {
+    fn event(&mut self, event: &Event) {
+        if matches!(event, Event::Step(_)) {
             if self.updates == 1 {
                 self.stop.store(true, Ordering::Relaxed);
             }
@@ -287,8 +289,13 @@ fn a_regression_stopped_between_tasks_ends_with_the_same_answers() {
         let stop = Arc::new(AtomicBool::new(false));
         struct CrashAfterTask<'a>(&'a std::cell::Cell<usize>, PathBuf, PathBuf);
         impl Progress for CrashAfterTask<'_> {
-            fn event(&mut self, event: &Event<'_>) {
-                if let Event::Encoding { done: 0, .. } = event {
+            fn event(&mut self, event: &Event) {
+                if let Event::Working {
+                    on: Work::Encoding,
+                    done: 0,
+                    ..
+                } = event
+                {
                     self.0.set(self.0.get() + 1);
                     if self.0.get() == 2 {
                         copy(&self.1, &self.2);

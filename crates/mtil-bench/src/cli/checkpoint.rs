@@ -12,7 +12,7 @@ use clip_model::{
     Clip, ClipConfig, Description, LoadOptions, architecture, architectures,
     zoo::{Entry, Layout, Registry, Role, ZooError},
 };
-use color_eyre::eyre::{Report, Result, WrapErr, bail, eyre};
+use eyre::{Report, Result, WrapErr, bail, eyre};
 use sha2::{Digest, Sha256};
 
 use super::{args::Hints, fetching::fetch};

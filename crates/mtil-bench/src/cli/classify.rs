@@ -1,7 +1,7 @@
 //! `classify`: labels for images, without training.
 
 use clip_model::{normalize, preprocess::decode_file};
-use color_eyre::eyre::{Result, bail};
+use eyre::{Result, bail};
 use serde_json::json;
 
 use super::{args::ClassifyArgs, checkpoint::load_model};

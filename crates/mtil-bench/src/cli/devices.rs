@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use color_eyre::eyre::{Context, Result, eyre};
+use eyre::{Context, Result, eyre};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{

@@ -9,7 +9,7 @@ use std::{
 
 use burn::tensor::Tensor;
 use clip_model::{normalize, preprocess::decode_file};
-use color_eyre::eyre::{Result, WrapErr, bail};
+use eyre::{Result, WrapErr, bail};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use color_eyre::eyre::{Result, WrapErr};
+use eyre::{Result, WrapErr};
 use indicatif::ProgressBar;
 use serde_json::json;
 

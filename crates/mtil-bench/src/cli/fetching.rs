@@ -1,7 +1,7 @@
 //! Bringing weights of the zoo to this machine, with a bar.
 
 use clip_model::zoo::{Entry, Fetched, Layout};
-use color_eyre::eyre::Result;
+use eyre::Result;
 
 /// Looks in the cache, and fetches what is not there unless `offline`.
 #[cfg(feature = "fetch")]
@@ -22,7 +22,7 @@ pub fn fetch(entry: &Entry, offline: bool, layout: Option<Layout>) -> Result<Fet
 pub fn fetch(entry: &Entry, _offline: bool, layout: Option<Layout>) -> Result<Fetched> {
     use clip_model::zoo::ZooError;
     match clip_model::zoo::Cache::from_env()?.lookup(entry, layout) {
-        Err(e @ ZooError::NotCached { .. }) => Err(color_eyre::eyre::eyre!(
+        Err(e @ ZooError::NotCached { .. }) => Err(eyre::eyre!(
             "{e}\nthis program was built without downloading; build it with the feature `fetch`: cargo install --path crates/mtil-bench --features fetch"
         )),
         other => Ok(other?),

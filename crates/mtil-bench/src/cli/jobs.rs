@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use color_eyre::eyre::{Report, Result, eyre};
+use eyre::{Report, Result, eyre};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use mtil_data::machine::processors;
 use mtil_engine::run::{Event, Progress};
@@ -112,7 +112,7 @@ struct Reporter {
 }
 
 impl Progress for Reporter {
-    fn event(&mut self, event: &Event<'_>) {
+    fn event(&mut self, event: &Event) {
         const EVERY: Duration = Duration::from_millis(250);
         for said in self.words.of(event) {
             if let Said::At { .. } = said {

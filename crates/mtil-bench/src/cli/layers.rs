@@ -5,7 +5,7 @@
 
 use std::{fs, path::PathBuf};
 
-use color_eyre::eyre::{Result, WrapErr, bail};
+use eyre::{Result, WrapErr, bail};
 
 use super::{
     args::LayersArgs,

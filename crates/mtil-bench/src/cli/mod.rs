@@ -25,9 +25,12 @@ mod world;
 
 pub use args::{Cli, Command};
 
-use color_eyre::eyre::{Result, eyre};
+use eyre::{Result, eyre};
 
-use crate::device::{is_accelerator, out_of_memory, quietly};
+use crate::{
+    device::{is_accelerator, out_of_memory},
+    failure::quietly,
+};
 
 /// Does what the command line asks for.
 ///
@@ -61,7 +64,7 @@ pub fn main(cli: Cli) -> Result<()> {
 }
 
 /// What a device's failure means. `takes` says in whole sentences how much memory the work takes.
-fn failed_on(word: &str, reason: &str, takes: &str) -> color_eyre::Report {
+fn failed_on(word: &str, reason: &str, takes: &str) -> eyre::Report {
     if out_of_memory(reason) {
         let narrow = if word.starts_with("cuda") {
             " or --set compute=bf16"

@@ -3,7 +3,10 @@
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mtil_engine::run::{Event, Progress};
+use mtil_engine::{
+    guard::Action,
+    run::{Event, Progress, Work},
+};
 use serde::{Deserialize, Serialize};
 
 /// What a run's event is in words.
@@ -36,15 +39,12 @@ pub struct Words {
 
 impl Words {
     /// What is said of an event.
-    pub fn of(&mut self, event: &Event<'_>) -> Vec<Said> {
-        let method = match event {
-            Event::Start { method, tasks, .. } => {
-                self.method = (*method).to_owned();
-                self.tasks = *tasks;
-                *method
-            }
-            _ => self.method.as_str(),
-        };
+    pub fn of(&mut self, event: &Event) -> Vec<Said> {
+        if let Event::Start { method, stages } | Event::Resume { method, stages, .. } = event {
+            self.method.clone_from(method);
+            self.tasks = *stages;
+        }
+        let (method, tasks) = (&self.method, self.tasks);
         let line = |text: String| vec![Said::Line(text)];
         let at = |message: String, done: usize, of: usize, unit: &str| {
             let unit = unit.to_owned();
@@ -56,65 +56,65 @@ impl Words {
             }]
         };
         match event {
-            Event::Start { tasks, resumed, .. } => line(match resumed {
-                Some((task, _)) if task == tasks => format!("{method}: complete"),
-                Some((task, step)) => {
-                    format!("{method}: goes on at task {}, update {step}", task + 1)
-                }
-                None => format!("{method}: {tasks} tasks"),
-            }),
-            Event::Step {
-                task,
-                name,
-                step,
-                steps,
-                loss,
-                parts,
-                lr,
-                images_per_second,
-            } => {
+            Event::Start { .. } => line(format!("{method}: {tasks} tasks")),
+            Event::Resume { task, .. } if *task == tasks => line(format!("{method}: complete")),
+            Event::Resume { task, step, .. } => line(format!(
+                "{method}: goes on at task {}, update {step}",
+                task + 1
+            )),
+            Event::Step(update) => {
                 let message = format!(
-                    "{method} task {}/{} {name}  loss {loss:.3} ({parts})  lr {lr:.1e}  {images_per_second:.0} img/s",
-                    task + 1,
-                    self.tasks,
+                    "{method} task {}/{tasks} {}  loss {:.3} ({})  lr {:.1e}  {:.0} img/s",
+                    update.task + 1,
+                    update.name,
+                    update.loss,
+                    update.parts,
+                    update.lr,
+                    update.images_per_s,
                 );
-                at(message, *step, *steps, "")
+                at(message, update.step, update.steps, "")
             }
-            Event::Evaluating { done, of } => {
-                at(format!("{method} evaluating"), *done, *of, "tasks")
+            Event::Working { on, done, of } => {
+                let (doing, unit) = match on {
+                    Work::Evaluation => ("evaluating", "tasks"),
+                    Work::Gram => ("remembering activations", "batches"),
+                    Work::Encoding => ("encoding training images", "batches"),
+                };
+                at(format!("{method} {doing}"), *done, *of, unit)
             }
-            Event::Gram { done, of } => at(
-                format!("{method} remembering activations"),
-                *done,
-                *of,
-                "batches",
-            ),
-            Event::Encoding { done, of } => at(
-                format!("{method} encoding training images"),
-                *done,
-                *of,
-                "batches",
-            ),
-            Event::Guard { message, stops } => {
-                let what = if *stops { "stopped" } else { "warning" };
-                line(format!("{method} drift guard, {what}: {message}"))
+            Event::Guard { breach, .. } => {
+                let what = match breach.action {
+                    Action::Stop => "stopped",
+                    Action::Warn => "warning",
+                };
+                line(format!("{method} drift guard, {what}: {}", breach.message))
             }
-            Event::Evaluated { stage, mean, gap } => {
+            Event::Evaluation(evaluated) => {
+                let stage = evaluated.name.as_ref();
                 let stage = stage.map_or("pretrained".to_owned(), |name| format!("after {name}"));
+                let (mean, gap) = (evaluated.mean_accuracy(), evaluated.modality_gap);
                 line(format!(
                     "{method} {stage}: mean accuracy {mean:.1} %, modality gap {gap:.3}"
                 ))
             }
             Event::Note { text } => line(format!("note: {text}")),
-            Event::Skipped { names } => {
-                let first = format!("{method}: left out {} unreadable image(s):", names.len());
+            Event::SkippedImages { count, names } => {
+                let first = format!("{method}: left out {count} unreadable image(s):");
                 let names = names.iter().take(20).map(|name| format!("  {name}"));
                 std::iter::once(first)
                     .chain(names)
                     .map(Said::Line)
                     .collect()
             }
+            Event::Select {
+                task, key, chosen, ..
+            } => line(format!(
+                "{method} task {}: {key}={chosen} is chosen",
+                task + 1
+            )),
             Event::Done => vec![Said::Done],
+            // Said by what follows them.
+            _ => Vec::new(),
         }
     }
 }
@@ -190,7 +190,7 @@ impl Terminal {
 }
 
 impl Progress for Terminal {
-    fn event(&mut self, event: &Event<'_>) {
+    fn event(&mut self, event: &Event) {
         for said in self.words.of(event) {
             self.show(said);
         }

@@ -8,7 +8,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use clip_model::{Clip, VisionKind, normalize};
-use color_eyre::eyre::{Result, bail};
+use eyre::{Result, bail};
 use indicatif::ProgressBar;
 use serde_json::json;
 

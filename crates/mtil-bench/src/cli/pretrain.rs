@@ -1,7 +1,7 @@
 //! `pretrain`: the embedded model again.
 
 use clip_model::Dtype;
-use color_eyre::eyre::Result;
+use eyre::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{args::PretrainArgs, run::stop_on_interrupt};

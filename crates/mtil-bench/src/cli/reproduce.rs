@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use color_eyre::eyre::{Result, WrapErr, bail, eyre};
+use eyre::{Result, WrapErr, bail, eyre};
 
 use super::{
     args::{ReproduceArgs, Selection},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use burn::tensor::Device;
-use color_eyre::eyre::{Result, WrapErr, bail, eyre};
+use eyre::{Result, WrapErr, bail, eyre};
 
 use super::{
     args::RunArgs,
@@ -121,7 +121,7 @@ pub struct Executed {
     /// The results by folder name.
     pub results: serde_json::Map<String, serde_json::Value>,
     /// What went wrong with others.
-    pub failures: Vec<color_eyre::eyre::Report>,
+    pub failures: Vec<eyre::Report>,
     /// Whether they were stopped before all were done.
     pub stopped: bool,
 }
@@ -268,7 +268,7 @@ fn one_run(
     if !device::is_accelerator(word) {
         return run().map_err(Into::into);
     }
-    let outcome = device::quietly(&mut run).map_err(|reason| {
+    let outcome = crate::failure::quietly(&mut run).map_err(|reason| {
         let need = memory_need(std::slice::from_ref(job), &model.clip);
         failed_on(word, &reason, &by_plan(need))
     });

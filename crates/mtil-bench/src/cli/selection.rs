@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use color_eyre::eyre::{Report, Result, WrapErr, bail, eyre};
+use eyre::{Report, Result, WrapErr, bail, eyre};
 
 use super::args::{Selection, SplitName};
 use crate::sweep::named_suites;

@@ -1,6 +1,6 @@
 //! `report`, `methods`: what is shown without running anything.
 
-use color_eyre::eyre::Result;
+use eyre::Result;
 
 use super::args::{MethodsArgs, ReportArgs};
 use mtil_engine::method::{Method, names};

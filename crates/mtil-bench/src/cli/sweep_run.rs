@@ -12,7 +12,7 @@ use std::{
 use super::{jobs::share_threads, run::stop_on_interrupt};
 use crate::sweep::{Files, State, Sweep, command, status, totals};
 use clap::Args;
-use color_eyre::eyre::{Result, WrapErr, eyre};
+use eyre::{Result, WrapErr, eyre};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Arguments of `sweep run`.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use color_eyre::eyre::{Result, WrapErr, bail};
+use eyre::{Result, WrapErr, bail};
 use mtil_data::files::write_atomically;
 use mtil_engine::{
     eval::EvalOptions,
@@ -93,7 +93,7 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
             let of_method = found.entry(trial.method.clone()).or_default();
             of_method.push(trial.found()?);
         }
-        Ok::<(), color_eyre::eyre::Report>(())
+        Ok::<(), eyre::Report>(())
     };
     try_out("learning rates", first, &mut candidates)?;
     let own = tuning.own_settings(&candidates)?;

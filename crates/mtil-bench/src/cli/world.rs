@@ -3,7 +3,7 @@
 
 use std::{path::Path, sync::Mutex};
 
-use color_eyre::eyre::{Result, bail};
+use eyre::{Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::json;
 

@@ -444,9 +444,8 @@ fn allocation_failed(complaints: &str) -> bool {
 
 /// The error at the end of what a process complained of, or its last line.
 fn complaint(complaints: &str) -> String {
-    sweep::last_error(complaints, None).unwrap_or_else(|| {
-        let text = sweep::plain(complaints);
-        let last = text.lines().map(str::trim).rfind(|l| !l.is_empty());
+    sweep::error_in(complaints).unwrap_or_else(|| {
+        let last = complaints.lines().map(str::trim).rfind(|l| !l.is_empty());
         last.unwrap_or_default().to_owned()
     })
 }
@@ -712,9 +711,9 @@ mod tests {
 
     #[test]
     fn the_error_is_found_in_what_a_process_complained_of() {
-        let report = "warning: x\nError: \n   0: \u{1b}[91mno such driver\u{1b}[0m\n   1: cause\n\nLocation:\n   src/a.rs:1\n";
+        let report = "warning: x\nerror: no such driver: cause\nnote: y\n";
         assert_eq!(complaint(report), "no such driver: cause");
-        assert_eq!(complaint("one\n\u{1b}[91mtwo\u{1b}[0m\n\n"), "two");
+        assert_eq!(complaint("one\n two \n\n"), "two");
         assert_eq!(complaint(""), "");
         assert!(allocation_failed("memory allocation of 12 bytes failed\n"));
     }

@@ -22,7 +22,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Batches, Figures, Missing, Outcome, Size, Work};
-use crate::device::{is_accelerator, out_of_memory, quietly};
+use crate::{
+    device::{is_accelerator, out_of_memory},
+    failure::quietly,
+};
 use mtil_data::{
     datasets::Spec,
     files::write_atomically,

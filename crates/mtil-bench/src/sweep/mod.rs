@@ -26,5 +26,5 @@ pub use folder::{Files, FolderError, Sweep, write};
 pub use list::{command, line, quote};
 pub use plan::{MAX_RUNS, PlanError, Request, Run, named_suites, plan};
 pub use slurm::{Slurm, SlurmError};
+pub(crate) use status::error_in;
 pub use status::{Figures, Position, RunStatus, State, Totals, status, totals};
-pub(crate) use status::{last_error, plain};

@@ -1,19 +1,18 @@
 //! How far the runs of a sweep are, from their folders alone.
 
 use std::{
-    collections::BTreeMap,
-    fmt,
-    fs::{self, File},
-    io::{Read as _, Seek as _, SeekFrom},
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
-use fs4::fs_std::FileExt;
-use serde::{Deserialize, Serialize, de::IgnoredAny};
-use serde_json::Value;
+use serde::Serialize;
 
 use super::{Files, Run, Sweep};
-use mtil_engine::metrics::{MatrixFile, MetricsFile};
+use mtil_engine::{
+    guard::Action,
+    metrics::FileError,
+    run::{Event, EventLog, Request, RunFiles},
+};
 
 /// Accuracies of a run that is over, in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -207,16 +206,12 @@ pub fn totals(runs: &[RunStatus]) -> Totals {
     totals
 }
 
-const LOCK: &str = ".lock";
-const CONFIG: &str = "config.toml";
-
-/// The run in `out`: its folder has the name that the method has in its file, and begins with its
-/// lock.
+/// The run in `out`: its folder has the name that the method has in its file.
 fn run_directory(out: &Path) -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(out)
         .ok()?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.join(LOCK).is_file() || path.join(CONFIG).is_file())
+        .filter(|path| RunFiles::new(path).exist())
         .collect();
     found.sort();
     found.into_iter().next()
@@ -224,7 +219,7 @@ fn run_directory(out: &Path) -> Option<PathBuf> {
 
 fn state(folder: Option<&Path>, log: &Path) -> State {
     let Some(folder) = folder else {
-        return match failure(log, None) {
+        return match error_in(&fs::read_to_string(log).unwrap_or_default()) {
             Some(message) => State::Failed {
                 message,
                 position: Position::default(),
@@ -232,44 +227,32 @@ fn state(folder: Option<&Path>, log: &Path) -> State {
             None => State::NotStarted,
         };
     };
+    let files = RunFiles::new(folder);
     // Before the files: a run that ends meanwhile is then seen as it ended.
-    let held = is_locked(&folder.join(LOCK));
-    let read = Contents::read(folder);
-    let (files, problem) = match read {
-        Ok(files) => (files, None),
-        Err(message) => (Contents::default(), Some(message)),
+    let held = files.is_locked();
+    let (contents, problem) = match Contents::read(&files) {
+        Ok(contents) => (contents, None),
+        Err(error) => (Contents::default(), Some(error.to_string())),
     };
-    if let Some(figures) = files.figures {
+    if let Some(figures) = contents.figures {
         return State::Complete(figures);
     }
-    let events = Events::read(&folder.join("events.jsonl"));
+    let attempt = Attempt::of(&files.latest_events());
     if held {
-        let position = files.position(events.step);
+        let position = contents.position(attempt.step);
         return State::InWork { position };
     }
     if let Some(message) = problem {
         return State::Unreadable { message };
     }
-    if let Some(message) = files.guarded {
+    if let Some(message) = contents.guarded {
         return State::Guarded { message };
     }
-    let position = files.position(None);
-    match failure(log, Some(folder)).or(events.failure) {
+    let position = contents.position(None);
+    match attempt.failure {
         Some(message) => State::Failed { message, position },
         None => State::Stopped { position },
     }
-}
-
-/// Whether a process holds the lock. It is asked for as one of several readers, for no longer than
-/// the question takes.
-fn is_locked(path: &Path) -> bool {
-    let Ok(file) = File::open(path) else {
-        return false;
-    };
-    let free = FileExt::try_lock_shared(&file);
-    // Closing the file is not enough: a process that is being started at this moment has it too.
-    let _ = FileExt::unlock(&file);
-    matches!(free, Ok(false))
 }
 
 /// What a run directory says about how far the run is.
@@ -280,235 +263,94 @@ struct Contents {
     update: usize,
     guarded: Option<String>,
     order: Vec<String>,
-    settings: Settings,
-}
-
-/// What is needed of `config.toml`.
-#[derive(Default, Deserialize)]
-struct Config {
-    method: Settings,
-}
-
-#[derive(Default, Deserialize)]
-struct Settings {
-    #[serde(default)]
-    joint: bool,
-    steps: Option<usize>,
-    #[serde(default)]
-    analytic: Option<IgnoredAny>,
-    #[serde(default)]
-    task: BTreeMap<String, TaskSettings>,
-}
-
-#[derive(Default, Deserialize)]
-struct TaskSettings {
-    steps: Option<usize>,
-}
-
-/// What is needed of `state/position.json`.
-#[derive(Deserialize)]
-struct Stored {
-    task: usize,
-    step: usize,
-    #[serde(default)]
-    stopped_by_guard: bool,
-    #[serde(default)]
-    breaches: Vec<Breach>,
-}
-
-#[derive(Deserialize)]
-struct Breach {
-    action: String,
-    message: String,
+    request: Option<Request>,
 }
 
 impl Contents {
-    fn read(folder: &Path) -> Result<Self, String> {
-        let mut files = Self::default();
-        let path = folder.join(MetricsFile::NAME);
-        if path.exists() {
-            let metrics = MetricsFile::load(&path).map_err(|e| e.to_string())?;
-            files.figures = metrics.complete.then_some(Figures {
+    fn read(files: &RunFiles) -> Result<Self, FileError> {
+        let mut contents = Self::default();
+        if let Some(metrics) = files.metrics()? {
+            contents.figures = metrics.complete.then_some(Figures {
                 last: metrics.last,
                 transfer: metrics.transfer,
                 average: metrics.average,
             });
         }
-        let path = folder.join(MatrixFile::NAME);
-        if path.exists() {
-            files.order = MatrixFile::load(&path).map_err(|e| e.to_string())?.order;
-        }
-        let path = folder.join(CONFIG);
-        if path.exists() {
-            let malformed = |e: &dyn fmt::Display| format!("{}: {e}", path.display());
-            let text = fs::read_to_string(&path).map_err(|e| malformed(&e))?;
-            let config: Config = toml::from_str(&text).map_err(|e| malformed(&e))?;
-            files.settings = config.method;
-        }
-        // A state is replaced by renaming, and between the two renames only the old one is there.
-        let states = ["state", "state.old"].map(|s| folder.join(s).join("position.json"));
-        if let Some(path) = states.iter().find(|p| p.exists()) {
-            let malformed = |e: &dyn fmt::Display| format!("{}: {e}", path.display());
-            let text = fs::read_to_string(path).map_err(|e| malformed(&e))?;
-            let stored: Stored = serde_json::from_str(&text).map_err(|e| malformed(&e))?;
-            (files.done, files.update) = (stored.task, stored.step);
-            if stored.stopped_by_guard {
-                let stop = stored.breaches.into_iter().find(|b| b.action == "stop");
-                files.guarded = Some(stop.map_or(String::new(), |b| b.message));
+        contents.order = files.matrix()?.map(|file| file.order).unwrap_or_default();
+        contents.request = files.request()?;
+        if let Some(position) = files.position()? {
+            (contents.done, contents.update) = (position.task, position.step);
+            if position.stopped_by_guard {
+                let mut breaches = position.breaches.into_iter();
+                let stop = breaches.find(|b| b.action == Action::Stop);
+                contents.guarded = Some(stop.map_or(String::new(), |b| b.message));
             }
         }
-        Ok(files)
+        Ok(contents)
     }
 
     /// The stored position, or `latest`, task and update, if that is further.
     fn position(&self, latest: Option<(usize, usize)>) -> Position {
         let stored = (self.done, self.update);
         let (done, update) = latest.map_or(stored, |latest| latest.max(stored));
-        let tasks = match self.settings.joint {
+        let method = self.request.as_ref().map(|request| &request.method);
+        let tasks = match method.is_some_and(|method| method.joint) {
             true => Some(1),
             false => Some(self.order.len()).filter(|n| *n > 0),
         };
-        let name = self.order.get(done);
-        let own = name.and_then(|n| self.settings.task.get(n)?.steps);
-        let trains = tasks.is_none_or(|n| done < n) && self.settings.analytic.is_none();
+        let trains = tasks.is_none_or(|n| done < n);
+        let method = method.filter(|method| trains && method.analytic.is_none());
+        // Behind the last task, or before the pretrained model is evaluated, it has no name.
+        let name = self.order.get(done).map_or("", String::as_str);
         Position {
             done,
             tasks,
             update,
-            updates: own.or(self.settings.steps).filter(|_| trains),
+            updates: method.map(|method| method.steps_of(name)),
         }
     }
 }
 
-/// The end of `events.jsonl`.
+/// What the latest events say.
 #[derive(Default)]
-struct Events {
+struct Attempt {
     /// Task and update of the latest step.
     step: Option<(usize, usize)>,
     /// Why the latest attempt failed.
     failure: Option<String>,
 }
 
-impl Events {
-    fn read(path: &Path) -> Self {
-        let mut events = Self::default();
-        let text = tail(path).unwrap_or_default();
-        // The first line may be cut, and the last one not written yet.
-        let lines = text.lines().filter_map(|l| serde_json::from_str(l).ok());
-        for event in lines.collect::<Vec<Value>>() {
-            let number = |key: &str| usize::try_from(event[key].as_u64()?).ok();
-            match event["event"].as_str() {
-                Some("start" | "resume") => events.failure = None,
-                Some("step") => {
-                    if let (Some(task), Some(step)) = (number("task"), number("step")) {
-                        events.step = Some((task, step));
-                    }
-                }
-                Some("diverged") => {
-                    let task = number("task").map_or(0, |t| t + 1);
-                    let step = number("step").unwrap_or(0);
-                    events.failure = Some(format!(
-                        "the loss of task {task} became infinite or not a number at update {step}"
-                    ));
-                }
-                Some("failed") => {
-                    events.failure = event["message"].as_str().map(str::to_owned);
-                }
+impl Attempt {
+    fn of(log: &EventLog) -> Self {
+        let mut attempt = Self::default();
+        for event in &log.events {
+            match event {
+                Event::Start { .. } | Event::Resume { .. } => attempt.failure = None,
+                Event::Step(update) => attempt.step = Some((update.task, update.step)),
+                Event::Failed { message, .. } => attempt.failure = Some(message.clone()),
                 _ => {}
             }
         }
-        events
+        attempt
     }
 }
 
-/// The last part of a file, from a line's begin if it is cut.
-fn tail(path: &Path) -> Option<String> {
-    const LENGTH: u64 = 256 * 1024;
-    let mut file = File::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LENGTH)))
-        .ok()?;
-    let mut bytes = Vec::new();
-    file.take(LENGTH).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The error at the end of a log, without the path of the run's own folder.
-fn failure(log: &Path, folder: Option<&Path>) -> Option<String> {
-    last_error(&tail(log)?, folder)
-}
-
-/// The error at the end of what a process of ours wrote, without the path of a run's own folder.
-pub(crate) fn last_error(text: &str, folder: Option<&Path>) -> Option<String> {
-    let text = plain(text);
-    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-    let begins = |l: &&str| {
-        ["Error:", "error:", "The application panicked"]
-            .iter()
-            .any(|w| l.starts_with(w))
-    };
-    let Some(first) = lines.iter().rposition(begins) else {
-        // What a shell says when it cannot begin.
-        let last = lines.iter().rfind(|l| !l.is_empty())?;
-        let shell = [
-            "No such file or directory",
-            "not found",
-            "Permission denied",
-            "cannot execute binary file",
-        ];
-        return shell
-            .iter()
-            .any(|end| last.ends_with(end))
-            .then(|| (*last).to_owned());
-    };
-    if lines[first].starts_with("The application") {
-        let message = lines[first..]
-            .iter()
-            .find_map(|l| l.strip_prefix("Message:"));
-        return Some(format!("panicked: {}", message.unwrap_or("").trim()));
-    }
-    // Causes are numbered, one of several lines is indented, and an empty line ends them.
-    let mut causes: Vec<String> = Vec::new();
-    let head = lines[first].split_once(':').map_or("", |(_, rest)| rest);
-    if !head.trim().is_empty() {
-        causes.push(head.trim().to_owned());
-    }
-    for line in lines[first + 1..].iter().take_while(|l| !l.is_empty()) {
-        let text = line.trim_start();
-        let numbered = text
-            .split_once(": ")
-            .filter(|(number, _)| !number.is_empty() && number.chars().all(|c| c.is_ascii_digit()));
-        match (numbered, causes.last_mut()) {
-            (Some((_, cause)), _) => causes.push(cause.to_owned()),
-            (None, Some(cause)) => {
-                cause.push(' ');
-                cause.push_str(text);
-            }
-            (None, None) => causes.push(text.to_owned()),
-        }
-    }
-    let own = folder.map(|f| f.display().to_string());
-    causes.retain(|cause| own.as_ref() != Some(cause));
-    let message = causes.join(": ");
-    // A run that was stopped says so in the same form.
-    (!message.starts_with("stopped;")).then_some(message)
-}
-
-/// `text` without escape sequences for colours.
-pub(crate) fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\u{1b}' => {
-                if chars.next() == Some('[') {
-                    let _ = chars.find(|c| c.is_ascii_alphabetic());
-                }
-            }
-            c => plain.push(c),
-        }
-    }
-    plain
+/// The error that a process of ours ended with, from what it wrote on standard error; or what a
+/// shell said that could not begin it.
+pub(crate) fn error_in(text: &str) -> Option<String> {
+    let last = text.lines().rfind(|line| !line.trim().is_empty())?;
+    let ours = text
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("error: "));
+    let shell = [
+        "No such file or directory",
+        "not found",
+        "Permission denied",
+        "cannot execute binary file",
+    ];
+    let begun = shell.iter().any(|end| last.ends_with(end));
+    ours.or(begun.then_some(last)).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -517,6 +359,10 @@ mod tests {
         super::{Slurm, plan::tests::request, write},
         *,
     };
+    use std::fs::File;
+
+    use fs4::fs_std::FileExt;
+    use mtil_engine::{eval::EvalOptions, method::Method};
 
     struct World {
         _folder: tempfile::TempDir,
@@ -553,6 +399,36 @@ mod tests {
             fs::write(self.files.log(&self.sweep.runs[0]), text).unwrap();
         }
 
+        /// Writes the settings of the run.
+        fn request(&self, method: &str, set: &[&str]) {
+            let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+            let request = Request {
+                suite: "mini".to_owned(),
+                suite_fingerprint: "00".to_owned(),
+                model: "embedded".to_owned(),
+                model_sha256: "11".to_owned(),
+                seed: 42,
+                device: "flex".to_owned(),
+                peers: Vec::new(),
+                products: "faer".to_owned(),
+                evaluation: EvalOptions::default(),
+                guard: Vec::new(),
+                skip_bad_images: false,
+                select: None,
+                version: "0".to_owned(),
+                method: Method::load(method, "mini", &set).unwrap(),
+            };
+            self.put(CONFIG, &toml::to_string(&request).unwrap());
+        }
+
+        fn event(&self, event: &Event) {
+            let path = self.folder().join("events.jsonl");
+            let events = fs::read_to_string(&path).unwrap_or_default();
+            let whole = events.rfind('\n').map_or("", |end| &events[..=end]);
+            let line = serde_json::to_string(event).unwrap();
+            fs::write(&path, format!("{whole}{line}\n")).unwrap();
+        }
+
         fn state(&self) -> State {
             let runs = status(&self.files, &self.sweep);
             assert_eq!(runs.len(), 1);
@@ -563,10 +439,7 @@ mod tests {
         fn begun() -> Self {
             let world = Self::new();
             world.put(LOCK, "");
-            world.put(
-                CONFIG,
-                "seed = 42\n[method]\njoint = false\nsteps = 100\n[method.task.digits]\nsteps = 50\n",
-            );
+            world.request("finetune", &["steps=100", "task.digits.steps=50"]);
             world.put(
                 "matrix.json",
                 r#"{"suite":"mini","method":"finetune","seed":42,"order":["shapes","digits","faces"],
@@ -581,8 +454,8 @@ mod tests {
                 "events.jsonl",
                 concat!(
                     "{\"event\":\"start\",\"task\":null,\"step\":null}\n",
-                    "{\"event\":\"step\",\"task\":0,\"step\":100,\"steps\":100}\n",
-                    "{\"event\":\"step\",\"task\":1,\"step\":30,\"steps\":50}\n",
+                    "{\"event\":\"step\",\"task\":0,\"step\":100,\"steps\":100,\"loss\":1.0}\n",
+                    "{\"event\":\"step\",\"task\":1,\"step\":30,\"steps\":50,\"loss\":1.0}\n",
                     "{\"event\":\"step\",\"task\":1,\"st"
                 ),
             );
@@ -592,7 +465,8 @@ mod tests {
         }
     }
 
-    const STOPPED: &str = "finetune: 3 tasks\nError: \n   0: \u{1b}[91mstopped; the same command goes on from here\u{1b}[0m\n\nLocation:\n   x\n";
+    const LOCK: &str = ".lock";
+    const CONFIG: &str = "config.toml";
 
     fn at(done: usize, update: usize, updates: usize) -> Position {
         Position {
@@ -627,8 +501,6 @@ mod tests {
             stopped.to_string(),
             "stopped after task 1 of 3 at update 20 of 50"
         );
-        world.log(STOPPED);
-        assert_eq!(world.state(), stopped);
         // As a crash between two renames leaves it.
         let folder = world.folder();
         fs::rename(folder.join("state"), folder.join("state.old")).unwrap();
@@ -638,7 +510,10 @@ mod tests {
     #[test]
     fn a_locked_run_is_in_work_at_its_latest_update() {
         let world = World::begun();
-        world.log("Error: \n   0: of an earlier attempt\n");
+        world.event(&Event::Failed {
+            message: "of an earlier attempt".to_owned(),
+            causes: Vec::new(),
+        });
         let lock = File::options()
             .write(true)
             .open(world.folder().join(LOCK))
@@ -654,7 +529,10 @@ mod tests {
         assert!(matches!(world.state(), State::InWork { .. }));
         world.put("metrics.json", r#"{"complete": false}"#);
         // Between tasks the state is further than the latest update.
-        world.put("state/position.json", r#"{"task":2,"step":0}"#);
+        world.put(
+            "state/position.json",
+            r#"{"task":2,"step":0,"evaluations":[],"seconds":1.0}"#,
+        );
         assert_eq!(
             world.state(),
             State::InWork {
@@ -682,56 +560,44 @@ mod tests {
             }
             other => panic!("{other}"),
         };
-        let own = world.folder();
-        for (log, expected) in [
-            (
-                format!(
-                    "finetune: 3 tasks\nError: \n   0: \u{1b}[91m{}\u{1b}[0m\n   1: \u{1b}[91mthe loss became NaN: too bad\u{1b}[0m\n\nLocation:\n   y\n",
-                    own.display()
-                ),
-                "the loss became NaN: too bad",
-            ),
-            (
-                "Error: \n   0: /x holds a run of another request:\n  seed: 1 in the directory, 2 now\n\nLocation:\n".to_owned(),
-                "/x holds a run of another request: seed: 1 in the directory, 2 now",
-            ),
-            (
-                "error: unexpected argument '--dat' found\n\n  tip: a similar argument exists\n".to_owned(),
-                "unexpected argument '--dat' found",
-            ),
-            (
-                "The application panicked (crashed).\nMessage:  index out of bounds\nLocation: x.rs:1\n".to_owned(),
-                "panicked: index out of bounds",
-            ),
-            (
-                "bash: line 1: /opt/mtil-bench: No such file or directory\n".to_owned(),
-                "bash: line 1: /opt/mtil-bench: No such file or directory",
-            ),
-        ] {
-            world.log(&log);
-            assert_eq!(message(&world), expected);
-        }
-        // Without a log the events tell, until the run has begun again.
-        world.log("");
-        let path = world.folder().join("events.jsonl");
-        let mut events = fs::read_to_string(&path).unwrap() + "\n";
-        events += "{\"event\":\"diverged\",\"task\":1,\"step\":31}\n";
-        fs::write(&path, &events).unwrap();
-        assert!(message(&world).contains("task 2 became infinite or not a number at update 31"));
-        events += "{\"event\":\"failed\",\"message\":\"disk full\"}\n";
-        fs::write(&path, &events).unwrap();
+        let failed = |text: &str| Event::Failed {
+            message: text.to_owned(),
+            causes: Vec::new(),
+        };
+        world.event(&failed("the loss became NaN"));
+        assert_eq!(message(&world), "the loss became NaN");
+        world.event(&failed("disk full"));
         assert_eq!(message(&world), "disk full");
-        events += "{\"event\":\"resume\",\"task\":1,\"step\":20}\n";
-        fs::write(&path, &events).unwrap();
+        world.event(&Event::Resume {
+            method: "finetune".to_owned(),
+            stages: 3,
+            task: 1,
+            step: 20,
+        });
         assert!(matches!(world.state(), State::Stopped { .. }));
         // One that fails before it has a directory.
         fs::remove_dir_all(world.files.out(&world.sweep.runs[0])).unwrap();
-        world.log("Error: \n   0: `mtil-order-1` needs --data DIR\n\n");
-        let failed = world.state();
-        assert_eq!(
-            failed.to_string(),
-            "failed: `mtil-order-1` needs --data DIR"
-        );
+        for (log, expected) in [
+            (
+                "note: hello\nerror: `mtil-order-1` needs --data DIR\n",
+                "`mtil-order-1` needs --data DIR",
+            ),
+            (
+                "error: unexpected argument '--dat' found\n\n  tip: a similar argument exists\n",
+                "unexpected argument '--dat' found",
+            ),
+            (
+                "error: panicked at x.rs:1: index out of bounds\n",
+                "panicked at x.rs:1: index out of bounds",
+            ),
+            (
+                "bash: line 1: /opt/mtil-bench: No such file or directory\n",
+                "bash: line 1: /opt/mtil-bench: No such file or directory",
+            ),
+        ] {
+            world.log(log);
+            assert_eq!(world.state().to_string(), format!("failed: {expected}"));
+        }
     }
 
     #[test]
@@ -742,7 +608,7 @@ mod tests {
             r#"{"complete": true, "last": 70.5, "transfer": 60.25, "average": 65.0}"#,
         );
         // Whatever an attempt after its end said.
-        world.log("Error: \n   0: something\n\n");
+        world.log("error: something\n");
         assert_eq!(
             world.state(),
             State::Complete(Figures {
@@ -765,8 +631,9 @@ mod tests {
         let world = World::begun();
         world.put(
             "state/position.json",
-            r#"{"task":1,"step":0,"stopped_by_guard":true,"breaches":[
-            {"action":"warn","message":"a"},{"action":"stop","message":"gap-drift is 0.3"}]}"#,
+            r#"{"task":1,"step":0,"evaluations":[],"seconds":1.0,"stopped_by_guard":true,"breaches":[
+            {"rule":"gap-drift>0.1","value":0.2,"limit":0.1,"action":"warn","message":"a"},
+            {"rule":"gap-drift>0.2","value":0.3,"limit":0.2,"action":"stop","message":"gap-drift is 0.3"}]}"#,
         );
         let state = world.state();
         assert_eq!(
@@ -799,30 +666,23 @@ mod tests {
     #[test]
     fn methods_without_updates_or_with_one_stage_are_placed_too() {
         let world = World::begun();
-        world.put(CONFIG, "[method]\njoint = true\nsteps = 100\n");
-        world.put("state/position.json", r#"{"task":0,"step":7}"#);
+        world.request("joint", &["steps=100"]);
+        world.put(
+            "state/position.json",
+            r#"{"task":0,"step":7,"evaluations":[],"seconds":1.0}"#,
+        );
         assert_eq!(
             world.state().to_string(),
             "stopped after task 0 of 1 at update 7 of 100"
         );
+        world.request("rail-primal", &[]);
         world.put(
-            CONFIG,
-            "[method]\nsteps = 100\n[method.analytic]\nridge = 1.0\n",
+            "state/position.json",
+            r#"{"task":2,"step":0,"evaluations":[],"seconds":1.0}"#,
         );
-        world.put("state/position.json", r#"{"task":2,"step":0}"#);
         assert_eq!(
             world.state().to_string(),
             "stopped after task 2 of 3 at update 0"
         );
-    }
-
-    #[test]
-    fn only_the_end_of_a_long_file_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("events.jsonl");
-        let line = "{\"event\":\"step\",\"task\":0,\"step\":1,\"steps\":9}\n";
-        let last = "{\"event\":\"step\",\"task\":3,\"step\":5,\"steps\":9}\n";
-        fs::write(&path, line.repeat(20_000) + last).unwrap();
-        assert_eq!(Events::read(&path).step, Some((3, 5)));
     }
 }

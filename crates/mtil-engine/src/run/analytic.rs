@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clip_model::ClipModel;
 
-use super::{Event, Progress, RunError};
+use super::{Event, Progress, RunError, Work};
 use crate::{
     analytic::{AnalyticError, DualConfig, DualRail, Fusion, PrimalConfig, PrimalRail, Recursion},
     batch::Images,
@@ -128,7 +128,11 @@ impl Regression {
         let device = model.device();
         let of = all.len().div_ceil(BATCH);
         for (batch, indices) in all.chunks(BATCH).enumerate() {
-            progress.event(&Event::Encoding { done: batch, of });
+            progress.event(&Event::Working {
+                on: Work::Encoding,
+                done: batch,
+                of,
+            });
             let source = train.images.as_ref();
             let (kept, pixels) = if settings.augment {
                 images.train(source, indices, &device, seed, batch as u64)?

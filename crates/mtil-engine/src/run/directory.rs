@@ -1,16 +1,16 @@
-//! The files of a run.
+//! A run directory in work: its lock, the request it is for, its log of events.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use fs4::fs_std::FileExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{RunError, Select};
+use super::{Event, RunError, RunFiles, Select};
 use crate::{eval::EvalOptions, method::Method};
 use mtil_data::files;
 
@@ -60,7 +60,7 @@ fn faer() -> String {
 
 /// The directory of a run, locked for this process.
 pub struct RunDirectory {
-    path: PathBuf,
+    files: RunFiles,
     _lock: File,
 }
 
@@ -72,7 +72,8 @@ impl RunDirectory {
     /// another request.
     pub fn open(path: &Path, request: &Request) -> Result<Self, RunError> {
         fs::create_dir_all(path).map_err(|e| RunError::io(path, e))?;
-        let lock_path = path.join(".lock");
+        let files = RunFiles::new(path);
+        let lock_path = files.lock();
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -90,31 +91,28 @@ impl RunDirectory {
                 });
             }
         }
-        let directory = Self {
-            path: path.to_owned(),
-            _lock: lock,
-        };
+        let directory = Self { files, _lock: lock };
         directory.check_request(request)?;
+        directory.cut_unfinished_event()?;
         Ok(directory)
     }
 
     fn check_request(&self, request: &Request) -> Result<(), RunError> {
-        let path = self.path.join("config.toml");
+        let path = self.files.config();
         let corrupt = |reason: String| RunError::Corrupt {
             path: path.clone(),
             reason,
         };
         if path.exists() {
             let text = fs::read_to_string(&path).map_err(|e| RunError::io(&path, e))?;
-            let mut old: Value = toml::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
-            complete(&mut old);
+            let old = completed(&text).map_err(corrupt)?;
             let new = toml::to_string(request).map_err(|e| corrupt(e.to_string()))?;
             let new: Value = toml::from_str(&new).map_err(|e| corrupt(e.to_string()))?;
             let mut differences = Vec::new();
             compare("", &old, &new, &mut differences);
             if !differences.is_empty() {
                 return Err(RunError::OtherRequest {
-                    path: self.path.clone(),
+                    path: self.path().to_owned(),
                     differences,
                 });
             }
@@ -132,27 +130,68 @@ impl RunDirectory {
     pub(super) fn share(&self) -> Result<Self, RunError> {
         let lock = self._lock.try_clone();
         Ok(Self {
-            path: self.path.clone(),
-            _lock: lock.map_err(|e| RunError::io(&self.path, e))?,
+            files: self.files.clone(),
+            _lock: lock.map_err(|e| RunError::io(self.path(), e))?,
         })
     }
 
     /// The directory.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.files.folder()
     }
 
-    /// Appends one line to `events.jsonl`.
-    pub(super) fn append_event(&self, event: &Value) -> Result<(), RunError> {
-        let path = self.path.join("events.jsonl");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(|e| RunError::io(&path, e))?;
-        file.write_all(format!("{event}\n").as_bytes())
+    /// Its files.
+    pub fn files(&self) -> &RunFiles {
+        &self.files
+    }
+
+    /// Appends an event to `events.jsonl`, if it is one of those that are recorded.
+    pub(super) fn record(&self, event: &Event) -> Result<(), RunError> {
+        if !event.is_recorded() {
+            return Ok(());
+        }
+        let path = self.files.log();
+        let mut line = serde_json::to_vec(event).map_err(|e| RunError::Corrupt {
+            path: path.clone(),
+            reason: e.to_string(),
+        })?;
+        line.push(b'\n');
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        file.and_then(|mut file| file.write_all(&line))
             .map_err(|e| RunError::io(&path, e))
     }
+
+    /// Cuts off a last event that a killed process did not write to its end, so that the next one
+    /// begins a line.
+    fn cut_unfinished_event(&self) -> Result<(), RunError> {
+        let path = self.files.log();
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            read => read.map_err(|e| RunError::io(&path, e))?,
+        };
+        let whole = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        if whole == bytes.len() {
+            return Ok(());
+        }
+        let file = OpenOptions::new().write(true).open(&path);
+        file.and_then(|file| file.set_len(whole as u64))
+            .map_err(|e| RunError::io(&path, e))
+    }
+}
+
+/// A `config.toml` with what earlier versions did not write.
+fn completed(text: &str) -> Result<Value, String> {
+    let mut value: Value = toml::from_str(text).map_err(|e| e.to_string())?;
+    complete(&mut value);
+    Ok(value)
+}
+
+/// The request of a `config.toml`.
+pub(super) fn read_request(text: &str) -> Result<Request, String> {
+    serde_json::from_value(completed(text)?).map_err(|e| e.to_string())
 }
 
 /// Gives what earlier versions did not write the value that they had.
@@ -256,7 +295,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
         drop(RunDirectory::open(&path, &request()).unwrap());
-        let config = path.join("config.toml");
+        let files = RunFiles::new(&path);
+        let config = files.config();
         let text = fs::read_to_string(&config).unwrap();
         let earlier: Vec<&str> = text
             .lines()
@@ -267,6 +307,8 @@ mod tests {
             .collect();
         assert_eq!(earlier.len(), text.lines().count() - 3);
         fs::write(&config, earlier.join("\n")).unwrap();
+        let read = files.request().unwrap().unwrap();
+        assert_eq!((read.products, read.method.map_smoothing), (faer(), 0.2));
         drop(RunDirectory::open(&path, &request()).unwrap());
         let mut other = request();
         other.products = "blas".to_owned();
@@ -278,6 +320,27 @@ mod tests {
         ] {
             assert!(message.contains(difference), "{message}");
         }
+    }
+
+    #[test]
+    fn an_unfinished_event_is_cut_off_before_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let note = |text: &str| Event::Note {
+            text: text.to_owned(),
+        };
+        let directory = RunDirectory::open(&path, &request()).unwrap();
+        directory.record(&note("first")).unwrap();
+        directory.record(&Event::Done).unwrap();
+        let log = directory.files().log();
+        drop(directory);
+        let whole = fs::read_to_string(&log).unwrap();
+        fs::write(&log, format!("{whole}{{\"event\":\"no")).unwrap();
+        let directory = RunDirectory::open(&path, &request()).unwrap();
+        directory.record(&note("second")).unwrap();
+        let read = directory.files().events().unwrap();
+        assert_eq!(read.events, [note("first"), note("second")]);
+        assert_eq!(read.unreadable, 0);
     }
 
     #[test]

@@ -11,10 +11,9 @@ use burn::{module::Module, tensor::Device};
 use clip_model::{Clip, ClipModel, Dtype};
 use gnsp_optimizer::Memory;
 use losses::alignment_margin;
-use serde_json::json;
 
 use super::{
-    Event, Exemplars, Progress, Request, RunDirectory, RunError, analytic,
+    Evaluated, Event, Exemplars, Progress, Request, RunDirectory, RunError, Update, Work, analytic,
     directory::write_atomically,
     distill::{Distillation, Setting},
     gram::remember,
@@ -151,8 +150,7 @@ pub fn run(
     let outcome = engine.go(stop, progress);
     if let Err(error) = &outcome {
         // For whoever looks at the folder later; the caller gets the error in any case.
-        let event = json!({"event": "failed", "message": error.to_string()});
-        let _ = engine.directory.append_event(&event);
+        let _ = engine.directory.record(&Event::failed(error));
     }
     outcome
 }
@@ -179,19 +177,24 @@ impl Engine<'_> {
     fn go(&mut self, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Outcome, RunError> {
         let method = &self.request.method;
         let stages = self.stages();
-        let path = self.directory.path();
         let (seed, device) = (self.request.seed, &self.device);
-        let state = State::load(path, method, self.checkpoint, self.suite, seed, device)?;
+        let files = self.directory.files();
+        let state = State::load(files, method, self.checkpoint, self.suite, seed, device)?;
         let resumed = state.as_ref().map(|s| (s.position.task, s.position.step));
-        progress.event(&Event::Start {
-            method: &method.name,
-            tasks: stages,
-            resumed,
-        });
-        self.directory.append_event(&json!({
-            "event": if resumed.is_some() { "resume" } else { "start" },
-            "task": resumed.map(|r| r.0), "step": resumed.map(|r| r.1),
-        }))?;
+        let method_name = method.name.clone();
+        let event = match resumed {
+            None => Event::Start {
+                method: method_name,
+                stages,
+            },
+            Some((task, step)) => Event::Resume {
+                method: method_name,
+                stages,
+                task,
+                step,
+            },
+        };
+        self.emit(event, progress)?;
         let mut state = match state {
             Some(state) => state,
             // The student starts as the pretrained model, on the autodiff device.
@@ -202,8 +205,8 @@ impl Engine<'_> {
         };
         self.seconds_before = state.position.seconds;
         let done = state.position.task >= stages || state.position.stopped_by_guard;
-        if let (true, Ok(metrics)) = (done, MetricsFile::load(&path.join(MetricsFile::NAME))) {
-            progress.event(&Event::Done);
+        if let (true, Ok(Some(metrics))) = (done, self.directory.files().metrics()) {
+            self.emit(Event::Done, progress)?;
             return Ok(ended(&state.position, metrics));
         }
 
@@ -228,18 +231,22 @@ impl Engine<'_> {
         }
         self.save(&mut state, None)?;
         let metrics = self.write_results(&state)?;
-        for problem in &self.images.cache_report().problems {
-            progress.event(&Event::Note { text: problem });
+        for text in self.images.cache_report().problems {
+            self.emit(Event::Note { text }, progress)?;
         }
-        let skipped = self.images.skipped();
-        if !skipped.is_empty() {
-            progress.event(&Event::Skipped { names: &skipped });
-            self.directory.append_event(
-                &json!({"event": "skipped_images", "count": skipped.len(), "names": skipped}),
-            )?;
+        let names = self.images.skipped();
+        if !names.is_empty() {
+            let count = names.len();
+            self.emit(Event::SkippedImages { count, names }, progress)?;
         }
-        progress.event(&Event::Done);
+        self.emit(Event::Done, progress)?;
         Ok(ended(&state.position, metrics))
+    }
+
+    /// Shows an event and records it.
+    pub(super) fn emit(&self, event: Event, progress: &mut dyn Progress) -> Result<(), RunError> {
+        progress.event(&event);
+        self.directory.record(&event)
     }
 
     /// Stages of training: the tasks, or one for all of them.
@@ -263,8 +270,8 @@ impl Engine<'_> {
         let name = self.suite.tasks[index].name.clone();
         let started = Instant::now();
         if state.position.step == 0 {
-            self.directory
-                .append_event(&json!({"event": "task_start", "task": index, "name": name}))?;
+            let event = Event::TaskStart { task: index, name };
+            self.emit(event, progress)?;
             self.begin(state);
         }
         let trained = match &method.analytic {
@@ -299,10 +306,7 @@ impl Engine<'_> {
         state.parts.remove(&Part::Average);
         state.model = trained.clone().train();
         if self.options.checkpoints && method.analytic.is_none() {
-            let folder = self
-                .directory
-                .path()
-                .join(format!("checkpoints/task-{:02}", index + 1));
+            let folder = self.directory.files().checkpoint(index);
             let saved = Clip {
                 model: trained,
                 ..self.checkpoint.clone()
@@ -313,9 +317,11 @@ impl Engine<'_> {
                 module_file::save(&all, &folder.join("experts.safetensors"))?;
             }
         }
-        self.directory.append_event(&json!({
-            "event": "task_end", "task": index, "seconds": started.elapsed().as_secs_f64(),
-        }))?;
+        let event = Event::TaskEnd {
+            task: index,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        self.emit(event, progress)?;
         self.save(state, None)?;
         self.write_results(state)?;
         Ok(true)
@@ -413,15 +419,14 @@ impl Engine<'_> {
         let memory = if index == 0 { &EMPTY } else { &state.memory };
         let (fresh, ranks) = optimizer(method, index, &student.clip, memory)?;
         if state.position.step == 0 && !ranks.is_empty() {
-            self.directory
-                .append_event(&json!({"event": "gram", "task": index, "ranks": ranks}))?;
+            self.emit(Event::Gram { task: index, ranks }, progress)?;
         }
         let mut optimizer = if state.optimizer.is_empty() {
             fresh
         } else {
             let bytes = burn::tensor::Bytes::from_bytes_vec(std::mem::take(&mut state.optimizer));
             fresh.from_bytes(bytes).map_err(|e| RunError::Corrupt {
-                path: self.directory.path().join("state/optimizer.bpk"),
+                path: self.directory.files().states()[0].join("optimizer.bpk"),
                 reason: format!("{e:?}"),
             })?
         };
@@ -430,9 +435,7 @@ impl Engine<'_> {
         if (index, state.position.step) == (0, 0)
             && let Some(text) = self.wide_margin(&extras)
         {
-            progress.event(&Event::Note { text: &text });
-            self.directory
-                .append_event(&json!({"event": "note", "text": text}))?;
+            self.emit(Event::Note { text }, progress)?;
         }
         let images = self.images.clone();
         let devices: Vec<Device> = std::iter::once(self.device.clone())
@@ -469,8 +472,11 @@ impl Engine<'_> {
             let (next, loss) = training.step(student, &mut optimizer, step, steps, &self.device)?;
             let lr = method.lr_at(index, &name, step);
             if !loss.total.is_finite() {
-                self.directory
-                    .append_event(&json!({"event": "diverged", "task": index, "step": step + 1}))?;
+                let event = Event::Diverged {
+                    task: index,
+                    step: step + 1,
+                };
+                self.emit(event, progress)?;
                 return Err(RunError::Diverged {
                     task: name,
                     step: step + 1,
@@ -489,21 +495,19 @@ impl Engine<'_> {
             seen += loss.images;
             let images_per_second = seen as f64 / started.elapsed().as_secs_f64().max(1e-9);
             let done = state.position.step;
-            progress.event(&Event::Step {
+            let event = Event::Step(Update {
                 task: index,
-                name: &name,
+                name: name.clone(),
                 step: done,
                 steps,
+                lr,
                 loss: loss.total,
                 parts: loss.parts,
-                lr,
-                images_per_second,
+                images_per_s: images_per_second,
             });
+            progress.event(&event);
             if done.is_multiple_of(self.options.log_every) || done == steps || done == first + 1 {
-                self.directory.append_event(&json!({
-                    "event": "step", "task": index, "step": done, "steps": steps, "lr": lr, "loss": loss.total,
-                    "parts": loss.parts, "images_per_s": images_per_second,
-                }))?;
+                self.directory.record(&event)?;
             }
             if done.is_multiple_of(self.options.save_every) && done < steps {
                 put_back(state, student.clone());
@@ -766,14 +770,11 @@ impl Engine<'_> {
                 .collect(),
         });
         for breach in breaches {
-            self.directory.append_event(&json!({
-                "event": "guard", "stage": index + 1, "rule": breach.rule.to_string(), "value": breach.value,
-                "limit": breach.limit, "action": breach.action, "message": breach.message,
-            }))?;
-            progress.event(&Event::Guard {
-                message: &breach.message,
-                stops: breach.action == Action::Stop,
-            });
+            let event = Event::Guard {
+                stage: index + 1,
+                breach: breach.clone(),
+            };
+            self.emit(event, progress)?;
             state.position.stopped_by_guard |= breach.action == Action::Stop;
             state.position.breaches.push(breach);
         }
@@ -850,7 +851,8 @@ impl Engine<'_> {
             self.heads.clear();
         }
         let mut heads = std::mem::take(&mut self.heads);
-        let mut tell = |done, of| progress.event(&Event::Evaluating { done, of });
+        let on = Work::Evaluation;
+        let mut tell = |done, of| progress.event(&Event::Working { on, done, of });
         let (evaluation, details) = self
             .evaluator()
             .evaluate(encoder, answer, stage, &mut heads, &mut tell)?;
@@ -866,19 +868,10 @@ impl Engine<'_> {
         stage: Option<usize>,
         progress: &mut dyn Progress,
     ) -> Result<(), RunError> {
-        let mean = evaluation.accuracies.iter().sum::<f64>() / evaluation.accuracies.len() as f64;
-        progress.event(&Event::Evaluated {
-            stage: stage.map(|s| self.suite.tasks[s].name.as_str()),
-            mean,
-            gap: evaluation.modality_gap,
-        });
-        self.directory.append_event(&json!({
-            "event": "evaluation", "stage": stage, "accuracies": evaluation.accuracies,
-            "without_identity": evaluation.without_identity,
-            "prompt_rule": self.request.evaluation.prompts, "modality_gap": evaluation.modality_gap,
-            "geometry": evaluation.geometry, "margin": evaluation.margin, "caption_sets": evaluation.caption_sets,
-            "thinned": evaluation.thinned.map(|ThinnedBy(n)| n),
-        }))
+        let name = stage.map(|stage| self.suite.tasks[stage].name.as_str());
+        let rule = self.request.evaluation.prompts;
+        let evaluated = Evaluated::new(evaluation, stage, name, rule);
+        self.emit(Event::Evaluation(Box::new(evaluated)), progress)
     }
 
     /// `details/stage-NN.json` and the confusion matrices beside it.
@@ -890,7 +883,7 @@ impl Engine<'_> {
         if details.is_empty() {
             return Ok(());
         }
-        let folder = self.directory.path().join("details");
+        let folder = self.directory.files().details();
         fs::create_dir_all(&folder).map_err(|e| RunError::io(&folder, e))?;
         let name = format!("stage-{:02}", stage.map_or(0, |s| s + 1));
         let path = folder.join(format!("{name}.json"));
@@ -916,7 +909,7 @@ impl Engine<'_> {
             let before = state.position.peak_mb.unwrap_or(0.0);
             state.position.peak_mb = Some(now.max(before));
         }
-        state.save(self.directory.path(), self.checkpoint, optimizer)
+        state.save(self.directory.files(), self.checkpoint, optimizer)
     }
 
     fn write_results(&self, state: &State) -> Result<MetricsFile, RunError> {
@@ -1049,7 +1042,7 @@ impl Engine<'_> {
 
     fn corrupt(&self, reason: &str) -> RunError {
         RunError::Corrupt {
-            path: self.directory.path().join("state"),
+            path: self.directory.files().states()[0].clone(),
             reason: reason.to_owned(),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clip_model::ClipModel;
 use gnsp_optimizer::{History, Memory, MemoryError, Recorder};
 
-use super::{Event, Progress, RunError};
+use super::{Event, Progress, RunError, Work};
 use crate::{batch::Images, method::Projection, recording::InputRecorder};
 use mtil_data::{data::BatchOrder, seeds, suite::Task};
 
@@ -60,7 +60,8 @@ pub(super) fn remember(
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        progress.event(&Event::Gram {
+        progress.event(&Event::Working {
+            on: Work::Gram,
             done: batch,
             of: batches,
         });
@@ -70,7 +71,8 @@ pub(super) fn remember(
         }
         observer.check().map_err(|error| unusable(error.into()))?;
     }
-    progress.event(&Event::Gram {
+    progress.event(&Event::Working {
+        on: Work::Gram,
         done: batches,
         of: batches,
     });

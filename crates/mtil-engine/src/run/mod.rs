@@ -2,7 +2,9 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `directory` | the files of a run, its lock, and the check that a request fits an old directory |
+//! | `files` | the files of a run directory: names and readers |
+//! | `directory` | a run directory in work: its lock, the check that a request fits it, its log |
+//! | `event` | what happens in a run: recorded in `events.jsonl`, and shown |
 //! | `engine` | the loop over tasks |
 //! | `state` | what resuming needs, written atomically |
 //! | `student` | the model in training: a CLIP, with adapters if the method has some |
@@ -24,8 +26,10 @@ mod directory;
 mod distill;
 mod engine;
 mod error;
+mod event;
 pub mod exemplars;
 mod experts;
+mod files;
 mod fixed;
 mod gram;
 mod lora;
@@ -33,7 +37,6 @@ mod module_file;
 mod optimizations;
 mod parallel;
 mod penalty;
-mod progress;
 mod reference;
 mod rehearse;
 mod replay;
@@ -47,9 +50,11 @@ mod weights;
 pub use directory::{Request, RunDirectory};
 pub use engine::{Outcome, RunOptions, run};
 pub use error::RunError;
+pub use event::{Evaluated, Event, Progress, Update, Work};
 pub use exemplars::{ExemplarError, Exemplars, Quota};
+pub use files::{EventLog, RunFiles};
 pub use fixed::{Step, StepInputs, StepOptions};
 pub use optimizations::Optimizations;
-pub use progress::{Event, Progress};
 pub use select::{SCORES, Scored, Select};
+pub use state::Position;
 pub use step::LossParts;

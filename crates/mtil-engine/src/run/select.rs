@@ -9,7 +9,6 @@ use mtil_data::{
     suite::{CaptionedImages, LabelledImages, Suite, Task},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::{
     Event, Progress, RunDirectory, RunError,
@@ -163,10 +162,7 @@ impl Engine<'_> {
     ) -> Result<Option<Method>, RunError> {
         let index = state.position.task;
         let task = &self.suite.tasks[index];
-        let folder = self
-            .directory
-            .path()
-            .join(format!("select/{:02}", index + 1));
+        let folder = self.directory.files().select(index);
         fs::create_dir_all(&folder).map_err(|e| RunError::io(&folder, e))?;
         let candidates = select.for_task(&self.request.method, &task.name)?;
         let mut scored = read(&folder.join(SCORES))?;
@@ -191,7 +187,8 @@ impl Engine<'_> {
             let directory = RunDirectory::open(&path, &request)?;
             let mut engine = self.another(&request, &suite, directory);
             let (seed, device) = (self.request.seed, &self.device);
-            let stored = State::load(&path, method, self.checkpoint, &suite, seed, device)?;
+            let files = engine.directory.files();
+            let stored = State::load(files, method, self.checkpoint, &suite, seed, device)?;
             let mut own = stored.unwrap_or_else(|| state.branch());
             let Some(trained) = engine.train(&mut own, stop, progress)? else {
                 return Ok(None);
@@ -226,11 +223,13 @@ impl Engine<'_> {
         }
         let chosen = &scored[best].value;
         if state.position.step == 0 {
-            let text = format!("{}={chosen} is chosen for task `{}`", select.key, task.name);
-            progress.event(&Event::Note { text: &text });
-            self.directory.append_event(&json!({
-                "event": "select", "task": index, "key": select.key, "chosen": chosen, "candidates": scored,
-            }))?;
+            let event = Event::Select {
+                task: index,
+                key: select.key.clone(),
+                chosen: chosen.clone(),
+                candidates: scored.clone(),
+            };
+            self.emit(event, progress)?;
         }
         let at = select.values.iter().position(|value| value == chosen);
         Ok(at.map(|at| candidates[at].clone()))

@@ -11,7 +11,7 @@ use gnsp_optimizer::Memory;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Exemplars, RunError,
+    Exemplars, RunError, RunFiles,
     analytic::Regression,
     directory::write_atomically,
     experts::{Mixtures, Usage},
@@ -77,7 +77,6 @@ impl Part {
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.bpk";
-const POSITION: &str = "position.json";
 const MEMORY: &str = "memory.safetensors";
 const ADAPTERS: &str = "adapters.safetensors";
 const EXPERTS: &str = "experts.safetensors";
@@ -158,15 +157,11 @@ impl State {
     /// Writes the state, and that of the optimizer if a task is in work.
     pub fn save(
         &self,
-        folder: &Path,
+        files: &RunFiles,
         checkpoint: &Clip,
         optimizer: Option<&ModuleOptimizer>,
     ) -> Result<(), RunError> {
-        let (new, old, state) = (
-            folder.join("state.new"),
-            folder.join("state.old"),
-            folder.join("state"),
-        );
+        let [state, new, old] = files.states();
         let remove = |path: &Path| match fs::remove_dir_all(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RunError::io(path, e)),
             _ => Ok(()),
@@ -204,7 +199,7 @@ impl State {
         {
             regression.save(&new.join(REGRESSION))?;
         }
-        write_json(&self.position, &new.join(POSITION))?;
+        write_json(&self.position, &RunFiles::position_in(&new))?;
         if state.exists() {
             remove(&old)?;
             fs::rename(&state, &old).map_err(|e| RunError::io(&state, e))?;
@@ -213,20 +208,16 @@ impl State {
         remove(&old)
     }
 
-    /// The state in `folder`, if there is one.
+    /// The state of a run, if there is one.
     pub fn load(
-        folder: &Path,
+        files: &RunFiles,
         method: &Method,
         checkpoint: &Clip,
         suite: &Suite,
         seed: u64,
         device: &Device,
     ) -> Result<Option<Self>, RunError> {
-        // A crash between the two renames of `save` leaves only the old state.
-        let Some(state) = [folder.join("state"), folder.join("state.old")]
-            .into_iter()
-            .find(|p| p.exists())
-        else {
+        let Some(state) = files.state() else {
             return Ok(None);
         };
         let there = |name: &str| {
@@ -238,7 +229,7 @@ impl State {
         };
         let model = weights(MODEL, device)?;
         let mut loaded = Self::fresh(model, method, checkpoint, suite, seed, device)?;
-        loaded.position = read_json(&state.join(POSITION))?;
+        loaded.position = read_json(&RunFiles::position_in(&state))?;
         if let Some(path) = there(OPTIMIZER) {
             loaded.optimizer = fs::read(&path).map_err(|e| RunError::io(&path, e))?;
         }

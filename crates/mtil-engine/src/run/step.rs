@@ -10,7 +10,7 @@ use clip_model::{ClipModel, TokenBatch, normalize};
 use losses::{
     contrastive_distillation, mean_displacement, modality_alignment, smoothed_cross_entropy,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Optimizations,
@@ -38,7 +38,8 @@ pub(super) struct Extras {
 }
 
 /// The parts of a loss, weighted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LossParts {
     /// Classification of the task's images.
     pub task: f32,
@@ -68,19 +69,26 @@ impl LossParts {
     fn total(&self) -> f32 {
         self.task + self.cd + self.map + self.means + self.distill + self.replay + self.penalty
     }
-}
 
-impl std::fmt::Display for LossParts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "task {:.3}", self.task)?;
-        for (name, value) in [
+    /// The parts and their names, the task's first.
+    pub fn named(&self) -> [(&'static str, f32); 7] {
+        [
+            ("task", self.task),
             ("cd", self.cd),
             ("map", self.map),
             ("means", self.means),
             ("distill", self.distill),
             ("replay", self.replay),
             ("penalty", self.penalty),
-        ] {
+        ]
+    }
+}
+
+impl std::fmt::Display for LossParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [(_, task), others @ ..] = self.named();
+        write!(f, "task {task:.3}")?;
+        for (name, value) in others {
             if value != 0.0 {
                 write!(f, " {name} {value:.3}")?;
             }

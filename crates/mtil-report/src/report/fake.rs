@@ -1,12 +1,19 @@
 //! Invented run directories for the tests of the report. Nothing here was measured.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use mtil_engine::metrics::{MatrixFile, MetricsFile, Recall, Retrieval};
+use mtil_engine::{
+    measures::geometry::{Geometry, PairLogits},
+    metrics::{MatrixFile, MetricsFile, Recall, Retrieval},
+    run::{Evaluated, Event, LossParts, Update},
+};
 
 /// How an invented method behaves.
 #[derive(Clone)]
@@ -138,48 +145,83 @@ impl Fake {
     }
 
     fn write_events(&self, dir: &Path, noise: &mut dyn FnMut(f64) -> f64) {
-        let mut events = String::new();
+        let mut events = Vec::new();
         let evaluated = |stage: Option<usize>| {
             let drift = self.drift * stage.map_or(0.0, |s| s as f64 + 1.0);
-            let logits = json!({"positive": 31.5 - drift, "negative": 18.0 - drift});
-            let geometry =
-                json!({"gap": 0.8, "logits": logits, "image_mean": 0.75, "text_mean": 0.625});
-            json!({"event": "evaluation", "stage": stage, "geometry": geometry, "margin": 13.5 - drift})
+            Event::Evaluation(Box::new(Evaluated {
+                stage,
+                name: None,
+                accuracies: Vec::new(),
+                without_identity: None,
+                prompt_rule: None,
+                modality_gap: 0.8,
+                geometry: Some(Geometry {
+                    gap: 0.8,
+                    alignment: 1.4,
+                    image_uniformity: None,
+                    text_uniformity: None,
+                    cross_uniformity: None,
+                    logits: PairLogits {
+                        positive: 31.5 - drift,
+                        negative: Some(18.0 - drift),
+                    },
+                    image_mean: Some(0.75),
+                    text_mean: Some(0.625),
+                }),
+                margin: Some(13.5 - drift),
+                caption_sets: BTreeMap::new(),
+                thinned: None,
+            }))
         };
-        events.push_str(&format!("{}\n", evaluated(None)));
+        events.push(evaluated(None));
         for task in 0..self.trained {
-            let start = json!({"event": "task_start", "task": task});
-            events.push_str(&format!("{start}\n"));
+            let name = self.order[task].clone();
+            events.push(Event::TaskStart { task, name });
             for step in 1..=60 {
                 let base = 0.4 + 1.7 * (-(step as f64) / 14.0).exp();
-                let mut parts = serde_json::Map::new();
+                let mut parts = LossParts::default();
                 let mut loss = 0.0;
                 for (i, name) in self.parts.iter().enumerate() {
-                    let v = (base / (1.0 + 1.3 * i as f64) + noise(0.08)).max(0.01);
+                    let v = (base / (1.0 + 1.3 * i as f64) + noise(0.08)).max(0.01) as f32;
                     loss += v;
-                    parts.insert(name.to_string(), json!(v));
+                    *match *name {
+                        "task" => &mut parts.task,
+                        "cd" => &mut parts.cd,
+                        "map" => &mut parts.map,
+                        other => panic!("no part of a loss: {other}"),
+                    } = v;
                 }
-                let e = json!({"event": "step", "task": task, "step": step, "steps": 60,
-                    "lr": 1e-5, "loss": loss, "parts": parts, "images_per_s": 210.0});
-                events.push_str(&format!("{e}\n"));
+                events.push(Event::Step(Update {
+                    task,
+                    name: self.order[task].clone(),
+                    step,
+                    steps: 60,
+                    lr: 1e-5,
+                    loss,
+                    parts,
+                    images_per_s: 210.0,
+                }));
             }
             if self.ranks {
-                let mut ranks = serde_json::Map::new();
+                let mut ranks = BTreeMap::new();
                 for block in 0..3 {
                     for (i, l) in ["attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"]
                         .iter()
                         .enumerate()
                     {
                         let n = if i == 3 { 256 } else { 64 };
-                        let k = (n as f64 * (0.12 + 0.05 * task as f64 + 0.03 * i as f64)) as u64;
-                        ranks.insert(format!("visual.blocks.{block}.{l}.weight"), json!([k, n]));
+                        let k = (n as f64 * (0.12 + 0.05 * task as f64 + 0.03 * i as f64)) as usize;
+                        ranks.insert(format!("visual.blocks.{block}.{l}.weight"), [k, n]);
                     }
                 }
-                let e = json!({"event": "gram", "task": task, "ranks": ranks});
-                events.push_str(&format!("{e}\n"));
+                events.push(Event::Gram { task, ranks });
             }
-            events.push_str(&format!("{}\n", evaluated(Some(task))));
+            events.push(evaluated(Some(task)));
         }
+        let lines = events
+            .iter()
+            .map(|e| serde_json::to_string(e).unwrap() + "\n");
+        let mut events: String = lines.collect();
         // A killed process leaves half a line.
         if self.trained < self.order.len() {
             events.push_str("{\"event\": \"st");

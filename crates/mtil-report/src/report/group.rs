@@ -1,7 +1,10 @@
 //! Runs of the same method under several seeds, taken together.
 
-use super::load::{PairGeometry, RunData, Status};
-use mtil_engine::metrics::{AccuracyMatrix, MetricsFile, Recall};
+use super::load::{RunData, Status};
+use mtil_engine::{
+    metrics::{AccuracyMatrix, MetricsFile, Recall},
+    run::Evaluated,
+};
 
 /// Mean over seeds and, with more than one, the sample standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -146,8 +149,8 @@ impl<'a> Group<'a> {
     }
 
     /// Mean of one of the figures of the held-out pairs at stage `s`.
-    pub fn pairs(&self, s: usize, f: fn(&PairGeometry) -> Option<f64>) -> Option<f64> {
-        self.mean(|r| f(r.geometry.get(&s)?))
+    pub fn pairs(&self, s: usize, f: fn(&Evaluated) -> Option<f64>) -> Option<f64> {
+        self.mean(|r| f(r.evaluated.get(&s)?))
     }
 
     pub fn recall(&self, s: usize, k: fn(&Recall) -> f64, texts: bool) -> Option<f64> {

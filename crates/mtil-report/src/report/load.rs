@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::ReportError;
-use mtil_engine::metrics::{AccuracyMatrix, FileError, MatrixFile, MetricsFile};
+use mtil_engine::{
+    guard::{Action, Breach},
+    metrics::{AccuracyMatrix, FileError, MatrixFile, MetricsFile},
+    run::{Evaluated, Event, RunFiles, Scored, Update},
+};
 
 /// How far a run got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,29 +33,14 @@ pub(super) struct Step {
 }
 
 /// Protected directions of each layer after a task: `path -> (protected, all)`.
-pub(super) type Ranks = Vec<(String, (usize, usize))>;
+pub(super) type Ranks = Vec<(String, [usize; 2])>;
 
-/// What followed from a rule that did not hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum GuardAction {
-    /// It was written down.
-    Warn,
-    /// The run ended.
-    Stop,
-}
-
-/// A rule of the drift guard that did not hold after a stage.
+/// A rule of the drift guard that was broken after a stage.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Breach {
+pub(super) struct StageBreach {
     /// 0 is the pretrained model, `r + 1` the model after task `r`.
     pub stage: usize,
-    /// The rule as the user wrote it.
-    pub rule: String,
-    pub value: Option<f64>,
-    pub limit: Option<f64>,
-    pub action: GuardAction,
-    /// What happened in words; may be empty.
-    pub message: String,
+    pub breach: Breach,
 }
 
 /// One run directory, read and checked.
@@ -75,9 +62,9 @@ pub(super) struct RunData {
     /// By task index.
     pub ranks: BTreeMap<usize, Ranks>,
     /// In the order of the stages.
-    pub breaches: Vec<Breach>,
+    pub breaches: Vec<StageBreach>,
     /// By stage: 0 is the pretrained model.
-    pub geometry: BTreeMap<usize, PairGeometry>,
+    pub evaluated: BTreeMap<usize, Evaluated>,
     /// By task index, where a setting was chosen for each.
     pub selected: BTreeMap<usize, Selected>,
 }
@@ -88,52 +75,7 @@ pub(super) struct Selected {
     /// The setting.
     pub key: String,
     pub chosen: String,
-    /// Values and their scores.
-    pub candidates: Vec<(String, f64)>,
-}
-
-impl Selected {
-    fn of(event: &Value) -> Option<Self> {
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        let candidates = event["candidates"].as_array()?.iter();
-        Some(Self {
-            key: text(&event["key"])?,
-            chosen: text(&event["chosen"])?,
-            candidates: candidates
-                .filter_map(|c| Some((text(&c["value"])?, c["score"].as_f64()?)))
-                .collect(),
-        })
-    }
-}
-
-/// How the held-out pairs lie. Each is missing in records of earlier versions.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct PairGeometry {
-    /// Of matching pairs over others, in logits of the model.
-    pub margin: Option<f64>,
-    /// Mean cosine of matching pairs.
-    pub matching: Option<f64>,
-    /// Mean cosine of other pairs.
-    pub others: Option<f64>,
-    /// Norm of the mean image.
-    pub image_mean: Option<f64>,
-    /// Norm of the mean text.
-    pub text_mean: Option<f64>,
-}
-
-impl PairGeometry {
-    /// The event counts 100 times the cosines.
-    fn of(event: &Value) -> Self {
-        let geometry = &event["geometry"];
-        let cosine = |name: &str| Some(geometry["logits"][name].as_f64()? / 100.0);
-        Self {
-            margin: event["margin"].as_f64(),
-            matching: cosine("positive"),
-            others: cosine("negative"),
-            image_mean: geometry["image_mean"].as_f64(),
-            text_mean: geometry["text_mean"].as_f64(),
-        }
-    }
+    pub candidates: Vec<Scored>,
 }
 
 impl RunData {
@@ -151,11 +93,11 @@ impl RunData {
     }
 
     /// The breach that ended the run, unless it has been continued since.
-    pub fn stopped_by(&self) -> Option<&Breach> {
+    pub fn stopped_by(&self) -> Option<&StageBreach> {
         let end = self.accuracy.rows().len();
         self.breaches
             .iter()
-            .find(|b| b.action == GuardAction::Stop && b.stage >= end)
+            .find(|b| b.breach.action == Action::Stop && b.stage >= end)
     }
 }
 
@@ -175,11 +117,8 @@ pub(super) struct Loaded {
     pub notes: Vec<String>,
 }
 
-/// Task-agnostic accuracies: the model chooses among the classes of several tasks without being
-/// told which one an image is from. Same format as [`MatrixFile::NAME`].
-pub(super) const AGNOSTIC: &str = MatrixFile::WITHOUT_IDENTITY;
-/// Folders of a run that hold no runs.
-const NOT_RUNS: [&str; 3] = ["samples", "checkpoints", "state"];
+/// Sample images of the tasks, beside the runs.
+const SAMPLES: &str = "samples";
 /// `runs/<name>/<seed>/<method>` is three levels.
 const MAX_DEPTH: usize = 3;
 /// Sample images shown of each task, and the largest one embedded.
@@ -216,7 +155,7 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
     protocol(&runs, &mut notes);
     let mut samples = Vec::new();
     for run in &runs {
-        if let Some(folder) = run.dir.parent().map(|p| p.join("samples"))
+        if let Some(folder) = run.dir.parent().map(|p| p.join(SAMPLES))
             && folder.is_dir()
         {
             samples = read_samples(&folder)?;
@@ -240,7 +179,7 @@ fn find(
         found.push(dir.to_path_buf());
         return Ok(());
     }
-    if dir.join("config.toml").is_file() || dir.join("events.jsonl").is_file() {
+    if RunFiles::new(dir).exist() {
         notes.push(format!(
             "{}: started, but nothing has been evaluated yet; left out.",
             dir.display()
@@ -254,7 +193,7 @@ fn find(
         let skipped = child
             .file_name()
             .and_then(|n| n.to_str())
-            .is_some_and(|n| NOT_RUNS.contains(&n) || n.starts_with('.'));
+            .is_some_and(|n| n == SAMPLES || RunFiles::is_part(n) || n.starts_with('.'));
         if child.is_dir() && !skipped {
             find(&child, depth + 1, found, notes)?;
         }
@@ -276,20 +215,17 @@ fn children(dir: &Path) -> Result<Vec<PathBuf>, ReportError> {
 }
 
 fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError> {
+    let files = RunFiles::new(dir);
     let path = dir.join(MatrixFile::NAME);
     let file = MatrixFile::load(&path)?;
     let accuracy = file.accuracy().map_err(|source| FileError::Matrix {
         path: path.clone(),
         source,
     })?;
-    let agnostic = read_agnostic(dir, &file)?;
-    let path = dir.join(MetricsFile::NAME);
-    let has_metrics = path.is_file();
-    let metrics = if has_metrics {
-        MetricsFile::load(&path)?
-    } else {
-        MetricsFile::default()
-    };
+    let agnostic = read_agnostic(&files, &file)?;
+    let metrics = files.metrics()?;
+    let has_metrics = metrics.is_some();
+    let metrics = metrics.unwrap_or_default();
     let over = metrics.complete || !has_metrics;
     let status = if accuracy.is_complete() && over {
         Status::Complete
@@ -304,12 +240,11 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
     if status == Status::Complete {
         check_stored(&file, &accuracy, &metrics, notes);
     }
-    let path = dir.join("config.toml");
     let mut versions = Vec::new();
-    let config = read_optional(&path)?;
+    let config = files.config_text()?;
     if let Some(text) = &config {
         let table: toml::Table = toml::from_str(text).map_err(|source| ReportError::Toml {
-            path: path.clone(),
+            run: dir.to_owned(),
             source,
         })?;
         if let Some(toml::Value::Table(v)) = table.get("versions") {
@@ -330,19 +265,21 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         steps: Vec::new(),
         ranks: BTreeMap::new(),
         breaches: Vec::new(),
-        geometry: BTreeMap::new(),
+        evaluated: BTreeMap::new(),
         selected: BTreeMap::new(),
     };
-    read_events(&mut run, notes)?;
+    read_events(&files, &mut run, notes)?;
     Ok(run)
 }
 
-fn read_agnostic(dir: &Path, own: &MatrixFile) -> Result<Option<AccuracyMatrix>, ReportError> {
-    let path = dir.join(AGNOSTIC);
-    if !path.is_file() {
+fn read_agnostic(
+    files: &RunFiles,
+    own: &MatrixFile,
+) -> Result<Option<AccuracyMatrix>, ReportError> {
+    let Some(file) = files.matrix_without_identity()? else {
         return Ok(None);
-    }
-    let file = MatrixFile::load(&path)?;
+    };
+    let path = files.folder().join(MatrixFile::WITHOUT_IDENTITY);
     if file.order != own.order {
         let reason = format!(
             "its order is {}, that of {} beside it {}: they are not of one run",
@@ -394,96 +331,51 @@ fn check_stored(
     }
 }
 
-fn read_optional(path: &Path) -> Result<Option<String>, ReportError> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(FileError::Io {
-            path: path.into(),
-            source,
-        }
-        .into()),
+fn read_events(
+    files: &RunFiles,
+    run: &mut RunData,
+    notes: &mut Vec<String>,
+) -> Result<(), ReportError> {
+    let log = files.events()?;
+    let label = run.label();
+    if log.unreadable > 0 {
+        notes.push(format!(
+            "{label}: {} lines of its log cannot be read and are left out.",
+            log.unreadable
+        ));
     }
-}
-
-fn read_events(run: &mut RunData, notes: &mut Vec<String>) -> Result<(), ReportError> {
-    let path = run.dir.join("events.jsonl");
-    let Some(text) = read_optional(&path)? else {
-        return Ok(());
-    };
-    let whole = text.ends_with('\n');
-    let lines: Vec<&str> = text.lines().collect();
-    for (i, line) in lines.iter().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let event: Value = match serde_json::from_str(line) {
-            Ok(v) => v,
-            // A killed process leaves its last line half written.
-            Err(_) if i + 1 == lines.len() && !whole => break,
-            Err(source) => {
-                return Err(ReportError::Event {
-                    path,
-                    line: i + 1,
-                    source,
-                });
+    let order = run.accuracy.order();
+    let within = |task: &usize| *task < order.len();
+    for event in log.events {
+        match event {
+            Event::SkippedImages { count, .. } => {
+                notes.push(format!("{label}: {count} unreadable images were left out."));
             }
-        };
-        if event["event"] == "skipped_images" {
-            let count = &event["count"];
-            notes.push(format!(
-                "{}: {count} unreadable images were left out.",
-                run.label()
-            ));
-        }
-        if event["event"] == "evaluation" {
-            // The pretrained model's has no stage. A resumed run evaluates once more: the later one
-            // counts.
-            let stage = match &event["stage"] {
-                Value::Null => Some(0),
-                stage => stage.as_u64().and_then(|s| usize::try_from(s + 1).ok()),
-            };
-            run.geometry
-                .extend(stage.map(|stage| (stage, PairGeometry::of(&event))));
-        }
-        if event["event"] == "guard" {
-            run.breaches.extend(breach(&event));
-        }
-        let Some(task) = task_index(&event, run.accuracy.order()) else {
-            continue;
-        };
-        if event["event"] == "diverged" {
-            let name = &run.accuracy.order()[task];
-            notes.push(format!("{} diverged while training {name}.", run.label()));
-        }
-        match event["event"].as_str() {
-            Some("select") => run.selected.extend(Selected::of(&event).map(|s| (task, s))),
-            Some("step") => {
-                let (Some(step), Some(loss)) = (event["step"].as_f64(), event["loss"].as_f64())
-                else {
-                    continue;
-                };
-                let steps = event["steps"].as_f64().unwrap_or(step).max(step).max(1.0);
-                let parts = event["parts"].as_object().map(|m| {
-                    m.iter()
-                        .filter_map(|(k, v)| Some((k.clone(), v.as_f64()?)))
-                        .collect()
-                });
-                run.steps.push(Step {
-                    at: task as f64 + step / steps,
-                    loss,
-                    parts: parts.unwrap_or_default(),
-                });
+            // A resumed run evaluates once more: the later one counts.
+            Event::Evaluation(evaluated) => {
+                let stage = evaluated.stage.map_or(0, |stage| stage + 1);
+                run.evaluated.insert(stage, *evaluated);
             }
-            Some("gram") => {
-                let Some(map) = event["ranks"].as_object() else {
-                    continue;
+            Event::Guard { stage, breach } => run.breaches.push(StageBreach { stage, breach }),
+            Event::Diverged { task, .. } if within(&task) => {
+                notes.push(format!("{label} diverged while training {}.", order[task]));
+            }
+            Event::Select {
+                task,
+                key,
+                chosen,
+                candidates,
+            } if within(&task) => {
+                let selected = Selected {
+                    key,
+                    chosen,
+                    candidates,
                 };
-                let ranks = map.iter().filter_map(|(path, v)| {
-                    let count = |i: usize| usize::try_from(v.get(i)?.as_u64()?).ok();
-                    Some((path.clone(), (count(0)?, count(1)?)))
-                });
-                run.ranks.insert(task, ranks.collect());
+                run.selected.insert(task, selected);
+            }
+            Event::Step(update) if within(&update.task) => run.steps.push(Step::of(&update)),
+            Event::Gram { task, ranks } if within(&task) => {
+                run.ranks.insert(task, ranks.into_iter().collect());
             }
             _ => {}
         }
@@ -493,12 +385,10 @@ fn read_events(run: &mut RunData, notes: &mut Vec<String>) -> Result<(), ReportE
     run.steps.sort_by(|a, b| a.at.total_cmp(&b.at));
     run.steps.dedup_by(|b, a| a.at == b.at);
     // It also repeats the evaluation of the stage it was in.
-    let mut latest: Vec<Breach> = Vec::new();
+    let mut latest: Vec<StageBreach> = Vec::new();
     for b in std::mem::take(&mut run.breaches).into_iter().rev() {
-        if !latest
-            .iter()
-            .any(|l| l.stage == b.stage && l.rule == b.rule)
-        {
+        let same = |l: &StageBreach| l.stage == b.stage && l.breach.rule == b.breach.rule;
+        if !latest.iter().any(same) {
             latest.push(b);
         }
     }
@@ -508,28 +398,18 @@ fn read_events(run: &mut RunData, notes: &mut Vec<String>) -> Result<(), ReportE
     Ok(())
 }
 
-fn breach(event: &Value) -> Option<Breach> {
-    let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-    Some(Breach {
-        stage: usize::try_from(event["stage"].as_u64()?).ok()?,
-        rule: text("rule"),
-        value: event["value"].as_f64(),
-        limit: event["limit"].as_f64(),
-        action: match event["action"].as_str() {
-            Some("stop") => GuardAction::Stop,
-            _ => GuardAction::Warn,
-        },
-        message: text("message"),
-    })
-}
-
-/// A task is named in events by its index or by its name.
-fn task_index(event: &Value, order: &[String]) -> Option<usize> {
-    let index = match &event["task"] {
-        Value::String(name) => order.iter().position(|t| t == name)?,
-        v => usize::try_from(v.as_u64()?).ok()?,
-    };
-    (index < order.len()).then_some(index)
+impl Step {
+    fn of(update: &Update) -> Self {
+        let named = update.parts.named().into_iter();
+        let parts = named.filter(|(name, value)| *name == "task" || *value != 0.0);
+        Self {
+            at: update.task as f64 + update.step as f64 / update.steps.max(update.step) as f64,
+            loss: f64::from(update.loss),
+            parts: parts
+                .map(|(name, value)| (name.to_owned(), f64::from(value)))
+                .collect(),
+        }
+    }
 }
 
 fn same_benchmark(first: &RunData, other: &RunData) -> Result<(), ReportError> {

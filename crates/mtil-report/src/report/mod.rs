@@ -47,22 +47,12 @@ pub enum ReportError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A run's settings are not TOML.
-    #[error("{} is malformed: {source}", path.display())]
+    #[error("the settings of {} are malformed: {source}", run.display())]
     Toml {
-        /// The file.
-        path: PathBuf,
+        /// The run directory.
+        run: PathBuf,
         /// What the parser said.
         source: toml::de::Error,
-    },
-    /// A line of an event log is not JSON.
-    #[error("{} line {line} is malformed: {source}", path.display())]
-    Event {
-        /// The file.
-        path: PathBuf,
-        /// Line number, from 1.
-        line: usize,
-        /// What the parser said.
-        source: serde_json::Error,
     },
     /// Runs of different suites or orders.
     #[error(

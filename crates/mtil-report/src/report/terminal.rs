@@ -1,8 +1,9 @@
 //! The headline table as text.
 
 use super::group::{Figures, Group, Spread};
-use super::load::{GuardAction, Loaded, Status, pretrained};
+use super::load::{Loaded, Status, pretrained};
 use super::page::{bytes, count, duration, outcome};
+use mtil_engine::guard::Action;
 
 const HEAD: [&str; 15] = [
     "method",
@@ -97,7 +98,7 @@ pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
     text.push('\n');
     for run in &loaded.runs {
         for b in &run.breaches {
-            let stopped = if b.action == GuardAction::Stop {
+            let stopped = if b.breach.action == Action::Stop {
                 "; run stopped"
             } else {
                 ""
@@ -106,7 +107,7 @@ pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
                 0 => "before training".to_owned(),
                 n => format!("after task {n}"),
             };
-            let rule = &b.rule;
+            let rule = &b.breach.rule;
             text.push_str(&format!(
                 "Limit crossed: {} {stage}: {rule}{stopped}\n",
                 run.label()

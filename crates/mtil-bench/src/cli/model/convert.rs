@@ -7,7 +7,7 @@ use burn::{
     tensor::{Tensor, bf16, f16},
 };
 use clip_model::{Clip, ClipModel, Dtype, LoadOptions};
-use color_eyre::eyre::{Result, WrapErr, bail};
+use eyre::{Result, WrapErr, bail};
 use image::{DynamicImage, Rgb, RgbImage};
 use indicatif::DecimalBytes;
 use serde_json::json;

@@ -7,7 +7,7 @@ use clip_model::{
     preprocess::{Interpolation, PreprocessError, Resize},
     weights::Container,
 };
-use color_eyre::eyre::{Result, bail};
+use eyre::{Result, bail};
 use indicatif::DecimalBytes;
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! `model fetch`.
 
 use clip_model::zoo::{Check, Layout, Registry, ZooError};
-use color_eyre::eyre::Result;
+use eyre::Result;
 use indicatif::DecimalBytes;
 use serde_json::json;
 

@@ -5,7 +5,7 @@ use clip_model::{
     weights::WeightFile,
     zoo::{Cache, Entry, HubFiles, Role, Source},
 };
-use color_eyre::eyre::Result;
+use eyre::Result;
 use serde_json::{Value, json};
 
 use super::{

@@ -4,7 +4,7 @@ use clip_model::{
     ClipConfig, architecture, architectures,
     zoo::{Cache, Registry, Role},
 };
-use color_eyre::eyre::{Result, bail};
+use eyre::{Result, bail};
 use serde_json::json;
 
 use super::{

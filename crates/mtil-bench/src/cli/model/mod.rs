@@ -14,7 +14,7 @@ mod info;
 mod list;
 mod verify;
 
-use color_eyre::eyre::Result;
+use eyre::Result;
 
 use super::args::{ModelArgs, ModelVerb};
 

@@ -6,7 +6,7 @@ use clip_model::{
     Clip, ClipModel, Description, LoadOptions,
     zoo::{Cache, Entry, FileState, Registry, Role, Source, ZooError},
 };
-use color_eyre::eyre::{Result, bail, eyre};
+use eyre::{Result, bail, eyre};
 use indicatif::DecimalBytes;
 use serde_json::json;
 

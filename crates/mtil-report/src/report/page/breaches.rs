@@ -3,11 +3,13 @@
 use maud::{Markup, html};
 
 use crate::report::group::Group;
-use crate::report::load::{Breach, GuardAction, RunData};
+use mtil_engine::guard::{Action, Breach};
+
+use crate::report::load::{RunData, StageBreach};
 use crate::report::svg::{number, swatch};
 
 pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
-    let all: Vec<(&Group<'_>, &RunData, &Breach)> = groups
+    let all: Vec<(&Group<'_>, &RunData, &StageBreach)> = groups
         .iter()
         .flat_map(|g| g.runs.iter().map(move |r| (g, *r)))
         .flat_map(|(g, r)| r.breaches.iter().map(move |b| (g, r, b)))
@@ -36,11 +38,11 @@ pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
                                     @if g.runs.len() > 1 { small { " seed " (r.file.seed) } }
                                 }
                                 td { (when(b.stage, order)) }
-                                td { code { (b.rule) } @if !b.message.is_empty() { br; small { (b.message) } } }
-                                td { (measured(b)) }
-                                td { @match b.action {
-                                    GuardAction::Stop => strong { "run stopped" },
-                                    GuardAction::Warn => "warning only",
+                                td { code { (b.breach.rule) } @if !b.breach.message.is_empty() { br; small { (b.breach.message) } } }
+                                td { (measured(&b.breach)) }
+                                td { @match b.breach.action {
+                                    Action::Stop => strong { "run stopped" },
+                                    Action::Warn => "warning only",
                                 } }
                             }
                         }
@@ -66,10 +68,7 @@ fn measured(b: &Breach) -> String {
     let Some(value) = b.value else {
         return "–".into();
     };
-    let apart = |d: &usize| {
-        b.limit
-            .is_none_or(|limit| number(value, *d, false) != number(limit, *d, false))
-    };
+    let apart = |d: &usize| number(value, *d, false) != number(b.limit, *d, false);
     let decimals = (1..6).find(apart).unwrap_or(6);
     number(value, decimals, false)
 }

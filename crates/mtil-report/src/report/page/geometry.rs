@@ -4,22 +4,31 @@ use maud::{Markup, html};
 
 use super::charts::{legend, line, range, stage_ticks};
 use crate::report::group::Group;
-use crate::report::load::{PairGeometry, Status};
+use crate::report::load::Status;
 use crate::report::svg::{Chart, Line, number};
-use mtil_engine::metrics::Recall;
+use mtil_engine::{metrics::Recall, run::Evaluated};
 
 /// Picks one of the recalls.
 type RecallAt = fn(&Recall) -> f64;
 /// Picks one of the figures of the held-out pairs.
-type FigureAt = fn(&PairGeometry) -> Option<f64>;
+type FigureAt = fn(&Evaluated) -> Option<f64>;
 
 /// What the modality gap is made of, each with its name and decimals.
 const FIGURES: [(&str, FigureAt, usize); 5] = [
-    ("Margin of matching pairs, logits", |g| g.margin, 1),
-    ("Cosine of matching pairs", |g| g.matching, 3),
-    ("Cosine of other pairs", |g| g.others, 3),
-    ("Norm of the mean image", |g| g.image_mean, 3),
-    ("Norm of the mean text", |g| g.text_mean, 3),
+    ("Margin of matching pairs, logits", |e| e.margin, 1),
+    // Logits are 100 times the cosines.
+    (
+        "Cosine of matching pairs",
+        |e| Some(e.geometry?.logits.positive / 100.0),
+        3,
+    ),
+    (
+        "Cosine of other pairs",
+        |e| Some(e.geometry?.logits.negative? / 100.0),
+        3,
+    ),
+    ("Norm of the mean image", |e| e.geometry?.image_mean, 3),
+    ("Norm of the mean text", |e| e.geometry?.text_mean, 3),
 ];
 
 pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {

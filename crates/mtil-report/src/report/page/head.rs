@@ -61,7 +61,7 @@ fn unfinished(groups: &[Group<'_>]) -> Markup {
                     p.note {
                         strong { "Unfinished. " } (r.label())
                         @match r.stopped_by() {
-                            Some(breach) => { " was stopped because it crossed the limit " code { (breach.rule) } },
+                            Some(breach) => { " was stopped because it crossed the limit " code { (breach.breach.rule) } },
                             None => " is still running or was interrupted",
                         }
                         ": evaluated after "

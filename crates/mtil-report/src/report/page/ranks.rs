@@ -39,7 +39,7 @@ pub(super) fn ranks(groups: &[Group<'_>], order: &[String]) -> Markup {
                                             th scope="row" { (path.trim_end_matches(".weight")) }
                                             @for layers in r.ranks.values() {
                                                 @match layers.iter().find(|(p, _)| *p == path) {
-                                                    Some((_, (k, n))) if *n > 0 => {
+                                                    Some((_, [k, n])) if *n > 0 => {
                                                         @let share = *k as f64 / *n as f64;
                                                         td.fill style={ "--a:" (format!("{:.2}", share.min(1.0) * 0.55)) }
                                                             title={ (k) " of " (n) " directions" } { (k) small { "/" (n) } }

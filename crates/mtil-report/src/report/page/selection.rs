@@ -14,9 +14,10 @@ pub(super) fn selection(groups: &[Group<'_>], order: &[String]) -> Markup {
         return html! {};
     }
     let scores = |selected: &Selected| {
-        let words = selected.candidates.iter().map(|(value, score)| {
+        let words = selected.candidates.iter().map(|candidate| {
+            let value = &candidate.value;
             let mark = if *value == selected.chosen { "*" } else { "" };
-            format!("{value}{mark} {}", number(*score, 1, false))
+            format!("{value}{mark} {}", number(candidate.score, 1, false))
         });
         words.collect::<Vec<_>>().join(", ")
     };

@@ -1,0 +1,329 @@
+//! Events of a run: what `events.jsonl` holds, a JSON object a line, and what is shown meanwhile.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{LossParts, Scored};
+use crate::{
+    eval::{Evaluation, PromptRule},
+    guard::Breach,
+    measures::{geometry::Geometry, retrieval::RetrievalSummary},
+};
+
+/// Something that happened in a run.
+///
+/// ```
+/// use mtil_engine::run::Event;
+/// let line = r#"{"event":"task_start","task":0,"name":"shapes"}"#;
+/// let event: Event = serde_json::from_str(line)?;
+/// assert_eq!(event, Event::TaskStart { task: 0, name: "shapes".to_owned() });
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+///
+/// Fields that earlier versions did not write are empty in their records.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// A run starts.
+    Start {
+        /// Name of the method.
+        #[serde(default)]
+        method: String,
+        /// Stages of training: the tasks, or one for all of them.
+        #[serde(default)]
+        stages: usize,
+    },
+    /// A run resumes.
+    Resume {
+        /// Name of the method.
+        #[serde(default)]
+        method: String,
+        /// As in [`Start`](Self::Start).
+        #[serde(default)]
+        stages: usize,
+        /// Index of the task in training.
+        task: usize,
+        /// Updates made on it.
+        step: usize,
+    },
+    /// Training of a task starts.
+    TaskStart {
+        /// Index of the task.
+        task: usize,
+        /// Its name.
+        #[serde(default)]
+        name: String,
+    },
+    /// A task is trained, evaluated and saved.
+    TaskEnd {
+        /// Index of the task.
+        task: usize,
+        /// Seconds since it started or resumed.
+        #[serde(default)]
+        seconds: f64,
+    },
+    /// An update was made. Not every one is recorded.
+    Step(Update),
+    /// The loss of an update became NaN or infinite.
+    Diverged {
+        /// Index of the task.
+        task: usize,
+        /// The update, from 1.
+        step: usize,
+    },
+    /// The projectors of a task's optimizer were made.
+    Gram {
+        /// Index of the task.
+        task: usize,
+        /// Protected and all input directions of each parameter.
+        ranks: BTreeMap<String, [usize; 2]>,
+    },
+    /// A setting was chosen for a task.
+    Select {
+        /// Index of the task.
+        task: usize,
+        /// Name of the setting.
+        key: String,
+        /// The value that was chosen.
+        chosen: String,
+        /// All that were tried.
+        candidates: Vec<Scored>,
+    },
+    /// The model was evaluated. A resumed run may evaluate a stage again.
+    Evaluation(Box<Evaluated>),
+    /// A rule of the drift guard was broken.
+    Guard {
+        /// 0 for the pretrained model, `t + 1` after task `t`.
+        stage: usize,
+        /// Which, and by how much.
+        #[serde(flatten)]
+        breach: Breach,
+    },
+    /// Something to know that changes no result.
+    Note {
+        /// In words.
+        text: String,
+    },
+    /// Unreadable images were left out.
+    SkippedImages {
+        /// How many.
+        count: usize,
+        /// Their names.
+        #[serde(default)]
+        names: Vec<String>,
+    },
+    /// The attempt ended with an error.
+    Failed {
+        /// The error in one line.
+        message: String,
+        /// What caused it, outermost first.
+        #[serde(default)]
+        causes: Vec<String>,
+    },
+    /// Work that takes a while goes on. Not recorded.
+    Working {
+        /// Which.
+        on: Work,
+        /// Parts done.
+        done: usize,
+        /// All parts.
+        of: usize,
+    },
+    /// The run is complete. Not recorded.
+    Done,
+}
+
+/// One update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Update {
+    /// Index of the task.
+    pub task: usize,
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
+    /// Updates made on it.
+    pub step: usize,
+    /// All updates of the task.
+    pub steps: usize,
+    /// Learning rate.
+    #[serde(default)]
+    pub lr: f64,
+    /// Total loss.
+    pub loss: f32,
+    /// Its parts, weighted.
+    #[serde(default)]
+    pub parts: LossParts,
+    /// Training images a second, over the task so far.
+    #[serde(default)]
+    pub images_per_s: f64,
+}
+
+/// What an evaluation measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluated {
+    /// Index of the task that was learned last; none for the pretrained model.
+    pub stage: Option<usize>,
+    /// Its name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Accuracy on each task in %.
+    #[serde(default)]
+    pub accuracies: Vec<f64>,
+    /// The same where the task is not given.
+    #[serde(default)]
+    pub without_identity: Option<Vec<f64>>,
+    /// Prompt templates that stand for a class.
+    #[serde(default)]
+    pub prompt_rule: Option<PromptRule>,
+    /// Modality gap of the held-out pairs.
+    #[serde(default)]
+    pub modality_gap: f64,
+    /// Geometry of the held-out pairs; cosines are times 100.
+    #[serde(default)]
+    pub geometry: Option<Geometry>,
+    /// Mean logit of matching held-out pairs less that of others.
+    #[serde(default)]
+    pub margin: Option<f64>,
+    /// Retrieval on the suite's caption sets, by name.
+    #[serde(default)]
+    pub caption_sets: BTreeMap<String, RetrievalSummary>,
+    /// Test images of each task, where not all were used.
+    #[serde(default)]
+    pub thinned: Option<usize>,
+}
+
+/// Work between updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// Evaluation, a task a part.
+    Evaluation,
+    /// Gram accumulation, a batch a part.
+    Gram,
+    /// Encoding of a task's training images, a batch a part.
+    Encoding,
+}
+
+impl Event {
+    /// Whether it is written to `events.jsonl`.
+    pub fn is_recorded(&self) -> bool {
+        !matches!(self, Self::Working { .. } | Self::Done)
+    }
+
+    /// An error with its causes.
+    pub fn failed(error: &dyn std::error::Error) -> Self {
+        let causes = std::iter::successors(error.source(), |cause| cause.source());
+        Self::Failed {
+            message: error.to_string(),
+            causes: causes.map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl Evaluated {
+    pub(super) fn new(
+        evaluation: &Evaluation,
+        stage: Option<usize>,
+        name: Option<&str>,
+        rule: PromptRule,
+    ) -> Self {
+        Self {
+            stage,
+            name: name.map(str::to_owned),
+            accuracies: evaluation.accuracies.clone(),
+            without_identity: evaluation.without_identity.clone(),
+            prompt_rule: Some(rule),
+            modality_gap: evaluation.modality_gap,
+            geometry: evaluation.geometry,
+            margin: evaluation.margin,
+            caption_sets: evaluation.caption_sets.clone(),
+            thinned: evaluation.thinned.map(|thinned| thinned.0),
+        }
+    }
+
+    /// Mean accuracy over all tasks in %.
+    pub fn mean_accuracy(&self) -> f64 {
+        self.accuracies.iter().sum::<f64>() / self.accuracies.len().max(1) as f64
+    }
+}
+
+/// Receives the events of a run.
+pub trait Progress {
+    /// Called for each event, in order.
+    fn event(&mut self, event: &Event);
+}
+
+impl Progress for () {
+    fn event(&mut self, _: &Event) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines as versions before this enum wrote them.
+    #[test]
+    fn records_of_earlier_versions_are_read() {
+        let read = |line: &str| serde_json::from_str::<Event>(line).unwrap();
+        assert_eq!(
+            read(r#"{"event":"start","step":null,"task":null}"#),
+            Event::Start {
+                method: String::new(),
+                stages: 0
+            }
+        );
+        assert!(matches!(
+            read(r#"{"event":"resume","step":20,"task":1}"#),
+            Event::Resume {
+                task: 1,
+                step: 20,
+                ..
+            }
+        ));
+        let line = r#"{"event":"step","task":0,"step":10,"steps":24,"lr":1e-4,"loss":1.5,
+            "parts":{"task":1.0,"cd":0.25,"map":0.25},"images_per_s":210.0}"#;
+        let Event::Step(update) = read(line) else {
+            panic!("a step");
+        };
+        assert_eq!((update.parts.cd, update.parts.replay), (0.25, 0.0));
+        let line = r#"{"event":"evaluation","stage":null,"accuracies":[50.0],"modality_gap":0.8}"#;
+        assert!(matches!(read(line), Event::Evaluation(e) if e.stage.is_none()));
+        let line = r#"{"event":"guard","stage":1,"rule":"gap-drift>0.1","value":0.3,"limit":0.1,
+            "action":"stop","message":"far"}"#;
+        assert!(matches!(read(line), Event::Guard { stage: 1, breach } if breach.limit == 0.1));
+        assert!(matches!(
+            read(r#"{"event":"failed","message":"disk full"}"#),
+            Event::Failed { causes, .. } if causes.is_empty()
+        ));
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let events = [
+            Event::Step(Update {
+                task: 1,
+                name: "digits".to_owned(),
+                step: 2,
+                steps: 3,
+                lr: 1e-5,
+                loss: 0.5,
+                parts: LossParts {
+                    task: 0.5,
+                    ..LossParts::default()
+                },
+                images_per_s: 9.0,
+            }),
+            Event::failed(&std::io::Error::other("no space")),
+            Event::SkippedImages {
+                count: 1,
+                names: vec!["a.jpg".to_owned()],
+            },
+        ];
+        for event in events {
+            let line = serde_json::to_string(&event).unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+        }
+    }
+}
