@@ -503,8 +503,8 @@ pub struct EvalArgs {
     after_help = "Examples:\n  mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --plan\n  mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --device cuda\n  mtil-bench reproduce mini --quick"
 )]
 pub struct ReproduceArgs {
-    /// table1 (MTIL order I), table2 (order II), mini, orders; all of them are listed without a
-    /// name
+    /// table1 (MTIL order I), table2 (order II), mini and others of the embedded suite; all of them
+    /// are listed without a name
     pub table: Option<String>,
     /// Only these methods of the table
     #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
@@ -527,6 +527,10 @@ pub struct ReproduceArgs {
     /// Device
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
     pub device: String,
+    /// Take the tuned settings that come with the program; without it, `mini` tunes all methods on
+    /// mini-dev first
+    #[arg(long)]
+    pub tuned: bool,
     /// Say what the runs would take, and do nothing
     #[arg(long)]
     pub plan: bool,

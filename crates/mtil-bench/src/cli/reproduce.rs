@@ -5,18 +5,19 @@ use std::{fs, path::PathBuf};
 use eyre::{Result, WrapErr, bail, eyre};
 
 use super::{
-    args::{ReproduceArgs, Selection},
+    args::{ReproduceArgs, Selection, TuneArgs},
     checkpoint::{EMBEDDED, load_model},
     job::{Common, Fingerprinted, Job},
     planning::plan,
-    run::{QUICK, execute, load_method, stop_on_interrupt},
+    run::{QUICK, execute, load_tuned_method, stop_on_interrupt},
     selection::Selected,
+    tune,
 };
 use crate::device;
 use mtil_data::{data::nearest, datasets::mtil, files::write_atomically};
 use mtil_engine::{
     eval::{EvalOptions, PromptRule},
-    method::Method,
+    method::{Method, Tuned},
     metrics::MatrixFile,
     run::RunOptions,
 };
@@ -74,13 +75,37 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         [] => table.seeds.to_vec(),
         seeds => seeds.to_vec(),
     };
-    let (jobs, tasks) = jobs(args, table, &methods, &seeds, &model, &out)?;
+    if args.tuned && of_mtil {
+        bail!("--tuned is about the embedded suite: the tables of MTIL take published settings");
+    }
+    let runs = |tuned: Option<&Tuned>| jobs(args, table, &methods, &seeds, &model, &out, tuned);
     if args.plan {
+        let (jobs, _) = runs(committed(table))?;
+        if table.published_settings && !args.tuned {
+            eprintln!(
+                "Without the runs that choose the settings: `mtil-bench tune --plan` plans them, and --tuned leaves them out."
+            );
+        }
         return plan(&jobs, &model.clip, &device, false);
     }
     fs::create_dir_all(&out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
     let stop = stop_on_interrupt()?;
+    let chosen = if table.published_settings && !args.tuned {
+        let tuning = TuneArgs {
+            methods: methods.iter().map(|name| (*name).to_owned()).collect(),
+            out: out.join("tune"),
+            seed: 1,
+            jobs: args.jobs,
+            plan: false,
+            quick: args.quick,
+            device: args.device.clone(),
+        };
+        Some(tune::choose(&tuning, &device, &stop)?)
+    } else {
+        None
+    };
+    let (jobs, tasks) = runs(chosen.as_ref().or(committed(table)))?;
     let options = RunOptions {
         checkpoints: false,
         cache: args.cache.clone(),
@@ -105,6 +130,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         },
     )?;
     for (file, text) in [
+        ("figures.md", report::figures_table(&folders)?),
         ("table.txt", comparison.to_text()),
         ("table.md", comparison.to_markdown()),
         ("table.csv", comparison.to_csv()),
@@ -150,6 +176,15 @@ fn chosen(table: &TableSpec, wanted: &[String]) -> Result<Vec<&'static str>> {
         .collect()
 }
 
+/// The choices that come with the program for the suite of a table.
+fn committed(table: &TableSpec) -> Option<&'static Tuned> {
+    match mtil::SUITES.contains(&table.suite) {
+        true => None,
+        // All suites of the world have its settings.
+        false => Tuned::of(mini_world::NAME),
+    }
+}
+
 /// The runs, and the tasks in the suite's own order.
 fn jobs(
     args: &ReproduceArgs,
@@ -158,6 +193,7 @@ fn jobs(
     seeds: &[u64],
     model: &super::checkpoint::Loaded,
     out: &std::path::Path,
+    tuned: Option<&Tuned>,
 ) -> Result<(Vec<Job>, Vec<String>)> {
     let common = Common {
         model,
@@ -168,13 +204,13 @@ fn jobs(
         skip_bad_images: args.skip_bad_images,
         select: None,
     };
-    let selection = |shift: usize| Selection {
+    let selection = |order: &[String]| Selection {
         data: args.data.clone(),
         sun397_order: args.sun397_order.clone(),
         any_size: args.any_size,
         reference: args.reference.clone(),
         texts: args.texts.clone(),
-        shift,
+        tasks: order.to_vec(),
         ..Selection::named(table.suite)
     };
     let mut overrides = Vec::new();
@@ -182,25 +218,36 @@ fn jobs(
         overrides.extend(QUICK.map(str::to_owned));
     }
     overrides.extend(args.set.iter().cloned());
-    let first = selection(0).load(args.quick, 42)?;
+    let first = selection(&[]).load(args.quick, 42)?;
     let tasks: Vec<String> = first.suite.tasks.iter().map(|t| t.name.clone()).collect();
+    let mut rows: Vec<String> = methods.iter().map(|name| (*name).to_owned()).collect();
+    if table.published_settings {
+        let known = |name: &&&str| tuned.is_some_and(|t| t.methods.contains_key(**name));
+        let published = methods.iter().filter(known);
+        rows.extend(published.map(|name| format!("{name}{}", Method::PUBLISHED)));
+    }
     let mut jobs = Vec::new();
-    for (shift, _) in table.orders.of(tasks.len()).iter().enumerate() {
+    for (number, order) in table.orders.of(tasks.len()).iter().enumerate() {
+        let names: Vec<String> = match table.orders {
+            Orders::AsGiven => Vec::new(),
+            _ => order.iter().map(|task| tasks[*task].clone()).collect(),
+        };
+        let selection = selection(&names);
         let mut opened: Option<(Selected, Fingerprinted)> = None;
         for seed in seeds {
-            if opened.is_none() || selection(shift).drawn() {
-                let selected = selection(shift).load(args.quick, *seed)?;
+            if opened.is_none() || selection.drawn() {
+                let selected = selection.load(args.quick, *seed)?;
                 let suite = Fingerprinted::new(&selected.suite);
                 opened = Some((selected, suite));
             }
             let Some((selected, suite)) = &opened else {
                 continue;
             };
-            for name in methods {
-                let method = load_method(name, selected, &overrides)?;
+            for name in &rows {
+                let method = load_tuned_method(name, selected, tuned, &overrides)?;
                 let folder = match table.orders {
-                    Orders::AsGiven => format!("{name}-seed-{seed}"),
-                    Orders::CyclicShifts => format!("{name}-seed-{seed}-shift-{shift}"),
+                    Orders::CyclicShifts => format!("{name}-seed-{seed}-shift-{number}"),
+                    _ => format!("{name}-seed-{seed}"),
                 };
                 let prompts = args.prompts.unwrap_or_else(|| rule_of(table, &method));
                 let mut job = common.job(out, &folder, *seed, selected, suite, method);

@@ -23,7 +23,7 @@ use crate::device;
 use mtil_data::{data::nearest, suite::Suite};
 use mtil_engine::{
     guard::Guard,
-    method::Method,
+    method::{Method, Tuned},
     metrics::{MatrixFile, MetricsFile},
     run::{Outcome, Progress, RunOptions, Select, run as run_method},
 };
@@ -99,7 +99,17 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
 
 /// Reads a method with its settings for what was selected, and checks the tasks that it names.
 pub fn load_method(name: &str, selected: &Selected, overrides: &[String]) -> Result<Method> {
-    let mut method = Method::load(name, &selected.settings, overrides)?;
+    load_tuned_method(name, selected, Tuned::of(&selected.settings), overrides)
+}
+
+/// The same with these choices in place of the program's.
+pub fn load_tuned_method(
+    name: &str,
+    selected: &Selected,
+    tuned: Option<&Tuned>,
+    overrides: &[String],
+) -> Result<Method> {
+    let mut method = Method::load_tuned(name, &selected.settings, tuned, overrides)?;
     let known = || selected.all_tasks.iter().map(String::as_str);
     if let Some(task) = method.task.keys().find(|t| known().all(|k| k != *t)) {
         let near = nearest(task, known());

@@ -4,8 +4,10 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
 };
 
+use burn::tensor::Device;
 use eyre::{Result, WrapErr, bail};
 use mtil_data::files::write_atomically;
 use mtil_engine::{
@@ -51,76 +53,97 @@ struct Trial {
 /// `tune`.
 pub fn tune(args: &TuneArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
-    let methods: Vec<String> = match args.methods.as_slice() {
-        [] => names().into_iter().map(str::to_owned).collect(),
-        some => some.to_vec(),
-    };
-    let selected = Selection::named(mini_world::DEV_NAME).load(args.quick, args.seed)?;
-    let tuning = Tuning {
-        args,
-        model: load_model(EMBEDDED, &Default::default(), &device)?,
-        suite: Fingerprinted::new(&selected.suite),
-        selected,
-    };
-    let mut first = Vec::new();
-    for name in &methods {
-        if tuning.method(name, &[])?.trains {
-            first.extend(tuning.rates(name)?);
-        }
-    }
-    if first.is_empty() {
-        bail!("none of {} trains anything", methods.join(", "));
-    }
+    let tuning = Tuning::of(args, &device)?;
     if args.plan {
-        let jobs: Vec<Job> = first.into_iter().map(|trial| trial.job).collect();
+        let jobs: Vec<Job> = tuning.first()?.into_iter().map(|trial| trial.job).collect();
         eprintln!("The learning rates alone; other settings take about as many runs again.");
         return plan(&jobs, &tuning.model.clip, &device, false);
     }
-    fs::create_dir_all(&args.out)
-        .wrap_err_with(|| format!("cannot create {}; choose another --out", args.out.display()))?;
-    let stop = stop_on_interrupt()?;
-    let options = RunOptions {
-        checkpoints: false,
-        ..RunOptions::default()
-    };
-    let mut candidates: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
-    let try_out = |what: &str, trials: Vec<Trial>, found: &mut BTreeMap<String, Vec<_>>| {
-        eprintln!("{what}: {} runs", trials.len());
-        let jobs: Vec<Job> = trials.iter().map(|trial| trial.job.clone()).collect();
-        let parallel = args.jobs as usize;
-        execute(&jobs, parallel, &tuning.model, &device, &options, &stop)?.finish()?;
-        for trial in &trials {
-            let of_method = found.entry(trial.method.clone()).or_default();
-            of_method.push(trial.found()?);
-        }
-        Ok::<(), eyre::Report>(())
-    };
-    try_out("learning rates", first, &mut candidates)?;
-    let own = tuning.own_settings(&candidates)?;
-    try_out("settings of their own", own, &mut candidates)?;
-    let tuned = Tuned {
-        criterion: CRITERION.to_owned(),
-        suite: mini_world::DEV_NAME.to_owned(),
-        world: mini_world::WORLD_VERSION,
-        seed: args.seed,
-        methods: candidates
-            .into_iter()
-            .map(|(name, candidates)| (name, TunedMethod::best_of(candidates)))
-            .collect(),
-    };
+    let tuned = tuning.choose(&device, &stop_on_interrupt()?)?;
     print!("{}", table(&tuned));
-    let path = args.out.join("tuned.json");
-    let json = serde_json::to_string_pretty(&tuned)?;
-    write_atomically(&path, format!("{json}\n").as_bytes())
-        .wrap_err_with(|| format!("cannot write {}", path.display()))?;
-    eprintln!("written: {}", path.display());
-    if args.quick {
-        eprintln!("note: --quick makes few updates on few images; these choices mean nothing");
-    }
     Ok(())
 }
 
-impl Tuning<'_> {
+/// Tries the candidates of every method and writes the choices to `args.out`.
+pub fn choose(args: &TuneArgs, device: &Device, stop: &Arc<AtomicBool>) -> Result<Tuned> {
+    Tuning::of(args, device)?.choose(device, stop)
+}
+
+impl<'a> Tuning<'a> {
+    fn of(args: &'a TuneArgs, device: &Device) -> Result<Self> {
+        let selected = Selection::named(mini_world::DEV_NAME).load(args.quick, args.seed)?;
+        Ok(Self {
+            args,
+            model: load_model(EMBEDDED, &Default::default(), device)?,
+            suite: Fingerprinted::new(&selected.suite),
+            selected,
+        })
+    }
+
+    /// Every method that trains, with each learning rate.
+    fn first(&self) -> Result<Vec<Trial>> {
+        let methods: Vec<String> = match self.args.methods.as_slice() {
+            [] => names().into_iter().map(str::to_owned).collect(),
+            some => some.to_vec(),
+        };
+        let mut first = Vec::new();
+        for name in &methods {
+            if self.method(name, &[])?.trains {
+                first.extend(self.rates(name)?);
+            }
+        }
+        if first.is_empty() {
+            bail!("none of {} trains anything", methods.join(", "));
+        }
+        Ok(first)
+    }
+
+    fn choose(&self, device: &Device, stop: &Arc<AtomicBool>) -> Result<Tuned> {
+        let args = self.args;
+        let first = self.first()?;
+        fs::create_dir_all(&args.out).wrap_err_with(|| {
+            format!("cannot create {}; choose another --out", args.out.display())
+        })?;
+        let options = RunOptions {
+            checkpoints: false,
+            ..RunOptions::default()
+        };
+        let mut candidates: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
+        let try_out = |what: &str, trials: Vec<Trial>, found: &mut BTreeMap<String, Vec<_>>| {
+            eprintln!("{what}: {} runs", trials.len());
+            let jobs: Vec<Job> = trials.iter().map(|trial| trial.job.clone()).collect();
+            let parallel = args.jobs as usize;
+            execute(&jobs, parallel, &self.model, device, &options, stop)?.finish()?;
+            for trial in &trials {
+                let of_method = found.entry(trial.method.clone()).or_default();
+                of_method.push(trial.found()?);
+            }
+            Ok::<(), eyre::Report>(())
+        };
+        try_out("learning rates", first, &mut candidates)?;
+        let own = self.own_settings(&candidates)?;
+        try_out("settings of their own", own, &mut candidates)?;
+        let tuned = Tuned {
+            criterion: CRITERION.to_owned(),
+            suite: mini_world::DEV_NAME.to_owned(),
+            world: mini_world::WORLD_VERSION,
+            seed: args.seed,
+            methods: candidates
+                .into_iter()
+                .map(|(name, candidates)| (name, TunedMethod::best_of(candidates)))
+                .collect(),
+        };
+        let path = args.out.join("tuned.json");
+        let json = serde_json::to_string_pretty(&tuned)?;
+        write_atomically(&path, format!("{json}\n").as_bytes())
+            .wrap_err_with(|| format!("cannot write {}", path.display()))?;
+        eprintln!("written: {}", path.display());
+        if args.quick {
+            eprintln!("note: --quick makes few updates on few images; these choices mean nothing");
+        }
+        Ok(tuned)
+    }
+
     fn method(&self, name: &str, set: &[String]) -> Result<Method> {
         let mut overrides = Vec::new();
         if self.args.quick {

@@ -349,6 +349,19 @@ impl Method {
     /// # Errors
     /// [`MethodError`] naming the method and the key at fault.
     pub fn load(name: &str, suite: &str, overrides: &[String]) -> Result<Self, MethodError> {
+        Self::load_tuned(name, suite, Tuned::of(suite), overrides)
+    }
+
+    /// The same with other choices than those of the program, or without any.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_tuned(
+        name: &str,
+        suite: &str,
+        tuned: Option<&Tuned>,
+        overrides: &[String],
+    ) -> Result<Self, MethodError> {
         let asked = name;
         let name = asked.strip_suffix(Self::PUBLISHED).unwrap_or(asked);
         let invalid = |reason: String| MethodError::Invalid {
@@ -362,7 +375,7 @@ impl Method {
             let own = format!("{}{}", own.unwrap_or(name), Self::PUBLISHED);
             table.insert("name".to_owned(), toml::Value::String(own));
         }
-        let chosen = Tuned::of(suite).filter(|_| asked == name);
+        let chosen = tuned.filter(|_| asked == name);
         let chosen = chosen.and_then(|tuned| tuned.methods.get(name));
         let chosen = chosen.map(|method| method.candidates[method.chosen].set.as_slice());
         if let Some(toml::Value::Table(mut on)) = table.remove("on")

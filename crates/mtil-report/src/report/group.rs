@@ -37,6 +37,8 @@ pub(super) struct Figures {
     pub forgetting: Option<Spread>,
     pub gap: Option<(Spread, Spread)>,
     pub recall: Option<(Spread, Spread)>,
+    /// Of matching pairs over others after the last stage, in logits.
+    pub margin: Option<Spread>,
     pub seconds: Option<Spread>,
     pub memory: Option<Spread>,
     /// Bytes kept between tasks.
@@ -90,6 +92,7 @@ impl Figures {
             forgetting: stated(|m| m.forgetting, AccuracyMatrix::forgetting),
             gap: ends(&|m| m.modality_gap.clone()),
             recall: ends(&|m| m.retrieval.iter().map(|r| r.mean_r1()).collect()),
+            margin: stat(&|r| r.evaluated.values().next_back()?.margin),
             seconds: stat(&|r| r.metrics.wall_seconds),
             memory: stat(&|r| r.metrics.peak_rss_mb),
             kept: stat(&|r| Some(r.metrics.bytes_kept? as f64)),

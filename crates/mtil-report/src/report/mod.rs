@@ -8,6 +8,7 @@
 //! difference named, because their figures do not compare. A row is one method with the same
 //! settings: runs that differ in nothing but the seed, shown as mean ± sample standard deviation.
 
+mod figures;
 mod group;
 mod load;
 mod page;
@@ -127,6 +128,16 @@ pub fn write_report(runs: &[PathBuf], out: &Path) -> Result<ReportSummary, Repor
         outcome: outcome.to_string(),
         notes: loaded.notes,
     })
+}
+
+/// All figures as a Markdown table, each with its standard deviation over the seeds.
+///
+/// # Errors
+/// As [`write_report`], nothing being written.
+pub fn figures_table(runs: &[PathBuf]) -> Result<String, ReportError> {
+    let loaded = load::load(runs)?;
+    let groups = group::group(&loaded.runs);
+    Ok(figures::markdown(&loaded, &groups))
 }
 
 /// The headline table as aligned text for a terminal, with the outcome and notes.

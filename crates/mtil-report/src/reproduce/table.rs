@@ -206,7 +206,7 @@ pub fn compare(spec: &TableSpec, ours: &Ours) -> Result<Comparison, TableError> 
     let published = match spec.orders {
         Orders::AsGiven => published(spec.suite),
         // The figures of another order of the tasks do not compare.
-        Orders::CyclicShifts => None,
+        Orders::CyclicShifts | Orders::Permuted(_) => None,
     };
     check(spec, ours, published)?;
 
@@ -261,11 +261,11 @@ pub fn compare(spec: &TableSpec, ours: &Ours) -> Result<Comparison, TableError> 
     })];
     for metric in Metric::ALL {
         blocks.push(match spec.orders {
-            Orders::AsGiven => block(
+            Orders::AsGiven | Orders::Permuted(_) => block(
                 BlockKind::Tasks(metric),
                 ours.tasks.clone(),
                 &|runs, row, task| Cell {
-                    ours: spread(runs, |run| run.on_task(metric, task)),
+                    ours: spread(runs, |run| run.on_task(metric, &ours.tasks[task])),
                     published: row.and_then(|r| r.on_task(metric, task)),
                 },
             ),
@@ -322,7 +322,8 @@ impl Finished {
         }
     }
 
-    fn on_task(&self, metric: Metric, task: usize) -> Option<f64> {
+    fn on_task(&self, metric: Metric, task: &str) -> Option<f64> {
+        let task = self.0.order().iter().position(|name| name == task)?;
         match metric {
             Metric::Transfer => self.0.transfer_per_task()[task],
             Metric::Average => self.0.average_per_task().map(|v| v[task]),

@@ -7,6 +7,8 @@ pub enum Orders {
     AsGiven,
     /// Every cyclic shift of the suite's order: each task is the first one once.
     CyclicShifts,
+    /// In this order of task indices.
+    Permuted(&'static [usize]),
 }
 
 impl Orders {
@@ -15,6 +17,7 @@ impl Orders {
         let shifts = match self {
             Self::AsGiven => 1,
             Self::CyclicShifts => tasks,
+            Self::Permuted(order) => return vec![order.to_vec()],
         };
         (0..shifts)
             .map(|k| (0..tasks).map(|i| (k + i) % tasks).collect())
@@ -39,6 +42,8 @@ pub struct TableSpec {
     pub cited: &'static [&'static str],
     /// Seeds of the runs.
     pub seeds: &'static [u64],
+    /// Whether each method that has tuned settings gets a row with its published ones too.
+    pub published_settings: bool,
 }
 
 /// The rows of ZSCL's tables (ICCV 2023, `mtil/results.ipynb`), its successor with public code, and
@@ -62,6 +67,59 @@ const ALL: &[&str] = &[
     "gnsp-update",
 ];
 
+/// Every method that comes with the program.
+const BUILT_IN: &[&str] = &[
+    "zero-shot",
+    "finetune",
+    "finetune-per-task",
+    "joint",
+    "wc",
+    "ewc",
+    "we",
+    "we-wise",
+    "wise-ft",
+    "lwf",
+    "lwf-vr",
+    "icarl",
+    "er",
+    "zscl",
+    "zscl-star",
+    "zscl-minus",
+    "zscl-minus-wc",
+    "zscl-wise",
+    "zscl-wc-wise",
+    "gift",
+    "gnsp",
+    "gnsp-update",
+    "gnsp-anchored",
+    "cd",
+    "map",
+    "cd-map",
+    "null-space",
+    "gpm",
+    "adam-nscl",
+    "lora",
+    "lora-per-task",
+    "moe-adapters",
+    "rail-primal",
+    "rail-dual",
+];
+
+/// The pretrained model and ten methods of different kinds.
+const TEN: &[&str] = &[
+    "zero-shot",
+    "finetune",
+    "wise-ft",
+    "lwf",
+    "er",
+    "zscl",
+    "gnsp",
+    "gnsp-update",
+    "gnsp-anchored",
+    "lora",
+    "moe-adapters",
+];
+
 const TABLES: &[TableSpec] = &[
     TableSpec {
         name: "table1",
@@ -71,6 +129,7 @@ const TABLES: &[TableSpec] = &[
         methods: ALL,
         cited: &["leba"],
         seeds: &[42],
+        published_settings: false,
     },
     TableSpec {
         name: "table2",
@@ -80,15 +139,47 @@ const TABLES: &[TableSpec] = &[
         methods: ALL,
         cited: &["leba"],
         seeds: &[42],
+        published_settings: false,
     },
     TableSpec {
         name: "mini",
-        about: "The embedded suite: the same methods",
+        about: "The embedded suite: every method, with tuned and with published settings",
         suite: "mini",
         orders: Orders::AsGiven,
-        methods: ALL,
+        methods: BUILT_IN,
         cited: &[],
         seeds: &[42, 43, 44],
+        published_settings: true,
+    },
+    TableSpec {
+        name: "mini-reversed",
+        about: "The embedded suite from its last task to its first: ten methods",
+        suite: "mini",
+        orders: Orders::Permuted(&[7, 6, 5, 4, 3, 2, 1, 0]),
+        methods: TEN,
+        cited: &[],
+        seeds: &[42, 43, 44],
+        published_settings: false,
+    },
+    TableSpec {
+        name: "mini-mixed",
+        about: "The embedded suite in an order drawn by lot: ten methods",
+        suite: "mini",
+        orders: Orders::Permuted(&[4, 2, 7, 0, 5, 1, 6, 3]),
+        methods: TEN,
+        cited: &[],
+        seeds: &[42, 43, 44],
+        published_settings: false,
+    },
+    TableSpec {
+        name: "mini-conflict",
+        about: "Pictures whose classes change their names, half of them: ten methods",
+        suite: "conflict-permuted:0.5",
+        orders: Orders::AsGiven,
+        methods: TEN,
+        cited: &[],
+        seeds: &[42, 43, 44],
+        published_settings: false,
     },
     TableSpec {
         name: "orders",
@@ -98,6 +189,7 @@ const TABLES: &[TableSpec] = &[
         methods: &["zero-shot", "finetune", "cd-map", "gnsp", "gnsp-update"],
         cited: &[],
         seeds: &[42],
+        published_settings: false,
     },
 ];
 
@@ -142,11 +234,17 @@ mod tests {
     }
 
     #[test]
+    fn the_table_of_the_embedded_suite_has_every_method() {
+        assert_eq!(spec("mini").unwrap().methods, mtil_engine::method::names());
+    }
+
+    #[test]
     fn shifts_start_with_every_task_once() {
         assert_eq!(Orders::AsGiven.of(3), [[0, 1, 2]]);
         assert_eq!(
             Orders::CyclicShifts.of(3),
             [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
         );
+        assert_eq!(Orders::Permuted(&[2, 0, 1]).of(3), [[2, 0, 1]]);
     }
 }
