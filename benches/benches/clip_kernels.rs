@@ -11,8 +11,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use clip_kernels::{
-    Activation, AdamWSettings, AttentionBranch, FusedAdamW, LayerNorm, Linear, MlpBranch, Queries,
-    use_fused_kernels,
+    Activation, AdamWSettings, AttentionBranch, FusedAdamW, Kernels, LayerNorm, Linear, MlpBranch,
+    Queries,
 };
 use divan::Bencher;
 use gnsp_benches::{
@@ -77,6 +77,13 @@ impl Case {
         }
     }
 
+    fn kernels(self) -> Kernels {
+        match self.fused {
+            true => Kernels::Fused,
+            false => Kernels::Plain,
+        }
+    }
+
     fn attention(self, device: &Device) -> AttentionBranch {
         AttentionBranch {
             norm: self.norm(device),
@@ -84,6 +91,7 @@ impl Case {
             out_proj: linear([self.width, self.width], 5, device),
             heads: self.width / 64,
             causal: false,
+            kernels: self.kernels(),
         }
     }
 
@@ -93,6 +101,7 @@ impl Case {
             c_fc: linear([self.width, self.hidden()], 6, device),
             activation: Activation::QuickGelu,
             c_proj: linear([self.hidden(), self.width], 7, device),
+            kernels: self.kernels(),
         }
     }
 }
@@ -113,7 +122,6 @@ fn linear(shape: [usize; 2], seed: u64, device: &Device) -> Linear {
 
 #[divan::bench(args = CASES, max_time = 3)]
 fn attention_forward(bencher: Bencher<'_, '_>, case: Case) {
-    use_fused_kernels(case.fused);
     let device = Device::flex();
     let (x, branch) = (case.input(&device), case.attention(&device));
     bencher
@@ -122,7 +130,6 @@ fn attention_forward(bencher: Bencher<'_, '_>, case: Case) {
 
 #[divan::bench(args = CASES, max_time = 3)]
 fn attention_forward_and_backward(bencher: Bencher<'_, '_>, case: Case) {
-    use_fused_kernels(case.fused);
     let device = Device::flex().autodiff();
     let (x, branch) = (case.input(&device).require_grad(), case.attention(&device));
     bencher.bench_local(|| {
@@ -133,7 +140,6 @@ fn attention_forward_and_backward(bencher: Bencher<'_, '_>, case: Case) {
 
 #[divan::bench(args = CASES, max_time = 3)]
 fn mlp_forward(bencher: Bencher<'_, '_>, case: Case) {
-    use_fused_kernels(case.fused);
     let device = Device::flex();
     let (x, branch) = (case.input(&device), case.mlp(&device));
     bencher.bench_local(|| clip_kernels::mlp_branch(x.clone(), branch.clone()));
@@ -141,7 +147,6 @@ fn mlp_forward(bencher: Bencher<'_, '_>, case: Case) {
 
 #[divan::bench(args = CASES, max_time = 3)]
 fn mlp_forward_and_backward(bencher: Bencher<'_, '_>, case: Case) {
-    use_fused_kernels(case.fused);
     let device = Device::flex().autodiff();
     let (x, mut branch) = (case.input(&device).require_grad(), case.mlp(&device));
     branch.c_fc.weight = branch.c_fc.weight.require_grad();
@@ -154,18 +159,16 @@ fn mlp_forward_and_backward(bencher: Bencher<'_, '_>, case: Case) {
 
 #[divan::bench(args = CASES, max_time = 2)]
 fn layer_norm(bencher: Bencher<'_, '_>, case: Case) {
-    use_fused_kernels(case.fused);
     let device = Device::flex();
     let (x, norm) = (case.input(&device), case.norm(&device));
-    bencher.bench_local(|| clip_kernels::layer_norm(x.clone(), norm.clone()));
+    bencher.bench_local(|| clip_kernels::layer_norm(x.clone(), norm.clone(), case.kernels()));
 }
 
 /// Of the hidden layer of an MLP.
 fn activate(bencher: Bencher<'_, '_>, case: Case, activation: Activation) {
-    use_fused_kernels(case.fused);
     let shape = [case.batch, case.tokens, case.hidden()];
     let x = values(shape, 1, &Device::flex());
-    bencher.bench_local(|| clip_kernels::activate(x.clone(), activation));
+    bencher.bench_local(|| clip_kernels::activate(x.clone(), activation, case.kernels()));
 }
 
 #[divan::bench(args = CASES, max_time = 2)]
@@ -180,7 +183,6 @@ fn gelu(bencher: Bencher<'_, '_>, case: Case) {
 
 #[divan::bench(max_time = 2)]
 fn adamw_of_1m_fused(bencher: Bencher<'_, '_>) {
-    use_fused_kernels(true);
     let optimizer = FusedAdamW::new(AdamWSettings {
         beta_1: 0.9,
         beta_2: 0.999,

@@ -6,9 +6,7 @@
 use std::sync::LazyLock;
 
 use burn::tensor::Device;
-use clip_model::{
-    Clip, ClipConfig, ClipModel, ClipTokenizer, Preprocess, normalize, use_fused_kernels,
-};
+use clip_model::{Clip, ClipConfig, ClipModel, ClipTokenizer, Preprocess, normalize};
 use divan::Bencher;
 use gnsp_benches::{
     dead_leaves,
@@ -43,7 +41,6 @@ const CONTEXT: usize = 77;
 
 #[divan::bench(max_time = 3)]
 fn encode_64_images_embedded(bencher: Bencher<'_, '_>) {
-    use_fused_kernels(true);
     let model = embedded().model;
     let pixels = values([64, 3, 32, 32], 1, &Device::flex());
     bencher.bench_local(|| normalize(model.encode_image(pixels.clone())));
@@ -51,7 +48,6 @@ fn encode_64_images_embedded(bencher: Bencher<'_, '_>) {
 
 #[divan::bench(max_time = 3)]
 fn encode_64_texts_embedded(bencher: Bencher<'_, '_>) {
-    use_fused_kernels(true);
     let clip = embedded();
     let context = clip.config.text.max_position_embeddings;
     let tokens = clip
@@ -63,7 +59,6 @@ fn encode_64_texts_embedded(bencher: Bencher<'_, '_>) {
 
 #[divan::bench(sample_count = 5, sample_size = 1)]
 fn encode_2_images_vit_b_32(bencher: Bencher<'_, '_>) {
-    use_fused_kernels(true);
     let model = &*VIT_B_32;
     let pixels = values([2, 3, 224, 224], 1, &Device::flex());
     bencher.bench_local(|| normalize(model.encode_image(pixels.clone())));
@@ -71,7 +66,6 @@ fn encode_2_images_vit_b_32(bencher: Bencher<'_, '_>) {
 
 #[divan::bench(sample_count = 5, sample_size = 1)]
 fn encode_2_texts_vit_b_32(bencher: Bencher<'_, '_>) {
-    use_fused_kernels(true);
     let model = &*VIT_B_32;
     let tokens = ClipTokenizer::openai()
         .encode(&mtil_prompts(2), CONTEXT)

@@ -11,7 +11,7 @@ use gnsp_benches::{
 };
 use gnsp_optimizer::{
     BatchNorm, Gram, GramAccumulator, Memory, NullSpace, Policy, RankRule, Recorder, Solver,
-    TaskNorm, use_symmetric_update,
+    TaskNorm,
 };
 
 /// As the binary of the benchmark has it.
@@ -43,9 +43,11 @@ const UPDATES: [Update; 2] = [Update::Symmetric, Update::Dense];
 
 /// Adds a batch to a sum that has batches already.
 fn add_batch(bencher: Bencher<'_, '_>, update: Update, shape: [usize; 2]) {
-    use_symmetric_update(matches!(update, Update::Symmetric));
     let rows = values(shape, 1, &Device::flex());
     let mut gram = GramAccumulator::new(shape[1], BatchNorm::Frobenius);
+    if matches!(update, Update::Dense) {
+        gram = gram.with_whole_matrices();
+    }
     gram.add(rows.clone()).expect("finite rows");
     bencher.bench_local(|| gram.add(rows.clone()).expect("finite rows"));
 }
@@ -63,7 +65,6 @@ fn gram_of_one_batch_3072(bencher: Bencher<'_, '_>, update: Update) {
 }
 
 fn gram(rows: Tensor<2>) -> Gram {
-    use_symmetric_update(true);
     let mut gram = GramAccumulator::new(rows.dims()[1], BatchNorm::Frobenius);
     gram.add(rows).expect("finite rows");
     gram.finish(TaskNorm::Frobenius).expect("a batch was added")
@@ -101,7 +102,6 @@ fn project(bencher: Bencher<'_, '_>, shape: [usize; 2]) {
 
 /// Of the MLPs of four blocks as wide as the embedded model's.
 fn memory() -> Memory {
-    use_symmetric_update(true);
     let device = Device::flex();
     let mut recorder = Recorder::new(&Policy::gnsp());
     for block in 0..4 {

@@ -3,13 +3,13 @@
 //! `cargo bench -p gnsp-benches --bench mtil_bench`
 
 use burn::tensor::{Device, Tensor};
-use clip_model::{Clip, ClipModel, ClipTokenizer, TokenBatch, use_fused_kernels};
+use clip_model::{Clip, ClipModel, ClipTokenizer, TokenBatch};
 use divan::Bencher;
 use gnsp_benches::{
     fixtures::{mtil_prompts, values},
     yardstick::{PRODUCTS, Product},
 };
-use gnsp_optimizer::{Memory, Policy, Recorder, use_symmetric_update};
+use gnsp_optimizer::{Memory, Policy, Recorder};
 use mini_world as mini;
 use mini_world::MiniSizes;
 use mtil_bench::compare::{Size, measure::config};
@@ -46,7 +46,6 @@ fn tokens(count: usize) -> TokenBatch {
 
 /// What a model remembers of a first task.
 fn remembered(model: &ClipModel, pixels: Tensor<4>) -> Memory {
-    use_symmetric_update(true);
     let mut inputs = InputRecorder::new(Recorder::new(&Policy::gnsp()));
     model.encode_image_observed(pixels, &mut inputs);
     let mut memory = Memory::new();
@@ -56,7 +55,6 @@ fn remembered(model: &ClipModel, pixels: Tensor<4>) -> Memory {
 }
 
 fn training_step(bencher: Bencher<'_, '_>, optimizations: Optimizations) {
-    use_fused_kernels(optimizations.fused);
     let (config, device) = (config(Size::Tiny), Device::flex());
     let side = config.vision.image_size;
     let model = config.init(1, &device);
@@ -101,7 +99,6 @@ fn draw_192_pretraining_pairs() -> usize {
 }
 
 fn embedded() -> Clip {
-    use_fused_kernels(true);
     mini_world::embedded::clip_mini(&Device::flex()).expect("it is embedded")
 }
 

@@ -15,7 +15,9 @@ use std::{collections::BTreeMap, error::Error, fs, path::Path, time::Instant};
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use clap::{Args, Parser, Subcommand};
-use clip_model::{Clip, ClipModel, ClipTokenizer, Dtype, LoadOptions, Preprocess, TokenBatch};
+use clip_model::{
+    Clip, ClipModel, ClipTokenizer, Dtype, Kernels, LoadOptions, Preprocess, TokenBatch,
+};
 use gnsp_benches::dead_leaves;
 use gnsp_optimizer::{History, Memory, Policy, Recorder, Site};
 use mini_world as mini;
@@ -391,20 +393,22 @@ fn run_training(train: &Train) -> Result<(), Box<dyn Error>> {
 }
 
 fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Error>> {
+    let mut recorder = Recorder::new(&Policy::gnsp());
+    let mut kernels = Kernels::Fused;
     for name in off {
         match name.as_str() {
-            "fused" => clip_model::use_fused_kernels(false),
-            "symmetric" => gnsp_optimizer::use_symmetric_update(false),
+            "fused" => kernels = Kernels::Plain,
+            "symmetric" => recorder = recorder.with_whole_matrices(),
             other => return Err(format!("--off {other}: known are fused, symmetric").into()),
         }
     }
     let device = Device::flex();
-    let model = model(folder, &device)?;
+    let model = model(folder, &device)?.with_kernels(kernels);
     let bytes = fs::read(folder.join("step.safetensors"))?;
     let pixels =
         Read(SafeTensors::deserialize(&bytes)?).pixels("gram_pixels", GRAM_BATCH, &device)?;
     // All tokens of the last block too, as published.
-    let mut inputs = InputRecorder::new(Recorder::new(&Policy::gnsp())).with_all_tokens(true);
+    let mut inputs = InputRecorder::new(recorder).with_all_tokens(true);
     let mut seconds = Vec::new();
     for _ in 0..=repeat {
         let start = Instant::now();

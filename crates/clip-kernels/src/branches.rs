@@ -1,9 +1,6 @@
 //! The operations on tensors, and which of the two ways they take.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
 
@@ -53,6 +50,8 @@ pub struct AttentionBranch {
     pub heads: usize,
     /// Whether a position sees no later one.
     pub causal: bool,
+    /// What computes it.
+    pub kernels: Kernels,
 }
 
 /// Whose attention [`attention_branch`] computes.
@@ -156,6 +155,8 @@ pub struct MlpBranch {
     pub activation: Activation,
     /// `[hidden, d]`.
     pub c_proj: Linear,
+    /// What computes it.
+    pub kernels: Kernels,
 }
 
 /// What [`observed_mlp_branch`] gives.
@@ -169,22 +170,29 @@ pub struct ObservedMlp {
     pub inner: Tensor<3>,
 }
 
-static FUSED: AtomicBool = AtomicBool::new(true);
-
-/// Whether the host's kernels may be used, in the whole process: they are unless this says no. For
-/// comparing the two ways.
-pub fn use_fused_kernels(yes: bool) {
-    FUSED.store(yes, Ordering::Relaxed);
+/// What computes a branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kernels {
+    /// The host's kernels where they apply (`f32` on `flex`), Burn's operations elsewhere.
+    #[default]
+    Fused,
+    /// Burn's operations everywhere: the same up to rounding, for comparisons.
+    Plain,
 }
 
-/// Whether a computation on `x` goes to the host's kernels.
+impl Kernels {
+    /// Whether a computation on `x` goes to the host's kernels.
+    #[cfg(feature = "flex")]
+    fn on_host<const D: usize>(self, x: &Tensor<D>) -> bool {
+        self == Self::Fused && on_host(x)
+    }
+}
+
+/// Whether the host's kernels can compute on `x`.
 #[cfg(feature = "flex")]
 pub(crate) fn on_host<const D: usize>(x: &Tensor<D>) -> bool {
     use burn::tensor::{DType, Device};
-    FUSED.load(Ordering::Relaxed)
-        && x.dtype() == DType::F32
-        && x.device().inner() == Device::flex()
-        && x.shape().num_elements() > 0
+    x.dtype() == DType::F32 && x.device().inner() == Device::flex() && x.shape().num_elements() > 0
 }
 
 /// `x + out_proj(attention(in_proj(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class
@@ -200,7 +208,7 @@ pub(crate) fn on_host<const D: usize>(x: &Tensor<D>) -> bool {
 /// row, or a parent behind its child.
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
     #[cfg(feature = "flex")]
-    if on_host(&x) {
+    if branch.kernels.on_host(&x) {
         return crate::extension::attention_branch(x, branch, queries);
     }
     plain::attention_branch(x, branch, queries)
@@ -216,7 +224,7 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
 /// On parameters of another width.
 pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
     #[cfg(feature = "flex")]
-    if on_host(&x) {
+    if branch.kernels.on_host(&x) {
         return crate::extension::mlp_branch(x, branch);
     }
     plain::mlp_branch(x, branch)
@@ -233,7 +241,7 @@ pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
 /// On parameters of another width, or a position beyond the row.
 pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> ObservedMlp {
     #[cfg(feature = "flex")]
-    if on_host(&x) && !x.device().is_autodiff() {
+    if branch.kernels.on_host(&x) && !x.device().is_autodiff() {
         return crate::extension::observed_mlp_branch(x, branch, read);
     }
     plain::observed_mlp_branch(x, branch, read)
@@ -243,18 +251,22 @@ pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> O
 ///
 /// # Panics
 /// On parameters of another width.
-pub fn layer_norm(x: Tensor<3>, norm: LayerNorm) -> Tensor<3> {
+pub fn layer_norm(x: Tensor<3>, norm: LayerNorm, kernels: Kernels) -> Tensor<3> {
+    #[cfg(not(feature = "flex"))]
+    let _ = kernels;
     #[cfg(feature = "flex")]
-    if on_host(&x) && !x.device().is_autodiff() {
+    if kernels.on_host(&x) && !x.device().is_autodiff() {
         return crate::extension::layer_norm(x, norm);
     }
     plain::layer_norm(x, norm)
 }
 
 /// An activation by itself.
-pub fn activate(x: Tensor<3>, activation: Activation) -> Tensor<3> {
+pub fn activate(x: Tensor<3>, activation: Activation, kernels: Kernels) -> Tensor<3> {
+    #[cfg(not(feature = "flex"))]
+    let _ = kernels;
     #[cfg(feature = "flex")]
-    if on_host(&x) && !x.device().is_autodiff() {
+    if kernels.on_host(&x) && !x.device().is_autodiff() {
         return crate::extension::activate(x, activation);
     }
     plain::activate(x, activation)

@@ -5,7 +5,7 @@
 //! keeps what each needs for its gradient. [`attention_branch`] and [`mlp_branch`] compute the same
 //! in one pass per item of the batch on every processor, and keep only what cannot be had again
 //! cheaply. Elsewhere (another backend, another precision,
-//! [`use_fused_kernels(false)`](use_fused_kernels)) they are the plain Burn formulation, which is
+//! [`Kernels::Plain`]) they are the plain Burn formulation, which is
 //! also what the tests compare with.
 //!
 //! | module | what |
@@ -32,6 +32,6 @@ mod plain;
 
 pub use adamw::{AdamWSettings, FusedAdamW};
 pub use branches::{
-    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries, Tree,
-    activate, attention_branch, layer_norm, mlp_branch, observed_mlp_branch, use_fused_kernels,
+    Activation, AttentionBranch, Kernels, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries, Tree,
+    activate, attention_branch, layer_norm, mlp_branch, observed_mlp_branch,
 };

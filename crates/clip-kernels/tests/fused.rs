@@ -5,8 +5,8 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use clip_kernels::{
-    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, Queries, Tree, attention_branch,
-    mlp_branch, observed_mlp_branch, use_fused_kernels,
+    Activation, AttentionBranch, Kernels, LayerNorm, Linear, MlpBranch, Queries, Tree,
+    attention_branch, mlp_branch, observed_mlp_branch,
 };
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -68,13 +68,11 @@ impl<'a> Numbers<'a> {
 /// Output and the gradients of all leaves of a weighted sum of it.
 fn values_and_gradients(
     device: &Device,
-    fused: bool,
-    compute: &dyn Fn(&mut Numbers<'_>) -> Tensor<3>,
+    kernels: Kernels,
+    compute: &dyn Fn(&mut Numbers<'_>, Kernels) -> Tensor<3>,
 ) -> Vec<Vec<f32>> {
-    use_fused_kernels(fused);
     let mut numbers = Numbers::new(device);
-    let y = compute(&mut numbers);
-    use_fused_kernels(true);
+    let y = compute(&mut numbers, kernels);
     let count = y.shape().num_elements();
     let weights: Vec<f32> = (0..count).map(|i| (i as f32 * 0.7).sin()).collect();
     let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), device);
@@ -87,11 +85,11 @@ fn values_and_gradients(
     std::iter::once(y).chain(of_leaves).collect()
 }
 
-fn compare(what: &str, compute: &dyn Fn(&mut Numbers<'_>) -> Tensor<3>) {
+fn compare(what: &str, compute: &dyn Fn(&mut Numbers<'_>, Kernels) -> Tensor<3>) {
     let _guard = SWITCH.lock().unwrap_or_else(|e| e.into_inner());
     let device = Device::flex().autodiff();
-    let fused = values_and_gradients(&device, true, compute);
-    let plain = values_and_gradients(&device, false, compute);
+    let fused = values_and_gradients(&device, Kernels::Fused, compute);
+    let plain = values_and_gradients(&device, Kernels::Plain, compute);
     assert_eq!(fused.len(), plain.len());
     for (i, (fused, plain)) in fused.iter().zip(&plain).enumerate() {
         let most = plain.iter().fold(1e-3f32, |most, x| most.max(x.abs()));
@@ -103,7 +101,7 @@ fn compare(what: &str, compute: &dyn Fn(&mut Numbers<'_>) -> Tensor<3>) {
         }
     }
     let device = device.gradient_checkpointing();
-    let again = values_and_gradients(&device, true, compute);
+    let again = values_and_gradients(&device, Kernels::Fused, compute);
     assert!(
         again == fused,
         "{what}: recomputed activations changed bits"
@@ -120,7 +118,7 @@ fn attention_is_that_of_burn() {
             Queries::Tree(Tree::new(trees.collect())),
         ] {
             let what = format!("causal {causal}, {queries:?}");
-            compare(&what, &|numbers| {
+            compare(&what, &|numbers, kernels| {
                 let x = numbers.leaf([BATCH, TOKENS, WIDTH], 0.0);
                 let branch = AttentionBranch {
                     norm: numbers.norm(),
@@ -128,6 +126,7 @@ fn attention_is_that_of_burn() {
                     out_proj: numbers.linear(WIDTH, WIDTH),
                     heads: 3,
                     causal,
+                    kernels,
                 };
                 attention_branch(x, branch, &queries)
             });
@@ -142,13 +141,14 @@ fn the_mlp_is_that_of_burn() {
         Activation::Gelu,
         Activation::GeluTanh,
     ] {
-        compare(&format!("{activation:?}"), &|numbers| {
+        compare(&format!("{activation:?}"), &|numbers, kernels| {
             let x = numbers.leaf([BATCH, TOKENS, WIDTH], 0.0);
             let branch = MlpBranch {
                 norm: numbers.norm(),
                 c_fc: numbers.linear(WIDTH, HIDDEN),
                 activation,
                 c_proj: numbers.linear(HIDDEN, WIDTH),
+                kernels,
             };
             mlp_branch(x, branch)
         });
@@ -156,7 +156,7 @@ fn the_mlp_is_that_of_burn() {
 }
 
 /// Output, and what the two maps see.
-fn observed(device: &Device, fused: bool, read: &Queries) -> [Tensor<3>; 3] {
+fn observed(device: &Device, kernels: Kernels, read: &Queries) -> [Tensor<3>; 3] {
     let mut numbers = Numbers::new(device);
     let x = numbers.leaf([BATCH, TOKENS, WIDTH], 0.0);
     let branch = MlpBranch {
@@ -164,11 +164,10 @@ fn observed(device: &Device, fused: bool, read: &Queries) -> [Tensor<3>; 3] {
         c_fc: numbers.linear(WIDTH, HIDDEN),
         activation: Activation::QuickGelu,
         c_proj: numbers.linear(HIDDEN, WIDTH),
+        kernels,
     };
-    use_fused_kernels(fused);
     let seen = observed_mlp_branch(x.clone(), branch.clone(), read);
     let output = read.pick(mlp_branch(x, branch));
-    use_fused_kernels(true);
     let (output, want) = (seen.output.inner(), output.inner());
     assert_close(output.clone(), want, "the branch that nobody observes");
     [output, seen.normed.inner(), seen.inner.inner()]
@@ -187,7 +186,7 @@ fn an_observed_mlp_is_that_of_burn_and_shows_every_position() {
     let _guard = SWITCH.lock().unwrap_or_else(|e| e.into_inner());
     let device = Device::flex();
     for read in [Queries::All, Queries::At(vec![0, 6, 3])] {
-        let plain = observed(&device, false, &read);
+        let plain = observed(&device, Kernels::Plain, &read);
         let outputs = if read == Queries::All { TOKENS } else { 1 };
         let shapes = [
             [BATCH, outputs, WIDTH],
@@ -196,8 +195,8 @@ fn an_observed_mlp_is_that_of_burn_and_shows_every_position() {
         ];
         assert_eq!(plain.each_ref().map(|t| t.dims()), shapes);
         // On a tape it is the plain way.
-        for (device, fused) in [(device.clone(), true), (device.clone().autodiff(), true)] {
-            let got = observed(&device, fused, &read);
+        for device in [device.clone(), device.clone().autodiff()] {
+            let got = observed(&device, Kernels::Fused, &read);
             for (got, want) in got.into_iter().zip(plain.clone()) {
                 assert_close(got, want, &format!("{read:?} on {device:?}"));
             }

@@ -27,7 +27,7 @@ pub use checkpoint::{
     CheckpointBytes, Clip, Description, Dtype, KeyLayout, LoadOptions, load_weights, save_weights,
     write_weights,
 };
-pub use clip_kernels::use_fused_kernels;
+pub use clip_kernels::Kernels;
 pub use config::{
     Activation, ClipConfig, TextConfig, TextKind, VisionConfig, VisionKind, architecture,
     architectures,

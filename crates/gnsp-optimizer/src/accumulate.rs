@@ -16,6 +16,7 @@ pub struct GramAccumulator {
     features: usize,
     batch_norm: BatchNorm,
     sum: Sum,
+    whole: bool,
     batches: usize,
     zero_batches: usize,
 }
@@ -46,9 +47,17 @@ impl GramAccumulator {
             features,
             batch_norm,
             sum,
+            whole: false,
             batches: 0,
             zero_batches: 0,
         }
+    }
+
+    /// Computes whole matrices on Burn's host backend too: the same up to rounding, for
+    /// comparisons.
+    pub fn with_whole_matrices(mut self) -> Self {
+        self.whole = true;
+        self
     }
 
     /// The number of features of a row.
@@ -181,7 +190,7 @@ impl GramAccumulator {
         if width == 0 || groups == 0 {
             return Err(GramError::NoFeatures);
         }
-        Ok(Moment::of(rows, scratch))
+        Ok(Moment::of(rows, self.whole, scratch))
     }
 
     /// Adds the second moments of one batch.

@@ -33,7 +33,6 @@ pub use gram::{BatchNorm, Gram, GramError, TaskNorm};
 pub use interference::{Interference, InterferenceError};
 pub use layout::Layout;
 pub use memory::{FileError, History, Memory, MemoryError};
-pub use moment::use_symmetric_update;
 pub use null_space::{NullSpace, NullSpaceError};
 pub use patches::{Padding, Patches};
 pub use policy::{Policy, PolicyError};

@@ -1,21 +1,10 @@
 //! The second moments of a batch of rows.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use burn::tensor::{FloatDType, Tensor};
 use faer::{MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::GramError;
-
-static ON_HOST: AtomicBool = AtomicBool::new(true);
-
-/// Whether second moments of rows that are on Burn's host backend are computed as symmetric
-/// matrices, by half of the products, and kept as triangles: they are unless this says no, for the
-/// whole process. For comparing the two ways.
-pub fn use_symmetric_update(yes: bool) {
-    ON_HOST.store(yes, Ordering::Relaxed);
-}
 
 /// Second moments `XᵀX` of the rows of each group.
 #[derive(Clone, Debug)]
@@ -57,11 +46,13 @@ impl std::fmt::Debug for Scratch {
 }
 
 impl Moment {
-    /// Of `rows` `[groups, N, features]`, none of them zero.
-    pub fn of(rows: Tensor<3>, scratch: &mut Scratch) -> Self {
+    /// Of `rows` `[groups, N, features]`, none of them zero. On the host it is computed as a
+    /// symmetric matrix, by half of the products, and kept as a triangle, unless it shall be
+    /// `whole`.
+    pub fn of(rows: Tensor<3>, whole: bool, scratch: &mut Scratch) -> Self {
         let rows = rows.inner().cast(FloatDType::F32);
         let [groups, count, features] = rows.dims();
-        if !is_host(&rows) {
+        if whole || !is_host(&rows) {
             return Self::Device(match count {
                 0 => Tensor::zeros([groups, features, features], &rows.device()),
                 _ => rows.clone().swap_dims(1, 2).matmul(rows),
@@ -287,11 +278,11 @@ impl Packed {
 fn is_host(rows: &Tensor<3>) -> bool {
     #[cfg(feature = "flex")]
     {
-        ON_HOST.load(Ordering::Relaxed) && rows.device() == burn::tensor::Device::flex()
+        rows.device() == burn::tensor::Device::flex()
     }
     #[cfg(not(feature = "flex"))]
     {
-        let _ = (rows, &ON_HOST);
+        let _ = rows;
         false
     }
 }
@@ -336,7 +327,7 @@ mod tests {
     #[test]
     fn triangles_are_those_of_the_product() {
         let product = Moment::Device(rows().swap_dims(1, 2).matmul(rows()));
-        let triangles = Moment::of(rows(), &mut Scratch::default());
+        let triangles = Moment::of(rows(), false, &mut Scratch::default());
         assert!(matches!(triangles, Moment::Host(_)));
         assert_eq!(triangles.groups(), 2);
         let (largest, norm) = product.size().unwrap();
@@ -354,10 +345,10 @@ mod tests {
     #[test]
     fn moments_of_both_kinds_add_up() {
         let mut sum = Moment::Device(rows().swap_dims(1, 2).matmul(rows()));
-        sum.add(Moment::of(rows(), &mut Scratch::default()))
+        sum.add(Moment::of(rows(), false, &mut Scratch::default()))
             .unwrap();
         let sum = sum.packed().unwrap();
-        let one = Moment::of(rows(), &mut Scratch::default())
+        let one = Moment::of(rows(), false, &mut Scratch::default())
             .packed()
             .unwrap();
         for (sum, one) in sum.values.iter().zip(&one.values) {
@@ -368,15 +359,19 @@ mod tests {
     #[test]
     fn what_is_not_finite_has_no_size() {
         let rows = rows() * f32::NAN;
-        let (largest, norm) = Moment::of(rows, &mut Scratch::default()).size().unwrap();
+        let (largest, norm) = Moment::of(rows, false, &mut Scratch::default())
+            .size()
+            .unwrap();
         assert!(largest.is_nan() && norm.is_nan());
     }
 
     #[test]
     fn entries_whose_squares_vanish_have_a_norm() {
-        let moment = Moment::of(rows() * 1e-17, &mut Scratch::default());
+        let moment = Moment::of(rows() * 1e-17, false, &mut Scratch::default());
         let (largest, norm) = moment.size().unwrap();
-        let (_, want) = Moment::of(rows(), &mut Scratch::default()).size().unwrap();
+        let (_, want) = Moment::of(rows(), false, &mut Scratch::default())
+            .size()
+            .unwrap();
         assert!(largest > 0.0);
         assert!((norm - want).abs() < 1e-4 * want);
     }

@@ -49,6 +49,7 @@ pub struct Recorder {
     histories: BTreeMap<String, History>,
     seen: BTreeMap<String, (Layout, GramAccumulator)>,
     scratch: Scratch,
+    whole: bool,
 }
 
 impl Recorder {
@@ -60,7 +61,14 @@ impl Recorder {
             histories: BTreeMap::new(),
             seen: BTreeMap::new(),
             scratch: Scratch::default(),
+            whole: false,
         }
+    }
+
+    /// As [`GramAccumulator::with_whole_matrices`].
+    pub fn with_whole_matrices(mut self) -> Self {
+        self.whole = true;
+        self
     }
 
     /// Ignores the inputs of parameters that are not selected, so that a model may offer all.
@@ -262,6 +270,7 @@ impl Recorder {
         let (kept, gram) = self.seen.entry(path.to_string()).or_insert_with(|| {
             let gram = match layout {
                 Layout::Embedding | Layout::Bias => GramAccumulator::diagonal(features, norm),
+                _ if self.whole => GramAccumulator::new(features, norm).with_whole_matrices(),
                 _ => GramAccumulator::new(features, norm),
             };
             (layout, gram)

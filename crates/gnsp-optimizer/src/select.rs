@@ -186,7 +186,7 @@ impl Selection {
         let mut ranked: Vec<(usize, &String)> = self
             .found
             .keys()
-            .map(|path| (edit_distance(text, path), path))
+            .map(|path| (strsim::levenshtein(text, path), path))
             .collect();
         ranked.sort();
         ranked
@@ -229,22 +229,6 @@ impl ModuleVisitor for Paths {
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
         self.stack.pop();
     }
-}
-
-/// The Levenshtein distance of two strings.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -308,12 +292,5 @@ mod tests {
         assert!(matches!(error, SelectError::Nothing { near, .. } if near.is_empty()));
         let error = Selection::of(&net(), [Selector::regex("(")]).unwrap_err();
         assert!(matches!(error, SelectError::Regex { .. }));
-    }
-
-    #[test]
-    fn edit_distances() {
-        assert_eq!(edit_distance("", "abc"), 3);
-        assert_eq!(edit_distance("kitten", "sitting"), 3);
-        assert_eq!(edit_distance("same", "same"), 0);
     }
 }

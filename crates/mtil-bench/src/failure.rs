@@ -12,6 +12,9 @@ use eyre::Report;
 /// Calls of [`quietly`] at work. A backend may panic on threads of its own, so it is the process's.
 static QUIET: AtomicUsize = AtomicUsize::new(0);
 
+/// What a shell has for a process that SIGPIPE ended.
+const BROKEN_PIPE: i32 = 141;
+
 /// Prints an error, its causes behind it. `verbose` adds a line for each cause.
 pub fn report(error: &Report, verbose: bool) {
     eprintln!("{}{}", label(), one_line(error));
@@ -28,6 +31,13 @@ pub fn report_panics() {
     panic::set_hook(Box::new(|info| {
         if QUIET.load(Ordering::SeqCst) > 0 {
             return;
+        }
+        // Whoever read the output has gone, as `head` does: nothing is left to say.
+        if info
+            .payload_as_str()
+            .is_some_and(|text| text.contains("Broken pipe"))
+        {
+            std::process::exit(BROKEN_PIPE);
         }
         eprintln!("{}{}", label(), panicked(info));
         let backtrace = std::backtrace::Backtrace::capture();

@@ -13,5 +13,8 @@ pub mod data;
 pub mod datasets;
 pub mod files;
 pub mod machine;
+mod nearest;
 pub mod seeds;
 pub mod suite;
+
+pub use nearest::nearest;

@@ -19,7 +19,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use mtil_data::data::nearest;
+use mtil_data::nearest;
 
 const GAP_DRIFT: &str = "gap-drift";
 const RETENTION: &str = "zero-shot-retention";

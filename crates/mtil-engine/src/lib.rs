@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`method`] | methods as compositions of mechanisms, read from TOML |
+//! | `mechanism` | what methods are composed of, a file each |
 //! | [`run`] | a method on a suite in a directory, resumable |
 //! | [`analytic`] | learning without gradients: ridge regression on features |
 //! | [`eval`], [`measures`] | evaluation after a task, measures of features and predictions |
@@ -13,9 +14,11 @@
 
 pub mod analytic;
 pub mod batch;
+mod error;
 pub mod eval;
 pub mod guard;
 pub mod measures;
+mod mechanism;
 pub mod method;
 pub mod metrics;
 mod precision;

@@ -267,130 +267,43 @@ fn infer(
     options: &LoadOptions,
 ) -> Result<ClipConfig, CheckpointError> {
     let path = weights.path();
-    let names = Names::of(layout);
-    let shape = |name: &str| -> Result<&[usize], CheckpointError> {
-        weights
-            .info(name)
-            .map(|info| info.shape.as_slice())
-            .ok_or_else(|| CheckpointError::Missing {
-                path: path.to_owned(),
-                name: name.to_owned(),
-                near: None,
-            })
+    let shapes = Shapes {
+        weights,
+        names: Names::of(layout),
     };
-    let count = |prefix: &str| {
-        (0..)
-            .find(|i| {
-                let block = format!("{prefix}{i}.");
-                !weights.names().any(|name| name.starts_with(&block))
-            })
-            .unwrap_or(0)
+    let needs_config = || CheckpointError::NeedsConfig {
+        path: path.to_owned(),
     };
-    if [names.siglip, "visual.trunk.pos_embed"]
-        .iter()
-        .any(|name| weights.info(name).is_some())
-    {
-        return Err(CheckpointError::NeedsConfig {
-            path: path.to_owned(),
-        });
+    let unclear = [shapes.names.siglip, "visual.trunk.pos_embed"];
+    if unclear.iter().any(|name| weights.info(name).is_some()) {
+        return Err(needs_config());
     }
-    let two = |name: &str| -> Result<[usize; 2], CheckpointError> {
-        shape(name)?.try_into().map_err(|_| CheckpointError::Shape {
-            path: path.to_owned(),
-            name: name.to_owned(),
-            found: shape(name).unwrap_or_default().to_vec(),
-            expected: vec![0, 0],
-        })
-    };
-    let square = |n: usize| (n as f64).sqrt().round() as usize;
-
-    let [vocabulary, text_width] = two(names.tokens)?;
-    let [context, _] = two(names.text_positions)?;
-    let (resnet, vision) = if weights.info("visual.layer1.0.conv1.weight").is_some() {
-        let [tokens, d] = two("visual.attnpool.positional_embedding")?;
-        let stages = [1, 2, 3, 4].map(|stage| count(&format!("visual.layer{stage}.")));
-        let vision = VisionConfig {
-            hidden_size: d,
-            intermediate_size: 4 * d,
-            num_hidden_layers: stages.iter().sum(),
-            patch_size: 32,
-            image_size: 32 * square(tokens.saturating_sub(1)),
-            kind: VisionKind::ResNet { stages },
-            ..VisionConfig::default()
-        };
-        (true, vision)
+    let (vision, projection_dim) = if weights.info("visual.layer1.0.conv1.weight").is_some() {
+        shapes.resnet()?
     } else {
-        let conv = shape(names.patches)?;
-        let [tokens, d] = two(names.positions)?;
-        let patch = conv.get(3).copied().unwrap_or(0);
-        let vision = VisionConfig {
-            hidden_size: d,
-            intermediate_size: shape(&format!("{}0.{}.weight", names.blocks, names.fc))?
-                .first()
-                .copied()
-                .unwrap_or(0),
-            num_hidden_layers: count(names.blocks),
-            patch_size: patch,
-            image_size: patch * square(tokens.saturating_sub(1)),
-            ..VisionConfig::default()
-        };
-        (false, vision)
-    };
-    let projection_dim = if resnet {
-        two("visual.attnpool.c_proj.weight")?[0]
-    } else {
-        let [a, b] = two(names.projection)?;
-        if names.projection_is_transposed { a } else { b }
-    };
-    let text = TextConfig {
-        vocab_size: vocabulary,
-        hidden_size: text_width,
-        intermediate_size: shape(&format!("{}0.{}.weight", names.text_blocks, names.fc))?
-            .first()
-            .copied()
-            .unwrap_or(0),
-        num_hidden_layers: count(names.text_blocks),
-        max_position_embeddings: context,
-        // The end token is the largest id of these vocabularies.
-        eos_token_id: 2,
-        bos_token_id: u32::try_from(vocabulary.saturating_sub(2)).unwrap_or(0),
-        pad_token_id: 0,
-        kind: TextKind::Clip,
-        ..TextConfig::default()
+        shapes.transformer()?
     };
     let mut config = ClipConfig {
         vision,
-        text,
+        text: shapes.text()?,
         projection_dim,
         logit_scale_init: 2.6592,
         logit_bias_init: weights.info("logit_bias").map(|_| -10.0),
     };
-    let published = architectures().map(|(_, c)| c).find(|c| {
-        (
-            c.vision.hidden_size,
-            c.vision.num_hidden_layers,
-            c.text.hidden_size,
-        ) == (
-            config.vision.hidden_size,
-            config.vision.num_hidden_layers,
-            config.text.hidden_size,
-        ) && c.vision.kind == config.vision.kind
-    });
+    let published = published_like(&config);
     // The rule is OpenAI's; who writes Hugging Face's names has another number of heads more often
     // than not.
     if published.is_none() && layout == KeyLayout::HuggingFace {
-        return Err(CheckpointError::NeedsConfig {
-            path: path.to_owned(),
-        });
+        return Err(needs_config());
     }
-    config.vision.num_attention_heads = published
-        .as_ref()
-        .map_or(config.vision.hidden_size / 64, |c| {
-            c.vision.num_attention_heads
-        });
-    config.text.num_attention_heads = published
-        .as_ref()
-        .map_or(config.text.hidden_size / 64, |c| c.text.num_attention_heads);
+    let heads = published.map_or(
+        [config.vision.hidden_size / 64, config.text.hidden_size / 64],
+        |c| [c.vision.num_attention_heads, c.text.num_attention_heads],
+    );
+    [
+        config.vision.num_attention_heads,
+        config.text.num_attention_heads,
+    ] = heads;
     let activation = match options.activation {
         Some(activation) => activation,
         // open_clip saves none of these.
@@ -408,6 +321,121 @@ fn infer(
         CheckpointError::config(path, key, reason)
     })?;
     Ok(config)
+}
+
+/// The published architecture whose towers are as wide and as deep.
+fn published_like(config: &ClipConfig) -> Option<ClipConfig> {
+    let size = |c: &ClipConfig| {
+        (
+            c.vision.hidden_size,
+            c.vision.num_hidden_layers,
+            c.text.hidden_size,
+        )
+    };
+    let mut all = architectures().map(|(_, c)| c);
+    all.find(|c| size(c) == size(config) && c.vision.kind == config.vision.kind)
+}
+
+/// The shapes of a file's tensors.
+struct Shapes<'a> {
+    weights: &'a WeightFile<'a>,
+    names: Names,
+}
+
+impl Shapes<'_> {
+    fn of(&self, name: &str) -> Result<&[usize], CheckpointError> {
+        self.weights
+            .info(name)
+            .map(|info| info.shape.as_slice())
+            .ok_or_else(|| CheckpointError::Missing {
+                path: self.weights.path().to_owned(),
+                name: name.to_owned(),
+                near: None,
+            })
+    }
+
+    fn two(&self, name: &str) -> Result<[usize; 2], CheckpointError> {
+        let shape = self.of(name)?;
+        shape.try_into().map_err(|_| CheckpointError::Shape {
+            path: self.weights.path().to_owned(),
+            name: name.to_owned(),
+            found: shape.to_vec(),
+            expected: vec![0, 0],
+        })
+    }
+
+    /// Blocks whose names begin with `prefix` and their number.
+    fn count(&self, prefix: &str) -> usize {
+        let missing = (0..).find(|i| {
+            let block = format!("{prefix}{i}.");
+            !self.weights.names().any(|name| name.starts_with(&block))
+        });
+        missing.unwrap_or(0)
+    }
+
+    /// The hidden width of the MLP of the first of `blocks`.
+    fn hidden(&self, blocks: &str) -> Result<usize, CheckpointError> {
+        let weight = format!("{blocks}0.{}.weight", self.names.fc);
+        Ok(self.of(&weight)?.first().copied().unwrap_or(0))
+    }
+
+    /// Image tower and width of the common space.
+    fn resnet(&self) -> Result<(VisionConfig, usize), CheckpointError> {
+        let [tokens, d] = self.two("visual.attnpool.positional_embedding")?;
+        let stages = [1, 2, 3, 4].map(|stage| self.count(&format!("visual.layer{stage}.")));
+        let vision = VisionConfig {
+            hidden_size: d,
+            intermediate_size: 4 * d,
+            num_hidden_layers: stages.iter().sum(),
+            patch_size: 32,
+            image_size: 32 * side(tokens),
+            kind: VisionKind::ResNet { stages },
+            ..VisionConfig::default()
+        };
+        Ok((vision, self.two("visual.attnpool.c_proj.weight")?[0]))
+    }
+
+    /// Image tower and width of the common space.
+    fn transformer(&self) -> Result<(VisionConfig, usize), CheckpointError> {
+        let names = &self.names;
+        let [tokens, d] = self.two(names.positions)?;
+        let patch = self.of(names.patches)?.get(3).copied().unwrap_or(0);
+        let vision = VisionConfig {
+            hidden_size: d,
+            intermediate_size: self.hidden(names.blocks)?,
+            num_hidden_layers: self.count(names.blocks),
+            patch_size: patch,
+            image_size: patch * side(tokens),
+            ..VisionConfig::default()
+        };
+        let [a, b] = self.two(names.projection)?;
+        let projection_dim = if names.projection_is_transposed { a } else { b };
+        Ok((vision, projection_dim))
+    }
+
+    fn text(&self) -> Result<TextConfig, CheckpointError> {
+        let names = &self.names;
+        let [vocabulary, width] = self.two(names.tokens)?;
+        let [context, _] = self.two(names.text_positions)?;
+        Ok(TextConfig {
+            vocab_size: vocabulary,
+            hidden_size: width,
+            intermediate_size: self.hidden(names.text_blocks)?,
+            num_hidden_layers: self.count(names.text_blocks),
+            max_position_embeddings: context,
+            // The end token is the largest id of these vocabularies.
+            eos_token_id: 2,
+            bos_token_id: u32::try_from(vocabulary.saturating_sub(2)).unwrap_or(0),
+            pad_token_id: 0,
+            kind: TextKind::Clip,
+            ..TextConfig::default()
+        })
+    }
+}
+
+/// Patches along a side of the image, for so many tokens with the class token.
+fn side(tokens: usize) -> usize {
+    (tokens.saturating_sub(1) as f64).sqrt().round() as usize
 }
 
 /// The names that shapes are read from.

@@ -7,7 +7,7 @@ use burn::{
 };
 
 use clip_kernels::{
-    AttentionBranch, MlpBranch, Queries, attention_branch, mlp_branch, observed_mlp_branch,
+    AttentionBranch, Kernels, MlpBranch, Queries, attention_branch, mlp_branch, observed_mlp_branch,
 };
 
 use super::{Observer, params::Builder};
@@ -102,7 +102,11 @@ impl Mlp {
         if O::ACTIVE {
             observer.linear_input(&format!("{}.mlp.c_fc.weight", path()), rows(x.clone()));
         }
-        let x = clip_kernels::activate(self.c_fc.forward(x), self.activation.into());
+        let x = clip_kernels::activate(
+            self.c_fc.forward(x),
+            self.activation.into(),
+            Kernels::default(),
+        );
         if O::ACTIVE {
             observer.linear_input(&format!("{}.mlp.c_proj.weight", path()), rows(x.clone()));
         }
@@ -129,6 +133,8 @@ pub struct ResidualBlock {
     pub mlp: Mlp,
     /// Of both layer norms: Burn's keep it to themselves.
     epsilon: f64,
+    #[module(skip)]
+    pub(super) kernels: Kernels,
 }
 
 /// The shape of the blocks of one tower.
@@ -154,6 +160,7 @@ impl ResidualBlock {
             ln_2: builder.layer_norm(&format!("{path}.ln_2"), d, shape.epsilon)?,
             mlp: Mlp::build(builder, &format!("{path}.mlp"), shape)?,
             epsilon: shape.epsilon,
+            kernels: Kernels::default(),
         })
     }
 
@@ -206,6 +213,7 @@ impl ResidualBlock {
             out_proj: kernel_linear(&self.attn.out_proj),
             heads: self.attn.heads,
             causal: self.attn.causal,
+            kernels: self.kernels,
         }
     }
 
@@ -215,6 +223,7 @@ impl ResidualBlock {
             c_fc: kernel_linear(&self.mlp.c_fc),
             activation: self.mlp.activation.into(),
             c_proj: kernel_linear(&self.mlp.c_proj),
+            kernels: self.kernels,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
     params::{Builder, ParamSource, visit_shapes},
     text_batch,
 };
-use crate::{config::ClipConfig, error::CheckpointError, tokenizer::TokenBatch};
+use crate::{Kernels, config::ClipConfig, error::CheckpointError, tokenizer::TokenBatch};
 
 /// A CLIP model: two towers and a temperature.
 ///
@@ -47,6 +47,19 @@ impl ClipConfig {
 }
 
 impl ClipModel {
+    /// The same model with its residual blocks computed by these kernels: those of the host, as by
+    /// default, or Burn's operations, for comparisons. Burn's record of a model does not have them.
+    pub fn with_kernels(mut self, kernels: Kernels) -> Self {
+        let visual = match &mut self.visual {
+            ImageTower::Vit(tower) => tower.blocks.as_mut_slice(),
+            ImageTower::ResNet(_) => &mut [],
+        };
+        for block in visual.iter_mut().chain(&mut self.text.blocks) {
+            block.kernels = kernels;
+        }
+        self
+    }
+
     pub(crate) fn build<'a>(
         config: &ClipConfig,
         source: Option<&'a mut (dyn ParamSource + 'a)>,

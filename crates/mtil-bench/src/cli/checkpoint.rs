@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::{args::Hints, fetching::fetch};
 use mini_world::embedded;
-use mtil_data::data::nearest;
+use mtil_data::nearest;
 
 /// The word for the model that comes with the program.
 pub const EMBEDDED: &str = "embedded";

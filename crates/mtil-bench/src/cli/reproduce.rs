@@ -1,7 +1,12 @@
 //! `reproduce`: all runs of a table, beside what was published.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
 
+use burn::tensor::Device;
 use eyre::{Result, WrapErr, bail, eyre};
 
 use super::{
@@ -14,7 +19,7 @@ use super::{
     tune,
 };
 use crate::device;
-use mtil_data::{data::nearest, datasets::mtil, files::write_atomically};
+use mtil_data::{datasets::mtil, files::write_atomically, nearest};
 use mtil_engine::{
     eval::{EvalOptions, PromptRule},
     method::{Method, Tuned},
@@ -23,37 +28,19 @@ use mtil_engine::{
 };
 use mtil_report::{
     report,
-    reproduce::{Orders, OurProtocol, OurRun, Ours, TableSpec, compare, spec, tables},
+    reproduce::{Comparison, Orders, OurProtocol, OurRun, Ours, TableSpec, compare, spec, tables},
 };
 
 /// `reproduce`.
 pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     let Some(name) = &args.table else {
         for table in tables() {
-            println!(
-                "{:8} {} ({} methods)",
-                table.name,
-                table.about,
-                table.methods.len()
-            );
+            let (name, about, methods) = (table.name, table.about, table.methods.len());
+            println!("{name:14} {about} ({methods} methods)");
         }
         return Ok(());
     };
-    if name == mini_world::DEV_NAME {
-        bail!(
-            "`{name}` is the suite that settings are chosen on: nothing is reported on it. The table of the embedded suite is `{}`",
-            mini_world::NAME
-        );
-    }
-    let Some(table) = spec(name) else {
-        let near = nearest(name, tables().iter().map(|t| t.name));
-        let names: Vec<_> = tables().iter().map(|t| t.name).collect();
-        bail!(
-            "there is no table `{name}`{}; there are {}",
-            near.map_or(String::new(), |n| format!("; did you mean `{n}`?")),
-            names.join(", ")
-        );
-    };
+    let table = named(name)?;
     let device = device::parse(&args.device)?;
     let of_mtil = mtil::SUITES.contains(&table.suite);
     let model = match (&args.model, of_mtil) {
@@ -91,19 +78,9 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     fs::create_dir_all(&out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
     let stop = stop_on_interrupt()?;
-    let chosen = if table.published_settings && !args.tuned {
-        let tuning = TuneArgs {
-            methods: methods.iter().map(|name| (*name).to_owned()).collect(),
-            out: out.join("tune"),
-            seed: 1,
-            jobs: args.jobs,
-            plan: false,
-            quick: args.quick,
-            device: args.device.clone(),
-        };
-        Some(tune::choose(&tuning, &device, &stop)?)
-    } else {
-        None
+    let chosen = match table.published_settings && !args.tuned {
+        true => tune_first(args, &methods, &out, &device, &stop)?,
+        false => None,
     };
     let (jobs, tasks) = runs(chosen.as_ref().or(committed(table)))?;
     let options = RunOptions {
@@ -112,33 +89,16 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         ..RunOptions::default()
     };
     let done = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
-    let folders: Vec<PathBuf> = jobs
-        .iter()
-        .map(|job| job.folder.clone())
-        .filter(|f| f.exists())
-        .collect();
-    let page = out.join("report.html");
-    report::write_report(&folders, &page)?;
     done.finish()?;
-    let protocol = protocol(args, &jobs, &model.name, of_mtil, &seeds);
     let comparison = compare(
         table,
         &Ours {
             tasks,
-            protocol,
+            protocol: protocol(args, &jobs, &model.name, of_mtil, &seeds),
             runs: our_runs(&jobs)?,
         },
     )?;
-    for (file, text) in [
-        ("figures.md", report::figures_table(&folders)?),
-        ("table.txt", comparison.to_text()),
-        ("table.md", comparison.to_markdown()),
-        ("table.csv", comparison.to_csv()),
-    ] {
-        let path = out.join(file);
-        write_atomically(&path, text.as_bytes())
-            .wrap_err_with(|| format!("cannot write {}", path.display()))?;
-    }
+    write(&out, table, &jobs, &comparison)?;
     if args.markdown {
         println!("{}", comparison.to_markdown());
     } else {
@@ -147,11 +107,77 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     if args.quick {
         eprintln!("note: --quick makes few updates on few images; these numbers mean nothing");
     }
-    eprintln!(
-        "report: {}, table: {}",
-        page.display(),
-        out.join("table.md").display()
-    );
+    eprintln!("table: {}", out.join("table.md").display());
+    Ok(())
+}
+
+/// The table of a name.
+fn named(name: &str) -> Result<&'static TableSpec> {
+    if name == mini_world::DEV_NAME {
+        bail!(
+            "`{name}` is the suite that settings are chosen on: nothing is reported on it. The table of the embedded suite is `{}`",
+            mini_world::NAME
+        );
+    }
+    spec(name).ok_or_else(|| {
+        let near = nearest(name, tables().iter().map(|t| t.name));
+        let names: Vec<_> = tables().iter().map(|t| t.name).collect();
+        eyre!(
+            "there is no table `{name}`{}; there are {}",
+            near.map_or(String::new(), |n| format!("; did you mean `{n}`?")),
+            names.join(", ")
+        )
+    })
+}
+
+/// Settings chosen for those of `methods` that train, in runs below `out`.
+fn tune_first(
+    args: &ReproduceArgs,
+    methods: &[&str],
+    out: &Path,
+    device: &Device,
+    stop: &Arc<AtomicBool>,
+) -> Result<Option<Tuned>> {
+    let trains = |name: &&&str| **name != "zero-shot";
+    let methods: Vec<String> = methods
+        .iter()
+        .filter(trains)
+        .map(|m| (*m).to_owned())
+        .collect();
+    if methods.is_empty() {
+        return Ok(None);
+    }
+    let tuning = TuneArgs {
+        methods,
+        out: out.join("tune"),
+        seed: 1,
+        jobs: args.jobs,
+        plan: false,
+        quick: args.quick,
+        device: args.device.clone(),
+    };
+    tune::choose(&tuning, device, stop).map(Some)
+}
+
+/// Writes the table, and the report and all figures where its runs are of one order of tasks.
+fn write(out: &Path, table: &TableSpec, jobs: &[Job], comparison: &Comparison) -> Result<()> {
+    let mut files = vec![
+        ("table.txt", comparison.to_text()),
+        ("table.md", comparison.to_markdown()),
+        ("table.csv", comparison.to_csv()),
+    ];
+    if table.orders != Orders::CyclicShifts {
+        let folders: Vec<PathBuf> = jobs.iter().map(|job| job.folder.clone()).collect();
+        let page = out.join("report.html");
+        report::write_report(&folders, &page)?;
+        eprintln!("report: {}", page.display());
+        files.push(("figures.md", report::figures_table(&folders)?));
+    }
+    for (file, text) in files {
+        let path = out.join(file);
+        write_atomically(&path, text.as_bytes())
+            .wrap_err_with(|| format!("cannot write {}", path.display()))?;
+    }
     Ok(())
 }
 
@@ -192,7 +218,7 @@ fn jobs(
     methods: &[&str],
     seeds: &[u64],
     model: &super::checkpoint::Loaded,
-    out: &std::path::Path,
+    out: &Path,
     tuned: Option<&Tuned>,
 ) -> Result<(Vec<Job>, Vec<String>)> {
     let common = Common {

@@ -20,7 +20,7 @@ use super::{
     selection::Selected,
 };
 use crate::device;
-use mtil_data::{data::nearest, suite::Suite};
+use mtil_data::{nearest, suite::Suite};
 use mtil_engine::{
     guard::Guard,
     method::{Method, Tuned},
@@ -285,6 +285,57 @@ fn one_run(
     outcome.and_then(|outcome| outcome.map_err(Into::into))
 }
 
+/// The methods of `args` with each of their settings, by the names of their folders.
+fn methods(args: &RunArgs, selected: &Selected) -> Result<Vec<(String, Method)>> {
+    let mut overrides = Vec::new();
+    if args.quick {
+        overrides.extend(QUICK.map(str::to_owned));
+    }
+    overrides.extend(args.set.iter().cloned());
+    let variants = expand(&overrides)?;
+    let mut methods: Vec<(String, Method)> = Vec::new();
+    for word in &args.methods {
+        for variant in &variants {
+            let method = load_method(word, selected, &variant.overrides)?;
+            let suffix = variant.suffix.as_ref().map(|s| format!(" {s}"));
+            let name = format!("{}{}", method.name, suffix.unwrap_or_default());
+            if methods.iter().any(|(other, _)| *other == name) {
+                bail!("method `{name}` is given twice");
+            }
+            methods.push((name, method));
+        }
+    }
+    Ok(methods)
+}
+
+/// The runs of every seed; `selected` is the suite of the first one.
+fn jobs(
+    args: &RunArgs,
+    common: &Common<'_>,
+    selected: &Selected,
+    methods: &[(String, Method)],
+    out: &Path,
+) -> Result<Vec<Job>> {
+    let mut jobs = Vec::new();
+    for (at, seed) in args.seed.iter().enumerate() {
+        let own = if at == 0 || !args.selection.drawn() {
+            None
+        } else {
+            Some(args.selection.load(args.quick, *seed)?)
+        };
+        let selected = own.as_ref().unwrap_or(selected);
+        let suite = Fingerprinted::new(&selected.suite);
+        for (name, method) in methods {
+            let folder = match args.seed.len() {
+                1 => safe(name),
+                _ => safe(&format!("{name}-seed-{seed}")),
+            };
+            jobs.push(common.job(out, &folder, *seed, selected, &suite, method.clone()));
+        }
+    }
+    Ok(jobs)
+}
+
 /// Trains and evaluates every method of `args`, then writes the report.
 pub fn run(args: RunArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
@@ -298,24 +349,7 @@ pub fn run(args: RunArgs) -> Result<()> {
             "note: the embedded model only knows the mini world; give --model for other suites (`mtil-bench model list` shows names)"
         );
     }
-    let mut overrides = Vec::new();
-    if args.quick {
-        overrides.extend(QUICK.map(str::to_owned));
-    }
-    overrides.extend(args.set.iter().cloned());
-    let variants = expand(&overrides)?;
-    let mut methods = Vec::new();
-    for word in &args.methods {
-        for variant in &variants {
-            let method = load_method(word, &selected, &variant.overrides)?;
-            let suffix = variant.suffix.as_ref().map(|s| format!(" {s}"));
-            let name = format!("{}{}", method.name, suffix.unwrap_or_default());
-            if methods.iter().any(|(other, _)| *other == name) {
-                bail!("method `{name}` is given twice");
-            }
-            methods.push((name, method));
-        }
-    }
+    let methods = methods(&args, &selected)?;
     Guard::parse(&args.guard, &selected.all_tasks)?;
     let select = args.select.as_deref().map(Select::parse).transpose();
     let select = select.map_err(|reason| eyre!("--select: {reason}"))?;
@@ -342,23 +376,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         skip_bad_images: args.skip_bad_images,
         select,
     };
-    let mut jobs = Vec::new();
-    for seed in &args.seed {
-        let own = if *seed == first || !args.selection.drawn() {
-            None
-        } else {
-            Some(args.selection.load(args.quick, *seed)?)
-        };
-        let selected = own.as_ref().unwrap_or(&selected);
-        let suite = Fingerprinted::new(&selected.suite);
-        for (name, method) in &methods {
-            let folder = match args.seed.len() {
-                1 => safe(name),
-                _ => safe(&format!("{name}-seed-{seed}")),
-            };
-            jobs.push(common.job(&out, &folder, *seed, selected, &suite, method.clone()));
-        }
-    }
+    let jobs = jobs(&args, &common, &selected, &methods, &out)?;
     if args.plan {
         return plan(&jobs, &model.clip, &device, args.json);
     }

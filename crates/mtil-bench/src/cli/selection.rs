@@ -9,7 +9,7 @@ use crate::sweep::named_suites;
 use mini_world as mini;
 use mini_world::{MiniSizes, conflict_suite, parse_conflict};
 use mtil_data::{
-    data::{CaptionFolder, nearest},
+    data::CaptionFolder,
     datasets::{
         Counts, DatasetOptions, Protocol, ReferenceSource, Sun397Order,
         captions::{caption_lines, caption_table, conceptual_captions},
@@ -17,7 +17,7 @@ use mtil_data::{
         store::Store,
         transform::{few_shot_suite, rotate, select},
     },
-    seeds,
+    nearest, seeds,
     suite::{CaptionedImages, Suite, SuiteError},
 };
 

@@ -16,7 +16,7 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use clip_model::{ClipConfig, ClipModel, ClipTokenizer, TokenBatch, normalize};
-use gnsp_optimizer::{History, Memory, Policy, Protection, Recorder, Solver, use_symmetric_update};
+use gnsp_optimizer::{History, Memory, Policy, Protection, Recorder, Solver};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -144,7 +144,6 @@ pub fn needed_bytes(size: Size, work: Work, batches: &Batches) -> u64 {
 /// A panic of the backend ends the measuring: what it leaves behind cannot be trusted. It is
 /// reported as the outcome of its work.
 pub fn measure(order: &Order, device: &Device, say: &mut dyn FnMut(&Line)) {
-    use_symmetric_update(true);
     let name = crate::device::hardware_name(device);
     say(&Line::Device { name });
     let mut bench = match quietly(|| Bench::new(order, device)) {

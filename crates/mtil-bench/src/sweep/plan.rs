@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use mini_world::{ConflictError, parse_conflict};
-use mtil_data::{data::nearest, datasets::mtil};
+use mtil_data::{datasets::mtil, nearest};
 use mtil_engine::method::{Method, MethodError};
 use mtil_report::reproduce::{
     GridError, expand,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::folder::{ImageFile, check_fraction, choose, classes_in, single_file};
-use super::{DataError, FolderOptions, ImageFiles, nearest};
+use super::{DataError, FolderOptions, ImageFiles};
+use crate::nearest;
 
 /// Column names that hold the image's path, the first found wins.
 const FILE_COLUMNS: [&str; 5] = ["file", "filename", "file_name", "image", "filepath"];

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use image::DynamicImage;
 
 use super::order::{permutation, rng_for};
-use super::{DataError, ImageSource, decode, nearest};
+use super::{DataError, ImageSource, decode};
+use crate::nearest;
 
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 /// Names that stand for the test half, the first found wins.

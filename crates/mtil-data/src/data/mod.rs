@@ -24,4 +24,3 @@ pub use order::BatchOrder;
 pub use source::{DataError, ImageSource};
 
 pub(crate) use folder::duplicate_name;
-pub use source::nearest;

@@ -190,38 +190,6 @@ fn within(path: Option<&std::path::Path>) -> String {
     path.map_or_else(String::new, |path| format!("in {} ", path.display()))
 }
 
-/// The candidate most similar to `word`, if one is similar enough to be what was meant.
-pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let word: Vec<char> = word.to_lowercase().chars().collect();
-    let allowed = (word.len() / 3).max(1);
-    candidates
-        .into_iter()
-        .map(|c| {
-            (
-                edits(&word, &c.to_lowercase().chars().collect::<Vec<_>>()),
-                c,
-            )
-        })
-        .filter(|(distance, _)| *distance <= allowed)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, c)| c.to_owned())
-}
-
-/// Levenshtein distance.
-fn edits(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 /// Images by index. Implementations are cheap to share between threads; decoding happens in
 /// [`load`](Self::load), so that a pool of workers can decode in parallel.
 pub trait ImageSource: Send + Sync {
@@ -251,17 +219,4 @@ pub trait ImageSource: Send + Sync {
     /// # Panics
     /// If `index` is out of range.
     fn load(&self, index: usize) -> Result<image::DynamicImage, DataError>;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nearest_finds_typos_and_nothing_else() {
-        let known = ["templates", "classes", "path"];
-        assert_eq!(nearest("templats", known).as_deref(), Some("templates"));
-        assert_eq!(nearest("Classes", known).as_deref(), Some("classes"));
-        assert_eq!(nearest("optimizer", known), None);
-    }
 }

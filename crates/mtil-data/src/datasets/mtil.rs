@@ -85,7 +85,7 @@ pub fn suite(name: &str, root: &Path, options: &DatasetOptions) -> Result<MtilSu
         _ => {
             return Err(DatasetError::UnknownDataset {
                 key: name.to_owned(),
-                near: crate::data::nearest(name, SUITES),
+                near: crate::nearest(name, SUITES),
                 known: SUITES.map(str::to_owned).into(),
             });
         }

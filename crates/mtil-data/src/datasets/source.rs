@@ -14,7 +14,8 @@ use super::{
     store::{Archive, Store, StoreImages},
 };
 use crate::{
-    data::{ImageSource, nearest},
+    data::ImageSource,
+    nearest,
     suite::{LabelledImages, Task},
 };
 

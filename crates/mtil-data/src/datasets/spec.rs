@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 use super::{error::DatasetError, store::Archive};
-use crate::data::nearest;
+use crate::nearest;
 
 macro_rules! specs {
     ($($name:literal),* $(,)?) => {

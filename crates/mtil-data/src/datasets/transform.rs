@@ -6,8 +6,8 @@ use image::DynamicImage;
 
 use super::error::DatasetError;
 use crate::{
-    data::{DataError, ImageSource, nearest},
-    seeds,
+    data::{DataError, ImageSource},
+    nearest, seeds,
     suite::{LabelledImages, Suite, Task},
 };
 

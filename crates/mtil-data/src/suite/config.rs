@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{CaptionedImages, Extras, LabelledImages, Suite, SuiteError, Task};
-use crate::data::{Article, CaptionFolder, DataError, FolderOptions, ImageFolder, nearest};
+use crate::{
+    data::{Article, CaptionFolder, DataError, FolderOptions, ImageFolder},
+    nearest,
+};
 
 /// Name of the suite file in a folder that is a suite.
 pub(super) const SUITE_FILE: &str = "suite.toml";

@@ -1,7 +1,7 @@
 //! A method is data: a choice of what trains, which losses, whose features teach, and what is
 //! projected. One engine reads it.
 
-mod mechanisms;
+mod optimizer;
 mod tuned;
 
 use std::collections::BTreeMap;
@@ -10,12 +10,26 @@ use serde::{Deserialize, Serialize};
 
 pub use tuned::{Candidate, Tuned, TunedMethod};
 
-use crate::eval::PromptRule;
+pub use optimizer::{AdamW, Compute, OptimizerKind};
 
-pub use mechanisms::{
-    AdamW, Analytic, AnalyticKind, Anchor, AnchorKind, Average, Compute, Distill, DistillImages,
-    DistillTexts, ExemplarChoice, Experts, Lora, Merge, OptimizerKind, Projection, Rehearsal,
-    Start, Teacher,
+pub use crate::mechanism::{
+    adapters::Lora,
+    anchor::{Anchor, AnchorKind},
+    average::Average,
+    distillation::{Distill, DistillImages, DistillTexts},
+    earlier::{Start, Teacher},
+    merge::Merge,
+    mixtures::Experts,
+    projection::Projection,
+    regression::{Analytic, AnalyticKind},
+    rehearsal::{ExemplarChoice, Rehearsal},
+};
+use crate::{
+    eval::PromptRule,
+    mechanism::{
+        Mechanism, Needs, Outline, alignment::Alignment, anchor::Anchoring,
+        distillation::Distilling, projection::Projecting, some, trainable::Trainable,
+    },
 };
 
 macro_rules! built_in {
@@ -432,40 +446,128 @@ impl Method {
             ("batch", self.batch),
             ("reference_batch", self.reference_batch),
             ("reference_pairs", self.reference_pairs),
-            (
-                "projection.gram_batch",
-                self.projection.as_ref().map_or(1, |p| p.gram_batch),
-            ),
         ] {
             positive(key, value as f64)?;
         }
         for (key, value, limit) in [
             ("smoothing", self.smoothing, 1.0),
-            ("cd", self.cd, f64::MAX),
-            ("map", self.map, f64::MAX),
-            ("hold_means", self.hold_means, f64::MAX),
             ("crop_scale", self.crop_scale, 1.0),
         ] {
             if !(0.0..=limit).contains(&value) {
                 return Err(format!("`{key}` is out of range: {value}"));
             }
         }
-        if !(0.0..1.0).contains(&self.map_smoothing) {
-            return Err(format!(
-                "`map_smoothing` must be at least 0 and below 1, it is {}",
-                self.map_smoothing
-            ));
+        self.check_tasks()?;
+        let mechanisms = self.mechanisms();
+        let outline = Outline {
+            keys: mechanisms.iter().map(|m| m.key()).collect(),
+            uses_reference: self.uses_reference(),
+            per_task: self.per_task,
+            distils_kept_images: matches!(&self.distill, Some(d) if d.images == DistillImages::Memory),
+        };
+        // Its settings are there, and must be right, where it is not part of the method.
+        self.alignment().check(&outline)?;
+        for mechanism in &mechanisms {
+            mechanism.check(&outline)?;
         }
-        self.check_mechanisms()?;
-        if let Some(projection) = &self.projection {
-            let policy = projection.policy(0);
-            policy.check().map_err(|e| format!("`projection`: {e}"))?;
+        if self.joint {
+            outline.alone("joint", &["lora"])?;
+            if self.uses_reference() || self.per_task {
+                return Err("`joint` trains all tasks at once: `cd`, `map`, `hold_means` and `per_task` have no meaning with it".to_owned());
+            }
         }
+        if self.per_task && self.start != Start::Pretrained {
+            return Err("`per_task` needs `start = \"pretrained\"`: the models of the tasks are independent".to_owned());
+        }
+        self.adamw.check()?;
         for pattern in self.trainable_first.iter().chain(&self.trainable_later) {
             burn::module::ParamGroup::from_regex(pattern)
                 .map_err(|e| format!("`{pattern}` is not a regular expression: {e:?}"))?;
         }
         Ok(())
+    }
+
+    fn check_tasks(&self) -> Result<(), String> {
+        for (name, settings) in &self.task {
+            let lr = settings.lr.unwrap_or(1.0);
+            if !(lr.is_finite() && lr > 0.0) {
+                return Err(format!("`task.{name}.lr` must be above 0, it is {lr}"));
+            }
+            some(&format!("task.{name}.steps"), settings.steps.unwrap_or(1))?;
+        }
+        some("schedule_steps", self.schedule_steps.unwrap_or(1))
+    }
+
+    /// What the method is composed of, in the order in which it works.
+    pub(crate) fn mechanisms(&self) -> Vec<Box<dyn Mechanism>> {
+        let mut all: Vec<Box<dyn Mechanism>> = Vec::new();
+        if let Some(settings) = &self.projection {
+            all.push(Box::new(Projecting {
+                settings: settings.clone(),
+                trainable_later: self.trainable_later.clone(),
+            }));
+        }
+        if self.uses_reference() {
+            all.push(Box::new(self.alignment()));
+        }
+        if let Some(settings) = &self.distill {
+            all.push(Box::new(Distilling {
+                settings: settings.clone(),
+                temperature: self.temperature,
+                teacher: self.teacher,
+                batch: self.reference_batch,
+                kept_batch: self.rehearsal.as_ref().map(|r| r.batch),
+            }));
+        }
+        if let Some(rehearsal) = &self.rehearsal {
+            all.push(Box::new(rehearsal.clone()));
+        }
+        if let Some(settings) = &self.anchor {
+            all.push(Box::new(Anchoring {
+                settings: settings.clone(),
+                trainable: self.trainable(),
+            }));
+        }
+        if let Some(average) = &self.average {
+            all.push(Box::new(average.clone()));
+        }
+        if let Some(merge) = &self.merge {
+            all.push(Box::new(merge.clone()));
+        }
+        if let Some(lora) = &self.lora {
+            all.push(Box::new(lora.clone()));
+        }
+        if let Some(experts) = &self.experts {
+            all.push(Box::new(experts.clone()));
+        }
+        if let Some(analytic) = &self.analytic {
+            all.push(Box::new(analytic.clone()));
+        }
+        all
+    }
+
+    /// The settings about reference pairs.
+    pub(crate) fn alignment(&self) -> Alignment {
+        Alignment {
+            cd: self.cd,
+            temperature: self.temperature,
+            map: self.map,
+            map_smoothing: self.map_smoothing,
+            hold_means: self.hold_means,
+            teacher: self.teacher,
+            batch: self.reference_batch,
+            pairs: self.reference_pairs,
+            shuffle: self.reference_shuffle,
+        }
+    }
+
+    /// The patterns of what trains.
+    pub(crate) fn trainable(&self) -> Trainable {
+        Trainable {
+            method: self.name.clone(),
+            first: self.trainable_first.clone(),
+            later: self.trainable_later.clone(),
+        }
     }
 
     /// Peak learning rate on task `index`, called `name`.
@@ -501,31 +603,14 @@ impl Method {
         self.cd > 0.0 || self.hold_means > 0.0
     }
 
-    /// Whether the pretrained weights are needed after the first task has begun.
-    pub fn needs_pretrained(&self) -> bool {
-        let teaches = (self.compares_with_teacher() || self.distill.is_some())
-            && self.teacher == Teacher::Pretrained;
-        let merges = self
-            .merge
-            .as_ref()
-            .is_some_and(|m| m.with == Start::Pretrained);
-        teaches || merges || self.per_task || self.start == Start::Pretrained
-    }
-
-    /// Whether the weights at the start of a task are needed until its end.
-    pub fn needs_start(&self) -> bool {
-        let teaches = (self.compares_with_teacher() || self.distill.is_some())
-            && self.teacher == Teacher::Previous;
-        let merges = self
-            .merge
-            .as_ref()
-            .is_some_and(|m| m.with == Start::Previous);
-        let anchored = self
-            .anchor
-            .as_ref()
-            .is_some_and(|a| a.kind != AnchorKind::Fisher);
-        let averaged = self.average.as_ref().is_some_and(|a| a.alpha < 1.0);
-        teaches || merges || anchored || averaged
+    /// Earlier weights that the method needs.
+    pub(crate) fn needs(&self) -> Needs {
+        let own = Needs {
+            pretrained: self.per_task || self.start == Start::Pretrained,
+            start: false,
+        };
+        let mechanisms = self.mechanisms();
+        mechanisms.iter().fold(own, |needs, m| needs.and(m.needs()))
     }
 }
 

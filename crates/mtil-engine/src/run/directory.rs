@@ -10,8 +10,8 @@ use fs4::fs_std::FileExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Event, RunError, RunFiles, Select};
-use crate::{eval::EvalOptions, method::Method};
+use super::{Event, RunFiles, Select};
+use crate::{error::RunError, eval::EvalOptions, method::Method};
 use mtil_data::files;
 
 /// All that a result depends on. Two runs of equal requests on the same device give the same

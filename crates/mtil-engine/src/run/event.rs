@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LossParts, Scored};
+use super::Scored;
 use crate::{
     eval::{Evaluation, PromptRule},
     guard::Breach,
     measures::{geometry::Geometry, retrieval::RetrievalSummary},
+    mechanism::{Work, task_part::LossParts},
 };
 
 /// Something that happened in a run.
@@ -194,18 +195,6 @@ pub struct Evaluated {
     pub thinned: Option<usize>,
 }
 
-/// Work between updates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Work {
-    /// Evaluation, a task a part.
-    Evaluation,
-    /// Gram accumulation, a batch a part.
-    Gram,
-    /// Encoding of a task's training images, a batch a part.
-    Encoding,
-}
-
 impl Event {
     /// Whether it is written to `events.jsonl`.
     pub fn is_recorded(&self) -> bool {
@@ -287,7 +276,7 @@ mod tests {
         let Event::Step(update) = read(line) else {
             panic!("a step");
         };
-        assert_eq!((update.parts.cd, update.parts.replay), (0.25, 0.0));
+        assert_eq!(update.parts.get("cd"), 0.25);
         let line = r#"{"event":"evaluation","stage":null,"accuracies":[50.0],"modality_gap":0.8}"#;
         assert!(matches!(read(line), Event::Evaluation(e) if e.stage.is_none()));
         let line = r#"{"event":"guard","stage":1,"rule":"gap-drift>0.1","value":0.3,"limit":0.1,
@@ -309,9 +298,10 @@ mod tests {
                 steps: 3,
                 lr: 1e-5,
                 loss: 0.5,
-                parts: LossParts {
-                    task: 0.5,
-                    ..LossParts::default()
+                parts: {
+                    let mut parts = LossParts::default();
+                    parts.add("task", 0.5);
+                    parts
                 },
                 images_per_s: 9.0,
             }),

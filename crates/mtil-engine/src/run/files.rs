@@ -8,8 +8,11 @@ use std::{
 
 use fs4::fs_std::FileExt;
 
-use super::{Event, Position, Request, directory};
-use crate::metrics::{FileError, MatrixFile, MetricsFile};
+use super::{Event, Request, directory};
+use crate::{
+    mechanism::state::Position,
+    metrics::{FileError, MatrixFile, MetricsFile},
+};
 
 /// The request, resolved.
 const CONFIG: &str = "config.toml";
@@ -108,11 +111,6 @@ impl RunFiles {
         [now, before].into_iter().find(|path| path.exists())
     }
 
-    /// The position in a folder of a state.
-    pub(super) fn position_in(state: &Path) -> PathBuf {
-        state.join(POSITION)
-    }
-
     /// The folder of the model after task `index`.
     pub fn checkpoint(&self, index: usize) -> PathBuf {
         let name = format!("task-{:02}", index + 1);
@@ -151,7 +149,7 @@ impl RunFiles {
         let Some(state) = self.state() else {
             return Ok(None);
         };
-        let path = Self::position_in(&state);
+        let path = state.join(POSITION);
         let Some(text) = text(&path)? else {
             return Ok(None);
         };

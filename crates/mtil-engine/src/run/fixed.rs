@@ -1,24 +1,28 @@
 //! GNSP's training step on images that stay the same: the step of a run without its loader, for
 //! timings and ablations.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamGroup, ParamId},
     optim::{GradientsParams, ModuleOptimizer},
     tensor::{Tensor, TensorData},
 };
-use clip_model::{ClipModel, TokenBatch, normalize};
+use clip_model::{ClipModel, Kernels, TokenBatch, normalize};
 use gnsp_optimizer::{Layout, Memory, Policy, Protection, Site};
 
 use super::{
-    Optimizations, RunError,
-    reference::Pairs,
-    step::{Extras, TaskLosses, UpdateImages},
+    Optimizations,
+    step::{TaskLosses, UpdateImages},
     student::Student,
     train::projected,
 };
 use crate::{
+    error::RunError,
+    mechanism::{
+        alignment::{Alignment, Pairs},
+        task_part::{Loss, TaskPart, Towers},
+    },
     method::{Compute, Method},
     precision::widened,
     tape::{on_tape, with_tape},
@@ -66,9 +70,7 @@ pub struct Step {
     dense: Vec<Dense>,
     /// The gradients that are kept, where frozen weights have some too.
     trained: Option<Vec<ParamId>>,
-    images: UpdateImages<'static>,
-    /// Where its features are computed in every step.
-    teacher: Option<ClipModel>,
+    images: UpdateImages,
     steps: usize,
 }
 
@@ -115,7 +117,11 @@ impl Step {
         options: StepOptions,
     ) -> Result<Self, RunError> {
         let optimizations = options.optimizations;
-        clip_model::use_fused_kernels(optimizations.fused);
+        let kernels = match optimizations.fused {
+            true => Kernels::Fused,
+            false => Kernels::Plain,
+        };
+        let model = &model.clone().with_kernels(kernels);
         let mut method = method(options.site);
         if options.bf16 {
             method.compute = Compute::Bf16;
@@ -123,7 +129,7 @@ impl Step {
         let plain = model.device();
         let device = with_tape(&plain, options.checkpointing);
         let student = on_tape(model.clone(), &device);
-        let (mut student, _) = Student::prepare(student, None, &method, TASK, 0, None)?;
+        let (mut student, _) = Student::of_weights(student, &method.trainable(), TASK)?;
         let trained = (!optimizations.tape).then(|| {
             let clip = student.clip.clone();
             student.clip = clip.unfreeze_group(ParamGroup::from_predicate("visual."));
@@ -166,13 +172,20 @@ impl Step {
             tokens,
             labels: inputs.reference_labels,
         };
+        let pixels = pairs.pixels.clone();
+        let part = FixedPairs {
+            settings: method.alignment(),
+            pairs,
+            teacher: (!optimizations.reference_features).then(|| model.clone()),
+            optimizations,
+        };
         Ok(Self {
             losses: TaskLosses {
                 method,
                 index: TASK,
                 seed: 0,
                 devices: vec![device.clone()],
-                extras: Extras::default(),
+                parts: vec![Box::new(part)],
                 prompts: BTreeMap::from([(TASK, inputs.class_tokens)]),
                 class_features,
                 optimizations,
@@ -184,11 +197,8 @@ impl Step {
             images: UpdateImages {
                 pixels: tracked(inputs.pixels),
                 labels: inputs.labels.into_iter().map(|l| (TASK, l)).collect(),
-                pairs: Some(Cow::Owned(pairs)),
-                taught: None,
-                replayed: None,
+                drawn: vec![Some(pixels)],
             },
-            teacher: (!optimizations.reference_features).then(|| model.clone()),
             steps: 0,
         })
     }
@@ -208,11 +218,8 @@ impl Step {
     /// The loss, and the gradients of what trains, projected where the optimizer does not do that;
     /// none where the loss is not finite.
     pub fn gradients(&mut self) -> (f32, Option<GradientsParams>) {
-        if let (Some(teacher), Some(pairs)) = (&self.teacher, &mut self.images.pairs) {
-            let pairs = pairs.to_mut();
-            let pixels = pairs.pixels.clone().inner();
-            [pairs.teacher_image, pairs.teacher_text] =
-                features(teacher, pixels, &pairs.tokens, self.losses.optimizations);
+        for part in &mut self.losses.parts {
+            part.refresh();
         }
         let student = self.student.as_mut().expect("an update gives it back");
         let (loss, mut gradients) = self.losses.gradients(student, &self.images, self.steps);
@@ -225,6 +232,30 @@ impl Step {
             }
         }
         (loss.total, gradients)
+    }
+}
+
+/// Reference pairs that stay the same.
+struct FixedPairs {
+    settings: Alignment,
+    pairs: Pairs,
+    /// Where its features are computed in every step.
+    teacher: Option<ClipModel>,
+    optimizations: Optimizations,
+}
+
+impl TaskPart for FixedPairs {
+    fn refresh(&mut self) {
+        if let Some(teacher) = &self.teacher {
+            let pixels = self.pairs.pixels.clone().inner();
+            let tokens = &self.pairs.tokens;
+            [self.pairs.teacher_image, self.pairs.teacher_text] =
+                features(teacher, pixels, tokens, self.optimizations);
+        }
+    }
+
+    fn losses(&self, features: Tensor<2>, towers: &mut Towers<'_>) -> Vec<Loss> {
+        self.settings.losses(&self.pairs, features, towers)
     }
 }
 

@@ -10,13 +10,11 @@ use mtil_data::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Event, Progress, RunDirectory, RunError,
-    directory::write_atomically,
-    engine::{Engine, State},
-};
+use super::{Event, Progress, RunDirectory, engine::Engine};
 use crate::{
+    error::RunError,
     eval::{EvalOptions, Evaluator, HeadCache, PromptRule},
+    mechanism::state::{State, write_json},
     method::Method,
 };
 
@@ -186,10 +184,11 @@ impl Engine<'_> {
             let path = folder.join(value.replace(['/', '\\'], "_"));
             let directory = RunDirectory::open(&path, &request)?;
             let mut engine = self.another(&request, &suite, directory);
-            let (seed, device) = (self.request.seed, &self.device);
-            let files = engine.directory.files();
-            let stored = State::load(files, method, self.checkpoint, &suite, seed, device)?;
-            let mut own = stored.unwrap_or_else(|| state.branch());
+            let stored = engine.directory.files().state();
+            let mut own = match stored {
+                Some(folder) => State::load(&folder, &engine.mechanisms, &engine.setting())?,
+                None => state.branch(),
+            };
             let Some(trained) = engine.train(&mut own, stop, progress)? else {
                 return Ok(None);
             };
@@ -210,8 +209,7 @@ impl Engine<'_> {
                 retained,
                 score: retained.map_or(accuracy, |retained| (accuracy + retained) / 2.0),
             });
-            let text = serde_json::to_string_pretty(&scored).unwrap_or_default();
-            write_atomically(&folder.join(SCORES), text.as_bytes())?;
+            write_json(&scored, &folder.join(SCORES))?;
             // Its weights are no longer needed.
             fs::remove_dir_all(&path).map_err(|e| RunError::io(&path, e))?;
         }

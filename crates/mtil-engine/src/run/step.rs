@@ -1,104 +1,30 @@
 //! One update: the losses of its images, and their gradients.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use burn::{
     optim::{GradientsAccumulator, GradientsParams},
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::{Device, Tensor},
 };
 use clip_model::{ClipModel, TokenBatch, normalize};
-use losses::{
-    contrastive_distillation, mean_displacement, modality_alignment, smoothed_cross_entropy,
-};
-use serde::{Deserialize, Serialize};
 
 use super::{
     Optimizations,
-    distill::{Distillation, Taught},
-    experts::Draw,
     parallel::Gathered,
-    penalty::{Penalty, adaptive},
-    reference::{Pairs, Reference},
-    replay::{Kept, Replayed},
     student::{Student, Work},
-    weights::Weights,
 };
-use crate::{eval::to_host, method::Method};
+use crate::{
+    eval::to_host,
+    mechanism::{
+        mixtures::Draw,
+        task_part::{Loss, LossParts, TaskPart, Towers},
+    },
+    method::Method,
+};
 use mtil_data::seeds;
 
-/// What a task is trained with besides its own images.
-#[derive(Default)]
-pub(super) struct Extras {
-    pub reference: Option<Reference>,
-    pub distillation: Option<Distillation>,
-    pub replay: Option<Kept>,
-    pub penalty: Option<Penalty>,
-    /// The weights at the start of the task and the factor of adaptive weight consolidation.
-    pub adaptive: Option<(Weights, f64)>,
-}
-
-/// The parts of a loss, weighted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct LossParts {
-    /// Classification of the task's images.
-    pub task: f32,
-    /// Contrastive distillation on the reference pairs.
-    pub cd: f32,
-    /// Alignment of the reference pairs.
-    pub map: f32,
-    /// Displacement of the mean features of the reference pairs.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub means: f32,
-    /// Distillation against fixed texts.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub distill: f32,
-    /// Classification of kept images.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub replay: f32,
-    /// Distance of the weights.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub penalty: f32,
-}
-
-fn is_zero(value: &f32) -> bool {
-    *value == 0.0
-}
-
-impl LossParts {
-    fn total(&self) -> f32 {
-        self.task + self.cd + self.map + self.means + self.distill + self.replay + self.penalty
-    }
-
-    /// The parts and their names, the task's first.
-    pub fn named(&self) -> [(&'static str, f32); 7] {
-        [
-            ("task", self.task),
-            ("cd", self.cd),
-            ("map", self.map),
-            ("means", self.means),
-            ("distill", self.distill),
-            ("replay", self.replay),
-            ("penalty", self.penalty),
-        ]
-    }
-}
-
-impl std::fmt::Display for LossParts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [(_, task), others @ ..] = self.named();
-        write!(f, "task {task:.3}")?;
-        for (name, value) in others {
-            if value != 0.0 {
-                write!(f, " {name} {value:.3}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// The losses of one update.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct StepLoss {
     pub total: f32,
     pub parts: LossParts,
@@ -112,7 +38,8 @@ pub(super) struct TaskLosses {
     pub seed: u64,
     /// Where images are encoded, the model's own first; on the tape.
     pub devices: Vec<Device>,
-    pub extras: Extras,
+    /// What the mechanisms of the method add.
+    pub parts: Vec<Box<dyn TaskPart>>,
     /// Prompts of the classes of each task under the first template, which training uses
     /// (GNSP `src/models/finetune_gnsp.py:84-90`).
     pub prompts: BTreeMap<usize, TokenBatch>,
@@ -122,36 +49,24 @@ pub(super) struct TaskLosses {
 }
 
 /// The images of one update.
-pub(super) struct UpdateImages<'a> {
+pub(super) struct UpdateImages {
     /// Those of the task, `[images, 3, side, side]` on the tape.
     pub pixels: Tensor<4>,
     /// Task and class of each.
     pub labels: Vec<(usize, usize)>,
-    pub pairs: Option<Cow<'a, Pairs>>,
-    pub taught: Option<Taught>,
-    pub replayed: Option<Replayed>,
+    /// Those of each part.
+    pub drawn: Vec<Option<Tensor<4>>>,
 }
 
 impl TaskLosses {
-    /// The losses of update `step`, and the gradients of what trains; none where a loss is not
-    /// finite.
+    /// The losses of an update, and the gradients of what trains; none where a loss is not finite.
     pub fn gradients(
         &self,
         student: &mut Student,
-        batch: &UpdateImages<'_>,
+        batch: &UpdateImages,
         step: usize,
     ) -> (StepLoss, Option<GradientsParams>) {
         student.begin(self.method.compute.dtype());
-        let scale = student.clip.scale().reshape([1, 1]);
-        let UpdateImages {
-            pixels,
-            labels,
-            pairs,
-            taught,
-            replayed,
-        } = batch;
-        let pairs = pairs.as_deref();
-        let device = &self.devices[0];
         let work = Work {
             task: self.index,
             experts: self.method.experts.as_ref(),
@@ -162,91 +77,124 @@ impl TaskLosses {
             devices: &self.devices,
             optimizations: self.optimizations,
         };
-
-        // One pass through the image tower for all images: nothing in it mixes the images of a
-        // batch. Adaptive consolidation needs the gradient of the reference pairs by itself, so
-        // they get a pass of their own there.
-        let apart = self.extras.adaptive.is_some();
-        let mut pass = Pass::default();
-        let own = pass.add(pixels.clone());
-        let referred = pairs.filter(|_| !apart).map(|p| pass.add(p.pixels.clone()));
-        let taught_at = taught.as_ref().map(|t| pass.add(t.pixels.clone()));
-        let replayed_at = replayed.as_ref().map(|r| pass.add(r.pixels.clone()));
-        let mut images = pass.images;
-        let (features, gathered) = pass.encode(student, &work);
-
-        let mut wanted: Vec<usize> = labels.iter().map(|(task, _)| *task).collect();
-        if let Some(replayed) = replayed {
-            wanted.extend(replayed.labels.iter().map(|(task, _)| *task));
-        }
-        let classes = self.classes(student, &work, wanted);
-        let smoothing = self.method.smoothing;
+        // Where something weighs by the gradient of the reference pairs, they get a pass of their
+        // own.
+        let apart = self.parts.iter().any(|part| part.weighs_by_reference());
         let mut parts = LossParts::default();
-        let mut losses: Vec<(Tensor<1>, Part)> = vec![(
-            classify(
-                features.at(&own),
-                labels,
-                &classes,
-                &scale,
-                smoothing,
-                device,
-            ),
-            |p| &mut p.task,
-        )];
-        if let (Some(pairs), Some(at)) = (pairs, &referred) {
-            let features = features.at(at);
-            losses.extend(self.reference_losses(student, &work, pairs, features, &scale));
-        }
-        if let (Some(distillation), Some(taught), Some(at)) =
-            (&self.extras.distillation, taught, &taught_at)
-        {
-            let loss = distillation.loss(taught, features.at(at), scale.clone());
-            losses.push((loss, |p| &mut p.distill));
-        }
-        if let (Some(replay), Some(replayed), Some(at)) =
-            (&self.extras.replay, replayed, &replayed_at)
-        {
-            let features = features.at(at);
-            let loss = classify(
-                features,
-                &replayed.labels,
-                &classes,
-                &scale,
-                smoothing,
-                device,
-            );
-            losses.push((loss.mul_scalar(replay.weight), |p| &mut p.replay));
-        }
-        let loss = sum(&losses, &mut parts);
+        let (loss, gathered, mut images) =
+            self.own_losses(student, &work, batch, apart, &mut parts);
         let mut gradients = if parts.total().is_finite() {
             Some(student.gradients(loss, gathered))
         } else {
             None
         };
-
-        if let (Some((start, factor)), Some(pairs)) = (&self.extras.adaptive, pairs) {
-            let mut pass = Pass::default();
-            let at = pass.add(pairs.pixels.clone());
-            images += pass.images;
-            let (features, gathered) = pass.encode(student, &work);
-            let features = features.at(&at);
-            let losses = self.reference_losses(student, &work, pairs, features, &scale);
-            let loss = sum(&losses, &mut parts);
-            if let (true, Some(own)) = (parts.total().is_finite(), gradients.take()) {
-                let mut referred = student.gradients(loss, gathered);
-                parts.penalty = adaptive(&student.clip, &mut referred, start, *factor);
-                gradients = Some(added(&student.clip, own, referred));
-            }
+        if apart {
+            images += self.weighed(student, &work, batch, &mut parts, &mut gradients);
         }
-        if let (Some(penalty), Some(gradients)) = (&self.extras.penalty, &mut gradients) {
-            parts.penalty += penalty.apply(&student.clip, gradients);
+        for part in self.parts.iter().filter(|part| !part.weighs_by_reference()) {
+            if let Some(gradients) = &mut gradients
+                && let Some((name, value)) = part.penalise(&student.clip, gradients)
+            {
+                parts.add(name, value);
+            }
         }
         let result = StepLoss {
             total: parts.total(),
             parts,
             images,
         };
-        (result, gradients.filter(|_| result.total.is_finite()))
+        let finite = result.total.is_finite();
+        (result, gradients.filter(|_| finite))
+    }
+
+    /// The sum of the losses of the task's images and of those of the parts, all in one pass
+    /// through the image tower: nothing in it mixes the images of a batch.
+    fn own_losses(
+        &self,
+        student: &mut Student,
+        work: &Work<'_>,
+        batch: &UpdateImages,
+        apart: bool,
+        parts: &mut LossParts,
+    ) -> (Tensor<1>, Option<Gathered>, usize) {
+        let mut pass = Pass::default();
+        let own = pass.add(batch.pixels.clone());
+        let drawn: Vec<_> = self
+            .parts
+            .iter()
+            .zip(&batch.drawn)
+            .filter(|(part, _)| !(apart && part.is_reference()))
+            .filter_map(|(part, pixels)| Some((part, pass.add(pixels.clone()?))))
+            .collect();
+        let images = pass.images;
+        let (features, gathered) = pass.encode(student, work);
+        let mut wanted: Vec<usize> = batch.labels.iter().map(|(task, _)| *task).collect();
+        wanted.extend(drawn.iter().flat_map(|(part, _)| part.tasks_drawn()));
+        let classes = self.classes(student, work, wanted);
+        let losses = self.with_towers(student, work, &classes, |towers| {
+            let mut losses = vec![("task", towers.classify(features.at(&own), &batch.labels))];
+            for (part, at) in &drawn {
+                losses.extend(part.losses(features.at(at), towers));
+            }
+            losses
+        });
+        (sum(&losses, parts), gathered, images)
+    }
+
+    /// Adds the gradients of the reference pairs, weighed by those parts that do so. Returns how
+    /// many images that took.
+    fn weighed(
+        &self,
+        student: &mut Student,
+        work: &Work<'_>,
+        batch: &UpdateImages,
+        parts: &mut LossParts,
+        gradients: &mut Option<GradientsParams>,
+    ) -> usize {
+        let drawn = self.parts.iter().zip(&batch.drawn);
+        let reference = drawn.filter(|(part, _)| part.is_reference());
+        let found = reference
+            .filter_map(|(part, pixels)| Some((part, pixels.clone()?)))
+            .next();
+        let Some((part, pixels)) = found else {
+            return 0;
+        };
+        let mut pass = Pass::default();
+        let at = pass.add(pixels);
+        let images = pass.images;
+        let (features, gathered) = pass.encode(student, work);
+        let losses = self.with_towers(student, work, &BTreeMap::new(), |towers| {
+            part.losses(features.at(&at), towers)
+        });
+        let loss = sum(&losses, parts);
+        if let (true, Some(own)) = (parts.total().is_finite(), gradients.take()) {
+            let mut referred = student.gradients(loss, gathered);
+            for part in self.parts.iter().filter(|part| part.weighs_by_reference()) {
+                if let Some((name, value)) = part.penalise(&student.clip, &mut referred) {
+                    parts.add(name, value);
+                }
+            }
+            *gradients = Some(added(&student.clip, own, referred));
+        }
+        images
+    }
+
+    fn with_towers<T>(
+        &self,
+        student: &mut Student,
+        work: &Work<'_>,
+        classes: &BTreeMap<usize, Tensor<2>>,
+        losses: impl FnOnce(&mut Towers<'_>) -> T,
+    ) -> T {
+        let scale = student.clip.scale().reshape([1, 1]);
+        let mut encode = |tokens: &TokenBatch| student.encode_text(tokens, work);
+        losses(&mut Towers {
+            encode_text: &mut encode,
+            scale,
+            classes,
+            smoothing: self.method.smoothing,
+            device: &self.devices[0],
+        })
     }
 
     /// Normalised features of the classes of `tasks`.
@@ -266,57 +214,17 @@ impl TaskLosses {
         };
         tasks.into_iter().map(of).collect()
     }
-
-    /// Contrastive distillation and alignment of the student's features of reference pairs.
-    fn reference_losses(
-        &self,
-        student: &mut Student,
-        work: &Work<'_>,
-        pairs: &Pairs,
-        features: Tensor<2>,
-        scale: &Tensor<2>,
-    ) -> Vec<(Tensor<1>, Part)> {
-        let text = match &pairs.student_text {
-            Some(text) => text.clone(),
-            None => normalize(student.encode_text(&pairs.tokens, work)),
-        };
-        let logits = features.clone().matmul(text.clone().transpose()) * scale.clone();
-        let mut losses: Vec<(Tensor<1>, Part)> = Vec::new();
-        if self.method.cd > 0.0 {
-            let teacher = pairs
-                .teacher_image
-                .clone()
-                .matmul(pairs.teacher_text.clone().transpose())
-                * scale.clone().inner();
-            let loss = contrastive_distillation(teacher, logits.clone(), self.method.temperature);
-            losses.push((loss.mul_scalar(self.method.cd), |p| &mut p.cd));
-        }
-        if self.method.map > 0.0 {
-            let smoothing = self.method.map_smoothing;
-            let loss = modality_alignment(logits, pairs.targets(), smoothing);
-            losses.push((loss.mul_scalar(self.method.map), |p| &mut p.map));
-        }
-        if self.method.hold_means > 0.0 {
-            let loss = mean_displacement(features, pairs.teacher_image.clone())
-                + mean_displacement(text, pairs.teacher_text.clone());
-            losses.push((loss.mul_scalar(self.method.hold_means), |p| &mut p.means));
-        }
-        losses
-    }
 }
 
-/// Where a loss is noted.
-type Part = fn(&mut LossParts) -> &mut f32;
-
 /// The sum of the losses, whose values go into `parts`.
-fn sum(losses: &[(Tensor<1>, Part)], parts: &mut LossParts) -> Tensor<1> {
+fn sum(losses: &[Loss], parts: &mut LossParts) -> Tensor<1> {
     // Read together: on an accelerator each reading waits for all work before it.
-    let values = losses.iter().map(|(loss, _)| loss.clone().inner());
-    for ((_, part), value) in losses.iter().zip(to_host(Tensor::cat(values.collect(), 0))) {
-        *part(parts) = value;
+    let values = losses.iter().map(|(_, loss)| loss.clone().inner());
+    for ((name, _), value) in losses.iter().zip(to_host(Tensor::cat(values.collect(), 0))) {
+        parts.add(*name, value);
     }
-    let mut all = losses.iter().map(|(loss, _)| loss.clone());
-    let first = all.next().expect("there is at least the task's loss");
+    let mut all = losses.iter().map(|(_, loss)| loss.clone());
+    let first = all.next().expect("there is at least one loss");
     all.fold(first, |sum, loss| sum + loss)
 }
 
@@ -367,46 +275,4 @@ impl Passed {
         let [_, e] = self.0.dims();
         self.0.clone().slice([range.clone(), 0..e])
     }
-}
-
-/// The mean over images of the smoothed cross-entropy of each among the classes of its own task.
-/// `labels` are tasks and classes.
-fn classify(
-    features: Tensor<2>,
-    labels: &[(usize, usize)],
-    classes: &BTreeMap<usize, Tensor<2>>,
-    scale: &Tensor<2>,
-    smoothing: f64,
-    device: &Device,
-) -> Tensor<1> {
-    let int = |values: Vec<i64>| {
-        let n = values.len();
-        Tensor::<1, Int>::from_data(TensorData::new(values, [n]), device)
-    };
-    let loss = |features: Tensor<2>, task: usize, labels: Vec<i64>| {
-        let logits = features.matmul(classes[&task].clone().transpose()) * scale.clone();
-        smoothed_cross_entropy(logits, int(labels), smoothing)
-    };
-    let first = labels[0].0;
-    if labels.iter().all(|(task, _)| *task == first) {
-        let labels = labels.iter().map(|(_, label)| *label as i64).collect();
-        return loss(features, first, labels);
-    }
-    let mut sum: Option<Tensor<1>> = None;
-    for task in classes.keys() {
-        let of_task = labels.iter().enumerate().filter(|(_, (t, _))| t == task);
-        let (rows, own): (Vec<i64>, Vec<i64>) = of_task
-            .map(|(row, (_, label))| (row as i64, *label as i64))
-            .unzip();
-        if rows.is_empty() {
-            continue;
-        }
-        let share = rows.len() as f64 / labels.len() as f64;
-        let part = loss(features.clone().select(0, int(rows)), *task, own).mul_scalar(share);
-        sum = Some(match sum {
-            Some(sum) => sum + part,
-            None => part,
-        });
-    }
-    sum.expect("a batch is not empty")
 }

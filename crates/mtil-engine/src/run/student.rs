@@ -5,18 +5,21 @@ use burn::{
     optim::{GradientsParams, ModuleOptimizer},
     tensor::{Device, FloatDType, Tensor},
 };
-use clip_model::{Clip, ClipModel, TokenBatch};
+use clip_model::{ClipModel, TokenBatch};
 
 use super::{
-    Optimizations, RunError,
-    experts::{Draw, Mixtures, Usage, WithExperts},
-    lora,
-    module_file::{Named, restore, values},
+    Optimizations,
     parallel::{self, Gathered},
-    weights,
 };
 use crate::{
-    eval::Encoder,
+    error::RunError,
+    mechanism::{
+        adapters::{self, Adapters},
+        mixtures::{Draw, Mixed, Usage, WithExperts},
+        state::State,
+        trainable::Trainable,
+        weights,
+    },
     method::{Experts, Method},
     precision::{Widen, widened},
     tape::on_tape,
@@ -31,55 +34,56 @@ pub(super) struct Student {
     /// The weights that low-rank adapters are added to.
     base: Option<ClipModel>,
     /// Mixtures of adapters, and how they were used.
-    pub mixtures: Option<(Mixtures, Usage)>,
+    mixtures: Option<Mixed>,
     /// The weights in the format of an update's towers, where that is not the weights' own.
     narrow: Option<ClipModel>,
 }
 
 impl Student {
-    /// The model at the start of a task (or in it, with `adapters` of an earlier process),
-    /// trainable as `method` says. Also says whether texts get other features while it trains.
+    /// The model of a state, trainable as `method` says on task `index`; on the tape of `device`.
+    /// Mixtures of adapters move from the state into it. Also says whether texts get other features
+    /// while it trains.
     pub fn prepare(
-        clip: ClipModel,
-        mixtures: Option<(Mixtures, Usage)>,
+        state: &mut State,
         method: &Method,
         index: usize,
         seed: u64,
-        adapters: Option<&Named>,
+        device: &Device,
     ) -> Result<(Self, bool), RunError> {
-        if let Some((mixtures, usage)) = mixtures {
+        let clip = on_tape(state.model.clone(), device);
+        if let Some(Mixed { mixtures, usage }) = state.take() {
+            let mixtures = on_tape(mixtures, device).trainable(index, &usage);
             let student = Self {
                 clip: clip.freeze_group(ParamGroup::all()),
                 base: None,
-                mixtures: Some((mixtures.trainable(index, &usage), usage)),
+                mixtures: Some(Mixed { mixtures, usage }),
                 narrow: None,
             };
             return Ok((student, true));
         }
         if let Some(settings) = &method.lora {
-            let (groups, text) = select(&clip, method, &settings.weights)?;
+            let (groups, text) = method.trainable().select(&clip, &settings.weights)?;
             let seed = seeds::derive(seed, &[seeds::ADAPTERS, index as u64]);
             let base = clip.clone();
+            let stored = state.get::<Adapters>().map(|adapters| &adapters.0);
             let student = Self {
-                clip: lora::apply(clip, settings, &groups, seed, adapters),
+                clip: adapters::apply(clip, settings, &groups, seed, stored),
                 base: Some(base),
                 mixtures: None,
                 narrow: None,
             };
             return Ok((student, text));
         }
-        let patterns = if index == 0 {
-            &method.trainable_first
-        } else {
-            &method.trainable_later
-        };
-        let (groups, text) = select(&clip, method, patterns)?;
-        let mut clip = clip.freeze_group(ParamGroup::all());
-        for group in groups {
-            clip = clip.unfreeze_group(group);
-        }
-        // No method of the benchmark trains it (GNSP `src/models/finetune_gnsp.py:173-174`).
-        let clip = clip.freeze_group(ParamGroup::from_path("logit_scale"));
+        Self::of_weights(clip, &method.trainable(), index)
+    }
+
+    /// The same of a model whose weights themselves train.
+    pub fn of_weights(
+        clip: ClipModel,
+        trainable: &Trainable,
+        index: usize,
+    ) -> Result<(Self, bool), RunError> {
+        let (clip, text) = trainable.apply(clip, index)?;
         let student = Self {
             clip,
             base: None,
@@ -89,14 +93,25 @@ impl Student {
         Ok((student, text))
     }
 
+    /// Puts it back where the state keeps it.
+    pub fn put_back(self, state: &mut State) {
+        state.model = self.stored().clone();
+        if self.base.is_some() {
+            state.set(Adapters(adapters::adapters(&self.clip)));
+        }
+        if let Some(mixed) = self.mixtures {
+            state.set(mixed);
+        }
+    }
+
+    /// Drops from a state what a student in training has itself, so that its updates copy nothing.
+    pub fn release(state: &mut State) {
+        state.take::<Mixed>();
+    }
+
     /// The weights to store, on the autodiff device: without adapters.
     pub fn stored(&self) -> &ClipModel {
         self.base.as_ref().unwrap_or(&self.clip)
-    }
-
-    /// The values of the low-rank adapters, if there are some.
-    pub fn adapters(&self) -> Option<Named> {
-        self.base.as_ref().map(|_| lora::adapters(&self.clip))
     }
 
     /// The CLIP on the plain device, low-rank adapters added to its weights.
@@ -111,7 +126,7 @@ impl Student {
     /// Number of values that train.
     pub fn trainable(&self) -> u64 {
         match &self.mixtures {
-            Some((mixtures, _)) => weights::trainable(mixtures),
+            Some(mixed) => weights::trainable(&mixed.mixtures),
             None => weights::trainable(&self.clip),
         }
     }
@@ -162,7 +177,7 @@ impl Student {
 
     /// The CLIP with its mixtures at work, if it has some, and where their choices are counted.
     fn with_experts<'a>(&'a mut self, work: &Work<'a>) -> Option<(WithExperts<'a>, &'a mut Usage)> {
-        let (mixtures, usage) = self.mixtures.as_mut()?;
+        let Mixed { mixtures, usage } = self.mixtures.as_mut()?;
         let with = WithExperts {
             clip: &self.clip,
             mixtures,
@@ -187,7 +202,7 @@ impl Student {
             return gradients;
         }
         match &self.mixtures {
-            Some((mixtures, _)) => {
+            Some(Mixed { mixtures, .. }) => {
                 let mut gradients = GradientsParams::from_grads(all, mixtures);
                 // An expert that no image chose has a gradient of zero, so that its moments still
                 // move it: the published code computes every expert.
@@ -208,8 +223,11 @@ impl Student {
         gradients: GradientsParams,
     ) -> Self {
         match self.mixtures {
-            Some((mixtures, usage)) => Self {
-                mixtures: Some((optimizer.step(lr, mixtures, gradients), usage)),
+            Some(Mixed { mixtures, usage }) => Self {
+                mixtures: Some(Mixed {
+                    mixtures: optimizer.step(lr, mixtures, gradients),
+                    usage,
+                }),
                 ..self
             },
             None => Self {
@@ -228,118 +246,4 @@ pub(super) struct Work<'a> {
     /// Where images are encoded, the model's own first.
     pub devices: &'a [Device],
     pub optimizations: Optimizations,
-}
-
-/// The groups of `patterns`, each of which must select something; and whether one of them selects
-/// something of the text tower.
-fn select(
-    model: &ClipModel,
-    method: &Method,
-    patterns: &[String],
-) -> Result<(Vec<ParamGroup>, bool), RunError> {
-    let all: Vec<String> = values_paths(model);
-    let id = burn::module::ParamId::from(0);
-    let mut text = false;
-    let mut groups = Vec::new();
-    for pattern in patterns {
-        let nothing = || RunError::NoParameter {
-            method: method.name.clone(),
-            pattern: pattern.clone(),
-        };
-        let group = ParamGroup::from_regex(pattern).map_err(|_| nothing())?;
-        let mut selected = all
-            .iter()
-            .filter(|path| group.matches(&id, Some(path)))
-            .peekable();
-        if selected.peek().is_none() {
-            return Err(nothing());
-        }
-        text |= selected.any(|path| path.starts_with("text."));
-        groups.push(group);
-    }
-    Ok((groups, text))
-}
-
-/// The paths of all float parameters.
-fn values_paths(model: &ClipModel) -> Vec<String> {
-    let paths = std::cell::RefCell::new(Vec::new());
-    values(model, &|path| {
-        paths.borrow_mut().push(path.to_owned());
-        false
-    });
-    paths.into_inner()
-}
-
-/// Fresh mixtures, or those of an earlier process.
-pub(super) fn mixtures(
-    settings: &Experts,
-    checkpoint: &Clip,
-    tasks: usize,
-    seed: u64,
-    stored: Option<(Named, &std::path::Path)>,
-    device: &Device,
-) -> Result<Mixtures, RunError> {
-    let seed = seeds::derive(seed, &[seeds::ADAPTERS]);
-    let fresh = Mixtures::new(settings, &checkpoint.config, tasks, seed, device);
-    match stored {
-        Some((named, path)) => restore(fresh, named, path),
-        None => Ok(fresh),
-    }
-}
-
-/// A CLIP with mixtures as evaluation sees it: tasks that were learned get their own router, the
-/// others the CLIP alone.
-pub(super) struct Routed<'a> {
-    pub clip: &'a ClipModel,
-    pub mixtures: &'a Mixtures,
-    pub settings: &'a Experts,
-    /// Tasks learned so far.
-    pub learned: usize,
-}
-
-impl Routed<'_> {
-    fn with(&self, task: usize) -> WithExperts<'_> {
-        WithExperts {
-            clip: self.clip,
-            mixtures: self.mixtures,
-            settings: self.settings,
-            task,
-            draw: None,
-        }
-    }
-}
-
-/// Texts that go through the tower with experts together: more at once bring no speed and take
-/// memory.
-const TEXTS_AT_ONCE: usize = 128;
-
-impl Encoder for Routed<'_> {
-    fn image(&self, column: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
-        match column.filter(|c| *c < self.learned) {
-            Some(task) => self.with(task).encode_image(pixels, &mut Usage::default()),
-            None => self.clip.encode_image(pixels),
-        }
-    }
-
-    fn text(&self, column: Option<usize>, tokens: &TokenBatch) -> Tensor<2> {
-        match column.filter(|c| *c < self.learned) {
-            Some(task) => {
-                let with = self.with(task);
-                let encode = |ids: &[Vec<u32>]| {
-                    let tokens = TokenBatch { ids: ids.to_vec() };
-                    with.encode_text(&tokens, &mut Usage::default())
-                };
-                Tensor::cat(tokens.ids.chunks(TEXTS_AT_ONCE).map(encode).collect(), 0)
-            }
-            None => self.clip.encode_text(tokens),
-        }
-    }
-
-    fn device(&self) -> Device {
-        self.clip.device()
-    }
-
-    fn one_for_all_tasks(&self) -> bool {
-        false
-    }
 }

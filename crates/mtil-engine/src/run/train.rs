@@ -7,18 +7,23 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use clip_kernels::{AdamWSettings, FusedAdamW};
-use clip_model::{Clip, ClipModel, TokenBatch};
-use gnsp_optimizer::{Memory, Protection};
+use clip_model::ClipModel;
+use gnsp_optimizer::Protection;
 
 use super::{
-    Optimizations, RunError,
-    replay::Items,
-    step::{Extras, StepLoss, TaskLosses, UpdateImages},
+    Optimizations,
+    step::{StepLoss, TaskLosses, UpdateImages},
     student::Student,
 };
 use crate::{
     batch::{Ahead, BatchError, Images},
-    eval::{encode_texts, prompt},
+    error::RunError,
+    eval::encode_texts,
+    mechanism::{
+        TaskSetting,
+        joined_images::Items,
+        task_part::{TaskPart, prompt_texts, prompts},
+    },
     method::{Method, OptimizerKind},
 };
 use mtil_data::{data::BatchOrder, seeds, suite::Suite};
@@ -37,26 +42,13 @@ pub(super) struct TaskTraining<'a> {
 /// Pixels, and which images they are of.
 type Own = (Option<Tensor<4>>, Vec<usize>);
 
-/// A fresh optimizer, with the updates of the remembered parameters projected; and the protected
-/// rank of each.
-pub(super) fn optimizer(
-    method: &Method,
-    index: usize,
-    model: &ClipModel,
-    memory: &Memory,
-) -> Result<(ModuleOptimizer, BTreeMap<String, [usize; 2]>), RunError> {
-    let Some(projection) = method.projection.as_ref().filter(|_| !memory.is_empty()) else {
-        return Ok((projected(method, None, true), BTreeMap::new()));
-    };
-    let protection = memory.protection(model, &projection.policy(index))?;
-    let ranks = protection
-        .iter()
-        .map(|(path, p)| {
-            let space = &p.null_space;
-            (path.to_owned(), [space.rank(), space.dimensions()])
-        })
-        .collect();
-    Ok((projected(method, Some(&protection), true), ranks))
+/// The protected and all input directions of each projected parameter.
+pub(super) fn ranks(protection: &Protection) -> BTreeMap<String, [usize; 2]> {
+    let ranks = protection.iter().map(|(path, p)| {
+        let space = &p.null_space;
+        (path.to_owned(), [space.rank(), space.dimensions()])
+    });
+    ranks.collect()
 }
 
 /// A fresh optimizer of the method; the host's AdamW in one pass over each tensor, or Burn's.
@@ -96,50 +88,24 @@ fn wrapped<O: Optimizer + Clone>(optimizer: O, protection: Option<&Protection>) 
     }
 }
 
-/// The prompts of the classes of a task under its first template.
-pub(super) fn prompts(
-    checkpoint: &Clip,
-    suite: &Suite,
-    task: usize,
-) -> Result<TokenBatch, RunError> {
-    let context = checkpoint.config.text.max_position_embeddings;
-    Ok(checkpoint
-        .tokenizer
-        .encode(&prompt_texts(suite, task), context)?)
-}
-
-fn prompt_texts(suite: &Suite, task: usize) -> Vec<String> {
-    let task = &suite.tasks[task];
-    let template = &task.templates[0];
-    task.class_names
-        .iter()
-        .map(|c| prompt(template, c))
-        .collect()
-}
-
 impl<'a> TaskTraining<'a> {
-    /// `student` is the model at the start of the task, on the plain device; `text_trains` says
-    /// whether its texts will get other features.
-    #[allow(clippy::too_many_arguments)]
+    /// `student` is the model at the start of the task, on the plain device.
     pub fn new(
-        checkpoint: &Clip,
         method: &Method,
-        suite: &'a Suite,
-        index: usize,
-        seed: u64,
-        images: &'a Images,
+        task: &TaskSetting<'a>,
         devices: Vec<Device>,
-        extras: Extras,
+        parts: Vec<Box<dyn TaskPart>>,
         student: &ClipModel,
-        text_trains: bool,
     ) -> Result<Self, RunError> {
+        let (run, index, text_trains) = (task.run, task.index, task.frozen.is_none());
+        let (checkpoint, suite, seed, images) = (run.checkpoint, run.suite, run.seed, run.images);
         let items = if method.joint {
             Items::all(suite)
         } else {
             Items::of_task(suite, index)
         };
-        let kept = extras.replay.iter().flat_map(|r| r.items.tasks());
-        let mut tasks: Vec<usize> = items.tasks().into_iter().chain(kept).collect();
+        let others = parts.iter().flat_map(|part| part.tasks());
+        let mut tasks: Vec<usize> = items.tasks().into_iter().chain(others).collect();
         tasks.sort_unstable();
         tasks.dedup();
         let mut tokens = BTreeMap::new();
@@ -166,7 +132,7 @@ impl<'a> TaskTraining<'a> {
                 index,
                 seed,
                 devices,
-                extras,
+                parts,
                 prompts: tokens,
                 class_features: (!text_trains).then_some(class_features),
                 optimizations: Optimizations::default(),
@@ -210,21 +176,12 @@ impl<'a> TaskTraining<'a> {
             let what = format!("the images of one batch of task `{name}`");
             return Err(BatchError::NothingReadable(what).into());
         };
-        let extras = &mut self.losses.extras;
-        let taught = match &mut extras.distillation {
-            Some(distillation) => distillation.at(step, steps, self.images, device)?,
-            None => None,
-        };
-        let replayed = match &mut extras.replay {
-            Some(replay) => replay.at(step, steps, self.images, device)?,
-            None => None,
-        };
+        let parts = self.losses.parts.iter_mut();
+        let drawn = parts.map(|part| part.draw(step, steps, self.images, device));
         let batch = UpdateImages {
             pixels,
             labels: self.items.labels(&kept),
-            pairs: self.losses.extras.reference.as_ref().map(|r| r.at(step)),
-            taught,
-            replayed,
+            drawn: drawn.collect::<Result<_, _>>()?,
         };
         let (loss, gradients) = self.losses.gradients(&mut student, &batch, step);
         let lr = self.losses.method.lr_at(self.losses.index, name, step);

@@ -184,12 +184,7 @@ impl Fake {
                 for (i, name) in self.parts.iter().enumerate() {
                     let v = (base / (1.0 + 1.3 * i as f64) + noise(0.08)).max(0.01) as f32;
                     loss += v;
-                    *match *name {
-                        "task" => &mut parts.task,
-                        "cd" => &mut parts.cd,
-                        "map" => &mut parts.map,
-                        other => panic!("no part of a loss: {other}"),
-                    } = v;
+                    parts.add(*name, v);
                 }
                 events.push(Event::Step(Update {
                     task,

@@ -400,8 +400,9 @@ fn read_events(
 
 impl Step {
     fn of(update: &Update) -> Self {
-        let named = update.parts.named().into_iter();
-        let parts = named.filter(|(name, value)| *name == "task" || *value != 0.0);
+        // Earlier versions recorded zeros of what is not part of the method.
+        let parts = update.parts.iter();
+        let parts = parts.filter(|(name, value)| *name == "task" || *value != 0.0);
         Self {
             at: update.task as f64 + update.step as f64 / update.steps.max(update.step) as f64,
             loss: f64::from(update.loss),

@@ -143,7 +143,7 @@ const TABLES: &[TableSpec] = &[
     },
     TableSpec {
         name: "mini",
-        about: "The embedded suite: every method, with tuned and with published settings",
+        about: "The embedded suite: every method, tuned and as in its paper",
         suite: "mini",
         orders: Orders::AsGiven,
         methods: BUILT_IN,

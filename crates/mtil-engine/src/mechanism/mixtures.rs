@@ -8,7 +8,7 @@
 //! is added to the router's answer. After a task, the `top` experts that were chosen most often are
 //! frozen.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use burn::{
     module::{Module, Param},
@@ -17,18 +17,184 @@ use burn::{
         activation::{relu, softmax, softplus},
     },
 };
-use clip_model::{ClipConfig, ClipModel, Observer, TokenBatch, parameter_id};
+use clip_model::{Clip, ClipConfig, ClipModel, Observer, TokenBatch, parameter_id};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::lora::normal;
-use crate::method::Experts;
+use super::{
+    Mechanism, Outline, Setting, TaskSetting, Watch,
+    adapters::normal,
+    module_file::{self, restore, values},
+    some,
+    state::{Carried, State, read_json, write_json},
+    within,
+};
+use crate::{error::RunError, eval::Encoder};
 use mtil_data::seeds;
+
+/// A mixture of adapters beside the MLP of every block of both towers (MoE-Adapters, CVPR 2024,
+/// arXiv 2403.11549; JiazuoYu/MoE-Adapters4CL `mtil/clip/{model,adapter}.py`). The CLIP is frozen.
+/// For a task that was not learned the model answers without them; the published code finds the
+/// task by autoencoders on AlexNet features, here it is given, as in the protocol.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Experts {
+    /// Adapters a block, shared by all tasks.
+    pub experts: usize,
+    /// How many of them see an image or a text.
+    pub top: usize,
+    /// Width of an adapter.
+    pub bottleneck: usize,
+    /// Factor on an adapter's output.
+    pub scale: f64,
+    /// Share of an adapter's hidden values that is dropped in training.
+    pub dropout: f64,
+    /// Whether the choice of adapters is noisy in training.
+    pub noise: bool,
+}
+
+impl Default for Experts {
+    fn default() -> Self {
+        Self {
+            experts: 22,
+            top: 2,
+            bottleneck: 64,
+            scale: 0.1,
+            dropout: 0.1,
+            noise: true,
+        }
+    }
+}
+
+/// The mixtures between updates.
+#[derive(Clone)]
+pub(crate) struct Mixed {
+    /// On the autodiff device.
+    pub mixtures: Mixtures,
+    pub usage: Usage,
+}
+
+const VALUES: &str = "experts.safetensors";
+const USAGE: &str = "experts.json";
+
+impl Carried for Mixed {
+    fn copy(&self) -> Option<Box<dyn Carried>> {
+        None
+    }
+
+    fn save(&self, folder: &Path, _: &Clip) -> Result<(), RunError> {
+        module_file::save(&values(&self.mixtures, &|_| true), &folder.join(VALUES))?;
+        write_json(&self.usage, &folder.join(USAGE))
+    }
+
+    fn bytes(&self, _: &Clip) -> u64 {
+        4 * self.mixtures.num_params() as u64
+    }
+}
+
+impl Experts {
+    fn mixtures(&self, run: &Setting<'_>) -> Mixtures {
+        let (config, tasks) = (&run.checkpoint.config, run.suite.tasks.len());
+        let seed = seeds::derive(run.seed, &[seeds::ADAPTERS]);
+        Mixtures::new(self, config, tasks, seed, run.device)
+    }
+}
+
+impl Mechanism for Experts {
+    fn key(&self) -> &'static str {
+        "experts"
+    }
+
+    fn check(&self, method: &Outline) -> Result<(), String> {
+        some("experts.experts", self.experts)?;
+        some("experts.bottleneck", self.bottleneck)?;
+        within("experts.top", self.top as f64, 1.0, self.experts as f64)?;
+        within("experts.scale", self.scale, 0.0, f64::MAX)?;
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(format!(
+                "`experts.dropout` must be at least 0 and below 1, it is {}",
+                self.dropout
+            ));
+        }
+        if method.per_task {
+            return Err(
+                "`experts` have a router for each task already; leave out `per_task`".to_owned(),
+            );
+        }
+        method.alone("experts", &[])
+    }
+
+    fn trains_adapters(&self) -> bool {
+        true
+    }
+
+    fn needs_task(&self) -> bool {
+        true
+    }
+
+    fn fresh(&self, run: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+        Ok(Some(Box::new(Mixed {
+            mixtures: self.mixtures(run),
+            usage: Usage::default(),
+        })))
+    }
+
+    fn load(&self, folder: &Path, run: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+        let path = folder.join(VALUES);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let stored = module_file::load(&path)?;
+        Ok(Some(Box::new(Mixed {
+            mixtures: restore(self.mixtures(run), stored, &path)?,
+            usage: read_json(&folder.join(USAGE))?,
+        })))
+    }
+
+    fn keep(
+        &self,
+        _: &ClipModel,
+        _: &TaskSetting<'_>,
+        state: &mut State,
+        _: &mut Watch<'_>,
+    ) -> Result<bool, RunError> {
+        if let Some(mixed) = state.get_mut::<Mixed>() {
+            mixed.usage.freeze(self.top);
+        }
+        Ok(true)
+    }
+
+    fn encoder<'a>(
+        &'a self,
+        clip: &'a ClipModel,
+        state: &'a State,
+        learned: usize,
+    ) -> Option<Box<dyn Encoder + 'a>> {
+        let mixed = state.get::<Mixed>()?;
+        Some(Box::new(Routed {
+            clip,
+            mixtures: mixed.mixtures.valid(),
+            settings: self,
+            learned,
+        }))
+    }
+
+    fn save_checkpoint(&self, folder: &Path, state: &State) -> Result<(), RunError> {
+        let Some(mixed) = state.get::<Mixed>() else {
+            return Ok(());
+        };
+        module_file::save(&values(&mixed.mixtures, &|_| true), &folder.join(VALUES))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        vec!["gap and retrieval are the pretrained model's".to_owned()]
+    }
+}
 
 /// One adapter.
 #[derive(Module, Debug)]
-pub(super) struct Adapter {
+pub(crate) struct Adapter {
     /// `[d, bottleneck]`.
     down: Param<Tensor<2>>,
     /// `[bottleneck]`.
@@ -41,7 +207,7 @@ pub(super) struct Adapter {
 
 /// The adapters of one block and what chooses among them.
 #[derive(Module, Debug)]
-pub(super) struct Mixture {
+pub(crate) struct Mixture {
     experts: Vec<Adapter>,
     /// One `[d, experts]` a task.
     routers: Vec<Param<Tensor<2>>>,
@@ -52,14 +218,14 @@ pub(super) struct Mixture {
 
 /// The mixtures of both towers.
 #[derive(Module, Debug)]
-pub(super) struct Mixtures {
+pub(crate) struct Mixtures {
     visual: Vec<Mixture>,
     text: Vec<Mixture>,
 }
 
 /// What is kept about the mixtures besides their values.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// How often each expert of a block was chosen in the current task.
     pub chosen: BTreeMap<String, Vec<u64>>,
     /// The frozen experts of a block.
@@ -210,7 +376,7 @@ impl Mixture {
 
 /// How the noise and the dropout of one update are drawn.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Draw {
+pub(crate) struct Draw {
     pub seed: u64,
     pub step: u64,
 }
@@ -331,7 +497,7 @@ fn dropout(x: Tensor<2>, share: f64, seed: u64) -> Tensor<2> {
 }
 
 /// A CLIP with mixtures, answering for a task.
-pub(super) struct WithExperts<'a> {
+pub(crate) struct WithExperts<'a> {
     pub clip: &'a ClipModel,
     pub mixtures: &'a Mixtures,
     pub settings: &'a Experts,
@@ -378,5 +544,62 @@ fn count(chosen: BTreeMap<String, Vec<u64>>, usage: &mut Usage) {
         for (all, new) in all.iter_mut().zip(counts) {
             *all += new;
         }
+    }
+}
+
+/// A CLIP with mixtures as evaluation sees it: tasks that were learned get their own router, the
+/// others the CLIP alone.
+struct Routed<'a> {
+    clip: &'a ClipModel,
+    mixtures: Mixtures,
+    settings: &'a Experts,
+    /// Tasks learned so far.
+    learned: usize,
+}
+
+impl Routed<'_> {
+    fn with(&self, task: usize) -> WithExperts<'_> {
+        WithExperts {
+            clip: self.clip,
+            mixtures: &self.mixtures,
+            settings: self.settings,
+            task,
+            draw: None,
+        }
+    }
+}
+
+/// Texts that go through the tower with experts together: more at once bring no speed and take
+/// memory.
+const TEXTS_AT_ONCE: usize = 128;
+
+impl Encoder for Routed<'_> {
+    fn image(&self, column: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
+        match column.filter(|c| *c < self.learned) {
+            Some(task) => self.with(task).encode_image(pixels, &mut Usage::default()),
+            None => self.clip.encode_image(pixels),
+        }
+    }
+
+    fn text(&self, column: Option<usize>, tokens: &TokenBatch) -> Tensor<2> {
+        match column.filter(|c| *c < self.learned) {
+            Some(task) => {
+                let with = self.with(task);
+                let encode = |ids: &[Vec<u32>]| {
+                    let tokens = TokenBatch { ids: ids.to_vec() };
+                    with.encode_text(&tokens, &mut Usage::default())
+                };
+                Tensor::cat(tokens.ids.chunks(TEXTS_AT_ONCE).map(encode).collect(), 0)
+            }
+            None => self.clip.encode_text(tokens),
+        }
+    }
+
+    fn device(&self) -> Device {
+        self.clip.device()
+    }
+
+    fn one_for_all_tasks(&self) -> bool {
+        false
     }
 }

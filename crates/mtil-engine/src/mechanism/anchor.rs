@@ -1,21 +1,212 @@
 //! Penalties on the distance of the weights from earlier ones.
 
+use std::path::Path;
+
 use burn::{
     module::Module,
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
-use clip_model::{ClipModel, normalize};
+use clip_model::{Clip, ClipModel, normalize};
+use serde::{Deserialize, Serialize};
 
 use super::{
-    RunError,
+    Mechanism, Needs, Outline, Setting, TaskSetting, Watch, some,
+    state::{Carried, State, load_plain, save_model},
+    task_part::{TaskPart, prompts},
+    trainable::Trainable,
     weights::{Weights, add_to_gradients, combine},
+    within,
 };
-use crate::{batch::Images, eval::to_host};
+use crate::{batch::Images, error::RunError, eval::to_host, tape::on_tape};
 use mtil_data::{seeds, suite::Task};
 
+/// A penalty on the distance of the weights from earlier ones. Its gradient is added to that of the
+/// losses; it needs no tape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Anchor {
+    /// Which distance.
+    pub kind: AnchorKind,
+    /// Its weight.
+    pub weight: f64,
+    /// Images that estimate the Fisher information of a task: the first ones of the training set.
+    #[serde(default = "default_fisher_images")]
+    pub fisher_images: usize,
+}
+
+fn default_fisher_images() -> usize {
+    1000
+}
+
+/// Which distance from which weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnchorKind {
+    /// `weight · Σ (θ − θ⁰)²` with the weights at the start of the task: the WC of ZSCL
+    /// (`mtil/src/models/finetune.py:34-37`, `helpers.py:47-51`).
+    L2,
+    /// `weight/2 · Σ_t Σ F_t (θ − θ_t)²` over the earlier tasks, with the diagonal of the empirical
+    /// Fisher information of each: elastic weight consolidation (Kirkpatrick et al. 2017, arXiv
+    /// 1612.00796).
+    Fisher,
+    /// `weight · Σ F (θ − θ⁰)²` with the weights at the start of the task and `F = g²/mean(g²)` of
+    /// each parameter tensor, where `g` is the update's gradient of the losses on the reference
+    /// pairs: GIFT's adaptive weight consolidation (Luo-Jiaming/GIFT_CL, arXiv 2503.04229).
+    Adaptive,
+}
+
+/// The mechanism: settings, and which parameters train.
+pub(crate) struct Anchoring {
+    pub settings: Anchor,
+    pub trainable: Trainable,
+}
+
+/// The importance of the parameters for earlier tasks, and the weights that they are held at; on
+/// the plain device.
+pub(crate) struct Importance {
+    importance: ClipModel,
+    at: ClipModel,
+}
+
+const IMPORTANCE: &str = "importance.safetensors";
+const ANCHOR: &str = "anchor.safetensors";
+
+impl Carried for Importance {
+    fn copy(&self) -> Option<Box<dyn Carried>> {
+        Some(Box::new(Self {
+            importance: self.importance.clone(),
+            at: self.at.clone(),
+        }))
+    }
+
+    fn save(&self, folder: &Path, checkpoint: &Clip) -> Result<(), RunError> {
+        save_model(&self.importance, &folder.join(IMPORTANCE), checkpoint)?;
+        save_model(&self.at, &folder.join(ANCHOR), checkpoint)
+    }
+
+    fn bytes(&self, _: &Clip) -> u64 {
+        2 * 4 * self.at.num_parameters() as u64
+    }
+}
+
+impl Mechanism for Anchoring {
+    fn key(&self) -> &'static str {
+        "anchor"
+    }
+
+    fn check(&self, method: &Outline) -> Result<(), String> {
+        let a = &self.settings;
+        within("anchor.weight", a.weight, 0.0, f64::MAX)?;
+        some("anchor.fisher_images", a.fisher_images)?;
+        if a.kind == AnchorKind::Adaptive && !method.uses_reference {
+            return Err("`anchor.kind = \"adaptive\"` weighs by the gradient of `cd`, `map` and `hold_means`: one must be above 0".to_owned());
+        }
+        Ok(())
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            start: self.settings.kind != AnchorKind::Fisher,
+            pretrained: false,
+        }
+    }
+
+    fn load(&self, folder: &Path, run: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+        if !folder.join(IMPORTANCE).exists() {
+            return Ok(None);
+        }
+        let model = |name: &str| load_plain(&folder.join(name), run.checkpoint);
+        Ok(Some(Box::new(Importance {
+            importance: model(IMPORTANCE)?,
+            at: model(ANCHOR)?,
+        })))
+    }
+
+    fn part(
+        &self,
+        _: &TaskSetting<'_>,
+        state: &State,
+    ) -> Result<Option<Box<dyn TaskPart>>, RunError> {
+        let weight = self.settings.weight;
+        let boxed = |penalty: Penalty| Box::new(penalty) as Box<dyn TaskPart>;
+        let start = state.start.as_ref();
+        Ok(match self.settings.kind {
+            AnchorKind::L2 => start.map(|s| boxed(Penalty::new(s, None, weight))),
+            AnchorKind::Fisher => state
+                .get::<Importance>()
+                .map(|i| boxed(Penalty::new(&i.at, Some(&i.importance), weight / 2.0))),
+            AnchorKind::Adaptive => start.map(|start| {
+                Box::new(Adaptive {
+                    start: Weights::of(start),
+                    factor: weight,
+                }) as Box<dyn TaskPart>
+            }),
+        })
+    }
+
+    fn keep(
+        &self,
+        trained: &ClipModel,
+        task: &TaskSetting<'_>,
+        state: &mut State,
+        _: &mut Watch<'_>,
+    ) -> Result<bool, RunError> {
+        if self.settings.kind != AnchorKind::Fisher || task.last {
+            return Ok(true);
+        }
+        let run = task.run;
+        let model = on_tape(trained.clone(), run.device);
+        let (model, _) = self.trainable.apply(model, task.index)?;
+        let new = fisher(
+            &model,
+            &run.suite.tasks[task.index],
+            &prompts(run.checkpoint, run.suite, task.index)?,
+            self.settings.fisher_images,
+            seeds::derive(run.seed, &[seeds::FISHER, task.index as u64]),
+            run.images,
+            run.device,
+        )?;
+        let old = state.take::<Importance>().map(|i| (i.importance, i.at));
+        let (importance, at) = join(old, new, trained.clone());
+        state.set(Importance { importance, at });
+        Ok(true)
+    }
+}
+
+impl TaskPart for Penalty {
+    fn penalise(
+        &self,
+        model: &ClipModel,
+        gradients: &mut GradientsParams,
+    ) -> Option<(&'static str, f32)> {
+        Some(("penalty", self.apply(model, gradients)))
+    }
+}
+
+/// GIFT's penalty in one task.
+struct Adaptive {
+    start: Weights,
+    factor: f64,
+}
+
+impl TaskPart for Adaptive {
+    fn weighs_by_reference(&self) -> bool {
+        true
+    }
+
+    fn penalise(
+        &self,
+        model: &ClipModel,
+        gradients: &mut GradientsParams,
+    ) -> Option<(&'static str, f32)> {
+        let value = adaptive(model, gradients, &self.start, self.factor);
+        Some(("penalty", value))
+    }
+}
+
 /// `factor · Σ F (θ − anchor)²`.
-pub(super) struct Penalty {
+struct Penalty {
     anchor: Weights,
     /// 1 everywhere when absent.
     importance: Option<Weights>,
@@ -24,7 +215,7 @@ pub(super) struct Penalty {
 
 impl Penalty {
     /// A penalty on the distance from `anchor`.
-    pub fn new(anchor: &ClipModel, importance: Option<&ClipModel>, factor: f64) -> Self {
+    fn new(anchor: &ClipModel, importance: Option<&ClipModel>, factor: f64) -> Self {
         Self {
             anchor: Weights::of(anchor),
             importance: importance.map(Weights::of),
@@ -33,7 +224,7 @@ impl Penalty {
     }
 
     /// Adds the penalty's gradient to `gradients`, and says what the penalty is.
-    pub fn apply<M: Module>(&self, module: &M, gradients: &mut GradientsParams) -> f32 {
+    fn apply<M: Module>(&self, module: &M, gradients: &mut GradientsParams) -> f32 {
         let mut sum: Option<Tensor<1>> = None;
         add_to_gradients(module, gradients, &mut |id, value, _| {
             let distance = value - self.anchor.get(id)?.clone();
@@ -56,7 +247,7 @@ impl Penalty {
 /// each tensor for the gradient `g` of the losses on the reference pairs, and 1e-6 where there is
 /// none. Adds the penalty's gradient to `gradients`, which hold `g`, and says what the penalty is
 /// (Luo-Jiaming/GIFT_CL; GNSP `src/models/finetune_gift.py`).
-pub(super) fn adaptive<M: Module>(
+fn adaptive<M: Module>(
     module: &M,
     gradients: &mut GradientsParams,
     start: &Weights,
@@ -89,7 +280,7 @@ pub(super) fn adaptive<M: Module>(
 /// parameters set) on `count` training images of `task`, drawn by `seed`, as a model: the mean
 /// square of the gradient of each image's log-likelihood of its class (Kirkpatrick et al. 2017; the
 /// true classes, no smoothing). Images are prepared as for evaluation.
-pub(super) fn fisher(
+fn fisher(
     model: &ClipModel,
     task: &Task,
     prompts: &clip_model::TokenBatch,
@@ -152,7 +343,7 @@ fn add_squares(
 /// Joins a task's importance `new` at the weights `at` to what was there: the sum of two quadratic
 /// penalties is, up to a constant, one with the summed importance around the weighted mean of the
 /// anchors. Returns importance and anchor.
-pub(super) fn join(
+fn join(
     old: Option<(ClipModel, ClipModel)>,
     new: ClipModel,
     at: ClipModel,

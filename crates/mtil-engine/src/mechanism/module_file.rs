@@ -8,13 +8,14 @@ use burn::{
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use super::{RunError, directory::write_atomically};
+use crate::error::RunError;
+use mtil_data::files::write_atomically;
 
 /// Named values, `f32`.
-pub(super) type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(crate) type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// The values of the parameters of `module` whose path `keep` wants.
-pub(super) fn values<M: Module>(module: &M, keep: &dyn Fn(&str) -> bool) -> Named {
+pub(crate) fn values<M: Module>(module: &M, keep: &dyn Fn(&str) -> bool) -> Named {
     struct Visitor<'a> {
         path: Vec<String>,
         keep: &'a dyn Fn(&str) -> bool,
@@ -47,7 +48,7 @@ pub(super) fn values<M: Module>(module: &M, keep: &dyn Fn(&str) -> bool) -> Name
 }
 
 /// Writes named values.
-pub(super) fn save(named: &Named, path: &Path) -> Result<(), RunError> {
+pub(crate) fn save(named: &Named, path: &Path) -> Result<(), RunError> {
     let corrupt = |e: safetensors::SafeTensorError| RunError::Corrupt {
         path: path.to_owned(),
         reason: e.to_string(),
@@ -67,11 +68,11 @@ pub(super) fn save(named: &Named, path: &Path) -> Result<(), RunError> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(corrupt)?;
     let all = safetensors::serialize(views, None).map_err(corrupt)?;
-    write_atomically(path, &all)
+    write_atomically(path, &all).map_err(|e| RunError::io(path, e))
 }
 
 /// Reads named values.
-pub(super) fn load(path: &Path) -> Result<Named, RunError> {
+pub(crate) fn load(path: &Path) -> Result<Named, RunError> {
     let bytes = fs::read(path).map_err(|e| RunError::io(path, e))?;
     let corrupt = |reason: String| RunError::Corrupt {
         path: path.to_owned(),
@@ -91,7 +92,7 @@ pub(super) fn load(path: &Path) -> Result<Named, RunError> {
 }
 
 /// `module` with its parameters replaced by `named`, which must hold exactly them.
-pub(super) fn restore<M: Module>(module: M, named: Named, path: &Path) -> Result<M, RunError> {
+pub(crate) fn restore<M: Module>(module: M, named: Named, path: &Path) -> Result<M, RunError> {
     struct Mapper {
         path: Vec<String>,
         named: Named,

@@ -183,6 +183,13 @@ impl Exemplars {
         (self.len() as u64).saturating_mul(side.saturating_mul(side).saturating_mul(3))
     }
 
+    /// Task and index of every image, task by task.
+    pub fn items(&self) -> Vec<(usize, usize)> {
+        self.sets()
+            .flat_map(|(task, indices)| indices.iter().map(move |index| (task, *index)))
+            .collect()
+    }
+
     /// Each task with its images, in the order of their arrival.
     pub fn sets(&self) -> impl Iterator<Item = (usize, &[usize])> {
         self.sets.iter().map(|set| (set.task, &set.indices[..]))

@@ -1,27 +1,142 @@
-//! Reference pairs: what the pretrained model knew, in a few images and captions.
+//! Contrastive distillation (CD), modality alignment (MAP) and held means, on reference pairs:
+//! what the pretrained model knew, in a few images and captions.
 
 use std::{borrow::Cow, collections::HashMap};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use clip_model::{Clip, ClipModel, TokenBatch, normalize};
-use losses::alignment_targets;
+use clip_model::{ClipModel, TokenBatch, normalize};
+use losses::{
+    alignment_margin, alignment_targets, contrastive_distillation, mean_displacement,
+    modality_alignment,
+};
 
-use super::RunError;
+use super::{
+    Mechanism, Needs, Outline, Setting, TaskSetting,
+    earlier::Teacher,
+    state::State,
+    task_part::{Loss, TaskPart, Towers},
+};
 use crate::{
     batch::{Images, Prepared},
+    error::RunError,
     eval::{encode_texts, to_host},
 };
 use mtil_data::{
     data::BatchOrder,
     datasets::{imagenet::numpy_reference_draw, mtil::reference_seed},
     seeds,
-    suite::Suite,
 };
+
+/// The mechanism has no table of its own in a method file: its settings stand at the top.
+pub(crate) const KEY: &str = "cd, map, hold_means";
+
+/// The settings of a method that are about reference pairs.
+#[derive(Debug, Clone)]
+pub(crate) struct Alignment {
+    /// Weight of contrastive distillation.
+    pub cd: f64,
+    /// Temperature of the distillation.
+    pub temperature: f64,
+    /// Weight of alignment.
+    pub map: f64,
+    /// Its label smoothing.
+    pub map_smoothing: f64,
+    /// Weight of the squared displacement of both means.
+    pub hold_means: f64,
+    pub teacher: Teacher,
+    /// Pairs per update.
+    pub batch: usize,
+    /// Pairs drawn for a task.
+    pub pairs: usize,
+    /// Whether they come in a new order in every epoch.
+    pub shuffle: bool,
+}
+
+impl Alignment {
+    /// The losses of the student's features of reference pairs.
+    pub fn losses(&self, pairs: &Pairs, features: Tensor<2>, towers: &mut Towers<'_>) -> Vec<Loss> {
+        let text = match &pairs.student_text {
+            Some(text) => text.clone(),
+            None => normalize((towers.encode_text)(&pairs.tokens)),
+        };
+        let scale = &towers.scale;
+        let logits = features.clone().matmul(text.clone().transpose()) * scale.clone();
+        let mut losses: Vec<Loss> = Vec::new();
+        if self.cd > 0.0 {
+            let teacher = pairs
+                .teacher_image
+                .clone()
+                .matmul(pairs.teacher_text.clone().transpose())
+                * scale.clone().inner();
+            let loss = contrastive_distillation(teacher, logits.clone(), self.temperature);
+            losses.push(("cd", loss.mul_scalar(self.cd)));
+        }
+        if self.map > 0.0 {
+            let loss = modality_alignment(logits, pairs.targets(), self.map_smoothing);
+            losses.push(("map", loss.mul_scalar(self.map)));
+        }
+        if self.hold_means > 0.0 {
+            let loss = mean_displacement(features, pairs.teacher_image.clone())
+                + mean_displacement(text, pairs.teacher_text.clone());
+            losses.push(("means", loss.mul_scalar(self.hold_means)));
+        }
+        losses
+    }
+
+    fn compares_with_teacher(&self) -> bool {
+        self.cd > 0.0 || self.hold_means > 0.0
+    }
+}
+
+impl Mechanism for Alignment {
+    fn key(&self) -> &'static str {
+        KEY
+    }
+
+    fn check(&self, _: &Outline) -> Result<(), String> {
+        for (key, value) in [
+            ("cd", self.cd),
+            ("map", self.map),
+            ("hold_means", self.hold_means),
+        ] {
+            if !(0.0..=f64::MAX).contains(&value) {
+                return Err(format!("`{key}` is out of range: {value}"));
+            }
+        }
+        if !(0.0..1.0).contains(&self.map_smoothing) {
+            return Err(format!(
+                "`map_smoothing` must be at least 0 and below 1, it is {}",
+                self.map_smoothing
+            ));
+        }
+        Ok(())
+    }
+
+    fn needs(&self) -> Needs {
+        match self.compares_with_teacher() {
+            true => self.teacher.needs(),
+            false => Needs::default(),
+        }
+    }
+
+    fn part(
+        &self,
+        task: &TaskSetting<'_>,
+        state: &State,
+    ) -> Result<Option<Box<dyn TaskPart>>, RunError> {
+        let teacher = self.teacher.of(task.run.checkpoint, state);
+        Ok(Some(Box::new(Referring {
+            reference: Reference::new(self, task, teacher)?,
+            settings: self.clone(),
+            step: 0,
+        })))
+    }
+}
 
 /// The reference pairs of one task, prepared as for evaluation: in batches that repeat in order
 /// without shuffling (GNSP `src/datasets/imagenet1k.py`, `src/models/finetune_gnsp.py:196-198`), or
 /// in a new order each epoch.
-pub(super) struct Reference {
+struct Reference {
     order: BatchOrder,
     /// Those of an epoch in order; a single one of all pairs where they are shuffled.
     batches: Vec<Pairs>,
@@ -30,7 +145,7 @@ pub(super) struct Reference {
 
 /// One batch of reference pairs.
 #[derive(Clone)]
-pub(super) struct Pairs {
+pub(crate) struct Pairs {
     /// `[pairs, 3, side, side]` on the training device.
     pub pixels: Tensor<4>,
     pub tokens: TokenBatch,
@@ -97,22 +212,22 @@ impl Pairs {
 }
 
 impl Reference {
-    /// Draws `count` of the pairs for task `task` and encodes them with `teacher`, and their texts
-    /// with `student_text` when the student's text tower does not change.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        checkpoint: &Clip,
-        suite: &Suite,
-        count: usize,
-        batch: usize,
-        shuffled: bool,
-        seed: u64,
-        task: usize,
+    /// Draws pairs for a task and encodes them with `teacher`; and their texts with the student
+    /// where its text tower does not change.
+    fn new(
+        settings: &Alignment,
+        of: &TaskSetting<'_>,
         teacher: &ClipModel,
-        student_text: Option<&ClipModel>,
-        images: &Images,
-        device: &Device,
     ) -> Result<Self, RunError> {
+        let Setting {
+            checkpoint,
+            suite,
+            images,
+            device,
+            seed,
+        } = of.run;
+        let (count, batch, task) = (settings.pairs, settings.batch, of.index);
+        let shuffled = settings.shuffle;
         let pairs = suite.reference_of(task);
         let all = pairs.captions.len();
         let published = reference_seed(&suite.tasks[task].name);
@@ -147,7 +262,7 @@ impl Reference {
             batches.push(Pairs {
                 teacher_image: normalize(teacher.encode_image(pixels.clone())),
                 teacher_text: encode_texts(checkpoint, teacher, &captions)?,
-                student_text: match student_text {
+                student_text: match of.frozen {
                     Some(student) => Some(encode_texts(checkpoint, student, &captions)?),
                     None => None,
                 },
@@ -180,7 +295,7 @@ impl Reference {
 
     /// By how many logits matching pairs are above others for the teacher: the mean over the
     /// batches of an epoch that have others.
-    pub fn margin(&self, logit_scale: f64) -> Option<f64> {
+    fn margin(&self, logit_scale: f64) -> Option<f64> {
         let steps = 0..self.order.steps_per_epoch() as usize;
         let margins = steps.map(|step| self.at(step)).filter_map(|pairs| {
             let texts = pairs.teacher_text.clone().transpose();
@@ -201,12 +316,61 @@ impl Reference {
     }
 
     /// The batch of update `step`.
-    pub fn at(&self, step: usize) -> Cow<'_, Pairs> {
+    fn at(&self, step: usize) -> Cow<'_, Pairs> {
         if self.shuffled {
             return Cow::Owned(self.batches[0].select(&self.order.indices(step as u64)));
         }
         let index = step as u64 % self.order.steps_per_epoch();
         Cow::Borrowed(&self.batches[index as usize % self.batches.len()])
+    }
+}
+
+/// The reference pairs of one task in training.
+struct Referring {
+    settings: Alignment,
+    reference: Reference,
+    /// Of the update drawn last.
+    step: usize,
+}
+
+impl TaskPart for Referring {
+    fn draw(
+        &mut self,
+        step: usize,
+        _: usize,
+        _: &Images,
+        _: &Device,
+    ) -> Result<Option<Tensor<4>>, RunError> {
+        self.step = step;
+        Ok(Some(self.reference.at(step).pixels.clone()))
+    }
+
+    fn losses(&self, features: Tensor<2>, towers: &mut Towers<'_>) -> Vec<Loss> {
+        let pairs = self.reference.at(self.step);
+        self.settings.losses(&pairs, features, towers)
+    }
+
+    fn is_reference(&self) -> bool {
+        true
+    }
+
+    /// Smoothed alignment pulls matching pairs apart where the margin of the model is wider than
+    /// the margin at which the loss is smallest; said where it is more than twice that.
+    fn note(&self, logit_scale: f64) -> Option<String> {
+        let settings = &self.settings;
+        if settings.map <= 0.0 {
+            return None;
+        }
+        let margin = self.reference.margin(logit_scale)?;
+        let pairs = settings.batch.min(settings.pairs);
+        let target = alignment_margin(pairs, settings.map_smoothing);
+        (margin > 2.0 * target).then(|| {
+            format!(
+                "matching reference pairs are {margin:.1} logits above others, and alignment with map_smoothing={} pulls them towards \
+                 {target:.1}, which moves the modality gap; --set map_smoothing=0 does not",
+                settings.map_smoothing
+            )
+        })
     }
 }
 

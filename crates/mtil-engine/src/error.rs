@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     batch::BatchError,
+    mechanism::exemplars::ExemplarError,
     metrics::{FileError, MatrixError},
 };
 use mtil_data::data::DataError;
@@ -123,7 +124,7 @@ pub enum RunError {
     Protection(#[from] gnsp_optimizer::ProtectionError),
     /// Images of a task cannot be kept.
     #[error(transparent)]
-    Exemplars(#[from] super::ExemplarError),
+    Exemplars(#[from] ExemplarError),
     /// A rule of the drift guard is none.
     #[error(transparent)]
     Guard(#[from] crate::guard::GuardError),
@@ -149,7 +150,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    pub(super) fn io(path: &Path, source: std::io::Error) -> Self {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),
             source,

@@ -1,16 +1,106 @@
 //! Low-rank adapters with seeded initial values.
 
+use std::path::Path;
+
 use burn::{
     module::{LoraAdapter, Module, Param, ParamGroup, Reparameterizer},
     tensor::{Tensor, TensorData},
 };
-use clip_model::{ClipModel, parameter_id};
+use clip_model::{Clip, ClipModel, parameter_id};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
-use super::module_file::{Named, values};
-use crate::method::Lora;
+use super::{
+    Mechanism, Outline, Setting,
+    module_file::{self, Named, values},
+    some,
+    state::{Carried, State},
+    within,
+};
+use crate::error::RunError;
 use mtil_data::seeds;
+
+/// Low-rank adapters `W + (alpha/rank)·A·B` on two-dimensional weights (Hu et al. 2021). The
+/// weights themselves, and all others, are frozen; after a task the product is added to them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lora {
+    /// Columns of A.
+    pub rank: usize,
+    /// The product counts `alpha / rank` times.
+    pub alpha: f64,
+    /// Regular expressions of the weights.
+    pub weights: Vec<String>,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 16.0,
+            weights: vec![
+                r"^(visual|text)\.blocks\.\d+\.(attn\.(in_proj|out_proj)|mlp\.(c_fc|c_proj))\.weight$".to_owned(),
+            ],
+        }
+    }
+}
+
+/// The adapters of the task in work.
+pub(crate) struct Adapters(pub Named);
+
+const FILE: &str = "adapters.safetensors";
+
+impl Carried for Adapters {
+    /// Another way of training begins with adapters of its own.
+    fn copy(&self) -> Option<Box<dyn Carried>> {
+        None
+    }
+
+    fn save(&self, folder: &Path, _: &Clip) -> Result<(), RunError> {
+        module_file::save(&self.0, &folder.join(FILE))
+    }
+
+    /// They are added to the weights at the end of a task.
+    fn bytes(&self, _: &Clip) -> u64 {
+        0
+    }
+}
+
+impl Mechanism for Lora {
+    fn key(&self) -> &'static str {
+        "lora"
+    }
+
+    fn check(&self, method: &Outline) -> Result<(), String> {
+        some("lora.rank", self.rank)?;
+        within("lora.alpha", self.alpha, 0.0, f64::MAX)?;
+        if self.weights.is_empty() {
+            return Err("`lora.weights` names no weight".to_owned());
+        }
+        method.alone("lora", &["distill", "merge", "rehearsal"])
+    }
+
+    fn trains_adapters(&self) -> bool {
+        true
+    }
+
+    fn load(&self, folder: &Path, _: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+        let path = folder.join(FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Adapters(module_file::load(&path)?))))
+    }
+
+    fn begin(&self, state: &mut State) {
+        state.take::<Adapters>();
+    }
+
+    fn end(&self, state: &mut State) {
+        state.take::<Adapters>();
+    }
+}
 
 /// Below the path of a weight, where its adapter lies.
 const ADAPTER: &str = ".lora.";
@@ -68,7 +158,7 @@ impl Reparameterizer for Seeded<'_> {
 }
 
 /// `count` normal values of mean 0.
-pub(super) fn normal(seed: u64, count: usize, deviation: f64) -> Vec<f32> {
+pub(crate) fn normal(seed: u64, count: usize, deviation: f64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut draw = || {
         // Box and Muller; 1 - u is above 0.
@@ -87,7 +177,7 @@ pub(super) fn normal(seed: u64, count: usize, deviation: f64) -> Vec<f32> {
 }
 
 /// `model` with adapters, of the values in `stored` if there are some.
-pub(super) fn apply(
+pub(crate) fn apply(
     model: ClipModel,
     lora: &Lora,
     groups: &[ParamGroup],
@@ -104,6 +194,6 @@ pub(super) fn apply(
 }
 
 /// The values of the adapters of `model`.
-pub(super) fn adapters(model: &ClipModel) -> Named {
+pub(crate) fn adapters(model: &ClipModel) -> Named {
     values(model, &|path| path.contains(ADAPTER))
 }

@@ -2,16 +2,145 @@
 
 use std::path::Path;
 
-use clip_model::ClipModel;
+use clip_model::Clip;
+use serde::{Deserialize, Serialize};
 
-use super::{Event, Progress, RunError, Work};
+use super::{
+    Mechanism, Outline, Setting, TaskSetting, Work, some,
+    state::{Carried, State},
+    within,
+};
 use crate::{
     analytic::{AnalyticError, DualConfig, DualRail, Fusion, PrimalConfig, PrimalRail, Recursion},
-    batch::Images,
+    error::RunError,
     eval::{Answer, LabelSpace, to_host},
-    method::{Analytic, AnalyticKind},
 };
 use mtil_data::{seeds, suite::Suite};
+
+/// Ridge regression from the image features of the pretrained tower to the classes of all tasks so
+/// far, joined with the zero-shot answer (RAIL, NeurIPS 2024, arXiv 2406.18868;
+/// linghan1997/Regression-based-Analytic-Incremental-Learning). No weight of the CLIP changes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Analytic {
+    /// On a random hidden layer, or with a kernel.
+    pub kind: AnalyticKind,
+    /// Width of the random hidden layer.
+    pub hidden: usize,
+    /// Weight of the squared norm of the regression's weights.
+    pub ridge: f64,
+    /// Width of the kernel: `exp(−gamma‖x − y‖²)`.
+    pub gamma: f64,
+    /// Share of the regression in the joined answer.
+    pub fusion: f64,
+    /// Whether training images get a random crop, as published, or are prepared as for evaluation.
+    pub augment: bool,
+}
+
+/// The two forms of the regression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnalyticKind {
+    /// Features through a random layer and a ReLU.
+    Primal,
+    /// A radial basis function kernel on all training features, which are kept.
+    Dual,
+}
+
+impl Default for Analytic {
+    fn default() -> Self {
+        Self {
+            kind: AnalyticKind::Primal,
+            hidden: 15_000,
+            ridge: 0.1,
+            gamma: 0.1,
+            fusion: 0.8,
+            augment: true,
+        }
+    }
+}
+
+const FILE: &str = "regression.safetensors";
+
+impl Carried for Regression {
+    fn copy(&self) -> Option<Box<dyn Carried>> {
+        None
+    }
+
+    fn save(&self, folder: &Path, _: &Clip) -> Result<(), RunError> {
+        if self.classes() == 0 {
+            return Ok(());
+        }
+        Ok(self.write(&folder.join(FILE))?)
+    }
+
+    fn bytes(&self, _: &Clip) -> u64 {
+        match self.classes() {
+            0 => 0,
+            _ => self.bytes_kept(),
+        }
+    }
+}
+
+impl Mechanism for Analytic {
+    fn key(&self) -> &'static str {
+        "analytic"
+    }
+
+    fn check(&self, method: &Outline) -> Result<(), String> {
+        some("analytic.hidden", self.hidden)?;
+        for (key, value) in [("ridge", self.ridge), ("gamma", self.gamma)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(format!("`analytic.{key}` must be above 0, it is {value}"));
+            }
+        }
+        within("analytic.fusion", self.fusion, 0.0, 1.0)?;
+        if method.uses_reference || method.per_task {
+            return Err("`analytic` trains no weight: `cd`, `map`, `hold_means` and `per_task` have no meaning with it".to_owned());
+        }
+        method.alone("analytic", &[])
+    }
+
+    fn trains_weights(&self) -> bool {
+        false
+    }
+
+    fn fresh(&self, run: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+        let width = run.checkpoint.config.projection_dim;
+        let regression = Regression::new(self, run.suite, width, run.seed)?;
+        Ok(Some(Box::new(regression)))
+    }
+
+    fn load(&self, folder: &Path, _: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+        let path = folder.join(FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Regression::load(self, &path)?)))
+    }
+
+    fn learn(
+        &self,
+        task: &TaskSetting<'_>,
+        state: &mut State,
+        progress: &mut dyn FnMut(Work, usize, usize),
+    ) -> Result<bool, RunError> {
+        let Some(mut regression) = state.take::<Regression>() else {
+            return Ok(false);
+        };
+        regression.learn(self, task, progress)?;
+        state.set(regression);
+        Ok(true)
+    }
+
+    fn answer<'a>(&'a self, state: &'a State, suite: &'a Suite) -> Option<Box<dyn Answer + 'a>> {
+        Some(Box::new(Joined {
+            regression: state.get::<Regression>()?,
+            suite,
+            fusion: self.fusion,
+        }))
+    }
+}
 
 /// Images encoded at a time (`batch_size` of the published `configs/analytic_clip.yaml`).
 const BATCH: usize = 128;
@@ -20,19 +149,14 @@ const BATCH: usize = 128;
 const MOST_KEPT: usize = 40_000;
 
 /// The regression over the tasks learned so far.
-pub(super) enum Regression {
+pub(crate) enum Regression {
     Primal(Box<PrimalRail>),
     Dual(Box<DualRail>),
 }
 
 impl Regression {
     /// A regression that has seen nothing, from features of `width` numbers.
-    pub fn new(
-        settings: &Analytic,
-        suite: &Suite,
-        width: usize,
-        seed: u64,
-    ) -> Result<Self, RunError> {
+    fn new(settings: &Analytic, suite: &Suite, width: usize, seed: u64) -> Result<Self, RunError> {
         let images = suite.tasks.iter().map(|t| t.train.labels.len()).max();
         let classes = suite.tasks.iter().map(|t| t.class_names.len()).sum();
         Ok(match settings.kind {
@@ -64,7 +188,7 @@ impl Regression {
     }
 
     /// The regression in a file.
-    pub fn load(settings: &Analytic, path: &Path) -> Result<Self, AnalyticError> {
+    fn load(settings: &Analytic, path: &Path) -> Result<Self, AnalyticError> {
         Ok(match settings.kind {
             AnalyticKind::Primal => Self::Primal(Box::new(PrimalRail::load(path)?)),
             AnalyticKind::Dual => Self::Dual(Box::new(DualRail::load(path)?)),
@@ -72,7 +196,7 @@ impl Regression {
     }
 
     /// Writes the file that [`load`](Self::load) reads.
-    pub fn save(&self, path: &Path) -> Result<(), AnalyticError> {
+    fn write(&self, path: &Path) -> Result<(), AnalyticError> {
         match self {
             Self::Primal(primal) => primal.save(path),
             Self::Dual(dual) => dual.save(path),
@@ -80,7 +204,7 @@ impl Regression {
     }
 
     /// Bytes that are kept between tasks.
-    pub fn bytes_kept(&self) -> u64 {
+    fn bytes_kept(&self) -> u64 {
         match self {
             Self::Primal(primal) => primal.bytes_kept(),
             Self::Dual(dual) => dual.bytes_kept(),
@@ -103,17 +227,20 @@ impl Regression {
 
     /// Takes in the training set of task `index`: one pass, in its order, prepared as for training
     /// where the settings say so.
-    #[allow(clippy::too_many_arguments)]
-    pub fn learn(
+    fn learn(
         &mut self,
-        suite: &Suite,
-        index: usize,
         settings: &Analytic,
-        model: &ClipModel,
-        images: &Images,
-        seed: u64,
-        progress: &mut dyn Progress,
+        task: &TaskSetting<'_>,
+        progress: &mut dyn FnMut(Work, usize, usize),
     ) -> Result<(), RunError> {
+        let Setting {
+            checkpoint,
+            suite,
+            images,
+            seed,
+            ..
+        } = task.run;
+        let (index, model) = (task.index, &checkpoint.model);
         let train = &suite.tasks[index].train;
         let classes = suite.tasks[..=index]
             .iter()
@@ -128,11 +255,7 @@ impl Regression {
         let device = model.device();
         let of = all.len().div_ceil(BATCH);
         for (batch, indices) in all.chunks(BATCH).enumerate() {
-            progress.event(&Event::Working {
-                on: Work::Encoding,
-                done: batch,
-                of,
-            });
+            progress(Work::Encoding, batch, of);
             let source = train.images.as_ref();
             let (kept, pixels) = if settings.augment {
                 images.train(source, indices, &device, seed, batch as u64)?
@@ -156,10 +279,10 @@ impl Regression {
 }
 
 /// A regression with the zero-shot answer, over the tasks of a suite.
-pub(super) struct Joined<'a> {
-    pub regression: &'a Regression,
-    pub suite: &'a Suite,
-    pub fusion: f64,
+struct Joined<'a> {
+    regression: &'a Regression,
+    suite: &'a Suite,
+    fusion: f64,
 }
 
 impl Answer for Joined<'_> {

@@ -10,7 +10,7 @@ use burn::{
 
 /// The values of all float parameters of a module, each flat, on the plain device.
 #[derive(Clone)]
-pub(super) struct Weights(HashMap<ParamId, Tensor<1>>);
+pub(crate) struct Weights(HashMap<ParamId, Tensor<1>>);
 
 impl Weights {
     /// Those of `module`.
@@ -39,7 +39,7 @@ fn flat<const D: usize>(value: Tensor<D>) -> Tensor<1> {
 
 /// `model` (on the plain device) with every parameter replaced by `f` of its values and those of
 /// the same parameter in `others`, all flat.
-pub(super) fn combine<M: Module>(
+pub(crate) fn combine<M: Module>(
     model: M,
     others: &[&M],
     f: impl Fn(Tensor<1>, &[Tensor<1>]) -> Tensor<1>,
@@ -67,7 +67,7 @@ pub(super) fn combine<M: Module>(
 }
 
 /// `a · model + (1 − a) · other`.
-pub(super) fn interpolate<M: Module>(model: M, other: &M, a: f64) -> M {
+pub(crate) fn interpolate<M: Module>(model: M, other: &M, a: f64) -> M {
     combine(model, &[other], |x, o| {
         x.mul_scalar(a) + o[0].clone().mul_scalar(1.0 - a)
     })
@@ -75,7 +75,7 @@ pub(super) fn interpolate<M: Module>(model: M, other: &M, a: f64) -> M {
 
 /// Calls `f` with the id, the flat value and the flat gradient, if it has one, of every trainable
 /// parameter of `module`; a returned value is added to the gradient.
-pub(super) fn add_to_gradients<M: Module>(
+pub(crate) fn add_to_gradients<M: Module>(
     module: &M,
     gradients: &mut GradientsParams,
     f: &mut dyn FnMut(ParamId, Tensor<1>, Option<Tensor<1>>) -> Option<Tensor<1>>,
@@ -106,7 +106,7 @@ pub(super) fn add_to_gradients<M: Module>(
 }
 
 /// Number of values that train.
-pub(super) fn trainable<M: Module>(module: &M) -> u64 {
+pub(crate) fn trainable<M: Module>(module: &M) -> u64 {
     struct Count(u64);
     impl ModuleVisitor for Count {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {

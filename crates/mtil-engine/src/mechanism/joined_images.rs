@@ -3,22 +3,15 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
 use image::DynamicImage;
 
-use super::RunError;
-use crate::{
-    batch::{Ahead, Images},
-    method::Rehearsal,
-};
 use mtil_data::{
-    data::{BatchOrder, DataError, ImageSource},
-    seeds,
+    data::{DataError, ImageSource},
     suite::{LabelledImages, Suite},
 };
 
 /// Training images by task and index, as one source.
-pub(super) struct Joined {
+pub(crate) struct Joined {
     tasks: Vec<Arc<dyn ImageSource>>,
     items: Vec<(usize, usize)>,
 }
@@ -57,7 +50,7 @@ impl ImageSource for Joined {
 }
 
 /// Labelled images of one or several tasks.
-pub(super) struct Items {
+pub(crate) struct Items {
     source: Arc<dyn ImageSource>,
     /// Task and class of each image.
     labels: Vec<(usize, usize)>,
@@ -111,70 +104,5 @@ impl Items {
         tasks.sort_unstable();
         tasks.dedup();
         tasks
-    }
-}
-
-/// Kept images that are classified again in every update.
-pub(super) struct Kept {
-    pub items: Items,
-    pub weight: f64,
-    /// Until the first update, when it goes to the loader.
-    order: Option<BatchOrder>,
-    stream: Option<Ahead>,
-    seed: u64,
-}
-
-/// The kept images of one update.
-pub(super) struct Replayed {
-    pub pixels: Tensor<4>,
-    pub labels: Vec<(usize, usize)>,
-}
-
-impl Kept {
-    /// Images to classify, prepared as for training.
-    pub fn new(
-        items: Items,
-        settings: &Rehearsal,
-        seed: u64,
-        index: usize,
-    ) -> Result<Self, RunError> {
-        let (task, batch, weight) = (index as u64, settings.batch, settings.replay);
-        let order_seed = seeds::derive(seed, &[seeds::REPLAY_ORDER, task]);
-        Ok(Self {
-            order: Some(if settings.shuffle {
-                BatchOrder::new(items.len(), batch, order_seed)?
-            } else {
-                BatchOrder::sequential(items.len(), batch)?
-            }),
-            stream: None,
-            seed: seeds::derive(seed, &[seeds::REPLAY_CROP, task]),
-            items,
-            weight,
-        })
-    }
-
-    /// The images of update `step` of `steps`; none when none can be read. Updates are asked for in
-    /// their order, from any one on.
-    pub fn at(
-        &mut self,
-        step: usize,
-        steps: usize,
-        images: &Images,
-        device: &Device,
-    ) -> Result<Option<Replayed>, RunError> {
-        if let Some(order) = self.order.take() {
-            let (source, steps) = (self.items.source(), step as u64..steps as u64);
-            self.stream = Some(images.train_ahead(source, order, steps, self.seed)?);
-        }
-        let Some(batch) = self.stream.as_mut().and_then(Iterator::next) else {
-            return Ok(None);
-        };
-        let batch = batch?;
-        Ok(images
-            .tensor(&batch.images, device)?
-            .map(|pixels| Replayed {
-                pixels,
-                labels: self.items.labels(&batch.kept),
-            }))
     }
 }

@@ -1,0 +1,32 @@
+//! What a misspelt word was meant to be.
+
+/// The candidate most similar to `word`, if one is similar enough to be what was meant.
+///
+/// ```
+/// let known = ["zscl", "finetune"];
+/// assert_eq!(mtil_nearest("zcl", known).as_deref(), Some("zscl"));
+/// assert_eq!(mtil_nearest("resnet", known), None);
+/// ```
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let word = word.to_lowercase();
+    let allowed = (word.chars().count() / 3).max(1);
+    candidates
+        .into_iter()
+        .map(|c| (strsim::levenshtein(&word, &c.to_lowercase()), c))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, c)| c.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_finds_typos_and_nothing_else() {
+        let known = ["templates", "classes", "path"];
+        assert_eq!(nearest("templats", known).as_deref(), Some("templates"));
+        assert_eq!(nearest("Classes", known).as_deref(), Some("classes"));
+        assert_eq!(nearest("optimizer", known), None);
+    }
+}

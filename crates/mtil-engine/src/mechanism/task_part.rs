@@ -1,0 +1,240 @@
+//! What mechanisms add to the updates of a task: images, losses, gradients.
+
+use std::{borrow::Cow, collections::BTreeMap, fmt};
+
+use burn::{
+    optim::GradientsParams,
+    tensor::{Device, Int, Tensor, TensorData},
+};
+use clip_model::{Clip, ClipModel, TokenBatch};
+use losses::smoothed_cross_entropy;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{MapAccess, Visitor},
+    ser::SerializeMap,
+};
+
+use crate::{batch::Images, error::RunError, eval::prompt};
+use mtil_data::suite::Suite;
+
+/// A weighted loss and its name.
+pub(crate) type Loss = (&'static str, Tensor<1>);
+
+/// What a mechanism adds to the updates of one task.
+pub(crate) trait TaskPart {
+    /// The images of update `step` of `steps`, `[images, 3, side, side]` on the tape; none where it
+    /// has none. Updates are asked for in their order, from any one on.
+    fn draw(
+        &mut self,
+        _step: usize,
+        _steps: usize,
+        _: &Images,
+        _: &Device,
+    ) -> Result<Option<Tensor<4>>, RunError> {
+        Ok(None)
+    }
+
+    /// Computes anew what a part with images that stay the same may keep.
+    fn refresh(&mut self) {}
+
+    /// Tasks whose classes the losses of the drawn images are over.
+    fn tasks_drawn(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// All tasks whose classes it may need.
+    fn tasks(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// The losses of the drawn images, from their normalised features.
+    fn losses(&self, _: Tensor<2>, _: &mut Towers<'_>) -> Vec<Loss> {
+        Vec::new()
+    }
+
+    /// Whether its images are the reference pairs.
+    fn is_reference(&self) -> bool {
+        false
+    }
+
+    /// Whether it weighs by the gradient of the reference pairs alone, which then get a pass of
+    /// their own.
+    fn weighs_by_reference(&self) -> bool {
+        false
+    }
+
+    /// Adds to the gradients without a tape; the value of what they are the gradient of.
+    /// `gradients` are those of all losses, or of the reference pairs alone where it
+    /// [weighs by them](Self::weighs_by_reference).
+    fn penalise(&self, _: &ClipModel, _: &mut GradientsParams) -> Option<(&'static str, f32)> {
+        None
+    }
+
+    /// Something to know before the first update, given the model's logit scale.
+    fn note(&self, _logit_scale: f64) -> Option<String> {
+        None
+    }
+}
+
+/// The student as losses see it.
+pub(crate) struct Towers<'a> {
+    /// Text features, not normalised.
+    pub encode_text: &'a mut dyn FnMut(&TokenBatch) -> Tensor<2>,
+    /// `[1, 1]`.
+    pub scale: Tensor<2>,
+    /// Normalised features of the classes of each task.
+    pub classes: &'a BTreeMap<usize, Tensor<2>>,
+    /// Label smoothing of classification.
+    pub smoothing: f64,
+    pub device: &'a Device,
+}
+
+impl Towers<'_> {
+    /// The mean over images of the smoothed cross-entropy of each among the classes of its own
+    /// task. `labels` are tasks and classes.
+    pub fn classify(&self, features: Tensor<2>, labels: &[(usize, usize)]) -> Tensor<1> {
+        let int = |values: Vec<i64>| {
+            let n = values.len();
+            Tensor::<1, Int>::from_data(TensorData::new(values, [n]), self.device)
+        };
+        let loss = |features: Tensor<2>, task: usize, labels: Vec<i64>| {
+            let classes = self.classes[&task].clone();
+            let logits = features.matmul(classes.transpose()) * self.scale.clone();
+            smoothed_cross_entropy(logits, int(labels), self.smoothing)
+        };
+        let first = labels[0].0;
+        if labels.iter().all(|(task, _)| *task == first) {
+            let labels = labels.iter().map(|(_, label)| *label as i64).collect();
+            return loss(features, first, labels);
+        }
+        let mut sum: Option<Tensor<1>> = None;
+        for task in self.classes.keys() {
+            let of_task = labels.iter().enumerate().filter(|(_, (t, _))| t == task);
+            let (rows, own): (Vec<i64>, Vec<i64>) = of_task
+                .map(|(row, (_, label))| (row as i64, *label as i64))
+                .unzip();
+            if rows.is_empty() {
+                continue;
+            }
+            let share = rows.len() as f64 / labels.len() as f64;
+            let part = loss(features.clone().select(0, int(rows)), *task, own).mul_scalar(share);
+            sum = Some(match sum {
+                Some(sum) => sum + part,
+                None => part,
+            });
+        }
+        sum.expect("a batch is not empty")
+    }
+}
+
+/// The prompts of the classes of a task under its first template.
+pub(crate) fn prompt_texts(suite: &Suite, task: usize) -> Vec<String> {
+    let task = &suite.tasks[task];
+    let template = &task.templates[0];
+    let prompts = task.class_names.iter().map(|c| prompt(template, c));
+    prompts.collect()
+}
+
+/// The same as tokens.
+pub(crate) fn prompts(
+    checkpoint: &Clip,
+    suite: &Suite,
+    task: usize,
+) -> Result<TokenBatch, RunError> {
+    let context = checkpoint.config.text.max_position_embeddings;
+    let texts = prompt_texts(suite, task);
+    Ok(checkpoint.tokenizer.encode(&texts, context)?)
+}
+
+/// The parts of a loss, weighted, by their names: the classification of the task's images is
+/// `task`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LossParts(Vec<(Cow<'static, str>, f32)>);
+
+impl LossParts {
+    /// Adds to the part called `name`.
+    pub fn add(&mut self, name: impl Into<Cow<'static, str>>, value: f32) {
+        let name = name.into();
+        match self.0.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, sum)) => *sum += value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    /// The part called `name`; 0 where there is none.
+    pub fn get(&self, name: &str) -> f32 {
+        let part = self.0.iter().find(|(other, _)| other == name);
+        part.map_or(0.0, |(_, value)| *value)
+    }
+
+    /// The parts and their names, in the order in which they were computed.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f32)> {
+        self.0.iter().map(|(name, value)| (name.as_ref(), *value))
+    }
+
+    /// Their sum.
+    pub fn total(&self) -> f32 {
+        self.iter().map(|(_, value)| value).sum()
+    }
+}
+
+impl fmt::Display for LossParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (name, value)) in self.iter().enumerate() {
+            let space = if at > 0 { " " } else { "" };
+            write!(f, "{space}{name} {value:.3}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for LossParts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in self.iter() {
+            map.serialize_entry(name, &value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for LossParts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Parts;
+        impl<'de> Visitor<'de> for Parts {
+            type Value = LossParts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a loss for each name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LossParts, A::Error> {
+                let mut parts = LossParts::default();
+                while let Some((name, value)) = map.next_entry::<String, f32>()? {
+                    parts.add(name, value);
+                }
+                Ok(parts)
+            }
+        }
+        deserializer.deserialize_map(Parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_keep_their_order_and_survive_their_record() {
+        let mut parts = LossParts::default();
+        parts.add("task", 1.0);
+        parts.add("cd", 0.5);
+        parts.add("task", 0.25);
+        assert_eq!(parts.total(), 1.75);
+        assert_eq!(parts.to_string(), "task 1.250 cd 0.500");
+        let text = serde_json::to_string(&parts).unwrap();
+        assert_eq!(text, r#"{"task":1.25,"cd":0.5}"#);
+        assert_eq!(serde_json::from_str::<LossParts>(&text).unwrap(), parts);
+        assert_eq!((parts.get("cd"), parts.get("map")), (0.5, 0.0));
+    }
+}

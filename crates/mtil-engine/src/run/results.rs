@@ -1,0 +1,154 @@
+//! What a run writes for people: matrix, metrics, details of an evaluation.
+
+use std::fs;
+
+use super::{
+    Evaluated, Event, Progress,
+    engine::{Engine, peak_rss_mb},
+};
+use crate::{
+    error::RunError,
+    eval::{ColumnDetails, Evaluation, TaskIdentity},
+    mechanism::state::{Position, State, write_json},
+    metrics::{MatrixFile, MetricsFile},
+};
+use mtil_data::files::write_atomically;
+
+impl Engine<'_> {
+    pub(super) fn report(
+        &self,
+        evaluation: &Evaluation,
+        stage: Option<usize>,
+        progress: &mut dyn Progress,
+    ) -> Result<(), RunError> {
+        let name = stage.map(|stage| self.suite.tasks[stage].name.as_str());
+        let rule = self.request.evaluation.prompts;
+        let evaluated = Evaluated::new(evaluation, stage, name, rule);
+        self.emit(Event::Evaluation(Box::new(evaluated)), progress)
+    }
+
+    /// `details/stage-NN.json` and the confusion matrices beside it.
+    pub(super) fn write_details(
+        &self,
+        stage: Option<usize>,
+        details: &[ColumnDetails],
+    ) -> Result<(), RunError> {
+        if details.is_empty() {
+            return Ok(());
+        }
+        let folder = self.directory.files().details();
+        fs::create_dir_all(&folder).map_err(|e| RunError::io(&folder, e))?;
+        let name = format!("stage-{:02}", stage.map_or(0, |s| s + 1));
+        let path = folder.join(format!("{name}.json"));
+        write_json(&details, &path)?;
+        for (column, details) in details.iter().enumerate() {
+            let path = folder.join(format!("{name}-confusion-{column:02}.csv"));
+            write_atomically(&path, details.confusion_csv.as_bytes())
+                .map_err(|e| RunError::io(&path, e))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_results(&self, state: &State) -> Result<MetricsFile, RunError> {
+        let position = &state.position;
+        let method = &self.request.method;
+        let evaluations = &position.evaluations;
+        let tasks = self.suite.tasks.len();
+        let rows = |of: &dyn Fn(&Evaluation) -> Option<Vec<f64>>| -> Option<Vec<Vec<f64>>> {
+            let rows: Option<Vec<_>> = evaluations.iter().skip(1).map(of).collect();
+            // One stage stands for all of them.
+            rows.map(|rows| match rows.as_slice() {
+                [one] if method.joint => vec![one.clone(); tasks],
+                _ => rows,
+            })
+        };
+        let file = |zero_shot: Vec<f64>, matrix: Vec<Vec<f64>>| MatrixFile {
+            suite: self.request.suite.clone(),
+            method: method.name.clone(),
+            seed: self.request.seed,
+            prompt_rule: serde_json::to_value(self.request.evaluation.prompts)
+                .ok()
+                .and_then(|v| v.as_str().map(str::to_owned))
+                .unwrap_or_default(),
+            order: self.suite.tasks.iter().map(|t| t.name.clone()).collect(),
+            zero_shot,
+            matrix,
+            learned: Vec::new(),
+        };
+        let first = |of: &dyn Fn(&Evaluation) -> Option<Vec<f64>>| evaluations.first().and_then(of);
+        let given = |e: &Evaluation| Some(e.accuracies.clone());
+        let mut matrix = file(
+            first(&given).unwrap_or_default(),
+            rows(&given).unwrap_or_default(),
+        );
+        // In a run that an earlier version began some are missing.
+        let learned: Option<Vec<f64>> = evaluations.iter().skip(1).map(|e| e.learned).collect();
+        matrix.learned = learned.filter(|_| !method.joint).unwrap_or_default();
+        let accuracy = matrix.accuracy()?;
+        // The pretrained model's figures are those of a matrix whose rows are all its own.
+        let constant = if method.trains {
+            None
+        } else {
+            accuracy.as_constant()
+        };
+        let mut metrics = MetricsFile::of(constant.as_ref().unwrap_or(&accuracy));
+        if method.joint {
+            // There is no stage before or after another.
+            (metrics.transfer, metrics.bwt, metrics.forgetting) = (None, None, None);
+        }
+        metrics.modality_gap = evaluations.iter().map(|e| e.modality_gap).collect();
+        metrics.retrieval = evaluations.iter().map(|e| e.retrieval).collect();
+        metrics.wall_seconds = Some(position.seconds);
+        metrics.peak_rss_mb = match (peak_rss_mb(), position.peak_mb) {
+            (Some(now), Some(before)) => Some(now.max(before)),
+            (now, before) => now.or(before),
+        };
+        metrics.trainable_parameters = Some(position.trainable);
+        metrics.bytes_kept = Some(self.bytes_kept(state));
+        metrics.notes = self.notes(position);
+        metrics.complete = !method.trains || evaluations.len() == self.stages() + 1;
+        let path = self.directory.path();
+        matrix.save(&path.join(MatrixFile::NAME))?;
+        let without = |e: &Evaluation| e.without_identity.clone();
+        if let (Some(zero_shot), Some(rows)) = (first(&without), rows(&without)) {
+            file(zero_shot, rows).save(&path.join(MatrixFile::WITHOUT_IDENTITY))?;
+        }
+        metrics.save(&path.join(MetricsFile::NAME))?;
+        Ok(metrics)
+    }
+
+    /// Bytes that the method carries from task to task besides the model: what its mechanisms
+    /// carry; a model for each task; and the pretrained weights, where later tasks need them.
+    fn bytes_kept(&self, state: &State) -> u64 {
+        let method = self.method();
+        let mut bytes = state.bytes_carried(self.checkpoint);
+        if method.per_task {
+            bytes += 4 * state.position.trainable * state.position.task as u64;
+        }
+        if method.trains && method.needs().pretrained {
+            bytes += 4 * self.checkpoint.model.num_parameters() as u64;
+        }
+        bytes
+    }
+
+    /// What a reader of the results must know.
+    fn notes(&self, position: &Position) -> Vec<String> {
+        let method = &self.request.method;
+        let mut notes = self.request.evaluation.notes();
+        if method.joint {
+            notes.push("trained on all tasks at once: one evaluation stands in every row, and Transfer, BWT and Forgetting have no meaning".to_owned());
+        }
+        if method.per_task {
+            notes.push("a model for each task, chosen by the task; gap and retrieval are the pretrained model's".to_owned());
+        }
+        let needs_task = method.per_task || self.mechanisms.iter().any(|m| m.needs_task());
+        if needs_task && self.request.evaluation.identity != TaskIdentity::Given {
+            notes.push("the task of an image is needed to choose what answers, so there are no figures without it".to_owned());
+        }
+        notes.extend(self.mechanisms.iter().flat_map(|m| m.notes()));
+        if position.stopped_by_guard {
+            notes.push("ended by the drift guard".to_owned());
+        }
+        notes
+    }
+}
