@@ -10,6 +10,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `block`, `tree` | what they compute with; texts that begin alike |
 //! | `branches` | the two operations on tensors, and which of the two ways they take |
 //! | `adamw` | an optimizer of one pass |
 //! | `plain` | in Burn's own operations |
@@ -23,15 +24,18 @@
 struct Readme;
 
 mod adamw;
+mod block;
 mod branches;
 #[cfg(feature = "flex")]
 mod extension;
 #[cfg(feature = "flex")]
 pub mod host;
 mod plain;
+mod tree;
 
 pub use adamw::{AdamWSettings, FusedAdamW};
-pub use branches::{
-    Activation, AttentionBranch, Kernels, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries, Tree,
-    activate, attention_branch, layer_norm, mlp_branch, observed_mlp_branch,
+pub use block::{
+    Activation, AttentionBranch, Kernels, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries,
 };
+pub use branches::{activate, attention_branch, layer_norm, mlp_branch, observed_mlp_branch};
+pub use tree::Tree;

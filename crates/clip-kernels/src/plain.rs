@@ -2,12 +2,11 @@
 //! compared with.
 
 use burn::tensor::{
-    FloatDType, Int, Tensor, TensorData, activation, module, ops::AttentionModuleOptions,
+    FloatDType, Tensor, TensorData, activation, module, ops::AttentionModuleOptions,
 };
 
 use crate::{
-    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries,
-    branches::way_up,
+    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries, block::picker,
 };
 
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
@@ -68,27 +67,6 @@ fn linear(x: Tensor<3>, map: Linear) -> Tensor<3> {
     module::linear(x, map.weight, Some(map.bias))
 }
 
-/// What is added to the scores so that a position sees itself and its ancestors only, `[batch, 1,
-/// n, n]`.
-pub fn tree_bias(x: &Tensor<3>, parents: &[usize]) -> Tensor<4> {
-    let [batch, n, _] = x.dims();
-    assert_eq!(parents.len(), batch * n, "one parent for each position");
-    let mut bias = vec![f32::NEG_INFINITY; batch * n * n];
-    for (rows, parents) in bias.chunks_exact_mut(n * n).zip(parents.chunks_exact(n)) {
-        for (position, row) in rows.chunks_exact_mut(n).enumerate() {
-            assert!(
-                parents[position] <= position,
-                "a parent stands before its children"
-            );
-            for at in way_up(parents, position) {
-                row[at] = 0.0;
-            }
-        }
-    }
-    let bias = TensorData::new(bias, [batch, 1, n, n]);
-    Tensor::<4>::from_data(bias, &x.device()).cast(x.dtype())
-}
-
 /// Every position attends; `bias [batch, 1, n, n]` stands for the branch's mask.
 fn attend(x: Tensor<3>, branch: &AttentionBranch, bias: Option<Tensor<4>>) -> Tensor<3> {
     let [batch, n, d] = x.dims();
@@ -136,29 +114,6 @@ fn attend_at(
     });
     let context = module::attention(q, k, v, None, bias, AttentionModuleOptions::default());
     linear(merge_heads(context), branch.out_proj.clone())
-}
-
-/// Takes one row of each item: `[batch, n, d]` to `[batch, 1, d]`.
-pub fn picker(x: &Tensor<3>, positions: &[usize]) -> impl Fn(Tensor<3>) -> Tensor<3> + use<> {
-    let [batch, n, d] = x.dims();
-    assert!(
-        positions.iter().all(|p| *p < n),
-        "a position beyond the row of {n}"
-    );
-    let first = positions.iter().all(|p| *p == 0);
-    let rows = positions
-        .iter()
-        .enumerate()
-        .map(|(item, p)| (item * n + p) as i64);
-    let rows = TensorData::new(rows.collect::<Vec<_>>(), [batch]);
-    let rows = (!first).then(|| Tensor::<1, Int>::from_data(rows, &x.device()));
-    move |x| match &rows {
-        None => x.slice([0..batch, 0..1, 0..d]),
-        Some(rows) => x
-            .reshape([batch * n, d])
-            .select(0, rows.clone())
-            .reshape([batch, 1, d]),
-    }
 }
 
 /// `[batch, n, d]` to `[batch, heads, n, d / heads]`.

@@ -8,8 +8,7 @@ use super::face::{FaceStyle, MOODS, Wear, draw_face};
 use super::font::{Hand, write_letter};
 use super::land::{LANDS, draw_clouds, draw_land};
 use super::palette::{COLOURS, shade};
-use super::pattern::{PATTERNS, Pattern, Weave};
-use super::pretraining::mottle;
+use super::pattern::{PATTERNS, Pattern, Weave, mottle};
 use super::shape::{Finish, Paint, SHAPES, draw_shape};
 use super::task::MiniTask;
 

@@ -19,6 +19,9 @@ pub(super) const COLOURS: [(&str, Rgb); 12] = [
     ("black", [0.07, 0.07, 0.08]),
 ];
 
+/// Fruit has one of the first so many colours.
+pub(super) const FRUIT_COLOURS: usize = 8;
+
 /// Name of a colour by index.
 pub(super) fn colour_name(index: usize) -> &'static str {
     COLOURS[index].0

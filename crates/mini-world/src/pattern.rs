@@ -1,6 +1,7 @@
 //! Repeating patterns: what a cloth or a shape is covered with.
 
-use super::dice::sine;
+use super::canvas::{Canvas, scaled};
+use super::dice::{Dice, sine};
 
 /// A pattern that has a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,4 +91,15 @@ impl Weave {
             }
         }
     }
+}
+
+/// Covers the picture with soft spots of lighter and darker tone.
+pub(super) fn mottle(canvas: &mut Canvas, strength: f32, dice: &mut Dice) {
+    let (a, b) = (dice.between(0.03, 0.08), dice.between(0.03, 0.08));
+    let (pa, pb, skew) = (dice.unit(), dice.unit(), dice.around(0.05));
+    canvas.map(|x, y, c| {
+        let tone = sine(x * a + y * skew + pa) * sine(y * b - x * skew + pb)
+            + 0.4 * sine(x * 0.11 + y * 0.05 + pb) * sine(y * 0.13 - x * 0.03 + pa);
+        scaled(c, 1.0 + strength * tone)
+    });
 }

@@ -11,10 +11,9 @@ use super::dice::{Dice, cosine, sine};
 use super::face::{FaceStyle, MOODS, Wear, draw_face};
 use super::font::{Hand, LETTERS, NUMBERS, write_digit, write_letter};
 use super::land::{LANDS, SEASONS, draw_clouds, draw_land};
-use super::palette::{COLOURS, colour_name, colour_pair, shade};
-use super::pattern::{PATTERNS, Pattern, Weave};
+use super::palette::{COLOURS, FRUIT_COLOURS, colour_name, colour_pair, shade};
+use super::pattern::{PATTERNS, Pattern, Weave, mottle};
 use super::shape::{Finish, Paint, SHAPES, draw_shape};
-use super::task;
 use super::thing::{draw_fruit, scatter};
 
 /// Share of each domain in a mixture, in percent, in the order of [`draw`]'s arms.
@@ -175,17 +174,6 @@ pub(super) fn backdrop(colour: Rgb, dice: &mut Dice) -> Canvas {
         }),
     }
     canvas
-}
-
-/// Covers the picture with soft spots of lighter and darker tone.
-pub(super) fn mottle(canvas: &mut Canvas, strength: f32, dice: &mut Dice) {
-    let (a, b) = (dice.between(0.03, 0.08), dice.between(0.03, 0.08));
-    let (pa, pb, skew) = (dice.unit(), dice.unit(), dice.around(0.05));
-    canvas.map(|x, y, c| {
-        let tone = sine(x * a + y * skew + pa) * sine(y * b - x * skew + pb)
-            + 0.4 * sine(x * 0.11 + y * 0.05 + pb) * sine(y * 0.13 - x * 0.03 + pa);
-        scaled(c, 1.0 + strength * tone)
-    });
 }
 
 /// The nine zones of a picture and how captions name them.
@@ -434,7 +422,7 @@ fn written(
 }
 
 fn fruit(dice: &mut Dice) -> (Canvas, Facts) {
-    let class = dice.below(task::TASKS[task::FRUIT].class_names.len());
+    let class = dice.below(FRUIT_COLOURS);
     let ground = 9 + dice.below(2);
     let mut canvas = backdrop(shade(ground, 0.08, dice), dice);
     let (radius, pear) = (dice.between(6.0, 12.0), dice.chance(0.4));

@@ -7,8 +7,7 @@ use super::face::{FaceStyle, MOODS, Wear, draw_face};
 use super::font::{Hand, write_digit};
 use super::land::{LANDS, draw_clouds, draw_land};
 use super::palette::{COLOURS, shade};
-use super::pattern::{PATTERNS, Pattern, Weave};
-use super::pretraining::mottle;
+use super::pattern::{PATTERNS, Pattern, Weave, mottle};
 use super::shape::{Finish, Paint, draw_shape};
 use super::thing::{draw_fruit, scatter};
 
@@ -88,7 +87,6 @@ pub(super) const SATELLITE: usize = 2;
 #[cfg(test)]
 pub(super) const CREATURES: usize = 4;
 pub(super) const FACES: usize = 5;
-pub(super) const FRUIT: usize = 6;
 /// Tasks that no reference pair says anything of.
 #[cfg(test)]
 pub(super) const UNMENTIONED: [usize; 4] = [1, CREATURES, FACES, 7];
@@ -530,6 +528,7 @@ fn cells(count: usize, level: Difficulty, dice: &mut Dice) -> Canvas {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::palette::FRUIT_COLOURS;
 
     /// The class lists are written out as plain text; the drawing goes by index.
     #[test]
@@ -544,7 +543,7 @@ mod tests {
         same(3, PATTERNS.iter().map(|s| s.1).collect());
         same(CREATURES, SPECIES.iter().map(|s| s.0).collect());
         same(5, MOODS.iter().map(|s| s.1).collect());
-        same(6, COLOURS[..8].iter().map(|s| s.0).collect());
+        same(6, COLOURS[..FRUIT_COLOURS].iter().map(|s| s.0).collect());
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub enum RunError {
     Select(String),
     /// A changed method makes no sense.
     #[error(transparent)]
-    Method(#[from] crate::method::MethodError),
+    Method(#[from] crate::method::error::MethodError),
     /// A pattern of the method selects no parameter of this model.
     #[error("method `{method}`: pattern `{pattern}` selects no parameter of the model")]
     NoParameter {

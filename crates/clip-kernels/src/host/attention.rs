@@ -19,7 +19,7 @@ use super::{
     product::{affine, chunks, largest_chunk, matrix, matrix_mut, on, product},
     simd::{AddTo, Kernel, dispatch, exp, max, sum},
 };
-use crate::branches::way_up;
+use crate::tree::ancestors;
 
 /// The sizes of an attention branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -448,7 +448,7 @@ impl Head<'_> {
             let visible = self.visible(query, row.len());
             return dispatch(Softmax { row, visible });
         };
-        let way = way_up(parents, query);
+        let way = ancestors(parents, query);
         gather(row, way.clone(), on_way);
         let visible = on_way.len();
         let normaliser = dispatch(Softmax {
@@ -479,7 +479,7 @@ impl Head<'_> {
                 scale,
             });
         };
-        let way = way_up(parents, query);
+        let way = ancestors(parents, query);
         gather(row, way.clone(), row_on_way);
         gather(gradient, way.clone(), gradient_on_way);
         let visible = row_on_way.len();

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use pulp::{cast, x86::V3};
 
-use super::resample::{PRECISION_BITS, Raster, Taps};
+use super::raster::{PRECISION_BITS, Raster, Taps};
 
 /// Rows at once.
 const LANES: usize = 8;

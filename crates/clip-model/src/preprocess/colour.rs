@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use image::{DynamicImage, RgbImage};
 
 use super::decode::Mode;
-use super::resample::Raster;
+use super::raster::Raster;
 
 /// 8-bit samples of an image, without a copy where they are 8-bit already. 16-bit grey is clipped
 /// at 255 here.

@@ -27,6 +27,7 @@ mod avx2;
 mod colour;
 mod config;
 mod decode;
+mod raster;
 mod resample;
 
 use std::borrow::Cow;
@@ -39,8 +40,10 @@ use rand_chacha::ChaCha8Rng;
 pub use config::PreprocessError;
 pub use decode::{ImageError, MAX_PIXELS, Mode, SourceImage, decode, decode_file, decode_source};
 
-use resample::{Raster, Resampling, Window};
-pub(crate) use resample::{Taps, shares};
+pub(crate) use raster::Taps;
+use raster::{Raster, Window};
+use resample::Resampling;
+pub(crate) use resample::shares;
 
 /// The size that images are brought to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 mod args;
 mod checkpoint;
 mod classify;
+mod command;
 mod devices;
 mod embed;
 mod eval;
@@ -23,7 +24,7 @@ mod sweep_run;
 mod tune;
 mod world;
 
-pub use args::{Cli, Command};
+pub use command::{Cli, Command};
 
 use eyre::{Result, eyre};
 

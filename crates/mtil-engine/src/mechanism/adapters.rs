@@ -12,11 +12,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Mechanism, Outline, Setting,
+    hooks::Mechanism,
     module_file::{self, Named, values},
-    some,
+    setting::{Outline, Setting, some, within},
     state::{Carried, State},
-    within,
 };
 use crate::error::RunError;
 use mtil_data::seeds;

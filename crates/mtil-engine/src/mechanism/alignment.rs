@@ -11,8 +11,9 @@ use losses::{
 };
 
 use super::{
-    Mechanism, Needs, Outline, Setting, TaskSetting,
     earlier::Teacher,
+    hooks::Mechanism,
+    setting::{ALIGNMENT, Needs, Outline, Setting, TaskSetting},
     state::State,
     task_part::{Loss, TaskPart, Towers},
 };
@@ -26,9 +27,6 @@ use mtil_data::{
     datasets::{imagenet::numpy_reference_draw, mtil::reference_seed},
     seeds,
 };
-
-/// The mechanism has no table of its own in a method file: its settings stand at the top.
-pub(crate) const KEY: &str = "cd, map, hold_means";
 
 /// The settings of a method that are about reference pairs.
 #[derive(Debug, Clone)]
@@ -90,7 +88,7 @@ impl Alignment {
 
 impl Mechanism for Alignment {
     fn key(&self) -> &'static str {
-        KEY
+        ALIGNMENT
     }
 
     fn check(&self, _: &Outline) -> Result<(), String> {

@@ -11,12 +11,12 @@ use clip_model::{Clip, ClipModel, normalize};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Mechanism, Needs, Outline, Setting, TaskSetting, Watch, some,
+    hooks::Mechanism,
+    setting::{Needs, Outline, Setting, TaskSetting, Watch, some, within},
     state::{Carried, State, load_plain, save_model},
     task_part::{TaskPart, prompts},
     trainable::Trainable,
     weights::{Weights, add_to_gradients, combine},
-    within,
 };
 use crate::{batch::Images, error::RunError, eval::to_host, tape::on_tape};
 use mtil_data::{seeds, suite::Task};

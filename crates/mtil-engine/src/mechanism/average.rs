@@ -7,10 +7,10 @@ use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Mechanism, Needs, Outline, Setting, some,
+    hooks::Mechanism,
+    setting::{Needs, Outline, Setting, some, within},
     state::{Carried, State, load_plain, read_json, save_model, write_json},
     weights::combine,
-    within,
 };
 use crate::error::RunError;
 

@@ -10,14 +10,13 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Mechanism, Needs, Outline, TaskSetting,
     earlier::Teacher,
     exemplars::Exemplars,
+    hooks::Mechanism,
     joined_images::Joined,
-    some,
+    setting::{Needs, Outline, TaskSetting, some, within},
     state::State,
     task_part::{Loss, TaskPart, Towers, prompt_texts},
-    within,
 };
 use crate::{
     batch::{Ahead, Images},

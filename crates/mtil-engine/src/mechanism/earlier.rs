@@ -3,7 +3,7 @@
 use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
-use super::{Needs, state::State};
+use super::{setting::Needs, state::State};
 
 /// Which weights something starts from or is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

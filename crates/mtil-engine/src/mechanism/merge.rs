@@ -4,7 +4,11 @@ use clip_model::ClipModel;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Mechanism, Needs, Outline, Setting, earlier::Start, state::State, weights::interpolate, within,
+    earlier::Start,
+    hooks::Mechanism,
+    setting::{Needs, Outline, Setting, within},
+    state::State,
+    weights::interpolate,
 };
 
 /// After a task `θ ← alpha · θ + (1 − alpha) · θ'` (WiSE-FT, Wortsman et al. 2022; ZSCL

@@ -23,12 +23,11 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Mechanism, Outline, Setting, TaskSetting, Watch,
     adapters::normal,
+    hooks::Mechanism,
     module_file::{self, restore, values},
-    some,
+    setting::{Outline, Setting, TaskSetting, Watch, some, within},
     state::{Carried, State, read_json, write_json},
-    within,
 };
 use crate::{error::RunError, eval::Encoder};
 use mtil_data::seeds;

@@ -10,7 +10,8 @@ use gnsp_optimizer::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Mechanism, Outline, Setting, TaskSetting, Watch, Work, some,
+    hooks::Mechanism,
+    setting::{Outline, Setting, TaskSetting, Watch, Work, some},
     state::{Carried, State},
 };
 use crate::{error::RunError, recording::InputRecorder};

@@ -6,9 +6,9 @@ use clip_model::Clip;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Mechanism, Outline, Setting, TaskSetting, Work, some,
+    hooks::Mechanism,
+    setting::{Outline, Setting, TaskSetting, Work, some, within},
     state::{Carried, State},
-    within,
 };
 use crate::{
     analytic::{AnalyticError, DualConfig, DualRail, Fusion, PrimalConfig, PrimalRail, Recursion},

@@ -7,15 +7,14 @@ use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Mechanism, Outline, Setting, TaskSetting, Watch,
     exemplars::{
         Exemplars, Quota, REFERENCE_SCAN, balanced, first, herding, herding_reference, random,
     },
+    hooks::Mechanism,
     joined_images::Items,
-    some,
+    setting::{Outline, Setting, TaskSetting, Watch, some, within},
     state::{Carried, State, read_json, write_json},
     task_part::{Loss, TaskPart, Towers},
-    within,
 };
 use crate::{
     batch::{Ahead, Images},

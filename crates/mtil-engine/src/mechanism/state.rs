@@ -9,7 +9,6 @@ use burn::{optim::ModuleOptimizer, tensor::Device};
 use clip_model::{Clip, ClipModel, Dtype, load_weights, save_weights};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Mechanism, Setting};
 use crate::{error::RunError, eval::Evaluation, guard::Breach};
 use mtil_data::files::write_atomically;
 
@@ -68,23 +67,16 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// A run that has not begun: `model` is the pretrained one, on the autodiff device.
-    pub fn fresh(
-        model: ClipModel,
-        mechanisms: &[Box<dyn Mechanism>],
-        setting: &Setting<'_>,
-    ) -> Result<Self, RunError> {
-        let mut state = Self {
+    /// A run that has not begun and carries nothing yet: `model` is the pretrained one, on the
+    /// autodiff device.
+    pub fn new(model: ClipModel) -> Self {
+        Self {
             position: Position::default(),
             model,
             start: None,
             optimizer: Vec::new(),
             carried: Vec::new(),
-        };
-        for mechanism in mechanisms {
-            state.carried.extend(mechanism.fresh(setting)?);
         }
-        Ok(state)
     }
 
     /// The same at the start of a task, to be trained another way.
@@ -123,7 +115,8 @@ impl State {
         self.set_boxed(Box::new(carried));
     }
 
-    fn set_boxed(&mut self, carried: Box<dyn Carried>) {
+    /// The same of what a mechanism gave.
+    pub fn set_boxed(&mut self, carried: Box<dyn Carried>) {
         let id = (carried.as_ref() as &dyn Any).type_id();
         self.carried
             .retain(|other| (other.as_ref() as &dyn Any).type_id() != id);
@@ -174,27 +167,17 @@ impl State {
         remove(old)
     }
 
-    /// The state in `folder`.
-    pub fn load(
-        folder: &Path,
-        mechanisms: &[Box<dyn Mechanism>],
-        setting: &Setting<'_>,
-    ) -> Result<Self, RunError> {
-        let model = load_model(&folder.join(MODEL), setting.checkpoint, setting.device)?;
-        let mut state = Self::fresh(model, mechanisms, setting)?;
+    /// The state in `folder` without what mechanisms carry; the model on `device`.
+    pub fn load(folder: &Path, checkpoint: &Clip, device: &Device) -> Result<Self, RunError> {
+        let mut state = Self::new(load_model(&folder.join(MODEL), checkpoint, device)?);
         state.position = read_json(&folder.join(POSITION))?;
         let path = folder.join(START);
         if path.exists() {
-            state.start = Some(load_plain(&path, setting.checkpoint)?);
+            state.start = Some(load_plain(&path, checkpoint)?);
         }
         let path = folder.join(OPTIMIZER);
         if path.exists() {
             state.optimizer = fs::read(&path).map_err(|e| RunError::io(&path, e))?;
-        }
-        for mechanism in mechanisms {
-            if let Some(carried) = mechanism.load(folder, setting)? {
-                state.set_boxed(carried);
-            }
         }
         Ok(state)
     }

@@ -1,6 +1,7 @@
 //! A method is data: a choice of what trains, which losses, whose features teach, and what is
 //! projected. One engine reads it.
 
+pub(crate) mod error;
 mod optimizer;
 mod tuned;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use tuned::{Candidate, Tuned, TunedMethod};
 
+pub use error::MethodError;
 pub use optimizer::{AdamW, Compute, OptimizerKind};
 
 pub use crate::mechanism::{
@@ -27,8 +29,13 @@ pub use crate::mechanism::{
 use crate::{
     eval::PromptRule,
     mechanism::{
-        Mechanism, Needs, Outline, alignment::Alignment, anchor::Anchoring,
-        distillation::Distilling, projection::Projecting, some, trainable::Trainable,
+        alignment::Alignment,
+        anchor::Anchoring,
+        distillation::Distilling,
+        hooks::Mechanism,
+        projection::Projecting,
+        setting::{Needs, Outline, some},
+        trainable::Trainable,
     },
 };
 
@@ -236,33 +243,6 @@ impl Default for Method {
     }
 }
 
-/// Why a method could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum MethodError {
-    /// The name is neither built in nor a file.
-    #[error("there is no method `{name}`; built in are {}; or give the path of a TOML file", names().join(", "))]
-    Unknown {
-        /// What was asked for.
-        name: String,
-    },
-    /// The file cannot be read.
-    #[error("cannot read method {path}: {source}")]
-    Io {
-        /// The file.
-        path: String,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// The text is not a method.
-    #[error("method {name}: {reason}")]
-    Invalid {
-        /// The method or file.
-        name: String,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
 /// Names of the methods that come with the program.
 pub fn names() -> Vec<&'static str> {
     BUILT_IN.iter().map(|(name, _)| *name).collect()
@@ -282,6 +262,7 @@ fn read(name: &str) -> Result<toml::Table, MethodError> {
         None => {
             return Err(MethodError::Unknown {
                 name: name.to_owned(),
+                known: names(),
             });
         }
     };

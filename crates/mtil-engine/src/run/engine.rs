@@ -25,7 +25,8 @@ use crate::{
     eval::{Answer, Encoder, Evaluation, Evaluator, HeadCache, ThinnedBy, to_host},
     guard::{Action, Guard, Observation},
     mechanism::{
-        Mechanism, Setting, TaskSetting, Watch, Work,
+        hooks::{Mechanism, fresh_state, load_state},
+        setting::{Setting, TaskSetting, Watch, Work},
         state::{Position, State},
         task_part::TaskPart,
     },
@@ -230,9 +231,9 @@ impl Engine<'_> {
             self.emit(Event::Start { method, stages }, progress)?;
             // The student starts as the pretrained model, on the autodiff device.
             let model = self.checkpoint.model.clone().train();
-            return State::fresh(model, mechanisms, &setting);
+            return fresh_state(model, mechanisms, &setting);
         };
-        let state = State::load(&folder, mechanisms, &setting)?;
+        let state = load_state(&folder, mechanisms, &setting)?;
         let event = Event::Resume {
             method,
             stages,

@@ -9,7 +9,7 @@ use crate::{
     eval::{Evaluation, PromptRule},
     guard::Breach,
     measures::{geometry::Geometry, retrieval::RetrievalSummary},
-    mechanism::{Work, task_part::LossParts},
+    mechanism::{setting::Work, task_part::LossParts},
 };
 
 /// Something that happened in a run.

@@ -41,8 +41,8 @@ pub use select::{SCORES, Scored, Select};
 pub use crate::{
     error::RunError,
     mechanism::{
-        Work,
         exemplars::{ExemplarError, Exemplars, Quota},
+        setting::Work,
         state::Position,
         task_part::LossParts,
     },

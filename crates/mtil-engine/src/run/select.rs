@@ -14,7 +14,10 @@ use super::{Event, Progress, RunDirectory, engine::Engine};
 use crate::{
     error::RunError,
     eval::{EvalOptions, Evaluator, HeadCache, PromptRule},
-    mechanism::state::{State, write_json},
+    mechanism::{
+        hooks::load_state,
+        state::{State, write_json},
+    },
     method::Method,
 };
 
@@ -186,7 +189,7 @@ impl Engine<'_> {
             let mut engine = self.another(&request, &suite, directory);
             let stored = engine.directory.files().state();
             let mut own = match stored {
-                Some(folder) => State::load(&folder, &engine.mechanisms, &engine.setting())?,
+                Some(folder) => load_state(&folder, &engine.mechanisms, &engine.setting())?,
                 None => state.branch(),
             };
             let Some(trained) = engine.train(&mut own, stop, progress)? else {

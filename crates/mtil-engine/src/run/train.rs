@@ -20,8 +20,8 @@ use crate::{
     error::RunError,
     eval::encode_texts,
     mechanism::{
-        TaskSetting,
         joined_images::Items,
+        setting::TaskSetting,
         task_part::{TaskPart, prompt_texts, prompts},
     },
     method::{Method, OptimizerKind},

@@ -1,14 +1,9 @@
 //! An archive of any kind, or within another, as files by path.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Read as _},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io::Read as _, path::Path, sync::Arc};
 
 use super::{
-    files::MAX_FILE,
+    fault::{Fault, MAX_FILE},
     inflate::{Indexer, Spacing, Wrapping},
     random::{Cursor, DiskFile, Part, RandomRead},
     tar::{self, Kind},
@@ -17,35 +12,6 @@ use super::{
 
 /// Most links from one to the next.
 const MAX_LINKS: usize = 16;
-
-/// What is wrong with an archive.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub(super) member: Option<String>,
-    pub(super) reason: String,
-}
-
-impl Fault {
-    pub(super) fn of_archive(reason: impl Into<String>) -> Self {
-        Self {
-            member: None,
-            reason: reason.into(),
-        }
-    }
-
-    pub(super) fn of_member(name: &str, reason: impl Into<String>) -> Self {
-        Self {
-            member: Some(name.to_owned()),
-            reason: reason.into(),
-        }
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        Self::of_archive(error.to_string())
-    }
-}
 
 /// Where a member is.
 #[derive(Debug, Clone)]

@@ -6,14 +6,11 @@ use std::{
 };
 
 use super::{
-    archive::{Fault, Opened, clean},
+    archive::{Opened, clean},
+    fault::{Fault, MAX_FILE},
     folder,
 };
 use crate::datasets::error::DatasetError;
-
-/// Longest file that is read, in bytes. The longest of the supported datasets is CIFAR's `train`
-/// with 155 MB.
-pub(super) const MAX_FILE: u64 = 1 << 30;
 
 /// An archive that may stand in place of the files it holds: tar, tar.gz or zip, told from content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -12,6 +12,7 @@
 //! - `archive`: an archive of any of these kinds, or within another
 
 mod archive;
+mod fault;
 mod files;
 mod folder;
 mod images;

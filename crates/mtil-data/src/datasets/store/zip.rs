@@ -8,8 +8,7 @@ use std::{
 use zip::{CompressionMethod, ZipArchive, result::ZipError};
 
 use super::{
-    archive::Fault,
-    files::MAX_FILE,
+    fault::{Fault, MAX_FILE},
     inflate::{Indexer, Spacing, Wrapping},
     random::{Cursor, Part, RandomRead},
 };
