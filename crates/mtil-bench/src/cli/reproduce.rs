@@ -73,7 +73,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
                 "Without the runs that choose the settings: `mtil-bench tune --plan` plans them, and --tuned leaves them out."
             );
         }
-        return plan(&jobs, &model.clip, &device, false);
+        return plan(&jobs, &model.clip, &device, false, false);
     }
     fs::create_dir_all(&out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;

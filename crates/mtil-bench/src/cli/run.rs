@@ -378,7 +378,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     };
     let jobs = jobs(&args, &common, &selected, &methods, &out)?;
     if args.plan {
-        return plan(&jobs, &model.clip, &device, args.json);
+        return plan(&jobs, &model.clip, &device, !args.no_checkpoints, args.json);
     }
     if !device::is_accelerator(&args.device)
         && let Some(available) = mtil_data::machine::available_bytes()

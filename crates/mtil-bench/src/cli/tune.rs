@@ -57,7 +57,7 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
     if args.plan {
         let jobs: Vec<Job> = tuning.first()?.into_iter().map(|trial| trial.job).collect();
         eprintln!("The learning rates alone; other settings take about as many runs again.");
-        return plan(&jobs, &tuning.model.clip, &device, false);
+        return plan(&jobs, &tuning.model.clip, &device, false, false);
     }
     let tuned = tuning.choose(&device, &stop_on_interrupt()?)?;
     print!("{}", table(&tuned));

@@ -18,14 +18,6 @@ pub fn si(value: f64) -> String {
     }
 }
 
-/// Multiply-accumulates: `1.71 PMAC`.
-pub fn macs(value: f64) -> String {
-    match si(value) {
-        text if text.contains(' ') => format!("{text}MAC"),
-        text => format!("{text} MAC"),
-    }
-}
-
 /// Bytes with decimal prefixes: `484 MB`.
 pub fn bytes(value: u64) -> String {
     match si(value as f64) {
@@ -34,12 +26,14 @@ pub fn bytes(value: u64) -> String {
     }
 }
 
-/// A duration given in hours: `40 s`, `12 min`, `3.2 h`, `2.1 d`.
+/// A duration given in hours: `40 s`, `1.2 min`, `12 min`, `3.2 h`, `2.1 d`.
 pub fn hours(value: f64) -> String {
     let minutes = value * 60.0;
     // The limits are where the smaller unit would be shown as the next one's beginning.
     if minutes * 60.0 < 59.5 {
         format!("{:.0} s", minutes * 60.0)
+    } else if minutes < 9.95 {
+        format!("{minutes:.1} min")
     } else if minutes < 59.5 {
         format!("{minutes:.0} min")
     } else if value < 47.95 {
@@ -80,8 +74,6 @@ mod tests {
         ] {
             assert_eq!(si(value), text, "{value}");
         }
-        assert_eq!(macs(1.707e15), "1.71 PMAC");
-        assert_eq!(macs(3.0), "3 MAC");
         assert_eq!(bytes(483_655_680), "484 MB");
         assert_eq!(bytes(12), "12 B");
     }
@@ -91,7 +83,8 @@ mod tests {
         for (value, text) in [
             (0.0, "0 s"),
             (40.0 / 3600.0, "40 s"),
-            (59.6 / 3600.0, "1 min"),
+            (59.6 / 3600.0, "1.0 min"),
+            (74.0 / 3600.0, "1.2 min"),
             (0.2, "12 min"),
             (59.6 / 60.0, "1.0 h"),
             (3.24, "3.2 h"),
