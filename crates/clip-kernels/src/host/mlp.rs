@@ -343,7 +343,7 @@ struct Part<'a> {
 
 impl Part<'_> {
     /// Adds to `dx`, and sums what belongs to the parameters.
-    fn backward(self, dx: &mut [f32]) -> Sums {
+    fn backward(&self, dx: &mut [f32]) -> Sums {
         let Self {
             x,
             dy,
@@ -352,7 +352,7 @@ impl Part<'_> {
             shape,
             wanted,
             par,
-        } = self;
+        } = *self;
         let MlpShape {
             rows,
             width,
@@ -379,12 +379,7 @@ impl Part<'_> {
             let range = chunk.start * width..chunk.end * width;
             let (x, dy) = (&x[range.clone()], &dy[range.clone()]);
             if wanted.proj_bias {
-                for row in dy.chunks_exact(width) {
-                    dispatch(AddTo {
-                        total: &mut sums.proj_bias,
-                        row,
-                    });
-                }
+                add_rows(&mut sums.proj_bias, dy);
             }
             if !needs_before {
                 continue;
@@ -404,23 +399,13 @@ impl Part<'_> {
             };
             let dy = matrix(dy, count, width);
             if wanted.beyond_activation() {
-                product(
-                    slope.first_mut(count),
-                    Accum::Replace,
-                    dy,
-                    w2.transpose(),
-                    1.0,
-                    par,
-                );
+                let (to, back) = (slope.first_mut(count), w2.transpose());
+                product(to, Accum::Replace, dy, back, 1.0, par);
                 for (i, before) in before.chunks_exact(hidden).enumerate() {
-                    params
-                        .activation
-                        .backward(before, after.row_mut(i), slope.row_mut(i));
+                    let (after, slope) = (after.row_mut(i), slope.row_mut(i));
+                    params.activation.backward(before, after, slope);
                     if wanted.fc_bias {
-                        dispatch(AddTo {
-                            total: &mut sums.fc_bias,
-                            row: slope.row(i),
-                        });
+                        add_rows(&mut sums.fc_bias, slope);
                     }
                 }
             } else {
@@ -445,28 +430,52 @@ impl Part<'_> {
                 product(sum, Accum::Add, normal.transpose(), slope, 1.0, par);
             }
             if wanted.beyond_fc() {
-                let normal = &mut normal;
-                product(
-                    normal.first_mut(count),
-                    Accum::Replace,
-                    slope.first(count),
-                    w1.transpose(),
-                    1.0,
-                    par,
-                );
-                for (i, x) in x.chunks_exact(width).enumerate() {
-                    let moments = row_moments(params.norm, x);
-                    if wanted.input {
-                        let dx = &mut dx[(chunk.start + i) * width..][..width];
-                        row_backward(params.norm.gamma, moments, x, normal.row(i), dx);
-                    }
-                    if wanted.norm {
-                        sums.norm.add(moments, x, normal.row(i));
-                    }
-                }
+                let dx = match wanted.input {
+                    true => &mut dx[range],
+                    false => &mut [],
+                };
+                self.to_input(x, slope.first(count), &mut normal, dx, &mut sums.norm);
             }
         }
         sums
+    }
+
+    /// From the gradient of the first map's output, `slope`, to that of the rows `x`.
+    fn to_input(
+        &self,
+        x: &[f32],
+        slope: MatRef<'_, f32>,
+        normal: &mut Rows,
+        dx: &mut [f32],
+        sums: &mut ParamsGradient,
+    ) {
+        let (params, wanted, width) = (self.params, self.wanted, self.shape.width);
+        let (w1, _) = params.weights(self.shape);
+        product(
+            normal.first_mut(slope.nrows()),
+            Accum::Replace,
+            slope,
+            w1.transpose(),
+            1.0,
+            self.par,
+        );
+        for (i, x) in x.chunks_exact(width).enumerate() {
+            let moments = row_moments(params.norm, x);
+            if wanted.input {
+                let dx = &mut dx[i * width..][..width];
+                row_backward(params.norm.gamma, moments, x, normal.row(i), dx);
+            }
+            if wanted.norm {
+                sums.add(moments, x, normal.row(i));
+            }
+        }
+    }
+}
+
+/// Adds rows of the length of `total` to it.
+fn add_rows(total: &mut [f32], rows: &[f32]) {
+    for row in rows.chunks_exact(total.len()) {
+        dispatch(AddTo { total, row });
     }
 }
 

@@ -193,80 +193,48 @@ fn field_name(field: &str) -> &str {
     }
 }
 
-fn hugging_face(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
+/// A tensor whose name follows no rule.
+fn hugging_face_alone(path: &str, shape: &[usize], config: &ClipConfig) -> Option<Stored> {
     let siglip = config.vision.kind == VisionKind::Siglip;
-    let one = |stored| vec![stored];
-    match path {
+    let plain = |name: &str| Stored::plain(name, shape);
+    Some(match path {
         // A scalar, except that SigLIP's are vectors of one.
         "logit_scale" | "logit_bias" => {
             let shape = if siglip { vec![1] } else { Vec::new() };
-            return one(Stored::plain(path, &[1]).reshaped(shape));
+            Stored::plain(path, &[1]).reshaped(shape)
         }
-        "visual.proj" => return one(Stored::transposed("visual_projection.weight", shape)),
+        "visual.proj" => Stored::transposed("visual_projection.weight", shape),
         "text.proj" => {
             let name = match config.text.kind {
                 TextKind::Clip => "text_projection.weight",
                 TextKind::Siglip => "text_model.head.weight",
             };
-            return one(Stored::transposed(name, shape));
+            Stored::transposed(name, shape)
         }
-        "text.proj_bias" => return one(Stored::plain("text_model.head.bias", shape)),
-        "visual.class_embedding" => {
-            return one(Stored::plain(
-                "vision_model.embeddings.class_embedding",
-                shape,
-            ));
-        }
-        "visual.positional_embedding" => {
-            return one(Stored::plain(
-                "vision_model.embeddings.position_embedding.weight",
-                shape,
-            ));
-        }
-        "visual.conv1.weight" => {
-            return one(patches(
-                "vision_model.embeddings.patch_embedding.weight",
-                shape,
-                config,
-            ));
-        }
-        "visual.conv1.bias" => {
-            return one(Stored::plain(
-                "vision_model.embeddings.patch_embedding.bias",
-                shape,
-            ));
-        }
-        "text.token_embedding.weight" => {
-            return one(Stored::plain(
-                "text_model.embeddings.token_embedding.weight",
-                shape,
-            ));
-        }
-        "text.positional_embedding" => {
-            return one(Stored::plain(
-                "text_model.embeddings.position_embedding.weight",
-                shape,
-            ));
-        }
-        "visual.head.probe" => {
-            return one(
-                Stored::plain("vision_model.head.probe", shape).reshaped(vec![1, 1, shape[0]])
-            );
-        }
+        "text.proj_bias" => plain("text_model.head.bias"),
+        "visual.class_embedding" => plain("vision_model.embeddings.class_embedding"),
+        "visual.positional_embedding" => plain("vision_model.embeddings.position_embedding.weight"),
+        "visual.conv1.weight" => patches(
+            "vision_model.embeddings.patch_embedding.weight",
+            shape,
+            config,
+        ),
+        "visual.conv1.bias" => plain("vision_model.embeddings.patch_embedding.bias"),
+        "text.token_embedding.weight" => plain("text_model.embeddings.token_embedding.weight"),
+        "text.positional_embedding" => plain("text_model.embeddings.position_embedding.weight"),
+        "visual.head.probe" => plain("vision_model.head.probe").reshaped(vec![1, 1, shape[0]]),
         // PyTorch's own attention: one fused tensor with an underscore in its name.
         "visual.head.attn.in_proj.weight" => {
-            return one(Stored::transposed(
-                "vision_model.head.attention.in_proj_weight",
-                shape,
-            ));
+            Stored::transposed("vision_model.head.attention.in_proj_weight", shape)
         }
-        "visual.head.attn.in_proj.bias" => {
-            return one(Stored::plain(
-                "vision_model.head.attention.in_proj_bias",
-                shape,
-            ));
-        }
-        _ => {}
+        "visual.head.attn.in_proj.bias" => plain("vision_model.head.attention.in_proj_bias"),
+        _ => return None,
+    })
+}
+
+fn hugging_face(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
+    if let Some(stored) = hugging_face_alone(path, shape, config) {
+        return vec![stored];
     }
     let (tower, rest) = match path.split_once('.') {
         Some(("visual", rest)) => ("vision_model", rest),
@@ -305,7 +273,7 @@ fn hugging_face(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored>
             })
             .collect();
     }
-    one(linear(format!("{tower}.{module}.{field}"), shape))
+    vec![linear(format!("{tower}.{module}.{field}"), shape)]
 }
 
 fn open_clip(path: &str, shape: &[usize], config: &ClipConfig, text: &str) -> Vec<Stored> {

@@ -371,7 +371,9 @@ impl File<'_> {
             ));
         }
         let activation = activation(cfg.act_kwargs.as_ref(), plain);
-        let epsilon = cfg.norm_eps.or(cfg.norm_kwargs.and_then(|n| n.eps));
+        let epsilon = cfg
+            .norm_eps
+            .or(cfg.norm_kwargs.as_ref().and_then(|n| n.eps));
         if let Layers::Stages(stages) = cfg.layers {
             let width = cfg.width.unwrap_or(64);
             // The pooling has heads of 64 (open_clip `model.py`, `_build_vision_tower`: `width * 32
@@ -390,44 +392,26 @@ impl File<'_> {
             });
         }
         let (mut sizes, kind, activation, epsilon) = match &cfg.timm_model_name {
-            None => (
-                Sizes {
+            None => {
+                let sizes = Sizes {
                     width: 768,
                     layers: 12,
                     heads: 12,
                     hidden: 3072,
                     patch: 16,
-                },
-                VisionKind::Clip,
-                activation,
-                epsilon.unwrap_or(1e-5),
-            ),
+                };
+                (sizes, VisionKind::Clip, activation, epsilon.unwrap_or(1e-5))
+            }
             Some(name) => {
-                // A tower whose sizes are written out needs no entry in timm.
-                let written = name.contains("_siglip_")
-                    && cfg.width.is_some()
-                    && cfg.head_width.is_some()
-                    && cfg.patch_size.is_some();
-                let (sizes, tanh) = timm_sizes(name)
-                    .or_else(|| written.then(|| timm_sizes("vit_base_patch16_siglip_224"))?)
-                    .ok_or_else(|| {
-                        self.bad(
-                            "vision_cfg.timm_model_name",
-                            format!("`{name}` is not supported, only SigLIP's towers"),
-                        )
-                    })?;
+                let (sizes, tanh) = self.timm(name, &cfg)?;
                 let named = if tanh {
                     Activation::GeluTanh
                 } else {
                     activation
                 };
                 let activation = cfg.act.unwrap_or(named);
-                (
-                    sizes,
-                    VisionKind::Siglip,
-                    activation,
-                    epsilon.unwrap_or(1e-6),
-                )
+                let epsilon = epsilon.unwrap_or(1e-6);
+                (sizes, VisionKind::Siglip, activation, epsilon)
             }
         };
         let head = cfg.head_width.unwrap_or(if kind == VisionKind::Clip {
@@ -461,6 +445,23 @@ impl File<'_> {
             layer_norm_eps: epsilon,
             kind,
         })
+    }
+
+    /// The sizes of a tower of timm, and whether its GELU is the one by tanh.
+    fn timm(&self, name: &str, cfg: &VisionCfg) -> Result<(Sizes, bool), CheckpointError> {
+        // A tower whose sizes are written out needs no entry in timm.
+        let written = name.contains("_siglip_")
+            && cfg.width.is_some()
+            && cfg.head_width.is_some()
+            && cfg.patch_size.is_some();
+        timm_sizes(name)
+            .or_else(|| written.then(|| timm_sizes("vit_base_patch16_siglip_224"))?)
+            .ok_or_else(|| {
+                self.bad(
+                    "vision_cfg.timm_model_name",
+                    format!("`{name}` is not supported, only SigLIP's towers"),
+                )
+            })
     }
 
     fn text(&self, cfg: TextCfg, plain: Activation) -> Result<TextConfig, CheckpointError> {

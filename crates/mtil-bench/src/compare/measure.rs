@@ -139,6 +139,17 @@ pub fn needed_bytes(size: Size, work: Work, batches: &Batches) -> u64 {
     4 * numbers
 }
 
+/// What repeated work took and gave.
+struct Timed {
+    items: usize,
+    /// Seconds of the first call, and of the others.
+    first: f64,
+    seconds: Vec<f64>,
+    results: Results,
+    /// What the results are.
+    what: &'static str,
+}
+
 /// Measures, and calls `say` with every line as soon as it is true.
 ///
 /// A panic of the backend ends the measuring: what it leaves behind cannot be trusted. It is
@@ -231,6 +242,42 @@ impl<'a> Bench<'a> {
 
     fn time(&mut self, work: Work) -> Outcome {
         reset_peak();
+        let Timed {
+            items,
+            first,
+            seconds,
+            results,
+            what,
+        } = self.work(work);
+        if results.iter().flatten().any(|x| !x.is_finite()) {
+            return Outcome::Missing(Missing::NotFinite { what: what.into() });
+        }
+        let bytes = serde_json::to_vec(&results).unwrap_or_default();
+        let path = result_file(
+            &self.order.results,
+            self.order.size,
+            work,
+            &self.order.device,
+        );
+        if let Err(error) = write_atomically(&path, &bytes) {
+            let reason = format!("{}: {error}", path.display());
+            return Outcome::Missing(Missing::Failed { reason });
+        }
+        Outcome::Measured(Figures {
+            items: items as u64,
+            seconds,
+            first_seconds: Some(first),
+            host_bytes: peak_bytes(),
+            device_bytes: self
+                .device
+                .memory_pool_usage()
+                .map(|usage| usage.bytes_reserved),
+            difference: None,
+        })
+    }
+
+    /// Does the work again and again.
+    fn work(&mut self, work: Work) -> Timed {
         let (items, (first, seconds), results, what) = match work {
             Work::ImageEncoding => {
                 let (times, out) = self.timed(|| vec![self.images(&self.pixels)]);
@@ -305,32 +352,13 @@ impl<'a> Bench<'a> {
                 (self.order.batches.test_images, times, vec![out], "logits")
             }
         };
-        let results: Results = results;
-        if results.iter().flatten().any(|x| !x.is_finite()) {
-            return Outcome::Missing(Missing::NotFinite { what: what.into() });
-        }
-        let bytes = serde_json::to_vec(&results).unwrap_or_default();
-        let path = result_file(
-            &self.order.results,
-            self.order.size,
-            work,
-            &self.order.device,
-        );
-        if let Err(error) = write_atomically(&path, &bytes) {
-            let reason = format!("{}: {error}", path.display());
-            return Outcome::Missing(Missing::Failed { reason });
-        }
-        Outcome::Measured(Figures {
-            items: items as u64,
+        Timed {
+            items,
+            first,
             seconds,
-            first_seconds: Some(first),
-            host_bytes: peak_bytes(),
-            device_bytes: self
-                .device
-                .memory_pool_usage()
-                .map(|usage| usage.bytes_reserved),
-            difference: None,
-        })
+            results,
+            what,
+        }
     }
 
     /// Times `f`, whose results are read back within the time.

@@ -114,33 +114,41 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                     }
                 }
             }
-            @if !figures.is_empty() {
-                details {
-                    summary { "What the gap is made of" }
-                    p { "The gap is the distance between the mean image and the mean text. It stays where neither mean moves and neither cone widens." }
-                    div.grid-charts {
-                        @for (name, lines, decimals) in &figures {
-                            @let level = lines[0].points.first().map(|p| (p.1, "pretrained".to_string()));
-                            figure {
-                                figcaption { b { (name) } }
-                                ({
-                                    Chart {
-                                        title: format!("{name}, after each task"),
-                                        x: (0.0, tasks as f64),
-                                        y: range(lines.iter(), &[]),
-                                        x_ticks: stage_ticks(tasks),
-                                        level,
-                                        lines: lines.clone(),
-                                        decimals: *decimals,
-                                        ..Chart::default()
-                                    }.render()
-                                })
-                            }
-                        }
+            (parts(&figures, tasks))
+            (geometry_numbers(&shown, tasks))
+        }
+    }
+}
+
+/// What the gap is made of.
+fn parts(figures: &[(&str, Vec<Line>, usize)], tasks: usize) -> Markup {
+    if figures.is_empty() {
+        return html! {};
+    }
+    html! {
+        details {
+            summary { "What the gap is made of" }
+            p { "The gap is the distance between the mean image and the mean text. It stays where neither mean moves and neither cone widens." }
+            div.grid-charts {
+                @for (name, lines, decimals) in figures {
+                    @let level = lines[0].points.first().map(|p| (p.1, "pretrained".to_string()));
+                    figure {
+                        figcaption { b { (name) } }
+                        ({
+                            Chart {
+                                title: format!("{name}, after each task"),
+                                x: (0.0, tasks as f64),
+                                y: range(lines.iter(), &[]),
+                                x_ticks: stage_ticks(tasks),
+                                level,
+                                lines: lines.clone(),
+                                decimals: *decimals,
+                                ..Chart::default()
+                            }.render()
+                        })
                     }
                 }
             }
-            (geometry_numbers(&shown, tasks))
         }
     }
 }

@@ -154,11 +154,8 @@ struct Row<'a> {
     ranked: bool,
 }
 
-pub(super) fn headline(
-    groups: &[Group<'_>],
-    zero: Option<&AccuracyMatrix>,
-    tasks: usize,
-) -> Markup {
+/// The figures of the pretrained model: those of a matrix whose rows are all its own.
+fn pretrained_figures(groups: &[Group<'_>], zero: &AccuracyMatrix) -> Figures {
     let one = |v: Option<f64>| v.map(|mean| Spread { mean, sd: None });
     let zero_group = groups.iter().find(|g| g.status() == Status::ZeroShot);
     // Gap, retrieval and task-agnostic accuracies of the pretrained model are stage 0 of any run.
@@ -166,37 +163,40 @@ pub(super) fn headline(
         .iter()
         .flat_map(|g| &g.runs)
         .find_map(|r| r.agnostic.as_ref()?.as_constant());
-    let constant = zero.map(|z| {
-        let at = |f: &dyn Fn(&Group<'_>) -> Option<f64>| {
-            groups
-                .iter()
-                .find_map(f)
-                .map(|mean| Spread { mean, sd: None })
-        };
-        let same = |s: Option<Spread>| s.map(|s| (s, s));
-        Figures {
-            transfer: one(z.transfer()),
-            average: one(z.average()),
-            last: one(z.last()),
-            gap: same(at(&|g| g.gap(0))),
-            recall: same(at(&|g| {
-                g.mean(|r| Some(r.metrics.retrieval.first()?.mean_r1()))
-            })),
-            seconds: zero_group.and_then(|g| g.figures.seconds),
-            memory: zero_group.and_then(|g| g.figures.memory),
-            kept: zero_group.and_then(|g| g.figures.kept),
-            trainable: zero_group.and_then(|g| g.figures.trainable),
-            average_agnostic: one(agnostic.as_ref().and_then(AccuracyMatrix::average)),
-            last_agnostic: one(agnostic.as_ref().and_then(AccuracyMatrix::last)),
-            ..Figures::default()
-        }
-    });
-    let seeds: Vec<Vec<Figures>> = groups
-        .iter()
-        .map(|g| g.runs.iter().map(|r| Figures::of(&[r])).collect())
-        .collect();
+    let z = zero;
+    let at = |f: &dyn Fn(&Group<'_>) -> Option<f64>| {
+        groups
+            .iter()
+            .find_map(f)
+            .map(|mean| Spread { mean, sd: None })
+    };
+    let same = |s: Option<Spread>| s.map(|s| (s, s));
+    Figures {
+        transfer: one(z.transfer()),
+        average: one(z.average()),
+        last: one(z.last()),
+        gap: same(at(&|g| g.gap(0))),
+        recall: same(at(&|g| {
+            g.mean(|r| Some(r.metrics.retrieval.first()?.mean_r1()))
+        })),
+        seconds: zero_group.and_then(|g| g.figures.seconds),
+        memory: zero_group.and_then(|g| g.figures.memory),
+        kept: zero_group.and_then(|g| g.figures.kept),
+        trainable: zero_group.and_then(|g| g.figures.trainable),
+        average_agnostic: one(agnostic.as_ref().and_then(AccuracyMatrix::average)),
+        last_agnostic: one(agnostic.as_ref().and_then(AccuracyMatrix::last)),
+        ..Figures::default()
+    }
+}
+
+/// The pretrained model, then each method with its seeds below it.
+fn rows<'a>(
+    groups: &'a [Group<'_>],
+    seeds: &'a [Vec<Figures>],
+    constant: Option<&'a Figures>,
+) -> Vec<Row<'a>> {
     let mut rows: Vec<Row<'_>> = Vec::new();
-    if let Some(figures) = &constant {
+    if let Some(figures) = constant {
         rows.push(Row {
             name: "zero-shot".into(),
             hint: Some("pretrained, nothing trained".into()),
@@ -206,7 +206,7 @@ pub(super) fn headline(
             ranked: false,
         });
     }
-    for (g, seeds) in groups.iter().zip(&seeds) {
+    for (g, seeds) in groups.iter().zip(seeds) {
         if g.status() == Status::ZeroShot {
             continue;
         }
@@ -236,6 +236,20 @@ pub(super) fn headline(
             }
         }
     }
+    rows
+}
+
+pub(super) fn headline(
+    groups: &[Group<'_>],
+    zero: Option<&AccuracyMatrix>,
+    tasks: usize,
+) -> Markup {
+    let constant = zero.map(|zero| pretrained_figures(groups, zero));
+    let seeds: Vec<Vec<Figures>> = groups
+        .iter()
+        .map(|g| g.runs.iter().map(|r| Figures::of(&[r])).collect())
+        .collect();
+    let rows = rows(groups, &seeds, constant.as_ref());
     let ranked: Vec<&Figures> = rows
         .iter()
         .filter(|r| r.ranked)
@@ -256,14 +270,12 @@ pub(super) fn headline(
     let found = |f: &Figures| f.recall.map(|(_, b)| b.mean);
     let (best_gap, best_recall) = (best(&kept), best(&found));
     let any = |f: &dyn Fn(&Figures) -> bool| rows.iter().any(|r| f(r.figures));
-    let columns: Vec<&Column> = COLUMNS
-        .iter()
+    let columns = COLUMNS.iter();
+    let columns: Vec<&Column> = columns
         .filter(|c| c.variant.is_none() || any(&|f| (c.get)(f).is_some()))
         .collect();
-    let costs: Vec<&Cost> = COSTS
-        .iter()
-        .filter(|(.., get)| any(&|f| get(f).is_some()))
-        .collect();
+    let costs = COSTS.iter().filter(|(.., get)| any(&|f| get(f).is_some()));
+    let costs: Vec<&Cost> = costs.collect();
     let bests: Vec<Option<f64>> = columns
         .iter()
         .map(|c| best(&|f| (c.get)(f).map(|s| if c.higher { s.mean } else { -s.mean })))
@@ -323,16 +335,23 @@ pub(super) fn headline(
                     }
                 }
             }
-            details.words {
-                summary { "What the figures mean" }
-                dl {
-                    @for c in &columns { dt { (c.name) @if let Some(variant) = c.variant { ", " (variant) } } dd { (c.definition) } }
-                    @if has_gap { dt { "Gap" } dd { (GAP) } }
-                    @if has_recall { dt { "R@1" } dd { (RECALL) } }
-                    @for (name, definition, _) in costs.iter().filter(|(_, d, _)| [KEPT, TRAINABLE].contains(d)) { dt { (name) } dd { (definition) } }
-                }
-                p { "Transfer, Average and Last are computed as in ZSCL (mtil/results.ipynb), BWT and Forgetting as in Mammoth (utils/metrics.py)." }
+            (words(&columns, &costs, has_gap, has_recall))
+        }
+    }
+}
+
+/// The definitions below the table.
+fn words(columns: &[&Column], costs: &[&Cost], has_gap: bool, has_recall: bool) -> Markup {
+    html! {
+        details.words {
+            summary { "What the figures mean" }
+            dl {
+                @for c in columns { dt { (c.name) @if let Some(variant) = c.variant { ", " (variant) } } dd { (c.definition) } }
+                @if has_gap { dt { "Gap" } dd { (GAP) } }
+                @if has_recall { dt { "R@1" } dd { (RECALL) } }
+                @for (name, definition, _) in costs.iter().filter(|(_, d, _)| [KEPT, TRAINABLE].contains(d)) { dt { (name) } dd { (definition) } }
             }
+            p { "Transfer, Average and Last are computed as in ZSCL (mtil/results.ipynb), BWT and Forgetting as in Mammoth (utils/metrics.py)." }
         }
     }
 }

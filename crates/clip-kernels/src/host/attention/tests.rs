@@ -1,0 +1,361 @@
+use super::super::reference::{
+    self, Inputs, assert_close, assert_gradients, inputs, numbers, wide,
+};
+use super::*;
+
+const ALL: AttentionWanted = AttentionWanted {
+    input: true,
+    norm: true,
+    in_weight: true,
+    in_bias: true,
+    out_weight: true,
+    out_bias: true,
+};
+
+fn params(of: &Inputs<f32>) -> AttentionParams<'_> {
+    let (in_proj, out_proj) = (reference::product(of, 0), reference::product(of, 1));
+    AttentionParams {
+        norm: reference::norm(of),
+        in_proj,
+        out_proj,
+    }
+}
+
+fn list(g: &AttentionGradients) -> [&Option<Vec<f32>>; 7] {
+    [
+        &g.input,
+        &g.gamma,
+        &g.beta,
+        &g.in_weight,
+        &g.in_bias,
+        &g.out_weight,
+        &g.out_bias,
+    ]
+}
+
+fn random(shape: AttentionShape, bias: bool) -> Inputs<f32> {
+    let AttentionShape {
+        batch,
+        tokens,
+        width,
+        ..
+    } = shape;
+    inputs(
+        batch * tokens,
+        width,
+        [3 * width, width],
+        bias,
+        tokens as u64,
+    )
+}
+
+fn positions(shape: AttentionShape) -> Vec<usize> {
+    (0..shape.batch)
+        .map(|i| (i * 5 + 3) % shape.tokens)
+        .collect()
+}
+
+/// A tree an item, no two alike.
+fn tree(shape: AttentionShape) -> Vec<usize> {
+    let parent = |item: usize, token: usize| (token * 7 + item * 3) % (token + 1);
+    (0..shape.batch)
+        .flat_map(|item| (0..shape.tokens).map(move |token| parent(item, token)))
+        .collect()
+}
+
+fn check(shape: AttentionShape, queries: Queries<'_>, bias: bool) {
+    let what = format!("{shape:?} {queries:?} bias {bias}");
+    let of = random(shape, bias);
+    let params = params(&of);
+    let (y, kept) = attention_branch(&of[0], &params, shape, queries, true);
+    let dy = numbers(y.len(), 99, 1.0);
+    let formula = |of: &Inputs<f64>| reference::attention(shape, queries, of);
+    assert_close(
+        &y,
+        &formula(&std::array::from_fn(|i| wide(&of[i]))),
+        3e-6,
+        &what,
+    );
+    let (bare, nothing) = attention_branch(&of[0], &params, shape, queries, false);
+    assert!(bare == y && nothing.is_none(), "{what}");
+    let back = |kept| attention_branch_backward(&of[0], &params, shape, queries, kept, &dy, ALL);
+    let gradients = back(kept.as_ref());
+    assert_eq!(gradients, back(None), "{what}");
+    assert_eq!(gradients, back(kept.as_ref()), "{what}");
+    assert_gradients(formula, &of, &dy, list(&gradients), &what);
+}
+
+#[test]
+fn the_room_between_rows_is_not_read() {
+    // At multiples of 128 rows of scratch memory have room between them, and tests fill it with
+    // NaN.
+    let shape = AttentionShape {
+        batch: 2,
+        tokens: 128,
+        width: 128,
+        heads: 2,
+        causal: false,
+    };
+    let of = random(shape, true);
+    let params = params(&of);
+    let tree = tree(shape);
+    for queries in [Queries::All, Queries::Tree(&tree)] {
+        let (y, kept) = attention_branch(&of[0], &params, shape, queries, true);
+        let want = reference::attention(shape, queries, &std::array::from_fn(|i| wide(&of[i])));
+        // Sums of 128 numbers round more than the short ones of the tests below.
+        assert_close(&y, &want, 1e-5, "width 128");
+        let dy = numbers(y.len(), 99, 1.0);
+        let back =
+            |kept| attention_branch_backward(&of[0], &params, shape, queries, kept, &dy, ALL);
+        let gradients = back(kept.as_ref());
+        assert_eq!(gradients, back(None));
+        for gradient in list(&gradients) {
+            assert!(gradient.as_ref().unwrap().iter().all(|g| g.is_finite()));
+        }
+    }
+}
+
+#[test]
+fn values_and_gradients_are_those_of_the_formula() {
+    for batch in [1, 2, 3, 5] {
+        for tokens in [1, 2, 7, 17] {
+            for (heads, width) in [(1, 5), (3, 12)] {
+                for causal in [false, true] {
+                    let shape = AttentionShape {
+                        batch,
+                        tokens,
+                        width,
+                        heads,
+                        causal,
+                    };
+                    check(shape, Queries::All, batch != 2);
+                    check(shape, Queries::At(&positions(shape)), batch != 3);
+                    check(shape, Queries::Tree(&tree(shape)), batch != 3);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_tokens_go_through_in_blocks() {
+    for causal in [false, true] {
+        let shape = AttentionShape {
+            batch: 1,
+            tokens: 270,
+            width: 4,
+            heads: 2,
+            causal,
+        };
+        let of = random(shape, true);
+        let (y, _) = attention_branch(&of[0], &params(&of), shape, Queries::All, true);
+        let want =
+            reference::attention(shape, Queries::All, &std::array::from_fn(|i| wide(&of[i])));
+        assert_close(&y, &want, 3e-6, "y");
+        let shape = AttentionShape {
+            tokens: 70,
+            ..shape
+        };
+        check(shape, Queries::All, true);
+        check(shape, Queries::Tree(&tree(shape)), true);
+    }
+}
+
+#[test]
+fn a_chain_is_a_text() {
+    let shape = AttentionShape {
+        batch: 2,
+        tokens: 40,
+        width: 12,
+        heads: 3,
+        causal: true,
+    };
+    let of = random(shape, true);
+    let chain: Vec<usize> = (0..80).map(|i| (i % 40usize).saturating_sub(1)).collect();
+    let run = |queries| attention_branch(&of[0], &params(&of), shape, queries, false).0;
+    assert_close(
+        &run(Queries::Tree(&chain)),
+        &wide(&run(Queries::All)),
+        1e-6,
+        "y",
+    );
+}
+
+#[test]
+#[should_panic(expected = "a parent stands before its children")]
+fn a_child_before_its_parent_is_refused() {
+    let shape = AttentionShape {
+        batch: 1,
+        tokens: 2,
+        width: 4,
+        heads: 1,
+        causal: true,
+    };
+    let of = random(shape, true);
+    attention_branch(&of[0], &params(&of), shape, Queries::Tree(&[1, 1]), false);
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_within_rounding() {
+    let shape = AttentionShape {
+        batch: 5,
+        tokens: 9,
+        width: 24,
+        heads: 3,
+        causal: true,
+    };
+    let of = random(shape, true);
+    let params = params(&of);
+    let (at, tree) = (positions(shape), tree(shape));
+    for queries in [Queries::All, Queries::At(&at), Queries::Tree(&tree)] {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| {
+                let (y, kept) = attention_branch(&of[0], &params, shape, queries, true);
+                let back = attention_branch_backward(
+                    &of[0],
+                    &params,
+                    shape,
+                    queries,
+                    kept.as_ref(),
+                    &y,
+                    ALL,
+                );
+                (y, back)
+            })
+        };
+        let one = run(1);
+        for threads in [2, 3, 12] {
+            let many = run(threads);
+            assert_close(&many.0, &wide(&one.0), 1e-6, "y");
+            for (many, one) in list(&many.1).into_iter().zip(list(&one.1)) {
+                assert_close(
+                    many.as_ref().unwrap(),
+                    &wide(one.as_ref().unwrap()),
+                    3e-6,
+                    "gradient",
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn items_do_not_know_of_each_other() {
+    let shape = AttentionShape {
+        batch: 3,
+        tokens: 11,
+        width: 12,
+        heads: 3,
+        causal: true,
+    };
+    let of = random(shape, true);
+    let (y, _) = attention_branch(&of[0], &params(&of), shape, Queries::All, false);
+    let single = AttentionShape { batch: 1, ..shape };
+    for (x, y) in of[0].chunks(11 * 12).zip(y.chunks(11 * 12)) {
+        let (alone, _) = attention_branch(x, &params(&of), single, Queries::All, false);
+        assert_close(&alone, &wide(y), 1e-6, "y");
+    }
+}
+
+#[test]
+fn a_query_alone_is_the_row_of_all() {
+    for causal in [false, true] {
+        let shape = AttentionShape {
+            batch: 4,
+            tokens: 6,
+            width: 12,
+            heads: 3,
+            causal,
+        };
+        let of = random(shape, true);
+        let (all, _) = attention_branch(&of[0], &params(&of), shape, Queries::All, false);
+        let at = positions(shape);
+        let (some, _) = attention_branch(&of[0], &params(&of), shape, Queries::At(&at), false);
+        for (item, position) in at.into_iter().enumerate() {
+            let all = &all[(item * 6 + position) * 12..][..12];
+            assert_close(&some[item * 12..][..12], &wide(all), 1e-6, "y");
+        }
+    }
+}
+
+#[test]
+fn only_what_is_wanted_is_given() {
+    let shape = AttentionShape {
+        batch: 2,
+        tokens: 5,
+        width: 6,
+        heads: 2,
+        causal: true,
+    };
+    let of = random(shape, true);
+    let params = params(&of);
+    let at = positions(shape);
+    for queries in [Queries::All, Queries::At(&at)] {
+        let (y, kept) = attention_branch(&of[0], &params, shape, queries, true);
+        let back = |wanted, kept| {
+            attention_branch_backward(&of[0], &params, shape, queries, kept, &y, wanted)
+        };
+        let all = back(ALL, kept.as_ref());
+        for bits in 0..64 {
+            let bit = |i: u32| bits >> i & 1 == 1;
+            let flags = [bit(0), bit(1), bit(1), bit(2), bit(3), bit(4), bit(5)];
+            let [input, norm, _, in_weight, in_bias, out_weight, out_bias] = flags;
+            let wanted = AttentionWanted {
+                input,
+                norm,
+                in_weight,
+                in_bias,
+                out_weight,
+                out_bias,
+            };
+            for kept in [kept.as_ref(), None] {
+                let some = back(wanted, kept);
+                for ((some, all), wanted) in list(&some).into_iter().zip(list(&all)).zip(flags) {
+                    assert_eq!(some.as_ref(), all.as_ref().filter(|_| wanted), "{bits:b}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_may_be_huge() {
+    let shape = AttentionShape {
+        batch: 2,
+        tokens: 40,
+        width: 8,
+        heads: 2,
+        causal: false,
+    };
+    let mut of = random(shape, true);
+    of[3].iter_mut().for_each(|w| *w *= 60.0);
+    let (y, kept) = attention_branch(&of[0], &params(&of), shape, Queries::All, true);
+    let largest = kept
+        .unwrap()
+        .normalisers
+        .iter()
+        .fold(0.0, |m: f32, x| m.max(x.largest.abs()));
+    assert!(largest > 1e4, "the scores reach only {largest}");
+    assert!(y.iter().all(|y| y.is_finite()));
+}
+
+#[test]
+fn nan_stays_in_its_item() {
+    let shape = AttentionShape {
+        batch: 3,
+        tokens: 20,
+        width: 8,
+        heads: 2,
+        causal: false,
+    };
+    let mut of = random(shape, true);
+    of[0][160 + 5] = f32::NAN;
+    let (y, _) = attention_branch(&of[0], &params(&of), shape, Queries::All, false);
+    for (i, item) in y.chunks(160).enumerate() {
+        assert!(item.iter().all(|y| y.is_nan() == (i == 1)));
+    }
+}
