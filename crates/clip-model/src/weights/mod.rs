@@ -8,7 +8,7 @@
 //! | `source` | positional reads from a file or from memory |
 //! | `safetensors` | the safetensors header |
 //! | `index` | the index JSON of a sharded set |
-//! | `pickle` | a pickle machine that knows tensors and plain containers, and executes nothing |
+//! | `pickle` | what the pickles of `torch.save` name: tensors, storages, plain containers |
 //! | `state_dict` | finding the tensors in what a pickle describes |
 //! | `torch_zip`, `torch_legacy` | the two containers of `torch.save`, and TorchScript archives |
 //! | `writer` | [`SafetensorsWriter`] |

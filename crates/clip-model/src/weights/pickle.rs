@@ -1,46 +1,35 @@
-//! A pickle machine that builds tensors' descriptions and plain containers, and executes nothing.
+//! What the pickles of `torch.save` name: tensors, their storages, plain containers.
 //!
-//! Objects live in an arena and refer to each other by index: what is referred to a thousand times
-//! exists once, a container that holds itself is no special case, and nothing here recurses. Every
-//! object costs at least a byte of input. Classes outside [`Global::find`] are refused by name.
+//! [`inert_pickle`] reads them and executes nothing; this is its vocabulary, and the errors of
+//! weights. Why not `burn-store`'s `PytorchReader`: it has no limits against hostile files, drops
+//! classes it does not know instead of refusing them, and reads neither TorchScript nor views of
+//! a legacy file's storages.
 
-use std::{collections::HashMap, path::Path};
+use std::path::Path;
+
+use inert_pickle::{Fault, Limits, Made, Objects, ReadAt, Vocabulary};
+pub(super) use inert_pickle::{Id, Node};
 
 use super::{ElementType, WeightError, error::quoted, source::Source};
 
-/// Longest pickle that is read. The pickle of a model of 10,000 tensors takes 2 MB.
-const MAX_BYTES: u64 = 64 << 20;
-/// Most objects a pickle may make.
-const MAX_OBJECTS: usize = 2 << 20;
-/// Longest line of a text opcode.
-const MAX_LINE: usize = 1 << 16;
-/// Bytes read from the file at a time.
-const WINDOW: u64 = 1 << 16;
+/// The pickle of a model of 10,000 tensors takes 2 MB.
+const LIMITS: Limits = Limits {
+    bytes: 64 << 20,
+    objects: 2 << 20,
+};
 
-/// Index of an object in [`Pickle`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Id(u32);
+/// What a pickle of `torch.save` describes.
+pub(super) type Pickle = inert_pickle::Pickle<Torch>;
 
-/// What a pickle can hold.
+/// What is neither a number nor a text nor a container.
 #[derive(Debug)]
-pub(super) enum Node {
-    None,
-    Bool(bool),
-    Int(i64),
-    /// Does not fit 64 bits.
-    Long(Box<i128>),
-    Str(Box<str>),
-    Tuple(Box<[Id]>),
-    List(Vec<Id>),
-    /// In insertion order; a key may occur twice.
-    Dict(Vec<(Id, Id)>),
+pub(super) enum Torch {
     Global(Global),
     Storage(Storage),
-    Tensor(Box<Tensor>),
+    Tensor(Tensor),
     /// An instance of a TorchScript class and its state.
     Record(Option<Id>),
-    /// A float, bytes, a set, a device: nothing that tensors depend on.
-    Other,
+    Device,
 }
 
 /// A storage that lies elsewhere in the file.
@@ -124,47 +113,17 @@ impl Global {
     }
 }
 
-/// What a pickle describes.
-#[derive(Debug)]
-pub(super) struct Pickle {
-    nodes: Vec<Node>,
-    /// The object that was pickled.
-    pub(super) root: Id,
-    /// Offset in the file of the byte after the pickle.
-    pub(super) end: u64,
-}
-
-impl Pickle {
-    /// The object at `id`.
-    pub(super) fn get(&self, id: Id) -> &Node {
-        &self.nodes[id.0 as usize]
-    }
-
-    /// All objects, in the order they were made.
-    pub(super) fn nodes(&self) -> &[Node] {
-        &self.nodes
-    }
-
-    /// The text at `id`, if it is text.
-    pub(super) fn text(&self, id: Id) -> Option<&str> {
-        match self.get(id) {
-            Node::Str(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The sizes in the tuple (or list) at `id`.
-    pub(super) fn sizes(&self, id: Id) -> Option<impl ExactSizeIterator<Item = Option<u64>>> {
-        let items: &[Id] = match self.get(id) {
-            Node::Tuple(items) => items,
-            Node::List(items) => items,
-            _ => return None,
-        };
-        Some(items.iter().map(|item| match self.get(*item) {
-            Node::Int(size) => u64::try_from(*size).ok(),
-            _ => None,
-        }))
-    }
+/// The sizes in the tuple (or list) at `id`.
+pub(super) fn sizes(pickle: &Pickle, id: Id) -> Option<impl ExactSizeIterator<Item = Option<u64>>> {
+    let items: &[Id] = match pickle.get(id) {
+        Node::Tuple(items) => items,
+        Node::List(items) => items,
+        _ => return None,
+    };
+    Some(items.iter().map(|item| match pickle.get(*item) {
+        Node::Int(size) => u64::try_from(*size).ok(),
+        _ => None,
+    }))
 }
 
 /// Where a pickle lies.
@@ -192,625 +151,92 @@ pub(super) fn read_pickle(
     source: &Source<'_>,
     section: Section<'_>,
 ) -> Result<Pickle, WeightError> {
-    let mut machine = Machine {
-        input: Input {
-            source,
-            section,
-            position: section.start,
-            window: Vec::new(),
-            window_start: section.start,
-        },
-        nodes: vec![Node::None, Node::Bool(false), Node::Bool(true), Node::Other],
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: HashMap::new(),
+    let mut names = Names {
+        torch_script: section.torch_script,
     };
-    let root = machine.run()?;
-    Ok(Pickle {
-        nodes: machine.nodes,
-        root,
-        end: machine.input.position,
+    let range = section.start..section.end;
+    inert_pickle::read(source, range, LIMITS, &mut names).map_err(|fault| {
+        let path = section.path.to_owned();
+        let part = section.name.to_owned();
+        match fault {
+            Fault::Truncated { needed, left } => WeightError::Truncated {
+                path,
+                part: format!("the pickle `{part}`"),
+                needed,
+                left,
+            },
+            Fault::Unknown { global, .. } => WeightError::Refused {
+                path,
+                section: part,
+                global: quoted(&global),
+            },
+            Fault::Malformed { position, reason } => WeightError::Pickle {
+                path,
+                section: part,
+                position,
+                reason,
+            },
+            Fault::Io(error) => WeightError::io(section.path, error),
+            other => WeightError::Pickle {
+                path,
+                section: part,
+                position: 0,
+                reason: other.to_string(),
+            },
+        }
     })
 }
 
-const NONE: Id = Id(0);
-const FALSE: Id = Id(1);
-const TRUE: Id = Id(2);
-const OTHER: Id = Id(3);
-
-/// The bytes of a section, read a window at a time.
-struct Input<'s, 'a> {
-    source: &'s Source<'a>,
-    section: Section<'s>,
-    position: u64,
-    window: Vec<u8>,
-    window_start: u64,
-}
-
-impl Input<'_, '_> {
-    fn left(&self) -> u64 {
-        self.section.end.saturating_sub(self.position)
-    }
-
-    fn require(&self, count: u64) -> Result<(), WeightError> {
-        if count <= self.left() {
-            return Ok(());
-        }
-        Err(WeightError::Truncated {
-            path: self.section.path.to_owned(),
-            part: format!("the pickle `{}`", self.section.name),
-            needed: count,
-            left: self.left(),
-        })
-    }
-
-    fn skip(&mut self, count: u64) -> Result<(), WeightError> {
-        self.require(count)?;
-        self.position += count;
-        Ok(())
-    }
-
-    /// The next `count` bytes; nothing is allocated unless they are there.
-    fn take(&mut self, count: u64) -> Result<&[u8], WeightError> {
-        self.require(count)?;
-        let at = self.position;
-        let loaded_end = self.window_start + self.window.len() as u64;
-        if at < self.window_start || at + count > loaded_end {
-            let size = count.max(WINDOW.min(self.left())) as usize;
-            self.window.resize(size, 0);
-            self.window_start = at;
-            self.source
-                .read_exact_at(&mut self.window, at)
-                .map_err(|e| WeightError::io(self.section.path, e))?;
-        }
-        self.position += count;
-        let from = (at - self.window_start) as usize;
-        Ok(&self.window[from..from + count as usize])
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], WeightError> {
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(self.take(N as u64)?);
-        Ok(bytes)
-    }
-
-    fn byte(&mut self) -> Result<u8, WeightError> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn u16(&mut self) -> Result<u16, WeightError> {
-        Ok(u16::from_le_bytes(self.array()?))
-    }
-
-    fn u32(&mut self) -> Result<u32, WeightError> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, WeightError> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    /// Text up to the next line feed, which is consumed.
-    fn line(&mut self) -> Result<String, WeightError> {
-        let mut line = Vec::new();
-        loop {
-            match self.byte()? {
-                b'\n' => break,
-                byte => line.push(byte),
-            }
-            if line.len() > MAX_LINE {
-                return Err(self.malformed("a line of text is too long"));
-            }
-        }
-        if line.last() == Some(&b'\r') {
-            line.pop();
-        }
-        String::from_utf8(line).map_err(|_| self.malformed("a text is not UTF-8"))
-    }
-
-    fn text(&mut self, len: u64) -> Result<Box<str>, WeightError> {
-        let text = std::str::from_utf8(self.take(len)?).map(Box::from);
-        text.map_err(|_| self.malformed("a text is not UTF-8"))
-    }
-
-    fn malformed(&self, reason: impl Into<String>) -> WeightError {
-        WeightError::Pickle {
-            path: self.section.path.to_owned(),
-            section: self.section.name.to_owned(),
-            position: self.position - self.section.start,
-            reason: reason.into(),
-        }
+impl ReadAt for Source<'_> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        Source::read_exact_at(self, buffer, offset)
     }
 }
 
-struct Machine<'s, 'a> {
-    input: Input<'s, 'a>,
-    nodes: Vec<Node>,
-    stack: Vec<Id>,
-    /// Heights of the stack where a mark was set.
-    marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
+/// The vocabulary.
+struct Names {
+    torch_script: bool,
 }
 
-impl Machine<'_, '_> {
-    fn run(&mut self) -> Result<Id, WeightError> {
-        loop {
-            if self.input.position - self.input.section.start > MAX_BYTES {
-                return Err(self.malformed(format!("it is longer than {} MiB", MAX_BYTES >> 20)));
-            }
-            match self.input.byte()? {
-                b'.' => return self.pop(),
-                opcode => self.step(opcode)?,
-            }
-        }
+impl Vocabulary for Names {
+    type Known = Torch;
+
+    const PYTHON_2_TEXT: bool = true;
+
+    fn find(&mut self, module: &str, name: &str) -> Option<Torch> {
+        Global::find(module, name, self.torch_script).map(Torch::Global)
     }
 
-    #[expect(clippy::too_many_lines, reason = "a table of opcodes")]
-    fn step(&mut self, opcode: u8) -> Result<(), WeightError> {
-        match opcode {
-            // Framing.
-            0x80 => {
-                let protocol = self.input.byte()?;
-                if protocol > 5 {
-                    return Err(self.malformed(format!("it has the unknown protocol {protocol}")));
-                }
-            }
-            0x95 => {
-                let len = self.input.u64()?;
-                self.input.require(len)?;
-            }
-            // Constants.
-            b'N' => self.stack.push(NONE),
-            0x88 => self.stack.push(TRUE),
-            0x89 => self.stack.push(FALSE),
-            b'K' => {
-                let value = self.input.byte()?;
-                self.push(Node::Int(value.into()))?;
-            }
-            b'M' => {
-                let value = self.input.u16()?;
-                self.push(Node::Int(value.into()))?;
-            }
-            b'J' => {
-                let value = i32::from_le_bytes(self.input.array()?);
-                self.push(Node::Int(value.into()))?;
-            }
-            0x8a => {
-                let len = self.input.byte()?;
-                self.long(len.into())?;
-            }
-            0x8b => {
-                let len = self.length_i32()?;
-                self.long(len)?;
-            }
-            b'I' => {
-                let line = self.input.line()?;
-                match line.as_str() {
-                    "00" => self.stack.push(FALSE),
-                    "01" => self.stack.push(TRUE),
-                    digits => self.integer(digits)?,
-                }
-            }
-            b'L' => {
-                let line = self.input.line()?;
-                self.integer(line.strip_suffix('L').unwrap_or(&line))?;
-            }
-            b'G' => self.skip_plain(8)?,
-            b'F' => {
-                self.input.line()?;
-                self.stack.push(OTHER);
-            }
-            // Texts.
-            b'X' => {
-                let len = self.input.u32()?;
-                self.text(len.into())?;
-            }
-            0x8c => {
-                let len = self.input.byte()?;
-                self.text(len.into())?;
-            }
-            0x8d => {
-                let len = self.input.u64()?;
-                self.text(len)?;
-            }
-            b'V' => {
-                let line = self.input.line()?;
-                let text = self.unescape(&line)?;
-                self.push(Node::Str(text))?;
-            }
-            // Python 2's texts, as UTF-8.
-            b'T' => {
-                let len = self.length_i32()?;
-                self.text(len)?;
-            }
-            b'U' => {
-                let len = self.input.byte()?;
-                self.text(len.into())?;
-            }
-            b'S' => {
-                let line = self.input.line()?;
-                let inner = ['\'', '"']
-                    .iter()
-                    .find_map(|q| line.strip_prefix(*q)?.strip_suffix(*q))
-                    .ok_or_else(|| self.malformed("a text has no quotes"))?;
-                let text = self.unescape(inner)?;
-                self.push(Node::Str(text))?;
-            }
-            // Bytes, which nothing depends on.
-            b'B' => {
-                let len = self.input.u32()?;
-                self.skip_plain(len.into())?;
-            }
-            b'C' => {
-                let len = self.input.byte()?;
-                self.skip_plain(len.into())?;
-            }
-            0x8e | 0x96 => {
-                let len = self.input.u64()?;
-                self.skip_plain(len)?;
-            }
-            // Containers.
-            b'(' => self.marks.push(self.stack.len()),
-            b')' => self.push(Node::Tuple(Box::new([])))?,
-            0x85..=0x87 => {
-                let count = usize::from(opcode - 0x84);
-                let from = self.height(count)?;
-                let items = self.stack.drain(from..).collect();
-                self.push(Node::Tuple(items))?;
-            }
-            b't' => {
-                let items = self.pop_mark()?.into();
-                self.push(Node::Tuple(items))?;
-            }
-            b']' => self.push(Node::List(Vec::new()))?,
-            b'l' => {
-                let items = self.pop_mark()?;
-                self.push(Node::List(items))?;
-            }
-            b'}' => self.push(Node::Dict(Vec::new()))?,
-            b'd' => {
-                let items = self.pop_mark()?;
-                self.push(Node::Dict(Vec::new()))?;
-                self.set_items(&items)?;
-            }
-            b'a' => {
-                let item = self.pop()?;
-                self.append(&[item])?;
-            }
-            b'e' => {
-                let items = self.pop_mark()?;
-                self.append(&items)?;
-            }
-            b's' => {
-                let from = self.height(2)?;
-                let pair: Vec<Id> = self.stack.drain(from..).collect();
-                self.set_items(&pair)?;
-            }
-            b'u' => {
-                let items = self.pop_mark()?;
-                self.set_items(&items)?;
-            }
-            0x8f => self.stack.push(OTHER),
-            0x90 => {
-                self.pop_mark()?;
-                self.top()?;
-            }
-            0x91 => {
-                self.pop_mark()?;
-                self.stack.push(OTHER);
-            }
-            // Stack and memo.
-            b'0' => {
-                // Of a mark, when there is nothing above it.
-                if self.marks.last() == Some(&self.stack.len()) {
-                    self.marks.pop();
-                } else {
-                    self.pop()?;
-                }
-            }
-            b'1' => {
-                self.pop_mark()?;
-            }
-            b'2' => {
-                let top = self.top()?;
-                self.stack.push(top);
-            }
-            b'q' => {
-                let key = self.input.byte()?;
-                self.memoize(key.into())?;
-            }
-            b'r' => {
-                let key = self.input.u32()?;
-                self.memoize(key)?;
-            }
-            b'p' => {
-                let key = self.memo_key()?;
-                self.memoize(key)?;
-            }
-            0x94 => self.memoize(self.memo.len() as u32)?,
-            b'h' => {
-                let key = self.input.byte()?;
-                self.recall(key.into())?;
-            }
-            b'j' => {
-                let key = self.input.u32()?;
-                self.recall(key)?;
-            }
-            b'g' => {
-                let key = self.memo_key()?;
-                self.recall(key)?;
-            }
-            // Classes, functions, instances.
-            b'c' => {
-                let (module, name) = (self.input.line()?, self.input.line()?);
-                self.global(&module, &name)?;
-            }
-            0x93 => {
-                let (name, module) = (self.pop()?, self.pop()?);
-                let text = |id| match self.node(id) {
-                    Node::Str(text) => Some(text.to_string()),
-                    _ => None,
-                };
-                let (Some(module), Some(name)) = (text(module), text(name)) else {
-                    return Err(self.malformed("the name of a class is not text"));
-                };
-                self.global(&module, &name)?;
-            }
-            b'R' | 0x81 => {
-                let (arguments, callable) = (self.pop()?, self.pop()?);
-                self.call(callable, arguments)?;
-            }
-            b'i' => {
-                let (module, name) = (self.input.line()?, self.input.line()?);
-                let items = self.pop_mark()?.into();
-                self.global(&module, &name)?;
-                let callable = self.pop()?;
-                let arguments = self.add(Node::Tuple(items))?;
-                self.call(callable, arguments)?;
-            }
-            b'o' => {
-                let items = self.pop_mark()?;
-                let Some((callable, items)) = items.split_first() else {
-                    return Err(self.malformed("an instance has no class"));
-                };
-                let arguments = self.add(Node::Tuple(items.into()))?;
-                self.call(*callable, arguments)?;
-            }
-            b'b' => {
-                let state = self.pop()?;
-                let target = self.top()?;
-                match &mut self.nodes[target.0 as usize] {
-                    Node::Record(slot) => *slot = Some(state),
-                    // Attributes of an OrderedDict: the `_metadata` of a state_dict.
-                    Node::Dict(_) => {}
-                    _ => return Err(self.malformed("a plain value is given attributes")),
-                }
-            }
-            b'Q' => {
-                let id = self.pop()?;
-                let storage = self.storage(id)?;
-                self.push(Node::Storage(storage))?;
-            }
-            _ => {
-                return Err(self.malformed(format!(
-                    "opcode {opcode:#04x} is not one that tensors and plain containers need"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn malformed(&self, reason: impl Into<String>) -> WeightError {
-        self.input.malformed(reason)
-    }
-
-    fn node(&self, id: Id) -> &Node {
-        &self.nodes[id.0 as usize]
-    }
-
-    fn add(&mut self, node: Node) -> Result<Id, WeightError> {
-        if self.nodes.len() >= MAX_OBJECTS {
-            return Err(self.malformed(format!("it makes more than {MAX_OBJECTS} objects")));
-        }
-        self.nodes.push(node);
-        Ok(Id(self.nodes.len() as u32 - 1))
-    }
-
-    fn push(&mut self, node: Node) -> Result<(), WeightError> {
-        let id = self.add(node)?;
-        self.stack.push(id);
-        Ok(())
-    }
-
-    /// The height of the stack below its `count` topmost objects, which have to be above the last
-    /// mark.
-    fn height(&self, count: usize) -> Result<usize, WeightError> {
-        let floor = self.marks.last().copied().unwrap_or(0);
-        self.stack
-            .len()
-            .checked_sub(count)
-            .filter(|height| *height >= floor)
-            .ok_or_else(|| self.malformed("the stack is empty"))
-    }
-
-    fn top(&self) -> Result<Id, WeightError> {
-        Ok(self.stack[self.height(1)?])
-    }
-
-    fn pop(&mut self) -> Result<Id, WeightError> {
-        let top = self.top()?;
-        self.stack.pop();
-        Ok(top)
-    }
-
-    fn pop_mark(&mut self) -> Result<Vec<Id>, WeightError> {
-        match self.marks.pop() {
-            Some(height) => Ok(self.stack.split_off(height)),
-            None => Err(self.malformed("a mark is missing")),
-        }
-    }
-
-    fn length_i32(&mut self) -> Result<u64, WeightError> {
-        let len = i32::from_le_bytes(self.input.array()?);
-        u64::try_from(len).map_err(|_| self.malformed("a length is negative"))
-    }
-
-    fn skip_plain(&mut self, len: u64) -> Result<(), WeightError> {
-        self.input.skip(len)?;
-        self.stack.push(OTHER);
-        Ok(())
-    }
-
-    fn text(&mut self, len: u64) -> Result<(), WeightError> {
-        if len > MAX_BYTES {
-            self.input.require(len)?;
-            return Err(self.malformed("a text is too long"));
-        }
-        let text = self.input.text(len)?;
-        self.push(Node::Str(text))
-    }
-
-    /// A signed little-endian integer of `len` bytes.
-    fn long(&mut self, len: u64) -> Result<(), WeightError> {
-        if len > 16 {
-            return self.skip_plain(len);
-        }
-        let bytes = self.input.take(len)?;
-        let negative = bytes.last().is_some_and(|b| *b >= 0x80);
-        let mut wide = [if negative { 0xff } else { 0 }; 16];
-        wide[..bytes.len()].copy_from_slice(bytes);
-        self.push_integer(i128::from_le_bytes(wide))
-    }
-
-    fn integer(&mut self, digits: &str) -> Result<(), WeightError> {
-        match digits.parse() {
-            Ok(value) => self.push_integer(value),
-            Err(_) => Err(self.malformed("an integer is not a number of 128 bits")),
-        }
-    }
-
-    fn push_integer(&mut self, value: i128) -> Result<(), WeightError> {
-        self.push(match i64::try_from(value) {
-            Ok(value) => Node::Int(value),
-            Err(_) => Node::Long(Box::new(value)),
-        })
-    }
-
-    /// Text of the protocols 0 and 1, whose backslashes name characters.
-    fn unescape(&self, text: &str) -> Result<Box<str>, WeightError> {
-        let mut result = String::with_capacity(text.len());
-        let mut chars = text.chars();
-        while let Some(c) = chars.next() {
-            if c != '\\' {
-                result.push(c);
-                continue;
-            }
-            let digits = match chars.next() {
-                Some('x') => 2,
-                Some('u') => 4,
-                Some('U') => 8,
-                Some(c @ ('\\' | '\'' | '"')) => {
-                    result.push(c);
-                    continue;
-                }
-                Some('n') => {
-                    result.push('\n');
-                    continue;
-                }
-                _ => return Err(self.malformed("a text has an unknown escape")),
-            };
-            let code: String = chars.by_ref().take(digits).collect();
-            let c = u32::from_str_radix(&code, 16)
-                .ok()
-                .filter(|_| code.len() == digits)
-                .and_then(char::from_u32)
-                .ok_or_else(|| self.malformed("a text has an invalid escape"))?;
-            result.push(c);
-        }
-        Ok(result.into())
-    }
-
-    fn memo_key(&mut self) -> Result<u32, WeightError> {
-        let line = self.input.line()?;
-        line.parse()
-            .map_err(|_| self.malformed("a memo key is not a number"))
-    }
-
-    fn memoize(&mut self, key: u32) -> Result<(), WeightError> {
-        let top = self.top()?;
-        self.memo.insert(key, top);
-        Ok(())
-    }
-
-    fn recall(&mut self, key: u32) -> Result<(), WeightError> {
-        match self.memo.get(&key) {
-            Some(id) => self.stack.push(*id),
-            None => return Err(self.malformed(format!("memo key {key} is not set"))),
-        }
-        Ok(())
-    }
-
-    fn append(&mut self, items: &[Id]) -> Result<(), WeightError> {
-        let top = self.top()?;
-        match &mut self.nodes[top.0 as usize] {
-            Node::List(list) => list.extend_from_slice(items),
-            Node::Other => {}
-            _ => return Err(self.malformed("items are appended to what is not a list")),
-        }
-        Ok(())
-    }
-
-    fn set_items(&mut self, items: &[Id]) -> Result<(), WeightError> {
-        let top = self.top()?;
-        let (pairs, rest) = items.as_chunks::<2>();
-        match &mut self.nodes[top.0 as usize] {
-            Node::Dict(dict) if rest.is_empty() => dict.extend(pairs.iter().map(|[k, v]| (*k, *v))),
-            _ => return Err(self.malformed("pairs are put into what is not a dict")),
-        }
-        Ok(())
-    }
-
-    fn global(&mut self, module: &str, name: &str) -> Result<(), WeightError> {
-        let section = self.input.section;
-        match Global::find(module, name, section.torch_script) {
-            Some(global) => self.push(Node::Global(global)),
-            None => Err(WeightError::Refused {
-                path: section.path.to_owned(),
-                section: section.name.to_owned(),
-                global: quoted(&format!("{module}.{name}")),
-            }),
-        }
-    }
-
-    /// The result of a known class or function. Nothing is copied, so a shared argument stays
-    /// shared.
-    fn call(&mut self, callable: Id, arguments: Id) -> Result<(), WeightError> {
-        let Node::Global(global) = *self.node(callable) else {
-            return Err(self.malformed("what is called is not a class or function"));
+    fn call(
+        &mut self,
+        objects: &Objects<Torch>,
+        callable: &Torch,
+        arguments: &[Id],
+    ) -> Result<Made<Torch>, String> {
+        let Torch::Global(global) = *callable else {
+            return Err("what is called is not a class or function".into());
         };
-        let Node::Tuple(arguments) = self.node(arguments) else {
-            return Err(self.malformed("arguments are not a tuple"));
-        };
-        let wrong = || self.malformed(format!("{global:?} has unexpected arguments"));
-        let result = match (global, &**arguments) {
+        let wrong = || format!("{global:?} has unexpected arguments");
+        let known = |torch| Ok(Made::New(Node::Known(torch)));
+        match (global, arguments) {
             (
                 Global::RebuildTensor | Global::RebuildTensorV3,
                 [storage, offset, shape, strides, more @ ..],
             ) if more.len() <= 4 => {
-                let (Node::Storage(storage), Node::Int(offset)) =
-                    (self.node(*storage), self.node(*offset))
+                let (Node::Known(Torch::Storage(storage)), Node::Int(offset)) =
+                    (objects.get(*storage), objects.get(*offset))
                 else {
                     return Err(wrong());
                 };
                 let dtype = match (global, more) {
-                    (Global::RebuildTensorV3, [_, _, dtype, ..]) => match self.node(*dtype) {
-                        Node::Global(Global::Dtype(dtype)) => *dtype,
+                    (Global::RebuildTensorV3, [_, _, dtype, ..]) => match objects.get(*dtype) {
+                        Node::Known(Torch::Global(Global::Dtype(dtype))) => *dtype,
                         _ => return Err(wrong()),
                     },
                     (Global::RebuildTensorV3, _) => return Err(wrong()),
                     _ => storage.dtype,
                 };
-                Node::Tensor(Box::new(Tensor {
+                known(Torch::Tensor(Tensor {
                     storage: *storage,
                     offset: u64::try_from(*offset).map_err(|_| wrong())?,
                     shape: *shape,
@@ -818,79 +244,82 @@ impl Machine<'_, '_> {
                     dtype,
                 }))
             }
-            (Global::RebuildParameter, [tensor, ..]) => match self.node(*tensor) {
-                Node::Tensor(tensor) => Node::Tensor(tensor.clone()),
-                _ => return Err(wrong()),
+            (Global::RebuildParameter, [tensor, ..]) => match objects.get(*tensor) {
+                Node::Known(Torch::Tensor(tensor)) => known(Torch::Tensor(*tensor)),
+                _ => Err(wrong()),
             },
-            (Global::Dict, []) => Node::Dict(Vec::new()),
+            (Global::Dict, []) => Ok(Made::New(Node::Dict(Vec::new()))),
             // A defaultdict without factory.
-            (Global::Dict, [factory]) if matches!(self.node(*factory), Node::None) => {
-                Node::Dict(Vec::new())
+            (Global::Dict, [factory]) if matches!(objects.get(*factory), Node::None) => {
+                Ok(Made::New(Node::Dict(Vec::new())))
             }
-            (Global::Size | Global::First, [first, ..]) => {
-                let first = *first;
-                self.stack.push(first);
-                return Ok(());
-            }
-            (Global::Set | Global::Device, _) => Node::Other,
-            (Global::Record, _) => Node::Record(None),
-            _ => return Err(wrong()),
-        };
-        self.push(result)
+            (Global::Size | Global::First, [first, ..]) => Ok(Made::Same(*first)),
+            (Global::Set, _) => Ok(Made::New(Node::Opaque)),
+            (Global::Device, _) => known(Torch::Device),
+            (Global::Record, _) => known(Torch::Record(None)),
+            _ => Err(wrong()),
+        }
     }
 
-    /// What `('storage', class, key, location, count)` names; legacy files add a view or `None`.
-    fn storage(&self, id: Id) -> Result<Storage, WeightError> {
-        let wrong = || self.malformed("a persistent id does not name a storage");
-        let Node::Tuple(parts) = self.node(id) else {
-            return Err(wrong());
-        };
-        let (parts, view) = match &**parts {
-            [parts @ .., view] if parts.len() == 5 => (parts, *view),
-            parts => (parts, NONE),
-        };
-        let &[tag, class, key, _location, count] = parts else {
-            return Err(wrong());
-        };
-        let (Node::Str(tag), Node::Global(Global::Storage(dtype)), Node::Str(_), Node::Int(count)) = (
-            self.node(tag),
-            self.node(class),
-            self.node(key),
-            self.node(count),
-        ) else {
-            return Err(wrong());
-        };
-        let count = u64::try_from(*count).map_err(|_| wrong())?;
-        if **tag != *"storage" {
-            return Err(wrong());
+    fn build(
+        &mut self,
+        objects: &Objects<Torch>,
+        target: Id,
+        state: Id,
+    ) -> Result<Option<Node<Torch>>, String> {
+        match objects.get(target) {
+            Node::Known(Torch::Record(_)) => Ok(Some(Node::Known(Torch::Record(Some(state))))),
+            // Attributes of an OrderedDict: the `_metadata` of a state_dict.
+            Node::Dict(_) => Ok(None),
+            _ => Err("a plain value is given attributes".into()),
         }
-        let (skip, count) = match self.node(view) {
-            Node::None => (0, count),
-            Node::Tuple(view) => {
-                let &[_, skip, size] = &**view else {
-                    return Err(wrong());
-                };
-                let (Node::Int(skip), Node::Int(size)) = (self.node(skip), self.node(size)) else {
-                    return Err(wrong());
-                };
-                let (skip, size) = (u64::try_from(*skip), u64::try_from(*size));
-                let (Ok(skip), Ok(size)) = (skip, size) else {
-                    return Err(wrong());
-                };
-                if skip.checked_add(size).is_none_or(|end| end > count) {
-                    return Err(wrong());
-                }
-                (skip, size)
-            }
-            _ => return Err(wrong()),
-        };
-        Ok(Storage {
-            dtype: *dtype,
-            key,
-            count,
-            skip,
-        })
     }
+
+    fn persistent(&mut self, objects: &Objects<Torch>, id: Id) -> Result<Node<Torch>, String> {
+        match storage(objects, id) {
+            Some(storage) => Ok(Node::Known(Torch::Storage(storage))),
+            None => Err("a persistent id does not name a storage".into()),
+        }
+    }
+}
+
+/// What `('storage', class, key, location, count)` names; legacy files add a view or `None`.
+fn storage(objects: &Objects<Torch>, id: Id) -> Option<Storage> {
+    let tuple = |id| match objects.get(id) {
+        Node::Tuple(items) => Some(&**items),
+        _ => None,
+    };
+    let size = |id| match objects.get(id) {
+        Node::Int(size) => u64::try_from(*size).ok(),
+        _ => None,
+    };
+    let (parts, view) = match tuple(id)? {
+        [parts @ .., view] if parts.len() == 5 => (parts, *view),
+        parts => (parts, Id::NONE),
+    };
+    let &[tag, class, key, _location, count] = parts else {
+        return None;
+    };
+    let Node::Known(Torch::Global(Global::Storage(dtype))) = objects.get(class) else {
+        return None;
+    };
+    if objects.text(tag)? != "storage" || objects.text(key).is_none() {
+        return None;
+    }
+    let whole = size(count)?;
+    let (skip, count) = match objects.get(view) {
+        Node::None => (0, whole),
+        _ => match *tuple(view)? {
+            [_, skip, count] => (size(skip)?, size(count)?),
+            _ => return None,
+        },
+    };
+    (skip.checked_add(count)? <= whole).then_some(Storage {
+        dtype: *dtype,
+        key,
+        count,
+        skip,
+    })
 }
 
 #[cfg(test)]
@@ -899,7 +328,8 @@ mod tests {
 
     use super::*;
 
-    fn read(bytes: &[u8]) -> Result<Pickle, WeightError> {
+    #[track_caller]
+    fn assert_fails(bytes: &[u8], part: &str) {
         let section = Section {
             path: Path::new("w.pt"),
             name: "data.pkl",
@@ -907,91 +337,18 @@ mod tests {
             end: bytes.len() as u64,
             torch_script: false,
         };
-        read_pickle(&Source::Bytes(Cow::Borrowed(bytes)), section)
-    }
-
-    #[track_caller]
-    fn assert_fails(bytes: &[u8], part: &str) {
-        let message = read(bytes).unwrap_err().to_string();
+        let result = read_pickle(&Source::Bytes(Cow::Borrowed(bytes)), section);
+        let message = result.unwrap_err().to_string();
         assert!(
             message.contains(part),
             "{message}\ndoes not contain: {part}"
         );
     }
 
-    /// Python's `repr`, for trees.
-    fn show(pickle: &Pickle, id: Id) -> String {
-        let list = |ids: &[Id]| {
-            ids.iter()
-                .map(|i| show(pickle, *i))
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        match pickle.get(id) {
-            Node::None => "None".to_owned(),
-            Node::Bool(value) => value.to_string(),
-            Node::Int(value) => value.to_string(),
-            Node::Long(value) => value.to_string(),
-            Node::Str(text) => format!("{text:?}"),
-            Node::Tuple(items) => format!("({})", list(items)),
-            Node::List(items) => format!("[{}]", list(items)),
-            Node::Dict(items) => {
-                let pair =
-                    |(k, v): &(Id, Id)| format!("{}: {}", show(pickle, *k), show(pickle, *v));
-                format!(
-                    "{{{}}}",
-                    items.iter().map(pair).collect::<Vec<_>>().join(", ")
-                )
-            }
-            Node::Other => "…".to_owned(),
-            other => format!("{other:?}"),
-        }
-    }
-
-    /// Written by `make_fixtures.py`, one per protocol.
-    const EVERYTHING: [&[u8]; 4] = [
-        include_bytes!("../../tests/fixtures/weights/containers.p2.pkl"),
-        include_bytes!("../../tests/fixtures/weights/containers.p3.pkl"),
-        include_bytes!("../../tests/fixtures/weights/containers.p4.pkl"),
-        include_bytes!("../../tests/fixtures/weights/containers.p5.pkl"),
-    ];
-
     #[test]
-    fn plain_containers_of_every_protocol_are_read() {
-        for bytes in EVERYTHING {
-            let pickle = read(bytes).unwrap();
-            assert_eq!(
-                show(&pickle, pickle.root),
-                "[None, true, 1, -2, 300, 70000, 1099511627776, 1180591620717411303424, \"ü\", …, (), (1), (1, 2), \
-                 (1, 2, 3), (1, 2, 3, 4), {\"a\": [1], 5: None}, …, …]"
-            );
-            assert_eq!(pickle.end, bytes.len() as u64);
-        }
-    }
-
-    #[test]
-    fn the_text_opcodes_of_old_protocols_are_read() {
-        let pickle =
-            read(b"(lp0\nI5\naI01\naL-7L\naF1.5\naVa\\u00e9\np1\naS'it\\'s'\nag1\naNa.").unwrap();
-        assert_eq!(
-            show(&pickle, pickle.root),
-            "[5, true, -7, …, \"aé\", \"it's\", \"aé\", None]"
-        );
-        let pickle = read(b"(dVk\nI1\ns((I2\nI3\nltp0\n0g0\n.").unwrap();
-        assert_eq!(show(&pickle, pickle.root), "([2, 3])");
-    }
-
-    #[test]
-    fn code_is_refused_by_name_in_every_protocol() {
+    fn code_is_refused_by_name() {
         let refused = "the pickle `data.pkl` asks for `posix.system`, which is not a tensor or plain container; nothing was executed; if you trust the file, load it with the tool that wrote it and save only its state_dict, as safetensors";
         assert_fails(b"cposix\nsystem\n(S'id'\ntR.", refused);
-        assert_fails(b"\x80\x02cposix\nsystem\nX\x02\0\0\0id\x85R.", refused);
-        assert_fails(
-            b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R.",
-            refused,
-        );
-        assert_fails(b"(S'id'\niposix\nsystem\n.", refused);
-        assert_fails(b"(cposix\nsystem\nS'id'\no.", refused);
         for name in [
             "os\nsystem",
             "builtins\neval",
@@ -1041,98 +398,14 @@ mod tests {
     }
 
     #[test]
-    fn nesting_and_self_reference_need_no_stack() {
-        let deep = [vec![b']'; 1_000_000], vec![b'a'; 999_999], vec![b'.']].concat();
-        read(&deep).unwrap();
-        let marks = [vec![b'('; 1_000_000], vec![b't'; 1_000_000], vec![b'.']].concat();
-        read(&marks).unwrap();
-        // A list that holds itself, and a dict under its own key.
-        let pickle = read(b"]q\0h\0a.").unwrap();
-        assert!(matches!(pickle.get(pickle.root), Node::List(items) if items[0] == pickle.root));
-        read(b"}q\0h\0h\0s.").unwrap();
-    }
-
-    #[test]
-    fn a_memo_bomb_stays_small() {
-        // Each list holds the previous one twice: 2^100 leaves by value, 101 objects by reference.
-        let mut bytes = b"]q\0".to_vec();
-        for level in 0..100_u8 {
-            bytes.extend([b']', b'q', level + 1, b'(', b'h', level, b'h', level, b'e']);
-        }
-        bytes.push(b'.');
-        let pickle = read(&bytes).unwrap();
-        assert_eq!(pickle.nodes().len(), 4 + 101);
-        // A large list behind many sets, sizes and tags is not copied either.
-        let mut bytes = b"]q\0(".to_vec();
-        bytes.extend([b'N'; 10_000]);
-        bytes.extend(b"eq\0\x85q\x01cbuiltins\nset\nq\x02ctorch\nSize\nq\x03");
-        for _ in 0..10_000 {
-            bytes.extend(b"h\x02h\x01R0h\x03h\x01R0");
-        }
-        bytes.push(b'.');
-        assert!(read(&bytes).unwrap().nodes().len() < 10_020);
-    }
-
-    #[test]
-    fn there_are_limits_on_objects_and_length() {
-        let many = [vec![b']'; MAX_OBJECTS + 1], vec![b'.']].concat();
-        assert_fails(&many, "it makes more than 2097152 objects");
-        let long = vec![b'N'; MAX_BYTES as usize + 2];
-        assert_fails(&long, "it is longer than 64 MiB");
+    fn damage_is_told_with_the_file_and_the_place() {
         assert_fails(
-            &[vec![b'I'; 1], vec![b'1'; 100_000]].concat(),
-            "a line of text is too long",
+            b"X\xff\xff\xff\xff",
+            "w.pt ends early: the pickle `data.pkl` needs 4294967295 bytes, 0 are left",
         );
-    }
-
-    #[test]
-    fn declared_lengths_are_compared_with_what_is_left() {
-        for opcode in [
-            b"X\xff\xff\xff\xff".as_slice(),
-            b"\x8c\xff",
-            b"\x8d\0\0\0\0\0\0\0\x80",
-            b"B\xff\xff\xff\xff",
-            b"C\xff",
-            b"\x8e\xff\xff\xff\xff\xff\xff\xff\xff",
-            b"\x96\xff\xff\xff\xff\xff\xff\xff\x7f",
-            b"\x95\xff\xff\xff\xff\xff\xff\xff\xff",
-            b"\x8b\xff\xff\xff\x7f",
-            b"\x8a\xff",
-            b"T\xff\xff\xff\x7f",
-        ] {
-            assert_fails(opcode, "ends early: the pickle `data.pkl` needs");
-        }
-        assert_fails(b"\x8b\xff\xff\xff\xff", "a length is negative");
-    }
-
-    #[test]
-    fn malformed_pickles_are_named() {
-        for (bytes, reason) in [
-            (b"\x80\x06.".as_slice(), "unknown protocol 6"),
-            (b".", "the stack is empty"),
-            (b"N(.", "the stack is empty"),
-            (b"t.", "a mark is missing"),
-            (b"h\x07.", "memo key 7 is not set"),
-            (b"NNa.", "appended to what is not a list"),
-            (b"NNNs.", "put into what is not a dict"),
-            (b"}(Nu.", "put into what is not a dict"),
-            (b"NNb.", "a plain value is given attributes"),
-            (b"Pid\n.", "opcode 0x50 is not one"),
-            (b"\x82\x01.", "opcode 0x82 is not one"),
-            (b"\x97.", "opcode 0x97 is not one"),
-            (b"X\x01\0\0\0\xff.", "not UTF-8"),
-            (b"I1x\n.", "not a number"),
-            (b"NN\x93.", "the name of a class is not text"),
-            (b"(o.", "an instance has no class"),
-            (b"V\\ud800\n.", "an invalid escape"),
-            (b"Sabc\n.", "a text has no quotes"),
-        ] {
-            assert_fails(bytes, reason);
-        }
-        let error = read(b"\x80\x02h\x07.").unwrap_err().to_string();
-        assert!(
-            error.starts_with("w.pt: the pickle `data.pkl` is unusable at byte 4: "),
-            "{error}"
+        assert_fails(
+            b"\x80\x02h\x07.",
+            "w.pt: the pickle `data.pkl` is unusable at byte 4: memo key 7 is not set",
         );
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use super::{
     TensorInfo, WeightError,
     error::quoted,
-    pickle::{Id, Node, Pickle, Section, Tensor},
+    pickle::{Id, Node, Pickle, Section, Tensor, Torch, sizes},
     tensor::{MAX_DIMS, Place, check_view},
 };
 
@@ -50,7 +50,7 @@ pub(super) fn collect(
         contents: Contents::default(),
     };
     match pickle.get(pickle.root) {
-        Node::Record(state) => collector.modules(*state)?,
+        Node::Known(Torch::Record(state)) => collector.modules(*state)?,
         Node::Dict(items) => collector.mapping(items)?,
         _ => return Err(collector.no_state_dict("holds no mapping")),
     }
@@ -104,7 +104,7 @@ impl<'p> Collector<'p, '_> {
     fn holds_tensors(&self, items: &[(Id, Id)]) -> bool {
         items
             .iter()
-            .any(|(_, value)| matches!(self.pickle.get(*value), Node::Tensor(_)))
+            .any(|(_, value)| matches!(self.pickle.get(*value), Node::Known(Torch::Tensor(_))))
     }
 
     fn mapping(&mut self, top: &'p [(Id, Id)]) -> Result<(), WeightError> {
@@ -122,8 +122,10 @@ impl<'p> Collector<'p, '_> {
         for (key, value) in wrapped.map_or(top, |items| items) {
             let value = self.pickle.get(*value);
             match (self.pickle.text(*key), value) {
-                (Some(name), Node::Tensor(_) | Node::Int(_)) => self.add("", name, value)?,
-                (None, Node::Tensor(_)) => {
+                (Some(name), Node::Known(Torch::Tensor(_)) | Node::Int(_)) => {
+                    self.add("", name, value)?
+                }
+                (None, Node::Known(Torch::Tensor(_))) => {
                     return Err(self.no_state_dict("holds a tensor whose name is not text"));
                 }
                 _ => {}
@@ -145,7 +147,7 @@ impl<'p> Collector<'p, '_> {
                 let (Some(name), value) = (self.pickle.text(*key), self.pickle.get(*value)) else {
                     continue;
                 };
-                if let Node::Record(state) = value {
+                if let Node::Known(Torch::Record(state)) = value {
                     visited += 1;
                     if visited > MAX_TENSORS || depth == MAX_DEPTH {
                         return Err(self.no_state_dict(&format!(
@@ -174,7 +176,7 @@ impl<'p> Collector<'p, '_> {
     }
 
     /// Takes a tensor or an integer and ignores anything else.
-    fn add(&mut self, prefix: &str, name: &str, value: &Node) -> Result<(), WeightError> {
+    fn add(&mut self, prefix: &str, name: &str, value: &Node<Torch>) -> Result<(), WeightError> {
         if self.contents.tensors.len() + self.contents.scalars.len() >= MAX_TENSORS {
             return Err(self.no_state_dict(&format!("holds more than {MAX_TENSORS} tensors")));
         }
@@ -183,7 +185,7 @@ impl<'p> Collector<'p, '_> {
                 let name = self.name(prefix, name)?;
                 self.contents.scalars.insert(name, *value).is_some()
             }
-            Node::Tensor(tensor) => {
+            Node::Known(Torch::Tensor(tensor)) => {
                 let name = self.name(prefix, name)?;
                 let info = self.place(&name, tensor)?;
                 match self.contents.tensors.entry(name) {
@@ -216,8 +218,8 @@ impl<'p> Collector<'p, '_> {
         };
         let size = dtype.size() as u64;
         let sizes = |id, what| {
-            let sizes = self.pickle.sizes(id).filter(|s| s.len() <= MAX_DIMS);
-            sizes
+            let listed = sizes(self.pickle, id).filter(|s| s.len() <= MAX_DIMS);
+            listed
                 .and_then(Iterator::collect::<Option<Vec<u64>>>)
                 .ok_or_else(|| wrong(format!("has an invalid {what}; fetch the file again")))
         };

@@ -18,7 +18,7 @@ use std::{
 use super::{
     WeightError,
     error::quoted,
-    pickle::{Node, Pickle, Section, read_pickle},
+    pickle::{Node, Pickle, Section, Torch, read_pickle},
     source::Source,
     state_dict::{Contents, collect},
 };
@@ -93,8 +93,8 @@ fn storages<'k>(
 ) -> Result<HashMap<&'k str, Range<u64>>, WeightError> {
     // The size of an element is known only from where the object refers to the storage.
     let mut sizes: HashMap<&str, u64> = HashMap::new();
-    for node in object.nodes() {
-        if let Node::Storage(storage) = node {
+    for node in object.all() {
+        if let Node::Known(Torch::Storage(storage)) = node {
             let size = storage.dtype.map_or(1, |d| d.size() as u64);
             if let Some(key) = object.text(storage.key) {
                 sizes.insert(key, size);

@@ -8,7 +8,8 @@ use eyre::{Result, WrapErr};
 use mtil_engine::eval::to_host;
 
 use super::job::Job;
-use crate::plan::{Estimate, Memory, estimate, trial::trial, units};
+use crate::plan::{Estimate, Memory, estimate, trial::trial};
+use mtil_report::words::{about, bytes, plural};
 
 /// Seconds that an update of a trial shall not take longer than: its batch is made smaller.
 const UPDATE: f64 = 2.0;
@@ -82,7 +83,6 @@ fn seconds_per_image(clip: &Clip, device: &Device) -> f64 {
 }
 
 fn table(estimates: &[(Estimate, usize)]) -> String {
-    let time = |seconds: f64| units::hours(seconds / 3600.0);
     let mut lines = vec![
         [
             "method",
@@ -104,12 +104,12 @@ fn table(estimates: &[(Estimate, usize)]) -> String {
             e.method.clone(),
             count.to_string(),
             e.updates.to_string(),
-            time(e.training),
-            time(e.evaluation),
-            time(e.between),
-            time(e.seconds()),
-            units::bytes(e.disk),
-            memory.map_or("?".to_owned(), units::bytes),
+            about(e.training),
+            about(e.evaluation),
+            about(e.between),
+            about(e.seconds()),
+            bytes(e.disk),
+            memory.map_or("?".to_owned(), bytes),
         ]);
         runs += count;
         seconds += *count as f64 * e.seconds();
@@ -135,10 +135,10 @@ fn table(estimates: &[(Estimate, usize)]) -> String {
         text += cells.collect::<Vec<_>>().join("  ").trim_end();
         text += "\n";
     }
-    let (time, disk, most) = (time(seconds), units::bytes(disk), units::bytes(most));
-    let plural = if runs == 1 { "" } else { "s" };
+    let (time, disk, most) = (about(seconds), bytes(disk), bytes(most));
     text + &format!(
-        "{runs} run{plural}, one after the other: {time}, {disk} on disk, {most} of memory at most (counted in f32, without --checkpointing)\n"
+        "{}, one after the other: {time}, {disk} on disk, {most} of memory at most (counted in f32, without --checkpointing)\n",
+        plural(runs, "run")
     )
 }
 
@@ -160,8 +160,8 @@ pub fn memory_warning(jobs: &[Job], clip: &Clip, available: u64) -> Option<Strin
         format!(
             "warning: `{method}` takes about {} of memory, and {} are free; less is taken with --set batch=…, --set reference_batch=… or \
              --checkpointing",
-            units::bytes(need),
-            units::bytes(available)
+            bytes(need),
+            bytes(available)
         )
     })
 }

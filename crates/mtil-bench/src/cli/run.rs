@@ -166,7 +166,7 @@ impl Executed {
 /// How much memory a run takes, in words.
 fn by_plan(need: Option<(u64, &str)>) -> String {
     need.map_or_else(String::new, |(bytes, _)| {
-        let bytes = crate::plan::units::bytes(bytes);
+        let bytes = mtil_report::words::bytes(bytes);
         format!("In f32 and without --checkpointing it takes about {bytes}. ")
     })
 }

@@ -16,7 +16,6 @@ pub mod page;
 pub mod record;
 pub mod table;
 
-mod chart;
 #[cfg(test)]
 mod fake;
 mod verdict;

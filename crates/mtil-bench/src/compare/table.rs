@@ -260,7 +260,7 @@ fn cells(c: &Comparison, m: &Measurement, name: String) -> Vec<String> {
         name,
         speed.map_or_else(none, |r| words::number(r.median)),
         speed.map_or_else(none, words::range),
-        c.times_reference(m).map_or_else(none, words::times),
+        c.times_reference(m).map_or_else(none, words::number),
         f.first_seconds.map_or_else(none, words::duration),
         f.host_bytes.map_or_else(none, words::bytes),
         f.device_bytes.map_or_else(none, words::bytes),

@@ -5,12 +5,10 @@
 //! | [`trial`] | a little of a run, timed by the events of the engine |
 //! | [`estimate`] | a whole run from its trial |
 //! | [`memory`] | the memory of the device, counted |
-//! | [`units`] | numbers for people |
 
 pub mod estimate;
 pub mod memory;
 pub mod trial;
-pub mod units;
 
 pub use estimate::{Estimate, estimate};
 pub use memory::Memory;

@@ -1,13 +1,10 @@
-//! The pickles of CIFAR, read by a machine that builds values and executes nothing.
+//! The pickles of CIFAR: numbers, texts, containers and numpy arrays.
 //!
-//! Knows the opcodes that Python 2 and 3 write for numbers, texts and containers (Python's
-//! `pickletools.py` describes them), and of all classes and functions only those that numpy arrays
-//! are made with. Others are refused by name.
-//!
-//! Objects refer to each other by index while the machine runs, so nothing recurses; what is
-//! referred to many times is copied at the end, within a limit.
+//! [`inert_pickle`] reads them and executes nothing; this is its vocabulary: of all classes and
+//! functions those that numpy arrays are made with. Others are refused by name. What is referred to
+//! many times is copied at the end, within a limit.
 
-use std::{borrow::Cow, collections::HashMap};
+use inert_pickle::{Bytes, Fault, Id, Limits, Made, Node, Objects, Vocabulary};
 
 use super::error::DatasetError;
 
@@ -15,8 +12,6 @@ use super::error::DatasetError;
 const MAX_OBJECTS: usize = 4 << 20;
 /// Most containers within containers.
 const MAX_DEPTH: usize = 32;
-/// Longest line of a text opcode.
-const MAX_LINE: usize = 1 << 16;
 
 /// What a pickle holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,41 +65,40 @@ impl Value {
 /// # Errors
 /// [`DatasetError::Pickle`].
 pub fn read(bytes: &[u8], name: &str) -> Result<Value, DatasetError> {
-    let mut machine = Machine {
-        input: bytes,
-        position: 0,
-        objects: Vec::new(),
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: HashMap::new(),
+    let mut numpy = Numpy {
+        source: bytes,
         // Text that Python 3 wraps for Python 2 is twice as long as its bytes.
         allowance: bytes.len().saturating_mul(4).saturating_add(1 << 20),
     };
-    machine
-        .run()
-        .and_then(|root| machine.value(root, 0))
+    let length = bytes.len() as u64;
+    let limits = Limits {
+        bytes: length,
+        objects: MAX_OBJECTS,
+    };
+    inert_pickle::read(bytes, 0..length, limits, &mut numpy)
+        .map_err(|fault| match fault {
+            Fault::Truncated { .. } => {
+                "it ends early: half downloaded? Download it again".to_owned()
+            }
+            Fault::Unknown { global, .. } => format!(
+                "pickle with foreign globals: it asks for `{}`, which no dataset needs; it is not to be trusted",
+                global.escape_debug()
+            ),
+            other => other.to_string(),
+        })
+        .and_then(|pickle| numpy.value(&pickle, pickle.root, 0))
         .map_err(|reason| DatasetError::Pickle {
             path: name.to_owned(),
             reason,
         })
 }
 
-/// Index of an object.
-type Id = u32;
-
-#[derive(Debug, Clone)]
-enum Object<'a> {
-    None,
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-    Text(Cow<'a, str>),
-    Bytes(Cow<'a, [u8]>),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
+/// What is neither a number nor a text nor a container.
+#[derive(Debug)]
+enum Known {
     Global(Global),
     Dtype(Dtype),
+    /// Nothing before it is given its state.
     Array(Option<Array>),
 }
 
@@ -181,453 +175,127 @@ struct Array {
     data: Id,
 }
 
-struct Machine<'a> {
-    input: &'a [u8],
-    position: usize,
-    objects: Vec<Object<'a>>,
-    stack: Vec<Id>,
-    marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
+type Outcome<T> = Result<T, String>;
+
+/// The vocabulary.
+struct Numpy<'a> {
+    source: &'a [u8],
     /// Bytes that may yet be copied.
     allowance: usize,
 }
 
-type Outcome<T> = Result<T, String>;
+impl Vocabulary for Numpy<'_> {
+    type Known = Known;
 
-impl<'a> Machine<'a> {
-    /// Runs to the end and tells the object that is left.
-    fn run(&mut self) -> Outcome<Id> {
-        loop {
-            let at = self.position;
-            let op = self.take(1)?[0];
-            if op == b'.' {
-                return self.pop();
-            }
-            self.execute(op).map_err(|reason| {
-                if self.position >= self.input.len() && reason == ENDS_EARLY {
-                    reason
-                } else {
-                    format!("{reason} (at byte {at})")
-                }
-            })?;
-        }
+    const PYTHON_2_TEXT: bool = false;
+
+    fn find(&mut self, module: &str, name: &str) -> Option<Known> {
+        Global::find(module, name).map(Known::Global)
     }
 
-    fn execute(&mut self, op: u8) -> Outcome<()> {
-        match op {
-            // PROTO, FRAME
-            0x80 => match self.take(1)?[0] {
-                0..=5 => {}
-                version => return Err(format!("protocol {version} is not known")),
-            },
-            0x95 => drop(self.take(8)?),
-            // MARK, POP, POP_MARK, DUP
-            b'(' => self.marks.push(self.stack.len()),
-            b'0' => match self.marks.last() {
-                Some(mark) if *mark == self.stack.len() => drop(self.marks.pop()),
-                _ => drop(self.pop()?),
-            },
-            b'1' => drop(self.since_mark()?),
-            b'2' => {
-                let top = self.top()?;
-                self.stack.push(top);
-            }
-            // NONE, NEWTRUE, NEWFALSE
-            b'N' => self.push(Object::None)?,
-            0x88 => self.push(Object::Bool(true))?,
-            0x89 => self.push(Object::Bool(false))?,
-            // INT, LONG, FLOAT
-            b'I' => {
-                let object = match self.line()? {
-                    b"00" => Object::Bool(false),
-                    b"01" => Object::Bool(true),
-                    line => Object::Int(parse(line).ok_or("an integer is malformed")?),
-                };
-                self.push(object)?;
-            }
-            b'L' => {
-                let line = self.line()?;
-                let digits = line.strip_suffix(b"L").unwrap_or(line);
-                self.push(Object::Int(parse(digits).ok_or("an integer is malformed")?))?;
-            }
-            b'F' => {
-                let value = parse(self.line()?).ok_or("a float is malformed")?;
-                self.push(Object::Float(value))?;
-            }
-            // BININT, BININT1, BININT2, LONG1, LONG4, BINFLOAT
-            b'J' => {
-                let value = i32::from_le_bytes(self.array()?);
-                self.push(Object::Int(value.into()))?;
-            }
-            b'K' => {
-                let value = self.take(1)?[0];
-                self.push(Object::Int(value.into()))?;
-            }
-            b'M' => {
-                let value = u16::from_le_bytes(self.array()?);
-                self.push(Object::Int(value.into()))?;
-            }
-            0x8a | 0x8b => {
-                let digits = if op == 0x8a {
-                    self.counted::<1>()?
-                } else {
-                    self.counted::<4>()?
-                };
-                let value = long(digits).ok_or("an integer has more than 64 bits")?;
-                self.push(Object::Int(value))?;
-            }
-            b'G' => {
-                let value = f64::from_be_bytes(self.array()?);
-                self.push(Object::Float(value))?;
-            }
-            // STRING, BINSTRING, SHORT_BINSTRING, BINBYTES, SHORT_BINBYTES, BINBYTES8, BYTEARRAY8
-            b'S' => {
-                let bytes = unquote(self.line()?).ok_or("a string is malformed")?;
-                self.push(Object::Bytes(bytes.into()))?;
-            }
-            b'T' | b'B' => {
-                let bytes = self.counted::<4>()?;
-                self.push(Object::Bytes(bytes.into()))?;
-            }
-            b'U' | b'C' => {
-                let bytes = self.counted::<1>()?;
-                self.push(Object::Bytes(bytes.into()))?;
-            }
-            0x8e | 0x96 => {
-                let bytes = self.counted::<8>()?;
-                self.push(Object::Bytes(bytes.into()))?;
-            }
-            // BINUNICODE, SHORT_BINUNICODE, BINUNICODE8
-            b'X' => {
-                let bytes = self.counted::<4>()?;
-                self.push(Object::Text(utf8(bytes)?.into()))?;
-            }
-            0x8c => {
-                let bytes = self.counted::<1>()?;
-                self.push(Object::Text(utf8(bytes)?.into()))?;
-            }
-            0x8d => {
-                let bytes = self.counted::<8>()?;
-                self.push(Object::Text(utf8(bytes)?.into()))?;
-            }
-            // EMPTY_LIST, LIST, APPEND, APPENDS
-            b']' => self.push(Object::List(Vec::new()))?,
-            b'l' => {
-                let items = self.since_mark()?;
-                self.push(Object::List(items))?;
-            }
-            b'a' => {
-                let item = self.pop()?;
-                self.top_list()?.push(item);
-            }
-            b'e' => {
-                let items = self.since_mark()?;
-                self.top_list()?.extend(items);
-            }
-            // EMPTY_TUPLE, TUPLE, TUPLE1, TUPLE2, TUPLE3
-            b')' => self.push(Object::Tuple(Vec::new()))?,
-            b't' => {
-                let items = self.since_mark()?;
-                self.push(Object::Tuple(items))?;
-            }
-            0x85..=0x87 => {
-                let mut items = Vec::new();
-                for _ in 0..op - 0x84 {
-                    items.insert(0, self.pop()?);
-                }
-                self.push(Object::Tuple(items))?;
-            }
-            // EMPTY_DICT, DICT, SETITEM, SETITEMS
-            b'}' => self.push(Object::Dict(Vec::new()))?,
-            b'd' => {
-                let entries = pairs(&self.since_mark()?)?;
-                self.push(Object::Dict(entries))?;
-            }
-            b's' => {
-                let value = self.pop()?;
-                let key = self.pop()?;
-                self.top_dict()?.push((key, value));
-            }
-            b'u' => {
-                let entries = pairs(&self.since_mark()?)?;
-                self.top_dict()?.extend(entries);
-            }
-            // PUT, BINPUT, LONG_BINPUT, MEMOIZE, GET, BINGET, LONG_BINGET
-            b'p' => {
-                let key = parse(self.line()?).ok_or("a memo number is malformed")?;
-                self.remember(key)?;
-            }
-            b'q' => {
-                let key = self.take(1)?[0].into();
-                self.remember(key)?;
-            }
-            b'r' => {
-                let key = u32::from_le_bytes(self.array()?);
-                self.remember(key)?;
-            }
-            0x94 => self.remember(self.memo.len() as u32)?,
-            b'g' => {
-                let key = parse(self.line()?).ok_or("a memo number is malformed")?;
-                self.recall(key)?;
-            }
-            b'h' => {
-                let key = self.take(1)?[0].into();
-                self.recall(key)?;
-            }
-            b'j' => {
-                let key = u32::from_le_bytes(self.array()?);
-                self.recall(key)?;
-            }
-            // GLOBAL, STACK_GLOBAL, REDUCE, BUILD
-            b'c' => {
-                let (module, name) = (utf8(self.line()?)?, utf8(self.line()?)?);
-                self.global(module, name)?;
-            }
-            0x93 => {
-                let (name, module) = (self.pop()?, self.pop()?);
-                match (&self.objects[module as usize], &self.objects[name as usize]) {
-                    (Object::Text(module), Object::Text(name)) => {
-                        let (module, name) = (module.clone(), name.clone());
-                        self.global(&module, &name)?;
-                    }
-                    _ => return Err("the name of a class is no text".into()),
-                }
-            }
-            b'R' => self.reduce()?,
-            b'b' => self.build()?,
-            other => {
-                return Err(format!(
-                    "opcode {other:#04x} is not one of a dataset's: it is damaged or not to be trusted"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, count: usize) -> Outcome<&'a [u8]> {
-        let bytes = self
-            .position
-            .checked_add(count)
-            .and_then(|end| self.input.get(self.position..end));
-        let Some(bytes) = bytes else {
-            self.position = self.input.len();
-            return Err(ENDS_EARLY.into());
-        };
-        self.position += count;
-        Ok(bytes)
-    }
-
-    fn array<const N: usize>(&mut self) -> Outcome<[u8; N]> {
-        let bytes = self.take(N)?;
-        Ok(*bytes.first_chunk().expect("as many were taken"))
-    }
-
-    /// Bytes after their number, which has `N` bytes.
-    fn counted<const N: usize>(&mut self) -> Outcome<&'a [u8]> {
-        let mut count = [0; 8];
-        count[..N].copy_from_slice(&self.array::<N>()?);
-        let count = usize::try_from(u64::from_le_bytes(count)).map_err(|_| ENDS_EARLY)?;
-        self.take(count)
-    }
-
-    fn line(&mut self) -> Outcome<&'a [u8]> {
-        let rest = &self.input[self.position..];
-        let end = rest.iter().take(MAX_LINE).position(|b| *b == b'\n');
-        let line = &rest[..end.ok_or("a line does not end")?];
-        self.position += line.len() + 1;
-        Ok(line.strip_suffix(b"\r").unwrap_or(line))
-    }
-
-    fn push(&mut self, object: Object<'a>) -> Outcome<()> {
-        if self.objects.len() == MAX_OBJECTS {
-            return Err(format!("it makes more than {MAX_OBJECTS} objects"));
-        }
-        self.stack.push(self.objects.len() as Id);
-        self.objects.push(object);
-        Ok(())
-    }
-
-    /// The top of the stack above the last mark.
-    fn top(&self) -> Outcome<Id> {
-        let floor = self.marks.last().copied().unwrap_or(0);
-        match self.stack[floor.min(self.stack.len())..].last() {
-            Some(top) => Ok(*top),
-            None => Err("its stack is empty".into()),
-        }
-    }
-
-    fn pop(&mut self) -> Outcome<Id> {
-        let top = self.top()?;
-        self.stack.pop();
-        Ok(top)
-    }
-
-    fn since_mark(&mut self) -> Outcome<Vec<Id>> {
-        let mark = self.marks.pop().ok_or("its stack has no mark")?;
-        Ok(self.stack.split_off(mark))
-    }
-
-    fn top_list(&mut self) -> Outcome<&mut Vec<Id>> {
-        let top = self.top()?;
-        match &mut self.objects[top as usize] {
-            Object::List(items) => Ok(items),
-            _ => Err("something is added to what is no list".into()),
-        }
-    }
-
-    fn top_dict(&mut self) -> Outcome<&mut Vec<(Id, Id)>> {
-        let top = self.top()?;
-        match &mut self.objects[top as usize] {
-            Object::Dict(entries) => Ok(entries),
-            _ => Err("something is put into what is no dict".into()),
-        }
-    }
-
-    fn remember(&mut self, key: u32) -> Outcome<()> {
-        let top = self.top()?;
-        self.memo.insert(key, top);
-        Ok(())
-    }
-
-    fn recall(&mut self, key: u32) -> Outcome<()> {
-        let id = self
-            .memo
-            .get(&key)
-            .ok_or("what it refers to is not there")?;
-        self.stack.push(*id);
-        if self.stack.len() > MAX_OBJECTS {
-            return Err(format!("its stack is longer than {MAX_OBJECTS}"));
-        }
-        Ok(())
-    }
-
-    fn global(&mut self, module: &str, name: &str) -> Outcome<()> {
-        let global = Global::find(module, name).ok_or_else(|| {
-            format!(
-                "pickle with foreign globals: it asks for `{}`, which no dataset needs; it is not to be trusted",
-                format!("{module}.{name}").escape_debug()
-            )
-        })?;
-        self.push(Object::Global(global))
-    }
-
-    fn get(&self, id: Id) -> &Object<'a> {
-        &self.objects[id as usize]
-    }
-
-    /// Calls a function.
-    fn reduce(&mut self) -> Outcome<()> {
-        let (arguments, function) = (self.pop()?, self.pop()?);
-        let (Object::Global(function), Object::Tuple(arguments)) =
-            (self.get(function).clone(), self.get(arguments).clone())
-        else {
+    fn call(
+        &mut self,
+        objects: &Objects<Known>,
+        callable: &Known,
+        arguments: &[Id],
+    ) -> Outcome<Made<Known>> {
+        let Known::Global(function) = callable else {
             return Err("it calls what is no function".into());
         };
-        let object = match (function, arguments.as_slice()) {
+        let node = match (function, arguments) {
             (Global::Reconstruct, [class, ..])
-                if matches!(self.get(*class), Object::Global(Global::Ndarray)) =>
+                if matches!(
+                    objects.get(*class),
+                    Node::Known(Known::Global(Global::Ndarray))
+                ) =>
             {
-                Object::Array(None)
+                Node::Known(Known::Array(None))
             }
             (Global::FromBuffer, [data, dtype, shape, order]) => {
-                let fortran = matches!(self.get(*order), Object::Text(order) if order == "F");
-                Object::Array(Some(self.checked_array(*shape, *dtype, fortran, *data)?))
+                let fortran = objects.text(*order) == Some("F");
+                let array = checked_array(objects, *shape, *dtype, fortran, *data)?;
+                Node::Known(Known::Array(Some(array)))
             }
             (Global::Dtype, [name, ..]) => {
-                let name = match self.get(*name) {
-                    Object::Text(name) => name.as_bytes(),
-                    Object::Bytes(name) => name,
-                    _ => return Err("an element type has no name".into()),
-                };
+                let name = self
+                    .ascii(objects, *name)
+                    .ok_or("an element type has no name")?;
                 let name = String::from_utf8_lossy(name);
-                let dtype = Dtype::parse(&name);
-                Object::Dtype(dtype.ok_or_else(|| {
+                let dtype = Dtype::parse(&name).ok_or_else(|| {
                     format!(
                         "elements of type `{}` are not supported",
                         name.escape_debug()
                     )
-                })?)
+                })?;
+                Node::Known(Known::Dtype(dtype))
             }
-            (Global::Scalar, [dtype, data]) => match (self.get(*dtype), self.get(*data)) {
-                (Object::Dtype(dtype), Object::Bytes(data)) => scalar(*dtype, data)?,
+            (Global::Scalar, [dtype, data]) => match (objects.get(*dtype), objects.get(*data)) {
+                (Node::Known(Known::Dtype(dtype)), Node::Bytes(data)) => {
+                    scalar(*dtype, data.within(self.source))?
+                }
                 _ => return Err("a number of numpy is malformed".into()),
             },
-            (Global::Encode, [text, encoding]) => match (self.get(*text), self.get(*encoding)) {
-                (Object::Text(text), Object::Text(encoding)) if encoding == "latin1" => {
-                    let length = text.len();
-                    let bytes: Result<Vec<u8>, _> =
-                        text.chars().map(|c| u8::try_from(u32::from(c))).collect();
-                    let bytes = bytes.map_err(|_| "bytes are malformed")?;
-                    self.spend(length)?;
-                    Object::Bytes(bytes.into())
+            (Global::Encode, [text, encoding]) => {
+                match (objects.text(*text), objects.text(*encoding)) {
+                    (Some(text), Some("latin1")) => {
+                        self.spend(text.len())?;
+                        let bytes: Result<Box<[u8]>, _> =
+                            text.chars().map(|c| u8::try_from(u32::from(c))).collect();
+                        Node::Bytes(Bytes::Own(bytes.map_err(|_| "bytes are malformed")?))
+                    }
+                    _ => return Err("bytes are malformed".into()),
                 }
-                _ => return Err("bytes are malformed".into()),
-            },
-            (Global::Bytes, []) => Object::Bytes(Cow::Borrowed(b"")),
+            }
+            (Global::Bytes, []) => Node::Bytes(Bytes::Own(Box::new([]))),
             _ => return Err(format!("it calls {function:?} in an unknown way")),
         };
-        self.push(object)
+        Ok(Made::New(node))
     }
 
-    /// Gives an object its state.
-    fn build(&mut self) -> Outcome<()> {
-        let (state, target) = (self.pop()?, self.top()?);
-        let Object::Tuple(state) = self.get(state).clone() else {
+    fn build(
+        &mut self,
+        objects: &Objects<Known>,
+        target: Id,
+        state: Id,
+    ) -> Outcome<Option<Node<Known>>> {
+        let Node::Tuple(state) = objects.get(state) else {
             return Err("the state of an object is no tuple".into());
         };
-        let built = match (self.get(target), state.as_slice()) {
-            (Object::Array(None), [_version, shape, dtype, fortran, data]) => {
-                let fortran = match self.get(*fortran) {
-                    Object::Bool(fortran) => *fortran,
-                    Object::Int(fortran) => *fortran != 0,
+        let built = match (objects.get(target), &**state) {
+            (Node::Known(Known::Array(None)), [_version, shape, dtype, fortran, data]) => {
+                let fortran = match objects.get(*fortran) {
+                    Node::Bool(fortran) => *fortran,
+                    Node::Int(fortran) => *fortran != 0,
                     _ => return Err("an array is malformed".into()),
                 };
-                Object::Array(Some(self.checked_array(*shape, *dtype, fortran, *data)?))
+                let array = checked_array(objects, *shape, *dtype, fortran, *data)?;
+                Known::Array(Some(array))
             }
-            (Object::Dtype(dtype), [_version, order, ..]) => {
-                let big = match self.get(*order) {
-                    Object::Text(order) => order == ">",
-                    Object::Bytes(order) => &**order == b">",
-                    _ => return Err("an element type is malformed".into()),
-                };
-                Object::Dtype(Dtype { big, ..*dtype })
+            (Node::Known(Known::Dtype(dtype)), [_version, order, ..]) => {
+                let order = self.ascii(objects, *order);
+                Known::Dtype(Dtype {
+                    big: order.ok_or("an element type is malformed")? == b">",
+                    ..*dtype
+                })
             }
             _ => return Err("it gives an object a state of an unknown kind".into()),
         };
-        self.objects[target as usize] = built;
-        Ok(())
+        Ok(Some(Node::Known(built)))
     }
 
-    fn checked_array(&self, shape: Id, dtype: Id, fortran: bool, data: Id) -> Outcome<Array> {
-        let (Object::Tuple(lengths), Object::Dtype(dtype), Object::Bytes(bytes)) =
-            (self.get(shape), self.get(dtype), self.get(data))
-        else {
-            return Err("an array is malformed".into());
-        };
-        let shape: Option<Vec<usize>> = lengths
-            .iter()
-            .map(|length| match self.get(*length) {
-                Object::Int(length) => usize::try_from(*length).ok(),
-                _ => None,
-            })
-            .collect();
-        let shape = shape.ok_or("the shape of an array is malformed")?;
-        let size = shape
-            .iter()
-            .try_fold(dtype.size, |size, length| size.checked_mul(*length));
-        if size != Some(bytes.len()) {
-            return Err(format!(
-                "an array of shape {shape:?} and {} bytes an element has {} bytes",
-                dtype.size,
-                bytes.len()
-            ));
+    fn persistent(&mut self, _: &Objects<Known>, _: Id) -> Outcome<Node<Known>> {
+        Err("it refers to an object outside of it".into())
+    }
+}
+
+impl Numpy<'_> {
+    /// A short text, which Python 2 wrote as bytes.
+    fn ascii<'o>(&'o self, objects: &'o Objects<Known>, id: Id) -> Option<&'o [u8]> {
+        match objects.get(id) {
+            Node::Str(text) => Some(text.as_bytes()),
+            Node::Bytes(text) => Some(text.within(self.source)),
+            _ => None,
         }
-        Ok(Array {
-            dtype: *dtype,
-            shape,
-            fortran,
-            data,
-        })
     }
 
     fn spend(&mut self, bytes: usize) -> Outcome<()> {
@@ -636,8 +304,14 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    fn copy(&mut self, bytes: &Bytes) -> Outcome<Vec<u8>> {
+        let bytes = bytes.within(self.source);
+        self.spend(bytes.len())?;
+        Ok(bytes.to_vec())
+    }
+
     /// An object with all that it refers to.
-    fn value(&mut self, id: Id, depth: usize) -> Outcome<Value> {
+    fn value(&mut self, objects: &Objects<Known>, id: Id, depth: usize) -> Outcome<Value> {
         if depth > MAX_DEPTH {
             return Err(format!(
                 "its containers are nested more than {MAX_DEPTH} deep"
@@ -645,34 +319,32 @@ impl<'a> Machine<'a> {
         }
         // A value is counted as a byte: every object costs at least one, once.
         self.spend(1)?;
-        Ok(match self.get(id) {
-            Object::None => Value::None,
-            Object::Bool(value) => Value::Bool(*value),
-            Object::Int(value) => Value::Int(*value),
-            Object::Float(value) => Value::Float(*value),
-            Object::Text(text) => {
-                let text = text.clone();
+        Ok(match objects.get(id) {
+            Node::None => Value::None,
+            Node::Bool(value) => Value::Bool(*value),
+            Node::Int(value) => Value::Int(*value),
+            Node::Float(value) => Value::Float(*value),
+            Node::Str(text) => {
                 self.spend(text.len())?;
-                Value::Text(text.into_owned())
+                Value::Text(text.to_string())
             }
-            Object::Bytes(bytes) => {
-                let length = bytes.len();
-                self.spend(length)?;
-                Value::Bytes(self.bytes(id).to_vec())
-            }
-            Object::List(items) => Value::List(self.values(&items.clone(), depth)?),
-            Object::Tuple(items) => Value::Tuple(self.values(&items.clone(), depth)?),
-            Object::Dict(entries) => {
-                let entries = entries.clone();
+            Node::Bytes(bytes) => Value::Bytes(self.copy(bytes)?),
+            Node::List(items) => Value::List(self.values(objects, items, depth)?),
+            Node::Tuple(items) => Value::Tuple(self.values(objects, items, depth)?),
+            Node::Dict(entries) => {
                 let entries = entries.iter().map(|(key, value)| {
-                    Ok((self.value(*key, depth + 1)?, self.value(*value, depth + 1)?))
+                    Ok((
+                        self.value(objects, *key, depth + 1)?,
+                        self.value(objects, *value, depth + 1)?,
+                    ))
                 });
                 Value::Dict(entries.collect::<Outcome<_>>()?)
             }
-            Object::Array(Some(array)) => {
-                let array = array.clone();
-                self.spend(self.bytes(array.data).len())?;
-                let mut data = self.bytes(array.data).to_vec();
+            Node::Known(Known::Array(Some(array))) => {
+                let Node::Bytes(data) = objects.get(array.data) else {
+                    return Err("an array is malformed".into());
+                };
+                let mut data = self.copy(data)?;
                 let Dtype { kind, size, big } = array.dtype;
                 if big {
                     data.chunks_exact_mut(size).for_each(<[u8]>::reverse);
@@ -682,98 +354,71 @@ impl<'a> Machine<'a> {
                 }
                 Value::Array {
                     dtype: format!("{kind}{size}"),
-                    shape: array.shape,
+                    shape: array.shape.clone(),
                     data,
                 }
             }
-            Object::Global(_) | Object::Dtype(_) | Object::Array(None) => {
+            Node::Long(_) | Node::Opaque => {
+                return Err("it holds a set, or an integer of more than 64 bits".into());
+            }
+            Node::Known(_) => {
                 return Err("it holds a class, or an array without content".into());
             }
         })
     }
 
-    fn values(&mut self, items: &[Id], depth: usize) -> Outcome<Vec<Value>> {
+    fn values(
+        &mut self,
+        objects: &Objects<Known>,
+        items: &[Id],
+        depth: usize,
+    ) -> Outcome<Vec<Value>> {
         items
             .iter()
-            .map(|item| self.value(*item, depth + 1))
+            .map(|item| self.value(objects, *item, depth + 1))
             .collect()
     }
-
-    fn bytes(&self, id: Id) -> &[u8] {
-        match self.get(id) {
-            Object::Bytes(bytes) => bytes,
-            _ => &[],
-        }
-    }
 }
 
-const ENDS_EARLY: &str = "it ends early: half downloaded? Download it again";
-
-fn utf8(bytes: &[u8]) -> Outcome<&str> {
-    std::str::from_utf8(bytes).map_err(|_| "a text is no UTF-8".into())
-}
-
-fn parse<T: std::str::FromStr>(line: &[u8]) -> Option<T> {
-    std::str::from_utf8(line).ok()?.parse().ok()
-}
-
-fn pairs(items: &[Id]) -> Outcome<Vec<(Id, Id)>> {
-    match items.as_chunks::<2>() {
-        (pairs, []) => Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect()),
-        _ => Err("a dict has a key without a value".into()),
-    }
-}
-
-/// A little-endian two's complement number of any length.
-fn long(digits: &[u8]) -> Option<i64> {
-    let sign = match digits.last() {
-        Some(last) if *last >= 0x80 => 0xff,
-        _ => 0,
+fn checked_array(
+    objects: &Objects<Known>,
+    shape: Id,
+    dtype: Id,
+    fortran: bool,
+    data: Id,
+) -> Outcome<Array> {
+    let (Node::Tuple(lengths), Node::Known(Known::Dtype(dtype)), Node::Bytes(bytes)) =
+        (objects.get(shape), objects.get(dtype), objects.get(data))
+    else {
+        return Err("an array is malformed".into());
     };
-    let mut bytes = [sign; 8];
-    let (low, high) = digits.split_at(digits.len().min(8));
-    bytes[..low.len()].copy_from_slice(low);
-    let value = i64::from_le_bytes(bytes);
-    (high.iter().all(|b| *b == sign) && (value < 0) == (sign == 0xff)).then_some(value)
+    let shape: Option<Vec<usize>> = lengths
+        .iter()
+        .map(|length| match objects.get(*length) {
+            Node::Int(length) => usize::try_from(*length).ok(),
+            _ => None,
+        })
+        .collect();
+    let shape = shape.ok_or("the shape of an array is malformed")?;
+    let size = shape
+        .iter()
+        .try_fold(dtype.size, |size, length| size.checked_mul(*length));
+    if size.map(|size| size as u64) != Some(bytes.len()) {
+        return Err(format!(
+            "an array of shape {shape:?} and {} bytes an element has {} bytes",
+            dtype.size,
+            bytes.len()
+        ));
+    }
+    Ok(Array {
+        dtype: *dtype,
+        shape,
+        fortran,
+        data,
+    })
 }
 
-/// The content of a Python string literal.
-fn unquote(line: &[u8]) -> Option<Vec<u8>> {
-    let [quote @ (b'\'' | b'"'), inner @ .., last] = line else {
-        return None;
-    };
-    if quote != last {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(inner.len());
-    let mut rest = inner;
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if *first != b'\\' {
-            bytes.push(*first);
-            continue;
-        }
-        let [escape, tail @ ..] = rest else {
-            return None;
-        };
-        rest = tail;
-        bytes.push(match escape {
-            b'\\' | b'\'' | b'"' => *escape,
-            b'n' => b'\n',
-            b'r' => b'\r',
-            b't' => b'\t',
-            b'x' => {
-                let (digits, tail) = rest.split_first_chunk::<2>()?;
-                rest = tail;
-                u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?
-            }
-            _ => return None,
-        });
-    }
-    Some(bytes)
-}
-
-fn scalar<'a>(dtype: Dtype, data: &[u8]) -> Outcome<Object<'a>> {
+fn scalar(dtype: Dtype, data: &[u8]) -> Outcome<Node<Known>> {
     let malformed = || "a number of numpy is malformed".to_owned();
     if data.len() != dtype.size {
         return Err(malformed());
@@ -786,11 +431,11 @@ fn scalar<'a>(dtype: Dtype, data: &[u8]) -> Outcome<Object<'a>> {
     let mut wide = [if negative { 0xff } else { 0 }; 8];
     wide[..data.len()].copy_from_slice(&data);
     Ok(match (dtype.kind, dtype.size) {
-        ('b', _) => Object::Bool(data[0] != 0),
-        ('f', 4) => Object::Float(f32::from_le_bytes([data[0], data[1], data[2], data[3]]).into()),
-        ('f', _) => Object::Float(f64::from_le_bytes(wide)),
-        ('u', _) => Object::Int(i64::try_from(u64::from_le_bytes(wide)).map_err(|_| malformed())?),
-        _ => Object::Int(i64::from_le_bytes(wide)),
+        ('b', _) => Node::Bool(data[0] != 0),
+        ('f', 4) => Node::Float(f32::from_le_bytes([data[0], data[1], data[2], data[3]]).into()),
+        ('f', _) => Node::Float(f64::from_le_bytes(wide)),
+        ('u', _) => Node::Int(i64::try_from(u64::from_le_bytes(wide)).map_err(|_| malformed())?),
+        _ => Node::Int(i64::from_le_bytes(wide)),
     })
 }
 
@@ -947,13 +592,16 @@ mod tests {
             );
         }
         // Other ways to make an object.
-        for pickle in [
-            &b"(S'x'\nios\nsystem\n."[..],
-            b"\x80\x02P1\n.",
-            b"\x80\x02\x82\x01.",
-            b"N)\x81.",
+        for (pickle, reason) in [
+            (&b"(S'x'\nios\nsystem\n."[..], "`os.system`"),
+            (b"\x80\x02P1\n.", "opcode 0x50"),
+            (b"\x80\x02\x82\x01.", "opcode 0x82"),
+            (b"N)\x81.", "what is called is not a class"),
+            (b"NQ.", "outside of it"),
+            (b"cnumpy\ndtype\n)\x81.", "in an unknown way"),
         ] {
-            assert!(fault(pickle).contains("opcode"), "{pickle:?}");
+            let message = fault(pickle);
+            assert!(message.contains(reason), "{message}");
         }
     }
 
@@ -985,7 +633,7 @@ mod tests {
     fn lying_lengths_are_refused_before_anything_is_allocated() {
         for pickle in [
             &b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xff."[..],
-            b"\x80\x02T\xff\xff\xff\xffabc.",
+            b"\x80\x02B\xff\xff\xff\xffabc.",
             b"\x80\x02\x8b\xff\xff\xff\x7f.",
         ] {
             assert!(fault(pickle).contains("half downloaded?"));
@@ -1034,15 +682,5 @@ mod tests {
         }
         let objects = b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR.";
         assert!(fault(objects).contains("`O8`"));
-    }
-
-    #[test]
-    fn long_integers_are_twos_complement() {
-        assert_eq!(long(b""), Some(0));
-        assert_eq!(long(b"\xff"), Some(-1));
-        assert_eq!(long(b"\xff\0"), Some(255));
-        assert_eq!(long(&i64::MIN.to_le_bytes()), Some(i64::MIN));
-        assert_eq!(long(b"\0\0\0\0\0\0\0\x80\0"), None);
-        assert_eq!(long(b"\x01\0\0\0\0\0\0\0\0\0"), Some(1));
     }
 }

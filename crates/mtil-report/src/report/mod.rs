@@ -13,7 +13,6 @@ mod group;
 mod load;
 mod page;
 mod paired;
-pub mod svg;
 mod terminal;
 
 #[cfg(test)]
@@ -25,9 +24,6 @@ use std::path::{Path, PathBuf};
 
 use mtil_data::files::write_atomically;
 use mtil_engine::metrics::FileError;
-
-/// Style sheet of the page.
-pub const STYLE: &str = include_str!("style.css");
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,8 @@
 
 use super::group::{Figures, Group, Spread};
 use super::load::{Loaded, Status, pretrained};
-use super::page::{bytes, count, duration, outcome};
+use super::page::outcome;
+use crate::words::{bytes, count, duration};
 use mtil_engine::guard::Action;
 
 const HEAD: [&str; 15] = [
@@ -146,12 +147,12 @@ fn cells(name: String, f: &Figures) -> Vec<String> {
         pair(f.recall, 1),
         f.seconds.map_or("-".into(), |s| duration(s.mean)),
         f.memory.map_or("-".into(), |s| format!("{:.0} MB", s.mean)),
-        f.kept.map_or("-".into(), |s| bytes(s.mean)),
+        f.kept.map_or("-".into(), |s| bytes(s.mean as u64)),
         f.trainable.map_or("-".into(), |s| count(s.mean)),
     ]
 }
 
 /// Hyphen for minus: terminals and scripts read it.
 fn plain(v: f64, decimals: usize) -> String {
-    super::svg::number(v, decimals, false).replace('−', "-")
+    crate::words::decimal(v, decimals, false).replace('−', "-")
 }

@@ -3,8 +3,8 @@
 use std::fs;
 
 use super::fake::{Fake, agnostic, breach, change_metrics, fake, order, world};
-use super::svg::number;
 use super::*;
+use crate::words::decimal;
 use mtil_engine::metrics::{MatrixFile, MetricsFile};
 
 fn report(runs: &[PathBuf]) -> (ReportSummary, String) {
@@ -41,11 +41,11 @@ fn whole_report_has_the_numbers_and_nothing_from_outside() {
         let matrix = MatrixFile::load(&dir.join(MatrixFile::NAME)).unwrap();
         let m = matrix.accuracy().unwrap();
         for figure in [m.transfer(), m.average(), m.last(), m.diagonal(), m.bwt()] {
-            let text = number(figure.unwrap(), 1, false);
+            let text = decimal(figure.unwrap(), 1, false);
             assert!(html.contains(&text), "{method} {text}");
         }
         for v in m.rows().iter().flatten() {
-            assert!(html.contains(&format!(">{}</td>", number(*v, 1, false))));
+            assert!(html.contains(&format!(">{}</td>", decimal(*v, 1, false))));
         }
     }
     let value = |method: &str| {
@@ -53,8 +53,8 @@ fn whole_report_has_the_numbers_and_nothing_from_outside() {
         MetricsFile::load(&path).unwrap()
     };
     let (g, f) = (value("gnsp"), value("finetune"));
-    let printed = |v: Option<f64>| number(v.unwrap(), 1, false).parse::<f64>().unwrap();
-    let kept = number(printed(g.transfer) - printed(f.transfer), 1, false);
+    let printed = |v: Option<f64>| decimal(v.unwrap(), 1, false).parse::<f64>().unwrap();
+    let kept = decimal(printed(g.transfer) - printed(f.transfer), 1, false);
     assert!(
         summary.outcome.starts_with(&format!(
             "After 6 tasks, gnsp kept {kept} points more zero-shot transfer than finetune"
@@ -464,7 +464,7 @@ fn task_agnostic_accuracies_stand_beside_the_others() {
     assert_eq!(html.matches("<small>task-agnostic</small>").count(), 2);
     let zero = own.as_constant().unwrap();
     for figure in [own.average(), own.last(), zero.last()] {
-        let text = number(figure.unwrap(), 1, false);
+        let text = decimal(figure.unwrap(), 1, false);
         assert!(html.contains(&format!(">{text}</td>")), "{text}");
     }
     let table = summary_table(&runs).unwrap();

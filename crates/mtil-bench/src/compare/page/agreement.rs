@@ -3,9 +3,9 @@
 use maud::{Markup, html};
 
 use super::{Shown, has_points, legend, rows};
-use crate::compare::chart::{Axis, Chart, Group, Mark};
 use crate::compare::record::{Comparison, REFERENCE, ReplayOutcome, Size};
 use crate::compare::words::{self, NONE, sentence_start};
+use mtil_report::svg::{Axis, Group, Mark, Rows};
 
 pub(super) fn agreement(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
     let others: Vec<Shown<'_>> = shown
@@ -43,7 +43,7 @@ pub(super) fn agreement(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             )
         });
         has_points(&groups).then(|| {
-            Chart {
+            Rows {
                 title: format!("Relative difference from {REFERENCE} of {size} by work and device"),
                 axis: Axis::Log,
                 axis_name: format!("relative difference from {REFERENCE}, logarithmic"),

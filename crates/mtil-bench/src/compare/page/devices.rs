@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::{Shown, sentence};
 use crate::compare::record::{Comparison, DeviceState};
 use crate::compare::words::{self, NONE};
-use mtil_report::report::svg::swatch;
+use mtil_report::svg::swatch;
 
 pub(super) fn devices(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
     let colour = |word: &str| shown.iter().find(|s| s.device.word == word);

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::{Shown, sentence};
 use crate::compare::record::{Comparison, Measurement, REFERENCE};
 use crate::compare::words::{self, NONE};
-use mtil_report::report::svg::swatch;
+use mtil_report::svg::swatch;
 
 pub(super) fn missing(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
     let colour = |word: &str| shown.iter().find(|s| s.device.word == word)?.colour;
@@ -84,7 +84,7 @@ fn figure_cells(c: &Comparison, m: &Measurement) -> Markup {
                 td { (or_none(m.speed().map(|r| words::number(r.median)))) }
                 td { (or_none(m.speed().map(words::range))) }
                 td { (f.seconds.len()) }
-                td { (or_none(c.times_reference(m).map(words::times))) }
+                td { (or_none(c.times_reference(m).map(words::number))) }
                 td { (or_none(f.duration().map(|r| words::duration(r.median)))) }
                 td { (or_none(f.first_seconds.map(words::duration))) }
                 td { (or_none(f.host_bytes.map(words::bytes))) }

@@ -3,9 +3,9 @@
 use maud::{Markup, html};
 
 use super::{Shown, has_points, legend};
-use crate::compare::chart::{Axis, Chart, Group, Mark, Row};
 use crate::compare::record::{Comparison, Figures, Size, Work};
 use crate::compare::words;
+use mtil_report::svg::{Axis, Group, Mark, Row, Rows};
 
 pub(super) fn memory(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
     /// Picks one of the memories.
@@ -47,7 +47,7 @@ pub(super) fn memory(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             .filter(|g| !g.rows.is_empty())
             .collect();
         has_points(&groups).then(|| {
-            Chart {
+            Rows {
                 title: format!("{title} by size and device"),
                 axis: Axis::FromZero,
                 axis_name: "peak memory".into(),

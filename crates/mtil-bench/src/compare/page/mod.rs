@@ -23,13 +23,15 @@ mod speed;
 
 use std::path::Path;
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 
-use super::chart::{Group, Mark, Row};
 use super::record::{Comparison, DeviceFacts, Figures, Measurement, RecordError, Size, Work};
 use super::words;
 use mtil_data::files::write_atomically;
-use mtil_report::report::{self, svg::swatch};
+use mtil_report::{
+    page::document,
+    svg::{Group, Mark, Row, swatch},
+};
 
 const STYLE: &str = include_str!("../style.css");
 
@@ -68,36 +70,23 @@ fn page(c: &Comparison) -> Markup {
         })
         .collect();
     let any = !c.measured().is_empty();
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                title { "Devices compared" }
-                style { (PreEscaped(report::STYLE)) (PreEscaped(STYLE)) }
-            }
-            body {
-                main {
-                    (head::head(c))
-                    @if any {
-                        (fastest::fastest(c))
-                        (speed::speeds(c, &shown))
-                        (speed::first_calls(c, &shown))
-                        (memory::memory(c, &shown))
-                    }
-                    (agreement::agreement(c, &shown))
-                    (figures::missing(c, &shown))
-                    @if any { (figures::figures(c, &shown)) }
-                    (devices::devices(c, &shown))
-                    footer { p {
-                        "Made by mtil-bench " (env!("CARGO_PKG_VERSION")) ". Hover or tap points for exact values; all of them are in the tables."
-                    } }
-                }
-            }
+    let sections = html! {
+        (head::head(c))
+        @if any {
+            (fastest::fastest(c))
+            (speed::speeds(c, &shown))
+            (speed::first_calls(c, &shown))
+            (memory::memory(c, &shown))
         }
-    }
+        (agreement::agreement(c, &shown))
+        (figures::missing(c, &shown))
+        @if any { (figures::figures(c, &shown)) }
+        (devices::devices(c, &shown))
+        footer { p {
+            "Made by mtil-bench " (env!("CARGO_PKG_VERSION")) ". Hover or tap points for exact values; all of them are in the tables."
+        } }
+    };
+    document("Devices compared", STYLE, &sections)
 }
 
 fn legend(shown: &[Shown<'_>]) -> Markup {

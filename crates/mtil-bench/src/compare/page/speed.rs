@@ -3,9 +3,9 @@
 use maud::{Markup, html};
 
 use super::{Shown, has_points, legend, rows};
-use crate::compare::chart::{Axis, Chart, Group, Mark};
 use crate::compare::record::{Comparison, REFERENCE, Size, Unit, Work};
 use crate::compare::words::{self, sentence_start};
+use mtil_report::svg::{Axis, Group, Mark, Rows};
 
 pub(super) fn speeds(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
     let chart = |work: Work| {
@@ -25,7 +25,7 @@ pub(super) fn speeds(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
                     );
                     let times = c.times_reference(m).filter(|_| m.device != REFERENCE);
                     if let Some(times) = times {
-                        tip += &format!(", {} times {REFERENCE}", words::times(times));
+                        tip += &format!(", {} times {REFERENCE}", words::number(times));
                     }
                     let mark = Mark {
                         at: r.median,
@@ -44,7 +44,7 @@ pub(super) fn speeds(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             .filter(|g| !g.rows.is_empty())
             .collect();
         has_points(&groups).then(|| {
-            Chart {
+            Rows {
                 title: format!("Speed of {work} by size and device, {unit}"),
                 axis: Axis::Log,
                 axis_name: format!("{unit}, logarithmic"),
@@ -117,7 +117,7 @@ pub(super) fn first_calls(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             .filter(|g| has_points(std::slice::from_ref(g)))
             .collect();
         has_points(&groups).then(|| {
-            Chart {
+            Rows {
                 title: format!(
                     "First call and later calls of {size} by work and device, in seconds"
                 ),

@@ -6,7 +6,8 @@ use crate::report::group::Group;
 use mtil_engine::guard::{Action, Breach};
 
 use crate::report::load::{RunData, StageBreach};
-use crate::report::svg::{number, swatch};
+use crate::svg::swatch;
+use crate::words::decimal;
 
 pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
     let all: Vec<(&Group<'_>, &RunData, &StageBreach)> = groups
@@ -68,7 +69,7 @@ fn measured(b: &Breach) -> String {
     let Some(value) = b.value else {
         return "–".into();
     };
-    let apart = |d: &usize| number(value, *d, false) != number(b.limit, *d, false);
+    let apart = |d: &usize| decimal(value, *d, false) != decimal(b.limit, *d, false);
     let decimals = (1..6).find(apart).unwrap_or(6);
-    number(value, decimals, false)
+    decimal(value, decimals, false)
 }

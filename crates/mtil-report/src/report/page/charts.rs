@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use crate::report::group::Group;
-use crate::report::svg::{Line, nice, swatch};
+use crate::svg::{Line, nice, swatch};
 
 pub(super) fn legend(groups: &[&Group<'_>]) -> Markup {
     html! {

@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::charts::{legend, line, range, stage_ticks};
 use crate::report::group::Group;
-use crate::report::svg::{Chart, Line};
+use crate::svg::{Line, Lines};
 use mtil_engine::metrics::AccuracyMatrix;
 
 /// Points above or below the pretrained model: on the tasks still unseen and on those learned.
@@ -36,7 +36,7 @@ pub(super) fn hero(groups: &[&Group<'_>], tasks: usize) -> Markup {
     let margin = (longest as f64 * 6.9 + 14.0).clamp(40.0, 150.0);
     let chart = |title: &str, stages: usize, lines: Vec<Line>| {
         let y = range(lines.iter(), &[0.0]);
-        Chart {
+        Lines {
             title: title.into(),
             width: 440.0,
             height: 270.0,
@@ -49,7 +49,7 @@ pub(super) fn hero(groups: &[&Group<'_>], tasks: usize) -> Markup {
             lines,
             end_labels: Some(margin),
             unit: " points",
-            ..Chart::default()
+            ..Lines::default()
         }
         .render()
     };
@@ -102,7 +102,7 @@ pub(super) fn per_task(
                     figure {
                         figcaption { b { (c + 1) ". " (order[c]) } }
                         ({
-                            Chart {
+                            Lines {
                                 title: format!("Accuracy on {} after each task", order[c]),
                                 x: (0.0, tasks as f64),
                                 y,
@@ -112,7 +112,7 @@ pub(super) fn per_task(
                                 trained: Some(c as f64 + 1.0),
                                 decimals: 0,
                                 unit: " %",
-                                ..Chart::default()
+                                ..Lines::default()
                             }.render()
                         })
                     }

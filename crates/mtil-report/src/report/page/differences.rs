@@ -2,12 +2,11 @@
 
 use maud::{Markup, html};
 
-use super::words::plural;
 use crate::report::{
     group::{Figures, Group, Spread},
     paired::{Difference, difference},
-    svg::number,
 };
+use crate::words::{decimal, plural};
 
 /// The figures that are compared.
 type Compared = (&'static str, fn(&Figures) -> Option<Spread>);
@@ -44,11 +43,11 @@ pub(super) fn differences(groups: &[Group<'_>]) -> Markup {
             return html! { span.none { "–" } };
         };
         let Some((low, high)) = found.interval else {
-            return html! { (number(found.mean, 1, true)) };
+            return html! { (decimal(found.mean, 1, true)) };
         };
         html! {
-            (number(found.mean, 1, true))
-            span.sd { " (" (number(low, 1, true)) " to " (number(high, 1, true)) ")" }
+            (decimal(found.mean, 1, true))
+            span.sd { " (" (decimal(low, 1, true)) " to " (decimal(high, 1, true)) ")" }
             @if found.separated() == Some(false) { br; small { "not separated" } }
         }
     };

@@ -5,7 +5,8 @@ use maud::{Markup, html};
 use super::charts::{legend, line, range, stage_ticks};
 use crate::report::group::Group;
 use crate::report::load::Status;
-use crate::report::svg::{Chart, Line, number};
+use crate::svg::{Line, Lines};
+use crate::words::decimal;
 use mtil_engine::{metrics::Recall, run::Evaluated};
 
 /// Picks one of the recalls.
@@ -80,7 +81,7 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                     figure class=[(!recalls.is_empty()).then_some("tall")] {
                         figcaption { b { "Modality gap" } " — closer to the dashed line is better" }
                         ({
-                            Chart {
+                            Lines {
                                 title: "Modality gap after each task".into(),
                                 height: if recalls.is_empty() { 170.0 } else { 372.0 },
                                 x: (0.0, tasks as f64),
@@ -89,7 +90,7 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                                 level,
                                 lines: gap,
                                 decimals: 2,
-                                ..Chart::default()
+                                ..Lines::default()
                             }.render()
                         })
                     }
@@ -99,7 +100,7 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                     figure {
                         figcaption { b { (name) } }
                         ({
-                            Chart {
+                            Lines {
                                 title: format!("Retrieval {name}, after each task"),
                                 x: (0.0, tasks as f64),
                                 y: (lo.max(0.0), hi.min(100.0)),
@@ -108,7 +109,7 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                                 lines: lines.clone(),
                                 decimals: 0,
                                 unit: " %",
-                                ..Chart::default()
+                                ..Lines::default()
                             }.render()
                         })
                     }
@@ -135,7 +136,7 @@ fn parts(figures: &[(&str, Vec<Line>, usize)], tasks: usize) -> Markup {
                     figure {
                         figcaption { b { (name) } }
                         ({
-                            Chart {
+                            Lines {
                                 title: format!("{name}, after each task"),
                                 x: (0.0, tasks as f64),
                                 y: range(lines.iter(), &[]),
@@ -143,7 +144,7 @@ fn parts(figures: &[(&str, Vec<Line>, usize)], tasks: usize) -> Markup {
                                 level,
                                 lines: lines.clone(),
                                 decimals: *decimals,
-                                ..Chart::default()
+                                ..Lines::default()
                             }.render()
                         })
                     }
@@ -168,14 +169,14 @@ fn geometry_numbers(groups: &[&Group<'_>], tasks: usize) -> Markup {
                             tr {
                                 th scope="row" rowspan=(2 + rows.clone().count()) { (g.name) }
                                 td { "gap" }
-                                @for s in 0..=tasks { td { (g.gap(s).map_or("–".into(), |v| number(v, 3, false))) } }
+                                @for s in 0..=tasks { td { (g.gap(s).map_or("–".into(), |v| decimal(v, 3, false))) } }
                             }
                             tr {
                                 td { "R@1" }
                                 @for s in 0..=tasks {
                                     td {
                                         @match (g.recall(s, |r| r.r1, false), g.recall(s, |r| r.r1, true)) {
-                                            (Some(a), Some(b)) => { (number(a, 1, false)) " / " (number(b, 1, false)) },
+                                            (Some(a), Some(b)) => { (decimal(a, 1, false)) " / " (decimal(b, 1, false)) },
                                             _ => "–",
                                         }
                                     }
@@ -184,7 +185,7 @@ fn geometry_numbers(groups: &[&Group<'_>], tasks: usize) -> Markup {
                             @for (name, f, decimals) in rows {
                                 tr {
                                     td { (name) }
-                                    @for s in 0..=tasks { td { (g.pairs(s, *f).map_or("–".into(), |v| number(v, *decimals, false))) } }
+                                    @for s in 0..=tasks { td { (g.pairs(s, *f).map_or("–".into(), |v| decimal(v, *decimals, false))) } }
                                 }
                             }
                         }

@@ -3,9 +3,9 @@
 use maud::{Markup, html};
 
 use super::outcome::Outcome;
-use super::words::plural;
 use crate::report::group::Group;
 use crate::report::load::{Loaded, RunData, Status};
+use crate::words::plural;
 
 /// Title, outcome and notes.
 pub(super) fn head(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> Markup {

@@ -7,7 +7,7 @@ use maud::{Markup, html};
 use super::charts::range;
 use crate::report::group::Group;
 use crate::report::load::{RunData, Step};
-use crate::report::svg::{Chart, Line, colour_class};
+use crate::svg::{Line, Lines, colour_class};
 
 /// Points of a loss curve at most: as many as pixels are useful.
 const CURVE_POINTS: usize = 240;
@@ -98,7 +98,7 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
                     figure {
                         figcaption { b { (g.name) } @if g.runs.len() > 1 { small { " seed " (r.file.seed) } } }
                         ({
-                            Chart {
+                            Lines {
                                 title: format!("Training loss of {}", g.name),
                                 x: (0.0, tasks as f64),
                                 y: range(lines.iter(), &[0.0]),
@@ -106,7 +106,7 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
                                 borders: (1..tasks).map(|t| t as f64).collect(),
                                 lines,
                                 decimals: 0,
-                                ..Chart::default()
+                                ..Lines::default()
                             }.render()
                         })
                     }

@@ -3,7 +3,8 @@
 use maud::{Markup, html};
 
 use crate::report::group::Group;
-use crate::report::svg::{number, swatch};
+use crate::svg::swatch;
+use crate::words::decimal;
 
 pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
     if groups.is_empty() {
@@ -30,9 +31,9 @@ pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
                 b { "Right of the outlined diagonal" } ": tasks not trained yet. " b { "Left of it" } ": tasks trained before. Colour: points against the pretrained model."
             }
             div.scale aria-hidden="true" {
-                span { "−" (number(limit, 0, false)) " points" }
+                span { "−" (decimal(limit, 0, false)) " points" }
                 span.ramp {}
-                span { "+" (number(limit, 0, false)) " points" }
+                span { "+" (decimal(limit, 0, false)) " points" }
             }
             div class={ "maps" @if tasks > 7 { " wide" } } {
                 @for g in groups {
@@ -80,8 +81,8 @@ fn heat_cell(g: &Group<'_>, s: usize, c: usize, limit: f64) -> Markup {
     }
     html! {
         td class=(class) style={ "--a:" (format!("{strength:.2}")) }
-            title=[(s > 0).then(|| format!("{} points against zero-shot", number(change, 1, true)))] {
-            (number(v, 1, false))
+            title=[(s > 0).then(|| format!("{} points against zero-shot", decimal(change, 1, true)))] {
+            (decimal(v, 1, false))
         }
     }
 }

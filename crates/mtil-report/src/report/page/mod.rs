@@ -12,7 +12,7 @@
 //! | `geometry` | modality gap and retrieval |
 //! | `losses`, `ranks` | the training: losses, protected directions |
 //! | `samples`, `settings` | what the tasks look like, how the runs were set |
-//! | `charts`, `words` | what several sections share |
+//! | `charts` | what several sections share |
 //!
 //! A section without data is left out.
 
@@ -30,15 +30,14 @@ mod samples;
 mod selection;
 mod settings;
 mod summary;
-mod words;
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 
 use super::group::Group;
 use super::load::{Loaded, pretrained};
+use crate::page::document;
 
 pub(super) use outcome::{Outcome, outcome};
-pub(super) use words::{bytes, count, duration};
 
 pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> Markup {
     let first = &loaded.runs[0];
@@ -48,33 +47,24 @@ pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> 
         .filter(|g| g.runs.iter().any(|r| !r.accuracy.rows().is_empty()))
         .collect();
     let zero = pretrained(&loaded.runs);
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                title { "Continual learning on " (first.file.suite) }
-                style { (PreEscaped(super::STYLE)) }
-            }
-            body {
-                main {
-                    (head::head(loaded, groups, outcome))
-                    (summary::headline(groups, zero.as_ref(), order.len()))
-                    (differences::differences(groups))
-                    (selection::selection(groups, order))
-                    (breaches::breaches(groups, order))
-                    @if !trained.is_empty() && zero.is_some() && order.len() > 1 { (curves::hero(&trained, order.len())) }
-                    @if !trained.is_empty() { (curves::per_task(&trained, order, zero.as_ref())) }
-                    (matrices::heat_maps(&trained, order))
-                    (geometry::geometry(groups, order.len()))
-                    (losses::losses(groups, order))
-                    (ranks::ranks(groups, order))
-                    (samples::samples(&loaded.samples))
-                    (settings::settings(loaded))
-                }
-            }
-        }
-    }
+    let sections = html! {
+        (head::head(loaded, groups, outcome))
+        (summary::headline(groups, zero.as_ref(), order.len()))
+        (differences::differences(groups))
+        (selection::selection(groups, order))
+        (breaches::breaches(groups, order))
+        @if !trained.is_empty() && zero.is_some() && order.len() > 1 { (curves::hero(&trained, order.len())) }
+        @if !trained.is_empty() { (curves::per_task(&trained, order, zero.as_ref())) }
+        (matrices::heat_maps(&trained, order))
+        (geometry::geometry(groups, order.len()))
+        (losses::losses(groups, order))
+        (ranks::ranks(groups, order))
+        (samples::samples(&loaded.samples))
+        (settings::settings(loaded))
+    };
+    document(
+        &format!("Continual learning on {}", first.file.suite),
+        "",
+        &sections,
+    )
 }

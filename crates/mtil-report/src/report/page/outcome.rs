@@ -1,10 +1,10 @@
 //! The sentence at the top: what came out of the runs.
 
-use super::words::plural;
 use crate::report::group::{Figures, Group, Spread};
 use crate::report::load::{Status, pretrained};
 use crate::report::paired::{Difference, difference};
-use crate::report::svg::number;
+use crate::words::decimal;
+use crate::words::plural;
 
 /// What came out, from the numbers.
 pub(in crate::report) struct Outcome {
@@ -32,8 +32,8 @@ impl std::fmt::Display for Outcome {
 /// A difference in words: separated or not; none with one seed.
 fn apart(difference: &Difference) -> Option<String> {
     let (low, high) = difference.interval?;
-    let interval = format!("{} to {}", number(low, 1, true), number(high, 1, true));
-    let mean = number(difference.mean, 1, true);
+    let interval = format!("{} to {}", decimal(low, 1, true), decimal(high, 1, true));
+    let mean = decimal(difference.mean, 1, true);
     Some(match difference.separated()? {
         true => format!("{mean} ({interval})"),
         false => format!("not separated ({mean}, {interval})"),
@@ -58,9 +58,9 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
     {
         let zero = pretrained(groups.iter().flat_map(|g| g.runs.iter().copied()))
             .and_then(|c| c.transfer())
-            .map(|z| format!("; the pretrained model has {} %", number(z, 1, false)))
+            .map(|z| format!("; the pretrained model has {} %", decimal(z, 1, false)))
             .unwrap_or_default();
-        let n = |v| number(v, 1, false);
+        let n = |v| decimal(v, 1, false);
         let figures = format!(
             "Transfer {} % against {} %{zero}. Last {} % against {} %.",
             n(t),
@@ -110,7 +110,7 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
             let transfer = transfer.map_or(String::new(), |(_, t)| {
                 format!(
                     " and kept a zero-shot transfer of {} %",
-                    number(t, 1, false)
+                    decimal(t, 1, false)
                 )
             });
             let zero = done[0].runs[0]
@@ -120,29 +120,29 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
                 .map(|(t, l)| match t {
                     Some(t) => format!(
                         " (pretrained model: {} % and {} %)",
-                        number(l, 1, false),
-                        number(t, 1, false)
+                        decimal(l, 1, false),
+                        decimal(t, 1, false)
                     ),
-                    None => format!(" (pretrained model: {} %)", number(l, 1, false)),
+                    None => format!(" (pretrained model: {} %)", decimal(l, 1, false)),
                 })
                 .unwrap_or_default();
             return Outcome::plain(format!(
                 "{after}, {name} reaches {} % on average over all tasks{transfer}{zero}.",
-                number(last, 1, false)
+                decimal(last, 1, false)
             ));
         }
         (n, Some((a, t)), Some((b, l))) => {
             return Outcome::plain(format!(
                 "{after} and {n} methods, {a} kept the most zero-shot transfer ({} %) and {b} \
                  has the highest final accuracy ({} %).",
-                number(t, 1, false),
-                number(l, 1, false)
+                decimal(t, 1, false),
+                decimal(l, 1, false)
             ));
         }
         (n, None, Some((b, l))) => {
             return Outcome::plain(format!(
                 "{after} and {n} methods, {b} has the highest final accuracy ({} %).",
-                number(l, 1, false)
+                decimal(l, 1, false)
             ));
         }
         _ => {}
@@ -161,7 +161,7 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
     Outcome::plain(match zero {
         Some(z) => format!(
             "The pretrained model reaches {} % on average over {} without any training.",
-            number(z.mean, 1, false),
+            decimal(z.mean, 1, false),
             plural(tasks, "task")
         ),
         None => "Nothing has been measured yet.".into(),

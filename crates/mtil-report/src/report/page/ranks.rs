@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use crate::report::group::Group;
 use crate::report::load::RunData;
-use crate::report::svg::swatch;
+use crate::svg::swatch;
 
 pub(super) fn ranks(groups: &[Group<'_>], order: &[String]) -> Markup {
     let runs: Vec<(&Group<'_>, &RunData)> = groups

@@ -2,7 +2,8 @@
 
 use maud::{Markup, html};
 
-use crate::report::{group::Group, load::Selected, svg::number};
+use crate::report::{group::Group, load::Selected};
+use crate::words::decimal;
 
 pub(super) fn selection(groups: &[Group<'_>], order: &[String]) -> Markup {
     let runs: Vec<_> = groups
@@ -17,7 +18,7 @@ pub(super) fn selection(groups: &[Group<'_>], order: &[String]) -> Markup {
         let words = selected.candidates.iter().map(|candidate| {
             let value = &candidate.value;
             let mark = if *value == selected.chosen { "*" } else { "" };
-            format!("{value}{mark} {}", number(candidate.score, 1, false))
+            format!("{value}{mark} {}", decimal(candidate.score, 1, false))
         });
         words.collect::<Vec<_>>().join(", ")
     };

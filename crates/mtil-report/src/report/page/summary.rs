@@ -2,10 +2,10 @@
 
 use maud::{Markup, PreEscaped, html};
 
-use super::words::{bytes, count, duration, plural};
 use crate::report::group::{Figures, Group, Spread};
 use crate::report::load::Status;
-use crate::report::svg::{colour_class, number, swatch};
+use crate::svg::{colour_class, swatch};
+use crate::words::{bytes, count, decimal, duration, plural};
 use mtil_engine::metrics::AccuracyMatrix;
 
 /// A column of the headline table.
@@ -138,7 +138,7 @@ const COSTS: [Cost; 4] = [
     ("Memory", MEMORY, |f| {
         f.memory.map(|s| format!("{:.0} MB", s.mean))
     }),
-    ("Kept", KEPT, |f| f.kept.map(|s| bytes(s.mean))),
+    ("Kept", KEPT, |f| f.kept.map(|s| bytes(s.mean as u64))),
     ("Trainable", TRAINABLE, |f| {
         f.trainable.map(|s| count(s.mean))
     }),
@@ -361,8 +361,8 @@ fn spread(s: Option<Spread>, decimals: usize, signed: bool) -> Markup {
         @match s {
             None => span.none { "–" },
             Some(s) => {
-                (number(s.mean, decimals, signed))
-                @if let Some(sd) = s.sd { span.sd { " ± " (number(sd, decimals, false)) } }
+                (decimal(s.mean, decimals, signed))
+                @if let Some(sd) = s.sd { span.sd { " ± " (decimal(sd, decimals, false)) } }
             }
         }
     }
@@ -372,8 +372,8 @@ fn pair(p: Option<(Spread, Spread)>, decimals: usize, class: &str) -> Markup {
     html! {
         @match p {
             None => span.none { "–" },
-            Some((a, _)) if class == "reference" => (number(a.mean, decimals, false)),
-            Some((a, b)) => { span.before { (number(a.mean, decimals, false)) " → " } (number(b.mean, decimals, false)) }
+            Some((a, _)) if class == "reference" => (decimal(a.mean, decimals, false)),
+            Some((a, b)) => { span.before { (decimal(a.mean, decimals, false)) " → " } (decimal(b.mean, decimals, false)) }
         }
     }
 }

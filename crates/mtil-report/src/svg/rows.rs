@@ -4,7 +4,7 @@
 
 use maud::{Markup, html};
 
-use mtil_report::report::svg::{colour_class, marker, ticks};
+use super::{colour_class, f, marker, ticks};
 
 const WIDTH: f64 = 480.0;
 /// Height of a row, of the name of a group, and the space behind a group.
@@ -22,15 +22,16 @@ const LABEL: usize = 18;
 
 /// The axis of values.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Axis {
+pub enum Axis {
     /// Logarithmic; what is not positive stands at the left edge.
     Log,
     /// From zero, with bars.
     FromZero,
 }
 
-/// A point.
-pub(super) struct Mark {
+/// A point of a row.
+pub struct Mark {
+    /// Its value.
     pub at: f64,
     /// Drawn hollow.
     pub open: bool,
@@ -38,10 +39,13 @@ pub(super) struct Mark {
     pub tip: String,
 }
 
-/// A row.
-pub(super) struct Row {
+/// A row: a device, say.
+pub struct Row {
+    /// Its name, at the left; long ones are cut.
     pub label: String,
+    /// Index into the palette, `None` for the neutral colour.
     pub colour: Option<usize>,
+    /// Its points.
     pub marks: Vec<Mark>,
     /// A thin line from one value to another.
     pub span: Option<(f64, f64)>,
@@ -52,24 +56,30 @@ pub(super) struct Row {
 }
 
 /// Rows that belong together.
-pub(super) struct Group {
+pub struct Group {
+    /// Written above them.
     pub name: String,
+    /// From top to bottom.
     pub rows: Vec<Row>,
 }
 
-/// A chart.
-pub(super) struct Chart {
+/// A chart of rows.
+pub struct Rows {
     /// Read aloud by screen readers: what the chart shows.
     pub title: String,
+    /// Logarithmic, or from zero.
     pub axis: Axis,
+    /// Its name, below.
     pub axis_name: String,
+    /// What is written at a tick.
     pub tick: fn(f64) -> String,
+    /// From top to bottom.
     pub groups: Vec<Group>,
     /// Dashed vertical line with its name.
     pub level: Option<(f64, String)>,
 }
 
-impl Chart {
+impl Rows {
     /// The finite values that the axis must cover.
     fn values(&self) -> impl Iterator<Item = f64> {
         let rows = self.groups.iter().flat_map(|g| &g.rows);
@@ -138,19 +148,19 @@ impl Chart {
             y += GAP;
         }
         html! {
-            svg.chart viewBox={ "0 0 " (WIDTH) " " (p(height)) } role="img" aria-label=(self.title) {
+            svg.chart viewBox={ "0 0 " (WIDTH) " " (f(height)) } role="img" aria-label=(self.title) {
                 title { (self.title) }
                 @for (x, name) in &ticks {
-                    path.grid d={ "M" (p(*x)) " " (p(top)) "V" (p(end)) } {}
-                    text.tick x=(p(*x)) y=(p(end + 14.0)) text-anchor="middle" { (name) }
-                    @if inner > TALL { text.tick x=(p(*x)) y="12" text-anchor="middle" { (name) } }
+                    path.grid d={ "M" (f(*x)) " " (f(top)) "V" (f(end)) } {}
+                    text.tick x=(f(*x)) y=(f(end + 14.0)) text-anchor="middle" { (name) }
+                    @if inner > TALL { text.tick x=(f(*x)) y="12" text-anchor="middle" { (name) } }
                 }
-                text.axis x=(p((left + WIDTH - right) / 2.0)) y=(p(height - 4.0)) text-anchor="middle" { (self.axis_name) }
+                text.axis x=(f((left + WIDTH - right) / 2.0)) y=(f(height - 4.0)) text-anchor="middle" { (self.axis_name) }
                 @if let Some((at, name)) = &self.level {
-                    path.level d={ "M" (p(px(*at))) " " (p(top)) "V" (p(end)) } {}
-                    text.axis x=(p(px(*at))) y=(p(top - 3.0)) text-anchor="middle" { (name) }
+                    path.level d={ "M" (f(px(*at))) " " (f(top)) "V" (f(end)) } {}
+                    text.axis x=(f(px(*at))) y=(f(top - 3.0)) text-anchor="middle" { (name) }
                 }
-                @for (y, name) in names { text.grp x="0" y=(p(y)) { (name) } }
+                @for (y, name) in names { text.grp x="0" y=(f(y)) { (name) } }
                 @for (y, row) in placed { (self.row(row, y, left, &px)) }
             }
         }
@@ -164,16 +174,16 @@ impl Chart {
         let last = ends.chain(span.map(|(_, b)| px(b))).fold(left, f64::max);
         html! {
             g class=(colour_class(row.colour)) {
-                text.dev x=(p(left - 6.0)) y=(p(y + 3.5)) text-anchor="end" {
+                text.dev x=(f(left - 6.0)) y=(f(y + 3.5)) text-anchor="end" {
                     (shortened(&row.label))
                     @if row.label.chars().count() > LABEL { title { (row.label) } }
                 }
                 @if let Some((a, b)) = span {
-                    path.ln d={ "M" (p(px(a))) " " (p(y)) "H" (p(px(b))) } {}
+                    path.ln d={ "M" (f(px(a))) " " (f(y)) "H" (f(px(b))) } {}
                 }
                 @for mark in &marks {
                     @if self.axis == Axis::FromZero && !mark.open {
-                        rect.col x=(p(left)) y=(p(y - 4.5)) width=(p(px(mark.at) - left)) height="9" { title { (mark.tip) } }
+                        rect.col x=(f(left)) y=(f(y - 4.5)) width=(f(px(mark.at) - left)) height="9" { title { (mark.tip) } }
                     } @else {
                         path class=(if mark.open { "mk open" } else { "mk" })
                             d=(marker(row.colour, px(mark.at), y, 3.8)) { title { (mark.tip) } }
@@ -185,17 +195,11 @@ impl Chart {
                         (_, true) => "val bad",
                         _ => "val",
                     };
-                    text class=(class) x=(p(last + 8.0)) y=(p(y + 3.5)) { (row.value) }
+                    text class=(class) x=(f(last + 8.0)) y=(f(y + 3.5)) { (row.value) }
                 }
             }
         }
     }
-}
-
-/// A number in an attribute.
-fn p(v: f64) -> String {
-    let text = format!("{v:.1}");
-    text.strip_suffix(".0").map_or(text.clone(), str::to_string)
 }
 
 /// So many of the ticks, in even steps, that their labels do not touch: places from left to right,
@@ -308,7 +312,7 @@ mod tests {
             bad: false,
         };
         for axis in [Axis::Log, Axis::FromZero] {
-            let chart = Chart {
+            let chart = Rows {
                 title: "t".into(),
                 axis,
                 axis_name: String::new(),
