@@ -302,7 +302,6 @@ fn archives(root: &Path, part: Part) -> Result<Vec<Archive>, DatasetError> {
                             file: file.clone(),
                             mount: join(&mount, synset),
                             inner: Some(inner.to_owned()),
-                            strip: 0,
                         });
                     }
                 }

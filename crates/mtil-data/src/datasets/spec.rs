@@ -154,7 +154,6 @@ impl Spec {
             file: a.file.clone(),
             mount: a.mount.clone(),
             inner: a.inner.clone(),
-            strip: 0,
         };
         self.archive.iter().map(archive).collect()
     }

@@ -33,4 +33,4 @@ mod tests;
 pub use dual::{DualConfig, DualRail};
 pub use error::AnalyticError;
 pub use fusion::{Decision, Fusion};
-pub use primal::{PrimalConfig, PrimalRail, Projection, Recursion};
+pub use primal::{PrimalConfig, PrimalRail, Recursion};

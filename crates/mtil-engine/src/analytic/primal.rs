@@ -28,22 +28,6 @@ const WIDEST: usize = 65_536;
 const STEP: usize = 1024;
 const KIND: &str = "primal";
 
-/// What the features pass through before the regression.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Projection {
-    /// A hidden layer with weights uniform in `±1/√e` for `e` features, as the published code has
-    /// them: the default of `torch.nn.Linear` without bias. The generator differs, so the numbers
-    /// do.
-    #[default]
-    Uniform,
-    /// A hidden layer with normal weights of the same variance, `1/(3e)`.
-    Normal,
-    /// No hidden layer: ridge regression on the features (`feature_expansion: 0` of the published
-    /// code).
-    Identity,
-}
-
 /// How the data of a task enters the regression. The result is the same to rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -75,10 +59,7 @@ impl Recursion {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrimalConfig {
-    /// What comes before the regression.
-    pub projection: Projection,
-    /// Width `h` of the hidden layer; without effect for [`Projection::Identity`]. Default 15,000
-    /// (`hidden_dim`).
+    /// Width `h` of the hidden layer. Default 15,000 (`hidden_dim`).
     pub hidden: usize,
     /// The regularisation `λ`. Default 0.1 (`regularization`).
     pub lambda: f64,
@@ -91,7 +72,6 @@ pub struct PrimalConfig {
 impl Default for PrimalConfig {
     fn default() -> Self {
         Self {
-            projection: Projection::default(),
             hidden: 15_000,
             lambda: 0.1,
             seed: 42,
@@ -104,24 +84,15 @@ impl PrimalConfig {
     fn check(&self, width: usize) -> Result<(), AnalyticError> {
         at_least_one("feature width", width)?;
         positive("lambda", self.lambda)?;
-        let inputs = self.inputs(width);
-        at_least_one("hidden", inputs)?;
-        if inputs > WIDEST {
+        at_least_one("hidden", self.hidden)?;
+        if self.hidden > WIDEST {
             return Err(AnalyticError::Setting {
                 name: "hidden",
-                value: inputs.to_string(),
+                value: self.hidden.to_string(),
                 must: "at most 65536: the state holds its square",
             });
         }
         Ok(())
-    }
-
-    /// The number of inputs of the regression.
-    fn inputs(&self, width: usize) -> usize {
-        match self.projection {
-            Projection::Identity => width,
-            Projection::Uniform | Projection::Normal => self.hidden,
-        }
     }
 }
 
@@ -157,7 +128,7 @@ pub struct PrimalRail {
     config: PrimalConfig,
     width: usize,
     /// `Hᵀ`, of shape `[h, e]`.
-    hidden: Option<Mat<f64>>,
+    hidden: Mat<f64>,
     kept: Kept,
     /// `[h, classes]`.
     weights: Mat<f64>,
@@ -176,50 +147,36 @@ struct State {
 }
 
 impl PrimalRail {
-    /// An empty regression for features of `width` numbers, its hidden layer drawn from the seed.
+    /// An empty regression for features of `width` numbers, its hidden layer drawn from the seed:
+    /// uniform in `±1/√e` for `e` features, as the published code has it (the default of
+    /// `torch.nn.Linear` without bias). The generator differs, so the numbers do.
     ///
     /// # Errors
     /// For a width or `λ` out of range.
     pub fn new(config: PrimalConfig, width: usize) -> Result<Self, AnalyticError> {
         config.check(width)?;
-        let draw = |number: &mut dyn FnMut() -> f64| {
-            // In the order of the rows of H, so that it does not depend on how H is stored.
-            let values: Vec<f64> = (0..width * config.hidden).map(|_| number()).collect();
-            MatRef::from_column_major_slice(&values, config.hidden, width).to_owned()
-        };
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
         // 53 bits, above zero and below one.
         let mut uniform = || ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
         let bound = 1.0 / (width as f64).sqrt();
-        let hidden = match config.projection {
-            Projection::Uniform => Some(draw(&mut || bound * (2.0 * uniform() - 1.0))),
-            Projection::Normal => Some(draw(&mut || {
-                let length = (-2.0 * uniform().ln()).sqrt();
-                bound / 3f64.sqrt() * length * (std::f64::consts::TAU * uniform()).cos()
-            })),
-            Projection::Identity => None,
-        };
+        // In the order of the rows of H, so that it does not depend on how H is stored.
+        let values: Vec<f64> = (0..width * config.hidden)
+            .map(|_| bound * (2.0 * uniform() - 1.0))
+            .collect();
+        let hidden = MatRef::from_column_major_slice(&values, config.hidden, width).to_owned();
         Ok(Self::empty(config, width, hidden))
     }
 
     /// The same with a given hidden layer `H`, row-major `[width, config.hidden]`.
     ///
     /// # Errors
-    /// As for [`new`](Self::new), for [`Projection::Identity`], and for a layer of another size or
-    /// with a value that is not finite.
+    /// As for [`new`](Self::new), and for a layer of another size or with a value that is not finite.
     pub fn with_hidden<T: Copy + Into<f64>>(
         config: PrimalConfig,
         width: usize,
         hidden: &[T],
     ) -> Result<Self, AnalyticError> {
         config.check(width)?;
-        if config.projection == Projection::Identity {
-            return Err(AnalyticError::Setting {
-                name: "projection",
-                value: "identity".into(),
-                must: "another one where a hidden layer is given",
-            });
-        }
         if width.checked_mul(config.hidden) != Some(hidden.len()) {
             return Err(AnalyticError::Shape {
                 what: "hidden layer",
@@ -230,11 +187,11 @@ impl PrimalRail {
         }
         let values = finite("hidden layer", hidden, config.hidden)?;
         let hidden = MatRef::from_column_major_slice(&values, config.hidden, width).to_owned();
-        Ok(Self::empty(config, width, Some(hidden)))
+        Ok(Self::empty(config, width, hidden))
     }
 
-    fn empty(config: PrimalConfig, width: usize, hidden: Option<Mat<f64>>) -> Self {
-        let h = config.inputs(width);
+    fn empty(config: PrimalConfig, width: usize, hidden: Mat<f64>) -> Self {
+        let h = config.hidden;
         let scaled = |x: f64| Mat::from_fn(h, h, |i, j| if i == j { x } else { 0.0 });
         Self {
             config,
@@ -279,7 +236,7 @@ impl PrimalRail {
             Kept::Inverse(inverse) => bytes(inverse),
             Kept::Sums { gram, targets } => bytes(gram) + bytes(targets),
         };
-        self.hidden.as_ref().map_or(0, bytes) + kept + bytes(&self.weights)
+        bytes(&self.hidden) + kept + bytes(&self.weights)
     }
 
     /// The weights `W`, row-major `[h, classes]`.
@@ -363,10 +320,7 @@ impl PrimalRail {
     fn project(&self, features: &[f64]) -> Mat<f64> {
         let rows = features.len() / self.width;
         let features = MatRef::from_column_major_slice(features, self.width, rows);
-        let Some(hidden) = &self.hidden else {
-            return features.to_owned();
-        };
-        let mut inputs = hidden * features;
+        let mut inputs = &self.hidden * features;
         for image in 0..rows {
             inputs
                 .col_mut(image)
@@ -445,14 +399,12 @@ impl PrimalRail {
     /// Whatever writing the file meets.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), AnalyticError> {
         let (h, classes) = (self.weights.nrows(), self.classes());
-        let mut tensors = vec![(
-            "weights",
-            Numbers::f64(&[h, classes], &row_major(self.weights.as_ref())),
-        )];
-        if let Some(hidden) = &self.hidden {
-            let values = row_major(hidden.transpose());
-            tensors.push(("hidden", Numbers::f64(&[self.width, h], &values)));
-        }
+        let weights = row_major(self.weights.as_ref());
+        let hidden = row_major(self.hidden.transpose());
+        let mut tensors = vec![
+            ("weights", Numbers::f64(&[h, classes], &weights)),
+            ("hidden", Numbers::f64(&[self.width, h], &hidden)),
+        ];
         let triangle = |matrix: &Mat<f64>| {
             let packed = pack(matrix.as_ref());
             Numbers::f64(&[packed.len()], &packed)
@@ -488,15 +440,10 @@ impl PrimalRail {
         config
             .check(width)
             .map_err(|e| stored.corrupt(e.to_string()))?;
-        let h = config.inputs(width);
+        let h = config.hidden;
         let weights = tensors.f64("weights", Some(vec![h, classes]))?;
-        let hidden = match config.projection {
-            Projection::Identity => None,
-            Projection::Uniform | Projection::Normal => {
-                let values = tensors.f64("hidden", Some(vec![width, h]))?;
-                Some(MatRef::from_column_major_slice(&values, h, width).to_owned())
-            }
-        };
+        let hidden = tensors.f64("hidden", Some(vec![width, h]))?;
+        let hidden = MatRef::from_column_major_slice(&hidden, h, width).to_owned();
         let mut triangle = |name| {
             let packed = tensors.f64(name, packed_len(h).map(|n| vec![n]))?;
             let matrix = unpack(&packed, h);
@@ -579,37 +526,30 @@ mod tests {
         let (width, n, classes) = (7, 260, 5);
         let x = features(n, width, 3);
         let y: Vec<usize> = (0..n).map(|i| (i * 7 + i / 3) % classes).collect();
-        for projection in [
-            Projection::Uniform,
-            Projection::Normal,
-            Projection::Identity,
-        ] {
-            let config = |recursion| PrimalConfig {
-                projection,
-                hidden: 40,
-                lambda: 0.01,
-                recursion,
-                ..Default::default()
-            };
-            let mut joint = PrimalRail::new(config(Recursion::Normal), width).unwrap();
-            joint.update(&x, &y, classes).unwrap();
-            joint.finish().unwrap();
-            let expected = joint.weights().unwrap();
-            for recursion in [Recursion::Woodbury, Recursion::Normal] {
-                for (batch, backwards) in [(n, false), (1, false), (13, true), (64, true)] {
-                    let mut rail = PrimalRail::new(config(recursion), width).unwrap();
-                    let mut starts: Vec<usize> = (0..n).step_by(batch).collect();
-                    if backwards {
-                        starts.reverse();
-                    }
-                    for start in starts {
-                        let end = (start + batch).min(n);
-                        rail.update(&x[start * width..end * width], &y[start..end], classes)
-                            .unwrap();
-                    }
-                    rail.finish().unwrap();
-                    close(&rail.weights().unwrap(), &expected, 1e-8);
+        let config = |recursion| PrimalConfig {
+            hidden: 40,
+            lambda: 0.01,
+            recursion,
+            ..Default::default()
+        };
+        let mut joint = PrimalRail::new(config(Recursion::Normal), width).unwrap();
+        joint.update(&x, &y, classes).unwrap();
+        joint.finish().unwrap();
+        let expected = joint.weights().unwrap();
+        for recursion in [Recursion::Woodbury, Recursion::Normal] {
+            for (batch, backwards) in [(n, false), (1, false), (13, true), (64, true)] {
+                let mut rail = PrimalRail::new(config(recursion), width).unwrap();
+                let mut starts: Vec<usize> = (0..n).step_by(batch).collect();
+                if backwards {
+                    starts.reverse();
                 }
+                for start in starts {
+                    let end = (start + batch).min(n);
+                    rail.update(&x[start * width..end * width], &y[start..end], classes)
+                        .unwrap();
+                }
+                rail.finish().unwrap();
+                close(&rail.weights().unwrap(), &expected, 1e-8);
             }
         }
     }
@@ -618,12 +558,16 @@ mod tests {
     fn the_inverse_stays_symmetric_and_an_inverse() {
         let (width, n) = (9, 300);
         let config = PrimalConfig {
-            projection: Projection::Identity,
+            hidden: width,
             lambda: 1e-3,
             ..Default::default()
         };
-        let x = features(n, width, 5);
-        let mut rail = PrimalRail::new(config, width).unwrap();
+        // A hidden layer that lets positive features through.
+        let identity: Vec<f64> = (0..width * width)
+            .map(|i| f64::from(u8::from(i % (width + 1) == 0)))
+            .collect();
+        let x: Vec<f64> = features(n, width, 5).iter().map(|x| x.abs()).collect();
+        let mut rail = PrimalRail::with_hidden(config, width, &identity).unwrap();
         for row in 0..n {
             rail.update(&x[row * width..][..width], &[row % 2], 2)
                 .unwrap();
@@ -648,32 +592,24 @@ mod tests {
 
     #[test]
     fn hidden_layers_have_the_stated_distribution_and_follow_the_seed() {
-        let layer = |projection, seed| {
+        let layer = |seed| {
             let config = PrimalConfig {
-                projection,
                 hidden: 500,
                 seed,
                 ..Default::default()
             };
-            let rail = PrimalRail::new(config, 64).unwrap();
-            row_major(rail.hidden.unwrap().as_ref())
+            row_major(PrimalRail::new(config, 64).unwrap().hidden.as_ref())
         };
-        for projection in [Projection::Uniform, Projection::Normal] {
-            let values = layer(projection, 1);
-            let n = values.len() as f64;
-            let mean = values.iter().sum::<f64>() / n;
-            let variance = values.iter().map(|x| x * x).sum::<f64>() / n;
-            // Five standard errors: 0.072/√32000, and at most √2·σ²/√32000.
-            assert!(mean.abs() < 2.1e-3, "{projection:?} {mean}");
-            assert!(
-                (variance * 192.0 - 1.0).abs() < 0.04,
-                "{projection:?} {variance}"
-            );
-            let largest = values.iter().fold(0f64, |a, x| a.max(x.abs()));
-            assert_eq!(projection == Projection::Uniform, largest <= 0.125);
-            assert_eq!(values, layer(projection, 1));
-            assert_ne!(values, layer(projection, 2));
-        }
+        let values = layer(1);
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let variance = values.iter().map(|x| x * x).sum::<f64>() / n;
+        // Five standard errors: 0.072/√32000, and at most √2·σ²/√32000.
+        assert!(mean.abs() < 2.1e-3, "{mean}");
+        assert!((variance * 192.0 - 1.0).abs() < 0.04, "{variance}");
+        assert!(values.iter().all(|x| x.abs() <= 0.125));
+        assert_eq!(values, layer(1));
+        assert_ne!(values, layer(2));
     }
 
     #[test]
@@ -796,11 +732,6 @@ mod tests {
         };
         assert!(PrimalRail::with_hidden(config, 2, &[0.0f32; 5]).is_err());
         assert!(PrimalRail::with_hidden(config, 2, &[f64::NAN; 6]).is_err());
-        let identity = PrimalConfig {
-            projection: Projection::Identity,
-            ..config
-        };
-        assert!(PrimalRail::with_hidden(identity, 2, &[0.0f64; 6]).is_err());
         assert!(toml::from_str::<PrimalConfig>("lamda = 0.1").is_err());
         let read: PrimalConfig = toml::from_str("recursion = \"normal\"").unwrap();
         assert_eq!(

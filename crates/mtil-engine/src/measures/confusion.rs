@@ -163,37 +163,6 @@ pub fn predictions(logits: Matrix<'_>) -> Vec<usize> {
         .collect()
 }
 
-/// Share of images in % whose label is among the `k` largest of their logits
-/// `[images, classes]`. Of equal logits the earlier one counts as larger, so top-1 accuracy is that
-/// of [`predictions`]. With `k` at or above the number of classes it is 100.
-///
-/// # Errors
-/// [`MeasureError`] when `k` is 0, there is not one label an image, or a label is out of range.
-pub fn top_k(logits: Matrix<'_>, labels: &[usize], k: usize) -> Result<f64, MeasureError> {
-    check_labels(labels, logits.rows(), logits.columns())?;
-    if k == 0 {
-        return Err(MeasureError::Setting {
-            name: "k of the top-k accuracy",
-            value: "0".to_owned(),
-            need: "at least 1",
-        });
-    }
-    let hits = logits
-        .iter()
-        .zip(labels)
-        .filter(|(row, label)| {
-            let own = row[**label];
-            let above = row
-                .iter()
-                .enumerate()
-                .filter(|(i, x)| **x > own || (**x == own && i < label))
-                .count();
-            above < k
-        })
-        .count();
-    Ok(100.0 * hits as f64 / logits.rows() as f64)
-}
-
 fn percent(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| 100.0 * part as f64 / whole as f64)
 }
@@ -223,7 +192,6 @@ mod tests {
         confusion: Vec<Vec<u64>>,
         accuracy: f64,
         balanced_accuracy: f64,
-        top_k: Vec<f64>,
     }
 
     #[test]
@@ -241,12 +209,6 @@ mod tests {
                 r.balanced_accuracy,
                 1e-12,
             );
-            for (k, theirs) in (1..).zip(&r.top_k) {
-                let ours = top_k(logits, &r.labels, k).unwrap();
-                assert_close("top k", ours, *theirs, 1e-12);
-            }
-            assert_eq!(top_k(logits, &r.labels, 1).unwrap(), c.accuracy().unwrap());
-            assert_eq!(top_k(logits, &r.labels, usize::MAX).unwrap(), 100.0);
         });
     }
 
@@ -268,26 +230,12 @@ mod tests {
         let logits = [1.0, 1.0, 1.0, 0.0];
         let m = Matrix::new("logits", &logits, 1, 4).unwrap();
         assert_eq!(predictions(m), [0]);
-        for label in 0..4 {
-            for k in 1..=4 {
-                let hit = top_k(m, &[label], k).unwrap() == 100.0;
-                assert_eq!(hit, label < k, "label {label}, k {k}");
-            }
-        }
     }
 
     #[test]
-    fn refuses_bad_labels_and_k() {
+    fn refuses_bad_labels() {
         let logits = [1.0, 2.0];
         let m = Matrix::new("logits", &logits, 1, 2).unwrap();
-        assert!(top_k(m, &[2], 1).is_err());
-        assert!(top_k(m, &[0, 1], 1).is_err());
-        assert!(
-            top_k(m, &[0], 0)
-                .unwrap_err()
-                .to_string()
-                .contains("at least 1")
-        );
         assert!(Confusion::from_logits(m, &[2]).is_err());
         let e = Confusion::new(&[0, 1], &[0, 2], 2).unwrap_err().to_string();
         assert_eq!(

@@ -15,54 +15,18 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Matrix, MeasureError, check_labels, check_positive, confusion::predictions};
-use mtil_data::seeds;
 
 /// Images of one partial sum of the loss. A constant, so that sums do not depend on the threads.
 const BLOCK: usize = 1024;
 /// Steps that L-BFGS remembers, scikit-learn's number.
 const HISTORY: usize = 10;
-/// Tag of the draw of held-out images, apart from those of [`seeds`].
-const HELD_OUT: u64 = 0x70_726f_6265;
-
-/// How strongly weights are kept small: scikit-learn's `C`, the inverse strength.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Strength {
-    /// This `C`.
-    Fixed(f64),
-    /// The `C` of these with the best accuracy on held-out images, the smallest of several.
-    Grid {
-        /// Candidates, in any order.
-        values: Vec<f64>,
-        /// Which images are held out.
-        held_out: HeldOut,
-    },
-    /// The search of the CLIP paper (Radford et al. 2021, appendix A.3): powers of 100 from 1e-6 to
-    /// 1e6, then steps half as long around the best one until there are 8 a decade.
-    Search {
-        /// Which images are held out.
-        held_out: HeldOut,
-    },
-}
-
-/// Images held out to choose `C`: a share of each class, drawn by seed. A class of one image gives
-/// none. The final probe is fitted on all images.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HeldOut {
-    /// Share of the images of a class, between 0 and 1; at least one image is held out and at least
-    /// one kept.
-    pub share: f64,
-    /// Seed of the draw.
-    pub seed: u64,
-}
 
 /// How a probe is fitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProbeOptions {
-    /// Regularisation. Default: `C` = 0.316, as in CLIP's example.
-    pub strength: Strength,
+    /// scikit-learn's `C`, the inverse strength of the penalty. Default: 0.316, as in CLIP's example.
+    pub c: f64,
     /// Iterations after which the fit stops, converged or not. Default: 1000.
     pub max_iterations: usize,
     /// Converged when no component of the gradient is larger. Default: 1e-4, as in scikit-learn.
@@ -72,7 +36,7 @@ pub struct ProbeOptions {
 impl Default for ProbeOptions {
     fn default() -> Self {
         Self {
-            strength: Strength::Fixed(0.316),
+            c: 0.316,
             max_iterations: 1000,
             tolerance: 1e-4,
         }
@@ -90,15 +54,6 @@ pub struct Fit {
     pub converged: bool,
 }
 
-/// A candidate for `C`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Candidate {
-    /// The `C`.
-    pub c: f64,
-    /// Accuracy on the held-out images in %.
-    pub accuracy: f64,
-}
-
 /// A fitted linear classifier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
@@ -108,7 +63,6 @@ pub struct Probe {
     parameters: Vec<f64>,
     c: f64,
     fit: Fit,
-    candidates: Vec<Candidate>,
 }
 
 impl Probe {
@@ -144,18 +98,17 @@ impl Probe {
                 need: "a finite number, 0 or above",
             });
         }
-        let (c, candidates) = choose(features, labels, classes, options)?;
+        check_positive("C", options.c)?;
         let all: Vec<usize> = (0..labels.len()).collect();
-        let problem = Problem::new(features, labels, classes, &all, c);
+        let problem = Problem::new(features, labels, classes, &all, options.c);
         let mut parameters = vec![0.0; problem.parameters()];
         let fit = problem.solve(&mut parameters, options);
         Ok(Self {
             classes,
             columns: features.columns(),
             parameters,
-            c,
+            c: options.c,
             fit,
-            candidates,
         })
     }
 
@@ -169,7 +122,7 @@ impl Probe {
         &self.parameters[self.classes * self.columns..]
     }
 
-    /// The `C` of the fit, given or chosen.
+    /// The `C` of the fit.
     pub fn c(&self) -> f64 {
         self.c
     }
@@ -177,11 +130,6 @@ impl Probe {
     /// How the fit on all images went.
     pub fn report(&self) -> Fit {
         self.fit
-    }
-
-    /// What was tried to choose `C`, in order; empty when it was given.
-    pub fn candidates(&self) -> &[Candidate] {
-        &self.candidates
     }
 
     /// Logits `[images, classes]` of `features`, row-major.
@@ -237,135 +185,6 @@ impl Probe {
     }
 }
 
-/// The `C` to fit with, and what was tried.
-fn choose(
-    features: Matrix<'_>,
-    labels: &[usize],
-    classes: usize,
-    options: &ProbeOptions,
-) -> Result<(f64, Vec<Candidate>), MeasureError> {
-    let held_out = match &options.strength {
-        Strength::Fixed(c) => {
-            check_positive("C", *c)?;
-            return Ok((*c, Vec::new()));
-        }
-        Strength::Grid { held_out, .. } | Strength::Search { held_out } => *held_out,
-    };
-    let (kept, out) = split(labels, classes, held_out)?;
-    let mut warm = vec![0.0; classes * (features.columns() + 1)];
-    let mut tried: Vec<Candidate> = Vec::new();
-    let mut attempt = |c: f64, tried: &mut Vec<Candidate>| {
-        if tried.iter().any(|t| t.c == c) {
-            return;
-        }
-        // The probe of the last candidate is a good start for the next.
-        Problem::new(features, labels, classes, &kept, c).solve(&mut warm, options);
-        let x = gather(features, &out);
-        let scores = logits(&x, out.len(), &warm, classes);
-        let right = out
-            .iter()
-            .zip(scores.chunks_exact(classes))
-            .filter(|(i, row)| argmax(row) == labels[**i])
-            .count();
-        tried.push(Candidate {
-            c,
-            accuracy: 100.0 * right as f64 / out.len() as f64,
-        });
-    };
-    match &options.strength {
-        Strength::Grid { values, .. } => {
-            if values.is_empty() {
-                return Err(MeasureError::Setting {
-                    name: "the grid of C",
-                    value: "empty".to_owned(),
-                    need: "at least one value",
-                });
-            }
-            for c in values {
-                check_positive("C in the grid", *c)?;
-            }
-            let mut values = values.clone();
-            values.sort_by(f64::total_cmp);
-            values.iter().for_each(|c| attempt(*c, &mut tried));
-        }
-        Strength::Search { .. } => {
-            // In eighths of a decade.
-            let c = |eighths: i32| 10_f64.powf(f64::from(eighths) / 8.0);
-            let (end, mut step) = (48, 16);
-            for eighths in (-end..=end).step_by(16) {
-                attempt(c(eighths), &mut tried);
-            }
-            while step > 1 {
-                step /= 2;
-                let peak = (8.0 * best(&tried).log10()).round() as i32;
-                for eighths in [peak - step, peak + step] {
-                    if eighths.abs() <= end {
-                        attempt(c(eighths), &mut tried);
-                    }
-                }
-            }
-        }
-        Strength::Fixed(_) => {}
-    }
-    Ok((best(&tried), tried))
-}
-
-/// The `C` of the highest accuracy, the smallest of several. There is at least one candidate.
-fn best(tried: &[Candidate]) -> f64 {
-    let first = Candidate {
-        c: f64::INFINITY,
-        accuracy: f64::NEG_INFINITY,
-    };
-    tried
-        .iter()
-        .fold(first, |best, t| {
-            let better =
-                t.accuracy > best.accuracy || (t.accuracy == best.accuracy && t.c < best.c);
-            if better { *t } else { best }
-        })
-        .c
-}
-
-/// Indices to fit on and indices to choose by, both in order.
-fn split(
-    labels: &[usize],
-    classes: usize,
-    held_out: HeldOut,
-) -> Result<(Vec<usize>, Vec<usize>), MeasureError> {
-    if !(held_out.share > 0.0 && held_out.share < 1.0) {
-        return Err(MeasureError::Setting {
-            name: "the share of held-out images",
-            value: held_out.share.to_string(),
-            need: "between 0 and 1",
-        });
-    }
-    let mut members = vec![Vec::new(); classes];
-    for (i, label) in labels.iter().enumerate() {
-        members[*label].push(i);
-    }
-    let mut is_out = vec![false; labels.len()];
-    for (class, members) in members.iter().enumerate() {
-        let n = members.len();
-        if n < 2 {
-            continue;
-        }
-        let count = ((n as f64 * held_out.share).round() as usize).clamp(1, n - 1);
-        let seed = seeds::derive(held_out.seed, &[HELD_OUT, class as u64]);
-        for i in seeds::sample(n, count, seed) {
-            is_out[members[i]] = true;
-        }
-    }
-    let (out, kept): (Vec<usize>, Vec<usize>) = (0..labels.len()).partition(|i| is_out[*i]);
-    if out.is_empty() {
-        return Err(MeasureError::Setting {
-            name: "the largest number of images in a class",
-            value: "1".to_owned(),
-            need: "at least 2 to hold some out; give C instead",
-        });
-    }
-    Ok((kept, out))
-}
-
 /// The rows `rows` of `features` in `f64`, row-major.
 fn gather(features: Matrix<'_>, rows: &[usize]) -> Vec<f64> {
     let values = rows.iter().flat_map(|i| features.row(*i));
@@ -386,10 +205,6 @@ fn logits(x: &[f64], rows: usize, parameters: &[f64], classes: usize) -> Vec<f64
         Par::Seq,
     );
     out
-}
-
-fn argmax(row: &[f64]) -> usize {
-    (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }
 
 /// The objective on some of the images.
@@ -649,9 +464,9 @@ mod tests {
         fits: Vec<Fitted>,
     }
 
-    fn options(strength: Strength) -> ProbeOptions {
+    fn options(c: f64) -> ProbeOptions {
         ProbeOptions {
-            strength,
+            c,
             max_iterations: 5000,
             tolerance: 1e-9,
         }
@@ -668,7 +483,7 @@ mod tests {
         let r: Reference = part("probe");
         assert!(r.fits.len() >= 3);
         for theirs in &r.fits {
-            let p = fit(&r, &options(Strength::Fixed(theirs.c)));
+            let p = fit(&r, &options(theirs.c));
             assert!(p.report().converged, "C {}: {:?}", theirs.c, p.report());
             assert_close("objective", p.report().objective, theirs.objective, 1e-9);
             for (ours, theirs) in p.weights().iter().zip(&theirs.weights) {
@@ -737,112 +552,6 @@ mod tests {
     }
 
     #[test]
-    fn a_chosen_strength_gives_the_probe_of_that_strength() {
-        let r: Reference = part("probe");
-        let held_out = HeldOut {
-            share: 0.25,
-            seed: 7,
-        };
-        let values = vec![10.0, 1e-3, 0.1];
-        let p = fit(&r, &options(Strength::Grid { values, held_out }));
-        let tried: Vec<f64> = p.candidates().iter().map(|t| t.c).collect();
-        assert_eq!(tried, [1e-3, 0.1, 10.0]);
-        let most = p
-            .candidates()
-            .iter()
-            .map(|t| t.accuracy)
-            .fold(0.0, f64::max);
-        let chosen = p.candidates().iter().find(|t| t.accuracy == most).unwrap();
-        assert_eq!(p.c(), chosen.c);
-        let fixed = fit(&r, &options(Strength::Fixed(p.c())));
-        assert_eq!(p.weights(), fixed.weights());
-        assert_eq!(p.report(), fixed.report());
-        assert!(fixed.candidates().is_empty());
-    }
-
-    #[test]
-    fn the_search_of_the_clip_paper_refines_around_the_peak() {
-        let r: Reference = part("probe");
-        let held_out = HeldOut {
-            share: 0.3,
-            seed: 1,
-        };
-        let search = ProbeOptions {
-            strength: Strength::Search { held_out },
-            ..ProbeOptions::default()
-        };
-        let p = fit(&r, &search);
-        let tried = p.candidates();
-        assert!(tried.len() <= 7 + 4 * 2, "{}", tried.len());
-        for (t, c) in tried.iter().zip([1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6]) {
-            assert_close("first sweep", t.c / c, 1.0, 1e-12);
-        }
-        let near = tried.iter().filter(|t| {
-            let steps = 8.0 * (t.c / p.c()).log10();
-            t.c != p.c() && steps.abs() <= 1.0 + 1e-9
-        });
-        assert!(near.count() >= 1, "{tried:?}");
-        assert!(
-            tried
-                .iter()
-                .all(|t| t.accuracy <= best_accuracy(tried, p.c()))
-        );
-    }
-
-    fn best_accuracy(tried: &[Candidate], c: f64) -> f64 {
-        tried.iter().find(|t| t.c == c).unwrap().accuracy
-    }
-
-    #[test]
-    fn held_out_images_come_from_every_class_of_two_or_more() {
-        let labels: Vec<usize> = (0..40).map(|i| if i == 39 { 3 } else { i % 3 }).collect();
-        let (kept, out) = split(
-            &labels,
-            4,
-            HeldOut {
-                share: 0.01,
-                seed: 3,
-            },
-        )
-        .unwrap();
-        assert_eq!(kept.len() + out.len(), 40);
-        for class in 0..3 {
-            assert_eq!(out.iter().filter(|i| labels[**i] == class).count(), 1);
-        }
-        assert!(kept.contains(&39));
-        let again = split(
-            &labels,
-            4,
-            HeldOut {
-                share: 0.01,
-                seed: 3,
-            },
-        )
-        .unwrap();
-        assert_eq!(again, (kept, out.clone()));
-        let other = split(
-            &labels,
-            4,
-            HeldOut {
-                share: 0.01,
-                seed: 4,
-            },
-        )
-        .unwrap();
-        assert_ne!(other.1, out);
-        let (kept, out) = split(
-            &labels,
-            4,
-            HeldOut {
-                share: 0.99,
-                seed: 3,
-            },
-        )
-        .unwrap();
-        assert_eq!((kept.len(), out.len()), (4, 36));
-    }
-
-    #[test]
     fn several_blocks_and_threads_give_one_result() {
         let n = 2 * BLOCK + 17;
         let data: Vec<f32> = (0..n * 3).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
@@ -864,36 +573,22 @@ mod tests {
     fn refuses_what_cannot_be_fitted() {
         let data = [0.0, 1.0, 2.0, 3.0];
         let x = Matrix::new("features", &data, 4, 1).unwrap();
-        let fit = |labels: &[usize], classes, strength| {
+        let fit = |labels: &[usize], classes, c| {
             let options = ProbeOptions {
-                strength,
+                c,
                 ..ProbeOptions::default()
             };
             Probe::fit(x, labels, classes, &options)
                 .unwrap_err()
                 .to_string()
         };
-        let fixed = || Strength::Fixed(1.0);
-        assert!(fit(&[0, 1, 3, 1], 3, fixed()).starts_with("label of image 2 is 3"));
-        assert!(fit(&[0, 1], 2, fixed()).starts_with("labels: 2 given, 4 needed"));
-        assert!(fit(&[0, 0, 2, 2], 3, fixed()).starts_with("class 1 has no training image"));
-        assert!(fit(&[0; 4], 1, fixed()).contains("at least 2"));
+        assert!(fit(&[0, 1, 3, 1], 3, 1.0).starts_with("label of image 2 is 3"));
+        assert!(fit(&[0, 1], 2, 1.0).starts_with("labels: 2 given, 4 needed"));
+        assert!(fit(&[0, 0, 2, 2], 3, 1.0).starts_with("class 1 has no training image"));
+        assert!(fit(&[0; 4], 1, 1.0).contains("at least 2"));
         for c in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            assert!(fit(&[0, 1, 0, 1], 2, Strength::Fixed(c)).starts_with("C is"));
+            assert!(fit(&[0, 1, 0, 1], 2, c).starts_with("C is"));
         }
-        let held_out = HeldOut {
-            share: 0.5,
-            seed: 0,
-        };
-        let grid = |values, held_out| Strength::Grid { values, held_out };
-        assert!(fit(&[0, 1, 0, 1], 2, grid(vec![], held_out)).contains("grid"));
-        assert!(fit(&[0, 1, 0, 1], 2, grid(vec![-1.0], held_out)).contains("grid"));
-        let all = HeldOut {
-            share: 1.0,
-            seed: 0,
-        };
-        assert!(fit(&[0, 1, 0, 1], 2, grid(vec![1.0], all)).contains("between 0 and 1"));
-        assert!(fit(&[0, 1, 2, 3], 4, grid(vec![1.0], held_out)).contains("give C instead"));
         let nan = [0.0, f32::NAN];
         assert!(Matrix::new("features", &nan, 2, 1).is_err());
         let probe = Probe::fit(x, &[0, 1, 0, 1], 2, &ProbeOptions::default()).unwrap();

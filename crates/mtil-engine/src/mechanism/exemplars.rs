@@ -229,43 +229,6 @@ impl Exemplars {
         Ok(())
     }
 
-    /// Adds a task to a uniform sample of the images of all tasks: each image so far is in the
-    /// memory with the same probability, as in reservoir sampling, so a large training set gets
-    /// more of it than a small one. Quotas have no effect.
-    ///
-    /// The `budget` images with the smallest `hash(seed, task, index)` stay. Use the same seed for
-    /// all tasks of a memory and no other way of adding.
-    ///
-    /// # Errors
-    /// For a task that is there already; the memory is then unchanged.
-    pub fn admit_uniformly(
-        &mut self,
-        task: usize,
-        images: usize,
-        seed: u64,
-    ) -> Result<(), ExemplarError> {
-        self.check(task, images, &[], self.budget)?;
-        self.sets.push(Set {
-            task,
-            images,
-            indices: (0..images).collect(),
-        });
-        let mut keyed: Vec<(u64, usize, usize)> = Vec::new();
-        for (position, set) in self.sets.iter().enumerate() {
-            let key = |index: usize| derive(seed, &[set.task as u64, index as u64]);
-            keyed.extend(set.indices.iter().map(|i| (key(*i), position, *i)));
-        }
-        keyed.sort_unstable();
-        keyed.truncate(self.budget);
-        for set in &mut self.sets {
-            set.indices.clear();
-        }
-        for (_, position, index) in keyed {
-            self.sets[position].indices.push(index);
-        }
-        Ok(())
-    }
-
     fn check(
         &self,
         task: usize,
@@ -291,28 +254,6 @@ impl Exemplars {
             });
         }
         Ok(())
-    }
-
-    /// The images `(task, index)` of replay step `step`, counted from 0 in each task: the whole
-    /// memory, set by set, in batches of `size`, the last one smaller where `size` does not divide
-    /// it, then from the start again (`icarl.py`, `helpers.py` `batch`). None for an empty memory.
-    ///
-    /// # Errors
-    /// For a size of 0.
-    pub fn batch(&self, step: u64, size: usize) -> Result<Vec<(usize, usize)>, ExemplarError> {
-        if size == 0 {
-            return Err(ExemplarError::Zero {
-                name: "replay batch size",
-            });
-        }
-        let batches = self.len().div_ceil(size) as u64;
-        // Below the number of batches, so it fits.
-        let start = step.checked_rem(batches).unwrap_or(0) as usize * size;
-        let all = self
-            .sets
-            .iter()
-            .flat_map(|set| set.indices.iter().map(|index| (set.task, *index)));
-        Ok(all.skip(start).take(size).collect())
     }
 }
 
@@ -481,7 +422,7 @@ pub fn balanced(labels: &[usize], count: usize, seed: u64) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use super::*;
 
@@ -617,22 +558,6 @@ mod tests {
     }
 
     #[test]
-    fn batches_walk_the_memory_in_order_and_start_again() {
-        let mut memory = Exemplars::new(6, Quota::Fixed).unwrap();
-        assert_eq!(memory.batch(3, 4).unwrap(), []);
-        memory.admit(4, 9, vec![8, 1, 5, 0]).unwrap();
-        memory.admit(7, 3, vec![2, 0]).unwrap();
-        let all = [(4, 8), (4, 1), (4, 5), (7, 2), (7, 0)];
-        assert_eq!(memory.batch(0, 2).unwrap(), all[..2]);
-        assert_eq!(memory.batch(1, 2).unwrap(), all[2..4]);
-        assert_eq!(memory.batch(2, 2).unwrap(), all[4..]);
-        assert_eq!(memory.batch(3 * (u64::MAX / 3), 2).unwrap(), all[..2]);
-        assert_eq!(memory.batch(9, 64).unwrap(), all);
-        assert!(memory.batch(0, 0).is_err());
-        assert_eq!(memory.bytes(224), 5 * 3 * 224 * 224);
-    }
-
-    #[test]
     fn wrong_sets_leave_the_memory_as_it_was() {
         let mut memory = Exemplars::new(4, Quota::Fixed).unwrap();
         memory.admit(0, 9, vec![8, 7, 6, 5]).unwrap();
@@ -641,7 +566,6 @@ mod tests {
             memory.admit(0, 9, vec![]),
             Err(ExemplarError::Repeated { task: 0 })
         );
-        assert!(memory.admit_uniformly(0, 9, 1).is_err());
         let error = memory.admit(1, 2, vec![2]).unwrap_err();
         assert_eq!(
             error,
@@ -683,39 +607,6 @@ mod tests {
                 "{changed}"
             );
         }
-    }
-
-    #[test]
-    fn a_uniform_sample_takes_from_each_task_by_its_size() {
-        let mut memory = Exemplars::new(300, Quota::Fixed).unwrap();
-        let sizes = [1000, 3000, 100, 1900];
-        for (task, images) in sizes.into_iter().enumerate() {
-            memory.admit_uniformly(task, images, 5).unwrap();
-            assert_eq!(memory.len(), 300);
-        }
-        for ((_, set), images) in memory.sets().zip(sizes) {
-            assert_eq!(set.iter().collect::<BTreeSet<_>>().len(), set.len());
-            // Five standard deviations of the hypergeometric distribution around 300·images/6000.
-            let expected = images as f64 / 20.0;
-            let spread = (expected * (1.0 - images as f64 / 6000.0) * 0.95).sqrt();
-            assert!(
-                (set.len() as f64 - expected).abs() < 5.0 * spread,
-                "{}",
-                set.len()
-            );
-        }
-        // A task admitted in another order gives the same sample.
-        let mut other = Exemplars::new(300, Quota::Fixed).unwrap();
-        for task in [3, 1, 0, 2] {
-            other.admit_uniformly(task, sizes[task], 5).unwrap();
-        }
-        let by_task = |m: &Exemplars| -> BTreeMap<usize, Vec<usize>> {
-            m.sets().map(|(task, set)| (task, set.to_vec())).collect()
-        };
-        assert_eq!(by_task(&memory), by_task(&other));
-        let mut small = Exemplars::new(300, Quota::Fixed).unwrap();
-        small.admit_uniformly(0, 20, 5).unwrap();
-        assert_eq!(small.len(), 20);
     }
 
     #[test]

@@ -166,7 +166,6 @@ impl Regression {
                     lambda: settings.ridge,
                     recursion: Recursion::cheaper(settings.hidden, images.unwrap_or(0), classes),
                     seed: seeds::derive(seed, &[seeds::HIDDEN_LAYER]),
-                    ..PrimalConfig::default()
                 };
                 Self::Primal(Box::new(PrimalRail::new(config, width)?))
             }

@@ -24,13 +24,6 @@ enum Place {
     Refused(String),
 }
 
-/// An entry of the index.
-struct Entry {
-    /// Its path as the archive has it, cleaned.
-    name: String,
-    place: Place,
-}
-
 /// The bytes that the members lie in.
 enum Body {
     Tar(Arc<dyn RandomRead>),
@@ -40,25 +33,25 @@ enum Body {
 /// An archive whose members are known.
 pub(super) struct Opened {
     body: Body,
-    /// By path after the leading components were dropped.
-    entries: BTreeMap<String, Entry>,
+    /// By path within the archive.
+    entries: BTreeMap<String, Place>,
     /// The archive within the archive that this is, where it is one.
     inner: Option<String>,
 }
 
 impl Opened {
     /// Reads the index of the archive at `path`, or of the one at `inner` in it.
-    pub(super) fn open(path: &Path, inner: Option<&str>, strip: usize) -> Result<Self, Fault> {
+    pub(super) fn open(path: &Path, inner: Option<&str>) -> Result<Self, Fault> {
         let file: Arc<dyn RandomRead> = Arc::new(DiskFile::open(path)?);
         let Some(inner) = inner else {
-            return Self::index(file, strip);
+            return Self::index(file);
         };
-        let outer = Self::index(file, 0)?;
-        let entry = outer.entries.get(inner).ok_or_else(|| {
+        let outer = Self::index(file)?;
+        let place = outer.entries.get(inner).ok_or_else(|| {
             Fault::of_archive(format!("it holds no {inner}: is it another archive?"))
         })?;
         let within = |reason: String| Fault::of_member(inner, reason);
-        let source: Arc<dyn RandomRead> = match (&entry.place, &outer.body) {
+        let source: Arc<dyn RandomRead> = match (place, &outer.body) {
             (Place::Refused(reason), _) => return Err(within(reason.clone())),
             (Place::Part { offset, size }, Body::Tar(data)) => Arc::new(
                 Part::new(Arc::clone(data), *offset, *size).map_err(|e| within(e.to_string()))?,
@@ -66,7 +59,7 @@ impl Opened {
             (Place::Zip { index, .. }, Body::Zip(zip)) => zip.random(*index).map_err(within)?,
             _ => unreachable!("the places of an archive are of its kind"),
         };
-        let mut opened = Self::index(source, strip).map_err(|fault| Fault {
+        let mut opened = Self::index(source).map_err(|fault| Fault {
             member: Some(match fault.member {
                 Some(member) => format!("{inner}: {member}"),
                 None => inner.to_owned(),
@@ -77,7 +70,7 @@ impl Opened {
         Ok(opened)
     }
 
-    fn index(source: Arc<dyn RandomRead>, strip: usize) -> Result<Self, Fault> {
+    fn index(source: Arc<dyn RandomRead>) -> Result<Self, Fault> {
         let mut head = Vec::with_capacity(512);
         Cursor::new(Arc::clone(&source))
             .take(512)
@@ -99,7 +92,7 @@ impl Opened {
         };
         Ok(Self {
             body,
-            entries: resolve(listed, strip),
+            entries: resolve(listed),
             inner: None,
         })
     }
@@ -111,18 +104,17 @@ impl Opened {
 
     /// Length of a member in bytes.
     pub(super) fn size(&self, path: &str) -> Option<u64> {
-        match self.entries.get(path)?.place {
-            Place::Part { size, .. } | Place::Zip { size, .. } => Some(size),
+        match self.entries.get(path)? {
+            Place::Part { size, .. } | Place::Zip { size, .. } => Some(*size),
             Place::Refused(_) => None,
         }
     }
 
     /// A member's path within the archive, for people.
     pub(super) fn describe(&self, path: &str) -> String {
-        let name = self.entries.get(path).map_or(path, |entry| &entry.name);
         match &self.inner {
-            Some(inner) => format!("{inner}: {name}"),
-            None => name.to_owned(),
+            Some(inner) => format!("{inner}: {path}"),
+            None => path.to_owned(),
         }
     }
 
@@ -134,18 +126,18 @@ impl Opened {
                 std::ops::Bound::Unbounded,
             ))
             .take_while(move |(path, _)| path.starts_with(prefix))
-            .filter(|(_, entry)| !matches!(entry.place, Place::Refused(_)))
+            .filter(|(_, place)| !matches!(place, Place::Refused(_)))
             .map(|(path, _)| path.as_str())
     }
 
     /// The content of a member.
     pub(super) fn read(&self, path: &str) -> Result<Vec<u8>, Fault> {
         let fault = |reason| Fault::of_member(&self.describe(path), reason);
-        let entry = self
+        let place = self
             .entries
             .get(path)
             .ok_or_else(|| fault("it is not there".to_owned()))?;
-        match (&entry.place, &self.body) {
+        match (place, &self.body) {
             (Place::Refused(reason), _) => Err(fault(reason.clone())),
             (Place::Zip { index, .. }, Body::Zip(zip)) => zip.read(*index).map_err(fault),
             (Place::Part { offset, size }, Body::Tar(data)) => {
@@ -252,9 +244,9 @@ pub(super) fn clean(folder: &str, path: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// Follows the links and drops leading components. The later of two members with one name wins, as
+/// Follows the links. The later of two members with one name wins, as
 /// it does when an archive is unpacked, and then the later name of two with one path.
-fn resolve(listed: Vec<(String, Target)>, strip: usize) -> BTreeMap<String, Entry> {
+fn resolve(listed: Vec<(String, Target)>) -> BTreeMap<String, Place> {
     let all: BTreeMap<String, Target> = listed.into_iter().collect();
     let follow = |name: &str| {
         let mut at = name;
@@ -275,16 +267,7 @@ fn resolve(listed: Vec<(String, Target)>, strip: usize) -> BTreeMap<String, Entr
         Place::Refused("it is a link to itself".into())
     };
     all.keys()
-        .filter_map(|name| {
-            let mut path = name.as_str();
-            for _ in 0..strip {
-                path = path.split_once('/')?.1;
-            }
-            let entry = Entry {
-                name: name.clone(),
-                place: follow(name),
-            };
-            (!path.is_empty()).then(|| (path.to_owned(), entry))
-        })
+        .filter(|name| !name.is_empty())
+        .map(|name| (name.clone(), follow(name)))
         .collect()
 }

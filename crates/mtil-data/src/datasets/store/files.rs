@@ -23,9 +23,6 @@ pub struct Archive {
     /// Path within the archive of the archive that holds the members, where there is one: Caltech's
     /// zip holds `caltech-101/101_ObjectCategories.tar.gz`.
     pub inner: Option<String>,
-    /// Leading components of the members' paths that are dropped. Members with no more
-    /// components than that are left out.
-    pub strip: usize,
 }
 
 /// The files of a dataset by path below the data root, whether they lie in folders or in archives.
@@ -53,10 +50,7 @@ struct Mounted {
 impl Mounted {
     fn opened(&self) -> Result<&Opened, DatasetError> {
         self.opened
-            .get_or_init(|| {
-                let Archive { inner, strip, .. } = &self.archive;
-                Opened::open(&self.path, inner.as_deref(), *strip)
-            })
+            .get_or_init(|| Opened::open(&self.path, self.archive.inner.as_deref()))
             .as_ref()
             .map_err(|fault| self.error(fault.clone()))
     }
@@ -213,14 +207,6 @@ impl Store {
         }))
     }
 
-    /// As [`files`](Self::files), of those that lie in folders: no archive is read.
-    ///
-    /// # Errors
-    /// [`DatasetError::Io`] or [`DatasetError::Outside`].
-    pub fn files_in_folders(&self, folder: &str) -> Result<Vec<String>, DatasetError> {
-        folder::files(&self.shared.root, &cleaned(folder)?)
-    }
-
     /// Every regular file below `folder` at any depth, as paths below the data root in the order of
     /// their bytes. Empty when there is no such folder. Links to folders are followed, but no
     /// folder is entered from within itself. The archives that could hold such files are read, even
@@ -311,7 +297,6 @@ mod tests {
             inner: name
                 .starts_with("nested")
                 .then(|| "outer/inner.tar.gz".into()),
-            strip: 1,
         }
     }
 
@@ -336,7 +321,7 @@ mod tests {
             serde_json::from_slice(&text).unwrap();
         let members = all.remove(name).unwrap().into_iter();
         members
-            .map(|(path, told)| (path.replacen("set/", "m/", 1), told))
+            .map(|(path, told)| (path.replacen("set/", "m/set/", 1), told))
             .collect()
     }
 
@@ -354,10 +339,10 @@ mod tests {
             assert_eq!(store.files("").unwrap().len(), expected.len() + 1, "{name}");
             let below: Vec<_> = paths
                 .iter()
-                .filter(|p| p.starts_with("m/images/"))
+                .filter(|p| p.starts_with("m/set/images/"))
                 .collect();
             assert_eq!(
-                store.files("m/images").unwrap().len(),
+                store.files("m/set/images").unwrap().len(),
                 below.len(),
                 "{name}"
             );
@@ -371,16 +356,16 @@ mod tests {
                 assert_eq!(store.size(path), Some(*size), "{name}: {path}");
                 assert!(store.exists(path), "{name}: {path}");
                 let place = store.describe(path);
-                let inside = path.replacen("m/", "set/", 1);
+                let inside = path.replacen("m/", "", 1);
                 assert!(place.contains(name) && place.ends_with(&inside), "{place}");
             }
             for absent in [
                 "m",
-                "m/images",
+                "m/set/images",
                 "m/none",
                 "set/meta/train.txt",
                 "images/a/1.jpg",
-                "mm/images/a/1.jpg",
+                "mm/set/images/a/1.jpg",
             ] {
                 assert!(!store.exists(absent), "{name}: {absent}");
                 let error = store.read(absent).unwrap_err();
@@ -410,19 +395,21 @@ mod tests {
     #[test]
     fn folders_win_and_archives_serve_the_rest() {
         let (root, store) = store_of("one.tgz", &fixture("one.tgz"));
-        std::fs::create_dir_all(root.path().join("m/images/a")).unwrap();
-        std::fs::write(root.path().join("m/images/a/1.jpg"), b"own").unwrap();
-        std::fs::write(root.path().join("m/images/a/more.jpg"), b"more").unwrap();
-        assert_eq!(store.read("m/images/a/1.jpg").unwrap(), b"own");
-        assert_eq!(store.size("m/images/a/1.jpg"), Some(3));
-        let place = root.path().join("m/images/a/1.jpg").display().to_string();
-        assert_eq!(store.describe("m/images/a/1.jpg"), place);
-        assert_eq!(store.read("m/images/a/2.jpg").unwrap().len(), 512);
-        let files = store.files("m/images/a").unwrap();
-        let names = ["1.jpg", "10.jpg", "2.jpg", "more.jpg"].map(|n| format!("m/images/a/{n}"));
+        std::fs::create_dir_all(root.path().join("m/set/images/a")).unwrap();
+        std::fs::write(root.path().join("m/set/images/a/1.jpg"), b"own").unwrap();
+        std::fs::write(root.path().join("m/set/images/a/more.jpg"), b"more").unwrap();
+        assert_eq!(store.read("m/set/images/a/1.jpg").unwrap(), b"own");
+        assert_eq!(store.size("m/set/images/a/1.jpg"), Some(3));
+        let place = root
+            .path()
+            .join("m/set/images/a/1.jpg")
+            .display()
+            .to_string();
+        assert_eq!(store.describe("m/set/images/a/1.jpg"), place);
+        assert_eq!(store.read("m/set/images/a/2.jpg").unwrap().len(), 512);
+        let files = store.files("m/set/images/a").unwrap();
+        let names = ["1.jpg", "10.jpg", "2.jpg", "more.jpg"].map(|n| format!("m/set/images/a/{n}"));
         assert_eq!(files, names);
-        let unpacked = store.files_in_folders("m").unwrap();
-        assert_eq!(unpacked, ["m/images/a/1.jpg", "m/images/a/more.jpg"]);
     }
 
     #[test]
@@ -433,8 +420,12 @@ mod tests {
         std::fs::write(root.path().join("gnu.tar"), fixture("gnu.tar")).unwrap();
         let archives = ["none.tar", "gnu.tar", "one.tgz"].map(archive);
         let store = Store::open(root.path(), &archives).unwrap();
-        assert!(store.describe("m/meta/train.txt").contains("gnu.tar: "));
-        assert!(store.describe("m/images/soft.jpg").contains("one.tgz: "));
+        assert!(store.describe("m/set/meta/train.txt").contains("gnu.tar: "));
+        assert!(
+            store
+                .describe("m/set/images/soft.jpg")
+                .contains("one.tgz: ")
+        );
         assert!(Store::open(&root.path().join("none"), &archives).is_err());
     }
 
@@ -467,7 +458,7 @@ mod tests {
             // `tar` archives end with an end mark of 1024 bytes.
             for end in [600, whole.len() / 2, whole.len() - 1025] {
                 let (_root, store) = store_of(name, &whole[..end]);
-                let message = store.read("m/meta/train.txt").unwrap_err().to_string();
+                let message = store.read("m/set/meta/train.txt").unwrap_err().to_string();
                 assert!(message.contains(name), "{message}");
                 assert!(message.contains("half downloaded?"), "{message}");
             }
@@ -478,10 +469,10 @@ mod tests {
     fn links_that_lead_nowhere_are_refused_when_read() {
         let (_root, store) = store_of("one.tgz", &fixture("one.tgz"));
         for (path, reason) in [
-            ("m/images/out.jpg", "out of the archive"),
-            ("m/images/absolute.jpg", "out of the archive"),
-            ("m/images/dangling.jpg", "no file of the archive"),
-            ("m/images/loop.jpg", "link to itself"),
+            ("m/set/images/out.jpg", "out of the archive"),
+            ("m/set/images/absolute.jpg", "out of the archive"),
+            ("m/set/images/dangling.jpg", "no file of the archive"),
+            ("m/set/images/loop.jpg", "link to itself"),
         ] {
             assert!(store.exists(path));
             assert_eq!(store.size(path), None);
@@ -491,7 +482,7 @@ mod tests {
                 "{message}"
             );
         }
-        for device in ["m/images/null", "m/images/pipe"] {
+        for device in ["m/set/images/null", "m/set/images/pipe"] {
             assert!(!store.exists(device));
         }
     }
