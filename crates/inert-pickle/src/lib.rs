@@ -35,9 +35,9 @@
 //! | `literal` | texts and integers as the opcodes of lines write them |
 //! | `fault` | [`Fault`] |
 //!
-//! Why not `serde-pickle`: it knows neither persistent ids (`torch.save`) nor classes that make
-//! something else than a dict, and recurses. `burn-store`'s reader has no limits and is not public.
-//! Opcodes: Python's `pickletools.py`.
+//! Opcodes: Python's `pickletools.py`. Why not `serde-pickle` 1.2: it knows neither persistent ids,
+//! which `torch.save` writes, nor classes, which numpy's arrays and TorchScript's modules are made
+//! of. `pytorch-reader` 0.22.1 has a machine of its own, for tensors alone.
 
 mod fault;
 mod input;

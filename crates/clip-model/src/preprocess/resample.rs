@@ -6,6 +6,10 @@
 //! `src/libImaging/Geometry.c`. Only the asked window of the result is computed: the values are the
 //! same, and an image of one pixel by ten thousand costs no gigabytes. 8-bit samples go through
 //! `avx2.rs` where the processor allows it, to the same bytes.
+//!
+//! Why not `fast_image_resize`: its sums are rounded in another way. Of a noisy picture of 500 × 370
+//! pixels at 303 × 224 its version 6.1 (`CatmullRom`) gives a quarter of the bytes (24.6 %) other
+//! values than Pillow 13.0, by up to 10 of 255; features and published accuracies would move.
 
 use std::{borrow::Cow, ops::Range};
 

@@ -14,6 +14,12 @@
 //! | `writer` | [`SafetensorsWriter`] |
 //! | `error` | [`WeightError`] |
 //!
+//! Why not `burn-store` and `pytorch-reader` 0.22.1, which it is built on: they read all test files
+//! of `torch.save` (`tests/fixtures/weights`) but refuse `script.pt` and `trace.pt`, TorchScript
+//! archives, and OpenAI publishes CLIP as such. `PytorchStore` and `SafetensorsStore` also need a
+//! module to fill; here the architecture is told from the tensors first, and sharded sets are one
+//! file. ONNX exports are no weights files: `burn-onnx` makes Rust code of them at build time.
+//!
 //! Files are untrusted: a declared length is compared with what the file holds before anything of
 //! that length is allocated, and an unknown class in a pickle is refused by name.
 

@@ -1,9 +1,7 @@
 //! What the pickles of `torch.save` name: tensors, their storages, plain containers.
 //!
 //! [`inert_pickle`] reads them and executes nothing; this is its vocabulary, and the errors of
-//! weights. Why not `burn-store`'s `PytorchReader`: it has no limits against hostile files, drops
-//! classes it does not know instead of refusing them, and reads neither TorchScript nor views of
-//! a legacy file's storages.
+//! weights.
 
 use std::path::Path;
 

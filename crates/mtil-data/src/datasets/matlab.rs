@@ -1,5 +1,8 @@
 //! MATLAB's MAT-files of level 5 (The MathWorks, "MAT-File Format").
 //!
+//! Stanford Cars and Flowers have their labels in such files. `matfile` 0.5 reads numeric arrays
+//! alone; the labels of Cars are cells in a struct.
+//!
 //! After a header of 128 bytes, elements follow: a type, a length, the content. An array is an
 //! element made of elements; a compressed element holds another in a zlib stream.
 

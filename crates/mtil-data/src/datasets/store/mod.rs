@@ -3,7 +3,10 @@
 //! - [`Store`]: files by path below the data root; [`Archive`]: what may stand in their place
 //! - [`StoreImages`], [`RawImages`]: image files of a store, and raw pixels, as image sources
 //!
-//! An archive is never unpacked, and indexed only when a file is asked for that no folder has:
+//! An archive is never unpacked, and indexed only when a file is asked for that no folder has: the
+//! training archive of ImageNet has 138 GB, that of SUN397 37, and with `tar` and `flate2` alone they
+//! would have to lie there twice. Neither crate reads a compressed stream from its middle, which
+//! batches drawn at random do.
 //!
 //! - `folder`: listing folders
 //! - `random`: bytes that can be read anywhere, by many threads at once
