@@ -116,7 +116,7 @@ shared=(--quick --tasks "shapes,digits" --eval-subset 20 --no-checkpoints --save
 cd "$work"
 plan() {
   "$binary" sweep plan "$sweep" --methods finetune,gnsp --seeds 42,43 --set steps=150 --set batch=8 \
-    --set reference_batch=8 --cpus 1 --time 30 --at-once 2 -- "${shared[@]}"
+    --set reference_batch=8 -- "${shared[@]}"
 }
 plan
 plan >/dev/null 2>&1 || die "the same request again is not harmless"
@@ -124,7 +124,7 @@ plan >/dev/null 2>&1 || die "the same request again is not harmless"
 grep '^#SBATCH' "$sweep/sweep.sbatch"
 
 step sbatch
-job=$(sbatch --parsable "$sweep/sweep.sbatch")
+job=$(sbatch --parsable --cpus-per-task=1 --time=30 "$sweep/sweep.sbatch")
 show() { squeue --array --format='%.10i %.9P %.10j %.3t %.8M %R'; }
 # status LINE: how far the run of a line is.
 status() { "$binary" sweep status "$sweep" 2>/dev/null | awk -v line="$1" '$1 == line' || true; }

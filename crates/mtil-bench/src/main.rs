@@ -30,7 +30,8 @@ fn main() -> ExitCode {
 
 /// What training wants in the environment: see [`process::KEEP_PAGES`]; and, with several backends
 /// in one binary, the name of the one in use. Burn loads optimizer state onto its default device
-/// first, and that is a GPU wherever a GPU backend is compiled in, present or not.
+/// first, and that is a GPU wherever a GPU backend is compiled in, present or not; only the variable
+/// `BURN_DEVICE` names another (`Device::default` of burn-dispatch 0.22.1).
 fn prepare(device: Option<&str>) {
     let mut variables = Vec::new();
     if cfg!(feature = "blas") {

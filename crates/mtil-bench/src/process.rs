@@ -4,11 +4,13 @@ use mtil_data::machine::processors;
 
 /// The allocator keeps freed memory for the next update in place of giving it back to the kernel,
 /// which would clear every page of it again: 5 % of a training step of ViT-B/16 on two processors,
-/// for 6 % more memory (BENCHMARKS.md). It reads this before `main`.
+/// for 6 % more memory (BENCHMARKS.md). It reads this before `main`; `mi_option_set` of
+/// `libmimalloc-sys` would do it later but is `unsafe`, and no crate has a safe form of it.
 pub const KEEP_PAGES: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "-1");
 
 /// Starts this program again in its own place, with those of `variables` in its environment that
-/// are not there yet. Returns when all are there, or where a program cannot be replaced (not Unix):
+/// are not there yet: setting them here would be `unsafe` (`std::env::set_var`), as threads may read
+/// them. Returns when all are there, or where a program cannot be replaced (not Unix):
 /// then it goes on as it is.
 pub fn restart_with(variables: &[(&str, &str)]) {
     let missing: Vec<_> = variables

@@ -11,7 +11,7 @@ use super::{
     sweep_run::{self, SweepRunArgs},
 };
 use crate::sweep::{
-    Files, Request, RunStatus, Slurm, State, Sweep, command, line, quote, status, totals, write,
+    Files, Request, RunStatus, State, Sweep, command, line, quote, status, totals, write,
 };
 
 /// Arguments of `sweep`.
@@ -49,7 +49,7 @@ pub enum SweepVerb {
 /// Arguments of `sweep plan`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  mtil-bench sweep plan sweeps/lr --methods gnsp,finetune --seeds 42,43,44 --set lr=1e-5,2e-5\n  mtil-bench sweep plan sweeps/orders --methods gnsp --suites mtil-order-1,mtil-order-2 --gpus 1 --time 1-00:00:00 -- --data /data/mtil --model openai/ViT-B-16 --device cuda\n\nThen one of\n  mtil-bench sweep run sweeps/lr --jobs 2\n  sbatch sweeps/lr/sweep.sbatch\n  parallel -j 2 < sweeps/lr/runs.sh"
+    after_help = "Examples:\n  mtil-bench sweep plan sweeps/lr --methods gnsp,finetune --seeds 42,43,44 --set lr=1e-5,2e-5\n  mtil-bench sweep plan sweeps/orders --methods gnsp --suites mtil-order-1,mtil-order-2 -- --data /data/mtil --model openai/ViT-B-16 --device cuda\n\nThen one of\n  mtil-bench sweep run sweeps/lr --jobs 2\n  sbatch --time=1-00:00:00 --gpus=1 sweeps/lr/sweep.sbatch\n  parallel -j 2 < sweeps/lr/runs.sh"
 )]
 pub struct PlanArgs {
     /// Folder of the sweep
@@ -84,60 +84,6 @@ pub struct PlanArgs {
     /// Arguments of `mtil-bench run` that all runs share: --data, --model, --device, --quick, …
     #[arg(last = true, value_name = "ARGUMENTS")]
     pub shared: Vec<String>,
-    /// What an array task asks SLURM for.
-    #[command(flatten)]
-    pub slurm: SlurmArgs,
-}
-
-/// What an array task asks SLURM for; the cluster's defaults hold where nothing is given.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "SLURM script")]
-pub struct SlurmArgs {
-    /// Partition
-    #[arg(long, value_name = "NAME")]
-    pub partition: Option<String>,
-    /// Time limit of a run, such as 90 (minutes) or 1-12:00:00; a run that is not through by then
-    /// goes on in a new job
-    #[arg(long)]
-    pub time: Option<String>,
-    /// CPUs of a run
-    #[arg(long, value_name = "N")]
-    pub cpus: Option<u32>,
-    /// Memory of a run, such as 16G
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<String>,
-    /// GPUs of a run, such as 1 or a100:1
-    #[arg(long, value_name = "[TYPE:]N")]
-    pub gpus: Option<String>,
-    /// Most runs at the same time
-    #[arg(long, value_name = "N")]
-    pub at_once: Option<u32>,
-    /// How long before its time ends a run is stopped, so that it can write its state
-    #[arg(long, value_name = "SECONDS", default_value_t = Slurm::default().stop_before)]
-    pub stop_before: u32,
-    /// How often a stopped run is put back into the queue
-    #[arg(long, value_name = "N", default_value_t = Slurm::default().requeues)]
-    pub requeues: u32,
-    /// A further option of sbatch, such as --sbatch=--account=lab; may be given several times
-    #[arg(long = "sbatch", value_name = "OPTION", allow_hyphen_values = true)]
-    pub more: Vec<String>,
-}
-
-impl SlurmArgs {
-    /// As the library has them.
-    pub fn options(&self) -> Slurm {
-        Slurm {
-            partition: self.partition.clone(),
-            time: self.time.clone(),
-            cpus: self.cpus,
-            memory: self.memory.clone(),
-            gpus: self.gpus.clone(),
-            at_once: self.at_once,
-            stop_before: self.stop_before,
-            requeues: self.requeues,
-            more: self.more.clone(),
-        }
-    }
 }
 
 /// Arguments of `sweep status`.
@@ -173,7 +119,7 @@ fn plan(args: &PlanArgs) -> Result<()> {
         shared,
     };
     let files = Files::new(&args.dir)?;
-    let sweep = write(&files, request, &binary, &args.slurm.options(), args.force)?;
+    let sweep = write(&files, request, &binary, args.force)?;
     if args.json {
         let runs: Vec<_> = sweep
             .runs
@@ -422,7 +368,7 @@ mod tests {
             set: words(&["lr=1e-5,2e-5", "trainable_first=['^visual', '^text']"]),
             shared: words(&["--data", "/a b", "--quick"]),
         };
-        let sweep = write(&files, request, "mtil-bench", &Slurm::default(), false).unwrap();
+        let sweep = write(&files, request, "mtil-bench", false).unwrap();
         assert_eq!(sweep.runs.len(), 16);
         for run in &sweep.runs {
             let words = command(&files, run, &sweep.binary, &sweep.request.shared);

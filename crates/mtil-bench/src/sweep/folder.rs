@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{PlanError, Request, Run, Slurm, SlurmError, line, list::display, plan};
+use super::{PlanError, Request, Run, line, list::display, plan, slurm};
 use mtil_data::files::write_atomically;
 
 /// Why the files of a sweep could not be read or written.
@@ -56,9 +56,6 @@ pub enum FolderError {
     /// The request makes no sweep.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The options of the SLURM script are wrong.
-    #[error(transparent)]
-    Slurm(#[from] SlurmError),
 }
 
 /// Where the files of a sweep are.
@@ -175,7 +172,6 @@ pub fn write(
     files: &Files,
     request: Request,
     binary: &str,
-    slurm: &Slurm,
     force: bool,
 ) -> Result<Sweep, FolderError> {
     let words = [
@@ -190,7 +186,7 @@ pub fn write(
     one_line(&request.directory)?;
     one_line(binary)?;
     let runs = plan(&request)?;
-    let script = slurm.script(files, runs.len(), &request.version)?;
+    let script = slurm::script(files, runs.len(), &request.version);
     if !force {
         match Sweep::load(files) {
             Ok(old) => {
@@ -288,10 +284,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::new(&folder.path().join("a sweep")).unwrap();
         let asked = request(&["finetune"], &["mini"], &[42, 43], &["lr=1e-5,2e-5"]);
-        let slurm = Slurm::default();
-        let first = write(&files, asked.clone(), "/b", &slurm, false).unwrap();
+        let first = write(&files, asked.clone(), "/b", false).unwrap();
         let before = [files.sweep(), files.list(), files.script()].map(|p| read(&p));
-        let again = write(&files, asked.clone(), "/b", &slurm, false).unwrap();
+        let again = write(&files, asked.clone(), "/b", false).unwrap();
         assert_eq!(first, again);
         assert_eq!(
             before,
@@ -301,21 +296,16 @@ mod tests {
         assert_eq!(before[1].lines().count(), 4);
         assert!(files.log(&first.runs[0]).parent().unwrap().is_dir());
 
-        // How the runs are done may change.
-        let faster = Slurm {
-            cpus: Some(8),
-            ..Slurm::default()
-        };
-        write(&files, asked.clone(), "/c", &faster, false).unwrap();
+        // What does the runs may change.
+        write(&files, asked.clone(), "/c", false).unwrap();
         assert!(read(&files.list()).contains("/c run"));
-        assert!(read(&files.script()).contains("--cpus-per-task=8"));
 
         let mut other = asked;
         other.seeds.push(44);
         other.version = "9".to_owned();
         other.shared.clear();
         let kept = read(&files.list());
-        let message = write(&files, other.clone(), "/c", &slurm, false)
+        let message = write(&files, other.clone(), "/c", false)
             .unwrap_err()
             .to_string();
         for line in [
@@ -328,7 +318,7 @@ mod tests {
         }
         assert!(!message.contains("methods:"), "{message}");
         assert_eq!(read(&files.list()), kept);
-        let forced = write(&files, other, "/c", &slurm, true).unwrap();
+        let forced = write(&files, other, "/c", true).unwrap();
         assert_eq!(forced.runs.len(), 6);
         assert_eq!(read(&files.list()).lines().count(), 6);
     }
@@ -340,7 +330,6 @@ mod tests {
         let files = Files::new(&root).unwrap();
         let message = Sweep::load(&files).unwrap_err().to_string();
         assert!(message.contains("holds no sweep"), "{message}");
-        let slurm = Slurm::default();
         let good = request(&["finetune"], &["mini"], &[1], &[]);
         let mut two_lines = good.clone();
         two_lines.shared.push("a\nb".to_owned());
@@ -350,7 +339,7 @@ mod tests {
             (&unknown, "/b", "fine-tune"),
             (&good, "/b\n", "one line"),
         ] {
-            let message = write(&files, request.clone(), binary, &slurm, true)
+            let message = write(&files, request.clone(), binary, true)
                 .unwrap_err()
                 .to_string();
             assert!(message.contains(word), "{message}");
@@ -365,12 +354,11 @@ mod tests {
         let files = Files::new(folder.path()).unwrap();
         fs::write(files.sweep(), "request = 1").unwrap();
         let asked = request(&["finetune"], &["mini"], &[1], &[]);
-        let slurm = Slurm::default();
-        let message = write(&files, asked.clone(), "/b", &slurm, false)
+        let message = write(&files, asked.clone(), "/b", false)
             .unwrap_err()
             .to_string();
         assert!(message.contains("sweep.toml"), "{message}");
-        write(&files, asked, "/b", &slurm, true).unwrap();
+        write(&files, asked, "/b", true).unwrap();
         Sweep::load(&files).unwrap();
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `plan` | methods, suites, settings and seeds to runs with names of their own |
 //! | `list` | a run as one line of shell |
-//! | `slurm` | the script of a SLURM job array over the list |
+//! | `slurm`, `sweep.sbatch` | a SLURM job array over the list |
 //! | `folder` | the files of a sweep, and the check that a request fits an old folder |
 //! | `status` | how far the runs are, from their folders alone |
 //!
@@ -25,6 +25,5 @@ mod status;
 pub use folder::{Files, FolderError, Sweep, write};
 pub use list::{command, line, quote};
 pub use plan::{MAX_RUNS, PlanError, Request, Run, named_suites, plan};
-pub use slurm::{Slurm, SlurmError};
 pub(crate) use status::error_in;
 pub use status::{Figures, Position, RunStatus, State, Totals, status, totals};

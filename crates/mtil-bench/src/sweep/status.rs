@@ -356,7 +356,7 @@ pub(crate) fn error_in(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Slurm, plan::tests::request, write},
+        super::{plan::tests::request, write},
         *,
     };
     use std::fs::File;
@@ -376,7 +376,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let files = Files::new(&folder.path().join("a sweep")).unwrap();
             let asked = request(&["finetune"], &["mini"], &[42], &[]);
-            let sweep = write(&files, asked, "/b", &Slurm::default(), false).unwrap();
+            let sweep = write(&files, asked, "/b", false).unwrap();
             Self {
                 _folder: folder,
                 files,
