@@ -99,7 +99,7 @@ if [ -z "$binaries" ]; then
   binaries="$target/release"
   step "tests on $backend"
   tests=(env "BURN_DEVICE=$backend" "CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal}"
-    cargo test --release -p losses -p gnsp-optimizer -p gnsp-tests "${feature[@]}")
+    cargo test --release -p clip-losses -p gnsp-optimizer -p gnsp-tests "${feature[@]}")
   if { "${tests[@]}" --lib --test behaviour -- --skip properties:: && "${tests[@]}" --test parity -- clip_parity:: backends::; } \
     >"$work/tests.out" 2>&1 &&
     ! grep -q "SKIPPED: $backend " "$work/tests.out"; then

@@ -70,7 +70,7 @@ fn smoothed_cross_entropy(bencher: Bencher<'_, '_>, pass: Pass) {
     let targets = TensorData::new(targets, [images]);
     let targets = Tensor::<1, Int>::from_data(targets, &Device::flex());
     measure(bencher, pass, CLASSES, |logits| {
-        losses::smoothed_cross_entropy(logits, targets.clone(), SMOOTHING)
+        clip_losses::smoothed_cross_entropy(logits, targets.clone(), SMOOTHING)
     });
 }
 
@@ -78,20 +78,20 @@ fn smoothed_cross_entropy(bencher: Bencher<'_, '_>, pass: Pass) {
 fn smoothed_soft_cross_entropy(bencher: Bencher<'_, '_>, pass: Pass) {
     let targets = softmax(values(CLASSES, 2, &Device::flex()), 1);
     measure(bencher, pass, CLASSES, |logits| {
-        losses::smoothed_soft_cross_entropy(logits, targets.clone(), SMOOTHING)
+        clip_losses::smoothed_soft_cross_entropy(logits, targets.clone(), SMOOTHING)
     });
 }
 
 #[divan::bench(args = PASSES)]
 fn clip_contrastive(bencher: Bencher<'_, '_>, pass: Pass) {
-    measure(bencher, pass, PAIRS, losses::clip_contrastive);
+    measure(bencher, pass, PAIRS, clip_losses::clip_contrastive);
 }
 
 #[divan::bench(args = PASSES)]
 fn distillation(bencher: Bencher<'_, '_>, pass: Pass) {
     let teacher = values(CLASSES, 2, &Device::flex());
     measure(bencher, pass, CLASSES, |student| {
-        losses::distillation(teacher.clone(), student, TEMPERATURE)
+        clip_losses::distillation(teacher.clone(), student, TEMPERATURE)
     });
 }
 
@@ -99,20 +99,20 @@ fn distillation(bencher: Bencher<'_, '_>, pass: Pass) {
 fn contrastive_distillation(bencher: Bencher<'_, '_>, pass: Pass) {
     let teacher = values(PAIRS, 2, &Device::flex());
     measure(bencher, pass, PAIRS, |student| {
-        losses::contrastive_distillation(teacher.clone(), student, TEMPERATURE)
+        clip_losses::contrastive_distillation(teacher.clone(), student, TEMPERATURE)
     });
 }
 
 #[divan::bench(args = PASSES)]
 fn modality_alignment(bencher: Bencher<'_, '_>, pass: Pass) {
-    let targets = losses::alignment_targets(&labels(), &Device::flex());
+    let targets = clip_losses::alignment_targets(&labels(), &Device::flex());
     measure(bencher, pass, PAIRS, |student| {
-        losses::modality_alignment(student, targets.clone(), SMOOTHING)
+        clip_losses::modality_alignment(student, targets.clone(), SMOOTHING)
     });
 }
 
 #[divan::bench]
 fn alignment_targets(bencher: Bencher<'_, '_>) {
     let (labels, device) = (labels(), Device::flex());
-    bencher.bench_local(|| losses::alignment_targets(&labels, &device));
+    bencher.bench_local(|| clip_losses::alignment_targets(&labels, &device));
 }

@@ -15,10 +15,10 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, FloatDType, Tensor, TensorData},
 };
+use clip_losses::clip_contrastive;
 use clip_model::{
     Clip, ClipConfig, ClipModel, ClipTokenizer, Dtype, LoadOptions, Preprocess, normalize,
 };
-use losses::clip_contrastive;
 use serde_json::json;
 
 /// As the binary of the benchmark has it.

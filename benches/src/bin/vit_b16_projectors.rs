@@ -17,10 +17,10 @@ use std::time::Instant;
 use burn::module::{Module, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
+use clip_losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
 use clip_model::{ClipConfig, ClipModel, normalize};
 use gnsp_benches::dead_leaves;
 use gnsp_optimizer::{History, Memory, Policy, Protection, Recorder, Site, Solver};
-use losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
 use mtil_engine::recording::InputRecorder;
 use safetensors::tensor::{Dtype, TensorView};
 

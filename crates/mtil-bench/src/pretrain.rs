@@ -8,11 +8,11 @@ use burn::{
     optim::{AdamWConfig, GradientsParams, ModuleOptimizer},
     tensor::{Device, Distribution, Tensor},
 };
+use clip_losses::{alignment_targets, modality_alignment};
 use clip_model::{
     Clip, ClipConfig, ClipModel, ClipTokenizer, ImageTower, Preprocess, TextConfig, VisionConfig,
     normalize, tokenizer::TokenizerError,
 };
-use losses::{alignment_targets, modality_alignment};
 use rayon::prelude::*;
 
 use mini_world as mini;

@@ -12,9 +12,9 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Tensor, TensorData},
 };
+use clip_losses::clip_contrastive;
 use clip_model::{Clip, ClipConfig, ClipModel, Dtype, TokenBatch, normalize, save_weights};
 use gnsp_tests::fixture::{Fixture, data_dir, largest_difference, relative_error, values};
-use losses::clip_contrastive;
 use safetensors::{Dtype as StoredDtype, tensor::TensorView};
 
 const NAMES: [&str; 6] = ["tiny", "gelu", "odd", "legacy-eos", "tiny-f16", "tiny-bf16"];

@@ -11,12 +11,12 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, FloatDType, Tensor, activation::log_sigmoid},
 };
+use clip_losses::clip_contrastive;
 use clip_model::tokenizer::{Cleaning, SiglipTokenizer};
 use clip_model::{
     Activation, ClipConfig, ClipModel, Dtype, KeyLayout, LoadOptions, normalize, write_weights,
 };
 use gnsp_tests::fixture::{Fixture, data_dir, largest_difference, relative_error, values};
-use losses::clip_contrastive;
 use serde_json::Value;
 
 /// Largest difference allowed of features of length 1. Stricter than it need be: the two forms of

@@ -4,11 +4,11 @@
 use std::{borrow::Cow, collections::HashMap};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use clip_model::{ClipModel, TokenBatch, normalize};
-use losses::{
+use clip_losses::{
     alignment_margin, alignment_targets, contrastive_distillation, mean_displacement,
     modality_alignment,
 };
+use clip_model::{ClipModel, TokenBatch, normalize};
 
 use super::{
     earlier::Teacher,

@@ -303,7 +303,7 @@ fn fisher(
         let classes = normalize(model.encode_text(prompts));
         let logits = features.matmul(classes.transpose()) * model.scale().reshape([1, 1]);
         let label = Tensor::<1, Int>::from_data(TensorData::new(vec![label], [1]), device);
-        let loss = losses::smoothed_cross_entropy(logits, label, 0.0);
+        let loss = clip_losses::smoothed_cross_entropy(logits, label, 0.0);
         let mut gradients = GradientsParams::from_grads(loss.backward(), model);
         // The squares travel in the shape of the gradients, then of a model.
         let mut squares = std::collections::HashMap::new();

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use burn::tensor::{Device, Tensor};
+use clip_losses::distillation;
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
-use losses::distillation;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};

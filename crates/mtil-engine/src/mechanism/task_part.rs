@@ -6,8 +6,8 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
+use clip_losses::smoothed_cross_entropy;
 use clip_model::{Clip, ClipModel, TokenBatch};
-use losses::smoothed_cross_entropy;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{MapAccess, Visitor},

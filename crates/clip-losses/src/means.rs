@@ -24,7 +24,7 @@ use burn::tensor::Tensor;
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
-/// use losses::mean_displacement;
+/// use clip_losses::mean_displacement;
 ///
 /// let device = Device::default();
 /// let teacher = Tensor::<2>::from_floats([[1.0, 0.0], [0.0, 1.0]], &device);

@@ -60,7 +60,7 @@ pub fn modality_alignment(student: Tensor<2>, targets: Tensor<2>, smoothing: f64
 ///
 /// ```
 /// // 64 pairs and the published smoothing.
-/// assert!((losses::alignment_margin(64, 0.2) - 5.55).abs() < 0.01);
+/// assert!((clip_losses::alignment_margin(64, 0.2) - 5.55).abs() < 0.01);
 /// ```
 pub fn alignment_margin(pairs: usize, smoothing: f64) -> f64 {
     ((1.0 - smoothing) * pairs as f64 / smoothing + 1.0).ln()
