@@ -1,11 +1,19 @@
-"""Thins the stacks of a profile to the frames of this workspace and the kind of what they end in, for a flame graph one can read.
+r"""Filter for collapsed stacks that makes the flame graph of a training step readable.
 
-Run:   cargo build --release --workspace --bins --config 'profile.release.debug="line-tables-only"' --config 'profile.release.strip="none"'
-       perf record -F 49 --call-graph dwarf,16384 -o step.data target/release/step train DIR --steps 2
-       perf script -i step.data | inferno-collapse-perf | python benches/flamegraph.py | inferno-flamegraph >step.svg
-Needs: perf, inferno (cargo install inferno); the release build has symbols, but inlined functions need line tables
+It keeps the frames of this workspace and of Burn's autodiff, and ends each stack with the kind of
+its innermost frame: matrix products, packing, copying and so on.
 
-The microkernels of matrix products are assembly without unwinding tables, so that whose they are is not known: they stand by themselves.
+Run:   cargo build --release --workspace --bins \
+           --config 'profile.release.debug="line-tables-only"' \
+           --config 'profile.release.strip="none"'
+       perf record -F 49 --call-graph dwarf,16384 -o step.data \
+           target/release/step train DIR --steps 2
+       perf script -i step.data | inferno-collapse-perf | python benches/flamegraph.py \
+           | inferno-flamegraph >step.svg
+Needs: perf, inferno (cargo install inferno)
+
+The build needs line tables for inlined functions. The microkernels of matrix products are assembly
+without unwinding tables, so their callers are unknown and they appear at the bottom of the graph.
 """
 
 import collections
@@ -22,8 +30,17 @@ KINDS = [
     ("pulp", "vectorised loops"),
     ("vectorize", "vectorised loops"),
 ]
-OURS = re.compile(r"^<?&?\b((?:clip_kernels::host|clip_model::model|gnsp_optimizer|losses|mtil_engine::run::step|burn_autodiff)::[a-z_0-9:]+)")
-# A vectorised loop is named after what it computes.
+CRATES = (
+    "clip_kernels::host",
+    "clip_losses",
+    "clip_model::model",
+    "gnsp_optimizer",
+    "host_gemm",
+    "mtil_engine::run",
+    "burn_autodiff",
+)
+OURS = re.compile(rf"^<?&?\b((?:{'|'.join(CRATES)})::[a-z_0-9:]+)")
+# A vectorised loop: the module of its kernel.
 LOOP = re.compile(r"^with_simd<(clip_kernels::host::[a-z_0-9]+)")
 
 

@@ -1,18 +1,20 @@
-"""The classifiers of an evaluation from class prompts, by PyTorch.
+"""The zero-shot classifiers of an evaluation from class prompts, in PyTorch.
 
 Run:   step make DIR                                        # target/release/step
-       python benches/pytorch/evaluation.py reference|batched DIR [--repeat N] [--sample K] [--threads T]
+       python benches/pytorch/evaluation.py reference|batched DIR [--repeat N] [--sample K]
+                                            [--threads T]
 Needs: torch, safetensors, openai-clip (with ftfy, regex); `batched` also tokenizers
 
-Reads DIR/prompts.json: MTIL's classes, each with the prompts of all its templates. A class becomes the normalised mean of
-the normalised features of its prompts.
+The input is DIR/prompts.json: the classes of MTIL, each with the prompts of all its templates. The
+classifier row of a class is the normalized mean of the normalized features of its prompts.
 
-reference   class by class, rows of 77, as published (GNSP src/models/evaluation.py:36-44), on OpenAI's module and tokenizer.
-batched     all prompts tokenised at once by a compiled tokenizer, sorted by length, in groups of 128 cut to their longest row; the
-            tuned tower of `gnsp_step.py`.
+reference   class by class in rows of 77, as published (GNSP src/models/evaluation.py:36-44), with
+            OpenAI's module and tokenizer.
+batched     all prompts tokenized at once by a compiled tokenizer, sorted by length, in groups of
+            128 truncated to their longest row, with the tuned tower of `gnsp_step.py`.
 
-Each is a process that ends with one JSON line; `check` is the first value of each classifier row. With
---sample K only every K-th class is taken.
+Each run ends with one JSON line; `check` is the first value of each classifier row. --sample K
+encodes every K-th class only.
 """
 
 import argparse
@@ -63,7 +65,8 @@ class Batched:
 
     @torch.inference_mode()
     def heads(self, classes):
-        ids = [e.ids for e in self.tokenizer.encode_batch([prompt for prompts in classes for prompt in prompts])]
+        texts = [prompt for prompts in classes for prompt in prompts]
+        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         features = torch.empty(len(ids), self.text.text_projection.shape[1])
         for start in range(0, len(order), GROUP):
@@ -81,7 +84,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("verb", choices=["reference", "batched"])
     parser.add_argument("folder")
-    parser.add_argument("--repeat", type=int, default=2, help="passes that are timed, after one that is not")
+    parser.add_argument("--repeat", type=int, default=2, help="timed passes, after an untimed one")
     parser.add_argument("--sample", type=int, default=1)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
@@ -93,7 +96,12 @@ def main():
     seconds, processor, heads = timed(lambda: made.heads(classes), options.repeat + 1)
     prompts = sum(map(len, classes))
     middle = sorted(seconds[1:])[options.repeat // 2]
-    line = {"per_second": prompts / middle, "prompts": prompts, "check": heads[-1][:, 0].tolist(), "processor_seconds": processor}
+    line = {
+        "per_second": prompts / middle,
+        "prompts": prompts,
+        "check": heads[-1][:, 0].tolist(),
+        "processor_seconds": processor,
+    }
     report(line, seconds)
 
 

@@ -1,23 +1,31 @@
-"""Training steps of GNSP on a later task, and its Gram pass, by PyTorch.
+"""GNSP training steps after the first task, and Gram accumulation, in PyTorch.
 
-Run:   step make DIR                                                    # target/release/step: the model, the inputs, the protected directions
-       python benches/pytorch/gnsp_step.py reference|tuned|compiled DIR [--steps N] [--threads T] [--device cuda --dtype tf32 …]
+Run:   step make DIR        # target/release/step: the model, the inputs, the protected directions
+       python benches/pytorch/gnsp_step.py reference|tuned|compiled DIR [--steps N] [--threads T]
+                                           [--device cuda --dtype tf32 …]
        python benches/pytorch/gnsp_step.py gram|gram-streamed DIR [--steps N]
-       python benches/pytorch/gnsp_step.py check DIR                    # the three give the same losses
+       python benches/pytorch/gnsp_step.py check DIR        # checks that the results are the same
 Needs: torch, safetensors, openai-clip
 
-reference   the order of operations of the published code (GNSP src/models/finetune_gnsp.py:245-448) on OpenAI's module: every step
-            encodes the class prompts, the teacher's images and texts and the student's reference texts, rows of 77; gradients are
-            multiplied by dense projectors; torch.optim.AdamW.
-tuned       the same update with nothing computed twice: features of frozen texts and of the teacher kept; the last block for the class
-            token only; scaled_dot_product_attention; QuickGELU as SiLU with its factor inside the matrix products, the MLP's backward
-            written by hand (keeps one hidden tensor instead of three); gradients minus (g U) Uᵀ; fused AdamW; and, on a CPU, task and
-            reference images one after the other, so that one tape is alive at a time, and an allocator that keeps its pages.
-compiled    tuned, with torch.compile instead of the handwritten MLP.
-gram        the pass that remembers (GNSP src/models/get_data_matrix.py:86-92): inputs of all layers stacked, batched products.
-gram-streamed  the same matrices layer by layer, nothing stacked.
+reference      The reference implementation: the operations of the published code (GNSP
+               src/models/finetune_gnsp.py:245-448) in their order, on OpenAI's module. Every step
+               encodes the class prompts, the teacher's images and texts and the student's reference
+               texts in rows of 77, and multiplies gradients by dense projectors. The optimizer is
+               torch.optim.AdamW.
+tuned          The same training step without repeated computation. Features of frozen texts and of
+               the teacher are cached; the last block computes the class token only; attention is
+               scaled_dot_product_attention. QuickGELU is SiLU with its factor inside the matrix
+               products, and a handwritten backward pass of the MLP keeps one hidden tensor instead
+               of three. Gradients are projected as g - (g U) Uᵀ; AdamW is fused. On a CPU, task
+               and reference images have separate passes, so that one tape is alive at a time, and
+               the allocator keeps its pages.
+compiled       tuned, with torch.compile instead of the handwritten MLP.
+gram           Gram accumulation (GNSP src/models/get_data_matrix.py:86-92): the inputs of all
+               layers stacked, batched products.
+gram-streamed  The same matrices layer by layer, without stacking.
 
-Each is a process that ends with one JSON line; `losses` begins with that of the untouched weights.
+Each run except `check` ends with one JSON line. The first of its `losses` is that of the initial
+weights.
 """
 
 import argparse
@@ -35,7 +43,7 @@ TUNED = ("tuned", "compiled", "gram-streamed")
 
 
 def keep_pages():
-    """Makes glibc keep what is freed, so that the kernel need not clear pages for every large tensor."""
+    """Makes glibc keep freed memory, so that the kernel clears no pages for each large tensor."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -46,8 +54,13 @@ def keep_pages():
     mallopt(m_arena_max, 1)
 
 
-# Before torch allocates anything.
-if __name__ == "__main__" and len(sys.argv) > 1 and sys.argv[1] in TUNED and "--default-allocator" not in sys.argv:
+# This must precede the first allocation of torch.
+if (
+    __name__ == "__main__"
+    and len(sys.argv) > 1
+    and sys.argv[1] in TUNED
+    and "--default-allocator" not in sys.argv
+):
     keep_pages()
 
 import torch
@@ -59,10 +72,11 @@ SMOOTHING, TEMPERATURE, MAP, LR = 0.2, 2.0, 0.75, 1e-5
 QUICK = 1.702
 
 
-# ---- Files --------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
 
 
-# A model is a folder as `transformers` writes it; `folder` is what `step make` wrote, with the model in `hugging-face`.
+# A model is a folder in the layout of `transformers`. `folder` was written by `step make` and holds
+# the model in `hugging-face`.
 def model_of(folder):
     return f"{folder}/hugging-face"
 
@@ -73,7 +87,7 @@ def configuration(model):
 
 
 def openai_name(name):
-    """The name in OpenAI's module of a tensor of `transformers`, and what becomes of its value; none for the parts of a fused one."""
+    """Returns the name in OpenAI's module of a tensor of `transformers`."""
     fixed = {
         "logit_scale": "logit_scale",
         "visual_projection.weight": "visual.proj",
@@ -103,20 +117,31 @@ def openai_name(name):
 
 
 def weights(model, tower=None):
-    """The tensors of the model under OpenAI's names, copies; of one tower (`visual` or `text`) if asked."""
+    """Returns copies of the tensors under OpenAI's names; of one tower if `tower` is given.
+
+    A tower is `visual` or `text`.
+    """
     found, fused = {}, {}
     with safe_open(f"{model}/model.safetensors", framework="pt") as file:
         for key in file.keys():
             name = openai_name(key)
             visual = name.startswith("visual.")
-            if key.endswith("position_ids") or tower == "visual" and not visual or tower == "text" and visual:
+            if (
+                key.endswith("position_ids")
+                or tower == "visual"
+                and not visual
+                or tower == "text"
+                and visual
+            ):
                 continue
             value = file.get_tensor(key).float()
             if name in ("visual.proj", "text_projection"):
                 value = value.T
             part = next((p for p in ("q", "k", "v") if f"attn.{p}_proj." in name), None)
             if part:
-                fused.setdefault(name.replace(f"attn.{part}_proj.", "attn.in_proj_"), {})[part] = value
+                fused.setdefault(name.replace(f"attn.{part}_proj.", "attn.in_proj_"), {})[part] = (
+                    value
+                )
             else:
                 found[name] = value.clone(memory_format=torch.contiguous_format)
     found.update({name: torch.cat([parts[p] for p in "qkv"]) for name, parts in fused.items()})
@@ -124,36 +149,50 @@ def weights(model, tower=None):
 
 
 def inputs(folder, options):
-    """Images, labels and tokens of a step; where more are asked for than are stored, the stored ones again with noise."""
+    """Returns images, labels and tokens of a step. Additional images repeat those with noise."""
 
     def repeated(stored, count, seed, noise=0.1):
         value = stored[torch.arange(count) % len(stored)].clone()
         if value.is_floating_point() and count > len(stored):
             generator = torch.Generator().manual_seed(seed)
-            value[len(stored) :] += noise * torch.randn(value[len(stored) :].shape, generator=generator)
+            value[len(stored) :] += noise * torch.randn(
+                value[len(stored) :].shape, generator=generator
+            )
         return value.to(options.device)
 
     with safe_open(f"{folder}/step.safetensors", framework="pt") as file:
-        own = {name: repeated(file.get_tensor(name), options.batch, 1) for name in ("pixels", "labels")}
+        own = {
+            name: repeated(file.get_tensor(name), options.batch, 1) for name in ("pixels", "labels")
+        }
         names = ("reference_pixels", "reference_tokens", "reference_labels")
-        own.update({name: repeated(file.get_tensor(name), options.reference_batch, 2) for name in names})
+        own.update(
+            {name: repeated(file.get_tensor(name), options.reference_batch, 2) for name in names}
+        )
         own["class_tokens"] = file.get_tensor("class_tokens").to(options.device)
     return own
 
 
 def bases(folder, device):
-    """Protected directions `[n, k]` of the projected parameters, by their names in OpenAI's module."""
+    """Returns the protected directions `[n, k]` by parameter name in OpenAI's module."""
     with safe_open(f"{folder}/step.safetensors", framework="pt") as file:
         names = [name for name in file.keys() if name.startswith("basis.")]
-        paths = {name: name.removeprefix("basis.").replace("visual.blocks.", "visual.transformer.resblocks.") for name in names}
+        paths = {
+            name: name.removeprefix("basis.").replace(
+                "visual.blocks.", "visual.transformer.resblocks."
+            )
+            for name in names
+        }
         return {paths[name]: file.get_tensor(name).clone().to(device) for name in names}
 
 
-# ---- OpenAI's module ----------------------------------------------------------------------------------------------
+# ---- OpenAI's module -----------------------------------------------------------------------------
 
 
 def package_module(name):
-    """A file of the package `openai-clip` by itself: the package as a whole imports `pkg_resources`, which setuptools no longer has."""
+    """Imports one file of the package `openai-clip`.
+
+    The whole package imports `pkg_resources`, which setuptools no longer has.
+    """
     found = importlib.util.find_spec("clip")
     if found is None:
         sys.exit("pip install openai-clip")
@@ -180,7 +219,7 @@ def openai_model(path):
         transformer_layers=t["num_hidden_layers"],
     )
     if v["hidden_size"] != 64 * v["num_attention_heads"]:
-        sys.exit("OpenAI's module has heads of 64 values only")
+        sys.exit("OpenAI's module supports only heads of 64 values")
     model.load_state_dict(weights(path))
     return model
 
@@ -189,7 +228,7 @@ def normalize(x):
     return x / x.norm(dim=-1, keepdim=True)
 
 
-# ---- Losses -------------------------------------------------------------------------------------------------------
+# ---- Losses --------------------------------------------------------------------------------------
 
 
 def task_loss(features, classes, labels, scale):
@@ -197,7 +236,7 @@ def task_loss(features, classes, labels, scale):
 
 
 def distillation(teacher, student):
-    """Cross-entropy of the softened rows, times T²."""
+    """Returns the cross-entropy of the softened rows, times T²."""
     soft = F.softmax(teacher / TEMPERATURE, dim=1)
     return -(soft * F.log_softmax(student / TEMPERATURE, dim=1)).sum(1).mean() * TEMPERATURE**2
 
@@ -208,13 +247,15 @@ def alignment_targets(labels):
 
 
 def reference_loss(teacher, student, targets):
-    """Distillation and alignment of `[R, R]` logits, both directions."""
+    """Returns distillation and alignment losses of logits `[R, R]` in both directions."""
     cd = distillation(teacher, student) + distillation(teacher.T, student.T)
     soft = {"label_smoothing": SMOOTHING}
-    return cd + MAP * (F.cross_entropy(student, targets, **soft) + F.cross_entropy(student.T, targets, **soft))
+    return cd + MAP * (
+        F.cross_entropy(student, targets, **soft) + F.cross_entropy(student.T, targets, **soft)
+    )
 
 
-# ---- The published order of operations ----------------------------------------------------------------------------
+# ---- The reference implementation ----------------------------------------------------------------
 
 
 class Reference:
@@ -245,21 +286,28 @@ class Reference:
                 taught = scale * image @ text.T
             image = normalize(student.encode_image(x["reference_pixels"])).float()
             text = normalize(student.encode_text(x["reference_tokens"])).float()
-            loss = loss + reference_loss(taught, scale * image @ text.T, alignment_targets(x["reference_labels"]))
+            loss = loss + reference_loss(
+                taught, scale * image @ text.T, alignment_targets(x["reference_labels"])
+            )
         self.optimizer.zero_grad()
         loss.backward()
         for name, parameter in self.trained.items():
             p = self.projectors[name]
-            parameter.grad.copy_(p @ parameter.grad if name == "visual.proj" else parameter.grad @ p.T)
+            parameter.grad.copy_(
+                p @ parameter.grad if name == "visual.proj" else parameter.grad @ p.T
+            )
         self.optimizer.step()
         return loss.item()
 
 
-# ---- The towers, tuned --------------------------------------------------------------------------------------------
+# ---- The tuned towers and step -------------------------------------------------------------------
 
 
 class QuickMlp(torch.autograd.Function):
-    """`W₂·φ(W₁·x + b₁) + b₂` with `φ(z) = z·σ(1.702·z) = silu(1.702·z)/1.702`; keeps x and 1.702·z only."""
+    """The MLP `W₂·φ(W₁·x + b₁) + b₂` with QuickGELU, which keeps x and 1.702·z only.
+
+    `φ(z) = z·σ(1.702·z) = silu(1.702·z)/1.702`
+    """
 
     @staticmethod
     def forward(ctx, x, w1, b1, w2, b2):
@@ -289,7 +337,10 @@ class Block(nn.Module):
         self.c_fc, self.c_proj = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x, causal=False, only=None):
-        """Rows `[batch, tokens, width]`. `only` are the positions `[batch]` whose output is wanted: the result is `[batch, 1, width]`."""
+        """Computes the block on `[batch, tokens, width]`.
+
+        With positions `only` `[batch]` it returns their outputs only, `[batch, 1, width]`.
+        """
         batch, tokens, width = x.shape
         y = self.ln_1(x)
         split = lambda z: z.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
@@ -309,13 +360,16 @@ class Block(nn.Module):
         x = x + self.out(y.transpose(1, 2).reshape(x.shape))
         y = self.ln_2(x)
         if self.handwritten and not torch.is_autocast_enabled(x.device.type):
-            return x + QuickMlp.apply(y, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
+            return x + QuickMlp.apply(
+                y, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias
+            )
         y = self.c_fc(y)
         return x + self.c_proj(y * torch.sigmoid(QUICK * y))
 
 
 class Tower(nn.Module):
-    # Whether every position goes through every block, though one of each item is read, and texts are as long as the context.
+    # As in the published code: every block computes all positions, although only one is used, and
+    # texts are padded to the context length.
     everything = False
 
     def __init__(self, config, handwritten):
@@ -325,8 +379,13 @@ class Tower(nn.Module):
         self.blocks = nn.ModuleList(Block(width, hidden, heads, handwritten) for _ in range(layers))
 
     def load(self, found, prefix):
-        """Takes the tensors of the tower, under OpenAI's names, as its own."""
-        names = {"attn.in_proj_": "qkv.", "attn.out_proj.": "out.", "mlp.": "", "transformer.resblocks.": "blocks."}
+        """Loads the tensors of the tower under OpenAI's names."""
+        names = {
+            "attn.in_proj_": "qkv.",
+            "attn.out_proj.": "out.",
+            "mlp.": "",
+            "transformer.resblocks.": "blocks.",
+        }
         own = {}
         for name, value in found.items():
             name = name.removeprefix(prefix)
@@ -368,12 +427,14 @@ class Text(Tower):
         super().__init__(config, handwritten)
         width = config["hidden_size"]
         self.token_embedding = nn.Embedding(config["vocab_size"], width)
-        self.positional_embedding = nn.Parameter(torch.empty(config["max_position_embeddings"], width))
+        self.positional_embedding = nn.Parameter(
+            torch.empty(config["max_position_embeddings"], width)
+        )
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed))
 
     def forward(self, tokens):
-        """Rows of ids that end with the largest one; positions behind the last end of a batch are not computed."""
+        """Encodes rows of ids with the end token as the largest id, without padding after it."""
         end = tokens.argmax(dim=-1)
         if self.everything:
             tokens = F.pad(tokens, (0, len(self.positional_embedding) - tokens.shape[1]))
@@ -388,9 +449,12 @@ class Text(Tower):
 
 
 def tower_of(model, which, handwritten=True):
-    """The `visual` or the `text` tower, and with the latter `logit_scale`."""
+    """Returns the tower `visual` or `text`, and `logit_scale` with the latter, otherwise None."""
     config = configuration(model)
-    build, section, prefix = {"visual": (Vision, "vision_config", "visual."), "text": (Text, "text_config", "")}[which]
+    build, section, prefix = {
+        "visual": (Vision, "vision_config", "visual."),
+        "text": (Text, "text_config", ""),
+    }[which]
     with torch.device("meta"):
         tower = build(config[section], config["projection_dim"], handwritten)
     found = weights(model, which)
@@ -401,10 +465,15 @@ def tower_of(model, which, handwritten=True):
 class Tuned:
     def __init__(self, folder, options, compiled=False):
         device = options.device
-        self.inputs, self.autocast, self.passes = inputs(folder, options), options.autocast, options.passes
+        self.inputs, self.autocast, self.passes = (
+            inputs(folder, options),
+            options.autocast,
+            options.passes,
+        )
         x = self.inputs
         with torch.no_grad(), self.autocast():
-            # Both models have these texts' features for the whole task, and the teacher is not needed afterwards.
+            # The text tower is frozen, so both models have these features for the whole task. The
+            # teacher is not needed afterwards.
             text, scale = tower_of(model_of(folder), "text")
             text.to(device)
             self.scale = scale.exp().to(device)
@@ -418,19 +487,27 @@ class Tuned:
         self.targets = alignment_targets(x.pop("reference_labels"))
         self.student = tower_of(model_of(folder), "visual", handwritten=not compiled)[0].to(device)
         names = dict(self.student.named_parameters())
-        own = lambda name: name.removeprefix("visual.").replace("transformer.resblocks.", "blocks.").replace("mlp.", "")
+        own = lambda name: (
+            name.removeprefix("visual.")
+            .replace("transformer.resblocks.", "blocks.")
+            .replace("mlp.", "")
+        )
         self.bases = {own(name): basis for name, basis in bases(folder, device).items()}
         for name, parameter in names.items():
             parameter.requires_grad_(name in self.bases)
         self.trained = {name: names[name] for name in self.bases}
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=LR, eps=1e-8, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=LR, eps=1e-8, weight_decay=0.0, fused=True
+        )
         self.encode = torch.compile(self.student) if compiled else self.student
 
     def losses(self, own, reference):
         if own is not None:
             yield task_loss(normalize(own.float()), self.classes, self.inputs["labels"], self.scale)
         if reference is not None:
-            yield reference_loss(self.taught, self.scale * normalize(reference.float()) @ self.texts.T, self.targets)
+            yield reference_loss(
+                self.taught, self.scale * normalize(reference.float()) @ self.texts.T, self.targets
+            )
 
     def step(self):
         x = self.inputs
@@ -446,7 +523,9 @@ class Tuned:
             for name in ("pixels", "reference_pixels"):
                 with self.autocast():
                     features = self.encode(x[name])
-                loss = sum(self.losses(*((features, None) if name == "pixels" else (None, features))))
+                loss = sum(
+                    self.losses(*((features, None) if name == "pixels" else (None, features)))
+                )
                 loss.backward()
                 total = total + loss.detach()
         for name, parameter in self.trained.items():
@@ -459,11 +538,11 @@ class Tuned:
         return float(total)
 
 
-# ---- The pass that remembers --------------------------------------------------------------------------------------
+# ---- Gram accumulation ---------------------------------------------------------------------------
 
 
 class Gram:
-    """Inputs of all MLP matrices of a batch stacked, multiplied at once, each divided by its Frobenius norm."""
+    """Gram matrices of the stacked inputs of all MLP matrices, divided by their Frobenius norms."""
 
     def __init__(self, folder, options):
         self.model = openai_model(model_of(folder)).to(options.device).eval()
@@ -472,9 +551,15 @@ class Gram:
         self.rows = {"c_fc": [], "c_proj": [], "proj": []}
         self.sums = {}
         for block in self.model.visual.transformer.resblocks:
-            block.mlp.c_fc.register_forward_pre_hook(lambda _, args: self.rows["c_fc"].append(args[0].flatten(0, 1)))
-            block.mlp.c_proj.register_forward_pre_hook(lambda _, args: self.rows["c_proj"].append(args[0].flatten(0, 1)))
-        self.model.visual.ln_post.register_forward_hook(lambda _, args, out: self.rows["proj"].append(out))
+            block.mlp.c_fc.register_forward_pre_hook(
+                lambda _, args: self.rows["c_fc"].append(args[0].flatten(0, 1))
+            )
+            block.mlp.c_proj.register_forward_pre_hook(
+                lambda _, args: self.rows["c_proj"].append(args[0].flatten(0, 1))
+            )
+        self.model.visual.ln_post.register_forward_hook(
+            lambda _, args, out: self.rows["proj"].append(out)
+        )
 
     @torch.no_grad()
     def step(self):
@@ -487,20 +572,24 @@ class Gram:
             self.sums[kind] = self.sums[kind] + gram if kind in self.sums else gram
 
     def traces(self):
-        """Of the matrices of the task, each divided by its Frobenius norm."""
+        """Returns the traces of the sums, each divided by its Frobenius norm."""
         found = {}
         for kind, sums in self.sums.items():
             for i, sum_ in enumerate(sums):
                 name = "visual.proj" if kind == "proj" else f"visual.blocks.{i}.mlp.{kind}.weight"
-                found[name] = float(torch.trace(sum_.double()) / torch.linalg.matrix_norm(sum_.double()))
+                found[name] = float(
+                    torch.trace(sum_.double()) / torch.linalg.matrix_norm(sum_.double())
+                )
         return found
 
 
 class StreamedGram(Gram):
-    """The same sums, each made when its input passes by; in place."""
+    """The same sums, accumulated in place as soon as each input is computed."""
 
     def __init__(self, folder, options):
-        self.model = tower_of(model_of(folder), "visual")[0].to(options.device).requires_grad_(False)
+        self.model = (
+            tower_of(model_of(folder), "visual")[0].to(options.device).requires_grad_(False)
+        )
         with safe_open(f"{folder}/step.safetensors", framework="pt") as file:
             self.pixels = file.get_tensor("gram_pixels").clone().to(options.device)
         self.sums = {}
@@ -519,17 +608,26 @@ class StreamedGram(Gram):
         last = len(self.model.blocks) - 1
         for i, block in enumerate(self.model.blocks):
             batch, tokens, width = x.shape
-            heads = [z.view(batch, tokens, block.heads, -1).transpose(1, 2) for z in block.qkv(block.ln_1(x)).chunk(3, dim=-1)]
+            heads = [
+                z.view(batch, tokens, block.heads, -1).transpose(1, 2)
+                for z in block.qkv(block.ln_1(x)).chunk(3, dim=-1)
+            ]
             x += block.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(x.shape))
             rows = block.ln_2(x).flatten(0, 1)
             self.add("c_fc", i, rows)
-            # QuickGELU is SiLU of 1.702 x, divided by 1.702, which the norm of the matrix takes out again.
-            rows = F.silu(torch.addmm(block.c_fc.bias * QUICK, rows, block.c_fc.weight.T, alpha=QUICK), inplace=True)
+            # QuickGELU is SiLU of 1.702·x divided by 1.702, a factor that the division by the
+            # Frobenius norm cancels.
+            rows = F.silu(
+                torch.addmm(block.c_fc.bias * QUICK, rows, block.c_fc.weight.T, alpha=QUICK),
+                inplace=True,
+            )
             self.add("c_proj", i, rows)
             if i == last:
-                # Only the class token goes on.
+                # The last MLP product is needed for the class token only.
                 x, rows = x[:, 0], rows.view(batch, tokens, -1)[:, 0]
-            x += torch.addmm(block.c_proj.bias, rows, block.c_proj.weight.T, alpha=1 / QUICK).view(x.shape)
+            x += torch.addmm(block.c_proj.bias, rows, block.c_proj.weight.T, alpha=1 / QUICK).view(
+                x.shape
+            )
         self.add("proj", 0, self.model.ln_post(x))
 
     def traces(self):
@@ -539,11 +637,14 @@ class StreamedGram(Gram):
         return super().traces()
 
 
-# ---- Measuring ----------------------------------------------------------------------------------------------------
+# ---- Measuring -----------------------------------------------------------------------------------
 
 
 def report(line, seconds):
-    """One JSON line, with the times (the first apart) and the most memory the process has held, in MB of 10^6 bytes."""
+    """Prints one JSON line with the times, the first separately, and the peak memory.
+
+    Memory is in MB of 10^6 bytes.
+    """
     line["first_seconds"], line["seconds"] = seconds[0], seconds[1:]
     line["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     if torch.cuda.is_initialized():
@@ -552,7 +653,10 @@ def report(line, seconds):
 
 
 def timed(f, times, device="cpu"):
-    """Wall seconds of each call, processor seconds of all but the first (which other work on the machine disturbs less), results."""
+    """Returns the wall seconds of each call, CPU seconds per call without the first, and results.
+
+    Other work on the machine disturbs CPU time less than wall time.
+    """
     seconds, results = [], []
     used = time.process_time()
     for i in range(times):
@@ -574,33 +678,66 @@ def last_line(*command):
 
 
 def check(options):
-    """Losses of the first steps, each variant in its own process."""
+    """Asserts that all variants have the same losses and Gram traces, each in its own process."""
     found = {}
     for verb in ("reference", "tuned", "compiled"):
-        found[verb] = last_line(sys.executable, __file__, verb, options.folder, "--steps", "1", "--device", options.device)["losses"]
+        found[verb] = last_line(
+            sys.executable,
+            __file__,
+            verb,
+            options.folder,
+            "--steps",
+            "1",
+            "--device",
+            options.device,
+        )["losses"]
         print(f"{verb}: {found[verb]}")
     for verb, losses in found.items():
         worst = max(abs(a - b) / abs(b) for a, b in zip(losses, found["reference"]))
         assert worst < 1e-4, f"{verb} differs from the reference by {worst:.1e}"
     for verb in ("gram", "gram-streamed"):
-        found[verb] = last_line(sys.executable, __file__, verb, options.folder, "--steps", "1", "--device", options.device)["traces"]
-    worst = max(abs(found["gram-streamed"][name] / trace - 1) for name, trace in found["gram"].items())
+        found[verb] = last_line(
+            sys.executable,
+            __file__,
+            verb,
+            options.folder,
+            "--steps",
+            "1",
+            "--device",
+            options.device,
+        )["traces"]
+    worst = max(
+        abs(found["gram-streamed"][name] / trace - 1) for name, trace in found["gram"].items()
+    )
     assert worst < 1e-4, f"the traces differ by {worst:.1e}"
     print("the same losses and Gram matrices")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("verb", choices=["reference", "tuned", "compiled", "gram", "gram-streamed", "check"])
+    parser.add_argument(
+        "verb", choices=["reference", "tuned", "compiled", "gram", "gram-streamed", "check"]
+    )
     parser.add_argument("folder")
-    parser.add_argument("--steps", type=int, default=2, help="steps or passes that are timed, after one that is not")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="timed steps or passes, after an untimed one"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=["f32", "tf32", "bf16"], default="f32", help="of matrix products")
+    parser.add_argument(
+        "--dtype", choices=["f32", "tf32", "bf16"], default="f32", help="type of matrix products"
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--reference-batch", type=int, default=8)
-    parser.add_argument("--passes", type=int, choices=[1, 2], help="through the image tower; by default 2 on a CPU, 1 elsewhere")
-    parser.add_argument("--default-allocator", action="store_true", help="leaves glibc's settings as they are")
+    parser.add_argument(
+        "--passes",
+        type=int,
+        choices=[1, 2],
+        help="passes through the image tower; default: 2 on a CPU, otherwise 1",
+    )
+    parser.add_argument(
+        "--default-allocator", action="store_true", help="do not change glibc's settings"
+    )
     options = parser.parse_args()
     if options.verb == "check":
         return check(options)
@@ -608,9 +745,13 @@ def main():
         torch.set_num_threads(options.threads)
     cpu = options.device == "cpu"
     options.passes = options.passes or (2 if cpu else 1)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.dtype == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        options.dtype == "tf32"
+    )
     bf16 = options.dtype == "bf16"
-    options.autocast = lambda: torch.autocast(torch.device(options.device).type, dtype=torch.bfloat16, enabled=bf16)
+    options.autocast = lambda: torch.autocast(
+        torch.device(options.device).type, dtype=torch.bfloat16, enabled=bf16
+    )
     torch.manual_seed(0)
     measured = {
         "reference": Reference,
@@ -621,7 +762,10 @@ def main():
     }[options.verb](options.folder, options)
     seconds, processor, results = timed(measured.step, options.steps + 1, options.device)
     if options.verb.startswith("gram"):
-        line = {"per_second": len(measured.pixels) / sorted(seconds[1:])[options.steps // 2], "traces": measured.traces()}
+        line = {
+            "per_second": len(measured.pixels) / sorted(seconds[1:])[options.steps // 2],
+            "traces": measured.traces(),
+        }
     else:
         line = {"losses": results}
     report({**line, "processor_seconds": processor}, seconds)

@@ -1,18 +1,20 @@
-"""JPEGs to squares by torchvision on Pillow, beside ours.
+"""JPEG decoding and cropping by torchvision on Pillow, compared with ours.
 
 Run:   cargo build --release --workspace --bins
        python benches/pytorch/loader.py target/release/loader DIR [ROUNDS [SECONDS]]
 Needs: numpy, pillow, torch, torchvision
 
-Makes 200 JPEGs of 500 x 375 (quality 90, 4:2:0) in DIR if it holds none. All sides read each file, decode it, resize the
-shorter side to 224 (bicubic, antialiased), cut out the centre and leave 8-bit values. In each round, one after the other, for SECONDS each:
+If DIR holds no JPEGs, the script writes 200 of 500 x 375 (quality 90, 4:2:0). Each side reads each
+file, decodes it, resizes the shorter side to 224 (bicubic, antialiased), crops the centre and
+returns 8-bit values. A round runs each side for SECONDS:
 
   ours     a process of its own with 2 threads (`mtil_data::data::Loader`)
-  loop     torchvision's transforms in a plain loop on one thread; counted twice, as if 2 cores gave exactly twice as much
-  loader   the same in a DataLoader with 2 worker processes that outlive the rounds, batches of 50
+  loop     torchvision's transforms in a plain loop on one thread; its rate is doubled, as if 2
+           cores were exactly twice as fast
+  loader   the same transforms in a DataLoader with 2 persistent workers, batches of 50
 
-Prints images a second, images per processor-second (which other work on the machine disturbs less), and the medians over the
-rounds of ours divided by theirs.
+It prints images per second, images per CPU second (which other work on the machine disturbs less),
+and the medians over the rounds of ours divided by theirs.
 """
 
 import json
@@ -34,7 +36,10 @@ IMAGES, WIDTH, HEIGHT, BATCH = 200, 500, 375, 50
 
 
 def picture(rng, width, height):
-    """Dead leaves under a smooth light with grain: edges of all sizes, and the file sizes of photos."""
+    """Returns a dead leaves image with smooth light and grain.
+
+    It has edges of all sizes and the file size of a photo.
+    """
     out = np.zeros((height, width, 3), np.float32)
     for _ in range(220):
         radius = min(4 / rng.random() ** 0.8, 0.4 * height)
@@ -62,7 +67,9 @@ def make(folder, count=IMAGES, width=WIDTH, height=HEIGHT):
 class Files(torch.utils.data.Dataset):
     def __init__(self, files):
         self.files = files
-        self.transform = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224), PILToTensor()])
+        self.transform = Compose(
+            [Resize(224, InterpolationMode.BICUBIC), CenterCrop(224), PILToTensor()]
+        )
 
     def __len__(self):
         return len(self.files)
@@ -77,11 +84,18 @@ def cpu(who):
 
 
 def rate(images, start, cpu_seconds):
-    return {"per_second": images / (time.perf_counter() - start), "per_cpu_second": images / cpu_seconds}
+    return {
+        "per_second": images / (time.perf_counter() - start),
+        "per_cpu_second": images / cpu_seconds,
+    }
 
 
 def ours(binary, folder, seconds):
-    line = subprocess.run([binary, folder, "--threads", "2", "--seconds", str(seconds)], check=True, capture_output=True)
+    line = subprocess.run(
+        [binary, folder, "--threads", "2", "--seconds", str(seconds)],
+        check=True,
+        capture_output=True,
+    )
     return json.loads(line.stdout)
 
 
@@ -100,7 +114,7 @@ def processor_seconds(pid):
 
 
 def loader(batches, seconds):
-    """Whole passes over the files, at least one."""
+    """Measures whole passes over the files, at least one."""
     workers = [w.pid for w in batches._iterator._workers]
 
     def used():
@@ -122,10 +136,14 @@ def main():
     files = sorted(folder.glob("*.jpg"))
     data = Files(files)
     batches = torch.utils.data.DataLoader(data, BATCH, num_workers=2, persistent_workers=True)
-    for _ in batches:  # starts the workers and reads all files once
+    # Warm up: start the workers and read all files once.
+    for _ in batches:
         pass
     size = sum(f.stat().st_size for f in files) / len(files)
-    print(f"{len(files)} files of {size / 1000:.0f} kB; torchvision {torchvision.__version__}, Pillow {Image.__version__}")
+    print(
+        f"{len(files)} files of {size / 1000:.0f} kB; "
+        f"torchvision {torchvision.__version__}, Pillow {Image.__version__}"
+    )
     sides = {
         "ours": lambda: ours(binary, folder, seconds),
         "loop": lambda: loop(data, seconds),

@@ -1,21 +1,29 @@
-"""Fine-tuning and GNSP on the project's embedded suite from end to end, by PyTorch.
+"""Fine-tuning and GNSP on the embedded suite from end to end, in PyTorch.
 
 Run:   mtil-bench suite export mini SUITE                           # target/release/mtil-bench
-       python benches/pytorch/mini_suite.py SUITE datasets/mini/clip-mini [--methods finetune,gnsp] [--tasks A,B] [--seed S] [--threads T] [--published]
+       python benches/pytorch/mini_suite.py SUITE datasets/mini/clip-mini
+                                            [--methods finetune,gnsp] [--tasks A,B] [--seed S]
+                                            [--threads T] [--published]
 Needs: torch, safetensors, tokenizers, numpy, pillow
 
-The same work as `mtil-bench --methods finetune,gnsp`: eight tasks of 120 updates of 32 images, GNSP with 32 of 512 reference pairs each;
-an evaluation of all tasks and of the held-out pairs before the first task and after each; for GNSP a pass over each task's training set
-that remembers, and projectors. Numbers: crates/mtil-engine/methods/{finetune,gnsp}.toml, tables `[on.mini]`. Orders and crops are
-drawn by PyTorch's generator, so accuracies agree within what another seed changes.
+The workload is that of `mtil-bench --methods finetune,gnsp`: eight tasks of 120 training steps on
+batches of 32 images. GNSP adds 32 of 512 reference pairs to each step, and Gram accumulation over
+the training set and new projectors to each task. All tasks and the held-out pairs are evaluated
+before the first task and after each. The hyper-parameters are those of
+crates/mtil-engine/methods/{finetune,gnsp}.toml, tables `[on.mini]`. PyTorch's generator draws the
+batches and crops, so accuracies agree within the variation between seeds.
 
-All images are in memory as tensors, random crops are made for a batch at once, features that do not change are kept, and
-evaluation takes a whole test set at a time. With --published the towers are used as the published code does (GNSP
-src/models/finetune_gnsp.py:245-448, evaluation.py:36-44): every step encodes the class prompts, the teacher's images and texts and the
-student's texts anew; gradients are multiplied by dense projectors; AdamW is not fused; an evaluation encodes class by class; texts are
-as long as the context, and the last block has all tokens. Images stay in memory and crops are made at once all the same.
+All images are in memory as tensors. Random crops are made for a whole batch at once, constant
+features are cached, and evaluation encodes a whole test set at a time.
 
-Ends with one JSON line: accuracies `A[r][c]` in %, seconds of training (with what a method remembers), of evaluation and of reading.
+--published uses the towers as the published code does (GNSP src/models/finetune_gnsp.py:245-448,
+evaluation.py:36-44). Every step encodes the class prompts, the teacher's images and texts and the
+student's texts again. Gradients are multiplied by dense projectors, and AdamW is not fused. An
+evaluation encodes class by class. Texts are padded to the context length, and the last block
+computes all tokens. Images still stay in memory, and crops are still made for a whole batch.
+
+The script ends with one JSON line: accuracies `A[r][c]` in %, and the seconds of training (with
+Gram accumulation and projectors), of evaluation and of reading.
 """
 
 import argparse
@@ -45,28 +53,44 @@ CROP_AREA, CROP_RATIO = (0.9, 1.0), (3 / 4, 4 / 3)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-# ---- The suite ----------------------------------------------------------------------------------------------------
+# ---- The suite -----------------------------------------------------------------------------------
 
 
 def pictures(paths):
-    return torch.from_numpy(np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])).permute(0, 3, 1, 2).contiguous()
+    return (
+        torch.from_numpy(np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 class Task:
     def __init__(self, root, config):
-        self.name, self.classes, self.templates = config["name"], config["classes"], config["templates"]
+        self.name, self.classes, self.templates = (
+            config["name"],
+            config["classes"],
+            config["templates"],
+        )
         folder_of = {name: folder for folder, name in config.get("class_names", {}).items()}
         for half in ("train", "test"):
             paths, labels = [], []
             for label, name in enumerate(self.classes):
-                own = sorted((root / config["path"] / half / folder_of.get(name, name.replace(" ", "_"))).iterdir())
+                own = sorted(
+                    (
+                        root / config["path"] / half / folder_of.get(name, name.replace(" ", "_"))
+                    ).iterdir()
+                )
                 paths += own
                 labels += [label] * len(own)
             setattr(self, half, (pictures(paths), torch.tensor(labels)))
 
     def prompts(self, templates):
-        """Class by class."""
-        return [template.replace("{}", name) for name in self.classes for template in self.templates[:templates]]
+        """Returns the prompts class by class."""
+        return [
+            template.replace("{}", name)
+            for name in self.classes
+            for template in self.templates[:templates]
+        ]
 
 
 def pairs(root):
@@ -76,7 +100,7 @@ def pairs(root):
 
 
 class Images:
-    """Bytes to pixels."""
+    """Transforms of images to pixel values, with the generator of random crops."""
 
     def __init__(self, seed):
         self.mean, self.std = (torch.tensor(x).view(3, 1, 1) * 255 for x in (MEAN, STD))
@@ -86,7 +110,7 @@ class Images:
         return (images.float() - self.mean) / self.std
 
     def boxes(self, count, side):
-        """Offset and length of random crops along y and x `[count, 2]`, as torchvision draws them."""
+        """Draws offset and length `[count, 2]` (y, x) of random crops, like torchvision."""
         uniform = lambda *shape: torch.rand(*shape, generator=self.generator)
         area = side**2 * (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * uniform(count, 10))
         low, high = map(math.log, CROP_RATIO)
@@ -98,7 +122,7 @@ class Images:
         return (uniform(count, 2) * (side - size + 1)).floor(), size
 
     def train(self, images):
-        """A random crop of each, resized bicubically to the whole size: two matrices an image."""
+        """Crops randomly and resizes to the original size (bicubic), by two matrices per image."""
         count, _, side, _ = images.shape
         offset, size = self.boxes(count, side)
         centre = (torch.arange(side) + 0.5) * (size / side)[..., None]  # [count, 2, out]
@@ -113,7 +137,7 @@ class Images:
         return (out.round().clamp(0, 255) - self.mean) / self.std
 
 
-# ---- A model and its evaluation -----------------------------------------------------------------------------------
+# ---- A model and its evaluation ------------------------------------------------------------------
 
 
 class Clip:
@@ -155,7 +179,10 @@ class Evaluator:
         task = self.tasks[column]
         if clip.published:
             prompts = task.prompts(templates)
-            each = [clip.texts(prompts[i : i + templates]).mean(0) for i in range(0, len(prompts), templates)]
+            each = [
+                clip.texts(prompts[i : i + templates]).mean(0)
+                for i in range(0, len(prompts), templates)
+            ]
             return normalize(torch.stack(each))
         if key not in self.kept:
             features = clip.texts(task.prompts(templates)).view(len(task.classes), templates, -1)
@@ -166,7 +193,7 @@ class Evaluator:
     def __call__(self, clip, stage):
         accuracies = []
         for column, task in enumerate(self.tasks):
-            # All templates for what was not yet learned, the first one for what was.
+            # All templates for tasks that are not yet learned, the first one for the others.
             templates = 1 if stage is not None and column < stage else len(task.templates)
             features = clip.visual(self.pixels[column])
             best = (features @ self.head(clip, column, templates).T).argmax(1)
@@ -184,7 +211,7 @@ class Evaluator:
         return accuracies, (images.mean(0) - texts.mean(0)).norm().item(), recall
 
 
-# ---- Training -----------------------------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 
 def schedule(step):
@@ -194,13 +221,13 @@ def schedule(step):
 
 
 def order(count, generator):
-    """Batches for ever, in a fresh order each epoch."""
+    """Yields batches endlessly, in a new order in each epoch."""
     while True:
         yield from torch.randperm(count, generator=generator).split(BATCH)
 
 
 class Memory:
-    """Sums of Gram matrices of the tasks, and the directions they protect."""
+    """Sums of the Gram matrices of all tasks, and the directions they protect."""
 
     def __init__(self):
         self.sums = {}
@@ -222,8 +249,12 @@ class Memory:
                 name = f"visual.blocks.{i}.{part}.weight"
                 hook = lambda _, args, name=name: add(name, args[0])
                 hooks.append(getattr(block, part).register_forward_pre_hook(hook))
-        hooks.append(clip.visual.ln_post.register_forward_hook(lambda _, args, out: add("visual.proj", out)))
-        for batch in torch.randperm(len(task.train[0]), generator=images.generator).split(GRAM_BATCH):
+        hooks.append(
+            clip.visual.ln_post.register_forward_hook(lambda _, args, out: add("visual.proj", out))
+        )
+        for batch in torch.randperm(len(task.train[0]), generator=images.generator).split(
+            GRAM_BATCH
+        ):
             x = clip.visual.embed(images.train(task.train[0][batch]))
             for block in clip.visual.blocks:
                 x = block(x)
@@ -246,25 +277,37 @@ class Memory:
         for name, matrix in self.sums.items():
             values, vectors = torch.linalg.eigh(matrix)
             values = values.clamp(min=0).double()
-            # Ascending: the smallest ones that together are less than the share are free.
+            # Ascending: the smallest eigenvalues that sum to less than the share are free.
             free = int((values.cumsum(0) / values.sum() < TAIL_SHARE).sum())
             found[name] = vectors[:, free:].contiguous()
         return found
 
 
 def train(clip, teacher, task, first, gnsp, reference, bases, images):
-    """The updates of one task. Whether the text tower trains is whether `bases` is empty."""
+    """Trains one task and returns the last loss.
+
+    With GNSP after the first task only the parameters in `bases` are trained, and the text tower is
+    frozen.
+    """
     later = gnsp and not first
     trained = []
     for name, parameter in clip.parameters():
         parameter.requires_grad_(name in bases if later else True)
         if parameter.requires_grad:
             trained.append(parameter)
-    projected = [(name, parameter, bases[name]) for name, parameter in clip.parameters() if name in bases] if later else []
+    projected = (
+        [(name, parameter, bases[name]) for name, parameter in clip.parameters() if name in bases]
+        if later
+        else []
+    )
     lr = LR_LATER if later else LR
-    optimizer = torch.optim.AdamW(trained, lr=lr, eps=1e-8, weight_decay=0.0, fused=not clip.published)
+    optimizer = torch.optim.AdamW(
+        trained, lr=lr, eps=1e-8, weight_decay=0.0, fused=not clip.published
+    )
     if clip.published:
-        projected = [(name, parameter, torch.eye(len(u)) - u @ u.T) for name, parameter, u in projected]
+        projected = [
+            (name, parameter, torch.eye(len(u)) - u @ u.T) for name, parameter, u in projected
+        ]
     prompts = clip.tokens(task.prompts(1))
     if gnsp:
         drawn = torch.randperm(len(reference[0]), generator=images.generator)[:REFERENCE_PAIRS]
@@ -273,16 +316,21 @@ def train(clip, teacher, task, first, gnsp, reference, bases, images):
         labels = torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])
         targets = [alignment_targets(part) for part in labels.split(REFERENCE_BATCH)]
         pixels = images.eval(reference[0][drawn]).split(REFERENCE_BATCH)
-        tokens = [clip.tokens(captions[i : i + REFERENCE_BATCH]) for i in range(0, len(captions), REFERENCE_BATCH)]
+        tokens = [
+            clip.tokens(captions[i : i + REFERENCE_BATCH])
+            for i in range(0, len(captions), REFERENCE_BATCH)
+        ]
         if not clip.published:
             with torch.no_grad():
                 texts = teacher.texts(captions).split(REFERENCE_BATCH)
-                taught = [clip.scale * normalize(teacher.visual(x)) @ t.T for x, t in zip(pixels, texts)]
+                taught = [
+                    clip.scale * normalize(teacher.visual(x)) @ t.T for x, t in zip(pixels, texts)
+                ]
         if later and not clip.published:
             with torch.no_grad():
                 own_texts = clip.texts(captions).split(REFERENCE_BATCH)
         elif not clip.published:
-            # The class prompts go through the text tower with the captions.
+            # One pass of the text tower encodes the class prompts and the captions.
             pad = lambda x, width: torch.nn.functional.pad(x, (0, width - x.shape[1]))
             width = max(x.shape[1] for x in [prompts, *tokens])
             tokens = [torch.cat([pad(prompts, width), pad(x, width)]) for x in tokens]
@@ -300,7 +348,11 @@ def train(clip, teacher, task, first, gnsp, reference, bases, images):
             features = normalize(clip.visual(own))
             if gnsp:
                 with torch.no_grad():
-                    kept = clip.scale * normalize(teacher.visual(pixels[at])) @ normalize(teacher.text(tokens[at])).T
+                    kept = (
+                        clip.scale
+                        * normalize(teacher.visual(pixels[at]))
+                        @ normalize(teacher.text(tokens[at])).T
+                    )
                 student_text = normalize(clip.text(tokens[at]))
                 features = torch.cat([features, normalize(clip.visual(pixels[at]))])
         else:
@@ -309,13 +361,17 @@ def train(clip, teacher, task, first, gnsp, reference, bases, images):
             if later:
                 student_text = own_texts[at]
             elif gnsp:
-                classes, student_text = normalize(clip.text(tokens[at])).split([len(prompts), REFERENCE_BATCH])
+                classes, student_text = normalize(clip.text(tokens[at])).split(
+                    [len(prompts), REFERENCE_BATCH]
+                )
             else:
                 classes = normalize(clip.text(prompts))
             features = normalize(clip.visual(torch.cat([own, pixels[at]]) if gnsp else own))
         loss = task_loss(features[: len(own)], classes, task.train[1][batch], clip.scale)
         if gnsp:
-            loss = loss + reference_loss(kept, clip.scale * features[len(own) :] @ student_text.T, targets[at])
+            loss = loss + reference_loss(
+                kept, clip.scale * features[len(own) :] @ student_text.T, targets[at]
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for name, parameter, u in projected:
@@ -343,7 +399,18 @@ def run(method, folder, suite, seed, published):
     for stage in [None, *range(len(tasks))]:
         start = time.perf_counter()
         if stage is not None:
-            losses.append(train(clip, teacher, tasks[stage], stage == 0, gnsp, reference, memory.bases() if gnsp else {}, images))
+            losses.append(
+                train(
+                    clip,
+                    teacher,
+                    tasks[stage],
+                    stage == 0,
+                    gnsp,
+                    reference,
+                    memory.bases() if gnsp else {},
+                    images,
+                )
+            )
             if gnsp and stage + 1 < len(tasks):
                 memory.remember(clip, tasks[stage], images)
             if not gnsp or stage == 0:
@@ -355,7 +422,11 @@ def run(method, folder, suite, seed, published):
         recalls.append(recall)
         training += trained - start
         evaluating += time.perf_counter() - trained
-        print(f"{method}, {'before' if stage is None else tasks[stage].name}: {np.mean(accuracies):.1f} %", file=sys.stderr)
+        print(
+            f"{method}, {'before' if stage is None else tasks[stage].name}: "
+            f"{np.mean(accuracies):.1f} %",
+            file=sys.stderr,
+        )
     matrix = np.array(rows[1:])
     return {
         "zero_shot": rows[0],
@@ -376,17 +447,27 @@ def main():
     parser.add_argument("suite")
     parser.add_argument("model")
     parser.add_argument("--methods", default="finetune,gnsp")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), help="only these, in the suite's order")
+    parser.add_argument(
+        "--tasks", type=lambda text: text.split(","), help="run only these, in the suite's order"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--published", action="store_true", help="nothing kept that the published code computes again")
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="cache nothing that the published code computes again",
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     start = time.perf_counter()
     root = Path(options.suite)
     config = tomllib.loads((root / "suite.toml").read_text())
-    tasks = [Task(root, task) for task in config["task"] if not options.tasks or task["name"] in options.tasks]
+    tasks = [
+        Task(root, task)
+        for task in config["task"]
+        if not options.tasks or task["name"] in options.tasks
+    ]
     suite = tasks, pairs(root / "reference"), pairs(root / "held_out")
     reading = time.perf_counter() - start
     methods = {}

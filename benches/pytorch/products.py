@@ -1,16 +1,19 @@
-"""Matrix products at the shapes of training, by our libraries, PyTorch, NumPy and the system's BLAS libraries.
+"""Matrix products at the shapes of training by our libraries, PyTorch, NumPy and BLAS libraries.
 
 Run:   cargo build --release -p gnsp-benches --bin products [--features blas]
-       python benches/pytorch/products.py target/release/products [--threads 2] [--rounds 3] [--library NAME=FILE.so[,VARIABLE=VALUE]]…
+       python benches/pytorch/products.py target/release/products [--threads 2] [--rounds 3]
+                                          [--library NAME=FILE.so[,VARIABLE=VALUE]]…
 Needs: torch, numpy, threadpoolctl
 
-    --library openblas=libopenblas.so.0                        a library with CBLAS' interface, by ctypes
+    --library openblas=libopenblas.so.0                    a library with the CBLAS interface, by
+                                                           ctypes
     --library skylakex=libopenblas.so.0,OPENBLAS_CORETYPE=SkylakeX
-    --library torch-avx512=torch,LD_PRELOAD=avx512.so          PyTorch or NumPy in another environment
+    --library torch-avx512=torch,LD_PRELOAD=avx512.so      PyTorch or NumPy in another environment
 
-Each library runs in a process of its own, all of them in turn, round by round. Written are the medians of the rounds' medians in
-GFLOP/s, as Markdown, with the processor, its caches and its theoretical peak. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE of the
-environment are taken away: they choose other kernels than a library would.
+Each library runs in a process of its own. A round runs all of them in turn. The output is a
+Markdown table of the medians of the rounds' medians in GFLOP/s, after a description of the
+processor: caches, clock and theoretical peak. The environment variables OPENBLAS_CORETYPE and
+OPENBLAS_L2_SIZE are unset, because they select other kernels than a library would by default.
 """
 
 import argparse
@@ -35,7 +38,7 @@ PRODUCTS = ("X·W", "G·Wᵀ", "Xᵀ·G", "XᵀX")
 
 
 def timed(call, limit):
-    """Seconds of each call but the first, sorted: at least seven."""
+    """Returns the sorted seconds of at least seven calls, after an untimed one."""
     call()
     seconds, start = [], time.perf_counter()
     while len(seconds) < 7 or time.perf_counter() - start < limit:
@@ -73,7 +76,7 @@ def numpy_products():
         "X·W": multiply(x, w),
         "G·Wᵀ": multiply(g, w.T),
         "Xᵀ·G": multiply(x.T, g),
-        # NumPy calls SYRK where it sees a matrix and its transpose.
+        # NumPy calls SYRK for the product of a matrix and its transpose.
         "XᵀX": multiply(g.T, g),
     }
 
@@ -93,7 +96,17 @@ def cblas_products(file):
         n = b.shape[0] if b_transposed else b.shape[1]
         output = numpy.empty((m, n), dtype="float32")
         flag = {False: plain, True: transposed}
-        arguments = (row, flag[a_transposed], flag[b_transposed], m, n, k, ctypes.c_float(1), pointer(a), a.shape[1])
+        arguments = (
+            row,
+            flag[a_transposed],
+            flag[b_transposed],
+            m,
+            n,
+            k,
+            ctypes.c_float(1),
+            pointer(a),
+            a.shape[1],
+        )
         arguments += (pointer(b), b.shape[1], ctypes.c_float(0), pointer(output), n)
 
         def call():
@@ -111,7 +124,19 @@ def cblas_products(file):
     def gram(g):
         n, k = g.shape[1], g.shape[0]
         output = numpy.empty((n, n), dtype="float32")
-        arguments = (row, lower, transposed, n, k, ctypes.c_float(1), pointer(g), n, ctypes.c_float(0), pointer(output), n)
+        arguments = (
+            row,
+            lower,
+            transposed,
+            n,
+            k,
+            ctypes.c_float(1),
+            pointer(g),
+            n,
+            ctypes.c_float(0),
+            pointer(output),
+            n,
+        )
         return lambda: library.cblas_ssyrk(*arguments)
 
     return lambda *shape: random.standard_normal(shape, dtype="float32"), lambda x, w, g: {
@@ -123,7 +148,7 @@ def cblas_products(file):
 
 
 def measure(way, threads, limit):
-    """Prints a line for each shape and product."""
+    """Prints a JSON line for each shape and product."""
     makers = {"torch": lambda: torch_products(threads), "numpy": numpy_products}
     make, products = makers.get(way, lambda: cblas_products(way))()
     for shape, (rows, width, hidden) in SHAPES.items():
@@ -132,33 +157,50 @@ def measure(way, threads, limit):
             operations = rows * hidden * hidden if product == "XᵀX" else 2 * rows * width * hidden
             seconds = timed(call, limit)
             median = operations / statistics.median(seconds) / 1e9
-            print(json.dumps({"shape": shape, "product": product, "median": median, "best": operations / seconds[0] / 1e9}))
+            print(
+                json.dumps(
+                    {
+                        "shape": shape,
+                        "product": product,
+                        "median": median,
+                        "best": operations / seconds[0] / 1e9,
+                    }
+                )
+            )
 
 
 def processor(clock):
-    """What the processor says of itself, and its peak at the clock that was measured."""
+    """Returns the description of the processor and its peak at the measured clock in MHz."""
     text = Path("/proc/cpuinfo").read_text()
     find = lambda key: re.search(rf"^{key}\s*: (.*)$", text, re.M).group(1)
     flags, family, stated = find("flags").split(), int(find("cpu family")), float(find("cpu MHz"))
     amd = "AMD" in find("vendor_id")
-    # Numbers a cycle: two fused multiply-adds of 16 or 8; Zen 4 takes two cycles for 16.
+    # Operations per cycle: two fused multiply-adds on 16 or 8 numbers. Zen 4 takes two cycles
+    # for 16 numbers.
     wide = "avx512f" in flags and not (amd and family < 26)
     per_cycle = 64 if wide else 32 if "fma" in flags else 16
     cores = len(os.sched_getaffinity(0))
     caches = []
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size, ways = ((index / name).read_text().strip() for name in ("level", "type", "size", "ways_of_associativity"))
+        level, kind, size, ways = (
+            (index / name).read_text().strip()
+            for name in ("level", "type", "size", "ways_of_associativity")
+        )
         caches.append(f"L{level} {kind.lower()} {size}, {ways} ways")
-    name = f"{find('model name')}, family {family}, {'AVX-512' if 'avx512f' in flags else 'AVX2' if 'avx2' in flags else 'no AVX2'}"
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
+    name = f"{find('model name')}, family {family}, {vectors}"
     peak = clock * 1e6 * per_cycle * cores / 1e9
     return (
-        f"{name}, {cores} processors at {clock:.0f} MHz (stated: {stated:.0f}): at most {peak:.0f} GFLOP/s. "
+        f"{name}, {cores} processors at {clock:.0f} MHz (stated: {stated:.0f}): "
+        f"at most {peak:.0f} GFLOP/s. "
         f"Caches: {'; '.join(caches)}."
     )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("binary")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -168,7 +210,9 @@ def main():
     options = parser.parse_args()
     if options.measure:
         return measure(options.measure, options.threads, options.seconds)
-    base = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    base = {
+        k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+    }
     threads = ("OMP", "OPENBLAS", "MKL", "BLIS", "RAYON")
     base |= {f"{name}_NUM_THREADS": str(options.threads) for name in threads}
     jobs = {}
@@ -177,7 +221,17 @@ def main():
     for library in ["torch=torch", "numpy=numpy", *options.library]:
         name, _, rest = library.partition("=")
         way, *variables = rest.split(",")
-        command = [sys.executable, __file__, "-", "--measure", way, "--threads", str(options.threads), "--seconds", str(options.seconds)]
+        command = [
+            sys.executable,
+            __file__,
+            "-",
+            "--measure",
+            way,
+            "--threads",
+            str(options.threads),
+            "--seconds",
+            str(options.seconds),
+        ]
         jobs[name] = (command, base | dict(v.split("=", 1) for v in variables))
     rates, clocks = {}, []
     for round in range(options.rounds):
@@ -194,14 +248,19 @@ def main():
                 rates.setdefault(key, []).append(line["median"])
     ways = list(dict.fromkeys(way for _, _, way in rates))
     print(processor(statistics.median(clocks)))
-    print(f"Medians of {options.rounds} rounds, {options.threads} threads, GFLOP/s; XᵀX counts one triangle.\n")
+    print(
+        f"Medians of {options.rounds} rounds, {options.threads} threads, GFLOP/s; "
+        "XᵀX counts one triangle.\n"
+    )
     print("| | | " + " | ".join(ways) + " |")
     print("|---" * (len(ways) + 2) + "|")
     for shape, (rows, width, hidden) in SHAPES.items():
         for product in PRODUCTS:
             cells = [rates.get((shape, product, way)) for way in ways]
             cells = ["" if cell is None else f"{statistics.median(cell):.0f}" for cell in cells]
-            print(f"| {shape}: {rows} x {width} x {hidden} | {product} | " + " | ".join(cells) + " |")
+            print(
+                f"| {shape}: {rows} x {width} x {hidden} | {product} | " + " | ".join(cells) + " |"
+            )
 
 
 if __name__ == "__main__":

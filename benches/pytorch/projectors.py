@@ -1,13 +1,14 @@
-"""The projectors of ViT-B/16 by PyTorch, as the published code makes them, beside ours.
+"""Projectors of ViT-B/16 in PyTorch, as in the published code, compared with ours.
 
 Run:   cargo build --release -p gnsp-benches
        vit_b16_projectors grams DIR && vit_b16_projectors build DIR
        python benches/pytorch/projectors.py target/release/vit_b16_projectors DIR [ROUNDS]
 Needs: torch, numpy, safetensors
 
-Reads DIR/grams.safetensors (25 Gram matrices as upper triangles) and DIR/projectors.safetensors (our 25 dense
-projectors). Times ours, torch.linalg.eigh and torch.svd in turn on the same processors, all 25 matrices each, and
-compares the projectors: with those of torch.linalg.eigh in float64, and of torch.svd in float32 as published
+The inputs are DIR/grams.safetensors (25 Gram matrices as upper triangles) and
+DIR/projectors.safetensors (our 25 dense projectors). The script times ours, torch.linalg.eigh and
+torch.svd in turn on the same processors, each on all 25 matrices. Then it compares our projectors
+with those of torch.linalg.eigh in float64 and of torch.svd in float32, as published
 (GNSP src/models/finetune_gnsp.py:134-166).
 """
 
@@ -25,7 +26,7 @@ RHO = 0.15
 
 
 def rank(values):
-    """The smallest k whose tail is below rho of the sum; values descending."""
+    """Returns the smallest k whose tail is below RHO of the sum of the descending values."""
     values = values.double()
     tails = torch.flip(torch.cumsum(torch.flip(values, [0]), 0), [0])
     return int((tails / tails[0] >= RHO).sum())
@@ -67,23 +68,28 @@ def main():
     times = {"ours": [], "eigh": [], "svd": []}
     found = {}
     for turn in range(rounds):
-        line = subprocess.run([binary, "time", folder], capture_output=True, text=True, check=True).stdout
-        ours = json.loads(line)
+        command = [binary, "time", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        ours = json.loads(done.stdout)
         times["ours"].append(ours["seconds"])
         for name, solve in (("eigh", by_eigh), ("svd", by_svd)):
             if name == "svd" and turn > 0:
-                continue  # minutes each
+                continue  # It takes minutes.
             started = time.perf_counter()
             found[name] = {path: solve(m)[:2] for path, m in grams.items()}
             times[name].append(time.perf_counter() - started)
-        print(f"round {turn + 1}: " + ", ".join(f"{k} {v[-1]:.2f} s" for k, v in times.items()), flush=True)
+        line = ", ".join(f"{name} {seconds[-1]:.2f} s" for name, seconds in times.items())
+        print(f"round {turn + 1}: {line}", flush=True)
     middle = {k: statistics.median(v) for k, v in times.items()}
-    print(f"ours: {middle['ours']:.2f} s, peak {ours['peak_mb']:.0f} MB more than before")
+    print(f"ours: {middle['ours']:.2f} s, peak {ours['peak_mb']:.0f} MB of additional memory")
     for name in ("eigh", "svd"):
         print(f"torch {name}: {middle[name]:.2f} s, {middle[name] / middle['ours']:.1f} times ours")
 
     mine = load_file(f"{folder}/projectors.safetensors")
-    print("parameter, n, k, relative gap at the cut, ours - eigh f64, ours - svd f32, svd f32 - eigh f64")
+    print(
+        "parameter, n, k, relative gap at the cut, "
+        "ours - eigh f64, ours - svd f32, svd f32 - eigh f64"
+    )
     worst = [0.0, 0.0, 0.0]
     for path, m in grams.items():
         k, u, s = by_eigh(m.double())

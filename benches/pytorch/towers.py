@@ -1,13 +1,18 @@
-"""The towers of ViT-B/16 by PyTorch in eager mode, beside ours.
+"""The towers of ViT-B/16 in PyTorch in eager mode, compared with ours.
 
 Run:   cargo build --release --workspace --bins
        target/release/towers make DIR
-       python benches/pytorch/towers.py target/release/towers DIR [ROUNDS [image,text,train,load,image-bf16]]
+       python benches/pytorch/towers.py target/release/towers DIR [ROUNDS [VERB,...]]
 Needs: torch, transformers, open_clip_torch
 
-Each measurement is a process of its own, ours and PyTorch's in turn on the same processors: images of 224 x 224, 8 at once; 256
-class-name prompts (PyTorch gets rows of 77, 64 at once, as both packages pad them); forward and backward of the contrastive loss on 8 pairs;
-loading the weights. Prints the medians and, for each round, the ratio.
+    image        images of 224 x 224, batches of 8
+    image-bf16   the same in bf16 (autocast in PyTorch)
+    text         256 class-name prompts, batches of 64 in PyTorch, whose packages pad rows to 77
+    train        forward and backward pass of the contrastive loss on 8 pairs
+    load         loading of the weights
+
+Each measurement is a process of its own, ours and PyTorch's in turn on the same processors. The
+script prints medians, and the median and range of the ratio over the rounds.
 """
 
 import json
@@ -43,7 +48,9 @@ def transformers_model(folder):
         return output if not hasattr(output, "pooler_output") else output.pooler_output
 
     def tokens(prompts):
-        return tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+        return tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt")[
+            "input_ids"
+        ]
 
     return (
         model,
@@ -58,11 +65,16 @@ def open_clip_model(folder):
 
     model = open_clip.create_model(f"local-dir:{folder}/open-clip", force_quick_gelu=True).eval()
     tokenizer = open_clip.SimpleTokenizer()
-    return model, model.encode_image, model.encode_text, lambda prompts: tokenizer(prompts, context_length=77)
+    return (
+        model,
+        model.encode_image,
+        model.encode_text,
+        lambda prompts: tokenizer(prompts, context_length=77),
+    )
 
 
 def one(package, verb, folder):
-    """One measurement in this process."""
+    """Prints the JSON line of one measurement in this process."""
     import torch
 
     torch.manual_seed(0)
@@ -72,18 +84,26 @@ def one(package, verb, folder):
     loading = time.perf_counter() - start
     model, image, text, tokenize = made
     if verb == "load":
-        print(json.dumps({"seconds": loading, "peak_mb": peak_mb(), "grown_mb": peak_mb() - before}))
+        print(
+            json.dumps({"seconds": loading, "peak_mb": peak_mb(), "grown_mb": peak_mb() - before})
+        )
         return
-    pixels = torch.sin(torch.arange(BATCH * 3 * 224 * 224).float() * 0.618).reshape(BATCH, 3, 224, 224)
+    pixels = torch.sin(torch.arange(BATCH * 3 * 224 * 224).float() * 0.618).reshape(
+        BATCH, 3, 224, 224
+    )
     prompts = json.load(open(f"{folder}/prompts.json"))
     ids = tokenize(prompts)
     norm = lambda x: x / x.norm(dim=-1, keepdim=True)
     if verb == "train":
+
         def step():
             i, t = norm(image(pixels)), norm(text(ids[:BATCH]))
             logits = model.logit_scale.exp() * i @ t.T
             target = torch.arange(BATCH)
-            loss = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
+            loss = (
+                torch.nn.functional.cross_entropy(logits, target)
+                + torch.nn.functional.cross_entropy(logits.T, target)
+            ) / 2
             loss.backward()
             model.zero_grad(set_to_none=True)
 
@@ -93,19 +113,27 @@ def one(package, verb, folder):
             if verb == "image":
                 line = {"per_second": BATCH / seconds(lambda: norm(image(pixels)))}
             elif verb == "image-bf16":
+
                 def run():
                     with torch.autocast("cpu", dtype=torch.bfloat16):
                         return norm(image(pixels))
 
                 line = {"per_second": BATCH / seconds(run)}
             else:
-                line = {"per_second": len(ids) / seconds(lambda: torch.cat([norm(text(part)) for part in ids.split(64)]))}
+                line = {
+                    "per_second": len(ids)
+                    / seconds(lambda: torch.cat([norm(text(part)) for part in ids.split(64)]))
+                }
     line["peak_mb"] = peak_mb()
     print(json.dumps(line))
 
 
 def run(*command):
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        .stdout.strip()
+        .splitlines()[-1]
+    )
 
 
 def main():
@@ -124,14 +152,20 @@ def main():
                 lines.append(run(*command))
         middle = lambda lines, key: statistics.median(line[key] for line in lines)
         key = "seconds" if verb == "load" else "per_second"
-        print(f"{verb}: ours {middle(ours, key):.2f} {key}, peak {middle(ours, 'peak_mb'):.0f} MB"
-              + (f", {middle(ours, 'times_the_file'):.2f} x the file" if verb == "load" else "")
-              + (f", {ours[0]['positions']:.1f} positions a prompt" if verb == "text" else ""))
+        print(
+            f"{verb}: ours {middle(ours, key):.2f} {key}, peak {middle(ours, 'peak_mb'):.0f} MB"
+            + (f", {middle(ours, 'times_the_file'):.2f} x the file" if verb == "load" else "")
+            + (f", {ours[0]['positions']:.1f} positions a prompt" if verb == "text" else "")
+        )
         for package, lines in theirs.items():
             ratios = [o[key] / t[key] for o, t in zip(ours, lines)]
-            print(f"  {package}: {middle(lines, key):.2f} {key}, peak {middle(lines, 'peak_mb'):.0f} MB; "
-                  f"ours / theirs {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
-                  f"memory {middle(ours, 'peak_mb') / middle(lines, 'peak_mb'):.2f}")
+            print(
+                f"  {package}: {middle(lines, key):.2f} {key}, "
+                f"peak {middle(lines, 'peak_mb'):.0f} MB; "
+                f"ours / theirs {statistics.median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f}), "
+                f"memory {middle(ours, 'peak_mb') / middle(lines, 'peak_mb'):.2f}"
+            )
 
 
 if __name__ == "__main__":

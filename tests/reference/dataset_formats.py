@@ -1,11 +1,12 @@
-"""Fixtures of the dataset formats: archives, pickles, MAT-files, IDX.
+"""Fixtures of the dataset formats: archives, pickles, MAT-files and IDX files.
 
-Writes the folder given as argument (crates/mtil-data/src/datasets/testdata), about 135 KB, the same bytes each time:
+Writes the folder given as argument (crates/mtil-data/src/datasets/testdata), about 135 KB, the same
+bytes each time:
 
     python tests/reference/dataset_formats.py crates/mtil-data/src/datasets/testdata
 
-Versions: Python 3.11, numpy 2.4, scipy 1.17. `archives.json` tells, for each archive, what Python's tarfile or zipfile
-reads from it: path -> [size, CRC-32].
+Versions: Python 3.11, numpy 2.4, scipy 1.17. `archives.json` lists, for each archive, the entries
+that Python's tarfile or zipfile reads from it: path -> [size, CRC-32].
 """
 
 import gzip
@@ -24,7 +25,7 @@ import scipy.io
 
 
 def content(name: str, size: int) -> bytes:
-    """Half noise, half of it repetitive, so that deflate writes literals as well as copies."""
+    """Half noise, half repetitive, so that deflate writes literals as well as copies."""
     state, out = zlib.crc32(name.encode()), bytearray()
     for i in range(size):
         state = (state * 1103515245 + 12345) & 0x7FFFFFFF
@@ -33,7 +34,13 @@ def content(name: str, size: int) -> bytes:
 
 
 LONG = "images/" + "long" * 30 + "/" + "name" * 30 + ".jpg"
-FILES = {"meta/train.txt": 300, "images/a/1.jpg": 5000, "images/a/10.jpg": 0, "images/a/2.jpg": 512, "images/b c/3.jpg": 1500}
+FILES = {
+    "meta/train.txt": 300,
+    "images/a/1.jpg": 5000,
+    "images/a/10.jpg": 0,
+    "images/a/2.jpg": 512,
+    "images/b c/3.jpg": 1500,
+}
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields) -> None:
@@ -109,17 +116,33 @@ def archives(out: Path) -> None:
         "gnu.tar": tar(tarfile.GNU_FORMAT, long),
         "pax.tar": tar(tarfile.PAX_FORMAT, long | {"images/Grüße.jpg": 40}),
         "one.tgz": pack(ustar),
-        # Two gzip members, the border within a file; a name and a comment; zeros behind.
-        "two.tgz": pack(ustar[:half]) + b"\x1f\x8b\x08\x1c\0\0\0\0\0\x03\x03\0ABCname\0comment\0" + pack(ustar[half:])[10:] + bytes(100),
-        "big.tgz": pack(tar(tarfile.GNU_FORMAT, {f"images/{i}.jpg": 3000 + 100 * i for i in range(12)})),
+        # Two gzip members with the boundary within a file, a name, a comment, and trailing zeros.
+        "two.tgz": pack(ustar[:half])
+        + b"\x1f\x8b\x08\x1c\0\0\0\0\0\x03\x03\0ABCname\0comment\0"
+        + pack(ustar[half:])[10:]
+        + bytes(100),
+        "big.tgz": pack(
+            tar(tarfile.GNU_FORMAT, {f"images/{i}.jpg": 3000 + 100 * i for i in range(12)})
+        ),
         "some.zip": zipped(
-            {f"set/{n}": (content(n, s), zipfile.ZIP_STORED if n.endswith("1.jpg") else zipfile.ZIP_DEFLATED) for n, s in FILES.items()},
+            {
+                f"set/{n}": (
+                    content(n, s),
+                    zipfile.ZIP_STORED if n.endswith("1.jpg") else zipfile.ZIP_DEFLATED,
+                )
+                for n, s in FILES.items()
+            },
             link=True,
         ),
     }
     manifest = {n: (read_zip if n.endswith("zip") else read_tar)(d) for n, d in made.items()}
     for method, name in [(zipfile.ZIP_STORED, "stored"), (zipfile.ZIP_DEFLATED, "deflated")]:
-        made[f"nested-{name}.zip"] = zipped({"outer/inner.tar.gz": (made["one.tgz"], method), "outer/readme.txt": (b"hello", method)})
+        made[f"nested-{name}.zip"] = zipped(
+            {
+                "outer/inner.tar.gz": (made["one.tgz"], method),
+                "outer/readme.txt": (b"hello", method),
+            }
+        )
         manifest[f"nested-{name}.zip"] = manifest["one.tgz"]
     for name, data in made.items():
         (out / name).write_bytes(data)
@@ -127,67 +150,109 @@ def archives(out: Path) -> None:
 
 
 def python2(rows: int) -> bytes:
-    """CIFAR's own kind of file: what cPickle of Python 2 writes with protocol 2, of which Python 3 has no writer."""
+    """A pickle as cPickle of Python 2 writes it with protocol 2, the format of CIFAR.
+
+    Python 3 has no writer for it.
+    """
     text = lambda s: b"U" + bytes([len(s)]) + s.encode()
     number = lambda n: b"K" + bytes([n]) if n < 256 else b"M" + struct.pack("<H", n)
     pixels = bytes(i * 7 % 251 for i in range(rows * 3072))
     array = (
-        b"cnumpy.core.multiarray\n_reconstruct\nq\x04cnumpy\nndarray\nq\x05K\x00\x85U\x01b\x87Rq\x06(K\x01"
-        + number(rows) + number(3072) + b"\x86cnumpy\ndtype\nq\x07U\x02u1K\x00K\x01\x87Rq\x08"
-        + b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<I", len(pixels)) + pixels + b"tb"
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x04cnumpy\nndarray\nq\x05"
+        b"K\x00\x85U\x01b\x87Rq\x06(K\x01"
+        + number(rows)
+        + number(3072)
+        + b"\x86cnumpy\ndtype\nq\x07U\x02u1K\x00K\x01\x87Rq\x08"
+        + b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + struct.pack("<I", len(pixels))
+        + pixels
+        + b"tb"
     )
     labels = b"]q\x09(" + b"".join(number(i * 13 % 100) for i in range(rows)) + b"e"
     names = b"]q\x0a(" + b"".join(text(f"image_{i}.png") for i in range(rows)) + b"e"
-    data = b"\x80\x02}q\x01(" + text("data") + array + text("fine_labels") + labels + text("filenames") + names
+    data = (
+        b"\x80\x02}q\x01("
+        + text("data")
+        + array
+        + text("fine_labels")
+        + labels
+        + text("filenames")
+        + names
+    )
     data += text("batch_label") + text("training batch 1 of 1") + b"u."
     back = pickle.loads(data, encoding="bytes")
-    assert back[b"data"].shape == (rows, 3072) and back[b"data"].tobytes() == pixels and len(back[b"filenames"]) == rows
+    assert (
+        back[b"data"].shape == (rows, 3072)
+        and back[b"data"].tobytes() == pixels
+        and len(back[b"filenames"]) == rows
+    )
     return data
 
 
 def pickles(out: Path) -> None:
     (out / "cifar-python2.pkl").write_bytes(python2(2))
     values = {
-        "none": None, "true": True, "int": -(2**40), "small": 7, "float": 0.1, "text": "Grüße", b"bytes": b"\x00\xff",
-        "list": [1, [2, (3,)]], "dict": {1: "one"}, "scalars": [np.uint8(200), np.int16(-3), np.float32(0.5), np.bool_(True)],
+        "none": None,
+        "true": True,
+        "int": -(2**40),
+        "small": 7,
+        "float": 0.1,
+        "text": "Grüße",
+        b"bytes": b"\x00\xff",
+        "list": [1, [2, (3,)]],
+        "dict": {1: "one"},
+        "scalars": [np.uint8(200), np.int16(-3), np.float32(0.5), np.bool_(True)],
         "array": np.arange(6, dtype="u1").reshape(2, 3),
         "fortran": np.asfortranarray(np.arange(24, dtype="<i2").reshape(2, 3, 4)),
-        "big": np.arange(4, dtype=">i4"), "floats": np.array([0.5, -1.5], dtype="<f4"), "empty": np.zeros((0, 3), "u1"),
+        "big": np.arange(4, dtype=">i4"),
+        "floats": np.array([0.5, -1.5], dtype="<f4"),
+        "empty": np.zeros((0, 3), "u1"),
     }
     for protocol in (2, 3, 4, 5):
         (out / f"values-{protocol}.pkl").write_bytes(pickle.dumps(values, protocol))
 
 
 def big_endian() -> bytes:
-    """scipy only writes the byte order of the machine."""
+    """Swaps the byte order, because scipy writes only that of the machine."""
+
     def element(kind: int, data: bytes) -> bytes:
         if 0 < len(data) <= 4:
             return struct.pack(">HH", len(data), kind) + data.ljust(4, b"\0")
         return struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8)
 
     def array(cls: int, dims: tuple[int, ...], name: str, body: bytes) -> bytes:
-        parts = element(6, struct.pack(">II", cls, 0)) + element(5, struct.pack(f">{len(dims)}i", *dims))
+        parts = element(6, struct.pack(">II", cls, 0)) + element(
+            5, struct.pack(f">{len(dims)}i", *dims)
+        )
         return element(14, parts + element(1, name.encode()) + body)
 
     data = b"MATLAB 5.0 MAT-file, big-endian".ljust(124) + b"\x01\x00MI"
     data += array(6, (2, 2), "numbers", element(9, struct.pack(">4d", 1, 2.5, -3, 4e9)))
-    # Doubles stored in fewer bytes, as MATLAB does with whole numbers.
+    # Doubles stored in fewer bytes, as MATLAB stores whole numbers.
     data += array(6, (1, 3), "whole", element(4, struct.pack(">3H", 1, 300, 65535)))
     packed = array(4, (1, 4), "text", element(16, "Grüß".encode()))
     data += struct.pack(">II", 15, len(zlib.compress(packed))) + zlib.compress(packed)
     back = scipy.io.loadmat(io.BytesIO(data))
-    assert (back["numbers"] == [[1, -3], [2.5, 4e9]]).all() and (back["whole"] == [[1, 300, 65535]]).all()
+    assert (back["numbers"] == [[1, -3], [2.5, 4e9]]).all() and (
+        back["whole"] == [[1, 300, 65535]]
+    ).all()
     assert back["text"][0] == "Grüß"
     return data
 
 
 def matlab(out: Path) -> None:
-    annotations = np.zeros((1, 3), dtype=[("bbox_x1", object), ("class", object), ("fname", object)])
-    for i, (x, label, name) in enumerate([(39, 14, "00001.jpg"), (300, 3, "00002.jpg"), (70000, 196, "00003.jpg")]):
+    annotations = np.zeros(
+        (1, 3), dtype=[("bbox_x1", object), ("class", object), ("fname", object)]
+    )
+    for i, (x, label, name) in enumerate(
+        [(39, 14, "00001.jpg"), (300, 3, "00002.jpg"), (70000, 196, "00003.jpg")]
+    ):
         annotations[0, i] = (x, label, name)
     values = {
         "annotations": annotations,
-        "class_names": np.array(["AM General Hummer SUV 2000", "Ram C/V", "Grüße"], dtype=object).reshape(1, 3),
+        "class_names": np.array(
+            ["AM General Hummer SUV 2000", "Ram C/V", "Grüße"], dtype=object
+        ).reshape(1, 3),
         "matrix": np.arange(6, dtype="f8").reshape(2, 3),
         "letters": np.array(["abc", "xyz"]),
         "empty": np.zeros((0, 0)),
@@ -199,14 +264,19 @@ def matlab(out: Path) -> None:
         file = io.BytesIO()
         scipy.io.savemat(file, values, do_compression=compressed)
         data = file.getvalue()
-        # The header holds the date.
+        # The header contains the date.
         data = b"MATLAB 5.0 MAT-file, fixture".ljust(116) + data[116:]
         (out / f"values-{'compressed' if compressed else 'plain'}.mat").write_bytes(data)
     (out / "big-endian.mat").write_bytes(big_endian())
-    for name, value in {"complex": np.array([[1j]]), "sparse": scipy.sparse.csc_matrix(np.eye(2))}.items():
+    for name, value in {
+        "complex": np.array([[1j]]),
+        "sparse": scipy.sparse.csc_matrix(np.eye(2)),
+    }.items():
         file = io.BytesIO()
         scipy.io.savemat(file, {name: value})
-        (out / f"{name}.mat").write_bytes(b"MATLAB 5.0 MAT-file, fixture".ljust(116) + file.getvalue()[116:])
+        (out / f"{name}.mat").write_bytes(
+            b"MATLAB 5.0 MAT-file, fixture".ljust(116) + file.getvalue()[116:]
+        )
     file = io.BytesIO()
     scipy.io.savemat(file, {"labels": np.arange(3.0)}, format="4")
     (out / "level-4.mat").write_bytes(file.getvalue())

@@ -1,43 +1,56 @@
-"""GNSP, its parts, GPM, Adam-NSCL and LoRA on three tasks of a tiny CLIP, in plain PyTorch, written from their formulas.
+"""GNSP, its parts, GPM, Adam-NSCL and LoRA on three tasks of a tiny CLIP, in plain PyTorch.
+
+The methods are written from their formulas.
 
 Run:   python tests/reference/gnsp_methods.py tests/data/clip/tiny tests/data/methods
 Made with: Python 3.11, torch 2.15.0, safetensors 0.8.0, tokenizers 0.23.3 (CPU, one thread).
 
-It writes `gnsp.safetensors` and `gnsp.json`. The world, the settings and the digests are those of `methods_two_tasks.py`: the
-batch is the whole training set of a task, reference pairs are one batch, so no order and no draw of the program under test
-matters. All figures are of a float32 run; every method also runs in float64, to say how much of a disagreement is rounding.
+Writes `gnsp.safetensors` and `gnsp.json`. The data, the settings and the digests are those of
+`methods_two_tasks.py`: the batch is the whole training set of a task and the reference pairs are
+one batch, so no order and no draw of the program under test matters. All figures are of a float32
+run. Every method also runs in float64, which bounds the part of a difference that is rounding.
 
-    L = CE + lambda_cd CD + lambda_map MAP (GNSP src/models/finetune_gnsp.py:245-362), of the first task as well;
-    teacher: the pretrained model; rows of the losses: total, task, distillation, alignment.
-    Everything but `logit_scale` trains on the first task. Later, where there is a projection, only the weights of the MLPs of the
-    vision tower and `visual_projection.weight` do (:112-121); without one, everything.
+    L = CE + lambda_cd CD + lambda_map MAP (GNSP src/models/finetune_gnsp.py:245-362), on the first
+    task too; teacher: the pretrained model; rows of the losses: total, task, distillation,
+    alignment.
+    On the first task, all parameters but `logit_scale` train. On later tasks, with a projection,
+    only the MLP weights of the vision tower and `visual_projection.weight` train (:112-121);
+    without one, all do.
 
-    memory  after a task, with the new weights: G = X^T X over the inputs X of each projected weight, all tokens, the whole training
-            set as one batch (src/models/get_data_matrix.py:62-116).
-      sum   M <- M + G; with `norms` G is divided by its Frobenius norm and visual_projection's M by its own first
-      basis GPM (Saha et al. 2021, arXiv 2103.09762, eq. 5, 8, 9): with the basis Q so far, G' = (I - QQ^T) G (I - QQ^T) and its
-            eigenvalues S', the fewest leading directions with tr G - tr G' + S'_1 + .. + S'_k >= e_t tr G join Q,
-            where e_t = 0.97 + 0.003 t (GPM main_cifar100.py:190-193)
+    memory  after a task, with the new weights: G = X^T X over the inputs X of each projected
+            weight, all tokens, the whole training set as one batch
+            (src/models/get_data_matrix.py:62-116)
+      sum   M <- M + G; with `norms`, G is divided by its Frobenius norm, and first
+            visual_projection's M by its own
+      basis GPM (Saha et al. 2021, arXiv 2103.09762, eq. 5, 8, 9): with the basis Q so far,
+            G' = (I - QQ^T) G (I - QQ^T) and its eigenvalues S', the fewest leading directions with
+            tr G - tr G' + S'_1 + .. + S'_k >= e_t tr G join Q, where e_t = 0.97 + 0.003 t
+            (GPM main_cifar100.py:190-193)
     rank    the number of protected directions U of M, eigenvalues S descending
       tail  the smallest k with sum_{j>=k} S_j < 0.15 sum_j S_j (finetune_gnsp.py:134-147)
-      ratio S_j > 10 S_n is protected (Wang et al. 2021, Adam-NSCL optim/adam_svd.py `get_transforms`). Here fewer rows than features
-            are seen, S_n is zero, and what counts as zero is below 1e-7 S_1
-    site    gradient: g <- g - g U U^T before AdamW (finetune_gnsp.py:429-448); update: AdamW's step, likewise (Adam-NSCL)
+      ratio S_j > 10 S_n is protected (Wang et al. 2021, Adam-NSCL optim/adam_svd.py
+            `get_transforms`). The data have fewer rows than features, so S_n is zero; values below
+            1e-7 S_1 count as zero
+    site    gradient: g <- g - g U U^T before AdamW (finetune_gnsp.py:429-448); update: AdamW's
+            step, likewise (Adam-NSCL)
 
-    lora    every weight W of attention (query, key and value as one) and MLP of both towers is W + (alpha / r) A B, in the layout
-            [in, out]; A normal with deviation 1/r, B zero; only A and B train, and are added to W after each task, with new ones for
-            the next (Hu et al. 2021, arXiv 2106.09685). A is drawn by the rule of the program under test (`adapter`), which is no
-            part of what is compared.
+    lora    every weight W of attention (query, key and value as one) and MLP of both towers is
+            W + (alpha / r) A B, in the layout [in, out]; A is normal with deviation 1/r, B is zero.
+            Only A and B train. They are added to W after each task, and the next task has new ones
+            (Hu et al. 2021, arXiv 2106.09685). A is drawn by the rule of the program under test
+            (`adapter`) and not compared.
 
 gnsp.json
-    methods       {name: {lr [t][k], losses [t][k][part], ranks [t]{name: directions protected in task t}, drift [t]{name: how far the
-                  outputs on them moved in task t, |dW U| / |W U|}, logits [stage][task][image][class], first and ensemble
+    methods       {name: {lr [t][k], losses [t][k][part], ranks [t]{name: directions protected in
+                  task t}, drift [t]{name: displacement of the outputs on them in task t,
+                  |dW U| / |W U|}, logits [stage][task][image][class], first and ensemble
                   [stage][task], f32_against_f64}}
-        first, ensemble: accuracies in %, of template 0 and of the mean of the normalised features of both templates, normalised
-        again; those of GNSP's own rule are `ensemble` until a task is learned and `first` after its own stage
+        first, ensemble: accuracies in %, of template 0 and of the mean of the normalised features
+        of both templates, normalised again; those of GNSP's own rule are `ensemble` until a task is
+        learned and `first` after its own stage
 gnsp.safetensors
     {method}.digest{t}, {method}.final.{name}: as in methods.safetensors
-    {method}.memory.{name}: M after the second task, of a basis Q the projector I - QQ^T
+    {method}.memory.{name}: M after the second task; of a basis Q, the projector I - QQ^T
 """
 
 import argparse
@@ -51,12 +64,32 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tiny_clip import distillation, encode_image, encode_text, learning_rate, smoothed_ce
-from methods_two_tasks import KEPT, AdamW, digest, largest, loss_difference, one_hot, prepare, relative, signs
+from methods_two_tasks import (
+    KEPT,
+    AdamW,
+    digest,
+    largest,
+    loss_difference,
+    one_hot,
+    prepare,
+    relative,
+    signs,
+)
 
 TASKS = 3
-# Cosines of two classes that differ by less are not told apart by two programs in float32.
+# Smallest difference of the cosines of two classes that is certain in float32.
 BORDER = 2e-6
-FAMILY = dict(lambda_cd=1.0, lambda_map=0.75, tail=0.15, energy=0.97, energy_step=0.003, ratio=10.0, lora_rank=4, lora_alpha=4.0, lora_seed=1)
+FAMILY = dict(
+    lambda_cd=1.0,
+    lambda_map=0.75,
+    tail=0.15,
+    energy=0.97,
+    energy_step=0.003,
+    ratio=10.0,
+    lora_rank=4,
+    lora_alpha=4.0,
+    lora_seed=1,
+)
 NULL_SPACE = dict(site="gradient", history="sum", norms=True, rule="tail")
 METHODS = {
     "gnsp": dict(cd=True, map=True, projection=NULL_SPACE),
@@ -71,7 +104,7 @@ METHODS = {
 }
 
 
-# ---- projection ---------------------------------------------------------------------------------------------------
+# ---- projection ---------------------------------------------------------------------------------
 
 
 def grams(p, world, t):
@@ -87,19 +120,19 @@ def grams(p, world, t):
 
 
 def spectrum(m):
-    """Eigenvalues, descending, and their vectors, in float64."""
+    """Eigenvalues, descending, and their eigenvectors, in float64."""
     values, vectors = torch.linalg.eigh(m.double())
     return values.flip(0).clamp(min=0), vectors.flip(1)
 
 
 def cut(shares, limit):
-    """How far the closest of the shares is from the limit: a rank that rounding decides is no test."""
+    """Asserts that no share is so near to the limit that rounding would decide the rank."""
     distance = (torch.tensor(shares) - limit).abs().min().item()
     assert distance > 1e-5, f"a rank is decided by {distance:.1e}: take another seed"
 
 
 def grow(q, g, energy):
-    """The basis q [n, k] with what it does not explain of g."""
+    """The basis q [n, k], extended by the directions of g that q does not explain."""
     g = g.double()
     n = len(g)
     outside = torch.eye(n, dtype=g.dtype) - q @ q.T
@@ -124,7 +157,9 @@ def protected(m, rule):
         smallest = values[-1] if values[-1] > floor else 0.0
         limit = max(FAMILY["ratio"] * smallest, floor)
         logs = (values.clamp(min=1e-30) / limit).log10().abs()
-        assert logs.min() > 0.001, f"a rank is decided by a factor of {10 ** logs.min().item():.3f}: take another seed"
+        assert logs.min() > 0.001, (
+            f"a rank is decided by a factor of {10 ** logs.min().item():.3f}: take another seed"
+        )
         k = int((values > limit).sum())
     return vectors[:, :k]
 
@@ -140,7 +175,7 @@ class Memory:
                 self.kept[name] = grow(q, g, FAMILY["energy"] + FAMILY["energy_step"] * t)
                 continue
             if self.rules["norms"]:
-                # The batch by its norm, and the sum over the one batch by its own.
+                # Divides the batch by its norm, then the sum (over one batch) by its own norm.
                 g = g / g.norm()
                 g = g / g.norm()
             before = self.kept.get(name)
@@ -149,7 +184,7 @@ class Memory:
             self.kept[name] = g if before is None else before + g
 
     def matrices(self):
-        """The sums; of a basis Q, I - QQ^T."""
+        """The sums; for a basis Q, I - QQ^T."""
         if self.rules["history"] == "basis":
             return {n: torch.eye(len(q), dtype=q.dtype) - q @ q.T for n, q in self.kept.items()}
         return dict(self.kept)
@@ -160,11 +195,11 @@ class Memory:
         return {n: protected(m, self.rules["rule"]).to(dtype) for n, m in self.kept.items()}
 
 
-# ---- adapters -----------------------------------------------------------------------------------------------------
+# ---- adapters -----------------------------------------------------------------------------------
 
 
 def expanded(seed):
-    """The key that PCG32 makes of a seed."""
+    """The ChaCha8 key that PCG32 derives from a seed."""
     state, key, mask = seed, [], (1 << 64) - 1
     for _ in range(8):
         state = (state * 6364136223846793005 + 11634580027462260723) & mask
@@ -174,11 +209,21 @@ def expanded(seed):
 
 
 def chacha8(key):
-    """64-bit numbers of ChaCha8."""
+    """The 64-bit numbers of ChaCha8."""
     turned = lambda x, n: (x << n | x >> (32 - n)) & 0xFFFFFFFF
     counter = 0
     while True:
-        begin = [0x61707865, 0x3320646E, 0x79622D32, 0x6B206574, *key, counter & 0xFFFFFFFF, counter >> 32, 0, 0]
+        begin = [
+            0x61707865,
+            0x3320646E,
+            0x79622D32,
+            0x6B206574,
+            *key,
+            counter & 0xFFFFFFFF,
+            counter >> 32,
+            0,
+            0,
+        ]
         x = begin[:]
 
         def quarter(a, b, c, d):
@@ -201,7 +246,7 @@ def number_of(data):
 
 
 def adapter(path, t, rows, rank):
-    """The initial A of the weight at our `path`, [rows, rank]: Box and Muller's normal numbers."""
+    """The initial A of the weight at `path` of clip-model, [rows, rank]: Box-Muller normals."""
     packed = lambda *numbers: b"".join(struct.pack("<Q", n) for n in numbers)
     seed = number_of(packed(FAMILY["lora_seed"], 11, t))
     draws = chacha8(expanded(number_of(packed(seed, number_of(f"{path}.lora.a".encode())))))
@@ -214,18 +259,29 @@ def adapter(path, t, rows, rank):
 
 
 def adapters(weights, t):
-    """{our path: (names of the weights, A, B)}."""
+    """{path of clip-model: (names of the weights, A, B)}."""
     out, rank = {}, FAMILY["lora_rank"]
     for tower, ours in (("vision_model", "visual"), ("text_model", "text")):
-        for layer in range(sum(n.startswith(f"{tower}.encoder.layers.") and n.endswith("mlp.fc1.weight") for n in weights)):
+        for layer in range(
+            sum(
+                n.startswith(f"{tower}.encoder.layers.") and n.endswith("mlp.fc1.weight")
+                for n in weights
+            )
+        ):
             theirs, path = f"{tower}.encoder.layers.{layer}", f"{ours}.blocks.{layer}"
             for names, name in (
-                ([f"self_attn.{x}_proj" for x in "qkv"], "attn.in_proj"), (["self_attn.out_proj"], "attn.out_proj"),
-                (["mlp.fc1"], "mlp.c_fc"), (["mlp.fc2"], "mlp.c_proj"),
+                ([f"self_attn.{x}_proj" for x in "qkv"], "attn.in_proj"),
+                (["self_attn.out_proj"], "attn.out_proj"),
+                (["mlp.fc1"], "mlp.c_fc"),
+                (["mlp.fc2"], "mlp.c_proj"),
             ):
                 names = [f"{theirs}.{n}.weight" for n in names]
                 columns, rows = (sum(len(weights[n]) for n in names), weights[names[0]].shape[1])
-                out[f"{path}.{name}.weight"] = (names, adapter(f"{path}.{name}.weight", t, rows, rank), torch.zeros(rank, columns))
+                out[f"{path}.{name}.weight"] = (
+                    names,
+                    adapter(f"{path}.{name}.weight", t, rows, rank),
+                    torch.zeros(rank, columns),
+                )
     return out
 
 
@@ -238,17 +294,25 @@ def with_adapters(p, spec, q):
     return out
 
 
-# ---- the run ------------------------------------------------------------------------------------------------------
+# ---- the run ------------------------------------------------------------------------------------
 
 
 def losses(method, world, t, p, pretrained):
     s, cfg, task, r = world["settings"], world["cfg"], world["tasks"][t], world["reference"]
     scale = p["logit_scale"].exp()
     z = scale * encode_image(p, cfg, task["train_pixels"]) @ encode_text(p, cfg, task["rows"][0]).T
-    parts = [smoothed_ce(z, one_hot(task["train_labels"], z.shape[1], z), s["smoothing"]), torch.zeros(()), torch.zeros(())]
+    parts = [
+        smoothed_ce(z, one_hot(task["train_labels"], z.shape[1], z), s["smoothing"]),
+        torch.zeros(()),
+        torch.zeros(()),
+    ]
     if method.get("cd") or method.get("map"):
         with torch.no_grad():
-            zt = scale * encode_image(pretrained, cfg, r["pixels"]) @ encode_text(pretrained, cfg, r["rows"]).T
+            zt = (
+                scale
+                * encode_image(pretrained, cfg, r["pixels"])
+                @ encode_text(pretrained, cfg, r["rows"]).T
+            )
         zs = scale * encode_image(p, cfg, r["pixels"]) @ encode_text(p, cfg, r["rows"]).T
         if method.get("cd"):
             kd = [distillation(a, b, s["temperature"]) for a, b in ((zt, zs), (zt.T, zs.T))]
@@ -257,12 +321,14 @@ def losses(method, world, t, p, pretrained):
             labels = torch.tensor(r["labels"])
             same = (labels[:, None] == labels[None, :]).to(zs.dtype)
             y = same / same.sum(1, keepdim=True)
-            parts[2] = FAMILY["lambda_map"] * (smoothed_ce(zs, y, s["smoothing"]) + smoothed_ce(zs.T, y, s["smoothing"]))
+            parts[2] = FAMILY["lambda_map"] * (
+                smoothed_ce(zs, y, s["smoothing"]) + smoothed_ce(zs.T, y, s["smoothing"])
+            )
     return [sum(parts), *parts]
 
 
 def evaluate(p, world):
-    """Logits against template 0; accuracies of template 0 and of both."""
+    """Logits against template 0; accuracies of template 0 and of both templates."""
     logits, first, ensemble = [], [], []
     with torch.no_grad():
         for task in world["tasks"]:
@@ -274,7 +340,9 @@ def evaluate(p, world):
                 z = f @ classes.T
                 two = z.topk(2).values
                 gap = (two[:, 0] - two[:, 1]).min().item()
-                assert gap > BORDER, f"a test image is on the border of two classes by {gap:.1e}: take another seed"
+                assert gap > BORDER, (
+                    f"a test image is on the border of two classes by {gap:.1e}: take another seed"
+                )
                 out.append(100.0 * (z.argmax(1) == task["test_labels"]).double().mean().item())
     return logits, first, ensemble
 
@@ -289,7 +357,11 @@ def run(method, world, weights, dtype):
         spaces = memory.directions(dtype) if memory else {}
         out["ranks"].append({n: u.shape[1] for n, u in spaces.items()})
         spec = adapters(weights, t) if method.get("lora") else {}
-        q = {f"{path}.{k}": w.to(dtype) for path, (_, a, b) in spec.items() for k, w in (("a", a), ("b", b))}
+        q = {
+            f"{path}.{k}": w.to(dtype)
+            for path, (_, a, b) in spec.items()
+            for k, w in (("a", a), ("b", b))
+        }
         trained = q if spec else p
         names = list(q) if spec else list(spaces) or [n for n in p if n != "logit_scale"]
         adamw = AdamW(s)
@@ -309,8 +381,13 @@ def run(method, world, weights, dtype):
                     step = trained[n] - before[n]
                     trained[n] = before[n] + step - step @ u @ u.T
             out["losses"][-1].append([x.item() for x in row])
-        start, p = out["weights"][-1] if t else p, {n: w.detach() for n, w in with_adapters(p, spec, q).items()}
-        moved = {n: ((p[n] - start[n]) @ u).norm() / (start[n] @ u).norm() for n, u in spaces.items()}
+        start, p = (
+            out["weights"][-1] if t else p,
+            {n: w.detach() for n, w in with_adapters(p, spec, q).items()},
+        )
+        moved = {
+            n: ((p[n] - start[n]) @ u).norm() / (start[n] @ u).norm() for n, u in spaces.items()
+        }
         out["drift"].append({n: x.item() for n, x in moved.items()})
         if memory and t < TASKS - 1:
             memory.absorb(grams(p, world, t), t)
@@ -324,13 +401,17 @@ def run(method, world, weights, dtype):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="Hugging Face directory of the tiny CLIP")
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     _, weights, data, worlds = prepare(args.checkpoint)
     stored = load_file(args.out / "methods.safetensors")
-    assert torch.equal(stored["task0.train_images"], data["tasks"][0]["train_images"]), "methods.safetensors is of another world"
+    assert torch.equal(stored["task0.train_images"], data["tasks"][0]["train_images"]), (
+        "methods.safetensors is of another world"
+    )
     names = sorted(n for n in weights if n != "logit_scale" and not n.endswith("k_proj.bias"))
     r = signs(max(w.numel() for w in weights.values()))
     record, tensors = dict(settings=FAMILY, tasks=TASKS, methods={}), {}
@@ -339,19 +420,37 @@ def main():
         for key in ("ranks", "first", "ensemble"):
             assert a[key] == b[key], f"{name}: float32 and float64 have other {key}"
         digests = [[digest(w, weights, names, r) for w in x["weights"]] for x in (a, b)]
-        apart = max(((x - y).abs() / y[:, :1].clamp(min=1e-12)).max().item() for x, y in zip(*digests))
+        apart = max(
+            ((x - y).abs() / y[:, :1].clamp(min=1e-12)).max().item() for x, y in zip(*digests)
+        )
         kept = max(relative(a["weights"][-1][n], b["weights"][-1][n]) for n in KEPT)
         held = max([relative(m, b["memory"][n]) for n, m in a["memory"].items()], default=0.0)
-        difference = dict(loss=loss_difference(a, b), logits=largest(a["logits"], b["logits"]), digest=apart, kept=kept, memory=held)
-        record["methods"][name] = dict({k: v for k, v in a.items() if k not in ("weights", "memory")}, f32_against_f64=difference)
+        difference = dict(
+            loss=loss_difference(a, b),
+            logits=largest(a["logits"], b["logits"]),
+            digest=apart,
+            kept=kept,
+            memory=held,
+        )
+        record["methods"][name] = dict(
+            {k: v for k, v in a.items() if k not in ("weights", "memory")},
+            f32_against_f64=difference,
+        )
         for t, d in enumerate(digests[0]):
             tensors[f"{name}.digest{t}"] = d
         tensors |= {f"{name}.final.{n}": a["weights"][-1][n] for n in KEPT}
         tensors |= {f"{name}.memory.{n}": m.float() for n, m in a["memory"].items()}
         ends = "  ".join(f"{l[0][0]:.4f}->{l[-1][0]:.4f}" for l in a["losses"])
         print(f"{name:12} loss {ends}  ranks {[sorted(set(x.values())) for x in a['ranks'][1:]]}")
-        print(" " * 13 + "float32 against float64: " + "  ".join(f"{k} {v:.1e}" for k, v in difference.items()))
-    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, args.out / "gnsp.safetensors")
+        print(
+            " " * 13
+            + "float32 against float64: "
+            + "  ".join(f"{k} {v:.1e}" for k, v in difference.items())
+        )
+    save_file(
+        {k: v.detach().contiguous().clone() for k, v in tensors.items()},
+        args.out / "gnsp.safetensors",
+    )
     (args.out / "gnsp.json").write_text(json.dumps(record, separators=(",", ":")) + "\n")
     print({f.name: f.stat().st_size for f in sorted(args.out.glob("gnsp.*"))})
 

@@ -4,14 +4,14 @@ Writes:    measures.json (read by the tests in crates/mtil-engine/src/measures)
 Run:       python tests/reference/measures.py crates/mtil-engine/src/measures/testdata/measures.json
 Versions:  made with scikit-learn 1.9.1, NumPy 2.4.6, Python 3.11
 
-Matrices are stored as whole numbers and mean these over 64, so that both sides read the same values.
+Matrices are stored as whole numbers, to be divided by 64, so that both sides read the same values.
 """
 
 import json
 import os
 import sys
 
-# Before NumPy is loaded: one thread, so that the same bytes come out again.
+# Set before NumPy is loaded: one thread gives the same bytes again.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
@@ -44,13 +44,13 @@ def closest(values):
     return np.diff(np.sort(values, axis=1), axis=1).min(axis=1)
 
 
-# Classification: logits that lean towards the label, with classes of different sizes.
+# Classification: logits that favour the label, with classes of different sizes.
 def classification():
     classes, images = 6, 240
     labels = rng.choice(classes, size=images, p=[0.3, 0.25, 0.2, 0.12, 0.08, 0.05])
     lean = 1.2 * np.eye(classes)[labels]
     whole = np.zeros((images, classes))
-    # Rows with equal logits are drawn again: no tie may decide anything.
+    # Redraws rows with equal logits, so that no result depends on a tie.
     while (tied := closest(whole) == 0).any():
         whole[tied] = quantised(rng.normal(size=(images, classes)) + lean)[tied]
     logits = whole / 64
@@ -71,15 +71,27 @@ def classification():
         order = np.argsort(confidence, kind="stable")
         adaptive = 0.0
         for m in range(bins):
-            inside = order[m * images // bins:(m + 1) * images // bins]
-            adaptive += abs(correct[inside].mean() - confidence[inside].mean()) * len(inside) / images
-        # log_loss clips probabilities; at the largest scale that shows, so take the logarithm itself.
+            inside = order[m * images // bins : (m + 1) * images // bins]
+            adaptive += (
+                abs(correct[inside].mean() - confidence[inside].mean()) * len(inside) / images
+            )
+        # log_loss clips probabilities, which matters at the largest scale; this logarithm is exact.
         nll = -log_softmax(scale * logits, axis=1)[np.arange(images), labels].mean()
         if scale < 10:
             assert abs(nll - log_loss(labels, p, labels=range(classes))) < 1e-12
         brier = brier_score_loss(labels, p, labels=list(range(classes)), scale_by_half=False)
-        cases.append({"scale": scale, "bins": bins, "ece": ece, "mce": largest, "adaptive_ece": adaptive,
-                      "nll": nll, "brier": brier, "counts": counts})
+        cases.append(
+            {
+                "scale": scale,
+                "bins": bins,
+                "ece": ece,
+                "mce": largest,
+                "adaptive_ece": adaptive,
+                "nll": nll,
+                "brier": brier,
+                "counts": counts,
+            }
+        )
     return {
         "logits": stored(whole),
         "labels": labels.tolist(),
@@ -87,8 +99,10 @@ def classification():
         "confusion": confusion_matrix(labels, predicted, labels=range(classes)).tolist(),
         "accuracy": 100 * accuracy_score(labels, predicted),
         "balanced_accuracy": 100 * balanced_accuracy_score(labels, predicted),
-        "top_k": [100 * top_k_accuracy_score(labels, logits, k=k, labels=range(classes))
-                  for k in range(1, classes)],
+        "top_k": [
+            100 * top_k_accuracy_score(labels, logits, k=k, labels=range(classes))
+            for k in range(1, classes)
+        ],
         "calibration": cases,
     }
 
@@ -103,10 +117,10 @@ def draw_pairs(images, columns):
     return image_of, whole_x, whole_y, x, y, x @ y.T
 
 
-# Images with one to four captions; some captions say the same as one of another image.
+# Images with one to four captions; some captions equal one of another image.
 def pairs():
     images, columns, scale = 36, 16, 100.0
-    # Drawn again until no rank hangs on the rounding of float32.
+    # Redrawn until no rank depends on the rounding of float32.
     while True:
         drawn = draw_pairs(images, columns)
         if min(closest(drawn[-1]).min(), closest(drawn[-1].T).min()) > 5e-7:
@@ -128,7 +142,7 @@ def pairs():
         return float(np.log(np.exp(-2 * distances).mean()))
 
     def summary(scores, right):
-        """Recall at K: whether one of the K best answers is right."""
+        """Recall at K: the share of queries with a correct answer among the best K."""
         order = np.argsort(-scores, axis=1, kind="stable")
         hits = np.take_along_axis(right, order, axis=1)
         recall = [100 * float(hits[:, :k].any(axis=1).mean()) for k in (1, 5, 10)]
@@ -165,8 +179,9 @@ def probe():
     means = 0.9 * rng.normal(size=(classes, columns))
 
     def draw(images):
-        labels = np.concatenate([np.arange(classes), rng.choice(classes, size=images - classes,
-                                                                p=[0.4, 0.3, 0.2, 0.1])])
+        labels = np.concatenate(
+            [np.arange(classes), rng.choice(classes, size=images - classes, p=[0.4, 0.3, 0.2, 0.1])]
+        )
         return quantised(means[labels] + rng.normal(size=(images, columns))), labels
 
     (whole_train, labels), (whole_test, test_labels) = draw(150), draw(90)
@@ -175,18 +190,20 @@ def probe():
     for c in (0.01, 0.316, 10.0):
         model = LogisticRegression(C=c, tol=1e-10, max_iter=20000).fit(train, labels)
         loss = log_loss(labels, model.predict_proba(train))
-        penalty = (model.coef_ ** 2).sum() / (2 * c * len(labels))
+        penalty = (model.coef_**2).sum() / (2 * c * len(labels))
         logits = np.sort(model.decision_function(test), axis=1)
         assert (logits[:, -1] - logits[:, -2]).min() > 1e-3, "a prediction hangs on rounding"
-        fits.append({
-            "c": c,
-            "objective": float(loss + penalty),
-            "weights": model.coef_.ravel().tolist(),
-            "bias": model.intercept_.tolist(),
-            "train_accuracy": 100 * model.score(train, labels),
-            "test_accuracy": 100 * model.score(test, test_labels),
-            "test_predictions": model.predict(test).tolist(),
-        })
+        fits.append(
+            {
+                "c": c,
+                "objective": float(loss + penalty),
+                "weights": model.coef_.ravel().tolist(),
+                "bias": model.intercept_.tolist(),
+                "train_accuracy": 100 * model.score(train, labels),
+                "test_accuracy": 100 * model.score(test, test_labels),
+                "test_predictions": model.predict(test).tolist(),
+            }
+        )
     return {
         "classes": classes,
         "train": stored(whole_train),

@@ -3,53 +3,70 @@
 Run:   python tests/reference/methods_two_tasks.py tests/data/clip/tiny tests/data/methods
 Made with: Python 3.11, torch 2.15.0, safetensors 0.8.0, tokenizers 0.23.3 (CPU, one thread).
 
-It writes `methods.safetensors` (images, weights) and `methods.json` (everything else). All figures are of a float32 run;
-every method also runs in float64, to say how much of a disagreement is rounding. The model is that of `tiny_clip.py`.
+Writes `methods.safetensors` (images, weights) and `methods.json` (everything else). All figures are
+of a float32 run. Every method also runs in float64, which bounds the part of a difference that is
+rounding. The model is that of `tiny_clip.py`.
 
-Nothing here depends on a random generator of the program under test: the batch is the whole training set of a task, all losses
-are means, training images have the model's size (a crop of the whole area is the image itself), reference pairs and memory are
-walked in order.
+Nothing depends on a random generator of the program under test: the batch is the whole training set
+of a task, all losses are means, training images have the model's size (a crop of the whole area is
+the image itself), and reference pairs and the rehearsal memory are used in order.
 
 Common to all trained methods
-    6 updates a task, k = 0..5; AdamW (betas 0.9 0.999, eps 1e-6, no decay) anew for each task. The eps is a hundred times the usual
-    one, so that elements whose gradient is rounding noise do not take full steps;
-    lr(k) = base (k+1)/2 for k < 2, then base (1 + cos(pi (k-2)/4))/2; everything but `logit_scale` trains;
-    f, g: L2-normalised image and text features; s = exp(logit_scale), the student's, for teacher logits too;
-    task loss: mean over the batch of the cross-entropy of s f g^T against (1-eps) one-hot + eps/C, eps = 0.2, template 0;
-    KD(A, B) = T^2 mean_r [ -sum_c softmax(A_r/T)_c log softmax(B_r/T)_c ], T = 2 (a cross-entropy, with the teacher's entropy in it).
-    Pixels: (v/255 - mean)/std with the checkpoint's mean and std, for training as for evaluation.
-    `icarl-*`, `er` and `ewc` run three tasks, the rest the first two.
+    6 training steps per task, k = 0..5, with a new AdamW (betas 0.9 0.999, eps 1e-6, no decay) for
+    each task. The eps is a hundred times the usual one, so that elements whose gradient is rounding
+    noise do not take full steps;
+    lr(k) = base (k+1)/2 for k < 2, then base (1 + cos(pi (k-2)/4))/2; all parameters but
+    `logit_scale` train;
+    f, g: L2-normalised image and text features; s = exp(logit_scale), the student's, for teacher
+    logits too;
+    task loss: mean over the batch of the cross-entropy of s f g^T against
+    (1-eps) one-hot + eps/C, eps = 0.2, template 0;
+    KD(A, B) = T^2 mean_r [ -sum_c softmax(A_r/T)_c log softmax(B_r/T)_c ], T = 2 (a cross-entropy,
+    which includes the teacher's entropy).
+    Pixels: (v/255 - mean)/std with the checkpoint's mean and std, in training and evaluation.
+    `icarl-*`, `er` and `ewc` run three tasks, the others the first two.
 
 methods.json
-    settings      the numbers above and those of the methods (`memory_images`, `memory_batch`, `ewc_lambda`, `rail`, `moe`, ...)
-    tasks         [{class_names, templates, prompts: per template a list of texts, rows: the same as token ids}]
-    reference     {captions, rows, labels: index of the first pair with the same caption, prompts: the distinct captions in order
-                  of first occurrence, prompt_rows}; its images are in the other file
+    settings      the numbers above and those of the methods (`memory_images`, `memory_batch`,
+                  `ewc_lambda`, `rail`, `moe`, ...)
+    tasks         [{class_names, templates, prompts: per template a list of texts, rows: the same as
+                  token ids}]
+    reference     {captions, rows, labels: index of the first pair with the same caption, prompts:
+                  the distinct captions in order of first occurrence, prompt_rows}; its images are
+                  in the other file
     captions      {texts, rows}: the text list of `zscl` and `zscl-star`
     virtual_rows  token rows of `lwf-vr`, unpadded
-    parts         names of the columns of `losses` below: total, task, distillation, alignment, penalty, replay. The parts are
-                  weighted, so they add up to the total; absent ones are 0. Losses are those before update k.
+    parts         names of the columns of `losses` below: total, task, distillation, alignment,
+                  penalty, replay. The parts are weighted, so they add up to the total; absent ones
+                  are 0. Losses are those before training step k.
     digest_names  names of the rows of the digests (Hugging Face, sorted)
     kept          tensors stored whole after a method's last task
-    not_compared  tensors that are left out of comparisons: key biases, whose true gradient is zero (softmax does not see them),
-                  so that they follow rounding noise; the penalties of `wc` and `zscl` contain them, see f32_against_f64
-    methods       {name: {tasks, lr [t][k], losses [t][k][part], logits [stage][task][image][class], accuracy [stage][task],
-                  memory [stage][task] lists of training-image indices (icarl, er), f32_against_f64}}
-        stage     after task 0, 1, ...; all tasks of the method are evaluated at every stage, learned or not
+    not_compared  tensors excluded from comparisons: key biases, whose true gradient is zero
+                  (softmax does not see them), so that they follow rounding noise; the penalties of
+                  `wc` and `zscl` contain them, see f32_against_f64
+    methods       {name: {tasks, lr [t][k], losses [t][k][part],
+                  logits [stage][task][image][class], accuracy [stage][task], memory [stage][task]
+                  lists of training-image indices (icarl, er), f32_against_f64}}
+        stage     after task 0, 1, ...; all tasks of the method are evaluated at every stage,
+                  learned or not
         logits    of the 4 test images of a task against template 0 of its classes, times s
         accuracy  in %, of the mean of the normalised features of both templates, normalised again
-        f32_against_f64  largest differences of the two runs: `loss` over all parts, relative to the total; `logits` absolute;
-                  `digest` over all digests, relative to the norm; `kept` relative per tensor
+        f32_against_f64  largest differences of the two runs: `loss` over all parts, relative to the
+                  total; `logits` absolute; `digest` over all digests, relative to the norm; `kept`
+                  relative per tensor
     rail          see `rail`
     moe           see `moe_adapters`
 
 methods.safetensors
-    task{t}.train_images [8,3,32,32] u8, task{t}.train_labels [8] i64, task{t}.test_images [4,3,32,32], task{t}.test_labels,
-    reference.images [8,3,32,32] u8
-    {method}.digest{t} [tensors, 2] f64: of the change d = weights after task t - pretrained weights, its L2 norm, and its inner product
-                  with the signs r, r_i = +1 where the top bit of splitmix64(i) is 0, else -1, i the row-major index in Hugging Face
-                  layout ([out, in] for linear weights); splitmix64(i): z = (i+1) 0x9E3779B97F4A7C15, z = (z ^ z>>30) 0xBF58476D1CE4E5B9,
-                  z = (z ^ z>>27) 0x94D049BB133111EB, z ^ z>>31, all mod 2^64
+    task{t}.train_images [8,3,32,32] u8, task{t}.train_labels [8] i64,
+    task{t}.test_images [4,3,32,32], task{t}.test_labels, reference.images [8,3,32,32] u8
+    {method}.digest{t} [tensors, 2] f64: of the change d = weights after task t - pretrained
+                  weights, its L2 norm and its inner product with the signs r, r_i = +1 where the
+                  top bit of splitmix64(i) is 0, else -1, i the row-major index in Hugging Face
+                  layout ([out, in] for linear weights);
+                  splitmix64(i): z = (i+1) 0x9E3779B97F4A7C15,
+                  z = (z ^ z>>30) 0xBF58476D1CE4E5B9, z = (z ^ z>>27) 0x94D049BB133111EB,
+                  z ^ z>>31, all mod 2^64
     {method}.final.{name} f32: weights after the last task
     rail.*, moe.*
 """
@@ -81,25 +98,65 @@ torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 
 SETTINGS = dict(
-    steps=6, warmup=2, base_lr=1e-3, batch=8, train_images=8, test_images=4, classes=4, smoothing=0.2, temperature=2.0,
-    beta1=0.9, beta2=0.999, epsilon=1e-6, weight_decay=0.0, seed=11,
-    wc_beta=1.0, average_every=2, we_wise_alpha=0.99, wise_alpha=0.8,
-    memory_images=7, memory_batch=4, ewc_lambda=1000.0,
-    gift_cd=1.0, gift_map=0.25, gift_l2=1.0, gift_floor=1e-6,
+    steps=6,
+    warmup=2,
+    base_lr=1e-3,
+    batch=8,
+    train_images=8,
+    test_images=4,
+    classes=4,
+    smoothing=0.2,
+    temperature=2.0,
+    beta1=0.9,
+    beta2=0.999,
+    epsilon=1e-6,
+    weight_decay=0.0,
+    seed=11,
+    wc_beta=1.0,
+    average_every=2,
+    we_wise_alpha=0.99,
+    wise_alpha=0.8,
+    memory_images=7,
+    memory_batch=4,
+    ewc_lambda=1000.0,
+    gift_cd=1.0,
+    gift_map=0.25,
+    gift_l2=1.0,
+    gift_floor=1e-6,
     rail=dict(hidden=48, ridge=0.1, gamma=0.1, dual_ridge=0.001, fusion=0.9, scale=100.0),
     moe=dict(experts=4, top=2, bottleneck=8, scale=0.1, frozen_per_task=2),
 )
 TASKS = [
-    dict(class_names=["red circle", "blue square", "green triangle", "dog"], templates=["a photo of a {}.", "a drawing of a {}."]),
-    dict(class_names=["river", "forest", "flower", "cat"], templates=["a satellite view of a {}.", "the {}, a photo."]),
-    dict(class_names=["number one", "number two", "letter a", "letter b"], templates=["a picture of the {}.", "a photo of the {}."]),
+    dict(
+        class_names=["red circle", "blue square", "green triangle", "dog"],
+        templates=["a photo of a {}.", "a drawing of a {}."],
+    ),
+    dict(
+        class_names=["river", "forest", "flower", "cat"],
+        templates=["a satellite view of a {}.", "the {}, a photo."],
+    ),
+    dict(
+        class_names=["number one", "number two", "letter a", "letter b"],
+        templates=["a picture of the {}.", "a photo of the {}."],
+    ),
 ]
 REFERENCE = [
-    "a photo of a bird", "a photo of food", "a photo of a bird", "a photo of an aircraft",
-    "a picture of a triangle", "a photo of food", "a drawing of the letter b", "a photo of a bird",
+    "a photo of a bird",
+    "a photo of food",
+    "a photo of a bird",
+    "a photo of an aircraft",
+    "a picture of a triangle",
+    "a photo of food",
+    "a drawing of the letter b",
+    "a photo of a bird",
 ]
 CAPTIONS = [
-    "a small dotted texture", "three large birds", "a view of the river", "food, a photo", "a blue circle above", "two dogs",
+    "a small dotted texture",
+    "three large birds",
+    "a view of the river",
+    "food, a photo",
+    "a blue circle above",
+    "two dogs",
 ]
 PARTS = ["total", "task", "distillation", "alignment", "penalty", "replay"]
 KEPT = [
@@ -112,13 +169,15 @@ KEPT = [
 ]
 
 
-# ---- data ---------------------------------------------------------------------------------------------------------
+# ---- data ---------------------------------------------------------------------------------------
 
 
 def make_data(s, tok, eos):
     """A smooth pattern of the class and one of the task, plus noise."""
     g = torch.Generator().manual_seed(s["seed"])
-    up = lambda t: torch.nn.functional.interpolate(t, size=(32, 32), mode="bilinear", align_corners=False)
+    up = lambda t: torch.nn.functional.interpolate(
+        t, size=(32, 32), mode="bilinear", align_corners=False
+    )
     to_bytes = lambda x: (x * 40 + 127.5).clamp(0, 255).to(torch.uint8)
     rows = lambda texts: [tok.encode(x).ids for x in texts]
     noise = lambda n: 0.5 * torch.randn(n, 3, 32, 32, generator=g)
@@ -130,7 +189,11 @@ def make_data(s, tok, eos):
         prompts = [[t.replace("{}", c) for c in names["class_names"]] for t in names["templates"]]
         tasks.append(
             dict(
-                names, prompts=prompts, rows=[rows(p) for p in prompts], train_labels=train, test_labels=test,
+                names,
+                prompts=prompts,
+                rows=[rows(p) for p in prompts],
+                train_labels=train,
+                test_labels=test,
                 train_images=to_bytes(base + patterns[train] + noise(len(train))),
                 test_images=to_bytes(base + patterns[test] + noise(len(test))),
             )
@@ -138,28 +201,49 @@ def make_data(s, tok, eos):
     prompts = list(dict.fromkeys(REFERENCE))
     n = len(REFERENCE)
     reference = dict(
-        captions=REFERENCE, rows=rows(REFERENCE), labels=[REFERENCE.index(c) for c in REFERENCE], prompts=prompts, prompt_rows=rows(prompts),
+        captions=REFERENCE,
+        rows=rows(REFERENCE),
+        labels=[REFERENCE.index(c) for c in REFERENCE],
+        prompts=prompts,
+        prompt_rows=rows(prompts),
         images=to_bytes(1.2 * up(torch.randn(n, 3, 4, 4, generator=g)) + noise(n)),
     )
-    virtual = [[eos - 1, *torch.randint(0, eos + 1, (10,), generator=g).tolist(), eos] for _ in range(6)]
-    # The draw may hit the end-of-text token, and the feature is that of the first one.
+    virtual = [
+        [eos - 1, *torch.randint(0, eos + 1, (10,), generator=g).tolist(), eos] for _ in range(6)
+    ]
+    # A draw may be the end-of-text token; the feature is that of the first one.
     virtual[2][4] = eos
-    return dict(tasks=tasks, reference=reference, captions=dict(texts=CAPTIONS, rows=rows(CAPTIONS)), virtual_rows=virtual)
+    return dict(
+        tasks=tasks,
+        reference=reference,
+        captions=dict(texts=CAPTIONS, rows=rows(CAPTIONS)),
+        virtual_rows=virtual,
+    )
 
 
 def one_hot(labels, classes, like):
     return torch.nn.functional.one_hot(labels, classes).to(like.dtype)
 
 
-# ---- what the methods are made of ---------------------------------------------------------------------------------
+# ---- parts of the methods -----------------------------------------------------------------------
 
 
 class Context:
-    """What a loss may look at: the world, the task, the weights at its start, the teacher, the memory. `p` is passed apart."""
+    """The inputs of a loss besides the weights `p`.
+
+    These are the world, the task, the weights at its start, the teacher and the rehearsal memory.
+    """
 
     def __init__(self, world, t, k, start, pretrained, memory, past):
         self.w, self.s, self.cfg = world, world["settings"], world["cfg"]
-        self.t, self.k, self.start, self.pretrained, self.memory, self.past = t, k, start, pretrained, memory, past
+        self.t, self.k, self.start, self.pretrained, self.memory, self.past = (
+            t,
+            k,
+            start,
+            pretrained,
+            memory,
+            past,
+        )
         self.task = world["tasks"][t]
 
 
@@ -170,9 +254,12 @@ def task_loss(c, p, name=""):
 
 
 def frozen_text_kd(c, p, teacher, pixels, rows):
-    """KD(Zt, Zs) + KD(Zt^T, Zs^T), Zt = s f_teacher(U) g_teacher(V)^T, Zs = s f(U) g_teacher(V)^T: the text tower gets no gradient.
+    """KD(Zt, Zs) + KD(Zt^T, Zs^T), without a gradient for the text tower.
 
-    ZSCL mtil/src/models/finetune.py: teacher texts on both sides, weights 1 and 1 (`--image_loss --text_loss`)."""
+    Zt = s f_teacher(U) g_teacher(V)^T, Zs = s f(U) g_teacher(V)^T.
+    ZSCL mtil/src/models/finetune.py: teacher texts on both sides, weights 1 and 1
+    (`--image_loss --text_loss`).
+    """
     scale = p["logit_scale"].exp()
     with torch.no_grad():
         g = encode_text(teacher, c.cfg, rows)
@@ -183,7 +270,10 @@ def frozen_text_kd(c, p, teacher, pixels, rows):
 
 
 def squared_distance(p, q, importance=None):
-    """sum_p F (p - q)^2 over all parameters, F = 1 when absent (ZSCL mtil/src/models/helpers.py, `l2_loss`)."""
+    """sum_p F (p - q)^2 over all parameters, F = 1 when absent.
+
+    ZSCL mtil/src/models/helpers.py, `l2_loss`.
+    """
     total = 0
     for n in p:
         d = (p[n] - q[n]) ** 2
@@ -192,18 +282,21 @@ def squared_distance(p, q, importance=None):
 
 
 def memory_batch(c, items):
-    """Batch k of the memory, walked in order and cyclically from the start of the task; the last batch may be smaller."""
+    """Batch k of the memory, in order and cyclic from the start of the task.
+
+    The last batch may be smaller.
+    """
     m = c.s["memory_batch"]
     batches = [items[i : i + m] for i in range(0, len(items), m)]
     return batches[c.k % len(batches)]
 
 
 def walk(memory):
-    """The memory as (task, image) pairs: tasks in order, images in the order they were chosen."""
+    """The memory as (task, image) pairs: tasks in order, images in the order of selection."""
     return [(t, i) for t, chosen in enumerate(memory) for i in chosen]
 
 
-# ---- the methods --------------------------------------------------------------------------------------------------
+# ---- the methods --------------------------------------------------------------------------------
 
 
 def finetune(c, p):
@@ -212,57 +305,95 @@ def finetune(c, p):
 
 
 def wc(c, p):
-    """L = CE + beta sum (theta - theta_start)^2, beta = 1, theta_start: the weights at the start of the task. ZSCL `wc.sh`, `--l2 1`."""
+    """L = CE + beta sum (theta - theta_start)^2, beta = 1.
+
+    theta_start: the weights at the start of the task. ZSCL `wc.sh`, `--l2 1`.
+    """
     return dict(task=task_loss(c, p), penalty=c.s["wc_beta"] * squared_distance(p, c.start))
 
 
 def lwf(c, p):
-    """L = CE + KD on the task's own training images and class prompts (template 0); teacher: the model at the start of the task.
+    """L = CE + KD on the task's own training images and class prompts (template 0).
 
-    ZSCL `lwf.sh`. Images prepared as for evaluation. The reference batch is the whole training set."""
-    return dict(task=task_loss(c, p), distillation=frozen_text_kd(c, p, c.start, c.task["train_pixels"], c.task["rows"][0]))
+    Teacher: the model at the start of the task. ZSCL `lwf.sh`. Images are preprocessed as for
+    evaluation. The reference batch is the whole training set.
+    """
+    return dict(
+        task=task_loss(c, p),
+        distillation=frozen_text_kd(c, p, c.start, c.task["train_pixels"], c.task["rows"][0]),
+    )
 
 
 def lwf_vr(c, p):
-    """As `lwf`, with the texts V = random token rows (`virtual_rows`). ZSCL `lwf_vr.sh`, helpers.py `virtual_vocab`."""
-    return dict(task=task_loss(c, p), distillation=frozen_text_kd(c, p, c.start, c.task["train_pixels"], c.w["virtual_rows"]))
+    """As `lwf`, with the texts V = random token rows (`virtual_rows`).
+
+    ZSCL `lwf_vr.sh`, helpers.py `virtual_vocab`.
+    """
+    return dict(
+        task=task_loss(c, p),
+        distillation=frozen_text_kd(c, p, c.start, c.task["train_pixels"], c.w["virtual_rows"]),
+    )
 
 
 def zscl_star(c, p):
-    """L = CE + KD on the reference images with the text list `captions`; teacher: the pretrained model. Weights averaged as in `we`.
+    """L = CE + KD on the reference images with the text list `captions`.
 
-    ZSCL `ZSCL_stars.sh`."""
+    Teacher: the pretrained model. Weights averaged as in `we`. ZSCL `ZSCL_stars.sh`.
+    """
     return dict(
-        task=task_loss(c, p), distillation=frozen_text_kd(c, p, c.pretrained, c.w["reference"]["pixels"], c.w["captions"]["rows"])
+        task=task_loss(c, p),
+        distillation=frozen_text_kd(
+            c, p, c.pretrained, c.w["reference"]["pixels"], c.w["captions"]["rows"]
+        ),
     )
 
 
 def zscl(c, p):
-    """`zscl_star` plus the penalty of `wc`. ZSCL `ZSCL.sh`. The start of a later task, and the anchor, is the average of the task before."""
+    """`zscl_star` plus the penalty of `wc`. ZSCL `ZSCL.sh`.
+
+    The initial weights of a task after the first, and its anchor, are the average of the task
+    before.
+    """
     return dict(zscl_star(c, p), penalty=c.s["wc_beta"] * squared_distance(p, c.start))
 
 
 def zscl_minus(c, p):
-    """L = CE + KD on the reference images with a list of prompts (`reference.prompts`); teacher: the pretrained model. ZSCL `ZSCL_minus.sh`."""
+    """L = CE + KD on the reference images with a list of prompts (`reference.prompts`).
+
+    Teacher: the pretrained model. ZSCL `ZSCL_minus.sh`.
+    """
     r = c.w["reference"]
-    return dict(task=task_loss(c, p), distillation=frozen_text_kd(c, p, c.pretrained, r["pixels"], r["prompt_rows"]))
+    return dict(
+        task=task_loss(c, p),
+        distillation=frozen_text_kd(c, p, c.pretrained, r["pixels"], r["prompt_rows"]),
+    )
 
 
 def icarl(c, p):
-    """Task 0: L = CE. Later: L = CE + KD on a batch of the memory with the current task's class prompts; teacher: the pretrained model.
+    """Task 0: L = CE. Later: L = CE + KD on a batch of the memory with the task's class prompts.
 
-    ZSCL mtil/src/models/icarl.py with `--image_loss --text_loss`. The memory has no labels."""
+    Teacher: the pretrained model. ZSCL mtil/src/models/icarl.py with `--image_loss --text_loss`.
+    The memory has no labels.
+    """
     if c.t == 0:
         return finetune(c, p)
-    pixels = torch.stack([c.w["tasks"][t]["train_pixels"][i] for t, i in memory_batch(c, walk(c.memory))])
-    return dict(task=task_loss(c, p), distillation=frozen_text_kd(c, p, c.pretrained, pixels, c.task["rows"][0]))
+    pixels = torch.stack(
+        [c.w["tasks"][t]["train_pixels"][i] for t, i in memory_batch(c, walk(c.memory))]
+    )
+    return dict(
+        task=task_loss(c, p),
+        distillation=frozen_text_kd(c, p, c.pretrained, pixels, c.task["rows"][0]),
+    )
 
 
 def er(c, p):
-    """Task 0: L = CE. Later: L = CE + mean over a batch of the memory of the smoothed CE of each image against template 0 of its own task.
+    """Task 0: L = CE. Later: L = CE + mean smoothed CE over a batch of the memory.
 
-    Experience replay with a balanced memory (Chaudhry et al. 2019, arXiv 1902.10486): floor(K / tasks seen) images of every task, the first of
-    its training set. The mean is over the images of the batch, whatever their tasks; smoothing is eps/C with C of the image's task."""
+    The CE of an image is against template 0 of its own task. Experience replay with a balanced
+    memory (Chaudhry et al. 2019, arXiv 1902.10486): floor(K / tasks seen) images of every task, the
+    first of its training set. The mean is over the images of the batch, of whatever task; smoothing
+    is eps/C with C of the image's task.
+    """
     parts = finetune(c, p)
     if c.t > 0:
         batch = memory_batch(c, walk(c.memory))
@@ -270,43 +401,71 @@ def er(c, p):
         for task in sorted({t for t, _ in batch}):
             data = c.w["tasks"][task]
             i = torch.tensor([i for t, i in batch if t == task])
-            z = p["logit_scale"].exp() * encode_image(p, c.cfg, data["train_pixels"][i]) @ encode_text(p, c.cfg, data["rows"][0]).T
-            total = total + len(i) * smoothed_ce(z, one_hot(data["train_labels"][i], z.shape[1], z), c.s["smoothing"])
+            z = (
+                p["logit_scale"].exp()
+                * encode_image(p, c.cfg, data["train_pixels"][i])
+                @ encode_text(p, c.cfg, data["rows"][0]).T
+            )
+            total = total + len(i) * smoothed_ce(
+                z, one_hot(data["train_labels"][i], z.shape[1], z), c.s["smoothing"]
+            )
         parts["replay"] = total / len(batch)
     return parts
 
 
 def ewc(c, p):
-    """L = CE + (lambda/2) sum_{u<t} sum F_u (theta - theta_u)^2 (Kirkpatrick et al. 2017, arXiv 1612.00796, one anchor for each task).
+    """L = CE + (lambda/2) sum_{u<t} sum F_u (theta - theta_u)^2, one anchor for each task.
 
-    theta_u: weights after task u. F_u = mean over the training images of u of (d/dtheta log softmax(s f g^T)_y)^2 at theta_u, y the true
-    label, no smoothing, template 0 of u, gradient of one image at a time, through both towers."""
+    Kirkpatrick et al. 2017, arXiv 1612.00796. theta_u: weights after task u. F_u = mean over the
+    training images of u of (d/dtheta log softmax(s f g^T)_y)^2 at theta_u, y the true label, no
+    smoothing, template 0 of u, gradient of one image at a time, through both towers.
+    """
     parts = finetune(c, p)
     if c.past:
-        parts["penalty"] = c.s["ewc_lambda"] / 2 * sum(squared_distance(p, anchor, f) for anchor, f in c.past)
+        parts["penalty"] = (
+            c.s["ewc_lambda"] / 2 * sum(squared_distance(p, anchor, f) for anchor, f in c.past)
+        )
     return parts
 
 
 def gift(c, p):
-    """L = CE + CD + 0.25 ITA + l2 sum F (theta - theta_start)^2; teacher: the model at the start of the task.
+    """L = CE + CD + 0.25 ITA + l2 sum F (theta - theta_start)^2.
 
-    CD = KD(Zt, Zs) + KD(Zt^T, Zs^T) and ITA = CE'(Zs, Y) + CE'(Zs^T, Y) on the reference pairs, both towers of the student in Zs;
-    Y_ij = [l_i = l_j] / sum_k [l_i = l_k], CE' smoothed with eps/R. F = g^2 / mean(g^2) for each tensor, g the gradient of CD + 0.25 ITA at
-    this very update, 1e-6 where there is none (`logit_scale`); F is a constant. The gradient is the sum of those of CE, CD + ITA, penalty.
-    GIFT (Luo-Jiaming/GIFT_CL) src/models/finetune_gift.py, configs/mtil_order_I.json. A tensor is one of OpenAI's layout: query, key and
-    value of an attention are one tensor (a weight [3d, d], a bias [3d]) with one mean."""
+    Teacher: the model at the start of the task. CD = KD(Zt, Zs) + KD(Zt^T, Zs^T) and
+    ITA = CE'(Zs, Y) + CE'(Zs^T, Y) on the reference pairs, both towers of the student in Zs;
+    Y_ij = [l_i = l_j] / sum_k [l_i = l_k], CE' smoothed with eps/R. F = g^2 / mean(g^2) for each
+    tensor, g the gradient of CD + 0.25 ITA at the same training step, 1e-6 where there is none
+    (`logit_scale`); F is a constant. The gradient is the sum of those of CE, CD + ITA, penalty.
+
+    GIFT (Luo-Jiaming/GIFT_CL) src/models/finetune_gift.py, configs/mtil_order_I.json. A tensor is
+    one of OpenAI's layout: query, key and value of an attention are one tensor (a weight [3d, d], a
+    bias [3d]) with one mean.
+    """
     s, r = c.s, c.w["reference"]
     scale = p["logit_scale"].exp()
     with torch.no_grad():
-        zt = scale * encode_image(c.start, c.cfg, r["pixels"]) @ encode_text(c.start, c.cfg, r["rows"]).T
+        zt = (
+            scale
+            * encode_image(c.start, c.cfg, r["pixels"])
+            @ encode_text(c.start, c.cfg, r["rows"]).T
+        )
     zs = scale * encode_image(p, c.cfg, r["pixels"]) @ encode_text(p, c.cfg, r["rows"]).T
-    cd = s["gift_cd"] * (distillation(zt, zs, s["temperature"]) + distillation(zt.T, zs.T, s["temperature"]))
+    cd = s["gift_cd"] * (
+        distillation(zt, zs, s["temperature"]) + distillation(zt.T, zs.T, s["temperature"])
+    )
     labels = torch.tensor(r["labels"])
     same = (labels[:, None] == labels[None, :]).to(zs.dtype)
     y = same / same.sum(1, keepdim=True)
-    ita = s["gift_map"] * (smoothed_ce(zs, y, s["smoothing"]) + smoothed_ce(zs.T, y, s["smoothing"]))
+    ita = s["gift_map"] * (
+        smoothed_ce(zs, y, s["smoothing"]) + smoothed_ce(zs.T, y, s["smoothing"])
+    )
     trained = [n for n in p if n != "logit_scale"]
-    squares = {n: g.detach() ** 2 for n, g in zip(trained, torch.autograd.grad(cd + ita, [p[n] for n in trained], retain_graph=True))}
+    squares = {
+        n: g.detach() ** 2
+        for n, g in zip(
+            trained, torch.autograd.grad(cd + ita, [p[n] for n in trained], retain_graph=True)
+        )
+    }
     importance = {"logit_scale": torch.full_like(p["logit_scale"], s["gift_floor"]).detach()}
     for n in trained:
         group = [n]
@@ -318,12 +477,16 @@ def gift(c, p):
     return dict(task=task_loss(c, p), distillation=cd, alignment=ita, penalty=penalty)
 
 
-# What happens to the weights besides updates. ZSCL mtil/src/models/helpers.py `merge_we`, `wise_we`; finetune.py.
-#   we       W = start of the task, n = 0; after update k, when k mod 2 = 0 (k = 0, 2, 4): n <- n + 1, W <- (n W + theta)/(n + 1);
-#            W = mean of the start and of three snapshots. After the task theta <- W. (ZSCL also merges at its extra update of lr 0.)
-#   we-wise  W <- alpha (n W + theta)/(n + 1) + (1 - alpha) theta_start at the same updates, alpha = 0.99.
+# Changes of the weights besides training steps. ZSCL mtil/src/models/helpers.py `merge_we`,
+# `wise_we`; finetune.py.
+#   we       W = start of the task, n = 0; after training step k, when k mod 2 = 0 (k = 0, 2, 4):
+#            n <- n + 1, W <- (n W + theta)/(n + 1); W = mean of the start and of three snapshots.
+#            After the task theta <- W. (ZSCL also merges at its extra training step of lr 0.)
+#   we-wise  W <- alpha (n W + theta)/(n + 1) + (1 - alpha) theta_start at the same training steps,
+#            alpha = 0.99.
 #   wise     theta <- 0.8 theta + 0.2 theta_start after the task.
-# What is averaged goes on: it is evaluated, and it is the start, the anchor and the `start` teacher of the next task.
+# The averaged weights are evaluated, and are the start, the anchor and the `start` teacher of the
+# next task.
 METHODS = {
     "finetune": dict(loss=finetune),
     "wc": dict(loss=wc),
@@ -344,11 +507,15 @@ METHODS = {
 
 
 def herd(features, count, shrink_images):
-    """Herding: pick k = 0, 1, .. the x that minimises ||mu - (sum of picked + x)/(k + 1)||^2, without replacement, the first of equals.
+    """Herding: picks k = 0, 1, .. minimise ||mu - (sum of picked + x)/(k + 1)||^2.
 
-    mu = mean of the normalised features, not normalised again (ZSCL mtil/src/dynamic_dataset.py). With `shrink_images` False the index into
-    the features that are left is taken as the index of the image, as ZSCL does, which stores wrong images from the second pick on.
-    Also returns the smallest distance between the best and the second best criterion."""
+    Without replacement, the first of equals. mu = mean of the normalised features, not normalised
+    again (ZSCL mtil/src/dynamic_dataset.py). With `shrink_images` False, the index into the
+    remaining features is used as the index of the image. ZSCL does so, and stores wrong images from
+    the second pick on.
+
+    Also returns the smallest distance between the best and the second best criterion.
+    """
     mean, left, total = features.mean(0), list(range(len(features))), 0
     picked, margin = [], math.inf
     for k in range(min(count, len(features))):
@@ -363,12 +530,15 @@ def herd(features, count, shrink_images):
     return picked, margin
 
 
-def remember(kind, memory, p, world, t):
-    """The memory after task t, K = 7. Task 0: the first K images. Later: old tasks keep their first floor(K/(t+1)), the new one gets
+def update_memory(kind, memory, p, world, t):
+    """The memory after task t, K = 7.
+
+    Task 0: the first K images. Later: old tasks keep their first floor(K/(t+1)), the new one gets
 
     fixed      floor(K/(t+1)) images by herding with the model just trained
-    reference  K - floor(K/(t+1)) images by ZSCL's herding: more than K in all from the third task on
-    first      its first floor(K/(t+1)) (er; task 0 too)"""
+    reference  K - floor(K/(t+1)) images by ZSCL's herding: exceeds K from the third task on
+    first      its first floor(K/(t+1)) (er; task 0 too)
+    """
     k = world["settings"]["memory_images"]
     quota = k // (t + 1)
     if t == 0 or kind == "first":
@@ -385,14 +555,18 @@ def fisher(p, world, t):
     total = {n: torch.zeros_like(w) for n, w in p.items()}
     q = {n: w.clone().requires_grad_(n in names) for n, w in p.items()}
     for x, y in zip(task["train_pixels"], task["train_labels"]):
-        z = q["logit_scale"].exp() * encode_image(q, world["cfg"], x[None]) @ encode_text(q, world["cfg"], task["rows"][0]).T
+        z = (
+            q["logit_scale"].exp()
+            * encode_image(q, world["cfg"], x[None])
+            @ encode_text(q, world["cfg"], task["rows"][0]).T
+        )
         for n, g in zip(names, torch.autograd.grad(z.log_softmax(1)[0, y], [q[n] for n in names])):
             total[n] += g**2 / len(task["train_labels"])
     return total
 
 
 class AdamW:
-    """Without weight decay, so Adam. Every gradient counts, zero ones too."""
+    """AdamW without weight decay, hence Adam. Zero gradients count too."""
 
     def __init__(self, s):
         self.s, self.k, self.m, self.v = s, 0, {}, {}
@@ -411,7 +585,10 @@ def loss_row(parts):
 
 
 def evaluate(features, world, tasks):
-    """Logits against template 0, accuracies of both templates; `features(t, pixels)`, `texts(t, rows)` of task t."""
+    """Logits against template 0, accuracies of both templates.
+
+    `features(t, pixels)` and `texts(t, rows)` are those of task t.
+    """
     image, text, scale = features
     logits, accuracy = [], []
     with torch.no_grad():
@@ -422,7 +599,9 @@ def evaluate(features, world, tasks):
             g = sum(text(t, rows) for rows in task["rows"])
             z = f @ (g / g.norm(dim=1, keepdim=True)).T
             two = z.topk(2).values
-            assert (two[:, 0] - two[:, 1]).min() > 1e-4, "a test image is on the border of two classes: take another seed"
+            assert (two[:, 0] - two[:, 1]).min() > 1e-4, (
+                "a test image is on the border of two classes: take another seed"
+            )
             accuracy.append(100.0 * (z.argmax(1) == task["test_labels"]).double().mean().item())
     return logits, accuracy
 
@@ -449,19 +628,26 @@ def run(method, world, weights, dtype):
             if method.get("average") in ("we", "we-wise") and k % s["average_every"] == 0:
                 merged += 1
                 a = s["we_wise_alpha"] if method["average"] == "we-wise" else 1.0
-                average = {n: a * (merged * average[n] + p[n]) / (merged + 1) + (1 - a) * start[n] for n in p}
+                average = {
+                    n: a * (merged * average[n] + p[n]) / (merged + 1) + (1 - a) * start[n]
+                    for n in p
+                }
         if method.get("average") in ("we", "we-wise"):
             p = average
         elif method.get("average") == "wise":
             p = {n: s["wise_alpha"] * p[n] + (1 - s["wise_alpha"]) * start[n] for n in p}
         if "memory" in method:
-            memory, margin = remember(method["memory"], memory, p, world, t)
+            memory, margin = update_memory(method["memory"], memory, p, world, t)
             out["memory"].append(memory)
             out["margin"] = min(out["margin"], margin)
         if method.get("fisher"):
             past.append(({n: w.clone() for n, w in p.items()}, fisher(p, world, t)))
         cfg = world["cfg"]
-        both = (lambda t, x: encode_image(p, cfg, x), lambda t, r: encode_text(p, cfg, r), p["logit_scale"].exp())
+        both = (
+            lambda t, x: encode_image(p, cfg, x),
+            lambda t, r: encode_text(p, cfg, r),
+            p["logit_scale"].exp(),
+        )
         logits, accuracy = evaluate(both, world, tasks)
         out["logits"].append(logits)
         out["accuracy"].append(accuracy)
@@ -469,29 +655,38 @@ def run(method, world, weights, dtype):
     return out
 
 
-# ---- RAIL ---------------------------------------------------------------------------------------------------------
+# ---- RAIL ---------------------------------------------------------------------------------------
 
 
 def rail(world, weights, hidden, dtype):
-    """Ridge regression on frozen features (Xu et al. 2024, arXiv 2406.18868; linghan1997/Regression-based-Analytic-Incremental-Learning
-    primal_RAIL.py, dual_RAIL.py, utils.py, configs/analytic_clip.yaml).
+    """Ridge regression on frozen features.
 
-    Classes are numbered over the tasks in order; C_t of them are seen after task t, C are all. x: normalised image features of the pretrained
-    model, Y: one-hot over the C_t.
-    primal    phi = relu(x W), W [e, H] fixed, no bias. R = (sum phi^T phi + ridge I)^-1, theta = R sum phi^T Y for task 0; then, for the
-              training set of a task as one batch, R <- R - R phi^T (I + phi R phi^T)^-1 phi R, theta <- [theta 0] + R phi^T (Y - phi [theta 0])
-              with the new R. This is the joint solution for all tasks. Output phi theta. Published H 15000, ridge 0.1.
-    dual      k(a, b) = exp(-gamma |a - b|^2); alpha = (K + dual_ridge I)^-1 Y over all training images so far, output k(x, all) alpha.
-              Published gamma 0.1, dual_ridge 0.001.
-    fusion    q = softmax(100 x g^T) over the C, seen or not, g: normalised text features of template 0. Where argmax q < C_t,
-              result (1 - 0.9) q + 0.9 [output 0], else q; the class is the argmax of the result.
-    known     fusion when the task u of the image is known (ours; the repository has only the former): q = softmax over the classes of u;
-              where u is learned, result (1 - 0.9) q + 0.9 (output at the classes of u), else q.
+    Xu et al. 2024, arXiv 2406.18868; linghan1997/Regression-based-Analytic-Incremental-Learning
+    primal_RAIL.py, dual_RAIL.py, utils.py, configs/analytic_clip.yaml.
 
-    In the json, `rail.stages[t][form]`: {output [task][image][C_t], fused [task][image][C], predicted [task][image], known
-    [task][image][classes of the task], known_predicted}, `rail.zero_shot` [task][image][C] = q, for the two tasks. In the other file:
-    rail.hidden = W, rail.features{t} = x of the training images, rail.theta{t} [H, C_t], rail.alpha{t} [images so far, C_t].
-    Features are those of `dtype`; the algebra on them is float64."""
+    Classes are numbered over the tasks in order; C_t of them are seen after task t, C are all. x:
+    normalised image features of the pretrained model, Y: one-hot over the C_t.
+
+    primal    phi = relu(x W), W [e, H] fixed, no bias. R = (sum phi^T phi + ridge I)^-1,
+              theta = R sum phi^T Y for task 0; then, for the training set of a task as one batch,
+              R <- R - R phi^T (I + phi R phi^T)^-1 phi R,
+              theta <- [theta 0] + R phi^T (Y - phi [theta 0]) with the new R. This is the joint
+              solution for all tasks. Output phi theta. Published H 15000, ridge 0.1.
+    dual      k(a, b) = exp(-gamma |a - b|^2); alpha = (K + dual_ridge I)^-1 Y over all training
+              images so far, output k(x, all) alpha. Published gamma 0.1, dual_ridge 0.001.
+    fusion    q = softmax(100 x g^T) over the C, seen or not, g: normalised text features of
+              template 0. Where argmax q < C_t, result (1 - 0.9) q + 0.9 [output 0], else q; the
+              class is the argmax of the result.
+    known     fusion when the task u of the image is known (not in the repository, which has only
+              the former): q = softmax over the classes of u; where u is learned, result (1 - 0.9) q
+              + 0.9 (output at the classes of u), else q.
+
+    In the json, `rail.stages[t][form]`: {output [task][image][C_t], fused [task][image][C],
+    predicted [task][image], known [task][image][classes of the task], known_predicted},
+    `rail.zero_shot` [task][image][C] = q, for the two tasks. In the other file: rail.hidden = W,
+    rail.features{t} = x of the training images, rail.theta{t} [H, C_t], rail.alpha{t} [images so
+    far, C_t]. Features are those of `dtype`; the algebra on them is float64.
+    """
     s, cfg = world["settings"]["rail"], world["cfg"]
     p = {n: w.to(dtype) for n, w in weights.items()}
     tasks = world["tasks"][:2]
@@ -508,13 +703,26 @@ def rail(world, weights, hidden, dtype):
     zero_shot = [(s["scale"] * x @ g.T).softmax(1) for x in test]
     out = dict(zero_shot=[q.tolist() for q in zero_shot], stages=[])
     tensors = {"rail.hidden": hidden.float()}
-    r, theta, gram, cross, margin = None, torch.zeros(hidden.shape[1], 0, dtype=torch.float64), 0, 0, math.inf
+    r, theta, gram, cross, margin = (
+        None,
+        torch.zeros(hidden.shape[1], 0, dtype=torch.float64),
+        0,
+        0,
+        math.inf,
+    )
     for t, task in enumerate(tasks):
         seen = first[t + 1]
-        phi, y = lift(train[t]), torch.nn.functional.one_hot(task["train_labels"] + first[t], seen).double()
+        phi, y = (
+            lift(train[t]),
+            torch.nn.functional.one_hot(task["train_labels"] + first[t], seen).double(),
+        )
         theta = torch.cat([theta, torch.zeros(len(theta), sizes[t], dtype=torch.float64)], 1)
         gram = gram + phi.T @ phi
-        cross = (torch.cat([cross, torch.zeros(len(theta), sizes[t], dtype=torch.float64)], 1) if t else 0) + phi.T @ y
+        cross = (
+            torch.cat([cross, torch.zeros(len(theta), sizes[t], dtype=torch.float64)], 1)
+            if t
+            else 0
+        ) + phi.T @ y
         if r is None:
             r = torch.linalg.inv(gram + s["ridge"] * eye(len(theta)))
         else:
@@ -525,14 +733,20 @@ def rail(world, weights, hidden, dtype):
         x = torch.cat(train[: t + 1])
         labels = torch.cat([u["train_labels"] + first[i] for i, u in enumerate(tasks[: t + 1])])
         alpha = torch.linalg.solve(
-            kernel(x, x) + s["dual_ridge"] * eye(len(x)), torch.nn.functional.one_hot(labels, seen).double()
+            kernel(x, x) + s["dual_ridge"] * eye(len(x)),
+            torch.nn.functional.one_hot(labels, seen).double(),
         )
         stage = {}
-        for form, output in (("primal", lambda z: lift(z) @ theta), ("dual", lambda z: kernel(z, x) @ alpha)):
+        for form, output in (
+            ("primal", lambda z: lift(z) @ theta),
+            ("dual", lambda z: kernel(z, x) @ alpha),
+        ):
             rows = dict(output=[], fused=[], predicted=[], known=[], known_predicted=[])
             for u, z in enumerate(test):
                 q, o = zero_shot[u], output(z)
-                padded = torch.cat([o, torch.zeros(len(o), first[-1] - seen, dtype=torch.float64)], 1)
+                padded = torch.cat(
+                    [o, torch.zeros(len(o), first[-1] - seen, dtype=torch.float64)], 1
+                )
                 inside = (q.argmax(1) < seen)[:, None]
                 fused = torch.where(inside, (1 - s["fusion"]) * q + s["fusion"] * padded, q)
                 own = slice(first[u], first[u + 1])
@@ -542,24 +756,37 @@ def rail(world, weights, hidden, dtype):
                 for v in (q, fused, known):
                     two = v.topk(2).values
                     margin = min(margin, (two[:, 0] - two[:, 1]).min().item())
-                for key, v in (("output", o), ("fused", fused), ("predicted", fused.argmax(1)), ("known", known), ("known_predicted", known.argmax(1))):
+                for key, v in (
+                    ("output", o),
+                    ("fused", fused),
+                    ("predicted", fused.argmax(1)),
+                    ("known", known),
+                    ("known_predicted", known.argmax(1)),
+                ):
                     rows[key].append(v.tolist())
             stage[form] = rows
         out["stages"].append(stage)
-        tensors |= {f"rail.features{t}": train[t].float(), f"rail.theta{t}": theta.float(), f"rail.alpha{t}": alpha.float()}
+        tensors |= {
+            f"rail.features{t}": train[t].float(),
+            f"rail.theta{t}": theta.float(),
+            f"rail.alpha{t}": alpha.float(),
+        }
     return out, tensors, margin
 
 
-# ---- MoE-Adapters -------------------------------------------------------------------------------------------------
+# ---- MoE-Adapters -------------------------------------------------------------------------------
 
 TOWERS = ("text_model", "vision_model")
 
 
 def moe_initial(cfg, s, tasks, seed):
-    """Values from a seed instead of the published initialisation, so that no two experts tie and no gradient is zero at the start.
+    """Initial values from a seed.
 
-    Shapes for every residual block `B` = `{tower}.encoder.layers.{i}`: B.down.weight [E, r, d], B.down.bias [E, r], B.up.weight [E, d, r],
-    B.up.bias [E, d], B.router.{task} [d, E]."""
+    With the published initialisation, experts would tie and gradients be zero at the start.
+
+    Shapes for every residual block `B` = `{tower}.encoder.layers.{i}`: B.down.weight [E, r, d],
+    B.down.bias [E, r], B.up.weight [E, d, r], B.up.bias [E, d], B.router.{task} [d, E].
+    """
     g, m, out = torch.Generator().manual_seed(seed), s["moe"], {}
     for tower in TOWERS:
         c = cfg["text_config" if tower == "text_model" else "vision_config"]
@@ -567,7 +794,10 @@ def moe_initial(cfg, s, tasks, seed):
         for i in range(c["num_hidden_layers"]):
             b = f"{tower}.encoder.layers.{i}."
             for name, shape, size in (
-                ("down.weight", (e, r, d), d**-0.5), ("down.bias", (e, r), 0.1), ("up.weight", (e, d, r), r**-0.5), ("up.bias", (e, d), 0.1),
+                ("down.weight", (e, r, d), d**-0.5),
+                ("down.bias", (e, r), 0.1),
+                ("up.weight", (e, d, r), r**-0.5),
+                ("up.bias", (e, d), 0.1),
                 *((f"router.{t}", (d, e), 0.3) for t in range(tasks)),
             ):
                 out[b + name] = size * torch.randn(*shape, generator=g)
@@ -575,10 +805,19 @@ def moe_initial(cfg, s, tasks, seed):
 
 
 def moe_blocks(x, p, q, tower, cfg, settings, mask, task, count, draws=None):
-    """The blocks of `tiny_clip.blocks` with adapters. `task` None leaves them out; `draws` of `moe_draws.py` adds noise and dropout."""
+    """The blocks of `tiny_clip.blocks` with adapters.
+
+    `task` None leaves them out; `draws` of `moe_draws.py` adds noise and dropout.
+    """
     for i in range(cfg["num_hidden_layers"]):
         n = f"{tower}.encoder.layers.{i}"
-        x = x + attention(layer_norm(x, p, n + ".layer_norm1", cfg["layer_norm_eps"]), p, n + ".self_attn", cfg["num_attention_heads"], mask)
+        x = x + attention(
+            layer_norm(x, p, n + ".layer_norm1", cfg["layer_norm_eps"]),
+            p,
+            n + ".self_attn",
+            cfg["num_attention_heads"],
+            mask,
+        )
         y = 0
         if task is not None:
             logits = x[:, 0] @ q[f"{n}.router.{task}"]
@@ -587,15 +826,22 @@ def moe_blocks(x, p, q, tower, cfg, settings, mask, task, count, draws=None):
             top = logits.topk(settings["top"] + 1)
             count(n, top)
             index = top.indices[:, : settings["top"]]
-            gates = torch.zeros_like(logits).scatter(1, index, top.values[:, : settings["top"]].softmax(1))
-            hidden = (torch.einsum("bnd,erd->bner", x, q[n + ".down.weight"]) + q[n + ".down.bias"]).relu()
+            gates = torch.zeros_like(logits).scatter(
+                1, index, top.values[:, : settings["top"]].softmax(1)
+            )
+            hidden = (
+                torch.einsum("bnd,erd->bner", x, q[n + ".down.weight"]) + q[n + ".down.bias"]
+            ).relu()
             if draws:
-                # Of the last block of the image tower nobody reads more than the class token.
+                # Only the class token of the last block of the image tower is read.
                 only_first = mask is None and i == cfg["num_hidden_layers"] - 1
                 hidden = hidden * draws.dropout(n, hidden, index, 1 if only_first else x.shape[1])
             up = torch.einsum("bner,edr->bned", hidden, q[n + ".up.weight"]) + q[n + ".up.bias"]
             y = settings["scale"] * torch.einsum("be,bned->bnd", gates, up)
-        h = layer_norm(x, p, n + ".layer_norm2", cfg["layer_norm_eps"]) @ p[n + ".mlp.fc1.weight"].T + p[n + ".mlp.fc1.bias"]
+        h = (
+            layer_norm(x, p, n + ".layer_norm2", cfg["layer_norm_eps"]) @ p[n + ".mlp.fc1.weight"].T
+            + p[n + ".mlp.fc1.bias"]
+        )
         h = h * torch.sigmoid(1.702 * h)
         x = x + h @ p[n + ".mlp.fc2.weight"].T + p[n + ".mlp.fc2.bias"] + y
     return x
@@ -605,53 +851,97 @@ def moe_image(p, q, cfg, settings, pixels, task, count=lambda n, top: None, draw
     v, e = cfg["vision_config"], "vision_model.embeddings."
     w = p[e + "patch_embedding.weight"]
     x = torch.nn.functional.conv2d(pixels, w, stride=w.shape[-1]).flatten(2).transpose(1, 2)
-    x = torch.cat([p[e + "class_embedding"].expand(len(x), 1, -1), x], dim=1) + p[e + "position_embedding.weight"]
+    x = (
+        torch.cat([p[e + "class_embedding"].expand(len(x), 1, -1), x], dim=1)
+        + p[e + "position_embedding.weight"]
+    )
     x = layer_norm(x, p, "vision_model.pre_layrnorm", v["layer_norm_eps"])
     x = moe_blocks(x, p, q, "vision_model", v, settings, None, task, count, draws)
-    f = layer_norm(x[:, 0], p, "vision_model.post_layernorm", v["layer_norm_eps"]) @ p["visual_projection.weight"].T
+    f = (
+        layer_norm(x[:, 0], p, "vision_model.post_layernorm", v["layer_norm_eps"])
+        @ p["visual_projection.weight"].T
+    )
     return f / f.norm(dim=-1, keepdim=True)
 
 
 def moe_text(p, q, cfg, settings, rows, task, count=lambda n, top: None, draws=None):
     t, e, n = cfg["text_config"], "text_model.embeddings.", max(map(len, rows))
-    x = p[e + "token_embedding.weight"][torch.tensor([r + [0] * (n - len(r)) for r in rows])] + p[e + "position_embedding.weight"][:n]
+    x = (
+        p[e + "token_embedding.weight"][torch.tensor([r + [0] * (n - len(r)) for r in rows])]
+        + p[e + "position_embedding.weight"][:n]
+    )
     mask = torch.full((n, n), -math.inf, dtype=x.dtype).triu(1)
-    x = layer_norm(moe_blocks(x, p, q, "text_model", t, settings, mask, task, count, draws), p, "text_model.final_layer_norm", t["layer_norm_eps"])
-    f = x[torch.arange(len(rows)), torch.tensor([r.index(t["eos_token_id"]) for r in rows])] @ p["text_projection.weight"].T
+    x = layer_norm(
+        moe_blocks(x, p, q, "text_model", t, settings, mask, task, count, draws),
+        p,
+        "text_model.final_layer_norm",
+        t["layer_norm_eps"],
+    )
+    f = (
+        x[torch.arange(len(rows)), torch.tensor([r.index(t["eos_token_id"]) for r in rows])]
+        @ p["text_projection.weight"].T
+    )
     return f / f.norm(dim=-1, keepdim=True)
 
 
-def moe_adapters(world, weights, initial, dtype, drawn=lambda task, update, images: (None, slice(None))):
-    """Mixture of adapters (Yu et al. 2024, arXiv 2403.11549; JiazuoYu/MoE-Adapters4CL mtil/clip/model.py, adapter.py, src/models/finetune.py).
+def moe_adapters(
+    world, weights, initial, dtype, drawn=lambda task, update, images: (None, slice(None))
+):
+    """Mixture of adapters.
 
-    In every residual block of both towers, with x' = x + attn(ln_1 x): x'' = x' + mlp(ln_2 x') + 0.1 sum_e gate_e (U_e relu(D_e x' + a_e) + b_e):
-    the adapters read x' itself. One decision for a whole sequence: logits = x'[0] . router of the task [d, E] (no bias; position 0 is the class
-    token, or the start-of-text token, which makes it the same for all texts); the 2 largest go through a softmax over the two, other gates
-    are 0. CLIP is frozen; experts are shared by the tasks, routers are not. Task loss only. Counted at every update, image batch and
-    class prompts: in each block how often each expert is chosen. After the task the 2 most chosen of each block (the lower index
-    of equals) are frozen for good, and keep being routed to. The counts begin anew with each task. A task that is not learned yet, and any
-    other input, goes through plain CLIP.
-    An expert that no sequence chose at an update has a zero gradient, so its moments decay and it may still move: so it is with two GPUs, as
-    the scripts train, where DataParallel makes zeros of missing gradients; on one the published AdamW passes such an expert over.
-    Left out of the published training: gate noise, dropout 0.1 in the adapters, which `moe_draws.py` adds by `drawn`: the draws of an update and
-    the order of its images. Published: 22 experts, bottleneck 64, up-projections, biases
-    and routers initially 0, warm-up 100, 1000 updates. The load-balancing loss of the published code is computed but not used.
+    Yu et al. 2024, arXiv 2403.11549; JiazuoYu/MoE-Adapters4CL mtil/clip/model.py, adapter.py,
+    src/models/finetune.py.
 
-    In the json `moe`: lr, losses, logits, accuracy as for the methods; counts [t][block][expert], frozen [t][block] = the two of
-    task t, blocks in the order of `blocks`; margin: the smallest difference of the 2nd and 3rd router logit. In the other file
-    moe.initial.{name}, moe.after{t}.{name} for all names of `moe_initial`."""
+    In every residual block of both towers, with x' = x + attn(ln_1 x): x'' = x' + mlp(ln_2 x') +
+    0.1 sum_e gate_e (U_e relu(D_e x' + a_e) + b_e): the adapters read x' itself. One decision for a
+    whole sequence: logits = x'[0] . router of the task [d, E] (no bias; position 0 is the class
+    token, or the start-of-text token, so the decision is the same for all texts). The 2 largest go
+    through a softmax over the two; other gates are 0. CLIP is frozen; experts are shared by the
+    tasks, routers are not. Task loss only.
+
+    At every training step, image batch and class prompts are counted: how often each block chooses
+    each expert. After the task, the 2 most chosen experts of each block (the lower index of equals)
+    are frozen permanently, and may still be routed to. The counts restart with each task. A task
+    that is not learned yet, and any other input, uses plain CLIP.
+
+    An expert that no sequence chose at a training step has a zero gradient, so its moments decay
+    and it may still move. The published scripts do so with two GPUs, where DataParallel turns
+    missing gradients into zeros; on one GPU their AdamW skips such an expert.
+
+    Left out of the published training: gate noise, and dropout 0.1 in the adapters. `moe_draws.py`
+    adds them by `drawn`: the draws of a training step and the order of its images. Published: 22
+    experts, bottleneck 64, up-projections, biases and routers initially 0, warm-up 100, 1000
+    training steps. The published code computes a load-balancing loss but does not use it.
+
+    In the json `moe`: lr, losses, logits, accuracy as for the methods; counts [t][block][expert],
+    frozen [t][block] = the two of task t, blocks in the order of `blocks`; margin: the smallest
+    difference of the 2nd and 3rd router logit. In the other file moe.initial.{name},
+    moe.after{t}.{name} for all names of `moe_initial`.
+    """
     s, cfg, m = world["settings"], world["cfg"], world["settings"]["moe"]
     p = {n: w.to(dtype) for n, w in weights.items()}
     q = {n: w.to(dtype) for n, w in initial.items()}
     scale = p["logit_scale"].exp()
     blocks = sorted({n.rsplit(".", 2)[0] for n in q})
-    out = dict(blocks=blocks, lr=[], losses=[], logits=[], accuracy=[], counts=[], frozen=[], weights=[], margin=math.inf)
+    out = dict(
+        blocks=blocks,
+        lr=[],
+        losses=[],
+        logits=[],
+        accuracy=[],
+        counts=[],
+        frozen=[],
+        weights=[],
+        margin=math.inf,
+    )
     frozen = {b: set() for b in blocks}
     for t, task in enumerate(world["tasks"][:2]):
         counts, adamw = {b: [0] * m["experts"] for b in blocks}, AdamW(s)
 
         def gap(top):
-            out["margin"] = min(out["margin"], (top.values[:, m["top"] - 1] - top.values[:, m["top"]]).min().item())
+            out["margin"] = min(
+                out["margin"], (top.values[:, m["top"] - 1] - top.values[:, m["top"]]).min().item()
+            )
 
         def count(block, top):
             gap(top)
@@ -675,24 +965,36 @@ def moe_adapters(world, weights, initial, dtype, drawn=lambda task, update, imag
             draws, order = drawn(t, k, len(task["train_labels"]))
             f = moe_image(p, q, cfg, m, task["train_pixels"][order], t, count, draws)
             z = scale * f @ moe_text(p, q, cfg, m, task["rows"][0], t, count, draws).T
-            row = loss_row(dict(task=smoothed_ce(z, one_hot(task["train_labels"][order], z.shape[1], z), s["smoothing"])))
+            row = loss_row(
+                dict(
+                    task=smoothed_ce(
+                        z, one_hot(task["train_labels"][order], z.shape[1], z), s["smoothing"]
+                    )
+                )
+            )
             grads = torch.autograd.grad(row[0], [q[n] for n in names])
             adamw.step(q, names, [g * masks[n] for n, g in zip(names, grads)], lr)
             out["losses"][-1].append([x.item() for x in row])
         out["counts"].append([counts[b] for b in blocks])
         out["frozen"].append([])
         for b in blocks:
-            order = sorted(range(m["experts"]), key=lambda e: (-counts[b][e], e))[: m["frozen_per_task"]]
+            order = sorted(range(m["experts"]), key=lambda e: (-counts[b][e], e))[
+                : m["frozen_per_task"]
+            ]
             frozen[b] |= set(order)
             out["frozen"][-1].append(sorted(order))
         route = lambda u: u if u <= t else None
         watch = lambda n, top: gap(top)
-        both = (lambda u, x: moe_image(p, q, cfg, m, x, route(u), watch), lambda u, r: moe_text(p, q, cfg, m, r, route(u), watch), scale)
+        both = (
+            lambda u, x: moe_image(p, q, cfg, m, x, route(u), watch),
+            lambda u, r: moe_text(p, q, cfg, m, r, route(u), watch),
+            scale,
+        )
         logits, accuracy = evaluate(both, world, 2)
         out["logits"].append(logits)
         out["accuracy"].append(accuracy)
         out["weights"].append({n: w.detach().clone() for n, w in q.items()})
-    # Without adapters the blocks are those of the model.
+    # Without adapters, the blocks are those of the model.
     with torch.no_grad():
         x = world["tasks"][0]["test_pixels"]
         assert torch.equal(moe_image(p, q, cfg, m, x, None), encode_image(p, cfg, x))
@@ -701,7 +1003,7 @@ def moe_adapters(world, weights, initial, dtype, drawn=lambda task, update, imag
     return out
 
 
-# ---- comparison and output ----------------------------------------------------------------------------------------
+# ---- comparison and output ----------------------------------------------------------------------
 
 
 def signs(n):
@@ -724,11 +1026,16 @@ def digest(weights, pretrained, names, r):
 
 
 def largest(a, b):
-    return (torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)).abs().max().item()
+    return (
+        (torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64))
+        .abs()
+        .max()
+        .item()
+    )
 
 
 def loss_difference(a, b):
-    """Over all parts, relative to the total of the float64 run."""
+    """The largest difference over all parts, relative to the total of the float64 run."""
     a, b = (torch.tensor(x["losses"], dtype=torch.float64) for x in (a, b))
     return ((a - b).abs() / b[..., :1].abs()).max().item()
 
@@ -752,9 +1059,15 @@ def prepare(checkpoint):
     assert all(len(r) <= context and eos in r for r in all_rows)
 
     def world(dtype):
-        mean, std = (torch.tensor(norm[k], dtype=torch.float64).view(3, 1, 1) for k in ("image_mean", "image_std"))
+        mean, std = (
+            torch.tensor(norm[k], dtype=torch.float64).view(3, 1, 1)
+            for k in ("image_mean", "image_std")
+        )
         pixels = lambda images: ((images.double() * norm["rescale_factor"] - mean) / std).to(dtype)
-        tasks = [dict(t, train_pixels=pixels(t["train_images"]), test_pixels=pixels(t["test_images"])) for t in data["tasks"]]
+        tasks = [
+            dict(t, train_pixels=pixels(t["train_images"]), test_pixels=pixels(t["test_images"]))
+            for t in data["tasks"]
+        ]
         reference = dict(data["reference"], pixels=pixels(data["reference"]["images"]))
         return dict(data, settings=SETTINGS, cfg=cfg, tasks=tasks, reference=reference)
 
@@ -762,7 +1075,9 @@ def prepare(checkpoint):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="Hugging Face directory of the tiny CLIP")
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
@@ -772,12 +1087,25 @@ def main():
     not_compared = sorted(n for n in weights if n.endswith("k_proj.bias"))
     names = sorted(n for n in weights if n != "logit_scale" and n not in not_compared)
     r = signs(max(w.numel() for w in weights.values()))
-    tensors = {f"task{t}.{k}": v for t, task in enumerate(data["tasks"]) for k, v in task.items() if torch.is_tensor(v)}
+    tensors = {
+        f"task{t}.{k}": v
+        for t, task in enumerate(data["tasks"])
+        for k, v in task.items()
+        if torch.is_tensor(v)
+    }
     tensors["reference.images"] = data["reference"]["images"]
     plain = lambda d: {k: v for k, v in d.items() if not torch.is_tensor(v)}
     record = dict(
-        settings=s, tasks=[plain(t) for t in data["tasks"]], reference=plain(data["reference"]), captions=data["captions"],
-        virtual_rows=data["virtual_rows"], parts=PARTS, digest_names=names, kept=KEPT, not_compared=not_compared, methods={},
+        settings=s,
+        tasks=[plain(t) for t in data["tasks"]],
+        reference=plain(data["reference"]),
+        captions=data["captions"],
+        virtual_rows=data["virtual_rows"],
+        parts=PARTS,
+        digest_names=names,
+        kept=KEPT,
+        not_compared=not_compared,
+        methods={},
     )
 
     plain_logits = None
@@ -785,10 +1113,23 @@ def main():
         a, b = (run(method, worlds[d], weights, d) for d in (torch.float32, torch.float64))
         assert a["memory"] == b["memory"] and a["accuracy"] == b["accuracy"]
         digests = [[digest(w, weights, names, r) for w in x["weights"]] for x in (a, b)]
-        apart = max(((x - y).abs() / y[:, :1].clamp(min=1e-12)).max().item() for x, y in zip(*digests))
+        apart = max(
+            ((x - y).abs() / y[:, :1].clamp(min=1e-12)).max().item() for x, y in zip(*digests)
+        )
         kept = max(relative(a["weights"][-1][n], b["weights"][-1][n]) for n in KEPT)
-        difference = dict(loss=loss_difference(a, b), logits=largest(a["logits"], b["logits"]), digest=apart, kept=kept)
-        entry = dict(tasks=method.get("tasks", 2), lr=a["lr"], losses=a["losses"], logits=a["logits"], accuracy=a["accuracy"])
+        difference = dict(
+            loss=loss_difference(a, b),
+            logits=largest(a["logits"], b["logits"]),
+            digest=apart,
+            kept=kept,
+        )
+        entry = dict(
+            tasks=method.get("tasks", 2),
+            lr=a["lr"],
+            losses=a["losses"],
+            logits=a["logits"],
+            accuracy=a["accuracy"],
+        )
         if "memory" in method:
             entry["memory"] = a["memory"]
             assert a["margin"] > 1e-6, "herding picks are too close: take another seed"
@@ -802,40 +1143,79 @@ def main():
         ends = "  ".join(f"{l[0][0]:.4f}->{l[-1][0]:.4f}" for l in a["losses"])
         last = " ".join(f"{n} {x:.4f}" for n, x in zip(PARTS[1:], a["losses"][-1][-1][1:]) if x)
         print(f"{name:16} loss {ends}  last: {last}  logits apart from finetune's {effect:.1e}")
-        print(" " * 17 + "float32 against float64: " + "  ".join(f"{k} {v:.1e}" for k, v in difference.items()), a["memory"] or "")
+        print(
+            " " * 17
+            + "float32 against float64: "
+            + "  ".join(f"{k} {v:.1e}" for k, v in difference.items()),
+            a["memory"] or "",
+        )
 
     e, h = cfg["projection_dim"], s["rail"]["hidden"]
     hidden = (torch.rand(e, h, generator=torch.Generator().manual_seed(s["seed"])) * 2 - 1) / e**0.5
-    (a, ta, margin), (b, tb, _) = (rail(worlds[d], weights, hidden, d) for d in (torch.float32, torch.float64))
+    (a, ta, margin), (b, tb, _) = (
+        rail(worlds[d], weights, hidden, d) for d in (torch.float32, torch.float64)
+    )
     assert margin > 1e-4, "a decision of RAIL is too close: take another seed"
-    apart = {form: max(largest(x[form][k], y[form][k]) for x, y in zip(a["stages"], b["stages"]) for k in ("output", "fused", "known")) for form in ("primal", "dual")}
-    apart |= {f: max(relative(ta[k], tb[k].double()) for k in ta if k.startswith(f"rail.{f}")) for f in ("theta", "alpha")}
+    apart = {
+        form: max(
+            largest(x[form][k], y[form][k])
+            for x, y in zip(a["stages"], b["stages"])
+            for k in ("output", "fused", "known")
+        )
+        for form in ("primal", "dual")
+    }
+    apart |= {
+        f: max(relative(ta[k], tb[k].double()) for k in ta if k.startswith(f"rail.{f}"))
+        for f in ("theta", "alpha")
+    }
     record["rail"] = dict(a, f32_against_f64=apart)
     tensors |= ta
-    print("rail             float32 against float64 features: " + "  ".join(f"{k} {v:.1e}" for k, v in apart.items()) + f"  closest decision {margin:.1e}")
+    print(
+        "rail             float32 against float64 features: "
+        + "  ".join(f"{k} {v:.1e}" for k, v in apart.items())
+        + f"  closest decision {margin:.1e}"
+    )
 
     initial = moe_initial(cfg, s, 2, s["seed"])
     a, b = (moe_adapters(worlds[d], weights, initial, d) for d in (torch.float32, torch.float64))
-    assert a["counts"] == b["counts"] and a["frozen"] == b["frozen"] and a["accuracy"] == b["accuracy"]
+    assert (
+        a["counts"] == b["counts"] and a["frozen"] == b["frozen"] and a["accuracy"] == b["accuracy"]
+    )
     assert a["margin"] > 1e-4, "a router is undecided: take another seed"
     for counts in (c for stage in a["counts"] for c in stage):
         order = sorted(counts, reverse=True)
         assert order[1] > order[2], "the frozen experts are a tie: take another seed"
     pairs = list(zip(a["weights"], b["weights"]))
     difference = dict(
-        loss=loss_difference(a, b), logits=largest(a["logits"], b["logits"]),
-        weights=max(relative(x[n] - initial[n], y[n] - initial[n].double()) for x, y in pairs for n in x if not torch.equal(x[n], initial[n])),
+        loss=loss_difference(a, b),
+        logits=largest(a["logits"], b["logits"]),
+        weights=max(
+            relative(x[n] - initial[n], y[n] - initial[n].double())
+            for x, y in pairs
+            for n in x
+            if not torch.equal(x[n], initial[n])
+        ),
     )
     record["moe"] = dict({k: v for k, v in a.items() if k != "weights"}, f32_against_f64=difference)
     tensors |= {f"moe.initial.{n}": w for n, w in initial.items()}
     for t, w in enumerate(a["weights"]):
         tensors |= {f"moe.after{t}.{n}": x for n, x in w.items()}
-    print("moe              loss " + "  ".join(f"{l[0][0]:.4f}->{l[-1][0]:.4f}" for l in a["losses"]), f"closest router {a['margin']:.1e}")
-    print(" " * 17 + "float32 against float64: " + "  ".join(f"{k} {v:.1e}" for k, v in difference.items()))
+    print(
+        "moe              loss " + "  ".join(f"{l[0][0]:.4f}->{l[-1][0]:.4f}" for l in a["losses"]),
+        f"closest router {a['margin']:.1e}",
+    )
+    print(
+        " " * 17
+        + "float32 against float64: "
+        + "  ".join(f"{k} {v:.1e}" for k, v in difference.items())
+    )
     for b, *c in zip(a["blocks"], *a["counts"], *a["frozen"]):
         print(" " * 17 + b, *c)
 
-    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, args.out / "methods.safetensors")
+    save_file(
+        {k: v.detach().contiguous().clone() for k, v in tensors.items()},
+        args.out / "methods.safetensors",
+    )
     (args.out / "methods.json").write_text(json.dumps(record, separators=(",", ":")) + "\n")
     print({f.name: f.stat().st_size for f in sorted(args.out.iterdir())})
 

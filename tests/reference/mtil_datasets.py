@@ -1,20 +1,23 @@
-"""Write miniatures of the datasets of MTIL in their original archives, and what torchvision's own classes read from them.
+"""Miniatures of the datasets of MTIL in their original archives, and torchvision's view of them.
 
 Run:   python tests/reference/mtil_datasets.py datasets/mtil tests/data/datasets [UNPACKED]
 Made with: Python 3.11, torch 2.15.0, torchvision 0.29.2, scipy 1.17.1, numpy 2.4.6, Pillow 12.
 
-The second argument becomes a data root: archives under their original names where torchvision would download them to, the few
-files that come without an archive, and split files in CoOp's format. UNPACKED (a temporary folder without it) gets the same
-data unpacked, which is what torchvision reads. `expected.json` holds, for each dataset, the samples of both halves in order:
+The second argument becomes a data root with the archives under their original names where
+torchvision would download them to, the few files that come without an archive, and split files in
+CoOp's format. UNPACKED (by default a temporary folder) gets the same data unpacked, which
+torchvision reads. `expected.json` contains, for each dataset, the samples of both halves in order:
 
-    [path below the root, label]     for image files
-    [SHA-256 of the RGB or grey bytes, first 16 digits, label]     for CIFAR10, CIFAR100 and MNIST
+    [path below the root, label]                               for image files
+    [SHA-256 of the RGB or grey bytes, first 16 digits, label] for CIFAR10, CIFAR100 and MNIST
 
-Full class lists, few images: names and label numbers are the real ones. Datasets whose labels torchvision derives from
-folders or lists have every class. The pictures are noise of 8 x 8 pixels.
+The class lists are complete, with the real names and label numbers, but there are few images.
+Datasets whose labels torchvision derives from folders or lists have every class. The images are
+noise of 8 x 8 pixels.
 
-Checks taken out of torchvision here: the MD5 sums of CIFAR10, CIFAR100 and Flowers102, which no miniature can have.
-SUN397: torchvision lists files in the order of the file system; the list is sorted here before it is split.
+The script removes torchvision's checks of the MD5 sums of CIFAR10, CIFAR100 and Flowers102, which
+no miniature can pass. torchvision lists the files of SUN397 in the order of the file system; the
+script sorts the list before it is split.
 """
 
 import gzip
@@ -51,7 +54,7 @@ def put(path, data):
     path.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-# Archives, the same bytes each time -----------------------------------------------------------------------------------
+# Archives, the same bytes each time ---------------------------------------------------------------
 
 
 def members(folder, names):
@@ -66,7 +69,14 @@ def tar_bytes(folder, names):
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for path, name in members(folder, names):
             info = tar.gettarinfo(path, name)
-            info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode = 0, 0, 0, "", "", 0o755 if path.is_dir() else 0o644
+            info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode = (
+                0,
+                0,
+                0,
+                "",
+                "",
+                0o755 if path.is_dir() else 0o644,
+            )
             with open(path, "rb") if path.is_file() else io.BytesIO() as file:
                 tar.addfile(info, file)
     return out.getvalue()
@@ -87,10 +97,15 @@ def zip_bytes(entries):
 
 
 def zip_folder(folder, names):
-    return zip_bytes([(name + "/", b"") if path.is_dir() else (name, path.read_bytes()) for path, name in members(folder, names)])
+    return zip_bytes(
+        [
+            (name + "/", b"") if path.is_dir() else (name, path.read_bytes())
+            for path, name in members(folder, names)
+        ]
+    )
 
 
-# Pickles as Python 2 wrote them (protocol 2, byte strings, numpy.core) ------------------------------------------------
+# Pickles in the form of Python 2 (protocol 2, byte strings, numpy.core) ---------------------------
 
 
 def py2(value):
@@ -100,7 +115,9 @@ def py2(value):
 def py2_value(value):
     if isinstance(value, (str, bytes)):
         data = value.encode() if isinstance(value, str) else value
-        return (b"U" + bytes([len(data)]) if len(data) < 256 else b"T" + struct.pack("<i", len(data))) + data
+        return (
+            b"U" + bytes([len(data)]) if len(data) < 256 else b"T" + struct.pack("<i", len(data))
+        ) + data
     if isinstance(value, bool) or value is None:
         raise TypeError("not in these files")
     if isinstance(value, int):
@@ -110,14 +127,26 @@ def py2_value(value):
     if isinstance(value, dict):
         return b"}(" + b"".join(py2_value(k) + py2_value(v) for k, v in value.items()) + b"u"
     assert value.dtype == np.uint8 and value.flags.c_contiguous
-    dtype = b"cnumpy\ndtype\n" + py2_value("u1") + b"K\x00K\x01\x87R" + b"(K\x03" + py2_value("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + py2_value("b") + b"\x87R"
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + py2_value("u1")
+        + b"K\x00K\x01\x87R"
+        + b"(K\x03"
+        + py2_value("|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
+    made = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
+        + py2_value("b")
+        + b"\x87R"
+    )
     shape = b"".join(map(py2_value, value.shape)) + {1: b"\x85", 2: b"\x86"}[value.ndim]
-    # BUILD with (version, shape, dtype, in Fortran's order, bytes): NEWFALSE is what Python 2 writes there.
+    # BUILD with (version, shape, dtype, Fortran order, bytes); Python 2 writes NEWFALSE for the
+    # order.
     return made + b"(K\x01" + shape + dtype + b"\x89" + py2_value(value.tobytes()) + b"tb"
 
 
-# Datasets: each writes its files below `root` and its archives below `out` --------------------------------------------
+# Datasets: each writes its files below `root` and its archives below `out` ------------------------
 
 
 def aircraft(root, out, spec):
@@ -140,26 +169,56 @@ def caltech(root, out, spec):
         for n in range(1, 3):
             put(base / "101_ObjectCategories" / name / f"image_{n:04}.jpg", jpeg(grey=i % 10 == 5))
     inner = gz(tar_bytes(base, ["101_ObjectCategories"]))
-    put(out / "caltech101" / "caltech-101.zip", zip_bytes([
-        ("caltech-101/", b""), ("caltech-101/101_ObjectCategories.tar.gz", inner), ("__MACOSX/caltech-101/._x", b"x")]))
+    put(
+        out / "caltech101" / "caltech-101.zip",
+        zip_bytes(
+            [
+                ("caltech-101/", b""),
+                ("caltech-101/101_ObjectCategories.tar.gz", inner),
+                ("__MACOSX/caltech-101/._x", b"x"),
+            ]
+        ),
+    )
     split = {"train": [], "val": [], "test": []}
     names = [n for n in sorted(spec["raw"], key=str.lower) if n != "Faces_easy"]
     for label, name in enumerate(names):
         for n, half in [(1, "train"), (2, "test" if label % 20 else "val")]:
-            split[half].append([f"{name}/image_{n:04}.jpg", label, "face" if name == "Faces" else name.lower()])
+            split[half].append(
+                [f"{name}/image_{n:04}.jpg", label, "face" if name == "Faces" else name.lower()]
+            )
     write_coop(out, "caltech-101/split_zhou_Caltech101.json", split)
 
 
 def cifar(root, out, spec, hundred):
     base = root / ("cifar-100-python" if hundred else "cifar-10-batches-py")
-    for name in ["train", "test"] if hundred else [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+    for name in (
+        ["train", "test"] if hundred else [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    ):
         n = 4 if hundred else 2
         data = RNG.integers(0, 4, (n, 3072), dtype=np.uint8) * 85
         labels = [int(x) for x in RNG.integers(0, len(spec["classes"]), n)]
-        batch = {"filenames": [f"{name}_{i}.png" for i in range(n)], "batch_label": f"{name} batch", "data": data}
-        put(base / name, py2(batch | ({"fine_labels": labels, "coarse_labels": [0] * n} if hundred else {"labels": labels})))
+        batch = {
+            "filenames": [f"{name}_{i}.png" for i in range(n)],
+            "batch_label": f"{name} batch",
+            "data": data,
+        }
+        put(
+            base / name,
+            py2(
+                batch
+                | (
+                    {"fine_labels": labels, "coarse_labels": [0] * n}
+                    if hundred
+                    else {"labels": labels}
+                )
+            ),
+        )
     names = spec.get("raw", spec["classes"])
-    meta = {"fine_label_names": names, "coarse_label_names": ["fish"]} if hundred else {"num_cases_per_batch": 2, "label_names": names}
+    meta = (
+        {"fine_label_names": names, "coarse_label_names": ["fish"]}
+        if hundred
+        else {"num_cases_per_batch": 2, "label_names": names}
+    )
     put(base / ("meta" if hundred else "batches.meta"), py2(meta))
     put(out / f"cifar-{100 if hundred else 10}-python.tar.gz", gz(tar_bytes(root, [base.name])))
 
@@ -180,7 +239,10 @@ def eurosat(root, out, spec):
         for n in [1, 2, 10]:
             put(base / "2750" / name / f"{name}_{n}.jpg", jpeg())
     put(out / "eurosat" / "EuroSAT.zip", zip_folder(base, ["2750"]))
-    split = {half: [[f"{c}/{c}_{n}.jpg", i, c] for i, c in enumerate(spec["raw"])] for half, n in [("train", 2), ("val", 10), ("test", 1)]}
+    split = {
+        half: [[f"{c}/{c}_{n}.jpg", i, c] for i, c in enumerate(spec["raw"])]
+        for half, n in [("train", 2), ("val", 10), ("test", 1)]
+    }
     write_coop(out, "eurosat/split_zhou_EuroSAT.json", split)
 
 
@@ -192,7 +254,10 @@ def flowers(root, out, spec):
     labels = RNG.integers(1, 103, (1, 30)).astype(np.uint8)
     labels[0, :2] = [1, 102]
     ids = {"trnid": numbers[:10], "valid": numbers[10:15], "tstid": numbers[15:]}
-    for name, values in [("imagelabels.mat", {"labels": labels}), ("setid.mat", {k: v.astype(np.uint16)[None] for k, v in ids.items()})]:
+    for name, values in [
+        ("imagelabels.mat", {"labels": labels}),
+        ("setid.mat", {k: v.astype(np.uint16)[None] for k, v in ids.items()}),
+    ]:
         save_mat(base / name, values, compress=True)
         put(out / "flowers-102" / name, (base / name).read_bytes())
     put(out / "flowers-102" / "102flowers.tgz", gz(tar_bytes(base, ["jpg"])))
@@ -201,7 +266,7 @@ def flowers(root, out, spec):
 def save_mat(path, values, compress=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     scipy.io.savemat(path, values, do_compression=compress)
-    # The first 116 bytes are free text with the date.
+    # The first 116 bytes are free text that includes the date.
     data = path.read_bytes()
     path.write_bytes(b"MATLAB 5.0 MAT-file, a miniature".ljust(116) + data[116:])
 
@@ -228,15 +293,31 @@ def mnist(root, out, spec):
         images = RNG.integers(0, 2, (n, 28, 28), dtype=np.uint8) * 200
         labels = RNG.integers(0, 10, n).astype(np.uint8)
         for kind, array in [("images-idx3", images), ("labels-idx1", labels)]:
-            data = bytes([0, 0, 8, array.ndim]) + b"".join(struct.pack(">I", d) for d in array.shape) + array.tobytes()
+            data = (
+                bytes([0, 0, 8, array.ndim])
+                + b"".join(struct.pack(">I", d) for d in array.shape)
+                + array.tobytes()
+            )
             put(base / f"{name}-{kind}-ubyte", data)
             put(out / "MNIST" / "raw" / f"{name}-{kind}-ubyte.gz", gz(data))
 
 
 def pets(root, out, spec):
     base = root / "oxford-iiit-pet"
-    cats = {"Abyssinian", "Bengal", "Birman", "Bombay", "British Shorthair", "Egyptian Mau", "Maine Coon", "Persian", "Ragdoll",
-            "Russian Blue", "Siamese", "Sphynx"}
+    cats = {
+        "Abyssinian",
+        "Bengal",
+        "Birman",
+        "Bombay",
+        "British Shorthair",
+        "Egyptian Mau",
+        "Maine Coon",
+        "Persian",
+        "Ragdoll",
+        "Russian Blue",
+        "Siamese",
+        "Sphynx",
+    }
     for split, n in [("trainval", 100), ("test", 9)]:
         rows = ""
         for i, name in enumerate(spec["classes"]):
@@ -260,7 +341,10 @@ def cars(root, out, spec):
             file = f"{i + 1:05}.jpg"
             put(base / f"cars_{split}" / file, jpeg())
             label = 196 if i == 0 else int(RNG.integers(1, 197))
-            array[0, i] = tuple(np.uint16([[v]]) for v in (39, 116, 569, 375)) + (np.uint8([[label]]), file)
+            array[0, i] = tuple(np.uint16([[v]]) for v in (39, 116, 569, 375)) + (
+                np.uint8([[label]]),
+                file,
+            )
         return {"annotations": array}
 
     names = np.empty((1, 196), dtype=object)
@@ -269,7 +353,11 @@ def cars(root, out, spec):
     save_mat(base / "devkit" / "cars_train_annos.mat", annotations("train", 8))
     save_mat(base / "cars_test_annos_withlabels.mat", annotations("test", 6), compress=True)
     put(base / "devkit" / "README.txt", "Cars\n")
-    for name, file in [("devkit", "car_devkit"), ("cars_train", "cars_train"), ("cars_test", "cars_test")]:
+    for name, file in [
+        ("devkit", "car_devkit"),
+        ("cars_train", "cars_train"),
+        ("cars_test", "cars_test"),
+    ]:
         put(out / "stanford_cars" / f"{file}.tgz", gz(tar_bytes(base, [name])))
     name = "cars_test_annos_withlabels.mat"
     put(out / "stanford_cars" / name, (base / name).read_bytes())
@@ -280,7 +368,9 @@ def sun(root, out, spec):
     put(base / "ClassName.txt", "".join(f"/{name[0]}/{name}\n" for name in spec["raw"]))
     put(base / "README.txt", "SUN\n")
     split = {"train": [], "val": [], "test": []}
-    some = [0, 3, 18, 19, 20, 100, 200, 300, 396] + [i for i, n in enumerate(spec["raw"]) if "/" in n][5:12]
+    some = [0, 3, 18, 19, 20, 100, 200, 300, 396] + [
+        i for i, n in enumerate(spec["raw"]) if "/" in n
+    ][5:12]
     for label, i in enumerate(dict.fromkeys(some)):
         name = spec["raw"][i]
         for half in split:
@@ -306,7 +396,13 @@ def imagenet(root, out, spec):
     for synset in synsets:
         for n in [3, 12, 104]:
             put(base / "ILSVRC2012_img_train" / synset / f"{synset}_{n}.JPEG", jpeg())
-        put(base / "ILSVRC2012_img_val" / synset / f"ILSVRC2012_val_{synsets.index(synset) + 1:08}.JPEG", jpeg())
+        put(
+            base
+            / "ILSVRC2012_img_val"
+            / synset
+            / f"ILSVRC2012_val_{synsets.index(synset) + 1:08}.JPEG",
+            jpeg(),
+        )
         folder = base / "ILSVRC2012_img_train" / synset
         inner.append((f"{synset}.tar", tar_bytes(folder, sorted(p.name for p in folder.iterdir()))))
     scratch = Path(tempfile.mkdtemp())
@@ -314,7 +410,7 @@ def imagenet(root, out, spec):
         put(scratch / name, data)
     put(out / "ImageNet1K" / "ILSVRC2012_img_train.tar", tar_bytes(scratch, [n for n, _ in inner]))
     shutil.rmtree(scratch)
-    # All validation images in one archive without folders, their synsets in Kaggle's table.
+    # All validation images in one archive without folders; their synsets are in Kaggle's table.
     table = "ImageId,PredictionString\n"
     for path in sorted((base / "ILSVRC2012_img_val").rglob("*.JPEG")):
         put(scratch / path.name, path.read_bytes())
@@ -328,7 +424,13 @@ def imagenet(root, out, spec):
     put(out / "ImageNet1K" / "labels.txt", labels)
 
 
-CAPTIONS = ["A {} stands, quietly.", "One {} | and no other", " the {} again ", "\"Two\" of {}", "{} as seen from afar"]
+CAPTIONS = [
+    "A {} stands, quietly.",
+    "One {} | and no other",
+    " the {} again ",
+    '"Two" of {}',
+    "{} as seen from afar",
+]
 
 
 def coco(root, out, spec):
@@ -340,12 +442,28 @@ def coco(root, out, spec):
         put(base / "val2014" / file, jpeg())
         images.append({"id": number, "file_name": file, "height": 8, "width": 8})
         sentences = [c.format(thing) for c in CAPTIONS]
-        annotations += [{"image_id": number, "id": 10 * j + i, "caption": s} for j, s in enumerate(sentences)]
-        karpathy.append({"filepath": "val2014", "filename": file, "cocoid": number, "imgid": i, "sentids": [],
-                         "split": ["test", "val", "test", "restval"][i], "sentences": [{"raw": s, "imgid": i, "tokens": []} for s in sentences]})
+        annotations += [
+            {"image_id": number, "id": 10 * j + i, "caption": s} for j, s in enumerate(sentences)
+        ]
+        karpathy.append(
+            {
+                "filepath": "val2014",
+                "filename": file,
+                "cocoid": number,
+                "imgid": i,
+                "sentids": [],
+                "split": ["test", "val", "test", "restval"][i],
+                "sentences": [{"raw": s, "imgid": i, "tokens": []} for s in sentences],
+            }
+        )
     annotations.sort(key=lambda a: a["id"])
-    put(base / "annotations" / "captions_val2014.json", json.dumps({"info": {}, "images": images, "licenses": [], "annotations": annotations}))
-    put(root / "karpathy" / "dataset_coco.json", json.dumps({"images": karpathy, "dataset": "coco"}))
+    put(
+        base / "annotations" / "captions_val2014.json",
+        json.dumps({"info": {}, "images": images, "licenses": [], "annotations": annotations}),
+    )
+    put(
+        root / "karpathy" / "dataset_coco.json", json.dumps({"images": karpathy, "dataset": "coco"})
+    )
     put(out / "coco" / "val2014.zip", zip_folder(base, ["val2014"]))
     put(out / "coco" / "annotations_trainval2014.zip", zip_folder(base, ["annotations"]))
 
@@ -353,40 +471,69 @@ def coco(root, out, spec):
 def flickr(root, out, spec):
     base = root / "flickr30k"
     token, table, karpathy = "", "image_name| comment_number| comment\n", []
-    for i, (number, thing) in enumerate(zip([1000092795, 36979, 4995, 10002456], ["girl", "guitar", "market", "jump"])):
+    for i, (number, thing) in enumerate(
+        zip([1000092795, 36979, 4995, 10002456], ["girl", "guitar", "market", "jump"])
+    ):
         file = f"{number}.jpg"
         put(base / "flickr30k-images" / file, jpeg())
         sentences = [c.format(thing).strip() for c in CAPTIONS]
         for j, s in enumerate(sentences):
             token += f"{file}#{j}\t{s}\n"
             table += f"{file}| {j}| {s}\n"
-        karpathy.append({"filename": file, "imgid": i, "split": ["test", "train", "test", "val"][i],
-                         "sentences": [{"raw": s, "imgid": i, "tokens": []} for s in sentences]})
+        karpathy.append(
+            {
+                "filename": file,
+                "imgid": i,
+                "split": ["test", "train", "test", "val"][i],
+                "sentences": [{"raw": s, "imgid": i, "tokens": []} for s in sentences],
+            }
+        )
     put(base / "results_20130124.token", token)
     put(root / "karpathy" / "results.csv", table)
-    put(root / "karpathy" / "dataset_flickr30k.json", json.dumps({"images": karpathy, "dataset": "flickr30k"}))
+    put(
+        root / "karpathy" / "dataset_flickr30k.json",
+        json.dumps({"images": karpathy, "dataset": "flickr30k"}),
+    )
     put(out / "flickr30k" / "flickr30k.tar.gz", gz(tar_bytes(base, ["results_20130124.token"])))
     put(out / "flickr30k" / "flickr30k-images.tar.gz", gz(tar_bytes(base, ["flickr30k-images"])))
-    put(out / "caption_datasets.zip", zip_bytes([(f"{n}", (root / "karpathy" / n).read_bytes()) for n in ["dataset_coco.json", "dataset_flickr30k.json"]]))
+    put(
+        out / "caption_datasets.zip",
+        zip_bytes(
+            [
+                (f"{n}", (root / "karpathy" / n).read_bytes())
+                for n in ["dataset_coco.json", "dataset_flickr30k.json"]
+            ]
+        ),
+    )
     put(out / "karpathy" / "results.csv", table)
 
 
-# What torchvision reads -----------------------------------------------------------------------------------------------
+# Samples read by torchvision ---------------------------------------------------------------------
 
 
 def files(paths, labels, root):
-    return [[Path(p).relative_to(root).as_posix(), int(label)] for p, label in zip(paths, labels, strict=True)]
+    return [
+        [Path(p).relative_to(root).as_posix(), int(label)]
+        for p, label in zip(paths, labels, strict=True)
+    ]
 
 
 def pixels(arrays, labels):
-    return [[hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[:16], int(label)] for a, label in zip(arrays, labels, strict=True)]
+    return [
+        [hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[:16], int(label)]
+        for a, label in zip(arrays, labels, strict=True)
+    ]
 
 
 def halves(samples):
     """As collections.py:122-130 of GNSP."""
     n = int(0.8 * len(samples))
-    split = torch.utils.data.random_split(samples, [n, len(samples) - n], generator=torch.Generator().manual_seed(42))
-    return {name: [samples[i] for i in part.indices] for name, part in zip(["train", "test"], split)}
+    split = torch.utils.data.random_split(
+        samples, [n, len(samples) - n], generator=torch.Generator().manual_seed(42)
+    )
+    return {
+        name: [samples[i] for i in part.indices] for name, part in zip(["train", "test"], split)
+    }
 
 
 def expected(root):
@@ -402,13 +549,36 @@ def expected(root):
             data = make(split)
             paths, labels = (getattr(data, a) for a in attributes)
             return files(paths, labels, root)
+
         return read
 
-    official("Aircraft", listed(lambda s: tv.FGVCAircraft(root, split=s), ["_image_files", "_labels"]), "train", "test")
-    official("DTD", listed(lambda s: tv.DTD(root, split=s), ["_image_files", "_labels"]), "train", "test")
-    official("Flowers", listed(lambda s: tv.Flowers102(root, split=s), ["_image_files", "_labels"]), "train", "test")
-    official("Food", listed(lambda s: tv.Food101(root, split=s), ["_image_files", "_labels"]), "train", "test")
-    official("OxfordPet", listed(lambda s: tv.OxfordIIITPet(root, split=s), ["_images", "_labels"]), "trainval", "test")
+    official(
+        "Aircraft",
+        listed(lambda s: tv.FGVCAircraft(root, split=s), ["_image_files", "_labels"]),
+        "train",
+        "test",
+    )
+    official(
+        "DTD", listed(lambda s: tv.DTD(root, split=s), ["_image_files", "_labels"]), "train", "test"
+    )
+    official(
+        "Flowers",
+        listed(lambda s: tv.Flowers102(root, split=s), ["_image_files", "_labels"]),
+        "train",
+        "test",
+    )
+    official(
+        "Food",
+        listed(lambda s: tv.Food101(root, split=s), ["_image_files", "_labels"]),
+        "train",
+        "test",
+    )
+    official(
+        "OxfordPet",
+        listed(lambda s: tv.OxfordIIITPet(root, split=s), ["_images", "_labels"]),
+        "trainval",
+        "test",
+    )
 
     def cars_samples(split):
         samples = tv.StanfordCars(root, split=split)._samples
@@ -416,9 +586,11 @@ def expected(root):
 
     official("StanfordCars", cars_samples, "train", "test")
     for key, make in [("CIFAR10", tv.CIFAR10), ("CIFAR100", tv.CIFAR100)]:
+
         def read(train):
             data = make(root, train=train)
             return pixels(data.data, data.targets)
+
         official(key, read, True, False)
 
     def digits(train):
@@ -428,12 +600,19 @@ def expected(root):
     official("MNIST", digits, True, False)
 
     data = tv.Caltech101(root)
-    paths = [Path(data.root) / "101_ObjectCategories" / data.categories[y] / f"image_{i:04d}.jpg" for y, i in zip(data.y, data.index)]
+    paths = [
+        Path(data.root) / "101_ObjectCategories" / data.categories[y] / f"image_{i:04d}.jpg"
+        for y, i in zip(data.y, data.index)
+    ]
     want["Caltech101"] = halves(files(paths, data.y, root))
     data = tv.EuroSAT(root)
-    want["EuroSAT"] = halves(files([p for p, _ in data.samples], [y for _, y in data.samples], root))
+    want["EuroSAT"] = halves(
+        files([p for p, _ in data.samples], [y for _, y in data.samples], root)
+    )
     data = tv.SUN397(root)
-    want["SUN397"] = halves(sorted(files(data._image_files, data._labels, root), key=lambda s: s[0].encode()))
+    want["SUN397"] = halves(
+        sorted(files(data._image_files, data._labels, root), key=lambda s: s[0].encode())
+    )
 
     base = root / "ImageNet1K"
     data = tv.ImageFolder(base / "ILSVRC2012_img_train")
@@ -441,7 +620,12 @@ def expected(root):
     pairs = []
     for path, y in data.samples:
         name = lemmas[data.classes[y]].split(",")[0]
-        pairs.append([Path(path).relative_to(root).as_posix(), f"a photo of a{'n' if name[0].lower() in 'aeiou' else ''} {name}"])
+        pairs.append(
+            [
+                Path(path).relative_to(root).as_posix(),
+                f"a photo of a{'n' if name[0].lower() in 'aeiou' else ''} {name}",
+            ]
+        )
     want["ImageNet"] = {"reference": pairs, "classes": data.classes}
 
     annotations = json.loads((root / "coco" / "annotations" / "captions_val2014.json").read_text())
@@ -451,7 +635,10 @@ def expected(root):
         captions.setdefault(a["image_id"], []).append(a["caption"])
     # Images by id, captions of an image in file order: torchvision's CocoCaptions.
     want["COCO"] = [[f"coco/val2014/{names[i]}", captions[i]] for i in sorted(names)]
-    data = tv.Flickr30k(str(root / "flickr30k" / "flickr30k-images"), str(root / "flickr30k" / "results_20130124.token"))
+    data = tv.Flickr30k(
+        str(root / "flickr30k" / "flickr30k-images"),
+        str(root / "flickr30k" / "results_20130124.token"),
+    )
     want["Flickr30k"] = [[f"flickr30k/flickr30k-images/{i}", data.annotations[i]] for i in data.ids]
     return want
 
@@ -461,9 +648,23 @@ def main():
     unpacked = Path(sys.argv[3] if len(sys.argv) > 3 else tempfile.mkdtemp())
     for folder in [out, unpacked]:
         shutil.rmtree(folder, ignore_errors=True)
-    makers = {"aircraft": aircraft, "caltech101": caltech, "cifar100": lambda r, o, s: cifar(r, o, s, True), "dtd": dtd,
-              "eurosat": eurosat, "flowers": flowers, "food": food, "mnist": mnist, "oxfordpet": pets, "stanfordcars": cars,
-              "sun397": sun, "cifar10": lambda r, o, s: cifar(r, o, s, False), "imagenet": imagenet, "coco": coco, "flickr30k": flickr}
+    makers = {
+        "aircraft": aircraft,
+        "caltech101": caltech,
+        "cifar100": lambda r, o, s: cifar(r, o, s, True),
+        "dtd": dtd,
+        "eurosat": eurosat,
+        "flowers": flowers,
+        "food": food,
+        "mnist": mnist,
+        "oxfordpet": pets,
+        "stanfordcars": cars,
+        "sun397": sun,
+        "cifar10": lambda r, o, s: cifar(r, o, s, False),
+        "imagenet": imagenet,
+        "coco": coco,
+        "flickr30k": flickr,
+    }
     for key, make in makers.items():
         make(unpacked, out, tomllib.loads((specs / f"{key}.toml").read_text(encoding="utf-8")))
     rows = []

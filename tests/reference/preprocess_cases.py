@@ -1,26 +1,30 @@
 #!/usr/bin/env python3
-"""Small images of every kind and the pixels that Pillow + torchvision and transformers make of them.
+"""Small images of every kind, and their pixels in Pillow + torchvision and in transformers.
 
 Writes, below OUT (crates/clip-model/tests/data/preprocess):
   src/*                 the source images (JPEG, PNG, WebP)
   expected/*.png        8-bit RGB results
-  cases.json            one entry a result: {"source", "pipeline", "size", "expected", "exact"}
+  cases.json            one entry per result: {"source", "pipeline", "size", "expected", "exact"}
   processor_*.json      preprocessor_config.json as transformers writes it, and an old form
 
 pipeline
-  before   image.convert("RGB"), then torchvision's Resize(size, BICUBIC) and CenterCrop(size) on the Pillow image,
-           with the crop's offset rounded down, as transformers rounds it
-  white    transformers' CLIPImageProcessor with its Pillow backend (transparency laid over white)
+  before   image.convert("RGB"), then torchvision's Resize(size, BICUBIC) and CenterCrop(size) on
+           the Pillow image, with the crop's offset rounded down as in transformers
+  white    transformers' CLIPImageProcessor with its Pillow backend (transparency over white)
   after    torchvision's Compose([Resize(size, BICUBIC), CenterCrop(size)]), then convert("RGB")
-  pillow12 as before, with the order of passes that Pillow had up to version 12
+  pillow12 as before, with the order of passes of Pillow up to version 12
   pad      torchvision's CenterCrop alone, larger than the image
-  crop     image.convert("RGB"), crop of a fixed box, resize to size x size (the geometry of RandomResizedCrop)
+  crop     image.convert("RGB"), crop of a fixed box, resize to size x size (the geometry of
+           RandomResizedCrop)
 "exact" is false where the decoders of lossy formats may differ.
 
 Run:  python tests/reference/preprocess_cases.py OUT
-Made with Python 3.11, Pillow 13.0.0, torchvision 0.29.2, transformers 5.23.0, numpy 2.4.6. It also prints by how much
-transformers' default backend (torchvision on tensors) differs from its Pillow backend.
+Made with Python 3.11, Pillow 13.0.0, torchvision 0.29.2, transformers 5.23.0, numpy 2.4.6.
+
+The script also prints the difference between transformers' default backend (torchvision on tensors)
+and its Pillow backend.
 """
+
 import io
 import json
 import os
@@ -51,7 +55,11 @@ def picture(width, height, channels=3, noise=5):
     planes = []
     for c in range(channels):
         v = 128 + 80 * np.sin(x / (5 + 3 * c) + c) + 60 * np.cos(y / (7 - c) + 2 * c)
-        cx, cy, r = width * (0.3 + 0.2 * c), height * (0.6 - 0.1 * c), max(2, min(width, height) * 0.25)
+        cx, cy, r = (
+            width * (0.3 + 0.2 * c),
+            height * (0.6 - 0.1 * c),
+            max(2, min(width, height) * 0.25),
+        )
         v = np.where((x - cx) ** 2 + (y - cy) ** 2 < r * r, 255 - v + 20 * c, v)
         planes.append(v + rng.normal(0, noise, v.shape))
     return np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8)
@@ -62,12 +70,17 @@ def save(name, image, **options):
 
 
 def write_png(name, width, height, depth, kind, rows, chunks=()):
-    """A PNG of a kind that Pillow cannot write."""
+    """Writes a PNG of a kind that Pillow cannot write."""
+
     def chunk(tag, data):
         return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+
     raw = b"".join(b"\0" + r for r in rows)
     with open(os.path.join(out, "src", name), "wb") as f:
-        f.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)))
+        f.write(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+        )
         for tag, data in chunks:
             f.write(chunk(tag, data))
         f.write(chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b""))
@@ -77,15 +90,28 @@ def interlaced_png(name, array):
     """Adam7: the seven passes one after the other."""
     height, width, _ = array.shape
     rows = []
-    for x0, y0, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)):
+    for x0, y0, dx, dy in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
         part = array[y0::dy, x0::dx]
         if part.size:
             rows += [row.tobytes() for row in part]
+
     def chunk(tag, data):
         return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+
     raw = b"".join(b"\0" + r for r in rows)
     with open(os.path.join(out, "src", name), "wb") as f:
-        f.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1)))
+        f.write(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1))
+        )
         f.write(chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b""))
 
 
@@ -108,26 +134,60 @@ save("rgb_big.png", Image.fromarray(picture(311, 207, noise=0) // 16 * 16))
 save("rgb_noise.png", Image.fromarray(rng.integers(0, 256, (64, 90, 3), dtype=np.uint8)))
 save("rgb_edges.png", Image.fromarray((rng.integers(0, 2, (70, 57, 3)) * 255).astype(np.uint8)))
 interlaced_png("rgb_interlaced.png", picture(45, 61))
-write_png("rgb_key.png", 30, 26, 8, 2, [r.tobytes() for r in np.repeat(np.repeat(rng.integers(0, 3, (13, 15, 3)) * 100, 2, 0), 2, 1).astype(np.uint8)],
-          [(b"tRNS", struct.pack(">HHH", 0, 100, 200))])
+write_png(
+    "rgb_key.png",
+    30,
+    26,
+    8,
+    2,
+    [
+        r.tobytes()
+        for r in np.repeat(np.repeat(rng.integers(0, 3, (13, 15, 3)) * 100, 2, 0), 2, 1).astype(
+            np.uint8
+        )
+    ],
+    [(b"tRNS", struct.pack(">HHH", 0, 100, 200))],
+)
 # Grey.
 save("grey.png", grey(70, 63))
 save("bit1.png", grey(75, 61).convert("1"))
-write_png("grey2.png", 40, 31, 2, 0, [rng.integers(0, 256, 10, dtype=np.uint8).tobytes() for _ in range(31)])
-write_png("grey4.png", 41, 33, 4, 0, [rng.integers(0, 256, 21, dtype=np.uint8).tobytes() for _ in range(33)])
+write_png(
+    "grey2.png",
+    40,
+    31,
+    2,
+    0,
+    [rng.integers(0, 256, 10, dtype=np.uint8).tobytes() for _ in range(31)],
+)
+write_png(
+    "grey4.png",
+    41,
+    33,
+    4,
+    0,
+    [rng.integers(0, 256, 21, dtype=np.uint8).tobytes() for _ in range(33)],
+)
 ga = np.dstack([picture(60, 66, 1), picture(60, 66, 1)])
 ga[:20, :, 1] = 0
 ga[40:, :, 1] = 255
 save("grey_alpha.png", Image.fromarray(ga, "LA"))
 key = (picture(52, 47, 1, noise=0)[:, :, 0] // 64 * 64).astype(np.uint8)
-write_png("grey_key.png", 52, 47, 8, 0, [r.tobytes() for r in key], [(b"tRNS", struct.pack(">H", 128))])
+write_png(
+    "grey_key.png", 52, 47, 8, 0, [r.tobytes() for r in key], [(b"tRNS", struct.pack(">H", 128))]
+)
 # Sixteen bits.
-deep = (picture(58, 49, 1)[:, :, 0].astype(np.uint16) * 257 + rng.integers(0, 200, (49, 58)).astype(np.uint16) - 100).astype(np.uint16)
+deep = (
+    picture(58, 49, 1)[:, :, 0].astype(np.uint16) * 257
+    + rng.integers(0, 200, (49, 58)).astype(np.uint16)
+    - 100
+).astype(np.uint16)
 write_png("grey16.png", 58, 49, 16, 0, [r.astype(">u2").tobytes() for r in deep])
 write_png("grey16_dark.png", 58, 49, 16, 0, [(r // 200).astype(">u2").tobytes() for r in deep])
 deep3 = rng.integers(0, 65536, (37, 43, 3)).astype(">u2")
 write_png("rgb16.png", 43, 37, 16, 2, [r.tobytes() for r in deep3])
-deep4 = np.dstack([rng.integers(0, 65536, (30, 35, 3)), rng.integers(0, 65536, (30, 35, 1))]).astype(">u2")
+deep4 = np.dstack(
+    [rng.integers(0, 65536, (30, 35, 3)), rng.integers(0, 65536, (30, 35, 1))]
+).astype(">u2")
 write_png("rgba16.png", 35, 30, 16, 6, [r.tobytes() for r in deep4])
 deep2 = rng.integers(0, 65536, (33, 36, 2)).astype(">u2")
 write_png("grey_alpha16.png", 36, 33, 16, 4, [r.tobytes() for r in deep2])
@@ -165,13 +225,16 @@ save("cmyk.jpg", Image.fromarray(picture(66, 60, 4, noise=6), "CMYK"), quality=9
 
 
 def adobe_ycck(name, source):
-    """The same data declared YCCK: libjpeg writes CMYK untransformed, so the four planes are made YCCK by hand and the
-    transform byte of the Adobe marker set to 2."""
+    """The same data declared as YCCK.
+
+    libjpeg writes CMYK untransformed, so this converts the four planes to YCCK and sets the
+    transform byte of the Adobe marker to 2.
+    """
     planes = Image.fromarray(source, "RGB").convert("YCbCr")
     k = picture(source.shape[1], source.shape[0], 1, noise=6)
     four = np.dstack([np.asarray(planes), k])
     buffer = io.BytesIO()
-    # Pillow inverts CMYK when it writes.
+    # Pillow inverts CMYK when writing.
     Image.fromarray(255 - four, "CMYK").save(buffer, "JPEG", quality=92)
     data = bytearray(buffer.getvalue())
     at = data.find(b"Adobe")
@@ -191,8 +254,14 @@ for p in ("cmyk.jpg", "ycck.jpg"):
 
 
 def floor_crop(image, size):
-    return image.crop(((image.width - size) // 2, (image.height - size) // 2,
-                       (image.width - size) // 2 + size, (image.height - size) // 2 + size))
+    return image.crop(
+        (
+            (image.width - size) // 2,
+            (image.height - size) // 2,
+            (image.width - size) // 2 + size,
+            (image.height - size) // 2 + size,
+        )
+    )
 
 
 cases = []
@@ -208,65 +277,130 @@ def emit(source, pipeline, size, image, **more):
     if name == stem + ".png":
         Image.fromarray(arr).save(os.path.join(out, "expected", name), optimize=True)
     lossy = source.endswith(".jpg") or source.startswith("lossy")
-    cases.append({"source": source, "pipeline": pipeline, "size": size, "expected": name, "exact": not lossy, **more})
+    cases.append(
+        {
+            "source": source,
+            "pipeline": pipeline,
+            "size": size,
+            "expected": name,
+            "exact": not lossy,
+            **more,
+        }
+    )
 
 
 def before(image, size):
-    return floor_crop(transforms.Resize(size, InterpolationMode.BICUBIC)(image.convert("RGB")), size)
+    return floor_crop(
+        transforms.Resize(size, InterpolationMode.BICUBIC)(image.convert("RGB")), size
+    )
 
 
 def after(image, size):
-    compose = transforms.Compose([transforms.Resize(size, InterpolationMode.BICUBIC), transforms.CenterCrop(size)])
+    compose = transforms.Compose(
+        [transforms.Resize(size, InterpolationMode.BICUBIC), transforms.CenterCrop(size)]
+    )
     return compose(image).convert("RGB")
 
 
 def processor(cls, size):
-    return cls(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_normalize=False, do_rescale=False)
+    return cls(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        do_normalize=False,
+        do_rescale=False,
+    )
 
 
 drift = []
 for source in sorted(os.listdir(os.path.join(out, "src"))):
     path = os.path.join(out, "src", source)
-    size = 29 if source in ("rgb_small.png", "rgb_one_wide.png", "rgb_one_high.png", "rgb_extreme.png", "rgb_one_pixel.png") else 32
+    size = (
+        29
+        if source
+        in (
+            "rgb_small.png",
+            "rgb_one_wide.png",
+            "rgb_one_high.png",
+            "rgb_extreme.png",
+            "rgb_one_pixel.png",
+        )
+        else 32
+    )
     if source in ("rgb_exact.png", "rgb_exact_side.png"):
         size = 56
     image = Image.open(path)
     image.load()
     emit(source, "before", size, before(image, size))
     emit(source, "after", size, after(image, size))
-    made = processor(CLIPImageProcessorPil, size)(images=image, return_tensors="np")["pixel_values"][0]
+    made = processor(CLIPImageProcessorPil, size)(images=image, return_tensors="np")[
+        "pixel_values"
+    ][0]
     made = made.astype(np.uint8).transpose(1, 2, 0)
     emit(source, "white", size, made)
-    default = processor(CLIPImageProcessor, size)(images=image, return_tensors="np")["pixel_values"][0]
+    default = processor(CLIPImageProcessor, size)(images=image, return_tensors="np")[
+        "pixel_values"
+    ][0]
     difference = np.abs(default.astype(int).transpose(1, 2, 0) - made.astype(int))
     drift.append((source, int(difference.max()), float((difference > 0).mean())))
 for source in ("rgb_big.png", "palette4.png", "big.jpg"):
     image = Image.open(os.path.join(out, "src", source))
     emit(source, "after", 224, after(image, 224))
-for source, box in (("rgb_wide.png", (3, 5, 77, 33)), ("rgb_big.png", (10, 20, 300, 200)), ("rgb_tall.png", (0, 0, 41, 50))):
+for source, box in (
+    ("rgb_wide.png", (3, 5, 77, 33)),
+    ("rgb_big.png", (10, 20, 300, 200)),
+    ("rgb_tall.png", (0, 0, 41, 50)),
+):
     image = Image.open(os.path.join(out, "src", source)).convert("RGB").crop(box)
     emit(source, "crop", 40, image.resize((40, 40), Image.BICUBIC), box=list(box))
-# Pillow up to version 12 always resized the width first: the same as two calls, one an axis.
+# Pillow up to version 12 always resized the width first: equal to two calls, one per axis.
 for source in ("rgb_tall.png", "rgb_wide.png"):
     image = Image.open(os.path.join(out, "src", source))
     short = min(image.size)
     width, height = (32 * side // short for side in image.size)
-    twice = image.resize((width, image.height), Image.BICUBIC).resize((width, height), Image.BICUBIC)
+    twice = image.resize((width, image.height), Image.BICUBIC).resize(
+        (width, height), Image.BICUBIC
+    )
     emit(source, "pillow12", 32, floor_crop(twice, 32))
-# Larger crop than image: zeros around.
+# A crop larger than the image is padded with zeros.
 pad = Image.open(os.path.join(out, "src", "rgb_small.png"))
 emit("rgb_small.png", "pad", 20, transforms.CenterCrop(20)(pad))
 
 with open(os.path.join(out, "cases.json"), "w") as f:
     f.write("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
-CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}).save_pretrained(out)
-os.replace(os.path.join(out, "preprocessor_config.json"), os.path.join(out, "processor_current.json"))
+CLIPImageProcessor(
+    size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96}
+).save_pretrained(out)
+os.replace(
+    os.path.join(out, "preprocessor_config.json"), os.path.join(out, "processor_current.json")
+)
 with open(os.path.join(out, "processor_old.json"), "w") as f:
-    json.dump({"crop_size": 96, "do_center_crop": True, "do_normalize": True, "do_resize": True,
-               "feature_extractor_type": "CLIPFeatureExtractor",
-               "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
-               "resample": 3, "size": 96}, f, indent=2)
-print(len(os.listdir(os.path.join(out, "src"))), "sources,", len(cases), "cases; libjpeg-turbo", features.version("libjpeg_turbo"),
-      "webp", features.version("webp"))
-print("transformers' default backend against its Pillow backend: max", max(d[1] for d in drift), "share of bytes that differ",
-      round(sum(d[2] for d in drift) / len(drift), 4))
+    json.dump(
+        {
+            "crop_size": 96,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "resample": 3,
+            "size": 96,
+        },
+        f,
+        indent=2,
+    )
+print(
+    len(os.listdir(os.path.join(out, "src"))),
+    "sources,",
+    len(cases),
+    "cases; libjpeg-turbo",
+    features.version("libjpeg_turbo"),
+    "webp",
+    features.version("webp"),
+)
+print(
+    "transformers' default backend against its Pillow backend: max",
+    max(d[1] for d in drift),
+    "share of bytes that differ",
+    round(sum(d[2] for d in drift) / len(drift), 4),
+)

@@ -1,10 +1,11 @@
-"""Constants quoted by the tests of the `gnsp-optimizer` crate, from numpy and PyTorch.
+"""Constants in the tests of the `gnsp-optimizer` crate, from numpy and PyTorch.
 
 Run:       python tests/reference/projector.py > constants.txt
 Versions:  made with numpy 2.4.6 and PyTorch 2.15.0, Python 3.11
 
-Everything here is written in the layout of PyTorch (weights [out, in], gradients multiplied by the projector
-from the right); the Rust crate works on Burn's [in, out], so agreement also shows that the transposition is right.
+The layout is that of PyTorch (weights [out, in], gradients multiplied by the projector from the
+right). The Rust crate works on Burn's [in, out], so agreement also shows that the transposition is
+right.
 Inputs are closed formulas: grid(rows, cols, a, b)[i][j] = a * sin(b * (i * cols + j + 1)).
 """
 
@@ -40,7 +41,7 @@ show("history sum", first + second)
 two = first + second
 show("history renormalize, third task", two / np.linalg.norm(two) + second)
 
-# Projector by SVD, as the reference does it.
+# Projector by SVD, as in the reference implementation.
 # A sum of three grids: one alone has rank two.
 features = grid(9, 6, 1.0, 0.37) + grid(9, 6, 0.5, 1.9) + grid(9, 6, 0.3, 2.6)
 m = gram([features])
@@ -73,7 +74,9 @@ def gpm(tasks, share):
         total = (r**2).sum()
         rest = r - basis @ (basis.T @ r)
         u, s, _ = np.linalg.svd(rest, full_matrices=False)
-        explained = [(total - (rest**2).sum() + (s[:k] ** 2).sum()) / total for k in range(len(s) + 1)]
+        explained = [
+            (total - (rest**2).sum() + (s[:k] ** 2).sum()) / total for k in range(len(s) + 1)
+        ]
         k = next(k for k in range(len(s) + 1) if explained[k] >= share)
         basis = np.hstack([basis, u[:, :k]])
         ranks.append(basis.shape[1])
@@ -81,6 +84,7 @@ def gpm(tasks, share):
 
 
 ranks, p = gpm(
-    [grid(9, 6, 1.0, 0.37) + grid(9, 6, 0.5, 1.9), grid(7, 6, 1.0, 0.83) + grid(7, 6, 0.2, 2.6)], 0.9
+    [grid(9, 6, 1.0, 0.37) + grid(9, 6, 0.5, 1.9), grid(7, 6, 1.0, 0.83) + grid(7, 6, 0.2, 2.6)],
+    0.9,
 )
 show(f"gpm ranks={ranks}, projector after the second task", p)

@@ -1,18 +1,19 @@
-"""RAIL (primal, dual, fusion) on three small tasks, and iCaRL's exemplar memory on three more.
+"""RAIL (primal, dual, fusion) and iCaRL's exemplar selection on three small tasks each.
 
 Run:   python tests/reference/rail.py crates/mtil-engine/src/analytic/testdata/rail.json \
            crates/mtil-engine/src/testdata/exemplars.json
 Made with: Python 3.11, numpy 2.4.6, scikit-learn 1.9.1 (CPU, one thread). Everything in float64.
 
-rail.json: unit features of three tasks in an order of classes that counts over tasks, a given hidden layer, test features and
-zero-shot logits over all classes, three of which are never learnt. After each task: weights of the primal regression
-(scikit-learn's Ridge on all features so far, checked here against the recursion R <- R - R F'(I + F R F')^-1 F R,
-W <- W + R F'(Y - F W) in batches), dual coefficients (KernelRidge, checked against the plain inverse), scores of the
-test features, fused scores after the last task, and fused decisions after each.
+rail.json: unit features of three tasks whose classes are numbered across tasks, a given hidden
+layer, test features, and zero-shot logits over all classes, three of which are never learned. After
+each task: weights of the primal regression (scikit-learn's Ridge on all features so far, checked
+here against the recursion R <- R - R F'(I + F R F')^-1 F R, W <- W + R F'(Y - F W) in batches),
+dual coefficients (KernelRidge, checked against the plain inverse), scores of the test features, and
+fused decisions; after the last task also fused scores.
 
-exemplars.json: unit features of three tasks; what the plain formulas select with a budget of 10, once as iCaRL means it and
-once with the two defects of the published MTIL code (the quota of a new set is K - K // t; a picked row is deleted from the
-features but not from the images).
+exemplars.json: unit features of three tasks and the selection of the plain formulas with a budget
+of 10, once as in iCaRL's paper and once with the two defects of the published MTIL code (the quota
+of a new set is K - K // t; a picked row is deleted from the features but not from the images).
 """
 
 import json
@@ -44,7 +45,7 @@ def rail():
     expand = lambda x: np.maximum(x @ hidden, 0.0)
     draw = lambda labels: unit(centres[labels] + 0.3 * rng.standard_normal((len(labels), WIDTH)))
     tests = draw(np.arange(16) % total)
-    # A temperature of 10 keeps the softmax soft; the formula does not care.
+    # A temperature of 10 keeps the softmax soft; the formula holds for any.
     zero_shot = 10.0 * tests @ texts.T
     p = np.exp(zero_shot - zero_shot.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
@@ -58,11 +59,18 @@ def rail():
         x, y = np.concatenate([x, features]), np.concatenate([y, labels])
         hot = np.eye(seen)[y]
 
-        primal = Ridge(alpha=PRIMAL_LAMBDA, fit_intercept=False, solver="cholesky").fit(expand(x), hot).coef_.T
+        primal = (
+            Ridge(alpha=PRIMAL_LAMBDA, fit_intercept=False, solver="cholesky")
+            .fit(expand(x), hot)
+            .coef_.T
+        )
         weights = np.concatenate([weights, np.zeros((HIDDEN, classes))], axis=1)
         for start in range(0, images, 5):
             f, target = expand(features[start : start + 5]), np.eye(seen)[labels[start : start + 5]]
-            inverse = inverse - inverse @ f.T @ np.linalg.pinv(np.eye(len(f)) + f @ inverse @ f.T) @ f @ inverse
+            inverse = (
+                inverse
+                - inverse @ f.T @ np.linalg.pinv(np.eye(len(f)) + f @ inverse @ f.T) @ f @ inverse
+            )
             weights = weights + inverse @ f.T @ (target - f @ weights)
         assert np.abs(primal - weights).max() < 1e-11
 
@@ -92,18 +100,29 @@ def rail():
         assert 0 < sum(record["adapted"]) < len(tests)
         tasks.append(record)
 
-    # The fusion must matter: neither classifier alone decides as both together.
+    # The fusion must change decisions, and the two forms must decide differently.
     assert (p.argmax(axis=1) != tasks[-1]["primal_decisions"]).any()
     assert tasks[-1]["primal_decisions"] != tasks[-1]["dual_decisions"]
     return {
-        "width": WIDTH, "hidden_width": HIDDEN, "all_classes": total, "lambda_primal": PRIMAL_LAMBDA,
-        "lambda_dual": DUAL_LAMBDA, "gamma": GAMMA, "weight": WEIGHT, "hidden": hidden.ravel().tolist(),
-        "tests": tests.ravel().tolist(), "zero_shot": zero_shot.ravel().tolist(), "tasks": tasks,
-    }  # fmt: skip
+        "width": WIDTH,
+        "hidden_width": HIDDEN,
+        "all_classes": total,
+        "lambda_primal": PRIMAL_LAMBDA,
+        "lambda_dual": DUAL_LAMBDA,
+        "gamma": GAMMA,
+        "weight": WEIGHT,
+        "hidden": hidden.ravel().tolist(),
+        "tests": tests.ravel().tolist(),
+        "zero_shot": zero_shot.ravel().tolist(),
+        "tasks": tasks,
+    }
 
 
 def herd(features, count, defect):
-    """Indices in the order of selection; with the defect, positions in the list of rows that are left."""
+    """Indices in the order of selection.
+
+    With the defect, these are positions in the list of remaining rows.
+    """
     images, mean, total = list(range(len(features))), features.mean(axis=0), 0.0
     left, chosen = features.copy(), []
     for k in range(min(count, len(features))):
@@ -131,7 +150,9 @@ def exemplars():
         for t, task in enumerate(tasks, start=1):
             features = np.array(task["features"]).reshape(task["rows"], 4)
             if t == 1:
-                new = list(range(task["rows"]))[:budget] if defect else herd(features, budget, False)
+                new = (
+                    list(range(task["rows"]))[:budget] if defect else herd(features, budget, False)
+                )
             else:
                 sets = [s[: budget // t] for s in sets]
                 new = herd(features, budget - budget // t if defect else budget // t, defect)

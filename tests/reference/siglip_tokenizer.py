@@ -1,28 +1,35 @@
-"""Write two small tokenizers in the form of SigLIP's and SigLIP2's, and the ids that the original packages give.
+"""Two small tokenizers in the form of SigLIP's and SigLIP2's, and token ids of the original
+packages.
 
 Run:   python tests/reference/siglip_tokenizer.py tests/data/zoo
-Made with: Python 3.11, sentencepiece 0.2.3, tokenizers 0.23.3, transformers 5.24.0, open_clip_torch 3.3.0, ftfy 6.3.1.
+Made with: Python 3.11, sentencepiece 0.2.3, tokenizers 0.23.3, transformers 5.24.0,
+open_clip_torch 3.3.0, ftfy 6.3.1.
 
-    siglip_tokenizer/tokenizer.json    SentencePiece unigram, converted as `transformers` converts T5's: the form of timm/ViT-B-16-SigLIP
-    siglip_tokenizer/spiece.model      the same in SentencePiece's own format: the form of google/siglip-base-patch16-224
+    siglip_tokenizer/tokenizer.json    SentencePiece unigram, converted as `transformers` converts
+                                       T5's: the form of timm/ViT-B-16-SigLIP
+    siglip_tokenizer/spiece.model      the same in SentencePiece's own format: the form of
+                                       google/siglip-base-patch16-224
     siglip_tokenizer/cases.json        texts and ids
-    siglip2_tokenizer/tokenizer.json   SentencePiece BPE with byte fallback, in the form of Gemma's: the one of SigLIP2
+    siglip2_tokenizer/tokenizer.json   SentencePiece BPE with byte fallback, in the form of Gemma's:
+                                       that of SigLIP2
     siglip2_tokenizer/cases.json       texts and ids
 
 `cases.json`:
 
     context       64, the length of every row
     pad, eos      ids; a text that is too long is cut so that the row still ends in eos
-    cleaned       per text: what open_clip's `canonicalize` makes of it (ftfy, HTML unescaped twice, `_` to space, ASCII punctuation
-                  removed, lower case, white space collapsed)
-    open_clip     ids of `open_clip.tokenizer.HFTokenizer(folder, context_length=64, clean="canonicalize")`, equal to those of
-                  `tokenizer.json` itself (package `tokenizers`) on `cleaned`, with truncation and padding
-    transformers  ids of `transformers.SiglipTokenizer("spiece.model")`, or of `transformers.Siglip2Tokenizer` from `tokenizer.json`,
-                  with padding="max_length", truncation=True, max_length=64
+    cleaned       per text: the output of open_clip's `canonicalize` (ftfy, HTML unescaped twice,
+                  `_` to space, ASCII punctuation removed, lower case, white space collapsed)
+    open_clip     ids of `open_clip.tokenizer.HFTokenizer(folder, context_length=64,
+                  clean="canonicalize")`, equal to those of `tokenizer.json` itself (package
+                  `tokenizers`) on `cleaned`, with truncation and padding
+    transformers  ids of `transformers.SiglipTokenizer("spiece.model")`, or of
+                  `transformers.Siglip2Tokenizer` from `tokenizer.json`, with padding="max_length",
+                  truncation=True, max_length=64
     differ        indices of the texts for which the two differ
 
-The normaliser of the unigram model is a small table in place of SentencePiece's nmt_nfkc, whose table is 240 kB: full-width
-forms, some ligatures, some combining accents, a few kinds of space.
+The normaliser of the unigram model is a small table in place of SentencePiece's nmt_nfkc, whose
+table has 240 kB: full-width forms, some ligatures, some combining accents, a few kinds of space.
 """
 
 import argparse
@@ -84,33 +91,113 @@ this is a photo of a city street at night
 """
 
 TEXTS = [
-    "a photo of a cat", "A Photo Of A Cat.", "a photo of a dog, a type of pet!", "a photo of the number: \"0 - zero\".", "a_photo_of_a_flower",
-    "close-up", "it's a dog's life", "(a) [b] {c} <d>", "!!!", "...", "a . b", "#hashtag @user 50% $5 & more", "C++ / C# \\ backslash", "`code` ~tilde^ |pipe|",
-    "", " ", "   ", "\t", "\n", " leading", "trailing ", "two  spaces   three", "tab\tnew\nline\r\nreturn", "no\u00a0break", "thin\u2009space", "ideographic\u3000space",
-    "café au lait", "CAFÉ", "cafe\u0301", "jalapeño piñata", "über die Straße", "ÀÉÎÕÜ", "Ångström", "Škoda", "İstanbul", "ΣΊΣΥΦΟΣ", "Привет, мир",
-    "一张猫的照片", "白い猫の写真。", "猫", "고양이 사진", "ｆｕｌｌ ｗｉｄｔｈ", "ﬁne ﬂower", "ＡＢＣ，１２３！",
-    "🐱", "a 🐱 and a 🐶", "👩‍👩‍👧", "🇩🇪", "❤️", "a\u200bzero width", "“quoted” ‘text’ — dash… ellipsis", "½ cup of x² + y³", "№ 5 ™ ®",
-    "&amp; &lt;b&gt; &quot;", "caf&eacute;", "schÃ¶n", "<pad> </s> <unk>", "▁photo▁", "a\u0000b", "1234567890", "supercalifragilisticexpialidocious", "zzzzzzzz", "x" * 100,
-    "a photo of a cat " * 20, "photo, " * 40, "一" * 80, "a photo of " * 21 + "x",
+    "a photo of a cat",
+    "A Photo Of A Cat.",
+    "a photo of a dog, a type of pet!",
+    'a photo of the number: "0 - zero".',
+    "a_photo_of_a_flower",
+    "close-up",
+    "it's a dog's life",
+    "(a) [b] {c} <d>",
+    "!!!",
+    "...",
+    "a . b",
+    "#hashtag @user 50% $5 & more",
+    "C++ / C# \\ backslash",
+    "`code` ~tilde^ |pipe|",
+    "",
+    " ",
+    "   ",
+    "\t",
+    "\n",
+    " leading",
+    "trailing ",
+    "two  spaces   three",
+    "tab\tnew\nline\r\nreturn",
+    "no\u00a0break",
+    "thin\u2009space",
+    "ideographic\u3000space",
+    "café au lait",
+    "CAFÉ",
+    "cafe\u0301",
+    "jalapeño piñata",
+    "über die Straße",
+    "ÀÉÎÕÜ",
+    "Ångström",
+    "Škoda",
+    "İstanbul",
+    "ΣΊΣΥΦΟΣ",
+    "Привет, мир",
+    "一张猫的照片",
+    "白い猫の写真。",
+    "猫",
+    "고양이 사진",
+    "ｆｕｌｌ ｗｉｄｔｈ",
+    "ﬁne ﬂower",
+    "ＡＢＣ，１２３！",
+    "🐱",
+    "a 🐱 and a 🐶",
+    "👩‍👩‍👧",
+    "🇩🇪",
+    "❤️",
+    "a\u200bzero width",
+    "“quoted” ‘text’ — dash… ellipsis",
+    "½ cup of x² + y³",
+    "№ 5 ™ ®",
+    "&amp; &lt;b&gt; &quot;",
+    "caf&eacute;",
+    "schÃ¶n",
+    "<pad> </s> <unk>",
+    "▁photo▁",
+    "a\u0000b",
+    "1234567890",
+    "supercalifragilisticexpialidocious",
+    "zzzzzzzz",
+    "x" * 100,
+    "a photo of a cat " * 20,
+    "photo, " * 40,
+    "一" * 80,
+    "a photo of " * 21 + "x",
 ]
 
-# Source characters, what they become (hexadecimal code points).
+# Source characters and their replacements (hexadecimal code points).
 RULES = [(chr(0xFF01 + i), chr(0x21 + i)) for i in range(94)] + [
-    ("\u3000", " "), ("\u00a0", " "), ("\u2009", " "), ("\t", " "), ("\n", " "), ("\r", " "), ("\ufb01", "fi"), ("\ufb02", "fl"), ("\u2026", "..."),
-    ("\u00bd", "1\u20442"), ("\u00b2", "2"), ("\u00b3", "3"), ("\u2122", "TM"), ("\u200b", " "),
-    ("e\u0301", "\u00e9"), ("a\u0301", "\u00e1"), ("o\u0308", "\u00f6"), ("u\u0308", "\u00fc"), ("n\u0303", "\u00f1"),
+    ("\u3000", " "),
+    ("\u00a0", " "),
+    ("\u2009", " "),
+    ("\t", " "),
+    ("\n", " "),
+    ("\r", " "),
+    ("\ufb01", "fi"),
+    ("\ufb02", "fl"),
+    ("\u2026", "..."),
+    ("\u00bd", "1\u20442"),
+    ("\u00b2", "2"),
+    ("\u00b3", "3"),
+    ("\u2122", "TM"),
+    ("\u200b", " "),
+    ("e\u0301", "\u00e9"),
+    ("a\u0301", "\u00e1"),
+    ("o\u0308", "\u00f6"),
+    ("u\u0308", "\u00fc"),
+    ("n\u0303", "\u00f1"),
 ]
 
 
 def train(folder, **options):
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
-        # Every line many times: otherwise no longer piece is worth its place.
-        sentence_iterator=iter(CORPUS.strip().split("\n") * 20), model_writer=model, num_threads=1, minloglevel=2, character_coverage=1.0,
-        shuffle_input_sentence=False, **options,
+        # Repeats every line, because training keeps long pieces only if they are frequent.
+        sentence_iterator=iter(CORPUS.strip().split("\n") * 20),
+        model_writer=model,
+        num_threads=1,
+        minloglevel=2,
+        character_coverage=1.0,
+        shuffle_input_sentence=False,
+        **options,
     )
     path = folder / "spiece.model"
-    # The model names the file of the normaliser's rules, whose place means nothing elsewhere.
+    # Removes the path of the file of the normaliser's rules, which is meaningless elsewhere.
     proto = import_protobuf().ModelProto.FromString(model.getvalue())
     proto.normalizer_spec.normalization_rule_tsv = ""
     path.write_bytes(proto.SerializeToString(deterministic=True))
@@ -118,7 +205,7 @@ def train(folder, **options):
 
 
 class T5(dict):
-    """What the converter asks of the tokenizer that it converts."""
+    """The attributes that the converter reads from a tokenizer."""
 
     _extra_ids = 0
     legacy = False
@@ -138,14 +225,23 @@ def dump_rows(folder, pad, eos, cleaned, ours, theirs):
     differ = [i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b]
     lines = [f'  "context": {CONTEXT},', f'  "pad": {pad},', f'  "eos": {eos},']
     for name, values in (("texts", TEXTS), ("cleaned", cleaned), *rows.items()):
-        body = ",\n".join("    " + json.dumps(v, ensure_ascii=True, separators=(",", ":")) for v in values)
+        body = ",\n".join(
+            "    " + json.dumps(v, ensure_ascii=True, separators=(",", ":")) for v in values
+        )
         lines.append(f'  "{name}": [\n{body}\n  ],')
     lines.append(f'  "differ": {json.dumps(differ)}')
     write(folder / "cases.json", "{\n" + "\n".join(lines) + "\n}")
     print(f"{folder.name}: {len(TEXTS)} texts; open_clip and transformers differ on {len(differ)}:")
     for i in differ:
-        strip = lambda row: [x for j, x in enumerate(row) if x != pad or any(y != pad for y in row[j:])]
-        print("   ", json.dumps(TEXTS[i][:40], ensure_ascii=True), strip(ours[i])[:12], strip(theirs[i])[:12])
+        strip = lambda row: [
+            x for j, x in enumerate(row) if x != pad or any(y != pad for y in row[j:])
+        ]
+        print(
+            "   ",
+            json.dumps(TEXTS[i][:40], ensure_ascii=True),
+            strip(ours[i])[:12],
+            strip(theirs[i])[:12],
+        )
 
 
 def with_tokenizers(file, cleaned, pad):
@@ -157,9 +253,21 @@ def with_tokenizers(file, cleaned, pad):
 
 def siglip(folder, scratch):
     rules = scratch / "rules.tsv"
-    rules.write_text("".join(f"{' '.join(f'{ord(c):X}' for c in a)}\t{' '.join(f'{ord(c):X}' for c in b)}\n" for a, b in RULES))
+    rules.write_text(
+        "".join(
+            f"{' '.join(f'{ord(c):X}' for c in a)}\t{' '.join(f'{ord(c):X}' for c in b)}\n"
+            for a, b in RULES
+        )
+    )
     model = train(
-        folder, model_type="unigram", vocab_size=300, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_tsv=str(rules),
+        folder,
+        model_type="unigram",
+        vocab_size=300,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        normalization_rule_tsv=str(rules),
         hard_vocab_limit=False,
     )
     shim = T5()
@@ -169,30 +277,59 @@ def siglip(folder, scratch):
     hub = scratch / "siglip"
     hub.mkdir()
     shutil.copy(folder / "tokenizer.json", hub)
-    # Pads with the end token, as the published configuration does.
-    special = dict(eos_token="</s>", unk_token="<unk>", pad_token="</s>", extra_ids=0, legacy=False, model_max_length=CONTEXT)
-    (hub / "tokenizer_config.json").write_text(json.dumps(dict(special, tokenizer_class="T5Tokenizer")))
+    # Pads with the end token, as in the published configuration.
+    special = dict(
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+        extra_ids=0,
+        legacy=False,
+        model_max_length=CONTEXT,
+    )
+    (hub / "tokenizer_config.json").write_text(
+        json.dumps(dict(special, tokenizer_class="T5Tokenizer"))
+    )
     cleaned = [get_clean_fn("canonicalize")(t) for t in TEXTS]
     ours = HFTokenizer(str(hub), context_length=CONTEXT, clean="canonicalize")(TEXTS).tolist()
     raw = with_tokenizers(folder / "tokenizer.json", cleaned, 1)
     assert ours == raw
-    # Published configurations were made for version 4, which always took SentencePiece's dummy prefix out: `legacy=False` of version 5.
-    theirs = SiglipTokenizer(str(model), legacy=False)(TEXTS, padding="max_length", truncation=True, max_length=CONTEXT)["input_ids"]
+    # Published configurations are of version 4, which always removed SentencePiece's dummy prefix:
+    # `legacy=False` in version 5.
+    theirs = SiglipTokenizer(str(model), legacy=False)(
+        TEXTS, padding="max_length", truncation=True, max_length=CONTEXT
+    )["input_ids"]
     dump_rows(folder, 1, 1, cleaned, ours, theirs)
 
 
 def siglip2(folder, scratch):
     model = train(
-        scratch, model_type="bpe", vocab_size=620, pad_id=0, eos_id=1, bos_id=2, unk_id=3, eos_piece="<eos>", bos_piece="<bos>", byte_fallback=True, split_digits=True,
-        add_dummy_prefix=False, remove_extra_whitespaces=False, normalization_rule_name="identity", allow_whitespace_only_pieces=True,
-        user_defined_symbols=["<mask>"], hard_vocab_limit=False,
+        scratch,
+        model_type="bpe",
+        vocab_size=620,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        allow_whitespace_only_pieces=True,
+        user_defined_symbols=["<mask>"],
+        hard_vocab_limit=False,
     )
     pieces = spm.SentencePieceProcessor(str(model))
     vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
     scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
     merges = generate_merges(vocab, scores)
-    # `Siglip2Tokenizer` puts a lower-casing step before Gemma's normaliser when it loads such a file; the file has none.
-    gemma = GemmaTokenizer(vocab=vocab, merges=merges, add_bos_token=False, add_eos_token=True, padding_side="right")
+    # `Siglip2Tokenizer` adds a lower-casing step before Gemma's normaliser when it loads such a
+    # file; the file has none.
+    gemma = GemmaTokenizer(
+        vocab=vocab, merges=merges, add_bos_token=False, add_eos_token=True, padding_side="right"
+    )
     gemma.update_post_processor()
     tok = gemma.backend_tokenizer
     tok.no_padding()
@@ -201,23 +338,43 @@ def siglip2(folder, scratch):
     hub = scratch / "siglip2"
     hub.mkdir()
     shutil.copy(folder / "tokenizer.json", hub)
-    config = dict(add_bos_token=False, add_eos_token=True, padding_side="right", bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", model_max_length=CONTEXT)
-    (hub / "tokenizer_config.json").write_text(json.dumps(dict(config, tokenizer_class="GemmaTokenizer")))
+    config = dict(
+        add_bos_token=False,
+        add_eos_token=True,
+        padding_side="right",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_max_length=CONTEXT,
+    )
+    (hub / "tokenizer_config.json").write_text(
+        json.dumps(dict(config, tokenizer_class="GemmaTokenizer"))
+    )
     cleaned = [get_clean_fn("canonicalize")(t) for t in TEXTS]
     ours = HFTokenizer(str(hub), context_length=CONTEXT, clean="canonicalize")(TEXTS).tolist()
     raw = with_tokenizers(folder / "tokenizer.json", cleaned, 0)
     assert ours == raw
-    (hub / "tokenizer_config.json").write_text(json.dumps(dict(config, tokenizer_class="Siglip2Tokenizer")))
+    (hub / "tokenizer_config.json").write_text(
+        json.dumps(dict(config, tokenizer_class="Siglip2Tokenizer"))
+    )
     second = Siglip2Tokenizer.from_pretrained(str(hub))
     theirs = second(TEXTS, padding="max_length", truncation=True, max_length=CONTEXT)["input_ids"]
     dump_rows(folder, 0, 1, cleaned, ours, theirs)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     root = parser.parse_args().out
-    print(f"sentencepiece {spm.__version__}, tokenizers {tokenizers.__version__}, transformers {transformers.__version__}, open_clip_torch {open_clip.__version__}")
+    print(
+        f"sentencepiece {spm.__version__}, tokenizers {tokenizers.__version__}, "
+        f"transformers {transformers.__version__}, "
+        f"open_clip_torch {open_clip.__version__}"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for name, make in (("siglip_tokenizer", siglip), ("siglip2_tokenizer", siglip2)):
             shutil.rmtree(root / name, ignore_errors=True)

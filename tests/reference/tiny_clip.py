@@ -1,9 +1,12 @@
-"""A CLIP on the names of a Hugging Face checkpoint, and the losses and the schedule of GNSP, in plain PyTorch: what the oracles of the
-methods share (`methods_two_tasks.py`, `gnsp_methods.py`, `moe_draws.py`).
+"""A CLIP, the losses and the learning-rate schedule of GNSP, in plain PyTorch.
+
+Shared by the reference implementations of the methods (`methods_two_tasks.py`, `gnsp_methods.py`,
+`moe_draws.py`). Parameters have the names of a Hugging Face checkpoint.
 
 Made with: Python 3.11, torch 2.15.0, safetensors 0.8.0 (CPU, one thread).
 
-Layout: Hugging Face, `[out, in]` for every linear weight, `visual_projection.weight` `[e, d]` included.
+Layout: Hugging Face, `[out, in]` for every linear weight, `visual_projection.weight` `[e, d]`
+included.
 """
 
 import math
@@ -13,13 +16,18 @@ from safetensors.torch import load_file
 
 
 def layer_norm(x, p, name, eps):
-    return torch.nn.functional.layer_norm(x, x.shape[-1:], p[name + ".weight"], p[name + ".bias"], eps)
+    return torch.nn.functional.layer_norm(
+        x, x.shape[-1:], p[name + ".weight"], p[name + ".bias"], eps
+    )
 
 
 def attention(x, p, name, heads, mask):
     b, n, d = x.shape
     q, k, v = (
-        (x @ p[f"{name}.{c}_proj.weight"].T + p[f"{name}.{c}_proj.bias"]).view(b, n, heads, d // heads).transpose(1, 2) for c in "qkv"
+        (x @ p[f"{name}.{c}_proj.weight"].T + p[f"{name}.{c}_proj.bias"])
+        .view(b, n, heads, d // heads)
+        .transpose(1, 2)
+        for c in "qkv"
     )
     scores = q @ k.transpose(2, 3) / math.sqrt(d // heads)
     if mask is not None:
@@ -31,7 +39,13 @@ def attention(x, p, name, heads, mask):
 def blocks(x, p, tower, cfg, mask, seen):
     for i in range(cfg["num_hidden_layers"]):
         n = f"{tower}.encoder.layers.{i}"
-        x = x + attention(layer_norm(x, p, n + ".layer_norm1", cfg["layer_norm_eps"]), p, n + ".self_attn", cfg["num_attention_heads"], mask)
+        x = x + attention(
+            layer_norm(x, p, n + ".layer_norm1", cfg["layer_norm_eps"]),
+            p,
+            n + ".self_attn",
+            cfg["num_attention_heads"],
+            mask,
+        )
         h = layer_norm(x, p, n + ".layer_norm2", cfg["layer_norm_eps"])
         seen(n + ".mlp.fc1.weight", h)
         h = h @ p[n + ".mlp.fc1.weight"].T + p[n + ".mlp.fc1.bias"]
@@ -42,12 +56,15 @@ def blocks(x, p, tower, cfg, mask, seen):
 
 
 def encode_image(p, cfg, pixels, seen=lambda name, x: None):
-    """Normalised features; `seen` gets the input of every linear map that GNSP projects."""
+    """Normalised features; `seen` receives the input of every linear map that GNSP projects."""
     v = cfg["vision_config"]
     e = "vision_model.embeddings."
     w = p[e + "patch_embedding.weight"]
     x = torch.nn.functional.conv2d(pixels, w, stride=w.shape[-1]).flatten(2).transpose(1, 2)
-    x = torch.cat([p[e + "class_embedding"].expand(len(x), 1, -1), x], dim=1) + p[e + "position_embedding.weight"]
+    x = (
+        torch.cat([p[e + "class_embedding"].expand(len(x), 1, -1), x], dim=1)
+        + p[e + "position_embedding.weight"]
+    )
     x = layer_norm(x, p, "vision_model.pre_layrnorm", v["layer_norm_eps"])
     x = blocks(x, p, "vision_model", v, None, seen)
     x = layer_norm(x[:, 0], p, "vision_model.post_layernorm", v["layer_norm_eps"])
@@ -63,7 +80,14 @@ def encode_text(p, cfg, rows):
     ids = torch.tensor([r + [0] * (n - len(r)) for r in rows])
     e = "text_model.embeddings."
     x = p[e + "token_embedding.weight"][ids] + p[e + "position_embedding.weight"][:n]
-    x = blocks(x, p, "text_model", t, torch.full((n, n), -math.inf, dtype=x.dtype).triu(1), lambda name, x: None)
+    x = blocks(
+        x,
+        p,
+        "text_model",
+        t,
+        torch.full((n, n), -math.inf, dtype=x.dtype).triu(1),
+        lambda name, x: None,
+    )
     x = layer_norm(x, p, "text_model.final_layer_norm", t["layer_norm_eps"])
     x = x[torch.arange(len(rows)), torch.tensor([r.index(t["eos_token_id"]) for r in rows])]
     f = x @ p["text_projection.weight"].T
@@ -83,15 +107,21 @@ def distillation(teacher, student, t):
 def learning_rate(k, s):
     if k < s["warmup"]:
         return s["base_lr"] * (k + 1) / s["warmup"]
-    return s["base_lr"] * 0.5 * (1 + math.cos(math.pi * (k - s["warmup"]) / (s["steps"] - s["warmup"])))
+    return (
+        s["base_lr"]
+        * 0.5
+        * (1 + math.cos(math.pi * (k - s["warmup"]) / (s["steps"] - s["warmup"])))
+    )
 
 
 def check_against_transformers(checkpoint, cfg, weights):
-    """The plain-torch model above gives the features that `clip_checkpoints.py` recorded."""
+    """Checks the features of this CLIP against those recorded by `clip_checkpoints.py`."""
     want = load_file(checkpoint / "expected.safetensors")
     p = {n: w.double() for n, w in weights.items()}
     f = encode_image(p, cfg, (want["pixels"].double() - 127.5) / 64)
     t = encode_text(p, cfg, [r[:n].tolist() for r, n in zip(want["input_ids"], want["lengths"])])
-    error = max((f - want["image_embeds"]).abs().max().item(), (t - want["text_embeds"]).abs().max().item())
+    error = max(
+        (f - want["image_embeds"]).abs().max().item(), (t - want["text_embeds"]).abs().max().item()
+    )
     assert error < 1e-6, error
     print(f"features against transformers: largest difference {error:.1e}")
