@@ -1,20 +1,26 @@
 #!/usr/bin/env bash
-# Everything that is to be seen on a GPU, in one go, into one JSON file.
+# Runs all checks and measurements for a GPU and writes the results to one JSON file.
 #
-#   bash scripts/gpu_check.sh [--device cuda:0] [--out gpu.json] [--binaries DIR] [--size vit-b-16|tiny] [--quick]
+#   bash scripts/gpu_check.sh [--device cuda:0] [--out gpu.json] [--binaries DIR]
+#                             [--size vit-b-16|tiny] [--quick]
 #
-# 1. tests on the first device of the backend (CUDA_VISIBLE_DEVICES chooses another): losses, the optimizer, CLIP's parity, GNSP on three
-#    tasks and a run against flex     (not with --binaries: they need the sources built)
-# 2. `device compare` against flex
-# 3. a short run on the embedded suite
-# 4. 20 steps of GNSP on ViT-B/16, 64 + 64 images: in f32 (on CUDA the tuner may use TF32 tensor cores for it), with checkpointing, with half of
-#    the reference pairs, and on CUDA in bf16 and after a full search of the tuner; beside the same in PyTorch in f32, tf32 and bf16, eager and
-#    compiled, where python3 has torch with CUDA, safetensors and openai-clip
+# 1. Tests on the first device of the backend (CUDA_VISIBLE_DEVICES selects another): losses, the
+#    optimizer, CLIP's parity, and short runs of GNSP against flex. Skipped with --binaries, because
+#    they need the sources built.
+# 2. `device compare` against flex.
+# 3. A short run on the embedded suite.
+# 4. 20 steps of GNSP on ViT-B/16 with 64 task and 64 reference images: in f32 (on CUDA the tuner
+#    may use TF32 tensor cores for it), with checkpointing, and with half of the reference pairs; on
+#    CUDA also in bf16 and after a full search of the tuner. If python3 has torch with CUDA,
+#    safetensors and openai-clip, the same steps run in PyTorch in f32, tf32 and bf16, eager and
+#    compiled.
 #
-# Without --binaries the programs are built with the device's cargo feature first (cuda, wgpu or vulkan). --binaries takes ready ones: a folder
-# with `mtil-bench` and `step`. --quick takes tiny sizes and few steps: for trying the script where there is no GPU (--device wgpu --size tiny).
-# A part that fails, or is not done after half an hour (with --quick two hours), is recorded with its message, and the others still run; the exit status is then 1.
-# Needs python3.
+# The script first builds the programs with the device's cargo feature (cuda, wgpu or vulkan).
+# --binaries DIR uses existing ones: a folder with `mtil-bench` and `step`. --quick uses tiny sizes
+# and few steps, to try the script on a machine without a GPU (--device wgpu --size tiny).
+#
+# A part that fails or takes longer than half an hour (two hours with --quick) is recorded with its
+# message. The other parts still run, and the exit status is 1. Needs python3.
 set -uo pipefail
 here=$(realpath "$0")
 
@@ -30,15 +36,21 @@ while [ $# -gt 0 ]; do
     --binaries) binaries=$2; shift 2 ;;
     --size) size=$2; shift 2 ;;
     --quick) quick=1; shift ;;
-    -h | --help) sed -n '2,17p' "$here" | cut -c3-; exit 0 ;;
-    *) echo "gpu_check.sh: unknown argument $1; --help says what there is" >&2; exit 2 ;;
+    -h | --help) sed -n '2,23p' "$here" | cut -c3-; exit 0 ;;
+    *) echo "gpu_check.sh: unknown argument $1; see --help" >&2; exit 2 ;;
   esac
 done
 backend=${device%%:*}
-case "$backend" in cuda | wgpu | vulkan | flex) ;; *) echo "gpu_check.sh: --device $device: cuda:N, wgpu:N, vulkan:N or flex" >&2; exit 2 ;; esac
+case "$backend" in
+  cuda | wgpu | vulkan | flex) ;;
+  *) echo "gpu_check.sh: --device $device: cuda:N, wgpu:N, vulkan:N or flex" >&2; exit 2 ;;
+esac
 
-# Paths are meant from where it was called, and where the results go is tried first.
-mkdir -p "$(dirname "$out")" && touch "$out" || { echo "gpu_check.sh: cannot write $out; choose another --out" >&2; exit 1; }
+# Resolve relative paths before changing the folder, and fail early if the output is not writable.
+mkdir -p "$(dirname "$out")" && touch "$out" || {
+  echo "gpu_check.sh: cannot write $out; choose another --out" >&2
+  exit 1
+}
 out=$(realpath "$out")
 [ -z "$binaries" ] || binaries=$(realpath "$binaries") || exit 1
 cd "$(dirname "$here")/.." || exit 1
@@ -48,12 +60,14 @@ trap 'rm -rf "$work"' EXIT
 failed=0
 parts=()
 step() { printf '\n== %s\n' "$*" >&2; }
-# part NAME JSON-FILE: a finished part.
+# part NAME JSON-FILE: adds the results of a finished part.
 part() { parts+=("$1=$2"); }
-# record NAME COMMAND…: its output, or the last line of it, must be JSON; otherwise the part is its message. No part takes longer than this;
-# a software driver, for which --quick is, compiles shaders for most of an hour.
+# Seconds after which a part is stopped. A software driver, which --quick is meant for, compiles
+# shaders for most of an hour.
 longest=1800
 [ -z "$quick" ] || longest=7200
+# record NAME COMMAND…: runs a part. Its result is its output or the last line of it, which must be
+# JSON, otherwise its error message.
 record() {
   local name=$1 file="$work/$1.json" status
   shift
@@ -88,20 +102,26 @@ PY
   part "$name" "$file"
 }
 
-command -v python3 >/dev/null || { echo "gpu_check.sh: python3 is missing; it puts the results together" >&2; exit 1; }
+command -v python3 >/dev/null || {
+  echo "gpu_check.sh: python3 is missing; it merges the results" >&2
+  exit 1
+}
 if [ -z "$binaries" ]; then
   feature=()
   [ "$backend" = flex ] || feature=(--features "$backend")
   step "building for $backend"
   MTIL_BENCH_COMMIT=$(git rev-parse --short=12 HEAD 2>/dev/null) && export MTIL_BENCH_COMMIT
   cargo build --release --workspace --bins "${feature[@]}" || exit 1
-  target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+  target=$(cargo metadata --format-version 1 --no-deps |
+    sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
   binaries="$target/release"
   step "tests on $backend"
   tests=(env "BURN_DEVICE=$backend" "CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal}"
     cargo test --release -p clip-losses -p gnsp-optimizer -p gnsp-tests "${feature[@]}")
-  if { "${tests[@]}" --lib --test behaviour -- --skip properties:: && "${tests[@]}" --test parity -- clip_parity:: backends::; } \
-    >"$work/tests.out" 2>&1 &&
+  if {
+    "${tests[@]}" --lib --test behaviour -- --skip properties:: &&
+      "${tests[@]}" --test parity -- clip_parity:: backends::
+  } >"$work/tests.out" 2>&1 &&
     ! grep -q "SKIPPED: $backend " "$work/tests.out"; then
     echo '{"passed": true}' >"$work/tests.json"
   else
@@ -120,15 +140,19 @@ done
 steps=20 batch=64 sizes=tiny,vit-b-32,vit-b-16,vit-l-14 repetitions=10 run=(--quick)
 if [ -n "$quick" ]; then
   steps=2 batch=8 sizes=tiny repetitions=2
-  run=(--quick --tasks shapes,digits --set steps=3 --set batch=8 --set reference_batch=8 --eval-subset 20)
+  run=(--quick --tasks shapes,digits --set steps=3 --set batch=8 --set reference_batch=8
+    --eval-subset 20)
 fi
 
 step "device compare"
-compare=("$bench" device compare --sizes "$sizes" --repetitions "$repetitions" --out "$work/compare")
+compare=("$bench" device compare --sizes "$sizes" --repetitions "$repetitions"
+  --out "$work/compare")
 [ -z "$quick" ] || compare+=(--limit 0)
-if [ "$backend" = flex ]; then compare+=(--devices flex); else compare+=(--devices "flex,$device"); fi
+devices=flex
+[ "$backend" = flex ] || devices="flex,$device"
+compare+=(--devices "$devices")
 record compare "${compare[@]}" --json
-# Figures that are missing, and results that are not those of flex, are no success.
+# Missing measurements and results that differ from those of flex are failures.
 python3 - "$work/compare.json" <<'PY' || failed=1
 import json, sys
 
@@ -149,38 +173,45 @@ print("\n".join(wrong), file=sys.stderr)
 sys.exit(bool(wrong))
 PY
 
-record mini "$bench" run "${run[@]}" --methods finetune,gnsp --device "$device" --no-checkpoints --out "$work/mini" --json
+record mini "$bench" run "${run[@]}" --methods finetune,gnsp --device "$device" --no-checkpoints \
+  --out "$work/mini" --json
 
 mkdir -p "$work/step"
 "$one" make "$work/step" --size "$size" >/dev/null || failed=1
 shape=(--steps "$steps" --batch "$batch" --reference-batch "$batch")
-record step-f32 "$one" train "$work/step" --device "$device" "${shape[@]}"
+train=("$one" train "$work/step" --device "$device")
+record step-f32 "${train[@]}" "${shape[@]}"
 # Burn does not compute in bf16 on wgpu and vulkan.
-case "$backend" in cuda | flex) record step-bf16 "$one" train "$work/step" --device "$device" --bf16 "${shape[@]}" ;; esac
-record step-checkpointing "$one" train "$work/step" --device "$device" --checkpointing "${shape[@]}"
-record step-half-reference "$one" train "$work/step" --device "$device" --half-reference "${shape[@]}"
+case "$backend" in cuda | flex) record step-bf16 "${train[@]}" --bf16 "${shape[@]}" ;; esac
+record step-checkpointing "${train[@]}" --checkpointing "${shape[@]}"
+record step-half-reference "${train[@]}" --half-reference "${shape[@]}"
 if [ "$backend" = cuda ]; then
-  # CubeCL chooses TF32 tensor cores where its tuner may: a full search beside the default one.
-  record step-tuned env CUBECL_AUTOTUNE_LEVEL=full "$one" train "$work/step" --device "$device" "${shape[@]}"
+  # CubeCL's tuner may choose TF32 tensor cores: compare a full search with the default one.
+  record step-tuned env CUBECL_AUTOTUNE_LEVEL=full "${train[@]}" "${shape[@]}"
 fi
-if [ "$backend" = cuda ] && python3 -c 'import clip, safetensors, torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+torch_works='import clip, safetensors, torch, sys; sys.exit(not torch.cuda.is_available())'
+if [ "$backend" = cuda ] && python3 -c "$torch_works" 2>/dev/null; then
   for variant in reference tuned compiled; do
     for dtype in f32 tf32 bf16; do
-      record "torch-$variant-$dtype" python3 benches/pytorch/gnsp_step.py "$variant" "$work/step" --device "$device" --dtype "$dtype" "${shape[@]}"
+      record "torch-$variant-$dtype" python3 benches/pytorch/gnsp_step.py "$variant" "$work/step" \
+        --device "$device" --dtype "$dtype" "${shape[@]}"
     done
   done
 else
-  printf '\n==== SKIPPED: PyTorch (python3 needs torch with CUDA, safetensors and openai-clip) ====\n' >&2
+  why="python3 needs torch with CUDA, safetensors and openai-clip"
+  printf '\n==== SKIPPED: PyTorch (%s) ====\n' "$why" >&2
 fi
 
-if ! python3 - "$out" "$device" "$(git rev-parse HEAD 2>/dev/null || echo unknown)" "${parts[@]}" <<'PY'
+commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+if ! python3 - "$out" "$device" "$commit" "${parts[@]}" <<'PY'
 import json, os, platform, subprocess, sys, tempfile
 
 out, device, commit, *parts = sys.argv[1:]
 result = {"device": device, "commit": commit, "machine": platform.platform()}
 try:
-    result["gpu"] = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
-                                   capture_output=True, text=True, check=True).stdout.strip()
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=True)
+    result["gpu"] = done.stdout.strip()
 except (OSError, subprocess.CalledProcessError):
     result["gpu"] = None
 for part in parts:

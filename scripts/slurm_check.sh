@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# A sweep on a real SLURM: a controller and one node of two CPUs, on this machine and for this check only.
+# Tests a sweep on SLURM: a temporary controller and a node of two CPUs on this machine.
 #
 #   bash scripts/slurm_check.sh target/release/mtil-bench
 #
-# Needs root and SLURM's daemons (Debian: apt-get install slurm-wlm munge), and builds nothing. What is shown: the script of
-# `sweep plan` is taken by sbatch, two runs work at the same time, a run that gets SIGINT stops cleanly and is put back into the
-# queue by the script, a run that SLURM kills and requeues is resumed, and the interrupted run's accuracies are those of a run
-# that was never interrupted.
+# Needs root and SLURM's daemons (Debian: apt-get install slurm-wlm munge), and builds nothing. The
+# test checks that
+#
+# - sbatch accepts the script of `sweep plan`,
+# - two runs run at the same time,
+# - a run that gets SIGINT stops cleanly, and the script requeues it,
+# - a run that SLURM kills and requeues is resumed,
+# - the accuracies of an interrupted run equal those of an uninterrupted one.
 set -euo pipefail
 
 skip() { printf '\n==== SKIPPED: %s ====\n\n' "$*"; exit 0; }
@@ -28,7 +32,7 @@ daemons=()
 job=
 finish() {
   status=$?
-  # Of this check's own controller: SLURM_CONF is set before there is a job.
+  # This addresses the temporary controller, because SLURM_CONF is set before any job.
   if [ -n "$job" ]; then
     scancel "$job" >/dev/null 2>&1 || true
     sleep 1
@@ -39,14 +43,14 @@ finish() {
   done
   if [ "$status" -ne 0 ]; then
     for log in "$work"/*.log; do printf '\n-- %s\n' "$log"; tail -n 15 "$log"; done
-    echo "left in $work"
+    echo "files kept in $work"
   else
     rm -rf "$work"
   fi
 }
 trap finish EXIT
 
-# until SECONDS WHAT COMMAND…: waits until the command succeeds.
+# until_ SECONDS WHAT COMMAND…: waits until the command succeeds.
 until_() {
   local end=$((SECONDS + $1)) what=$2
   shift 2
@@ -62,10 +66,11 @@ mkdir -p "$work"/{munge,state,spool}
 chmod 755 "$work/munge"
 (umask 077; head -c 128 /dev/urandom >"$work/munge/key")
 munged --foreground --force --key-file="$work/munge/key" --socket="$work/munge/socket" \
-  --pid-file="$work/munge/pid" --log-file="$work/munge/log" --seed-file="$work/munge/seed" >"$work/munged.log" 2>&1 &
+  --pid-file="$work/munge/pid" --log-file="$work/munge/log" --seed-file="$work/munge/seed" \
+  >"$work/munged.log" 2>&1 &
 daemons+=($!)
 until_ 20 "munged answers" test -S "$work/munge/socket"
-# Ports of its own. Credentials are short, as a requeued job waits for the old one to expire.
+# Separate ports. Credentials expire soon, because a requeued job waits for the old one to expire.
 cat >"$work/slurm.conf" <<EOF
 ClusterName=check
 SlurmctldHost=$host(127.0.0.1)
@@ -115,27 +120,29 @@ sweep="$work/a sweep"
 shared=(--quick --tasks "shapes,digits" --eval-subset 20 --no-checkpoints --save-every 20)
 cd "$work"
 plan() {
-  "$binary" sweep plan "$sweep" --methods finetune,gnsp --seeds 42,43 --set steps=150 --set batch=8 \
-    --set reference_batch=8 -- "${shared[@]}"
+  "$binary" sweep plan "$sweep" --methods finetune,gnsp --seeds 42,43 \
+    --set steps=150 --set batch=8 --set reference_batch=8 -- "${shared[@]}"
 }
 plan
-plan >/dev/null 2>&1 || die "the same request again is not harmless"
-"$binary" sweep status "$sweep" 2>/dev/null && die "a sweep that was not begun is called complete"
+plan >/dev/null 2>&1 || die "planning the same sweep again fails"
+"$binary" sweep status "$sweep" 2>/dev/null && die "a sweep without runs is reported as complete"
 grep '^#SBATCH' "$sweep/sweep.sbatch"
 
 step sbatch
 job=$(sbatch --parsable --cpus-per-task=1 --time=30 "$sweep/sweep.sbatch")
 show() { squeue --array --format='%.10i %.9P %.10j %.3t %.8M %R'; }
-# status LINE: how far the run of a line is.
+# status LINE: the state of the run of a line.
 status() { "$binary" sweep status "$sweep" 2>/dev/null | awk -v line="$1" '$1 == line' || true; }
-beyond() { status "$1" | grep -Eq 'in work: task 1 of 2, update ([3-9][0-9]|1[0-9][0-9]) '; }
+beyond() { status "$1" | grep -Eq 'running: task 1 of 2, step ([3-9][0-9]|1[0-9][0-9]) '; }
 restarts() { scontrol show job "${job}_$1" | grep -o 'Restarts=[0-9]*'; }
-until_ 300 "line 1 is in work" beyond 1
+until_ 300 "line 1 is running" beyond 1
 show
-[ "$(squeue --noheader --array --states=RUNNING --format=%i | wc -l)" -le 2 ] || die "more than 2 at once"
+[ "$(squeue --noheader --array --states=RUNNING --format=%i | wc -l)" -le 2 ] ||
+  die "more than 2 at once"
 
-step "line 1 gets the signal that SLURM sends before the time ends"
-# By its own number: for JOB_TASK scancel tries again until the job that was put back runs, and stops that one too.
+step "line 1 gets the signal that SLURM sends before the time limit"
+# Addressed by job number: for JOB_TASK scancel repeats the signal until the requeued job runs, and
+# stops that one too.
 task=$(squeue --noheader --array --states=RUNNING --format='%A %K' | awk '$2 == 1 { print $1 }')
 timeout 5 scancel --batch --signal=INT "$task" || true
 requeued() { [ "$(restarts "$1")" = Restarts=1 ]; }
@@ -143,16 +150,17 @@ until_ 120 "line 1 is back in the queue" requeued 1
 show
 status 1
 cat "$sweep/logs/slurm-"*_1.out
-# A run that stops cleanly ends with 1, one that the signal ends with 130.
-grep -q "attempt 1: status 1, stopped by a signal" "$sweep/logs/slurm-"*_1.out || die "line 1 was not stopped cleanly"
+# The exit status is 1 after a clean stop, and 130 if the signal kills the run.
+grep -q "attempt 1: status 1, stopped by a signal" "$sweep/logs/slurm-"*_1.out ||
+  die "line 1 was not stopped cleanly"
 
 step "line 3 is killed and requeued by SLURM"
-until_ 600 "line 3 is in work" beyond 3
+until_ 600 "line 3 is running" beyond 3
 scontrol requeue "${job}_3"
 until_ 120 "line 3 is back in the queue" requeued 3
 show
 
-step "everything ends"
+step "all runs complete"
 complete() { "$binary" sweep status "$sweep" >"$work/status.txt" 2>/dev/null; }
 until_ 1800 "all runs are complete" complete
 cat "$work/status.txt"
@@ -167,10 +175,10 @@ done
 resumed=$({ grep -l '"event":"resume"' "$sweep"/runs/mini/*/*/events.jsonl || true; } | wc -l)
 [ "$resumed" -eq 2 ] || die "$resumed runs were resumed, not 2"
 
-step "the interrupted run beside one that was not"
+step "the interrupted run equals an uninterrupted one"
 interrupted="$sweep/runs/mini/finetune,steps=150,batch=8,reference_batch=8,seed=42/finetune"
-"$binary" run --methods finetune --seed 42 --set steps=150 --set batch=8 --set reference_batch=8 --out whole \
-  "${shared[@]}" >whole.log 2>&1
+"$binary" run --methods finetune --seed 42 --set steps=150 --set batch=8 \
+  --set reference_batch=8 --out whole "${shared[@]}" >whole.log 2>&1
 cmp "$interrupted/matrix.json" whole/finetune/matrix.json || die "the accuracies differ"
 echo "matrix.json is the same, byte for byte"
 
