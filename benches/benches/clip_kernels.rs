@@ -1,6 +1,7 @@
-//! The branches of a transformer block, fused and in Burn's own operations: forward, and forward
-//! and backward as GNSP trains them, with gradients of the MLP's weights and of what comes from the
-//! blocks below.
+//! Benchmarks of the branches of a transformer block, fused and in Burn's own operations.
+//!
+//! The backward passes compute what GNSP needs: the gradients of the MLP's weights and of the
+//! input.
 //!
 //! `cargo bench -p gnsp-benches --bench clip_kernels`
 
@@ -11,8 +12,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use clip_kernels::{
-    Activation, AdamWSettings, AttentionBranch, FusedAdamW, Kernels, LayerNorm, Linear, MlpBranch,
-    Queries,
+    ActivationFunction, AdamWSettings, AttentionBranch, FusedAdamW, Kernels, LayerNormParams,
+    LinearParams, MlpBranch, Queries,
 };
 use divan::Bencher;
 use gnsp_benches::{
@@ -20,7 +21,7 @@ use gnsp_benches::{
     yardstick::{PRODUCTS, Product},
 };
 
-/// As the binary of the benchmark has it.
+/// The allocator of `mtil-bench`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -33,7 +34,7 @@ fn yardstick(bencher: Bencher<'_, '_>, product: Product) {
     product.bench(bencher);
 }
 
-/// What goes through a branch, and how.
+/// Shape of the input, and the kernels.
 #[derive(Clone, Copy)]
 struct Case {
     batch: usize,
@@ -42,7 +43,7 @@ struct Case {
     fused: bool,
 }
 
-/// Images of the embedded model and of ViT-B/16.
+/// Batches of images of the embedded model and of ViT-B/16.
 const CASES: [Case; 4] = [
     Case::new(64, 17, 128, true),
     Case::new(64, 17, 128, false),
@@ -60,7 +61,7 @@ impl Case {
         }
     }
 
-    /// Of the MLP.
+    /// Returns the width of the hidden layer of the MLP.
     fn hidden(self) -> usize {
         4 * self.width
     }
@@ -69,8 +70,8 @@ impl Case {
         values([self.batch, self.tokens, self.width], 1, device)
     }
 
-    fn norm(self, device: &Device) -> LayerNorm {
-        LayerNorm {
+    fn norm(self, device: &Device) -> LayerNormParams {
+        LayerNormParams {
             gamma: values([self.width], 2, device),
             beta: values([self.width], 3, device),
             epsilon: 1e-5,
@@ -99,7 +100,7 @@ impl Case {
         MlpBranch {
             norm: self.norm(device),
             c_fc: linear([self.width, self.hidden()], 6, device),
-            activation: Activation::QuickGelu,
+            activation: ActivationFunction::QuickGelu,
             c_proj: linear([self.hidden(), self.width], 7, device),
             kernels: self.kernels(),
         }
@@ -108,13 +109,19 @@ impl Case {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let way = if self.fused { "fused" } else { "plain" };
-        write!(f, "{}x{}x{} {way}", self.batch, self.tokens, self.width)
+        let kernels = if self.fused { "fused" } else { "plain" };
+        let Self {
+            batch,
+            tokens,
+            width,
+            ..
+        } = self;
+        write!(f, "{batch}x{tokens}x{width} {kernels}")
     }
 }
 
-fn linear(shape: [usize; 2], seed: u64, device: &Device) -> Linear {
-    Linear {
+fn linear(shape: [usize; 2], seed: u64, device: &Device) -> LinearParams {
+    LinearParams {
         weight: weight(shape, seed, device),
         bias: values([shape[1]], seed, device),
     }
@@ -164,8 +171,8 @@ fn layer_norm(bencher: Bencher<'_, '_>, case: Case) {
     bencher.bench_local(|| clip_kernels::layer_norm(x.clone(), norm.clone(), case.kernels()));
 }
 
-/// Of the hidden layer of an MLP.
-fn activate(bencher: Bencher<'_, '_>, case: Case, activation: Activation) {
+/// Benchmarks the activation of the hidden layer of an MLP.
+fn activate(bencher: Bencher<'_, '_>, case: Case, activation: ActivationFunction) {
     let shape = [case.batch, case.tokens, case.hidden()];
     let x = values(shape, 1, &Device::flex());
     bencher.bench_local(|| clip_kernels::activate(x.clone(), activation, case.kernels()));
@@ -173,12 +180,12 @@ fn activate(bencher: Bencher<'_, '_>, case: Case, activation: Activation) {
 
 #[divan::bench(args = CASES, max_time = 2)]
 fn quick_gelu(bencher: Bencher<'_, '_>, case: Case) {
-    activate(bencher, case, Activation::QuickGelu);
+    activate(bencher, case, ActivationFunction::QuickGelu);
 }
 
 #[divan::bench(args = CASES, max_time = 2)]
 fn gelu(bencher: Bencher<'_, '_>, case: Case) {
-    activate(bencher, case, Activation::Gelu);
+    activate(bencher, case, ActivationFunction::Gelu);
 }
 
 #[divan::bench(max_time = 2)]
@@ -202,7 +209,7 @@ fn adamw_of_1m_burn(bencher: Bencher<'_, '_>) {
     update_1m(bencher, config.build());
 }
 
-/// Updates a parameter that nobody else holds, as in training: it may be changed in place.
+/// Benchmarks the step of a uniquely owned parameter, which allows updates in place as in training.
 fn update_1m<O: Optimizer>(bencher: Bencher<'_, '_>, optimizer: O) {
     let device = Device::flex();
     let mut held = Some((values([1000, 1000], 1, &device), None));
@@ -210,7 +217,7 @@ fn update_1m<O: Optimizer>(bencher: Bencher<'_, '_>, optimizer: O) {
     bencher
         .with_inputs(|| Tensor::<2>::from_data(gradient.clone(), &device))
         .bench_local_values(|gradient| {
-            let (parameter, state) = held.take().expect("it is put back");
+            let (parameter, state) = held.take().expect("stored by the previous step");
             held = Some(optimizer.step(1e-5, parameter, gradient, state));
         });
 }

@@ -1,5 +1,5 @@
-//! The towers, the tokenizer and the preprocessing: of the embedded model, and of ViT-B/32 with
-//! random weights.
+//! Benchmarks of the towers, the tokenizer and the preprocessing, with the embedded model and
+//! ViT-B/32 with random weights.
 //!
 //! `cargo bench -p gnsp-benches --bench clip_model`
 
@@ -15,7 +15,7 @@ use gnsp_benches::{
 };
 use image::{DynamicImage, Rgb, RgbImage};
 
-/// As the binary of the benchmark has it.
+/// The allocator of `mtil-bench`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -28,15 +28,15 @@ fn yardstick(bencher: Bencher<'_, '_>, product: Product) {
     product.bench(bencher);
 }
 
-/// Drawing its weights takes seconds.
+/// Shared, because drawing its weights takes seconds.
 static VIT_B_32: LazyLock<ClipModel> =
     LazyLock::new(|| ClipConfig::vit_b_32().init(1, &Device::flex()));
 
 fn embedded() -> Clip {
-    mini_world::embedded::clip_mini(&Device::flex()).expect("it is embedded")
+    mini_world::embedded::clip_mini(&Device::flex()).expect("the embedded model loads")
 }
 
-/// Tokens of a text of OpenAI's models.
+/// Context length of OpenAI's models.
 const CONTEXT: usize = 77;
 
 #[divan::bench(max_time = 3)]
@@ -83,7 +83,7 @@ fn tokenize_100_prompts(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// From a decoded photograph to what the image tower takes.
+/// From a decoded photograph to the input tensor of the image tower.
 #[divan::bench(max_time = 2)]
 fn preprocess_500x375(bencher: Bencher<'_, '_>) {
     let side = 500;

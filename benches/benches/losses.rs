@@ -1,4 +1,4 @@
-//! Every loss, forward, and forward and backward: on 64 pairs, or 64 images and 100 classes.
+//! Benchmarks of every loss, forward and backward, on 64 pairs or on 64 images and 100 classes.
 //!
 //! `cargo bench -p gnsp-benches --bench losses`
 
@@ -9,7 +9,7 @@ use gnsp_benches::{
     yardstick::{PRODUCTS, Product},
 };
 
-/// As the binary of the benchmark has it.
+/// The allocator of `mtil-bench`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -22,7 +22,7 @@ fn yardstick(bencher: Bencher<'_, '_>, product: Product) {
     product.bench(bencher);
 }
 
-/// How much of a loss is computed.
+/// Passes to compute.
 #[derive(Debug, Clone, Copy)]
 enum Pass {
     Forward,
@@ -31,15 +31,15 @@ enum Pass {
 
 const PASSES: [Pass; 2] = [Pass::Forward, Pass::ForwardAndBackward];
 
-/// Pairs of image and text.
+/// Shape of the logits of image-text pairs.
 const PAIRS: [usize; 2] = [64, 64];
-/// Images and classes.
+/// Shape of the logits of images and classes.
 const CLASSES: [usize; 2] = [64, 100];
-// Of the published runs (GNSP `src/args.py`).
+// The values of the published runs (GNSP `src/args.py`).
 const SMOOTHING: f64 = 0.2;
 const TEMPERATURE: f64 = 2.0;
 
-/// The loss of logits of this shape.
+/// Benchmarks a loss on logits of this shape.
 fn measure(
     bencher: Bencher<'_, '_>,
     pass: Pass,
@@ -58,7 +58,7 @@ fn measure(
     }
 }
 
-/// Of the pairs; every fourth is of the same label.
+/// Returns the labels of the pairs, four of each label.
 fn labels() -> Vec<usize> {
     (0..PAIRS[0]).map(|i| i % 16).collect()
 }

@@ -1,4 +1,4 @@
-//! What a run spends its time in: training steps, evaluation, and drawing the mini world.
+//! Benchmarks of the parts of a run: training steps, evaluation, and drawing the mini world.
 //!
 //! `cargo bench -p gnsp-benches --bench mtil_bench`
 
@@ -9,7 +9,7 @@ use gnsp_benches::{
     fixtures::{mtil_prompts, values},
     yardstick::{PRODUCTS, Product},
 };
-use gnsp_optimizer::{Memory, Policy, Recorder};
+use gnsp_optimizer::{Memory, Policy};
 use mini_world as mini;
 use mini_world::MiniSizes;
 use mtil_bench::compare::{Size, measure::config};
@@ -18,10 +18,10 @@ use mtil_engine::{
     batch::Images,
     eval::{EvalOptions, Evaluator, zero_shot_head},
     recording::InputRecorder,
-    run::{Optimizations, Step, StepInputs, StepOptions},
+    run::{GnspStep, Optimizations, StepInputs, StepOptions},
 };
 
-/// As the binary of the benchmark has it.
+/// The allocator of `mtil-bench`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -34,7 +34,7 @@ fn yardstick(bencher: Bencher<'_, '_>, product: Product) {
     product.bench(bencher);
 }
 
-/// Task images and reference pairs of a step.
+/// Task images and reference pairs of a training step.
 const BATCH: usize = 8;
 const CLASSES: usize = 100;
 
@@ -44,11 +44,11 @@ fn tokens(count: usize) -> TokenBatch {
         .expect("prompts are texts")
 }
 
-/// What a model remembers of a first task.
-fn remembered(model: &ClipModel, pixels: Tensor<4>) -> Memory {
-    let mut inputs = InputRecorder::new(Recorder::new(&Policy::gnsp()));
+/// Returns the Gram matrices of a first task.
+fn gram_memory(model: &ClipModel, pixels: Tensor<4>) -> Memory {
+    let mut memory = Memory::new(Policy::gnsp());
+    let mut inputs = InputRecorder::new(memory.recorder(model));
     model.encode_image_observed(pixels, &mut inputs);
-    let mut memory = Memory::new();
     let recorder = inputs.finish().expect("finite rows");
     memory.absorb(recorder).expect("the memory is empty");
     memory
@@ -59,7 +59,7 @@ fn training_step(bencher: Bencher<'_, '_>, optimizations: Optimizations) {
     let side = config.vision.image_size;
     let model = config.init(1, &device);
     let pixels = |seed| values([BATCH, 3, side, side], seed, &device);
-    let memory = remembered(&model, pixels(1));
+    let memory = gram_memory(&model, pixels(1));
     let inputs = StepInputs {
         pixels: pixels(2),
         labels: (0..BATCH).map(|i| i * 7 % CLASSES).collect(),
@@ -72,18 +72,18 @@ fn training_step(bencher: Bencher<'_, '_>, optimizations: Optimizations) {
         optimizations,
         ..StepOptions::default()
     };
-    let mut step = Step::new(&model, &memory, inputs, options).expect("its own memory");
+    let mut step = GnspStep::new(&model, &memory, inputs, options).expect("its own memory");
     drop((model, memory));
     bencher.bench_local(|| step.run());
 }
 
-/// On a task after the first, of a CLIP of two layers a tower.
+/// A training step after the first task, of a CLIP with two layers per tower.
 #[divan::bench(max_time = 3)]
 fn gnsp_training_step(bencher: Bencher<'_, '_>) {
     training_step(bencher, Optimizations::default());
 }
 
-/// The same in Burn's own operations.
+/// The same step in Burn's own operations.
 #[divan::bench(max_time = 3)]
 fn gnsp_training_step_not_fused(bencher: Bencher<'_, '_>) {
     let optimizations = Optimizations {
@@ -99,10 +99,10 @@ fn draw_192_pretraining_pairs() -> usize {
 }
 
 fn embedded() -> Clip {
-    mini_world::embedded::clip_mini(&Device::flex()).expect("it is embedded")
+    mini_world::embedded::clip_mini(&Device::flex()).expect("the embedded model loads")
 }
 
-/// The mini suite with 128 test images a task.
+/// Returns the mini suite with 128 test images per task.
 fn small_suite() -> Suite {
     let sizes = MiniSizes {
         train_per_task: 1,
@@ -113,7 +113,7 @@ fn small_suite() -> Suite {
     mini::suite(1, sizes)
 }
 
-/// The classifier of the first task, from all its prompts.
+/// Zero-shot classifier of the first task, from all its prompts.
 #[divan::bench(max_time = 3)]
 fn make_zero_shot_head(bencher: Bencher<'_, '_>) {
     let (clip, suite) = (embedded(), small_suite());
@@ -124,7 +124,8 @@ fn make_zero_shot_head(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// Its accuracy, with the head, and with drawing and preparing the images.
+/// Accuracy on the first task, including the classifier, and drawing and preprocessing of the
+/// images.
 #[divan::bench(max_time = 3)]
 fn evaluate_128_images(bencher: Bencher<'_, '_>) {
     let (clip, suite) = (embedded(), small_suite());

@@ -1,15 +1,18 @@
-//! Pictures with the statistics of natural ones, from a seed: overlapping leaves of all sizes (the
-//! dead leaves model; Lee, Mumford and Huang 2001, *Occlusion models for natural images*).
+//! Dead leaves images: synthetic images with the statistics of natural ones, made of overlapping
+//! disks of all sizes (Lee, Mumford and Huang 2001, *Occlusion models for natural images*).
 
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
-/// Radii of the leaves in pixels; their density falls with the cube of the radius, which makes the
-/// picture look the same at every scale.
+/// Range of the radii of the leaves in pixels. The density falls with the cube of the radius, which
+/// makes the image scale invariant.
 const RADII: (f32, f32) = (3.0, 100.0);
 const LEAVES: usize = 3000;
 
-/// A picture of values in `0..1`, as `[3, side, side]`.
+/// Generates an image of values in `0..1`.
+///
+/// # Shapes
+/// - output: `[3, side, side]`, row-major
 pub fn picture(side: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let plane = side * side;
@@ -49,7 +52,7 @@ pub fn picture(side: usize, seed: u64) -> Vec<f32> {
     picture
 }
 
-/// Uniform numbers in `-1..1`.
+/// Generates uniform numbers in `-1..1`.
 pub fn noise(count: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()

@@ -1,4 +1,4 @@
-//! Inputs of the benches, the same in every run.
+//! Deterministic inputs of the benchmarks.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use mini_world as mini;
@@ -7,12 +7,13 @@ use mtil_engine::eval::prompt;
 
 use crate::dead_leaves::noise;
 
-/// Uniform values in `-1..1`.
+/// Returns a tensor of uniform values in `-1..1`.
 pub fn values<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
     scaled(shape, 1.0, seed, device)
 }
 
-/// A weight `[in, out]`, so that what a layer makes of values is about as large as the values.
+/// Returns a weight `[in, out]`, scaled so that the outputs of a layer are about as large as its
+/// inputs.
 pub fn weight(shape: [usize; 2], seed: u64, device: &Device) -> Tensor<2> {
     scaled(shape, (shape[0] as f32).powf(-0.5), seed, device)
 }
@@ -23,7 +24,7 @@ fn scaled<const D: usize>(shape: [usize; D], scale: f32, seed: u64, device: &Dev
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// Prompts of classes of MTIL, from all its datasets.
+/// Returns prompts of classes of MTIL, from all its datasets.
 pub fn mtil_prompts(count: usize) -> Vec<String> {
     let tasks = Spec::all().iter().filter(|spec| spec.is_task());
     let all: Vec<String> = tasks
@@ -37,7 +38,7 @@ pub fn mtil_prompts(count: usize) -> Vec<String> {
     (0..count).map(|i| all[i * 7 % all.len()].clone()).collect()
 }
 
-/// Prompts of classes of the mini world, which the embedded model knows.
+/// Returns prompts of classes of the mini world.
 pub fn mini_prompts(count: usize) -> Vec<String> {
     let all: Vec<String> = mini::tasks()
         .iter()

@@ -1,10 +1,10 @@
-//! What the benches share.
+//! Shared code of the benchmarks.
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
-//! | [`yardstick`] | the product of matrices that figures are compared with |
+//! | [`yardstick`] | matrix products as a baseline for all figures |
 //! | [`fixtures`] | tensors and prompts |
-//! | [`dead_leaves`] | pictures with the statistics of natural ones |
+//! | [`dead_leaves`] | synthetic images with the statistics of natural ones |
 #![warn(missing_docs)]
 
 pub mod dead_leaves;

@@ -1,5 +1,5 @@
-//! Products of matrices that every bench file measures in the same run as its own work. Figures of
-//! two machines compare as ratios to them, not as times.
+//! Baseline matrix products that every benchmark also measures. Figures of two machines compare as
+//! ratios to these products, not as times.
 
 use std::fmt;
 
@@ -8,18 +8,18 @@ use divan::Bencher;
 
 use crate::fixtures::values;
 
-/// `[rows, inner] · [inner, columns]` in `f32`, on Burn's host backend.
+/// A product `[rows, inner] · [inner, columns]` in `f32` on Burn's host backend.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
-    /// Of the left matrix.
+    /// Rows of the left matrix.
     pub rows: usize,
     /// Columns of the left matrix and rows of the right one.
     pub inner: usize,
-    /// Of the right matrix.
+    /// Columns of the right matrix.
     pub columns: usize,
 }
 
-/// The first layer of an MLP: of the embedded model on 64 images, and of ViT-B/16 on two.
+/// Products of the first layer of an MLP: of the embedded model on 64 images, of ViT-B/16 on two.
 pub const PRODUCTS: [Product; 2] = [
     Product {
         rows: 64 * 17,
@@ -34,7 +34,7 @@ pub const PRODUCTS: [Product; 2] = [
 ];
 
 impl Product {
-    /// Measures it.
+    /// Benchmarks the product.
     pub fn bench(self, bencher: Bencher<'_, '_>) {
         let device = Device::flex();
         let left = values([self.rows, self.inner], 1, &device);

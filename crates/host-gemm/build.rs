@@ -1,6 +1,6 @@
-//! Links the system's BLAS with feature `blas`.
+//! Build script that links the system's BLAS with feature `blas`.
 
-/// The pkg-config package with the C interface of the BLAS, such as `blis`.
+/// The environment variable that names the pkg-config package of the BLAS, such as `blis`.
 const PACKAGE: &str = "HOST_GEMM_PACKAGE";
 
 fn main() {
@@ -13,7 +13,7 @@ fn main() {
 fn blas() {
     let package = std::env::var(PACKAGE).unwrap_or_else(|_| "openblas".to_owned());
     if let Err(error) = link(&package) {
-        // What cargo shows of a build script that fails is its standard error.
+        // Cargo shows the standard error of a build script that fails.
         eprintln!("\nhost-gemm: {error}\n");
         std::process::exit(1);
     }
@@ -21,11 +21,11 @@ fn blas() {
 
 #[cfg(feature = "blas")]
 fn link(package: &str) -> Result<(), String> {
-    // Documentation and type checks need no library.
+    // docs.rs has no BLAS, and documentation needs none.
     if std::env::var_os("DOCS_RS").is_some() {
         return Ok(());
     }
-    let cure = "Debian: apt-get install libopenblas-dev pkg-config";
+    let install = "Debian: apt-get install libopenblas-dev pkg-config";
     let library = pkg_config::Config::new()
         .cargo_metadata(false)
         .probe(package)
@@ -35,20 +35,21 @@ fn link(package: &str) -> Result<(), String> {
                 _ => format!("pkg-config knows no package `{package}`"),
             };
             format!(
-                "feature `blas` needs a BLAS with its C interface: {reason}.\n{cure}\n\
+                "feature `blas` needs a BLAS with its C interface: {reason}.\n{install}\n\
                  Or name another package: {PACKAGE}=blis. Or build without the feature."
             )
         })?;
     let settings = pkg_config::get_variable(package, "openblas_config").unwrap_or_default();
-    let wide = |name: &str| name.ends_with("64") || name.contains("ilp64");
-    if wide(package)
-        || library.libs.iter().any(|name| wide(name))
+    let is_ilp64 = |name: &str| name.ends_with("64") || name.contains("ilp64");
+    if is_ilp64(package)
+        || library.libs.iter().any(|name| is_ilp64(name))
         || settings
             .split_whitespace()
             .any(|word| word == "USE_64BITINT=1")
     {
         return Err(format!(
-            "the BLAS of package `{package}` counts in 64-bit integers, and this crate calls it with 32-bit ones.\n{cure}"
+            "the BLAS of package `{package}` has 64-bit integers, and this crate calls it with \
+             32-bit ones.\n{install}"
         ));
     }
     for path in &library.link_paths {

@@ -1,4 +1,4 @@
-//! Reading the fixtures.
+//! Tensors of the fixtures in `tests/data`, and comparisons with them.
 
 use std::{
     collections::BTreeMap,
@@ -11,26 +11,26 @@ use clip_model::TokenBatch;
 use image::RgbImage;
 use safetensors::{Dtype, SafeTensors};
 
-/// `tests/data`.
+/// Returns the path of `tests/data`.
 pub fn data_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data")
 }
 
 /// A tensor of a fixture.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stored {
-    /// Its dimensions.
+pub struct StoredTensor {
+    /// Dimensions.
     pub shape: Vec<usize>,
-    /// Its number format in the file.
+    /// Number format in the file.
     pub dtype: Dtype,
     bytes: Vec<u8>,
 }
 
-impl Stored {
-    /// The values of an f32 tensor.
+impl StoredTensor {
+    /// Returns the values of an `f32` tensor.
     ///
     /// # Panics
-    /// If the tensor holds something else.
+    /// If the tensor has another type.
     pub fn f32(&self) -> Vec<f32> {
         assert_eq!(self.dtype, Dtype::F32);
         let values = self.bytes.chunks_exact(4);
@@ -39,10 +39,10 @@ impl Stored {
             .collect()
     }
 
-    /// The values of an i64 tensor, none of them negative.
+    /// Returns the values of an `i64` tensor as indices.
     ///
     /// # Panics
-    /// If the tensor holds something else.
+    /// If the tensor has another type, or a value is negative.
     pub fn indices(&self) -> Vec<usize> {
         assert_eq!(self.dtype, Dtype::I64);
         let values = self.bytes.chunks_exact(8);
@@ -52,20 +52,20 @@ impl Stored {
             .collect()
     }
 
-    /// The values of an f64 tensor.
+    /// Returns the values of an `f64` tensor.
     ///
     /// # Panics
-    /// If the tensor holds something else.
+    /// If the tensor has another type.
     pub fn f64(&self) -> Vec<f64> {
         assert_eq!(self.dtype, Dtype::F64);
         let (values, _) = self.bytes.as_chunks::<8>();
         values.iter().map(|b| f64::from_le_bytes(*b)).collect()
     }
 
-    /// The images of a u8 tensor `[n, 3, height, width]`.
+    /// Returns the images of a `u8` tensor `[n, 3, height, width]`.
     ///
     /// # Panics
-    /// If the tensor holds something else.
+    /// If the tensor has another type or shape.
     pub fn images(&self) -> Vec<RgbImage> {
         assert_eq!(self.dtype, Dtype::U8);
         let [_, 3, height, width] = self.shape[..] else {
@@ -81,10 +81,14 @@ impl Stored {
         self.bytes.chunks_exact(3 * plane).map(image).collect()
     }
 
-    /// Some of the images of a u8 tensor `[n, 3, side, side]`, as pixels `(byte − 127.5) / 64`.
+    /// Returns some images of a `u8` tensor as pixels `(byte − 127.5) / 64`.
+    ///
+    /// # Shapes
+    /// - stored: `[n, channels, height, width]`
+    /// - output: `[images, channels, height, width]`
     ///
     /// # Panics
-    /// If the tensor holds something else, or fewer images.
+    /// If the tensor has another type or shape, or an index is too large.
     pub fn pixels(&self, images: &[usize], device: &Device) -> Tensor<4> {
         assert_eq!(self.dtype, Dtype::U8);
         let [_, channels, height, width] = self.shape[..] else {
@@ -102,10 +106,10 @@ impl Stored {
         )
     }
 
-    /// All of the images; see [`pixels`](Self::pixels).
+    /// Returns all images as pixels; see [`pixels`](Self::pixels).
     ///
     /// # Panics
-    /// If the tensor holds something else.
+    /// If the tensor has another type or shape.
     pub fn all_pixels(&self, device: &Device) -> Tensor<4> {
         self.pixels(&(0..self.shape[0]).collect::<Vec<_>>(), device)
     }
@@ -116,22 +120,22 @@ impl Stored {
 pub struct Fixture {
     path: PathBuf,
     /// The tensors by name.
-    pub tensors: BTreeMap<String, Stored>,
-    /// The texts of the file's metadata, where it has any.
+    pub tensors: BTreeMap<String, StoredTensor>,
+    /// The texts in the metadata of the file, if any.
     pub texts: Vec<String>,
 }
 
 impl Fixture {
-    /// The tensors of both.
+    /// Adds the tensors of another fixture.
     pub fn with(mut self, other: Self) -> Self {
         self.tensors.extend(other.tensors);
         self
     }
 
-    /// Reads a file.
+    /// Reads a safetensors file.
     ///
     /// # Panics
-    /// If there is no such file, or it is not a safetensors file.
+    /// If the file does not exist or is malformed.
     pub fn read(path: &Path) -> Self {
         let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("the header is valid");
@@ -144,7 +148,7 @@ impl Fixture {
         let tensors = file
             .iter()
             .map(|(name, view)| {
-                let stored = Stored {
+                let stored = StoredTensor {
                     shape: view.shape().to_vec(),
                     dtype: view.dtype(),
                     bytes: view.data().to_vec(),
@@ -159,16 +163,16 @@ impl Fixture {
         }
     }
 
-    /// A tensor by name.
+    /// Returns a tensor by name.
     ///
     /// # Panics
-    /// If there is none of that name.
-    pub fn get(&self, name: &str) -> &Stored {
+    /// If there is no such tensor.
+    pub fn get(&self, name: &str) -> &StoredTensor {
         let stored = self.tensors.get(name);
         stored.unwrap_or_else(|| panic!("{} has no tensor {name}", self.path.display()))
     }
 
-    /// The token rows `input_ids`, cut to `lengths`.
+    /// Returns the token rows `input_ids`, truncated to `lengths`.
     ///
     /// # Panics
     /// If the file has no such tensors.
@@ -183,7 +187,7 @@ impl Fixture {
     }
 }
 
-/// `‖a − b‖ / ‖b‖`, in f64; the norm of `a` where `b` is zero.
+/// Returns `‖a − b‖ / ‖b‖` in `f64`, or the norm of `a` if `b` is zero.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -203,13 +207,13 @@ pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     }
 }
 
-/// The largest absolute difference.
+/// Returns the largest absolute difference, infinity if one is NaN.
 ///
 /// # Panics
 /// If the lengths differ.
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    // Not `f32::max` alone, which would pass over NaN.
+    // Not `f32::max` alone, which ignores NaN.
     a.iter()
         .zip(b)
         .map(|(a, b)| (a - b).abs())
@@ -219,7 +223,7 @@ pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
         )
 }
 
-/// The values of a tensor, row-major.
+/// Returns the values of a tensor in row-major order.
 ///
 /// # Panics
 /// If the device cannot be read.

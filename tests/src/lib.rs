@@ -1,6 +1,6 @@
-//! What the tests across crates share.
+//! Shared code of the tests across crates.
 //!
-//! - [`fixture`]: files that the Python scripts in `tests/reference` wrote into `tests/data`.
+//! - [`fixture`]: tensors in `tests/data`, written by the Python scripts in `tests/reference`.
 #![warn(missing_docs)]
 
 pub mod fixture;

@@ -1,10 +1,13 @@
-//! What a task costs as their number grows: twenty tasks of the mini world, all of one domain but
-//! with pictures of their own, by `gnsp`.
+//! Cost per task as the number of tasks grows: `gnsp` on twenty tasks of the mini world, all of one
+//! domain with different images.
 //!
 //! ```text
 //! cargo build --release --workspace --bins
-//! growth [TASKS]      # a line a task: seconds without evaluation, MB resident, MB kept of those before it; then the range after the first
+//! growth [TASKS]
 //! ```
+//!
+//! It prints a line per task with the seconds without evaluation, the resident memory and the state
+//! kept of earlier tasks in MB, and a line of JSON.
 
 use std::{
     error::Error,
@@ -23,14 +26,14 @@ use mtil_data::suite::Suite;
 use mtil_engine::{
     eval::EvalOptions,
     method::Method,
-    run::{Event, Progress, Request, RunOptions, Work, run},
+    run::{Event, Phase, Progress, Request, RunOptions, run},
 };
 
-/// As the binary of the benchmark has it.
+/// The allocator of `mtil-bench`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Which domain: digits.
+/// Index of the domain: digits.
 const DOMAIN: usize = 1;
 const STEPS: usize = 60;
 
@@ -52,29 +55,29 @@ fn suite(tasks: usize) -> Suite {
     suite
 }
 
-/// Times from the end of one evaluation to the end of the next task's Gram pass.
-struct Watch {
+/// Times each task from the end of one evaluation to the end of its Gram accumulation.
+struct CostRecorder {
     begun: Instant,
     ended: Instant,
     state: PathBuf,
     tasks: Vec<Cost>,
 }
 
-/// What a task cost.
+/// Cost of a task.
 struct Cost {
     seconds: f64,
-    /// Of the process.
+    /// Resident memory of the process.
     resident_mb: f64,
-    /// On disk, of the tasks before it: a task's own is written after its evaluation.
+    /// State of earlier tasks on disk. That of the task itself is written after its evaluation.
     kept_mb: f64,
 }
 
-impl Progress for Watch {
+impl Progress for CostRecorder {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Step(update) if update.step == update.steps => self.ended = Instant::now(),
             Event::Working {
-                on: Work::Gram,
+                on: Phase::Gram,
                 done,
                 of,
             } if done == of => self.ended = Instant::now(),
@@ -95,7 +98,7 @@ impl Progress for Watch {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // As the program does.
+    // As in `mtil-bench`.
     process::join_pool();
     let tasks: usize = std::env::args().nth(1).map_or(Ok(20), |n| n.parse())?;
     let suite = suite(tasks);
@@ -123,7 +126,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         version: String::new(),
         method: Method::load("gnsp", "mini", &overrides)?,
     };
-    let mut watch = Watch {
+    let mut recorder = CostRecorder {
         begun: Instant::now(),
         ended: Instant::now(),
         state: folder.path().join("state"),
@@ -142,23 +145,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         folder.path(),
         &options,
         &AtomicBool::new(false),
-        &mut watch,
+        &mut recorder,
     )?;
-    let kept = kept_mb(&watch.state);
-    for (i, cost) in watch.tasks.iter().enumerate() {
+    let kept = kept_mb(&recorder.state);
+    for (i, cost) in recorder.tasks.iter().enumerate() {
         let Cost {
             seconds,
             resident_mb,
             kept_mb,
         } = cost;
         println!(
-            "task {:2}: {seconds:.2} s, {resident_mb:.0} MB resident, {kept_mb:.2} MB kept before it",
+            "task {:2}: {seconds:.2} s, {resident_mb:.0} MB resident, {kept_mb:.2} MB of earlier \
+             tasks",
             i + 1
         );
     }
-    println!("in the end {kept:.2} MB kept");
+    println!("{kept:.2} MB kept at the end");
     // The first task trains everything; the second is the first that is projected.
-    let later: Vec<f64> = watch
+    let later: Vec<f64> = recorder
         .tasks
         .iter()
         .skip(1)
@@ -173,9 +177,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             "seconds_early": early,
             "seconds_late": late,
             "late_over_early": late / early,
-            "resident_second_mb": watch.tasks.get(1).map(|cost| cost.resident_mb),
-            "resident_last_mb": watch.tasks.last().map(|cost| cost.resident_mb),
-            "kept_after_second_mb": watch.tasks.get(2).map(|cost| cost.kept_mb),
+            "resident_second_mb": recorder.tasks.get(1).map(|cost| cost.resident_mb),
+            "resident_last_mb": recorder.tasks.last().map(|cost| cost.resident_mb),
+            "kept_after_second_mb": recorder.tasks.get(2).map(|cost| cost.kept_mb),
             "kept_mb": kept,
         })
     );

@@ -1,11 +1,13 @@
-//! JPEGs to squares as the benchmark reads them, for `benches/pytorch/loader.py` to stand beside.
+//! Throughput and memory of the image loader, the counterpart of `benches/pytorch/loader.py`.
 //!
 //! ```text
-//! loader DIR [--threads N] [--seconds S]   # one JSON line: images a second, and per processor-second
-//! loader DIR --reads N [--threads N]       # N images; resident memory at the start, after each quarter and at the end
+//! loader DIR [--threads N] [--seconds S]
+//! loader DIR --reads N [--threads N]
 //! ```
 //! `DIR` holds `.jpg` files. Each is read, decoded, resized and cropped to 224 x 224 x 3 bytes, in
-//! batches of 50.
+//! batches of 50. The first form prints one JSON line with the images per second and per CPU
+//! second. The second form reads N images and prints the resident memory at the start, after each
+//! quarter and at the end.
 
 use std::{error::Error, fs, path::PathBuf, time::Instant};
 
@@ -13,7 +15,7 @@ use clip_model::{Preprocess, preprocess::decode};
 use mtil_data::data::{BadImagePolicy, BatchOrder, DataError, Loader, LoaderOptions};
 use serde_json::json;
 
-/// As the binary of the benchmark has it.
+/// The allocator of `mtil-bench`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -45,12 +47,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Goes round the files without end.
+/// Returns a loader that cycles through the files.
 fn load(files: Vec<PathBuf>, threads: usize) -> Result<Loader, DataError> {
     let order = BatchOrder::sequential(files.len(), BATCH)?;
     let options = LoaderOptions {
         workers: threads,
-        ahead: 2,
+        prefetch_factor: 2,
         bad_images: BadImagePolicy::Stop,
     };
     let preprocess = Preprocess::clip(224);
@@ -71,8 +73,8 @@ fn load(files: Vec<PathBuf>, threads: usize) -> Result<Loader, DataError> {
 
 fn speed(files: Vec<PathBuf>, threads: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
     let mut loader = load(files, threads)?;
-    // The batches made ahead before the clock starts are as many as those made and not taken at the
-    // end.
+    // Fill the prefetch queue before the clock starts. It is as full at the end, so the batches
+    // loaded and the batches counted are equally many.
     for batch in loader.by_ref().take(2 * threads) {
         batch?;
     }
@@ -110,17 +112,17 @@ fn memory(files: Vec<PathBuf>, threads: usize, reads: u64) -> Result<(), Box<dyn
     Ok(())
 }
 
-/// Processor time of this process, in the kernel's hundredths of a second.
+/// Returns the CPU time of this process in seconds, which the kernel counts in hundredths.
 fn processor_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Behind the name in brackets, which may hold spaces: user and system time are the 12th and
-    // 13th.
+    // User and system time are the 12th and 13th field after the name in parentheses, which may
+    // contain spaces.
     let fields = stat.rsplit(')').next().unwrap_or_default();
     let ticks = fields.split_whitespace().skip(11).take(2);
     ticks.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
-/// Resident memory in MB of 10^6 bytes.
+/// Returns the resident memory in MB of 10^6 bytes.
 fn resident_mb() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = status

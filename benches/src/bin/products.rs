@@ -1,14 +1,15 @@
-//! Matrix products at the shapes of training, by each library of a build.
-//! `benches/pytorch/products.py` puts the libraries of Python and of the system beside them.
+//! Matrix products at the shapes of training, by each library of the build.
+//!
+//! `benches/pytorch/products.py` is the counterpart for the libraries of Python and of the system.
 //!
 //! ```text
 //! cargo build --release -p gnsp-benches --bin products [--features blas]
 //! products [--ways flex,faer,blas] [--seconds 0.5]
 //! ```
 //!
-//! A line of JSON for each shape, product and way: `{"shape", "product", "way", "best", "median"}`,
-//! in GFLOP/s. The first line is `{"clock_mhz"}`: the clock that was measured, since virtual
-//! machines state another.
+//! It prints a line of JSON for each shape, product and library: `{"shape", "product", "way",
+//! "best", "median"}`, in GFLOP/s. The first line is `{"clock_mhz"}`, the measured clock frequency,
+//! because virtual machines report a different one.
 
 use std::{error::Error, time::Instant};
 
@@ -19,11 +20,11 @@ use host_gemm::{Library, gram_lower_by, product_by};
 use rayon::prelude::*;
 use serde_json::json;
 
-/// As the binary of the benchmark has it.
+/// The allocator of `mtil-bench`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Rows of a batch, width, hidden width: the first product of an MLP branch.
+/// Rows, width and hidden width of the first product of an MLP branch.
 const SHAPES: [(&str, usize, usize, usize); 5] = [
     ("ViT-B/32, 16 images", 16 * 50, 768, 3072),
     ("ViT-B/16, 8 images", 8 * 197, 768, 3072),
@@ -32,20 +33,20 @@ const SHAPES: [(&str, usize, usize, usize); 5] = [
     ("embedded, 64 images", 64 * 17, 128, 512),
 ];
 
-/// As the kernels cut their rows.
+/// Rows per chunk, as in the kernels.
 const CHUNK: usize = 400;
 
 #[derive(Parser)]
 struct Cli {
-    /// flex: Burn's host backend. faer, blas: as the kernels call them, each thread for its own
-    /// rows
+    /// flex: Burn's host backend. faer, blas: called as in the kernels, by each thread for its rows
     #[arg(long, value_delimiter = ',')]
     ways: Vec<String>,
-    /// For each measurement, after a first call
+    /// Seconds of each measurement, after a first call
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
 }
 
+/// A product of the training step.
 #[derive(Clone, Copy)]
 enum Kind {
     Forward,
@@ -97,7 +98,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     }
                     _ => return Err(format!("there is no way `{way}` in this build").into()),
                 };
-                // Of a Gram matrix one triangle is needed, whatever a way computes.
+                // A Gram matrix counts as one triangle, even if a library computes both.
                 let operations = match kind {
                     Kind::Gram => rows * hidden * hidden,
                     _ => 2 * rows * width * hidden,
@@ -117,6 +118,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Operands of the products.
 struct Problem {
     rows: usize,
     width: usize,
@@ -149,7 +151,7 @@ impl Problem {
         }
     }
 
-    /// Sorted seconds.
+    /// Returns the sorted seconds of a product by Burn's host backend.
     fn by_flex(&self, kind: Kind, limit: f64) -> Vec<f64> {
         let device = Device::flex();
         let tensor = |values: &[f32], shape: [usize; 2]| {
@@ -166,7 +168,7 @@ impl Problem {
         })
     }
 
-    /// Sorted seconds.
+    /// Returns the sorted seconds of a product by a library.
     fn by(&self, library: Library, kind: Kind, limit: f64) -> Vec<f64> {
         let Self {
             rows,
@@ -218,7 +220,7 @@ impl Problem {
                 })
             }
             Kind::Gram => {
-                // With room between rows, as the optimizer makes it.
+                // With padded rows, as in the optimizer.
                 let stride = hidden + 16;
                 let mut spaced = vec![0.0; rows * stride];
                 for (to, from) in spaced.chunks_mut(stride).zip(self.g.chunks(hidden)) {
@@ -235,13 +237,13 @@ impl Problem {
     }
 }
 
-/// The clock of an x86-64 processor of the last fifteen years, on which a product of integers takes
-/// three cycles and an exclusive or one.
+/// Measures the clock frequency of an x86-64 processor of the last fifteen years, on which an
+/// integer multiplication takes three cycles and an exclusive or one.
 fn clock_mhz() -> f64 {
     const LINKS: u32 = 20_000_000;
     let factor: u64 = std::hint::black_box(6_364_136_223_846_793_005);
     let seconds = timed(0.5, || {
-        // Each waits for the one before it.
+        // A dependency chain: each operation waits for the one before it.
         let mut state = factor;
         for _ in 0..LINKS {
             state = state.wrapping_mul(factor) ^ 1;
@@ -251,7 +253,7 @@ fn clock_mhz() -> f64 {
     4.0 * f64::from(LINKS) / seconds[0] / 1e6
 }
 
-/// Seconds of each call but the first, sorted: at least seven.
+/// Returns the sorted seconds of at least seven calls after the first one.
 fn timed<T>(limit: f64, mut call: impl FnMut() -> T) -> Vec<f64> {
     call();
     let start = Instant::now();

@@ -1,47 +1,49 @@
-//! The work of GNSP at the size of ViT-B/16, for `benches/pytorch` to stand beside
-//! (`benches/compare.py` runs both).
+//! Training step, Gram accumulation and prompt encoding of GNSP at the size of ViT-B/16, the
+//! counterpart of `benches/pytorch` (`benches/compare.py` runs both).
 //!
 //! ```text
 //! cargo build --release --workspace --bins
 //! step make DIR [--size tiny|vit-b-16]     # a random CLIP, images, texts, projectors, prompts
-//! step train DIR [--steps N] [--off NAME,…] [--checkpointing] [--bf16] [--half-reference] [--device NAME] [--batch B] [--reference-batch R]
+//! step train DIR [--steps N] [--off NAME,…] [--checkpointing] [--bf16] [--half-reference]
+//!                [--device NAME] [--batch B] [--reference-batch R]
 //! step gram DIR [--repeat N] [--off symmetric,fused]
-//! step prompts DIR [--repeat N] [--off shared-beginnings]
+//! step prompts DIR [--repeat N] [--off shared-prefixes]
 //! ```
 //!
-//! Each measurement is a process that ends with one JSON line.
+//! Each measurement is one process that ends with one JSON line. `--off` disables optimizations.
 
 use std::{collections::BTreeMap, error::Error, fs, path::Path, time::Instant};
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use clap::{Args, Parser, Subcommand};
 use clip_model::{
-    Clip, ClipModel, ClipTokenizer, Dtype, Kernels, LoadOptions, Preprocess, TokenBatch,
+    Clip, ClipModel, ClipTokenizer, Dtype, Kernels, LoadOptions, Preprocess, TextBatching,
+    TokenBatch,
 };
 use gnsp_benches::dead_leaves;
-use gnsp_optimizer::{History, Memory, Policy, Recorder, Site};
+use gnsp_optimizer::{History, Memory, Policy, Site};
 use mini_world as mini;
 use mini_world::MiniSizes;
 use mtil_bench::{compare::measure, process};
 use mtil_data::{datasets::Spec, suite::Task};
 use mtil_engine::{
-    eval::{Encoder, HeadCache, prompt, to_host},
+    eval::{HeadCache, prompt, to_host},
     recording::InputRecorder,
-    run::{Optimizations, Step, StepInputs, StepOptions},
+    run::{GnspStep, Optimizations, StepInputs, StepOptions},
 };
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::json;
 
-/// As the binary of the benchmark has it.
+/// The allocator of `mtil-bench`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Task images and reference pairs of a step.
+/// Task images and reference pairs of a training step.
 const BATCH: usize = 8;
 const CLASSES: usize = 100;
-/// Images of a batch of the Gram pass (GNSP `src/models/get_data_matrix.py`).
+/// Batch size of Gram accumulation (GNSP `src/models/get_data_matrix.py`).
 const GRAM_BATCH: usize = 16;
-/// The first of all datasets are MTIL's tasks.
+/// Number of MTIL's tasks, the first datasets of the specification.
 const MTIL: usize = 11;
 const CONTEXT: usize = 77;
 
@@ -53,16 +55,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Writes what the other verbs read.
+    /// Write the inputs of the other subcommands.
     Make {
         folder: std::path::PathBuf,
         /// tiny or vit-b-16.
         #[arg(long, default_value = "vit-b-16")]
         size: String,
     },
-    /// Training steps.
+    /// Time training steps.
     Train(Train),
-    /// The Gram pass.
+    /// Time Gram accumulation.
     Gram {
         folder: std::path::PathBuf,
         #[arg(long, default_value_t = 2)]
@@ -71,12 +73,12 @@ enum Verb {
         #[arg(long, value_delimiter = ',')]
         off: Vec<String>,
     },
-    /// Classifiers from prompts.
+    /// Time zero-shot classifiers from prompts.
     Prompts {
         folder: std::path::PathBuf,
         #[arg(long, default_value_t = 2)]
         repeat: usize,
-        /// shared-beginnings
+        /// shared-prefixes
         #[arg(long, value_delimiter = ',')]
         off: Vec<String>,
     },
@@ -85,37 +87,37 @@ enum Verb {
 #[derive(Args)]
 struct Train {
     folder: std::path::PathBuf,
-    /// Steps that are timed, after one that is not.
+    /// Timed steps, after a first step.
     #[arg(long, default_value_t = 2)]
     steps: usize,
-    /// Optimizations to do without.
+    /// Optimizations to disable.
     #[arg(long, value_delimiter = ',')]
     off: Vec<String>,
-    /// Compute activations again in the backward pass.
+    /// Gradient checkpointing: recompute activations in the backward pass.
     #[arg(long)]
     checkpointing: bool,
     /// Towers in bf16, weights and moments in f32.
     #[arg(long)]
     bf16: bool,
-    /// Half of the reference pairs.
+    /// Use half of the reference pairs.
     #[arg(long)]
     half_reference: bool,
     #[arg(long, default_value = "flex")]
     device: String,
-    /// Another number of task images: those of the folder again, with noise.
+    /// Number of task images. Additional images repeat those of the folder with noise.
     #[arg(long, default_value_t = BATCH)]
     batch: usize,
-    /// Another number of reference pairs.
+    /// Number of reference pairs.
     #[arg(long, default_value_t = BATCH)]
     reference_batch: usize,
-    /// Project the update, not the gradient.
+    /// Project the update instead of the gradient.
     #[arg(long)]
     update_site: bool,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // As the program does.
-    process::restart_with(&[process::KEEP_PAGES]);
+    // As in `mtil-bench`.
+    process::restart_with_env(&[process::KEEP_PAGES]);
     process::join_pool();
     match Cli::parse().verb {
         Verb::Make { folder, size } => make(&folder, &size),
@@ -133,7 +135,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Pictures `[count, 3, side, side]`, normalised as CLIP's.
+/// Returns images `[count, 3, side, side]`, normalized as for CLIP.
 fn pictures(count: usize, side: usize, seed: u64) -> Vec<f32> {
     (0..count as u64)
         .flat_map(|i| dead_leaves::picture(side, seed * 10_000 + i))
@@ -141,7 +143,7 @@ fn pictures(count: usize, side: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Every class of MTIL in order, with its templates: dataset, class, prompts.
+/// Returns dataset, class and prompts of every class of MTIL.
 fn all_prompts() -> Vec<(String, String, Vec<String>)> {
     let tasks = Spec::all()[..MTIL].iter();
     let classes = tasks.flat_map(|spec| spec.classes.iter().map(move |class| (spec, class)));
@@ -167,7 +169,7 @@ fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
 
     let groups = all_prompts();
     fs::write(folder.join("prompts.json"), json!(groups).to_string())?;
-    // Of all datasets.
+    // Evenly spaced classes, so that all datasets are represented.
     let some: Vec<_> = groups.iter().step_by(groups.len() / CLASSES).collect();
     let classes: Vec<String> = some[..CLASSES]
         .iter()
@@ -177,7 +179,9 @@ fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
         .map(|i| format!("a photo of a {}", some[i * 7 + 3].1))
         .collect();
 
-    let recorder = Recorder::new(&Policy::gnsp()).with_history("visual.proj", History::Renormalize);
+    let mut memory = Memory::new(Policy::gnsp());
+    let recorder = memory.recorder(&clip.model);
+    let recorder = recorder.with_history("visual.proj", History::Renormalize);
     let mut inputs = InputRecorder::new(recorder);
     for batch in 0..2 {
         let pixels = pictures(GRAM_BATCH, side, 10 + batch);
@@ -187,11 +191,10 @@ fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
         );
         clip.model.encode_image_observed(pixels, &mut inputs);
     }
-    let mut memory = Memory::new();
     memory.absorb(inputs.finish()?)?;
     memory.save(folder.join("grams.safetensors"))?;
 
-    let mut file = File::default();
+    let mut file = TensorFile::default();
     file.floats("pixels", &[BATCH, 3, side, side], &pictures(BATCH, side, 1));
     file.integers(
         "labels",
@@ -211,10 +214,11 @@ fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
         &[GRAM_BATCH, 3, side, side],
         &pictures(GRAM_BATCH, side, 3),
     );
-    for (path, protected) in memory.protection(&clip.model, &Policy::gnsp())?.iter() {
+    for (path, protected) in memory.protection(&clip.model)?.iter() {
         let space = &protected.null_space;
         let (n, k) = (space.features(), space.rank());
-        // `I − P = U·Uᵀ`: the range of it, from as many random combinations as it has dimensions.
+        // An orthonormal basis of the range of `I − P = U·Uᵀ`, from as many random combinations of
+        // its columns as it has dimensions.
         let dense = space.dense();
         let complement: Vec<f32> = (0..n * n)
             .map(|i| f32::from(i / n == i % n) - dense[i])
@@ -235,17 +239,18 @@ fn make(folder: &Path, size: &str) -> Result<(), Box<dyn Error>> {
     file.write(&folder.join("step.safetensors"))
 }
 
-/// The factor Q of a matrix of `k` independent columns.
+/// Returns the factor Q of the QR decomposition of `k` independent columns.
 fn orthonormal(n: usize, k: usize, columns: &[f32]) -> Vec<f32> {
     let matrix = faer::Mat::from_fn(n, k, |i, j| f64::from(columns[i * k + j]));
     let q = matrix.qr().compute_thin_Q();
     (0..n * k).map(|i| q[(i / k, i % k)] as f32).collect()
 }
 
+/// Tensors to be written to a safetensors file.
 #[derive(Default)]
-struct File(BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>);
+struct TensorFile(BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>);
 
-impl File {
+impl TensorFile {
     fn floats(&mut self, name: &str, shape: &[usize], values: &[f32]) {
         let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let entry = (safetensors::Dtype::F32, shape.to_vec(), bytes);
@@ -258,7 +263,7 @@ impl File {
         self.0.insert(name.to_owned(), entry);
     }
 
-    /// Rows of 77, filled with zeros as OpenAI's `clip/clip.py`.
+    /// Adds token rows of 77, padded with zeros as in OpenAI's `clip/clip.py`.
     fn tokens(&mut self, name: &str, texts: &[String]) -> Result<(), Box<dyn Error>> {
         let tokens = ClipTokenizer::openai().encode(texts, CONTEXT)?;
         let rows = tokens.ids.iter().flat_map(|row| {
@@ -281,10 +286,10 @@ impl File {
     }
 }
 
-/// What `make` wrote.
-struct Read<'a>(SafeTensors<'a>);
+/// Tensors written by `make`.
+struct Inputs<'a>(SafeTensors<'a>);
 
-impl Read<'_> {
+impl Inputs<'_> {
     fn floats(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), Box<dyn Error>> {
         let view = self.0.tensor(name)?;
         let values = view.data().as_chunks::<4>().0.iter();
@@ -300,7 +305,7 @@ impl Read<'_> {
         Ok(values.map(|b| i64::from_le_bytes(*b)).collect())
     }
 
-    /// `count` images: those stored, then the same with noise.
+    /// Returns `count` images: the stored ones, then the same with noise.
     fn pixels(
         &self,
         name: &str,
@@ -354,17 +359,17 @@ fn run_training(train: &Train) -> Result<(), Box<dyn Error>> {
     }
     let model = model(&train.folder, &device)?;
     let bytes = fs::read(train.folder.join("step.safetensors"))?;
-    let read = Read(SafeTensors::deserialize(&bytes)?);
+    let stored = Inputs(SafeTensors::deserialize(&bytes)?);
     let pairs = train.reference_batch / if train.half_reference { 2 } else { 1 };
-    let labels = read.integers("labels")?;
+    let labels = stored.integers("labels")?;
     let inputs = StepInputs {
-        pixels: read.pixels("pixels", train.batch, &device)?,
+        pixels: stored.pixels("pixels", train.batch, &device)?,
         labels: (0..train.batch)
             .map(|i| labels[i % labels.len()] as usize)
             .collect(),
-        class_tokens: read.tokens("class_tokens", CLASSES)?,
-        reference_pixels: read.pixels("reference_pixels", pairs, &device)?,
-        reference_tokens: read.tokens("reference_tokens", pairs)?,
+        class_tokens: stored.tokens("class_tokens", CLASSES)?,
+        reference_pixels: stored.pixels("reference_pixels", pairs, &device)?,
+        reference_tokens: stored.tokens("reference_tokens", pairs)?,
         reference_labels: (0..pairs).map(|i| i % BATCH).collect(),
     };
     drop(bytes);
@@ -379,7 +384,7 @@ fn run_training(train: &Train) -> Result<(), Box<dyn Error>> {
         checkpointing: train.checkpointing,
         bf16: train.bf16,
     };
-    let mut step = Step::new(&model, &memory, inputs, options)?;
+    let mut step = GnspStep::new(&model, &memory, inputs, options)?;
     drop((model, memory));
     let (mut seconds, mut losses) = (Vec::new(), Vec::new());
     for _ in 0..=train.steps {
@@ -393,20 +398,24 @@ fn run_training(train: &Train) -> Result<(), Box<dyn Error>> {
 }
 
 fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Error>> {
-    let mut recorder = Recorder::new(&Policy::gnsp());
-    let mut kernels = Kernels::Fused;
+    let (mut kernels, mut whole) = (Kernels::Fused, false);
     for name in off {
         match name.as_str() {
             "fused" => kernels = Kernels::Plain,
-            "symmetric" => recorder = recorder.with_whole_matrices(),
+            "symmetric" => whole = true,
             other => return Err(format!("--off {other}: known are fused, symmetric").into()),
         }
     }
     let device = Device::flex();
     let model = model(folder, &device)?.with_kernels(kernels);
+    let mut memory = Memory::new(Policy::gnsp());
+    let mut recorder = memory.recorder(&model);
+    if whole {
+        recorder = recorder.with_whole_matrices();
+    }
     let bytes = fs::read(folder.join("step.safetensors"))?;
     let pixels =
-        Read(SafeTensors::deserialize(&bytes)?).pixels("gram_pixels", GRAM_BATCH, &device)?;
+        Inputs(SafeTensors::deserialize(&bytes)?).pixels("gram_pixels", GRAM_BATCH, &device)?;
     // All tokens of the last block too, as published.
     let mut inputs = InputRecorder::new(recorder).with_all_tokens(true);
     let mut seconds = Vec::new();
@@ -415,7 +424,6 @@ fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Erro
         model.encode_image_observed(pixels.clone(), &mut inputs);
         seconds.push(start.elapsed().as_secs_f64());
     }
-    let mut memory = Memory::new();
     memory.absorb(inputs.finish()?)?;
     let traces: BTreeMap<&str, f64> = memory
         .paths()
@@ -426,39 +434,21 @@ fn gram(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Erro
     Ok(())
 }
 
-/// Texts by themselves, whatever they have in common.
-struct Apart<'a>(&'a ClipModel);
-
-impl Encoder for Apart<'_> {
-    fn image(&self, _: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
-        self.0.encode_image(pixels)
-    }
-
-    fn text(&self, _: Option<usize>, tokens: &TokenBatch) -> Tensor<2> {
-        self.0.encode_text_apart(tokens)
-    }
-
-    fn device(&self) -> Device {
-        self.0.device()
-    }
-}
-
-/// The classifiers of an evaluation with new texts, then those of one after the text tower has not
-/// changed.
+/// Times the classifiers of an evaluation with new texts, and those of a second evaluation with an
+/// unchanged text tower.
 fn prompts(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn Error>> {
-    if let Some(other) = off.iter().find(|name| *name != "shared-beginnings") {
-        return Err(format!("--off {other}: known is shared-beginnings").into());
+    if let Some(other) = off.iter().find(|name| *name != "shared-prefixes") {
+        return Err(format!("--off {other}: known is shared-prefixes").into());
     }
     let device = Device::flex();
     let clip = Clip::load(&folder.join("hugging-face"), &device)?;
     let groups: Vec<(String, String, Vec<String>)> =
         serde_json::from_slice(&fs::read(folder.join("prompts.json"))?)?;
     let tasks = tasks(&groups);
-    let apart = Apart(&clip.model);
-    let encoder: &dyn Encoder = match off {
-        [] => &clip.model,
-        _ => &apart,
-    };
+    let model = clip.model.clone().with_text_batching(match off {
+        [] => TextBatching::SharedPrefixes,
+        _ => TextBatching::Padded,
+    });
     let (mut seconds, mut later) = (Vec::new(), Vec::new());
     let mut checks = Vec::new();
     for _ in 0..=repeat {
@@ -468,7 +458,7 @@ fn prompts(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn E
             checks.clear();
             for (column, task) in tasks.iter().enumerate() {
                 let templates = task.templates.len();
-                let head = heads.head(&clip, encoder, column, task, templates)?;
+                let head = heads.head(&clip, &model, column, task, templates)?;
                 let width = head.dims()[1];
                 checks.extend(to_host(head).chunks(width).map(|row| row[0]));
             }
@@ -478,13 +468,18 @@ fn prompts(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn E
     let prompts: usize = groups.iter().map(|(_, _, prompts)| prompts.len()).sum();
     let rate = prompts as f64 / median(&seconds[1..]);
     report(
-        json!({"per_second": rate, "prompts": prompts, "check": checks, "later_seconds": later[1..]}),
+        json!({
+            "per_second": rate,
+            "prompts": prompts,
+            "check": checks,
+            "later_seconds": later[1..],
+        }),
         seconds,
     );
     Ok(())
 }
 
-/// The classes as tasks without images: a head needs none.
+/// Returns the classes as tasks with placeholder images, which a classifier does not use.
 fn tasks(groups: &[(String, String, Vec<String>)]) -> Vec<Task> {
     let sizes = MiniSizes {
         train_per_task: 10,
@@ -499,7 +494,7 @@ fn tasks(groups: &[(String, String, Vec<String>)]) -> Vec<Task> {
         Task {
             name: set[0].0.clone(),
             class_names: set.iter().map(|(_, class, _)| class.clone()).collect(),
-            templates: spec.expect("they are of known sets").templates.clone(),
+            templates: spec.expect("a known dataset").templates.clone(),
             train: unused.clone(),
             test: unused.clone(),
         }
@@ -513,8 +508,8 @@ fn median(values: &[f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// One JSON line, with the times (the first apart) and the most memory the process has held, in MB
-/// of 10^6 bytes.
+/// Prints one JSON line with the times, the first one separately, and the peak memory of the
+/// process in MB of 10^6 bytes.
 fn report(mut line: serde_json::Value, seconds: Vec<f64>) {
     line["first_seconds"] = json!(seconds[0]);
     line["seconds"] = json!(seconds[1..]);

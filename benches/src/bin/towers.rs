@@ -1,13 +1,18 @@
-//! The towers and the loading of ViT-B/16, for `benches/pytorch/towers.py` to stand beside.
+//! Speed and memory of the towers and of loading ViT-B/16, the counterpart of
+//! `benches/pytorch/towers.py`.
 //!
 //! ```text
 //! cargo build --release --workspace --bins
-//! towers make DIR      # a random ViT-B/16 as DIR/hugging-face and DIR/open-clip, and 256 class-name prompts, DIR/prompts.json
-//! towers image DIR     # images of 224 x 224, 8 at once: one JSON line with images a second and the peak memory
-//! towers text DIR      # the prompts: texts a second
-//! towers load DIR      # loading the weights: seconds and peak memory
-//! towers image-bf16 DIR, towers train DIR
+//! towers make DIR         # a random ViT-B/16 as DIR/hugging-face and DIR/open-clip, and 256
+//!                         # prompts of class names as DIR/prompts.json
+//! towers image DIR        # images per second, in batches of 8 images of 224 x 224
+//! towers image-bf16 DIR   # the same in bf16
+//! towers text DIR         # texts per second, on the prompts
+//! towers load DIR         # seconds and memory for loading the weights
+//! towers train DIR        # images per second of a forward and backward pass
 //! ```
+//!
+//! Each measurement prints one JSON line, which includes the peak memory.
 
 use std::{error::Error, fs, path::Path, time::Instant};
 
@@ -17,21 +22,22 @@ use burn::{
 };
 use clip_losses::clip_contrastive;
 use clip_model::{
-    Clip, ClipConfig, ClipModel, ClipTokenizer, Dtype, LoadOptions, Preprocess, normalize,
+    Clip, ClipConfig, ClipModel, ClipTokenizer, Dtype, LoadOptions, Preprocess, TextBatching,
+    normalize,
 };
 use serde_json::json;
 
-/// As the binary of the benchmark has it.
+/// The allocator of `mtil-bench`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Images at once.
+/// Images per batch.
 const BATCH: usize = 8;
-/// Prompts, as many as PyTorch gets.
+/// Number of prompts, the same as for PyTorch.
 const PROMPTS: usize = 256;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // As the program does.
+    // As in `mtil-bench`.
     mtil_bench::process::join_pool();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [verb, folder] = arguments.as_slice() else {
@@ -64,7 +70,7 @@ fn make(folder: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Class names as data sets have them: one to four words.
+/// Returns the `i`-th prompt, of a class name with one to three words as in real datasets.
 fn prompt(i: usize) -> String {
     const WORDS: [&str; 16] = [
         "red", "great", "white", "mountain", "river", "golden", "spotted", "sea", "garden",
@@ -96,7 +102,7 @@ fn model(folder: &Path, device: &Device) -> Result<ClipModel, Box<dyn Error>> {
     Ok(ClipModel::load(&path, &LoadOptions::default(), device)?.0)
 }
 
-/// Any pixels: the time does not depend on them.
+/// Returns a batch of arbitrary pixels: the time does not depend on them.
 fn pixels(device: &Device) -> Tensor<4> {
     let values: Vec<f32> = (0..BATCH * 3 * 224 * 224)
         .map(|i| (i as f32 * 0.618).sin())
@@ -104,9 +110,10 @@ fn pixels(device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, [BATCH, 3, 224, 224]), device)
 }
 
-/// Runs `f` until five seconds have passed and at least twice, after once for warming up; gives the
-/// seconds of one call, and those of all processors together, which other work on the machine
-/// disturbs less.
+/// Times `f` for at least five seconds and two calls, after a warm-up call.
+///
+/// Returns the seconds per call and the CPU seconds per call; other processes disturb the latter
+/// less.
 fn seconds(mut f: impl FnMut()) -> (f64, f64) {
     f();
     let (start, processors) = (Instant::now(), processor_seconds());
@@ -122,11 +129,11 @@ fn seconds(mut f: impl FnMut()) -> (f64, f64) {
     )
 }
 
-/// Processor time of this process, in the kernel's hundredths of a second.
+/// Returns the CPU time of this process in seconds, which the kernel counts in hundredths.
 fn processor_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Behind the name in brackets, which may hold spaces: user and system time are the 12th and
-    // 13th.
+    // User and system time are the 12th and 13th field after the name in parentheses, which may
+    // contain spaces.
     let fields = stat.rsplit(')').next().unwrap_or_default();
     let ticks = fields.split_whitespace().skip(11).take(2);
     ticks.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / 100.0
@@ -148,16 +155,18 @@ fn image(folder: &Path, dtype: FloatDType) -> Result<(), Box<dyn Error>> {
 
 fn text(folder: &Path) -> Result<(), Box<dyn Error>> {
     let device = Device::flex();
-    let model = model(folder, &device)?;
+    let model = model(folder, &device)?.with_text_batching(TextBatching::Padded);
     let prompts: Vec<String> = serde_json::from_slice(&fs::read(folder.join("prompts.json"))?)?;
     let tokens = ClipTokenizer::openai().encode(&prompts, 77)?;
     let positions = tokens.ids.iter().map(Vec::len).sum::<usize>() as f64 / prompts.len() as f64;
     let (time, cpu) = seconds(|| {
-        normalize(model.encode_text_apart(&tokens)).into_data();
+        normalize(model.encode_text(&tokens)).into_data();
     });
-    report(
-        json!({"per_second": prompts.len() as f64 / time, "positions": positions, "cpu_seconds": cpu}),
-    );
+    report(json!({
+        "per_second": prompts.len() as f64 / time,
+        "positions": positions,
+        "cpu_seconds": cpu,
+    }));
     Ok(())
 }
 
@@ -194,7 +203,7 @@ fn train(folder: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One JSON line, with the most memory the process has held, in MB of 10^6 bytes.
+/// Prints one JSON line with the peak memory of the process in MB of 10^6 bytes.
 fn report(mut line: serde_json::Value) {
     line["peak_mb"] = json!(peak_mb());
     println!("{line}");

@@ -1,12 +1,14 @@
-//! The projectors of GNSP at the size of ViT-B/16, for `benches/pytorch/projectors.py` to stand
-//! beside.
+//! Projectors of GNSP at the size of ViT-B/16, the counterpart of
+//! `benches/pytorch/projectors.py`.
 //!
 //! ```text
 //! cargo build --release -p gnsp-benches
-//! vit_b16_projectors grams DIR        # a random ViT-B/16 sees dead leaves: DIR/grams.safetensors
-//! vit_b16_projectors build DIR        # the 25 projectors from them: time, memory, ranks, DIR/projectors.safetensors
-//! vit_b16_projectors time DIR         # the time alone, as one JSON line
-//! vit_b16_projectors step DIR         # what applying them costs beside a training step
+//! vit_b16_projectors grams DIR   # Gram matrices of a random ViT-B/16 on dead leaves images,
+//!                                # DIR/grams.safetensors
+//! vit_b16_projectors build DIR   # time, memory and ranks of the 25 projectors, and the
+//!                                # projectors as DIR/projectors.safetensors
+//! vit_b16_projectors time DIR    # the time only, as one JSON line
+//! vit_b16_projectors step DIR    # cost of the projection relative to a training step
 //! ```
 
 use std::collections::BTreeMap;
@@ -20,11 +22,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 use clip_losses::{contrastive_distillation, modality_alignment, smoothed_cross_entropy};
 use clip_model::{ClipConfig, ClipModel, normalize};
 use gnsp_benches::dead_leaves;
-use gnsp_optimizer::{History, Memory, Policy, Protection, Recorder, Site, Solver};
+use gnsp_optimizer::{GnspError, History, Memory, Policy, Protection, Site, Solver};
 use mtil_engine::recording::InputRecorder;
 use safetensors::tensor::{Dtype, TensorView};
 
-/// Images of a batch of the Gram pass (GNSP `src/models/get_data_matrix.py`), and batches.
+/// Batch size of Gram accumulation (GNSP `src/models/get_data_matrix.py`), and number of batches.
 const GRAM_BATCH: usize = 16;
 const GRAM_BATCHES: usize = 6;
 /// Task and reference images of a training step.
@@ -46,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The device of the Gram pass and of the training step.
+/// Returns the device of Gram accumulation and of the training step.
 fn device() -> Device {
     Device::flex()
 }
@@ -55,7 +57,7 @@ fn model(device: &Device) -> ClipModel {
     ClipConfig::vit_b_16().init(1, device)
 }
 
-/// Pictures `[count, 3, 224, 224]`, normalised as CLIP's.
+/// Returns images `[count, 3, 224, 224]`, normalized as for CLIP.
 fn pictures(count: usize, seed: u64, device: &Device) -> Tensor<4> {
     let numbers: Vec<f32> = (0..count as u64)
         .flat_map(|i| dead_leaves::picture(224, seed * 10_000 + i))
@@ -67,13 +69,14 @@ fn pictures(count: usize, seed: u64, device: &Device) -> Tensor<4> {
 fn grams(folder: &Path) -> Result<(), Box<dyn Error>> {
     let device = device();
     let model = model(&device);
-    let recorder = Recorder::new(&Policy::gnsp()).with_history("visual.proj", History::Renormalize);
+    let mut memory = Memory::new(Policy::gnsp());
+    let recorder = memory.recorder(&model);
+    let recorder = recorder.with_history("visual.proj", History::Renormalize);
     let mut inputs = InputRecorder::new(recorder);
     for batch in 0..GRAM_BATCHES {
         model.encode_image_observed(pictures(GRAM_BATCH, batch as u64, &device), &mut inputs);
         eprintln!("batch {} of {GRAM_BATCHES}", batch + 1);
     }
-    let mut memory = Memory::new();
     memory.absorb(inputs.finish()?)?;
     memory.save(folder.join("grams.safetensors"))?;
     Ok(())
@@ -92,17 +95,14 @@ fn solver() -> Result<Solver, Box<dyn Error>> {
     })
 }
 
-/// The projectors, the seconds they took, and the MB at most more than before.
+/// Builds the projectors. Returns them, the seconds, and the increase of peak memory in MB.
 fn timed(folder: &Path) -> Result<(Protection, f64, f64), Box<dyn Error>> {
-    let memory = load(folder)?;
+    let mut memory = load(folder)?;
     let model = model(&device());
-    let policy = Policy {
-        solver: solver()?,
-        ..Policy::gnsp()
-    };
+    memory.set_policy(Policy::gnsp().with_solver(solver()?))?;
     reset_peak();
     let (before, started) = (resident("VmRSS:"), Instant::now());
-    let protection = memory.protection(&model, &policy)?;
+    let protection = memory.protection(&model)?;
     let seconds = started.elapsed().as_secs_f64();
     let peak = resident("VmHWM:") - before;
     Ok((protection, seconds, peak))
@@ -111,7 +111,7 @@ fn timed(folder: &Path) -> Result<(Protection, f64, f64), Box<dyn Error>> {
 fn build(folder: &Path) -> Result<(), Box<dyn Error>> {
     let (protection, seconds, peak) = timed(folder)?;
     println!("{protection}");
-    println!("built in {seconds:.2} s, at most {peak:.0} MB more than before");
+    println!("built in {seconds:.2} s, peak memory {peak:.0} MB more than before");
     let mut bytes: BTreeMap<String, (usize, Vec<u8>)> = BTreeMap::new();
     for (path, protected) in protection.iter() {
         let n = protected.null_space.features();
@@ -144,32 +144,23 @@ fn time(folder: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A step of a later task: forward and backward of task and reference images, and the optimizer.
+/// Times a training step after the first task: forward and backward pass of task and reference
+/// images, and the optimizer step.
 fn step(folder: &Path) -> Result<(), Box<dyn Error>> {
-    let memory = load(folder)?;
+    let mut memory = load(folder)?;
     let plain = device();
     let training = plain.clone().autodiff();
     let model = model(&training)
         .freeze_group(ParamGroup::all().exclude(ParamGroup::from_paths(memory.paths().collect())));
     let adamw = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0);
-    let protection = |site| {
-        let policy = Policy {
-            site,
-            ..Policy::gnsp()
-        };
-        memory.protection(&model, &policy)
+    let mut projected = |site| -> Result<ModuleOptimizer, GnspError> {
+        memory.set_policy(Policy::gnsp().with_site(site))?;
+        Ok(memory.protection(&model)?.wrap(&adamw))
     };
-    let fresh = || ModuleOptimizer::from(adamw.build());
     let mut optimizers = [
-        ("plain AdamW", fresh()),
-        (
-            "gradient site",
-            protection(Site::Gradient)?.wrap(fresh(), adamw.build()),
-        ),
-        (
-            "update site",
-            protection(Site::Update)?.wrap(fresh(), adamw.build()),
-        ),
+        ("plain AdamW", adamw.init()),
+        ("gradient site", projected(Site::Gradient)?),
+        ("update site", projected(Site::Update)?),
     ];
     let random = |rows, seed| {
         let numbers = dead_leaves::noise(rows * 512, seed);
@@ -206,7 +197,7 @@ fn step(folder: &Path) -> Result<(), Box<dyn Error>> {
             plain.sync()?;
             let seconds = started.elapsed().as_secs_f64();
             drop(trained);
-            // The first round makes the states and copies the directions to the device.
+            // The first round creates the optimizer states and copies the bases to the device.
             if round > 0 {
                 passes.push(pass);
                 times.push(seconds);
@@ -237,7 +228,7 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// A line of this process' memory figures in MB, or NaN where there are none (not Linux).
+/// Returns a memory figure of this process in MB, NaN if there is none (not Linux).
 fn resident(key: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(key));
@@ -251,7 +242,8 @@ fn resident(key: &str) -> f64 {
     .map_or(f64::NAN, |kb| kb / 1024.0)
 }
 
-/// Makes the peak start from what is resident now. Without it (not Linux) the peak is the process'.
+/// Resets the peak to the currently resident memory. Where this fails (not Linux), the peak is that
+/// of the whole process.
 fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

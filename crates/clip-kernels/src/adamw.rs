@@ -1,20 +1,41 @@
-//! AdamW as one pass over the numbers of a parameter where they are on the host.
+//! AdamW in one pass over the values of a parameter, on the host.
 
 use burn::optim::{AdamW, AdamWConfig, AdamWState, LearningRate, Optimizer};
 use burn::tensor::{Device, Tensor};
 
-/// Burn's [`AdamW`] without its variants; on Burn's host backend in one pass on all processors,
-/// where Burn makes eleven on one. The state is Burn's, so checkpoints of the two are
-/// interchangeable.
+/// AdamW, in one pass on all processors where the parameters are `f32` on Burn's host backend.
+///
+/// Burn's [`AdamW`] makes eleven passes on one processor there. On other backends this optimizer
+/// calls it. It has none of Burn's variants of AdamW. The state is Burn's, so that checkpoints of
+/// the two are interchangeable.
 ///
 /// The formulas are those of PyTorch (`torch/optim/adamw.py`, `_single_tensor_adamw`).
+///
+/// # Example
+/// ```
+/// use burn::optim::Optimizer;
+/// use burn::tensor::{Device, Tensor};
+/// use clip_kernels::{AdamWSettings, FusedAdamW};
+///
+/// let optimizer = FusedAdamW::new(AdamWSettings {
+///     beta_1: 0.9,
+///     beta_2: 0.999,
+///     epsilon: 1e-8,
+///     weight_decay: 0.01,
+/// });
+/// let device = Device::default();
+/// let weight = Tensor::<1>::from_floats([1.0, -1.0], &device);
+/// let gradient = Tensor::<1>::from_floats([0.5, 0.5], &device);
+/// let (weight, _state) = optimizer.step(1e-3, weight, gradient, None);
+/// assert_eq!(weight.dims(), [2]);
+/// ```
 #[derive(Clone)]
 pub struct FusedAdamW {
     plain: AdamW,
     settings: AdamWSettings,
 }
 
-/// The numbers of an AdamW.
+/// Hyper-parameters of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWSettings {
     /// Decay of the first moment.
@@ -23,12 +44,12 @@ pub struct AdamWSettings {
     pub beta_2: f32,
     /// Added to the root of the second moment.
     pub epsilon: f32,
-    /// Of the weights, times the learning rate.
+    /// Decoupled weight decay, multiplied by the learning rate.
     pub weight_decay: f32,
 }
 
 impl FusedAdamW {
-    /// With these numbers.
+    /// Creates the optimizer.
     pub fn new(settings: AdamWSettings) -> Self {
         let plain = AdamWConfig::new()
             .with_beta_1(settings.beta_1)
@@ -57,6 +78,7 @@ impl FusedAdamW {
         });
         let momentum = &mut state.momentum;
         momentum.time += 1;
+        // Owned data is updated in place: a handle left in the state would force a copy.
         let empty = Tensor::zeros([0; D], &device);
         let take = |moment: &mut Tensor<D>| std::mem::replace(moment, empty.clone()).into_data();
         let mut first = take(&mut momentum.moment_1);
@@ -65,10 +87,10 @@ impl FusedAdamW {
         let grad = grad.into_data();
         let kernel = Kernel {
             learning_rate: lr,
-            beta1: decimal(self.settings.beta_1),
-            beta2: decimal(self.settings.beta_2),
-            epsilon: decimal(self.settings.epsilon),
-            weight_decay: decimal(self.settings.weight_decay),
+            beta1: from_decimal(self.settings.beta_1),
+            beta2: from_decimal(self.settings.beta_2),
+            epsilon: from_decimal(self.settings.epsilon),
+            weight_decay: from_decimal(self.settings.weight_decay),
         };
         let slices = (
             values.as_mut_slice::<f32>(),
@@ -86,10 +108,10 @@ impl FusedAdamW {
     }
 }
 
-/// The number that was written: 0.999 in `f32` is not 0.999 in `f64`, and one minus it is off by
-/// 1e-5.
+/// Converts the shortest decimal form of `x`: `0.999_f32` widened is not `0.999_f64`, and one minus
+/// it is off by 1e-5.
 #[cfg(feature = "flex")]
-fn decimal(x: f32) -> f64 {
+fn from_decimal(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| x.into())
 }
 
@@ -121,13 +143,13 @@ mod tests {
     use super::*;
     use burn::tensor::TensorData;
 
-    fn numbers(seed: f32) -> Tensor<2> {
+    fn values(seed: f32) -> Tensor<2> {
         let values: Vec<f32> = (0..600).map(|i| (i as f32 * seed).sin()).collect();
         Tensor::from_data(TensorData::new(values, [20, 30]), &Device::flex())
     }
 
     #[test]
-    fn steps_are_those_of_burn() {
+    fn steps_match_burn() {
         let settings = AdamWSettings {
             beta_1: 0.9,
             beta_2: 0.99,
@@ -135,10 +157,10 @@ mod tests {
             weight_decay: 0.1,
         };
         let fused = FusedAdamW::new(settings);
-        let (mut ours, mut theirs) = (numbers(0.7), numbers(0.7));
+        let (mut ours, mut theirs) = (values(0.7), values(0.7));
         let (mut our_state, mut their_state) = (None, None);
         for step in 0..5 {
-            let grad = numbers(1.3 + step as f32);
+            let grad = values(1.3 + step as f32);
             (ours, our_state) = fused.step(0.01, ours, grad.clone(), our_state);
             (theirs, their_state) = fused.plain.step(0.01, theirs, grad, their_state);
         }

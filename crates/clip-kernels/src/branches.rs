@@ -1,37 +1,39 @@
-//! The operations on tensors, and which of the two ways they take.
+//! Branches, layer norm and activation on tensors: dispatch between the fused kernels and Burn's
+//! operations.
 
 use burn::tensor::Tensor;
 
 use crate::{
-    Activation, AttentionBranch, Kernels, LayerNorm, MlpBranch, ObservedMlp, Queries, plain,
+    ActivationFunction, AttentionBranch, Kernels, LayerNormParams, MlpBranch, MlpBranchWithInputs,
+    Queries, plain,
 };
 
 impl Kernels {
-    /// Whether a computation on `x` goes to the host's kernels.
+    /// Returns `true` if the fused kernels compute on `x`.
     #[cfg(feature = "flex")]
     fn on_host<const D: usize>(self, x: &Tensor<D>) -> bool {
         self == Self::Fused && on_host(x)
     }
 }
 
-/// Whether the host's kernels can compute on `x`.
+/// Returns `true` if the fused kernels support `x`.
 #[cfg(feature = "flex")]
 pub(crate) fn on_host<const D: usize>(x: &Tensor<D>) -> bool {
     use burn::tensor::{DType, Device};
     x.dtype() == DType::F32 && x.device().inner() == Device::flex() && x.shape().num_elements() > 0
 }
 
-/// `x + out_proj(attention(in_proj(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class
+/// Computes `x + out_proj(attention(in_proj(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class
 /// `ResidualAttentionBlock`), with scores divided by the root of the head's width.
 ///
 /// # Shapes
-/// - `x`: `[batch, n, d]`
-/// - output: `[batch, n, d]`, or `[batch, 1, d]` for [`Queries::At`], which takes each item's row
-///   of `x` too
+/// - `x`: `[batch, tokens, width]`
+/// - output: `[batch, tokens, width]`, or `[batch, 1, width]` for [`Queries::At`], whose residual
+///   is the row of `x` at the position
 ///
 /// # Panics
-/// On parameters of another width, a number of heads that does not divide it, a position beyond the
-/// row, or a parent behind its child.
+/// If a parameter has another width, the number of heads does not divide the width, a position is
+/// out of range, or a parent stands after its child.
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if branch.kernels.on_host(&x) {
@@ -40,14 +42,15 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
     plain::attention_branch(x, branch, queries)
 }
 
-/// `x + c_proj(activation(c_fc(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class
+/// Computes `x + c_proj(activation(c_fc(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class
 /// `ResidualAttentionBlock`).
 ///
 /// # Shapes
-/// - `x` and output: `[batch, n, d]`
+/// - `x`: `[batch, tokens, width]`
+/// - output: `[batch, tokens, width]`
 ///
 /// # Panics
-/// On parameters of another width.
+/// If a parameter has another width.
 pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if branch.kernels.on_host(&x) {
@@ -56,28 +59,39 @@ pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
     plain::mlp_branch(x, branch)
 }
 
-/// [`mlp_branch`] for who looks on: with the inputs of its two maps, at every position, though only
-/// the output at the positions `read` may be wanted.
+/// Like [`mlp_branch`], and also returns the inputs of both linear layers.
+///
+/// The inputs are those of all tokens; `queries` restricts the output alone.
 ///
 /// # Shapes
-/// - `x`: `[batch, n, d]`
-/// - output: `[batch, n, d]`, or `[batch, 1, d]` for [`Queries::At`]
+/// - `x`: `[batch, tokens, width]`
+/// - output: `[batch, tokens, width]`, or `[batch, 1, width]` for [`Queries::At`]
+/// - input of `c_fc`: `[batch, tokens, width]`
+/// - input of `c_proj`: `[batch, tokens, hidden]`
 ///
 /// # Panics
-/// On parameters of another width, or a position beyond the row.
-pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> ObservedMlp {
+/// If a parameter has another width, or a position is out of range.
+pub fn mlp_branch_with_inputs(
+    x: Tensor<3>,
+    branch: MlpBranch,
+    queries: &Queries,
+) -> MlpBranchWithInputs {
     #[cfg(feature = "flex")]
     if branch.kernels.on_host(&x) && !x.device().is_autodiff() {
-        return crate::extension::observed_mlp_branch(x, branch, read);
+        return crate::extension::mlp_branch_with_inputs(x, branch, queries);
     }
-    plain::observed_mlp_branch(x, branch, read)
+    plain::mlp_branch_with_inputs(x, branch, queries)
 }
 
-/// A layer norm by itself: `[batch, n, d]` to the same.
+/// Normalizes the last axis.
+///
+/// # Shapes
+/// - `x`: `[batch, tokens, width]`
+/// - output: `[batch, tokens, width]`
 ///
 /// # Panics
-/// On parameters of another width.
-pub fn layer_norm(x: Tensor<3>, norm: LayerNorm, kernels: Kernels) -> Tensor<3> {
+/// If a parameter has another width.
+pub fn layer_norm(x: Tensor<3>, norm: LayerNormParams, kernels: Kernels) -> Tensor<3> {
     #[cfg(not(feature = "flex"))]
     let _ = kernels;
     #[cfg(feature = "flex")]
@@ -87,8 +101,12 @@ pub fn layer_norm(x: Tensor<3>, norm: LayerNorm, kernels: Kernels) -> Tensor<3> 
     plain::layer_norm(x, norm)
 }
 
-/// An activation by itself.
-pub fn activate(x: Tensor<3>, activation: Activation, kernels: Kernels) -> Tensor<3> {
+/// Applies an activation elementwise.
+///
+/// # Shapes
+/// - `x`: `[batch, tokens, width]`
+/// - output: `[batch, tokens, width]`
+pub fn activate(x: Tensor<3>, activation: ActivationFunction, kernels: Kernels) -> Tensor<3> {
     #[cfg(not(feature = "flex"))]
     let _ = kernels;
     #[cfg(feature = "flex")]

@@ -1,5 +1,4 @@
-//! The way from Burn's tensors and tape to the host's kernels and back, by Burn's mechanism for
-//! custom operations.
+//! Backend extension: the fused branches as custom operations on `Flex` and `Autodiff<Flex>`.
 
 use std::{any::TypeId, fmt, sync::Arc};
 
@@ -23,20 +22,20 @@ use burn::{
 use rayon::prelude::*;
 
 use crate::{
-    Activation, AttentionBranch, LayerNorm, MlpBranch, ObservedMlp, Queries,
+    ActivationFunction, AttentionBranch, LayerNormParams, MlpBranch, MlpBranchWithInputs, Queries,
     host::{
         self,
         attention::{
-            AttentionActivations, AttentionGradients, AttentionParams, AttentionShape,
-            AttentionWanted,
+            AttentionActivations, AttentionGradients, AttentionNeedsGrad, AttentionParams,
+            AttentionShape,
         },
-        mlp::{MlpActivations, MlpGradients, MlpParams, MlpShape, MlpWanted},
+        mlp::{MlpActivations, MlpGradients, MlpNeedsGrad, MlpParams, MlpShape},
     },
 };
 
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
     let [batch, tokens, width] = x.dims();
-    let call = AttentionCall {
+    let args = AttentionArgs {
         shape: AttentionShape {
             batch,
             tokens,
@@ -47,7 +46,7 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
         queries: Arc::new(queries.clone()),
         epsilon: branch.norm.epsilon as f32,
     };
-    Tensor::from_dispatch(<Dispatch as Branches>::attention(
+    Tensor::from_dispatch(<Dispatch as BranchOps>::attention(
         x.into_dispatch(),
         branch.norm.gamma.into_dispatch(),
         branch.norm.beta.into_dispatch(),
@@ -55,13 +54,13 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
         branch.in_proj.bias.into_dispatch(),
         branch.out_proj.weight.into_dispatch(),
         branch.out_proj.bias.into_dispatch(),
-        call,
+        args,
     ))
 }
 
 pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
-    let call = MlpCall::new(&x, &branch);
-    Tensor::from_dispatch(<Dispatch as Branches>::mlp(
+    let args = MlpArgs::new(&x, &branch);
+    Tensor::from_dispatch(<Dispatch as BranchOps>::mlp(
         x.into_dispatch(),
         branch.norm.gamma.into_dispatch(),
         branch.norm.beta.into_dispatch(),
@@ -69,14 +68,18 @@ pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
         branch.c_fc.bias.into_dispatch(),
         branch.c_proj.weight.into_dispatch(),
         branch.c_proj.bias.into_dispatch(),
-        call,
+        args,
     ))
 }
 
-pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> ObservedMlp {
-    let call = MlpCall::new(&x, &branch);
+pub fn mlp_branch_with_inputs(
+    x: Tensor<3>,
+    branch: MlpBranch,
+    queries: &Queries,
+) -> MlpBranchWithInputs {
+    let args = MlpArgs::new(&x, &branch);
     let tokens = x.dims()[1];
-    let read = match read {
+    let output_rows = match queries {
         Queries::All | Queries::Tree(_) => None,
         Queries::At(positions) => {
             let rows = positions.iter().enumerate().map(|(item, position)| {
@@ -86,7 +89,7 @@ pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> O
             Some(rows.collect::<Vec<_>>())
         }
     };
-    let (output, normed, inner) = <Dispatch as Branches>::observed_mlp(
+    let (output, c_fc_input, c_proj_input) = <Dispatch as BranchOps>::mlp_with_inputs(
         x.into_dispatch(),
         branch.norm.gamma.into_dispatch(),
         branch.norm.beta.into_dispatch(),
@@ -94,19 +97,19 @@ pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> O
         branch.c_fc.bias.into_dispatch(),
         branch.c_proj.weight.into_dispatch(),
         branch.c_proj.bias.into_dispatch(),
-        call,
-        read,
+        args,
+        output_rows,
     );
-    ObservedMlp {
+    MlpBranchWithInputs {
         output: Tensor::from_dispatch(output),
-        normed: Tensor::from_dispatch(normed),
-        inner: Tensor::from_dispatch(inner),
+        c_fc_input: Tensor::from_dispatch(c_fc_input),
+        c_proj_input: Tensor::from_dispatch(c_proj_input),
     }
 }
 
-pub fn layer_norm(x: Tensor<3>, norm: LayerNorm) -> Tensor<3> {
+pub fn layer_norm(x: Tensor<3>, norm: LayerNormParams) -> Tensor<3> {
     let epsilon = norm.epsilon as f32;
-    Tensor::from_dispatch(<Dispatch as Branches>::norm(
+    Tensor::from_dispatch(<Dispatch as BranchOps>::norm(
         x.into_dispatch(),
         norm.gamma.into_dispatch(),
         norm.beta.into_dispatch(),
@@ -114,53 +117,53 @@ pub fn layer_norm(x: Tensor<3>, norm: LayerNorm) -> Tensor<3> {
     ))
 }
 
-pub fn activate(x: Tensor<3>, activation: Activation) -> Tensor<3> {
+pub fn activate(x: Tensor<3>, activation: ActivationFunction) -> Tensor<3> {
     let (device, shape) = (x.device(), x.dims());
     let data = x.into_data();
     let input = match data.as_slice::<f32>() {
         Ok(input) => input,
-        Err(error) => unreachable!("only tensors of f32 come here: {error}"),
+        Err(error) => unreachable!("the dispatch admits `f32` tensors only: {error}"),
     };
     let mut output = vec![0.0; input.len()];
     output
-        .par_chunks_mut(SPAN)
-        .zip(input.par_chunks(SPAN))
-        .for_each(|(output, input)| kernel(activation).forward(input, output));
+        .par_chunks_mut(CHUNK)
+        .zip(input.par_chunks(CHUNK))
+        .for_each(|(output, input)| host_activation(activation).forward(input, output));
     Tensor::from_data(TensorData::new(output, shape), &device)
 }
 
-/// Values that a thread takes at once.
-const SPAN: usize = 1 << 14;
+/// Values that a thread processes at once.
+const CHUNK: usize = 1 << 14;
 
-fn kernel(activation: Activation) -> host::activation::Activation {
-    use host::activation::Activation as Kernel;
+fn host_activation(activation: ActivationFunction) -> host::activation::ActivationFunction {
+    use host::activation::ActivationFunction as Kernel;
     match activation {
-        Activation::QuickGelu => Kernel::QuickGelu,
-        Activation::Gelu => Kernel::Gelu,
-        Activation::GeluTanh => Kernel::GeluTanh,
+        ActivationFunction::QuickGelu => Kernel::QuickGelu,
+        ActivationFunction::Gelu => Kernel::Gelu,
+        ActivationFunction::GeluTanh => Kernel::GeluTanh,
     }
 }
 
-/// What an attention branch is computed with besides its tensors.
+/// Arguments of an attention branch that are no tensors.
 #[derive(Debug, Clone)]
-pub struct AttentionCall {
+pub struct AttentionArgs {
     shape: AttentionShape,
     queries: Arc<Queries>,
     epsilon: f32,
 }
 
-/// What an MLP branch is computed with besides its tensors.
+/// Arguments of an MLP branch that are no tensors.
 #[derive(Debug, Clone, Copy)]
-pub struct MlpCall {
+pub struct MlpArgs {
     shape: MlpShape,
-    activation: host::activation::Activation,
+    activation: host::activation::ActivationFunction,
     epsilon: f32,
 }
 
-/// The operations. Tensors stand in the order input, scale, shift, first weight and bias, second
-/// weight and bias.
+/// Operations of a backend on branches. The order of tensors is input, scale, shift, first weight
+/// and bias, second weight and bias.
 #[backend_extension(Flex, Autodiff)]
-pub trait Branches: Backend {
+pub trait BranchOps: Backend {
     #[allow(clippy::too_many_arguments)]
     fn attention(
         x: FloatTensor<Self>,
@@ -170,7 +173,7 @@ pub trait Branches: Backend {
         in_bias: FloatTensor<Self>,
         out_weight: FloatTensor<Self>,
         out_bias: FloatTensor<Self>,
-        call: AttentionCall,
+        args: AttentionArgs,
     ) -> FloatTensor<Self>;
 
     #[allow(clippy::too_many_arguments)]
@@ -182,12 +185,12 @@ pub trait Branches: Backend {
         fc_bias: FloatTensor<Self>,
         proj_weight: FloatTensor<Self>,
         proj_bias: FloatTensor<Self>,
-        call: MlpCall,
+        args: MlpArgs,
     ) -> FloatTensor<Self>;
 
-    /// The output, of all rows or some, and the inputs of both maps.
+    /// Returns the output, of all rows or of `output_rows`, and the inputs of both linear layers.
     #[allow(clippy::too_many_arguments)]
-    fn observed_mlp(
+    fn mlp_with_inputs(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
@@ -195,11 +198,11 @@ pub trait Branches: Backend {
         fc_bias: FloatTensor<Self>,
         proj_weight: FloatTensor<Self>,
         proj_bias: FloatTensor<Self>,
-        call: MlpCall,
-        read: Option<Vec<usize>>,
+        args: MlpArgs,
+        output_rows: Option<Vec<usize>>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-    /// A layer norm by itself: input, scale, shift.
+    /// Layer norm.
     fn norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -208,25 +211,25 @@ pub trait Branches: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// A tensor of the host.
-type Host = FloatTensor<Flex>;
+/// A tensor of the host backend.
+type HostTensor = FloatTensor<Flex>;
 
-/// The values of a contiguous tensor.
-fn values(tensor: &Host) -> &[f32] {
+/// Returns the values of a contiguous tensor.
+fn values(tensor: &HostTensor) -> &[f32] {
     let layout = tensor.layout();
     let start = layout.start_offset();
     &tensor.storage::<f32>()[start..start + layout.num_elements()]
 }
 
-fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Host {
-    Host::from_data(TensorData::new(values, shape))
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> HostTensor {
+    HostTensor::from_data(TensorData::new(values, shape))
 }
 
-/// Both branches have a norm and two maps.
-struct Inputs([Host; 7]);
+/// Tensors of a branch, contiguous: input, layer norm and two linear layers.
+struct BranchTensors([HostTensor; 7]);
 
-impl Inputs {
-    fn new(tensors: [Host; 7]) -> Self {
+impl BranchTensors {
+    fn new(tensors: [HostTensor; 7]) -> Self {
         Self(tensors.map(|t| t.to_contiguous()))
     }
 
@@ -242,23 +245,23 @@ impl Inputs {
         }
     }
 
-    fn first(&self) -> host::LinearParams<'_> {
-        self.map(3)
+    fn first_linear(&self) -> host::LinearParams<'_> {
+        self.linear(3)
     }
 
-    fn second(&self) -> host::LinearParams<'_> {
-        self.map(5)
+    fn second_linear(&self) -> host::LinearParams<'_> {
+        self.linear(5)
     }
 
-    fn map(&self, at: usize) -> host::LinearParams<'_> {
+    fn linear(&self, index: usize) -> host::LinearParams<'_> {
         host::LinearParams {
-            weight: values(&self.0[at]),
-            bias: Some(values(&self.0[at + 1])),
+            weight: values(&self.0[index]),
+            bias: Some(values(&self.0[index + 1])),
         }
     }
 }
 
-impl AttentionCall {
+impl AttentionArgs {
     fn queries(&self) -> host::attention::Queries<'_> {
         match &*self.queries {
             Queries::All => host::attention::Queries::All,
@@ -267,26 +270,30 @@ impl AttentionCall {
         }
     }
 
-    fn params<'a>(&self, inputs: &'a Inputs) -> AttentionParams<'a> {
+    fn params<'a>(&self, tensors: &'a BranchTensors) -> AttentionParams<'a> {
         AttentionParams {
-            norm: inputs.norm(self.epsilon),
-            in_proj: inputs.first(),
-            out_proj: inputs.second(),
+            norm: tensors.norm(self.epsilon),
+            in_proj: tensors.first_linear(),
+            out_proj: tensors.second_linear(),
         }
     }
 }
 
-impl Call for AttentionCall {
+impl BranchOp for AttentionArgs {
     type Activations = AttentionActivations;
 
-    fn forward(&self, inputs: &Inputs, keep: bool) -> (Host, Option<AttentionActivations>) {
-        let params = self.params(inputs);
-        let (y, kept) = host::attention::attention_branch(
-            inputs.x(),
+    fn forward(
+        &self,
+        tensors: &BranchTensors,
+        save: bool,
+    ) -> (HostTensor, Option<AttentionActivations>) {
+        let params = self.params(tensors);
+        let (y, saved) = host::attention::attention_branch(
+            tensors.x(),
             &params,
             self.shape,
             self.queries(),
-            keep,
+            save,
         );
         let tokens = match &*self.queries {
             Queries::All | Queries::Tree(_) => self.shape.tokens,
@@ -294,18 +301,18 @@ impl Call for AttentionCall {
         };
         (
             tensor(y, [self.shape.batch, tokens, self.shape.width]),
-            kept,
+            saved,
         )
     }
 
     fn backward(
         &self,
-        inputs: &Inputs,
-        kept: Option<&AttentionActivations>,
-        dy: &Host,
-        wanted: [bool; 7],
-    ) -> [Option<Host>; 7] {
-        let [input, gamma, beta, in_weight, in_bias, out_weight, out_bias] = wanted;
+        tensors: &BranchTensors,
+        saved: Option<&AttentionActivations>,
+        dy: &HostTensor,
+        needs_grad: [bool; 7],
+    ) -> [Option<HostTensor>; 7] {
+        let [input, gamma, beta, in_weight, in_bias, out_weight, out_bias] = needs_grad;
         let AttentionShape {
             batch,
             tokens,
@@ -313,13 +320,13 @@ impl Call for AttentionCall {
             ..
         } = self.shape;
         let gradients: AttentionGradients = host::attention::attention_branch_backward(
-            inputs.x(),
-            &self.params(inputs),
+            tensors.x(),
+            &self.params(tensors),
             self.shape,
             self.queries(),
-            kept,
+            saved,
             values(dy),
-            AttentionWanted {
+            AttentionNeedsGrad {
                 input,
                 norm: gamma || beta,
                 in_weight,
@@ -340,7 +347,7 @@ impl Call for AttentionCall {
     }
 }
 
-impl MlpCall {
+impl MlpArgs {
     fn new(x: &Tensor<3>, branch: &MlpBranch) -> Self {
         let [batch, tokens, width] = x.dims();
         Self {
@@ -349,38 +356,38 @@ impl MlpCall {
                 width,
                 hidden: branch.c_fc.weight.dims()[1],
             },
-            activation: kernel(branch.activation),
+            activation: host_activation(branch.activation),
             epsilon: branch.norm.epsilon as f32,
         }
     }
 
-    fn params<'a>(&self, inputs: &'a Inputs) -> MlpParams<'a> {
+    fn params<'a>(&self, tensors: &'a BranchTensors) -> MlpParams<'a> {
         MlpParams {
-            norm: inputs.norm(self.epsilon),
-            fc: inputs.first(),
+            norm: tensors.norm(self.epsilon),
+            fc: tensors.first_linear(),
             activation: self.activation,
-            proj: inputs.second(),
+            proj: tensors.second_linear(),
         }
     }
 }
 
-impl Call for MlpCall {
+impl BranchOp for MlpArgs {
     type Activations = MlpActivations;
 
-    fn forward(&self, inputs: &Inputs, keep: bool) -> (Host, Option<MlpActivations>) {
-        let params = self.params(inputs);
-        let (y, kept) = host::mlp::mlp_branch(inputs.x(), &params, self.shape, keep);
-        let shape = inputs.0[0].layout().shape().clone();
-        (Host::from_data(TensorData::new(y, shape)), kept)
+    fn forward(&self, tensors: &BranchTensors, save: bool) -> (HostTensor, Option<MlpActivations>) {
+        let params = self.params(tensors);
+        let (y, saved) = host::mlp::mlp_branch(tensors.x(), &params, self.shape, save);
+        let shape = tensors.0[0].layout().shape().clone();
+        (HostTensor::from_data(TensorData::new(y, shape)), saved)
     }
 
     fn backward(
         &self,
-        inputs: &Inputs,
-        kept: Option<&MlpActivations>,
-        dy: &Host,
-        wanted: [bool; 7],
-    ) -> [Option<Host>; 7] {
+        tensors: &BranchTensors,
+        saved: Option<&MlpActivations>,
+        dy: &HostTensor,
+        needs_grad: [bool; 7],
+    ) -> [Option<HostTensor>; 7] {
         let [
             input,
             gamma,
@@ -389,15 +396,15 @@ impl Call for MlpCall {
             fc_bias,
             proj_weight,
             proj_bias,
-        ] = wanted;
+        ] = needs_grad;
         let MlpShape { width, hidden, .. } = self.shape;
         let gradients: MlpGradients = host::mlp::mlp_branch_backward(
-            inputs.x(),
-            &self.params(inputs),
+            tensors.x(),
+            &self.params(tensors),
             self.shape,
-            kept,
+            saved,
             values(dy),
-            MlpWanted {
+            MlpNeedsGrad {
                 input,
                 norm: gamma || beta,
                 fc_weight,
@@ -406,11 +413,11 @@ impl Call for MlpCall {
                 proj_bias,
             },
         );
-        let shape = inputs.0[0].layout().shape().clone();
+        let shape = tensors.0[0].layout().shape().clone();
         [
             gradients
                 .input
-                .map(|g| Host::from_data(TensorData::new(g, shape))),
+                .map(|g| HostTensor::from_data(TensorData::new(g, shape))),
             gradients.gamma.map(|g| tensor(g, [width])),
             gradients.beta.map(|g| tensor(g, [width])),
             gradients.fc_weight.map(|g| tensor(g, [width, hidden])),
@@ -421,60 +428,65 @@ impl Call for MlpCall {
     }
 }
 
-impl Branches for Flex {
+impl BranchOps for Flex {
     fn attention(
-        x: Host,
-        gamma: Host,
-        beta: Host,
-        in_weight: Host,
-        in_bias: Host,
-        out_weight: Host,
-        out_bias: Host,
-        call: AttentionCall,
-    ) -> Host {
+        x: HostTensor,
+        gamma: HostTensor,
+        beta: HostTensor,
+        in_weight: HostTensor,
+        in_bias: HostTensor,
+        out_weight: HostTensor,
+        out_bias: HostTensor,
+        args: AttentionArgs,
+    ) -> HostTensor {
         let tensors = [x, gamma, beta, in_weight, in_bias, out_weight, out_bias];
-        call.forward(&Inputs::new(tensors), false).0
+        args.forward(&BranchTensors::new(tensors), false).0
     }
 
     fn mlp(
-        x: Host,
-        gamma: Host,
-        beta: Host,
-        fc_weight: Host,
-        fc_bias: Host,
-        proj_weight: Host,
-        proj_bias: Host,
-        call: MlpCall,
-    ) -> Host {
+        x: HostTensor,
+        gamma: HostTensor,
+        beta: HostTensor,
+        fc_weight: HostTensor,
+        fc_bias: HostTensor,
+        proj_weight: HostTensor,
+        proj_bias: HostTensor,
+        args: MlpArgs,
+    ) -> HostTensor {
         let tensors = [x, gamma, beta, fc_weight, fc_bias, proj_weight, proj_bias];
-        call.forward(&Inputs::new(tensors), false).0
+        args.forward(&BranchTensors::new(tensors), false).0
     }
 
-    fn observed_mlp(
-        x: Host,
-        gamma: Host,
-        beta: Host,
-        fc_weight: Host,
-        fc_bias: Host,
-        proj_weight: Host,
-        proj_bias: Host,
-        call: MlpCall,
-        read: Option<Vec<usize>>,
-    ) -> (Host, Host, Host) {
+    fn mlp_with_inputs(
+        x: HostTensor,
+        gamma: HostTensor,
+        beta: HostTensor,
+        fc_weight: HostTensor,
+        fc_bias: HostTensor,
+        proj_weight: HostTensor,
+        proj_bias: HostTensor,
+        args: MlpArgs,
+        output_rows: Option<Vec<usize>>,
+    ) -> (HostTensor, HostTensor, HostTensor) {
         let tensors = [x, gamma, beta, fc_weight, fc_bias, proj_weight, proj_bias];
-        let inputs = Inputs::new(tensors);
-        let params = call.params(&inputs);
-        let seen = host::mlp::mlp_branch_observed(inputs.x(), &params, call.shape, read.as_deref());
-        let [batch, tokens, width] = inputs.0[0].layout().shape().dims();
-        let outputs = if read.is_some() { 1 } else { tokens };
+        let tensors = BranchTensors::new(tensors);
+        let params = args.params(&tensors);
+        let outputs = host::mlp::mlp_branch_with_inputs(
+            tensors.x(),
+            &params,
+            args.shape,
+            output_rows.as_deref(),
+        );
+        let [batch, tokens, width] = tensors.0[0].layout().shape().dims();
+        let output_tokens = if output_rows.is_some() { 1 } else { tokens };
         (
-            tensor(seen.y, [batch, outputs, width]),
-            tensor(seen.normal, [batch, tokens, width]),
-            tensor(seen.inner, [batch, tokens, call.shape.hidden]),
+            tensor(outputs.y, [batch, output_tokens, width]),
+            tensor(outputs.fc_input, [batch, tokens, width]),
+            tensor(outputs.proj_input, [batch, tokens, args.shape.hidden]),
         )
     }
 
-    fn norm(x: Host, gamma: Host, beta: Host, epsilon: f32) -> Host {
+    fn norm(x: HostTensor, gamma: HostTensor, beta: HostTensor, epsilon: f32) -> HostTensor {
         let [x, gamma, beta] = [x, gamma, beta].map(|t| t.to_contiguous());
         let params = host::LayerNormParams {
             gamma: values(&gamma),
@@ -482,55 +494,60 @@ impl Branches for Flex {
             epsilon,
         };
         let y = host::layer_norm::layer_norm(values(&x), params);
-        Host::from_data(TensorData::new(y, x.layout().shape().clone()))
+        HostTensor::from_data(TensorData::new(y, x.layout().shape().clone()))
     }
 }
 
-/// What the tape keeps of a call.
-struct Kept<C, A> {
-    call: C,
-    inputs: Inputs,
+/// State that the backward pass needs of a branch.
+struct SavedBranch<O, A> {
+    args: O,
+    tensors: BranchTensors,
     activations: Option<A>,
 }
 
-/// On the tape; the clones are handles.
-struct State<C, A>(Arc<Kept<C, A>>);
+/// Shared handle of the saved state on the autodiff graph.
+struct State<O, A>(Arc<SavedBranch<O, A>>);
 
-impl<C, A> Clone for State<C, A> {
+impl<O, A> Clone for State<O, A> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<C, A> fmt::Debug for State<C, A> {
+impl<O, A> fmt::Debug for State<O, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a transformer branch")
     }
 }
 
-/// A branch the tape can keep: both are the same to it.
-trait Call: Clone + Send + Sync + 'static {
+/// Forward and backward pass of a branch, given its arguments.
+trait BranchOp: Clone + Send + Sync + 'static {
     type Activations: Send + Sync + 'static;
-    fn forward(&self, inputs: &Inputs, keep: bool) -> (Host, Option<Self::Activations>);
+    fn forward(
+        &self,
+        tensors: &BranchTensors,
+        save: bool,
+    ) -> (HostTensor, Option<Self::Activations>);
     fn backward(
         &self,
-        inputs: &Inputs,
-        kept: Option<&Self::Activations>,
-        dy: &Host,
-        wanted: [bool; 7],
-    ) -> [Option<Host>; 7];
+        tensors: &BranchTensors,
+        saved: Option<&Self::Activations>,
+        dy: &HostTensor,
+        needs_grad: [bool; 7],
+    ) -> [Option<HostTensor>; 7];
 }
 
-struct Branch<C>(std::marker::PhantomData<C>);
+/// Backward step of a branch on the autodiff graph.
+struct BranchBackward<O>(std::marker::PhantomData<O>);
 
-impl<C> fmt::Debug for Branch<C> {
+impl<O> fmt::Debug for BranchBackward<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Branch")
+        f.write_str("BranchBackward")
     }
 }
 
-impl<C: Call> Backward<Flex, 7> for Branch<C> {
-    type State = State<C, C::Activations>;
+impl<O: BranchOp> Backward<Flex, 7> for BranchBackward<O> {
+    type State = State<O, O::Activations>;
 
     fn backward(
         self,
@@ -539,13 +556,13 @@ impl<C: Call> Backward<Flex, 7> for Branch<C> {
         _checkpointer: &mut Checkpointer,
     ) {
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let Kept {
-            call,
-            inputs,
+        let SavedBranch {
+            args,
+            tensors,
             activations,
         } = &*ops.state.0;
-        let wanted = ops.parents.each_ref().map(Option::is_some);
-        let gradients = call.backward(inputs, activations.as_ref(), &dy, wanted);
+        let needs_grad = ops.parents.each_ref().map(Option::is_some);
+        let gradients = args.backward(tensors, activations.as_ref(), &dy, needs_grad);
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<Flex>(parent.id, gradient);
@@ -554,31 +571,31 @@ impl<C: Call> Backward<Flex, 7> for Branch<C> {
     }
 }
 
-/// Computes a branch, and puts it on the tape where one of its tensors is.
-fn taped<C: Call, S: CheckpointStrategy>(
+/// Computes a branch, and records it on the autodiff graph if one of its tensors is tracked.
+fn forward_tracked<O: BranchOp, S: CheckpointStrategy>(
     tensors: [FloatTensor<Autodiff<Flex, S>>; 7],
-    call: C,
+    args: O,
 ) -> FloatTensor<Autodiff<Flex, S>> {
     let nodes = tensors.each_ref().map(|t| t.node());
-    let inputs = Inputs::new(tensors.map(|t| t.into_primitive()));
-    // With gradient checkpointing the branch is computed again from its input.
-    let keep = TypeId::of::<S>() != TypeId::of::<BalancedCheckpointing>();
-    let branch = Branch::<C>(std::marker::PhantomData);
+    let tensors = BranchTensors::new(tensors.map(|t| t.into_primitive()));
+    // With gradient checkpointing the backward pass recomputes the branch from its input.
+    let save = TypeId::of::<S>() != TypeId::of::<BalancedCheckpointing>();
+    let branch = BranchBackward::<O>(std::marker::PhantomData);
     match branch.prepare::<S>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
-            let (y, activations) = call.forward(&inputs, keep);
-            let kept = Kept {
-                call,
-                inputs,
+            let (y, activations) = args.forward(&tensors, save);
+            let saved = SavedBranch {
+                args,
+                tensors,
                 activations,
             };
-            prep.finish(State(Arc::new(kept)), y)
+            prep.finish(State(Arc::new(saved)), y)
         }
-        OpsKind::UnTracked(prep) => prep.finish(call.forward(&inputs, false).0),
+        OpsKind::UnTracked(prep) => prep.finish(args.forward(&tensors, false).0),
     }
 }
 
-impl<S: CheckpointStrategy> Branches for Autodiff<Flex, S> {
+impl<S: CheckpointStrategy> BranchOps for Autodiff<Flex, S> {
     fn attention(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -587,10 +604,10 @@ impl<S: CheckpointStrategy> Branches for Autodiff<Flex, S> {
         in_bias: FloatTensor<Self>,
         out_weight: FloatTensor<Self>,
         out_bias: FloatTensor<Self>,
-        call: AttentionCall,
+        args: AttentionArgs,
     ) -> FloatTensor<Self> {
         let tensors = [x, gamma, beta, in_weight, in_bias, out_weight, out_bias];
-        taped::<_, S>(tensors, call)
+        forward_tracked::<_, S>(tensors, args)
     }
 
     fn mlp(
@@ -601,13 +618,13 @@ impl<S: CheckpointStrategy> Branches for Autodiff<Flex, S> {
         fc_bias: FloatTensor<Self>,
         proj_weight: FloatTensor<Self>,
         proj_bias: FloatTensor<Self>,
-        call: MlpCall,
+        args: MlpArgs,
     ) -> FloatTensor<Self> {
         let tensors = [x, gamma, beta, fc_weight, fc_bias, proj_weight, proj_bias];
-        taped::<_, S>(tensors, call)
+        forward_tracked::<_, S>(tensors, args)
     }
 
-    fn observed_mlp(
+    fn mlp_with_inputs(
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
@@ -615,10 +632,10 @@ impl<S: CheckpointStrategy> Branches for Autodiff<Flex, S> {
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
-        _: MlpCall,
+        _: MlpArgs,
         _: Option<Vec<usize>>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        unreachable!("a branch that is observed is Burn's own on the tape")
+        unreachable!("autodiff uses Burn's operations for an MLP branch with tensors")
     }
 
     fn norm(
@@ -627,6 +644,6 @@ impl<S: CheckpointStrategy> Branches for Autodiff<Flex, S> {
         _: FloatTensor<Self>,
         _: f32,
     ) -> FloatTensor<Self> {
-        unreachable!("a layer norm on the tape is Burn's own")
+        unreachable!("autodiff uses Burn's operations for a layer norm")
     }
 }

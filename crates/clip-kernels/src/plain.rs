@@ -1,12 +1,13 @@
-//! The branches in Burn's own operations: what every backend has, and what the host's kernels are
-//! compared with.
+//! Branches in Burn's own operations: the implementation on every backend, and the reference of
+//! the fused kernels.
 
 use burn::tensor::{
     FloatDType, Tensor, TensorData, activation, module, ops::AttentionModuleOptions,
 };
 
 use crate::{
-    Activation, AttentionBranch, LayerNorm, Linear, MlpBranch, ObservedMlp, Queries, block::picker,
+    ActivationFunction, AttentionBranch, LayerNormParams, LinearParams, MlpBranch,
+    MlpBranchWithInputs, Queries, block::row_selector,
 };
 
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
@@ -14,13 +15,13 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
     match queries {
         Queries::All => x + attend(normed, &branch, None),
         Queries::Tree(tree) => {
-            let bias = tree.bias(&x);
-            x + attend(normed, &branch, Some(bias))
+            let mask = tree.attention_mask(&x);
+            x + attend(normed, &branch, Some(mask))
         }
         Queries::At(positions) => {
-            let pick = picker(&x, positions);
-            let query = pick(normed.clone());
-            pick(x) + attend_at(query, normed, &branch, positions)
+            let select = row_selector(&x, positions);
+            let query = select(normed.clone());
+            select(x) + attend_at(query, normed, &branch, positions)
         }
     }
 }
@@ -30,45 +31,50 @@ pub fn mlp_branch(x: Tensor<3>, branch: MlpBranch) -> Tensor<3> {
     x + linear(activate(y, branch.activation), branch.c_proj)
 }
 
-pub fn observed_mlp_branch(x: Tensor<3>, branch: MlpBranch, read: &Queries) -> ObservedMlp {
-    let normed = layer_norm(x.clone(), branch.norm);
-    let inner = linear(normed.clone(), branch.c_fc);
-    let inner = activate(inner, branch.activation);
-    let output = read.pick(x) + linear(read.pick(inner.clone()), branch.c_proj);
-    ObservedMlp {
-        output,
-        normed,
-        inner,
+pub fn mlp_branch_with_inputs(
+    x: Tensor<3>,
+    branch: MlpBranch,
+    queries: &Queries,
+) -> MlpBranchWithInputs {
+    let c_fc_input = layer_norm(x.clone(), branch.norm);
+    let c_proj_input = linear(c_fc_input.clone(), branch.c_fc);
+    let c_proj_input = activate(c_proj_input, branch.activation);
+    let hidden = queries.select(c_proj_input.clone());
+    MlpBranchWithInputs {
+        output: queries.select(x) + linear(hidden, branch.c_proj),
+        c_fc_input,
+        c_proj_input,
     }
 }
 
-/// In `f32` where the numbers are shorter: their sum of squares would not fit.
-pub fn layer_norm(x: Tensor<3>, norm: LayerNorm) -> Tensor<3> {
-    let narrow: FloatDType = x.dtype().into();
-    match narrow {
+/// Layer norm, computed in `f32` for `f16` and `bf16` inputs, whose sum of squares may overflow.
+pub fn layer_norm(x: Tensor<3>, norm: LayerNormParams) -> Tensor<3> {
+    let dtype: FloatDType = x.dtype().into();
+    match dtype {
         FloatDType::F16 | FloatDType::BF16 => {
             let wide = FloatDType::F32;
             let (gamma, beta) = (norm.gamma.cast(wide), norm.beta.cast(wide));
-            module::layer_norm(x.cast(wide), gamma, Some(beta), norm.epsilon).cast(narrow)
+            module::layer_norm(x.cast(wide), gamma, Some(beta), norm.epsilon).cast(dtype)
         }
         _ => module::layer_norm(x, norm.gamma, Some(norm.beta), norm.epsilon),
     }
 }
 
-pub fn activate(x: Tensor<3>, kind: Activation) -> Tensor<3> {
+pub fn activate(x: Tensor<3>, kind: ActivationFunction) -> Tensor<3> {
     match kind {
-        Activation::QuickGelu => x.clone() * activation::sigmoid(x.mul_scalar(1.702)),
-        Activation::Gelu => activation::gelu(x),
-        Activation::GeluTanh => activation::gelu_approximate(x),
+        ActivationFunction::QuickGelu => x.clone() * activation::sigmoid(x.mul_scalar(1.702)),
+        ActivationFunction::Gelu => activation::gelu(x),
+        ActivationFunction::GeluTanh => activation::gelu_approximate(x),
     }
 }
 
-fn linear(x: Tensor<3>, map: Linear) -> Tensor<3> {
-    module::linear(x, map.weight, Some(map.bias))
+fn linear(x: Tensor<3>, layer: LinearParams) -> Tensor<3> {
+    module::linear(x, layer.weight, Some(layer.bias))
 }
 
-/// Every position attends; `bias [batch, 1, n, n]` stands for the branch's mask.
-fn attend(x: Tensor<3>, branch: &AttentionBranch, bias: Option<Tensor<4>>) -> Tensor<3> {
+/// Attention of all tokens. `mask`, `[batch, 1, n, n]`, is added to the scores and replaces the
+/// causal mask of the branch.
+fn attend(x: Tensor<3>, branch: &AttentionBranch, mask: Option<Tensor<4>>) -> Tensor<3> {
     let [batch, n, d] = x.dims();
     let qkv = linear(x, branch.in_proj.clone());
     let part = |i: usize| {
@@ -78,15 +84,16 @@ fn attend(x: Tensor<3>, branch: &AttentionBranch, bias: Option<Tensor<4>>) -> Te
         )
     };
     let options = AttentionModuleOptions {
-        is_causal: branch.causal && bias.is_none(),
+        is_causal: branch.causal && mask.is_none(),
         ..Default::default()
     };
-    let bias = bias.map(|bias| bias.expand([batch, branch.heads, n, n]));
-    let context = module::attention(part(0), part(1), part(2), None, bias, options);
+    let mask = mask.map(|mask| mask.expand([batch, branch.heads, n, n]));
+    let context = module::attention(part(0), part(1), part(2), None, mask, options);
     linear(merge_heads(context), branch.out_proj.clone())
 }
 
-/// Only `query [batch, 1, d]`, taken from these positions, attends to `x [batch, n, d]`.
+/// Attention of one token per item: `query`, `[batch, 1, d]`, the rows at `positions`, attends to
+/// `x`, `[batch, n, d]`.
 fn attend_at(
     query: Tensor<3>,
     x: Tensor<3>,
@@ -94,25 +101,26 @@ fn attend_at(
     positions: &[usize],
 ) -> Tensor<3> {
     let [batch, n, d] = x.dims();
-    let map = |x: Tensor<3>, from: usize, to: usize| {
-        let Linear { weight, bias } = branch.in_proj.clone();
+    // Queries need the first third of the projection, keys and values the rest.
+    let project = |x: Tensor<3>, from: usize, to: usize| {
+        let LinearParams { weight, bias } = branch.in_proj.clone();
         let bias = bias.narrow(0, from, to - from);
         module::linear(x, weight.slice([0..d, from..to]), Some(bias))
     };
-    let q = split_heads(map(query, 0, d), branch.heads);
-    let kv = map(x, d, 3 * d);
+    let q = split_heads(project(query, 0, d), branch.heads);
+    let kv = project(x, d, 3 * d);
     let k = split_heads(kv.clone().slice([0..batch, 0..n, 0..d]), branch.heads);
     let v = split_heads(kv.slice([0..batch, 0..n, d..2 * d]), branch.heads);
-    let bias = branch.causal.then(|| {
-        let hidden: Vec<f32> = positions
+    let mask = branch.causal.then(|| {
+        let mask: Vec<f32> = positions
             .iter()
             .flat_map(|p| (0..n).map(move |i| if i <= *p { 0.0 } else { f32::NEG_INFINITY }))
             .collect();
-        Tensor::<4>::from_data(TensorData::new(hidden, [batch, 1, 1, n]), &k.device())
+        Tensor::<4>::from_data(TensorData::new(mask, [batch, 1, 1, n]), &k.device())
             .cast(k.dtype())
             .expand([batch, branch.heads, 1, n])
     });
-    let context = module::attention(q, k, v, None, bias, AttentionModuleOptions::default());
+    let context = module::attention(q, k, v, None, mask, AttentionModuleOptions::default());
     linear(merge_heads(context), branch.out_proj.clone())
 }
 

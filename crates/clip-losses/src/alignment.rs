@@ -1,18 +1,18 @@
-//! Modality alignment: images and texts of the same label stay matched.
+//! Modality alignment of image-text pairs with shared labels.
 
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::smoothed_soft_cross_entropy;
 
-/// Target probabilities of image-text pairs in which pairs of equal label all match each other.
+/// Returns the target probabilities of image-text pairs, where all pairs of equal label match.
 ///
-/// `Y[i, j] = 1[ℓ_i = ℓ_j] / Σ_k 1[ℓ_i = ℓ_k]`: rows sum to one, and the matrix is symmetric, so
-/// it serves both directions (GNSP `src/models/finetune_gnsp.py:245-362`). With all labels
-/// different it is the identity.
+/// `Y[i, j] = 1[ℓ_i = ℓ_j] / Σ_k 1[ℓ_i = ℓ_k]`: rows sum to one. The matrix is symmetric, so it
+/// serves both directions (GNSP `src/models/finetune_gnsp.py:245-362`). It is the identity if all
+/// labels differ.
 ///
 /// # Shapes
 ///
-/// - labels: one for each of the `R` pairs; any numbers, only their equality matters
+/// - labels: `[R]`, one per pair; only their equality matters
 /// - output: `[R, R]`
 pub fn alignment_targets(labels: &[usize], device: &Device) -> Tensor<2> {
     let size = labels.len();
@@ -31,30 +31,31 @@ pub fn alignment_targets(labels: &[usize], device: &Device) -> Tensor<2> {
 /// Cross-entropy of the pair logits against [`alignment_targets`], images to texts plus texts to
 /// images, with label smoothing.
 ///
-/// `CE(Z, Y) + CE(Zᵀ, Y)` with the cross-entropy of [`smoothed_soft_cross_entropy`]: a sum of the
-/// two directions, not their mean; GNSP's modality-alignment loss without its factor λ
+/// `CE(Z, Y) + CE(Zᵀ, Y)` with the cross-entropy of [`smoothed_soft_cross_entropy`]: the sum of the
+/// two directions, not their mean. This is GNSP's modality-alignment loss without its factor λ
 /// (GNSP `src/models/finetune_gnsp.py:245-362`).
 ///
 /// # Shapes
 ///
 /// - student: `[R, R]`, images along rows and texts along columns
-/// - targets: `[R, R]`, a constant, the same for both directions
+/// - targets: `[R, R]`, a constant, shared by both directions
 /// - output: `[1]`
 ///
 /// # Panics
 ///
-/// When the student is not square or the shapes differ.
+/// If the student is not square, or the shapes differ.
 pub fn modality_alignment(student: Tensor<2>, targets: Tensor<2>, smoothing: f64) -> Tensor<1> {
     smoothed_soft_cross_entropy(student.clone(), targets.clone(), smoothing)
         + smoothed_soft_cross_entropy(student.transpose(), targets, smoothing)
 }
 
-/// The margin in logits between matching and other pairs at which [`modality_alignment`] is
-/// smallest for pairs of different labels: `ln((1 − ε)·R / ε + 1)`, infinite without smoothing.
+/// Returns the margin in logits between matching and other pairs that minimises
+/// [`modality_alignment`] for pairs of different labels: `ln((1 − ε)·R / ε + 1)`, infinite without
+/// smoothing.
 ///
-/// A row of targets is `1 − ε + ε/R` for its own pair and `ε/R` for the others, and cross-entropy
-/// is smallest where the softmax gives just these. A model with a larger margin is pulled towards
-/// it, which moves its modality gap.
+/// A row of smoothed targets is `1 − ε + ε/R` for its own pair and `ε/R` for the others. The
+/// cross-entropy is smallest where the softmax equals these targets. The loss pulls a model with a
+/// larger margin towards this one, which moves its modality gap.
 ///
 /// # Example
 ///
@@ -72,14 +73,14 @@ mod tests {
     use crate::test_utils::*;
 
     #[test]
-    fn the_loss_is_smallest_at_its_margin() {
+    fn loss_is_smallest_at_the_margin() {
         for (pairs, margin) in [(8, 3.497), (32, 4.860), (128, 6.240)] {
             assert!((alignment_margin(pairs, 0.2) - margin).abs() < 1e-3);
             let margin = alignment_margin(pairs, 0.2) as f32;
             let labels: Vec<usize> = (0..pairs).collect();
             let loss = |margin: f32| {
-                let own = |row: usize, column: usize| if row == column { margin } else { 0.0 };
-                let logits = (0..pairs).flat_map(|i| (0..pairs).map(move |j| own(i, j)));
+                let logit = |row: usize, column: usize| if row == column { margin } else { 0.0 };
+                let logits = (0..pairs).flat_map(|i| (0..pairs).map(move |j| logit(i, j)));
                 let logits: Vec<f32> = logits.collect();
                 let x = Tensor::<2>::from_data(TensorData::new(logits, [pairs, pairs]), &plain());
                 value(modality_alignment(
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_share_a_row_among_equal_labels() {
+    fn targets_are_shared_among_equal_labels() {
         let expected = [0.5, 0.0, 0.5, 0.0, 1.0, 0.0, 0.5, 0.0, 0.5];
         assert_close(alignment_targets(&[7, 3, 7], &plain()), &expected);
     }
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn permuting_the_pairs_changes_nothing() {
+    fn loss_is_invariant_to_permutations_of_pairs() {
         for seed in 0..8 {
             let x = random(4, 4, 10.0, seed, &plain());
             let order = [2, 0, 3, 1];
@@ -175,7 +176,7 @@ mod tests {
 
     #[test]
     #[should_panic]
-    fn a_student_that_is_not_square_panics() {
+    fn non_square_student_panics() {
         let x = random(2, 3, 1.0, 0, &plain());
         let _ = modality_alignment(x, alignment_targets(&[0, 1], &plain()), 0.2);
     }

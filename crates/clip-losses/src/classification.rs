@@ -1,4 +1,4 @@
-//! Cross-entropy with label smoothing.
+//! Cross-entropy with label smoothing, against class indices or probabilities.
 
 use burn::tensor::{Int, Tensor, activation::log_softmax, assert_shape};
 
@@ -12,13 +12,13 @@ use burn::tensor::{Int, Tensor, activation::log_softmax, assert_shape};
 /// # Shapes
 ///
 /// - logits: `[B, C]`
-/// - targets: `[B]`, each in `0..C`, on the plain device or on the autodiff one
+/// - targets: `[B]`, class indices in `0..C`, on the plain device or the autodiff one
 /// - output: `[1]`
 ///
 /// # Panics
 ///
-/// When the shapes disagree. An index outside `0..C` is not checked here, since reading it back
-/// would wait for the device; what follows depends on the backend (Flex panics).
+/// If the shapes disagree. Indices are not checked, since reading them back would wait for the
+/// device: for one outside of `0..C` the behaviour depends on the backend (Flex panics).
 pub fn smoothed_cross_entropy(
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
@@ -50,7 +50,7 @@ pub fn smoothed_cross_entropy(
 ///
 /// # Panics
 ///
-/// When the shapes differ.
+/// If the shapes differ.
 pub fn smoothed_soft_cross_entropy(
     logits: Tensor<2>,
     targets: Tensor<2>,
@@ -62,7 +62,8 @@ pub fn smoothed_soft_cross_entropy(
     soft_cross_entropy(logits, targets)
 }
 
-/// `mean_i [ −Σ_j Y[i, j] · log softmax(logits_i)_j ]`; `targets` must be a plain tensor.
+/// Computes `mean_i [ −Σ_j Y[i, j] · log softmax(logits_i)_j ]`. `targets` must be a tensor without
+/// autodiff.
 pub(crate) fn soft_cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
     (log_softmax(logits, 1) * targets).sum_dim(1).mean().neg()
 }
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_logits_give_a_plain_loss() {
+    fn loss_of_plain_logits_is_plain() {
         let loss = smoothed_soft_cross_entropy(logits(&plain()), probabilities(&autodiff()), 0.2);
         assert!(!loss.is_autodiff());
     }
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn renaming_the_classes_changes_nothing() {
+    fn loss_is_invariant_to_permutations_of_classes() {
         for seed in 0..8 {
             let x = random(4, 5, 10.0, seed, &plain());
             let order = [3, 0, 4, 1, 2]; // column j of the permuted logits is column order[j]
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     #[should_panic]
-    fn a_target_too_few_panics() {
+    fn missing_target_panics() {
         let _ = smoothed_cross_entropy(logits(&plain()), Tensor::from_ints([0, 1], &plain()), 0.2);
     }
 }

@@ -1,9 +1,9 @@
-//! CLIP's own training loss.
+//! CLIP's symmetric contrastive loss.
 
 use burn::tensor::{Tensor, activation::log_softmax};
 
-/// The symmetric contrastive loss of CLIP: row `i` belongs to column `i`; the mean of the
-/// cross-entropy over rows (image to text) and over columns (text to image).
+/// The symmetric contrastive loss of CLIP: the mean of the cross-entropies over rows (image to
+/// text) and over columns (text to image), where row `i` matches column `i`.
 ///
 /// `½ [ mean_i(−log softmax(Z_i)_i) + mean_j(−log softmax(Zᵀ_j)_j) ]`
 /// (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
@@ -16,7 +16,7 @@ use burn::tensor::{Tensor, activation::log_softmax};
 ///
 /// # Panics
 ///
-/// When the logits are not square.
+/// If the logits are not square.
 pub fn clip_contrastive(logits: Tensor<2>) -> Tensor<1> {
     let [rows, columns] = logits.dims();
     assert!(
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn exchanging_images_and_texts_changes_nothing() {
+    fn loss_is_symmetric_in_images_and_texts() {
         for seed in 0..8 {
             let x = random(5, 5, 30.0, seed, &plain());
             let swapped = clip_contrastive(x.clone().transpose());
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_logits_give_the_logarithm_of_the_batch_size() {
+    fn loss_of_equal_logits_is_the_log_of_the_batch_size() {
         assert_close(
             clip_contrastive(Tensor::zeros([6, 6], &plain())),
             &[6f32.ln()],
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "square")]
-    fn logits_that_are_not_square_panic() {
+    fn non_square_logits_panic() {
         let _ = clip_contrastive(Tensor::zeros([2, 3], &plain()));
     }
 }

@@ -1,4 +1,4 @@
-//! Distillation of a teacher's logits into a student's.
+//! Knowledge distillation between logit matrices.
 
 use burn::tensor::{
     Tensor,
@@ -10,8 +10,8 @@ use burn::tensor::{
 ///
 /// `T² · mean_r [ −Σ_c softmax(teacher_r / T)_c · log softmax(student_r / T)_c ]` (GNSP
 /// `src/models/finetune_gnsp.py:245-362` and `helpers.py:75-78`). It is a cross-entropy, not a
-/// Kullback-Leibler divergence: the two differ by the teacher's entropy, a constant, so their
-/// gradients are equal, and the minimum of this one is that entropy and not zero.
+/// Kullback-Leibler divergence. The two differ by the teacher's entropy, a constant: their
+/// gradients are equal, but the minimum of the cross-entropy is `T²` times that entropy, not zero.
 ///
 /// # Shapes
 ///
@@ -20,7 +20,7 @@ use burn::tensor::{
 ///
 /// # Panics
 ///
-/// When the shapes differ.
+/// If the shapes differ.
 pub fn distillation(teacher: Tensor<2>, student: Tensor<2>, temperature: f64) -> Tensor<1> {
     let [rows, columns] = student.dims();
     assert_shape!(teacher, [rows, columns]);
@@ -29,10 +29,9 @@ pub fn distillation(teacher: Tensor<2>, student: Tensor<2>, temperature: f64) ->
     (log_probabilities * soft_targets).sum_dim(1).mean() * (-temperature * temperature)
 }
 
-/// [`distillation`] over rows plus [`distillation`] over columns, the two directions of an
-/// image-text logit matrix.
+/// [`distillation`] over rows plus [`distillation`] over columns of an image-text logit matrix.
 ///
-/// GNSP's contrastive distillation without its factor λ
+/// This is GNSP's contrastive distillation without its factor λ
 /// (GNSP `src/models/finetune_gnsp.py:245-362`).
 ///
 /// # Shapes
@@ -42,7 +41,7 @@ pub fn distillation(teacher: Tensor<2>, student: Tensor<2>, temperature: f64) ->
 ///
 /// # Panics
 ///
-/// When the shapes differ.
+/// If the shapes differ.
 pub fn contrastive_distillation(
     teacher: Tensor<2>,
     student: Tensor<2>,
@@ -118,13 +117,13 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_student_gives_a_plain_loss() {
+    fn loss_of_a_plain_student_is_plain() {
         let loss = distillation(teacher(&autodiff()), teacher(&plain()), 2.0);
         assert!(!loss.is_autodiff());
     }
 
     #[test]
-    fn the_gradient_is_zero_at_the_teacher() {
+    fn gradient_is_zero_at_the_teacher() {
         for seed in 0..8 {
             let x = random(4, 6, 20.0, seed, &autodiff()).require_grad();
             let teacher = x.clone().inner();
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn no_student_is_better_than_the_teacher_itself() {
+    fn loss_is_smallest_at_the_teacher() {
         for seed in 0..8 {
             let teacher = random(4, 6, 5.0, seed, &plain());
             let other = random(4, 6, 5.0, seed + 100, &plain());
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn permuting_rows_or_columns_of_both_changes_nothing() {
+    fn loss_is_invariant_to_permutations() {
         let order = || Tensor::from_ints([3, 1, 0, 2], &plain());
         for seed in 0..8 {
             let teacher = random(4, 4, 10.0, seed, &plain());

@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![warn(missing_docs)]
-// Constants are quoted digit for digit from the reference scripts.
+// The constants of the tests are quoted digit for digit from the reference scripts.
 #![cfg_attr(test, allow(clippy::excessive_precision))]
 
 mod alignment;

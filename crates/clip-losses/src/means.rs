@@ -1,24 +1,24 @@
-//! Displacement of the mean embedding of a modality.
+//! Displacement of a modality's mean embedding.
 
 use burn::tensor::Tensor;
 
 /// Squared distance between the mean rows of a student and a teacher, `‖μ − μ⁰‖²`.
 ///
-/// Summed over both modalities it holds what neither
+/// Summed over both modalities, it fixes a direction that neither
 /// [`contrastive_distillation`](crate::contrastive_distillation) nor
-/// [`modality_alignment`](crate::modality_alignment) can: a vector common to all images adds a
-/// constant to the logits of a text, which a softmax over images does not see, and moves the
-/// modality gap `‖μ_I − μ_T‖`. A proposal of this project.
+/// [`modality_alignment`](crate::modality_alignment) constrains: a vector added to all images adds
+/// a constant to the logits of a text. A softmax over images is invariant to it, but it moves the
+/// modality gap `‖μ_I − μ_T‖`. This loss is a proposal of this project.
 ///
 /// # Shapes
 ///
-/// - student: `[rows, features]`, normalised
-/// - teacher: `[rows, features]`, normalised, a constant
+/// - student: `[rows, features]`, normalized
+/// - teacher: `[rows, features]`, normalized, a constant
 /// - output: `[1]`
 ///
 /// # Panics
 ///
-/// When the features differ in width.
+/// If the features differ in width.
 ///
 /// # Example
 ///
@@ -42,7 +42,7 @@ mod tests {
     use crate::test_utils::*;
 
     #[test]
-    fn its_gradient_is_the_same_for_every_row() {
+    fn gradient_is_equal_for_all_rows() {
         // d/dx_i ‖μ − μ⁰‖² = 2 (μ − μ⁰) / rows.
         let x = grid(3, 2, 1.0, 0.7, &autodiff()).require_grad();
         let teacher = grid(3, 2, 0.5, 1.3, &plain());
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_student_that_is_the_teacher_has_not_moved() {
+    fn displacement_of_the_teacher_is_zero() {
         let x = random(4, 3, 1.0, 1, &plain());
         assert_eq!(value(mean_displacement(x.clone(), x)), 0.0);
     }

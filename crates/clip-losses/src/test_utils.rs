@@ -1,20 +1,20 @@
-//! Helpers shared by the tests: deterministic inputs and comparison with quoted constants.
+//! Test helpers: deterministic inputs, and comparison with quoted constants.
 
 use burn::tensor::{Device, Tensor, TensorData, Tolerance};
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
-/// The plain device of the tests.
+/// Returns the device of the tests, without autodiff.
 pub fn plain() -> Device {
     Device::default()
 }
 
-/// The same device with autodiff.
+/// Returns the device of the tests, with autodiff.
 pub fn autodiff() -> Device {
     plain().autodiff()
 }
 
-/// `grid(rows, cols, a, b)` of `tests/reference/losses.py`.
+/// Returns `grid(rows, cols, a, b)` of `tests/reference/losses.py`.
 pub fn grid(rows: usize, cols: usize, a: f64, b: f64, device: &Device) -> Tensor<2> {
     let values: Vec<f32> = (1..=rows * cols)
         .map(|i| (a * (b * i as f64).sin()) as f32)
@@ -22,7 +22,7 @@ pub fn grid(rows: usize, cols: usize, a: f64, b: f64, device: &Device) -> Tensor
     Tensor::from_data(TensorData::new(values, [rows, cols]), device)
 }
 
-/// Uniform values in `-scale..scale`, a pure function of the seed.
+/// Returns uniform values in `-scale..scale`, a pure function of the seed.
 pub fn random(rows: usize, cols: usize, scale: f32, seed: u64, device: &Device) -> Tensor<2> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let values: Vec<f32> = (0..rows * cols)
@@ -31,7 +31,7 @@ pub fn random(rows: usize, cols: usize, scale: f32, seed: u64, device: &Device) 
     Tensor::from_data(TensorData::new(values, [rows, cols]), device)
 }
 
-/// Asserts that the values are the quoted ones.
+/// Asserts that the values equal the quoted ones.
 pub fn assert_close<const D: usize>(actual: Tensor<D>, expected: &[f32]) {
     let shape = actual.dims();
     actual.into_data().assert_approx_eq::<f32>(
@@ -50,7 +50,7 @@ pub fn assert_loss(loss: Tensor<1>, leaf: &Tensor<2>, value: f32, gradient: &[f3
     );
 }
 
-/// The one element of a loss.
+/// Returns the single element of a loss.
 pub fn value(loss: Tensor<1>) -> f32 {
     loss.into_scalar()
 }

@@ -1,17 +1,17 @@
-//! Any checkpoint as a directory that Python loads.
+//! Export of a checkpoint for `transformers` and open_clip.
 //!
 //! ```text
 //! cargo run --release -p clip-model --example export -- MODEL OUT [--to open-clip] [--dtype f16]
 //! ```
 //!
-//! `MODEL` is what the library loads: OpenAI's archives, open_clip's and Hugging Face's folders,
-//! GNSP's and ZSCL's `.pth`, or a name of the zoo. `OUT/hugging_face` is then a folder for
-//! `transformers` and `OUT/open_clip` one for open_clip; the lines of Python that load them are
-//! printed. Each folder is loaded again and compared with the model. `--features FILE` writes a
-//! fixed input and what the model makes of it, to compare in Python
+//! `MODEL` is any checkpoint that the library loads (OpenAI's archives, folders of open_clip and
+//! Hugging Face, `.pth` files of GNSP and ZSCL), or a name in the zoo. The example writes
+//! `OUT/hugging_face` for `transformers` and `OUT/open_clip` for open_clip, and prints the Python
+//! code that loads them. It loads each folder again and compares the features with the model's.
+//! `--features FILE` writes a fixed input and its features, to compare in Python
 //! (`tests/reference/clip_export_check.py` of the repository does).
 //!
-//! For a model without a tokenizer or image settings only the weights are written, and for
+//! For a model without a tokenizer or image settings, it writes only the weights, and for
 //! `transformers` the configuration.
 
 use std::{
@@ -33,26 +33,26 @@ use safetensors::tensor::TensorView;
 
 #[derive(Parser)]
 struct Args {
-    /// A checkpoint (a folder or a file), or a name of the zoo
+    /// Checkpoint (a folder or a file), or a name in the zoo
     model: String,
-    /// The folder to write to
+    /// Output folder
     out: PathBuf,
-    /// Whose layout to write
+    /// Layouts to write
     #[arg(long, value_enum, default_values_t = [Format::HuggingFace, Format::OpenClip])]
     to: Vec<Format>,
-    /// Number format of the weights
+    /// Data type of the weights
     #[arg(long, value_enum, default_value = "f32")]
-    dtype: Number,
-    /// The architecture, in open_clip's spelling, for weights that come without a configuration
+    dtype: DtypeArg,
+    /// Architecture, in open_clip's spelling, for weights without a configuration
     #[arg(long)]
     architecture: Option<String>,
-    /// The activation, for weights that come without a configuration
+    /// Activation, for weights without a configuration
     #[arg(long, value_enum)]
-    activation: Option<Gelu>,
-    /// A tokenizer.json, or OpenAI's merges, instead of the model's own
+    activation: Option<ActivationArg>,
+    /// A tokenizer.json, or OpenAI's merges, in place of the model's tokenizer
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// Where to write a fixed input and its features
+    /// File to write a fixed input and its features to
     #[arg(long)]
     features: Option<PathBuf>,
 }
@@ -64,14 +64,14 @@ enum Format {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Number {
+enum DtypeArg {
     F32,
     F16,
     Bf16,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Gelu {
+enum ActivationArg {
     Gelu,
     QuickGelu,
 }
@@ -95,21 +95,21 @@ fn run() -> Result<(), Box<dyn Error>> {
             .map(|name| architecture(name).ok_or_else(|| unknown(name)))
             .transpose()?,
         activation: args.activation.map(|activation| match activation {
-            Gelu::Gelu => Activation::Gelu,
-            Gelu::QuickGelu => Activation::QuickGelu,
+            ActivationArg::Gelu => Activation::Gelu,
+            ActivationArg::QuickGelu => Activation::QuickGelu,
         }),
         tokenizer: args.tokenizer.clone(),
         ..LoadOptions::default()
     };
     let dtype = match args.dtype {
-        Number::F32 => Dtype::F32,
-        Number::F16 => Dtype::F16,
-        Number::Bf16 => Dtype::BF16,
+        DtypeArg::F32 => Dtype::F32,
+        DtypeArg::F16 => Dtype::F16,
+        DtypeArg::Bf16 => Dtype::BF16,
     };
 
     let source = Source::load(&args.model, &options, &device)?;
-    let (model, config) = source.parts();
-    let input = Input::of(config, &device);
+    let (model, config) = source.model();
+    let input = Input::new(config, &device);
     let features = input.features(model);
     if let Some(path) = &args.features {
         input.save(path, &features)?;
@@ -117,7 +117,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     for format in args.to {
         let resnet = matches!(config.vision.kind, VisionKind::ResNet { .. });
         if format == Format::HuggingFace && resnet {
-            println!("transformers has no ResNet CLIP: only open_clip's folder is written\n");
+            println!("transformers has no ResNet CLIP: writing only the open_clip folder\n");
             continue;
         }
         let dir = args.out.join(match format {
@@ -126,12 +126,13 @@ fn run() -> Result<(), Box<dyn Error>> {
         });
         source.write(format, &dir, dtype)?;
 
+        // The architecture is given, because a bare weights file does not determine it.
         let options = LoadOptions {
             architecture: Some(config.clone()),
             ..LoadOptions::default()
         };
-        let (again, _) = ClipModel::load(&dir, &options, &device)?;
-        let difference = largest_difference(&features, &input.features(&again));
+        let (reloaded, _) = ClipModel::load(&dir, &options, &device)?;
+        let difference = max_difference(&features, &input.features(&reloaded));
         println!(
             "{} (features differ by at most {difference:.1e})",
             dir.display()
@@ -141,24 +142,23 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What is exported.
+/// The checkpoint to export.
 enum Source {
-    Whole(Box<Clip>),
-    /// It came without a tokenizer or image settings.
+    /// A complete checkpoint.
+    Clip(Box<Clip>),
+    /// A model without a tokenizer or image settings.
     Model(Box<(ClipModel, ClipConfig)>),
 }
 
 impl Source {
     fn load(name: &str, options: &LoadOptions, device: &Device) -> Result<Self, CheckpointError> {
         match Clip::from_pretrained_with(name, options, device) {
-            Ok(clip) => Ok(Self::Whole(Box::new(clip))),
+            Ok(clip) => Ok(Self::Clip(Box::new(clip))),
             Err(
                 CheckpointError::Tokenizer(TokenizerError::NoDefault { .. })
                 | CheckpointError::Preprocess(PreprocessError::NotFound { .. }),
             ) => {
-                println!(
-                    "{name} has no tokenizer or no image settings: only its weights are written\n"
-                );
+                println!("{name}: no tokenizer or image settings, writing only the weights\n");
                 let loaded = ClipModel::load(Path::new(name), options, device)?;
                 Ok(Self::Model(Box::new(loaded)))
             }
@@ -166,17 +166,17 @@ impl Source {
         }
     }
 
-    fn parts(&self) -> (&ClipModel, &ClipConfig) {
+    fn model(&self) -> (&ClipModel, &ClipConfig) {
         match self {
-            Self::Whole(clip) => (&clip.model, &clip.config),
+            Self::Clip(clip) => (&clip.model, &clip.config),
             Self::Model(loaded) => (&loaded.0, &loaded.1),
         }
     }
 
     fn write(&self, format: Format, dir: &Path, dtype: Dtype) -> Result<(), Box<dyn Error>> {
         match (self, format) {
-            (Self::Whole(clip), Format::HuggingFace) => clip.save(dir, dtype)?,
-            (Self::Whole(clip), Format::OpenClip) => clip.save_open_clip(dir, dtype)?,
+            (Self::Clip(clip), Format::HuggingFace) => clip.save(dir, dtype)?,
+            (Self::Clip(clip), Format::OpenClip) => clip.save_open_clip(dir, dtype)?,
             (Self::Model(loaded), Format::HuggingFace) => {
                 let (model, config) = &**loaded;
                 fs::create_dir_all(dir)?;
@@ -197,25 +197,26 @@ impl Source {
         Ok(())
     }
 
-    /// How Python loads what was written.
+    /// Returns the Python code that loads the written folder.
     fn python(&self, format: Format, dir: &Path) -> String {
         let dir = dir.display();
-        let family = match self.parts().1.vision.kind {
+        let family = match self.model().1.vision.kind {
             VisionKind::Siglip => "Siglip",
             _ => "CLIP",
         };
         match (self, format) {
-            (Self::Whole(_), Format::HuggingFace) => format!(
+            (Self::Clip(_), Format::HuggingFace) => format!(
                 "    from transformers import AutoProcessor, {family}Model\n    \
                  model = {family}Model.from_pretrained(\"{dir}\")\n    \
                  processor = AutoProcessor.from_pretrained(\"{dir}\")"
             ),
-            (Self::Whole(clip), Format::OpenClip) => {
+            (Self::Clip(clip), Format::OpenClip) => {
                 let model = format!(
                     "    import open_clip\n    \
-                     model, preprocess = open_clip.create_model_from_pretrained(\"local-dir:{dir}\")"
+                     model, preprocess = \
+                     open_clip.create_model_from_pretrained(\"local-dir:{dir}\")"
                 );
-                // open_clip's own tokenizer has OpenAI's vocabulary and no other.
+                // open_clip's default tokenizer supports only OpenAI's vocabulary.
                 let vocabulary = clip.config.text.vocab_size;
                 if vocabulary == TextConfig::default().vocab_size && family == "CLIP" {
                     format!("{model}\n    tokenizer = open_clip.get_tokenizer(\"local-dir:{dir}\")")
@@ -237,24 +238,24 @@ impl Source {
     }
 }
 
-/// Two images and three texts that every model of a shape takes.
+/// A fixed input: two images and three texts.
 struct Input {
     /// `[2, 3, side, side]`.
     pixels: TensorData,
-    /// Of the length of the context each.
+    /// Token ids, each row as long as the context.
     rows: Vec<Vec<u32>>,
     device: Device,
 }
 
 impl Input {
-    fn of(config: &ClipConfig, device: &Device) -> Self {
+    fn new(config: &ClipConfig, device: &Device) -> Self {
         let side = config.vision.image_size;
         let pixels = (0..2 * 3 * side * side)
             .map(|i| ((i * 7919) % 1009) as f32 / 256.0 - 2.0)
             .collect::<Vec<_>>();
         let text = &config.text;
         let context = text.max_position_embeddings;
-        // CLIP reads the first of its end tokens, which has the largest id; SigLIP reads the last
+        // CLIP pools at its first end token, which has the largest id; SigLIP pools at the last
         // position.
         let end = (text.vocab_size - 1) as u32;
         let row = |number: usize| -> Vec<u32> {
@@ -271,7 +272,7 @@ impl Input {
         }
     }
 
-    /// Features of the images and of the texts, not normalised.
+    /// Returns the features of the images and of the texts, not normalised.
     fn features(&self, model: &ClipModel) -> [TensorData; 2] {
         let pixels = Tensor::<4>::from_data(self.pixels.clone(), &self.device);
         let texts = TokenBatch {
@@ -308,7 +309,7 @@ impl Input {
     }
 }
 
-fn largest_difference(a: &[TensorData; 2], b: &[TensorData; 2]) -> f32 {
+fn max_difference(a: &[TensorData; 2], b: &[TensorData; 2]) -> f32 {
     let values = |data: &[TensorData; 2]| -> Vec<f32> {
         data.iter()
             .flat_map(|d| d.iter::<f32>().collect::<Vec<_>>())

@@ -1,16 +1,17 @@
-//! Finds images by words, or by another image.
+//! Image search by text or by image.
 //!
 //! ```text
-//! cargo run --release -p clip-model --example image_search -- index photos.index PHOTOS --model openai/ViT-B-16
-//! cargo run --release -p clip-model --example image_search -- text photos.index "a dog on a beach" --top 5
-//! cargo run --release -p clip-model --example image_search -- image photos.index QUERY.jpg
+//! alias search="cargo run --release -p clip-model --example image_search --"
+//! search index photos.index PHOTOS --model openai/ViT-B-16
+//! search text photos.index "a dog on a beach" --top 5
+//! search image photos.index QUERY.jpg
 //! ```
 //!
-//! `index` reads only what is new or has another size or time than before, and drops what is gone;
-//! run it again whenever the folder has changed. An image that cannot be read is named and left
-//! out. The index is one safetensors file: the features, and in its metadata the names and a
-//! fingerprint of the model. Features of different models do not compare, so a model with another
-//! fingerprint is refused.
+//! `index` encodes only images that are new, or whose size or modification time has changed, and
+//! removes deleted ones. Run it again after changes to the folder. It reports and skips images that
+//! it cannot read. The index is one safetensors file: the features, and in its metadata the names
+//! and a fingerprint of the model. Features of different models are not comparable, so a model with
+//! another fingerprint is refused.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -36,44 +37,48 @@ use sha2::{Digest, Sha256};
 #[path = "common/files.rs"]
 mod files;
 
-/// Images that are decoded and encoded together.
+/// Images per batch.
 const CHUNK: usize = 64;
-/// The index is written every so many chunks, so that an interrupted run is not lost.
+/// Number of chunks between saves of the index, so that an interrupted run can continue.
 const CHUNKS_BETWEEN_SAVES: usize = 32;
-/// The key of what the metadata of the file hold.
-const ABOUT: &str = "image_search";
+/// Key of the [`Metadata`] in the metadata of the file.
+const METADATA_KEY: &str = "image_search";
 
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
-    verb: Verb,
+    command: Command,
 }
 
 #[derive(Subcommand)]
-enum Verb {
-    /// Make the index of a folder, or bring it up to date
+enum Command {
+    /// Create or update the index of a folder
     Index {
-        /// The file of the index
+        /// Index file
         index: PathBuf,
-        /// The folder with the images, and folders in it
+        /// Folder with images, searched recursively
         folder: PathBuf,
-        /// A checkpoint (a folder or a file), or a name of the zoo
+        /// Checkpoint (a folder or a file), or a name in the zoo
         #[arg(long)]
         model: String,
-        /// Store the features as 16-bit floats: half the size
+        /// Store the features as 16-bit floats, in half the space
         #[arg(long)]
         half: bool,
     },
-    /// Images that a text describes
+    /// Find images by text
     Text {
+        /// Index file
         index: PathBuf,
+        /// Description of the images
         query: String,
         #[command(flatten)]
         search: Search,
     },
-    /// Images that look like an image
+    /// Find images similar to an image
     Image {
+        /// Index file
         index: PathBuf,
+        /// Image file
         query: PathBuf,
         #[command(flatten)]
         search: Search,
@@ -82,10 +87,10 @@ enum Verb {
 
 #[derive(clap::Args)]
 struct Search {
-    /// How many images to show
+    /// Number of images to show
     #[arg(long, default_value_t = 10)]
     top: usize,
-    /// The model, if it is no longer where it was
+    /// Checkpoint, if it has moved since the index was created
     #[arg(long)]
     model: Option<String>,
 }
@@ -101,14 +106,14 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    match Args::parse().verb {
-        Verb::Index {
+    match Args::parse().command {
+        Command::Index {
             index,
             folder,
             model,
             half,
         } => update(&index, &folder, &model, half),
-        Verb::Text {
+        Command::Text {
             index,
             query,
             search,
@@ -117,7 +122,7 @@ fn run() -> Result<(), Box<dyn Error>> {
             index.show(clip.encode_text(&[query])?, search.top);
             Ok(())
         }
-        Verb::Image {
+        Command::Image {
             index,
             query,
             search,
@@ -129,7 +134,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// `index`.
+/// Creates or updates an index.
 fn update(path: &Path, folder: &Path, model: &str, half: bool) -> Result<(), Box<dyn Error>> {
     let clip = Clip::from_pretrained(model, &Device::default())?;
     let folder = folder
@@ -147,17 +152,18 @@ fn update(path: &Path, folder: &Path, model: &str, half: bool) -> Result<(), Box
         BTreeMap::new()
     };
     let mut index = Index {
-        // A path is remembered whole, so that a search may be started elsewhere.
+        // The path is stored as absolute, so that a search works from any directory.
         model: fs::canonicalize(model).map_or_else(|_| model.into(), |p| p.display().to_string()),
         fingerprint: fingerprint(&clip),
         folder,
         images: BTreeMap::new(),
     };
 
+    // Reuse the features of unchanged files.
     let mut changed = Vec::new();
     for file in files::image_files(&index.folder)? {
         let Some(name) = file.strip_prefix(&index.folder)?.to_str() else {
-            eprintln!("left out: {} (its name is not UTF-8)", file.display());
+            eprintln!("skipped: {} (its name is not UTF-8)", file.display());
             continue;
         };
         let stamp = Stamp::of(&file)?;
@@ -168,26 +174,26 @@ fn update(path: &Path, folder: &Path, model: &str, half: bool) -> Result<(), Box
             _ => changed.push((name.to_owned(), file, stamp)),
         }
     }
-    let gone = old
+    let deleted = old
         .keys()
         .filter(|name| !index.folder.join(name).exists())
         .count();
-    let (kept, mut encoded, mut left_out) = (index.images.len(), 0, 0);
+    let (unchanged, mut encoded, mut skipped) = (index.images.len(), 0, 0);
     for (number, chunk) in changed.chunks(CHUNK).enumerate() {
         let decoded: Vec<_> = chunk
             .par_iter()
             .map(|(_, file, _)| decode_file(file))
             .collect();
-        let (mut images, mut places) = (Vec::new(), Vec::new());
-        for (place, result) in chunk.iter().zip(decoded) {
+        let (mut images, mut entries) = (Vec::new(), Vec::new());
+        for (entry, result) in chunk.iter().zip(decoded) {
             match result {
                 Ok(image) => {
                     images.push(image);
-                    places.push(place);
+                    entries.push(entry);
                 }
                 Err(error) => {
-                    eprintln!("left out: {error}");
-                    left_out += 1;
+                    eprintln!("skipped: {error}");
+                    skipped += 1;
                 }
             }
         }
@@ -195,7 +201,7 @@ fn update(path: &Path, folder: &Path, model: &str, half: bool) -> Result<(), Box
             continue;
         }
         let features = rows(clip.encode_image(&images)?);
-        for ((name, _, stamp), features) in places.iter().zip(features) {
+        for ((name, _, stamp), features) in entries.iter().zip(features) {
             let stamp = *stamp;
             index.images.insert(name.clone(), Image { stamp, features });
         }
@@ -207,14 +213,15 @@ fn update(path: &Path, folder: &Path, model: &str, half: bool) -> Result<(), Box
     }
     index.save(path, half)?;
     println!(
-        "{}: {} images ({encoded} encoded, {kept} kept, {gone} gone, {left_out} left out)",
+        "{}: {} images ({encoded} encoded, {unchanged} unchanged, {deleted} deleted, \
+         {skipped} skipped)",
         path.display(),
         index.images.len()
     );
     Ok(())
 }
 
-/// An index and the model that it was made with.
+/// Loads an index and its model.
 fn open(path: &Path, search: &Search) -> Result<(Index, Clip), Box<dyn Error>> {
     let index = Index::load(path)?;
     let model = search.model.as_ref().unwrap_or(&index.model);
@@ -223,11 +230,11 @@ fn open(path: &Path, search: &Search) -> Result<(Index, Clip), Box<dyn Error>> {
     Ok((index, clip))
 }
 
-/// What tells whether a file has changed.
+/// Size and modification time of a file, to detect changes.
 #[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Stamp {
     bytes: u64,
-    /// Nanoseconds since 1970, as far as the file system keeps them.
+    /// Nanoseconds since 1970, at the resolution of the file system.
     modified: u64,
 }
 
@@ -242,14 +249,15 @@ impl Stamp {
     }
 }
 
+/// An indexed image.
 #[derive(Clone)]
 struct Image {
     stamp: Stamp,
-    /// Of length 1.
+    /// Normalised.
     features: Vec<f32>,
 }
 
-/// The features of the images in a folder.
+/// Index of the images in a folder.
 struct Index {
     model: String,
     fingerprint: String,
@@ -258,10 +266,10 @@ struct Index {
     images: BTreeMap<String, Image>,
 }
 
-/// What is in the metadata of the file: all but the features, which are the rows of the tensor
+/// Metadata of an index file: everything but the features, which are the rows of the tensor
 /// `features`.
 #[derive(Serialize, Deserialize)]
-struct About {
+struct Metadata {
     model: String,
     fingerprint: String,
     folder: PathBuf,
@@ -274,9 +282,13 @@ impl Index {
         let bytes = fs::read(path).map_err(|e| wrong(&e.to_string()))?;
         let (_, header) =
             SafeTensors::read_metadata(&bytes).map_err(|e| wrong(&format!("not an index: {e}")))?;
-        let about = header.metadata().as_ref().and_then(|m| m.get(ABOUT));
-        let about: About = serde_json::from_str(about.ok_or_else(|| wrong("not an index"))?)
-            .map_err(|e| wrong(&e.to_string()))?;
+        let metadata = header
+            .metadata()
+            .as_ref()
+            .and_then(|m| m.get(METADATA_KEY))
+            .ok_or_else(|| wrong("not an index"))?;
+        let metadata: Metadata =
+            serde_json::from_str(metadata).map_err(|e| wrong(&e.to_string()))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(&e.to_string()))?;
         let features = file.tensor("features").map_err(|e| wrong(&e.to_string()))?;
         let values: Vec<f32> = match features.dtype() {
@@ -288,28 +300,28 @@ impl Index {
             other => return Err(wrong(&format!("features of type {other:?}")).into()),
         };
         let &[count, width] = features.shape() else {
-            return Err(wrong("the features are no matrix").into());
+            return Err(wrong("the features are not a matrix").into());
         };
-        if count != about.images.len() || (count > 0 && width == 0) {
-            return Err(wrong("names and features do not fit together").into());
+        if count != metadata.images.len() || (count > 0 && width == 0) {
+            return Err(wrong("the numbers of names and features differ").into());
         }
         let rows = values.chunks_exact(width.max(1)).map(<[f32]>::to_vec);
-        let images = about
+        let images = metadata
             .images
             .into_iter()
             .zip(rows)
             .map(|((name, stamp), features)| (name, Image { stamp, features }));
         Ok(Self {
-            model: about.model,
-            fingerprint: about.fingerprint,
-            folder: about.folder,
+            model: metadata.model,
+            fingerprint: metadata.fingerprint,
+            folder: metadata.folder,
             images: images.collect(),
         })
     }
 
-    /// Writes the file; it is complete or not there.
+    /// Writes the file atomically.
     fn save(&self, path: &Path, half: bool) -> Result<(), Box<dyn Error>> {
-        let about = About {
+        let metadata = Metadata {
             model: self.model.clone(),
             fingerprint: self.fingerprint.clone(),
             folder: self.folder.clone(),
@@ -326,7 +338,8 @@ impl Index {
             (Dtype::F32, values.flat_map(|v| v.to_le_bytes()).collect())
         };
         let features = TensorView::new(dtype, vec![self.images.len(), width], &bytes)?;
-        let metadata = HashMap::from([(ABOUT.to_owned(), serde_json::to_string(&about)?)]);
+        let metadata =
+            HashMap::from([(METADATA_KEY.to_owned(), serde_json::to_string(&metadata)?)]);
         let bytes = safetensors::serialize([("features", features)], Some(metadata))?;
 
         let mut partial = path.as_os_str().to_owned();
@@ -336,13 +349,13 @@ impl Index {
         Ok(())
     }
 
-    /// Whether the features are those of this model.
+    /// Checks that the index was created with this model.
     fn check(&self, clip: &Clip, path: &Path) -> Result<(), String> {
         if self.fingerprint == fingerprint(clip) {
             return Ok(());
         }
         Err(format!(
-            "{} was made with another model than this one ({}); make a new index",
+            "{} was created with another model ({}); create a new index",
             path.display(),
             self.model
         ))
@@ -375,15 +388,15 @@ impl Index {
     }
 }
 
-/// The rows of a matrix on the host.
+/// Copies the rows of a matrix to the host.
 fn rows(matrix: Tensor<2>) -> Vec<Vec<f32>> {
     let [_, width] = matrix.dims();
     let values: Vec<f32> = matrix.into_data().iter::<f32>().collect();
     values.chunks(width).map(<[f32]>::to_vec).collect()
 }
 
-/// The SHA-256 of a model's parameters and image settings: the same for the same model wherever and
-/// in whatever format it lies.
+/// Returns the SHA-256 of a model's parameters and image settings, which does not depend on the
+/// location or the format of the checkpoint.
 fn fingerprint(clip: &Clip) -> String {
     struct Hash(Sha256);
     impl ModuleVisitor for Hash {

@@ -1,15 +1,19 @@
-//! Fine-tunes the image tower on a folder of labelled images with LoRA: Burn's adapters, a few
-//! thousand parameters instead of all, and in the end an ordinary checkpoint.
+//! LoRA fine-tuning of the image tower on a folder of labelled images.
+//!
+//! It trains Burn's adapters, a few thousand parameters instead of all, and saves an ordinary
+//! checkpoint.
 //!
 //! ```text
-//! cargo run --release -p clip-model --example lora                                  # drawn pictures, the embedded small CLIP
-//! cargo run --release -p clip-model --example lora -- FOLDER --model openai/ViT-B-16 --out runs/lora
+//! # Synthetic images, the small CLIP of the repository.
+//! cargo run --release -p clip-model --example lora
+//!
+//! cargo run --release -p clip-model --example lora -- \
+//!     FOLDER --model openai/ViT-B-16 --out runs/lora
 //! ```
 //!
 //! `FOLDER` holds `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, or only `CLASS/*.jpg`, of which every
-//! fifth image is held out. The names of the folders are the labels. The text tower stays as it is,
-//! so what is trained is the cross-entropy of the zero-shot logits, and every other label can still
-//! be asked for.
+//! fifth image is held out. The names of the folders are the labels. The loss is the cross-entropy
+//! of the zero-shot logits. The text tower is frozen, so the model still classifies other labels.
 
 use std::{
     collections::BTreeSet,
@@ -36,20 +40,23 @@ mod drawn;
 #[path = "common/files.rs"]
 mod files;
 
-/// Of the images of a class in a folder without `train` and `test`, every so many are held out.
+/// Every fifth image of a class is held out if the folder has no `train` and `test`.
 const HELD_OUT: usize = 5;
+
+/// The small CLIP of the repository.
+const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets/mini/clip-mini");
 
 #[derive(Parser)]
 struct Args {
-    /// A folder of labelled images; without one, pictures of shapes are drawn
+    /// Folder of labelled images; by default, synthetic images of shapes
     folder: Option<PathBuf>,
-    /// A checkpoint (a folder or a file), or a name of the zoo
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets/mini/clip-mini"))]
+    /// Checkpoint (a folder or a file), or a name in the zoo
+    #[arg(long, default_value = MINI)]
     model: String,
-    /// What is said of a label, which stands in place of {}; may be given several times
+    /// Prompt template, with {} for the label; may be repeated
     #[arg(long = "template", default_value = "a photo of a {}.")]
     templates: Vec<String>,
-    /// Regular expression of the weights that get adapters. Attention: ^visual\.blocks\.\d+\.attn\.
+    /// Regular expression for the weights with adapters. Attention: ^visual\.blocks\.\d+\.attn\.
     #[arg(
         long,
         default_value = r"^visual\.blocks\.\d+\.mlp\.(c_fc|c_proj)\.weight$"
@@ -58,18 +65,22 @@ struct Args {
     /// Rank of the adapters
     #[arg(long, default_value_t = 4)]
     rank: usize,
-    /// The adapters count alpha / rank times
+    /// LoRA alpha: the adapters are scaled by alpha / rank
     #[arg(long, default_value_t = 8.0)]
     alpha: f64,
+    /// Number of passes over the training images
     #[arg(long, default_value_t = 10)]
     epochs: usize,
+    /// Batch size
     #[arg(long, default_value_t = 32)]
     batch: usize,
+    /// Learning rate of AdamW
     #[arg(long, default_value_t = 2e-3)]
     learning_rate: f64,
+    /// Seed of the synthetic images, the adapters and the order of the images
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Where to save the trained model
+    /// Folder to save the trained model to
     #[arg(long, default_value = "runs/lora")]
     out: PathBuf,
 }
@@ -90,7 +101,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let folder = match &args.folder {
         Some(folder) => folder.as_path(),
         None => {
-            drawn = draw(args.seed)?;
+            drawn = draw_dataset(args.seed)?;
             drawn.path()
         }
     };
@@ -105,45 +116,45 @@ fn run() -> Result<(), Box<dyn Error>> {
         data.test.images.len()
     );
 
-    // `train` puts a model on the autodiff side of its device, `valid` back on the plain one.
+    // `train` moves a model to the autodiff variant of its device, `valid` moves it back.
     let device = Device::default();
-    let training = device.clone().autodiff();
+    let autodiff = device.clone().autodiff();
     let clip = Clip::from_pretrained(&args.model, &device)?;
     let before = accuracy(&clip, &data, &args.templates)?;
 
-    device.seed(args.seed); // The adapters' initial values come from the device.
+    device.seed(args.seed); // The device generates the initial values of the adapters.
     let group = ParamGroup::from_regex(&args.weights).map_err(|e| format!("--weights: {e:?}"))?;
     let lora = Lora::new(args.rank, args.alpha).set_param_group(group);
     let mut model = clip.model.clone().train().apply_lora(lora);
     let (trainable, all) = (trainable(&model), clip.model.num_parameters());
     if trainable == 0 {
-        return Err(format!("no weight is called {}", args.weights).into());
+        return Err(format!("no weight matches {}", args.weights).into());
     }
     println!(
         "{trainable} trainable parameters, {:.2} % of the {all} of the model",
         100.0 * trainable as f64 / all as f64
     );
 
-    // The texts do not change, so their features are computed once.
+    // The text tower is frozen, so the class features are computed once.
     let classifier = ZeroShotClassifier::new(&clip, &data.labels, &args.templates)?;
-    let (classes, scale) = (classifier.classes().transpose(), clip.model.scale());
-    let cross_entropy = CrossEntropyLossConfig::new().init(&training);
+    let (classes, scale) = (classifier.class_features().transpose(), clip.model.scale());
+    let cross_entropy = CrossEntropyLossConfig::new().init(&autodiff);
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
-    let squares: Vec<RgbImage> = (data.train.images.iter())
+    let crops: Vec<RgbImage> = (data.train.images.iter())
         .map(|image| clip.preprocess.eval_u8(image))
         .collect();
-    let mut order: Vec<usize> = (0..squares.len()).collect();
+    let mut order: Vec<usize> = (0..crops.len()).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     let start = Instant::now();
     for epoch in 1..=args.epochs {
         order.shuffle(&mut rng);
         let (mut sum, mut steps) = (0.0, 0);
         for batch in order.chunks(args.batch.max(1)) {
-            let images: Vec<RgbImage> = batch.iter().map(|i| squares[*i].clone()).collect();
+            let images: Vec<RgbImage> = batch.iter().map(|i| crops[*i].clone()).collect();
             let labels: Vec<i32> = batch.iter().map(|i| data.train.labels[*i] as i32).collect();
             let labels = TensorData::new(labels, [batch.len()]);
-            let labels = Tensor::<1, Int>::from_data(labels, &training);
-            let pixels = clip.preprocess.to_tensor(&images, &training)?;
+            let labels = Tensor::<1, Int>::from_data(labels, &autodiff);
+            let pixels = clip.preprocess.to_tensor(&images, &autodiff)?;
 
             let features = normalize(model.encode_image(pixels));
             let logits = features.matmul(classes.clone()) * scale.clone().unsqueeze();
@@ -157,7 +168,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     println!("trained for {:.1} s", start.elapsed().as_secs_f64());
 
-    // Off the tape, and the adapters added to the weights: an ordinary model again.
+    // Drop autodiff and merge the adapters into the weights, which gives an ordinary model.
     let model = model.valid().materialize();
     let tuned = Clip { model, ..clip };
     let after = accuracy(&tuned, &data, &args.templates)?;
@@ -166,26 +177,26 @@ fn run() -> Result<(), Box<dyn Error>> {
 
     println!("accuracy on held-out images: {before:.1} % before, {after:.1} % after");
     println!(
-        "{}: {loaded:.1} % when it is loaded again",
+        "{}: {loaded:.1} % after saving and loading",
         args.out.display()
     );
     if loaded != after {
-        return Err("the saved model is not the trained one".into());
+        return Err("the saved model differs from the trained one".into());
     }
     Ok(())
 }
 
-/// Percentage of the held-out images whose likeliest label is theirs.
+/// Returns the zero-shot accuracy on the held-out images, in percent.
 fn accuracy(clip: &Clip, data: &Data, templates: &[String]) -> Result<f64, Box<dyn Error>> {
     let classifier = ZeroShotClassifier::new(clip, &data.labels, templates)?;
     let predictions = classifier.classify(&data.test.images, 1)?;
-    let right = (predictions.iter().zip(&data.test.labels))
+    let correct = (predictions.iter().zip(&data.test.labels))
         .filter(|(prediction, label)| prediction[0].class == **label)
         .count();
-    Ok(100.0 * right as f64 / predictions.len() as f64)
+    Ok(100.0 * correct as f64 / predictions.len() as f64)
 }
 
-/// Number of values that an optimizer would change.
+/// Returns the number of trainable parameters.
 fn trainable(model: &impl Module) -> usize {
     struct Count(usize);
     impl ModuleVisitor for Count {
@@ -200,7 +211,7 @@ fn trainable(model: &impl Module) -> usize {
     count.0
 }
 
-/// Images and the indices of their labels.
+/// Images and their label indices.
 #[derive(Default)]
 struct Split {
     images: Vec<DynamicImage>,
@@ -216,8 +227,8 @@ struct Data {
 impl Data {
     fn read(folder: &Path) -> Result<Self, Box<dyn Error>> {
         let split = ["train", "test"].map(|name| folder.join(name));
-        let divided = split.iter().all(|folder| folder.is_dir());
-        let classes = folders(if divided { &split[0] } else { folder })?;
+        let is_split = split.iter().all(|folder| folder.is_dir());
+        let classes = subfolders(if is_split { &split[0] } else { folder })?;
         let mut data = Self {
             labels: (classes.iter())
                 .map(|class| class.replace('_', " "))
@@ -226,7 +237,7 @@ impl Data {
             test: Split::default(),
         };
         for (label, class) in classes.iter().enumerate() {
-            if divided {
+            if is_split {
                 data.train
                     .add(files::image_files(&split[0].join(class))?, label)?;
                 data.test
@@ -264,8 +275,8 @@ impl Split {
     }
 }
 
-/// Names of the folders in a folder.
-fn folders(folder: &Path) -> Result<BTreeSet<String>, Box<dyn Error>> {
+/// Returns the names of the subfolders.
+fn subfolders(folder: &Path) -> Result<BTreeSet<String>, Box<dyn Error>> {
     let entries = std::fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let mut names = BTreeSet::new();
     for entry in entries {
@@ -277,8 +288,8 @@ fn folders(folder: &Path) -> Result<BTreeSet<String>, Box<dyn Error>> {
     Ok(names)
 }
 
-/// A folder of drawn pictures, removed when it goes out of scope.
-fn draw(seed: u64) -> Result<tempfile::TempDir, Box<dyn Error>> {
+/// Draws a dataset to a temporary folder.
+fn draw_dataset(seed: u64) -> Result<tempfile::TempDir, Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     for (split, count) in [("train", 40), ("test", 50)] {
@@ -286,8 +297,8 @@ fn draw(seed: u64) -> Result<tempfile::TempDir, Box<dyn Error>> {
             let folder = folder.path().join(split).join(name);
             std::fs::create_dir_all(&folder)?;
             for number in 0..count {
-                let picture = drawn::picture(class, &mut rng);
-                picture.save(folder.join(format!("{number:03}.png")))?;
+                let image = drawn::draw(class, &mut rng);
+                image.save(folder.join(format!("{number:03}.png")))?;
             }
         }
     }

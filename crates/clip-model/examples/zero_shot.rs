@@ -1,12 +1,13 @@
-//! Which of some labels fit images best, without training.
+//! Zero-shot image classification.
 //!
 //! ```text
-//! cargo run --release -p clip-model --example zero_shot -- MODEL IMAGE... --labels "cat,dog,wooden chair"
+//! cargo run --release -p clip-model --example zero_shot -- \
+//!     MODEL IMAGE... --labels "cat,dog,wooden chair"
 //! ```
 //!
-//! `MODEL` is a folder or a file with a checkpoint, or a name of the zoo such as `openai/ViT-B-16`.
-//! Several `--template`s make an ensemble. The probabilities of a CLIP sum to 1 over the labels; a
-//! SigLIP judges each label by itself.
+//! `MODEL` is a checkpoint (a folder or a file), or a name in the zoo such as `openai/ViT-B-16`.
+//! Several `--template`s make an ensemble. The probabilities of a CLIP sum to 1 over the labels;
+//! those of a SigLIP are independent of each other.
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
@@ -16,18 +17,18 @@ use clip_model::{Clip, Prediction, ZeroShotClassifier, preprocess::decode_file};
 
 #[derive(Parser)]
 struct Args {
-    /// A checkpoint (a folder or a file), or a name of the zoo
+    /// Checkpoint (a folder or a file), or a name in the zoo
     model: String,
     /// JPEG, PNG or WebP files
     #[arg(required = true)]
     images: Vec<PathBuf>,
-    /// Names of the classes, with commas between
+    /// Names of the classes, separated by commas
     #[arg(long, required = true, value_delimiter = ',')]
     labels: Vec<String>,
-    /// What is said of a label, which stands in place of {}; may be given several times
+    /// Prompt template, with {} for the label; may be repeated
     #[arg(long = "template", default_value = "a photo of a {}.")]
     templates: Vec<String>,
-    /// How many labels to show for each image
+    /// Number of labels to show for each image
     #[arg(long, default_value_t = 5)]
     top: usize,
 }
@@ -62,7 +63,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One row a label, the name of the image before its first one.
+/// Prints one row per label, with the name of the image in its first row.
 fn print_table(names: &[String], predictions: &[Vec<Prediction>]) {
     let longest = |texts: &mut dyn Iterator<Item = &str>| {
         texts.map(|text| text.chars().count()).max().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! What can go wrong with a checkpoint.
+//! Errors of checkpoints.
 
 use std::path::{Path, PathBuf};
 
@@ -6,89 +6,115 @@ use crate::{
     preprocess::PreprocessError, tokenizer::TokenizerError, weights::WeightError, zoo::ZooError,
 };
 
-/// Why a checkpoint could not be read, written or fetched.
+/// Error of reading, writing or downloading a checkpoint.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CheckpointError {
     /// A file could not be read or written.
     #[error("cannot access {}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// There is nothing at the path.
-    #[error("{}: there is no such file or folder; a checkpoint is a folder in Hugging Face's or open_clip's layout, or a weights file", path.display())]
+    /// The path does not exist.
+    #[error(
+        "{}: no such file or folder; a checkpoint is a folder in the layout of Hugging Face or \
+         open_clip, or a weights file",
+        path.display()
+    )]
     NotFound {
         /// The path that was given.
         path: PathBuf,
     },
-    /// A folder without weights.
-    #[error("{}: no file in this folder is a weights file (model.safetensors or its like, or what torch.save writes)", path.display())]
+    /// The folder has no weights file.
+    #[error(
+        "{}: the folder holds no weights file (model.safetensors, or the output of torch.save)",
+        path.display()
+    )]
     NoWeights {
         /// The folder.
         path: PathBuf,
     },
-    /// A folder with more than one weights file.
-    #[error("{} holds {} weights files ({}); give the path of one of them", path.display(), files.len(), file_names(files))]
+    /// The folder has more than one weights file.
+    #[error(
+        "{} holds {} weights files ({}); give the path of one of them",
+        path.display(), files.len(), file_names(files)
+    )]
     SeveralWeights {
         /// The folder.
         path: PathBuf,
         /// The files.
         files: Vec<PathBuf>,
     },
-    /// The weights are no CLIP's.
-    #[error("{}: these are not the weights of a CLIP (the first tensor is `{first}`); expected the names of transformers' CLIPModel or SiglipModel, of OpenAI's, or of open_clip's CLIP", path.display())]
+    /// The tensor names are not those of a CLIP.
+    #[error(
+        "{}: the tensor names are not those of a CLIP (the first is `{first}`); expected those of \
+         transformers' CLIPModel or SiglipModel, of OpenAI's CLIP, or of open_clip's CLIP",
+        path.display()
+    )]
     NotClip {
         /// The file.
         path: PathBuf,
-        /// A tensor in it.
+        /// The first tensor in it.
         first: String,
     },
-    /// The shape of the model cannot be told from the weights alone.
-    #[error("{}: the shape of this model cannot be told from its weights alone; put config.json or open_clip_config.json beside them, or name the architecture", path.display())]
+    /// The configuration of the model cannot be inferred from the weights.
+    #[error(
+        "{}: the configuration of the model cannot be inferred from its weights; put config.json \
+         or open_clip_config.json beside them, or specify the architecture",
+        path.display()
+    )]
     NeedsConfig {
         /// The file.
         path: PathBuf,
     },
-    /// The activation cannot be told from the weights.
-    #[error("{}: there is no config.json or open_clip_config.json beside it, and the activation is not in the weights; say quick_gelu (all of OpenAI's models and what was fine-tuned from them) or gelu (most of open_clip's), or name the architecture", path.display())]
+    /// The activation function cannot be inferred from the weights.
+    #[error(
+        "{}: the activation function cannot be inferred from the weights, and there is no \
+         config.json or open_clip_config.json beside them; specify the architecture, or the \
+         activation: quick_gelu (OpenAI's models and models fine-tuned from them) or gelu (most of \
+         open_clip's)",
+        path.display()
+    )]
     ActivationUnknown {
         /// The file.
         path: PathBuf,
     },
-    /// The model has adapters, which no checkpoint format here holds.
+    /// The model has adapters, which no checkpoint format of this crate can store.
     #[error(
-        "the model has adapters ({parameter}): fold them into the weights with `Module::materialize` before saving"
+        "the model has adapters ({parameter}); merge them into the weights with \
+         `Module::materialize` before saving"
     )]
     Adapters {
-        /// A parameter of one.
+        /// A parameter of an adapter.
         parameter: String,
     },
-    /// The model has no form in the format.
-    #[error("{what} has no {format} form; use {instead} instead")]
+    /// The format cannot represent the model.
+    #[error("{what} has no {format} format; use {instead} instead")]
     NoSuchFormat {
         /// The model.
         what: String,
-        /// The format asked for.
+        /// The requested format.
         format: &'static str,
-        /// One that can hold it.
+        /// A format that can represent it.
         instead: &'static str,
     },
-    /// `config.json` does not describe a supported model.
-    #[error("{}: {}{reason}", path.display(), if key.is_empty() { String::new() } else { format!("key `{key}`: ") })]
+    /// A configuration file does not describe a supported model.
+    #[error("{}: {}{reason}", path.display(), key_prefix(key))]
     Config {
         /// The file.
         path: PathBuf,
-        /// The key at fault, empty when the whole file is.
+        /// The offending key; empty if the error concerns the whole file.
         key: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// The weights cannot be read or written.
     #[error(transparent)]
     Weights(#[from] WeightError),
-    /// A tensor the configuration asks for is not in the file.
+    /// A tensor that the configuration requires is not in the file.
     #[error("{}: tensor `{name}` is missing{}", path.display(), did_you_mean(near))]
     Missing {
         /// The file.
@@ -98,16 +124,22 @@ pub enum CheckpointError {
         /// The most similar unused name in the file.
         near: Option<String>,
     },
-    /// Tensors in the file that the configuration has no place for.
-    #[error("{}: {} tensor(s) that the configuration has no place for, the first is `{}`", path.display(), names.len(), names.first().map_or("", |n| n))]
+    /// The file has tensors that are not part of the model.
+    #[error(
+        "{}: {} unexpected tensor(s) that are not part of the model, the first is `{}`",
+        path.display(), names.len(), names.first().map_or("", |n| n)
+    )]
     Unused {
         /// The file.
         path: PathBuf,
         /// The tensors.
         names: Vec<String>,
     },
-    /// A tensor of another shape than the configuration says.
-    #[error("{}: tensor `{name}` has shape {found:?}, the configuration asks for {expected:?}", path.display())]
+    /// The shape of a tensor does not match the configuration.
+    #[error(
+        "{}: tensor `{name}` has shape {found:?}, the configuration requires {expected:?}",
+        path.display()
+    )]
     Shape {
         /// The file.
         path: PathBuf,
@@ -115,35 +147,29 @@ pub enum CheckpointError {
         name: String,
         /// The shape in the file.
         found: Vec<usize>,
-        /// The shape the configuration asks for.
+        /// The shape that the configuration requires.
         expected: Vec<usize>,
     },
     /// The tokenizer is unusable or belongs to another model.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// The name is not in the zoo, or its files are not to be had.
+    /// The name is not in the zoo, or its files are unavailable.
     #[error(transparent)]
     Zoo(#[from] ZooError),
-    /// There is nothing to encode.
-    #[error("there are no texts to encode: give at least one label and one template")]
-    NoTexts,
-    /// A template has no place for the label.
-    #[error("the template {template:?} has no {{}} for the name of the class")]
-    Template {
-        /// The template.
-        template: String,
-    },
     /// The preprocessing settings are unusable.
     #[error(transparent)]
     Preprocess(#[from] PreprocessError),
-    /// The preprocessing settings make images of another size than the model takes.
-    #[error("{}: images are prepared at {prepared} pixels, the model takes {model}", path.display())]
+    /// The image size of the preprocessing settings is not that of the model.
+    #[error(
+        "{}: preprocessing makes images of {prepared} pixels, the model takes {model}",
+        path.display()
+    )]
     ImageSize {
         /// The directory.
         path: PathBuf,
-        /// Side after preprocessing.
+        /// Image size after preprocessing.
         prepared: usize,
-        /// Side the model takes.
+        /// Image size of the model.
         model: usize,
     },
 }
@@ -162,6 +188,14 @@ impl CheckpointError {
             path: path.to_owned(),
             source,
         }
+    }
+}
+
+fn key_prefix(key: &str) -> String {
+    if key.is_empty() {
+        String::new()
+    } else {
+        format!("key `{key}`: ")
     }
 }
 

@@ -2,15 +2,16 @@
 //!
 //! # Modules
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
-//! | `config` | the shape of a model; the published architectures |
-//! | `model` | the towers as Burn modules; what an [`Observer`] sees of them |
-//! | `zero_shot` | features of images and texts, and a classifier |
-//! | `checkpoint` | checkpoints of every layout in and out |
-//! | [`weights`] | the tensors of safetensors files, PyTorch archives and TorchScript archives |
-//! | [`zoo`] | named weights: where they come from, fetching and verifying them |
-//! | [`tokenizer`], [`preprocess`] | texts to ids, images to pixels |
+//! | `config` | model configurations and published architectures |
+//! | `model` | the towers as Burn modules, and [`Observer`], their forward hooks |
+//! | `zero_shot` | image and text features, zero-shot classification |
+//! | `checkpoint` | loading and saving of checkpoints in all layouts |
+//! | [`weights`] | tensors of safetensors files, PyTorch archives and TorchScript archives |
+//! | [`zoo`] | named pretrained weights: registry, download, verification |
+//! | [`tokenizer`] | texts to token ids |
+//! | [`preprocess`] | images to pixel tensors |
 #![warn(missing_docs)]
 
 mod checkpoint;
@@ -35,9 +36,9 @@ pub use config::{
 pub use error::CheckpointError;
 pub use model::{
     Attention, AttentionPool, BatchNorm, Bottleneck, ClipModel, Conv, Downsample, ImageTower, Mlp,
-    Observer, PatchEmbedding, PoolingHead, ResNet, ResidualBlock, TextTower, VisionTower,
-    normalize, parameter_id,
+    Observer, PatchEmbedding, PoolingHead, ResNet, ResidualBlock, TextBatching, TextTower,
+    VisionTower, normalize, parameter_id,
 };
 pub use preprocess::Preprocess;
 pub use tokenizer::{ClipTokenizer, SiglipTokenizer, TokenBatch, Tokenizer};
-pub use zero_shot::{Prediction, ZeroShotClassifier};
+pub use zero_shot::{ClassifyError, Prediction, ZeroShotClassifier};

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use burn::optim::{AdamWConfig, LionConfig, Optimizer, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use gnsp_optimizer::{
-    BatchNorm, GramAccumulator, Layout, NullSpace, Projected, RankRule, Site, TaskNorm,
+    GramAccumulator, GramNormalization, Layout, NullSpace, Projected, RankRule, Site,
 };
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -101,9 +101,9 @@ fn leaks<O: Optimizer>(inner: O, site: Site, spread: f64) -> Result<Vec<f64>, Bo
         .iter()
         .map(|k| {
             let mut rng = ChaCha8Rng::seed_from_u64(*k as u64);
-            let mut gram = GramAccumulator::new(FEATURES, BatchNorm::None);
+            let mut gram = GramAccumulator::new(FEATURES, GramNormalization::PerTask);
             gram.add(normal([*k, FEATURES], &mut rng))?;
-            let gram = gram.finish(TaskNorm::Frobenius)?;
+            let gram = gram.finish()?;
             let space = Arc::new(NullSpace::from_gram(&gram, RankRule::FixedRank(*k))?);
             let optimizer = Projected::new(inner.clone(), Layout::InputsFirst, space.clone(), site);
 

@@ -76,10 +76,7 @@ fn seeds() -> Result<u64, Box<dyn Error>> {
 /// One method on the tasks of one seed. All methods start from the same weights and see the same
 /// batches.
 fn run(method: Method, seed: u64) -> Result<Outcome, Box<dyn Error>> {
-    let policy = Policy {
-        rank: RankRule::TailShare(TAIL),
-        ..Policy::default()
-    };
+    let policy = Policy::default().with_rank(RankRule::TailShare(TAIL));
     let schedule = Schedule {
         epochs: 10,
         batch_size: 50,

@@ -1,8 +1,7 @@
 //! A small convolutional network on four tasks of digits: as drawn, inverted, turned by 90 degrees,
 //! and on a striped background. Plain AdamW against the projected update.
 //!
-//! What a convolution feeds to its filters are patches, so these are what is remembered:
-//! `recorder.conv2d` unfolds them as the layer does, with its stride, padding and groups. Every
+//! The inputs of a convolution's filters are patches, so patches are recorded: `recorder.conv2d` unfolds them as the layer does, with its stride, padding and groups. Every
 //! group of the second layer sees channels of its own and has directions of its own.
 //!
 //! ```text
@@ -19,7 +18,7 @@ use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
 use burn::optim::AdamWConfig;
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use gnsp_optimizer::{Policy, RankRule, RecordError, Recorder, Site};
+use gnsp_optimizer::{GnspError, Policy, RankRule, Recorder, Site};
 use rand_chacha::ChaCha8Rng;
 
 use common::digits::{CLASSES, Digits, SIDE};
@@ -32,10 +31,7 @@ const SEED: u64 = 0;
 const TAIL: f64 = 0.07;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let policy = Policy {
-        rank: RankRule::TailShare(TAIL),
-        ..Policy::default()
-    };
+    let policy = Policy::default().with_rank(RankRule::TailShare(TAIL));
     let schedule = Schedule {
         epochs: 8,
         batch_size: 50,
@@ -148,16 +144,16 @@ impl Classifier for Cnn {
         self.head.forward(x.flatten(1, 3))
     }
 
-    fn record(&self, pixels: Tensor<2>, seen: &mut Recorder) -> Result<(), RecordError> {
+    fn record(&self, pixels: Tensor<2>, recorder: &mut Recorder) -> Result<(), GnspError> {
         let rows = pixels.dims()[0];
         let x = Self::pictures(pixels);
-        seen.conv2d("first.weight", &self.first, x.clone())?;
-        seen.bias("first.bias", rows)?; // Biases freeze with the first task.
+        recorder.conv2d("first.weight", &self.first, x.clone())?;
+        recorder.bias("first.bias", rows)?; // Biases freeze with the first task.
         let x = relu(self.first.forward(x));
-        seen.conv2d("second.weight", &self.second, x.clone())?;
-        seen.bias("second.bias", rows)?;
+        recorder.conv2d("second.weight", &self.second, x.clone())?;
+        recorder.bias("second.bias", rows)?;
         let x = relu(self.second.forward(x)).flatten::<2>(1, 3);
-        seen.linear("head.weight", x)?;
-        seen.bias("head.bias", rows)
+        recorder.linear("head.weight", x)?;
+        recorder.bias("head.bias", rows)
     }
 }

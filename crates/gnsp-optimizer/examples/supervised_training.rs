@@ -37,7 +37,7 @@ use gnsp_optimizer::{Memory, Policy, Protection, RankRule};
 use common::digits::{Digits, permutation, tensors};
 use common::mlp::Mlp;
 use common::quiet::Quiet;
-use common::sequence::{Task, accuracy, mean, remember};
+use common::sequence::{Task, accuracy, mean, record};
 use common::{Classifier, bits, generator};
 
 const SEED: u64 = 0;
@@ -52,19 +52,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let at = |name: &str| directory.path().join(name);
     let device = Device::default().autodiff();
     let one = || ExecutionStrategy::single(device.clone());
-    let policy = Policy {
-        rank: RankRule::TailShare(0.05),
-        ..Policy::default()
-    };
+    let policy = Policy::default().with_rank(RankRule::TailShare(0.05));
     let [first, second] = tasks();
 
     let fresh = || Mlp::new(&device, &mut generator(SEED, 0));
     let run = Run::new(at("first"), EPOCHS);
     let before = run.train(&first, fresh(), adamw().init(), one())?;
-    let mut memory = Memory::new();
-    remember(&mut memory, &before, &policy, &first)?;
+    let mut memory = Memory::new(policy);
+    record(&mut memory, &before, &first)?;
     memory.save(at("memory.safetensors"))?;
-    let protection = memory.protection(&before, &policy)?;
+    let protection = memory.protection(&before)?;
     println!("After task 1:\n{protection}");
 
     let start = || before.clone().train();
@@ -75,7 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The same in two halves. Nothing but files is left of the first one.
     let run = Run::new(at("halves"), EPOCHS / 2);
     run.train(&second, start(), wrapped(&protection), one())?;
-    let protection = Memory::load(at("memory.safetensors"))?.protection(&fresh(), &policy)?;
+    let protection = Memory::load(at("memory.safetensors"))?.protection(&fresh())?;
     let run = Run::new(at("halves"), EPOCHS).resume(EPOCHS / 2);
     let resumed = run.train(&second, fresh(), wrapped(&protection), one())?;
 
@@ -152,7 +149,7 @@ fn adamw() -> AdamWConfig {
 }
 
 fn wrapped(protection: &Protection) -> ModuleOptimizer {
-    protection.wrap(adamw().init(), adamw().build())
+    protection.wrap(&adamw())
 }
 
 /// Norm of the change of the logits on the pictures of a task, relative to that of the logits.

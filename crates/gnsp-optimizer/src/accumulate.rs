@@ -1,9 +1,9 @@
-//! The second moments of a layer's inputs, summed batch by batch where the inputs are.
+//! Gram accumulation, batch by batch, on the device of the inputs.
 
 use burn::tensor::{Int, Tensor};
 
 use crate::moment::{Moment, Scratch, device_error};
-use crate::{BatchNorm, Gram, GramError, TaskNorm};
+use crate::{GnspError, Gram, GramNormalization};
 
 /// Sums the second moments `XᵀX` of batches of rows, on the device of the rows.
 ///
@@ -14,7 +14,7 @@ use crate::{BatchNorm, Gram, GramError, TaskNorm};
 #[derive(Clone, Debug)]
 pub struct GramAccumulator {
     features: usize,
-    batch_norm: BatchNorm,
+    normalization: GramNormalization,
     sum: Sum,
     whole: bool,
     batches: usize,
@@ -27,25 +27,29 @@ pub struct GramAccumulator {
 enum Sum {
     /// Once there was a batch.
     Dense(Option<Moment>),
-    /// How often each one-hot input was seen.
+    /// The count of each one-hot input.
     Diagonal(Vec<f64>),
 }
 
 impl GramAccumulator {
     /// Starts an empty sum for rows of `features` numbers.
-    pub fn new(features: usize, batch_norm: BatchNorm) -> Self {
-        Self::start(features, batch_norm, Sum::Dense(None))
+    pub fn new(features: usize, normalization: GramNormalization) -> Self {
+        Self::start(features, normalization, Sum::Dense(None))
     }
 
     /// Starts an empty diagonal sum for the tokens of an embedding: their rows would be one-hot.
-    pub fn diagonal(vocabulary: usize, batch_norm: BatchNorm) -> Self {
-        Self::start(vocabulary, batch_norm, Sum::Diagonal(vec![0.0; vocabulary]))
+    pub fn diagonal(vocabulary: usize, normalization: GramNormalization) -> Self {
+        Self::start(
+            vocabulary,
+            normalization,
+            Sum::Diagonal(vec![0.0; vocabulary]),
+        )
     }
 
-    fn start(features: usize, batch_norm: BatchNorm, sum: Sum) -> Self {
+    fn start(features: usize, normalization: GramNormalization, sum: Sum) -> Self {
         Self {
             features,
-            batch_norm,
+            normalization,
             sum,
             whole: false,
             batches: 0,
@@ -80,7 +84,7 @@ impl GramAccumulator {
     ///
     /// Rows of another width, a second moment that is not finite, a diagonal sum, or a device that
     /// cannot be read. The sum is then what it was before.
-    pub fn add(&mut self, rows: Tensor<2>) -> Result<(), GramError> {
+    pub fn add(&mut self, rows: Tensor<2>) -> Result<(), GnspError> {
         self.add_with(rows, &mut Scratch::default())
     }
 
@@ -89,7 +93,7 @@ impl GramAccumulator {
         &mut self,
         rows: Tensor<2>,
         scratch: &mut Scratch,
-    ) -> Result<(), GramError> {
+    ) -> Result<(), GnspError> {
         let [count, width] = rows.dims();
         // Burn reads a 0 in a new shape as "the dimension that was here".
         let rows = match count {
@@ -109,7 +113,7 @@ impl GramAccumulator {
     /// # Errors
     ///
     /// As [`add`](Self::add), and another number of groups than before.
-    pub fn add_grouped(&mut self, rows: Tensor<3>) -> Result<(), GramError> {
+    pub fn add_grouped(&mut self, rows: Tensor<3>) -> Result<(), GnspError> {
         let moment = self.moment(rows, &mut Scratch::default())?;
         self.add_moment(moment)
     }
@@ -120,9 +124,9 @@ impl GramAccumulator {
     ///
     /// A token outside the vocabulary, a sum that is not diagonal, or a device that cannot be
     /// read. The sum is then what it was before.
-    pub fn add_tokens<const D: usize>(&mut self, tokens: Tensor<D, Int>) -> Result<(), GramError> {
+    pub fn add_tokens<const D: usize>(&mut self, tokens: Tensor<D, Int>) -> Result<(), GnspError> {
         let Sum::Diagonal(sum) = &mut self.sum else {
-            return Err(GramError::Kind {
+            return Err(GnspError::Kind {
                 expected: "dense",
                 found: "diagonal",
             });
@@ -132,7 +136,7 @@ impl GramAccumulator {
         for id in tokens {
             let count = usize::try_from(id).ok().and_then(|id| counts.get_mut(id));
             let Some(count) = count else {
-                return Err(GramError::Token {
+                return Err(GnspError::Token {
                     id,
                     vocabulary: self.features,
                 });
@@ -145,9 +149,10 @@ impl GramAccumulator {
             self.zero_batches += 1;
             return Ok(());
         }
-        let scale = match self.batch_norm {
-            BatchNorm::Frobenius => 1.0 / squares.sqrt(),
-            BatchNorm::None => 1.0,
+        let scale = if self.normalization.batches() {
+            1.0 / squares.sqrt()
+        } else {
+            1.0
         };
         for (sum, count) in sum.iter_mut().zip(counts) {
             *sum += scale * count;
@@ -160,9 +165,10 @@ impl GramAccumulator {
         self.batches += 1;
         self.zero_batches += usize::from(rows == 0);
         if let Sum::Diagonal(sum) = &mut self.sum {
-            sum[0] += match self.batch_norm {
-                BatchNorm::Frobenius => f64::from(u8::from(rows > 0)),
-                BatchNorm::None => rows as f64,
+            sum[0] += if self.normalization.batches() {
+                f64::from(u8::from(rows > 0))
+            } else {
+                rows as f64
             };
         }
     }
@@ -173,39 +179,39 @@ impl GramAccumulator {
         &self,
         rows: Tensor<3>,
         scratch: &mut Scratch,
-    ) -> Result<Moment, GramError> {
+    ) -> Result<Moment, GnspError> {
         let [groups, _, width] = rows.dims();
         if matches!(self.sum, Sum::Diagonal(_)) {
-            return Err(GramError::Kind {
+            return Err(GnspError::Kind {
                 expected: "diagonal",
                 found: "dense",
             });
         }
         if width != self.features {
-            return Err(GramError::Width {
+            return Err(GnspError::Width {
                 expected: self.features,
                 found: width,
             });
         }
         if width == 0 || groups == 0 {
-            return Err(GramError::NoFeatures);
+            return Err(GnspError::NoFeatures);
         }
         Ok(Moment::of(rows, self.whole, scratch))
     }
 
     /// Adds the second moments of one batch.
-    pub(crate) fn add_moment(&mut self, moment: Moment) -> Result<(), GramError> {
+    pub(crate) fn add_moment(&mut self, moment: Moment) -> Result<(), GnspError> {
         if let Sum::Dense(Some(sum)) = &self.sum
             && sum.groups() != moment.groups()
         {
-            return Err(GramError::Groups {
+            return Err(GnspError::Groups {
                 expected: sum.groups(),
                 found: moment.groups(),
             });
         }
         let (largest, norm) = moment.size()?;
         if !largest.is_finite() || !norm.is_finite() {
-            return Err(GramError::NotFinite);
+            return Err(GnspError::NotFinite);
         }
         self.batches += 1;
         // Below one (with room for an inexact division) only when the largest entry was below the
@@ -219,11 +225,11 @@ impl GramAccumulator {
             return Ok(());
         }
         if let Sum::Dense(sum) = &mut self.sum {
-            match (sum, self.batch_norm) {
-                (Some(sum), BatchNorm::Frobenius) => sum.add_divided(moment, largest, norm)?,
-                (Some(sum), BatchNorm::None) => sum.add(moment)?,
-                (none, BatchNorm::Frobenius) => *none = Some(moment.divided(largest, norm)),
-                (none, BatchNorm::None) => *none = Some(moment),
+            match (sum, self.normalization.batches()) {
+                (Some(sum), true) => sum.add_divided(moment, largest, norm)?,
+                (Some(sum), false) => sum.add(moment)?,
+                (none, true) => *none = Some(moment.divided(largest, norm)),
+                (none, false) => *none = Some(moment),
             }
         }
         Ok(())
@@ -234,9 +240,9 @@ impl GramAccumulator {
     /// # Errors
     ///
     /// Another number of features or groups, or another kind of sum.
-    pub fn merge(&mut self, other: Self) -> Result<(), GramError> {
+    pub fn merge(&mut self, other: Self) -> Result<(), GnspError> {
         if self.features != other.features {
-            return Err(GramError::Width {
+            return Err(GnspError::Width {
                 expected: self.features,
                 found: other.features,
             });
@@ -245,7 +251,7 @@ impl GramAccumulator {
             (Sum::Dense(sum), Sum::Dense(Some(others))) => match sum {
                 Some(own) if own.groups() != others.groups() => {
                     let [expected, found] = [own.groups(), others.groups()];
-                    return Err(GramError::Groups { expected, found });
+                    return Err(GnspError::Groups { expected, found });
                 }
                 Some(own) => own.add(others)?,
                 None => *sum = Some(others),
@@ -257,13 +263,13 @@ impl GramAccumulator {
                 }
             }
             (Sum::Dense(_), Sum::Diagonal(_)) => {
-                return Err(GramError::Kind {
+                return Err(GnspError::Kind {
                     expected: "dense",
                     found: "diagonal",
                 });
             }
             (Sum::Diagonal(_), Sum::Dense(_)) => {
-                return Err(GramError::Kind {
+                return Err(GnspError::Kind {
                     expected: "diagonal",
                     found: "dense",
                 });
@@ -289,18 +295,19 @@ impl GramAccumulator {
     /// # Errors
     ///
     /// No batch was added, the sum overflowed `f32`, or the device cannot be read.
-    pub fn finish(self, task_norm: TaskNorm) -> Result<Gram, GramError> {
+    pub fn finish(self) -> Result<Gram, GnspError> {
         if self.batches == 0 {
-            return Err(GramError::NoBatches);
+            return Err(GnspError::NoBatches);
         }
         let gram = match self.sum {
             Sum::Dense(Some(sum)) => sum.gram()?,
-            Sum::Dense(None) => return Err(GramError::NoBatches),
+            Sum::Dense(None) => return Err(GnspError::NoBatches),
             Sum::Diagonal(sum) => Gram::from_diagonal(sum.into_iter().map(|x| x as f32).collect())?,
         };
-        Ok(match task_norm {
-            TaskNorm::Frobenius => gram.normalized(),
-            TaskNorm::None => gram,
+        Ok(if self.normalization.tasks() {
+            gram.normalized()
+        } else {
+            gram
         })
     }
 }
@@ -311,8 +318,8 @@ mod tests {
     use crate::test_utils::*;
 
     /// Batches and constants of `tests/reference/projector.py`.
-    fn accumulate(batch_norm: BatchNorm) -> GramAccumulator {
-        let mut accumulator = GramAccumulator::new(3, batch_norm);
+    fn accumulate(normalization: GramNormalization) -> GramAccumulator {
+        let mut accumulator = GramAccumulator::new(3, normalization);
         accumulator.add(grid(4, 3, 1.0, 0.7)).unwrap();
         accumulator.add(grid(2, 3, 30.0, 1.1)).unwrap();
         accumulator
@@ -320,8 +327,8 @@ mod tests {
 
     #[test]
     fn both_norms_match_numpy() {
-        let gram = accumulate(BatchNorm::Frobenius)
-            .finish(TaskNorm::Frobenius)
+        let gram = accumulate(GramNormalization::PerBatchAndTask)
+            .finish()
             .unwrap();
         assert_close(
             &gram.dense(),
@@ -342,7 +349,7 @@ mod tests {
 
     #[test]
     fn without_norms_it_is_the_plain_second_moment() {
-        let gram = accumulate(BatchNorm::None).finish(TaskNorm::None).unwrap();
+        let gram = accumulate(GramNormalization::None).finish().unwrap();
         assert_close(
             &gram.dense(),
             &[
@@ -363,12 +370,12 @@ mod tests {
     #[test]
     fn frobenius_norms_forget_the_scale() {
         for scale in [1e-15, 1e-6, 1.0, 1e6, 1e15] {
-            let mut accumulator = GramAccumulator::new(3, BatchNorm::Frobenius);
+            let mut accumulator = GramAccumulator::new(3, GramNormalization::PerBatchAndTask);
             accumulator.add(grid(4, 3, scale, 0.7)).unwrap();
             accumulator.add(grid(2, 3, 30.0 * scale, 1.1)).unwrap();
-            let gram = accumulator.finish(TaskNorm::Frobenius).unwrap();
-            let expected = accumulate(BatchNorm::Frobenius)
-                .finish(TaskNorm::Frobenius)
+            let gram = accumulator.finish().unwrap();
+            let expected = accumulate(GramNormalization::PerBatchAndTask)
+                .finish()
                 .unwrap();
             assert_close(&gram.dense(), &expected.dense(), 1e-6);
         }
@@ -376,11 +383,11 @@ mod tests {
 
     #[test]
     fn rejected_rows_leave_the_sum_as_it_was() {
-        let mut accumulator = accumulate(BatchNorm::Frobenius);
+        let mut accumulator = accumulate(GramNormalization::PerBatchAndTask);
         let wide = accumulator.add(grid(2, 4, 1.0, 1.0)).unwrap_err();
         assert!(matches!(
             wide,
-            GramError::Width {
+            GnspError::Width {
                 expected: 3,
                 found: 4
             }
@@ -388,20 +395,20 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
             let rows = Tensor::from_floats([[1.0, bad, 0.0], [0.0, 0.0, 2.0]], &device());
             let error = accumulator.add(rows).unwrap_err();
-            assert!(matches!(error, GramError::NotFinite), "{bad}: {error}");
+            assert!(matches!(error, GnspError::NotFinite), "{bad}: {error}");
         }
         assert_eq!(accumulator.batches(), 2);
         assert_eq!(
-            accumulator.finish(TaskNorm::Frobenius).unwrap(),
-            accumulate(BatchNorm::Frobenius)
-                .finish(TaskNorm::Frobenius)
+            accumulator.finish().unwrap(),
+            accumulate(GramNormalization::PerBatchAndTask)
+                .finish()
                 .unwrap()
         );
     }
 
     #[test]
     fn zero_batches_add_nothing_and_are_counted() {
-        let mut accumulator = accumulate(BatchNorm::Frobenius);
+        let mut accumulator = accumulate(GramNormalization::PerBatchAndTask);
         accumulator.add(Tensor::zeros([5, 3], &device())).unwrap();
         accumulator.add(Tensor::zeros([0, 3], &device())).unwrap();
         accumulator
@@ -409,26 +416,26 @@ mod tests {
             .unwrap();
         assert_eq!((accumulator.batches(), accumulator.zero_batches()), (5, 3));
         assert_eq!(
-            accumulator.finish(TaskNorm::Frobenius).unwrap(),
-            accumulate(BatchNorm::Frobenius)
-                .finish(TaskNorm::Frobenius)
+            accumulator.finish().unwrap(),
+            accumulate(GramNormalization::PerBatchAndTask)
+                .finish()
                 .unwrap()
         );
     }
 
     #[test]
     fn only_zero_batches_give_a_zero_gram_and_none_an_error() {
-        let mut accumulator = GramAccumulator::new(2, BatchNorm::Frobenius);
+        let mut accumulator = GramAccumulator::new(2, GramNormalization::PerBatchAndTask);
         accumulator.add(Tensor::zeros([5, 2], &device())).unwrap();
-        let gram = accumulator.finish(TaskNorm::Frobenius).unwrap();
+        let gram = accumulator.finish().unwrap();
         assert_eq!(gram.dense(), [0.0; 4]);
-        let empty = GramAccumulator::new(2, BatchNorm::None).finish(TaskNorm::None);
-        assert!(matches!(empty, Err(GramError::NoBatches)));
+        let empty = GramAccumulator::new(2, GramNormalization::None).finish();
+        assert!(matches!(empty, Err(GnspError::NoBatches)));
     }
 
     #[test]
     fn rows_of_the_autodiff_device_are_taken_off_it() {
-        let mut accumulator = GramAccumulator::new(3, BatchNorm::Frobenius);
+        let mut accumulator = GramAccumulator::new(3, GramNormalization::PerBatchAndTask);
         let rows = grid(4, 3, 1.0, 0.7).autodiff().require_grad();
         accumulator.add(rows).unwrap();
         let Sum::Dense(Some(sum)) = accumulator.sum else {
@@ -449,15 +456,15 @@ mod tests {
             ],
             0,
         );
-        let mut accumulator = GramAccumulator::new(3, BatchNorm::Frobenius);
+        let mut accumulator = GramAccumulator::new(3, GramNormalization::PerBatch);
         accumulator.add_grouped(rows).unwrap();
-        let gram = accumulator.clone().finish(TaskNorm::None).unwrap();
+        let gram = accumulator.clone().finish().unwrap();
         assert_eq!((gram.groups(), gram.features()), (2, 3));
         assert!((gram.norm() - 1.0).abs() < 1e-6);
         let alone = |rows| {
-            let mut one = GramAccumulator::new(3, BatchNorm::None);
+            let mut one = GramAccumulator::new(3, GramNormalization::None);
             one.add(rows).unwrap();
-            one.finish(TaskNorm::None).unwrap()
+            one.finish().unwrap()
         };
         let first = alone(grid(4, 3, 1.0, 0.7));
         let both = (first.norm().powi(2) + alone(grid(4, 3, 2.0, 1.1)).norm().powi(2)).sqrt();
@@ -465,7 +472,7 @@ mod tests {
         let error = accumulator.add(grid(4, 3, 1.0, 0.7)).unwrap_err();
         assert!(matches!(
             error,
-            GramError::Groups {
+            GnspError::Groups {
                 expected: 2,
                 found: 1
             }
@@ -475,43 +482,40 @@ mod tests {
     #[test]
     fn tokens_are_counted() {
         let ids = |ids: &[i64]| Tensor::<1, Int>::from_ints(ids, &device());
-        let mut accumulator = GramAccumulator::diagonal(4, BatchNorm::None);
+        let mut accumulator = GramAccumulator::diagonal(4, GramNormalization::None);
         accumulator.add_tokens(ids(&[1, 3, 1])).unwrap();
         for bad in [4, -1] {
             let error = accumulator.add_tokens(ids(&[0, bad])).unwrap_err();
-            assert!(matches!(error, GramError::Token { vocabulary: 4, .. }));
+            assert!(matches!(error, GnspError::Token { vocabulary: 4, .. }));
         }
         let error = accumulator.add(grid(2, 4, 1.0, 1.0)).unwrap_err();
-        assert!(matches!(error, GramError::Kind { .. }));
-        let gram = accumulator.finish(TaskNorm::None).unwrap();
+        assert!(matches!(error, GnspError::Kind { .. }));
+        let gram = accumulator.finish().unwrap();
         assert_eq!(gram.packed(), [0.0, 2.0, 0.0, 1.0]);
-        let mut normed = GramAccumulator::diagonal(4, BatchNorm::Frobenius);
+        let mut normed = GramAccumulator::diagonal(4, GramNormalization::PerBatch);
         normed.add_tokens(ids(&[1, 1, 1, 1, 2, 2, 2])).unwrap();
-        let gram = normed.finish(TaskNorm::None).unwrap();
+        let gram = normed.finish().unwrap();
         assert_close(gram.packed(), &[0.0, 0.8, 0.6, 0.0], 1e-7);
     }
 
     #[test]
     fn parts_made_apart_are_the_whole() {
-        let mut first = GramAccumulator::new(3, BatchNorm::Frobenius);
+        let mut first = GramAccumulator::new(3, GramNormalization::PerBatch);
         first.add(grid(4, 3, 1.0, 0.7)).unwrap();
-        let mut second = GramAccumulator::new(3, BatchNorm::Frobenius);
+        let mut second = GramAccumulator::new(3, GramNormalization::PerBatch);
         second.add(grid(2, 3, 30.0, 1.1)).unwrap();
         first.merge(second).unwrap();
         assert_eq!(first.batches(), 2);
-        let whole = accumulate(BatchNorm::Frobenius);
-        assert_eq!(
-            first.clone().finish(TaskNorm::None).unwrap(),
-            whole.finish(TaskNorm::None).unwrap()
-        );
+        let whole = accumulate(GramNormalization::PerBatch);
+        assert_eq!(first.clone().finish().unwrap(), whole.finish().unwrap());
         assert!(
             first
-                .merge(GramAccumulator::new(4, BatchNorm::None))
+                .merge(GramAccumulator::new(4, GramNormalization::None))
                 .is_err()
         );
         assert!(
             first
-                .merge(GramAccumulator::diagonal(3, BatchNorm::None))
+                .merge(GramAccumulator::diagonal(3, GramNormalization::None))
                 .is_err()
         );
     }

@@ -1,106 +1,50 @@
-//! Gram matrices: what a layer has seen, as the uncentred second moment of its input rows.
+//! Gram matrices: uncentred second moments of a layer's input rows.
 
 use serde::{Deserialize, Serialize};
 
-/// How much two mirrored entries may differ, relative to the largest entry, before a matrix is
-/// rejected as not symmetric. Matrix products in `f32` stay two orders of magnitude below.
+use crate::GnspError;
+
+/// The largest difference of two mirrored entries, relative to the largest entry, of a matrix that
+/// counts as symmetric. Matrix products in `f32` stay two orders of magnitude below.
 const ASYMMETRY: f32 = 1e-3;
 
-/// What is wrong with the rows or the numbers of a Gram matrix.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GramError {
-    /// The rows have another width than the accumulator.
-    #[error("rows have {found} features, the Gram matrix has {expected}")]
-    Width {
-        /// Features of the accumulator.
-        expected: usize,
-        /// Features of the rows.
-        found: usize,
-    },
-    /// A NaN or an infinity, in the rows or made by squaring them in `f32`.
-    #[error("the Gram matrix is not finite")]
-    NotFinite,
-    /// A Gram matrix of no features.
-    #[error("a Gram matrix needs at least one feature")]
-    NoFeatures,
-    /// Finished before a batch was added.
-    #[error("no batch was added to the Gram matrix")]
-    NoBatches,
-    /// Only one of the two matrices is diagonal.
-    #[error("a {found} Gram matrix does not fit a {expected} one")]
-    Kind {
-        /// `"dense"` or `"diagonal"`: what the matrix is.
-        expected: &'static str,
-        /// What the other is.
-        found: &'static str,
-    },
-    /// The groups differ.
-    #[error("the Gram matrix has {expected} groups, the other {found}")]
-    Groups {
-        /// Groups of the matrix.
-        expected: usize,
-        /// Groups of the other.
-        found: usize,
-    },
-    /// A token beyond the vocabulary.
-    #[error("token {id} is outside the vocabulary of {vocabulary}")]
-    Token {
-        /// The token.
-        id: i64,
-        /// The number of tokens there are.
-        vocabulary: usize,
-    },
-    /// The matrix does not have `features · features` entries.
-    #[error("a Gram matrix of {features} features does not have {entries} entries")]
-    Size {
-        /// The number of features.
-        features: usize,
-        /// The entries given.
-        entries: usize,
-    },
-    /// Two mirrored entries differ by more than rounding.
-    #[error("entries ({row}, {column}) and ({column}, {row}) of the Gram matrix differ")]
-    NotSymmetric {
-        /// Row of the first entry.
-        row: usize,
-        /// Column of the first entry.
-        column: usize,
-    },
-    /// A negative diagonal entry: no sum of squares is negative.
-    #[error("diagonal entry {index} of the Gram matrix is negative")]
-    NegativeDiagonal {
-        /// Index of the entry.
-        index: usize,
-    },
-    /// The device failed to compute or to hand over a value.
-    #[error("the device could not be read: {0}")]
-    Device(String),
-}
-
-/// What is done to the second moment of one batch before it is added to the sum.
+/// Division of second moments by their Frobenius norms.
+///
+/// GNSP divides twice (GNSP `src/models/get_data_matrix.py:86-116`); the other methods not at all.
+/// In a configuration file it is `"per-batch-and-task"`, `"none"`, …
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum BatchNorm {
-    /// `"frobenius"`: divide by its own Frobenius norm, so that every batch has equal weight, a
-    /// smaller last one too. The published GNSP code does this
-    /// (GNSP `src/models/get_data_matrix.py:86-92`).
-    #[default]
-    Frobenius,
-    /// `"none"`: leave it, so that every row has equal weight.
+pub enum GramNormalization {
+    /// No division: every row has equal weight.
     None,
+    /// The second moment of each batch is divided by its norm before it is added: every batch has
+    /// equal weight, a smaller last one too.
+    PerBatch,
+    /// The sum over the batches of a task is divided by its norm: every task has equal weight.
+    PerTask,
+    /// Both.
+    #[default]
+    PerBatchAndTask,
 }
 
-/// What is done to the sum over the batches of a task when it is finished.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TaskNorm {
-    /// `"frobenius"`: divide by its own Frobenius norm, so that every task has equal weight. The
-    /// published GNSP code does this (GNSP `src/models/get_data_matrix.py:86-116`).
-    #[default]
-    Frobenius,
-    /// `"none"`: leave it.
-    None,
+impl GramNormalization {
+    /// The normalization of batches, of tasks, of both or none.
+    pub fn of(batches: bool, tasks: bool) -> Self {
+        match (batches, tasks) {
+            (false, false) => Self::None,
+            (true, false) => Self::PerBatch,
+            (false, true) => Self::PerTask,
+            (true, true) => Self::PerBatchAndTask,
+        }
+    }
+
+    pub(crate) fn batches(self) -> bool {
+        matches!(self, Self::PerBatch | Self::PerBatchAndTask)
+    }
+
+    pub(crate) fn tasks(self) -> bool {
+        matches!(self, Self::PerTask | Self::PerBatchAndTask)
+    }
 }
 
 /// Symmetric matrices of second moments on the host: one for each group of a parameter, or one
@@ -129,7 +73,7 @@ impl Gram {
     ///
     /// No features, a wrong number of entries, an entry that is not finite, mirrored entries that
     /// differ by more than rounding, or a negative diagonal entry.
-    pub fn from_matrix(features: usize, matrix: Vec<f32>) -> Result<Self, GramError> {
+    pub fn from_matrix(features: usize, matrix: Vec<f32>) -> Result<Self, GnspError> {
         Self::from_groups(1, features, &matrix)
     }
 
@@ -142,7 +86,7 @@ impl Gram {
         groups: usize,
         features: usize,
         matrices: &[f32],
-    ) -> Result<Self, GramError> {
+    ) -> Result<Self, GnspError> {
         let one = features.saturating_mul(features);
         Self::check_size(features, one.checked_mul(groups), matrices.len())?;
         check_finite(matrices)?;
@@ -155,7 +99,7 @@ impl Gram {
                     let a = f64::from(matrix[row * features + column]);
                     let b = f64::from(matrix[column * features + row]);
                     if (a - b).abs() > f64::from(ASYMMETRY) * f64::from(largest) {
-                        return Err(GramError::NotSymmetric { row, column });
+                        return Err(GnspError::NotSymmetric { row, column });
                     }
                     values.push(((a + b) / 2.0) as f32);
                 }
@@ -174,7 +118,7 @@ impl Gram {
         groups: usize,
         features: usize,
         values: Vec<f32>,
-    ) -> Result<Self, GramError> {
+    ) -> Result<Self, GnspError> {
         let entries = packed_len(features).and_then(|one| one.checked_mul(groups));
         Self::check_size(features, entries, values.len())?;
         check_finite(&values)?;
@@ -184,7 +128,7 @@ impl Gram {
         };
         for group in 0..groups {
             if let Some(index) = gram.diagonal_of(group).position(|x| x < 0.0) {
-                return Err(GramError::NegativeDiagonal { index });
+                return Err(GnspError::NegativeDiagonal { index });
             }
         }
         Ok(gram)
@@ -195,11 +139,11 @@ impl Gram {
     /// # Errors
     ///
     /// No features, or an entry that is negative or not finite.
-    pub fn from_diagonal(values: Vec<f32>) -> Result<Self, GramError> {
+    pub fn from_diagonal(values: Vec<f32>) -> Result<Self, GnspError> {
         Self::check_size(values.len(), Some(values.len()), values.len())?;
         check_finite(&values)?;
         if let Some(index) = values.iter().position(|x| *x < 0.0) {
-            return Err(GramError::NegativeDiagonal { index });
+            return Err(GnspError::NegativeDiagonal { index });
         }
         Ok(Self {
             kind: Kind::Diagonal,
@@ -211,12 +155,12 @@ impl Gram {
         features: usize,
         expected: Option<usize>,
         entries: usize,
-    ) -> Result<(), GramError> {
+    ) -> Result<(), GnspError> {
         if features == 0 || entries == 0 {
-            return Err(GramError::NoFeatures);
+            return Err(GnspError::NoFeatures);
         }
         if expected != Some(entries) {
-            return Err(GramError::Size { features, entries });
+            return Err(GnspError::Size { features, entries });
         }
         Ok(())
     }
@@ -237,7 +181,7 @@ impl Gram {
         }
     }
 
-    /// Whether only the diagonal is kept.
+    /// Returns whether only the diagonal is kept.
     pub fn is_diagonal(&self) -> bool {
         self.kind == Kind::Diagonal
     }
@@ -339,7 +283,7 @@ impl Gram {
     ///
     /// Different numbers of features or groups, a diagonal matrix and one that is not, or a sum
     /// that overflows `f32`.
-    pub fn plus(mut self, other: &Gram) -> Result<Self, GramError> {
+    pub fn plus(mut self, other: &Gram) -> Result<Self, GnspError> {
         self.check_fits(other)?;
         for (x, y) in self.values.iter_mut().zip(&other.values) {
             *x += y;
@@ -348,26 +292,26 @@ impl Gram {
         Ok(self)
     }
 
-    /// Whether two matrices can be added.
-    pub(crate) fn check_fits(&self, other: &Gram) -> Result<(), GramError> {
+    /// Checks that two matrices can be added.
+    pub(crate) fn check_fits(&self, other: &Gram) -> Result<(), GnspError> {
         let name = |gram: &Gram| match gram.kind {
             Kind::Dense { .. } => "dense",
             Kind::Diagonal => "diagonal",
         };
         if self.is_diagonal() != other.is_diagonal() {
-            return Err(GramError::Kind {
+            return Err(GnspError::Kind {
                 expected: name(self),
                 found: name(other),
             });
         }
         if self.features() != other.features() {
-            return Err(GramError::Width {
+            return Err(GnspError::Width {
                 expected: self.features(),
                 found: other.features(),
             });
         }
         if self.groups() != other.groups() {
-            return Err(GramError::Groups {
+            return Err(GnspError::Groups {
                 expected: self.groups(),
                 found: other.groups(),
             });
@@ -381,11 +325,11 @@ pub(crate) fn packed_len(features: usize) -> Option<usize> {
     Some(features.checked_mul(features.checked_add(1)?)? / 2)
 }
 
-fn check_finite(values: &[f32]) -> Result<(), GramError> {
+fn check_finite(values: &[f32]) -> Result<(), GnspError> {
     if values.iter().all(|x| x.is_finite()) {
         return Ok(());
     }
-    Err(GramError::NotFinite)
+    Err(GnspError::NotFinite)
 }
 
 #[cfg(test)]
@@ -394,7 +338,7 @@ mod tests {
 
     #[test]
     fn matrices_that_are_no_gram_are_refused() {
-        use GramError::*;
+        use GnspError::*;
         let refuse = |features, matrix: &[f32]| Gram::from_matrix(features, matrix.to_vec());
         assert!(matches!(refuse(0, &[]), Err(NoFeatures)));
         assert!(matches!(refuse(2, &[1.0; 3]), Err(Size { .. })));

@@ -1,4 +1,4 @@
-//! How far training moved what was remembered.
+//! Interference: the change of a layer's outputs on earlier tasks' inputs.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use burn::tensor::Tensor;
 use faer::Mat;
 
 use crate::memory::{Content, Entry};
-use crate::{Layout, Memory, Protection};
+use crate::{GnspError, Layout, Memory, Protection};
 
-/// How far the answers of a parameter to its remembered inputs moved.
+/// The change of a parameter's outputs on its recorded inputs.
 ///
 /// With the remembered second moments `G`, `moved² = tr(ΔᵀGΔ)` and `outputs² = tr(WᵀGW)`: the root
 /// mean squares, up to a factor that both share, of the change of the answers and of the answers
@@ -32,31 +32,9 @@ impl Interference {
     }
 }
 
-/// Why two modules cannot be compared.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InterferenceError {
-    /// A module has no parameter of this path, or one of another shape than was remembered.
-    #[error("the module {module} training has no parameter `{path}` with the remembered inputs")]
-    Parameter {
-        /// The path.
-        path: String,
-        /// `"before"` or `"after"`.
-        module: &'static str,
-    },
-    /// The values of a parameter could not be read.
-    #[error("parameter `{path}` could not be read from its device: {reason}")]
-    Device {
-        /// The path.
-        path: String,
-        /// What the device said.
-        reason: String,
-    },
-}
-
 impl Memory {
-    /// How far the answers of every remembered parameter to its remembered inputs moved between two
-    /// states of a module, for logging after a task.
+    /// The change of every recorded parameter's outputs on its recorded inputs between two states of
+    /// a module, for logging after a task.
     ///
     /// This counts all remembered inputs, what the rank cut left unprotected too. It is exact to
     /// about `1e-4` of the change of the weights, since the second moments are kept in `f32`; see
@@ -70,7 +48,7 @@ impl Memory {
         &self,
         before: &M,
         after: &M,
-    ) -> Result<BTreeMap<String, Interference>, InterferenceError> {
+    ) -> Result<BTreeMap<String, Interference>, GnspError> {
         let layouts = |path: &str| self.entries.get(path).map(|entry| entry.layout);
         let before = Values::of(before, layouts)?;
         let after = Values::of(after, layouts)?;
@@ -107,7 +85,7 @@ impl Protection {
         &self,
         before: &M,
         after: &M,
-    ) -> Result<BTreeMap<String, f64>, InterferenceError> {
+    ) -> Result<BTreeMap<String, f64>, GnspError> {
         let layouts = |path: &str| self.get(path).map(|protected| protected.layout);
         let before = Values::of(before, layouts)?;
         let after = Values::of(after, layouts)?;
@@ -180,11 +158,11 @@ struct Values<F> {
     layouts: F,
     stack: Vec<String>,
     found: BTreeMap<String, Vec<Mat<f64>>>,
-    error: Option<InterferenceError>,
+    error: Option<GnspError>,
 }
 
 impl<F: Fn(&str) -> Option<Layout>> Values<F> {
-    fn of<M: Module>(module: &M, layouts: F) -> Result<Self, InterferenceError> {
+    fn of<M: Module>(module: &M, layouts: F) -> Result<Self, GnspError> {
         let mut values = Self {
             layouts,
             stack: Vec::new(),
@@ -203,9 +181,9 @@ impl<F: Fn(&str) -> Option<Layout>> Values<F> {
         path: &str,
         module: &'static str,
         fits: impl Fn(&[Mat<f64>]) -> bool,
-    ) -> Result<&Vec<Mat<f64>>, InterferenceError> {
+    ) -> Result<&Vec<Mat<f64>>, GnspError> {
         let found = self.found.get(path).filter(|values| fits(values));
-        found.ok_or_else(|| InterferenceError::Parameter {
+        found.ok_or_else(|| GnspError::Compared {
             path: path.to_string(),
             module,
         })
@@ -227,10 +205,8 @@ impl<F: Fn(&str) -> Option<Layout>> ModuleVisitor for Values<F> {
         let values: Vec<f32> = match split.try_into_vec_as() {
             Ok(values) => values,
             Err(error) => {
-                self.error.get_or_insert(InterferenceError::Device {
-                    path,
-                    reason: error.to_string(),
-                });
+                self.error
+                    .get_or_insert(GnspError::Device(error.to_string()).at(&path));
                 return;
             }
         };
@@ -257,7 +233,7 @@ impl<F: Fn(&str) -> Option<Layout>> ModuleVisitor for Values<F> {
 mod tests {
     use super::*;
     use crate::test_utils::*;
-    use crate::{Policy, RankRule, Recorder, Site, Solver};
+    use crate::{Policy, RankRule, Site, Solver};
     use burn::nn::{Linear, LinearConfig};
     use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
 
@@ -277,8 +253,8 @@ mod tests {
     #[test]
     fn it_is_the_change_of_the_answers() {
         let (before, inputs) = (model(), random(4, 8, 1.0, 1));
-        let mut memory = Memory::new();
-        let mut recorder = Recorder::new(&Policy::default());
+        let mut memory = Memory::new(Policy::default());
+        let mut recorder = memory.recorder(&before);
         recorder.linear("weight", inputs.clone()).unwrap();
         recorder.bias("bias", 4).unwrap();
         memory.absorb(recorder).unwrap();
@@ -303,20 +279,19 @@ mod tests {
     #[test]
     fn a_protected_step_moves_nothing_and_leaks_nothing() {
         let before = model();
-        let mut memory = Memory::new();
-        let mut recorder = Recorder::new(&Policy::default());
+        let mut memory = Memory::new(Policy::default());
+        let mut recorder = memory.recorder(&before);
         recorder.linear("weight", random(4, 8, 1.0, 1)).unwrap();
         memory.absorb(recorder).unwrap();
         let config = AdamWConfig::new().with_weight_decay(0.1);
         for (site, kept) in [(Site::Update, true), (Site::Gradient, false)] {
-            let policy = Policy {
-                site,
-                rank: RankRule::TailShare(1e-5),
-                solver: Solver::Full,
-                ..Policy::default()
-            };
-            let protection = memory.protection(&before, &policy).unwrap();
-            let mut optimizer = protection.wrap(config.init(), config.build());
+            let policy = Policy::default()
+                .with_site(site)
+                .with_rank(RankRule::TailShare(1e-5))
+                .with_solver(Solver::Full);
+            memory.set_policy(policy).unwrap();
+            let protection = memory.protection(&before).unwrap();
+            let mut optimizer = protection.wrap(&config);
             let after = step(&before, &mut optimizer, 1e-1);
             let moved = memory.interference(&before, &after).unwrap()["weight"].relative();
             let leak = protection.leak(&before, &after).unwrap()["weight"];
@@ -327,14 +302,15 @@ mod tests {
 
     #[test]
     fn another_module_is_refused() {
-        let mut memory = Memory::new();
-        let mut recorder = Recorder::new(&Policy::default());
+        let mut memory = Memory::new(Policy::default());
+        let other = LinearConfig::new(7, 3).init(&device());
+        let mut recorder = memory.recorder(&other);
         recorder.linear("weight", random(4, 7, 1.0, 1)).unwrap();
         memory.absorb(recorder).unwrap();
         let error = memory.interference(&model(), &model()).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the module before training has no parameter `weight` with the remembered inputs"
+            "the module before training has no parameter `weight` with the recorded inputs"
         );
     }
 }

@@ -1,10 +1,10 @@
-//! How a parameter is read as matrices whose rows are input features.
+//! Layouts: parameters as matrices whose rows are input features.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// How a parameter is read as `groups` matrices of shape `[features, columns]`, so that a layer
-/// answers a row of inputs `x` with `x · matrix`.
+/// The layout of a parameter as `groups` matrices of shape `[features, columns]`: a layer maps a row
+/// of inputs `x` to `x · matrix`.
 ///
 /// A projector acts on the features. In a saved memory a layout is `"inputs-first"`,
 /// `{ "inputs-last": { "groups": 1 } }`, …

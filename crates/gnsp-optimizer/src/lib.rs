@@ -3,46 +3,52 @@
 // Constants are quoted digit for digit from the reference scripts.
 #![cfg_attr(test, allow(clippy::excessive_precision))]
 
-// What layers see, and what is kept of it.
+// Gram matrices: their accumulation, and the memory of all tasks.
 mod accumulate;
 mod gram;
 mod layout;
 mod memory;
 mod moment;
 mod patches;
+mod paths;
+mod recorded;
 mod recorder;
-mod select;
 
-// Which directions are protected.
+// Null spaces: the protected directions of a Gram matrix.
 mod null_space;
 mod policy;
 mod rank;
 mod solver;
 mod strength;
 
-// Training, and looking back at it.
+// Training within them, and its evaluation.
+mod config;
 mod interference;
 mod projected;
 mod protection;
+
+mod error;
 
 #[doc = include_str!("../docs/mathematics.md")]
 pub mod mathematics {}
 
 pub use accumulate::GramAccumulator;
-pub use gram::{BatchNorm, Gram, GramError, TaskNorm};
-pub use interference::{Interference, InterferenceError};
+pub use config::OptimizerConfig;
+pub use error::GnspError;
+pub use gram::{Gram, GramNormalization};
+pub use interference::Interference;
 pub use layout::Layout;
-pub use memory::{FileError, History, Memory, MemoryError};
-pub use null_space::{NullSpace, NullSpaceError};
+pub use memory::{History, Memory};
+pub use null_space::NullSpace;
 pub use patches::{Padding, Patches};
-pub use policy::{Policy, PolicyError};
+pub use policy::Policy;
 pub use projected::{Projected, Site};
-pub use protection::{Protected, Protection, ProtectionError};
-pub use rank::{RankError, RankRule};
-pub use recorder::{RecordError, Recorded, Recorder};
-pub use select::{SelectError, Selection, Selector};
+pub use protection::{Protected, Protection};
+pub use rank::RankRule;
+pub use recorded::Recorded;
+pub use recorder::{Recorder, TaskGram};
 pub use solver::Solver;
-pub use strength::{Strength, StrengthError};
+pub use strength::Strength;
 
 #[cfg(test)]
 mod test_utils;

@@ -4,7 +4,7 @@ use burn::tensor::{FloatDType, Tensor};
 use faer::{MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::GramError;
+use crate::GnspError;
 
 /// Second moments `XᵀX` of the rows of each group.
 #[derive(Clone, Debug)]
@@ -104,7 +104,7 @@ impl Moment {
     /// The largest absolute entry, and the Frobenius norm of the matrices divided by it: squares of
     /// the entries themselves leave the range of `f32` where the entries do not. Waits for the
     /// device.
-    pub fn size(&self) -> Result<(f32, f32), GramError> {
+    pub fn size(&self) -> Result<(f32, f32), GnspError> {
         let packed = match self {
             Self::Host(packed) => packed,
             Self::Device(moment) => {
@@ -117,7 +117,7 @@ impl Moment {
                     .map_err(device_error)?;
                 let [largest, norm] = read[..] else {
                     let got = read.len();
-                    return Err(GramError::Device(format!("asked for 2 numbers, got {got}")));
+                    return Err(GnspError::Device(format!("asked for 2 numbers, got {got}")));
                 };
                 return Ok((largest, norm));
             }
@@ -154,7 +154,7 @@ impl Moment {
     }
 
     /// Adds another, divided by both. On an error it is what it was.
-    pub fn add_divided(&mut self, other: Self, largest: f32, norm: f32) -> Result<(), GramError> {
+    pub fn add_divided(&mut self, other: Self, largest: f32, norm: f32) -> Result<(), GnspError> {
         let (Self::Host(own), Self::Host(other)) = (&mut *self, &other) else {
             return self.add(other.divided(largest, norm));
         };
@@ -178,7 +178,7 @@ impl Moment {
     }
 
     /// Adds another of the same groups and features. On an error it is what it was.
-    pub fn add(&mut self, other: Self) -> Result<(), GramError> {
+    pub fn add(&mut self, other: Self) -> Result<(), GnspError> {
         match (&mut *self, other) {
             (Self::Device(own), Self::Device(other)) => {
                 *own = own.clone() + other.to_device(&own.device());
@@ -194,7 +194,7 @@ impl Moment {
     }
 
     /// Reads the moments back. Of mirrored entries that differ by rounding the mean is taken.
-    fn packed(self) -> Result<Packed, GramError> {
+    fn packed(self) -> Result<Packed, GnspError> {
         match self {
             Self::Host(packed) => Ok(packed),
             Self::Device(moment) => {
@@ -210,7 +210,7 @@ impl Moment {
     }
 
     /// The Gram matrix they are.
-    pub fn gram(self) -> Result<crate::Gram, GramError> {
+    pub fn gram(self) -> Result<crate::Gram, GnspError> {
         match self {
             Self::Host(packed) => {
                 crate::Gram::from_packed(packed.groups, packed.features, packed.values)
@@ -287,8 +287,8 @@ fn is_host(rows: &Tensor<3>) -> bool {
     }
 }
 
-pub(crate) fn device_error(error: impl std::fmt::Display) -> GramError {
-    GramError::Device(error.to_string())
+pub(crate) fn device_error(error: impl std::fmt::Display) -> GnspError {
+    GnspError::Device(error.to_string())
 }
 
 #[cfg(all(test, feature = "flex"))]

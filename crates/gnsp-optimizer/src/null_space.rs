@@ -1,4 +1,4 @@
-//! The projector onto the directions in which remembered inputs (nearly) vanish.
+//! Null-space projectors: onto the directions in which the recorded inputs (nearly) vanish.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -6,30 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use faer::Mat;
 
-use crate::{Gram, Policy, RankError, RankRule, StrengthError, solver};
+use crate::{GnspError, Gram, Policy, RankRule, solver};
 
-/// Why a Gram matrix gave no null space.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum NullSpaceError {
-    /// The rank rule does not fit.
-    #[error(transparent)]
-    Rank(#[from] RankError),
-    /// The strength does not fit.
-    #[error(transparent)]
-    Strength(#[from] StrengthError),
-    /// The eigenvalue solver did not converge.
-    #[error("the eigenvalues of a Gram matrix of {features} features did not converge")]
-    NoConvergence {
-        /// Features of the Gram matrix.
-        features: usize,
-    },
-    /// The device of the solver could not be read.
-    #[error("the device could not be read: {0}")]
-    Device(String),
-}
-
-/// How the projector is kept: in the form that is cheapest to apply.
+/// The stored form of the projector: the cheapest to apply.
 ///
 /// All matrices are row-major, one for each group.
 enum Form {
@@ -78,7 +57,7 @@ pub struct NullSpace {
     /// The known eigenvalues of every group, and the sum of all; nothing for stored directions.
     spectra: Option<Vec<(Vec<f64>, f64)>>,
     form: Form,
-    /// What the projector is multiplied with.
+    /// The factor of the projector.
     scale: f64,
     on_device: Mutex<Vec<(Device, Vec<Tensor<3>>)>>,
 }
@@ -100,7 +79,7 @@ impl NullSpace {
     /// # Errors
     ///
     /// A rule that does not fit the matrix, or eigenvalues that did not converge.
-    pub fn from_gram(gram: &Gram, rule: RankRule) -> Result<Self, NullSpaceError> {
+    pub fn from_gram(gram: &Gram, rule: RankRule) -> Result<Self, GnspError> {
         let policy = Policy {
             rank: rule,
             ..Policy::default()
@@ -116,19 +95,11 @@ impl NullSpace {
     ///
     /// A rule or a strength that does not fit, eigenvalues that did not converge, or a device that
     /// cannot be read.
-    pub fn from_policy(
-        gram: &Gram,
-        policy: &Policy,
-        device: &Device,
-    ) -> Result<Self, NullSpaceError> {
+    pub fn from_policy(gram: &Gram, policy: &Policy, device: &Device) -> Result<Self, GnspError> {
         Self::build(gram, policy, Some(device))
     }
 
-    fn build(
-        gram: &Gram,
-        policy: &Policy,
-        device: Option<&Device>,
-    ) -> Result<Self, NullSpaceError> {
+    fn build(gram: &Gram, policy: &Policy, device: Option<&Device>) -> Result<Self, GnspError> {
         policy.strength.check()?;
         if gram.is_diagonal() {
             return Self::from_diagonal(gram, policy);
@@ -187,7 +158,7 @@ impl NullSpace {
     }
 
     /// The eigenvectors of a diagonal matrix are the rows themselves.
-    fn from_diagonal(gram: &Gram, policy: &Policy) -> Result<Self, NullSpaceError> {
+    fn from_diagonal(gram: &Gram, policy: &Policy) -> Result<Self, GnspError> {
         let n = gram.features();
         let counts = gram.packed();
         let mut order: Vec<usize> = (0..n).collect();
@@ -614,7 +585,7 @@ fn dense_soft<'a>(n: usize, groups: impl Iterator<Item = (&'a [f32], &'a Vec<f32
 mod tests {
     use super::*;
     use crate::test_utils::*;
-    use crate::{BatchNorm, GramAccumulator, Strength, TaskNorm};
+    use crate::{GramAccumulator, GramNormalization, Strength};
 
     /// The Gram matrix of `tests/reference/projector.py`.
     fn reference() -> Gram {
@@ -747,11 +718,11 @@ mod tests {
         let mut grams = Vec::new();
         for (n, rows) in [(1, 3), (2, 1), (7, 3), (16, 40), (33, 12), (96, 30)] {
             for scale in [1e-12, 1.0, 1e9] {
-                for norm in [BatchNorm::Frobenius, BatchNorm::None] {
+                for norm in [GramNormalization::PerBatch, GramNormalization::None] {
                     let mut accumulator = GramAccumulator::new(n, norm);
                     let seed = (n * 1000 + rows) as u64;
                     accumulator.add(random(rows, n, scale, seed)).unwrap();
-                    let gram = accumulator.finish(TaskNorm::None).unwrap();
+                    let gram = accumulator.finish().unwrap();
                     grams.push((format!("{rows} rows of {n} at {scale:e}, {norm:?}"), gram));
                 }
             }

@@ -1,10 +1,10 @@
-//! The inputs of a convolution as rows: the patches that its filters see.
+//! Patches: the inputs of a convolution's filters as rows (`im2col`).
 
 use burn::nn::conv::{Conv1d, Conv2d};
 use burn::nn::{PaddingConfig1d, PaddingConfig2d};
 use burn::tensor::{Tensor, ops::PadMode, s};
 
-/// What decides which patches the filters of a convolution see.
+/// The geometry of a convolution's patches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patches {
     /// Height and width of the kernel.

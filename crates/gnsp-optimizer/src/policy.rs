@@ -1,31 +1,20 @@
-//! What is protected, how strongly, and where: the choices of a method in one value.
+//! The choices of a null-space method.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    BatchNorm, History, RankError, RankRule, Site, Solver, Strength, StrengthError, TaskNorm,
-};
+use crate::{GnspError, GramNormalization, History, RankRule, Site, Solver, Strength};
 
-/// Which choice of a policy is out of range.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PolicyError {
-    /// The rank rule.
-    #[error(transparent)]
-    Rank(#[from] RankError),
-    /// The strength.
-    #[error(transparent)]
-    Strength(#[from] StrengthError),
-    /// A forgetting factor outside `0..=1`.
-    #[error("the forgetting factor must be above 0 and at most 1, got {0}")]
-    Decay(f64),
-    /// A growing basis cannot follow this rule: what the basis has is zero for it.
-    #[error("a growing basis needs a share or a fixed rank, not {0:?}")]
-    BasisRule(RankRule),
-}
-
-/// All choices of a null-space method. The published ones are presets; change a field to leave
-/// them.
+/// The choices of a null-space method. The published ones are presets.
+///
+/// # Example
+///
+/// ```
+/// use gnsp_optimizer::{Policy, RankRule};
+///
+/// let policy = Policy::gnsp_update().with_rank(RankRule::TailShare(0.05));
+/// policy.check()?;
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 ///
 /// | preset | site | protected | history | batches, tasks |
 /// |---|---|---|---|---|
@@ -36,43 +25,84 @@ pub enum PolicyError {
 /// | [`ogd`](Self::ogd) | gradient | all stored gradients | (gradients) | – |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct Policy {
-    /// What is projected: the gradient or the update.
+    /// The tensor that is projected: the gradient or the update.
     pub site: Site,
-    /// How many directions are protected.
+    /// The number of protected directions.
     pub rank: RankRule,
-    /// How strongly they are protected.
+    /// The strength of their protection.
     pub strength: Strength,
-    /// How tasks are joined.
+    /// The way tasks are joined.
     pub history: History,
-    /// What is done to the second moment of a batch.
-    pub batch_norm: BatchNorm,
-    /// What is done to the sum over the batches of a task.
-    pub task_norm: TaskNorm,
-    /// Whether the projector is divided by its Frobenius norm, the root of the number of free
+    /// Division of second moments by their norms.
+    pub normalization: GramNormalization,
+    /// Division of the projector by its Frobenius norm, the root of the number of free
     /// directions, so that updates shrink with what is left free. The published code of Adam-NSCL
     /// does this (`optim/adam_svd.py`, `get_transforms`); its paper does not.
     pub normalize: bool,
-    /// What finds the directions.
+    /// The eigenvalue solver.
     pub solver: Solver,
 }
 
 impl Policy {
+    /// Sets the tensor that is projected.
+    pub fn with_site(mut self, site: Site) -> Self {
+        self.site = site;
+        self
+    }
+
+    /// Sets the rule for the number of protected directions.
+    pub fn with_rank(mut self, rank: RankRule) -> Self {
+        self.rank = rank;
+        self
+    }
+
+    /// Sets the strength of the protection.
+    pub fn with_strength(mut self, strength: Strength) -> Self {
+        self.strength = strength;
+        self
+    }
+
+    /// Sets the way tasks are joined.
+    pub fn with_history(mut self, history: History) -> Self {
+        self.history = history;
+        self
+    }
+
+    /// Sets the division of second moments by their norms.
+    pub fn with_normalization(mut self, normalization: GramNormalization) -> Self {
+        self.normalization = normalization;
+        self
+    }
+
+    /// Sets whether the projector is divided by its Frobenius norm.
+    pub fn with_normalize(mut self, normalize: bool) -> Self {
+        self.normalize = normalize;
+        self
+    }
+
+    /// Sets the eigenvalue solver.
+    pub fn with_solver(mut self, solver: Solver) -> Self {
+        self.solver = solver;
+        self
+    }
+
     /// Checks everything that does not depend on a model, so that a mistake in a configuration is
     /// found before the first task is trained and not after it.
     ///
     /// # Errors
     ///
     /// The first choice that is out of range.
-    pub fn check(&self) -> Result<(), PolicyError> {
+    pub fn check(&self) -> Result<(), GnspError> {
         self.rank.check(usize::MAX)?;
         self.strength.check()?;
         match self.history {
             History::Decay(factor) if !(factor > 0.0 && factor <= 1.0) => {
-                Err(PolicyError::Decay(factor))
+                Err(GnspError::Decay(factor))
             }
             History::Basis if matches!(self.rank, RankRule::RatioToSmallest(_)) => {
-                Err(PolicyError::BasisRule(self.rank))
+                Err(GnspError::BasisRule(self.rank))
             }
             _ => Ok(()),
         }
@@ -86,8 +116,7 @@ impl Policy {
             rank: RankRule::TailShare(0.15),
             strength: Strength::Hard,
             history: History::Sum,
-            batch_norm: BatchNorm::Frobenius,
-            task_norm: TaskNorm::Frobenius,
+            normalization: GramNormalization::PerBatchAndTask,
             normalize: false,
             solver: Solver::Auto,
         }
@@ -110,8 +139,7 @@ impl Policy {
             site: Site::Gradient,
             rank: RankRule::ExplainedEnergy(0.97),
             history: History::Basis,
-            batch_norm: BatchNorm::None,
-            task_norm: TaskNorm::None,
+            normalization: GramNormalization::None,
             ..Self::gnsp()
         }
     }
@@ -124,8 +152,7 @@ impl Policy {
         Self {
             site: Site::Update,
             rank: RankRule::RatioToSmallest(10.0),
-            batch_norm: BatchNorm::None,
-            task_norm: TaskNorm::None,
+            normalization: GramNormalization::None,
             normalize: true,
             ..Self::gnsp()
         }
@@ -162,7 +189,7 @@ mod tests {
             Policy::adam_nscl(),
             Policy::ogd(),
         ] {
-            assert_eq!(preset.check(), Ok(()));
+            preset.check().unwrap();
         }
         let refused = |change: fn(&mut Policy)| {
             let mut policy = Policy::default();
@@ -170,18 +197,16 @@ mod tests {
             policy.check().unwrap_err()
         };
         let error = refused(|p| p.rank = RankRule::TailShare(1.5));
-        assert!(matches!(error, PolicyError::Rank(RankError::TailShare(_))));
+        assert!(matches!(error, GnspError::TailShare(_)));
         let error = refused(|p| p.strength = Strength::Scaled(-1.0));
-        assert!(matches!(error, PolicyError::Strength(_)));
-        assert_eq!(
-            refused(|p| p.history = History::Decay(0.0)),
-            PolicyError::Decay(0.0)
-        );
+        assert!(matches!(error, GnspError::Softness(_)));
+        let error = refused(|p| p.history = History::Decay(0.0));
+        assert!(matches!(error, GnspError::Decay(0.0)));
         let error = refused(|p| {
             p.history = History::Basis;
             p.rank = RankRule::RatioToSmallest(2.0);
         });
-        assert!(matches!(error, PolicyError::BasisRule(_)));
+        assert!(matches!(error, GnspError::BasisRule(_)));
     }
 
     #[test]

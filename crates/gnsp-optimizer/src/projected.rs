@@ -1,4 +1,4 @@
-//! An optimizer whose steps stay in the null space of remembered inputs.
+//! Projected optimizers: steps that stay in the null space of the recorded inputs.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Layout, NullSpace};
 
-/// Where the projector acts within a step.
+/// The place of the projection within a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Site {
@@ -26,7 +26,7 @@ pub enum Site {
 /// Wraps an optimizer so that its steps on one parameter stay in a null space.
 ///
 /// The parameter is read as matrices of input features by its [`Layout`]. With inputs `x`
-/// remembered in the Gram matrix, a step `Δ = P·Δ` changes the outputs by `x·Δ ≈ 0`.
+/// recorded in the Gram matrix, a step `Δ = P·Δ` changes the outputs by `x·Δ ≈ 0`.
 ///
 /// The state is the inner optimizer's, so checkpoints of the two are interchangeable.
 ///
@@ -35,8 +35,8 @@ pub enum Site {
 /// The projected change is in the null space to better than `1e-6` of its norm. Adding it to the
 /// weight rounds every entry of the result to `f32`, by at most `6e-8` of that entry, in any
 /// direction: a step much smaller than the weight therefore leaves up to `6e-8·‖w‖` in the
-/// protected directions, whatever the projector does. That is what a change of the outputs on
-/// remembered inputs is bounded by, relative to the outputs: about `1e-7` a step, growing with the
+/// protected directions, whatever the projector does. That bounds the change of the outputs on
+/// recorded inputs, relative to the outputs: about `1e-7` a step, growing with the
 /// square root of the number of steps.
 ///
 /// # Panics

@@ -1,4 +1,4 @@
-//! The null spaces of all protected parameters of a module, and the optimizer that keeps to them.
+//! The null spaces of a module's protected parameters, and the optimizer that keeps to them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,65 +9,26 @@ use burn::optim::{ModuleOptimizer, Optimizer};
 use burn::tensor::Device;
 use rayon::prelude::*;
 
-use crate::memory::{Content, Entry};
-use crate::select::did_you_mean;
+use crate::memory::{Content, Entry, matches_path};
+use crate::paths::ModulePaths;
 use crate::{
-    Layout, Memory, NullSpace, NullSpaceError, Policy, Projected, RankRule, Selection, Site,
+    GnspError, Layout, Memory, NullSpace, OptimizerConfig, Policy, Projected, RankRule, Site,
 };
 
 /// From this many features on, parameters are decomposed a few at a time, each on all cores: the
 /// copies in `f64` of all at once would take too much memory.
 const LARGE: usize = 1024;
 
-/// How many large parameters are decomposed at a time. Two fill the pauses that one leaves.
+/// The number of large parameters decomposed at a time. Two fill the pauses that one leaves.
 const AT_ONCE: usize = 2;
 
 /// Below this share of free directions a parameter is said to be nearly full.
 const NEARLY_FULL: f64 = 0.02;
 
-/// Why a memory does not protect a module.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProtectionError {
-    /// The module has no float parameter of this path: the memory is of another model.
-    #[error("the module has no parameter `{path}`, which the memory protects{}", did_you_mean(.near))]
-    Unknown {
-        /// The path.
-        path: String,
-        /// The paths of the module most like it, the nearest first.
-        near: Vec<String>,
-    },
-    /// The inputs of the parameter are not those that were remembered.
-    #[error(
-        "parameter `{path}` has shape {shape:?}: as {layout:?} that does not have the {groups} × {features} \
-         inputs that were remembered"
-    )]
-    Shape {
-        /// The path.
-        path: String,
-        /// The shape of the parameter.
-        shape: Vec<usize>,
-        /// How it was recorded.
-        layout: Layout,
-        /// The groups remembered.
-        groups: usize,
-        /// The features remembered, of each group.
-        features: usize,
-    },
-    /// No null space could be computed for a parameter.
-    #[error("parameter `{path}`: {source}")]
-    NullSpace {
-        /// The path.
-        path: String,
-        /// What is wrong.
-        source: NullSpaceError,
-    },
-}
-
-/// What a parameter's updates must keep to.
+/// The protection of one parameter.
 #[derive(Clone, Debug)]
 pub struct Protected {
-    /// How the parameter is read.
+    /// The layout of the parameter.
     pub layout: Layout,
     /// The directions that are free.
     pub null_space: Arc<NullSpace>,
@@ -83,24 +44,23 @@ pub struct Protection {
 }
 
 impl Memory {
-    /// Computes what the updates of a module must keep to so that what is remembered stays.
+    /// Computes the null space of every recorded parameter: updates within it leave the outputs on
+    /// recorded inputs unchanged.
     ///
-    /// Every parameter of the memory must be one of the module. This is the expensive step at the
-    /// start of a task; what it costs is in `BENCHMARKS.md` of the repository.
+    /// This is the expensive step at the start of a task: an eigendecomposition for each parameter
+    /// (its cost is in `BENCHMARKS.md` of the repository).
     ///
     /// # Errors
     ///
     /// A parameter that the module does not have or that has other inputs, which is what a memory
     /// of another model looks like; a policy out of range; or eigenvalues that did not converge.
-    pub fn protection<M: Module>(
-        &self,
-        module: &M,
-        policy: &Policy,
-    ) -> Result<Protection, ProtectionError> {
-        let all = Selection::all(module);
+    pub fn protection<M: Module>(&self, module: &M) -> Result<Protection, GnspError> {
+        let paths = ModulePaths::of(module);
         for (path, entry) in &self.entries {
-            entry.check(path, &all)?;
+            paths.check(path, entry.layout, entry.inputs())?;
         }
+        let policy = self.policy();
+        policy.check()?;
         let device = module.devices().first().cloned().unwrap_or_default();
         let protect = |(path, entry): (&String, &Entry)| match entry.null_space(policy, &device) {
             Ok(null_space) => {
@@ -108,10 +68,7 @@ impl Memory {
                 let null_space = Arc::new(null_space);
                 Ok((path.clone(), Protected { layout, null_space }))
             }
-            Err(source) => Err(ProtectionError::NullSpace {
-                path: path.clone(),
-                source,
-            }),
+            Err(error) => Err(error.at(path)),
         };
         let is_large = |(_, entry): &(&String, &Entry)| entry.features() >= LARGE;
         let (large, small): (Vec<_>, Vec<_>) = self.entries.iter().partition(is_large);
@@ -139,27 +96,7 @@ impl Entry {
         }
     }
 
-    fn check(&self, path: &str, module: &Selection) -> Result<(), ProtectionError> {
-        let Some(shape) = module.shape(path) else {
-            return Err(ProtectionError::Unknown {
-                path: path.to_string(),
-                near: module.nearest(path),
-            });
-        };
-        let (groups, features) = self.inputs();
-        if self.layout.features(shape) != Some((groups, features)) {
-            return Err(ProtectionError::Shape {
-                path: path.to_string(),
-                shape: shape.to_vec(),
-                layout: self.layout,
-                groups,
-                features,
-            });
-        }
-        Ok(())
-    }
-
-    fn null_space(&self, policy: &Policy, device: &Device) -> Result<NullSpace, NullSpaceError> {
+    fn null_space(&self, policy: &Policy, device: &Device) -> Result<NullSpace, GnspError> {
         match &self.content {
             Content::Directions(directions) => Ok(NullSpace::from_directions(
                 directions.features,
@@ -179,24 +116,31 @@ impl Entry {
         }
     }
 
-    /// Whether the entries of a diagonal matrix are marks and not counts.
+    /// Returns whether the entries of a diagonal matrix are marks and not counts.
     fn is_chosen(&self) -> bool {
         self.history == crate::History::Basis
     }
 }
 
 impl Protection {
-    /// Gives every protected parameter its own projected `inner` optimizer.
+    /// Makes the optimizer of a configuration, with every protected parameter's steps projected.
     ///
-    /// All other parameters keep what `optimizer` does with them. The gradient clipping of
-    /// `optimizer` (of its first group) also holds for the projected parameters, before the
-    /// projection. Optimizer states that a projected parameter already had are dropped, as Burn
-    /// does when a group is added: do this at the start of a task, and before a saved optimizer
-    /// state is loaded.
+    /// Parameters that are not protected are stepped by the plain optimizer. The configuration's
+    /// gradient clipping holds for all, before the projection.
     ///
-    /// Burn's L-BFGS steps a whole module at once and is no `Optimizer`; every other one of Burn
-    /// can be given.
-    pub fn wrap<O: Optimizer>(&self, mut optimizer: ModuleOptimizer, inner: O) -> ModuleOptimizer {
+    /// Make it at the start of a task, and load a saved optimizer state into it afterwards.
+    pub fn wrap<C: OptimizerConfig>(&self, config: &C) -> ModuleOptimizer {
+        self.wrap_with(config.module_optimizer(), config.optimizer())
+    }
+
+    /// As [`wrap`](Self::wrap), for parameter groups of one's own in `optimizer`: `inner` steps the
+    /// protected parameters, whatever group they were in, with the gradient clipping of the first
+    /// group. States of theirs are dropped, as Burn does when a group is added.
+    pub fn wrap_with<O: Optimizer>(
+        &self,
+        mut optimizer: ModuleOptimizer,
+        inner: O,
+    ) -> ModuleOptimizer {
         let clipping = optimizer.grad_clipping().cloned();
         for (path, protected) in &self.parameters {
             let Protected { layout, null_space } = protected.clone();
@@ -209,12 +153,12 @@ impl Protection {
         optimizer
     }
 
-    /// Leaves the parameters that are not selected unprotected.
-    pub fn keep(&mut self, selection: &Selection) {
-        self.parameters.retain(|path, _| selection.contains(path));
+    /// Leaves the parameters outside `group`, which is asked by path, unprotected.
+    pub fn keep(&mut self, group: &ParamGroup) {
+        self.parameters.retain(|path, _| matches_path(group, path));
     }
 
-    /// What is protected of a parameter.
+    /// The protection of the parameter at `path`.
     pub fn get(&self, path: &str) -> Option<&Protected> {
         self.parameters.get(path)
     }
@@ -272,7 +216,7 @@ impl fmt::Display for Protection {
 mod tests {
     use super::*;
     use crate::test_utils::*;
-    use crate::{History, Recorded, Recorder};
+    use crate::{History, TaskGram};
     use burn::grad_clipping::GradientClippingConfig;
     use burn::lr_scheduler::DynLrScheduler;
     use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
@@ -322,31 +266,21 @@ mod tests {
         }
     }
 
-    fn memory_of(path: &str) -> Memory {
-        let mut memory = Memory::new();
-        let recorded = Recorded {
+    fn memory_of(path: &str, site: Site) -> Memory {
+        let policy = Policy::default().with_site(site);
+        let mut memory = Memory::new(policy.with_rank(RankRule::FixedRank(2)));
+        let recorded = TaskGram {
             layout: Layout::InputsFirst,
             gram: reference_gram(),
             history: History::Sum,
         };
+        memory.absorb_gram(path, recorded).unwrap();
         memory
-            .absorb_recorded(path, recorded, RankRule::FixedRank(2))
-            .unwrap();
-        memory
-    }
-
-    fn policy(site: Site) -> Policy {
-        Policy {
-            site,
-            rank: RankRule::FixedRank(2),
-            ..Policy::default()
-        }
     }
 
     fn protection(site: Site) -> Protection {
-        memory_of("layers.0.weight")
-            .protection(&Mlp::new(), &policy(site))
-            .unwrap()
+        let memory = memory_of("layers.0.weight", site);
+        memory.protection(&Mlp::new()).unwrap()
     }
 
     fn train(optimizer: &mut ModuleOptimizer, mut model: Mlp, steps: std::ops::Range<u64>) -> Mlp {
@@ -370,7 +304,7 @@ mod tests {
         let config = AdamWConfig::new().with_weight_decay(0.1);
         let start = Mlp::new();
         let mut plain = config.init();
-        let mut projected = protection(Site::Update).wrap(config.init(), config.build());
+        let mut projected = protection(Site::Update).wrap(&config);
         let free = plain.step(1e-2, start.clone(), start.gradients(0));
         let kept = projected.step(1e-2, start.clone(), start.gradients(0));
         // The first step starts from the same gradients: all but the named weight are equal.
@@ -397,11 +331,11 @@ mod tests {
             let protection = protection(site);
             assert_resumes(|| {
                 let config = AdamWConfig::new().with_weight_decay(0.1);
-                protection.wrap(config.init(), config.build())
+                protection.wrap(&config)
             });
             assert_resumes(|| {
                 let config = LionConfig::new();
-                protection.wrap(config.init(), config.build())
+                protection.wrap(&config)
             });
         }
     }
@@ -409,7 +343,7 @@ mod tests {
     #[test]
     fn the_state_is_the_inner_optimizers_own() {
         let config = AdamWConfig::new();
-        let mut projected = protection(Site::Gradient).wrap(config.init(), config.build());
+        let mut projected = protection(Site::Gradient).wrap(&config);
         let model = train(&mut projected, Mlp::new(), 0..2);
         let mut plain = config
             .init()
@@ -428,7 +362,7 @@ mod tests {
         let model = Mlp::new().freeze_group(ParamGroup::from_path("layers.1.weight"));
         let before = model.parameters();
         let config = AdamWConfig::new().with_weight_decay(0.1);
-        let mut optimizer = protection(Site::Update).wrap(config.init(), config.build());
+        let mut optimizer = protection(Site::Update).wrap(&config);
         let after = train(&mut optimizer, model, 0..3).parameters();
         assert_ne!(before[0], after[0]);
         assert_eq!(before[1], after[1]);
@@ -438,7 +372,7 @@ mod tests {
     fn clipping_holds_for_projected_parameters_too() {
         let config =
             SgdConfig::new().with_gradient_clipping(Some(GradientClippingConfig::Norm(1e-3)));
-        let mut optimizer = protection(Site::Update).wrap(config.init(), config.build());
+        let mut optimizer = protection(Site::Update).wrap(&config);
         let start = Mlp::new();
         let after = optimizer.step(1.0, start.clone(), start.gradients(0));
         for layer in 0..2 {
@@ -456,7 +390,7 @@ mod tests {
     fn groups_of_learning_rates_reach_projected_parameters() {
         let config = SgdConfig::new();
         let start = Mlp::new();
-        let mut optimizer = protection(Site::Update).wrap(config.init(), config.build());
+        let mut optimizer = protection(Site::Update).wrap(&config);
         // A learning rate is a scheduler that stays where it is.
         let mut rates = ModuleLrScheduler::new(1e-2).with_group(
             ParamGroup::from_path("layers.0.weight"),
@@ -471,7 +405,7 @@ mod tests {
     fn accumulated_gradients_are_projected_as_one() {
         let config = AdamWConfig::new().with_weight_decay(0.1);
         let start = Mlp::new();
-        let mut optimizer = protection(Site::Update).wrap(config.init(), config.build());
+        let mut optimizer = protection(Site::Update).wrap(&config);
         let mut accumulator = GradientsAccumulator::new();
         for seed in 0..3 {
             accumulator.accumulate(&start, start.gradients(seed));
@@ -483,40 +417,40 @@ mod tests {
     #[test]
     fn a_memory_of_another_model_is_refused() {
         let model = Mlp::new();
-        let error = memory_of("layer.0.weights").protection(&model, &policy(Site::Update));
+        let refused = |path| {
+            memory_of(path, Site::Update)
+                .protection(&model)
+                .unwrap_err()
+        };
         assert_eq!(
-            error.unwrap_err().to_string(),
-            "the module has no parameter `layer.0.weights`, which the memory protects; did you mean \
-             `layers.0.weight`, `layers.1.weight`, `layers.0.bias`?"
+            refused("layer.0.weights").to_string(),
+            "the module has no parameter `layer.0.weights`; did you mean `layers.0.weight`, \
+             `layers.1.weight`, `layers.0.bias`?"
         );
         for path in ["layers.1.weight", "layers.0.bias"] {
-            let error = memory_of(path).protection(&model, &policy(Site::Update));
-            let error = error.unwrap_err();
+            let error = refused(path);
             assert!(
-                matches!(&error, ProtectionError::Shape { path: p, features: 6, .. } if p == path),
+                matches!(&error, GnspError::Shape { path: p, features: 6, .. } if p == path),
                 "{error}"
             );
         }
-        let wrong = Policy {
-            rank: RankRule::TailShare(1.0),
-            ..Policy::default()
-        };
-        let error = memory_of("layers.0.weight").protection(&model, &wrong);
-        assert!(matches!(error, Err(ProtectionError::NullSpace { .. })));
+        let mut memory = memory_of("layers.0.weight", Site::Update);
+        let wrong = Policy::default().with_rank(RankRule::TailShare(1.0));
+        memory.set_policy(wrong).unwrap();
+        let error = memory.protection(&model);
+        assert!(matches!(error, Err(GnspError::TailShare(_))));
     }
 
     #[test]
     fn the_table_warns_of_full_layers() {
         let model = Mlp::new();
-        let mut memory = memory_of("layers.0.weight");
-        let mut recorder = Recorder::new(&Policy::default());
+        let mut memory = memory_of("layers.0.weight", Site::Update);
+        let mut recorder = memory.recorder(&model);
         recorder.bias("layers.0.bias", 3).unwrap();
         memory.absorb(recorder).unwrap();
-        let full = Policy {
-            rank: RankRule::FixedRank(6),
-            ..Policy::default()
-        };
-        let mut protection = memory.protection(&model, &full).unwrap();
+        let full = Policy::default().with_rank(RankRule::FixedRank(6));
+        memory.set_policy(full).unwrap();
+        let mut protection = memory.protection(&model).unwrap();
         let names: Vec<&str> = protection.nearly_full().map(|(path, _)| path).collect();
         assert_eq!(names, ["layers.0.weight"]);
         let table = protection.to_string();
@@ -524,7 +458,7 @@ mod tests {
             table.contains("layers.0.weight           6          6      0  100.0 %  nearly full"),
             "{table}"
         );
-        protection.keep(&Selection::of(&model, ["layers.0.bias"]).unwrap());
+        protection.keep(&ParamGroup::from_path("layers.0.bias"));
         assert_eq!(protection.iter().count(), 1);
     }
 }

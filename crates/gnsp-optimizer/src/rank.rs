@@ -1,29 +1,8 @@
-//! How many directions of a spectrum are protected.
+//! Rank rules: the number of protected directions of a spectrum.
 
 use serde::{Deserialize, Serialize};
 
-/// What is wrong with a rank rule.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RankError {
-    /// The tail share is not between zero and one.
-    #[error("the tail share must be above 0 and below 1, got {0}")]
-    TailShare(f64),
-    /// The explained energy is not between zero and one.
-    #[error("the explained energy must be above 0 and below 1, got {0}")]
-    ExplainedEnergy(f64),
-    /// The ratio to the smallest value is below one or not finite.
-    #[error("the ratio to the smallest value must be a number from 1 up, got {0}")]
-    RatioToSmallest(f64),
-    /// More directions asked for than there are.
-    #[error("cannot protect {rank} of {features} directions")]
-    TooLarge {
-        /// The directions asked for.
-        rank: usize,
-        /// The directions there are.
-        features: usize,
-    },
-}
+use crate::GnspError;
 
 /// The rule that chooses the number `k` of protected directions from a spectrum.
 ///
@@ -68,7 +47,7 @@ impl RankRule {
     /// # Errors
     ///
     /// A parameter out of its range, or a fixed rank above the number of eigenvalues.
-    pub fn rank(&self, spectrum: &[f64]) -> Result<usize, RankError> {
+    pub fn rank(&self, spectrum: &[f64]) -> Result<usize, GnspError> {
         // From the smallest up, so that small values are not lost beside large ones.
         let total = spectrum.iter().rev().map(|x| x.max(0.0)).sum();
         let rank = self.rank_of_leading(spectrum, total, spectrum.len())?;
@@ -76,15 +55,17 @@ impl RankRule {
     }
 
     /// Checks the parameter against the number of features.
-    pub(crate) fn check(&self, features: usize) -> Result<(), RankError> {
+    pub(crate) fn check(&self, features: usize) -> Result<(), GnspError> {
         let share = |x: f64| x > 0.0 && x < 1.0;
         match *self {
-            Self::TailShare(x) if !share(x) => Err(RankError::TailShare(x)),
-            Self::ExplainedEnergy(x) if !share(x) => Err(RankError::ExplainedEnergy(x)),
+            Self::TailShare(x) if !share(x) => Err(GnspError::TailShare(x)),
+            Self::ExplainedEnergy(x) if !share(x) => Err(GnspError::ExplainedEnergy(x)),
             Self::RatioToSmallest(x) if !(x >= 1.0 && x.is_finite()) => {
-                Err(RankError::RatioToSmallest(x))
+                Err(GnspError::RatioToSmallest(x))
             }
-            Self::FixedRank(rank) if rank > features => Err(RankError::TooLarge { rank, features }),
+            Self::FixedRank(rank) if rank > features => {
+                Err(GnspError::RankTooLarge { rank, features })
+            }
             _ => Ok(()),
         }
     }
@@ -100,7 +81,7 @@ impl RankRule {
         leading: &[f64],
         total: f64,
         features: usize,
-    ) -> Result<Option<usize>, RankError> {
+    ) -> Result<Option<usize>, GnspError> {
         self.check(features)?;
         let whole = leading.len() == features;
         if let Self::FixedRank(rank) = *self {
@@ -138,7 +119,7 @@ impl RankRule {
         })
     }
 
-    /// Whether `known` of the largest eigenvalues, whose sum is `seen`, may decide the rule.
+    /// Returns whether `known` of the largest eigenvalues, whose sum is `seen`, may decide the rule.
     pub(crate) fn possible(&self, seen: f64, known: usize, total: f64) -> bool {
         match *self {
             Self::TailShare(share) => seen > (1.0 - share) * total,
@@ -184,18 +165,18 @@ mod tests {
             (1e-9, 4),
         ] {
             let rank = RankRule::TailShare(share).rank(&spectrum);
-            assert_eq!(rank, Ok(expected), "share {share}");
+            assert_eq!(rank.unwrap(), expected, "share {share}");
         }
     }
 
     #[test]
     fn zero_and_negative_eigenvalues_need_no_protection() {
         let rule = RankRule::TailShare(0.01);
-        assert_eq!(rule.rank(&[0.0; 5]), Ok(0));
-        assert_eq!(rule.rank(&[-1e-20; 5]), Ok(0));
-        assert_eq!(rule.rank(&[3.0, 0.0, 0.0]), Ok(1));
-        assert_eq!(rule.rank(&[3.0, -1e-9, -2.0]), Ok(1));
-        assert_eq!(rule.rank(&[]), Ok(0));
+        assert_eq!(rule.rank(&[0.0; 5]).unwrap(), 0);
+        assert_eq!(rule.rank(&[-1e-20; 5]).unwrap(), 0);
+        assert_eq!(rule.rank(&[3.0, 0.0, 0.0]).unwrap(), 1);
+        assert_eq!(rule.rank(&[3.0, -1e-9, -2.0]).unwrap(), 1);
+        assert_eq!(rule.rank(&[]).unwrap(), 0);
     }
 
     #[test]
@@ -203,9 +184,9 @@ mod tests {
         let spectrum = [4.0, 2.0, 1.0, 1.0];
         for (share, expected) in [(0.5, 1), (0.500001, 2), (0.75, 2), (0.9, 4), (0.99, 4)] {
             let rank = RankRule::ExplainedEnergy(share).rank(&spectrum);
-            assert_eq!(rank, Ok(expected), "share {share}");
+            assert_eq!(rank.unwrap(), expected, "share {share}");
         }
-        assert_eq!(RankRule::ExplainedEnergy(0.9).rank(&[0.0; 3]), Ok(0));
+        assert_eq!(RankRule::ExplainedEnergy(0.9).rank(&[0.0; 3]).unwrap(), 0);
     }
 
     #[test]
@@ -213,13 +194,13 @@ mod tests {
         let spectrum = [100.0, 30.0, 10.0, 2.0, 1.0];
         for (ratio, expected) in [(1.0, 4), (2.0, 3), (10.0, 2), (29.0, 2), (100.0, 0)] {
             let rank = RankRule::RatioToSmallest(ratio).rank(&spectrum);
-            assert_eq!(rank, Ok(expected), "ratio {ratio}");
+            assert_eq!(rank.unwrap(), expected, "ratio {ratio}");
         }
         // Where nothing was seen in some directions, those are free and no others.
         let rule = RankRule::RatioToSmallest(10.0);
-        assert_eq!(rule.rank(&[1.0, 1e-3, 0.0, 0.0]), Ok(2));
-        assert_eq!(rule.rank(&[1.0, 1e-3, 1e-12, -1e-13]), Ok(2));
-        assert_eq!(rule.rank(&[0.0; 3]), Ok(0));
+        assert_eq!(rule.rank(&[1.0, 1e-3, 0.0, 0.0]).unwrap(), 2);
+        assert_eq!(rule.rank(&[1.0, 1e-3, 1e-12, -1e-13]).unwrap(), 2);
+        assert_eq!(rule.rank(&[0.0; 3]).unwrap(), 0);
     }
 
     #[test]
@@ -253,14 +234,14 @@ mod tests {
             let rule = RankRule::RatioToSmallest(ratio);
             assert!(rule.rank(&[1.0]).is_err(), "{ratio}");
         }
-        assert_eq!(RankRule::FixedRank(2).rank(&[1.0, 0.0]), Ok(2));
-        assert_eq!(
+        assert_eq!(RankRule::FixedRank(2).rank(&[1.0, 0.0]).unwrap(), 2);
+        assert!(matches!(
             RankRule::FixedRank(3).rank(&[1.0, 0.0]),
-            Err(RankError::TooLarge {
+            Err(GnspError::RankTooLarge {
                 rank: 3,
                 features: 2
             })
-        );
+        ));
     }
 
     #[test]

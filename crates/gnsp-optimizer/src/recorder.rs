@@ -1,67 +1,54 @@
-//! Collects what the layers of a model see of a task.
+//! Gram accumulation of the layers' inputs over the data of a task.
 
 use std::collections::BTreeMap;
 
+use burn::module::{ParamGroup, ParamId};
 use burn::tensor::{Int, Tensor};
 
 use crate::moment::{Moment, Scratch};
-use crate::{Gram, GramAccumulator, GramError, History, Layout, Patches, Policy, Selection};
+use crate::paths::ModulePaths;
+use crate::{GnspError, Gram, GramAccumulator, History, Layout, Patches, Policy};
 
 /// Numbers of unfolded patches that are held at once.
 const PATCH_BUDGET: usize = 1 << 24;
 
-/// What a layer handed over could not be recorded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RecordError {
-    /// The inputs do not fit the layer, or are not finite. What was recorded before is kept.
-    #[error("inputs of `{path}`: {source}")]
-    Inputs {
-        /// Path of the parameter.
-        path: String,
-        /// What is wrong.
-        source: GramError,
-    },
-    /// A parameter was recorded in another layout before.
-    #[error("`{path}` was recorded as {kept:?} and is now recorded as {asked:?}")]
-    Layout {
-        /// Path of the parameter.
-        path: String,
-        /// The layout of the earlier inputs.
-        kept: Layout,
-        /// The layout of these.
-        asked: Layout,
-    },
-}
-
-/// Streams the inputs of layers into Gram matrices, one for each parameter path.
+/// Accumulates the Gram matrices of layers' inputs, one for each parameter path.
 ///
-/// Burn has no forward hooks: run the trained model over the task once more and hand the inputs of
-/// each layer over, on the plain device (`model.valid()`), so that no tape is recorded. Then
-/// [`Memory::absorb`](crate::Memory::absorb) what was recorded.
+/// [`Memory::recorder`](crate::Memory::recorder) makes one for a module when the training of a task
+/// is over. Run the trained model over the task once more, on the plain device (`model.valid()`) so
+/// that no tape is recorded, and give the inputs of its layers to the recorder. There are two ways,
+/// which can be mixed:
 ///
-/// The memory is two matrices for each parameter, however many batches there are; on Burn's host
-/// backend one triangle for each, and what the largest layer needs for a product.
+/// - layers of type [`Recorded`](crate::Recorded) hand them over within [`record`](Self::record);
+/// - the methods named after layers ([`linear`](Self::linear), …) take them by hand.
+///
+/// Then [`Memory::absorb`](crate::Memory::absorb) the recorder.
+///
+/// It takes the memory of two matrices for each parameter, however many batches there are; on
+/// Burn's host backend one triangle for each, and what the largest layer needs for a product.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     policy: Policy,
-    only: Option<Selection>,
+    paths: ModulePaths,
     histories: BTreeMap<String, History>,
-    seen: BTreeMap<String, (Layout, GramAccumulator)>,
+    sums: BTreeMap<String, (Layout, GramAccumulator)>,
     scratch: Scratch,
     whole: bool,
+    /// Parameters outside `paths` are ignored, and not unknown.
+    limited: bool,
 }
 
 impl Recorder {
-    /// Starts to record a task.
-    pub fn new(policy: &Policy) -> Self {
+    /// An empty recorder for the parameters of `paths`.
+    pub(crate) fn new(policy: &Policy, paths: ModulePaths) -> Self {
         Self {
             policy: policy.clone(),
-            only: None,
+            paths,
             histories: BTreeMap::new(),
-            seen: BTreeMap::new(),
+            sums: BTreeMap::new(),
             scratch: Scratch::default(),
             whole: false,
+            limited: false,
         }
     }
 
@@ -71,22 +58,32 @@ impl Recorder {
         self
     }
 
-    /// Ignores the inputs of parameters that are not selected, so that a model may offer all.
-    pub fn only(mut self, selection: Selection) -> Self {
-        self.only = Some(selection);
-        self
+    /// Records the parameters of `group` alone, and ignores the inputs of all others.
+    ///
+    /// # Errors
+    ///
+    /// A group that matches no parameter of the module.
+    pub fn only(mut self, group: &ParamGroup) -> Result<Self, GnspError> {
+        self.paths = self.paths.only(group)?;
+        self.limited = true;
+        Ok(self)
     }
 
-    /// Joins the tasks of one parameter in another way than the policy says.
+    /// Joins the tasks of one parameter in another way than the policy's.
     pub fn with_history(mut self, path: impl Into<String>, history: History) -> Self {
         self.histories.insert(path.into(), history);
         self
     }
 
-    /// Whether inputs of this parameter are recorded. Saves the work of preparing those that are
+    /// Returns whether inputs of this parameter are recorded. Saves the work of preparing those that are
     /// not.
     pub fn wants(&self, path: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| only.contains(path))
+        !self.limited || self.paths.contains(path)
+    }
+
+    /// The path of a parameter whose inputs are recorded.
+    pub(crate) fn path(&self, id: ParamId) -> Option<String> {
+        self.paths.path(id).map(str::to_owned)
     }
 
     /// Records inputs of a weight `[in, out]` that is used as `x · W`: a Burn `Linear`, or a raw
@@ -99,7 +96,7 @@ impl Recorder {
     /// # Errors
     ///
     /// Another width than before, or numbers that are not finite.
-    pub fn linear<const D: usize>(&mut self, path: &str, x: Tensor<D>) -> Result<(), RecordError> {
+    pub fn linear<const D: usize>(&mut self, path: &str, x: Tensor<D>) -> Result<(), GnspError> {
         self.rows(path, Layout::InputsFirst, x)
     }
 
@@ -116,7 +113,7 @@ impl Recorder {
         &mut self,
         path: &str,
         x: Tensor<D>,
-    ) -> Result<(), RecordError> {
+    ) -> Result<(), GnspError> {
         self.rows(path, Layout::InputsLast { groups: 1 }, x)
     }
 
@@ -135,7 +132,7 @@ impl Recorder {
         path: &str,
         layer: impl Into<Patches>,
         x: Tensor<3>,
-    ) -> Result<(), RecordError> {
+    ) -> Result<(), GnspError> {
         self.conv2d(path, layer, x.unsqueeze_dim(2))
     }
 
@@ -154,7 +151,7 @@ impl Recorder {
         path: &str,
         layer: impl Into<Patches>,
         x: Tensor<4>,
-    ) -> Result<(), RecordError> {
+    ) -> Result<(), GnspError> {
         if !self.wants(path) {
             return Ok(());
         }
@@ -190,10 +187,7 @@ impl Recorder {
             result = gram.add_moment(moment);
         }
         self.scratch = scratch;
-        result.map_err(|source| RecordError::Inputs {
-            path: path.to_string(),
-            source,
-        })
+        result.map_err(|error| error.at(path))
     }
 
     /// Records tokens that were looked up in a table `[vocabulary, width]`.
@@ -206,16 +200,12 @@ impl Recorder {
         path: &str,
         vocabulary: usize,
         tokens: Tensor<D, Int>,
-    ) -> Result<(), RecordError> {
+    ) -> Result<(), GnspError> {
         if !self.wants(path) {
             return Ok(());
         }
         let gram = self.accumulator(path, Layout::Embedding, vocabulary)?;
-        gram.add_tokens(tokens)
-            .map_err(|source| RecordError::Inputs {
-                path: path.to_string(),
-                source,
-            })
+        gram.add_tokens(tokens).map_err(|error| error.at(path))
     }
 
     /// Records that a bias was added to `rows` rows. Its one input is the constant 1, so whatever
@@ -225,7 +215,7 @@ impl Recorder {
     /// # Errors
     ///
     /// The parameter was recorded as something else before.
-    pub fn bias(&mut self, path: &str, rows: usize) -> Result<(), RecordError> {
+    pub fn bias(&mut self, path: &str, rows: usize) -> Result<(), GnspError> {
         if !self.wants(path) {
             return Ok(());
         }
@@ -238,7 +228,7 @@ impl Recorder {
         path: &str,
         layout: Layout,
         x: Tensor<D>,
-    ) -> Result<(), RecordError> {
+    ) -> Result<(), GnspError> {
         if !self.wants(path) {
             return Ok(());
         }
@@ -253,10 +243,7 @@ impl Recorder {
         };
         let added = gram.add_with(x, &mut scratch);
         self.scratch = scratch;
-        added.map_err(|source| RecordError::Inputs {
-            path: path.to_string(),
-            source,
-        })
+        added.map_err(|error| error.at(path))
     }
 
     /// The sum of a parameter, started on first use.
@@ -265,31 +252,39 @@ impl Recorder {
         path: &str,
         layout: Layout,
         features: usize,
-    ) -> Result<&mut GramAccumulator, RecordError> {
-        let norm = self.policy.batch_norm;
-        let (kept, gram) = self.seen.entry(path.to_string()).or_insert_with(|| {
-            let gram = match layout {
-                Layout::Embedding | Layout::Bias => GramAccumulator::diagonal(features, norm),
-                _ if self.whole => GramAccumulator::new(features, norm).with_whole_matrices(),
-                _ => GramAccumulator::new(features, norm),
+    ) -> Result<&mut GramAccumulator, GnspError> {
+        let normalization = self.policy.normalization;
+        if !self.sums.contains_key(path) {
+            let groups = match layout {
+                Layout::InputsLast { groups } => groups,
+                _ => 1,
             };
-            (layout, gram)
-        });
+            self.paths.check(path, layout, (groups, features))?;
+            let gram = match layout {
+                Layout::Embedding | Layout::Bias => {
+                    GramAccumulator::diagonal(features, normalization)
+                }
+                _ if self.whole => {
+                    GramAccumulator::new(features, normalization).with_whole_matrices()
+                }
+                _ => GramAccumulator::new(features, normalization),
+            };
+            self.sums.insert(path.to_string(), (layout, gram));
+        }
+        let (kept, gram) = self.sums.get_mut(path).expect("there by now");
         if *kept != layout {
-            return Err(RecordError::Layout {
+            return Err(GnspError::Layout {
                 path: path.to_string(),
                 kept: *kept,
                 asked: layout,
             });
         }
         if gram.features() != features {
-            return Err(RecordError::Inputs {
-                path: path.to_string(),
-                source: GramError::Width {
-                    expected: gram.features(),
-                    found: features,
-                },
-            });
+            let error = GnspError::Width {
+                expected: gram.features(),
+                found: features,
+            };
+            return Err(error.at(path));
         }
         Ok(gram)
     }
@@ -300,18 +295,17 @@ impl Recorder {
     ///
     /// A parameter recorded in another layout or size. Parameters before it, in alphabetical order,
     /// are joined by then.
-    pub fn merge(&mut self, other: Self) -> Result<(), RecordError> {
-        for (path, (layout, gram)) in other.seen {
+    pub fn merge(&mut self, other: Self) -> Result<(), GnspError> {
+        for (path, (layout, gram)) in other.sums {
             let own = self.accumulator(&path, layout, gram.features())?;
-            own.merge(gram)
-                .map_err(|source| RecordError::Inputs { path, source })?;
+            own.merge(gram).map_err(|error| error.at(&path))?;
         }
         Ok(())
     }
 
     /// The paths recorded so far, in alphabetical order.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
-        self.seen.keys().map(String::as_str)
+        self.sums.keys().map(String::as_str)
     }
 
     /// The policy.
@@ -324,65 +318,65 @@ impl Recorder {
     /// # Errors
     ///
     /// A sum that overflowed `f32`, or a device that cannot be read.
-    pub fn finish(self) -> Result<BTreeMap<String, Recorded>, RecordError> {
+    pub fn finish(self) -> Result<BTreeMap<String, TaskGram>, GnspError> {
         let (policy, histories) = (self.policy, self.histories);
-        self.seen
+        self.sums
             .into_iter()
-            .filter(|(_, (_, gram))| gram.batches() > 0)
-            .map(
-                |(path, (layout, gram))| match gram.finish(policy.task_norm) {
-                    Ok(gram) => {
-                        let history = histories.get(&path).copied().unwrap_or(policy.history);
-                        let recorded = Recorded {
-                            layout,
-                            gram,
-                            history,
-                        };
-                        Ok((path, recorded))
-                    }
-                    Err(source) => Err(RecordError::Inputs { path, source }),
-                },
-            )
+            .filter(|(_, (_, sum))| sum.batches() > 0)
+            .map(|(path, (layout, sum))| {
+                let gram = sum.finish().map_err(|error| error.at(&path))?;
+                let history = histories.get(&path).copied().unwrap_or(policy.history);
+                let recorded = TaskGram {
+                    layout,
+                    gram,
+                    history,
+                };
+                Ok((path, recorded))
+            })
             .collect()
     }
 }
 
-/// What a parameter has seen of a task.
+/// The Gram matrix of one parameter's inputs over one task.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Recorded {
-    /// How the parameter is read.
+pub struct TaskGram {
+    /// The layout of the parameter.
     pub layout: Layout,
     /// The second moments of its inputs.
     pub gram: Gram,
-    /// How they join those of earlier tasks.
+    /// The way they join those of earlier tasks.
     pub history: History,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::GramNormalization;
     use crate::test_utils::*;
-    use crate::{BatchNorm, TaskNorm};
     use burn::nn::conv::Conv2dConfig;
 
     fn plain() -> Policy {
         Policy {
-            batch_norm: BatchNorm::None,
-            task_norm: TaskNorm::None,
+            normalization: GramNormalization::None,
             ..Policy::default()
         }
+    }
+
+    fn recorder(policy: &Policy, shapes: &[(&str, &[usize])]) -> Recorder {
+        Recorder::new(policy, ModulePaths::of_shapes(shapes))
     }
 
     #[test]
     fn leading_dimensions_are_rows() {
         let x = random(12, 5, 1.0, 1);
-        let mut recorder = Recorder::new(&Policy::default());
+        let start = || recorder(&Policy::default(), &[("w", &[5, 2])]);
+        let mut recorder = start();
         recorder
             .linear("w", x.clone().reshape([2, 3, 2, 5]))
             .unwrap();
         let recorded = recorder.finish().unwrap();
         assert_eq!(recorded["w"].gram, gram_of(x));
-        let mut empty = Recorder::new(&Policy::default());
+        let mut empty = start();
         empty
             .linear("w", Tensor::<3>::zeros([2, 0, 5], &device()))
             .unwrap();
@@ -398,26 +392,26 @@ mod tests {
             .init(&device());
         // 18 numbers for each of 64² positions: 227 images fit into the budget.
         let x = random(300 * 2 * 64, 64, 1.0, 2).reshape([300, 2, 64, 64]);
-        let mut recorder = Recorder::new(&plain());
+        let mut recorder = recorder(&plain(), &[("w", &[4, 1, 3, 3])]);
         recorder.conv2d("w", &layer, x.clone()).unwrap();
         let found = &recorder.finish().unwrap()["w"];
         assert_eq!(found.layout, Layout::InputsLast { groups: 2 });
-        let mut whole = GramAccumulator::new(9, BatchNorm::None);
+        let mut whole = GramAccumulator::new(9, GramNormalization::None);
         whole.add_grouped(Patches::from(&layer).rows(x)).unwrap();
-        let whole = whole.finish(TaskNorm::None).unwrap();
+        let whole = whole.finish().unwrap();
         let scale = whole.norm() as f32;
         assert_close(found.gram.packed(), whole.packed(), 1e-5 * scale);
     }
 
     #[test]
     fn an_error_names_the_layer_and_keeps_the_sum() {
-        let mut recorder = Recorder::new(&plain());
+        let mut recorder = recorder(&plain(), &[("fc.weight", &[3, 3])]);
         let x = random(4, 3, 1.0, 1);
         recorder.linear("fc.weight", x.clone()).unwrap();
         for bad in [f32::NAN, f32::INFINITY] {
             let error = recorder.linear("fc.weight", Tensor::<2>::full([2, 3], bad, &device()));
             let text = error.unwrap_err().to_string();
-            assert_eq!(text, "inputs of `fc.weight`: the Gram matrix is not finite");
+            assert_eq!(text, "parameter `fc.weight`: the Gram matrix is not finite");
         }
         let error = recorder
             .linear("fc.weight", random(4, 2, 1.0, 1))
@@ -426,16 +420,16 @@ mod tests {
         let error = recorder
             .linear_transposed("fc.weight", x.clone())
             .unwrap_err();
-        assert!(matches!(error, RecordError::Layout { .. }));
+        assert!(matches!(error, GnspError::Layout { .. }));
         let found = &recorder.finish().unwrap()["fc.weight"].gram;
-        let mut alone = GramAccumulator::new(3, BatchNorm::None);
+        let mut alone = GramAccumulator::new(3, GramNormalization::None);
         alone.add(x).unwrap();
-        assert_eq!(*found, alone.finish(TaskNorm::None).unwrap());
+        assert_eq!(*found, alone.finish().unwrap());
     }
 
     #[test]
     fn tokens_and_biases_are_counted() {
-        let mut recorder = Recorder::new(&plain());
+        let mut recorder = recorder(&plain(), &[("e", &[4, 2]), ("b", &[2])]);
         let ids = Tensor::<2, Int>::from_ints([[0, 2], [2, 2]], &device());
         recorder.embedding("e", 4, ids.clone()).unwrap();
         recorder.bias("b", 4).unwrap();
@@ -450,26 +444,38 @@ mod tests {
     #[test]
     fn recorders_of_two_machines_join() {
         let (x, y) = (random(4, 3, 1.0, 1), random(6, 3, 1.0, 2));
-        let mut first = Recorder::new(&plain());
+        let shapes: [(&str, &[usize]); 2] = [("a", &[3, 2]), ("b", &[3, 2])];
+        let mut first = recorder(&plain(), &shapes);
         first.linear("a", x.clone()).unwrap();
-        let mut second = Recorder::new(&plain());
+        let mut second = recorder(&plain(), &shapes);
         second.linear("a", y.clone()).unwrap();
         second.linear("b", y.clone()).unwrap();
         first.merge(second).unwrap();
         let recorded = first.finish().unwrap();
         assert_eq!(recorded.len(), 2);
-        let mut whole = GramAccumulator::new(3, BatchNorm::None);
+        let mut whole = GramAccumulator::new(3, GramNormalization::None);
         whole.add(Tensor::cat(vec![x, y], 0)).unwrap();
-        let whole = whole.finish(TaskNorm::None).unwrap();
+        let whole = whole.finish().unwrap();
         assert_close(recorded["a"].gram.packed(), whole.packed(), 1e-5);
     }
 
     #[test]
-    fn what_is_not_selected_is_ignored() {
-        use burn::nn::LinearConfig;
-        let model = LinearConfig::new(3, 2).init(&device());
-        let selection = Selection::of(&model, ["weight"]).unwrap();
-        let mut recorder = Recorder::new(&Policy::default()).only(selection);
+    fn a_path_that_the_module_lacks_is_refused_at_once() {
+        let mut recorder = recorder(&plain(), &[("fc.weight", &[3, 2])]);
+        let error = recorder.linear("fc.weigth", random(4, 3, 1.0, 1));
+        assert!(
+            matches!(error, Err(GnspError::UnknownParameter { near, .. }) if near == ["fc.weight"])
+        );
+        let error = recorder.linear("fc.weight", random(4, 2, 1.0, 1));
+        assert!(matches!(error, Err(GnspError::Shape { .. })));
+        assert!(recorder.finish().unwrap().is_empty());
+    }
+
+    #[test]
+    fn parameters_outside_the_group_are_ignored() {
+        let group = ParamGroup::from_path("weight");
+        let shapes: [(&str, &[usize]); 2] = [("weight", &[3, 2]), ("bias", &[2])];
+        let mut recorder = recorder(&Policy::default(), &shapes).only(&group).unwrap();
         recorder.linear("weight", random(4, 3, 1.0, 1)).unwrap();
         recorder.linear("other", random(4, 9, 1.0, 1)).unwrap();
         recorder.bias("bias", 4).unwrap();

@@ -1,11 +1,8 @@
-//! How strongly a protected direction is protected.
+//! The strength of the protection, by direction.
 
 use serde::{Deserialize, Serialize};
 
-/// What is wrong with a strength.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[error("the softness of a scaled projection must be a number from 0 up, got {0}")]
-pub struct StrengthError(pub f64);
+use crate::GnspError;
 
 /// The share of an update that is taken out in a protected direction.
 ///
@@ -28,10 +25,10 @@ pub enum Strength {
 
 impl Strength {
     /// Checks the parameter.
-    pub(crate) fn check(&self) -> Result<(), StrengthError> {
+    pub(crate) fn check(&self) -> Result<(), GnspError> {
         match *self {
             Self::Scaled(alpha) if !(alpha >= 0.0 && alpha.is_finite()) => {
-                Err(StrengthError(alpha))
+                Err(GnspError::Softness(alpha))
             }
             _ => Ok(()),
         }

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
-use crate::{BatchNorm, Gram, GramAccumulator, TaskNorm};
+use crate::{Gram, GramAccumulator, GramNormalization};
 
 pub fn device() -> Device {
     Device::default()
@@ -35,9 +35,9 @@ pub fn random(rows: usize, cols: usize, scale: f32, seed: u64) -> Tensor<2> {
 
 /// The Gram matrix of one batch of rows.
 pub fn gram_of(rows: Tensor<2>) -> Gram {
-    let mut accumulator = GramAccumulator::new(rows.dims()[1], BatchNorm::Frobenius);
+    let mut accumulator = GramAccumulator::new(rows.dims()[1], GramNormalization::PerBatchAndTask);
     accumulator.add(rows).unwrap();
-    accumulator.finish(TaskNorm::Frobenius).unwrap()
+    accumulator.finish().unwrap()
 }
 
 /// The Gram matrix of `rows` random rows.

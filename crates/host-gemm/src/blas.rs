@@ -1,7 +1,7 @@
-//! The system's BLAS.
+//! Products by the system's BLAS, in parallel on Rayon's threads.
 //!
-//! Each call computes on the thread that makes it; threads are Rayon's. A product is cut by its
-//! shape and not by the number of threads, so its bits do not depend on them.
+//! A BLAS call computes on the thread that makes it. A product is partitioned by its shape and not
+//! by the number of threads, so its bits do not depend on them.
 
 use arrays::linalg::general_mat_mul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -9,10 +9,10 @@ use faer_ext::IntoNdarray;
 use rayon::prelude::*;
 
 /// Columns of a part of a product.
-const PART: usize = 256;
+const PART_COLUMNS: usize = 256;
 
-/// Columns of a part of a triangle: narrow, since the whole square on the diagonal is computed.
-const TRIANGLE_PART: usize = 128;
+/// Columns of a part of a triangle. Narrow, since a part computes the whole square on the diagonal.
+const TRIANGLE_PART_COLUMNS: usize = 128;
 
 pub(crate) fn product(
     output: MatMut<'_, f32>,
@@ -22,16 +22,16 @@ pub(crate) fn product(
     factor: f32,
     par: Par,
 ) {
-    // Of a product with few columns the rows are cut.
+    // A product with few columns is partitioned by rows: its transpose by columns.
     if output.nrows() > output.ncols() {
         let (output, a, b) = (output.transpose_mut(), b.transpose(), a.transpose());
-        columns(output, accum, a, b, factor, par);
+        product_by_columns(output, accum, a, b, factor, par);
     } else {
-        columns(output, accum, a, b, factor, par);
+        product_by_columns(output, accum, a, b, factor, par);
     }
 }
 
-fn columns(
+fn product_by_columns(
     output: MatMut<'_, f32>,
     accum: Accum,
     a: MatRef<'_, f32>,
@@ -40,30 +40,30 @@ fn columns(
     par: Par,
 ) {
     if par.degree() < 2 {
-        return whole(output, accum, a, b, factor);
+        return gemm(output, accum, a, b, factor);
     }
-    let parts = parts(output, PART).into_par_iter().with_max_len(1);
+    let parts = parts(output, PART_COLUMNS).into_par_iter().with_max_len(1);
     parts.for_each(|(start, output)| {
         let b = b.subcols(start, output.ncols());
-        whole(output, accum, a, b, factor);
+        gemm(output, accum, a, b, factor);
     });
 }
 
 pub(crate) fn gram_lower(output: MatMut<'_, f32>, x: MatRef<'_, f32>, par: Par) {
-    let one = |(start, output): (usize, MatMut<'_, f32>)| {
+    let part = |(start, output): (usize, MatMut<'_, f32>)| {
         let rows = output.nrows() - start;
         let a = x.transpose().subrows(start, rows);
         let b = x.subcols(start, output.ncols());
-        whole(output.subrows_mut(start, rows), Accum::Replace, a, b, 1.0);
+        gemm(output.subrows_mut(start, rows), Accum::Replace, a, b, 1.0);
     };
-    let parts = parts(output, TRIANGLE_PART);
+    let parts = parts(output, TRIANGLE_PART_COLUMNS);
     match par.degree() {
-        0 | 1 => parts.into_iter().for_each(one),
-        _ => parts.into_par_iter().with_max_len(1).for_each(one),
+        0 | 1 => parts.into_iter().for_each(part),
+        _ => parts.into_par_iter().with_max_len(1).for_each(part),
     }
 }
 
-/// Cuts `output` into parts of `width` columns, each with the number of its first column.
+/// Splits `output` into parts of `width` columns, each with the index of its first column.
 fn parts(mut output: MatMut<'_, f32>, width: usize) -> Vec<(usize, MatMut<'_, f32>)> {
     let columns = output.ncols();
     let mut parts = Vec::with_capacity(columns.div_ceil(width));
@@ -75,17 +75,18 @@ fn parts(mut output: MatMut<'_, f32>, width: usize) -> Vec<(usize, MatMut<'_, f3
     parts
 }
 
-fn whole(
+/// Calls the BLAS for a whole product.
+fn gemm(
     output: MatMut<'_, f32>,
     accum: Accum,
     a: MatRef<'_, f32>,
     b: MatRef<'_, f32>,
     factor: f32,
 ) {
-    let kept = match accum {
+    let beta = match accum {
         Accum::Replace => 0.0,
         Accum::Add => 1.0,
     };
     let (a, b, mut output) = (a.into_ndarray(), b.into_ndarray(), output.into_ndarray());
-    general_mat_mul(factor, &a, &b, kept, &mut output);
+    general_mat_mul(factor, &a, &b, beta, &mut output);
 }

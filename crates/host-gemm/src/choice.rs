@@ -1,12 +1,14 @@
-//! The library in use.
+//! Selection of the library, by processor or environment variable.
 
 use std::{fmt, sync::OnceLock};
 
 /// The environment variable that forces a library: `faer` or `blas`.
 pub const VARIABLE: &str = "HOST_GEMM";
 
-/// Variables that keep a BLAS from starting threads of its own: threads are Rayon's, and each of
-/// them calls the BLAS. Libraries read them when they are loaded, before `main`.
+/// Environment variables that keep a BLAS from starting threads of its own.
+///
+/// The threads are Rayon's, and each of them calls the BLAS. Libraries read the variables when they
+/// are loaded, before `main`.
 pub const SINGLE_THREAD: [(&str, &str); 4] = [
     ("OPENBLAS_NUM_THREADS", "1"),
     ("BLIS_NUM_THREADS", "1"),
@@ -32,19 +34,19 @@ impl fmt::Display for Library {
     }
 }
 
-/// The widest vectors of this processor that faer uses.
+/// The widest vector instructions of a processor that faer uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instructions {
-    /// 16 numbers at once.
+    /// 16 values of `f32` at once.
     Avx512,
-    /// 8 numbers at once.
+    /// 8 values of `f32` at once, with fused multiply-add.
     Avx2,
-    /// Neither: what the compiler makes for every processor of the architecture.
+    /// Neither: the baseline instructions of the architecture.
     Portable,
 }
 
 impl Instructions {
-    /// Those of this processor.
+    /// Detects the instructions of this processor.
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
@@ -71,16 +73,16 @@ impl fmt::Display for Instructions {
     }
 }
 
-/// The library in use, and why.
+/// The library in use, and the reason for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
     /// The library.
     pub library: Library,
-    /// The vectors of this processor.
+    /// The vector instructions of this processor.
     pub instructions: Instructions,
     /// `true` if [`VARIABLE`] named the library.
     pub forced: bool,
-    /// Why it is not the one that was asked for, or that this processor would have.
+    /// Why it is not the requested library, or the default of this processor.
     pub problem: Option<ChoiceError>,
 }
 
@@ -97,7 +99,7 @@ impl fmt::Display for Choice {
     }
 }
 
-/// Why a library is not in use.
+/// Reasons for not using a library.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChoiceError {
@@ -107,42 +109,59 @@ pub enum ChoiceError {
         /// The value of the variable.
         word: String,
     },
-    /// The BLAS was asked for in a build without it.
+    /// [`VARIABLE`] requests the BLAS in a build without the feature `blas`.
     #[error(
-        "{VARIABLE}=blas asks for the system's BLAS, which is not compiled in: it is the cargo feature `blas`"
+        "{VARIABLE}=blas asks for the system's BLAS, which is not compiled in: it is the cargo \
+         feature `blas`"
     )]
     NotCompiledIn,
     /// The BLAS computes wrong products.
     #[error(
-        "the system's BLAS computes wrong products on this processor: entries are wrong by up to {difference:.1e} \
-         of the largest; a newer version may know the processor, or, for OpenBLAS, OPENBLAS_CORETYPE=Haswell help"
+        "the system's BLAS computes wrong products on this processor: entries are wrong by up to \
+         {difference:.1e} of the largest; a newer version may know the processor, or, for \
+         OpenBLAS, OPENBLAS_CORETYPE=Haswell help"
     )]
     Wrong {
-        /// Of the checked entries, relative to the largest one; not a number where one of them is
-        /// not.
+        /// Largest error of an entry, relative to the largest entry; NaN if an entry is NaN.
         difference: f64,
     },
 }
 
-/// The library in use: by [`VARIABLE`], and where it is not set by processor. Without feature
-/// `blas` it is faer. With it, it is the BLAS on processors without AVX-512, where OpenBLAS was
-/// measured to be faster, and faer on those with (`BENCHMARKS.md`). A BLAS is used only after a
-/// check that its products are right.
+/// Returns the library in use.
 ///
-/// Chosen at the first call, and then kept for the process: two products of one training step must
-/// not differ in it.
+/// [`VARIABLE`] names it. If the variable is not set, it is faer without the feature `blas`. With
+/// the feature it is the BLAS on processors without AVX-512, where OpenBLAS was measured to be
+/// faster, and faer on processors with it (`BENCHMARKS.md`). A BLAS is used only after a check of
+/// its products.
+///
+/// The first call decides for the lifetime of the process: all products of a training step must
+/// come from one library.
+///
+/// # Example
+/// ```
+/// let choice = host_gemm::choice();
+/// println!("{choice}"); // faer (AVX2)
+/// if let Some(problem) = &choice.problem {
+///     eprintln!("{problem}");
+/// }
+/// ```
 pub fn choice() -> &'static Choice {
     static CHOICE: OnceLock<Choice> = OnceLock::new();
     CHOICE.get_or_init(|| {
-        let asked = std::env::var(VARIABLE).ok().filter(|word| !word.is_empty());
-        choose(asked.as_deref(), Instructions::detect(), COMPILED_IN, check)
+        let requested = std::env::var(VARIABLE).ok().filter(|word| !word.is_empty());
+        choose(
+            requested.as_deref(),
+            Instructions::detect(),
+            COMPILED_IN,
+            check,
+        )
     })
 }
 
 const COMPILED_IN: bool = cfg!(feature = "blas");
 
 fn choose(
-    asked: Option<&str>,
+    requested: Option<&str>,
     instructions: Instructions,
     compiled_in: bool,
     check: impl FnOnce() -> Result<(), ChoiceError>,
@@ -153,7 +172,7 @@ fn choose(
         forced,
         problem,
     };
-    match asked {
+    match requested {
         Some("faer") => return faer(true, None),
         Some("blas") if !compiled_in => return faer(false, Some(ChoiceError::NotCompiledIn)),
         Some("blas") => {}
@@ -168,7 +187,7 @@ fn choose(
         Ok(()) => Choice {
             library: Library::Blas,
             instructions,
-            forced: asked.is_some(),
+            forced: requested.is_some(),
             problem: None,
         },
         Err(problem) => faer(false, Some(problem)),
@@ -180,14 +199,17 @@ fn check() -> Result<(), ChoiceError> {
     Err(ChoiceError::NotCompiledIn)
 }
 
-/// Compares products of the BLAS with sums in `f64`: old versions compute wrong ones on processors
-/// that they do not know.
+/// Compares products of the BLAS with sums in `f64`. Old versions of OpenBLAS compute wrong
+/// products on processors that they do not know.
+///
+/// # Errors
+/// [`ChoiceError::Wrong`] if an entry differs by more than rounding.
 #[cfg(feature = "blas")]
 fn check() -> Result<(), ChoiceError> {
     use faer::{Accum, MatMut, MatRef, Par};
 
-    /// Above the rounding of `f32` sums of this length, below any wrong entry.
-    const LARGEST: f64 = 1e-5;
+    /// Above the rounding of `f32` sums of this length, below the error of a wrong entry.
+    const TOLERANCE: f64 = 1e-5;
 
     let mut state = 1u32;
     let mut numbers = |count: usize| -> Vec<f32> {
@@ -197,7 +219,7 @@ fn check() -> Result<(), ChoiceError> {
         };
         (0..count).map(|_| next()).collect()
     };
-    // Larger than the blocks of a kernel, and no multiples of its tiles.
+    // Sizes larger than the blocks of a kernel, and no multiples of its tiles.
     for (m, k, n) in [(37, 53, 29), (149, 517, 203)] {
         let (x, w, old) = (numbers(m * k), numbers(k * n), numbers(m * n));
         let (x_t, w_t) = (numbers(k * m), numbers(n * k));
@@ -221,16 +243,21 @@ fn check() -> Result<(), ChoiceError> {
                         f64::from(old[at]) + 0.5 * terms.sum::<f64>()
                     })
                     .collect();
-                let scale = expected.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+                let scale = expected
+                    .iter()
+                    .fold(0.0, |largest: f64, x| largest.max(x.abs()));
                 let pairs = got.iter().zip(&expected);
-                // A maximum that keeps what is not a number.
+                // A maximum that propagates NaN.
                 let difference = pairs
                     .map(|(got, expected)| (f64::from(*got) - expected).abs() / scale)
-                    .fold(
-                        0.0,
-                        |most: f64, x| if x > most || x.is_nan() { x } else { most },
-                    );
-                if difference.is_nan() || difference > LARGEST {
+                    .fold(0.0, |largest: f64, x| {
+                        if x > largest || x.is_nan() {
+                            x
+                        } else {
+                            largest
+                        }
+                    });
+                if difference.is_nan() || difference > TOLERANCE {
                     return Err(ChoiceError::Wrong { difference });
                 }
             }
@@ -244,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_library_follows_the_variable_and_then_the_processor() {
+    fn variable_takes_precedence_over_processor() {
         let wrong = || ChoiceError::Wrong { difference: 0.5 };
         let right = || Ok(());
         use Instructions::{Avx2, Avx512, Portable};
@@ -272,9 +299,9 @@ mod tests {
                 assert_eq!((chosen.library, chosen.forced), (library, true));
             }
         }
-        // A BLAS that is wrong is not used, and said to be wrong.
-        for asked in [None, Some("blas")] {
-            let chosen = choose(asked, Avx2, true, || Err(wrong()));
+        // A BLAS that computes wrong products is rejected with the reason.
+        for requested in [None, Some("blas")] {
+            let chosen = choose(requested, Avx2, true, || Err(wrong()));
             assert_eq!(chosen.library, Library::Faer);
             assert_eq!(chosen.problem, Some(wrong()));
         }
@@ -284,7 +311,7 @@ mod tests {
 
     #[cfg(feature = "blas")]
     #[test]
-    fn the_blas_of_this_system_is_right() {
+    fn the_blas_of_this_system_passes_the_check() {
         assert_eq!(check(), Ok(()));
     }
 }

@@ -1,9 +1,9 @@
-//! Matrix products in `f32` on the host, by one of two libraries.
+//! Matrix products and Gram matrices in `f32` on the host, by faer or the system's BLAS.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | `product` | products and Gram matrices |
-//! | `choice` | the library in use: by processor, or forced |
+//! | `choice` | selection of the library, by processor or environment variable |
 //! | `blas` | the system's BLAS, with feature `blas` |
 #![warn(missing_docs)]
 

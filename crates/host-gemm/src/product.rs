@@ -1,4 +1,4 @@
-//! Products and Gram matrices.
+//! Matrix products and Gram matrices by either library.
 
 use faer::linalg::matmul::{
     matmul,
@@ -8,13 +8,18 @@ use faer::{Accum, MatMut, MatRef, Par};
 
 use crate::{Library, choice};
 
-/// `output = factor · a·b`, or `+=` with [`Accum::Add`], by the library in use.
+/// Computes `output = factor · a·b`, or `output += factor · a·b` with [`Accum::Add`], by the
+/// library in use.
+///
+/// Matrices may have any strides.
 ///
 /// # Shapes
-/// `output` `[m, n]`, `a` `[m, k]`, `b` `[k, n]`, of any strides.
+/// - `output`: `[m, n]`
+/// - `a`: `[m, k]`
+/// - `b`: `[k, n]`
 ///
 /// # Panics
-/// When the shapes do not fit together.
+/// If the shapes do not match.
 ///
 /// # Example
 /// ```
@@ -38,8 +43,15 @@ pub fn product(
     product_by(choice().library, output, accum, a, b, factor, par);
 }
 
-/// [`product`] by a library of the caller's choice. Where the BLAS is not compiled in, faer does
-/// its part.
+/// Computes [`product`] by `library`. Faer replaces a BLAS that is not compiled in.
+///
+/// # Shapes
+/// - `output`: `[m, n]`
+/// - `a`: `[m, k]`
+/// - `b`: `[k, n]`
+///
+/// # Panics
+/// If the shapes do not match.
 pub fn product_by(
     library: Library,
     output: MatMut<'_, f32>,
@@ -56,20 +68,39 @@ pub fn product_by(
     }
 }
 
-/// The lower triangle of `XᵀX`, with its diagonal, by the library in use. What `output` holds above
-/// the diagonal is anything afterwards.
+/// Computes the lower triangle of the Gram matrix `xᵀx`, with its diagonal, by the library in use.
+///
+/// The values of `output` above the diagonal are unspecified.
 ///
 /// # Shapes
-/// `output` `[n, n]`, `x` `[m, n]`.
+/// - `output`: `[n, n]`
+/// - `x`: `[m, n]`
 ///
 /// # Panics
-/// When the shapes do not fit together.
+/// If the shapes do not match.
+///
+/// # Example
+/// ```
+/// use faer::{MatMut, MatRef, Par};
+///
+/// let x = [1.0, 2.0, 3.0, 4.0];
+/// let mut gram = [0.0; 4];
+/// let output = MatMut::from_row_major_slice_mut(&mut gram, 2, 2);
+/// host_gemm::gram_lower(output, MatRef::from_row_major_slice(&x, 2, 2), Par::Seq);
+/// assert_eq!([gram[0], gram[2], gram[3]], [10.0, 14.0, 20.0]);
+/// ```
 pub fn gram_lower(output: MatMut<'_, f32>, x: MatRef<'_, f32>, par: Par) {
     gram_lower_by(choice().library, output, x, par);
 }
 
-/// [`gram_lower`] by a library of the caller's choice. Where the BLAS is not compiled in, faer does
-/// its part.
+/// Computes [`gram_lower`] by `library`. Faer replaces a BLAS that is not compiled in.
+///
+/// # Shapes
+/// - `output`: `[n, n]`
+/// - `x`: `[m, n]`
+///
+/// # Panics
+/// If the shapes do not match.
 pub fn gram_lower_by(library: Library, output: MatMut<'_, f32>, x: MatRef<'_, f32>, par: Par) {
     match library {
         #[cfg(feature = "blas")]
@@ -92,7 +123,7 @@ pub fn gram_lower_by(library: Library, output: MatMut<'_, f32>, x: MatRef<'_, f3
 mod tests {
     use super::*;
 
-    /// Those of this build.
+    /// Returns the libraries of this build.
     fn libraries() -> Vec<Library> {
         let blas = cfg!(feature = "blas").then_some(Library::Blas);
         [Library::Faer].into_iter().chain(blas).collect()
@@ -118,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn products_of_any_layout_are_sums_of_products() {
+    fn products_of_any_layout_match_the_definition() {
         // Rows of both inputs are padded, and each is given in both layouts.
         for (m, k, n) in [
             (1, 1, 1),
@@ -173,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lower_triangle_of_a_gram_matrix_is_that_of_its_definition() {
+    fn gram_lower_matches_the_definition() {
         let (m, n) = (50, 300);
         let x = values(m * (n + 16), 1);
         let x = MatRef::from_row_major_slice(&x, m, n + 16).subcols(0, n);
@@ -195,15 +226,15 @@ mod tests {
         }
     }
 
-    /// Of faer that is not so: its threads cut a product by their number.
+    /// Does not hold for faer, which partitions a product by the number of threads.
     #[cfg(feature = "blas")]
     #[test]
-    fn bits_of_the_blas_do_not_depend_on_the_number_of_threads() {
+    fn bits_of_the_blas_are_independent_of_threads() {
         let (m, k, n) = (310, 70, 600);
         let (x, w) = (values(m * k, 1), values(k * n, 2));
         let a = MatRef::from_row_major_slice(&x, m, k);
         let b = MatRef::from_row_major_slice(&w, k, n);
-        let of = |threads| {
+        let results = |threads| {
             on_threads(threads, || {
                 let (mut output, mut gram) = (vec![0.0; m * n], vec![0.0; n * n]);
                 let target = MatMut::from_row_major_slice_mut(&mut output, m, n);
@@ -221,9 +252,9 @@ mod tests {
                 (output, gram)
             })
         };
-        let two = of(2);
+        let two = results(2);
         for threads in [3, 8] {
-            assert_eq!(of(threads), two);
+            assert_eq!(results(threads), two);
         }
     }
 }

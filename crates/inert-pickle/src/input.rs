@@ -1,20 +1,21 @@
-//! The bytes of a pickle, read a window at a time.
+//! Buffered reading of a pickle's source.
 
 use std::{io, ops::Range};
 
-use super::Fault;
+use super::PickleError;
 
-/// Longest line of an opcode that is followed by one.
+/// Longest line of a text opcode, in bytes.
 const MAX_LINE: usize = 1 << 16;
+
 /// Bytes read at a time.
 const WINDOW: u64 = 1 << 16;
 
-/// Where the bytes of a pickle are.
+/// A source that can be read at any offset.
 pub trait ReadAt {
-    /// Fills `buffer` with what starts at byte `offset`.
+    /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// If there are not as many bytes, or they cannot be read.
+    /// If the source ends before the buffer is full, or cannot be read.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 }
 
@@ -29,12 +30,23 @@ impl ReadAt for [u8] {
     }
 }
 
-/// What a pickle may at most take. The default suits a pickle of some megabytes.
+/// Limits on the size of a pickle. The default suits pickles of some megabytes.
+///
+/// # Example
+/// ```
+/// use inert_pickle::Limits;
+///
+/// let limits = Limits {
+///     bytes: 1 << 20,
+///     ..Limits::default()
+/// };
+/// assert_eq!(limits.objects, 2 << 20);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Longest pickle in bytes.
+    /// Largest length in bytes.
     pub bytes: u64,
-    /// Most objects, and most places on the stack.
+    /// Largest number of objects, and largest height of the stack.
     pub objects: usize,
 }
 
@@ -47,6 +59,7 @@ impl Default for Limits {
     }
 }
 
+/// The bytes of a pickle, read through a window.
 pub(crate) struct Input<'s, S: ?Sized> {
     source: &'s S,
     section: Range<u64>,
@@ -68,11 +81,11 @@ impl<'s, S: ReadAt + ?Sized> Input<'s, S> {
         }
     }
 
-    /// Compares a length with what is left, and what has been read with the limit.
-    pub(crate) fn require(&self, count: u64) -> Result<(), Fault> {
+    /// Checks that `count` more bytes exist and stay within the limit.
+    pub(crate) fn require(&self, count: u64) -> Result<(), PickleError> {
         let left = self.section.end.saturating_sub(self.position);
         if count > left {
-            return Err(Fault::Truncated {
+            return Err(PickleError::Truncated {
                 needed: count,
                 left,
             });
@@ -84,16 +97,16 @@ impl<'s, S: ReadAt + ?Sized> Input<'s, S> {
         Ok(())
     }
 
-    /// Passes over `count` bytes and tells where they are.
-    pub(crate) fn skip(&mut self, count: u64) -> Result<Range<u64>, Fault> {
+    /// Skips `count` bytes and returns their range in the source.
+    pub(crate) fn skip(&mut self, count: u64) -> Result<Range<u64>, PickleError> {
         self.require(count)?;
         let start = self.position;
         self.position += count;
         Ok(start..self.position)
     }
 
-    /// The next `count` bytes; nothing is allocated unless they are there.
-    pub(crate) fn take(&mut self, count: u64) -> Result<&[u8], Fault> {
+    /// Returns the next `count` bytes. Allocates only after the check that they exist.
+    pub(crate) fn take(&mut self, count: u64) -> Result<&[u8], PickleError> {
         let at = self.skip(count)?.start;
         let loaded_end = self.window_start + self.window.len() as u64;
         if at < self.window_start || at + count > loaded_end {
@@ -106,21 +119,21 @@ impl<'s, S: ReadAt + ?Sized> Input<'s, S> {
         Ok(&self.window[from..from + count as usize])
     }
 
-    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleError> {
         let mut bytes = [0; N];
         bytes.copy_from_slice(self.take(N as u64)?);
         Ok(bytes)
     }
 
-    /// An unsigned number of `N` bytes.
-    pub(crate) fn number<const N: usize>(&mut self) -> Result<u64, Fault> {
+    /// Returns an unsigned little-endian integer of `N` bytes.
+    pub(crate) fn unsigned<const N: usize>(&mut self) -> Result<u64, PickleError> {
         let mut wide = [0; 8];
         wide[..N].copy_from_slice(&self.array::<N>()?);
         Ok(u64::from_le_bytes(wide))
     }
 
-    /// The bytes up to the next line feed, which is consumed.
-    pub(crate) fn line(&mut self) -> Result<Vec<u8>, Fault> {
+    /// Returns the bytes up to the next line feed, which is consumed.
+    pub(crate) fn line(&mut self) -> Result<Vec<u8>, PickleError> {
         let mut line = Vec::new();
         loop {
             match self.array()? {
@@ -137,23 +150,23 @@ impl<'s, S: ReadAt + ?Sized> Input<'s, S> {
         Ok(line)
     }
 
-    pub(crate) fn text_line(&mut self) -> Result<String, Fault> {
+    pub(crate) fn text_line(&mut self) -> Result<String, PickleError> {
         let line = self.line()?;
         String::from_utf8(line).map_err(|_| self.malformed("a text is not UTF-8"))
     }
 
-    pub(crate) fn text(&mut self, len: u64) -> Result<Box<str>, Fault> {
+    pub(crate) fn text(&mut self, len: u64) -> Result<Box<str>, PickleError> {
         let text = std::str::from_utf8(self.take(len)?).map(Box::from);
         text.map_err(|_| self.malformed("a text is not UTF-8"))
     }
 
-    /// Bytes of the pickle that have been read.
+    /// Returns the number of bytes read so far.
     pub(crate) fn offset(&self) -> u64 {
         self.position - self.section.start
     }
 
-    pub(crate) fn malformed(&self, reason: impl Into<String>) -> Fault {
-        Fault::Malformed {
+    pub(crate) fn malformed(&self, reason: impl Into<String>) -> PickleError {
+        PickleError::Malformed {
             position: self.offset(),
             reason: reason.into(),
         }

@@ -1,13 +1,13 @@
-//! Reads Python pickles without executing anything.
+//! Reader of Python pickles that executes nothing.
 //!
-//! A pickle is a program: it may call any function it can name. This machine runs the opcodes of
-//! all protocols, and of classes and functions knows those of a [`Vocabulary`]; others are refused
-//! by name.
+//! A pickle is a program: it may call any function that it can name. This reader runs the opcodes
+//! of all protocols, but knows only the classes and functions of a [`Vocabulary`]. It refuses all
+//! others with an error that names them.
 //!
 //! ```
-//! use inert_pickle::{Fault, Limits, Node, Plain, read};
+//! use inert_pickle::{Limits, Node, PickleError, Plain, read};
 //!
-//! # fn main() -> Result<(), Fault> {
+//! # fn main() -> Result<(), PickleError> {
 //! // pickle.dumps(["ü", 300], protocol=2)
 //! let bytes = b"\x80\x02]q\0(X\x02\0\0\0\xc3\xbcq\x01M,\x01e.";
 //! let pickle = read(bytes.as_slice(), 0..bytes.len() as u64, Limits::default(), &mut Plain)?;
@@ -17,37 +17,39 @@
 //!
 //! let bytes = b"cposix\nsystem\n(S'id'\ntR.";
 //! let refused = read(bytes.as_slice(), 0..bytes.len() as u64, Limits::default(), &mut Plain);
-//! assert!(matches!(refused, Err(Fault::Unknown { global, .. }) if global == "posix.system"));
+//! let Err(PickleError::Unknown { global, .. }) = refused else { panic!("it is refused") };
+//! assert_eq!(global, "posix.system");
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Objects lie in a list and refer to each other by index: what is referred to a thousand times
-//! exists once, a container that holds itself is no special case, and nothing here recurses. Every
-//! object costs at least a byte of input. Bytes are not read: their place is told.
+//! Objects are stored in an arena and refer to each other by index. A shared object exists once, a
+//! container may hold itself, and the reader needs no recursion. Every object takes at least one
+//! byte of input. The content of `bytes` is not loaded: the reader returns its range in the source.
 //!
-//! | file | concept |
+//! | module | contents |
 //! |---|---|
-//! | `machine` | [`read`]: the opcodes, stack and memo |
-//! | `vocabulary` | [`Vocabulary`]: the classes and functions that are known |
-//! | `object` | [`Pickle`], [`Node`], [`Id`]: what a pickle holds |
-//! | `input` | [`ReadAt`], [`Limits`]: the bytes, a window at a time |
-//! | `literal` | texts and integers as the opcodes of lines write them |
-//! | `fault` | [`Fault`] |
+//! | `machine` | [`read`]: opcodes, stack and memo |
+//! | `vocabulary` | [`Vocabulary`]: known classes and functions |
+//! | `object` | [`Pickle`], [`Node`], [`Id`]: the objects of a pickle |
+//! | `input` | [`ReadAt`], [`Limits`]: buffered reading of the source |
+//! | `literal` | literals of texts and integers |
+//! | `error` | [`PickleError`] |
 //!
-//! Opcodes: Python's `pickletools.py`. Why not `serde-pickle` 1.2: it knows neither persistent ids,
-//! which `torch.save` writes, nor classes, which numpy's arrays and TorchScript's modules are made
-//! of. `pytorch-reader` 0.22.1 has a machine of its own, for tensors alone.
+//! The opcodes are those of Python's `pickletools.py`. Alternatives do not suffice: `serde-pickle`
+//! 1.2 supports neither persistent ids, which `torch.save` writes, nor classes, which numpy's
+//! arrays and TorchScript's modules consist of; `pytorch-reader` 0.22.1 has a reader for tensors
+//! alone.
 
-mod fault;
+mod error;
 mod input;
 mod literal;
 mod machine;
 mod object;
 mod vocabulary;
 
-pub use fault::Fault;
+pub use error::PickleError;
 pub use input::{Limits, ReadAt};
 pub use machine::read;
 pub use object::{Bytes, Id, Node, Objects, Pickle};
-pub use vocabulary::{Made, Plain, Vocabulary};
+pub use vocabulary::{CallResult, Plain, Vocabulary};

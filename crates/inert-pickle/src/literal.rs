@@ -1,6 +1,6 @@
-//! Texts and integers as pickles write them.
+//! Literals of texts and integers in pickles.
 
-/// The value of a little-endian two's complement number of at most 16 bytes.
+/// Parses a little-endian two's complement integer of at most 16 bytes.
 pub(crate) fn long(digits: &[u8]) -> Option<i128> {
     let sign = match digits.last() {
         Some(last) if *last >= 0x80 => 0xff,
@@ -11,12 +11,12 @@ pub(crate) fn long(digits: &[u8]) -> Option<i128> {
     Some(i128::from_le_bytes(wide))
 }
 
-/// The value of the text in `line`.
+/// Parses the text of a line.
 pub(crate) fn parse<T: std::str::FromStr>(line: &[u8]) -> Option<T> {
     std::str::from_utf8(line).ok()?.parse().ok()
 }
 
-/// The content of a Python 2 string literal.
+/// Returns the content of a Python 2 string literal.
 pub(crate) fn unquote(line: &[u8]) -> Result<Vec<u8>, &'static str> {
     const ESCAPE: &str = "a text has an invalid escape";
     let inner = match line {
@@ -51,8 +51,8 @@ pub(crate) fn unquote(line: &[u8]) -> Result<Vec<u8>, &'static str> {
     Ok(bytes)
 }
 
-/// Text whose characters may be written `\u00e9` or `\U000000e9`; other bytes are Latin-1
-/// (Python's `raw-unicode-escape`).
+/// Decodes Python's `raw-unicode-escape`: characters may be written `\u00e9` or `\U000000e9`; other
+/// bytes are Latin-1.
 pub(crate) fn raw_unicode(line: &[u8]) -> Option<Box<str>> {
     let mut text = String::with_capacity(line.len());
     let mut rest = line;
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn literals_are_those_of_python() {
+    fn literals_match_python() {
         assert_eq!(unquote(b"'a\\n\\x41\\''").unwrap(), b"a\nA'");
         assert_eq!(unquote(b"\"\\xff\\\\\"").unwrap(), b"\xff\\");
         assert_eq!(unquote(b"''").unwrap(), b"");

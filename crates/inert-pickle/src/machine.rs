@@ -1,25 +1,28 @@
-//! The opcodes, the stack and the memo.
+//! Pickle machine: opcodes, stack and memo.
 
 use std::{collections::HashMap, ops::Range};
 
 use super::{
-    Bytes, Fault, Id, Limits, Made, Node, Objects, Pickle, ReadAt, Vocabulary,
+    Bytes, CallResult, Id, Limits, Node, Objects, Pickle, PickleError, ReadAt, Vocabulary,
     input::Input,
     literal::{long, parse, raw_unicode, unquote},
 };
 
-/// Reads the pickle that begins at `section.start` of `source` and ends before `section.end`.
+/// Reads the pickle that starts at `section.start` of `source` and ends before `section.end`. The
+/// [crate documentation](crate) has an example.
 ///
 /// # Errors
-/// [`Fault::Unknown`] for a class or function that `vocabulary` does not have;
-/// [`Fault::Truncated`] and [`Fault::Malformed`] for damage, and for opcodes that neither the
-/// vocabulary nor plain containers need; [`Fault::Io`] from `source`.
+/// - [`PickleError::Unknown`] for a class or function that `vocabulary` does not have
+/// - [`PickleError::Truncated`] if the section ends within the pickle
+/// - [`PickleError::Malformed`] for damage, exceeded limits, and opcodes that neither the
+///   vocabulary nor plain containers need
+/// - [`PickleError::Io`] if `source` cannot be read
 pub fn read<V: Vocabulary, S: ReadAt + ?Sized>(
     source: &S,
     section: Range<u64>,
     limits: Limits,
     vocabulary: &mut V,
-) -> Result<Pickle<V::Known>, Fault> {
+) -> Result<Pickle<V::Known>, PickleError> {
     let mut machine = Machine {
         input: Input::new(source, section.clone(), limits),
         vocabulary,
@@ -31,7 +34,7 @@ pub fn read<V: Vocabulary, S: ReadAt + ?Sized>(
     let root = loop {
         match machine.input.array()? {
             [b'.'] => break machine.pop()?,
-            [opcode] => machine.step(opcode)?,
+            [opcode] => machine.execute(opcode)?,
         }
     };
     Ok(Pickle {
@@ -41,42 +44,54 @@ pub fn read<V: Vocabulary, S: ReadAt + ?Sized>(
     })
 }
 
+/// The state of reading a pickle.
 struct Machine<'s, S: ?Sized, V: Vocabulary> {
     input: Input<'s, S>,
     vocabulary: &'s mut V,
     objects: Objects<V::Known>,
     stack: Vec<Id>,
-    /// Heights of the stack where a mark was set.
+    /// Heights of the stack at the marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
 
 impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
-    /// Runs an opcode, by its kind.
-    fn step(&mut self, opcode: u8) -> Result<(), Fault> {
+    /// Executes an opcode.
+    fn execute(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
-            0x80 | 0x95 => self.frame(opcode),
+            0x80 | 0x95 => self.header(opcode),
             b'N' | 0x88 | 0x89 | b'K' | b'M' | b'J' | 0x8a | 0x8b | b'I' | b'L' | b'G' | b'F' => {
                 self.number(opcode)
             }
             b'X' | 0x8c | 0x8d | b'V' | b'T' | b'U' | b'S' | b'B' | b'C' | 0x8e | 0x96 => {
                 self.text(opcode)
             }
-            b')' | 0x85..=0x87 | b't' | b']' | b'l' | b'}' | b'd' | b'a' | b'e' | b's' | b'u'
+            b')'
+            | 0x85..=0x87
+            | b't'
+            | b']'
+            | b'l'
+            | b'}'
+            | b'd'
+            | b'a'
+            | b'e'
+            | b's'
+            | b'u'
             | 0x8f..=0x91 => self.container(opcode),
             b'(' | b'0' | b'1' | b'2' | b'q' | b'r' | b'p' | 0x94 | b'h' | b'j' | b'g' => {
                 self.stack_and_memo(opcode)
             }
             b'c' | 0x93 | b'R' | 0x81 | b'i' | b'o' | b'b' | b'Q' => self.instance(opcode),
             _ => Err(self.malformed(format!(
-                "opcode {opcode:#04x} is not one that data needs: it is damaged or not to be trusted"
+                "opcode {opcode:#04x} is not supported: the pickle is damaged or not to be trusted"
             ))),
         }
     }
 
-    fn frame(&mut self, opcode: u8) -> Result<(), Fault> {
+    /// Protocol and frame.
+    fn header(&mut self, opcode: u8) -> Result<(), PickleError> {
         if opcode == 0x95 {
-            let len = self.input.number::<8>()?;
+            let len = self.input.unsigned::<8>()?;
             return self.input.require(len);
         }
         match self.input.array()? {
@@ -85,11 +100,12 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
         }
     }
 
-    fn number(&mut self, opcode: u8) -> Result<(), Fault> {
+    /// `None`, booleans and numbers.
+    fn number(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
-            b'N' => self.put(Id::NONE),
-            0x88 => self.put(Id::TRUE),
-            0x89 => self.put(Id::FALSE),
+            b'N' => self.push_id(Id::NONE),
+            0x88 => self.push_id(Id::TRUE),
+            0x89 => self.push_id(Id::FALSE),
             b'K' => {
                 let [value] = self.input.array()?;
                 self.push(Node::Int(value.into()))
@@ -103,7 +119,7 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
                 self.push(Node::Int(value.into()))
             }
             0x8a => {
-                let len = self.input.number::<1>()?;
+                let len = self.input.unsigned::<1>()?;
                 self.long(len)
             }
             0x8b => {
@@ -113,8 +129,8 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
             b'I' | b'L' => {
                 let line = self.input.line()?;
                 match (opcode, &*line) {
-                    (b'I', b"00") => return self.put(Id::FALSE),
-                    (b'I', b"01") => return self.put(Id::TRUE),
+                    (b'I', b"00") => return self.push_id(Id::FALSE),
+                    (b'I', b"01") => return self.push_id(Id::TRUE),
                     _ => {}
                 }
                 match parse(line.strip_suffix(b"L").unwrap_or(&line)) {
@@ -136,11 +152,11 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
         }
     }
 
-    /// A signed little-endian integer of `len` bytes.
-    fn long(&mut self, len: u64) -> Result<(), Fault> {
+    /// Pushes a signed little-endian integer of `len` bytes.
+    fn long(&mut self, len: u64) -> Result<(), PickleError> {
         if len > 16 {
             self.input.skip(len)?;
-            return self.put(Id::OPAQUE);
+            return self.push_id(Id::OPAQUE);
         }
         match long(self.input.take(len)?) {
             Some(value) => self.integer(value),
@@ -148,14 +164,15 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
         }
     }
 
-    fn integer(&mut self, value: i128) -> Result<(), Fault> {
+    fn integer(&mut self, value: i128) -> Result<(), PickleError> {
         self.push(match i64::try_from(value) {
             Ok(value) => Node::Int(value),
             Err(_) => Node::Long(Box::new(value)),
         })
     }
 
-    fn text(&mut self, opcode: u8) -> Result<(), Fault> {
+    /// Texts and bytes.
+    fn text(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
             b'V' => {
                 let line = self.input.line()?;
@@ -173,16 +190,16 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
                             .into(),
                     )
                 } else {
-                    Node::Bytes(Bytes::Own(bytes.into()))
+                    Node::Bytes(Bytes::Owned(bytes.into()))
                 });
             }
             _ => {}
         }
         let len = match opcode {
-            0x8c | b'U' | b'C' => self.input.number::<1>()?,
-            b'X' | b'B' => self.input.number::<4>()?,
+            0x8c | b'U' | b'C' => self.input.unsigned::<1>()?,
+            b'X' | b'B' => self.input.unsigned::<4>()?,
             b'T' => self.signed_length()?,
-            _ => self.input.number::<8>()?,
+            _ => self.input.unsigned::<8>()?,
         };
         match opcode {
             b'X' | 0x8c | 0x8d => self.string(len),
@@ -191,26 +208,27 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
         }
     }
 
-    fn string(&mut self, len: u64) -> Result<(), Fault> {
+    fn string(&mut self, len: u64) -> Result<(), PickleError> {
         let text = self.input.text(len)?;
         self.push(Node::Str(text))
     }
 
-    fn bytes(&mut self, len: u64) -> Result<(), Fault> {
-        let place = self.input.skip(len)?;
-        self.push(Node::Bytes(Bytes::Place(place)))
+    fn bytes(&mut self, len: u64) -> Result<(), PickleError> {
+        let range = self.input.skip(len)?;
+        self.push(Node::Bytes(Bytes::Range(range)))
     }
 
-    fn signed_length(&mut self) -> Result<u64, Fault> {
+    fn signed_length(&mut self) -> Result<u64, PickleError> {
         let len = i32::from_le_bytes(self.input.array()?);
         u64::try_from(len).map_err(|_| self.malformed("a length is negative"))
     }
 
-    fn container(&mut self, opcode: u8) -> Result<(), Fault> {
+    /// Tuples, lists, dicts and sets.
+    fn container(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
             b')' => self.push(Node::Tuple(Box::new([]))),
             0x85..=0x87 => {
-                let from = self.height(usize::from(opcode - 0x84))?;
+                let from = self.height_without(usize::from(opcode - 0x84))?;
                 let items = self.stack.drain(from..).collect();
                 self.push(Node::Tuple(items))
             }
@@ -238,7 +256,7 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
                 self.append(&items)
             }
             b's' => {
-                let from = self.height(2)?;
+                let from = self.height_without(2)?;
                 let pair: Vec<Id> = self.stack.drain(from..).collect();
                 self.set_items(&pair)
             }
@@ -246,16 +264,17 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
                 let items = self.pop_mark()?;
                 self.set_items(&items)
             }
-            // An empty set, and a frozen one.
-            0x8f => self.put(Id::OPAQUE),
+            // An empty set.
+            0x8f => self.push_id(Id::OPAQUE),
+            // A frozen set.
             _ => {
                 self.pop_mark()?;
-                self.put(Id::OPAQUE)
+                self.push_id(Id::OPAQUE)
             }
         }
     }
 
-    fn append(&mut self, items: &[Id]) -> Result<(), Fault> {
+    fn append(&mut self, items: &[Id]) -> Result<(), PickleError> {
         let top = self.top()?;
         match &mut self.objects.0[top.0 as usize] {
             Node::List(list) => list.extend_from_slice(items),
@@ -265,7 +284,7 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
         Ok(())
     }
 
-    fn set_items(&mut self, items: &[Id]) -> Result<(), Fault> {
+    fn set_items(&mut self, items: &[Id]) -> Result<(), PickleError> {
         let top = self.top()?;
         let (pairs, rest) = items.as_chunks::<2>();
         match &mut self.objects.0[top.0 as usize] {
@@ -275,14 +294,15 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
         Ok(())
     }
 
-    fn stack_and_memo(&mut self, opcode: u8) -> Result<(), Fault> {
+    /// Marks, duplicates and the memo.
+    fn stack_and_memo(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
             b'(' => {
                 self.marks.push(self.stack.len());
                 self.within_limit(self.marks.len())
             }
             b'0' => {
-                // Of a mark, when there is nothing above it.
+                // Pops a mark if it is on top.
                 if self.marks.last() == Some(&self.stack.len()) {
                     self.marks.pop();
                     return Ok(());
@@ -292,7 +312,7 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
             b'1' => self.pop_mark().map(drop),
             b'2' => {
                 let top = self.top()?;
-                self.put(top)
+                self.push_id(top)
             }
             b'q' | b'r' | b'p' | 0x94 => {
                 let key = match opcode {
@@ -306,28 +326,28 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
             _ => {
                 let key = self.memo_key(opcode == b'h', opcode == b'g')?;
                 match self.memo.get(&key) {
-                    Some(id) => self.put(*id),
+                    Some(id) => self.push_id(*id),
                     None => Err(self.malformed(format!("memo key {key} is not set"))),
                 }
             }
         }
     }
 
-    fn memo_key(&mut self, short: bool, line: bool) -> Result<u32, Fault> {
+    fn memo_key(&mut self, short: bool, line: bool) -> Result<u32, PickleError> {
         if line {
             let line = self.input.line()?;
             return parse(&line).ok_or_else(|| self.malformed("a memo key is not a number"));
         }
         let key = if short {
-            self.input.number::<1>()?
+            self.input.unsigned::<1>()?
         } else {
-            self.input.number::<4>()?
+            self.input.unsigned::<4>()?
         };
         Ok(key as u32)
     }
 
-    /// Classes, functions, what they make, and persistent ids.
-    fn instance(&mut self, opcode: u8) -> Result<(), Fault> {
+    /// Classes, functions, calls, states and persistent ids.
+    fn instance(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
             b'c' => {
                 let (module, name) = (self.input.text_line()?, self.input.text_line()?);
@@ -381,48 +401,50 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
         }
     }
 
-    fn find(&mut self, module: &str, name: &str) -> Result<V::Known, Fault> {
+    fn find(&mut self, module: &str, name: &str) -> Result<V::Known, PickleError> {
         self.vocabulary
             .find(module, name)
-            .ok_or_else(|| Fault::Unknown {
+            .ok_or_else(|| PickleError::Unknown {
                 global: format!("{module}.{name}"),
                 position: self.input.offset(),
             })
     }
 
-    /// The result of a known class or function. Nothing is copied, so a shared argument stays
-    /// shared.
-    fn call(&mut self, callable: Id, arguments: Id) -> Result<(), Fault> {
+    /// Pushes the result of a call. Arguments are not copied, so a shared one stays shared.
+    fn call(&mut self, callable: Id, arguments: Id) -> Result<(), PickleError> {
         let Node::Known(known) = self.objects.get(callable) else {
             return Err(self.malformed("what is called is not a class or function"));
         };
         let Node::Tuple(arguments) = self.objects.get(arguments) else {
             return Err(self.malformed("arguments are not a tuple"));
         };
-        let made = self.vocabulary.call(&self.objects, known, arguments);
-        match made.map_err(|reason| self.malformed(reason))? {
-            Made::New(node) => self.push(node),
-            Made::Same(id) => self.put(id),
+        let result = self.vocabulary.call(&self.objects, known, arguments);
+        match result.map_err(|reason| self.malformed(reason))? {
+            CallResult::New(node) => self.push(node),
+            CallResult::Existing(id) => self.push_id(id),
         }
     }
 
-    fn add(&mut self, node: Node<V::Known>) -> Result<Id, Fault> {
+    /// Adds an object to the arena.
+    fn add(&mut self, node: Node<V::Known>) -> Result<Id, PickleError> {
         self.objects.0.push(node);
         self.within_limit(self.objects.0.len())?;
         Ok(Id(self.objects.0.len() as u32 - 1))
     }
 
-    fn push(&mut self, node: Node<V::Known>) -> Result<(), Fault> {
+    /// Adds an object to the arena and pushes it.
+    fn push(&mut self, node: Node<V::Known>) -> Result<(), PickleError> {
         let id = self.add(node)?;
-        self.put(id)
+        self.push_id(id)
     }
 
-    fn put(&mut self, id: Id) -> Result<(), Fault> {
+    /// Pushes an existing object.
+    fn push_id(&mut self, id: Id) -> Result<(), PickleError> {
         self.stack.push(id);
         self.within_limit(self.stack.len())
     }
 
-    fn within_limit(&self, count: usize) -> Result<(), Fault> {
+    fn within_limit(&self, count: usize) -> Result<(), PickleError> {
         let limit = self.input.limits.objects;
         if count > limit {
             return Err(self.malformed(format!("it makes more than {limit} objects")));
@@ -430,9 +452,9 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
         Ok(())
     }
 
-    /// The height of the stack below its `count` topmost objects, which have to be above the last
-    /// mark.
-    fn height(&self, count: usize) -> Result<usize, Fault> {
+    /// Returns the height of the stack without its `count` topmost objects. Fails unless these are
+    /// above the last mark.
+    fn height_without(&self, count: usize) -> Result<usize, PickleError> {
         let floor = self.marks.last().copied().unwrap_or(0);
         self.stack
             .len()
@@ -441,24 +463,25 @@ impl<S: ReadAt + ?Sized, V: Vocabulary> Machine<'_, S, V> {
             .ok_or_else(|| self.malformed("the stack is empty"))
     }
 
-    fn top(&self) -> Result<Id, Fault> {
-        Ok(self.stack[self.height(1)?])
+    fn top(&self) -> Result<Id, PickleError> {
+        Ok(self.stack[self.height_without(1)?])
     }
 
-    fn pop(&mut self) -> Result<Id, Fault> {
+    fn pop(&mut self) -> Result<Id, PickleError> {
         let top = self.top()?;
         self.stack.pop();
         Ok(top)
     }
 
-    fn pop_mark(&mut self) -> Result<Vec<Id>, Fault> {
+    /// Pops the last mark and returns the objects above it.
+    fn pop_mark(&mut self) -> Result<Vec<Id>, PickleError> {
         match self.marks.pop() {
             Some(height) => Ok(self.stack.split_off(height)),
             None => Err(self.malformed("a mark is missing")),
         }
     }
 
-    fn malformed(&self, reason: impl Into<String>) -> Fault {
+    fn malformed(&self, reason: impl Into<String>) -> PickleError {
         self.input.malformed(reason)
     }
 }
@@ -469,7 +492,7 @@ mod tests {
     use crate::Plain;
 
     /// A list class, a function that returns its argument, and a class with a state.
-    struct Test;
+    struct TestVocabulary;
 
     #[derive(Debug)]
     enum Known {
@@ -479,7 +502,7 @@ mod tests {
         Moved(Id),
     }
 
-    impl Vocabulary for Test {
+    impl Vocabulary for TestVocabulary {
         type Known = Known;
         const PYTHON_2_TEXT: bool = false;
 
@@ -497,11 +520,11 @@ mod tests {
             _: &Objects<Known>,
             callable: &Known,
             arguments: &[Id],
-        ) -> Result<Made<Known>, String> {
+        ) -> Result<CallResult<Known>, String> {
             match (callable, arguments) {
-                (Known::List, items) => Ok(Made::New(Node::List(items.to_vec()))),
-                (Known::Same, [item]) => Ok(Made::Same(*item)),
-                (Known::Point, []) => Ok(Made::New(Node::Known(Known::Point))),
+                (Known::List, items) => Ok(CallResult::New(Node::List(items.to_vec()))),
+                (Known::Same, [item]) => Ok(CallResult::Existing(*item)),
+                (Known::Point, []) => Ok(CallResult::New(Node::Known(Known::Point))),
                 _ => Err(format!("{callable:?} has unexpected arguments")),
             }
         }
@@ -527,24 +550,27 @@ mod tests {
         }
     }
 
-    fn run<V: Vocabulary>(bytes: &[u8], mut vocabulary: V) -> Result<Pickle<V::Known>, Fault> {
+    fn run<V: Vocabulary>(
+        bytes: &[u8],
+        mut vocabulary: V,
+    ) -> Result<Pickle<V::Known>, PickleError> {
         let end = bytes.len() as u64;
         read(bytes, 0..end, Limits::default(), &mut vocabulary)
     }
 
     #[track_caller]
     fn assert_fails(bytes: &[u8], part: &str) {
-        let message = run(bytes, Test).unwrap_err().to_string();
+        let message = run(bytes, TestVocabulary).unwrap_err().to_string();
         assert!(
             message.contains(part),
             "{message}\ndoes not contain: {part}"
         );
     }
 
-    /// Python's `repr`, for trees.
-    fn show<T: std::fmt::Debug>(bytes: &[u8], pickle: &Pickle<T>, id: Id) -> String {
+    /// Formats an object like Python's `repr`. Shared objects are repeated.
+    fn repr<T: std::fmt::Debug>(bytes: &[u8], pickle: &Pickle<T>, id: Id) -> String {
         let list = |ids: &[Id]| {
-            let items: Vec<String> = ids.iter().map(|i| show(bytes, pickle, *i)).collect();
+            let items: Vec<String> = ids.iter().map(|i| repr(bytes, pickle, *i)).collect();
             items.join(", ")
         };
         match pickle.get(id) {
@@ -554,7 +580,7 @@ mod tests {
             Node::Long(value) => value.to_string(),
             Node::Float(value) => value.to_string(),
             Node::Str(text) => format!("{text:?}"),
-            Node::Bytes(text) => format!("b{:?}", text.within(bytes)),
+            Node::Bytes(text) => format!("b{:?}", text.resolve(bytes)),
             Node::Tuple(items) => format!("({})", list(items)),
             Node::List(items) => format!("[{}]", list(items)),
             Node::Dict(items) => {
@@ -568,14 +594,14 @@ mod tests {
         }
     }
 
-    fn shown<V: Vocabulary<Known: std::fmt::Debug>>(bytes: &[u8], vocabulary: V) -> String {
+    fn read_repr<V: Vocabulary<Known: std::fmt::Debug>>(bytes: &[u8], vocabulary: V) -> String {
         let pickle = run(bytes, vocabulary).unwrap();
         assert_eq!(pickle.end, bytes.len() as u64);
-        show(bytes, &pickle, pickle.root)
+        repr(bytes, &pickle, pickle.root)
     }
 
-    /// Written by the weights' `make_fixtures.py`, one per protocol.
-    const EVERYTHING: [&[u8]; 4] = [
+    /// Written by `make_fixtures.py` of `clip-model`'s weights, one per protocol.
+    const CONTAINERS: [&[u8]; 4] = [
         include_bytes!("testdata/containers.p2.pkl"),
         include_bytes!("testdata/containers.p3.pkl"),
         include_bytes!("testdata/containers.p4.pkl"),
@@ -586,10 +612,13 @@ mod tests {
     fn the_text_opcodes_of_old_protocols_are_read() {
         let bytes = b"(lp0\nI5\naI01\naL-7L\naF1.5\naVa\\u00e9\np1\naS'it\\'s'\nag1\naNa.";
         let shared = |text| format!("[5, true, -7, 1.5, \"aé\", {text}, \"aé\", None]");
-        assert_eq!(shown(bytes, Plain), shared("\"it's\""));
-        assert_eq!(shown(bytes, Test), shared("b[105, 116, 39, 115]"));
+        assert_eq!(read_repr(bytes, Plain), shared("\"it's\""));
         assert_eq!(
-            shown(b"(dVk\nI1\ns((I2\nI3\nltp0\n0g0\n.", Plain),
+            read_repr(bytes, TestVocabulary),
+            shared("b[105, 116, 39, 115]")
+        );
+        assert_eq!(
+            read_repr(b"(dVk\nI1\ns((I2\nI3\nltp0\n0g0\n.", Plain),
             "([2, 3])"
         );
     }
@@ -604,8 +633,13 @@ mod tests {
                 let module = matches!(module, "builtins" | "__builtin__" | "_codecs");
                 (module && matches!(name, "set" | "frozenset" | "encode" | "bytes")).then_some(())
             }
-            fn call(&mut self, _: &Objects<()>, (): &(), _: &[Id]) -> Result<Made<()>, String> {
-                Ok(Made::New(Node::Known(())))
+            fn call(
+                &mut self,
+                _: &Objects<()>,
+                (): &(),
+                _: &[Id],
+            ) -> Result<CallResult<()>, String> {
+                Ok(CallResult::New(Node::Known(())))
             }
             fn build(&mut self, _: &Objects<()>, _: Id, _: Id) -> Result<Option<Node<()>>, String> {
                 Ok(None)
@@ -614,8 +648,8 @@ mod tests {
                 Ok(Node::None)
             }
         }
-        for bytes in EVERYTHING {
-            let text = shown(bytes, Sets);
+        for bytes in CONTAINERS {
+            let text = read_repr(bytes, Sets);
             let start =
                 "[None, true, 1, -2, 300, 70000, 1099511627776, 1180591620717411303424, \"ü\", ";
             assert!(text.starts_with(start), "{text}");
@@ -625,22 +659,25 @@ mod tests {
     }
 
     #[test]
-    fn known_classes_make_share_and_are_built() {
-        assert_eq!(shown(b"cm\nlist\n(I1\nI2\ntR.", Test), "[1, 2]");
-        assert_eq!(shown(b"(I1\nim\nlist\n.", Test), "[1]");
-        assert_eq!(shown(b"(cm\nlist\nI1\no.", Test), "[1]");
+    fn calls_share_arguments_and_states_replace_objects() {
         assert_eq!(
-            shown(b"\x80\x04\x8c\x01m\x8c\x04list\x93)\x81.", Test),
+            read_repr(b"cm\nlist\n(I1\nI2\ntR.", TestVocabulary),
+            "[1, 2]"
+        );
+        assert_eq!(read_repr(b"(I1\nim\nlist\n.", TestVocabulary), "[1]");
+        assert_eq!(read_repr(b"(cm\nlist\nI1\no.", TestVocabulary), "[1]");
+        assert_eq!(
+            read_repr(b"\x80\x04\x8c\x01m\x8c\x04list\x93)\x81.", TestVocabulary),
             "[]"
         );
-        assert_eq!(shown(b"X\x01\0\0\0aQ.", Test), "\"<a>\"");
-        let pickle = run(b"]q\0cm\nsame\nh\0\x85R\x86.", Test).unwrap();
+        assert_eq!(read_repr(b"X\x01\0\0\0aQ.", TestVocabulary), "\"<a>\"");
+        let pickle = run(b"]q\0cm\nsame\nh\0\x85R\x86.", TestVocabulary).unwrap();
         let Node::Tuple(pair) = pickle.get(pickle.root) else {
             panic!("{pickle:?}")
         };
         assert_eq!(pair[0], pair[1]);
         // The state replaces the object wherever it is referred to.
-        let pickle = run(b"cm\nPoint\n)Rq\0I7\nbh\0\x86.", Test).unwrap();
+        let pickle = run(b"cm\nPoint\n)Rq\0I7\nbh\0\x86.", TestVocabulary).unwrap();
         let Node::Tuple(pair) = pickle.get(pickle.root) else {
             panic!("{pickle:?}")
         };
@@ -648,7 +685,7 @@ mod tests {
             panic!("{pickle:?}")
         };
         assert!(matches!(pickle.get(*state), Node::Int(7)));
-        assert_eq!(shown(b"}Nb.", Test), "{}");
+        assert_eq!(read_repr(b"}Nb.", TestVocabulary), "{}");
         assert_fails(b"cm\nsame\n)R.", "Same has unexpected arguments");
         assert_fails(b"N)R.", "what is called is not a class or function");
         assert_fails(b"cm\nsame\nNR.", "arguments are not a tuple");
@@ -657,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn code_is_refused_by_name_in_every_protocol() {
+    fn unknown_functions_are_refused_by_name() {
         for bytes in [
             &b"cposix\nsystem\n(S'id'\ntR."[..],
             b"\x80\x02cposix\nsystem\nX\x02\0\0\0id\x85R.",
@@ -671,7 +708,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_and_self_reference_need_no_stack() {
+    fn deep_nesting_and_self_reference_are_read() {
         let deep = [vec![b']'; 1_000_000], vec![b'a'; 999_999], vec![b'.']].concat();
         run(&deep, Plain).unwrap();
         let marks = [vec![b'('; 1_000_000], vec![b't'; 1_000_000], vec![b'.']].concat();
@@ -683,7 +720,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memo_bomb_stays_small() {
+    fn shared_objects_are_not_copied() {
         // Each list holds the previous one twice: 2^100 leaves by value, 101 objects by reference.
         let mut bytes = b"]q\0".to_vec();
         for level in 0..100_u8 {
@@ -691,7 +728,7 @@ mod tests {
         }
         bytes.push(b'.');
         assert_eq!(run(&bytes, Plain).unwrap().all().len(), 4 + 101);
-        // A large list that is handed around is not copied either.
+        // A large list that is passed to calls is not copied either.
         let mut bytes = b"]q\0(".to_vec();
         bytes.extend([b'N'; 10_000]);
         bytes.extend(b"eq\0\x85q\x01cm\nsame\nq\x02");
@@ -699,11 +736,11 @@ mod tests {
             bytes.extend(b"h\x02h\x01R0");
         }
         bytes.push(b'.');
-        assert!(run(&bytes, Test).unwrap().all().len() < 10_020);
+        assert!(run(&bytes, TestVocabulary).unwrap().all().len() < 10_020);
     }
 
     #[test]
-    fn there_are_limits_on_objects_and_length() {
+    fn limits_on_objects_and_length_hold() {
         let objects = Limits::default().objects;
         for many in [
             [vec![b']'; objects + 1], vec![b'.']].concat(),
@@ -719,7 +756,7 @@ mod tests {
     }
 
     #[test]
-    fn declared_lengths_are_compared_with_what_is_left() {
+    fn declared_lengths_beyond_the_end_are_truncations() {
         for opcode in [
             b"X\xff\xff\xff\xff".as_slice(),
             b"\x8c\xff",
@@ -739,7 +776,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_pickles_are_named() {
+    fn malformed_pickles_are_refused_with_a_reason() {
         for (bytes, reason) in [
             (b"\x80\x06.".as_slice(), "unknown protocol 6"),
             (b".", "the stack is empty"),
@@ -749,9 +786,9 @@ mod tests {
             (b"NNa.", "appended to what is not a list"),
             (b"NNNs.", "put into what is not a dict"),
             (b"}(Nu.", "put into what is not a dict"),
-            (b"Pid\n.", "opcode 0x50 is not one"),
-            (b"\x82\x01.", "opcode 0x82 is not one"),
-            (b"\x97.", "opcode 0x97 is not one"),
+            (b"Pid\n.", "opcode 0x50 is not supported"),
+            (b"\x82\x01.", "opcode 0x82 is not supported"),
+            (b"\x97.", "opcode 0x97 is not supported"),
             (b"X\x01\0\0\0\xff.", "not UTF-8"),
             (b"I1x\n.", "not a number"),
             (b"F1x\n.", "not a number"),

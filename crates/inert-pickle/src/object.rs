@@ -1,20 +1,20 @@
-//! What a pickle holds.
+//! Objects of a pickle.
 
 use std::ops::{Deref, Range};
 
-/// Index of an object among those of a pickle.
+/// Index of an object in the arena of a pickle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Id(pub(crate) u32);
 
 impl Id {
-    /// `None`, in every pickle.
+    /// `None`, which every pickle has.
     pub const NONE: Self = Self(0);
     pub(crate) const FALSE: Self = Self(1);
     pub(crate) const TRUE: Self = Self(2);
     pub(crate) const OPAQUE: Self = Self(3);
 }
 
-/// An object. `T` is what the vocabulary makes.
+/// An object. `T` is the type of the vocabulary's objects.
 #[derive(Debug)]
 pub enum Node<T> {
     /// `None`.
@@ -38,48 +38,48 @@ pub enum Node<T> {
     List(Vec<Id>),
     /// A `dict`, in insertion order; a key may occur twice.
     Dict(Vec<(Id, Id)>),
-    /// A `set`, or an `int` beyond 128 bits. What it holds is not kept.
+    /// A `set`, or an `int` of more than 128 bits. Its content is dropped.
     Opaque,
-    /// A class, a function, or what one of them made.
+    /// A class or function of the vocabulary, or an object that one of them returned.
     Known(T),
 }
 
-/// Bytes that a pickle holds.
+/// The content of a `bytes` object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bytes {
-    /// They lie here in the source.
-    Place(Range<u64>),
-    /// They are written with escapes, or were made by the vocabulary.
-    Own(Box<[u8]>),
+    /// A range of the source.
+    Range(Range<u64>),
+    /// Bytes of an escaped literal, or of the vocabulary.
+    Owned(Box<[u8]>),
 }
 
 impl Bytes {
-    /// Their number.
+    /// Returns the number of bytes.
     pub fn len(&self) -> u64 {
         match self {
-            Self::Place(place) => place.end - place.start,
-            Self::Own(bytes) => bytes.len() as u64,
+            Self::Range(range) => range.end - range.start,
+            Self::Owned(bytes) => bytes.len() as u64,
         }
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The bytes themselves, of a pickle that was read from the slice `source`.
-    pub fn within<'a>(&'a self, source: &'a [u8]) -> &'a [u8] {
+    /// Returns the bytes, for a pickle that was read from the slice `source`.
+    pub fn resolve<'a>(&'a self, source: &'a [u8]) -> &'a [u8] {
         match self {
-            Self::Place(place) => {
-                let (start, end) = (place.start as usize, place.end as usize);
+            Self::Range(range) => {
+                let (start, end) = (range.start as usize, range.end as usize);
                 source.get(start..end).unwrap_or_default()
             }
-            Self::Own(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
         }
     }
 }
 
-/// The objects that a pickle has made so far, in the order they were made.
+/// The arena of a pickle's objects, in the order of their creation.
 #[derive(Debug)]
 pub struct Objects<T>(pub(crate) Vec<Node<T>>);
 
@@ -94,18 +94,21 @@ impl<T> Objects<T> {
         Self(shared.into())
     }
 
-    /// The object at `id`.
+    /// Returns the object `id`.
+    ///
+    /// # Panics
+    /// If `id` belongs to another pickle and is out of range.
     pub fn get(&self, id: Id) -> &Node<T> {
         &self.0[id.0 as usize]
     }
 
-    /// All objects, behind the four that every pickle shares: `None`, `False`, `True`,
-    /// and one for all that is opaque.
+    /// Returns all objects. The first four are those of every pickle: `None`, `False`, `True` and
+    /// the shared [`Node::Opaque`].
     pub fn all(&self) -> &[Node<T>] {
         &self.0
     }
 
-    /// The text at `id`, if it is a `str`.
+    /// Returns the text of object `id`, if it is a `str`.
     pub fn text(&self, id: Id) -> Option<&str> {
         match self.get(id) {
             Node::Str(text) => Some(text),
@@ -114,11 +117,11 @@ impl<T> Objects<T> {
     }
 }
 
-/// A pickle that was read.
+/// The objects of a pickle, returned by [`read`](crate::read).
 #[derive(Debug)]
 pub struct Pickle<T> {
     pub(crate) objects: Objects<T>,
-    /// The object that was pickled.
+    /// The pickled object.
     pub root: Id,
     /// Offset in the source of the byte after the pickle.
     pub end: u64,

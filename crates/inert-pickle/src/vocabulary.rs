@@ -1,44 +1,47 @@
-//! The classes and functions that a reader knows.
+//! Classes and functions that a reader knows.
 
 use super::{Id, Node, Objects};
 
-/// What a call has for a result.
+/// Result of a call.
 #[derive(Debug)]
-pub enum Made<T> {
+pub enum CallResult<T> {
     /// A new object.
     New(Node<T>),
-    /// One that exists: a shared argument stays shared.
-    Same(Id),
+    /// An existing object: a shared argument stays shared.
+    Existing(Id),
 }
 
-/// The classes and functions that a pickle may name. An error's text says what is wrong, and
-/// becomes the reason of [`Fault::Malformed`](crate::Fault::Malformed).
+/// The classes and functions that a pickle may name.
+///
+/// The text of an error becomes the reason of
+/// [`PickleError::Malformed`](crate::PickleError::Malformed).
 pub trait Vocabulary {
-    /// A class, a function, or what one of them made.
+    /// A class, a function, or an object that one of them returned.
     type Known;
 
-    /// Whether a `str` of Python 2 is text, in UTF-8, or bytes. Weights of that time name their
-    /// tensors with it; images are stored in it.
+    /// Set to read a `str` of Python 2 as UTF-8 text and not as bytes. Old weights name their
+    /// tensors with it; data sets store images in it.
     const PYTHON_2_TEXT: bool;
 
-    /// The class or function `name` of `module`, if it is known.
+    /// Returns the class or function `name` of `module`, if it is known.
     fn find(&mut self, module: &str, name: &str) -> Option<Self::Known>;
 
-    /// What `callable`, which [`Self::find`] returned, makes of arguments.
+    /// Calls `callable`.
     ///
     /// # Errors
-    /// If it is no class or function, or its arguments are of an unknown kind.
+    /// If `callable` is not a class or function, or does not support the arguments.
     fn call(
         &mut self,
         objects: &Objects<Self::Known>,
         callable: &Self::Known,
         arguments: &[Id],
-    ) -> Result<Made<Self::Known>, String>;
+    ) -> Result<CallResult<Self::Known>, String>;
 
-    /// What becomes of `target` when it is given `state`; nothing, if it stays as it is.
+    /// Sets the state of `target` (Python's `__setstate__`). Returns the object that replaces
+    /// `target`, or `None` if it stays unchanged.
     ///
     /// # Errors
-    /// If it takes no state, or one of another kind.
+    /// If `target` takes no state, or does not support this one.
     fn build(
         &mut self,
         objects: &Objects<Self::Known>,
@@ -46,10 +49,10 @@ pub trait Vocabulary {
         state: Id,
     ) -> Result<Option<Node<Self::Known>>, String>;
 
-    /// What a persistent id stands for.
+    /// Resolves a persistent id.
     ///
     /// # Errors
-    /// If it stands for nothing that is known.
+    /// If the id is unknown.
     fn persistent(
         &mut self,
         objects: &Objects<Self::Known>,
@@ -57,7 +60,7 @@ pub trait Vocabulary {
     ) -> Result<Node<Self::Known>, String>;
 }
 
-/// No classes and no functions: plain containers of numbers and texts.
+/// The empty vocabulary: plain containers of numbers and texts, without classes and functions.
 #[derive(Debug, Clone, Copy)]
 pub struct Plain;
 
@@ -75,7 +78,7 @@ impl Vocabulary for Plain {
         _: &Objects<Self::Known>,
         callable: &Self::Known,
         _: &[Id],
-    ) -> Result<Made<Self::Known>, String> {
+    ) -> Result<CallResult<Self::Known>, String> {
         match *callable {}
     }
 

@@ -1,7 +1,9 @@
-//! Draws contact sheets of the mini world: `cargo run --release --example mini_sheet -- <folder>`
-//! writes one PNG of pretraining pairs, one of reference and one of held-out pairs (captions beside
-//! them in a text file) and one a task of `mini` and of `mini-dev`, a row a class, pictures
-//! enlarged four times; and says how fast it drew.
+//! Contact sheets of the generated images.
+//!
+//! `cargo run --release --example mini_sheet -- <folder>` writes one PNG each of pretraining,
+//! reference and held-out pairs, with the captions in a text file, and one PNG per task of `mini`
+//! and `mini-dev`, with one row per class. Images are enlarged four times. The example also prints
+//! the drawing speed.
 
 use std::path::Path;
 use std::time::Instant;
@@ -23,11 +25,11 @@ fn sheet(images: &[RgbImage], columns: u32) -> RgbImage {
         rows * step + GAP,
         image::Rgb([255; 3]),
     );
-    for (index, picture) in (0u32..).zip(images) {
+    for (index, image) in (0u32..).zip(images) {
         let (left, top) = (GAP + index % columns * step, GAP + index / columns * step);
         for y in 0..IMAGE_SIZE * SCALE {
             for x in 0..IMAGE_SIZE * SCALE {
-                sheet.put_pixel(left + x, top + y, *picture.get_pixel(x / SCALE, y / SCALE));
+                sheet.put_pixel(left + x, top + y, *image.get_pixel(x / SCALE, y / SCALE));
             }
         }
     }
@@ -79,7 +81,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .sum();
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{:.0} pretraining pairs a second on one core ({bytes} bytes)",
+        "{:.0} pretraining pairs per second on one core ({bytes} bytes)",
         count as f64 / seconds
     );
     Ok(())

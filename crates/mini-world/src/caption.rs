@@ -1,32 +1,32 @@
-//! What a picture shows, and the many ways to say it.
+//! Captions of images: the described content and its phrasings.
 
-use super::dice::Dice;
 use super::palette::COLOURS;
+use super::rng::Rng;
 
-/// The longest caption, in words.
-pub(super) const LONGEST: usize = 16;
+/// Maximum length of a caption in words.
+pub(super) const MAX_WORDS: usize = 16;
 
-/// What a caption can say of a picture.
-pub(super) struct Facts {
-    /// Before everything else, never left out: `"three"`, `"a piece of"`.
+/// Content of an image, as the parts of a caption.
+pub(super) struct Description {
+    /// Quantity, never omitted: `"three"`, `"a piece of"`.
     pub count: &'static str,
-    /// In front of the noun.
-    pub adjectives: Vec<Word>,
-    /// What is shown.
+    /// Adjectives before the noun.
+    pub adjectives: Vec<Part>,
+    /// The depicted object.
     pub noun: String,
-    /// Behind the noun: `"on green"`.
-    pub details: Vec<Word>,
+    /// Phrases after the noun: `"on green"`.
+    pub details: Vec<Part>,
     pub article: Article,
 }
 
-/// A part of a caption.
-pub(super) struct Word {
+/// Part of a caption.
+pub(super) struct Part {
     pub text: String,
-    /// Without it the caption would not say what is shown.
-    pub needed: bool,
+    /// Never omitted: without it the caption would not identify the class.
+    pub required: bool,
 }
 
-/// What stands before the first word of a noun phrase.
+/// Article of a noun phrase.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Article {
     None,
@@ -35,35 +35,35 @@ pub(super) enum Article {
     The,
 }
 
-/// A part that may be left out; none where there is nothing to say.
-pub(super) fn may(text: &str) -> Word {
-    Word {
+/// Returns a part that may be omitted.
+pub(super) fn optional(text: &str) -> Part {
+    Part {
         text: text.to_owned(),
-        needed: false,
+        required: false,
     }
 }
 
-/// A part that is never left out.
-pub(super) fn must(text: &str) -> Word {
-    Word {
+/// Returns a part that is never omitted.
+pub(super) fn required(text: &str) -> Part {
+    Part {
         text: text.to_owned(),
-        needed: true,
+        required: true,
     }
 }
 
-/// Probability that a loose caption keeps a part that it may leave out, and that a sentence of the
-/// held-out pairs does.
-const KEPT: f32 = 0.6;
-const KEPT_IN_SENTENCES: f32 = 0.8;
+/// Probability of keeping an optional part in a web-style caption, and in a sentence of the
+/// held-out pairs.
+const KEEP: f32 = 0.6;
+const KEEP_IN_SENTENCES: f32 = 0.8;
 
-/// Share of loose captions that name what is shown and nothing else.
+/// Share of web-style captions without any optional part.
 const TERSE: f32 = 0.4;
 
-/// Share of loose captions that end with a full stop, as prompts do.
-const STOPPED: f32 = 0.2;
+/// Share of web-style captions that end with a full stop, as prompts do.
+const FULL_STOP: f32 = 0.2;
 
-/// What captions of pretraining begin with.
-const LEADS: [&str; 9] = [
+/// Prefixes of pretraining captions.
+const PREFIXES: [&str; 9] = [
     "a picture of",
     "there is",
     "an image of",
@@ -75,8 +75,8 @@ const LEADS: [&str; 9] = [
     "photo",
 ];
 
-/// Captions that say nothing of their picture, as those of the web often do.
-const EMPTY: [&str; 6] = [
+/// Uninformative captions, as they are frequent in web data.
+const UNINFORMATIVE: [&str; 6] = [
     "a picture",
     "untitled",
     "my photo",
@@ -85,43 +85,43 @@ const EMPTY: [&str; 6] = [
     "new",
 ];
 
-impl Facts {
-    /// A caption as on the web: in one of many forms, with some parts left out, and sometimes
-    /// saying next to nothing.
-    pub fn loose(&self, dice: &mut Dice) -> String {
-        let share = if dice.chance(TERSE) { 0.0 } else { KEPT };
-        let kept = self.some(share, dice);
-        let text = match dice.below(100) {
+impl Description {
+    /// Returns a caption in the style of web data: in one of many forms, with parts omitted, and
+    /// sometimes uninformative.
+    pub fn web_caption(&self, rng: &mut Rng) -> String {
+        let keep = if rng.chance(TERSE) { 0.0 } else { KEEP };
+        let kept = self.drop_parts(keep, rng);
+        let text = match rng.below(100) {
             0..25 => kept.phrase(),
             25..45 => {
-                let lead = dice.pick(&LEADS);
-                join([lead, &kept.phrase()])
+                let prefix = rng.pick(&PREFIXES);
+                join([prefix, &kept.phrase()])
             }
             45..57 => kept.bare(),
             57..67 => kept.noun_first(),
             67..79 => kept.sentence(),
-            79..90 => kept.tags(dice),
-            90..97 => kept.vague(dice),
-            _ => dice.pick(&EMPTY).to_owned(),
+            79..90 => kept.tags(rng),
+            90..97 => kept.vague(rng),
+            _ => rng.pick(&UNINFORMATIVE).to_owned(),
         };
-        let stop = if dice.chance(STOPPED) { "." } else { "" };
-        short(text) + stop
+        let stop = if rng.chance(FULL_STOP) { "." } else { "" };
+        truncate(text) + stop
     }
 
-    /// A noun phrase with all that can be said: the form of the reference pairs.
+    /// Returns a noun phrase with all parts: the form of the reference pairs.
     pub fn phrase(&self) -> String {
         let body = self.bare();
-        short(match self.article {
+        truncate(match self.article {
             Article::None => body,
             Article::A => with_article(&body),
             Article::The => join(["the", &body]),
         })
     }
 
-    /// A sentence that leaves out some of what can be said: the form of the pairs that retrieval is
-    /// measured on. None is a phrase.
-    pub fn told(&self, dice: &mut Dice) -> String {
-        self.some(KEPT_IN_SENTENCES, dice).sentence()
+    /// Returns a sentence with some optional parts omitted: the form of the held-out pairs. It
+    /// never equals a noun phrase of the reference pairs.
+    pub fn partial_sentence(&self, rng: &mut Rng) -> String {
+        self.drop_parts(KEEP_IN_SENTENCES, rng).sentence()
     }
 
     fn sentence(&self) -> String {
@@ -131,7 +131,7 @@ impl Facts {
                 Article::None => "",
                 _ => "the",
             };
-            return short(join([
+            return truncate(join([
                 "you can see",
                 article,
                 self.count,
@@ -145,7 +145,7 @@ impl Facts {
         };
         let count = self.count.strip_prefix("a ").unwrap_or(self.count);
         let adjectives: Vec<&str> = texts(&self.adjectives).collect();
-        short(join([
+        truncate(join([
             "the",
             count,
             &self.noun,
@@ -155,7 +155,7 @@ impl Facts {
         ]))
     }
 
-    /// Without an article.
+    /// Returns the noun phrase without an article.
     fn bare(&self) -> String {
         join([
             self.count,
@@ -165,7 +165,7 @@ impl Facts {
         ])
     }
 
-    /// The noun, then what it is like.
+    /// Returns the noun followed by all other parts.
     fn noun_first(&self) -> String {
         join([
             &self.noun,
@@ -175,56 +175,56 @@ impl Facts {
         ])
     }
 
-    /// All words in any order.
-    fn tags(&self, dice: &mut Dice) -> String {
+    /// Returns all words in random order.
+    fn tags(&self, rng: &mut Rng) -> String {
         let text = self.bare();
         let mut words: Vec<&str> = text.split(' ').collect();
         for last in (1..words.len()).rev() {
-            words.swap(last, dice.below(last + 1));
+            words.swap(last, rng.below(last + 1));
         }
         join(words)
     }
 
-    /// What it is like, but not what it is.
-    fn vague(&self, dice: &mut Dice) -> String {
+    /// Returns an adjective or a detail, without the noun.
+    fn vague(&self, rng: &mut Rng) -> String {
         let parts: Vec<&str> = texts(&self.adjectives)
             .chain(texts(&self.details))
             .collect();
         if parts.is_empty() {
-            return dice.pick(&EMPTY).to_owned();
+            return rng.pick(&UNINFORMATIVE).to_owned();
         }
-        join(["something", dice.pick(&parts)])
+        join(["something", rng.pick(&parts)])
     }
 
-    /// Whether a part that cannot be left out names a colour.
-    pub fn needs_colour(&self) -> bool {
+    /// Returns `true` if a required part names a colour.
+    pub fn requires_colour(&self) -> bool {
         let mut parts = self.adjectives.iter().chain(&self.details);
-        parts.any(|word| word.needed && names_colour(&word.text))
+        parts.any(|part| part.required && names_colour(&part.text))
     }
 
-    /// The same without the parts that name colours.
-    pub fn colourless(mut self) -> Self {
-        for words in [&mut self.adjectives, &mut self.details] {
-            words.retain(|word| !names_colour(&word.text));
+    /// Removes the parts that name colours.
+    pub fn without_colours(mut self) -> Self {
+        for parts in [&mut self.adjectives, &mut self.details] {
+            parts.retain(|part| !names_colour(&part.text));
         }
         self
     }
 
-    /// The same with some parts left out.
-    fn some(&self, share: f32, dice: &mut Dice) -> Self {
-        let mut keep = |words: &[Word]| -> Vec<Word> {
-            let kept = words.iter().filter(|w| w.needed || dice.chance(share));
-            kept.map(|w| Word {
-                text: w.text.clone(),
-                needed: w.needed,
+    /// Returns a copy that keeps each optional part with probability `keep`.
+    fn drop_parts(&self, keep: f32, rng: &mut Rng) -> Self {
+        let mut filter = |parts: &[Part]| -> Vec<Part> {
+            let kept = parts.iter().filter(|p| p.required || rng.chance(keep));
+            kept.map(|p| Part {
+                text: p.text.clone(),
+                required: p.required,
             })
             .collect()
         };
         Self {
             count: self.count,
-            adjectives: keep(&self.adjectives),
+            adjectives: filter(&self.adjectives),
             noun: self.noun.clone(),
-            details: keep(&self.details),
+            details: filter(&self.details),
             article: self.article,
         }
     }
@@ -235,16 +235,17 @@ fn names_colour(text: &str) -> bool {
     words.any(|word| COLOURS.iter().any(|(name, _)| *name == word))
 }
 
-fn texts(words: &[Word]) -> impl Iterator<Item = &str> {
-    words.iter().map(|word| word.text.as_str())
+fn texts(parts: &[Part]) -> impl Iterator<Item = &str> {
+    parts.iter().map(|part| part.text.as_str())
 }
 
-/// The parts that are not empty, with spaces between.
+/// Joins the non-empty parts by spaces.
 pub(super) fn join<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     parts.join(" ")
 }
 
+/// Prepends the indefinite article.
 pub(super) fn with_article(phrase: &str) -> String {
     let article = if phrase.starts_with(['a', 'e', 'i', 'o', 'u']) {
         "an"
@@ -254,9 +255,9 @@ pub(super) fn with_article(phrase: &str) -> String {
     format!("{article} {phrase}")
 }
 
-/// The first words, as many as a caption may have.
-fn short(text: String) -> String {
-    match text.match_indices(' ').nth(LONGEST - 1) {
+/// Truncates a caption to [`MAX_WORDS`].
+fn truncate(text: String) -> String {
+    match text.match_indices(' ').nth(MAX_WORDS - 1) {
         Some((end, _)) => text[..end].to_owned(),
         None => text,
     }
@@ -266,35 +267,38 @@ fn short(text: String) -> String {
 mod tests {
     use super::*;
 
-    fn facts() -> Facts {
-        Facts {
+    fn description() -> Description {
+        Description {
             count: "",
-            adjectives: vec![may("small"), must("red")],
+            adjectives: vec![optional("small"), required("red")],
             noun: "fruit".to_owned(),
-            details: vec![may("on white")],
+            details: vec![optional("on white")],
             article: Article::A,
         }
     }
 
     #[test]
-    fn full_captions_say_everything() {
-        let facts = facts();
-        assert_eq!(facts.phrase(), "a small red fruit on white");
-        assert_eq!(facts.sentence(), "the fruit is small and red on white");
-        let three = Facts {
+    fn full_captions_contain_all_parts() {
+        let description = description();
+        assert_eq!(description.phrase(), "a small red fruit on white");
+        assert_eq!(
+            description.sentence(),
+            "the fruit is small and red on white"
+        );
+        let three = Description {
             count: "three",
-            adjectives: vec![may("blue")],
+            adjectives: vec![optional("blue")],
             noun: "stars".to_owned(),
             details: Vec::new(),
             article: Article::None,
         };
         assert_eq!(three.phrase(), "three blue stars");
         assert_eq!(three.sentence(), "the three stars are blue");
-        let letter = Facts {
+        let letter = Description {
             count: "",
             adjectives: Vec::new(),
             noun: "letter a".to_owned(),
-            details: vec![may("in red")],
+            details: vec![optional("in red")],
             article: Article::The,
         };
         assert_eq!(letter.phrase(), "the letter a in red");
@@ -302,23 +306,23 @@ mod tests {
     }
 
     #[test]
-    fn loose_captions_keep_what_is_needed_unless_they_are_vague() {
+    fn web_captions_keep_required_parts_unless_vague() {
         let mut forms = std::collections::BTreeSet::new();
-        let mut silent = 0;
+        let mut uninformative = 0;
         for index in 0..2000 {
-            let text = facts().loose(&mut Dice::new(1, 2, 3, index));
+            let text = description().web_caption(&mut Rng::new(1, 2, 3, index));
             let says = text.contains("red") && text.contains("fruit");
-            silent += usize::from(!says);
+            uninformative += usize::from(!says);
             forms.insert(text);
         }
         assert!(forms.len() > 60, "{}", forms.len());
-        assert!((140..320).contains(&silent), "{silent}");
+        assert!((140..320).contains(&uninformative), "{uninformative}");
     }
 
     #[test]
-    fn no_caption_is_too_long() {
+    fn captions_are_truncated() {
         let long = vec!["word"; 40].join(" ");
-        assert_eq!(short(long).split(' ').count(), LONGEST);
-        assert_eq!(short("a b".to_owned()), "a b");
+        assert_eq!(truncate(long).split(' ').count(), MAX_WORDS);
+        assert_eq!(truncate("a b".to_owned()), "a b");
     }
 }

@@ -1,23 +1,23 @@
-//! Suites whose tasks demand opposite things of the same pictures, to a degree that is dialled.
+//! Suites of tasks with contradicting labels on the same images, to an adjustable degree.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
-use super::dice::Dice;
-use super::task::{FACES, SATELLITE, SHAPES, fill};
+use super::rng::Rng;
+use super::task::{FACES, SATELLITE, SHAPES, fill_template};
 use super::{CONFLICT_DOMAIN, MiniSizes, tasks};
 use mtil_data::suite::{LabelledImages, Suite, SuiteError, Task};
 
-/// How two tasks contradict each other.
+/// Kind of label conflict between two tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Conflict {
-    /// A share of the classes is later called by another one's name.
+    /// The names of a share of the classes are permuted in the later task.
     Permuted,
-    /// Classes told apart first are later taken together in pairs of unlike shapes ("circle or
-    /// arrow").
+    /// Classes that are separate in the first task are merged in the later one, in pairs of
+    /// dissimilar shapes ("circle or arrow").
     Split,
-    /// The reverse of [`Split`](Self::Split): taken together first, told apart later.
+    /// The reverse of [`Split`](Self::Split): merged first, separate later.
     Merge,
 }
 
@@ -25,22 +25,22 @@ impl Conflict {
     /// All kinds.
     pub const ALL: [Self; 3] = [Self::Permuted, Self::Split, Self::Merge];
 
-    /// What the suite asks, in a line.
+    /// Returns a one-line description of the suite.
     pub fn about(self) -> &'static str {
         match self {
             Self::Permuted => {
-                "the same pictures again, a share DIAL of the classes under each other's names"
+                "the same images again, with the names of a share DIAL of the classes permuted"
             }
             Self::Split => {
-                "the same pictures again, a share DIAL of the classes merged in pairs that look unlike"
+                "the same images again, with a share DIAL of the classes merged in dissimilar pairs"
             }
             Self::Merge => {
-                "conflict-split the other way round: merged classes first, then told apart"
+                "conflict-split in reverse: merged classes first, separate classes later"
             }
         }
     }
 
-    /// The word for the kind, which is also the name of its suite up to the colon.
+    /// Returns the name of the kind: the part of the suite's name before the colon.
     pub fn name(self) -> &'static str {
         match self {
             Self::Permuted => "conflict-permuted",
@@ -65,33 +65,49 @@ impl FromStr for Conflict {
     }
 }
 
-/// Why there is no such conflict suite.
+/// Error of building or parsing a conflict suite.
 #[derive(Debug, thiserror::Error)]
 pub enum ConflictError {
     /// No kind of that name.
-    #[error("there is no conflict suite `{word}`: known are {}", Conflict::ALL.map(Conflict::name).join(", "))]
+    #[error(
+        "there is no conflict suite `{word}`: known are {}",
+        Conflict::ALL.map(Conflict::name).join(", ")
+    )]
     Kind {
-        /// What was asked for.
+        /// The requested name.
         word: String,
     },
     /// The dial is not a number from 0 to 1.
     #[error(
-        "the dial of a conflict suite is a number from 0 (no conflict) to 1, as in `conflict-permuted:0.5`, not `{dial}`"
+        "the dial of a conflict suite is a number from 0 (no conflict) to 1, \
+         as in `conflict-permuted:0.5`, not `{dial}`"
     )]
     Dial {
-        /// What was given.
+        /// The requested value.
         dial: String,
     },
-    /// The sizes leave a part of the suite empty.
+    /// The sizes leave a split of the suite empty.
     #[error(transparent)]
     Suite(#[from] SuiteError),
 }
 
-/// Pairs of [`SHAPES`] that look unlike each other, by label.
-const UNLIKE: [(usize, usize); 5] = [(0, 9), (1, 3), (2, 6), (4, 5), (7, 8)];
+/// Labels of dissimilar pairs of [`SHAPES`].
+const DISSIMILAR_PAIRS: [(usize, usize); 5] = [(0, 9), (1, 3), (2, 6), (4, 5), (7, 8)];
 
-/// Reads `conflict-permuted:0.5`: kind and dial. Without a colon the dial is 1. `None` when the
-/// word before the colon is not a kind of conflict.
+/// Parses a suite name such as `conflict-permuted:0.5` into kind and dial. The dial defaults to 1.
+/// Returns `None` if the part before the colon is not a kind of conflict.
+///
+/// ```
+/// use mini_world::{Conflict, parse_conflict};
+///
+/// let (kind, dial) = parse_conflict("conflict-permuted:0.5").unwrap()?;
+/// assert_eq!((kind, dial), (Conflict::Permuted, 0.5));
+/// assert!(parse_conflict("mini").is_none());
+/// # Ok::<(), mini_world::ConflictError>(())
+/// ```
+///
+/// # Errors
+/// [`ConflictError::Dial`] if the dial is not a number from 0 to 1.
 pub fn parse(word: &str) -> Option<Result<(Conflict, f64), ConflictError>> {
     let (kind, dial) = match word.split_once(':') {
         Some((kind, dial)) => (kind, Some(dial)),
@@ -101,13 +117,13 @@ pub fn parse(word: &str) -> Option<Result<(Conflict, f64), ConflictError>> {
     let Some(text) = dial else {
         return Some(Ok((kind, 1.0)));
     };
-    let wrong = || ConflictError::Dial { dial: text.into() };
-    let dial = text.parse().map_err(|_| wrong());
-    Some(dial.and_then(|dial| Ok((kind, checked(dial)?))))
+    let invalid = || ConflictError::Dial { dial: text.into() };
+    let dial = text.parse().map_err(|_| invalid());
+    Some(dial.and_then(|dial| Ok((kind, validate_dial(dial)?))))
 }
 
-/// A dial from 0 to 1, without the sign of −0, which would make another name of the same suite.
-fn checked(dial: f64) -> Result<f64, ConflictError> {
+/// Returns a valid dial. The sign of −0 is removed, because it would be part of the suite's name.
+fn validate_dial(dial: f64) -> Result<f64, ConflictError> {
     if (0.0..=1.0).contains(&dial) {
         Ok(dial + 0.0)
     } else {
@@ -117,44 +133,59 @@ fn checked(dial: f64) -> Result<f64, ConflictError> {
     }
 }
 
-/// A suite of four tasks, the third of which contradicts the first. The change from row 2 to row 3
-/// of the accuracy matrix tells the effects apart:
+/// Returns a suite of four tasks, the third of which contradicts the first. The change from row 2
+/// to row 3 of the accuracy matrix separates the effects:
 ///
-/// | place | task | what the change in its column shows |
+/// | task | data | effect shown by the change in its column |
 /// |---|---|---|
-/// | 1 | `shapes` | forgetting of what is contradicted |
-/// | 2 | `satellite` | damage to a learned task that has no part in the conflict |
-/// | 3 | the pictures of place 1 under other names | learning against what was learned |
-/// | 4 | `faces` | damage to the zero-shot ability on a task that has no part in the conflict |
+/// | 1 | `shapes` | forgetting of the contradicted task |
+/// | 2 | `satellite` | interference with a learned task outside the conflict |
+/// | 3 | the images of task 1 with other class names | learning against earlier labels |
+/// | 4 | `faces` | loss of zero-shot accuracy on a task outside the conflict |
 ///
-/// ([`Merge`](Conflict::Merge) has 1 and 3 the other way round.) With the dial at 0, place 3 trains
-/// place 1 again: the reference for all other values. What a lower value contradicts, a higher one
-/// contradicts too.
+/// ([`Merge`](Conflict::Merge) swaps 1 and 3.) With the dial at 0, task 3 repeats task 1: the
+/// baseline for all other values. The classes in conflict at a lower value are also in conflict at
+/// a higher one.
 ///
-/// The name is the kind and the dial, as [`parse_conflict`](parse) reads them, and so both are part
-/// of the fingerprint. Pictures and reference pairs are those of [`mini::suite`](fn@super::suite)
-/// under the same seed and sizes.
+/// The suite's name consists of kind and dial, as parsed by [`parse_conflict`](parse), so both are
+/// part of the fingerprint. Images and reference pairs are those of
+/// [`mini_world::suite`](fn@super::suite) with the same seed and sizes.
+///
+/// ```
+/// use mini_world::{Conflict, MiniSizes, conflict_suite, disagreement};
+///
+/// let sizes = MiniSizes {
+///     train_per_task: 20,
+///     test_per_task: 20,
+///     reference: 2,
+///     held_out: 2,
+/// };
+/// let suite = conflict_suite(Conflict::Permuted, 0.5, 7, sizes)?;
+/// assert_eq!(suite.name, "conflict-permuted:0.5");
+/// assert_eq!(disagreement(&suite), 0.5);
+/// # Ok::<(), mini_world::ConflictError>(())
+/// ```
 ///
 /// # Arguments
-/// * `dial` - the share of the ten shapes that take part, rounded to whole shapes
-///   ([`Permuted`](Conflict::Permuted)) or pairs of shapes; any value above 0 makes two take part
-///   at least. [`disagreement`] measures what was reached.
-/// * `seed` - also chooses which shapes take part
+/// * `dial` - share of the ten shapes in conflict, rounded to whole shapes
+///   ([`Permuted`](Conflict::Permuted)) or pairs of shapes. Any value above 0 selects at least two
+///   shapes. [`disagreement`] measures the resulting share.
+/// * `seed` - seed of the images and of the selection of shapes
 ///
 /// # Errors
-/// [`ConflictError`] when the dial is not from 0 to 1 or a size is 0.
+/// [`ConflictError`] if the dial is not from 0 to 1 or a size is 0.
 pub fn conflict_suite(
     kind: Conflict,
     dial: f64,
     seed: u64,
     sizes: MiniSizes,
 ) -> Result<Suite, ConflictError> {
-    let dial = checked(dial)?;
+    let dial = validate_dial(dial)?;
     let mut suite = super::suite(seed, sizes);
     let shapes = suite.tasks[SHAPES].clone();
     let (first, later) = match kind {
         Conflict::Permuted => {
-            let names = permuted(&shapes.class_names, dial, seed);
+            let names = permute_names(&shapes.class_names, dial, seed);
             let renamed = Task {
                 name: "shapes-renamed".into(),
                 class_names: names,
@@ -163,41 +194,42 @@ pub fn conflict_suite(
             (shapes, renamed)
         }
         Conflict::Split => {
-            let merged = merged(&shapes, dial, seed);
+            let merged = merge_classes(&shapes, dial, seed);
             (shapes, merged)
         }
-        Conflict::Merge => (merged(&shapes, dial, seed), shapes),
+        Conflict::Merge => (merge_classes(&shapes, dial, seed), shapes),
     };
-    let bystanders = [SATELLITE, FACES].map(|index| suite.tasks[index].clone());
-    let [learned, unseen] = bystanders;
+    let unaffected = [SATELLITE, FACES].map(|index| suite.tasks[index].clone());
+    let [learned, unseen] = unaffected;
     suite.name = format!("{kind}:{dial}");
     suite.tasks = vec![first, learned, later, unseen];
     suite.check()?;
     Ok(suite)
 }
 
-/// How many of `all` take part: the share rounded, and `least` at least unless the dial is 0.
-fn taking_part(dial: f64, all: usize, least: usize) -> usize {
+/// Returns the number of `all` classes or pairs in conflict: the rounded share, and at least
+/// `least` unless the dial is 0.
+fn conflict_count(dial: f64, all: usize, least: usize) -> usize {
     match (dial * all as f64).round() as usize {
         _ if dial == 0.0 => 0,
         count => count.max(least),
     }
 }
 
-/// The numbers below `n` in the order in which they take part as the dial rises.
-fn ranking(n: usize, seed: u64, kind: u64) -> Vec<usize> {
+/// Returns a random permutation of 0..n: the order in which classes join the conflict as the dial
+/// rises.
+fn permutation(n: usize, seed: u64, kind: u64) -> Vec<usize> {
     let mut all: Vec<usize> = (0..n).collect();
-    let dice = &mut Dice::new(seed, CONFLICT_DOMAIN, kind, 0);
+    let rng = &mut Rng::new(seed, CONFLICT_DOMAIN, kind, 0);
     for last in (1..n).rev() {
-        all.swap(last, dice.below(last + 1));
+        all.swap(last, rng.below(last + 1));
     }
     all
 }
 
-/// The names with those of the classes taking part passed round in a circle: none of these keeps
-/// its own.
-fn permuted(names: &[String], dial: f64, seed: u64) -> Vec<String> {
-    let circle = &ranking(names.len(), seed, 0)[..taking_part(dial, names.len(), 2)];
+/// Permutes the names of the selected classes cyclically, so that none keeps its own name.
+fn permute_names(names: &[String], dial: f64, seed: u64) -> Vec<String> {
+    let circle = &permutation(names.len(), seed, 0)[..conflict_count(dial, names.len(), 2)];
     let mut renamed = names.to_vec();
     for (place, &class) in circle.iter().enumerate() {
         renamed[class] = names[circle[(place + 1) % circle.len()]].clone();
@@ -205,33 +237,34 @@ fn permuted(names: &[String], dial: f64, seed: u64) -> Vec<String> {
     renamed
 }
 
-/// The task with pairs of unlike classes taken together under a name made of both.
-fn merged(task: &Task, dial: f64, seed: u64) -> Task {
-    let pairs = &ranking(UNLIKE.len(), seed, 1)[..taking_part(dial, UNLIKE.len(), 1)];
+/// Merges the selected pairs of dissimilar classes under the name "a or b".
+fn merge_classes(task: &Task, dial: f64, seed: u64) -> Task {
+    let pairs = &permutation(DISSIMILAR_PAIRS.len(), seed, 1)
+        [..conflict_count(dial, DISSIMILAR_PAIRS.len(), 1)];
     let partner = |class: usize| {
-        let mut of = pairs.iter().map(|&pair| UNLIKE[pair]);
+        let mut of = pairs.iter().map(|&pair| DISSIMILAR_PAIRS[pair]);
         of.find(|&(_, second)| second == class)
     };
-    // The second of a pair goes where the first is; the labels of the others move up.
+    // Both classes of a pair get the label of the first. The other labels close the gaps.
     let mut class_names: Vec<String> = Vec::new();
-    let mut place = vec![0; task.class_names.len()];
+    let mut new_label = vec![0; task.class_names.len()];
     for (class, name) in task.class_names.iter().enumerate() {
         if partner(class).is_none() {
-            place[class] = class_names.len();
+            new_label[class] = class_names.len();
             class_names.push(name.clone());
         }
     }
     for &pair in pairs {
-        let (first, second) = UNLIKE[pair];
-        place[second] = place[first];
-        class_names[place[first]] = format!(
+        let (first, second) = DISSIMILAR_PAIRS[pair];
+        new_label[second] = new_label[first];
+        class_names[new_label[first]] = format!(
             "{} or {}",
             task.class_names[first], task.class_names[second]
         );
     }
     let half = |half: &LabelledImages| LabelledImages {
         images: half.images.clone(),
-        labels: half.labels.iter().map(|&class| place[class]).collect(),
+        labels: half.labels.iter().map(|&class| new_label[class]).collect(),
     };
     Task {
         name: format!("{}-merged", tasks()[SHAPES].name),
@@ -242,12 +275,12 @@ fn merged(task: &Task, dial: f64, seed: u64) -> Task {
     }
 }
 
-/// How much the tasks of any suite contradict each other, without training: of the training images
-/// that an earlier task has too, the share whose text (the class name in the task's first template)
-/// is another one there. 0 when no task shares an image with an earlier one, 1 when every shared
-/// image is called something else.
+/// Returns the share of conflicting labels between the tasks of any suite. Of the training images
+/// that an earlier task contains too, it is the share with a different text (the class name in the
+/// task's first template) there. It is 0 if no task shares an image with an earlier one, and 1 if
+/// every shared image has a different text.
 ///
-/// Images are the same when their [identity](mtil_data::data::ImageSource::identity) is.
+/// Images are equal if their [identities](mtil_data::data::ImageSource::identity) are.
 pub fn disagreement(suite: &Suite) -> f64 {
     let mut known: HashMap<String, String> = HashMap::new();
     let (mut shared, mut differ) = (0usize, 0usize);
@@ -256,7 +289,7 @@ pub fn disagreement(suite: &Suite) -> f64 {
         let texts: Vec<String> = task
             .class_names
             .iter()
-            .map(|name| fill(template, name))
+            .map(|name| fill_template(template, name))
             .collect();
         let mut own: HashMap<String, String> = HashMap::new();
         for (index, &label) in task.train.labels.iter().enumerate() {
@@ -292,17 +325,17 @@ mod tests {
         held_out: 2,
     };
 
-    fn made(kind: Conflict, dial: f64) -> Suite {
+    fn suite_of(kind: Conflict, dial: f64) -> Suite {
         conflict_suite(kind, dial, 7, SIZES).unwrap()
     }
 
-    /// The name that a picture has in a task.
-    fn called(task: &Task, index: usize) -> &str {
+    /// Returns the class name of an image in a task.
+    fn class_name(task: &Task, index: usize) -> &str {
         &task.class_names[task.test.labels[index]]
     }
 
     #[test]
-    fn words_are_read() {
+    fn suite_names_are_parsed() {
         let read = |word| parse(word).unwrap().unwrap();
         assert_eq!(read("conflict-permuted:0.5"), (Conflict::Permuted, 0.5));
         assert_eq!(read("conflict-split"), (Conflict::Split, 1.0));
@@ -329,53 +362,53 @@ mod tests {
     }
 
     #[test]
-    fn suite_names_are_read_back_and_fingerprints_differ() {
+    fn suite_names_round_trip_and_fingerprints_differ() {
         let mut seen = HashSet::new();
         for kind in Conflict::ALL {
             for dial in [0.0, 0.3, 0.31, 1.0] {
-                let suite = made(kind, dial);
+                let suite = suite_of(kind, dial);
                 assert_eq!(parse(&suite.name).unwrap().unwrap(), (kind, dial));
-                assert_eq!(suite.fingerprint(), made(kind, dial).fingerprint());
+                assert_eq!(suite.fingerprint(), suite_of(kind, dial).fingerprint());
                 assert!(seen.insert(suite.fingerprint()), "{}", suite.name);
             }
         }
         let other = conflict_suite(Conflict::Permuted, 1.0, 8, SIZES).unwrap();
         assert!(seen.insert(other.fingerprint()));
-        assert_eq!(made(Conflict::Split, -0.0).name, "conflict-split:0");
+        assert_eq!(suite_of(Conflict::Split, -0.0).name, "conflict-split:0");
     }
 
     #[test]
-    fn bystanders_and_pairs_are_those_of_the_world() {
-        let world = super::super::suite(7, SIZES);
+    fn unaffected_tasks_and_pairs_are_those_of_mini() {
+        let mini = super::super::suite(7, SIZES);
         for kind in Conflict::ALL {
-            let suite = made(kind, 0.6);
+            let suite = suite_of(kind, 0.6);
             let [first, learned, later, unseen] = &suite.tasks[..] else {
                 panic!("{} tasks", suite.tasks.len());
             };
             for (task, index) in [(learned, SATELLITE), (unseen, FACES)] {
                 assert_eq!(task.name, tasks()[index].name);
-                assert_eq!(task.train.labels, world.tasks[index].train.labels);
+                assert_eq!(task.train.labels, mini.tasks[index].train.labels);
             }
             for task in [first, later] {
-                for (own, world) in [
-                    (&task.train, &world.tasks[SHAPES].train),
-                    (&task.test, &world.tasks[SHAPES].test),
+                for (own, mini) in [
+                    (&task.train, &mini.tasks[SHAPES].train),
+                    (&task.test, &mini.tasks[SHAPES].test),
                 ] {
-                    assert_eq!(own.images.len(), world.images.len());
+                    assert_eq!(own.images.len(), mini.images.len());
                     for index in 0..own.images.len() {
-                        assert_eq!(own.images.identity(index), world.images.identity(index));
+                        assert_eq!(own.images.identity(index), mini.images.identity(index));
                     }
                 }
             }
-            assert_eq!(suite.reference.captions, world.reference.captions);
-            assert_eq!(suite.held_out.captions, world.held_out.captions);
+            assert_eq!(suite.reference.captions, mini.reference.captions);
+            assert_eq!(suite.held_out.captions, mini.held_out.captions);
         }
     }
 
     #[test]
-    fn without_a_dial_the_tasks_agree() {
+    fn dial_of_zero_has_no_conflict() {
         for kind in Conflict::ALL {
-            let suite = made(kind, 0.0);
+            let suite = suite_of(kind, 0.0);
             let (first, later) = (&suite.tasks[0], &suite.tasks[2]);
             assert_eq!(first.class_names, later.class_names);
             assert_eq!(first.test.labels, later.test.labels);
@@ -408,13 +441,13 @@ mod tests {
     #[test]
     fn merged_classes_take_two_shapes_each() {
         for (dial, pairs) in [(0.01, 1), (0.2, 1), (0.4, 2), (0.6, 3), (1.0, 5)] {
-            let suite = made(Conflict::Split, dial);
+            let suite = suite_of(Conflict::Split, dial);
             let (fine, coarse) = (&suite.tasks[0], &suite.tasks[2]);
             assert_eq!(coarse.class_names.len(), 10 - pairs);
             assert!((disagreement(&suite) - pairs as f64 / 5.0).abs() < 1e-12);
             let mut renamed = 0;
             for index in 0..SIZES.test_per_task {
-                let (own, joint) = (called(fine, index), called(coarse, index));
+                let (own, joint) = (class_name(fine, index), class_name(coarse, index));
                 if own != joint {
                     renamed += 1;
                     let (a, b) = joint.split_once(" or ").unwrap();
@@ -423,13 +456,16 @@ mod tests {
             }
             assert_eq!(renamed, pairs * 2 * SIZES.test_per_task / 10);
         }
-        let all: HashSet<usize> = UNLIKE.iter().flat_map(|&(a, b)| [a, b]).collect();
+        let all: HashSet<usize> = DISSIMILAR_PAIRS.iter().flat_map(|&(a, b)| [a, b]).collect();
         assert_eq!(all.len(), tasks()[SHAPES].class_names.len());
     }
 
     #[test]
-    fn merging_is_splitting_backwards() {
-        let (split, merge) = (made(Conflict::Split, 0.6), made(Conflict::Merge, 0.6));
+    fn merge_is_the_reverse_of_split() {
+        let (split, merge) = (
+            suite_of(Conflict::Split, 0.6),
+            suite_of(Conflict::Merge, 0.6),
+        );
         for (a, b) in [(0, 2), (2, 0)] {
             let (a, b) = (&split.tasks[a], &merge.tasks[b]);
             assert_eq!((&a.name, &a.class_names), (&b.name, &b.class_names));
@@ -439,12 +475,12 @@ mod tests {
     }
 
     #[test]
-    fn the_world_itself_has_no_conflict() {
+    fn mini_has_no_conflict() {
         assert_eq!(disagreement(&super::super::suite(7, SIZES)), 0.0);
     }
 
     #[test]
-    fn bad_sizes_and_dials_are_refused() {
+    fn invalid_sizes_and_dials_are_errors() {
         for dial in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
             let e = conflict_suite(Conflict::Merge, dial, 7, SIZES)
                 .err()

@@ -1,9 +1,9 @@
-//! Creatures put together from parts. Pretraining shows every part under its plain name; the
-//! creature task names eight fixed combinations with invented nouns.
+//! Creatures composed of parts. Pretraining shows every part with its plain name. The creature task
+//! names eight fixed combinations by invented nouns.
 
-use super::canvas::{Canvas, Place, Rgb, Strokes, scaled};
+use super::canvas::{Canvas, Rgb, Strokes, Transform, scaled};
 
-/// Outline of the body.
+/// Shape of the body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Body {
     Round,
@@ -12,7 +12,7 @@ pub(super) enum Body {
     Boxy,
 }
 
-/// What grows on the head.
+/// Appendages of the head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Crest {
     Horns,
@@ -21,7 +21,7 @@ pub(super) enum Crest {
     Spikes,
 }
 
-/// What it stands on.
+/// Feet of a creature.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Feet {
     Legs,
@@ -29,7 +29,7 @@ pub(super) enum Feet {
     Wheel,
 }
 
-/// A way to build a creature.
+/// Combination of parts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Build {
     pub(super) body: Body,
@@ -38,21 +38,21 @@ pub(super) struct Build {
     pub(super) feet: Feet,
 }
 
-/// The bodies and how captions name them.
+/// Bodies with their names in captions.
 pub(super) const BODIES: [(Body, &str); 4] = [
     (Body::Round, "round"),
     (Body::Wide, "wide"),
     (Body::Tall, "tall"),
     (Body::Boxy, "boxy"),
 ];
-/// The crests and how captions name them.
+/// Crests with their names in captions.
 pub(super) const CRESTS: [(Crest, &str); 4] = [
     (Crest::Horns, "horns"),
     (Crest::Antennae, "antennae"),
     (Crest::Ears, "ears"),
     (Crest::Spikes, "spikes"),
 ];
-/// The feet.
+/// All feet.
 pub(super) const FEET: [Feet; 3] = [Feet::Legs, Feet::Tentacles, Feet::Wheel];
 
 const fn build(body: Body, eyes: usize, crest: Crest, feet: Feet) -> Build {
@@ -64,7 +64,7 @@ const fn build(body: Body, eyes: usize, crest: Crest, feet: Feet) -> Build {
     }
 }
 
-/// The named species: invented nouns that no caption contains. Any two differ in at least two
+/// Named species of `mini`: invented nouns that no caption contains. Any two differ in at least two
 /// parts.
 pub(super) const SPECIES: [(&str, Build); 8] = [
     ("zorv", build(Body::Round, 1, Crest::Horns, Feet::Legs)),
@@ -84,7 +84,7 @@ const fn legs(body: Body, eyes: usize, crest: Crest) -> Build {
     build(body, eyes, crest, Feet::Legs)
 }
 
-/// The species of `mini-dev`, which pretraining does not show either.
+/// Species of `mini-dev`, which pretraining does not show either.
 pub(super) const OTHER_SPECIES: [Build; 6] = [
     legs(Body::Wide, 3, Crest::Ears),
     build(Body::Round, 2, Crest::Spikes, Feet::Tentacles),
@@ -94,8 +94,13 @@ pub(super) const OTHER_SPECIES: [Build; 6] = [
     legs(Body::Wide, 2, Crest::Horns),
 ];
 
-/// Draws a creature at a place whose radius is half its height.
-pub(super) fn draw_creature(canvas: &mut Canvas, build: &Build, place: &Place, colour: Rgb) {
+/// Draws a creature. The radius of the transform is half its height.
+pub(super) fn draw_creature(
+    canvas: &mut Canvas,
+    build: &Build,
+    transform: &Transform,
+    colour: Rgb,
+) {
     let dark = scaled(colour, 0.45);
     let (half_width, half_height): (f32, f32) = match build.body {
         Body::Round => (0.58, 0.55),
@@ -109,8 +114,8 @@ pub(super) fn draw_creature(canvas: &mut Canvas, build: &Build, place: &Place, c
         Feet::Legs => {
             for x in [-0.3f32, 0.3] {
                 let x = x.signum() * half_width * 0.55;
-                strokes.chain(
-                    place,
+                strokes.polyline(
+                    transform,
                     &[(x, bottom - 0.15), (x, 0.95), (x + 0.16 * x.signum(), 0.95)],
                 );
             }
@@ -118,8 +123,8 @@ pub(super) fn draw_creature(canvas: &mut Canvas, build: &Build, place: &Place, c
         Feet::Tentacles => {
             for step in 0..4 {
                 let x = (step as f32 / 1.5 - 1.0) * half_width * 0.75;
-                strokes.chain(
-                    place,
+                strokes.polyline(
+                    transform,
                     &[
                         (x, bottom - 0.2),
                         (x + 0.12, 0.65),
@@ -130,17 +135,17 @@ pub(super) fn draw_creature(canvas: &mut Canvas, build: &Build, place: &Place, c
             }
         }
         Feet::Wheel => {
-            let wheel = place.world((0.0, 0.74));
-            canvas.disc(wheel, 0.32 * place.radius, dark);
-            canvas.disc(wheel, 0.13 * place.radius, scaled([1.0; 3], 0.8));
+            let wheel = transform.to_canvas((0.0, 0.74));
+            canvas.disc(wheel, 0.32 * transform.radius, dark);
+            canvas.disc(wheel, 0.13 * transform.radius, scaled([1.0; 3], 0.8));
         }
     }
     for side in [-1.0f32, 1.0] {
         let x = side * half_width * 0.5;
         match build.crest {
             Crest::Horns => {
-                strokes.chain(
-                    place,
+                strokes.polyline(
+                    transform,
                     &[
                         (x, top + 0.1),
                         (x + side * 0.25, top - 0.12),
@@ -149,16 +154,16 @@ pub(super) fn draw_creature(canvas: &mut Canvas, build: &Build, place: &Place, c
                 );
             }
             Crest::Antennae => {
-                strokes.chain(place, &[(x * 0.6, top + 0.1), (x * 0.9, top - 0.4)]);
+                strokes.polyline(transform, &[(x * 0.6, top + 0.1), (x * 0.9, top - 0.4)]);
                 canvas.disc(
-                    place.world((x * 0.9, top - 0.42)),
-                    0.13 * place.radius,
+                    transform.to_canvas((x * 0.9, top - 0.42)),
+                    0.13 * transform.radius,
                     dark,
                 );
             }
             Crest::Ears => canvas.disc(
-                place.world((x * 1.5, top - 0.02)),
-                0.27 * place.radius,
+                transform.to_canvas((x * 1.5, top - 0.02)),
+                0.27 * transform.radius,
                 dark,
             ),
             Crest::Spikes => {
@@ -172,12 +177,12 @@ pub(super) fn draw_creature(canvas: &mut Canvas, build: &Build, place: &Place, c
                     *point = ((step as f32 / 3.0 - 1.0) * half_width * 0.8, height);
                 }
                 if side > 0.0 {
-                    strokes.chain(place, &points);
+                    strokes.polyline(transform, &points);
                 }
             }
         }
     }
-    canvas.ink(&strokes, (place.radius * 0.13).max(1.1), dark);
+    canvas.draw_strokes(&strokes, (transform.radius * 0.13).max(1.1), dark);
     let round = |u: f32, v: f32| {
         ((u * u / (half_width * half_width) + v * v / (half_height * half_height)).sqrt() - 1.0)
             * half_width.min(half_height)
@@ -185,21 +190,21 @@ pub(super) fn draw_creature(canvas: &mut Canvas, build: &Build, place: &Place, c
     let boxy = |u: f32, v: f32| (u.abs() - half_width).max(v.abs() - half_height);
     let skin = |_: f32, v: f32| scaled(colour, 1.05 - 0.2 * v);
     if build.body == Body::Boxy {
-        canvas.paint(place, 1.1, boxy, skin);
+        canvas.paint(transform, 1.1, boxy, skin);
     } else {
-        canvas.paint(place, 1.1, round, skin);
+        canvas.paint(transform, 1.1, round, skin);
     }
     let size = if build.eyes == 1 { 0.26 } else { 0.17 };
     for eye in 0..build.eyes {
         let spread = (eye as f32 - (build.eyes as f32 - 1.0) / 2.0) * 0.4;
-        // On a narrow body the eyes sit closer together.
+        // A narrow body has closer eyes.
         let spread = if half_width < 0.5 {
             spread * 0.85
         } else {
             spread
         };
-        let centre = place.world((spread, -0.08));
-        canvas.disc(centre, size * place.radius, [0.98, 0.98, 0.98]);
-        canvas.disc(centre, size * place.radius * 0.5, [0.05, 0.05, 0.08]);
+        let centre = transform.to_canvas((spread, -0.08));
+        canvas.disc(centre, size * transform.radius, [0.98, 0.98, 0.98]);
+        canvas.disc(centre, size * transform.radius * 0.5, [0.05, 0.05, 0.08]);
     }
 }

@@ -1,18 +1,18 @@
-//! The tasks of `mini-dev`, on which settings are chosen: other domains than those of `mini`, in
-//! other styles, from the same world.
+//! Classification tasks of `mini-dev`, the suite for the choice of hyper-parameters: other domains
+//! and styles than those of `mini`.
 
-use super::canvas::{Canvas, Place, Rgb, Strokes, mix, scaled};
+use super::canvas::{Canvas, Rgb, Strokes, Transform, mix, scaled};
 use super::creature::{OTHER_SPECIES, draw_creature};
-use super::dice::{Dice, sine};
 use super::face::{FaceStyle, MOODS, Wear, draw_face};
-use super::font::{Hand, write_letter};
+use super::font::{Handwriting, write_letter};
 use super::land::{LANDS, draw_clouds, draw_land};
 use super::palette::{COLOURS, shade};
-use super::pattern::{PATTERNS, Pattern, Weave, mottle};
-use super::shape::{Finish, Paint, SHAPES, draw_shape};
+use super::pattern::{PATTERNS, Pattern, Texture, mottle};
+use super::rng::{Rng, sine};
+use super::shape::{Fill, Paint, SHAPES, draw_shape};
 use super::task::MiniTask;
 
-/// In their usual order.
+/// The tasks of `mini-dev` in their default order.
 pub(super) const TASKS: [MiniTask; 6] = [
     MiniTask {
         name: "stitches",
@@ -50,7 +50,7 @@ pub(super) const TASKS: [MiniTask; 6] = [
             "an image with a circle {}.",
             "a drawing with a shape {}.",
         ],
-        about: "One thing on a green radar screen, to be located.",
+        about: "One object on a green radar screen, to be localized.",
         draw: radar,
     },
     MiniTask {
@@ -72,7 +72,7 @@ pub(super) const TASKS: [MiniTask; 6] = [
             "an image with a {} forest.",
             "a {} lake from the air.",
         ],
-        about: "Land from above in the blue of dusk, to be told by its season.",
+        about: "Land from above in the blue of dusk, to be classified by season.",
         draw: land_at_dusk,
     },
     MiniTask {
@@ -83,60 +83,60 @@ pub(super) const TASKS: [MiniTask; 6] = [
             "an image with a face with {}.",
             "a drawing with {}.",
         ],
-        about: "Masks carved of dark wood, to be told by what they wear.",
+        about: "Masks carved of dark wood, to be classified by accessory.",
         draw: mask,
     },
 ];
 
-/// The letters of `stitches` as places in the font.
-const SEWN: [usize; 10] = [0, 1, 2, 5, 6, 8, 12, 13, 16, 19];
+/// Letters of `stitches`, as indices into the font.
+const SEWN_LETTERS: [usize; 10] = [0, 1, 2, 5, 6, 8, 12, 13, 16, 19];
 
-fn sewn_letter(class: usize, dice: &mut Dice) -> Canvas {
-    let denim = [0.16, 0.24, 0.42].map(|c| c + dice.around(0.04));
+fn sewn_letter(class: usize, rng: &mut Rng) -> Canvas {
+    let denim = [0.16, 0.24, 0.42].map(|c| c + rng.around(0.04));
     let mut canvas = Canvas::filled(denim);
-    let (period, lean) = (dice.between(2.0, 3.0), dice.between(0.6, 1.4));
+    let (period, lean) = (rng.between(2.0, 3.0), rng.between(0.6, 1.4));
     canvas.map(|x, y, c| scaled(c, 1.0 + 0.25 * sine((x + lean * y) / period)));
     let mut seams = Strokes::new(3.0);
-    for _ in 0..dice.below(3) {
-        let y = dice.between(1.0, 31.0);
-        seams.line((0.0, y), (32.0, y + dice.around(3.0)));
+    for _ in 0..rng.below(3) {
+        let y = rng.between(1.0, 31.0);
+        seams.line((0.0, y), (32.0, y + rng.around(3.0)));
     }
-    canvas.chalk(&seams, 0.8, [0.85, 0.55, 0.2], 0.9, dice);
-    let size = dice.between(7.5, 11.0);
+    canvas.draw_chalk(&seams, 0.8, [0.85, 0.55, 0.2], 0.9, rng);
+    let size = rng.between(7.5, 11.0);
     let free = 13.5 - size;
-    let place = Place::new(
-        16.0 + dice.around(free),
-        16.0 + dice.around(free),
+    let transform = Transform::new(
+        16.0 + rng.around(free),
+        16.0 + rng.around(free),
         size,
-        dice.around(0.05),
+        rng.around(0.05),
     );
-    let hand = Hand {
+    let hand = Handwriting {
         wobble: 0.14,
-        slant: dice.between(-0.3, 0.3),
-        width: dice.between(0.45, 0.85),
+        slant: rng.between(-0.3, 0.3),
+        width: rng.between(0.45, 0.85),
     };
     let mut strokes = Strokes::new(3.0);
-    write_letter(&mut strokes, SEWN[class], &place, hand, dice);
-    let thread = dice.pick(&[[0.9, 0.85, 0.6], [0.9, 0.4, 0.35], [0.6, 0.85, 0.7]]);
-    canvas.chalk(&strokes, dice.between(1.0, 1.7), thread, 1.0, dice);
-    canvas.noise(0.04, dice);
+    write_letter(&mut strokes, SEWN_LETTERS[class], &transform, hand, rng);
+    let thread = rng.pick(&[[0.9, 0.85, 0.6], [0.9, 0.4, 0.35], [0.6, 0.85, 0.7]]);
+    canvas.draw_chalk(&strokes, rng.between(1.0, 1.7), thread, 1.0, rng);
+    canvas.noise(0.04, rng);
     canvas
 }
 
-fn balloon(class: usize, dice: &mut Dice) -> Canvas {
+fn balloon(class: usize, rng: &mut Rng) -> Canvas {
     let (low, high): (Rgb, Rgb) = ([0.98, 0.62, 0.35], [0.35, 0.25, 0.55]);
     let mut canvas = Canvas::filled(low);
     canvas.map(|_, y, c| mix(high, c, (y / 32.0).clamp(0.0, 1.0)));
-    draw_clouds(&mut canvas, 0.15 + 0.25 * dice.unit(), dice);
-    let radius = dice.between(7.0, 12.0);
+    draw_clouds(&mut canvas, 0.15 + 0.25 * rng.unit(), rng);
+    let radius = rng.between(7.0, 12.0);
     let free = 15.0 - radius;
-    let place = Place::new(
-        16.0 + dice.around(free),
-        16.0 + dice.around(free),
+    let transform = Transform::new(
+        16.0 + rng.around(free),
+        16.0 + rng.around(free),
         radius,
-        dice.unit(),
+        rng.unit(),
     );
-    let first = shade(dice.below(COLOURS.len()), 0.08, dice);
+    let first = shade(rng.below(COLOURS.len()), 0.08, rng);
     let light = first[0] + first[1] + first[2] > 1.5;
     let second = mix(
         first,
@@ -147,29 +147,29 @@ fn balloon(class: usize, dice: &mut Dice) -> Canvas {
         },
         0.75,
     );
-    let weave = Weave {
-        // Behind the plain one.
+    let texture = Texture {
+        // Index 0 is the plain pattern.
         pattern: PATTERNS[class + 1].0,
-        period: dice.between(4.5, 7.0),
-        seed: dice.bits(),
+        period: rng.between(4.5, 7.0),
+        seed: rng.bits(),
     };
     canvas.paint(
-        &place,
+        &transform,
         1.2,
         |u, v| (u * u + v * v).sqrt() - 1.0,
         |u, v| {
-            let tone = mix(first, second, weave.mask(u * radius, v * radius));
+            let tone = mix(first, second, texture.mask(u * radius, v * radius));
             scaled(tone, 1.15 - 0.5 * (u * u + v * v))
         },
     );
-    let tint = dice.between(0.75, 1.05);
+    let tint = rng.between(0.75, 1.05);
     canvas.map(|_, _, [r, g, b]| [r * tint, g * tint * 0.92, b * tint * 0.95]);
-    canvas.noise(0.03, dice);
+    canvas.noise(0.03, rng);
     canvas
 }
 
-/// Columns and rows of the classes of `radar`.
-const PLACES: [(f32, f32); 5] = [
+/// Horizontal and vertical positions of the classes of `radar`.
+const POSITIONS: [(f32, f32); 5] = [
     (-1.0, -1.0),
     (1.0, -1.0),
     (0.0, 0.0),
@@ -177,10 +177,10 @@ const PLACES: [(f32, f32); 5] = [
     (1.0, 1.0),
 ];
 
-fn radar(class: usize, dice: &mut Dice) -> Canvas {
+fn radar(class: usize, rng: &mut Rng) -> Canvas {
     let screen = [0.02, 0.1, 0.05];
     let mut canvas = Canvas::filled(screen);
-    let (turn, width) = (dice.unit(), dice.between(4.0, 6.0));
+    let (turn, width) = (rng.unit(), rng.between(4.0, 6.0));
     canvas.map(|x, y, c| {
         let far = ((x - 16.0).powi(2) + (y - 16.0).powi(2)).sqrt();
         let ring = 1.0 - (far / width).fract().min(1.0 - (far / width).fract()) * 3.0;
@@ -189,101 +189,101 @@ fn radar(class: usize, dice: &mut Dice) -> Canvas {
     let mut beam = Strokes::new(3.0);
     let end = (16.0 + 15.0 * sine(turn), 16.0 + 15.0 * sine(turn + 0.25));
     beam.line((16.0, 16.0), end);
-    canvas.glow(&beam, 0.7, [0.1, 0.5, 0.2]);
-    for _ in 0..dice.below(8) {
-        let at = (dice.between(0.0, 32.0), dice.between(0.0, 32.0));
-        canvas.disc(at, dice.between(0.3, 0.7), [0.15, 0.5, 0.25]);
+    canvas.draw_neon(&beam, 0.7, [0.1, 0.5, 0.2]);
+    for _ in 0..rng.below(8) {
+        let at = (rng.between(0.0, 32.0), rng.between(0.0, 32.0));
+        canvas.disc(at, rng.between(0.3, 0.7), [0.15, 0.5, 0.25]);
     }
-    let radius = dice.between(2.5, 4.5);
+    let radius = rng.between(2.5, 4.5);
     let free = 15.0 - radius;
-    let (dx, dy) = PLACES[class];
-    let place = Place::new(
-        16.0 + dx * free * dice.between(0.65, 1.0) + dice.around(1.5),
-        16.0 + dy * free * dice.between(0.65, 1.0) + dice.around(1.5),
+    let (dx, dy) = POSITIONS[class];
+    let transform = Transform::new(
+        16.0 + dx * free * rng.between(0.65, 1.0) + rng.around(1.5),
+        16.0 + dy * free * rng.between(0.65, 1.0) + rng.around(1.5),
         radius,
-        dice.unit(),
+        rng.unit(),
     );
-    let colour = mix([0.3, 1.0, 0.5], [0.9, 1.0, 0.6], dice.unit());
+    let colour = mix([0.3, 1.0, 0.5], [0.9, 1.0, 0.6], rng.unit());
     let paint = Paint {
         colour,
         second: colour,
         pattern: Pattern::Plain,
         period: 4.0,
-        finish: Finish::Solid,
+        fill: Fill::Solid,
     };
-    let shape = SHAPES[dice.below(SHAPES.len())].0;
-    draw_shape(&mut canvas, shape, &place, &paint);
-    canvas.soften(0.4 * dice.unit());
-    canvas.noise(0.05, dice);
+    let shape = SHAPES[rng.below(SHAPES.len())].0;
+    draw_shape(&mut canvas, shape, &transform, &paint);
+    canvas.blur(0.4 * rng.unit());
+    canvas.noise(0.05, rng);
     canvas
 }
 
-fn creature_in_snow(class: usize, dice: &mut Dice) -> Canvas {
-    let mut canvas = Canvas::filled([0.8, 0.84, 0.9].map(|c| c + dice.around(0.04)));
-    mottle(&mut canvas, 0.2, dice);
-    let radius = dice.between(9.0, 12.0);
+fn creature_in_snow(class: usize, rng: &mut Rng) -> Canvas {
+    let mut canvas = Canvas::filled([0.8, 0.84, 0.9].map(|c| c + rng.around(0.04)));
+    mottle(&mut canvas, 0.2, rng);
+    let radius = rng.between(9.0, 12.0);
     let free = 14.5 - radius;
-    let place = Place::new(
-        16.0 + dice.around(free),
-        16.5 + dice.around(free),
+    let transform = Transform::new(
+        16.0 + rng.around(free),
+        16.5 + rng.around(free),
         radius,
-        dice.around(0.03),
+        rng.around(0.03),
     );
-    let colour = shade(dice.below(9), 0.08, dice);
+    let colour = shade(rng.below(9), 0.08, rng);
     draw_creature(
         &mut canvas,
         &OTHER_SPECIES[class],
-        &place,
+        &transform,
         mix(colour, [0.6, 0.7, 0.85], 0.3),
     );
-    for _ in 0..dice.below(25) {
-        let at = (dice.between(0.0, 32.0), dice.between(0.0, 32.0));
-        canvas.disc(at, dice.between(0.4, 0.9), [0.98; 3]);
+    for _ in 0..rng.below(25) {
+        let at = (rng.between(0.0, 32.0), rng.between(0.0, 32.0));
+        canvas.disc(at, rng.between(0.4, 0.9), [0.98; 3]);
     }
-    canvas.noise(0.03, dice);
+    canvas.noise(0.03, rng);
     canvas
 }
 
-fn land_at_dusk(class: usize, dice: &mut Dice) -> Canvas {
-    // Water, sand and houses look the same all year.
+fn land_at_dusk(class: usize, rng: &mut Rng) -> Canvas {
+    // Water, sand and buildings do not depend on the season.
     let seasonal: Vec<usize> = (0..LANDS.len())
         .filter(|land| matches!(LANDS[*land].1, "forest" | "farmland" | "highway" | "lake"))
         .collect();
-    let land = LANDS[dice.pick(&seasonal)].0;
-    let mut canvas = draw_land(land, class, dice);
-    let (dark, tint) = (dice.between(0.45, 0.7), [0.75, 0.8, 1.35]);
+    let land = LANDS[rng.pick(&seasonal)].0;
+    let mut canvas = draw_land(land, class, rng);
+    let (dark, tint) = (rng.between(0.45, 0.7), [0.75, 0.8, 1.35]);
     canvas.map(|_, _, c| [0, 1, 2].map(|k| (c[k] * tint[k] * dark).clamp(0.0, 1.0)));
-    for _ in 0..dice.below(6) {
-        let at = (dice.between(0.0, 32.0), dice.between(0.0, 32.0));
-        canvas.disc(at, dice.between(0.4, 0.8), [1.0, 0.85, 0.5]);
+    for _ in 0..rng.below(6) {
+        let at = (rng.between(0.0, 32.0), rng.between(0.0, 32.0));
+        canvas.disc(at, rng.between(0.4, 0.8), [1.0, 0.85, 0.5]);
     }
-    canvas.soften(0.5 * dice.unit());
-    canvas.noise(0.05, dice);
+    canvas.blur(0.5 * rng.unit());
+    canvas.noise(0.05, rng);
     canvas
 }
 
-fn mask(class: usize, dice: &mut Dice) -> Canvas {
-    let wall = shade(dice.below(COLOURS.len()), 0.08, dice);
+fn mask(class: usize, rng: &mut Rng) -> Canvas {
+    let wall = shade(rng.below(COLOURS.len()), 0.08, rng);
     let mut canvas = Canvas::filled(mix(wall, [0.5; 3], 0.5));
-    mottle(&mut canvas, 0.35, dice);
-    let wood = dice.pick(&[[0.35, 0.2, 0.1], [0.45, 0.3, 0.18], [0.25, 0.17, 0.14]]);
-    let radius = dice.between(9.5, 12.5);
+    mottle(&mut canvas, 0.35, rng);
+    let wood = rng.pick(&[[0.35, 0.2, 0.1], [0.45, 0.3, 0.18], [0.25, 0.17, 0.14]]);
+    let radius = rng.between(9.5, 12.5);
     let free = 15.0 - radius;
-    let place = Place::new(
-        16.0 + dice.around(free),
-        16.5 + dice.around(free),
+    let transform = Transform::new(
+        16.0 + rng.around(free),
+        16.5 + rng.around(free),
         radius,
-        dice.around(0.05),
+        rng.around(0.05),
     );
     let style = FaceStyle {
         skin: Some(wood),
         line: scaled(wood, 1.9),
-        width: dice.between(1.1, 1.7),
+        width: rng.between(1.1, 1.7),
         wear: [Wear::Hat, Wear::Glasses][class],
-        accent: mix(shade(dice.below(9), 0.08, dice), wood, 0.3),
+        accent: mix(shade(rng.below(9), 0.08, rng), wood, 0.3),
     };
-    draw_face(&mut canvas, dice.pick(&MOODS).0, &place, &style);
-    canvas.noise(0.04, dice);
+    draw_face(&mut canvas, rng.pick(&MOODS).0, &transform, &style);
+    canvas.noise(0.04, rng);
     canvas
 }
 
@@ -293,8 +293,8 @@ mod tests {
     use crate::font::LETTERS;
 
     #[test]
-    fn class_names_are_those_of_the_drawn_things() {
-        let sewn: Vec<&str> = SEWN.iter().map(|at| LETTERS[*at].0).collect();
+    fn class_names_match_the_drawn_objects() {
+        let sewn: Vec<&str> = SEWN_LETTERS.iter().map(|at| LETTERS[*at].0).collect();
         assert_eq!(TASKS[0].class_names, sewn);
         let patterns: Vec<&str> = PATTERNS[1..7].iter().map(|p| p.1).collect();
         assert_eq!(TASKS[1].class_names, patterns);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn its_species_are_those_of_no_other_suite() {
+    fn species_differ_from_those_of_mini() {
         for (at, build) in OTHER_SPECIES.iter().enumerate() {
             assert!(
                 crate::creature::SPECIES

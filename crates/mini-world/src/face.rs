@@ -1,8 +1,8 @@
-//! Faces with an expression.
+//! Faces with facial expressions.
 
-use super::canvas::{Canvas, Place, Rgb, Strokes};
+use super::canvas::{Canvas, Rgb, Strokes, Transform};
 
-/// What a face shows.
+/// Facial expression.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Mood {
     Happy,
@@ -27,7 +27,7 @@ pub(super) const MOODS: [(Mood, &str); 8] = [
     (Mood::Calm, "calm"),
 ];
 
-/// What a face wears.
+/// Accessory of a face.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Wear {
     Nothing,
@@ -35,10 +35,10 @@ pub(super) enum Wear {
     Glasses,
 }
 
-/// How a face is drawn.
+/// Drawing style of a face.
 #[derive(Clone, Copy)]
 pub(super) struct FaceStyle {
-    /// Colour of the skin; none leaves the head unfilled.
+    /// Colour of the skin; `None` for an unfilled head.
     pub(super) skin: Option<Rgb>,
     pub(super) line: Rgb,
     /// Width of the lines in pixels.
@@ -47,23 +47,28 @@ pub(super) struct FaceStyle {
     pub(super) accent: Rgb,
 }
 
-/// Draws a face at a place whose radius is the head's.
-pub(super) fn draw_face(canvas: &mut Canvas, mood: Mood, place: &Place, style: &FaceStyle) {
+/// Draws a face. The radius of the transform is that of the head.
+pub(super) fn draw_face(canvas: &mut Canvas, mood: Mood, transform: &Transform, style: &FaceStyle) {
     if let Some(skin) = style.skin {
-        canvas.paint(place, 1.1, |u, v| (u * u + v * v).sqrt() - 1.0, |_, _| skin);
+        canvas.paint(
+            transform,
+            1.1,
+            |u, v| (u * u + v * v).sqrt() - 1.0,
+            |_, _| skin,
+        );
     }
     let mut strokes = Strokes::new(style.width + 1.0);
     let mut head = [(0.0, 0.0); 21];
     for (step, point) in head.iter_mut().enumerate() {
         let turns = step as f32 / 20.0;
-        *point = (super::dice::cosine(turns), super::dice::sine(turns));
+        *point = (super::rng::cosine(turns), super::rng::sine(turns));
     }
-    strokes.chain(place, &head);
+    strokes.polyline(transform, &head);
     let dot = |canvas: &mut Canvas, x: f32, y: f32, size: f32, colour: Rgb| {
-        canvas.disc(place.world((x, y)), size * place.radius, colour);
+        canvas.disc(transform.to_canvas((x, y)), size * transform.radius, colour);
     };
     let (eye, brow) = (0.38, -0.25);
-    // The white of an eye; dark when the lines are drawn in white.
+    // White of an eye; dark if the lines are white.
     let white = if style.line[1] > 0.5 {
         [0.1; 3]
     } else {
@@ -76,10 +81,10 @@ pub(super) fn draw_face(canvas: &mut Canvas, mood: Mood, place: &Place, style: &
                 dot(canvas, x, brow - 0.05, 0.26, style.line);
                 dot(canvas, x, brow - 0.05, 0.15, white);
             }
-            Mood::Sleepy => strokes.arc(place, (x, brow), 0.22, 0.12),
+            Mood::Sleepy => strokes.arc(transform, (x, brow), 0.22, 0.12),
             Mood::Laughing => {
-                strokes.chain(
-                    place,
+                strokes.polyline(
+                    transform,
                     &[
                         (x - 0.2, brow + 0.1),
                         (x, brow - 0.2),
@@ -88,20 +93,20 @@ pub(super) fn draw_face(canvas: &mut Canvas, mood: Mood, place: &Place, style: &
                 );
             }
             Mood::Winking if side > 0.0 => {
-                strokes.chain(place, &[(x - 0.22, brow), (x + 0.22, brow)])
+                strokes.polyline(transform, &[(x - 0.22, brow), (x + 0.22, brow)])
             }
             _ => dot(canvas, x, brow, 0.14, style.line),
         }
         match mood {
-            Mood::Angry => strokes.chain(
-                place,
+            Mood::Angry => strokes.polyline(
+                transform,
                 &[
                     (x - side * 0.25, brow - 0.12),
                     (x + side * 0.25, brow - 0.45),
                 ],
             ),
-            Mood::Sad => strokes.chain(
-                place,
+            Mood::Sad => strokes.polyline(
+                transform,
                 &[
                     (x - side * 0.22, brow - 0.48),
                     (x + side * 0.25, brow - 0.28),
@@ -111,25 +116,25 @@ pub(super) fn draw_face(canvas: &mut Canvas, mood: Mood, place: &Place, style: &
         }
     }
     match mood {
-        Mood::Happy | Mood::Winking => strokes.arc(place, (0.0, 0.28), 0.5, 0.34),
-        Mood::Sad => strokes.arc(place, (0.0, 0.68), 0.42, -0.34),
-        Mood::Angry => strokes.arc(place, (0.0, 0.6), 0.36, -0.14),
+        Mood::Happy | Mood::Winking => strokes.arc(transform, (0.0, 0.28), 0.5, 0.34),
+        Mood::Sad => strokes.arc(transform, (0.0, 0.68), 0.42, -0.34),
+        Mood::Angry => strokes.arc(transform, (0.0, 0.6), 0.36, -0.14),
         Mood::Surprised => dot(canvas, 0.0, 0.5, 0.24, style.line),
         Mood::Sleepy => dot(canvas, 0.08, 0.48, 0.11, style.line),
-        Mood::Calm => strokes.chain(place, &[(-0.4, 0.46), (0.4, 0.46)]),
+        Mood::Calm => strokes.polyline(transform, &[(-0.4, 0.46), (0.4, 0.46)]),
         Mood::Laughing => {
             let mouth = |u: f32, v: f32| {
                 (((u * u) / 0.3 + (v - 0.18) * (v - 0.18) / 0.34).sqrt() - 1.0) * 0.5
             };
             canvas.paint(
-                place,
+                transform,
                 1.1,
                 |u, v| mouth(u, v).max(0.18 - v),
                 |_, _| style.line,
             );
         }
     }
-    canvas.ink(&strokes, style.width, style.line);
+    canvas.draw_strokes(&strokes, style.width, style.line);
     match style.wear {
         Wear::Nothing => {}
         Wear::Hat => {
@@ -137,7 +142,7 @@ pub(super) fn draw_face(canvas: &mut Canvas, mood: Mood, place: &Place, style: &
                 ((u.abs() - 0.95).max((v + 0.68).abs() - 0.11))
                     .min((u.abs() - 0.6).max((v + 0.95).abs() - 0.3))
             };
-            canvas.paint(place, 1.5, brim, |_, _| style.accent);
+            canvas.paint(transform, 1.5, brim, |_, _| style.accent);
         }
         Wear::Glasses => {
             for side in [-1.0f32, 1.0] {
@@ -145,7 +150,7 @@ pub(super) fn draw_face(canvas: &mut Canvas, mood: Mood, place: &Place, style: &
                     let (du, dv) = (u - side * eye, v - brow);
                     ((du * du + dv * dv).sqrt() - 0.33).abs() - 0.05
                 };
-                canvas.paint(place, 1.1, rim, |_, _| style.accent);
+                canvas.paint(transform, 1.1, rim, |_, _| style.accent);
             }
         }
     }

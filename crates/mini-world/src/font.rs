@@ -1,9 +1,9 @@
 //! Digits and letters as pen strokes.
 
-use super::canvas::{Place, Strokes};
-use super::dice::Dice;
+use super::canvas::{Strokes, Transform};
+use super::rng::Rng;
 
-/// Digits as polylines separated by `;`, each point two digits: column 0..4 and row 0..8.
+/// Digits as polylines separated by `;`. Each point is two digits: column 0..4 and row 0..8.
 const DIGITS: [&str; 10] = [
     "10 30 42 46 38 18 06 02 10",
     "12 20 28;18 38",
@@ -17,7 +17,7 @@ const DIGITS: [&str; 10] = [
     "07 18 38 46 42 30 10 02 03 14 34 43",
 ];
 
-/// Letters and their strokes, like [`DIGITS`].
+/// Letters with their strokes, encoded like [`DIGITS`].
 pub(super) const LETTERS: [(&str, &str); 20] = [
     ("b", "00 08 38 46 45 34 04;00 30 41 43 34"),
     ("c", "41 30 10 02 06 18 38 47"),
@@ -41,19 +41,19 @@ pub(super) const LETTERS: [(&str, &str); 20] = [
     ("z", "00 40 08 48"),
 ];
 
-/// Names of the digits, and of counts.
+/// Names of digits and counts.
 pub(super) const NUMBERS: [&str; 10] = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 ];
 
-/// How a hand deforms a glyph.
+/// Random deformation of a glyph.
 #[derive(Clone, Copy)]
-pub(super) struct Hand {
-    /// Each point moves by up to this share of the glyph's half height.
+pub(super) struct Handwriting {
+    /// Maximum displacement of each point, as a share of the glyph's half height.
     pub(super) wobble: f32,
-    /// How far the top leans to the right, as a share of the half height.
+    /// Slant of the top to the right, as a share of the half height.
     pub(super) slant: f32,
-    /// Width against height.
+    /// Ratio of width to height.
     pub(super) width: f32,
 }
 
@@ -61,46 +61,52 @@ pub(super) struct Hand {
 pub(super) fn write_digit(
     strokes: &mut Strokes,
     value: usize,
-    place: &Place,
-    hand: Hand,
-    dice: &mut Dice,
+    transform: &Transform,
+    hand: Handwriting,
+    rng: &mut Rng,
 ) {
-    write(strokes, DIGITS[value], place, hand, dice);
+    write_glyph(strokes, DIGITS[value], transform, hand, rng);
 }
 
 /// Adds letter `index` of [`LETTERS`] to the strokes.
 pub(super) fn write_letter(
     strokes: &mut Strokes,
     index: usize,
-    place: &Place,
-    hand: Hand,
-    dice: &mut Dice,
+    transform: &Transform,
+    hand: Handwriting,
+    rng: &mut Rng,
 ) {
-    write(strokes, LETTERS[index].1, place, hand, dice);
+    write_glyph(strokes, LETTERS[index].1, transform, hand, rng);
 }
 
-fn write(strokes: &mut Strokes, glyph: &str, place: &Place, hand: Hand, dice: &mut Dice) {
-    // One offset per lattice point, so that strokes which meet there still meet.
-    let mut moved = [(0.0f32, 0.0f32); 45];
-    for offset in &mut moved {
-        *offset = (dice.around(hand.wobble), dice.around(hand.wobble));
+fn write_glyph(
+    strokes: &mut Strokes,
+    glyph: &str,
+    transform: &Transform,
+    hand: Handwriting,
+    rng: &mut Rng,
+) {
+    // One offset per lattice point, so that strokes stay connected.
+    let mut offsets = [(0.0f32, 0.0f32); 45];
+    for offset in &mut offsets {
+        *offset = (rng.around(hand.wobble), rng.around(hand.wobble));
     }
     let point = |column: u8, row: u8| {
-        let (dx, dy) = moved[usize::from(row) * 5 + usize::from(column)];
+        let (dx, dy) = offsets[usize::from(row) * 5 + usize::from(column)];
         let y = f32::from(row) / 4.0 - 1.0 + dy;
         let x = (f32::from(column) / 2.0 - 1.0) * hand.width + dx - hand.slant * y;
-        place.world((x, y))
+        transform.to_canvas((x, y))
     };
     let mut last = None;
     for text in glyph.as_bytes().chunks(3) {
-        let here = point(text[0] - b'0', text[1] - b'0');
-        if let Some(before) = last {
-            strokes.line(before, here);
+        let current = point(text[0] - b'0', text[1] - b'0');
+        if let Some(previous) = last {
+            strokes.line(previous, current);
         }
         last = if text.get(2) == Some(&b';') {
             None
         } else {
-            Some(here)
+            Some(current)
         };
     }
 }

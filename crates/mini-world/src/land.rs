@@ -1,9 +1,9 @@
-//! Land seen from above.
+//! Aerial images of land.
 
 use super::canvas::{Canvas, Rgb, mix, scaled};
-use super::dice::{Dice, cosine, sine};
+use super::rng::{Rng, cosine, sine};
 
-/// A kind of land.
+/// Land cover class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Land {
     Forest,
@@ -18,7 +18,7 @@ pub(super) enum Land {
     Beach,
 }
 
-/// All kinds with their names, in the order of the satellite task's classes.
+/// All land cover classes with their names, in the order of the satellite task's classes.
 pub(super) const LANDS: [(Land, &str); 10] = [
     (Land::Forest, "forest"),
     (Land::River, "river"),
@@ -32,7 +32,7 @@ pub(super) const LANDS: [(Land, &str); 10] = [
     (Land::Beach, "beach"),
 ];
 
-/// Seasons by name: what the land's plants and soil look like.
+/// Seasons: name, colour of plants and colour of soil.
 pub(super) const SEASONS: [(&str, Rgb, Rgb); 3] = [
     ("green", [0.24, 0.46, 0.18], [0.45, 0.42, 0.24]),
     ("dry", [0.52, 0.47, 0.22], [0.68, 0.55, 0.34]),
@@ -42,16 +42,16 @@ pub(super) const SEASONS: [(&str, Rgb, Rgb); 3] = [
 const WATER: Rgb = [0.12, 0.30, 0.52];
 const SAND: Rgb = [0.86, 0.77, 0.55];
 
-/// Smooth noise in -1..1 from random values on a lattice.
-struct Clouded {
+/// Value noise in -1..1: smooth interpolation of random values on a lattice.
+struct ValueNoise {
     values: [f32; 100],
     cell: f32,
 }
 
-impl Clouded {
-    fn new(cell: f32, dice: &mut Dice) -> Self {
+impl ValueNoise {
+    fn new(cell: f32, rng: &mut Rng) -> Self {
         Self {
-            values: std::array::from_fn(|_| dice.around(1.0)),
+            values: std::array::from_fn(|_| rng.around(1.0)),
             cell,
         }
     }
@@ -68,40 +68,36 @@ impl Clouded {
     }
 }
 
-/// Draws a whole picture of land. `season` is an index into [`SEASONS`].
-pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
+/// Draws an aerial image. `season` is an index into [`SEASONS`].
+pub(super) fn draw_land(land: Land, season: usize, rng: &mut Rng) -> Canvas {
     let (_, plants, soil) = SEASONS[season];
-    let plants = plants.map(|c| c + dice.around(0.05));
-    let soil = soil.map(|c| c + dice.around(0.05));
-    let water = WATER.map(|c| c + dice.around(0.06));
+    let plants = plants.map(|c| c + rng.around(0.05));
+    let soil = soil.map(|c| c + rng.around(0.05));
+    let water = WATER.map(|c| c + rng.around(0.06));
     let mut canvas = Canvas::filled(plants);
-    let broad = Clouded::new(dice.between(7.0, 11.0), dice);
-    let fine = Clouded::new(3.4, dice);
-    // A random direction: (du, dv) along and across.
-    let turn = dice.unit();
+    let broad = ValueNoise::new(rng.between(7.0, 11.0), rng);
+    let fine = ValueNoise::new(3.4, rng);
+    // Coordinates along and across a random direction.
+    let turn = rng.unit();
     let (cos, sin) = (cosine(turn), sine(turn));
     let along = move |x: f32, y: f32| (x - 16.0) * cos + (y - 16.0) * sin;
     let across = move |x: f32, y: f32| (y - 16.0) * cos - (x - 16.0) * sin;
-    let phase = dice.unit();
-    let offset = dice.around(4.0);
+    let phase = rng.unit();
+    let offset = rng.around(4.0);
     let ground = |x: f32, y: f32| mix(plants, soil, (0.35 + 0.5 * broad.at(x, y)).clamp(0.0, 1.0));
     match land {
         Land::Forest => {
             canvas.map(|x, y, _| scaled(plants, 0.72 + 0.12 * broad.at(x, y)));
             for _ in 0..70 {
-                let crown = (dice.between(0.0, 32.0), dice.between(0.0, 32.0));
-                let radius = dice.between(1.2, 2.3);
+                let crown = (rng.between(0.0, 32.0), rng.between(0.0, 32.0));
+                let radius = rng.between(1.2, 2.3);
                 canvas.disc((crown.0 + 0.7, crown.1 + 0.8), radius, scaled(plants, 0.42));
-                canvas.disc(
-                    crown,
-                    radius * 0.8,
-                    scaled(plants, dice.between(0.75, 1.05)),
-                );
+                canvas.disc(crown, radius * 0.8, scaled(plants, rng.between(0.75, 1.05)));
             }
         }
         Land::River => {
-            let width = dice.between(2.2, 4.2);
-            let (bend, wave) = (dice.between(2.0, 5.0), dice.between(0.025, 0.05));
+            let width = rng.between(2.2, 4.2);
+            let (bend, wave) = (rng.between(2.0, 5.0), rng.between(0.025, 0.05));
             canvas.map(|x, y, _| {
                 let middle = bend * sine(along(x, y) * wave + phase) + offset;
                 let edge = (across(x, y) - middle).abs() - width;
@@ -114,7 +110,7 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
             });
         }
         Land::Harbor => {
-            let shore = dice.between(6.0, 9.0);
+            let shore = rng.between(6.0, 9.0);
             canvas.map(|x, y, _| {
                 let depth = across(x, y) + shore;
                 let pier = (along(x, y) * 0.125 + phase).rem_euclid(1.0) < 0.26 && depth < 15.0;
@@ -126,13 +122,13 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
                 }
             });
             for _ in 0..9 {
-                let (a, c) = (dice.around(15.0), dice.between(-4.0, 14.0));
+                let (a, c) = (rng.around(15.0), rng.between(-4.0, 14.0));
                 let boat = (16.0 + a * cos - c * sin, 16.0 + a * sin + c * cos);
-                canvas.disc(boat, dice.between(0.8, 1.3), [0.97, 0.97, 0.97]);
+                canvas.disc(boat, rng.between(0.8, 1.3), [0.97, 0.97, 0.97]);
             }
         }
         Land::Farmland => {
-            let (w, h) = (dice.between(7.0, 11.0), dice.between(6.0, 9.0));
+            let (w, h) = (rng.between(7.0, 11.0), rng.between(6.0, 9.0));
             let fields: [Rgb; 5] = [
                 scaled(plants, 1.15),
                 scaled(plants, 0.8),
@@ -142,7 +138,7 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
             ];
             let mut crop = [0usize; 64];
             for choice in &mut crop {
-                *choice = dice.below(fields.len());
+                *choice = rng.below(fields.len());
             }
             canvas.map(|x, y, _| {
                 let (u, v) = ((along(x, y) + 40.0) / w, (across(x, y) + 40.0) / h);
@@ -159,11 +155,11 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
             });
         }
         Land::City => {
-            let block = dice.between(5.5, 8.0);
+            let block = rng.between(5.5, 8.0);
             let mut roofs = [[0.0; 3]; 64];
             for roof in &mut roofs {
-                let level = dice.between(0.35, 0.85);
-                *roof = if dice.chance(0.25) {
+                let level = rng.between(0.35, 0.85);
+                *roof = if rng.chance(0.25) {
                     [level, level * 0.6, level * 0.5]
                 } else {
                     [level, level, level * 1.03]
@@ -173,7 +169,7 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
                 let (u, v) = ((along(x, y) + 40.0) / block, (across(x, y) + 40.0) / block);
                 let (fu, fv) = (u - u.floor(), v - v.floor());
                 let edge = fu.min(1.0 - fu).min(fv.min(1.0 - fv)) * block - 0.9;
-                // Two roofs share a block.
+                // Two roofs per block.
                 let half = i32::from(fu > 0.5);
                 let index = ((u as i32 * 2 + half) & 7) + 8 * (v as i32 & 7);
                 mix(
@@ -184,8 +180,8 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
             });
         }
         Land::Desert => {
-            let sand = SAND.map(|c| c + dice.around(0.06));
-            let wave = dice.between(0.1, 0.17);
+            let sand = SAND.map(|c| c + rng.around(0.06));
+            let wave = rng.between(0.1, 0.17);
             canvas.map(|x, y, _| {
                 let dune = sine(across(x, y) * wave + 0.35 * broad.at(x, y) + phase);
                 let light = if dune > 0.3 { 1.06 } else { 0.86 + 0.14 * dune };
@@ -193,8 +189,8 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
             });
         }
         Land::Highway => {
-            let width = dice.between(2.4, 3.4);
-            let crossing = dice.chance(0.4);
+            let width = rng.between(2.4, 3.4);
+            let crossing = rng.chance(0.4);
             canvas.map(|x, y, _| {
                 let road = |d: f32, along: f32, under: Rgb| {
                     let lane = mix(
@@ -218,8 +214,8 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
             });
         }
         Land::Lake | Land::Island => {
-            let (cx, cy) = (16.0 + dice.around(3.0), 16.0 + dice.around(3.0));
-            let (radius, oval) = (dice.between(7.5, 10.5), dice.between(0.8, 1.25));
+            let (cx, cy) = (16.0 + rng.around(3.0), 16.0 + rng.around(3.0));
+            let (radius, oval) = (rng.between(7.5, 10.5), rng.between(0.8, 1.25));
             canvas.map(|x, y, _| {
                 let (dx, dy) = ((x - cx) * oval, (y - cy) / oval);
                 let edge = (dx * dx + dy * dy).sqrt() - radius - 3.0 * broad.at(x, y);
@@ -241,8 +237,8 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
             });
         }
         Land::Beach => {
-            let (bend, wave) = (dice.between(0.5, 2.0), dice.between(0.02, 0.05));
-            let strip = dice.between(5.0, 8.0);
+            let (bend, wave) = (rng.between(0.5, 2.0), rng.between(0.02, 0.05));
+            let strip = rng.between(5.0, 8.0);
             canvas.map(|x, y, _| {
                 let line = across(x, y) - offset - bend * sine(along(x, y) * wave + phase);
                 let foam = (1.3 - (line - 0.8).abs()).clamp(0.0, 1.0);
@@ -263,10 +259,10 @@ pub(super) fn draw_land(land: Land, season: usize, dice: &mut Dice) -> Canvas {
     canvas
 }
 
-/// Lays clouds over the picture; `cover` 0..1 is how dense they are.
-pub(super) fn draw_clouds(canvas: &mut Canvas, cover: f32, dice: &mut Dice) {
-    let field = Clouded::new(dice.between(8.0, 12.0), dice);
-    let fringe = Clouded::new(3.6, dice);
+/// Draws clouds over the image. `cover` is their density in 0..1.
+pub(super) fn draw_clouds(canvas: &mut Canvas, cover: f32, rng: &mut Rng) {
+    let field = ValueNoise::new(rng.between(8.0, 12.0), rng);
+    let fringe = ValueNoise::new(3.6, rng);
     canvas.map(|x, y, under| {
         let density = (field.at(x, y) + 0.35 * fringe.at(x, y) + cover - 0.75) * 2.5;
         mix(under, [0.95, 0.96, 0.98], density.clamp(0.0, 0.95))

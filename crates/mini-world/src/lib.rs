@@ -1,51 +1,58 @@
-//! The mini world: small pictures drawn by a seeded generator, with captions to pretrain a tiny
-//! CLIP on and classification tasks to train it through.
+//! Synthetic benchmark for continual learning of CLIP: procedurally generated images, captions to
+//! pretrain a small CLIP on, and classification tasks to fine-tune it on in sequence.
 //!
-//! Everything is a pure function of a seed and an index: no files, no network, and the same
-//! pictures on every machine (the drawing uses no platform mathematics beyond correctly rounded
-//! operations). The pretraining pairs show every domain of the world in plain styles; each task
-//! shows one domain in a style of its own, so that a pretrained model knows the concepts but not
-//! the looks. The classes of one task, `creatures`, have names that no caption contains, and no
-//! caption is a task's template filled in.
+//! Every image is a pure function of a seed and an index, without files or network. The images are
+//! the same on every machine, because drawing uses only correctly rounded operations. The
+//! pretraining pairs show every domain in plain styles. Each task shows one domain in a style of
+//! its own: a domain shift for a pretrained model, which knows the concepts. The classes of the
+//! task `creatures` have names that no caption contains. No caption is a filled template of a task.
 //!
-//! Two suites are drawn: `mini`, which is reported on, and `mini-dev`, whose tasks show other
-//! domains in other styles, and on which settings are chosen.
+//! There are two suites: `mini`, for reported results, and `mini-dev`, for the choice of
+//! hyper-parameters, with other domains in other styles.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `dice` | the random stream of one image |
-//! | `canvas`, `palette`, `pattern` | how to paint |
-//! | `shape`, `font`, `land`, `face`, `creature`, `thing` | what to paint |
-//! | `pretraining` | the pairs of pretraining, of reference and of retrieval: mixtures and pictures |
-//! | `caption` | what a picture shows, and the ways to say it |
-//! | `task`, `dev` | the tasks of `mini` and of `mini-dev`, their styles and difficulties |
+//! | `rng` | the random number generator of one image |
+//! | `canvas`, `palette`, `pattern` | painting: strokes, colours, patterns |
+//! | `shape`, `font`, `land`, `face`, `creature`, `objects` | the depicted objects |
+//! | `pretraining` | the pairs of pretraining, reference and retrieval |
+//! | `caption` | captions of images |
+//! | `task`, `dev` | the tasks of `mini` and of `mini-dev`, with styles and difficulties |
 //! | `suite` | the tasks as a [`Suite`](mtil_data::suite::Suite) |
 //! | `conflict` | suites of tasks that contradict each other |
-//! | `tokenizer` | a tokenizer in CLIP's style for the captions |
-//! | [`embedded`] | the small CLIP pretrained on the world |
+//! | `tokenizer` | a tokenizer like CLIP's, trained on the captions |
+//! | [`embedded`] | the small CLIP pretrained on these images |
+//!
+//! ```
+//! use mini_world::{Split, task_image, tasks};
+//!
+//! let (image, class) = task_image(2026, 0, Split::Train, 3);
+//! assert_eq!((image.width(), image.height()), (32, 32));
+//! assert_eq!(tasks()[0].class_names[class], "star");
+//! ```
 
 mod canvas;
 mod caption;
 mod conflict;
 mod creature;
 mod dev;
-mod dice;
 pub mod embedded;
 mod face;
 mod font;
 mod land;
+mod objects;
 mod palette;
 mod pattern;
 mod pretraining;
+mod rng;
 mod shape;
 mod suite;
 mod task;
-mod thing;
 pub mod tokenizer;
 
 use image::RgbImage;
 
-use dice::Dice;
+use rng::Rng;
 
 pub use conflict::{
     Conflict, ConflictError, conflict_suite, disagreement, parse as parse_conflict,
@@ -54,83 +61,83 @@ pub use suite::{MiniSizes, dev_suite, suite};
 pub use task::MiniTask;
 pub use tokenizer::{TokenizerBuildError, build_tokenizer};
 
-/// Version of the drawn world. Any change to the drawing, the captions or the difficulties
-/// changes the pictures a seed stands for, and raises this number: results of different versions
-/// do not compare, and a model pretrained on one version does not belong to another.
+/// Version of the generated data. Any change to the drawing, the captions or the difficulties
+/// changes the images of a seed and raises this number. Results of different versions are not
+/// comparable, and a model pretrained on one version must not be used with another.
 pub const WORLD_VERSION: u32 = 2;
 
-/// Name of the embedded suite.
+/// Name of the suite for reported results.
 pub const NAME: &str = "mini";
 
-/// Name of the suite that settings are chosen on.
+/// Name of the suite for the choice of hyper-parameters.
 pub const DEV_NAME: &str = "mini-dev";
 
-/// Seed of the embedded suite. A run draws its pictures from it and from its own seed, so that what
-/// differs between seeds covers which pictures are seen.
+/// Seed of the embedded suite. A run combines it with its own seed, so that the variance between
+/// seeds includes that of the images.
 pub const SUITE_SEED: u64 = 2026;
 
-/// Width and height of every picture, in pixels.
+/// Width and height of every image in pixels.
 pub const IMAGE_SIZE: u32 = canvas::SIDE as u32;
 
-/// Part of a task's images.
+/// Split of a task's images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Split {
-    /// Images to train on.
+    /// Training images.
     Train,
-    /// Images to evaluate on.
+    /// Test images.
     Test,
 }
 
-/// Part of the reference pairs.
+/// Split of the reference pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReferenceSplit {
-    /// Pairs that methods may train on.
+    /// Pairs for training, such as distillation.
     Train,
-    /// Pairs that retrieval and the modality gap are measured on.
+    /// Pairs for the evaluation of retrieval and of the modality gap.
     HeldOut,
 }
 
-// Domain tags of the random streams. Task `t` has `TASK_DOMAIN + t`.
+// Domain tags of the random streams. Task `t` has the tag `TASK_DOMAIN + t`.
 const PRETRAINING_DOMAIN: u64 = 1;
 const REFERENCE_DOMAIN: u64 = 2;
 const CONFLICT_DOMAIN: u64 = 3;
 const TASK_DOMAIN: u64 = 16;
 const DEV_DOMAIN: u64 = 64;
 
-/// Pair `index` of the endless pretraining stream: a picture and its caption (lower-case ASCII, at
-/// most 16 words). As on the web, captions come in many forms, some say nothing, and some are those
-/// of another picture.
+/// Returns pair `index` of the infinite pretraining stream: an image and its caption (lower-case
+/// ASCII, at most 16 words). As in web data, captions have many forms, some are uninformative, and
+/// some belong to another image.
 pub fn pretraining_pair(seed: u64, index: u64) -> (RgbImage, String) {
-    pretraining::web_pair(&mut Dice::new(seed, PRETRAINING_DOMAIN, 0, index))
+    pretraining::web_pair(&mut Rng::new(seed, PRETRAINING_DOMAIN, 0, index))
 }
 
-/// Pair `index` of the reference set or of what is held out. Reference pairs show shapes, letters,
-/// cloth and land, each with a noun phrase; held-out pairs show the whole world, each with a
-/// sentence, so that no caption of one stands among the others.
+/// Returns pair `index` of the reference set or of the held-out set. Reference pairs show shapes,
+/// letters, cloth and land, captioned by noun phrases. Held-out pairs show all domains, captioned
+/// by sentences, so that the two sets have no caption in common.
 pub fn reference_pair(seed: u64, split: ReferenceSplit, index: u64) -> (RgbImage, String) {
-    let dice = &mut Dice::new(seed, REFERENCE_DOMAIN, split as u64, index);
+    let rng = &mut Rng::new(seed, REFERENCE_DOMAIN, split as u64, index);
     match split {
-        ReferenceSplit::Train => pretraining::reference_pair(dice),
-        ReferenceSplit::HeldOut => pretraining::retrieval_pair(dice),
+        ReferenceSplit::Train => pretraining::reference_pair(rng),
+        ReferenceSplit::HeldOut => pretraining::retrieval_pair(rng),
     }
 }
 
-/// The tasks of `mini` in their usual order.
+/// Returns the tasks of `mini` in their default order.
 pub fn tasks() -> &'static [MiniTask] {
     &task::TASKS
 }
 
-/// The tasks of `mini-dev` in their usual order.
+/// Returns the tasks of `mini-dev` in their default order.
 pub fn dev_tasks() -> &'static [MiniTask] {
     &dev::TASKS
 }
 
-/// Image `index` of a task of `mini` and its class, which is `index` modulo the number of classes.
+/// Returns image `index` of a task of `mini` and its class: `index` modulo the number of classes.
 ///
 /// # Panics
-/// If there is no such task.
+/// If `task` is not an index into [`tasks`].
 pub fn task_image(seed: u64, task: usize, split: Split, index: u64) -> (RgbImage, usize) {
-    drawn(
+    draw_image(
         &task::TASKS[task],
         seed,
         TASK_DOMAIN + task as u64,
@@ -139,12 +146,12 @@ pub fn task_image(seed: u64, task: usize, split: Split, index: u64) -> (RgbImage
     )
 }
 
-/// The same of `mini-dev`.
+/// Like [`task_image`], for a task of `mini-dev`.
 ///
 /// # Panics
-/// If there is no such task.
+/// If `task` is not an index into [`dev_tasks`].
 pub fn dev_image(seed: u64, task: usize, split: Split, index: u64) -> (RgbImage, usize) {
-    drawn(
+    draw_image(
         &dev::TASKS[task],
         seed,
         DEV_DOMAIN + task as u64,
@@ -153,10 +160,16 @@ pub fn dev_image(seed: u64, task: usize, split: Split, index: u64) -> (RgbImage,
     )
 }
 
-fn drawn(task: &MiniTask, seed: u64, domain: u64, split: Split, index: u64) -> (RgbImage, usize) {
+fn draw_image(
+    task: &MiniTask,
+    seed: u64,
+    domain: u64,
+    split: Split,
+    index: u64,
+) -> (RgbImage, usize) {
     let class = (index % task.class_names.len() as u64) as usize;
-    let dice = &mut Dice::new(seed, domain, split as u64, index);
-    ((task.draw)(class, dice).finish(), class)
+    let rng = &mut Rng::new(seed, domain, split as u64, index);
+    ((task.draw)(class, rng).into_image(), class)
 }
 
 #[cfg(test)]
@@ -175,10 +188,10 @@ mod tests {
             .collect()
     }
 
-    /// If this fails after a change to the drawing on purpose: raise [`WORLD_VERSION`], put the
-    /// new values here, and pretrain the embedded model again.
+    /// After an intended change to the drawing, raise [`WORLD_VERSION`], update the values here,
+    /// and pretrain the embedded model again.
     #[test]
-    fn pictures_are_those_of_this_world_version() {
+    fn images_match_the_world_version() {
         let mut pairs = Sha256::new();
         for index in 0..200 {
             for (image, caption) in [
@@ -210,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn no_picture_of_a_task_occurs_twice() {
+    fn images_of_a_task_are_distinct() {
         let sizes = MiniSizes::default();
         for task in 0..tasks().len() {
             let mut seen = HashSet::new();
@@ -231,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn reference_splits_share_no_picture() {
+    fn reference_splits_have_no_image_in_common() {
         let mut seen = HashSet::new();
         for index in 0..500 {
             for split in [ReferenceSplit::Train, ReferenceSplit::HeldOut] {
@@ -249,10 +262,10 @@ mod tests {
         assert_eq!(classes[..10], classes[10..]);
     }
 
-    /// Everything that can be asked of captions: their alphabet and length, which class names they
-    /// know, that none is a template.
+    /// Checks the alphabet and length of captions, the class names in them, and that none is a
+    /// filled template.
     #[test]
-    fn captions_know_the_tasks_but_not_their_prompts() {
+    fn captions_contain_class_names_but_no_prompts() {
         let suites = [tasks(), dev_tasks()];
         let all = || suites.into_iter().flatten();
         let mut prompts = HashSet::new();
@@ -262,7 +275,7 @@ mod tests {
                 .iter()
                 .flat_map(|t| task.class_names.iter().map(move |c| (t, c)))
             {
-                let prompt = task::fill(template, class);
+                let prompt = task::fill_template(template, class);
                 prompts.insert(prompt.trim_end_matches('.').to_owned());
             }
         }
@@ -274,7 +287,7 @@ mod tests {
             assert!(plain, "not plain: {caption}");
             let count = caption.split(' ').count();
             assert!(
-                (1..=caption::LONGEST).contains(&count),
+                (1..=caption::MAX_WORDS).contains(&count),
                 "{count} words: {caption}"
             );
             assert!(
@@ -295,7 +308,7 @@ mod tests {
             .flat_map(|task| task.class_names.to_vec())
             .collect();
         for name in all().flat_map(|task| task.class_names) {
-            // What a class is told by: "one" of "one object", "top left" of "at the top left".
+            // The first word identifies a class: "one" in "one shape", "at" in "at the top left".
             let known = name
                 .split(' ')
                 .next()
@@ -305,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn reference_and_retrieval_share_no_caption_and_half_of_the_tasks_is_not_mentioned() {
+    fn reference_captions_differ_from_held_out_and_mention_half_of_the_tasks() {
         let sizes = MiniSizes::default();
         let of = |split, count: usize| -> Vec<String> {
             (0..count as u64)

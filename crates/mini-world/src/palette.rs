@@ -1,7 +1,7 @@
-//! The colours of the world and their names.
+//! Named colours.
 
 use super::canvas::Rgb;
-use super::dice::Dice;
+use super::rng::Rng;
 
 /// The named colours.
 pub(super) const COLOURS: [(&str, Rgb); 12] = [
@@ -19,26 +19,26 @@ pub(super) const COLOURS: [(&str, Rgb); 12] = [
     ("black", [0.07, 0.07, 0.08]),
 ];
 
-/// Fruit has one of the first so many colours.
+/// Number of colours of fruit: the first ones of [`COLOURS`].
 pub(super) const FRUIT_COLOURS: usize = 8;
 
-/// Name of a colour by index.
+/// Returns the name of a colour.
 pub(super) fn colour_name(index: usize) -> &'static str {
     COLOURS[index].0
 }
 
-/// A shade of a colour: each channel within `spread` of the named one.
-pub(super) fn shade(index: usize, spread: f32, dice: &mut Dice) -> Rgb {
+/// Returns a random shade of a colour: each channel within `spread` of the named one.
+pub(super) fn shade(index: usize, spread: f32, rng: &mut Rng) -> Rgb {
     COLOURS[index]
         .1
-        .map(|c| (c + dice.around(spread)).clamp(0.0, 1.0))
+        .map(|c| (c + rng.around(spread)).clamp(0.0, 1.0))
 }
 
-/// Two different colours that contrast enough to be told apart.
-pub(super) fn colour_pair(dice: &mut Dice) -> (usize, usize) {
-    let first = dice.below(COLOURS.len());
+/// Returns two colours of sufficient contrast.
+pub(super) fn colour_pair(rng: &mut Rng) -> (usize, usize) {
+    let first = rng.below(COLOURS.len());
     loop {
-        let second = dice.below(COLOURS.len());
+        let second = rng.below(COLOURS.len());
         let (a, b) = (COLOURS[first].1, COLOURS[second].1);
         let apart: f32 = a.iter().zip(b).map(|(x, y)| (x - y).abs()).sum();
         if apart > 0.55 {

@@ -1,10 +1,10 @@
-//! The plain shapes, each as a signed distance in its own coordinates (radius about 1, y down),
-//! and the ways to fill them.
+//! Geometric shapes as signed distance functions in their own coordinates (radius about 1, y down),
+//! and their fill styles.
 
-use super::canvas::{Canvas, Place, Rgb, lit, mix, scaled};
-use super::pattern::{Pattern, Weave};
+use super::canvas::{Canvas, Rgb, Transform, mix, neon_pixel, scaled};
+use super::pattern::{Pattern, Texture};
 
-/// A shape that has a name.
+/// Named shape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Shape {
     Circle,
@@ -41,17 +41,17 @@ fn length(x: f32, y: f32) -> f32 {
     (x * x + y * y).sqrt()
 }
 
-fn block(x: f32, y: f32, half_width: f32, half_height: f32) -> f32 {
+fn box_distance(x: f32, y: f32, half_width: f32, half_height: f32) -> f32 {
     (x.abs() - half_width).max(y.abs() - half_height)
 }
 
 impl Shape {
-    /// Signed distance (a bound where edges meet) of a point to the shape's edge.
+    /// Returns the signed distance of a point to the edge; near corners, a bound of it.
     pub(super) fn distance(self, x: f32, y: f32) -> f32 {
         let side = x.abs();
         match self {
             Self::Circle => length(x, y) - 0.95,
-            Self::Square => block(x, y, 0.8, 0.8),
+            Self::Square => box_distance(x, y, 0.8, 0.8),
             // Sides from (0, -1) to (0.95, 0.75).
             Self::Triangle => (y - 0.75).max((1.75 * side - 0.95 * (y + 1.0)) / 1.991),
             Self::Star => {
@@ -76,12 +76,12 @@ impl Shape {
                 let wedge = ((1.05 * side + 0.9 * (y - 0.95)) / 1.383).max(-0.3 - y);
                 lobe.min(wedge)
             }
-            Self::Cross => block(x, y, 0.95, 0.3).min(block(x, y, 0.3, 0.95)),
+            Self::Cross => box_distance(x, y, 0.95, 0.3).min(box_distance(x, y, 0.3, 0.95)),
             Self::Ring => (length(x, y) - 0.72).abs() - 0.25,
             Self::Diamond => (side / 0.65 + y.abs() - 1.0) * 0.545,
             Self::Moon => (length(x, y) - 0.95).max(0.78 - length(x - 0.45, y + 0.1)),
             Self::Arrow => {
-                let shaft = block(x + 0.4, y, 0.55, 0.24);
+                let shaft = box_distance(x + 0.4, y, 0.55, 0.24);
                 let head = (-x).max((y.abs() / 0.8 + x - 1.0) * 0.625);
                 shaft.min(head)
             }
@@ -95,78 +95,82 @@ impl Shape {
     }
 }
 
-/// How a shape is filled.
+/// Fill style of a shape.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Finish {
-    /// All of it.
+pub(super) enum Fill {
+    /// Filled.
     Solid,
-    /// Its edge only, so many pixels wide.
+    /// Edge only, with its width in pixels.
     Outline(f32),
-    /// All of it, with a dark edge.
+    /// Filled, with a dark edge.
     Bordered,
-    /// Its edge as a glowing tube so many pixels wide, and the inside at this strength.
+    /// Edge as a neon tube, with its width in pixels and the opacity of the inside.
     Neon(f32, f32),
 }
 
-/// The paint of a shape.
+/// Colours, pattern and fill style of a shape.
 #[derive(Clone, Copy)]
 pub(super) struct Paint {
     pub(super) colour: Rgb,
-    /// The pattern's other colour.
+    /// Second colour of the pattern.
     pub(super) second: Rgb,
     pub(super) pattern: Pattern,
     /// Period of the pattern in pixels.
     pub(super) period: f32,
-    pub(super) finish: Finish,
+    pub(super) fill: Fill,
 }
 
 /// Draws a shape.
-pub(super) fn draw_shape(canvas: &mut Canvas, shape: Shape, place: &Place, paint: &Paint) {
-    let weave = Weave {
+pub(super) fn draw_shape(canvas: &mut Canvas, shape: Shape, transform: &Transform, paint: &Paint) {
+    let texture = Texture {
         pattern: paint.pattern,
         period: paint.period,
         seed: 7,
     };
     let body = |u: f32, v: f32| {
-        let (x, y) = (u * place.radius, v * place.radius);
-        mix(paint.colour, paint.second, weave.mask(x, y))
+        let (x, y) = (u * transform.radius, v * transform.radius);
+        mix(paint.colour, paint.second, texture.mask(x, y))
     };
-    match paint.finish {
-        Finish::Solid => canvas.paint(place, 1.3, |u, v| shape.distance(u, v), body),
-        Finish::Outline(width) => {
-            let half = width / 2.0 / place.radius;
+    match paint.fill {
+        Fill::Solid => canvas.paint(transform, 1.3, |u, v| shape.distance(u, v), body),
+        Fill::Outline(width) => {
+            let half = width / 2.0 / transform.radius;
             canvas.paint(
-                place,
+                transform,
                 1.3,
                 |u, v| (shape.distance(u, v) + half).abs() - half,
                 body,
             );
         }
-        Finish::Bordered => {
+        Fill::Bordered => {
             canvas.paint(
-                place,
+                transform,
                 1.3,
                 |u, v| shape.distance(u, v),
                 |_, _| scaled(paint.colour, 0.25),
             );
-            let edge = 1.3 / place.radius;
-            canvas.paint(place, 1.3, |u, v| shape.distance(u, v) + edge, body);
+            let edge = 1.3 / transform.radius;
+            canvas.paint(transform, 1.3, |u, v| shape.distance(u, v) + edge, body);
         }
-        Finish::Neon(width, inside) => {
+        Fill::Neon(width, inside) => {
             if inside > 0.0 {
-                canvas.map_near((place.x, place.y), place.radius * 1.3, |x, y, under| {
-                    let (u, v) = place.local(x, y);
-                    let cover = (0.5 - shape.distance(u, v) * place.radius).clamp(0.0, 1.0);
-                    mix(under, paint.colour, cover * inside)
-                });
+                canvas.map_near(
+                    (transform.x, transform.y),
+                    transform.radius * 1.3,
+                    |x, y, under| {
+                        let (u, v) = transform.to_local(x, y);
+                        let cover = (0.5 - shape.distance(u, v) * transform.radius).clamp(0.0, 1.0);
+                        mix(under, paint.colour, cover * inside)
+                    },
+                );
             }
             canvas.map_near(
-                (place.x, place.y),
-                place.radius * 1.3 + 5.0,
+                (transform.x, transform.y),
+                transform.radius * 1.3 + 5.0,
                 |x, y, under| {
-                    let (u, v) = place.local(x, y);
-                    let distance = (shape.distance(u, v) * place.radius).abs();
-                    lit(under, distance, width, paint.colour, 1.0)
+                    let (u, v) = transform.to_local(x, y);
+                    let distance = (shape.distance(u, v) * transform.radius).abs();
+                    neon_pixel(under, distance, width, paint.colour, 1.0)
                 },
             );
         }

@@ -1,4 +1,4 @@
-//! The world as a benchmark suite, drawn when an image is asked for.
+//! The generated tasks as benchmark suites, with images drawn on demand.
 
 use std::sync::Arc;
 
@@ -11,7 +11,20 @@ use super::{
 use mtil_data::data::{DataError, ImageSource};
 use mtil_data::suite::{CaptionedImages, LabelledImages, Suite, Task};
 
-/// How many images a suite of the world has.
+/// Number of images in a suite.
+///
+/// ```
+/// use mini_world::{MiniSizes, SUITE_SEED, suite};
+///
+/// let sizes = MiniSizes {
+///     train_per_task: 20,
+///     test_per_task: 20,
+///     reference: 4,
+///     held_out: 4,
+/// };
+/// let suite = suite(SUITE_SEED, sizes);
+/// assert_eq!(suite.tasks[0].train.images.len(), 20);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MiniSizes {
     /// Training images of each task.
@@ -25,7 +38,7 @@ pub struct MiniSizes {
 }
 
 impl Default for MiniSizes {
-    /// 600 training and 400 test images a task, 2,000 reference and 500 held-out pairs.
+    /// Returns 600 training and 400 test images per task, 2,000 reference and 500 held-out pairs.
     fn default() -> Self {
         Self {
             train_per_task: 600,
@@ -36,14 +49,14 @@ impl Default for MiniSizes {
     }
 }
 
-/// A suite of the world.
+/// One of the two generated suites.
 #[derive(Clone, Copy)]
-enum World {
+enum SuiteKind {
     Mini,
     Dev,
 }
 
-impl World {
+impl SuiteKind {
     fn name(self) -> &'static str {
         match self {
             Self::Mini => NAME,
@@ -60,28 +73,28 @@ impl World {
 }
 
 /// Images of one split of a task, or of the reference pairs.
-struct Drawn {
-    world: World,
+struct DrawnImages {
+    kind: SuiteKind,
     seed: u64,
     len: usize,
-    what: What,
+    subset: Subset,
 }
 
-enum What {
+enum Subset {
     Task(usize, Split),
     Reference(ReferenceSplit),
 }
 
-impl ImageSource for Drawn {
+impl ImageSource for DrawnImages {
     fn len(&self) -> usize {
         self.len
     }
 
     fn name(&self, index: usize) -> String {
-        let suite = self.world.name();
-        match self.what {
-            What::Task(task, split) => {
-                let task = &self.world.tasks()[task];
+        let suite = self.kind.name();
+        match self.subset {
+            Subset::Task(task, split) => {
+                let task = &self.kind.tasks()[task];
                 let class = task.class_names[index % task.class_names.len()];
                 let split = match split {
                     Split::Train => "train",
@@ -89,14 +102,16 @@ impl ImageSource for Drawn {
                 };
                 format!("{suite}/{}/{split}/{index:06} ({class})", task.name)
             }
-            What::Reference(ReferenceSplit::Train) => format!("{suite}/reference/train/{index:06}"),
-            What::Reference(ReferenceSplit::HeldOut) => {
+            Subset::Reference(ReferenceSplit::Train) => {
+                format!("{suite}/reference/train/{index:06}")
+            }
+            Subset::Reference(ReferenceSplit::HeldOut) => {
                 format!("{suite}/reference/held-out/{index:06}")
             }
         }
     }
 
-    /// The name does not say which world the picture is from.
+    /// The name alone does not identify the version and the seed of the image.
     fn identity(&self, index: usize) -> String {
         format!(
             "{} of world {WORLD_VERSION}, seed {}",
@@ -107,67 +122,66 @@ impl ImageSource for Drawn {
 
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
         assert!(index < self.len, "image {index} of {}", self.len);
-        let image = match self.what {
-            What::Task(task, split) => {
-                let draw = match self.world {
-                    World::Mini => task_image,
-                    World::Dev => dev_image,
+        let image = match self.subset {
+            Subset::Task(task, split) => {
+                let draw = match self.kind {
+                    SuiteKind::Mini => task_image,
+                    SuiteKind::Dev => dev_image,
                 };
                 draw(self.seed, task, split, index as u64).0
             }
-            What::Reference(split) => reference_pair(self.seed, split, index as u64).0,
+            Subset::Reference(split) => reference_pair(self.seed, split, index as u64).0,
         };
         Ok(DynamicImage::ImageRgb8(image))
     }
 }
 
-/// The world's tasks and reference pairs as a suite named `mini`. Images are drawn on demand;
-/// the labels and captions are made here.
+/// Returns the suite `mini`. Labels and captions are generated at once, images on demand.
 pub fn suite(seed: u64, sizes: MiniSizes) -> Suite {
-    of_world(World::Mini, seed, sizes)
+    build_suite(SuiteKind::Mini, seed, sizes)
 }
 
-/// The suite `mini-dev`, on which settings are chosen and nothing is reported: other tasks, other
-/// pictures, other pairs.
+/// Returns the suite `mini-dev` for the choice of hyper-parameters: other tasks, images and
+/// reference pairs than those of `mini`.
 pub fn dev_suite(seed: u64, sizes: MiniSizes) -> Suite {
-    // No pair of one suite is a pair of the other.
-    of_world(World::Dev, !seed, sizes)
+    // The complement of the seed keeps the reference pairs of the two suites disjoint.
+    build_suite(SuiteKind::Dev, !seed, sizes)
 }
 
-fn of_world(world: World, seed: u64, sizes: MiniSizes) -> Suite {
+fn build_suite(kind: SuiteKind, seed: u64, sizes: MiniSizes) -> Suite {
     let labelled = |task: usize, split, len| LabelledImages {
-        images: Arc::new(Drawn {
-            world,
+        images: Arc::new(DrawnImages {
+            kind,
             seed,
             len,
-            what: What::Task(task, split),
+            subset: Subset::Task(task, split),
         }),
         labels: (0..len)
-            .map(|index| index % world.tasks()[task].class_names.len())
+            .map(|index| index % kind.tasks()[task].class_names.len())
             .collect(),
     };
     let captioned = |split, len| CaptionedImages {
-        images: Arc::new(Drawn {
-            world,
+        images: Arc::new(DrawnImages {
+            kind,
             seed,
             len,
-            what: What::Reference(split),
+            subset: Subset::Reference(split),
         }),
         captions: (0..len)
             .map(|index| reference_pair(seed, split, index as u64).1)
             .collect(),
     };
-    let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
     Suite {
-        name: world.name().to_owned(),
-        tasks: world
+        name: kind.name().to_owned(),
+        tasks: kind
             .tasks()
             .iter()
             .enumerate()
             .map(|(index, task)| Task {
                 name: task.name.to_owned(),
-                class_names: own(task.class_names),
-                templates: own(task.templates),
+                class_names: owned(task.class_names),
+                templates: owned(task.templates),
                 train: labelled(index, Split::Train, sizes.train_per_task),
                 test: labelled(index, Split::Test, sizes.test_per_task),
             })
@@ -183,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn worlds_of_other_seeds_have_other_fingerprints() {
+    fn fingerprint_depends_on_the_seed() {
         let sizes = MiniSizes {
             train_per_task: 20,
             test_per_task: 20,
@@ -195,9 +209,9 @@ mod tests {
         assert_ne!(of(1), of(2));
     }
 
-    /// Settings are chosen on it: it must not be what is reported on.
+    /// Hyper-parameters are chosen on `mini-dev`: it must not overlap with the reported suite.
     #[test]
-    fn the_suite_for_choosing_settings_has_other_tasks_pictures_and_pairs() {
+    fn dev_suite_has_other_tasks_images_and_pairs() {
         let sizes = MiniSizes {
             train_per_task: 20,
             test_per_task: 20,
@@ -209,11 +223,11 @@ mod tests {
         dev.check().unwrap();
         for task in &dev.tasks {
             assert!(mini.tasks.iter().all(|other| other.name != task.name));
-            let pictures: std::collections::HashSet<Vec<u8>> = [&task.train, &task.test]
+            let images: std::collections::HashSet<Vec<u8>> = [&task.train, &task.test]
                 .into_iter()
                 .flat_map(|half| (0..20).map(|i| half.images.load(i).unwrap().into_bytes()))
                 .collect();
-            assert_eq!(pictures.len(), 40, "{}", task.name);
+            assert_eq!(images.len(), 40, "{}", task.name);
         }
         let pixels = |pairs: &CaptionedImages| -> Vec<Vec<u8>> {
             let all = 0..pairs.images.len();
@@ -225,12 +239,12 @@ mod tests {
             (&mini.held_out, &dev.held_out),
         ] {
             let theirs = pixels(theirs);
-            assert!(pixels(ours).iter().all(|picture| !theirs.contains(picture)));
+            assert!(pixels(ours).iter().all(|image| !theirs.contains(image)));
         }
     }
 
     #[test]
-    fn a_suite_has_the_asked_sizes_and_names() {
+    fn suite_has_the_requested_sizes_and_names() {
         let sizes = MiniSizes {
             train_per_task: 20,
             test_per_task: 10,

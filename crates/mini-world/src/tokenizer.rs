@@ -1,7 +1,7 @@
-//! A small tokenizer with the build of CLIP's: byte-level BPE over lower-case words with an
-//! end-of-word mark, in the layout of Hugging Face's `tokenizer.json`.
+//! Training of a small BPE tokenizer with CLIP's construction: byte-level BPE over lower-case words
+//! with an end-of-word mark, in the format of Hugging Face's `tokenizer.json`.
 //!
-//! The ids follow CLIP's vocabulary: 256 byte symbols, the same with `</w>`, one id a merge in
+//! The ids follow CLIP's vocabulary: 256 byte symbols, the same with `</w>`, one id per merge in
 //! the order learned, then `<|startoftext|>` and `<|endoftext|>`.
 
 use std::cmp::Reverse;
@@ -15,32 +15,42 @@ use tokenizers::tokenizer::{
 };
 
 /// CLIP's word pattern.
-const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+const WORD_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 const END_OF_WORD: &str = "</w>";
 const START_OF_TEXT: &str = "<|startoftext|>";
 const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// Symbols every vocabulary has: the bytes, the bytes that end a word, and the two specials.
-const SMALLEST_VOCABULARY: usize = 2 * 256 + 2;
+/// Number of base tokens: the bytes, the bytes at the end of a word, and two special tokens.
+const MIN_VOCABULARY: usize = 2 * 256 + 2;
 
-/// What can go wrong while building a tokenizer.
+/// Error of building a tokenizer.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerBuildError {
-    /// The vocabulary cannot even hold the byte symbols.
+    /// The vocabulary is smaller than the number of base tokens.
     #[error(
-        "a vocabulary of {0} is too small: the byte symbols and specials alone are {SMALLEST_VOCABULARY}"
+        "a vocabulary of {0} is too small: \
+         the byte symbols and specials alone are {MIN_VOCABULARY}"
     )]
     TooSmall(usize),
-    /// The tokenizer library refused.
+    /// Error of the tokenizer library.
     #[error("cannot build the tokenizer: {0}")]
     Library(#[from] tokenizers::Error),
 }
 
-/// Learns a tokenizer from captions.
+/// Trains a BPE tokenizer on captions.
 ///
-/// The vocabulary has at most `vocab_size` entries; it has fewer when every word of the captions
-/// is a single token before that. Merges are learned most frequent pair first, ties in the order
-/// of the pair's text, so that the result depends on nothing but the captions' word counts.
+/// The vocabulary has at most `vocab_size` entries. It has fewer if all words of the captions
+/// become single tokens before that. The most frequent pair is merged first, with ties broken by
+/// the text of the pair, so that the result depends only on the word counts of the captions.
+///
+/// ```
+/// let captions = ["a red circle", "a blue circle"].map(str::to_owned);
+/// let tokenizer = mini_world::build_tokenizer(captions.into_iter(), 600)?;
+/// let ids = tokenizer.encode("a red circle", true).unwrap();
+/// // Start of text, three words, end of text.
+/// assert_eq!(ids.len(), 5);
+/// # Ok::<(), mini_world::TokenizerBuildError>(())
+/// ```
 ///
 /// # Errors
 /// [`TokenizerBuildError::TooSmall`] if `vocab_size` is below 514.
@@ -48,8 +58,8 @@ pub fn build_tokenizer(
     captions: impl Iterator<Item = String>,
     vocab_size: usize,
 ) -> Result<Tokenizer, TokenizerBuildError> {
-    let room = vocab_size
-        .checked_sub(SMALLEST_VOCABULARY)
+    let max_merges = vocab_size
+        .checked_sub(MIN_VOCABULARY)
         .ok_or(TokenizerBuildError::TooSmall(vocab_size))?;
     let mut chunks: BTreeMap<String, u64> = BTreeMap::new();
     for caption in captions {
@@ -57,18 +67,18 @@ pub fn build_tokenizer(
             *chunks.entry(chunk.to_owned()).or_default() += 1;
         }
     }
-    let splitter = assemble(&[])?;
+    let splitter = build_from_merges(&[])?;
     let mut words: BTreeMap<String, u64> = BTreeMap::new();
     for (chunk, count) in &chunks {
-        for word in split(&splitter, chunk)? {
+        for word in pre_tokenize(&splitter, chunk)? {
             *words.entry(word).or_default() += count;
         }
     }
-    assemble(&learn(&words, room))
+    build_from_merges(&learn_merges(&words, max_merges))
 }
 
-/// The byte-level words of a text, as the tokenizer's own first stages split it.
-fn split(tokenizer: &Tokenizer, text: &str) -> Result<Vec<String>, tokenizers::Error> {
+/// Splits a text into byte-level words by the tokenizer's own normalizer and pre-tokenizer.
+fn pre_tokenize(tokenizer: &Tokenizer, text: &str) -> Result<Vec<String>, tokenizers::Error> {
     let mut normalized = NormalizedString::from(text);
     if let Some(normalizer) = tokenizer.get_normalizer() {
         normalizer.normalize(&mut normalized)?;
@@ -86,9 +96,9 @@ fn split(tokenizer: &Tokenizer, text: &str) -> Result<Vec<String>, tokenizers::E
 
 type Pair = (String, String);
 
-/// The merges of byte-pair encoding, most frequent pair first.
-fn learn(words: &BTreeMap<String, u64>, most: usize) -> Vec<Pair> {
-    let mut spelled: Vec<(Vec<String>, u64)> = words
+/// Learns the merges of byte-pair encoding, most frequent pair first.
+fn learn_merges(words: &BTreeMap<String, u64>, max_merges: usize) -> Vec<Pair> {
+    let mut split_words: Vec<(Vec<String>, u64)> = words
         .iter()
         .map(|(word, count)| {
             let mut symbols: Vec<String> = word.chars().map(String::from).collect();
@@ -99,20 +109,20 @@ fn learn(words: &BTreeMap<String, u64>, most: usize) -> Vec<Pair> {
         })
         .collect();
     let mut counts: BTreeMap<Pair, u64> = BTreeMap::new();
-    let mut places: BTreeMap<Pair, BTreeSet<usize>> = BTreeMap::new();
-    for (index, (symbols, count)) in spelled.iter().enumerate() {
+    let mut occurrences: BTreeMap<Pair, BTreeSet<usize>> = BTreeMap::new();
+    for (index, (symbols, count)) in split_words.iter().enumerate() {
         for pair in pairs(symbols) {
             *counts.entry(pair.clone()).or_default() += count;
-            places.entry(pair).or_default().insert(index);
+            occurrences.entry(pair).or_default().insert(index);
         }
     }
-    // Entries of the heap may be out of date; they are checked against `counts` when they come up.
+    // Heap entries may be stale: each is compared with `counts` when it is popped.
     let mut heap: BinaryHeap<(u64, Reverse<Pair>)> = counts
         .iter()
         .map(|(pair, count)| (*count, Reverse(pair.clone())))
         .collect();
     let mut merges = Vec::new();
-    while merges.len() < most {
+    while merges.len() < max_merges {
         let Some((count, Reverse(pair))) = heap.pop() else {
             break;
         };
@@ -120,18 +130,18 @@ fn learn(words: &BTreeMap<String, u64>, most: usize) -> Vec<Pair> {
             continue;
         }
         let mut changed = BTreeSet::new();
-        for index in places.remove(&pair).unwrap_or_default() {
-            let (symbols, count) = &mut spelled[index];
+        for index in occurrences.remove(&pair).unwrap_or_default() {
+            let (symbols, count) = &mut split_words[index];
             for old in pairs(symbols) {
                 if let Some(sum) = counts.get_mut(&old) {
                     *sum -= *count;
                 }
                 changed.insert(old);
             }
-            *symbols = merged(symbols, &pair);
+            *symbols = apply_merge(symbols, &pair);
             for new in pairs(symbols) {
                 *counts.entry(new.clone()).or_default() += *count;
-                places.entry(new.clone()).or_default().insert(index);
+                occurrences.entry(new.clone()).or_default().insert(index);
                 changed.insert(new);
             }
         }
@@ -152,7 +162,7 @@ fn pairs(symbols: &[String]) -> Vec<Pair> {
         .collect()
 }
 
-fn merged(symbols: &[String], pair: &Pair) -> Vec<String> {
+fn apply_merge(symbols: &[String], pair: &Pair) -> Vec<String> {
     let mut out = Vec::with_capacity(symbols.len());
     let mut rest = symbols;
     while let Some((first, tail)) = rest.split_first() {
@@ -170,8 +180,8 @@ fn merged(symbols: &[String], pair: &Pair) -> Vec<String> {
     out
 }
 
-/// The characters that stand for the 256 bytes in byte-level BPE, in the order of their ids:
-/// printable bytes stand for themselves and come first, the others follow from U+0100 on.
+/// Returns the characters that represent the 256 bytes in byte-level BPE, in the order of their
+/// ids: first the printable bytes as themselves, then the others from U+0100 on.
 fn byte_symbols() -> Vec<char> {
     let printable = |byte: u32| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
     let own = (0..256).filter(|byte| printable(*byte));
@@ -179,8 +189,8 @@ fn byte_symbols() -> Vec<char> {
     own.chain(others).filter_map(char::from_u32).collect()
 }
 
-/// The tokenizer with these merges.
-fn assemble(merges: &[Pair]) -> Result<Tokenizer, TokenizerBuildError> {
+/// Builds a tokenizer from its merges.
+fn build_from_merges(merges: &[Pair]) -> Result<Tokenizer, TokenizerBuildError> {
     let bytes = byte_symbols();
     let plain = bytes.iter().map(|symbol| symbol.to_string());
     let ending = bytes.iter().map(|symbol| format!("{symbol}{END_OF_WORD}"));
@@ -190,7 +200,7 @@ fn assemble(merges: &[Pair]) -> Result<Tokenizer, TokenizerBuildError> {
     let mut vocabulary = serde_json::Map::new();
     let specials = [START_OF_TEXT, END_OF_TEXT].map(str::to_owned);
     for symbol in plain.chain(ending).chain(made).chain(specials) {
-        // Two different merges can spell the same token, which then has one id.
+        // Two different merges can produce the same token, which then has one id.
         let id = vocabulary.len();
         vocabulary.entry(symbol).or_insert(Value::from(id));
     }
@@ -202,6 +212,10 @@ fn assemble(merges: &[Pair]) -> Result<Tokenizer, TokenizerBuildError> {
             "normalized": false, "special": true
         })
     };
+    let merge_texts: Vec<String> = merges
+        .iter()
+        .map(|(first, second)| format!("{first} {second}"))
+        .collect();
     let description = json!({
         "version": "1.0",
         "truncation": null,
@@ -218,8 +232,14 @@ fn assemble(merges: &[Pair]) -> Result<Tokenizer, TokenizerBuildError> {
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                { "type": "Split", "pattern": { "Regex": WORDS }, "behavior": "Removed", "invert": true },
-                { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true }
+                {
+                    "type": "Split", "pattern": { "Regex": WORD_PATTERN },
+                    "behavior": "Removed", "invert": true
+                },
+                {
+                    "type": "ByteLevel", "add_prefix_space": false,
+                    "trim_offsets": true, "use_regex": true
+                }
             ]
         },
         "post_processor": {
@@ -229,7 +249,9 @@ fn assemble(merges: &[Pair]) -> Result<Tokenizer, TokenizerBuildError> {
             "trim_offsets": false,
             "add_prefix_space": false
         },
-        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
+        "decoder": {
+            "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true
+        },
         "model": {
             "type": "BPE",
             "dropout": null,
@@ -238,7 +260,7 @@ fn assemble(merges: &[Pair]) -> Result<Tokenizer, TokenizerBuildError> {
             "end_of_word_suffix": END_OF_WORD,
             "fuse_unk": false,
             "vocab": vocabulary,
-            "merges": merges.iter().map(|(first, second)| format!("{first} {second}")).collect::<Vec<_>>()
+            "merges": merge_texts
         }
     });
     Ok(Tokenizer::from_str(&description.to_string())?)
@@ -253,10 +275,10 @@ mod tests {
     use super::*;
     use crate::{ReferenceSplit, dev_tasks, pretraining_pair, reference_pair, tasks};
 
-    /// Of the embedded model.
+    /// Context length of the embedded model.
     const CONTEXT: usize = 24;
 
-    /// The tokenizer of the embedded model: learned from the first 20,000 pretraining captions.
+    /// Tokenizer of the embedded model, trained on the first 20,000 pretraining captions.
     fn tokenizer() -> &'static Tokenizer {
         static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
         TOKENIZER.get_or_init(|| {
@@ -279,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_laid_out_like_clips() {
+    fn ids_have_the_layout_of_clip() {
         let tokenizer = tokenizer();
         let size = tokenizer.get_vocab_size(true) as u32;
         assert!((800..=1200).contains(&size), "{size}");
@@ -314,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_fit_the_model_and_known_words_are_one_token() {
+    fn texts_fit_the_context_and_known_words_are_one_token() {
         for index in 0..5_000 {
             for text in [
                 pretraining_pair(8, index).1,
@@ -337,10 +359,10 @@ mod tests {
         }
     }
 
-    /// If this fails after a change to the captions on purpose, put the new value here and
-    /// pretrain the embedded model again.
+    /// After an intended change to the captions, update the value here and pretrain the embedded
+    /// model again.
     #[test]
-    fn ids_are_those_of_this_world_version() {
+    fn ids_match_the_world_version() {
         let mut hash = Sha256::new();
         for (_, text) in prompts() {
             for id in ids(&text) {
@@ -357,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_captions_give_the_same_tokenizer_and_it_survives_its_file() {
+    fn training_is_deterministic_and_the_file_round_trips() {
         let build =
             || build_tokenizer((0..500).map(|index| pretraining_pair(7, index).1), 800).unwrap();
         let text = build().to_string(false).unwrap();
@@ -368,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn merges_go_by_count_then_by_text() {
+    fn merges_are_ordered_by_count_then_text() {
         let words = [
             ("abab".to_owned(), 2),
             ("cd".to_owned(), 2),
@@ -376,9 +398,9 @@ mod tests {
         ]
         .into_iter()
         .collect();
-        let merges = learn(&words, 100);
+        let merges = learn_merges(&words, 100);
         let expected = [("a", "b"), ("a", "b</w>"), ("c", "d</w>"), ("ab", "ab</w>")];
-        // "ab</w>" of both words counts 3, before the pairs that count 2.
+        // The pair of "ab</w>" has count 3, before the pairs of count 2.
         assert_eq!(merges[0], ("a".to_owned(), "b</w>".to_owned()));
         assert_eq!(merges.len(), expected.len());
         for (first, second) in expected {
@@ -387,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn too_small_a_vocabulary_is_refused() {
+    fn too_small_vocabulary_is_an_error() {
         assert!(matches!(
             build_tokenizer(std::iter::empty(), 513),
             Err(TokenizerBuildError::TooSmall(513))

@@ -1,13 +1,13 @@
-//! From a word on the command line to a Burn device.
+//! Device names of the command line and the Burn devices they select.
 //!
-//! A word is the name of a backend, for some with the index of a device: `flex`, `ndarray`,
-//! `wgpu`, `wgpu:1`, `vulkan`, `cuda`, `cuda:1`. Each backend is a cargo feature of the same name.
+//! A name is a backend, for GPUs with an optional index: `flex`, `ndarray`, `wgpu`, `wgpu:1`,
+//! `vulkan`, `cuda`, `cuda:1`. Each backend is a cargo feature of the same name.
 
-use crate::failure::quietly;
+use crate::failure::catch_panic;
 use burn::tensor::Device;
 
-/// The backends there are: name, whether it takes an index, what it is.
-const KNOWN: [(&str, bool, &str); 5] = [
+/// All backends: name, whether it takes an index, description.
+const BACKENDS: [(&str, bool, &str); 5] = [
     ("flex", false, "the CPU, pure Rust"),
     (
         "ndarray",
@@ -19,56 +19,58 @@ const KNOWN: [(&str, bool, &str); 5] = [
     ("cuda", true, "an NVIDIA GPU, through CUDA"),
 ];
 
-/// Why a word is not a device that can be used.
+/// An error in selecting a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// No backend has this name.
     #[error(
-        "there is no device `{word}`: known are {}, and wgpu:N, vulkan:N and cuda:N for the N-th GPU",
+        "there is no device `{word}`: known are {}, and wgpu:N, vulkan:N and cuda:N for the N-th \
+         GPU",
         known_names()
     )]
     Unknown {
-        /// What was asked for.
+        /// The requested name.
         word: String,
     },
     /// The backend exists, but not in this build.
     #[error(
-        "device `{word}` is not compiled in (this build has: {}); add the feature: cargo run --release --features {feature} -- --device {word}",
+        "device `{word}` is not compiled in (this build has: {}); add the feature: cargo run \
+         --release --features {feature} -- --device {word}",
         compiled_in().join(", ")
     )]
     NotCompiledIn {
-        /// What was asked for.
+        /// The requested name.
         word: String,
         /// The cargo feature that adds it.
         feature: &'static str,
     },
-    /// What follows the colon is no index, or the backend has one device only.
+    /// The text after the colon is not an index, or the backend has a single device.
     #[error("`{word}`: {reason}")]
     Index {
-        /// What was asked for.
+        /// The requested name.
         word: String,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
     /// The backend is compiled in but does not work on this machine.
-    #[error("device `{word}` does not work here: {cure} ({reason})")]
+    #[error("device `{word}` does not work here: {hint} ({reason})")]
     Unusable {
-        /// What was asked for.
+        /// The requested name.
         word: String,
-        /// What is probably missing.
-        cure: &'static str,
-        /// What the backend said, in one line.
+        /// The component that is probably missing.
+        hint: &'static str,
+        /// The first line of the backend's message.
         reason: String,
     },
 }
 
 fn known_names() -> String {
-    KNOWN.map(|(name, ..)| name).join(", ")
+    BACKENDS.map(|(name, ..)| name).join(", ")
 }
 
-/// Names of the backends in this build, the default first.
+/// Returns the names of the backends in this build, the default first.
 pub fn compiled_in() -> Vec<&'static str> {
-    // With every feature on, all of them are `true`.
+    // With every feature enabled, all arms are `true`.
     #[allow(clippy::match_like_matches_macro)]
     let compiled = |name: &str| match name {
         "flex" => cfg!(feature = "flex"),
@@ -78,40 +80,49 @@ pub fn compiled_in() -> Vec<&'static str> {
         "cuda" => cfg!(feature = "cuda"),
         _ => false,
     };
-    let names = KNOWN.map(|(name, ..)| name).into_iter();
+    let names = BACKENDS.map(|(name, ..)| name).into_iter();
     names.filter(|name| compiled(name)).collect()
 }
 
-/// Whether `word` means something else than the CPU.
+/// Returns whether `word` names a device other than the CPU.
 pub(crate) fn is_accelerator(word: &str) -> bool {
     !word.starts_with("flex") && !word.starts_with("ndarray")
 }
 
-/// Whether a backend's last words mean that memory ran out.
-pub(crate) fn out_of_memory(reason: &str) -> bool {
-    let lower = reason.to_lowercase();
-    let signs = [
+/// Returns whether a backend's panic message reports an out-of-memory error.
+pub(crate) fn is_out_of_memory(message: &str) -> bool {
+    let lower = message.to_lowercase();
+    let patterns = [
         "out of memory",
         "outofmemory",
         "out_of_memory",
         "alloc",
         "memory limit",
     ];
-    signs.iter().any(|sign| lower.contains(sign))
+    patterns.iter().any(|pattern| lower.contains(pattern))
 }
 
-/// The device that `word` means, without autodiff. A GPU is tried out with a small computation,
-/// because Burn opens it at its first use only, and panics there when it cannot.
+/// Opens the device named `word`, without autodiff.
+///
+/// A GPU runs a small computation, because Burn opens it at its first use and panics if it cannot.
 ///
 /// # Errors
-/// [`DeviceError`]: the word is unknown, its backend is not compiled in, the index is not a
-/// number or beyond the devices found, or the device does not work.
+/// [`DeviceError`] if the name is unknown, its backend is not compiled in, the index is not a
+/// number or too large, or the device does not work.
+///
+/// # Examples
+/// ```
+/// let device = mtil_bench::device::parse("flex")?;
+/// let error = mtil_bench::device::parse("tpu").unwrap_err();
+/// assert!(error.to_string().contains("there is no device `tpu`"));
+/// # Ok::<(), mtil_bench::device::DeviceError>(())
+/// ```
 pub fn parse(word: &str) -> Result<Device, DeviceError> {
     let (name, index) = match word.split_once(':') {
         Some((name, index)) => (name, Some(index)),
         None => (word, None),
     };
-    let Some(&(name, indexed, _)) = KNOWN.iter().find(|(known, ..)| *known == name) else {
+    let Some(&(name, indexed, _)) = BACKENDS.iter().find(|(known, ..)| *known == name) else {
         return Err(DeviceError::Unknown {
             word: word.to_owned(),
         });
@@ -128,7 +139,7 @@ pub fn parse(word: &str) -> Result<Device, DeviceError> {
         }
         Some(digits) => Some(digits.parse::<usize>().map_err(|_| {
             wrong_index(format!(
-                "`{digits}` is no device index; write `{name}`, `{name}:0`, `{name}:1`, …"
+                "`{digits}` is not a device index; write `{name}`, `{name}:0`, `{name}:1`, …"
             ))
         })?),
         None => None,
@@ -139,32 +150,34 @@ pub fn parse(word: &str) -> Result<Device, DeviceError> {
             feature: name,
         });
     }
-    open(word, name, index)
+    let device = open(word, name, index)?;
+    tracing::info!(word, ?device, "chose a device");
+    Ok(device)
 }
 
-/// One line of what `mtil-bench device` lists.
+/// A device in the list of `mtil-bench device`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
-    /// What to write after `--device`.
+pub struct DeviceInfo {
+    /// The value of `--device`.
     pub word: String,
-    /// What it is, and where it was found, the hardware's name.
+    /// Description of the backend, and the name of the hardware if it was found.
     pub description: String,
-    /// Whether this build can use it on this machine; if not, why.
+    /// `Ok` if this build can use the device on this machine, or else the reason why not.
     pub usable: Result<(), DeviceError>,
 }
 
-/// Every backend there is, in this build or not, and each GPU that was found. Opens them all, so
-/// it takes a moment.
-pub fn available() -> Vec<Listed> {
+/// Lists every backend, in this build or not, and each GPU that was found. Opens all of them, which
+/// takes a moment.
+pub fn available() -> Vec<DeviceInfo> {
     let mut listed = Vec::new();
-    for (name, indexed, description) in KNOWN {
+    for (name, indexed, description) in BACKENDS {
         let found = if indexed && compiled_in().contains(&name) {
-            quietly(|| gpus(name)).unwrap_or_default()
+            catch_panic(|| gpus(name)).unwrap_or_default()
         } else {
             Vec::new()
         };
         if found.is_empty() {
-            listed.push(Listed {
+            listed.push(DeviceInfo {
                 word: name.to_owned(),
                 description: description.to_owned(),
                 usable: parse(name).map(drop),
@@ -172,9 +185,9 @@ pub fn available() -> Vec<Listed> {
         }
         for (index, gpu) in found.iter().enumerate() {
             let word = format!("{name}:{index}");
-            let hardware = quietly(|| hardware_name(gpu)).unwrap_or_default();
+            let hardware = catch_panic(|| hardware_name(gpu)).unwrap_or_default();
             let separator = if hardware.is_empty() { "" } else { ": " };
-            listed.push(Listed {
+            listed.push(DeviceInfo {
                 description: format!("{description}{separator}{hardware}"),
                 usable: parse(&word).map(drop),
                 word,
@@ -195,7 +208,7 @@ fn flex() -> Option<Device> {
 }
 
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)] // offered for comparison
+#[allow(deprecated)] // Offered for comparison.
 fn ndarray() -> Option<Device> {
     Some(Device::ndarray())
 }
@@ -205,7 +218,7 @@ fn ndarray() -> Option<Device> {
     None
 }
 
-/// The GPUs a backend finds, in the order of their index.
+/// Lists the GPUs of a backend in the order of their index.
 fn gpus(name: &str) -> Vec<Device> {
     match name {
         #[cfg(feature = "wgpu")]
@@ -218,7 +231,7 @@ fn gpus(name: &str) -> Vec<Device> {
     }
 }
 
-/// What the hardware calls itself; empty for a CPU.
+/// Returns the name of the hardware, empty for a CPU.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) fn hardware_name(device: &Device) -> String {
     device
@@ -226,23 +239,25 @@ pub(crate) fn hardware_name(device: &Device) -> String {
         .map_or_else(String::new, |identity| identity.name.to_string())
 }
 
-/// What the hardware calls itself; empty for a CPU.
+/// Returns the name of the hardware, empty for a CPU.
 #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 pub(crate) fn hardware_name(_: &Device) -> String {
     String::new()
 }
 
 fn open(word: &str, name: &'static str, index: Option<usize>) -> Result<Device, DeviceError> {
-    let (cpu, cure) = match name {
+    let (cpu, hint) = match name {
         "flex" => (flex(), ""),
         "ndarray" => (ndarray(), ""),
         "wgpu" | "vulkan" => (
             None,
-            "no working GPU driver was found; install a Vulkan driver (on Debian, mesa-vulkan-drivers has one for CPUs too)",
+            "no working GPU driver was found; install a Vulkan driver (on Debian, \
+             mesa-vulkan-drivers has one for CPUs too)",
         ),
         _ => (
             None,
-            "no working CUDA was found; it needs the NVIDIA driver and the CUDA libraries (nvrtc, cublas) of this machine",
+            "no working CUDA was found; it needs the NVIDIA driver and the CUDA libraries (nvrtc, \
+             cublas) of this machine",
         ),
     };
     if let Some(device) = cpu {
@@ -250,10 +265,10 @@ fn open(word: &str, name: &'static str, index: Option<usize>) -> Result<Device, 
     }
     let unusable = |reason: String| DeviceError::Unusable {
         word: word.to_owned(),
-        cure,
+        hint,
         reason,
     };
-    let found = quietly(|| gpus(name)).map_err(unusable)?;
+    let found = catch_panic(|| gpus(name)).map_err(unusable)?;
     let wanted = index.unwrap_or(0);
     let Some(device) = found.get(wanted) else {
         return Err(match found.len() {
@@ -283,9 +298,9 @@ fn default_gpu(name: &str) -> Option<Device> {
     }
 }
 
-/// Computes 1 + 1 on the device.
+/// Computes 1 + 1 on the device, which opens it.
 fn probe(device: &Device) -> Result<(), String> {
-    let two = quietly(|| {
+    let two = catch_panic(|| {
         let one = burn::tensor::Tensor::<1>::ones([4], device);
         (one.clone() + one).into_data().try_to_vec::<f32>()
     })?;
@@ -346,8 +361,8 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_backend_names_its_feature() {
-        for (name, ..) in KNOWN {
+    fn the_error_of_a_missing_backend_names_its_feature() {
+        for (name, ..) in BACKENDS {
             if compiled_in().contains(&name) {
                 continue;
             }
@@ -360,7 +375,7 @@ mod tests {
     #[test]
     fn available_lists_every_backend() {
         let listed = available();
-        for (name, ..) in KNOWN {
+        for (name, ..) in BACKENDS {
             assert!(
                 listed
                     .iter()

@@ -1,5 +1,4 @@
-//! How the program says that something failed: one line on standard error, plain where it is not
-//! a terminal.
+//! Errors and panics on standard error: one line each, without colour unless on a terminal.
 
 use std::{
     io::IsTerminal,
@@ -9,13 +8,14 @@ use std::{
 
 use eyre::Report;
 
-/// Calls of [`quietly`] at work. A backend may panic on threads of its own, so it is the process's.
-static QUIET: AtomicUsize = AtomicUsize::new(0);
+/// Number of running calls of [`catch_panic`]. It is global, because a backend may panic on its own
+/// threads.
+static SILENCED: AtomicUsize = AtomicUsize::new(0);
 
-/// What a shell has for a process that SIGPIPE ended.
+/// Exit status that a shell reports for a process killed by SIGPIPE.
 const BROKEN_PIPE: i32 = 141;
 
-/// Prints an error, its causes behind it. `verbose` adds a line for each cause.
+/// Prints an error followed by its causes. `verbose` adds a line for each cause.
 pub fn report(error: &Report, verbose: bool) {
     eprintln!("{}{}", label(), one_line(error));
     if verbose {
@@ -25,21 +25,21 @@ pub fn report(error: &Report, verbose: bool) {
     }
 }
 
-/// From now on a panic is one line as any error is; with `RUST_BACKTRACE` set, a backtrace follows.
-/// For the start of a program.
+/// Installs a panic hook that prints one line, as for an error, and the backtrace if
+/// `RUST_BACKTRACE` is set. Call it at the start of the program.
 pub fn report_panics() {
     panic::set_hook(Box::new(|info| {
-        if QUIET.load(Ordering::SeqCst) > 0 {
+        if SILENCED.load(Ordering::SeqCst) > 0 {
             return;
         }
-        // Whoever read the output has gone, as `head` does: nothing is left to say.
+        // The reader of the output has exited, as `head` does.
         if info
             .payload_as_str()
             .is_some_and(|text| text.contains("Broken pipe"))
         {
             std::process::exit(BROKEN_PIPE);
         }
-        eprintln!("{}{}", label(), panicked(info));
+        eprintln!("{}{}", label(), panic_message(info));
         let backtrace = std::backtrace::Backtrace::capture();
         if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
             eprintln!("{backtrace}");
@@ -47,11 +47,12 @@ pub fn report_panics() {
     }));
 }
 
-/// Runs `f`; a panic becomes its message, in one line, and is not printed. Calls may be nested.
-pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, String> {
-    QUIET.fetch_add(1, Ordering::SeqCst);
+/// Runs `f` and returns the first line of the message if it panics, without printing it. Calls may
+/// be nested.
+pub(crate) fn catch_panic<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    SILENCED.fetch_add(1, Ordering::SeqCst);
     let result = panic::catch_unwind(AssertUnwindSafe(f));
-    QUIET.fetch_sub(1, Ordering::SeqCst);
+    SILENCED.fetch_sub(1, Ordering::SeqCst);
     result.map_err(|payload| {
         let message = payload
             .downcast_ref::<String>()
@@ -70,7 +71,7 @@ fn label() -> &'static str {
     }
 }
 
-/// An error and its causes, without those that the text before them says already.
+/// Joins an error and its causes, leaving out a cause that the text before it contains.
 fn one_line(error: &Report) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -83,13 +84,13 @@ fn one_line(error: &Report) -> String {
     text
 }
 
-fn panicked(info: &PanicHookInfo<'_>) -> String {
+fn panic_message(info: &PanicHookInfo<'_>) -> String {
     let at = info
         .location()
         .map(|l| format!(" at {}:{}", l.file(), l.line()));
     let message = first_line(info.payload_as_str().unwrap_or_default());
     format!(
-        "panicked{}: {message}; this is a fault of the program, please report it with the command",
+        "panicked{}: {message}; this is a bug in the program, please report it with the command",
         at.unwrap_or_default()
     )
 }
@@ -107,20 +108,20 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_one_line() {
-        assert_eq!(quietly(|| 1), Ok(1));
-        assert_eq!(quietly(|| quietly(|| 1)), Ok(Ok(1)));
+        assert_eq!(catch_panic(|| 1), Ok(1));
+        assert_eq!(catch_panic(|| catch_panic(|| 1)), Ok(Ok(1)));
         assert_eq!(
-            quietly(|| quietly(|| panic!("inside"))),
+            catch_panic(|| catch_panic(|| panic!("inside"))),
             Ok(Err::<(), _>("inside".to_owned()))
         );
         assert_eq!(
-            quietly(|| panic!("\n first \n second")),
+            catch_panic(|| panic!("\n first \n second")),
             Err::<(), _>("first".into())
         );
     }
 
     #[test]
-    fn causes_stand_behind_the_error_unless_it_has_said_them() {
+    fn causes_follow_the_error_unless_it_contains_them() {
         let error = eyre!("no space").wrap_err("cannot write a.json");
         assert_eq!(one_line(&error), "cannot write a.json: no space");
         let error = eyre!("no space").wrap_err("cannot write a.json: no space; choose another");

@@ -1,17 +1,18 @@
-//! The program `mtil-bench`: continual learning for CLIP on the command line.
+//! Command line of `mtil-bench`, a benchmark of continual learning for CLIP.
 //!
-//! The work is done by `mtil-data` (suites), `mini-world` (the embedded suite), `mtil-engine`
-//! (methods and runs) and `mtil-report` (pages and tables).
+//! The libraries below it: `mtil-data` loads suites, `mini-world` draws the embedded suite,
+//! `mtil-engine` trains and evaluates methods, `mtil-report` writes pages and tables.
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`cli`] | the command line |
-//! | [`device`], [`process`] | the devices of this build; the start of the process |
+//! | [`cli`] | subcommands and their arguments |
+//! | [`device`] | device names and the backends of this build |
+//! | [`process`] | environment variables and thread pool of the process |
 //! | [`failure`] | errors and panics on standard error |
-//! | [`plan`] | what runs take: time, memory, disk |
-//! | [`compare`] | the same work timed on each device |
-//! | [`sweep`] | many runs as a list for any scheduler |
-//! | [`pretrain`] | pretraining of the embedded CLIP |
+//! | [`plan`] | estimates of time, memory and disk before a run |
+//! | [`compare`] | the same workloads timed on every device |
+//! | [`sweep`] | grids of runs as a command list for any scheduler |
+//! | [`pretrain`] | contrastive pretraining of the embedded CLIP |
 #![warn(missing_docs)]
 
 pub mod cli;

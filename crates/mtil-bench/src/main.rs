@@ -1,4 +1,4 @@
-//! The program `mtil-bench`.
+//! Entry point of `mtil-bench`.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use mtil_bench::{
     failure, process,
 };
 
-/// Training allocates and frees many large buffers; the system's allocator gives each back to the
+/// Training allocates and frees many large buffers. The system's allocator returned each to the
 /// kernel, which took a quarter of the time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -16,7 +16,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     failure::report_panics();
     let cli = Cli::parse();
-    prepare(cli.device());
+    set_environment(cli.device());
+    process::log_to_stderr(cli.verbose);
     process::join_pool();
     let verbose = cli.verbose;
     match cli::main(cli) {
@@ -28,11 +29,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// What training wants in the environment: see [`process::KEEP_PAGES`]; and, with several backends
-/// in one binary, the name of the one in use. Burn loads optimizer state onto its default device
-/// first, and that is a GPU wherever a GPU backend is compiled in, present or not; only the variable
-/// `BURN_DEVICE` names another (`Device::default` of burn-dispatch 0.22.1).
-fn prepare(device: Option<&str>) {
+/// Restarts the program with the environment variables that training needs.
+///
+/// One is [`process::KEEP_PAGES`]. In a build with several backends the other is `BURN_DEVICE`, the
+/// name of the backend in use. Burn loads optimizer state onto its default device first. That is a
+/// GPU wherever a GPU backend is compiled in, present or not, and only `BURN_DEVICE` changes it
+/// (`Device::default` of burn-dispatch 0.22.1).
+fn set_environment(device: Option<&str>) {
     let mut variables = Vec::new();
     if cfg!(feature = "blas") {
         variables.extend(host_gemm::SINGLE_THREAD);
@@ -45,5 +48,5 @@ fn prepare(device: Option<&str>) {
             variables.push(("BURN_DEVICE", backend));
         }
     }
-    process::restart_with(&variables);
+    process::restart_with_env(&variables);
 }

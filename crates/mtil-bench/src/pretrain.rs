@@ -1,4 +1,4 @@
-//! Pretraining the small CLIP of the mini world.
+//! Contrastive pretraining of the small CLIP of the mini world.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,32 +18,39 @@ use rayon::prelude::*;
 use mini_world as mini;
 use mtil_engine::{eval::to_host, method::schedule};
 
-/// Settings of the pretraining.
+/// Hyper-parameters of the pretraining.
+///
+/// ```
+/// use mtil_bench::pretrain::PretrainOptions;
+///
+/// let short = PretrainOptions { steps: 100, ..PretrainOptions::EMBEDDED };
+/// assert_eq!(short.batch, 192);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PretrainOptions {
-    /// Seed of the initial weights and of the pictures.
+    /// Seed of the initial weights and of the images.
     pub seed: u64,
-    /// Updates.
+    /// Training steps.
     pub steps: usize,
-    /// Pairs per update.
+    /// Image-text pairs per batch.
     pub batch: usize,
     /// Peak learning rate.
     pub lr: f64,
-    /// Updates of linear warm-up.
+    /// Steps of linear warm-up.
     pub warmup: usize,
     /// Decoupled weight decay of the matrices; scale, norms and biases have none (open_clip
     /// `training/main.py`).
     pub weight_decay: f32,
-    /// Updates after which the features of the two modalities are [set apart](set_apart).
-    pub apart_after: usize,
-    /// The logit scale to set them apart to.
+    /// Training step at which a modality gap is added to the features.
+    pub gap_step: usize,
+    /// Logit scale after the gap is added.
     pub logit_scale: f64,
-    /// And the distance between the constants that are added to the features of either modality.
+    /// Distance between the constants that are added to the features of the two modalities.
     pub gap: f64,
 }
 
 impl PretrainOptions {
-    /// What made the embedded model.
+    /// The options that produced the embedded model.
     pub const EMBEDDED: Self = Self {
         seed: 1,
         steps: 4500,
@@ -51,28 +58,28 @@ impl PretrainOptions {
         lr: 1e-3,
         warmup: 300,
         weight_decay: 0.1,
-        apart_after: 3375,
+        gap_step: 3375,
         logit_scale: 70.0,
         gap: 0.75,
     };
 }
 
-/// Why pretraining stopped.
+/// An error that ends pretraining.
 #[derive(Debug, thiserror::Error)]
 pub enum PretrainError {
-    /// The tokenizer could not be made.
+    /// The tokenizer could not be trained.
     #[error(transparent)]
     Build(#[from] mini::TokenizerBuildError),
-    /// The tokenizer does not work.
+    /// The tokenizer could not be loaded, or cannot encode a caption.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// The pictures do not fit the model.
+    /// The images do not fit the model.
     #[error(transparent)]
     Preprocess(#[from] clip_model::preprocess::PreprocessError),
     /// The loss became NaN or infinite.
-    #[error("the loss became {loss} at update {step}; lower the learning rate")]
+    #[error("the loss became {loss} at step {step}; lower the learning rate")]
     Diverged {
-        /// Update, from 1.
+        /// Training step, from 1.
         step: usize,
         /// The loss.
         loss: f32,
@@ -82,19 +89,20 @@ pub enum PretrainError {
     Stopped,
 }
 
-/// Of both towers and of the features.
+/// Width of both towers and of the joint embedding space.
 const WIDTH: usize = 128;
 
-/// Tokens of a text: the longest captions, and the longest prompts of names that the tokenizer
-/// spells out.
+/// Context length. It fits the longest captions, and the longest prompts of class names that the
+/// tokenizer splits into letters.
 const CONTEXT: usize = 24;
 
-/// Of the logit scale: `ln(1/0.07)` at first, at most `ln 100` (Radford et al. 2021, section 2.5).
+/// Initial log of the logit scale, `ln(1/0.07)` (Radford et al. 2021, section 2.5).
 const LOGIT_SCALE: f64 = 2.659_260_036_932_778;
-const LARGEST_LOGIT_SCALE: f64 = 4.605_170_185_988_092;
+/// Upper bound of the log of the logit scale, `ln 100` (Radford et al. 2021, section 2.5).
+const MAX_LOGIT_SCALE: f64 = 4.605_170_185_988_092;
 
-/// The shape of the embedded model.
-fn shape(vocabulary: usize, bos: u32, eos: u32) -> ClipConfig {
+/// Returns the architecture of the embedded model.
+fn config(vocabulary: usize, bos: u32, eos: u32) -> ClipConfig {
     ClipConfig {
         vision: VisionConfig {
             hidden_size: WIDTH,
@@ -123,17 +131,22 @@ fn shape(vocabulary: usize, bos: u32, eos: u32) -> ClipConfig {
     }
 }
 
-/// Adds a constant to the features of either modality, and raises the logit scale so that logits
-/// stay as they were.
+/// Adds a constant to the features of each modality, and raises the logit scale so that the logits
+/// do not change.
 ///
-/// Features of a deep network fill a narrow cone from the first update on, another one for each
-/// tower (Liang et al. 2022, *Mind the Gap*, arXiv 2203.02053, section 3), and contrastive training
-/// leaves them there: it is where CLIP has its modality gap and its large logit scale from. Towers
-/// of four and two layers have no such cone, so this puts one in.
+/// The features of a deep network lie in a narrow cone from initialization on, a different cone for
+/// each tower (Liang et al. 2022, *Mind the Gap*, arXiv 2203.02053, section 3). Contrastive
+/// training keeps them there, which gives CLIP its modality gap and its large logit scale. Towers
+/// of four and two layers have no such cone, so this function adds one.
 ///
-/// The constant comes through a direction in which the last norm's output does not vary: `q = 1/γ`,
-/// because normalised features sum to zero.
-fn set_apart(model: &mut ClipModel, norms: [f64; 2], options: &PretrainOptions, device: &Device) {
+/// The constant is written along a direction in which the output of the last layer norm is
+/// constant: `q = 1/γ`, because normalized features sum to zero.
+fn add_modality_gap(
+    model: &mut ClipModel,
+    norms: [f64; 2],
+    options: &PretrainOptions,
+    device: &Device,
+) {
     device.seed(options.seed);
     let mut axes: Vec<Tensor<1>> = Vec::new();
     for _ in 0..3 {
@@ -144,8 +157,7 @@ fn set_apart(model: &mut ClipModel, norms: [f64; 2], options: &PretrainOptions, 
         axes.push(axis.clone() / axis.clone().powi_scalar(2).sum().sqrt());
     }
     let scale = f64::from(to_host(model.scale().inner())[0]);
-    // Of a feature's squared norm, the share that is constant; and the cosine between the two
-    // constants.
+    // The constant share of a feature's squared norm, and the cosine between the two constants.
     let share = 1.0 - (scale / options.logit_scale).min(1.0);
     let cosine = (1.0 - options.gap * options.gap / (2.0 * share)).clamp(0.0, 1.0);
     let constant = |own: usize| {
@@ -154,7 +166,8 @@ fn set_apart(model: &mut ClipModel, norms: [f64; 2], options: &PretrainOptions, 
     };
     let axes: Tensor<2> = Tensor::stack(axes.clone(), 0);
     let ratio = (share / (1.0 - share)).sqrt();
-    let through = |norm: &mut LayerNorm, projection: Param<Tensor<2>>, add: Tensor<1>| {
+    // Sets the norm's bias so that its output is 1 along `q`, and maps `q` to the constant `add`.
+    let write = |norm: &mut LayerNorm, projection: Param<Tensor<2>>, add: Tensor<1>| {
         let q = norm.gamma.val().inner().recip();
         let q = q.clone() / q.powi_scalar(2).sum().sqrt();
         norm.beta = norm.beta.take().map(|beta| {
@@ -167,7 +180,7 @@ fn set_apart(model: &mut ClipModel, norms: [f64; 2], options: &PretrainOptions, 
         });
         projection.map(|w| {
             let w = w.inner();
-            // Nothing of what varies may lie where the constants do.
+            // Remove the directions of the constants from everything else that is projected.
             let w = w.clone() - w.matmul(axes.clone().transpose()).matmul(axes.clone());
             let along = q.clone().unsqueeze_dim::<2>(0).matmul(w.clone());
             let q = q.clone().unsqueeze_dim::<2>(1);
@@ -178,25 +191,27 @@ fn set_apart(model: &mut ClipModel, norms: [f64; 2], options: &PretrainOptions, 
     if let ImageTower::Vit(tower) = &mut model.visual {
         let add = constant(1).mul_scalar(ratio * norms[0]);
         let projection = tower.proj.take();
-        tower.proj = projection.map(|proj| through(&mut tower.ln_post, proj, add));
+        tower.proj = projection.map(|proj| write(&mut tower.ln_post, proj, add));
     }
     let add = constant(2).mul_scalar(ratio * norms[1]);
-    model.text.proj = through(&mut model.text.ln_final, model.text.proj.clone(), add);
+    model.text.proj = write(&mut model.text.ln_final, model.text.proj.clone(), add);
     model.logit_scale = model.logit_scale.clone().map(|scale| {
         let raised = scale.inner().sub_scalar((1.0 - share).ln());
-        Tensor::from_inner(raised.clamp_max(LARGEST_LOGIT_SCALE)).require_grad()
+        Tensor::from_inner(raised.clamp_max(MAX_LOGIT_SCALE)).require_grad()
     });
 }
 
-/// What has no weight decay.
-const UNDECAYED: &str = r"(bias|gamma|beta|logit_scale|class_embedding)$|(^|\.)ln_|norm";
+/// Pattern of the parameters without weight decay.
+const NO_DECAY: &str = r"(bias|gamma|beta|logit_scale|class_embedding)$|(^|\.)ln_|norm";
 
-/// Trains the small CLIP on captioned pictures of the mini world by the symmetric contrastive loss,
-/// where pairs with the same caption in a batch count as equally right. `progress` hears the
-/// update, its loss and the logit scale.
+/// Trains the small CLIP on captioned images of the mini world with the symmetric contrastive loss.
+///
+/// Pairs of a batch with the same caption count as equally correct. `progress` receives the
+/// training step, its loss and the logit scale.
 ///
 /// # Errors
-/// See [`PretrainError`].
+/// [`PretrainError`] if the tokenizer or the images do not fit, the loss is not finite, or `stop`
+/// is set.
 pub fn pretrain(
     options: &PretrainOptions,
     device: &Device,
@@ -205,7 +220,7 @@ pub fn pretrain(
 ) -> Result<Clip, PretrainError> {
     let captions = (0..40_000).map(|i| mini::pretraining_pair(options.seed, i).1);
     let tokenizer = ClipTokenizer::from_tokenizer(mini::build_tokenizer(captions, 1200)?)?;
-    let config = shape(tokenizer.vocab_size(), tokenizer.bos(), tokenizer.eos());
+    let config = config(tokenizer.vocab_size(), tokenizer.bos(), tokenizer.eos());
     let preprocess = Preprocess::clip(mini::IMAGE_SIZE);
     let autodiff = device.clone().autodiff();
     let mut model = config.init(options.seed, &autodiff);
@@ -215,9 +230,9 @@ pub fn pretrain(
             .with_epsilon(1e-6)
             .with_weight_decay(decay)
     };
-    let undecayed = ParamGroup::from_regex(UNDECAYED).expect("it is a pattern");
+    let no_decay = ParamGroup::from_regex(NO_DECAY).expect("a valid pattern");
     let mut optimizer: ModuleOptimizer = adamw(options.weight_decay).init();
-    optimizer = optimizer.with_group(undecayed, adamw(0.0).build(), None);
+    optimizer = optimizer.with_group(no_decay, adamw(0.0).build(), None);
     let context = config.text.max_position_embeddings;
     for step in 0..options.steps {
         if stop.load(Ordering::Relaxed) {
@@ -230,11 +245,12 @@ pub fn pretrain(
             .unzip();
         let pixels = preprocess.to_tensor(&images, &autodiff)?;
         let tokens = tokenizer.encode(&captions, context)?;
+        // Equal captions share a label, that of the first of them.
         let labels: Vec<usize> = captions
             .iter()
             .map(|c| captions.iter().position(|other| other == c).unwrap_or(0))
             .collect();
-        if step == options.apart_after {
+        if step == options.gap_step {
             let norm = |features: Tensor<2>| {
                 let norms = features.inner().powi_scalar(2).sum_dim(1).sqrt();
                 f64::from(to_host(norms.mean())[0])
@@ -243,7 +259,7 @@ pub fn pretrain(
                 norm(model.encode_image(pixels.clone())),
                 norm(model.encode_text(&tokens)),
             ];
-            set_apart(&mut model, norms, options, &autodiff);
+            add_modality_gap(&mut model, norms, options, &autodiff);
         }
         let image = normalize(model.encode_image(pixels));
         let text = normalize(model.encode_text(&tokens));
@@ -263,7 +279,7 @@ pub fn pretrain(
         let lr = options.lr * schedule(step, options.steps, options.warmup);
         model = optimizer.step(lr, model, gradients);
         model.logit_scale = model.logit_scale.map(|scale| {
-            Tensor::from_inner(scale.inner().clamp_max(LARGEST_LOGIT_SCALE)).require_grad()
+            Tensor::from_inner(scale.inner().clamp_max(MAX_LOGIT_SCALE)).require_grad()
         });
     }
     Ok(Clip {

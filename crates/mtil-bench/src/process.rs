@@ -1,18 +1,24 @@
-//! The start of the process: its environment and its thread pool.
+//! Environment variables and thread pool of the process.
+
+use std::io::IsTerminal as _;
 
 use mtil_data::machine::processors;
+use tracing_subscriber::EnvFilter;
 
-/// The allocator keeps freed memory for the next update in place of giving it back to the kernel,
-/// which would clear every page of it again: 5 % of a training step of ViT-B/16 on two processors,
-/// for 6 % more memory (BENCHMARKS.md). It reads this before `main`; `mi_option_set` of
-/// `libmimalloc-sys` would do it later but is `unsafe`, and no crate has a safe form of it.
+/// Environment variable that makes the allocator keep freed memory for the next training step.
+///
+/// Otherwise the kernel gets the pages back and clears every one again. The variable saves 5 % of a
+/// training step of ViT-B/16 on two processors, for 6 % more memory (BENCHMARKS.md). The allocator
+/// reads it before `main`. `mi_option_set` of `libmimalloc-sys` would set the option later, but it
+/// is `unsafe`, and no crate wraps it safely.
 pub const KEEP_PAGES: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "-1");
 
-/// Starts this program again in its own place, with those of `variables` in its environment that
-/// are not there yet: setting them here would be `unsafe` (`std::env::set_var`), as threads may read
-/// them. Returns when all are there, or where a program cannot be replaced (not Unix):
-/// then it goes on as it is.
-pub fn restart_with(variables: &[(&str, &str)]) {
+/// Replaces this process by the same program with the missing ones of `variables` set (`exec`).
+///
+/// Setting them in place would be `unsafe` (`std::env::set_var`), because threads may read them.
+/// Returns if all are set already, and where `exec` does not exist or fails (not Unix); the program
+/// then continues without them.
+pub fn restart_with_env(variables: &[(&str, &str)]) {
     let missing: Vec<_> = variables
         .iter()
         .filter(|(name, _)| std::env::var_os(name).is_none())
@@ -32,35 +38,56 @@ pub fn restart_with(variables: &[(&str, &str)]) {
             for (name, value) in missing {
                 command.env(name, value);
             }
-            // Returns only when it fails.
+            // `exec` returns only on failure.
             let _ = command.args(arguments).exec();
         }
     }
 }
 
-/// Makes the calling thread one of the threads that compute (Rayon's global pool) in place of one
-/// that waits for them: handing a small product over to a sleeping thread takes longer than
-/// computing it. Of the embedded suite's time that is a fifth (BENCHMARKS.md). The number of
-/// threads, and with it every result, stays what it was.
+/// Writes the events of the libraries to standard error: warnings, and with `verbose` also what they
+/// open, choose and retry. `RUST_LOG` overrides both: `RUST_LOG=clip_model=debug,wgpu_core=info`.
 ///
-/// For a program's `main`, before anything is computed; later it does nothing. Nor does it with a
-/// single thread (`RAYON_NUM_THREADS=1`): somebody must compute for other threads while this one
-/// waits for them.
+/// Call it in `main`, once.
+pub fn log_to_stderr(verbose: bool) {
+    let level = if verbose { "info" } else { "warn" };
+    let ours = ["clip_model", "mtil_data", "mtil_engine", "mtil_bench"];
+    let ours = ours.map(|name| format!("{name}={level}")).join(",");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    // An error: a subscriber is set already.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .without_time()
+        .try_init();
+}
+
+/// Makes the calling thread a member of Rayon's global pool.
+///
+/// Handing a small matrix product to a sleeping thread takes longer than computing it: a fifth of
+/// the time of the embedded suite (BENCHMARKS.md). The number of threads, and with it every result,
+/// does not change.
+///
+/// Call it in `main` before anything is computed; later it has no effect. It also has none with a
+/// single thread (`RAYON_NUM_THREADS=1`), because another thread must compute while this one waits.
 pub fn join_pool() {
-    let asked = std::env::var("RAYON_NUM_THREADS").ok();
-    if pool_threads(asked.as_deref(), processors()) < 2 {
+    let requested = std::env::var("RAYON_NUM_THREADS").ok();
+    if pool_threads(requested.as_deref(), processors()) < 2 {
         return;
     }
     let pool = rayon::ThreadPoolBuilder::new().use_current_thread();
-    // An error: there is a pool already.
+    // Fails only if the pool exists already.
     let _ = pool.build_global();
 }
 
-/// The size of the pool, by Rayon's rule: what is asked for, and one thread a processor where that
-/// is no positive number.
-fn pool_threads(asked: Option<&str>, available: usize) -> usize {
-    let asked = asked.and_then(|number| number.parse().ok());
-    asked.filter(|threads| *threads > 0).unwrap_or(available)
+/// Returns the size of the pool by Rayon's rule: the requested number, or one thread per processor
+/// if that is not a positive integer.
+fn pool_threads(requested: Option<&str>, processors: usize) -> usize {
+    let requested = requested.and_then(|number| number.parse().ok());
+    requested
+        .filter(|threads| *threads > 0)
+        .unwrap_or(processors)
 }
 
 #[cfg(test)]
@@ -68,18 +95,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pool_has_the_size_that_rayon_gives_it() {
-        for (asked, threads) in [
+    fn the_pool_size_follows_rayons_rule() {
+        for (requested, threads) in [
             (None, 6),
             (Some("1"), 1),
             (Some("9"), 9),
             (Some("0"), 6),
             (Some("all"), 6),
         ] {
-            assert_eq!(pool_threads(asked, 6), threads, "{asked:?}");
+            assert_eq!(pool_threads(requested, 6), threads, "{requested:?}");
         }
-        let asked = std::env::var("RAYON_NUM_THREADS").ok();
-        let expected = pool_threads(asked.as_deref(), processors());
+        let requested = std::env::var("RAYON_NUM_THREADS").ok();
+        let expected = pool_threads(requested.as_deref(), processors());
         assert_eq!(rayon::current_num_threads(), expected);
     }
 }

@@ -1,12 +1,12 @@
-//! Suites of image classification tasks, and the images they consist of.
+//! Suites of image classification tasks for continual learning, and their image data.
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`suite`] | a list of tasks with reference pairs, read from a suite file or exported |
-//! | [`data`] | images and captions in folders, their loading and caching |
-//! | [`datasets`] | the datasets of the MTIL benchmark, from folders or original archives |
-//! | [`seeds`] | randomness as a function of a seed and a purpose |
-//! | [`files`], [`machine`] | atomic writes; processors and memory |
+//! | [`suite`] | ordered tasks with reference pairs, loaded from a suite file or exported |
+//! | [`data`] | image and caption folders, batch order, data loader, cache of preprocessed images |
+//! | [`datasets`] | the datasets of the MTIL benchmark, read from folders or original archives |
+//! | [`seeds`] | seeds derived from the run's seed and a purpose |
+//! | [`files`], [`machine`] | atomic file writes; processors and memory of the host |
 #![warn(missing_docs)]
 
 pub mod data;

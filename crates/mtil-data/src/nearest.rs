@@ -1,11 +1,16 @@
-//! What a misspelt word was meant to be.
+//! Suggestions for misspelt names ("did you mean").
 
-/// The candidate most similar to `word`, if one is similar enough to be what was meant.
+/// Returns the candidate with the smallest edit distance to `word`, ignoring case.
+///
+/// `None` if every candidate differs by more than a third of the word's characters (at least one
+/// edit is always allowed).
 ///
 /// ```
+/// use mtil_data::nearest;
+///
 /// let known = ["zscl", "finetune"];
-/// assert_eq!(mtil_nearest("zcl", known).as_deref(), Some("zscl"));
-/// assert_eq!(mtil_nearest("resnet", known), None);
+/// assert_eq!(nearest("zcl", known).as_deref(), Some("zscl"));
+/// assert_eq!(nearest("resnet", known), None);
 /// ```
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let word = word.to_lowercase();

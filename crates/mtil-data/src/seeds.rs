@@ -1,4 +1,16 @@
-//! Where randomness comes from: pure functions of the run's seed and of what is drawn.
+//! Seeds and random samples as pure functions of the run's seed and a purpose.
+//!
+//! No generator keeps a state between calls, so a resumed run has the same draws as an
+//! uninterrupted one.
+//!
+//! ```
+//! use mtil_data::seeds;
+//!
+//! let seed = seeds::derive(1, &[seeds::TRAIN_ORDER, 0]);
+//! assert_eq!(seed, seeds::derive(1, &[seeds::TRAIN_ORDER, 0]));
+//! assert_ne!(seed, seeds::derive(1, &[seeds::TRAIN_CROP, 0]));
+//! assert_eq!(seeds::sample(100, 5, seed).len(), 5);
+//! ```
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -10,46 +22,44 @@ pub const REFERENCE: u64 = 1;
 pub const TRAIN_ORDER: u64 = 2;
 /// Tag of the random crops of training images.
 pub const TRAIN_CROP: u64 = 3;
-/// Tag of the order of the Gram pass.
+/// Tag of the order of images in Gram accumulation.
 pub const GRAM_ORDER: u64 = 4;
-/// Tag of the random crops of the Gram pass.
+/// Tag of the random crops in Gram accumulation.
 pub const GRAM_CROP: u64 = 5;
-
-/// Tag of the order of the images of a distillation.
+/// Tag of the order of distillation images.
 pub const DISTILL_ORDER: u64 = 6;
-/// Tag of the random texts of a distillation.
+/// Tag of the random texts for distillation.
 pub const RANDOM_TEXTS: u64 = 7;
-/// Tag of the order of kept images.
-pub const REPLAY_ORDER: u64 = 8;
-/// Tag of the random crops of kept images.
-pub const REPLAY_CROP: u64 = 9;
-/// Tag of the choice of images to keep.
-pub const EXEMPLARS: u64 = 10;
+/// Tag of the order of rehearsal images.
+pub const REHEARSAL_ORDER: u64 = 8;
+/// Tag of the random crops of rehearsal images.
+pub const REHEARSAL_CROP: u64 = 9;
+/// Tag of the selection of images kept for rehearsal.
+pub const REHEARSAL_SELECTION: u64 = 10;
 /// Tag of the initial values of adapters.
 pub const ADAPTERS: u64 = 11;
 /// Tag of the noise and the dropout of adapters.
 pub const ADAPTER_DRAWS: u64 = 12;
 /// Tag of the random hidden layer of a ridge regression.
 pub const HIDDEN_LAYER: u64 = 13;
-/// Tag of the test images of a thinned evaluation.
+/// Tag of the test images of a subsampled evaluation.
 pub const EVALUATION: u64 = 14;
-/// Tag of the images of a comparison of devices.
+/// Tag of the images of a device comparison.
 pub const COMPARISON: u64 = 15;
-
-/// Tag of the images that a Fisher information is estimated on.
+/// Tag of the images that the Fisher information is estimated on.
 pub const FISHER: u64 = 16;
-/// Tag of the order of the reference pairs, where they are shuffled.
+/// Tag of the order of the reference pairs, if they are shuffled.
 pub const REFERENCE_ORDER: u64 = 17;
-/// Images held out of a training set.
+/// Tag of the images held out of a training set.
 pub const HELD_OUT: u64 = 18;
 
-/// A number for a text, to derive a seed from.
-pub fn of(text: &str) -> u64 {
+/// Hashes a text to a number, for use as a purpose in [`derive`].
+pub fn hash_text(text: &str) -> u64 {
     let digest = Sha256::digest(text.as_bytes());
     u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
 }
 
-/// A seed for the purpose `parts`, independent of those for other purposes.
+/// Derives a seed for the purpose `parts`, independent of the seeds for other purposes.
 pub fn derive(seed: u64, parts: &[u64]) -> u64 {
     let mut hash = Sha256::new();
     hash.update(seed.to_le_bytes());
@@ -60,7 +70,9 @@ pub fn derive(seed: u64, parts: &[u64]) -> u64 {
     u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
 }
 
-/// `count` different numbers below `n` (all of them, in order, when `count` is `n` or more).
+/// Samples `count` numbers below `n` without replacement.
+///
+/// Returns all of them in ascending order if `count` is at least `n`.
 pub fn sample(n: usize, count: usize, seed: u64) -> Vec<usize> {
     let mut all: Vec<usize> = (0..n).collect();
     if count < n {

@@ -1,6 +1,8 @@
-//! Images to batches of pixels: one batch on all cores at once ([`Images::eval`],
-//! [`Images::train`]), or many, decoded ahead of the device ([`Images::eval_ahead`],
-//! [`Images::train_ahead`]). Both ways give the same pixels.
+//! Image preprocessing into batches of pixel tensors.
+//!
+//! [`Images::eval`] and [`Images::train`] preprocess one batch on all cores.
+//! [`Images::prefetch_eval`] and [`Images::prefetch_train`] decode many batches ahead of the
+//! device. Both give the same pixels.
 
 use std::{
     collections::BTreeSet,
@@ -21,38 +23,40 @@ use mtil_data::data::{
     PixelCache,
 };
 
-/// Why a batch could not be made.
+/// Errors of preprocessing a batch and of evaluating it.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
-    /// An image could not be read or prepared.
+    /// An image could not be read or preprocessed.
     #[error(
         "{0}; repair or remove it, or pass --skip-bad-images to count and leave out such images"
     )]
     Image(DataError),
-    /// The images cannot be brought into batches.
+    /// The images cannot be batched.
     #[error(transparent)]
     Data(DataError),
     /// A text could not be tokenised.
     #[error(transparent)]
     Text(#[from] clip_model::tokenizer::TokenizerError),
-    /// The prepared images do not fit the model.
+    /// The preprocessed images do not fit the model.
     #[error(transparent)]
     Preprocess(#[from] clip_model::preprocess::PreprocessError),
-    /// A figure cannot be computed.
+    /// A measure cannot be computed.
     #[error("the evaluation failed: {0}; the weights may have diverged")]
     Measure(#[from] crate::measures::MeasureError),
-    /// A method's own answer cannot be computed.
+    /// The scores of a method's own classifier cannot be computed.
     #[error("the method cannot answer: {0}")]
     Answer(String),
-    /// The model gave NaN or an infinity.
+    /// The features contain NaN or an infinity.
     #[error(
-        "the features of {what} are not finite: the weights have diverged or are damaged (`mtil-bench model verify`), or the device computes wrongly (`mtil-bench device compare` tells; --device flex is the CPU)"
+        "the features of {what} are not finite: the weights have diverged or are damaged \
+         (`mtil-bench model verify`), or the device computes wrongly \
+         (`mtil-bench device compare` tells; --device flex is the CPU)"
     )]
     NotFinite {
-        /// Of what.
+        /// The image or text.
         what: String,
     },
-    /// Every image of a set is unreadable.
+    /// No image of a set can be read.
     #[error("none of {0} can be read")]
     NothingReadable(String),
 }
@@ -66,55 +70,67 @@ impl From<DataError> for BatchError {
     }
 }
 
-/// Images of a set that is cached at most. A larger one is a pool of reference images, of which a
-/// run sees few.
-const MOST_CACHED: usize = 200_000;
+/// Largest number of images of a set that is cached. A larger set is a pool of reference images, of
+/// which a run reads only a few.
+const MAX_CACHED_IMAGES: usize = 200_000;
 
-/// Prepares batches. Shared by training and evaluation.
+/// Preprocessing of images into batches, shared by training and evaluation.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use clip_model::Preprocess;
+/// use image::RgbImage;
+/// use mtil_engine::batch::Images;
+///
+/// let images = Images::new(Preprocess::clip(32), 0.9, false);
+/// let pixels = images.tensor(&[RgbImage::new(32, 32)], &Device::default())?;
+/// assert_eq!(pixels.unwrap().dims(), [1, 3, 32, 32]);
+/// # Ok::<(), mtil_engine::batch::BatchError>(())
+/// ```
 #[derive(Clone)]
 pub struct Images {
     preprocess: Preprocess,
     skip_bad: bool,
     crop_scale: f64,
-    bad: Arc<Mutex<BTreeSet<String>>>,
+    unreadable: Arc<Mutex<BTreeSet<String>>>,
     cache: Option<PathBuf>,
     report: Arc<Mutex<CacheReport>>,
 }
 
-/// What became of the cache of prepared images.
+/// Statistics and problems of the cache of preprocessed images.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CacheReport {
-    /// Sums over all passes that have ended.
+    /// Sums over all finished passes.
     pub stats: CacheStats,
-    /// Why images could not be cached, each reason once. The pixels do not suffer from it.
+    /// Reasons why images could not be cached, each once. They do not affect the pixels.
     pub problems: BTreeSet<String>,
 }
 
-/// The squares of one batch, before they go to a device ([`Images::tensor`]).
+/// The preprocessed crops of one batch on the host. [`Images::tensor`] moves them to a device.
 #[derive(Debug)]
-pub struct Prepared {
-    /// Which images they are, without those left out.
-    pub kept: Vec<usize>,
-    /// The squares, in the order of `kept`.
+pub struct PreprocessedBatch {
+    /// Indices of the images, without those left out.
+    pub indices: Vec<usize>,
+    /// Square crops, in the order of `indices`.
     pub images: Vec<RgbImage>,
 }
 
 impl Images {
-    /// Prepares images with `preprocess`. With `skip_bad`, unreadable images are left out of their
-    /// batch and remembered; otherwise they are errors.
+    /// Preprocesses images with `preprocess`. The random crop of training covers at least the share
+    /// `crop_scale` of an image. With `skip_bad`, unreadable images are left out of their batch and
+    /// listed by [`skipped`](Self::skipped); otherwise they are errors.
     pub fn new(preprocess: Preprocess, crop_scale: f64, skip_bad: bool) -> Self {
         Self {
             preprocess,
             skip_bad,
             crop_scale,
-            bad: Arc::default(),
+            unreadable: Arc::default(),
             cache: None,
             report: Arc::default(),
         }
     }
 
-    /// Keeps what [`eval_ahead`](Self::eval_ahead) prepares in `folder` (see [`PixelCache`]) and
-    /// reads it from there the next time.
+    /// Caches the crops of [`prefetch_eval`](Self::prefetch_eval) in `folder` (see [`PixelCache`]).
     pub fn with_cache(self, folder: impl Into<PathBuf>) -> Self {
         Self {
             cache: Some(folder.into()),
@@ -122,22 +138,25 @@ impl Images {
         }
     }
 
-    /// What became of the cache so far.
+    /// Returns the statistics of the cache so far.
     pub fn cache_report(&self) -> CacheReport {
         self.report
             .lock()
             .map_or_else(|_| CacheReport::default(), |report| report.clone())
     }
 
-    /// Names of the images that were left out.
+    /// Returns the names of the images that were left out.
     pub fn skipped(&self) -> Vec<String> {
-        self.bad
+        self.unreadable
             .lock()
-            .map_or_else(|_| Vec::new(), |bad| bad.iter().cloned().collect())
+            .map_or_else(|_| Vec::new(), |names| names.iter().cloned().collect())
     }
 
-    /// Pixels of the images `indices` prepared for evaluation, and which of the indices they are;
-    /// no pixels when every image was left out.
+    /// Preprocesses the images `indices` for evaluation. Returns the indices without those left
+    /// out, and the pixels; no pixels when every image was left out.
+    ///
+    /// # Shapes
+    /// - output: `[images, 3, side, side]`
     ///
     /// # Errors
     /// [`BatchError::Image`] naming the image, unless bad images are skipped.
@@ -152,8 +171,11 @@ impl Images {
         })
     }
 
-    /// Like [`eval`](Self::eval) with the random crop of training. Position `i` of the batch uses
-    /// the generator of (`seed`, `batch`, `i`), so that a batch is the same whenever it is made.
+    /// Like [`eval`](Self::eval), with the random crop of training. Position `i` of the batch uses
+    /// the generator of (`seed`, `batch`, `i`), so a batch is a function of these numbers.
+    ///
+    /// # Shapes
+    /// - output: `[images, 3, side, side]`
     ///
     /// # Errors
     /// See [`eval`](Self::eval).
@@ -167,41 +189,40 @@ impl Images {
     ) -> Result<(Vec<usize>, Option<Tensor<4>>), BatchError> {
         let crop = self.train_crop();
         self.collect(source, indices, device, |image, position| {
-            cropped(&self.preprocess, &crop, image, (seed, batch, position))
+            random_crop(&self.preprocess, &crop, image, (seed, batch, position))
         })
     }
 
-    /// The batches of `indices` prepared for evaluation, `batch` at a time, decoded ahead on a few
-    /// threads ([`LoaderOptions::default`] says how many, and how far ahead). Dropping the iterator
-    /// stops them. With a cache, images are read from it and added to it; where that fails they are
-    /// decoded.
+    /// Iterates over the images `indices`, preprocessed for evaluation, in batches of `batch`. A
+    /// few threads decode ahead; [`LoaderOptions::default`] sets their number and how far ahead.
+    /// Dropping the iterator stops them. With a cache, crops are read from it and added to it;
+    /// where that fails the images are decoded. A batch whose images are all left out is empty.
     ///
     /// # Errors
-    /// [`BatchError::Data`] when `batch` is zero or no thread can be started. The iterator gives
-    /// the errors of [`eval`](Self::eval), each at its batch, and ends there. A batch whose images
-    /// are all left out is empty.
-    pub fn eval_ahead(
+    /// [`BatchError::Data`] when `batch` is zero or no thread can be started. The iterator yields
+    /// an error of [`eval`](Self::eval) in place of its batch, and ends there.
+    pub fn prefetch_eval(
         &self,
         source: Arc<dyn ImageSource>,
         indices: Vec<usize>,
         batch: usize,
-    ) -> Result<Ahead, BatchError> {
+    ) -> Result<Prefetcher, BatchError> {
         let order = BatchOrder::sequential(indices.len().max(1), batch)?;
         let steps = 0..indices.len().div_ceil(batch) as u64;
         self.eval_loader(source, order, steps, Some(indices.into()))
     }
 
-    /// The batches of the `steps` of `order`, prepared for evaluation and decoded ahead as in
-    /// [`eval_ahead`](Self::eval_ahead).
+    /// Iterates over the batches `steps` of `order`, preprocessed for evaluation and prefetched as
+    /// in [`prefetch_eval`](Self::prefetch_eval).
     ///
     /// # Errors
-    /// See [`eval_ahead`](Self::eval_ahead).
-    pub fn eval_steps_ahead(
+    /// See [`prefetch_eval`](Self::prefetch_eval).
+    pub fn prefetch_eval_steps(
         &self,
         source: Arc<dyn ImageSource>,
         order: BatchOrder,
         steps: Range<u64>,
-    ) -> Result<Ahead, BatchError> {
+    ) -> Result<Prefetcher, BatchError> {
         self.eval_loader(source, order, steps, None)
     }
 
@@ -211,7 +232,7 @@ impl Images {
         order: BatchOrder,
         steps: Range<u64>,
         indices: Option<Arc<[usize]>>,
-    ) -> Result<Ahead, BatchError> {
+    ) -> Result<Prefetcher, BatchError> {
         let cache = self.open_cache(source.as_ref()).map(Arc::new);
         let load = {
             let (source, indices, cache) = (source.clone(), indices.clone(), cache.clone());
@@ -228,50 +249,58 @@ impl Images {
                 Ok(image)
             }
         };
-        Ok(Ahead {
+        Ok(Prefetcher {
             loader: Loader::new(order, steps, &self.loader_options(), load)?,
             source,
             indices,
-            bad: self.bad.clone(),
-            _tally: Tally {
+            unreadable: self.unreadable.clone(),
+            _cache_tally: CacheTally {
                 cache,
                 report: self.report.clone(),
             },
         })
     }
 
-    /// The batches that [`train`](Self::train) makes of the `steps` of `order`, step k being its
-    /// batch k, decoded ahead as in [`eval_ahead`](Self::eval_ahead). Random crops are never
-    /// cached.
+    /// Iterates over the batches `steps` of `order`, preprocessed as by [`train`](Self::train),
+    /// where step `k` is batch `k`, and prefetched as in [`prefetch_eval`](Self::prefetch_eval).
+    /// Random crops are never cached.
     ///
     /// # Errors
-    /// See [`eval_ahead`](Self::eval_ahead).
-    pub fn train_ahead(
+    /// See [`prefetch_eval`](Self::prefetch_eval).
+    pub fn prefetch_train(
         &self,
         source: Arc<dyn ImageSource>,
         order: BatchOrder,
         steps: Range<u64>,
         seed: u64,
-    ) -> Result<Ahead, BatchError> {
+    ) -> Result<Prefetcher, BatchError> {
         let (preprocess, crop) = (self.preprocess.clone(), self.train_crop());
         let images = source.clone();
         let load = move |index, step, position| {
             let image = images.load(index)?;
-            Ok(cropped(&preprocess, &crop, &image, (seed, step, position)))
+            Ok(random_crop(
+                &preprocess,
+                &crop,
+                &image,
+                (seed, step, position),
+            ))
         };
-        Ok(Ahead {
+        Ok(Prefetcher {
             loader: Loader::new(order, steps, &self.loader_options(), load)?,
             source,
             indices: None,
-            bad: self.bad.clone(),
-            _tally: Tally {
+            unreadable: self.unreadable.clone(),
+            _cache_tally: CacheTally {
                 cache: None,
                 report: self.report.clone(),
             },
         })
     }
 
-    /// The squares as a tensor `[images, 3, side, side]` on `device`; nothing for no images.
+    /// Returns the crops as a tensor on `device`; none for no images.
+    ///
+    /// # Shapes
+    /// - output: `[images, 3, side, side]`
     ///
     /// # Errors
     /// [`BatchError::Preprocess`] when their sizes differ.
@@ -304,19 +333,19 @@ impl Images {
         }
     }
 
-    /// The cache for the images of `source`, if there is to be one and the transform fixes a
-    /// square.
+    /// Opens the cache for the images of `source`, if caching is on and the transform gives crops
+    /// of one size.
     fn open_cache(&self, source: &dyn ImageSource) -> Option<PixelCache> {
         let folder = self.cache.as_ref()?;
-        if source.len() > MOST_CACHED {
+        if source.len() > MAX_CACHED_IMAGES {
             return None;
         }
         let side = u32::try_from(self.preprocess.image_size())
             .ok()
             .filter(|side| *side > 0)?;
         let p = &self.preprocess;
-        // Whatever the 8-bit pixels depend on; the version stands for the decoders and the
-        // arithmetic.
+        // The key names everything that the 8-bit pixels depend on. The version stands for the
+        // decoders and the arithmetic.
         let transform = format!(
             "{:?} {:?} {:?} {:?} {:?} {:?} {:?} version {}",
             p.resize,
@@ -362,8 +391,8 @@ impl Images {
                     ready.push(image);
                 }
                 Err(_) if self.skip_bad => {
-                    if let Ok(mut bad) = self.bad.lock() {
-                        bad.insert(source.name(*index));
+                    if let Ok(mut names) = self.unreadable.lock() {
+                        names.insert(source.name(*index));
                     }
                 }
                 Err(error) => return Err(error.into()),
@@ -373,8 +402,8 @@ impl Images {
     }
 }
 
-/// A training crop, whose generator is told by seed, batch and position in the batch.
-fn cropped(
+/// Applies the random crop of training, drawn from the seed, the batch and the position in it.
+fn random_crop(
     preprocess: &Preprocess,
     crop: &TrainCrop,
     image: &image::DynamicImage,
@@ -385,25 +414,25 @@ fn cropped(
     preprocess.train_u8(image, &mut rng, crop)
 }
 
-/// Batches that are decoded ahead; see [`Images::eval_ahead`].
-pub struct Ahead {
-    // Before the tally: its threads end first.
+/// Iterator over prefetched batches; see [`Images::prefetch_eval`].
+pub struct Prefetcher {
+    // Declared before the tally, so that its threads end first.
     loader: Loader,
     source: Arc<dyn ImageSource>,
-    /// What the loader's numbers stand for, where they are not the images' own.
+    /// Image indices by loader index; absent where both are the same.
     indices: Option<Arc<[usize]>>,
-    bad: Arc<Mutex<BTreeSet<String>>>,
-    _tally: Tally,
+    unreadable: Arc<Mutex<BTreeSet<String>>>,
+    _cache_tally: CacheTally,
 }
 
-impl Ahead {
+impl Prefetcher {
     fn index(&self, at: usize) -> usize {
         self.indices.as_ref().map_or(at, |indices| indices[at])
     }
 }
 
-impl Iterator for Ahead {
-    type Item = Result<Prepared, BatchError>;
+impl Iterator for Prefetcher {
+    type Item = Result<PreprocessedBatch, BatchError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let before = self.loader.bad_images().skipped;
@@ -413,29 +442,29 @@ impl Iterator for Ahead {
         };
         let skipped = self.loader.bad_images();
         if skipped.skipped > before
-            && let Ok(mut bad) = self.bad.lock()
+            && let Ok(mut unreadable) = self.unreadable.lock()
         {
             let names = skipped
                 .images
                 .keys()
                 .map(|at| self.source.name(self.index(*at)));
-            bad.extend(names);
+            unreadable.extend(names);
         }
-        let kept = batch.indices.iter().map(|at| self.index(*at)).collect();
-        Some(Ok(Prepared {
-            kept,
+        let indices = batch.indices.iter().map(|at| self.index(*at)).collect();
+        Some(Ok(PreprocessedBatch {
+            indices,
             images: batch.images,
         }))
     }
 }
 
-/// Adds to the report what a cache did, when the pass ends.
-struct Tally {
+/// Adds the statistics of a cache to the report when the pass ends.
+struct CacheTally {
     cache: Option<Arc<PixelCache>>,
     report: Arc<Mutex<CacheReport>>,
 }
 
-impl Drop for Tally {
+impl Drop for CacheTally {
     fn drop(&mut self) {
         if let Some(cache) = &self.cache
             && let Ok(mut report) = self.report.lock()
@@ -454,7 +483,7 @@ mod tests {
 
     use super::*;
 
-    /// Pictures of several shapes, of which one is broken.
+    /// Images of several sizes; decoding `broken` fails.
     struct Pictures {
         broken: Option<usize>,
         decoded: Mutex<usize>,
@@ -509,17 +538,17 @@ mod tests {
         (kept, pixels.map(|p| p.into_data().try_to_vec().unwrap()))
     }
 
-    fn all(images: &Images, ahead: Ahead, device: &Device) -> Vec<Batch> {
+    fn all(images: &Images, ahead: Prefetcher, device: &Device) -> Vec<Batch> {
         ahead
             .map(|batch| {
                 let batch = batch.unwrap();
-                values((batch.kept, images.tensor(&batch.images, device).unwrap()))
+                values((batch.indices, images.tensor(&batch.images, device).unwrap()))
             })
             .collect()
     }
 
     #[test]
-    fn batches_made_ahead_equal_those_made_at_once() {
+    fn prefetched_batches_equal_direct_ones() {
         let device = Device::default();
         for broken in [None, Some(11)] {
             let source = Pictures::new(broken);
@@ -536,7 +565,7 @@ mod tests {
                 })
                 .collect();
             let ahead = images
-                .train_ahead(source.clone(), order(), 3..12, 77)
+                .prefetch_train(source.clone(), order(), 3..12, 77)
                 .unwrap();
             assert_eq!(all(&images, ahead, &device), direct);
 
@@ -545,17 +574,17 @@ mod tests {
                 .chunks(4)
                 .map(|indices| values(images.eval(source.as_ref(), indices, &device).unwrap()))
                 .collect();
-            let ahead = images.eval_ahead(source.clone(), wanted.clone(), 4);
+            let ahead = images.prefetch_eval(source.clone(), wanted.clone(), 4);
             assert_eq!(all(&images, ahead.unwrap(), &device), direct);
         }
     }
 
     #[test]
-    fn broken_images_are_errors_at_their_batch_or_left_out_and_named() {
+    fn unreadable_images_are_errors_at_their_batch_or_skipped() {
         let source = Pictures::new(Some(11));
         let ahead = |images: &Images, batch| {
             images
-                .eval_ahead(source.clone(), (8..14).collect(), batch)
+                .prefetch_eval(source.clone(), (8..14).collect(), batch)
                 .unwrap()
         };
         let results: Vec<_> = ahead(&images(false), 2).collect();
@@ -565,7 +594,7 @@ mod tests {
         assert!(error.to_string().contains("picture-11"), "{error}");
 
         let images = images(true);
-        let kept: Vec<_> = ahead(&images, 1).map(|b| b.unwrap().kept).collect();
+        let kept: Vec<_> = ahead(&images, 1).map(|b| b.unwrap().indices).collect();
         assert_eq!(
             kept,
             [vec![8], vec![9], vec![10], vec![], vec![12], vec![13]]
@@ -574,26 +603,26 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_no_batches() {
+    fn no_images_give_no_batches() {
         let source = Pictures::new(None);
         assert_eq!(
             images(false)
-                .eval_ahead(source.clone(), vec![], 4)
+                .prefetch_eval(source.clone(), vec![], 4)
                 .unwrap()
                 .count(),
             0
         );
-        assert!(images(false).eval_ahead(source, vec![1], 0).is_err());
+        assert!(images(false).prefetch_eval(source, vec![1], 0).is_err());
     }
 
     #[test]
-    fn a_cache_gives_the_same_pixels_without_decoding() {
+    fn cached_pixels_equal_decoded_ones() {
         let dir = tempfile::tempdir().unwrap();
         let device = Device::default();
         let source = Pictures::new(Some(11));
         let images = images(true).with_cache(dir.path());
         let pass = || {
-            let ahead = images.eval_ahead(source.clone(), (0..23).collect(), 4);
+            let ahead = images.prefetch_eval(source.clone(), (0..23).collect(), 4);
             all(&images, ahead.unwrap(), &device)
         };
         let first = pass();
@@ -610,25 +639,27 @@ mod tests {
         };
         assert_eq!(report.stats, expected);
 
-        // Another transform has pixels of its own, and a single batch is not cached.
+        // Another transform does not share the cached pixels.
         let other = Images::new(Preprocess::reference(16), 0.5, true).with_cache(dir.path());
         other
-            .eval_ahead(source.clone(), vec![0], 1)
+            .prefetch_eval(source.clone(), vec![0], 1)
             .unwrap()
             .for_each(drop);
         assert_eq!(source.decoded(), 25);
     }
 
     #[test]
-    fn a_cache_that_cannot_be_made_is_reported_and_done_without() {
+    fn a_failing_cache_is_reported_and_images_are_decoded() {
         let dir = tempfile::tempdir().unwrap();
         let taken = dir.path().join("taken");
         std::fs::write(&taken, b"").unwrap();
         let images = images(false).with_cache(&taken);
         let source = Pictures::new(None);
         for _ in 0..2 {
-            let ahead = images.eval_ahead(source.clone(), vec![0, 1, 2], 2).unwrap();
-            assert_eq!(ahead.map(|b| b.unwrap().kept.len()).sum::<usize>(), 3);
+            let ahead = images
+                .prefetch_eval(source.clone(), vec![0, 1, 2], 2)
+                .unwrap();
+            assert_eq!(ahead.map(|b| b.unwrap().indices.len()).sum::<usize>(), 3);
         }
         let problems = images.cache_report().problems;
         assert_eq!(problems.len(), 1);

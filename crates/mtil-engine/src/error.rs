@@ -1,42 +1,50 @@
-//! Why a run stopped.
+//! Errors of a run.
 
 use std::path::{Path, PathBuf};
 
 use crate::{
     batch::BatchError,
-    mechanism::exemplars::ExemplarError,
+    mechanism::rehearsal_memory::RehearsalError,
     metrics::{FileError, MatrixError},
 };
 use mtil_data::data::DataError;
 
-/// Why a run could not be done.
+/// Errors of a run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A file of the run could not be read or written.
-    #[error("cannot access {}: {source}; the run can be continued with the same --out once this is mended", path.display())]
+    #[error(
+        "cannot access {}: {source}; \
+         the run can be continued with the same --out once this is mended",
+        path.display()
+    )]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file of the run holds something else than it should.
+    /// The content of a file of the run is invalid.
     #[error("{}: {reason}", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the problem.
         reason: String,
     },
     /// The directory holds a run of another request.
-    #[error("{} holds a run of another request; choose another --out, or ask for the same:\n{}", path.display(), differences.join("\n"))]
+    #[error(
+        "{} holds a run of another request; choose another --out, or ask for the same:\n{}",
+        path.display(),
+        differences.join("\n")
+    )]
     OtherRequest {
         /// The run directory.
         path: PathBuf,
-        /// One line a difference.
+        /// The differences, one per line.
         differences: Vec<String>,
     },
-    /// Another process works in the directory.
+    /// Another process holds the lock of the directory.
     #[error("{} is in use by another process; wait for it or choose another --out", path.display())]
     Locked {
         /// The run directory.
@@ -44,31 +52,35 @@ pub enum RunError {
     },
     /// The loss became NaN or infinite.
     #[error(
-        "the loss of task `{task}` became {loss} at update {step} of {steps}; the last good state is kept. Lower the learning rate (--set lr=…, --set lr_later=…, or of this task alone --set task.NAME.lr=…; it is {lr:.2e} here) or raise --set warmup=…, and start in a new --out"
+        "the loss of task `{task}` became {loss} at step {step} of {steps}; the last good state \
+         is kept. Lower the learning rate (--set lr=…, --set lr_later=…, or of this task alone \
+         --set task.NAME.lr=…; it is {lr:.2e} here) or raise --set warmup=…, and start in a new \
+         --out"
     )]
     Diverged {
         /// Name of the task.
         task: String,
-        /// Update, from 1.
+        /// Training step, from 1.
         step: usize,
-        /// Updates of the task.
+        /// Training steps of the task.
         steps: usize,
         /// The loss.
         loss: f32,
-        /// Learning rate of the update.
+        /// Learning rate of the step.
         lr: f64,
     },
-    /// The inputs of the projected parameters cannot be remembered.
-    #[error("task `{task}` cannot be remembered: {source}")]
+    /// The Gram matrices of a task's layer inputs cannot be accumulated.
+    #[error("the Gram matrices of task `{task}` cannot be accumulated: {source}")]
     Gram {
         /// Name of the task.
         task: String,
-        /// What is wrong, and with which parameter.
-        source: gnsp_optimizer::MemoryError,
+        /// The error, which names the parameter.
+        source: gnsp_optimizer::GnspError,
     },
     /// Adapters are trained on one device only.
     #[error(
-        "method `{method}` trains adapters, which several devices cannot share yet; leave out --peers"
+        "method `{method}` trains adapters, which several devices cannot share yet; \
+         leave out --peers"
     )]
     Peers {
         /// Name of the method.
@@ -82,18 +94,19 @@ pub enum RunError {
         /// Name of the method.
         method: String,
     },
-    /// A device, or one of its peers, lacks the number format.
+    /// A device, or one of its peers, does not support bf16.
     #[error(
-        "device `{device}`, or one of its peers, does not compute in bf16; leave out compute=bf16 (of the GPUs only `cuda` has it)"
+        "device `{device}`, or one of its peers, does not compute in bf16; \
+         leave out compute=bf16 (of the GPUs only `cuda` has it)"
     )]
     NoSuchCompute {
         /// The device of the run.
         device: String,
     },
-    /// A setting cannot be chosen for each task.
+    /// A hyper-parameter cannot be selected for each task.
     #[error("--select: {0}")]
     Select(String),
-    /// A changed method makes no sense.
+    /// A changed method is invalid.
     #[error(transparent)]
     Method(#[from] crate::method::error::MethodError),
     /// A pattern of the method selects no parameter of this model.
@@ -104,7 +117,7 @@ pub enum RunError {
         /// The pattern.
         pattern: String,
     },
-    /// A batch could not be made.
+    /// A batch could not be preprocessed or evaluated.
     #[error(transparent)]
     Batch(#[from] BatchError),
     /// A dataset is unusable.
@@ -116,21 +129,19 @@ pub enum RunError {
     /// A checkpoint could not be read or written.
     #[error(transparent)]
     Checkpoint(#[from] clip_model::CheckpointError),
-    /// The memory of earlier tasks could not be read or written.
+    /// The Gram matrices of earlier tasks could not be read, written, or used for this model.
     #[error(transparent)]
-    Memory(#[from] gnsp_optimizer::FileError),
-    /// The memory of earlier tasks does not protect this model.
+    Memory(#[from] gnsp_optimizer::GnspError),
+    /// Images of a task cannot be added to the rehearsal memory.
     #[error(transparent)]
-    Protection(#[from] gnsp_optimizer::ProtectionError),
-    /// Images of a task cannot be kept.
-    #[error(transparent)]
-    Exemplars(#[from] ExemplarError),
-    /// A rule of the drift guard is none.
+    Exemplars(#[from] RehearsalError),
+    /// A rule of the drift guard is invalid.
     #[error(transparent)]
     Guard(#[from] crate::guard::GuardError),
-    /// A kernel over so many images does not fit into memory.
+    /// The kernel of all training images exceeds the memory limit.
     #[error(
-        "the kernel of {images} training images takes {gigabytes:.0} GB; train on fewer (--shots 16, as published), or take the method rail-primal"
+        "the kernel of {images} training images takes {gigabytes:.0} GB; \
+         train on fewer (--shots 16, as published), or take the method rail-primal"
     )]
     TooManyToKeep {
         /// Training images of all tasks.
@@ -144,7 +155,7 @@ pub enum RunError {
     /// A result file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The results are not a matrix.
+    /// The accuracies do not form a matrix.
     #[error(transparent)]
     Matrix(#[from] MatrixError),
 }

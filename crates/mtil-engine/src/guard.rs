@@ -1,15 +1,15 @@
-//! Rules that a run must not break, checked after every evaluation.
+//! Drift guard: threshold rules that are checked after every evaluation.
 //!
-//! A rule says when to act, as text: `quantity`, `<` or `>`, a limit, and after a colon what to do
-//! (`warn`, the default, or `stop`):
+//! A rule is text: a quantity, `<` or `>`, a limit, and optionally a colon and an action (`warn`,
+//! the default, or `stop`):
 //!
-//! | rule | acts when |
+//! | rule | triggers when |
 //! |---|---|
 //! | `gap-drift>0.2` | [`Observation::gap_drift`] is above 0.2 |
 //! | `zero-shot-retention<0.9:stop` | [`Observation::zero_shot_retention`] is below 0.9 |
 //! | `accuracy.pets<85` | the accuracy on task `pets` is below 85 %, see [`Quantity::Accuracy`] |
 //!
-//! `_` may be written for `-`. Rules are recorded as text and read back as they were.
+//! `_` and `-` are equivalent in quantities. Rules are serialised as text.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,61 +24,66 @@ use mtil_data::nearest;
 const GAP_DRIFT: &str = "gap-drift";
 const RETENTION: &str = "zero-shot-retention";
 const ACCURACY: &str = "accuracy.";
-/// Drifts above this are taken for percentages.
-const LARGEST_DRIFT: f64 = 10.0;
+/// Largest accepted limit of the drift; a larger one is probably a percentage.
+const MAX_DRIFT: f64 = 10.0;
 
-/// Why a text is no rule.
+/// Errors of parsing and checking a rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GuardError {
-    /// It has not the form of a rule.
+    /// The text does not have the form of a rule.
     #[error(
         "rule `{rule}`: {reason}; a rule looks like `accuracy.pets<85` or `gap-drift>0.2:stop`"
     )]
     Form {
         /// The rule.
         rule: String,
-        /// What is wrong.
+        /// Description of the mistake.
         reason: String,
     },
-    /// It is about something that is not measured.
+    /// The quantity is unknown.
     #[error(
-        "rule `{rule}`: there is no quantity `{name}` (known: gap-drift, zero-shot-retention, accuracy.<task>){}",
+        "rule `{rule}`: there is no quantity `{name}` \
+         (known: gap-drift, zero-shot-retention, accuracy.<task>){}",
         hint(near.as_deref())
     )]
     Quantity {
         /// The rule.
         rule: String,
-        /// What it is about.
+        /// The unknown quantity.
         name: String,
         /// The most similar quantity.
         near: Option<String>,
     },
-    /// It would act on what is wanted.
+    /// The comparison points in the wrong direction.
     #[error(
-        "rule `{rule}` acts on what is wanted: a rule says when to act, so write `{quantity}{sign}…`"
+        "rule `{rule}` acts on what is wanted: a rule says when to act, \
+         so write `{quantity}{sign}…`"
     )]
     Direction {
         /// The rule.
         rule: String,
-        /// What it is about.
+        /// The quantity.
         quantity: String,
-        /// The sign it needs.
+        /// The required sign.
         sign: char,
     },
-    /// Its limit cannot be reached or has the wrong unit.
+    /// The limit is out of range or has the wrong unit.
     #[error("rule `{rule}`: {limit} is no limit for {quantity}; it is {unit}")]
     Limit {
         /// The rule.
         rule: String,
         /// The limit.
         limit: String,
-        /// What it is about.
+        /// The quantity.
         quantity: String,
-        /// What the limit may be.
+        /// Description of the valid limits.
         unit: &'static str,
     },
-    /// It asks for something that cannot be done.
-    #[error("rule `{rule}`: there is no action `{action}` (known: warn, stop){}", hint(near.as_deref()))]
+    /// The action is unknown.
+    #[error(
+        "rule `{rule}`: there is no action `{action}` (known: warn, stop){}",
+        hint(near.as_deref())
+    )]
     Action {
         /// The rule.
         rule: String,
@@ -87,7 +92,7 @@ pub enum GuardError {
         /// The most similar action.
         near: Option<String>,
     },
-    /// It names a task that the suite does not have.
+    /// The suite has no task of this name.
     #[error(
         "rule `{rule}`: the suite has no task `{task}` (it has: {}){}",
         tasks.join(", "),
@@ -109,20 +114,21 @@ fn hint(near: Option<&str>) -> String {
     near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
 }
 
-/// What a rule is about.
+/// Quantity that a rule limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Quantity {
     /// `gap-drift`: see [`Observation::gap_drift`].
     GapDrift,
     /// `zero-shot-retention`: see [`Observation::zero_shot_retention`].
     ZeroShotRetention,
-    /// `accuracy.<task>`: accuracy on a task in %. It is checked when the task is learned; before
-    /// that only if the pretrained model reached the limit, since nothing was lost otherwise.
+    /// `accuracy.<task>`: accuracy on a task in %. It is checked once the task is trained. Before
+    /// that it is checked only if the pretrained model reached the limit, since otherwise nothing
+    /// was lost.
     Accuracy(String),
 }
 
 impl Quantity {
-    /// On which side of the limit a value breaks the rule.
+    /// Comparison of a value with the limit that breaks the rule.
     fn sign(&self) -> char {
         match self {
             Self::GapDrift => '>',
@@ -130,11 +136,11 @@ impl Quantity {
         }
     }
 
-    /// Whether a limit can be meant, and what limits there are.
-    fn accepts(&self, limit: f64) -> (bool, &'static str) {
+    /// Returns whether a limit is valid, and a description of the valid ones.
+    fn check_limit(&self, limit: f64) -> (bool, &'static str) {
         match self {
             Self::GapDrift => (
-                (0.0..=LARGEST_DRIFT).contains(&limit),
+                (0.0..=MAX_DRIFT).contains(&limit),
                 "a share of the first gap from 0 to 10, such as 0.2 for 20 %",
             ),
             Self::ZeroShotRetention => (
@@ -159,18 +165,26 @@ impl fmt::Display for Quantity {
     }
 }
 
-/// What to do when a rule is broken.
+/// Action taken when a rule is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// Say so and go on.
+    /// Report the breach and continue.
     #[default]
     Warn,
     /// End the run after this evaluation.
     Stop,
 }
 
-/// One rule.
+/// A threshold rule, parsed from text such as `gap-drift>0.2:stop`.
+///
+/// ```
+/// use mtil_engine::guard::{Action, Rule};
+///
+/// let rule: Rule = "accuracy.pets<85:stop".parse()?;
+/// assert_eq!((rule.limit(), rule.action()), (85.0, Action::Stop));
+/// # Ok::<(), mtil_engine::guard::GuardError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Rule {
@@ -180,17 +194,17 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// What the rule is about.
+    /// Returns the quantity that the rule limits.
     pub fn quantity(&self) -> &Quantity {
         &self.quantity
     }
 
-    /// The value that must not be passed.
+    /// Returns the limit.
     pub fn limit(&self) -> f64 {
         self.limit
     }
 
-    /// What to do when it is.
+    /// Returns the action taken when the rule is broken.
     pub fn action(&self) -> Action {
         self.action
     }
@@ -204,7 +218,7 @@ impl FromStr for Rule {
             rule: rule.to_owned(),
             reason: reason.to_owned(),
         };
-        // The last sign, so that one in the name of a task does no harm.
+        // The last sign, since the name of a task may contain one.
         let at = rule
             .rfind(['<', '>'])
             .ok_or_else(|| form("there is no `<` or `>`"))?;
@@ -231,8 +245,8 @@ impl FromStr for Rule {
         let number: f64 = limit
             .parse()
             .map_err(|_| form(&format!("`{limit}` is not a number")))?;
-        let (accepted, unit) = quantity.accepts(number);
-        if !accepted {
+        let (valid, unit) = quantity.check_limit(number);
+        if !valid {
             return Err(GuardError::Limit {
                 rule: rule.to_owned(),
                 limit: limit.to_owned(),
@@ -316,33 +330,32 @@ impl From<Rule> for String {
     }
 }
 
-/// What an evaluation found, as far as rules are concerned.
+/// Results of an evaluation that rules refer to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
-    /// The task trained last; `None` for the pretrained model.
+    /// The last trained task; `None` for the pretrained model.
     pub stage: Option<String>,
-    /// Accuracy on each task now, in %.
+    /// Current accuracy on each task in %.
     pub accuracies: BTreeMap<String, f64>,
     /// Accuracy of the pretrained model on each task, in %.
     pub zero_shot: BTreeMap<String, f64>,
-    /// The modality gap now.
+    /// Current modality gap.
     pub gap: f64,
     /// The modality gap of the pretrained model.
     pub first_gap: f64,
-    /// Tasks trained so far, the last one included.
+    /// Tasks trained so far, including the last one.
     pub learned: BTreeSet<String>,
 }
 
 impl Observation {
-    /// `|gap now - gap of the pretrained model| / gap of the pretrained model`; `None` when the
-    /// pretrained model has no gap.
+    /// Returns `|gap - first_gap| / first_gap`; `None` when the pretrained model has no gap.
     pub fn gap_drift(&self) -> Option<f64> {
         (self.first_gap != 0.0).then(|| (self.gap - self.first_gap).abs() / self.first_gap)
     }
 
-    /// Mean over the tasks not yet learned of the accuracy now divided by that of the pretrained
-    /// model. Tasks on which the pretrained model scored 0 are left out; `None` when no task is
-    /// left.
+    /// Returns the mean over the untrained tasks of the current accuracy divided by that of the
+    /// pretrained model. Tasks on which the pretrained model scored 0 are left out; `None` when no
+    /// task is left.
     pub fn zero_shot_retention(&self) -> Option<f64> {
         let kept: Vec<f64> = self
             .accuracies
@@ -355,24 +368,24 @@ impl Observation {
         (!kept.is_empty()).then(|| kept.iter().sum::<f64>() / kept.len() as f64)
     }
 
-    /// The value that `rule` judges; `None` when there is none or it is not to be judged now.
+    /// Value that `rule` compares with its limit; `None` when it is undefined or not checked yet.
     fn value(&self, rule: &Rule) -> Option<f64> {
         match &rule.quantity {
             Quantity::GapDrift => self.gap_drift(),
             Quantity::ZeroShotRetention => self.zero_shot_retention(),
             Quantity::Accuracy(task) => {
-                let judged = self.learned.contains(task)
+                let checked = self.learned.contains(task)
                     || self
                         .zero_shot
                         .get(task)
                         .is_some_and(|before| *before >= rule.limit);
-                self.accuracies.get(task).copied().filter(|_| judged)
+                self.accuracies.get(task).copied().filter(|_| checked)
             }
         }
     }
 }
 
-/// A rule that was broken.
+/// A broken rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Breach {
     /// The rule.
@@ -381,13 +394,22 @@ pub struct Breach {
     pub value: Option<f64>,
     /// The limit of the rule.
     pub limit: f64,
-    /// What the rule asks for.
+    /// The action of the rule.
     pub action: Action,
-    /// What happened, for people.
+    /// Human-readable description.
     pub message: String,
 }
 
 /// The rules of a run.
+///
+/// ```
+/// use mtil_engine::guard::Guard;
+///
+/// let tasks = ["pets".to_owned(), "cars".to_owned()];
+/// let guard = Guard::parse(&["gap-drift>0.2", "accuracy.pets<85"], &tasks)?;
+/// assert_eq!(guard.rules().len(), 2);
+/// # Ok::<(), mtil_engine::guard::GuardError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Guard {
@@ -395,11 +417,10 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Reads rules about a suite with `tasks`.
+    /// Parses rules for a suite with `tasks`.
     ///
     /// # Errors
-    /// [`GuardError`] naming the first rule that cannot be read, or that names a task which the
-    /// suite does not have.
+    /// [`GuardError`] of the first rule that is invalid or names a task outside `tasks`.
     pub fn parse(rules: &[impl AsRef<str>], tasks: &[String]) -> Result<Self, GuardError> {
         let rules = rules.iter().map(|rule| rule.as_ref().parse());
         let guard = Self {
@@ -409,10 +430,10 @@ impl Guard {
         Ok(guard)
     }
 
-    /// Checks rules that were read from a file against the tasks of a suite.
+    /// Checks that every task named by a rule is one of `tasks`.
     ///
     /// # Errors
-    /// [`GuardError::Task`] for a task that is none of `tasks`.
+    /// [`GuardError::Task`] for the first one that is not.
     pub fn check(&self, tasks: &[String]) -> Result<(), GuardError> {
         for rule in &self.rules {
             if let Quantity::Accuracy(task) = &rule.quantity
@@ -429,17 +450,18 @@ impl Guard {
         Ok(())
     }
 
-    /// The rules, in the order given.
+    /// Returns the rules, in the given order.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
     }
 
-    /// The rules that `seen` breaks, in order. A value on the limit breaks nothing.
-    pub fn evaluate(&self, seen: &Observation) -> Vec<Breach> {
+    /// Returns the rules that `observation` breaks, in order. A value equal to the limit breaks no
+    /// rule.
+    pub fn evaluate(&self, observation: &Observation) -> Vec<Breach> {
         self.rules
             .iter()
             .filter_map(|rule| {
-                let value = seen.value(rule)?;
+                let value = observation.value(rule)?;
                 let broken = match rule.quantity.sign() {
                     _ if !value.is_finite() => true,
                     '>' => value > rule.limit,
@@ -450,23 +472,23 @@ impl Guard {
                     value: value.is_finite().then_some(value),
                     limit: rule.limit,
                     action: rule.action,
-                    message: message(rule, value, seen),
+                    message: message(rule, value, observation),
                 })
             })
             .collect()
     }
 }
 
-fn message(rule: &Rule, value: f64, seen: &Observation) -> String {
-    let stage = match &seen.stage {
+fn message(rule: &Rule, value: f64, observation: &Observation) -> String {
+    let stage = match &observation.stage {
         Some(task) => format!("after task `{task}`"),
         None => "before the first task".to_owned(),
     };
     let what = match &rule.quantity {
         Quantity::GapDrift => format!(
             "the modality gap went from {:.4} to {:.4}, a drift of {:.1} % (limit {:.1} %)",
-            seen.first_gap,
-            seen.gap,
+            observation.first_gap,
+            observation.gap,
             100.0 * value,
             100.0 * rule.limit
         ),
@@ -515,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_read_and_written_back() {
+    fn rules_survive_a_round_trip() {
         for (text, same) in [
             ("gap-drift>0.2", "gap-drift>0.2"),
             (" gap_drift > 0.15 : stop ", "gap-drift>0.15:stop"),
@@ -537,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_explained() {
+    fn parse_errors_explain_the_mistake() {
         let e = |rule: &str| Guard::parse(&[rule], &tasks()).unwrap_err().to_string();
         for (rule, part) in [
             ("gap-drift", "no `<` or `>`"),
@@ -596,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn breaches_come_in_the_order_of_the_rules_with_their_figures() {
+    fn breaches_follow_the_order_of_the_rules() {
         let s = seen(70.0, 45.0, 0.6, &["pets"]);
         let rules = [
             "accuracy.pets<85:stop",
@@ -622,14 +644,15 @@ mod tests {
         );
         assert_eq!(
             found[1].message,
-            "after task `pets` the modality gap went from 0.8000 to 0.6000, a drift of 25.0 % (limit 20.0 %)"
+            "after task `pets` the modality gap went from 0.8000 to 0.6000, \
+             a drift of 25.0 % (limit 20.0 %)"
         );
         let json = serde_json::to_string(&found).unwrap();
         assert_eq!(serde_json::from_str::<Vec<Breach>>(&json).unwrap(), found);
     }
 
     #[test]
-    fn a_value_on_the_limit_is_no_breach() {
+    fn a_value_equal_to_the_limit_is_no_breach() {
         let rules = ["accuracy.pets<70", "zero-shot-retention<0.75"];
         assert_eq!(broken(&rules, &seen(70.0, 45.0, 0.8, &["pets"])), [""; 0]);
         assert_eq!(broken(&rules, &seen(69.9, 44.9, 0.8, &["pets"])), rules);
@@ -641,7 +664,7 @@ mod tests {
     }
 
     #[test]
-    fn an_accuracy_never_reached_is_judged_once_the_task_is_learned() {
+    fn an_unreached_accuracy_is_checked_once_the_task_is_trained() {
         let rules = ["accuracy.cars<85"];
         assert_eq!(broken(&rules, &seen(80.0, 60.0, 0.8, &[])), [""; 0]);
         assert_eq!(broken(&rules, &seen(80.0, 50.0, 0.8, &["pets"])), [""; 0]);
@@ -657,7 +680,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_breaks_every_rule() {
+    fn values_that_are_not_finite_break_every_rule() {
         let s = seen(f64::NAN, f64::NAN, f64::NAN, &["pets"]);
         let rules = [
             "gap-drift>0.2",
@@ -672,7 +695,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_is_a_list_of_texts_in_a_configuration() {
+    fn a_guard_is_serialised_as_a_list_of_strings() {
         #[derive(Serialize, Deserialize)]
         struct Config {
             guard: Guard,

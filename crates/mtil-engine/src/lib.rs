@@ -1,15 +1,16 @@
-//! Continual learning of a CLIP: a method applied to a suite, and what it learned and forgot.
+//! Continual learning of CLIP: training methods on a sequence of tasks, evaluation after each task,
+//! and metrics of transfer and forgetting.
 //!
 //! | module | contents |
 //! |---|---|
 //! | [`method`] | methods as compositions of mechanisms, read from TOML |
-//! | `mechanism` | what methods are composed of, a file each |
-//! | [`run`] | a method on a suite in a directory, resumable |
-//! | [`analytic`] | learning without gradients: ridge regression on features |
-//! | [`eval`], [`measures`] | evaluation after a task, measures of features and predictions |
-//! | [`metrics`], [`guard`] | the metrics of a run, rules that watch it |
-//! | [`batch`] | images as pixel tensors |
-//! | [`recording`] | a tower's activations as inputs of the optimizer's Gram matrices |
+//! | `mechanism` | the mechanisms of methods, one per file |
+//! | [`run`] | resumable runs: a method on a suite, stored in a directory |
+//! | [`analytic`] | analytic learning: ridge regression on features |
+//! | [`eval`], [`measures`] | evaluation after a task; measures of features and predictions |
+//! | [`metrics`], [`guard`] | metrics of a run; threshold rules checked after each evaluation |
+//! | [`batch`] | image preprocessing and prefetching into pixel tensors |
+//! | [`recording`] | recording of layer inputs for Gram matrices |
 #![warn(missing_docs)]
 
 pub mod analytic;

@@ -1,5 +1,7 @@
-//! What a run is judged by: the accuracy matrix, the figures computed from it, and the two
-//! files of a run directory that carry them.
+//! Metrics of a run: the accuracy matrix, the figures computed from it (Transfer, Average, Last,
+//! BWT, Forgetting), and the files of a run directory that hold them.
+//!
+//! Measures of a single evaluation are in [`measures`](crate::measures).
 //!
 //! `A[r][c]` is the top-1 accuracy in percent on task `c` after training task `r`, both in
 //! task order. Transfer, Average and Last follow ZSCL `mtil/results.ipynb` cell 0 (the same
@@ -12,10 +14,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use mtil_data::files::write_atomically;
-/// Why an accuracy matrix is not one.
+
+/// Error of an invalid accuracy matrix.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum MatrixError {
-    /// There is no task.
+    /// The task order is empty.
     #[error("the task order is empty")]
     NoTasks,
     /// A task is named twice.
@@ -24,7 +27,7 @@ pub enum MatrixError {
     /// A row is too short or too long.
     #[error("{row} has {found} accuracies where the order has {expected} tasks")]
     Ragged {
-        /// Which row, in words.
+        /// Name of the row.
         row: String,
         /// Accuracies in the row.
         found: usize,
@@ -42,57 +45,70 @@ pub enum MatrixError {
     /// A value is not a percentage.
     #[error("{row}, task {task:?}: {value} is not an accuracy between 0 and 100")]
     NotAPercentage {
-        /// Which row, in words.
+        /// Name of the row.
         row: String,
         /// The task of the column.
         task: String,
-        /// The offending value.
+        /// The invalid value.
         value: f64,
     },
 }
 
-/// A file of a run directory that could not be read or written.
+/// Error of reading or writing a file of a run directory.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The file system refused.
+    /// The file cannot be accessed.
     #[error("cannot access {}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The file is not the JSON it should be.
+    /// The file is not JSON of the expected structure.
     #[error("{} is malformed: {source}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// What the parser said, with line and column.
+        /// Error of the parser, with line and column.
         source: serde_json::Error,
     },
-    /// The file is valid JSON but its matrix makes no sense.
+    /// The file is valid JSON, but its matrix is invalid.
     #[error("{}: {source}", path.display())]
     Matrix {
         /// The file.
         path: PathBuf,
-        /// What is wrong with the matrix.
+        /// Defect of the matrix.
         source: MatrixError,
     },
-    /// A number in the file is impossible.
+    /// A value in the file is out of its range.
     #[error("{}: {reason}", path.display())]
     Value {
         /// The file.
         path: PathBuf,
-        /// What is wrong, naming the field.
+        /// The defect, naming the field.
         reason: String,
     },
 }
 
-/// Accuracies in percent after each stage of a run, checked.
+/// Accuracy matrix of a run in percent, validated.
 ///
-/// Figures that need the whole matrix are `None` while a run is under way. A matrix without
-/// any row (a model that was only evaluated) has none of them; see
-/// [`as_constant`](Self::as_constant) for how the tables of the literature score such a model.
+/// Figures that need the whole matrix are `None` while a run is in progress. A matrix without rows
+/// (a model that was only evaluated) has none of them; [`as_constant`](Self::as_constant) gives the
+/// figures that the tables of the literature report for such a model.
+///
+/// # Example
+/// ```
+/// use mtil_engine::metrics::AccuracyMatrix;
+///
+/// let order = vec!["birds".to_owned(), "cars".to_owned()];
+/// let rows = vec![vec![80.0, 30.0], vec![70.0, 90.0]];
+/// let matrix = AccuracyMatrix::new(order, vec![50.0, 40.0], rows)?;
+/// assert_eq!(matrix.transfer(), Some(30.0));
+/// assert_eq!(matrix.last(), Some(80.0));
+/// assert_eq!(matrix.bwt(), Some(-10.0));
+/// # Ok::<(), mtil_engine::metrics::MatrixError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccuracyMatrix {
     order: Vec<String>,
@@ -103,7 +119,7 @@ pub struct AccuracyMatrix {
 }
 
 impl AccuracyMatrix {
-    /// Checks and wraps a matrix.
+    /// Validates an accuracy matrix.
     ///
     /// # Arguments
     /// * `order` - task names in training order, `T` of them
@@ -112,8 +128,8 @@ impl AccuracyMatrix {
     /// * `matrix` - up to `T` rows of `T` accuracies, row `r` after training task `r`
     ///
     /// # Errors
-    /// [`MatrixError`] for no or repeated tasks, ragged rows, too many rows, and anything that
-    /// is not a finite number from 0 to 100.
+    /// [`MatrixError`] for no or repeated tasks, rows of the wrong length, too many rows, and
+    /// values that are not finite numbers from 0 to 100.
     pub fn new(
         order: Vec<String>,
         zero_shot: Vec<f64>,
@@ -148,10 +164,12 @@ impl AccuracyMatrix {
         })
     }
 
-    /// With the accuracy on each task right after it was learned under the prompt rule that its
-    /// later stages have, one a row: where that rule changes once a task is learned
-    /// ([`PromptRule::Reference`](crate::eval::PromptRule::Reference)), backward transfer and
-    /// forgetting would otherwise compare two rules.
+    /// Sets the accuracy on each task right after it was learned, under the prompt rule of its
+    /// later stages, one value per row.
+    ///
+    /// Some prompt rules change once a task is learned
+    /// ([`PromptRule::Reference`](crate::eval::PromptRule::Reference)). Without these values,
+    /// backward transfer and forgetting would compare accuracies under two rules.
     ///
     /// # Errors
     /// [`MatrixError`] for another number of values than rows, and for values out of range.
@@ -166,7 +184,8 @@ impl AccuracyMatrix {
         Ok(self)
     }
 
-    /// The accuracy on task `c` right after it was learned, under the rule of its later stages.
+    /// Returns the accuracy on task `c` right after it was learned, under the prompt rule of its
+    /// later stages.
     fn learned(&self, c: usize) -> f64 {
         self.learned.get(c).copied().unwrap_or(self.matrix[c][c])
     }
@@ -181,7 +200,7 @@ impl AccuracyMatrix {
         &self.zero_shot
     }
 
-    /// The rows measured so far.
+    /// Rows measured so far.
     pub fn rows(&self) -> &[Vec<f64>] {
         &self.matrix
     }
@@ -191,14 +210,14 @@ impl AccuracyMatrix {
         self.order.len()
     }
 
-    /// Whether every task has been trained and evaluated.
+    /// Returns whether every task has been trained and evaluated.
     pub fn is_complete(&self) -> bool {
         self.matrix.len() == self.order.len()
     }
 
-    /// The matrix of a model that never changes: every row is the zero-shot row. This is how
-    /// the literature's tables score plain zero-shot CLIP, for which Average equals Last while
-    /// Transfer leaves out the first task. `None` without a zero-shot row.
+    /// Returns the matrix of a model that never changes: every row is the zero-shot row. The tables
+    /// of the literature score zero-shot CLIP this way: Average equals Last, while Transfer leaves
+    /// out the first task. `None` without a zero-shot row.
     pub fn as_constant(&self) -> Option<Self> {
         if self.zero_shot.is_empty() {
             return None;
@@ -211,7 +230,7 @@ impl AccuracyMatrix {
         })
     }
 
-    /// For each task, the mean accuracy on it over the stages before it was trained,
+    /// Returns for each task the mean accuracy over the stages before it was trained,
     /// `mean_{r<c} A[r][c]`. `None` for the first task, which has no such stage, and for tasks
     /// whose stages are not all measured yet.
     pub fn transfer_per_task(&self) -> Vec<Option<f64>> {
@@ -223,16 +242,15 @@ impl AccuracyMatrix {
             .collect()
     }
 
-    /// Transfer: the mean of the `T - 1` values of
-    /// [`transfer_per_task`](Self::transfer_per_task). It is a mean of column means, not of
-    /// the cells of the upper triangle. `None` with a single task or before the last stage
-    /// but one.
+    /// Returns Transfer, the mean of the `T - 1` values of
+    /// [`transfer_per_task`](Self::transfer_per_task). It is a mean of column means, not of the
+    /// cells of the upper triangle. `None` with a single task, or before the second-to-last stage.
     pub fn transfer(&self) -> Option<f64> {
         let columns: Option<Vec<f64>> = self.transfer_per_task().into_iter().skip(1).collect();
         columns.filter(|c| !c.is_empty()).map(mean)
     }
 
-    /// For each task, the mean accuracy over all stages, `mean_r A[r][c]`, including those
+    /// Returns for each task the mean accuracy over all stages, `mean_r A[r][c]`, including those
     /// before it was trained. `None` until the matrix is complete.
     pub fn average_per_task(&self) -> Option<Vec<f64>> {
         self.is_complete().then(|| {
@@ -242,37 +260,37 @@ impl AccuracyMatrix {
         })
     }
 
-    /// Average: the mean of the whole matrix. `None` until it is complete.
+    /// Returns Average, the mean of the whole matrix. `None` until it is complete.
     pub fn average(&self) -> Option<f64> {
         self.average_per_task().map(mean)
     }
 
-    /// Last: the mean of the last row. `None` until the matrix is complete.
+    /// Returns Last, the mean of the last row. `None` until the matrix is complete.
     pub fn last(&self) -> Option<f64> {
         self.final_row().map(|row| mean(row.iter().copied()))
     }
 
-    /// Mean accuracy on each task right after it was trained, `mean_c A[c][c]`. `None` until
-    /// the matrix is complete.
+    /// Returns the mean accuracy on the tasks right after they were trained, `mean_c A[c][c]`.
+    /// `None` until the matrix is complete.
     pub fn diagonal(&self) -> Option<f64> {
         self.is_complete()
             .then(|| mean((0..self.tasks()).map(|c| self.matrix[c][c])))
     }
 
-    /// Backward transfer, `mean_{c<T-1} (A[T-1][c] - A[c][c])`: negative when later training hurt
-    /// earlier tasks (Lopez-Paz and Ranzato 2017, arXiv 1706.08840). `A[c][c]` is under the prompt
-    /// rule of later stages, see [`with_learned`](Self::with_learned). `None` with a single task or
-    /// until the matrix is complete.
+    /// Returns backward transfer, `mean_{c<T-1} (A[T-1][c] - A[c][c])`, negative when later
+    /// training hurts earlier tasks (Lopez-Paz and Ranzato 2017, arXiv 1706.08840). `A[c][c]` is
+    /// under the prompt rule of later stages, see [`with_learned`](Self::with_learned). `None` with
+    /// a single task or until the matrix is complete.
     pub fn bwt(&self) -> Option<f64> {
         let last = self.final_row()?;
         let earlier = self.tasks() - 1;
         (earlier > 0).then(|| mean((0..earlier).map(|c| last[c] - self.learned(c))))
     }
 
-    /// Forgetting, `mean_{c<T-1} (max_r A[r][c] - A[T-1][c])`, the maximum over all stages
-    /// (Chaudhry et al. 2018, arXiv 1801.10112). Where the prompt rule changes once a task is
-    /// learned, over those from its own on, under the later rule. Never negative. `None` with a
-    /// single task or until the matrix is complete.
+    /// Returns forgetting, `mean_{c<T-1} (max_r A[r][c] - A[T-1][c])`, with the maximum over all
+    /// stages (Chaudhry et al. 2018, arXiv 1801.10112). If the prompt rule changes once a task is
+    /// learned, the maximum is over the stages from the task's own on, under the later rule. Never
+    /// negative. `None` with a single task or until the matrix is complete.
     pub fn forgetting(&self) -> Option<f64> {
         let last = self.final_row()?;
         let earlier = self.tasks() - 1;
@@ -312,7 +330,7 @@ fn check_row(order: &[String], name: impl Fn() -> String, row: &[f64]) -> Result
     }
 }
 
-/// Arithmetic mean; the callers never pass an empty sequence.
+/// Arithmetic mean. Callers never pass an empty sequence.
 fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let (sum, n) = values
         .into_iter()
@@ -329,8 +347,7 @@ pub struct MatrixFile {
     pub method: String,
     /// Seed of the run.
     pub seed: u64,
-    /// Which prompt templates the evaluation used; figures under different rules do not
-    /// compare.
+    /// Prompt rule of the evaluation. Figures under different rules are not comparable.
     #[serde(default)]
     pub prompt_rule: String,
     /// Task names in training order.
@@ -338,11 +355,12 @@ pub struct MatrixFile {
     /// The pretrained model's accuracy on each task, in percent.
     #[serde(default)]
     pub zero_shot: Vec<f64>,
-    /// Row `r` holds the accuracies after task `r`, in percent; rows so far while running.
+    /// Row `r` holds the accuracies after task `r`, in percent. A run in progress has fewer rows
+    /// than tasks.
     #[serde(default)]
     pub matrix: Vec<Vec<f64>>,
-    /// The accuracy on each task right after it was learned, under the prompt rule of its later
-    /// stages, in percent; one a row, or none where the rule does not change.
+    /// Accuracy on each task right after it was learned, under the prompt rule of its later stages,
+    /// in percent. One value per row, or empty if the rule does not change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub learned: Vec<f64>,
 }
@@ -350,10 +368,10 @@ pub struct MatrixFile {
 impl MatrixFile {
     /// Name of the file in a run directory.
     pub const NAME: &'static str = "matrix.json";
-    /// Name of the file of the accuracies where the task of an image is not given.
+    /// Name of the file of the accuracies without task identity.
     pub const WITHOUT_IDENTITY: &'static str = "matrix_all.json";
 
-    /// Reads and checks a file.
+    /// Reads and validates a file.
     ///
     /// # Errors
     /// [`FileError`] naming the file.
@@ -366,10 +384,10 @@ impl MatrixFile {
         Ok(file)
     }
 
-    /// Writes the file so that a reader or a crash never sees half of it.
+    /// Writes the file atomically.
     ///
     /// # Errors
-    /// [`FileError`] naming the file; a matrix that could not be loaded again is not written.
+    /// [`FileError`] naming the file. An invalid matrix is not written.
     pub fn save(&self, path: &Path) -> Result<(), FileError> {
         self.accuracy().map_err(|source| FileError::Matrix {
             path: path.into(),
@@ -378,10 +396,10 @@ impl MatrixFile {
         write_json(path, self)
     }
 
-    /// The checked matrix.
+    /// Returns the validated matrix.
     ///
     /// # Errors
-    /// See [`AccuracyMatrix::new`].
+    /// As [`AccuracyMatrix::new`] and [`AccuracyMatrix::with_learned`].
     pub fn accuracy(&self) -> Result<AccuracyMatrix, MatrixError> {
         let matrix = AccuracyMatrix::new(
             self.order.clone(),
@@ -395,7 +413,7 @@ impl MatrixFile {
     }
 }
 
-/// Share of queries, in percent, whose match is among the first 1, 5 and 10 answers.
+/// Recall at K: the share of queries in percent with a match among the first K answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Recall {
     /// Recall at 1.
@@ -409,14 +427,14 @@ pub struct Recall {
 /// Cross-modal retrieval on the held-out pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Retrieval {
-    /// Captions found by image.
+    /// Recall with images as queries and captions as answers.
     pub image_to_text: Recall,
-    /// Images found by caption.
+    /// Recall with captions as queries and images as answers.
     pub text_to_image: Recall,
 }
 
 impl Retrieval {
-    /// Mean of the two directions' recall at 1.
+    /// Returns the mean recall at 1 over both directions.
     pub fn mean_r1(&self) -> f64 {
         (self.image_to_text.r1 + self.text_to_image.r1) / 2.0
     }
@@ -438,23 +456,23 @@ pub struct MetricsFile {
     pub forgetting: Option<f64>,
     /// See [`AccuracyMatrix::diagonal`].
     pub diagonal: Option<f64>,
-    /// Modality gap on the held-out pairs: index 0 is the pretrained model, index `r + 1` the
-    /// model after task `r`.
+    /// Modality gap on the held-out pairs. Index 0 is the pretrained model, index `r + 1` the model
+    /// after task `r`.
     pub modality_gap: Vec<f64>,
     /// Retrieval on the held-out pairs, indexed like `modality_gap`.
     pub retrieval: Vec<Retrieval>,
-    /// Wall-clock time of the run so far.
+    /// Wall-clock time of the run so far, in seconds.
     pub wall_seconds: Option<f64>,
-    /// Largest resident memory of the process, in MiB.
+    /// Peak resident set size of the process, in MiB.
     pub peak_rss_mb: Option<f64>,
-    /// Bytes that the method keeps from one task to the next beside the model's weights, after the
-    /// last task so far: examples, statistics, earlier weights.
+    /// State that the method carries from task to task besides the model's weights, in bytes, after
+    /// the last task so far: rehearsal images, statistics, earlier weights.
     pub bytes_kept: Option<u64>,
-    /// Parameters that training may change.
+    /// Number of trainable parameters.
     pub trainable_parameters: Option<u64>,
-    /// Departures from the usual protocol, each a few words: "every 2 tasks".
+    /// Departures from the usual protocol, such as "every 2 tasks".
     pub notes: Vec<String>,
-    /// Whether the run is over.
+    /// True once the run is over.
     pub complete: bool,
 }
 
@@ -462,8 +480,8 @@ impl MetricsFile {
     /// Name of the file in a run directory.
     pub const NAME: &'static str = "metrics.json";
 
-    /// The figures of `matrix`; gap, retrieval, costs and notes are left to the caller.
-    pub fn of(matrix: &AccuracyMatrix) -> Self {
+    /// Computes the figures of an accuracy matrix. The caller sets all other fields.
+    pub fn from_matrix(matrix: &AccuracyMatrix) -> Self {
         Self {
             transfer: matrix.transfer(),
             average: matrix.average(),
@@ -475,7 +493,7 @@ impl MetricsFile {
         }
     }
 
-    /// Reads and checks a file.
+    /// Reads and validates a file.
     ///
     /// # Errors
     /// [`FileError`] naming the file.
@@ -485,15 +503,16 @@ impl MetricsFile {
         Ok(file)
     }
 
-    /// Writes the file so that a reader or a crash never sees half of it.
+    /// Writes the file atomically.
     ///
     /// # Errors
-    /// [`FileError`] naming the file; figures that could not be loaded again are not written.
+    /// [`FileError`] naming the file. Invalid figures are not written.
     pub fn save(&self, path: &Path) -> Result<(), FileError> {
         self.check(path)?;
         write_json(path, self)
     }
 
+    /// Checks that the values are finite and in their range.
     fn check(&self, path: &Path) -> Result<(), FileError> {
         let bad = |reason: String| FileError::Value {
             path: path.into(),
@@ -528,7 +547,7 @@ impl MetricsFile {
             ("wall_seconds", self.wall_seconds),
             ("peak_rss_mb", self.peak_rss_mb),
         ] {
-            // Not-a-number would be written as `null` and come back as "undefined".
+            // serde_json writes NaN as `null`, which reads back as an undefined figure.
             if value.is_some_and(|v| !v.is_finite()) {
                 return Err(bad(format!("{name} is not a finite number")));
             }
@@ -590,9 +609,9 @@ mod tests {
         forgetting: Option<f64>,
     }
 
-    /// The stored accuracies are rounded to 6 decimals. Each is 100 * correct / test images,
-    /// and 0.5e-6 % of the largest test set is far below one image, so the unrounded value
-    /// is known exactly.
+    /// Reads published matrices and restores their unrounded accuracies. The stored accuracies are
+    /// rounded to 6 decimals. Each is 100 * correct / test images, and 0.5e-6 % of the largest test
+    /// set is far below one image, so the unrounded value is known exactly.
     fn published(file: &str) -> Vec<(String, Published, AccuracyMatrix)> {
         let all: BTreeMap<String, Value> = serde_json::from_str(file).unwrap();
         let images: BTreeMap<String, f64> =
@@ -673,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn constant_matrix_scores_zero_shot_as_the_tables_do() {
+    fn constant_matrix_reproduces_the_published_zero_shot_row() {
         // CLIP ViT-B/16 in ZSCL's tables, order I: 69.4 / 65.3 / 65.3.
         let row = vec![
             24.3, 88.4, 68.2, 44.6, 54.9, 71.0, 88.5, 59.4, 89.0, 64.7, 65.2,
@@ -723,8 +742,8 @@ mod tests {
         ];
         let m = AccuracyMatrix::new(names(3), vec![], rows).unwrap();
         let m = m.with_learned(vec![65.0, 92.0, 98.0]).unwrap();
-        // 60 after 65, 95 after 92; what the second task had before it was learned is of the other
-        // rule.
+        // Task 0: 60 after 65. Task 1: 95 after 92; its accuracy of 99 before it was learned is
+        // under the other rule and does not count.
         assert_eq!(m.bwt(), Some((-5.0 + 3.0) / 2.0));
         assert_eq!(m.forgetting(), Some((10.0 + 0.0) / 2.0));
         assert_eq!(m.diagonal(), Some((80.0 + 90.0 + 99.0) / 3.0));
@@ -737,7 +756,7 @@ mod tests {
     fn unfinished_and_single_task_matrices_leave_figures_undefined() {
         let m = AccuracyMatrix::new(names(3), vec![], vec![vec![80.0, 18.0, 30.0]]).unwrap();
         assert_eq!(m.transfer_per_task(), [None, Some(18.0), None]);
-        let f = MetricsFile::of(&m);
+        let f = MetricsFile::from_matrix(&m);
         assert_eq!(f, MetricsFile::default());
         let one = AccuracyMatrix::new(names(1), vec![], vec![vec![80.0]]).unwrap();
         assert_eq!(one.transfer(), None);
@@ -749,7 +768,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_matrix() {
+    fn invalid_matrices_are_refused() {
         let new = AccuracyMatrix::new;
         assert_eq!(new(vec![], vec![], vec![]), Err(MatrixError::NoTasks));
         assert_eq!(
@@ -787,7 +806,7 @@ mod tests {
     }
 
     #[test]
-    fn files_come_back_and_errors_name_the_file() {
+    fn files_round_trip_and_errors_name_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(MatrixFile::NAME);
         let file = MatrixFile {

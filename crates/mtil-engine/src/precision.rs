@@ -1,4 +1,4 @@
-//! Back to `f32` from the narrower floats that towers may compute in.
+//! Conversion of features and gradients to `f32` under mixed precision.
 
 use burn::{
     module::{ModuleVisitor, Param},
@@ -6,8 +6,8 @@ use burn::{
     tensor::{FloatDType, Tensor},
 };
 
-/// Features in `f32`, which losses are computed in.
-pub(crate) fn widened(features: Tensor<2>) -> Tensor<2> {
+/// Casts features to `f32`, the precision of the losses.
+pub(crate) fn to_f32(features: Tensor<2>) -> Tensor<2> {
     if features.dtype() == FloatDType::F32.into() {
         features
     } else {
@@ -15,10 +15,10 @@ pub(crate) fn widened(features: Tensor<2>) -> Tensor<2> {
     }
 }
 
-/// Makes gradients `f32`, as the weights are that an optimizer steps. Visit the module with it.
-pub(crate) struct Widen<'a>(pub &'a mut GradientsParams);
+/// Module visitor that casts gradients to `f32`, the precision of the weights and the optimizer.
+pub(crate) struct GradientsToF32<'a>(pub &'a mut GradientsParams);
 
-impl ModuleVisitor for Widen<'_> {
+impl ModuleVisitor for GradientsToF32<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.0.remove::<D>(param.id) {
             self.0.register(param.id, gradient.cast(FloatDType::F32));

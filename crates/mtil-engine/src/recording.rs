@@ -1,22 +1,38 @@
-//! What the layers of an image tower see, into a [`Recorder`].
+//! Recording of the layer inputs of an image tower into a [`Recorder`].
 
 use burn::{
     module::{ParamGroup, ParamId},
     tensor::Tensor,
 };
 use clip_model::Observer;
-use gnsp_optimizer::{RecordError, Recorder};
+use gnsp_optimizer::{GnspError, Recorder};
 
-/// Hands what a tower shows to a recorder, and keeps the first error until it is asked for.
+/// Observer of a tower that passes layer inputs to a recorder. It keeps the first error until
+/// [`check`](Self::check) returns it.
+///
+/// ```no_run
+/// use burn::tensor::Tensor;
+/// use clip_model::ClipModel;
+/// use gnsp_optimizer::{GnspError, Memory, Policy};
+/// use mtil_engine::recording::InputRecorder;
+///
+/// # fn example(model: &ClipModel, pixels: Tensor<4>) -> Result<(), GnspError> {
+/// let mut memory = Memory::new(Policy::gnsp());
+/// let mut inputs = InputRecorder::new(memory.recorder(model));
+/// model.encode_image_observed(pixels, &mut inputs);
+/// memory.absorb(inputs.finish()?)?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct InputRecorder {
     recorder: Recorder,
     all_tokens: bool,
     wanted: Option<Vec<ParamGroup>>,
-    failed: Option<RecordError>,
+    failed: Option<GnspError>,
 }
 
 impl InputRecorder {
-    /// Records the inputs of every layer that is shown.
+    /// Records the inputs of every linear layer.
     pub fn new(recorder: Recorder) -> Self {
         Self {
             recorder,
@@ -26,30 +42,32 @@ impl InputRecorder {
         }
     }
 
-    /// With all tokens of the last block too, not its class token alone.
+    /// Also records all tokens of the last block, not its class token alone.
     pub fn with_all_tokens(mut self, all: bool) -> Self {
         self.all_tokens = all;
         self
     }
 
-    /// Only parameters whose path one of `patterns` (regular expressions) matches.
+    /// Records only parameters whose path matches one of `patterns` (regular expressions).
     pub fn only(mut self, patterns: &[String]) -> Self {
         let groups = patterns.iter().map(ParamGroup::from_regex);
         self.wanted = Some(groups.filter_map(Result::ok).collect());
         self
     }
 
+    /// Checks for an error since the last call.
+    ///
     /// # Errors
-    /// The first [`RecordError`] since the last call.
-    pub fn check(&mut self) -> Result<(), RecordError> {
+    /// The first [`GnspError`] since the last call.
+    pub fn check(&mut self) -> Result<(), GnspError> {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// The recorder, with everything that was shown.
+    /// Returns the recorder with all recorded inputs.
     ///
     /// # Errors
-    /// The first [`RecordError`] that was not asked for yet.
-    pub fn finish(mut self) -> Result<Recorder, RecordError> {
+    /// The first [`GnspError`] that [`check`](Self::check) has not returned yet.
+    pub fn finish(mut self) -> Result<Recorder, GnspError> {
         self.check()?;
         Ok(self.recorder)
     }
@@ -76,25 +94,37 @@ impl Observer for InputRecorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::module::{Module, Param};
     use burn::tensor::Device;
-    use gnsp_optimizer::Policy;
+    use gnsp_optimizer::{Memory, Policy};
+
+    #[derive(Module, Debug)]
+    struct Pair {
+        image: Param<Tensor<2>>,
+        text: Param<Tensor<2>>,
+    }
 
     #[test]
     fn records_what_is_wanted_and_keeps_the_first_error() {
-        let rows = |value: f32| Tensor::<2>::full([2, 3], value, &Device::flex());
-        let recorder = || Recorder::new(&Policy::gnsp());
-        let mut wanted = InputRecorder::new(recorder()).only(&["^visual\\.proj$".to_owned()]);
-        wanted.linear_input("visual.proj", rows(1.0));
-        wanted.linear_input("text.proj", rows(f32::NAN));
-        let mut memory = gnsp_optimizer::Memory::new();
+        let matrix = |rows, value: f32| Tensor::<2>::full([rows, 3], value, &Device::flex());
+        let model = Pair {
+            image: Param::from_tensor(matrix(3, 0.0)),
+            text: Param::from_tensor(matrix(3, 0.0)),
+        };
+        let rows = |value| matrix(2, value);
+        let mut memory = Memory::new(Policy::gnsp());
+        let recorder = memory.recorder(&model);
+        let mut wanted = InputRecorder::new(recorder.clone()).only(&["^image$".to_owned()]);
+        wanted.linear_input("image", rows(1.0));
+        wanted.linear_input("text", rows(f32::NAN));
         memory.absorb(wanted.finish().unwrap()).unwrap();
-        assert_eq!(memory.paths().collect::<Vec<_>>(), ["visual.proj"]);
+        assert_eq!(memory.paths().collect::<Vec<_>>(), ["image"]);
 
-        let mut all = InputRecorder::new(recorder());
-        all.linear_input("first", rows(f32::NAN));
-        all.linear_input("second", rows(f32::NAN));
+        let mut all = InputRecorder::new(recorder);
+        all.linear_input("image", rows(f32::NAN));
+        all.linear_input("text", rows(f32::NAN));
         let error = all.check().unwrap_err().to_string();
-        assert!(error.contains("first"), "{error}");
+        assert!(error.contains("image"), "{error}");
         assert!(all.finish().is_ok(), "the error was asked for");
     }
 }

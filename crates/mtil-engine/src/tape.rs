@@ -1,13 +1,13 @@
-//! Modules on the tape, which keeps activations for the backward pass or has them computed again.
+//! Autodiff devices and modules, with or without gradient checkpointing.
 
 use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{Device, Tensor},
 };
 
-/// The device with its tape; with `checkpointing` activations are computed again in the backward
+/// Returns the autodiff device. With `checkpointing`, activations are recomputed in the backward
 /// pass.
-pub(crate) fn with_tape(device: &Device, checkpointing: bool) -> Device {
+pub(crate) fn autodiff_device(device: &Device, checkpointing: bool) -> Device {
     let device = device.clone().autodiff();
     match checkpointing {
         true => device.gradient_checkpointing(),
@@ -15,16 +15,19 @@ pub(crate) fn with_tape(device: &Device, checkpointing: bool) -> Device {
     }
 }
 
-/// `module` for training on the tape of `device`, as a graph of its own. Its parameters take over
-/// whether that tape keeps activations, which `Module::train` and `Module::fork` alone do not give
-/// them; tensors that differ in it cannot meet in one operation.
+/// Moves `module` to the autodiff `device` for training, with a graph of its own. Its parameters
+/// get the checkpointing strategy of the device, which `Module::train` and `Module::fork` do not
+/// set. Tensors of different strategies cannot be operands of one operation.
 pub(crate) fn on_tape<M: Module>(module: M, device: &Device) -> M {
-    module.train().fork(device).map(&mut AsOn(device))
+    module
+        .train()
+        .fork(device)
+        .map(&mut SetCheckpointing(device))
 }
 
-struct AsOn<'a>(&'a Device);
+struct SetCheckpointing<'a>(&'a Device);
 
-impl ModuleMapper for AsOn<'_> {
+impl ModuleMapper for SetCheckpointing<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         match self.0.gradient_checkpointing_strategy() {
             Some(strategy) => {
@@ -41,13 +44,13 @@ mod tests {
     use burn::{nn::LinearConfig, optim::GradientsParams, tensor::Distribution};
 
     #[test]
-    fn a_module_from_elsewhere_meets_inputs_of_the_tape() {
+    fn a_module_of_another_device_computes_with_and_without_checkpointing() {
         let plain = Device::flex();
         let module = LinearConfig::new(3, 2).init(&plain);
         let x = Tensor::<2>::random([4, 3], Distribution::Default, &plain);
         let mut gradients = Vec::new();
         for checkpointing in [false, true] {
-            let device = with_tape(&plain, checkpointing);
+            let device = autodiff_device(&plain, checkpointing);
             let module = on_tape(module.clone(), &device);
             let x = Tensor::<2>::from_data(x.clone().into_data(), &device);
             let loss = module.forward(x).square().sum();

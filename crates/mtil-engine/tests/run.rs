@@ -24,7 +24,8 @@ use mtil_engine::{
     method::Method,
     metrics::{MatrixFile, MetricsFile},
     run::{
-        Event, Outcome, Progress, Request, RunError, RunOptions, SCORES, Scored, Select, Work, run,
+        CandidateScore, Event, Outcome, Phase, Progress, Request, RunError, RunOptions, SCORES,
+        Select, run,
     },
 };
 
@@ -212,7 +213,7 @@ fn a_setting_is_chosen_for_each_task_and_resumes() {
         let scores = |run: &Path| {
             let path = run.join(format!("select/{task:02}")).join(SCORES);
             let text = fs::read(&path).unwrap();
-            serde_json::from_slice::<Vec<Scored>>(&text).unwrap()
+            serde_json::from_slice::<Vec<CandidateScore>>(&text).unwrap()
         };
         let found = scores(&whole);
         assert_eq!(found, scores(&parts));
@@ -291,7 +292,7 @@ fn a_regression_stopped_between_tasks_ends_with_the_same_answers() {
         impl Progress for CrashAfterTask<'_> {
             fn event(&mut self, event: &Event) {
                 if let Event::Working {
-                    on: Work::Encoding,
+                    on: Phase::Encoding,
                     done: 0,
                     ..
                 } = event

@@ -1,14 +1,14 @@
-//! Reports of runs: pages, tables, and published numbers beside ours.
+//! Reports of continual-learning runs: HTML pages, tables, comparison with published results.
 //!
 //! | module | contents |
 //! |---|---|
 //! | [`report`] | the report of one or several runs |
-//! | [`page`], [`svg`], [`words`] | what every page shares: the frame, charts, numbers in words |
-//! | [`reproduce`] | published tables, and the runs that stand beside them |
+//! | [`page`], [`svg`], [`format`](mod@format) | shared by all pages: layout, charts, numbers |
+//! | [`reproduce`] | published tables and their reproduction |
 #![warn(missing_docs)]
 
+pub mod format;
 pub mod page;
 pub mod report;
 pub mod reproduce;
 pub mod svg;
-pub mod words;

@@ -1,11 +1,12 @@
-//! The frame of a page: one HTML file that refers to nothing outside itself.
+//! HTML layout of a self-contained page.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-/// The style sheet of every page: it follows the reader's colour scheme, and prints.
+/// Style sheet of every page, for light and dark colour schemes and for print.
 const STYLE: &str = include_str!("style.css");
 
-/// A page of `sections` with a title for the window. `style` is added to the style sheet.
+/// Returns a page with the given title and sections. `style` is appended to the style sheet. The
+/// page needs no other file.
 pub fn document(title: &str, style: &str, sections: &Markup) -> Markup {
     html! {
         (DOCTYPE)

@@ -1,5 +1,8 @@
-//! Short runs of GNSP, at both sites of its projectors, give the same losses and ranks on every
-//! backend. A backend whose feature is off, or that does not work here, is skipped aloud:
+//! Parity between backends: short runs of GNSP with equal losses and ranks, at both projection
+//! sites.
+//!
+//! A backend whose feature is off, or that does not work on this machine, is skipped with a
+//! message:
 //!
 //! ```text
 //! cargo test --release --workspace --features ndarray,wgpu --test parity -- --nocapture backends::
@@ -7,8 +10,8 @@
 //!
 //! On a machine without a GPU, `wgpu` runs on Mesa's software Vulkan (Debian:
 //! `mesa-vulkan-drivers`); set `XDG_RUNTIME_DIR` to a writable folder, and
-//! `CUBECL_AUTOTUNE_LEVEL=minimal` to spend less time on tuning. There the runs take minutes,
-//! nearly all of it compilation of shaders. Measured: BENCHMARKS.md.
+//! `CUBECL_AUTOTUNE_LEVEL=minimal` to spend less time on tuning. The runs then take minutes, nearly
+//! all of it shader compilation (BENCHMARKS.md).
 
 mod compared {
     use std::{fs, path::Path, sync::atomic::AtomicBool, time::Instant};
@@ -24,12 +27,12 @@ mod compared {
         run::{Outcome, Request, RunOptions, run as run_method},
     };
 
-    /// Losses against flex, relative.
+    /// Largest relative difference of a loss from flex.
     const TOLERANCE: f64 = 1e-3;
 
-    /// Short runs on `device` and on flex: the same losses over the first updates, the same ranks,
-    /// and accuracies that differ by few images.
-    pub fn same_runs_as_flex(name: &str, device: &Device) {
+    /// Asserts that short runs on `device` and on flex have the same losses and ranks, and
+    /// accuracies that differ by few images.
+    pub fn assert_same_runs_as_flex(name: &str, device: &Device) {
         for method in ["gnsp", "gnsp-update"] {
             let folder = tempfile::tempdir().unwrap();
             let flex = short_run(method, &Device::flex(), &folder.path().join("flex"));
@@ -42,9 +45,10 @@ mod compared {
                 error = error.max((ours - flex).abs() / flex.abs());
             }
             let accuracies = ours.accuracies.iter().zip(&flex.accuracies);
-            let apart = accuracies.fold(0.0, |most: f64, (a, b)| most.max((a - b).abs()));
+            let difference = accuracies.fold(0.0, |most: f64, (a, b)| most.max((a - b).abs()));
             println!(
-                "{name}, {method}: {} updates in {seconds:.1} s, losses within {error:.1e} of flex, accuracies within {apart:.1} points",
+                "{name}, {method}: {} steps in {seconds:.1} s, losses within {error:.1e} of flex, \
+                 accuracies within {difference:.1} points",
                 ours.losses.len()
             );
             assert!(
@@ -54,22 +58,23 @@ mod compared {
             assert_eq!(ours.ranks, flex.ranks, "{name}, {method}: ranks");
             // Two of twenty images.
             assert!(
-                apart <= 10.0,
-                "{name}, {method}: accuracies differ by {apart} points"
+                difference <= 10.0,
+                "{name}, {method}: accuracies differ by {difference} points"
             );
         }
     }
 
-    struct Short {
-        /// Of all updates.
+    /// Results of a short run.
+    struct ShortRun {
+        /// Losses of all training steps.
         losses: Vec<f64>,
-        /// Protected and all directions of each projected weight, in each task.
+        /// Protected and total directions of each projected weight, for each task.
         ranks: Vec<serde_json::Value>,
-        /// In %.
+        /// Accuracies in %.
         accuracies: Vec<f64>,
     }
 
-    fn short_run(method: &str, device: &Device, folder: &Path) -> Short {
+    fn short_run(method: &str, device: &Device, folder: &Path) -> ShortRun {
         let sizes = MiniSizes {
             train_per_task: 16,
             test_per_task: 20,
@@ -130,7 +135,7 @@ mod compared {
         }
         assert_eq!((losses.len(), ranks.len()), (6, 1));
         let matrix = MatrixFile::load(&folder.join(MatrixFile::NAME)).unwrap();
-        Short {
+        ShortRun {
             losses,
             ranks,
             accuracies: matrix.matrix.iter().flatten().copied().collect(),
@@ -138,12 +143,12 @@ mod compared {
     }
 }
 
-/// Compares the device of this name, or says aloud why not.
-fn on(name: &str) {
+/// Compares a device with flex, or prints why it is skipped.
+fn compare_with_flex(name: &str) {
     use std::io::Write;
     match mtil_bench::device::parse(name) {
-        Ok(device) => compared::same_runs_as_flex(name, &device),
-        // Not `eprintln!`, which the harness captures.
+        Ok(device) => compared::assert_same_runs_as_flex(name, &device),
+        // Not `eprintln!`, which the test harness captures.
         Err(why) => {
             let _ = writeln!(
                 std::io::stderr(),
@@ -155,20 +160,20 @@ fn on(name: &str) {
 
 #[test]
 fn ndarray_makes_the_runs_of_flex() {
-    on("ndarray");
+    compare_with_flex("ndarray");
 }
 
 #[test]
 fn wgpu_makes_the_runs_of_flex() {
-    on("wgpu");
+    compare_with_flex("wgpu");
 }
 
 #[test]
 fn vulkan_makes_the_runs_of_flex() {
-    on("vulkan");
+    compare_with_flex("vulkan");
 }
 
 #[test]
 fn cuda_makes_the_runs_of_flex() {
-    on("cuda");
+    compare_with_flex("cuda");
 }

@@ -1,5 +1,5 @@
-//! Our CLIP against `transformers` on randomly initialised checkpoints that it saved itself
-//! (`tests/reference/clip_checkpoints.py`).
+//! Parity of our CLIP with `transformers`, on randomly initialized checkpoints that `transformers`
+//! saved (`tests/reference/clip_checkpoints.py`).
 
 use std::{
     collections::BTreeMap,
@@ -13,26 +13,28 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use clip_losses::clip_contrastive;
-use clip_model::{Clip, ClipConfig, ClipModel, Dtype, TokenBatch, normalize, save_weights};
+use clip_model::{
+    Clip, ClipConfig, ClipModel, Dtype, TextBatching, TokenBatch, normalize, save_weights,
+};
 use gnsp_tests::fixture::{Fixture, data_dir, largest_difference, relative_error, values};
 use safetensors::{Dtype as StoredDtype, tensor::TensorView};
 
 const NAMES: [&str; 6] = ["tiny", "gelu", "odd", "legacy-eos", "tiny-f16", "tiny-bf16"];
 
-/// Of normalised features, absolute. Both sides are float32 or better.
+/// Largest absolute difference of normalized features. Both sides are float32 or better.
 const FEATURES: f32 = 1e-4;
-/// Of gradients, relative, over each tensor.
+/// Largest relative difference of the gradient of a tensor.
 const GRADIENTS: f64 = 1e-3;
 
-/// Whether the tests run on another device than the host.
+/// Returns whether the tests run on a device other than the host.
 fn on_accelerator() -> bool {
     std::env::var("BURN_DEVICE").is_ok_and(|device| device != "flex")
 }
 
-/// Those of `names` to test here. On another device than the host (the one that Burn's
-/// `BURN_DEVICE` names) two must do: without a GPU a software driver takes a minute for the shaders
+/// Returns the checkpoints of `names` to test. On a device other than the host (named by
+/// `BURN_DEVICE`) these are two at most, because a software driver takes a minute for the shaders
 /// of each.
-fn chosen<'a>(names: &[&'a str]) -> Vec<&'a str> {
+fn selected<'a>(names: &[&'a str]) -> Vec<&'a str> {
     let names = names.iter().copied();
     names
         .filter(|name| !on_accelerator() || ["tiny", "gelu"].contains(name))
@@ -52,7 +54,7 @@ fn features(model: &ClipModel, want: &Fixture, device: &Device) -> (Tensor<2>, T
     (images, normalize(model.encode_text(&want.tokens())))
 }
 
-/// The largest differences of image and of text features.
+/// Returns the largest differences of the image features and of the text features.
 fn feature_errors(model: &ClipModel, want: &Fixture, device: &Device) -> (f32, f32) {
     let (images, texts) = features(model, want, device);
     (
@@ -64,7 +66,7 @@ fn feature_errors(model: &ClipModel, want: &Fixture, device: &Device) -> (f32, f
 #[test]
 fn features_and_logits_are_those_of_transformers() {
     let device = Device::default();
-    for name in chosen(&NAMES) {
+    for name in selected(&NAMES) {
         let want = expected(&dir(name));
         let model = Clip::load(&dir(name), &device).unwrap().model;
         let (image, text) = feature_errors(&model, &want, &device);
@@ -88,12 +90,12 @@ fn features_and_logits_are_those_of_transformers() {
     }
 }
 
-/// Whatever is asked together with a text, its feature is the same: rows are only cut where nothing
-/// can change.
+/// The feature of a text does not depend on the other texts of a batch: truncating rows changes
+/// nothing.
 #[test]
-fn a_texts_feature_does_not_depend_on_its_batch() {
+fn text_features_do_not_depend_on_the_batch() {
     let device = Device::default();
-    for name in chosen(&["tiny", "odd", "legacy-eos"]) {
+    for name in selected(&["tiny", "odd", "legacy-eos"]) {
         let want = expected(&dir(name));
         let model = Clip::load(&dir(name), &device).unwrap().model;
         let together = values(model.encode_text(&want.tokens()));
@@ -106,8 +108,8 @@ fn a_texts_feature_does_not_depend_on_its_batch() {
     }
 }
 
-/// Prompts as those of a benchmark: a few templates around many names.
-fn prompts_like(want: &Fixture, templates: u32, names: u32) -> TokenBatch {
+/// Returns prompts as in a benchmark: a few templates with many class names.
+fn template_prompts(want: &Fixture, templates: u32, names: u32) -> TokenBatch {
     let first = &want.tokens().ids[0];
     let start = first[0];
     let end = *first.iter().max().expect("an end token");
@@ -121,8 +123,7 @@ fn prompts_like(want: &Fixture, templates: u32, names: u32) -> TokenBatch {
     TokenBatch { ids: ids.collect() }
 }
 
-/// The gradients of `loss` by the names under which parameters are saved, in the layout of the
-/// reference.
+/// Returns the gradients of `loss` by the names and in the layout of the saved parameters.
 fn gradients(loss: Tensor<1>, model: &ClipModel, config: &ClipConfig, file: &Path) -> Fixture {
     let gradients = GradientsParams::from_grads(loss.backward(), model);
     let model = model.clone().valid().map(&mut GradientAsValue(gradients));
@@ -130,25 +131,25 @@ fn gradients(loss: Tensor<1>, model: &ClipModel, config: &ClipConfig, file: &Pat
     Fixture::read(file)
 }
 
-/// Texts that begin alike share their beginning: features and gradients are those of texts that do
-/// not.
+/// Encoding texts with shared prefixes gives the features and gradients of padded rows.
 #[test]
-fn a_shared_beginning_changes_no_feature_and_no_gradient() {
+fn shared_prefixes_change_no_feature_and_no_gradient() {
     let folder = tempfile::tempdir().unwrap();
-    for name in chosen(&["tiny", "odd", "legacy-eos"]) {
+    for name in selected(&["tiny", "odd", "legacy-eos"]) {
         let want = expected(&dir(name));
-        // More than one tree of each, and more than a group of them on the tape.
-        let tokens = prompts_like(&want, 7, 90);
+        // More than one prefix tree, and more than one group of trees under autodiff.
+        let tokens = template_prompts(&want, 7, 90);
         for device in [Device::default(), Device::default().autodiff()] {
-            // Gradients are Burn's own there, and a software driver takes minutes for their
-            // shaders.
+            // Gradients on an accelerator are Burn's own, and a software driver takes minutes for
+            // their shaders.
             if on_accelerator() && device.is_autodiff() {
                 continue;
             }
             let Clip { model, config, .. } = Clip::load(&dir(name), &device).unwrap();
             let shared = normalize(model.encode_text(&tokens));
-            let apart = normalize(model.encode_text_apart(&tokens));
-            let error = largest_difference(&values(shared.clone()), &values(apart.clone()));
+            let padded = model.clone().with_text_batching(TextBatching::Padded);
+            let padded = normalize(padded.encode_text(&tokens));
+            let error = largest_difference(&values(shared.clone()), &values(padded.clone()));
             assert!(error < 1e-5, "{name}: {error:e}");
             println!("{name}: features within {error:.1e}");
             if !device.is_autodiff() {
@@ -157,14 +158,14 @@ fn a_shared_beginning_changes_no_feature_and_no_gradient() {
             let [rows, width] = shared.dims();
             let weights: Vec<f32> = (0..rows * width).map(|i| (i as f32 * 0.7).sin()).collect();
             let weights = Tensor::<2>::from_data(TensorData::new(weights, [rows, width]), &device);
-            let [shared, apart] = [shared, apart].map(|features| {
+            let [shared, padded] = [shared, padded].map(|features| {
                 let loss = (features * weights.clone()).sum();
                 gradients(loss, &model, &config, &folder.path().join(name))
             });
             let mut compared = 0;
-            for (key, gradient) in &apart.tensors {
+            for (key, gradient) in &padded.tensors {
                 let gradient = gradient.f32();
-                // The true gradient of a bias of keys is zero: softmax does not see it.
+                // The true gradient of a key bias is zero, because softmax is shift invariant.
                 let noise = key.ends_with("k_proj.bias");
                 if noise || gradient.iter().all(|value| *value == 0.0) {
                     continue;
@@ -189,7 +190,7 @@ fn token_ids_are_those_of_transformers() {
     }
 }
 
-/// Puts each parameter's gradient in the parameter's place.
+/// Replaces each parameter by its gradient.
 struct GradientAsValue(GradientsParams);
 
 impl ModuleMapper for GradientAsValue {
@@ -203,7 +204,7 @@ impl ModuleMapper for GradientAsValue {
 fn gradients_of_the_contrastive_loss_are_those_of_transformers() {
     let device = Device::default().autodiff();
     let folder = tempfile::tempdir().unwrap();
-    for name in chosen(&["tiny", "gelu", "odd", "legacy-eos"]) {
+    for name in selected(&["tiny", "gelu", "odd", "legacy-eos"]) {
         let want = expected(&dir(name));
         let Clip { model, config, .. } = Clip::load(&dir(name), &device).unwrap();
         let (images, texts) = features(&model, &want, &device);
@@ -239,8 +240,8 @@ fn gradients_of_the_contrastive_loss_are_those_of_transformers() {
     }
 }
 
-/// What we write has exactly the tensors that `transformers` wrote, so it reads them all back, and
-/// saving in the format that was loaded loses nothing.
+/// A saved checkpoint has exactly the tensors that `transformers` wrote, so that `transformers` can
+/// read it. Saving in the loaded number format is lossless.
 #[test]
 fn a_saved_checkpoint_holds_the_same_tensors_bit_for_bit() {
     let device = Device::default();
@@ -273,7 +274,7 @@ fn a_saved_checkpoint_holds_the_same_tensors_bit_for_bit() {
     }
 }
 
-/// A copy of `tiny` with other weights; gives the error of loading it.
+/// Changes the tensors in a copy of `tiny` and returns the error of loading it.
 fn error_with(change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>)) -> String {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "tokenizer.json", "preprocessor_config.json"] {
@@ -324,7 +325,7 @@ fn loading_is_strict() {
         "{error}"
     );
 
-    // Same number of values, another shape.
+    // The same number of values in another shape.
     let error = error_with(|tensors| {
         tensors
             .get_mut("text_model.encoder.layers.0.mlp.fc1.weight")
@@ -345,7 +346,7 @@ fn loading_is_strict() {
 }
 
 #[test]
-fn a_cut_off_file_is_refused() {
+fn a_truncated_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "tokenizer.json", "preprocessor_config.json"] {
         fs::copy(dir("tiny").join(file), folder.path().join(file)).unwrap();
@@ -358,10 +359,12 @@ fn a_cut_off_file_is_refused() {
     }
 }
 
-/// Full-size ViT-B/32 and ViT-B/16 with a real vocabulary: see `tests/reference/clip_full_size.py`,
-/// which makes the folder that the variable `GNSP_FULL_SIZE` names and checks what this writes.
+/// Parity of full-size ViT-B/32 and ViT-B/16 with a real vocabulary.
+///
+/// `tests/reference/clip_full_size.py` creates the folder named by the variable `GNSP_FULL_SIZE`,
+/// and checks the checkpoints that this test writes.
 #[test]
-#[ignore = "needs checkpoints of 600 MB each, made by tests/reference/clip_full_size.py"]
+#[ignore = "needs checkpoints of 600 MB each from tests/reference/clip_full_size.py"]
 fn full_size_features_are_those_of_transformers() {
     let root =
         PathBuf::from(std::env::var_os("GNSP_FULL_SIZE").expect("GNSP_FULL_SIZE names a folder"));
@@ -383,12 +386,12 @@ fn full_size_features_are_those_of_transformers() {
     }
 }
 
-/// A copy of the `tiny` checkpoint in which one file has other contents, or is not there.
-fn load_with(file: &str, contents: Option<&[u8]>) -> String {
+/// Changes or removes a file in a copy of `tiny` and returns the error of loading it.
+fn error_with_file(file: &str, contents: Option<&[u8]>) -> String {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(dir("tiny")).unwrap() {
         let entry = entry.unwrap();
-        // The newer file of `transformers` may stand in for preprocessor_config.json.
+        // processor_config.json can replace preprocessor_config.json.
         if entry.file_name() != "processor_config.json"
             && entry.file_name() != "expected.safetensors"
         {
@@ -413,9 +416,9 @@ fn a_directory_with_a_wrong_or_missing_file_is_refused_by_name() {
         "tokenizer.json",
         "preprocessor_config.json",
     ] {
-        let message = load_with(file, None);
+        let message = error_with_file(file, None);
         assert!(message.contains(file), "{message}");
-        let message = load_with(file, Some(b"{\"x\": 1"));
+        let message = error_with_file(file, Some(b"{\"x\": 1"));
         assert!(message.contains(file), "{message}");
     }
     let missing = Clip::load(&dir("no-such-model"), &Device::default()).unwrap_err();
@@ -425,6 +428,6 @@ fn a_directory_with_a_wrong_or_missing_file_is_refused_by_name() {
 #[test]
 fn a_tokenizer_of_another_vocabulary_is_refused() {
     let other = include_bytes!("../../../datasets/mini/clip-mini/tokenizer.json");
-    let message = load_with("tokenizer.json", Some(other));
+    let message = error_with_file("tokenizer.json", Some(other));
     assert!(message.contains("vocabulary"), "{message}");
 }

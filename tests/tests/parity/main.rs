@@ -1,4 +1,4 @@
-//! Parity with other programs and between backends, in one binary that is linked once. A test is
+//! Parity with reference implementations and between backends, in a single test binary. A test is
 //! named `FILE::TEST`.
 
 mod backends;

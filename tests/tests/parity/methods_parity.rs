@@ -1,5 +1,5 @@
-//! The methods against PyTorch (`tests/reference/methods_two_tasks.py` and `gnsp_methods.py`),
-//! through the whole engine: a run in a directory, read from its files.
+//! Parity of the methods with PyTorch (`tests/reference/methods_two_tasks.py` and
+//! `gnsp_methods.py`), through the whole engine: each test reads the files of a run directory.
 
 use std::{
     collections::BTreeMap,
@@ -27,28 +27,28 @@ use mtil_engine::{
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 
-/// Losses, relative to the total.
+/// Tolerance of a loss or a part of it, relative to the total loss.
 const LOSS: f64 = 1e-4;
-/// The same where a penalty sums over weights whose true gradient is zero (key biases), which
-/// follow rounding noise in PyTorch too.
+/// The same if a penalty includes weights whose true gradient is zero (key biases), which follow
+/// rounding noise in PyTorch too.
 const NOISY_LOSS: f64 = 3e-4;
-/// The same for GNSP and its parts.
+/// The same for GNSP and its ablations.
 const GNSP_LOSS: f64 = 1e-5;
-/// Grams and projectors, relative to their norm.
+/// Tolerance of Gram matrices and projectors, relative to their norm.
 const GRAMS: f64 = 1e-4;
-/// How far protected outputs move where the update is projected.
+/// Tolerance of the drift of protected outputs if the update is projected.
 const DRIFT: f64 = 1e-5;
-/// Weights that are stored whole, relative to their norm.
+/// Tolerance of weights that are stored completely, relative to their norm.
 const WEIGHTS: f64 = 1e-3;
-/// Norm and signed sum of the change of every other tensor, relative to its norm: the median over
-/// the tensors, and the worst.
+/// Tolerance of the norm and signed sum of the change of every other tensor, relative to its norm:
+/// the median over the tensors, and the maximum.
 const DIGEST_MEDIAN: f64 = 1e-3;
 const DIGEST_WORST: f64 = 5e-3;
 
 /// Images of a fixture.
-struct Stored(Vec<RgbImage>);
+struct FixtureImages(Vec<RgbImage>);
 
-impl ImageSource for Stored {
+impl ImageSource for FixtureImages {
     fn len(&self) -> usize {
         self.0.len()
     }
@@ -60,12 +60,14 @@ impl ImageSource for Stored {
     }
 }
 
-struct World {
+/// The results of PyTorch, and the model and suite that they were computed on.
+struct Reference {
+    /// Results of `methods_two_tasks.py`.
     json: Value,
     tensors: Fixture,
-    /// The methods of `gnsp_methods.py`.
+    /// Results of `gnsp_methods.py`.
     gnsp: Value,
-    /// What `moe_draws.py` computed.
+    /// Results of `moe_draws.py`.
     drawn: Value,
     clip: Clip,
     suite: Suite,
@@ -86,7 +88,7 @@ fn numbers(value: &Value) -> Vec<f64> {
     }
 }
 
-impl World {
+impl Reference {
     fn load() -> Self {
         let folder = data_dir().join("methods");
         let read = |name: &str| -> Value {
@@ -102,8 +104,9 @@ impl World {
             });
         let clip = Clip::load(&data_dir().join("clip/tiny"), &Device::flex())
             .expect("the checkpoint loads");
-        let images =
-            |name: &str| -> Arc<dyn ImageSource> { Arc::new(Stored(tensors.get(name).images())) };
+        let images = |name: &str| -> Arc<dyn ImageSource> {
+            Arc::new(FixtureImages(tensors.get(name).images()))
+        };
         let half = |name: &str| LabelledImages {
             images: images(&format!("{name}_images")),
             labels: tensors.get(&format!("{name}_labels")).indices(),
@@ -140,7 +143,7 @@ impl World {
         }
     }
 
-    /// What PyTorch computed for a method.
+    /// Returns the results of PyTorch for a method.
     fn method(&self, name: &str) -> &Value {
         match &self.json["methods"][name] {
             Value::Null => &self.gnsp["methods"][name],
@@ -148,7 +151,7 @@ impl World {
         }
     }
 
-    /// Runs `preset` with the fixture's settings and `overrides` on its first `tasks` tasks.
+    /// Runs `preset` with the settings of the fixture and `overrides` on its first `tasks` tasks.
     fn run(
         &self,
         folder: &Path,
@@ -166,7 +169,7 @@ impl World {
         suite
     }
 
-    /// The same, stopped before the first update.
+    /// Like [`run`](Self::run), but stops before the first training step.
     fn stopped(&self, folder: &Path, preset: &str, tasks: usize, overrides: &[&str]) {
         let evaluation = evaluation(PromptRule::Ensemble, TaskIdentity::Given);
         let (_, outcome) = self.start(folder, preset, tasks, overrides, evaluation, true);
@@ -246,8 +249,9 @@ fn evaluation(prompts: PromptRule, identity: TaskIdentity) -> EvalOptions {
     }
 }
 
-/// Losses by task and update: total, task, distillation, alignment, penalty, replay.
-fn logged(folder: &Path) -> Vec<Vec<[f64; 6]>> {
+/// Reads the losses by task and training step: total, task, distillation, alignment, penalty,
+/// rehearsal.
+fn logged_losses(folder: &Path) -> Vec<Vec<[f64; 6]>> {
     let text = std::fs::read_to_string(folder.join("events.jsonl")).expect("a run logs events");
     let mut losses: Vec<Vec<[f64; 6]>> = Vec::new();
     for line in text.lines() {
@@ -264,13 +268,13 @@ fn logged(folder: &Path) -> Vec<Vec<[f64; 6]>> {
             part("cd") + part("distill"),
             part("map"),
             part("penalty"),
-            part("replay"),
+            part("rehearsal"),
         ]);
     }
     losses
 }
 
-/// The sign of element `i`: the top bit of splitmix64.
+/// Returns a pseudo-random sign for element `i`: the top bit of splitmix64.
 fn sign(i: u64) -> f64 {
     let z = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -282,24 +286,24 @@ fn sign(i: u64) -> f64 {
     }
 }
 
-/// Losses, logits and weights of a run against those of `name` in the fixture.
-fn check(world: &World, name: &str, folder: &Path, suite: &Suite) {
-    let expected = world.method(name);
+/// Compares losses, logits and weights of a run with those of `name` in the fixture.
+fn check(reference: &Reference, name: &str, folder: &Path, suite: &Suite) {
+    let expected = reference.method(name);
     let tolerance = match name {
         "wc" | "zscl" => NOISY_LOSS,
-        _ if world.json["methods"][name].is_null() => GNSP_LOSS,
+        _ if reference.json["methods"][name].is_null() => GNSP_LOSS,
         _ => LOSS,
     };
-    let losses = logged(folder);
+    let losses = logged_losses(folder);
     let theirs = expected["losses"].as_array().expect("losses");
     assert_eq!(losses.len(), theirs.len(), "{name}: tasks");
     let mut worst = 0.0_f64;
     for (t, (ours, theirs)) in losses.iter().zip(theirs).enumerate() {
         let theirs = theirs.as_array().expect("updates");
-        assert_eq!(ours.len(), theirs.len(), "{name}: updates of task {t}");
+        assert_eq!(ours.len(), theirs.len(), "{name}: steps of task {t}");
         for (k, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
             let theirs = numbers(theirs);
-            // The constant between two joined Fisher penalties is left out of ours.
+            // Our sum of two Fisher penalties omits its constant term.
             let joined = name == "ewc" && t == 2;
             for (part, (a, b)) in ours.iter().zip(&theirs).enumerate() {
                 if joined && [0, 4].contains(&part) {
@@ -309,22 +313,22 @@ fn check(world: &World, name: &str, folder: &Path, suite: &Suite) {
                 worst = worst.max(error);
                 assert!(
                     error < tolerance,
-                    "{name}: task {t}, update {k}, part {part}: {a} instead of {b}"
+                    "{name}: task {t}, step {k}, part {part}: {a} instead of {b}"
                 );
             }
         }
     }
 
     let pretrained = Fixture::read(&data_dir().join("clip/tiny/model.safetensors"));
-    let names = strings(&world.json["digest_names"]);
-    let left_out = strings(&world.json["not_compared"]);
-    let kept = strings(&world.json["kept"]);
+    let names = strings(&reference.json["digest_names"]);
+    let left_out = strings(&reference.json["not_compared"]);
+    let kept = strings(&reference.json["kept"]);
     let last = losses.len() - 1;
     let mut weights_error = 0.0_f64;
     for t in 0..=last {
         let trained = folder.join(format!("checkpoints/task-{:02}/model.safetensors", t + 1));
         let trained = Fixture::read(&trained);
-        let digests = world.tensors.get(&format!("{name}.digest{t}")).f64();
+        let digests = reference.tensors.get(&format!("{name}.digest{t}")).f64();
         let mut errors = Vec::new();
         for (tensor, digest) in names.iter().zip(digests.chunks(2)) {
             if left_out.contains(tensor) || tensor == "logit_scale" {
@@ -351,7 +355,10 @@ fn check(world: &World, name: &str, folder: &Path, suite: &Suite) {
             );
             errors.push(error);
             if t == last && kept.contains(tensor) {
-                let theirs = world.tensors.get(&format!("{name}.final.{tensor}")).f32();
+                let theirs = reference
+                    .tensors
+                    .get(&format!("{name}.final.{tensor}"))
+                    .f32();
                 let error = relative_error(&after, &theirs);
                 weights_error = weights_error.max(error);
                 assert!(error < WEIGHTS, "{name}: `{tensor}` is off by {error:e}");
@@ -364,7 +371,7 @@ fn check(world: &World, name: &str, folder: &Path, suite: &Suite) {
             "{name}: after task {t} the median digest is off by {median:e}"
         );
         check_logits(
-            world,
+            reference,
             name,
             &folder.join(format!("checkpoints/task-{:02}", t + 1)),
             suite,
@@ -374,8 +381,8 @@ fn check(world: &World, name: &str, folder: &Path, suite: &Suite) {
     println!("{name}: losses {worst:.1e}, weights {weights_error:.1e}");
 }
 
-/// Logits of the test images against the first template of their task's classes.
-fn check_logits(world: &World, name: &str, checkpoint: &Path, suite: &Suite, stage: usize) {
+/// Compares the logits of the test images with the first template of their task's classes.
+fn check_logits(reference: &Reference, name: &str, checkpoint: &Path, suite: &Suite, stage: usize) {
     let clip = Clip::load(checkpoint, &Device::flex()).expect("a run's checkpoint loads");
     let images = Images::new(clip.preprocess.clone(), 1.0, false);
     let scale = to_host(clip.model.scale())[0];
@@ -398,7 +405,7 @@ fn check_logits(world: &World, name: &str, checkpoint: &Path, suite: &Suite, sta
                 })
             })
             .collect();
-        let theirs = numbers(&world.method(name)["logits"][stage][t]);
+        let theirs = numbers(&reference.method(name)["logits"][stage][t]);
         assert_eq!(ours.len(), theirs.len());
         for (a, b) in ours.iter().zip(&theirs) {
             assert!(
@@ -409,16 +416,16 @@ fn check_logits(world: &World, name: &str, checkpoint: &Path, suite: &Suite, sta
     }
 }
 
-fn compare(world: &World, name: &str, preset: &str, overrides: &[&str]) {
-    let tasks = world.json["methods"][name]["tasks"]
+fn compare(reference: &Reference, name: &str, preset: &str, overrides: &[&str]) {
+    let tasks = reference.json["methods"][name]["tasks"]
         .as_u64()
         .expect("tasks") as usize;
     let folder = tempfile::tempdir().expect("a folder");
-    let suite = world.run(folder.path(), preset, tasks, overrides, TaskIdentity::Given);
-    check(world, name, folder.path(), &suite);
-    let memory = &world.json["methods"][name]["memory"];
+    let suite = reference.run(folder.path(), preset, tasks, overrides, TaskIdentity::Given);
+    check(reference, name, folder.path(), &suite);
+    let memory = &reference.json["methods"][name]["memory"];
     if let Some(stages) = memory.as_array() {
-        // Nothing is kept after the last task, which no later one could use.
+        // No exemplars are stored after the last task.
         let text =
             std::fs::read(folder.path().join("state/exemplars.json")).expect("exemplars are saved");
         let kept: Value = serde_json::from_slice(&text).expect("exemplars are JSON");
@@ -440,60 +447,60 @@ fn compare(world: &World, name: &str, preset: &str, overrides: &[&str]) {
 
 #[test]
 fn fine_tuning_and_its_averages_equal_pytorch() {
-    let world = World::load();
-    compare(&world, "finetune", "finetune", &[]);
-    compare(&world, "we", "we", &["average.every=2"]);
-    compare(&world, "we-wise", "we-wise", &["average.every=2"]);
-    compare(&world, "wise", "wise-ft", &[]);
+    let reference = Reference::load();
+    compare(&reference, "finetune", "finetune", &[]);
+    compare(&reference, "we", "we", &["average.every=2"]);
+    compare(&reference, "we-wise", "we-wise", &["average.every=2"]);
+    compare(&reference, "wise", "wise-ft", &[]);
 }
 
 #[test]
 fn penalties_equal_pytorch() {
-    let world = World::load();
-    compare(&world, "wc", "wc", &[]);
-    compare(&world, "ewc", "ewc", &["anchor.weight=1000.0"]);
-    compare(&world, "gift", "gift", &[]);
+    let reference = Reference::load();
+    compare(&reference, "wc", "wc", &[]);
+    compare(&reference, "ewc", "ewc", &["anchor.weight=1000.0"]);
+    compare(&reference, "gift", "gift", &[]);
 }
 
 #[test]
 fn distillation_equals_pytorch() {
-    let world = World::load();
-    compare(&world, "lwf", "lwf", &[]);
-    compare(&world, "zscl", "zscl", &["average.every=2"]);
-    compare(&world, "zscl-star", "zscl-star", &["average.every=2"]);
-    compare(&world, "zscl-minus", "zscl-minus", &[]);
+    let reference = Reference::load();
+    compare(&reference, "lwf", "lwf", &[]);
+    compare(&reference, "zscl", "zscl", &["average.every=2"]);
+    compare(&reference, "zscl-star", "zscl-star", &["average.every=2"]);
+    compare(&reference, "zscl-minus", "zscl-minus", &[]);
 }
 
 #[test]
 fn rehearsal_equals_pytorch() {
-    let world = World::load();
+    let reference = Reference::load();
     let memory = ["rehearsal.size=7", "rehearsal.batch=4"];
     let with = |more: &[&'static str]| [&memory[..], more].concat();
     compare(
-        &world,
+        &reference,
         "icarl-fixed",
         "icarl",
         &with(&["rehearsal.quota=fixed"]),
     );
     compare(
-        &world,
+        &reference,
         "icarl-reference",
         "icarl",
         &with(&["rehearsal.quota=reference"]),
     );
     compare(
-        &world,
+        &reference,
         "er",
         "er",
         &with(&["rehearsal.choice=first", "rehearsal.shuffle=false"]),
     );
 }
 
-/// A method of `gnsp_methods.py`: losses, weights, logits; ranks; accuracies under each rule of
-/// prompts.
-fn compare_family(world: &World, name: &str, overrides: &[&str]) {
-    let tasks = world.gnsp["tasks"].as_u64().expect("tasks") as usize;
-    let expected = world.method(name);
+/// Compares a method of `gnsp_methods.py`: losses, weights, logits, ranks, and accuracies under
+/// each prompt rule.
+fn compare_family(reference: &Reference, name: &str, overrides: &[&str]) {
+    let tasks = reference.gnsp["tasks"].as_u64().expect("tasks") as usize;
+    let expected = reference.method(name);
     for (rule, until_learned, afterwards) in [
         (PromptRule::Reference, "ensemble", "first"),
         (PromptRule::Ensemble, "ensemble", "ensemble"),
@@ -502,15 +509,20 @@ fn compare_family(world: &World, name: &str, overrides: &[&str]) {
         let folder = tempfile::tempdir().expect("a folder");
         let evaluation = evaluation(rule, TaskIdentity::Given);
         let (suite, outcome) =
-            world.start(folder.path(), name, tasks, overrides, evaluation, false);
+            reference.start(folder.path(), name, tasks, overrides, evaluation, false);
         assert!(
             matches!(outcome, Ok(Outcome::Complete(_))),
             "{name}: {outcome:?}"
         );
         if rule == PromptRule::Reference {
-            check(world, name, folder.path(), &suite);
+            check(reference, name, folder.path(), &suite);
             check_ranks(name, folder.path(), &expected["ranks"]);
-            check_memory(world, name, folder.path(), &expected["drift"][tasks - 1]);
+            check_memory(
+                reference,
+                name,
+                folder.path(),
+                &expected["drift"][tasks - 1],
+            );
         }
         let matrix = MatrixFile::load(&folder.path().join(MatrixFile::NAME)).expect("a matrix");
         for stage in 0..tasks {
@@ -539,7 +551,7 @@ fn compare_family(world: &World, name: &str, overrides: &[&str]) {
     }
 }
 
-/// The protected directions of every projected weight in every task.
+/// Compares the number of protected directions of every projected weight in every task.
 fn check_ranks(name: &str, folder: &Path, expected: &Value) {
     let text = std::fs::read_to_string(folder.join("events.jsonl")).expect("a run logs events");
     let mut ours: BTreeMap<u64, BTreeMap<String, u64>> = BTreeMap::new();
@@ -551,7 +563,7 @@ fn check_ranks(name: &str, folder: &Path, expected: &Value) {
         ) {
             let ranks = ranks.iter().map(|(path, rank)| {
                 let protected = rank[0].as_u64().expect("a rank");
-                (their_name(path), protected)
+                (transformers_name(path), protected)
             });
             ours.insert(event["task"].as_u64().expect("a task"), ranks.collect());
         }
@@ -568,9 +580,9 @@ fn check_ranks(name: &str, folder: &Path, expected: &Value) {
     assert_eq!(ours, theirs, "{name}: ranks");
 }
 
-/// What is remembered when the last task begins, and how far that moves the outputs on the
-/// directions it protects.
-fn check_memory(world: &World, name: &str, folder: &Path, drift: &Value) {
+/// Compares the memory at the start of the last task, and the drift of the protected outputs during
+/// that task.
+fn check_memory(reference: &Reference, name: &str, folder: &Path, drift: &Value) {
     let path = folder.join("state/memory.safetensors");
     let drift = drift.as_object().expect("figures by name");
     let method = Method::load(name, "fixture", &[]).expect("the preset loads");
@@ -578,24 +590,26 @@ fn check_memory(world: &World, name: &str, folder: &Path, drift: &Value) {
         assert!(!path.exists() && drift.is_empty(), "{name}");
         return;
     };
-    let memory = Memory::load(path).expect("a memory is saved");
+    let mut memory = Memory::load(path).expect("a memory is saved");
     let folders = ["checkpoints/task-02", "checkpoints/task-03"].map(|task| folder.join(task));
     let [before, after] = folders
         .each_ref()
         .map(|folder| Fixture::read(&folder.join("model.safetensors")));
     let clip = Clip::load(&folders[0], &Device::flex()).expect("a run's checkpoint loads");
+    let policy = projection.policy(2);
+    memory.set_policy(policy).expect("the same normalization");
     let protection = memory
-        .protection(&clip.model, &projection.policy(2))
+        .protection(&clip.model)
         .expect("the memory is of this model");
     let mut worst = (0.0_f64, 0.0_f64);
     for (path, protected) in protection.iter() {
-        let weight = their_name(path);
+        let weight = transformers_name(path);
         let space = &protected.null_space;
         let ours = match memory.gram(path) {
             Some(gram) => gram.dense(),
             None => space.dense(),
         };
-        let theirs = world.tensors.get(&format!("{name}.memory.{weight}"));
+        let theirs = reference.tensors.get(&format!("{name}.memory.{weight}"));
         assert_eq!(theirs.shape, [space.features(); 2], "{name}: {weight}");
         let error = relative_error(&ours, &theirs.f32());
         assert!(
@@ -631,21 +645,23 @@ fn check_memory(world: &World, name: &str, folder: &Path, drift: &Value) {
     );
 }
 
-/// The point of the update site: AdamW's rescaling carries a projected gradient out of the null
-/// space.
+/// AdamW's rescaling moves a projected gradient out of the null space; projecting the update avoids
+/// it.
 #[test]
 fn only_the_update_site_keeps_protected_outputs() {
-    let world = World::load();
+    let reference = Reference::load();
     let largest = |name: &str| {
-        let drift = world.method(name)["drift"][2].as_object().expect("figures");
+        let drift = reference.method(name)["drift"][2]
+            .as_object()
+            .expect("figures");
         drift.values().filter_map(Value::as_f64).fold(0.0, f64::max)
     };
-    // The run's own figures equal these: `check_memory`.
+    // `check_memory` asserts that our runs have the same drift.
     assert!(largest("gnsp-update") < DRIFT && largest("gnsp") > 1e-3);
 }
 
-/// Hugging Face's name of a projected weight.
-fn their_name(path: &str) -> String {
+/// Returns the name of a projected weight in `transformers`.
+fn transformers_name(path: &str) -> String {
     if path == "visual.proj" {
         return "visual_projection.weight".to_owned();
     }
@@ -656,49 +672,49 @@ fn their_name(path: &str) -> String {
 
 #[test]
 fn gnsp_equals_pytorch() {
-    let world = World::load();
+    let reference = Reference::load();
     let whole = ["projection.gram_batch=8"];
-    compare_family(&world, "gnsp", &whole);
-    compare_family(&world, "gnsp-update", &whole);
-    compare_family(&world, "null-space", &whole);
+    compare_family(&reference, "gnsp", &whole);
+    compare_family(&reference, "gnsp-update", &whole);
+    compare_family(&reference, "null-space", &whole);
 }
 
 #[test]
 fn distillation_and_alignment_equal_pytorch() {
-    let world = World::load();
-    compare_family(&world, "cd", &[]);
-    compare_family(&world, "map", &[]);
-    compare_family(&world, "cd-map", &[]);
+    let reference = Reference::load();
+    compare_family(&reference, "cd", &[]);
+    compare_family(&reference, "map", &[]);
+    compare_family(&reference, "cd-map", &[]);
 }
 
 #[test]
 fn other_null_spaces_equal_pytorch() {
-    let world = World::load();
+    let reference = Reference::load();
     let whole = ["projection.gram_batch=8"];
-    compare_family(&world, "gpm", &whole);
-    compare_family(&world, "adam-nscl", &whole);
+    compare_family(&reference, "gpm", &whole);
+    compare_family(&reference, "adam-nscl", &whole);
 }
 
 #[test]
 fn low_rank_adapters_equal_pytorch() {
-    let world = World::load();
-    compare_family(&world, "lora", &["lora.rank=4", "lora.alpha=4.0"]);
+    let reference = Reference::load();
+    compare_family(&reference, "lora", &["lora.rank=4", "lora.alpha=4.0"]);
 }
 
-/// The kernel regression through the engine, with the task given and not; the random hidden layer
-/// of the other form is the fixture's, so that one is compared outside of a run.
+/// Compares the dual (kernel) form through the engine, with and without the task identity. The
+/// primal form uses the random hidden layer of the fixture, so it is compared outside of a run.
 #[test]
 fn ridge_regression_equals_numpy() {
-    let mut world = World::load();
-    // In the fixture one template stands for a class.
-    for task in &mut world.suite.tasks {
+    let mut reference = Reference::load();
+    // The fixture uses one template per class.
+    for task in &mut reference.suite.tasks {
         task.templates.truncate(1);
     }
-    let settings = &world.json["settings"]["rail"];
+    let settings = &reference.json["settings"]["rail"];
     let folder = tempfile::tempdir().expect("a folder");
     let overrides = ["analytic.fusion=0.9", "analytic.augment=false"];
-    let suite = world.run(folder.path(), "rail-dual", 2, &overrides, TaskIdentity::All);
-    let stages = world.json["rail"]["stages"].as_array().expect("stages");
+    let suite = reference.run(folder.path(), "rail-dual", 2, &overrides, TaskIdentity::All);
+    let stages = reference.json["rail"]["stages"].as_array().expect("stages");
     let labels = |t: usize| &suite.tasks[t].test.labels;
     for (file, key, offset) in [
         (MatrixFile::NAME, "known_predicted", 0),
@@ -721,14 +737,14 @@ fn ridge_regression_equals_numpy() {
         }
     }
 
-    let images = Images::new(world.clip.preprocess.clone(), 1.0, false);
+    let images = Images::new(reference.clip.preprocess.clone(), 1.0, false);
     let encode = |half: &LabelledImages| {
         let all: Vec<usize> = (0..half.labels.len()).collect();
-        encode_images(&world.clip.model, None, &half.images, &all, &images)
+        encode_images(&reference.clip.model, None, &half.images, &all, &images)
             .expect("images")
             .rows
     };
-    let hidden = world.tensors.get("rail.hidden");
+    let hidden = reference.tensors.get("rail.hidden");
     let config = PrimalConfig {
         hidden: hidden.shape[1],
         lambda: settings["ridge"].as_f64().expect("a ridge"),
@@ -745,7 +761,8 @@ fn ridge_regression_equals_numpy() {
                 .map(|c| prompt(&task.templates[0], c))
         })
         .collect();
-    let texts = normalize(encode_texts(&world.clip, &world.clip.model, &prompts).expect("texts"));
+    let texts =
+        normalize(encode_texts(&reference.clip, &reference.clip.model, &prompts).expect("texts"));
     let texts = to_host(texts);
     for (stage, task) in suite.tasks.iter().enumerate() {
         let labels: Vec<usize> = task.train.labels.iter().map(|l| l + 4 * stage).collect();
@@ -790,10 +807,10 @@ fn ridge_regression_equals_numpy() {
     }
 }
 
-/// The mixtures of the fixture by our names: `[d, bottleneck]` and `[bottleneck, d]`, an expert
-/// each.
+/// Returns the mixtures of the fixture by our names. Each expert has matrices `[d, bottleneck]` and
+/// `[bottleneck, d]`.
 fn mixtures(
-    world: &World,
+    reference: &Reference,
     prefix: &str,
     config: &ClipConfig,
 ) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
@@ -815,7 +832,7 @@ fn mixtures(
     for (ours, theirs, layers, width) in towers {
         for layer in 0..layers {
             let get = |name: &str| {
-                world
+                reference
                     .tensors
                     .get(&format!("{prefix}.{theirs}.encoder.layers.{layer}.{name}"))
             };
@@ -861,7 +878,7 @@ fn mixtures(
                     (vec![width, experts], router),
                 );
                 let name = format!("{prefix}.{theirs}.encoder.layers.{layer}.noise.{task}");
-                let noise = match world.tensors.tensors.get(&name) {
+                let noise = match reference.tensors.tensors.get(&name) {
                     Some(noise) => noise.f32(),
                     None => vec![0.0; width * experts],
                 };
@@ -877,25 +894,30 @@ fn mixtures(
 
 #[test]
 fn mixtures_of_adapters_equal_pytorch() {
-    let world = World::load();
+    let reference = Reference::load();
     let overrides = ["experts.dropout=0.0", "experts.noise=false"];
-    compare_mixtures(&world, &world.json["moe"], "moe", &overrides);
+    compare_mixtures(&reference, &reference.json["moe"], "moe", &overrides);
 }
 
 /// With the noise of the gates and the dropout of the adapters.
 #[test]
-fn mixtures_of_adapters_with_their_draws_equal_pytorch() {
-    let world = World::load();
-    compare_mixtures(&world, &world.drawn, "drawn", &[]);
+fn mixtures_of_adapters_with_noise_and_dropout_equal_pytorch() {
+    let reference = Reference::load();
+    compare_mixtures(&reference, &reference.drawn, "drawn", &[]);
 }
 
-/// A run that is stopped before its first update, gets the fixture's initial adapters, and goes on.
-fn compare_mixtures(world: &World, expected: &Value, prefix: &str, overrides: &[&str]) {
+/// Compares a run that is stopped before its first training step, gets the initial adapters of the
+/// fixture, and resumes.
+fn compare_mixtures(reference: &Reference, expected: &Value, prefix: &str, overrides: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
     let sizes = ["experts.experts=4", "experts.bottleneck=8"];
     let overrides = [&sizes, overrides].concat();
-    world.stopped(folder.path(), "moe-adapters", 2, &overrides);
-    let initial = mixtures(world, &format!("{prefix}.initial"), &world.clip.config);
+    reference.stopped(folder.path(), "moe-adapters", 2, &overrides);
+    let initial = mixtures(
+        reference,
+        &format!("{prefix}.initial"),
+        &reference.clip.config,
+    );
     let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = initial
         .into_iter()
         .map(|(name, (shape, values))| {
@@ -914,7 +936,7 @@ fn compare_mixtures(world: &World, expected: &Value, prefix: &str, overrides: &[
     let file = folder.path().join("state/experts.safetensors");
     std::fs::write(&file, safetensors::serialize(views, None).expect("tensors"))
         .expect("the state is there");
-    world.run(
+    reference.run(
         folder.path(),
         "moe-adapters",
         2,
@@ -922,7 +944,7 @@ fn compare_mixtures(world: &World, expected: &Value, prefix: &str, overrides: &[
         TaskIdentity::Given,
     );
 
-    for (t, (ours, theirs)) in logged(folder.path())
+    for (t, (ours, theirs)) in logged_losses(folder.path())
         .iter()
         .zip(expected["losses"].as_array().expect("losses"))
         .enumerate()
@@ -938,7 +960,7 @@ fn compare_mixtures(world: &World, expected: &Value, prefix: &str, overrides: &[
             let error = (ours[0] - theirs[0]).abs() / theirs[0];
             assert!(
                 error < LOSS,
-                "task {t}, update {k}: {} instead of {}",
+                "task {t}, step {k}: {} instead of {}",
                 ours[0],
                 theirs[0]
             );
@@ -947,13 +969,13 @@ fn compare_mixtures(world: &World, expected: &Value, prefix: &str, overrides: &[
     let after = Fixture::read(&file);
     let mut worst = 0.0_f64;
     let after_both = format!("{prefix}.after1");
-    for (name, (_, theirs)) in mixtures(world, &after_both, &world.clip.config) {
+    for (name, (_, theirs)) in mixtures(reference, &after_both, &reference.clip.config) {
         let error = relative_error(&after.get(&name).f32(), &theirs);
         worst = worst.max(error);
         assert!(error < WEIGHTS, "`{name}` is off by {error:e}");
     }
     println!("moe-adapters, {prefix}: weights {worst:.1e}");
-    // In PyTorch every evaluation takes the mean of both templates.
+    // The reference evaluates with the mean of both templates.
     let matrix = MatrixFile::load(&folder.path().join(MatrixFile::NAME)).expect("a matrix");
     for stage in 0..2 {
         assert_eq!(

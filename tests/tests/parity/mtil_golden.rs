@@ -1,6 +1,7 @@
-//! The prompts of MTIL as token rows against those of OpenAI's tokenizer, and GNSP's reference
-//! captions: class names, their order and the templates of every dataset are the published ones if
-//! these hashes agree.
+//! Token rows of MTIL's prompts and GNSP's reference captions, compared with OpenAI's tokenizer.
+//!
+//! If the hashes agree, class names, their order and the templates of every dataset are the
+//! published ones.
 
 use clip_model::ClipTokenizer;
 use mtil_data::data::{Article, with_class_name};
@@ -21,7 +22,8 @@ fn encode(tokenizer: &ClipTokenizer, texts: &[String]) -> Vec<Vec<u32>> {
     tokenizer.encode(texts, CONTEXT).unwrap().ids
 }
 
-/// SHA-256 of the rows, padded with 0 to the context length, as little-endian 32-bit integers.
+/// Returns the SHA-256 of the rows, padded with 0 to the context length, as little-endian 32-bit
+/// integers.
 fn hash(rows: &[Vec<u32>]) -> String {
     let mut hash = Sha256::new();
     for row in rows {
@@ -36,7 +38,7 @@ fn longest(rows: &[Vec<u32>]) -> u64 {
     rows.iter().map(Vec::len).max().unwrap_or(0) as u64
 }
 
-/// Mean row length, which the golden file has with two decimals.
+/// Returns the mean row length, which the golden file stores with two decimals.
 fn mean(rows: &[Vec<u32>]) -> f64 {
     rows.iter().map(Vec::len).sum::<usize>() as f64 / rows.len() as f64
 }

@@ -1,5 +1,5 @@
-//! Every family in every format against the original implementation: the `clip` package, open_clip,
-//! `transformers` (`tests/reference/clip_zoo.py`).
+//! Parity of every model family in every format with the original implementation: the `clip`
+//! package, open_clip, `transformers` (`tests/reference/clip_zoo.py`).
 
 use std::{
     fs,
@@ -19,18 +19,18 @@ use clip_model::{
 use gnsp_tests::fixture::{Fixture, data_dir, largest_difference, relative_error, values};
 use serde_json::Value;
 
-/// Largest difference allowed of features of length 1. Stricter than it need be: the two forms of
-/// GELU differ by 1e-4.
+/// Largest difference of normalized features. The two forms of GELU differ by 1e-4.
 const FEATURES: f32 = 1e-5;
-/// The same where the weights and the activations are bf16.
+/// The same with weights and activations in bf16.
 const FEATURES_BF16: f32 = 2e-2;
-/// Largest relative error allowed of a gradient.
+/// Largest relative error of a gradient.
 const GRADIENTS: f64 = 1e-3;
 
 fn zoo() -> PathBuf {
     data_dir().join("zoo")
 }
 
+/// A weights file, and the results of the original implementation.
 struct Case {
     family: String,
     file: PathBuf,
@@ -55,8 +55,8 @@ fn cases() -> Vec<Case> {
 }
 
 impl Case {
-    /// The weights in a folder of their own, under a name that says nothing, with the configuration
-    /// of the family under another; files that belong together keep their names.
+    /// Copies weights and configuration to a folder under meaningless names, to test the detection
+    /// from content. Sharded files keep their names.
     fn folder(&self) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let from = self.file.parent().unwrap();
@@ -75,7 +75,7 @@ impl Case {
         folder
     }
 
-    /// The configuration file of the family; OpenAI's archives have none.
+    /// Returns the configuration file of the family; OpenAI's archives have none.
     fn config(&self) -> Option<String> {
         let config = &self.value["config"];
         if self.family.starts_with("openai") {
@@ -88,7 +88,7 @@ impl Case {
         }
         let mut config = config.clone();
         if self.value.get("positions").is_some() {
-            // The file holds the size it was trained with.
+            // The file states the image size of the pretraining.
             config["vision_cfg"]["image_size"] = 16.into();
         }
         Some(serde_json::json!({"model_cfg": config}).to_string())
@@ -129,8 +129,8 @@ fn unit(features: Vec<f32>, width: usize) -> Vec<f32> {
         .collect()
 }
 
-/// The largest differences of normalised image and text features from those under the keys with
-/// `suffix`.
+/// Returns the largest differences of the normalized image and text features from those under the
+/// keys with `suffix`.
 fn errors(model: &ClipModel, want: &Fixture, suffix: &str, device: &Device) -> (f32, f32) {
     let f32s = |x: Tensor<2>| values(x.cast(FloatDType::F32));
     let images = f32s(model.encode_image(want.get("pixels").all_pixels(device)));
@@ -177,7 +177,7 @@ fn bf16_features_are_near_those_of_the_original_in_bf16() {
     assert!(compared >= 10, "{compared}");
 }
 
-/// Puts each parameter's gradient in the parameter's place.
+/// Replaces each parameter by its gradient.
 struct GradientAsValue(GradientsParams);
 
 impl ModuleMapper for GradientAsValue {
@@ -187,8 +187,8 @@ impl ModuleMapper for GradientAsValue {
     }
 }
 
-/// The loss of the family on the first two texts: CLIP's, or SigLIP's (`−mean over images of Σ log
-/// σ(± logits)`).
+/// Returns the loss of the family on as many texts as images: CLIP's, or SigLIP's (`−mean over
+/// images of Σ log σ(± logits)`).
 fn loss(model: &ClipModel, want: &Fixture, device: &Device) -> Tensor<1> {
     let images = normalize(model.encode_image(want.get("pixels").all_pixels(device)));
     let [count, width] = images.dims();
@@ -221,7 +221,7 @@ fn gradients_are_those_of_the_original() {
 
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         let model = model.valid().map(&mut GradientAsValue(gradients));
-        // Saving brings the gradients into the layout of the reference.
+        // Saving converts the gradients to the layout of the reference.
         let layout = layout_of(&case.want);
         let file = folder.path().join(&case.family);
         write_weights(&model, &config, layout, &file, Dtype::F32).unwrap();
@@ -289,8 +289,7 @@ fn resized_positions_are_those_of_open_clip() {
     assert_eq!(compared, 2);
 }
 
-/// What is written in the layout and the number format of the file that was read is that file
-/// again, tensor by tensor.
+/// Saving in the layout and number format of the loaded file reproduces its tensors.
 #[test]
 fn every_layout_round_trips_bit_for_bit() {
     let device = Device::default();
@@ -347,7 +346,7 @@ fn every_layout_round_trips_bit_for_bit() {
         let ours = Fixture::read(&saved);
         let theirs = read_all(&case.file);
         for (name, tensor) in &theirs.tensors {
-            // Counters that evaluation does not read.
+            // Counters of batch norm, which inference does not use.
             if !name.ends_with("num_batches_tracked") {
                 assert_eq!(ours.get(name), tensor, "{file}: {name}");
             }
@@ -361,7 +360,7 @@ fn every_layout_round_trips_bit_for_bit() {
     }
 }
 
-/// All tensors of a safetensors file, or of the shards an index names.
+/// Reads all tensors of a safetensors file, or of the shards that an index names.
 fn read_all(file: &Path) -> Fixture {
     if !file.to_string_lossy().ends_with(".index.json") {
         return Fixture::read(file);
@@ -378,7 +377,7 @@ fn read_all(file: &Path) -> Fixture {
     all.unwrap()
 }
 
-/// The texts whose ids differ from those under `key`; rows are compared without their padding.
+/// Returns the texts whose ids differ from those under `key`.
 fn differing_texts(folder: &str, cleaning: Cleaning, key: &str) -> Vec<String> {
     let folder = zoo().join(folder);
     let tokenizer = SiglipTokenizer::from_file(&folder.join("tokenizer.json"))
@@ -419,7 +418,7 @@ fn differing_texts(folder: &str, cleaning: Cleaning, key: &str) -> Vec<String> {
 
 #[test]
 fn siglip_token_ids_are_those_of_the_originals() {
-    // What open_clip's `ftfy` and its unescaping of HTML change before it cleans a text.
+    // Texts that open_clip changes with `ftfy` and HTML unescaping before it cleans them.
     let html_and_quotes = [
         "ＡＢＣ，１２３！",
         "“quoted” ‘text’ — dash… ellipsis",
@@ -430,7 +429,7 @@ fn siglip_token_ids_are_those_of_the_originals() {
     let differing = differing_texts("siglip_tokenizer", Cleaning::Canonical, "open_clip");
     assert_eq!(differing, html_and_quotes);
 
-    // The tokenizer of version 1 undoes some of it itself, that of version 2 does not.
+    // The tokenizer of version 1 reverts some of these changes itself, that of version 2 does not.
     let mut more = vec!["cafe\u{301}", "ｆｕｌｌ ｗｉｄｔｈ", "ﬁne ﬂower", "schÃ¶n"];
     more.extend(html_and_quotes);
     more.sort_unstable();

@@ -4,18 +4,18 @@ use rayon::prelude::*;
 
 use super::simd::{Kernel, dispatch, mul_add};
 
-/// The hyper-parameters of a step.
+/// Hyper-parameters of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
-    /// The step size.
+    /// Learning rate.
     pub learning_rate: f64,
-    /// The decay of the first moment.
+    /// Decay of the first moment.
     pub beta1: f64,
-    /// The decay of the second moment.
+    /// Decay of the second moment.
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// The decay of the weights, times the step size.
+    /// Decoupled weight decay, multiplied by the learning rate.
     pub weight_decay: f64,
 }
 
@@ -24,12 +24,12 @@ struct Step<'a> {
     gradient: &'a [f32],
     first: &'a mut [f32],
     second: &'a mut [f32],
-    keep: f32,
-    rest1: f32,
+    decay_factor: f32,
+    one_minus_beta1: f32,
     beta2: f32,
-    rest2: f32,
+    one_minus_beta2: f32,
     step_size: f32,
-    root: f32,
+    sqrt_bias_correction2: f32,
     epsilon: f32,
 }
 
@@ -37,14 +37,14 @@ impl Kernel for Step<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<const FMA: bool>(self) {
         let moments = self.first.iter_mut().zip(self.second);
         let values = self.parameter.iter_mut().zip(self.gradient);
         for ((p, g), (m, v)) in values.zip(moments) {
-            *m = mul_add::<FUSED>(self.rest1, g - *m, *m);
-            *v = mul_add::<FUSED>(self.rest2 * g, *g, *v * self.beta2);
-            let denominator = v.sqrt() / self.root + self.epsilon;
-            *p = mul_add::<FUSED>(-self.step_size, *m / denominator, *p * self.keep);
+            *m = mul_add::<FMA>(self.one_minus_beta1, g - *m, *m);
+            *v = mul_add::<FMA>(self.one_minus_beta2 * g, *g, *v * self.beta2);
+            let denominator = v.sqrt() / self.sqrt_bias_correction2 + self.epsilon;
+            *p = mul_add::<FMA>(-self.step_size, *m / denominator, *p * self.decay_factor);
         }
     }
 }
@@ -52,11 +52,15 @@ impl Kernel for Step<'_> {
 impl AdamW {
     /// Updates a parameter and its moments in place. `step` counts from one.
     ///
-    /// As PyTorch's `_single_tensor_adamw`: the weights decay first, by `1 - learning rate ·
-    /// decay`; then `p -= learning rate / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)`.
+    /// The formulas are those of PyTorch's `_single_tensor_adamw`. The weights decay first, by the
+    /// factor `1 - learning rate · decay`; then
+    /// `p -= learning rate / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)`.
+    ///
+    /// # Shapes
+    /// - `parameter`, `gradient`, `first` and `second` (the moments): `[values]`
     ///
     /// # Panics
-    /// When the lengths differ.
+    /// If the lengths differ.
     pub fn step(
         &self,
         step: u64,
@@ -67,25 +71,29 @@ impl AdamW {
     ) {
         let count = parameter.len();
         assert!(gradient.len() == count && first.len() == count && second.len() == count);
-        let correct1 = 1.0 - self.beta1.powf(step as f64);
-        let correct2 = 1.0 - self.beta2.powf(step as f64);
-        const SPAN: usize = 1 << 14;
+        let bias_correction1 = 1.0 - self.beta1.powf(step as f64);
+        let bias_correction2 = 1.0 - self.beta2.powf(step as f64);
+        const CHUNK: usize = 1 << 14;
         parameter
-            .par_chunks_mut(SPAN)
-            .zip(gradient.par_chunks(SPAN))
-            .zip(first.par_chunks_mut(SPAN).zip(second.par_chunks_mut(SPAN)))
+            .par_chunks_mut(CHUNK)
+            .zip(gradient.par_chunks(CHUNK))
+            .zip(
+                first
+                    .par_chunks_mut(CHUNK)
+                    .zip(second.par_chunks_mut(CHUNK)),
+            )
             .for_each(|((parameter, gradient), (first, second))| {
                 dispatch(Step {
                     parameter,
                     gradient,
                     first,
                     second,
-                    keep: (1.0 - self.learning_rate * self.weight_decay) as f32,
-                    rest1: (1.0 - self.beta1) as f32,
+                    decay_factor: (1.0 - self.learning_rate * self.weight_decay) as f32,
+                    one_minus_beta1: (1.0 - self.beta1) as f32,
                     beta2: self.beta2 as f32,
-                    rest2: (1.0 - self.beta2) as f32,
-                    step_size: (self.learning_rate / correct1) as f32,
-                    root: correct2.sqrt() as f32,
+                    one_minus_beta2: (1.0 - self.beta2) as f32,
+                    step_size: (self.learning_rate / bias_correction1) as f32,
+                    sqrt_bias_correction2: bias_correction2.sqrt() as f32,
                     epsilon: self.epsilon as f32,
                 });
             });
@@ -98,8 +106,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_are_those_of_the_formulas() {
-        let rule = AdamW {
+    fn steps_match_the_formulas() {
+        let adamw = AdamW {
             learning_rate: 1e-2,
             beta1: 0.9,
             beta2: 0.999,
@@ -111,14 +119,14 @@ mod tests {
         let (mut wide_p, mut wide_m, mut wide_v) = (wide(&p), wide(&m), wide(&v));
         for step in 1..=20 {
             let g = numbers(count, 1 + step, 0.3);
-            rule.step(step, &mut p, &g, &mut m, &mut v);
+            adamw.step(step, &mut p, &g, &mut m, &mut v);
             for (i, g) in wide(&g).into_iter().enumerate() {
-                wide_p[i] *= 1.0 - rule.learning_rate * rule.weight_decay;
-                wide_m[i] = rule.beta1 * wide_m[i] + (1.0 - rule.beta1) * g;
-                wide_v[i] = rule.beta2 * wide_v[i] + (1.0 - rule.beta2) * g * g;
-                let m = wide_m[i] / (1.0 - rule.beta1.powf(step as f64));
-                let v = wide_v[i] / (1.0 - rule.beta2.powf(step as f64));
-                wide_p[i] -= rule.learning_rate * m / (v.sqrt() + rule.epsilon);
+                wide_p[i] *= 1.0 - adamw.learning_rate * adamw.weight_decay;
+                wide_m[i] = adamw.beta1 * wide_m[i] + (1.0 - adamw.beta1) * g;
+                wide_v[i] = adamw.beta2 * wide_v[i] + (1.0 - adamw.beta2) * g * g;
+                let m = wide_m[i] / (1.0 - adamw.beta1.powf(step as f64));
+                let v = wide_v[i] / (1.0 - adamw.beta2.powf(step as f64));
+                wide_p[i] -= adamw.learning_rate * m / (v.sqrt() + adamw.epsilon);
             }
             assert_close(&p, &wide_p, 2e-6, "parameter");
             assert_close(&m, &wide_m, 1e-6, "first moment");

@@ -1,8 +1,8 @@
-//! Memory for results and scratch memory.
+//! Allocation of results, and pooled scratch memory.
 //!
-//! Results are made where the threads are called from, and clearing them there would keep the
-//! threads waiting; scratch memory is cleared once and then used again. Where matrices are small
-//! both show in a profile (`BENCHMARKS.md`, the embedded suite).
+//! The thread that calls a kernel allocates its result, and the others would wait while it clears a
+//! large one. Scratch memory is cleared once and then reused. With small matrices both show in a
+//! profile (`BENCHMARKS.md`, the embedded suite).
 
 use std::{
     cell::RefCell,
@@ -17,73 +17,77 @@ use super::{
     product::{matrix, matrix_mut},
 };
 
-/// Values that are written at once.
-const SPAN: usize = 16;
+/// Values of a block that a thread writes at once.
+const BLOCK: usize = 16;
 
-/// From this many values on, the threads share the writing.
-const SHARED: usize = 1 << 15;
+/// Smallest number of values that several threads initialize.
+const MIN_PARALLEL: usize = 1 << 15;
 
-/// Zeros, for a result.
+/// Returns `len` zeros.
 pub(super) fn zeros(len: usize) -> Vec<f32> {
-    if !len.is_multiple_of(SPAN) || !is_shared(len) {
+    if !len.is_multiple_of(BLOCK) || !is_parallel(len) {
         return vec![0.0; len];
     }
-    let spans = rayon::iter::repeat_n([0.0; SPAN], len / SPAN);
-    let spans: Vec<[f32; SPAN]> = spans.with_min_len(SHARED / SPAN / 2).collect();
-    spans.into_flattened()
+    let blocks = rayon::iter::repeat_n([0.0; BLOCK], len / BLOCK);
+    let blocks: Vec<[f32; BLOCK]> = blocks.with_min_len(MIN_PARALLEL / BLOCK / 2).collect();
+    blocks.into_flattened()
 }
 
-/// A copy, to become a result.
+/// Returns a copy of `values`.
 pub(super) fn copy(values: &[f32]) -> Vec<f32> {
-    let (spans, rest) = values.as_chunks::<SPAN>();
-    if !rest.is_empty() || !is_shared(values.len()) {
+    let (blocks, rest) = values.as_chunks::<BLOCK>();
+    if !rest.is_empty() || !is_parallel(values.len()) {
         return values.to_vec();
     }
-    let spans = spans.par_iter().with_min_len(SHARED / SPAN / 2).copied();
-    spans.collect::<Vec<_>>().into_flattened()
+    let blocks = blocks
+        .par_iter()
+        .with_min_len(MIN_PARALLEL / BLOCK / 2)
+        .copied();
+    blocks.collect::<Vec<_>>().into_flattened()
 }
 
-fn is_shared(len: usize) -> bool {
-    len >= SHARED && threads() > 1
+fn is_parallel(len: usize) -> bool {
+    len >= MIN_PARALLEL && threads() > 1
 }
 
-/// A thread keeps no more buffers than these.
-const MOST_SPARE: usize = 8;
+/// Largest number of buffers that a thread keeps.
+const MAX_POOLED: usize = 8;
 
-/// Nor larger ones, in values: those of many threads together would be felt.
-const LARGEST_SPARE: usize = 1 << 21;
+/// Largest buffer, in values, that a thread keeps. Larger ones on many threads would take too much
+/// memory.
+const MAX_POOLED_LEN: usize = 1 << 21;
 
 thread_local! {
-    /// The scratch memory that this thread does not use at the moment.
-    static SPARE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+    /// The unused scratch buffers of this thread.
+    static POOL: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Scratch memory, which holds anything at first.
+/// A scratch buffer from the pool of the thread, with unspecified initial values.
 pub(super) struct Scratch {
     values: Vec<f32>,
     len: usize,
 }
 
 impl Scratch {
-    /// `len` values: in the smallest spare buffer that is large enough, or in a new one, which
-    /// takes the place of the largest.
+    /// Takes `len` values from the smallest pooled buffer that is large enough. Without one,
+    /// allocates a buffer, which replaces the largest of the pool.
     pub(super) fn new(len: usize) -> Self {
         if len == 0 {
             let values = Vec::new();
             return Self { values, len };
         }
-        let spare = SPARE.with_borrow_mut(|spare| {
-            let by_len = |i: &usize| spare[*i].len();
-            let enough = (0..spare.len()).filter(|i| spare[*i].len() >= len);
-            let at = enough.min_by_key(by_len);
-            let at = at.or_else(|| (0..spare.len()).max_by_key(by_len))?;
-            Some(spare.swap_remove(at))
+        let pooled = POOL.with_borrow_mut(|pool| {
+            let by_len = |i: &usize| pool[*i].len();
+            let fitting = (0..pool.len()).filter(|i| pool[*i].len() >= len);
+            let index = fitting.min_by_key(by_len);
+            let index = index.or_else(|| (0..pool.len()).max_by_key(by_len))?;
+            Some(pool.swap_remove(index))
         });
-        let mut values = spare
+        let mut values = pooled
             .filter(|values| values.len() >= len)
             .unwrap_or_else(|| vec![0.0; len]);
         if cfg!(test) {
-            // Nothing may be read that was not written.
+            // Catches reads of values that were never written.
             values.fill(f32::NAN);
         }
         Self { values, len }
@@ -107,28 +111,34 @@ impl DerefMut for Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let values = std::mem::take(&mut self.values);
-        // A thread that is ending keeps none.
-        let _ = SPARE.try_with(|spare| {
-            let mut spare = spare.borrow_mut();
-            if (1..=LARGEST_SPARE).contains(&values.len()) && spare.len() < MOST_SPARE {
-                spare.push(values);
+        // The pool is gone while the thread ends.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if (1..=MAX_POOLED_LEN).contains(&values.len()) && pool.len() < MAX_POOLED {
+                pool.push(values);
             }
         });
     }
 }
 
-/// Rows of scratch memory. Their distance avoids multiples of a page, which fall on the same few
-/// lines of a cache when a product walks down a column.
-pub(super) struct Rows {
+/// Stride, in values, that maps the entries of a column to few cache sets when a product walks down
+/// it. Rows whose width is a multiple get [`ROW_PADDING`].
+const CONFLICT_STRIDE: usize = 128;
+
+/// Padding, in values, behind a row.
+const ROW_PADDING: usize = 16;
+
+/// A scratch matrix with padded rows.
+pub(super) struct ScratchRows {
     values: Scratch,
     width: usize,
     stride: usize,
 }
 
-impl Rows {
+impl ScratchRows {
     pub(super) fn new(rows: usize, width: usize) -> Self {
-        let stride = if width.is_multiple_of(128) {
-            width + 16
+        let stride = if width.is_multiple_of(CONFLICT_STRIDE) {
+            width + ROW_PADDING
         } else {
             width
         };
@@ -147,14 +157,14 @@ impl Rows {
         &mut self.values[index * self.stride..][..self.width]
     }
 
-    /// The first `rows` rows.
-    pub(super) fn first(&self, rows: usize) -> MatRef<'_, f32> {
+    /// Returns the first `rows` rows.
+    pub(super) fn first_rows(&self, rows: usize) -> MatRef<'_, f32> {
         let values = &self.values[..rows * self.stride];
         matrix(values, rows, self.stride).subcols(0, self.width)
     }
 
-    /// The first `rows` rows.
-    pub(super) fn first_mut(&mut self, rows: usize) -> MatMut<'_, f32> {
+    /// Returns the first `rows` rows, mutably.
+    pub(super) fn first_rows_mut(&mut self, rows: usize) -> MatMut<'_, f32> {
         let values = &mut self.values[..rows * self.stride];
         // Not `from_row_major_slice_with_stride_mut`: faer 0.24.4 swaps the strides there, and
         // writes out of bounds.
@@ -167,18 +177,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_are_what_they_are_made_of_whoever_writes_them() {
+    fn zeros_and_copies_are_independent_of_threads() {
         for threads in [1, 2, 5] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.unwrap().install(|| {
                 for len in [
                     0,
                     5,
-                    SPAN,
-                    SHARED - SPAN,
-                    SHARED,
-                    SHARED + 1,
-                    9 * SHARED + SPAN,
+                    BLOCK,
+                    MIN_PARALLEL - BLOCK,
+                    MIN_PARALLEL,
+                    MIN_PARALLEL + 1,
+                    9 * MIN_PARALLEL + BLOCK,
                 ] {
                     assert_eq!(zeros(len), vec![0.0; len]);
                     let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
@@ -189,23 +199,23 @@ mod tests {
     }
 
     #[test]
-    fn scratch_memory_is_used_again() {
-        // A thread of its own: others' tests leave theirs.
+    fn scratch_buffers_are_reused() {
+        // On a thread of its own: other tests leave buffers in the pool of theirs.
         let thread = std::thread::spawn(|| {
-            let place = |rows: &Rows| rows.values.as_ptr();
-            let (small, large) = (Rows::new(4, 8), Rows::new(400, 8));
-            let (at_small, at_large) = (place(&small), place(&large));
+            let address = |rows: &ScratchRows| rows.values.as_ptr();
+            let (small, large) = (ScratchRows::new(4, 8), ScratchRows::new(400, 8));
+            let (at_small, at_large) = (address(&small), address(&large));
             drop((small, large));
-            let (first, second) = (Rows::new(3, 8), Rows::new(4, 8));
-            assert_eq!(place(&first), at_small);
-            assert_eq!(place(&second), at_large);
+            let (first, second) = (ScratchRows::new(3, 8), ScratchRows::new(4, 8));
+            assert_eq!(address(&first), at_small);
+            assert_eq!(address(&second), at_large);
             drop((first, second));
-            // Larger than both: in place of the largest.
-            drop(Rows::new(500, 8));
-            let kept = SPARE.with_borrow(|spare| spare.iter().map(Vec::len).collect::<Vec<_>>());
+            // Larger than both: replaces the largest.
+            drop(ScratchRows::new(500, 8));
+            let kept = POOL.with_borrow(|pool| pool.iter().map(Vec::len).collect::<Vec<_>>());
             assert_eq!(kept, [4 * 8, 500 * 8]);
-            drop(Rows::new(LARGEST_SPARE / 8 + 1, 8));
-            assert_eq!(SPARE.with_borrow(Vec::len), 1);
+            drop(ScratchRows::new(MAX_POOLED_LEN / 8 + 1, 8));
+            assert_eq!(POOL.with_borrow(Vec::len), 1);
         });
         thread.join().unwrap();
     }

@@ -1,4 +1,5 @@
-//! Layer norm: `y = (x - mean) / √(variance + ε) · γ + β` over each row, the variance biased.
+//! Layer norm `y = (x - mean) / √(variance + ε) · γ + β` over rows, with the biased variance, and
+//! its gradients.
 
 use super::{
     LayerNormParams,
@@ -7,7 +8,7 @@ use super::{
     simd::{Kernel, dispatch, mul_add, sum},
 };
 
-/// The mean of a row, and the inverse of the root of its variance.
+/// The mean of a row, and the reciprocal of its standard deviation, with `ε` in the root.
 #[derive(Clone, Copy)]
 pub(super) struct Moments {
     mean: f32,
@@ -15,7 +16,7 @@ pub(super) struct Moments {
 }
 
 #[inline(always)]
-fn moments<const FUSED: bool>(row: &[f32], epsilon: f32) -> Moments {
+fn moments<const FMA: bool>(row: &[f32], epsilon: f32) -> Moments {
     let scale = 1.0 / row.len() as f32;
     let mean = sum(row.len(), |i| row[i]) * scale;
     let variance = sum(row.len(), |i| (row[i] - mean) * (row[i] - mean)) * scale;
@@ -35,24 +36,28 @@ impl Kernel for Forward<'_> {
     type Output = Moments;
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) -> Moments {
+    fn run<const FMA: bool>(self) -> Moments {
         let Self {
             params,
             input,
             output,
         } = self;
-        let found = moments::<FUSED>(input, params.epsilon);
-        let Moments { mean, rstd } = found;
-        let affine = params.gamma.iter().zip(params.beta);
-        for ((y, x), (gamma, beta)) in output.iter_mut().zip(input).zip(affine) {
-            *y = mul_add::<FUSED>((x - mean) * rstd, *gamma, *beta);
+        let moments = moments::<FMA>(input, params.epsilon);
+        let Moments { mean, rstd } = moments;
+        let scale_shift = params.gamma.iter().zip(params.beta);
+        for ((y, x), (gamma, beta)) in output.iter_mut().zip(input).zip(scale_shift) {
+            *y = mul_add::<FMA>((x - mean) * rstd, *gamma, *beta);
         }
-        found
+        moments
     }
 }
 
-/// Normalises one row.
-pub(super) fn row(params: LayerNormParams<'_>, input: &[f32], output: &mut [f32]) -> Moments {
+/// Normalizes one row, and returns its moments.
+pub(super) fn normalize_row(
+    params: LayerNormParams<'_>,
+    input: &[f32],
+    output: &mut [f32],
+) -> Moments {
     dispatch(Forward {
         params,
         input,
@@ -72,26 +77,25 @@ impl Kernel for Backward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<const FMA: bool>(self) {
         let Moments { mean, rstd } = self.moments;
         let width = self.input.len();
         let (x, g) = (self.input, &self.gradient[..width]);
         let (gamma, output) = (&self.gamma[..width], &mut self.output[..width]);
         let scale = 1.0 / width as f32;
-        let along_one = sum(width, |i| g[i] * gamma[i]) * scale;
-        let along_x = sum(width, |i| g[i] * gamma[i] * ((x[i] - mean) * rstd)) * scale;
+        // dx = rstd · (gγ - mean(gγ) - x̂ · mean(gγ · x̂)) with x̂ = (x - mean) · rstd.
+        let mean_g = sum(width, |i| g[i] * gamma[i]) * scale;
+        let mean_gx = sum(width, |i| g[i] * gamma[i] * ((x[i] - mean) * rstd)) * scale;
         for i in 0..width {
-            let normal = (x[i] - mean) * rstd;
-            let centred = mul_add::<FUSED>(g[i], gamma[i], -along_one);
-            output[i] =
-                mul_add::<FUSED>(rstd, mul_add::<FUSED>(-normal, along_x, centred), output[i]);
+            let x_hat = (x[i] - mean) * rstd;
+            let centered = mul_add::<FMA>(g[i], gamma[i], -mean_g);
+            output[i] = mul_add::<FMA>(rstd, mul_add::<FMA>(-x_hat, mean_gx, centered), output[i]);
         }
     }
 }
 
-/// Adds to `output` the gradient of a row of the input, given the `gradient` of that row of the
-/// output.
-pub(super) fn row_backward(
+/// Adds the gradient of an input row to `output`, given the `gradient` of the output row.
+pub(super) fn normalize_row_backward(
     gamma: &[f32],
     moments: Moments,
     input: &[f32],
@@ -119,17 +123,17 @@ impl Kernel for ParamsBackward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<const FMA: bool>(self) {
         let Moments { mean, rstd } = self.moments;
         let totals = self.gamma.iter_mut().zip(self.beta);
         for ((gamma, beta), (x, g)) in totals.zip(self.input.iter().zip(self.gradient)) {
-            *gamma = mul_add::<FUSED>(*g, (x - mean) * rstd, *gamma);
+            *gamma = mul_add::<FMA>(*g, (x - mean) * rstd, *gamma);
             *beta += g;
         }
     }
 }
 
-/// The gradients of γ and β, summed over rows.
+/// Gradients of γ and β, summed over rows.
 pub(super) struct ParamsGradient {
     pub(super) gamma: Vec<f32>,
     pub(super) beta: Vec<f32>,
@@ -155,10 +159,14 @@ impl ParamsGradient {
     }
 }
 
-/// The layer norm of every row of `x`, `[rows, width]`.
+/// Normalizes every row of `x`.
+///
+/// # Shapes
+/// - `x`: `[rows, width]`
+/// - output: `[rows, width]`
 ///
 /// # Panics
-/// When the lengths do not fit.
+/// If the lengths do not match.
 pub fn layer_norm(x: &[f32], params: LayerNormParams<'_>) -> Vec<f32> {
     let width = check(x, params);
     let mut y = zeros(x.len());
@@ -171,83 +179,29 @@ pub fn layer_norm(x: &[f32], params: LayerNormParams<'_>) -> Vec<f32> {
     parts::run(tasks, |(range, y)| {
         let x = &x[range.start * width..range.end * width];
         for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-            row(params, x, y);
+            normalize_row(params, x, y);
         }
     });
     y
 }
 
-/// The gradients of [`layer_norm`].
-#[derive(Clone, Debug)]
-pub struct LayerNormGradients {
-    /// `[rows, width]`, when wanted.
-    pub input: Option<Vec<f32>>,
-    /// `[width]`, when those of the parameters are wanted.
-    pub gamma: Option<Vec<f32>>,
-    /// `[width]`, when those of the parameters are wanted.
-    pub beta: Option<Vec<f32>>,
-}
-
-/// The gradients of [`layer_norm`] at `x`, given the gradient `dy` of its output.
-///
-/// # Panics
-/// When the lengths do not fit.
-pub fn layer_norm_backward(
-    x: &[f32],
-    params: LayerNormParams<'_>,
-    dy: &[f32],
-    input: bool,
-    parameters: bool,
-) -> LayerNormGradients {
-    let width = check(x, params);
-    assert_eq!(x.len(), dy.len());
-    let mut dx = zeros(if input { x.len() } else { 0 });
-    let parts = Parts::of_rows(x.len() / width, parameters);
-    let dx_width = if input { width } else { 0 };
-    let tasks = parts
-        .ranges
-        .iter()
-        .zip(parts.split(&mut dx, dx_width))
-        .collect();
-    let sums = parts::run(tasks, |(range, dx)| {
-        let mut sums = ParamsGradient::new(width);
-        for (i, r) in range.clone().enumerate() {
-            let (x, dy) = (&x[r * width..][..width], &dy[r * width..][..width]);
-            let moments = row_moments(params, x);
-            if input {
-                row_backward(params.gamma, moments, x, dy, &mut dx[i * width..][..width]);
-            }
-            if parameters {
-                sums.add(moments, x, dy);
-            }
-        }
-        sums
-    });
-    let (gamma, beta) = sums.into_iter().map(|sums| (sums.gamma, sums.beta)).unzip();
-    LayerNormGradients {
-        input: input.then_some(dx),
-        gamma: parts::total(gamma).filter(|_| parameters),
-        beta: parts::total(beta).filter(|_| parameters),
-    }
-}
-
-struct FindMoments<'a> {
+struct RowMoments<'a> {
     input: &'a [f32],
     epsilon: f32,
 }
 
-impl Kernel for FindMoments<'_> {
+impl Kernel for RowMoments<'_> {
     type Output = Moments;
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) -> Moments {
-        moments::<FUSED>(self.input, self.epsilon)
+    fn run<const FMA: bool>(self) -> Moments {
+        moments::<FMA>(self.input, self.epsilon)
     }
 }
 
-/// The moments of one row.
+/// Returns the moments of one row.
 pub(super) fn row_moments(params: LayerNormParams<'_>, input: &[f32]) -> Moments {
-    dispatch(FindMoments {
+    dispatch(RowMoments {
         input,
         epsilon: params.epsilon,
     })
@@ -268,33 +222,40 @@ mod tests {
     };
     use super::*;
 
+    /// Gradients of the input, the scale and the shift, row after row as the branches compute them.
+    fn backward(x: &[f32], params: LayerNormParams<'_>, dy: &[f32]) -> [Option<Vec<f32>>; 3] {
+        let width = check(x, params);
+        let mut dx = vec![0.0; x.len()];
+        let mut sums = ParamsGradient::new(width);
+        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+        for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(width)) {
+            let moments = row_moments(params, x);
+            normalize_row_backward(params.gamma, moments, x, dy, dx);
+            sums.add(moments, x, dy);
+        }
+        [Some(dx), Some(sums.gamma), Some(sums.beta)]
+    }
+
     #[test]
-    fn values_and_gradients_are_those_of_the_formula() {
+    fn values_and_gradients_match_the_formula() {
         for (rows, width) in [(1, 1), (1, 7), (5, 32), (40, 65), (3, 768)] {
-            let of = inputs(rows, width, [0, 0], false, 7);
-            let formula = |of: &Inputs<f64>| {
-                reference::layer_norm(&of[0], &of[1], &of[2], f64::from(reference::EPSILON))
+            let values = inputs(rows, width, [0, 0], false, 7);
+            let formula = |values: &Inputs<f64>| {
+                reference::layer_norm(
+                    &values[0],
+                    &values[1],
+                    &values[2],
+                    f64::from(reference::EPSILON),
+                )
             };
-            let want = formula(&std::array::from_fn(|i| wide(&of[i])));
+            let want = formula(&std::array::from_fn(|i| wide(&values[i])));
             let what = format!("{rows} x {width}");
-            assert_close(&layer_norm(&of[0], norm(&of)), &want, 2e-6, &what);
+            assert_close(&layer_norm(&values[0], norm(&values)), &want, 2e-6, &what);
             let dy = numbers(rows * width, 9, 1.0);
-            let found = layer_norm_backward(&of[0], norm(&of), &dy, true, true);
+            let [input, gamma, beta] = backward(&values[0], norm(&values), &dy);
             let none = Some(Vec::new());
-            let list = [
-                &found.input,
-                &found.gamma,
-                &found.beta,
-                &none,
-                &none,
-                &none,
-                &none,
-            ];
-            assert_gradients(formula, &of, &dy, list, &what);
-            let some = layer_norm_backward(&of[0], norm(&of), &dy, true, false);
-            assert!(some.input == found.input && some.gamma.is_none() && some.beta.is_none());
-            let some = layer_norm_backward(&of[0], norm(&of), &dy, false, true);
-            assert!(some.input.is_none() && some.gamma == found.gamma && some.beta == found.beta);
+            let list = [&input, &gamma, &beta, &none, &none, &none, &none];
+            assert_gradients(formula, &values, &dy, list, &what);
         }
     }
 }

@@ -1,102 +1,102 @@
 //! The MLP branch of a pre-norm block: `y = x + W₂·act(W₁·LN(x) + b₁) + b₂`, and its gradients.
 //!
-//! A chunk of rows goes through the whole branch while it is in the cache. What the backward pass
-//! needs of the forward pass is the input of the activation; the layer norm and the activation are
-//! computed again, which costs less than fetching them.
+//! A chunk of rows goes through the whole branch while it is in the cache. The forward pass saves
+//! the input of the activation for the backward pass, which recomputes the layer norm and the
+//! activation: that costs less than loading them.
 
 use faer::{Accum, MatRef, Par};
 
 use super::{
     LayerNormParams, LinearParams,
-    activation::Activation,
-    buffers::{Rows, Scratch, copy, zeros},
-    layer_norm::{ParamsGradient, row, row_backward, row_moments},
+    activation::ActivationFunction,
+    buffers::{Scratch, ScratchRows, copy, zeros},
+    layer_norm::{ParamsGradient, normalize_row, normalize_row_backward, row_moments},
     parts::{self, Parts},
-    product::{affine, chunks, largest_chunk, matrix, matrix_mut, on, product},
+    product::{chunks, largest_chunk, linear, matrix, matrix_mut, parallelism, product},
     simd::{AddTo, dispatch},
 };
 
-/// The sizes of an MLP branch over `rows` rows.
+/// Sizes of an MLP branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MlpShape {
-    /// Items times tokens.
+    /// Number of rows: items times tokens.
     pub rows: usize,
-    /// The width of the residual stream.
+    /// Width of the residual stream.
     pub width: usize,
-    /// The width between the two products.
+    /// Width between the linear layers.
     pub hidden: usize,
 }
 
-/// The parameters of an MLP branch.
+/// Parameters of an MLP branch.
 #[derive(Clone, Copy, Debug)]
 pub struct MlpParams<'a> {
-    /// The layer norm before the first product.
+    /// The layer norm before the first linear layer.
     pub norm: LayerNormParams<'a>,
-    /// The first product, `[width, hidden]`.
+    /// The first linear layer, `[width, hidden]`.
     pub fc: LinearParams<'a>,
-    /// Between the products.
-    pub activation: Activation,
-    /// The second product, `[hidden, width]`.
+    /// The activation between the linear layers.
+    pub activation: ActivationFunction,
+    /// The second linear layer, `[hidden, width]`.
     pub proj: LinearParams<'a>,
 }
 
-/// What the forward pass keeps for the backward pass.
+/// Activations that the forward pass saves for the backward pass.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlpActivations {
     /// The input of the activation, `[rows, hidden]`.
-    pub hidden: Vec<f32>,
+    pub pre_activation: Vec<f32>,
 }
 
-/// The gradients that are wanted.
+/// The gradients to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MlpWanted {
+pub struct MlpNeedsGrad {
     /// Of the input of the branch.
     pub input: bool,
     /// Of both parameters of the layer norm.
     pub norm: bool,
-    /// Of the weight of the first product.
+    /// Of the weight of the first linear layer.
     pub fc_weight: bool,
-    /// Of the bias of the first product.
+    /// Of the bias of the first linear layer.
     pub fc_bias: bool,
-    /// Of the weight of the second product.
+    /// Of the weight of the second linear layer.
     pub proj_weight: bool,
-    /// Of the bias of the second product.
+    /// Of the bias of the second linear layer.
     pub proj_bias: bool,
 }
 
-/// The gradients that were wanted, each in the shape of what it belongs to.
+/// Gradients of an MLP branch; `None` unless requested.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MlpGradients {
-    /// `[rows, width]`
+    /// Of the input, `[rows, width]`.
     pub input: Option<Vec<f32>>,
-    /// `[width]`
+    /// Of the scale of the layer norm, `[width]`.
     pub gamma: Option<Vec<f32>>,
-    /// `[width]`
+    /// Of the shift of the layer norm, `[width]`.
     pub beta: Option<Vec<f32>>,
-    /// `[width, hidden]`
+    /// Of the weight of the first linear layer, `[width, hidden]`.
     pub fc_weight: Option<Vec<f32>>,
-    /// `[hidden]`
+    /// Of the bias of the first linear layer, `[hidden]`.
     pub fc_bias: Option<Vec<f32>>,
-    /// `[hidden, width]`
+    /// Of the weight of the second linear layer, `[hidden, width]`.
     pub proj_weight: Option<Vec<f32>>,
-    /// `[width]`
+    /// Of the bias of the second linear layer, `[width]`.
     pub proj_bias: Option<Vec<f32>>,
 }
 
-impl MlpWanted {
-    /// Whether the gradient goes back beyond the activation.
-    fn beyond_activation(&self) -> bool {
-        self.fc_weight || self.fc_bias || self.beyond_fc()
+impl MlpNeedsGrad {
+    /// Returns `true` if the gradient has to pass the activation.
+    fn before_activation(&self) -> bool {
+        self.fc_weight || self.fc_bias || self.before_fc()
     }
 
-    /// Whether the gradient goes back beyond the first product.
-    fn beyond_fc(&self) -> bool {
+    /// Returns `true` if the gradient has to pass the first linear layer.
+    fn before_fc(&self) -> bool {
         self.input || self.norm
     }
 }
 
-/// Gradients of parameters, summed over rows.
-struct Sums {
+/// Gradients of the parameters, summed over rows.
+struct ParameterSums {
     norm: ParamsGradient,
     fc_weight: Vec<f32>,
     fc_bias: Vec<f32>,
@@ -104,97 +104,116 @@ struct Sums {
     proj_bias: Vec<f32>,
 }
 
-/// The output of an MLP branch, and the inputs of its two products.
+/// The output of an MLP branch, and the inputs of its linear layers.
 #[derive(Clone, Debug, PartialEq)]
-pub struct MlpObserved {
-    /// `[rows, width]`, or only the rows that are read.
+pub struct MlpWithInputs {
+    /// The output, `[rows, width]`, or the selected rows of it.
     pub y: Vec<f32>,
-    /// What the layer norm makes of `x`, `[rows, width]`.
-    pub normal: Vec<f32>,
-    /// After the activation, `[rows, hidden]`.
-    pub inner: Vec<f32>,
+    /// The input of the first linear layer, `[rows, width]`.
+    pub fc_input: Vec<f32>,
+    /// The input of the second linear layer, `[rows, hidden]`.
+    pub proj_input: Vec<f32>,
 }
 
-/// The branch on `x`, `[rows, width]`; the activations too with `keep`.
+/// Computes the branch, and returns its activations too if `save` is set.
+///
+/// # Shapes
+/// - `x`: `[rows, width]`
+/// - output: `[rows, width]`
 ///
 /// # Panics
-/// When a length does not fit the shape.
+/// If a length does not match the shape.
 pub fn mlp_branch(
     x: &[f32],
     params: &MlpParams<'_>,
     shape: MlpShape,
-    keep: bool,
+    save: bool,
 ) -> (Vec<f32>, Option<MlpActivations>) {
-    let give = Give {
-        before: keep,
+    let requested = Requested {
+        pre_activation: save,
         y: true,
-        ..Give::default()
+        ..Requested::default()
     };
-    let given = forward(x, params, shape, give);
-    let hidden = given.before;
-    (given.y, keep.then_some(MlpActivations { hidden }))
+    let outputs = forward(x, params, shape, requested);
+    let pre_activation = outputs.pre_activation;
+    (outputs.y, save.then_some(MlpActivations { pre_activation }))
 }
 
-/// The branch on `x`, `[rows, width]`, with what its products see. Of the output only the rows
-/// `read`, if that is given; the products see them all.
+/// Computes the branch, and also returns the inputs of its linear layers.
+///
+/// `output_rows` restricts the output to these rows; the inputs are those of all rows.
+///
+/// # Shapes
+/// - `x`: `[rows, width]`
+/// - output: `[rows, width]`, or `[output rows, width]`
 ///
 /// # Panics
-/// When a length does not fit the shape, or a row that is read is not there.
-pub fn mlp_branch_observed(
+/// If a length does not match the shape, or an output row is out of range.
+pub fn mlp_branch_with_inputs(
     x: &[f32],
     params: &MlpParams<'_>,
     shape: MlpShape,
-    read: Option<&[usize]>,
-) -> MlpObserved {
-    let give = Give {
-        normal: true,
-        inner: true,
-        y: read.is_none(),
-        ..Give::default()
+    output_rows: Option<&[usize]>,
+) -> MlpWithInputs {
+    let requested = Requested {
+        fc_input: true,
+        proj_input: true,
+        y: output_rows.is_none(),
+        ..Requested::default()
     };
-    let Given {
+    let Outputs {
         mut y,
-        normal,
-        inner,
+        fc_input,
+        proj_input,
         ..
-    } = forward(x, params, shape, give);
-    if let Some(read) = read {
+    } = forward(x, params, shape, requested);
+    if let Some(output_rows) = output_rows {
         let MlpShape { width, hidden, .. } = shape;
-        y = vec![0.0; read.len() * width];
-        let mut some = Rows::new(read.len(), hidden);
-        for (i, (row, y)) in read.iter().zip(y.chunks_exact_mut(width)).enumerate() {
-            some.row_mut(i)
-                .copy_from_slice(&inner[row * hidden..][..hidden]);
+        y = vec![0.0; output_rows.len() * width];
+        let mut selected = ScratchRows::new(output_rows.len(), hidden);
+        for (i, (row, y)) in output_rows
+            .iter()
+            .zip(y.chunks_exact_mut(width))
+            .enumerate()
+        {
+            selected
+                .row_mut(i)
+                .copy_from_slice(&proj_input[row * hidden..][..hidden]);
             y.copy_from_slice(&x[row * width..][..width]);
         }
-        let par = on(parts::threads());
-        params.add_second(&mut y, some.first(read.len()), shape, par);
+        let par = parallelism(parts::threads());
+        let selected = selected.first_rows(output_rows.len());
+        params.add_proj(&mut y, selected, shape, par);
     }
-    MlpObserved { y, normal, inner }
+    MlpWithInputs {
+        y,
+        fc_input,
+        proj_input,
+    }
 }
 
-/// Which values the forward pass gives.
+/// The values that the forward pass returns.
 #[derive(Clone, Copy, Default)]
-struct Give {
-    before: bool,
-    normal: bool,
-    inner: bool,
+struct Requested {
+    pre_activation: bool,
+    fc_input: bool,
+    proj_input: bool,
     y: bool,
 }
 
-/// Those that were wanted; the others are empty.
-struct Given {
+/// Values of the forward pass; those not requested are empty.
+struct Outputs {
     /// The input of the activation, `[rows, hidden]`.
-    before: Vec<f32>,
-    /// The input of the first product, `[rows, width]`.
-    normal: Vec<f32>,
-    /// The input of the second product, `[rows, hidden]`.
-    inner: Vec<f32>,
+    pre_activation: Vec<f32>,
+    /// The input of the first linear layer, `[rows, width]`.
+    fc_input: Vec<f32>,
+    /// The input of the second linear layer, `[rows, hidden]`.
+    proj_input: Vec<f32>,
     /// The output, `[rows, width]`.
     y: Vec<f32>,
 }
 
-fn forward(x: &[f32], params: &MlpParams<'_>, shape: MlpShape, give: Give) -> Given {
+fn forward(x: &[f32], params: &MlpParams<'_>, shape: MlpShape, requested: Requested) -> Outputs {
     params.check(x, shape);
     let MlpShape {
         rows,
@@ -202,75 +221,87 @@ fn forward(x: &[f32], params: &MlpParams<'_>, shape: MlpShape, give: Give) -> Gi
         hidden,
     } = shape;
     let (w1, _) = params.weights(shape);
-    let wide = |wanted: bool, width: usize| if wanted { width } else { 0 };
-    let [before_width, inner_width] = [give.before, give.inner].map(|wanted| wide(wanted, hidden));
-    let [normal_width, y_width] = [give.normal, give.y].map(|wanted| wide(wanted, width));
-    let mut given = Given {
-        before: zeros(rows * before_width),
-        normal: zeros(rows * normal_width),
-        inner: zeros(rows * inner_width),
+    // Buffers that are not requested have rows of no width.
+    let width_if = |requested: bool, width: usize| if requested { width } else { 0 };
+    let pre_activation_width = width_if(requested.pre_activation, hidden);
+    let fc_input_width = width_if(requested.fc_input, width);
+    let proj_input_width = width_if(requested.proj_input, hidden);
+    let y_width = width_if(requested.y, width);
+    let mut outputs = Outputs {
+        pre_activation: zeros(rows * pre_activation_width),
+        fc_input: zeros(rows * fc_input_width),
+        proj_input: zeros(rows * proj_input_width),
         y: zeros(rows * y_width),
     };
     let parts = Parts::of_rows(rows, false);
     let tasks = parts
         .ranges
         .iter()
-        .zip(parts.split(&mut given.before, before_width))
-        .zip(parts.split(&mut given.normal, normal_width))
-        .zip(parts.split(&mut given.inner, inner_width))
-        .zip(parts.split(&mut given.y, y_width))
+        .zip(parts.split(&mut outputs.pre_activation, pre_activation_width))
+        .zip(parts.split(&mut outputs.fc_input, fc_input_width))
+        .zip(parts.split(&mut outputs.proj_input, proj_input_width))
+        .zip(parts.split(&mut outputs.y, y_width))
         .collect();
-    parts::run(tasks, |((((range, kept), normals), inners), y)| {
-        let par = on(parts.threads);
+    parts::run(tasks, |((((range, saved), fc_inputs), proj_inputs), y)| {
+        let par = parallelism(parts.threads);
         let size = largest_chunk(range.len());
-        let mut normal = Rows::new(size, width);
-        let mut inner = Rows::new(size, hidden);
-        let mut outer = Scratch::new(wide(!give.before, size * hidden));
+        let mut normed = ScratchRows::new(size, width);
+        let mut activated = ScratchRows::new(size, hidden);
+        let mut scratch = Scratch::new(width_if(!requested.pre_activation, size * hidden));
         for chunk in chunks(range.len()) {
             let count = chunk.len();
             let x = &x[(range.start + chunk.start) * width..][..count * width];
-            let before = if give.before {
-                &mut kept[chunk.start * hidden..chunk.end * hidden]
+            let pre_activation = if requested.pre_activation {
+                &mut saved[chunk.start * hidden..chunk.end * hidden]
             } else {
-                &mut outer[..count * hidden]
+                &mut scratch[..count * hidden]
             };
             for (i, x) in x.chunks_exact(width).enumerate() {
-                row(params.norm, x, normal.row_mut(i));
+                normalize_row(params.norm, x, normed.row_mut(i));
             }
-            affine(before, normal.first(count), w1, params.fc.bias, par);
-            for (i, before) in before.chunks_exact(hidden).enumerate() {
-                params.activation.forward(before, inner.row_mut(i));
+            let bias = params.fc.bias;
+            linear(pre_activation, normed.first_rows(count), w1, bias, par);
+            for (i, pre_activation) in pre_activation.chunks_exact(hidden).enumerate() {
+                params
+                    .activation
+                    .forward(pre_activation, activated.row_mut(i));
             }
-            let shown = &mut normals[chunk.start * normal_width..chunk.end * normal_width];
-            for (i, shown) in shown.chunks_exact_mut(width).enumerate() {
-                shown.copy_from_slice(normal.row(i));
+            let rows = &mut fc_inputs[chunk.start * fc_input_width..chunk.end * fc_input_width];
+            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                row.copy_from_slice(normed.row(i));
             }
-            let shown = &mut inners[chunk.start * inner_width..chunk.end * inner_width];
-            for (i, shown) in shown.chunks_exact_mut(hidden).enumerate() {
-                shown.copy_from_slice(inner.row(i));
+            let rows =
+                &mut proj_inputs[chunk.start * proj_input_width..chunk.end * proj_input_width];
+            for (i, row) in rows.chunks_exact_mut(hidden).enumerate() {
+                row.copy_from_slice(activated.row(i));
             }
-            if give.y {
+            if requested.y {
                 let y = &mut y[chunk.start * width..chunk.end * width];
                 y.copy_from_slice(x);
-                params.add_second(y, inner.first(count), shape, par);
+                params.add_proj(y, activated.first_rows(count), shape, par);
             }
         }
     });
-    given
+    outputs
 }
 
-/// The gradients at `x`, given the gradient `dy` of the output of [`mlp_branch`]. Without `kept`
-/// the activations are computed again; the result is the same.
+/// Computes the gradients at `x`, given the gradient `dy` of the output of [`mlp_branch`].
+///
+/// Without `saved` the activations are recomputed; the result is the same.
+///
+/// # Shapes
+/// - `x`: `[rows, width]`
+/// - `dy`: `[rows, width]`
 ///
 /// # Panics
-/// When a length does not fit the shape.
+/// If a length does not match the shape.
 pub fn mlp_branch_backward(
     x: &[f32],
     params: &MlpParams<'_>,
     shape: MlpShape,
-    kept: Option<&MlpActivations>,
+    saved: Option<&MlpActivations>,
     dy: &[f32],
-    wanted: MlpWanted,
+    needs_grad: MlpNeedsGrad,
 ) -> MlpGradients {
     params.check(x, shape);
     assert_eq!(x.len(), dy.len());
@@ -279,34 +310,43 @@ pub fn mlp_branch_backward(
         width,
         hidden,
     } = shape;
-    assert!(kept.is_none_or(|kept| kept.hidden.len() == rows * hidden));
-    let mut dx = if wanted.input { copy(dy) } else { Vec::new() };
-    let sums =
-        wanted.norm || wanted.fc_weight || wanted.fc_bias || wanted.proj_weight || wanted.proj_bias;
-    let parts = Parts::of_rows(rows, sums);
+    assert!(saved.is_none_or(|saved| saved.pre_activation.len() == rows * hidden));
+    let mut dx = if needs_grad.input {
+        copy(dy)
+    } else {
+        Vec::new()
+    };
+    // A reduction over rows is partitioned independently of the number of threads.
+    let reduces = needs_grad.norm
+        || needs_grad.fc_weight
+        || needs_grad.fc_bias
+        || needs_grad.proj_weight
+        || needs_grad.proj_bias;
+    let parts = Parts::of_rows(rows, reduces);
     let tasks = parts
         .ranges
         .iter()
-        .zip(parts.split(&mut dx, if wanted.input { width } else { 0 }))
+        .zip(parts.split(&mut dx, if needs_grad.input { width } else { 0 }))
         .collect();
     let sums = parts::run(tasks, |(range, dx)| {
         let (from, to) = (range.start * width, range.end * width);
-        let part = Part {
+        let part = RowsBackward {
             x: &x[from..to],
             dy: &dy[from..to],
-            kept: kept.map(|kept| &kept.hidden[range.start * hidden..range.end * hidden]),
+            saved: saved
+                .map(|saved| &saved.pre_activation[range.start * hidden..range.end * hidden]),
             params,
             shape: MlpShape {
                 rows: range.len(),
                 ..shape
             },
-            wanted,
-            par: on(parts.threads),
+            needs_grad,
+            par: parallelism(parts.threads),
         };
-        part.backward(dx)
+        part.run(dx)
     });
     let mut gradients = MlpGradients {
-        input: wanted.input.then_some(dx),
+        input: needs_grad.input.then_some(dx),
         ..MlpGradients::default()
     };
     let (mut gamma, mut beta) = (Vec::new(), Vec::new());
@@ -320,37 +360,37 @@ pub fn mlp_branch_backward(
         proj_weight.push(sums.proj_weight);
         proj_bias.push(sums.proj_bias);
     }
-    let total = |wanted: bool, parts| if wanted { parts::total(parts) } else { None };
-    gradients.gamma = total(wanted.norm, gamma);
-    gradients.beta = total(wanted.norm, beta);
-    gradients.fc_weight = total(wanted.fc_weight, fc_weight);
-    gradients.fc_bias = total(wanted.fc_bias, fc_bias);
-    gradients.proj_weight = total(wanted.proj_weight, proj_weight);
-    gradients.proj_bias = total(wanted.proj_bias, proj_bias);
+    let total = |needs_grad: bool, parts| if needs_grad { parts::sum(parts) } else { None };
+    gradients.gamma = total(needs_grad.norm, gamma);
+    gradients.beta = total(needs_grad.norm, beta);
+    gradients.fc_weight = total(needs_grad.fc_weight, fc_weight);
+    gradients.fc_bias = total(needs_grad.fc_bias, fc_bias);
+    gradients.proj_weight = total(needs_grad.proj_weight, proj_weight);
+    gradients.proj_bias = total(needs_grad.proj_bias, proj_bias);
     gradients
 }
 
-/// A part of the rows on its way back.
-struct Part<'a> {
+/// Backward pass of one part of the rows.
+struct RowsBackward<'a> {
     x: &'a [f32],
     dy: &'a [f32],
-    kept: Option<&'a [f32]>,
+    saved: Option<&'a [f32]>,
     params: &'a MlpParams<'a>,
     shape: MlpShape,
-    wanted: MlpWanted,
+    needs_grad: MlpNeedsGrad,
     par: Par,
 }
 
-impl Part<'_> {
-    /// Adds to `dx`, and sums what belongs to the parameters.
-    fn backward(&self, dx: &mut [f32]) -> Sums {
+impl RowsBackward<'_> {
+    /// Adds the gradient of the input to `dx`, and returns those of the parameters.
+    fn run(&self, dx: &mut [f32]) -> ParameterSums {
         let Self {
             x,
             dy,
-            kept,
+            saved,
             params,
             shape,
-            wanted,
+            needs_grad,
             par,
         } = *self;
         let MlpShape {
@@ -360,119 +400,125 @@ impl Part<'_> {
         } = shape;
         let (w1, w2) = params.weights(shape);
         let size = largest_chunk(rows);
-        let sum = |wanted: bool, len| vec![0.0f32; if wanted { len } else { 0 }];
-        let mut sums = Sums {
+        let zeros_if = |requested: bool, len| vec![0.0f32; if requested { len } else { 0 }];
+        let mut sums = ParameterSums {
             norm: ParamsGradient::new(width),
-            fc_weight: sum(wanted.fc_weight, width * hidden),
-            fc_bias: sum(wanted.fc_bias, hidden),
-            proj_weight: sum(wanted.proj_weight, hidden * width),
-            proj_bias: sum(wanted.proj_bias, width),
+            fc_weight: zeros_if(needs_grad.fc_weight, width * hidden),
+            fc_bias: zeros_if(needs_grad.fc_bias, hidden),
+            proj_weight: zeros_if(needs_grad.proj_weight, hidden * width),
+            proj_bias: zeros_if(needs_grad.proj_bias, width),
         };
-        let needs_before = wanted.proj_weight || wanted.beyond_activation();
-        let again = kept.is_none() && needs_before;
-        let mut outer = Scratch::new(if again { size * hidden } else { 0 });
-        let mut normal = Rows::new(size, width);
-        let mut after = Rows::new(size, hidden);
-        let mut slope = Rows::new(size, hidden);
+        let needs_pre_activation = needs_grad.proj_weight || needs_grad.before_activation();
+        let recomputes = saved.is_none() && needs_pre_activation;
+        let mut scratch = Scratch::new(if recomputes { size * hidden } else { 0 });
+        let mut normed = ScratchRows::new(size, width);
+        let mut activated = ScratchRows::new(size, hidden);
+        let mut dh = ScratchRows::new(size, hidden);
         for chunk in chunks(rows) {
             let count = chunk.len();
             let range = chunk.start * width..chunk.end * width;
             let (x, dy) = (&x[range.clone()], &dy[range.clone()]);
-            if wanted.proj_bias {
+            if needs_grad.proj_bias {
                 add_rows(&mut sums.proj_bias, dy);
             }
-            if !needs_before {
+            if !needs_pre_activation {
                 continue;
             }
-            if kept.is_none() || wanted.fc_weight {
+            if saved.is_none() || needs_grad.fc_weight {
                 for (i, x) in x.chunks_exact(width).enumerate() {
-                    row(params.norm, x, normal.row_mut(i));
+                    normalize_row(params.norm, x, normed.row_mut(i));
                 }
             }
-            let before = match kept {
-                Some(kept) => &kept[chunk.start * hidden..chunk.end * hidden],
+            let pre_activation = match saved {
+                Some(saved) => &saved[chunk.start * hidden..chunk.end * hidden],
                 None => {
-                    let before = &mut outer[..count * hidden];
-                    affine(before, normal.first(count), w1, params.fc.bias, par);
-                    &*before
+                    let pre_activation = &mut scratch[..count * hidden];
+                    let bias = params.fc.bias;
+                    linear(pre_activation, normed.first_rows(count), w1, bias, par);
+                    &*pre_activation
                 }
             };
             let dy = matrix(dy, count, width);
-            if wanted.beyond_activation() {
-                let (to, back) = (slope.first_mut(count), w2.transpose());
-                product(to, Accum::Replace, dy, back, 1.0, par);
-                for (i, before) in before.chunks_exact(hidden).enumerate() {
-                    let (after, slope) = (after.row_mut(i), slope.row_mut(i));
-                    params.activation.backward(before, after, slope);
-                    if wanted.fc_bias {
-                        add_rows(&mut sums.fc_bias, slope);
+            // `dh` becomes the gradient of the output of the activation, then that of its input.
+            if needs_grad.before_activation() {
+                let (to, transposed) = (dh.first_rows_mut(count), w2.transpose());
+                product(to, Accum::Replace, dy, transposed, 1.0, par);
+                for (i, pre_activation) in pre_activation.chunks_exact(hidden).enumerate() {
+                    let (activated, dh) = (activated.row_mut(i), dh.row_mut(i));
+                    params.activation.backward(pre_activation, activated, dh);
+                    if needs_grad.fc_bias {
+                        add_rows(&mut sums.fc_bias, dh);
                     }
                 }
             } else {
-                for (i, before) in before.chunks_exact(hidden).enumerate() {
-                    params.activation.forward(before, after.row_mut(i));
+                for (i, pre_activation) in pre_activation.chunks_exact(hidden).enumerate() {
+                    params
+                        .activation
+                        .forward(pre_activation, activated.row_mut(i));
                 }
             }
-            if wanted.proj_weight {
+            if needs_grad.proj_weight {
                 let sum = matrix_mut(&mut sums.proj_weight, hidden, width);
                 product(
                     sum,
                     Accum::Add,
-                    after.first(count).transpose(),
+                    activated.first_rows(count).transpose(),
                     dy,
                     1.0,
                     par,
                 );
             }
-            if wanted.fc_weight {
+            if needs_grad.fc_weight {
                 let sum = matrix_mut(&mut sums.fc_weight, width, hidden);
-                let (normal, slope) = (normal.first(count), slope.first(count));
-                product(sum, Accum::Add, normal.transpose(), slope, 1.0, par);
+                let (normed, dh) = (normed.first_rows(count), dh.first_rows(count));
+                product(sum, Accum::Add, normed.transpose(), dh, 1.0, par);
             }
-            if wanted.beyond_fc() {
-                let dx = match wanted.input {
+            if needs_grad.before_fc() {
+                let dx = match needs_grad.input {
                     true => &mut dx[range],
                     false => &mut [],
                 };
-                self.to_input(x, slope.first(count), &mut normal, dx, &mut sums.norm);
+                let dh = dh.first_rows(count);
+                self.input_backward(x, dh, &mut normed, dx, &mut sums.norm);
             }
         }
         sums
     }
 
-    /// From the gradient of the first map's output, `slope`, to that of the rows `x`.
-    fn to_input(
+    /// Adds the gradient of the rows `x` to `dx` and those of the layer norm to `sums`, given the
+    /// gradient `dh` of the first linear layer's output. Overwrites `normed`.
+    fn input_backward(
         &self,
         x: &[f32],
-        slope: MatRef<'_, f32>,
-        normal: &mut Rows,
+        dh: MatRef<'_, f32>,
+        normed: &mut ScratchRows,
         dx: &mut [f32],
         sums: &mut ParamsGradient,
     ) {
-        let (params, wanted, width) = (self.params, self.wanted, self.shape.width);
+        let (params, needs_grad, width) = (self.params, self.needs_grad, self.shape.width);
         let (w1, _) = params.weights(self.shape);
         product(
-            normal.first_mut(slope.nrows()),
+            normed.first_rows_mut(dh.nrows()),
             Accum::Replace,
-            slope,
+            dh,
             w1.transpose(),
             1.0,
             self.par,
         );
         for (i, x) in x.chunks_exact(width).enumerate() {
             let moments = row_moments(params.norm, x);
-            if wanted.input {
+            if needs_grad.input {
                 let dx = &mut dx[i * width..][..width];
-                row_backward(params.norm.gamma, moments, x, normal.row(i), dx);
+                normalize_row_backward(params.norm.gamma, moments, x, normed.row(i), dx);
             }
-            if wanted.norm {
-                sums.add(moments, x, normal.row(i));
+            if needs_grad.norm {
+                sums.add(moments, x, normed.row(i));
             }
         }
     }
 }
 
-/// Adds rows of the length of `total` to it.
+/// Adds every row of `rows` to `total`.
 fn add_rows(total: &mut [f32], rows: &[f32]) {
     for row in rows.chunks_exact(total.len()) {
         dispatch(AddTo { total, row });
@@ -480,6 +526,7 @@ fn add_rows(total: &mut [f32], rows: &[f32]) {
 }
 
 impl<'a> MlpParams<'a> {
+    /// Returns the weights of both linear layers.
     fn weights(&self, shape: MlpShape) -> (MatRef<'a, f32>, MatRef<'a, f32>) {
         let MlpShape { width, hidden, .. } = shape;
         (
@@ -488,9 +535,9 @@ impl<'a> MlpParams<'a> {
         )
     }
 
-    /// Adds the second map of `inner`, `[rows, hidden]`, to `y`, `[rows, width]`.
-    fn add_second(&self, y: &mut [f32], inner: MatRef<'_, f32>, shape: MlpShape, par: Par) {
-        let (rows, width) = (inner.nrows(), shape.width);
+    /// Adds the second linear layer of `activated`, `[rows, hidden]`, to `y`, `[rows, width]`.
+    fn add_proj(&self, y: &mut [f32], activated: MatRef<'_, f32>, shape: MlpShape, par: Par) {
+        let (rows, width) = (activated.nrows(), shape.width);
         if let Some(bias) = self.proj.bias {
             for row in y.chunks_exact_mut(width) {
                 dispatch(AddTo {
@@ -500,7 +547,14 @@ impl<'a> MlpParams<'a> {
             }
         }
         let (_, w2) = self.weights(shape);
-        product(matrix_mut(y, rows, width), Accum::Add, inner, w2, 1.0, par);
+        product(
+            matrix_mut(y, rows, width),
+            Accum::Add,
+            activated,
+            w2,
+            1.0,
+            par,
+        );
     }
 
     fn check(&self, x: &[f32], shape: MlpShape) {
@@ -527,7 +581,7 @@ mod tests {
     };
     use super::*;
 
-    const ALL: MlpWanted = MlpWanted {
+    const ALL: MlpNeedsGrad = MlpNeedsGrad {
         input: true,
         norm: true,
         fc_weight: true,
@@ -536,10 +590,13 @@ mod tests {
         proj_bias: true,
     };
 
-    fn params(of: &Inputs<f32>, activation: Activation) -> MlpParams<'_> {
-        let (fc, proj) = (reference::product(of, 0), reference::product(of, 1));
+    fn params(values: &Inputs<f32>, activation: ActivationFunction) -> MlpParams<'_> {
+        let (fc, proj) = (
+            reference::linear_params(values, 0),
+            reference::linear_params(values, 1),
+        );
         MlpParams {
-            norm: reference::norm(of),
+            norm: reference::norm(values),
             fc,
             activation,
             proj,
@@ -558,72 +615,83 @@ mod tests {
         ]
     }
 
-    fn check(shape: MlpShape, activation: Activation, bias: bool) {
+    fn check(shape: MlpShape, activation: ActivationFunction, bias: bool) {
         let what = format!("{shape:?} {activation:?} bias {bias}");
         let MlpShape {
             rows,
             width,
             hidden,
         } = shape;
-        let of = inputs(rows, width, [hidden, hidden], bias, rows as u64);
-        let params = params(&of, activation);
+        let values = inputs(rows, width, [hidden, hidden], bias, rows as u64);
+        let params = params(&values, activation);
         let dy = numbers(rows * width, 99, 1.0);
-        let (y, kept) = mlp_branch(&of[0], &params, shape, true);
-        let formula = |of: &Inputs<f64>| reference::mlp(activation, shape, of);
+        let (y, saved) = mlp_branch(&values[0], &params, shape, true);
+        let formula = |values: &Inputs<f64>| reference::mlp(activation, shape, values);
         assert_close(
             &y,
-            &formula(&std::array::from_fn(|i| wide(&of[i]))),
+            &formula(&std::array::from_fn(|i| wide(&values[i]))),
             3e-6,
             &what,
         );
-        let (bare, nothing) = mlp_branch(&of[0], &params, shape, false);
+        let (bare, nothing) = mlp_branch(&values[0], &params, shape, false);
         assert!(bare == y && nothing.is_none(), "{what}");
-        let seen = mlp_branch_observed(&of[0], &params, shape, None);
-        assert!(seen.y == y, "{what}");
-        assert_observed(&seen, &params, &kept.as_ref().unwrap().hidden, shape, &what);
-        let read: Vec<usize> = (0..rows).step_by(3).collect();
-        let some = mlp_branch_observed(&of[0], &params, shape, Some(&read));
-        assert!(some.normal == seen.normal && some.inner == seen.inner);
-        let rows_of_y = read.iter().flat_map(|row| &y[row * width..][..width]);
+        let outputs = mlp_branch_with_inputs(&values[0], &params, shape, None);
+        assert!(outputs.y == y, "{what}");
+        assert_inputs(
+            &outputs,
+            &params,
+            &saved.as_ref().unwrap().pre_activation,
+            shape,
+            &what,
+        );
+        let output_rows: Vec<usize> = (0..rows).step_by(3).collect();
+        let some = mlp_branch_with_inputs(&values[0], &params, shape, Some(&output_rows));
+        assert!(some.fc_input == outputs.fc_input && some.proj_input == outputs.proj_input);
+        let rows_of_y = output_rows
+            .iter()
+            .flat_map(|row| &y[row * width..][..width]);
         let rows_of_y: Vec<f32> = rows_of_y.copied().collect();
         assert_close(&some.y, &wide(&rows_of_y), 3e-6, &what);
-        let back = |kept| mlp_branch_backward(&of[0], &params, shape, kept, &dy, ALL);
-        let gradients = back(kept.as_ref());
+        let back = |saved| mlp_branch_backward(&values[0], &params, shape, saved, &dy, ALL);
+        let gradients = back(saved.as_ref());
         assert_eq!(gradients, back(None), "{what}");
-        assert_eq!(gradients, back(kept.as_ref()), "{what}");
-        assert_gradients(formula, &of, &dy, list(&gradients), &what);
+        assert_eq!(gradients, back(saved.as_ref()), "{what}");
+        assert_gradients(formula, &values, &dy, list(&gradients), &what);
     }
 
-    /// The second product's input is the activation of the first one's output.
-    fn assert_observed(
-        seen: &MlpObserved,
+    /// Asserts that the inputs of the linear layers are those of the formula.
+    fn assert_inputs(
+        outputs: &MlpWithInputs,
         params: &MlpParams<'_>,
-        before: &[f32],
+        pre_activation: &[f32],
         shape: MlpShape,
         what: &str,
     ) {
         let MlpShape { width, hidden, .. } = shape;
-        let mut want = vec![0.0; before.len()];
-        params.activation.forward(before, &mut want);
-        assert_close(&seen.inner, &wide(&want), 1e-6, what);
-        let rows = seen.normal.chunks(width).zip(before.chunks(hidden));
-        for (normal, before) in rows {
+        let mut want = vec![0.0; pre_activation.len()];
+        params.activation.forward(pre_activation, &mut want);
+        assert_close(&outputs.proj_input, &wide(&want), 1e-6, what);
+        let rows = outputs
+            .fc_input
+            .chunks(width)
+            .zip(pre_activation.chunks(hidden));
+        for (input, pre_activation) in rows {
             let mut want: Vec<f64> = match params.fc.bias {
                 Some(bias) => wide(bias),
                 None => vec![0.0; hidden],
             };
-            for (x, weights) in normal.iter().zip(params.fc.weight.chunks(hidden)) {
+            for (x, weights) in input.iter().zip(params.fc.weight.chunks(hidden)) {
                 for (want, weight) in want.iter_mut().zip(weights) {
                     *want += f64::from(*x) * f64::from(*weight);
                 }
             }
-            assert_close(before, &want, 1e-5, what);
+            assert_close(pre_activation, &want, 1e-5, what);
         }
     }
 
     #[test]
-    fn the_room_between_rows_is_not_read() {
-        // At multiples of 128 rows of scratch memory have room between them, and tests fill it with
+    fn row_padding_is_not_read() {
+        // Scratch rows of a multiple of 128 values are padded, and tests fill scratch memory with
         // NaN.
         let (rows, width, hidden) = (37, 128, 256);
         let shape = MlpShape {
@@ -631,18 +699,18 @@ mod tests {
             width,
             hidden,
         };
-        let of = inputs(rows, width, [hidden, hidden], true, 1);
-        let params = params(&of, Activation::QuickGelu);
-        let (y, kept) = mlp_branch(&of[0], &params, shape, true);
+        let values = inputs(rows, width, [hidden, hidden], true, 1);
+        let params = params(&values, ActivationFunction::QuickGelu);
+        let (y, saved) = mlp_branch(&values[0], &params, shape, true);
         let want = reference::mlp(
-            Activation::QuickGelu,
+            ActivationFunction::QuickGelu,
             shape,
-            &std::array::from_fn(|i| wide(&of[i])),
+            &std::array::from_fn(|i| wide(&values[i])),
         );
         assert_close(&y, &want, 3e-6, "width 128");
         let dy = numbers(rows * width, 99, 1.0);
-        let back = |kept| mlp_branch_backward(&of[0], &params, shape, kept, &dy, ALL);
-        let gradients = back(kept.as_ref());
+        let back = |saved| mlp_branch_backward(&values[0], &params, shape, saved, &dy, ALL);
+        let gradients = back(saved.as_ref());
         assert_eq!(gradients, back(None));
         for gradient in list(&gradients) {
             assert!(gradient.as_ref().unwrap().iter().all(|g| g.is_finite()));
@@ -650,11 +718,11 @@ mod tests {
     }
 
     #[test]
-    fn values_and_gradients_are_those_of_the_formula() {
+    fn values_and_gradients_match_the_formula() {
         for activation in [
-            Activation::QuickGelu,
-            Activation::GeluTanh,
-            Activation::Gelu,
+            ActivationFunction::QuickGelu,
+            ActivationFunction::GeluTanh,
+            ActivationFunction::Gelu,
         ] {
             for (i, rows) in [1, 2, 5, 21, 34, 85].into_iter().enumerate() {
                 for (width, hidden) in [(5, 7), (16, 50)] {
@@ -677,30 +745,37 @@ mod tests {
                 width: 4,
                 hidden: 9,
             },
-            Activation::QuickGelu,
+            ActivationFunction::QuickGelu,
             true,
         );
     }
 
     #[test]
-    fn any_number_of_threads_gives_the_same_within_rounding() {
+    fn results_are_equal_within_rounding_for_any_number_of_threads() {
         let shape = MlpShape {
             rows: 70,
             width: 24,
             hidden: 96,
         };
-        let of = inputs(shape.rows, 24, [96, 96], true, 5);
-        let params = params(&of, Activation::QuickGelu);
+        let values = inputs(shape.rows, 24, [96, 96], true, 5);
+        let params = params(&values, ActivationFunction::QuickGelu);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build()
                 .unwrap();
             pool.install(|| {
-                let (y, kept) = mlp_branch(&of[0], &params, shape, true);
+                let (y, saved) = mlp_branch(&values[0], &params, shape, true);
                 (
                     y,
-                    mlp_branch_backward(&of[0], &params, shape, kept.as_ref(), &of[0], ALL),
+                    mlp_branch_backward(
+                        &values[0],
+                        &params,
+                        shape,
+                        saved.as_ref(),
+                        &values[0],
+                        ALL,
+                    ),
                 )
             })
         };
@@ -720,22 +795,24 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_wanted_is_given() {
+    fn only_requested_gradients_are_returned() {
         let shape = MlpShape {
             rows: 10,
             width: 6,
             hidden: 20,
         };
-        let of = inputs(10, 6, [20, 20], true, 3);
-        let params = params(&of, Activation::Gelu);
-        let (_, kept) = mlp_branch(&of[0], &params, shape, true);
-        let back = |wanted, kept| mlp_branch_backward(&of[0], &params, shape, kept, &of[0], wanted);
-        let all = back(ALL, kept.as_ref());
+        let values = inputs(10, 6, [20, 20], true, 3);
+        let params = params(&values, ActivationFunction::Gelu);
+        let (_, saved) = mlp_branch(&values[0], &params, shape, true);
+        let back = |needs_grad, saved| {
+            mlp_branch_backward(&values[0], &params, shape, saved, &values[0], needs_grad)
+        };
+        let all = back(ALL, saved.as_ref());
         for bits in 0..64 {
             let bit = |i: u32| bits >> i & 1 == 1;
             let flags = [bit(0), bit(1), bit(1), bit(2), bit(3), bit(4), bit(5)];
             let [input, norm, _, fc_weight, fc_bias, proj_weight, proj_bias] = flags;
-            let wanted = MlpWanted {
+            let needs_grad = MlpNeedsGrad {
                 input,
                 norm,
                 fc_weight,
@@ -743,10 +820,15 @@ mod tests {
                 proj_weight,
                 proj_bias,
             };
-            for kept in [kept.as_ref(), None] {
-                let some = back(wanted, kept);
-                for ((some, all), wanted) in list(&some).into_iter().zip(list(&all)).zip(flags) {
-                    assert_eq!(some.as_ref(), all.as_ref().filter(|_| wanted), "{bits:b}");
+            for saved in [saved.as_ref(), None] {
+                let some = back(needs_grad, saved);
+                for ((some, all), needs_grad) in list(&some).into_iter().zip(list(&all)).zip(flags)
+                {
+                    assert_eq!(
+                        some.as_ref(),
+                        all.as_ref().filter(|_| needs_grad),
+                        "{bits:b}"
+                    );
                 }
             }
         }
@@ -759,9 +841,14 @@ mod tests {
             width: 8,
             hidden: 32,
         };
-        let mut of = inputs(40, 8, [32, 32], true, 3);
-        of[0][3 * 8 + 1] = f32::NAN;
-        let (y, _) = mlp_branch(&of[0], &params(&of, Activation::QuickGelu), shape, false);
+        let mut values = inputs(40, 8, [32, 32], true, 3);
+        values[0][3 * 8 + 1] = f32::NAN;
+        let (y, _) = mlp_branch(
+            &values[0],
+            &params(&values, ActivationFunction::QuickGelu),
+            shape,
+            false,
+        );
         for (i, row) in y.chunks(8).enumerate() {
             assert!(row.iter().all(|x| x.is_nan() == (i == 3)));
         }

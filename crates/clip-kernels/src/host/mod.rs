@@ -1,21 +1,21 @@
-//! The kernels of the host: transformer branches, norms and an optimizer step on slices of `f32`,
-//! with gradients written by hand.
+//! Host kernels on slices of `f32`: transformer branches, layer norm, activations and AdamW, with
+//! hand-written gradients.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`attention`] | the attention branch of a block |
 //! | [`mlp`] | the MLP branch of a block |
 //! | [`activation`] | QuickGELU and both forms of GELU |
-//! | [`layer_norm`] | a layer norm, and what of it a branch needs |
+//! | [`layer_norm`] | layer norm over rows, and its gradients |
 //! | [`adamw`] | AdamW in one pass |
 //! | `product` | matrix products |
-//! | `buffers` | memory for results, scratch memory |
-//! | `parts` | how work is cut over the threads |
+//! | `buffers` | allocation of results, and pooled scratch memory |
+//! | `parts` | partition of the work over threads |
 //! | `simd` | vectorised loops, the exponential |
 //!
-//! Work is cut by index into one part a thread of the current rayon pool, so a result depends on
-//! the number of threads and on nothing else about the schedule. Shapes are checked by assertions:
-//! they are the caller's to get right.
+//! The work is partitioned by index into one part per thread of the current rayon pool, so a result
+//! depends on the number of threads and on nothing else about the schedule. Shapes are the caller's
+//! responsibility; assertions check them.
 
 pub mod activation;
 pub mod adamw;
@@ -29,7 +29,7 @@ mod product;
 mod reference;
 mod simd;
 
-/// A layer norm over rows of `width`.
+/// Parameters of a layer norm over rows of `width` values.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNormParams<'a> {
     /// The scale, `[width]`.
@@ -40,7 +40,7 @@ pub struct LayerNormParams<'a> {
     pub epsilon: f32,
 }
 
-/// An affine map `y = x·W + b`.
+/// Parameters of a linear layer `y = x·W + b`.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearParams<'a> {
     /// `W`, row-major `[in, out]`.

@@ -1,52 +1,54 @@
-//! How work is cut over the threads.
+//! Partition of rows and tasks over the threads of the rayon pool.
 
 use rayon::prelude::*;
 use std::ops::Range;
 
 use super::simd::{AddTo, dispatch};
 
-/// Fewer rows than these are not worth a part of their own.
-const FEWEST_ROWS: usize = 16;
+/// Smallest number of rows that is worth a part of its own.
+const MIN_ROWS: usize = 16;
 
-/// What is summed over rows is cut by these numbers and not by the threads, so that results have
-/// the same bits on any number of threads: rows of a part, and parts that keep a sum each.
-const ROWS_OF_SUM: usize = 256;
-const MOST_SUMS: usize = 8;
+/// Rows of a part that reduces over its rows. Reductions are partitioned by constants and not by
+/// the number of threads, so that results have the same bits on any number of threads.
+const ROWS_PER_PARTIAL_SUM: usize = 256;
 
-/// The threads of the current pool.
+/// Largest number of partial sums of a reduction.
+const MAX_PARTIAL_SUMS: usize = 8;
+
+/// Returns the number of threads of the current pool.
 pub(super) fn threads() -> usize {
     rayon::current_num_threads().max(1)
 }
 
-/// `count` things cut into `parts` of nearly the same size.
-pub(super) fn even(count: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
+/// Divides `0..count` into `parts` ranges of nearly the same length.
+pub(super) fn even_ranges(count: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
     (0..parts).map(move |i| i * count / parts..(i + 1) * count / parts)
 }
 
-/// Consecutive ranges of rows, one a part.
+/// A partition of rows into consecutive ranges.
 pub(super) struct Parts {
     pub(super) ranges: Vec<Range<usize>>,
-    /// How many threads each part may use.
+    /// Number of threads each part may use.
     pub(super) threads: usize,
 }
 
 impl Parts {
-    /// Cuts `rows`; with `sums` each part holds sums over its rows.
-    pub(super) fn of_rows(rows: usize, sums: bool) -> Self {
+    /// Partitions `rows`. Set `reduces` if each part keeps sums over its rows.
+    pub(super) fn of_rows(rows: usize, reduces: bool) -> Self {
         let threads = threads();
-        let parts = if sums {
-            (rows / ROWS_OF_SUM).clamp(1, MOST_SUMS)
+        let parts = if reduces {
+            (rows / ROWS_PER_PARTIAL_SUM).clamp(1, MAX_PARTIAL_SUMS)
         } else {
-            (rows / FEWEST_ROWS).clamp(1, threads)
+            (rows / MIN_ROWS).clamp(1, threads)
         };
         Self {
-            ranges: even(rows, parts).collect(),
+            ranges: even_ranges(rows, parts).collect(),
             threads: threads.div_ceil(parts),
         }
     }
 
-    /// Moves each cut back to the last of the sorted `bounds` before it.
-    pub(super) fn at_bounds(mut self, bounds: &[usize]) -> Self {
+    /// Moves each boundary of the partition back to the last of the sorted `bounds` before it.
+    pub(super) fn align_to(mut self, bounds: &[usize]) -> Self {
         let mut start = 0;
         let last = self.ranges.len() - 1;
         for (i, range) in self.ranges.iter_mut().enumerate() {
@@ -59,13 +61,13 @@ impl Parts {
         self
     }
 
-    /// The rows of each part, `width` values a row.
+    /// Splits `values`, rows of `width`, into the rows of each part.
     pub(super) fn split<'a>(&self, values: &'a mut [f32], width: usize) -> Vec<&'a mut [f32]> {
         split(values, self.ranges.iter().map(|range| range.len() * width))
     }
 }
 
-/// Consecutive slices of the given lengths.
+/// Splits `values` into consecutive slices of the given lengths.
 pub(super) fn split<T>(
     mut values: &mut [T],
     lengths: impl Iterator<Item = usize>,
@@ -75,8 +77,8 @@ pub(super) fn split<T>(
         .collect()
 }
 
-/// Runs `f` on every task, each on a thread of its own while there are any; the results are in the
-/// order of the tasks.
+/// Runs `f` on every task in parallel, each as a job of its own. The results are in the order of the
+/// tasks.
 pub(super) fn run<T: Send, R: Send>(tasks: Vec<T>, f: impl Fn(T) -> R + Sync + Send) -> Vec<R> {
     if tasks.len() == 1 {
         return tasks.into_iter().map(f).collect();
@@ -84,24 +86,23 @@ pub(super) fn run<T: Send, R: Send>(tasks: Vec<T>, f: impl Fn(T) -> R + Sync + S
     tasks.into_par_iter().with_max_len(1).map(f).collect()
 }
 
-/// The sum of equally long vectors, in their order.
-pub(super) fn total(parts: Vec<Vec<f32>>) -> Option<Vec<f32>> {
+/// Sums vectors of equal length, in their order. Returns `None` if there are none.
+pub(super) fn sum(parts: Vec<Vec<f32>>) -> Option<Vec<f32>> {
     let mut parts = parts.into_iter();
-    let mut total = parts.next()?;
+    let mut sum = parts.next()?;
     let rest: Vec<Vec<f32>> = parts.collect();
     if !rest.is_empty() {
-        const SPAN: usize = 1 << 14;
-        total
-            .par_chunks_mut(SPAN)
+        const CHUNK: usize = 1 << 14;
+        sum.par_chunks_mut(CHUNK)
             .enumerate()
             .for_each(|(i, total)| {
                 for part in &rest {
-                    let row = &part[i * SPAN..i * SPAN + total.len()];
+                    let row = &part[i * CHUNK..i * CHUNK + total.len()];
                     dispatch(AddTo { total, row });
                 }
             });
     }
-    Some(total)
+    Some(sum)
 }
 
 #[cfg(test)]
@@ -109,19 +110,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_cover_everything_once() {
+    fn parts_cover_all_rows_once() {
         for threads in [1, 2, 3, 7, 12] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.unwrap().install(|| {
                 for rows in [0, 1, 2, 17, 33, 64, 1000] {
-                    for sums in [false, true] {
+                    for reduces in [false, true] {
                         let bounds = [0, rows / 3, rows / 2, rows];
-                        let even = Parts::of_rows(rows, sums);
-                        let moved = Parts::of_rows(rows, sums).at_bounds(&bounds);
-                        for range in &moved.ranges {
+                        let evenly = Parts::of_rows(rows, reduces);
+                        let aligned = Parts::of_rows(rows, reduces).align_to(&bounds);
+                        for range in &aligned.ranges {
                             assert!(bounds.contains(&range.start) && bounds.contains(&range.end));
                         }
-                        for parts in [even, moved] {
+                        for parts in [evenly, aligned] {
                             assert_eq!(parts.ranges[0].start, 0);
                             assert_eq!(parts.ranges[parts.ranges.len() - 1].end, rows);
                             assert!(parts.ranges.windows(2).all(|p| p[0].end == p[1].start));
@@ -133,24 +134,24 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_cut_alike_by_any_number_of_threads() {
-        let cuts = |threads: usize| {
+    fn partition_of_reductions_is_independent_of_threads() {
+        let ranges = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.unwrap()
                 .install(|| [1, 300, 1000, 10_000].map(|rows| Parts::of_rows(rows, true).ranges))
         };
-        assert_eq!(cuts(1)[2].len(), 3);
+        assert_eq!(ranges(1)[2].len(), 3);
         for threads in [2, 3, 8, 20] {
-            assert_eq!(cuts(1), cuts(threads));
+            assert_eq!(ranges(1), ranges(threads));
         }
     }
 
     #[test]
-    fn totals_are_sums() {
+    fn sum_adds_all_vectors() {
         let parts: Vec<Vec<f32>> = (0..3)
             .map(|p| (0..40_000).map(|i| (p * i) as f32).collect())
             .collect();
-        let total = total(parts).unwrap();
+        let total = sum(parts).unwrap();
         assert!((0..40_000).all(|i| total[i] == (3 * i) as f32));
     }
 }

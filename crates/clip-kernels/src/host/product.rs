@@ -1,18 +1,18 @@
-//! Matrix products.
+//! Matrix products, and the chunks of rows that go through a chain of them.
 
 use std::{num::NonZeroUsize, ops::Range};
 
 use faer::{Accum, MatMut, MatRef, Par};
 pub(super) use host_gemm::product;
 
-/// At most this many rows go through a chain of products at once: enough to spread the cost of
-/// reading the weights, few enough that what lies between the products is small.
-const MOST_ROWS: usize = 400;
+/// Largest number of rows that go through a chain of products at once: enough to amortise reading
+/// the weights, few enough to keep the intermediate results small.
+const MAX_ROWS: usize = 400;
 
 /// Products are fastest on multiples of this many rows.
-const GRANULE: usize = 4;
+const ROW_MULTIPLE: usize = 4;
 
-/// Cuts `rows` into chunks of nearly the same size.
+/// Divides `rows` into chunks of nearly the same size.
 pub(super) fn chunks(rows: usize) -> impl Iterator<Item = Range<usize>> {
     let size = largest_chunk(rows);
     (0..rows)
@@ -20,32 +20,32 @@ pub(super) fn chunks(rows: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..rows.min(start + size))
 }
 
-/// The largest chunk of `rows`.
+/// Returns the number of rows of the largest chunk of `rows`.
 pub(super) fn largest_chunk(rows: usize) -> usize {
-    let even = rows.div_ceil(rows.div_ceil(MOST_ROWS).max(1));
-    even.next_multiple_of(GRANULE).min(rows)
+    let even = rows.div_ceil(rows.div_ceil(MAX_ROWS).max(1));
+    even.next_multiple_of(ROW_MULTIPLE).min(rows)
 }
 
-/// How a product uses `threads` threads.
-pub(super) fn on(threads: usize) -> Par {
+/// Returns the parallelism of a product on `threads` threads.
+pub(super) fn parallelism(threads: usize) -> Par {
     match NonZeroUsize::new(threads) {
         Some(threads) if threads.get() > 1 => Par::Rayon(threads),
         _ => Par::Seq,
     }
 }
 
-/// A row-major matrix `[rows, width]`.
+/// Views `values` as a row-major matrix `[rows, width]`.
 pub(super) fn matrix(values: &[f32], rows: usize, width: usize) -> MatRef<'_, f32> {
     MatRef::from_row_major_slice(values, rows, width)
 }
 
-/// A row-major matrix `[rows, width]`.
+/// Views `values` as a mutable row-major matrix `[rows, width]`.
 pub(super) fn matrix_mut(values: &mut [f32], rows: usize, width: usize) -> MatMut<'_, f32> {
     MatMut::from_row_major_slice_mut(values, rows, width)
 }
 
-/// `output = x·W + b`.
-pub(super) fn affine(
+/// Computes the linear layer `output = x·W + b`.
+pub(super) fn linear(
     output: &mut [f32],
     x: MatRef<'_, f32>,
     weight: MatRef<'_, f32>,
@@ -53,6 +53,7 @@ pub(super) fn affine(
     par: Par,
 ) {
     let (rows, width) = (x.nrows(), weight.ncols());
+    // The product accumulates on rows that hold the bias, which saves a pass over the output.
     let accum = match bias {
         Some(bias) => {
             for row in output.chunks_exact_mut(width) {

@@ -1,14 +1,13 @@
-//! The formulas in double precision, written for plainness, and checks of gradients against their
-//! differences.
+//! Reference formulas in double precision, and checks of gradients against finite differences.
 
 use super::{
     LayerNormParams, LinearParams,
-    activation::Activation,
+    activation::ActivationFunction,
     attention::{AttentionShape, Queries},
     mlp::MlpShape,
 };
 
-/// Numbers in `(-size, size)` from a seed.
+/// Returns pseudo-random numbers in `(-size, size)`.
 pub(super) fn numbers(count: usize, seed: u64, size: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..count)
@@ -25,7 +24,8 @@ pub(super) fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|x| f64::from(*x)).collect()
 }
 
-/// The error function by its Taylor series, or one minus its continued fraction.
+/// Computes the error function by its Taylor series, or, for large arguments, by a continued
+/// fraction of its complement.
 fn erf(x: f64) -> f64 {
     if x.abs() < 3.0 {
         let (mut term, mut sum) = (x, x);
@@ -45,24 +45,25 @@ fn erf(x: f64) -> f64 {
     x.signum() * (1.0 - tail)
 }
 
-fn value(kind: Activation, x: f64) -> f64 {
+fn value(kind: ActivationFunction, x: f64) -> f64 {
     match kind {
-        Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
-        Activation::GeluTanh => {
+        ActivationFunction::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+        ActivationFunction::GeluTanh => {
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
             0.5 * x * (1.0 + u.tanh())
         }
-        Activation::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        ActivationFunction::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
     }
 }
 
-/// The value and the slope.
-pub(super) fn activation(kind: Activation, x: f64) -> (f64, f64) {
+/// Returns the value, and the derivative by a five-point stencil.
+pub(super) fn activation(kind: ActivationFunction, x: f64) -> (f64, f64) {
     let value = |x| value(kind, x);
     let h = 1e-4;
-    let slope = (8.0 * (value(x + h) - value(x - h)) - value(x + 2.0 * h) + value(x - 2.0 * h))
+    let derivative = (8.0 * (value(x + h) - value(x - h)) - value(x + 2.0 * h)
+        + value(x - 2.0 * h))
         / (12.0 * h);
-    (value(x), slope)
+    (value(x), derivative)
 }
 
 pub(super) fn layer_norm(x: &[f64], gamma: &[f64], beta: &[f64], epsilon: f64) -> Vec<f64> {
@@ -90,10 +91,11 @@ fn linear(x: &[f64], weight: &[f64], bias: &[f64], outputs: usize) -> Vec<f64> {
     y
 }
 
-/// The input of a branch and its parameters: x, γ, β, W₁, b₁, W₂, b₂. Absent biases are empty.
+/// Input and parameters of a branch: x, γ, β, W₁, b₁, W₂, b₂. Absent biases are empty.
 pub(super) type Inputs<T> = [Vec<T>; 7];
 
-/// Random inputs of a branch of `rows` rows.
+/// Returns random inputs of a branch over `rows` rows. `inner` is the output width of the first
+/// linear layer, and the input width of the second.
 pub(super) fn inputs(
     rows: usize,
     width: usize,
@@ -101,7 +103,7 @@ pub(super) fn inputs(
     bias: bool,
     seed: u64,
 ) -> Inputs<f32> {
-    let of = |bias: bool, count: usize| if bias { count } else { 0 };
+    let len = |bias: bool, count: usize| if bias { count } else { 0 };
     let mut gamma = numbers(width, seed + 2, 0.5);
     gamma.iter_mut().for_each(|x| *x += 1.0);
     [
@@ -109,9 +111,9 @@ pub(super) fn inputs(
         gamma,
         numbers(width, seed + 3, 0.5),
         numbers(width * inner[0], seed + 4, 1.0),
-        numbers(of(bias, inner[0]), seed + 5, 0.5),
+        numbers(len(bias, inner[0]), seed + 5, 0.5),
         numbers(inner[1] * width, seed + 6, 1.0),
-        numbers(of(bias, width), seed + 7, 0.5),
+        numbers(len(bias, width), seed + 7, 0.5),
     ]
 }
 
@@ -125,8 +127,8 @@ pub(super) fn norm(inputs: &Inputs<f32>) -> LayerNormParams<'_> {
     }
 }
 
-/// The first product for `index` 0, the second for 1.
-pub(super) fn product(inputs: &Inputs<f32>, index: usize) -> LinearParams<'_> {
+/// Returns the first linear layer for `index` 0, the second for 1.
+pub(super) fn linear_params(inputs: &Inputs<f32>, index: usize) -> LinearParams<'_> {
     let (weight, bias) = (&inputs[3 + 2 * index], &inputs[4 + 2 * index]);
     LinearParams {
         weight,
@@ -134,8 +136,8 @@ pub(super) fn product(inputs: &Inputs<f32>, index: usize) -> LinearParams<'_> {
     }
 }
 
-pub(super) fn mlp(kind: Activation, shape: MlpShape, of: &Inputs<f64>) -> Vec<f64> {
-    let [x, gamma, beta, w1, b1, w2, b2] = of;
+pub(super) fn mlp(kind: ActivationFunction, shape: MlpShape, inputs: &Inputs<f64>) -> Vec<f64> {
+    let [x, gamma, beta, w1, b1, w2, b2] = inputs;
     let mut inner = linear(
         &layer_norm(x, gamma, beta, f64::from(EPSILON)),
         w1,
@@ -147,7 +149,11 @@ pub(super) fn mlp(kind: Activation, shape: MlpShape, of: &Inputs<f64>) -> Vec<f6
     x.iter().zip(branch).map(|(x, y)| x + y).collect()
 }
 
-pub(super) fn attention(shape: AttentionShape, queries: Queries<'_>, of: &Inputs<f64>) -> Vec<f64> {
+pub(super) fn attention(
+    shape: AttentionShape,
+    queries: Queries<'_>,
+    inputs: &Inputs<f64>,
+) -> Vec<f64> {
     let AttentionShape {
         batch,
         tokens,
@@ -155,7 +161,7 @@ pub(super) fn attention(shape: AttentionShape, queries: Queries<'_>, of: &Inputs
         heads,
         causal,
     } = shape;
-    let [x, gamma, beta, w1, b1, w2, b2] = of;
+    let [x, gamma, beta, w1, b1, w2, b2] = inputs;
     let qkv = linear(
         &layer_norm(x, gamma, beta, f64::from(EPSILON)),
         w1,
@@ -173,17 +179,20 @@ pub(super) fn attention(shape: AttentionShape, queries: Queries<'_>, of: &Inputs
             let at = |token: usize, part: usize, i: usize| {
                 qkv[((item * tokens + token) * 3 + part) * width + i]
             };
-            let mut seen: Vec<usize> = (0..if causal { position + 1 } else { tokens }).collect();
+            let mut attended: Vec<usize> =
+                (0..if causal { position + 1 } else { tokens }).collect();
             if let Queries::Tree(parents) = queries {
-                seen = vec![position];
-                while parents[item * tokens + seen[seen.len() - 1]] != seen[seen.len() - 1] {
-                    seen.push(parents[item * tokens + seen[seen.len() - 1]]);
+                attended = vec![position];
+                while parents[item * tokens + attended[attended.len() - 1]]
+                    != attended[attended.len() - 1]
+                {
+                    attended.push(parents[item * tokens + attended[attended.len() - 1]]);
                 }
             }
             let mut context = vec![0.0; width];
             for head in 0..heads {
                 let columns = head * size..(head + 1) * size;
-                let scores: Vec<f64> = seen
+                let scores: Vec<f64> = attended
                     .iter()
                     .map(|t| {
                         let dot: f64 = columns
@@ -198,7 +207,7 @@ pub(super) fn attention(shape: AttentionShape, queries: Queries<'_>, of: &Inputs
                 for i in columns {
                     context[i] = scores
                         .iter()
-                        .zip(&seen)
+                        .zip(&attended)
                         .map(|(score, t)| (score - largest).exp() / total * at(*t, 2, i))
                         .sum();
                 }
@@ -211,7 +220,7 @@ pub(super) fn attention(shape: AttentionShape, queries: Queries<'_>, of: &Inputs
     y
 }
 
-/// Requires `ours` to be `want` within `tolerance` of its largest entry.
+/// Asserts that `ours` equals `want` within `tolerance` of its largest entry.
 #[track_caller]
 pub(super) fn assert_close(ours: &[f32], want: &[f64], tolerance: f64, what: &str) {
     assert_eq!(ours.len(), want.len(), "{what}");
@@ -225,8 +234,8 @@ pub(super) fn assert_close(ours: &[f32], want: &[f64], tolerance: f64, what: &st
     }
 }
 
-/// Requires gradients to be the differences of `f` weighted by `dy`, at up to 12 entries of each
-/// input.
+/// Asserts that gradients equal the finite differences of `f` weighted by `dy`, at up to 12 entries
+/// of each input.
 #[track_caller]
 pub(super) fn assert_gradients(
     f: impl Fn(&Inputs<f64>) -> Vec<f64>,
@@ -236,8 +245,13 @@ pub(super) fn assert_gradients(
     what: &str,
 ) {
     let at: Inputs<f64> = std::array::from_fn(|i| wide(&at[i]));
-    let loss =
-        |of: &Inputs<f64>| -> f64 { f(of).iter().zip(dy).map(|(y, g)| y * f64::from(*g)).sum() };
+    let loss = |inputs: &Inputs<f64>| -> f64 {
+        f(inputs)
+            .iter()
+            .zip(dy)
+            .map(|(y, g)| y * f64::from(*g))
+            .sum()
+    };
     for input in 0..7 {
         let count = at[input].len();
         let Some(gradient) = gradients[input] else {

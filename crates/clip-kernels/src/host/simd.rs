@@ -1,14 +1,14 @@
-//! Loops compiled for the widest vectors the processor has.
+//! Loops compiled for the widest vector instructions of the processor.
 
 use pulp::{Arch, Simd, WithSimd};
 
 /// A loop that is compiled once for each instruction set.
 ///
-/// `FUSED` tells whether [`mul_add`] is one instruction there. Implementations, and all they call,
-/// must be `#[inline(always)]`: only inlined code is compiled for the wider vectors.
+/// `FMA` is `true` where [`mul_add`] is one instruction. Implementations, and all they call, must
+/// be `#[inline(always)]`: only inlined code is compiled for the wider vectors.
 pub(super) trait Kernel {
     type Output;
-    fn run<const FUSED: bool>(self) -> Self::Output;
+    fn run<const FMA: bool>(self) -> Self::Output;
 }
 
 struct Dispatched<K>(K);
@@ -32,25 +32,26 @@ pub(super) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     Arch::new().dispatch(Dispatched(kernel))
 }
 
-/// `a·b + c`, rounded once where that is as fast as rounding twice.
+/// Computes `a·b + c`, with a single rounding where the processor has a fused multiply-add.
 #[inline(always)]
-pub(super) fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
+pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// The exponential, within 2 units in the last place where the result is a normal number: `2^k ·
-/// e^r` with `k` whole and `|r| ≤ ½ ln 2`, the second factor by its Taylor polynomial. Beyond that
-/// range it stays at the ends of it; NaN stays NaN.
+/// Computes `e^x`, within 2 units in the last place where the result is a normal number.
+///
+/// `e^x = 2^k · e^r` with an integer `k` and `|r| ≤ ½ ln 2`; the second factor is a Taylor
+/// polynomial. Inputs outside of `-87..=88` are clamped; NaN stays NaN.
 #[inline(always)]
-pub(super) fn exp<const FUSED: bool>(x: f32) -> f32 {
-    // Adding this rounds to a whole number, which then stands in the lowest bits.
+pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
+    // Adding 1.5 · 2^23 rounds to an integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 88.0);
-    let shifted = mul_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
+    let shifted = mul_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let k = shifted - ROUND;
-    let r = mul_add::<FUSED>(-k, LN_2_LOW, mul_add::<FUSED>(-k, LN_2_HIGH, x));
+    let r = mul_add::<FMA>(-k, LN_2_LOW, mul_add::<FMA>(-k, LN_2_HIGH, x));
     let mut p = 1.0 / 5040.0;
     for c in [
         1.0 / 720.0,
@@ -61,36 +62,35 @@ pub(super) fn exp<const FUSED: bool>(x: f32) -> f32 {
         1.0,
         1.0,
     ] {
-        p = mul_add::<FUSED>(p, r, c);
+        p = mul_add::<FMA>(p, r, c);
     }
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     p * power
 }
 
-/// How many sums a reduction keeps: enough for several vectors, whose additions then overlap.
+/// Number of partial sums of a reduction: several vectors, whose additions can overlap.
 const LANES: usize = 32;
 
-/// The sum of `f` over the indices of a row, in `LANES` partial sums that are added up in a fixed
-/// order.
+/// Sums `f` over `0..len`, in `LANES` partial sums that are added in a fixed order.
 #[inline(always)]
 pub(super) fn sum(len: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let whole = len / LANES * LANES;
+    let vectorised = len / LANES * LANES;
     let mut start = 0;
-    while start < whole {
+    while start < vectorised {
         for (lane, total) in lanes.iter_mut().enumerate() {
             *total += f(start + lane);
         }
         start += LANES;
     }
-    let mut total = fold(lanes, |a, b| a + b);
-    for i in whole..len {
+    let mut total = reduce_lanes(lanes, |a, b| a + b);
+    for i in vectorised..len {
         total += f(i);
     }
     total
 }
 
-/// The largest value of a row; NaN is passed over, and an empty row gives `-∞`.
+/// Returns the largest value of a row, ignoring NaN, or `-∞` for an empty row.
 #[inline(always)]
 pub(super) fn max(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -100,11 +100,13 @@ pub(super) fn max(row: &[f32]) -> f32 {
             *largest = if *x > *largest { *x } else { *largest };
         }
     }
-    rest.iter().copied().fold(fold(lanes, f32::max), f32::max)
+    rest.iter()
+        .copied()
+        .fold(reduce_lanes(lanes, f32::max), f32::max)
 }
 
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+fn reduce_lanes(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
@@ -115,7 +117,7 @@ fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// Adds rows to a total, column by column.
+/// Adds a row to a total, elementwise.
 pub(super) struct AddTo<'a> {
     pub(super) total: &'a mut [f32],
     pub(super) row: &'a [f32],
@@ -125,7 +127,7 @@ impl Kernel for AddTo<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<const FMA: bool>(self) {
         for (total, x) in self.total.iter_mut().zip(self.row) {
             *total += x;
         }
@@ -136,19 +138,19 @@ impl Kernel for AddTo<'_> {
 mod tests {
     use super::*;
 
-    fn check_exp<const FUSED: bool>() {
+    fn check_exp<const FMA: bool>() {
         for i in -870_000..880_000 {
             let x = i as f32 * 1e-4;
             let want = f64::from(x).exp();
-            let error = (f64::from(exp::<FUSED>(x)) - want).abs() / want;
+            let error = (f64::from(exp::<FMA>(x)) - want).abs() / want;
             assert!(error < 2.4e-7, "exp({x}) is off by {error:e}");
         }
-        assert_eq!(exp::<FUSED>(f32::NEG_INFINITY), exp::<FUSED>(-87.0));
-        assert!(exp::<FUSED>(f32::NAN).is_nan());
+        assert_eq!(exp::<FMA>(f32::NEG_INFINITY), exp::<FMA>(-87.0));
+        assert!(exp::<FMA>(f32::NAN).is_nan());
     }
 
     #[test]
-    fn the_exponential_is_that_of_the_library() {
+    fn exp_matches_the_standard_library() {
         check_exp::<false>();
         check_exp::<true>();
     }

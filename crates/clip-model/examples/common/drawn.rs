@@ -1,18 +1,18 @@
-//! Small pictures of shapes, for examples that should run without anybody's images: drawn in ink on
-//! stained paper, at any place, in any size, turned.
+//! Synthetic images of shapes, for examples that run without a dataset: drawn in ink on stained
+//! paper, at a random position, size and angle.
 
 use image::{Rgb, RgbImage};
 use rand::Rng;
 
-/// The names of the classes.
+/// Names of the classes.
 pub const CLASSES: [&str; 8] = [
     "circle", "square", "triangle", "cross", "diamond", "ring", "heart", "moon",
 ];
 const SIDE: u32 = 32;
 
-/// A picture of class `class`.
-pub fn picture(class: usize, rng: &mut impl Rng) -> RgbImage {
-    let (scale, turn) = (rng.random_range(7.0..12.0), rng.random_range(-0.4..0.4_f32));
+/// Draws an image of class `class`.
+pub fn draw(class: usize, rng: &mut impl Rng) -> RgbImage {
+    let (scale, angle) = (rng.random_range(7.0..12.0), rng.random_range(-0.4..0.4_f32));
     let mut centre = || SIDE as f32 / 2.0 + rng.random_range(-4.0..4.0_f32);
     let (x0, y0) = (centre(), centre());
     let paper = [(); 3].map(|()| rng.random_range(150.0..230.0_f32));
@@ -30,14 +30,14 @@ pub fn picture(class: usize, rng: &mut impl Rng) -> RgbImage {
     RgbImage::from_fn(SIDE, SIDE, |column, row| {
         let (x, y) = (column as f32 + 0.5, row as f32 + 0.5);
         let (dx, dy) = ((x - x0) / scale, (y - y0) / scale);
-        let (sin, cos) = turn.sin_cos();
+        let (sin, cos) = angle.sin_cos();
         let distance = distance(class, cos * dx + sin * dy, cos * dy - sin * dx) * scale;
         let edge = if filled {
             distance
         } else {
             distance.abs() - 1.0
         };
-        let covered = (0.5 - edge).clamp(0.0, 1.0);
+        let coverage = (0.5 - edge).clamp(0.0, 1.0);
         let stain: f32 = stains
             .iter()
             .map(|(sx, sy, r, depth)| {
@@ -46,13 +46,13 @@ pub fn picture(class: usize, rng: &mut impl Rng) -> RgbImage {
             .sum();
         let grain = rng.random_range(-14.0..14.0_f32);
         Rgb(std::array::from_fn(|c| {
-            (paper[c] + (ink[c] - paper[c]) * covered + stain + grain) as u8
+            (paper[c] + (ink[c] - paper[c]) * coverage + stain + grain) as u8
         }))
     })
 }
 
-/// How far outside the shape a point is (negative inside), about, in units of its radius. `y`
-/// points down.
+/// Returns the approximate signed distance of a point to the shape (negative inside), in units of
+/// its radius. `y` points down.
 fn distance(class: usize, x: f32, y: f32) -> f32 {
     let circle = |x: f32, y: f32, r: f32| x.hypot(y) - r;
     match CLASSES[class] {

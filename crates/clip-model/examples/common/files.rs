@@ -1,17 +1,17 @@
-//! Image files in a folder.
+//! Search for image files in a folder.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-/// The JPEG, PNG and WebP files in `folder` and the folders in it, in order of their names. Links
-/// to folders are not followed.
+/// Returns the JPEG, PNG and WebP files in `folder` and its subfolders, sorted by path. Links to
+/// folders are not followed.
 pub fn image_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(|e| at(&folder, &e))? {
+        for entry in fs::read_dir(&folder).map_err(|e| with_path(&folder, &e))? {
             let entry = entry?;
             let path = entry.path();
             if entry.file_type()?.is_dir() {
@@ -33,6 +33,7 @@ fn is_image(path: &Path) -> bool {
     })
 }
 
-fn at(path: &Path, error: &io::Error) -> io::Error {
+/// Adds the path to an error.
+fn with_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

@@ -1,6 +1,9 @@
-//! What a path holds: which of its files are weights, configuration, tokenizer and image settings,
-//! whose names the weights use, and, where no file says so, what shape the model has. Told from the
-//! content of the files, never from their names.
+//! Detection of a checkpoint's files, layout and configuration.
+//!
+//! Weights, configuration, tokenizer and image settings are recognised by the content of the files.
+//! Only a file of unknown content counts as weights because of its extension, so that opening it
+//! gives the error. Without a configuration file, the configuration is inferred from the shapes of
+//! the tensors.
 
 use std::{
     collections::HashMap,
@@ -22,8 +25,8 @@ use crate::{
     weights::{Container, WeightFile},
 };
 
-/// JSON files larger than this are not looked into, except tokenizers (Gemma's has 34 MB).
-const LARGEST_JSON: u64 = 128 << 20;
+/// Larger JSON files are ignored. Tokenizers are the largest ones (Gemma's has 34 MB).
+const MAX_JSON_BYTES: u64 = 128 << 20;
 
 /// The files of a checkpoint.
 #[derive(Debug, Default)]
@@ -36,8 +39,8 @@ pub(crate) struct Files {
     processor: Option<PathBuf>,
 }
 
-/// What a JSON file is for.
-enum Json {
+/// Role of a JSON file in a checkpoint.
+enum JsonRole {
     HuggingFace,
     OpenClip,
     Index,
@@ -47,7 +50,7 @@ enum Json {
 }
 
 impl Files {
-    /// The files of a directory, or a weights file and what lies beside it.
+    /// Finds the files of a directory, or a weights file and the files beside it.
     pub(crate) fn find(path: &Path) -> Result<Self, CheckpointError> {
         if path.is_dir() {
             return Self::in_directory(path, None);
@@ -61,7 +64,7 @@ impl Files {
         Self::in_directory(folder.unwrap_or(Path::new(".")), Some(path))
     }
 
-    /// With `weights` given the weights in the directory are not looked for.
+    /// Searches a directory. Weights are searched for only if `weights` is `None`.
     fn in_directory(dir: &Path, weights: Option<&Path>) -> Result<Self, CheckpointError> {
         let mut found = Self {
             weights: weights.map(Path::to_owned),
@@ -78,47 +81,49 @@ impl Files {
             if !path.is_file() {
                 continue;
             }
-            let (head, size) = start_of(&path).map_err(|e| CheckpointError::io(&path, e))?;
+            let (head, size) = read_head(&path).map_err(|e| CheckpointError::io(&path, e))?;
             match head.iter().find(|b| !b.is_ascii_whitespace()) {
                 _ if head.starts_with(b"PK\x03\x04") || is_pickle(&head) => pickles.push(path),
                 _ if is_safetensors(&head) => safetensors.push(path),
-                Some(b'{') if size <= LARGEST_JSON => match json_kind(&path) {
-                    // Of what merely lies beside a named file, nothing is asked.
+                Some(b'{') if size <= MAX_JSON_BYTES => match json_kind(&path) {
+                    // Beside an explicitly named weights file, invalid JSON is not an error.
                     Err(reason) if weights.is_none() => {
                         return Err(CheckpointError::config(&path, "", reason));
                     }
                     Err(_) | Ok(None) => {}
-                    Ok(Some(Json::HuggingFace)) => found.hugging_face = Some(path),
-                    Ok(Some(Json::OpenClip)) => found.open_clip = Some(path),
-                    Ok(Some(Json::Tokenizer)) => found.tokenizer = Some(path),
-                    Ok(Some(Json::ImageProcessor)) => found.image_processor = Some(path),
-                    Ok(Some(Json::Processor)) => found.processor = Some(path),
-                    Ok(Some(Json::Index)) => indices.push(path),
+                    Ok(Some(JsonRole::HuggingFace)) => found.hugging_face = Some(path),
+                    Ok(Some(JsonRole::OpenClip)) => found.open_clip = Some(path),
+                    Ok(Some(JsonRole::Tokenizer)) => found.tokenizer = Some(path),
+                    Ok(Some(JsonRole::ImageProcessor)) => found.image_processor = Some(path),
+                    Ok(Some(JsonRole::Processor)) => found.processor = Some(path),
+                    Ok(Some(JsonRole::Index)) => indices.push(path),
                 },
-                _ if named_as_weights(&path) => unknown.push(path),
+                _ if has_weights_extension(&path) => unknown.push(path),
                 _ => {}
             }
         }
         if found.weights.is_none() {
-            // Shards are safetensors or pickles themselves; their index speaks for them.
+            // An index comes first: its shards are safetensors files or pickles themselves.
             let candidates = [indices, safetensors, pickles, unknown]
                 .into_iter()
                 .find(|c| !c.is_empty())
                 .ok_or_else(|| CheckpointError::NoWeights {
                     path: dir.to_owned(),
                 })?;
-            found.weights = Some(the_one(dir, candidates)?);
+            found.weights = Some(choose_weights(dir, candidates)?);
         }
         Ok(found)
     }
 
-    /// The shape of the model and the image settings that come with it, for weights of this layout.
+    /// Returns the configuration of the model, and the image settings of `open_clip_config.json`.
     pub(crate) fn config(
         &self,
         weights: &WeightFile<'_>,
         layout: KeyLayout,
         options: &LoadOptions,
     ) -> Result<(ClipConfig, Option<Preprocess>), CheckpointError> {
+        // OpenAI's archives describe themselves; a configuration beside one belongs to another
+        // model.
         let hugging_face = || {
             self.hugging_face
                 .as_ref()
@@ -129,8 +134,9 @@ impl Files {
                 .as_ref()
                 .filter(|_| !is_torch_script(weights))
         };
-        let named = &options.architecture;
-        let (mut config, preprocess) = match (named, layout, hugging_face(), open_clip()) {
+        let requested = &options.architecture;
+        // If both configuration files are present, the tensor names decide.
+        let (mut config, preprocess) = match (requested, layout, hugging_face(), open_clip()) {
             (Some(config), ..) => (config.clone(), None),
             (_, KeyLayout::HuggingFace, Some(path), _) | (_, _, Some(path), None) => {
                 (ClipConfig::load(path)?, None)
@@ -149,8 +155,8 @@ impl Files {
         Ok((config, preprocess))
     }
 
-    /// The image settings of `preprocessor_config.json` or `processor_config.json`; none where the
-    /// layout has no such file.
+    /// Returns the image settings of `preprocessor_config.json` or `processor_config.json`, or
+    /// `None` if the layout has no such file.
     pub(crate) fn preprocess(&self) -> Result<Option<Preprocess>, CheckpointError> {
         if let Some(path) = &self.image_processor {
             let text = fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
@@ -163,7 +169,7 @@ impl Files {
             }
         }
         match &self.hugging_face {
-            // Hugging Face's layout has a place for them, so they are asked for.
+            // In Hugging Face's layout the file is required.
             Some(config) => Err(PreprocessError::NotFound {
                 dir: config.parent().unwrap_or(Path::new(".")).to_owned(),
             }
@@ -173,22 +179,29 @@ impl Files {
     }
 }
 
-/// Which of several weights files is meant. Repositories often hold a model both under Hugging
-/// Face's names and under open_clip's: it is the former then.
-fn the_one(dir: &Path, mut files: Vec<PathBuf>) -> Result<PathBuf, CheckpointError> {
+/// Chooses one of several weights files: the only CLIP, or the only one with Hugging Face's names.
+/// Repositories often hold a model both with Hugging Face's names and with open_clip's.
+fn choose_weights(dir: &Path, mut files: Vec<PathBuf>) -> Result<PathBuf, CheckpointError> {
     if files.len() > 1 {
         let layout = |file: &PathBuf| {
             let opened = WeightFile::open(file).ok()?;
-            KeyLayout::of(opened.names())
+            KeyLayout::detect(opened.names())
         };
         let clips: Vec<_> = files
             .iter()
             .filter_map(|file| Some((file, layout(file)?)))
             .collect();
-        let native = |(_, layout): &&(&PathBuf, KeyLayout)| *layout == KeyLayout::HuggingFace;
-        let chosen = match (clips.as_slice(), clips.iter().filter(native).count()) {
+        let is_hugging_face =
+            |(_, layout): &&(&PathBuf, KeyLayout)| *layout == KeyLayout::HuggingFace;
+        let chosen = match (
+            clips.as_slice(),
+            clips.iter().filter(is_hugging_face).count(),
+        ) {
             ([one], _) => Some(one.0.clone()),
-            (_, 1) => clips.iter().find(native).map(|(file, _)| (*file).clone()),
+            (_, 1) => clips
+                .iter()
+                .find(is_hugging_face)
+                .map(|(file, _)| (*file).clone()),
             _ => None,
         };
         files = match chosen {
@@ -205,8 +218,8 @@ fn the_one(dir: &Path, mut files: Vec<PathBuf>) -> Result<PathBuf, CheckpointErr
     }
 }
 
-/// The first bytes of a file and its size.
-fn start_of(path: &Path) -> std::io::Result<(Vec<u8>, u64)> {
+/// Reads the first bytes of a file, and its size.
+fn read_head(path: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     let file = fs::File::open(path)?;
     let size = file.metadata()?.len();
     let mut head = Vec::new();
@@ -214,53 +227,56 @@ fn start_of(path: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     Ok((head, size))
 }
 
-/// Protocol 2 and later begin with the opcode PROTO; older ones are only looked at when they are
-/// named.
+/// Returns whether a file is a pickle of protocol 2 or later, which begins with the opcode PROTO.
+/// Older ones are recognised by their extension only.
 fn is_pickle(head: &[u8]) -> bool {
     matches!(head, [0x80, 2..=5, ..])
 }
 
-/// The length of a header, then the header. Whether the rest is there is for the reader to say.
+/// Returns whether a file begins like safetensors: the length of a header, then the header. The
+/// reader validates the rest.
 fn is_safetensors(head: &[u8]) -> bool {
     head.get(8) == Some(&b'{') && head[4..8] == [0; 4]
 }
 
-/// Whether a file that is nothing known says it is weights: opening it then gives the reason why it
-/// is none.
-fn named_as_weights(path: &Path) -> bool {
+/// Returns whether the name of a file of unknown content claims that it holds weights. Opening it
+/// then gives an error with the reason.
+fn has_weights_extension(path: &Path) -> bool {
     let extension = path.extension().and_then(|e| e.to_str());
     matches!(extension, Some("safetensors" | "bin" | "pt" | "pth"))
 }
 
-/// What a JSON file is for, if it is for us, or why it is no JSON.
-fn json_kind(path: &Path) -> Result<Option<Json>, String> {
+/// Returns the role of a JSON file, or `None` if it has none. An error is the reason why the file
+/// is not JSON.
+fn json_kind(path: &Path) -> Result<Option<JsonRole>, String> {
     let bytes = fs::read(path).map_err(|e| e.to_string())?;
-    // Only the names of the entries at the top.
+    // Only the top-level keys are needed.
     let keys: HashMap<String, IgnoredAny> = serde_json::from_slice(&bytes)
-        .map_err(|e| format!("it is not JSON ({e}): it is damaged or cut short, copy it again"))?;
+        .map_err(|e| format!("it is not JSON ({e}); the file may be damaged or truncated"))?;
     let has = |key: &str| keys.contains_key(key);
     Ok(Some(match () {
-        () if has("weight_map") => Json::Index,
-        () if has("model_cfg") || has("embed_dim") && has("vision_cfg") => Json::OpenClip,
-        () if has("vision_config") && has("text_config") => Json::HuggingFace,
-        () if has("added_tokens") && has("model") => Json::Tokenizer,
-        () if has("image_processor") => Json::Processor,
+        () if has("weight_map") => JsonRole::Index,
+        () if has("model_cfg") || has("embed_dim") && has("vision_cfg") => JsonRole::OpenClip,
+        () if has("vision_config") && has("text_config") => JsonRole::HuggingFace,
+        () if has("added_tokens") && has("model") => JsonRole::Tokenizer,
+        () if has("image_processor") => JsonRole::Processor,
         () if has("image_mean") || has("image_processor_type") || has("feature_extractor_type") => {
-            Json::ImageProcessor
+            JsonRole::ImageProcessor
         }
         () => return Ok(None),
     }))
 }
 
-/// OpenAI's archives describe themselves; a `config.json` beside one belongs to something else.
+/// Returns whether the weights are one of OpenAI's archives.
 fn is_torch_script(weights: &WeightFile<'_>) -> bool {
     weights.container() == Container::TorchScript
 }
 
-/// The shape of a model from the shapes of its tensors, as OpenAI's loader does it
-/// (`clip/model.py`, `build_model`). Two things are not in the tensors: the number of attention
-/// heads, which is that of the published architecture of the same sizes, or a 64th of the width;
-/// and the activation.
+/// Infers the configuration of a model from the shapes of its tensors, like OpenAI's loader
+/// (`clip/model.py`, `build_model`).
+///
+/// The shapes determine neither the number of attention heads nor the activation. The heads are
+/// those of the published architecture with the same sizes, or one per 64 channels.
 fn infer(
     weights: &WeightFile<'_>,
     layout: KeyLayout,
@@ -269,13 +285,14 @@ fn infer(
     let path = weights.path();
     let shapes = Shapes {
         weights,
-        names: Names::of(layout),
+        names: TensorNames::of(layout),
     };
     let needs_config = || CheckpointError::NeedsConfig {
         path: path.to_owned(),
     };
-    let unclear = [shapes.names.siglip, "visual.trunk.pos_embed"];
-    if unclear.iter().any(|name| weights.info(name).is_some()) {
+    // SigLIP's shapes do not determine its configuration.
+    let siglip = [shapes.names.siglip, "visual.trunk.pos_embed"];
+    if siglip.iter().any(|name| weights.info(name).is_some()) {
         return Err(needs_config());
     }
     let (vision, projection_dim) = if weights.info("visual.layer1.0.conv1.weight").is_some() {
@@ -290,9 +307,9 @@ fn infer(
         logit_scale_init: 2.6592,
         logit_bias_init: weights.info("logit_bias").map(|_| -10.0),
     };
-    let published = published_like(&config);
-    // The rule is OpenAI's; who writes Hugging Face's names has another number of heads more often
-    // than not.
+    let published = matching_architecture(&config);
+    // One head per 64 channels is OpenAI's rule. Unpublished models with Hugging Face's names often
+    // do not follow it.
     if published.is_none() && layout == KeyLayout::HuggingFace {
         return Err(needs_config());
     }
@@ -306,7 +323,7 @@ fn infer(
     ] = heads;
     let activation = match options.activation {
         Some(activation) => activation,
-        // open_clip saves none of these.
+        // Such archives are OpenAI's; open_clip does not save any.
         None if is_torch_script(weights) => Activation::QuickGelu,
         None => {
             return Err(CheckpointError::ActivationUnknown {
@@ -317,14 +334,16 @@ fn infer(
     config.vision.hidden_act = activation;
     config.text.hidden_act = activation;
     config.check().map_err(|(key, reason)| {
-        let reason = format!("derived from the tensors' shapes: {reason}; name the architecture");
+        let reason =
+            format!("inferred from the shapes of the tensors: {reason}; specify the architecture");
         CheckpointError::config(path, key, reason)
     })?;
     Ok(config)
 }
 
-/// The published architecture whose towers are as wide and as deep.
-fn published_like(config: &ClipConfig) -> Option<ClipConfig> {
+/// Returns the published architecture with the same width and depth of the image tower and the same
+/// width of the text tower.
+fn matching_architecture(config: &ClipConfig) -> Option<ClipConfig> {
     let size = |c: &ClipConfig| {
         (
             c.vision.hidden_size,
@@ -336,14 +355,14 @@ fn published_like(config: &ClipConfig) -> Option<ClipConfig> {
     all.find(|c| size(c) == size(config) && c.vision.kind == config.vision.kind)
 }
 
-/// The shapes of a file's tensors.
+/// Tensor shapes of a file.
 struct Shapes<'a> {
     weights: &'a WeightFile<'a>,
-    names: Names,
+    names: TensorNames,
 }
 
 impl Shapes<'_> {
-    fn of(&self, name: &str) -> Result<&[usize], CheckpointError> {
+    fn shape(&self, name: &str) -> Result<&[usize], CheckpointError> {
         self.weights
             .info(name)
             .map(|info| info.shape.as_slice())
@@ -354,8 +373,8 @@ impl Shapes<'_> {
             })
     }
 
-    fn two(&self, name: &str) -> Result<[usize; 2], CheckpointError> {
-        let shape = self.of(name)?;
+    fn matrix_shape(&self, name: &str) -> Result<[usize; 2], CheckpointError> {
+        let shape = self.shape(name)?;
         shape.try_into().map_err(|_| CheckpointError::Shape {
             path: self.weights.path().to_owned(),
             name: name.to_owned(),
@@ -364,8 +383,8 @@ impl Shapes<'_> {
         })
     }
 
-    /// Blocks whose names begin with `prefix` and their number.
-    fn count(&self, prefix: &str) -> usize {
+    /// Counts the blocks `{prefix}0.`, `{prefix}1.`, ….
+    fn count_blocks(&self, prefix: &str) -> usize {
         let missing = (0..).find(|i| {
             let block = format!("{prefix}{i}.");
             !self.weights.names().any(|name| name.starts_with(&block))
@@ -373,57 +392,61 @@ impl Shapes<'_> {
         missing.unwrap_or(0)
     }
 
-    /// The hidden width of the MLP of the first of `blocks`.
-    fn hidden(&self, blocks: &str) -> Result<usize, CheckpointError> {
+    /// Returns the hidden width of the MLP of the first of `blocks`.
+    fn mlp_width(&self, blocks: &str) -> Result<usize, CheckpointError> {
         let weight = format!("{blocks}0.{}.weight", self.names.fc);
-        Ok(self.of(&weight)?.first().copied().unwrap_or(0))
+        Ok(self.shape(&weight)?.first().copied().unwrap_or(0))
     }
 
-    /// Image tower and width of the common space.
+    /// Infers a ResNet image tower and the width of the joint embedding space.
     fn resnet(&self) -> Result<(VisionConfig, usize), CheckpointError> {
-        let [tokens, d] = self.two("visual.attnpool.positional_embedding")?;
-        let stages = [1, 2, 3, 4].map(|stage| self.count(&format!("visual.layer{stage}.")));
+        let [tokens, d] = self.matrix_shape("visual.attnpool.positional_embedding")?;
+        let stages = [1, 2, 3, 4].map(|stage| self.count_blocks(&format!("visual.layer{stage}.")));
         let vision = VisionConfig {
             hidden_size: d,
             intermediate_size: 4 * d,
             num_hidden_layers: stages.iter().sum(),
             patch_size: 32,
-            image_size: 32 * side(tokens),
+            image_size: 32 * grid_side(tokens),
             kind: VisionKind::ResNet { stages },
             ..VisionConfig::default()
         };
-        Ok((vision, self.two("visual.attnpool.c_proj.weight")?[0]))
+        Ok((
+            vision,
+            self.matrix_shape("visual.attnpool.c_proj.weight")?[0],
+        ))
     }
 
-    /// Image tower and width of the common space.
+    /// Infers a ViT image tower and the width of the joint embedding space.
     fn transformer(&self) -> Result<(VisionConfig, usize), CheckpointError> {
         let names = &self.names;
-        let [tokens, d] = self.two(names.positions)?;
-        let patch = self.of(names.patches)?.get(3).copied().unwrap_or(0);
+        let [tokens, d] = self.matrix_shape(names.positions)?;
+        let patch = self.shape(names.patches)?.get(3).copied().unwrap_or(0);
         let vision = VisionConfig {
             hidden_size: d,
-            intermediate_size: self.hidden(names.blocks)?,
-            num_hidden_layers: self.count(names.blocks),
+            intermediate_size: self.mlp_width(names.blocks)?,
+            num_hidden_layers: self.count_blocks(names.blocks),
             patch_size: patch,
-            image_size: patch * side(tokens),
+            image_size: patch * grid_side(tokens),
             ..VisionConfig::default()
         };
-        let [a, b] = self.two(names.projection)?;
+        let [a, b] = self.matrix_shape(names.projection)?;
         let projection_dim = if names.projection_is_transposed { a } else { b };
         Ok((vision, projection_dim))
     }
 
     fn text(&self) -> Result<TextConfig, CheckpointError> {
         let names = &self.names;
-        let [vocabulary, width] = self.two(names.tokens)?;
-        let [context, _] = self.two(names.text_positions)?;
+        let [vocabulary, width] = self.matrix_shape(names.tokens)?;
+        let [context, _] = self.matrix_shape(names.text_positions)?;
         Ok(TextConfig {
             vocab_size: vocabulary,
             hidden_size: width,
-            intermediate_size: self.hidden(names.text_blocks)?,
-            num_hidden_layers: self.count(names.text_blocks),
+            intermediate_size: self.mlp_width(names.text_blocks)?,
+            num_hidden_layers: self.count_blocks(names.text_blocks),
             max_position_embeddings: context,
-            // The end token is the largest id of these vocabularies.
+            // These vocabularies have the end token as their largest id, which 2 stands for: see
+            // `TextConfig::eos_token_id`.
             eos_token_id: 2,
             bos_token_id: u32::try_from(vocabulary.saturating_sub(2)).unwrap_or(0),
             pad_token_id: 0,
@@ -433,13 +456,13 @@ impl Shapes<'_> {
     }
 }
 
-/// Patches along a side of the image, for so many tokens with the class token.
-fn side(tokens: usize) -> usize {
+/// Returns the number of patches along a side, given the number of tokens with the class token.
+fn grid_side(tokens: usize) -> usize {
     (tokens.saturating_sub(1) as f64).sqrt().round() as usize
 }
 
-/// The names that shapes are read from.
-struct Names {
+/// Names of the tensors whose shapes determine the configuration.
+struct TensorNames {
     patches: &'static str,
     positions: &'static str,
     projection: &'static str,
@@ -452,7 +475,7 @@ struct Names {
     siglip: &'static str,
 }
 
-impl Names {
+impl TensorNames {
     fn of(layout: KeyLayout) -> Self {
         match layout {
             KeyLayout::HuggingFace => Self {

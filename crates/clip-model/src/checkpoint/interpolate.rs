@@ -1,14 +1,15 @@
-//! Position embeddings for another image size.
+//! Interpolation of position embeddings for another image size.
 
 use crate::{
     config::{VisionConfig, VisionKind},
-    preprocess::{Interpolation, Taps, shares},
+    preprocess::{Interpolation, Taps, normalized_taps},
 };
 
-/// Resizes the grid of position embeddings `[tokens, d]` from the grid of `from` to that of `to`
-/// pixel by pixel, bicubic with anti-aliasing, as open_clip does (`open_clip/model.py`,
-/// `resize_pos_embed`): PyTorch's kernel for that is Pillow's (`UpSampleKernel.cpp`, `aa_filter` of
-/// `HelperInterpCubic`). The row of the class token stays.
+/// Interpolates position embeddings `[tokens, d]` from the patch grid of `from` to that of `to`.
+///
+/// The interpolation is bicubic with antialiasing, as in open_clip (`open_clip/model.py`,
+/// `resize_pos_embed`). PyTorch's filter for it is Pillow's (`UpSampleKernel.cpp`, `aa_filter` of
+/// `HelperInterpCubic`). The row of the class token is unchanged.
 pub(super) fn resize_positions(
     values: &[f32],
     d: usize,
@@ -18,14 +19,15 @@ pub(super) fn resize_positions(
     let (old, new) = (from.grid(), to.grid());
     let extra = usize::from(from.kind != VisionKind::Siglip) * d;
     let (class, grid) = values.split_at(extra);
-    let weights: Vec<_> = shares(Interpolation::Bicubic, old as u32, new as u32, 0..new).collect();
-    // Along x: rows stay, columns change; then along y.
-    let wide = resample(grid, old, d, &weights);
-    let tall = resample(&wide, 1, new * d, &weights);
-    [class, &tall].concat()
+    let weights: Vec<_> =
+        normalized_taps(Interpolation::Bicubic, old as u32, new as u32, 0..new).collect();
+    // Horizontal pass, then vertical pass.
+    let horizontal = resample(grid, old, d, &weights);
+    let both = resample(&horizontal, 1, new * d, &weights);
+    [class, &both].concat()
 }
 
-/// For each of `outer` rows of `n` cells of `inner` values, the weighted sums of its cells.
+/// Resamples the middle axis of `[outer, n, inner]` values.
 fn resample(values: &[f32], outer: usize, inner: usize, weights: &[Taps<f64>]) -> Vec<f32> {
     let row = values.len() / outer;
     let mut out = Vec::with_capacity(outer * weights.len() * inner);
@@ -59,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn the_class_token_stays_and_a_constant_stays_constant() {
+    fn class_token_and_constant_grids_are_preserved() {
         let (from, to) = (config(64, VisionKind::Clip), config(112, VisionKind::Clip));
         let mut values = vec![9.0, -9.0];
         values.extend([2.5, 1.5].repeat(16));
@@ -72,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_size_changes_nothing() {
+    fn same_size_is_the_identity() {
         let size = config(64, VisionKind::Siglip);
         let values: Vec<f32> = (0..16 * 3).map(|i| (i as f32).sin()).collect();
         assert_eq!(resize_positions(&values, 3, &size, &size), values);
@@ -80,7 +82,7 @@ mod tests {
 
     #[test]
     fn rows_and_columns_are_not_mixed_up() {
-        // Values that depend on the row only still do afterwards.
+        // Values that depend only on the row must still do so afterwards.
         let (from, to) = (
             config(64, VisionKind::Siglip),
             config(96, VisionKind::Siglip),

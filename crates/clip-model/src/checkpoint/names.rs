@@ -1,6 +1,6 @@
-//! What the parameters are called in files, and how they lie there.
+//! Mapping of parameter paths to the tensor names and shapes of checkpoint files.
 //!
-//! | ours | Hugging Face | OpenAI, open_clip | stored as |
+//! | parameter path | Hugging Face | OpenAI, open_clip | shape in the file |
 //! |---|---|---|---|
 //! | `visual.conv1.weight` `[3pp, d]` | `vision_model.embeddings.patch_embedding.weight` | `visual.conv1.weight` | `[d, 3, p, p]` |
 //! | `visual.blocks.i.attn.in_proj` `[d, 3d]` | `vision_model.encoder.layers.i.self_attn.{q,k,v}_proj` | `visual.transformer.resblocks.i.attn.in_proj_weight`, `…_bias` | `[d, d]` each; `[3d, d]` |
@@ -14,21 +14,22 @@ use std::ops::Range;
 
 use crate::config::{ClipConfig, TextKind, VisionKind};
 
-/// Whose names a file uses.
+/// Naming scheme of the tensors in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyLayout {
     /// `transformers`' `CLIPModel` and `SiglipModel`.
     HuggingFace,
-    /// OpenAI's, and open_clip's class `CLIP`; GNSP and ZSCL write these too.
+    /// OpenAI's CLIP and open_clip's class `CLIP`; also used by GNSP and ZSCL.
     OpenAi,
-    /// open_clip's class `CustomTextCLIP`: as OpenAI's, with the text tower under `text.`.
+    /// open_clip's class `CustomTextCLIP`: like OpenAI's, with the prefix `text.` for the text
+    /// tower.
     OpenClipCustomText,
 }
 
 impl KeyLayout {
-    /// Whose names these are, if they are a CLIP's at all. Some name of each layout occurs in no
-    /// other.
-    pub(crate) fn of<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<Self> {
+    /// Detects the layout by a name that occurs in no other layout. Returns `None` if the names are
+    /// not those of a CLIP.
+    pub(crate) fn detect<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<Self> {
         names.find_map(|name| match name {
             "vision_model.embeddings.patch_embedding.weight" => Some(Self::HuggingFace),
             "text.token_embedding.weight" => Some(Self::OpenClipCustomText),
@@ -37,7 +38,7 @@ impl KeyLayout {
         })
     }
 
-    /// What the names mean, for people.
+    /// Returns a human-readable name of the layout.
     pub fn describe(self) -> &'static str {
         match self {
             Self::HuggingFace => "Hugging Face",
@@ -46,7 +47,7 @@ impl KeyLayout {
         }
     }
 
-    /// What stands before the names of the text tower.
+    /// Returns the prefix of the names of the text tower.
     fn text_prefix(self) -> &'static str {
         match self {
             Self::OpenClipCustomText => "text.",
@@ -54,8 +55,13 @@ impl KeyLayout {
         }
     }
 
-    /// The stored tensors that our parameter at `path` corresponds to, in the order of its columns.
-    pub(crate) fn stored(self, path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
+    /// Returns the tensors that store the parameter at `path`, in the order of its columns.
+    pub(crate) fn stored_tensors(
+        self,
+        path: &str,
+        shape: &[usize],
+        config: &ClipConfig,
+    ) -> Vec<StoredTensor> {
         match self {
             Self::HuggingFace => hugging_face(path, shape, config),
             Self::OpenAi | Self::OpenClipCustomText => {
@@ -65,18 +71,18 @@ impl KeyLayout {
     }
 }
 
-/// One stored tensor that (a part of) one of our parameters corresponds to.
+/// A tensor in a file that stores a parameter, or some columns of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Stored {
+pub(crate) struct StoredTensor {
     pub name: String,
     pub shape: Vec<usize>,
-    /// Whether the stored matrix is the transpose of ours.
+    /// True if the stored matrix is the transpose of the parameter.
     transposed: bool,
-    /// Columns of our parameter (entries, for a vector) this tensor holds; `None`: all.
+    /// Columns of the parameter (entries, for a vector) that this tensor holds; `None` for all.
     columns: Option<Range<usize>>,
 }
 
-impl Stored {
+impl StoredTensor {
     fn plain(name: impl Into<String>, shape: &[usize]) -> Self {
         Self {
             name: name.into(),
@@ -95,7 +101,7 @@ impl Stored {
         }
     }
 
-    /// As it is stored except that the shape has another form.
+    /// Changes the shape in the file, with the same number of elements.
     fn reshaped(mut self, shape: Vec<usize>) -> Self {
         debug_assert_eq!(
             self.shape.iter().product::<usize>(),
@@ -105,8 +111,8 @@ impl Stored {
         self
     }
 
-    /// The part of a linear map (or its bias) that gives the outputs `columns`.
-    fn part(name: String, rows: Option<usize>, columns: Range<usize>) -> Self {
+    /// The outputs `columns` of a linear layer with `rows` inputs, or of its bias (`None`).
+    fn columns(name: String, rows: Option<usize>, columns: Range<usize>) -> Self {
         Self {
             name,
             shape: match rows {
@@ -118,12 +124,12 @@ impl Stored {
         }
     }
 
-    /// Whether the stored values are ours as they are.
+    /// Returns whether the stored values equal those of the parameter, in the same order.
     pub(crate) fn is_verbatim(&self) -> bool {
         !self.transposed && self.columns.is_none()
     }
 
-    /// Our values to stored values.
+    /// Converts the values of the parameter to those in the file.
     pub(crate) fn to_stored(&self, values: &[f32], shape: &[usize]) -> Vec<f32> {
         if self.is_verbatim() {
             return values.to_vec();
@@ -131,25 +137,25 @@ impl Stored {
         let (rows, width) = as_matrix(shape);
         let columns = self.columns.clone().unwrap_or(0..width);
         let mut stored = vec![0.0; rows * columns.len()];
-        for_each_pair(rows, columns.len(), self.transposed, |r, c, at| {
+        for_each_entry(rows, columns.len(), self.transposed, |r, c, at| {
             stored[at] = values[r * width + columns.start + c];
         });
         stored
     }
 
-    /// Stored values into ours.
-    pub(crate) fn write_ours(&self, stored: &[f32], values: &mut [f32], shape: &[usize]) {
+    /// Copies the values of the file into those of the parameter.
+    pub(crate) fn copy_into(&self, stored: &[f32], values: &mut [f32], shape: &[usize]) {
         let (rows, width) = as_matrix(shape);
         let columns = self.columns.clone().unwrap_or(0..width);
-        for_each_pair(rows, columns.len(), self.transposed, |r, c, at| {
+        for_each_entry(rows, columns.len(), self.transposed, |r, c, at| {
             values[r * width + columns.start + c] = stored[at];
         });
     }
 }
 
-/// Calls `f(row, column, place in the stored tensor)` for every entry of a `[rows, columns]`
-/// matrix, tile by tile, so that a transposition stays in the cache.
-fn for_each_pair(
+/// Calls `f(row, column, index in the stored tensor)` for every entry of a `[rows, columns]`
+/// matrix, tile by tile, so that a transposition is cache-friendly.
+fn for_each_entry(
     rows: usize,
     columns: usize,
     transposed: bool,
@@ -176,7 +182,7 @@ fn for_each_pair(
     }
 }
 
-/// A vector counts as one row.
+/// Returns rows and columns; a vector counts as one row.
 fn as_matrix(shape: &[usize]) -> (usize, usize) {
     match shape {
         [rows, width] => (*rows, *width),
@@ -184,7 +190,7 @@ fn as_matrix(shape: &[usize]) -> (usize, usize) {
     }
 }
 
-/// Layer norms are `gamma` and `beta` here, `weight` and `bias` there.
+/// Converts Burn's names of layer norm parameters (`gamma`, `beta`) to PyTorch's.
 fn field_name(field: &str) -> &str {
     match field {
         "gamma" => "weight",
@@ -193,28 +199,32 @@ fn field_name(field: &str) -> &str {
     }
 }
 
-/// A tensor whose name follows no rule.
-fn hugging_face_alone(path: &str, shape: &[usize], config: &ClipConfig) -> Option<Stored> {
+/// Returns the tensor of a parameter whose Hugging Face name follows no rule.
+fn hugging_face_irregular(
+    path: &str,
+    shape: &[usize],
+    config: &ClipConfig,
+) -> Option<StoredTensor> {
     let siglip = config.vision.kind == VisionKind::Siglip;
-    let plain = |name: &str| Stored::plain(name, shape);
+    let plain = |name: &str| StoredTensor::plain(name, shape);
     Some(match path {
-        // A scalar, except that SigLIP's are vectors of one.
+        // Scalars, except in SigLIP, where they are vectors with one element.
         "logit_scale" | "logit_bias" => {
             let shape = if siglip { vec![1] } else { Vec::new() };
-            Stored::plain(path, &[1]).reshaped(shape)
+            StoredTensor::plain(path, &[1]).reshaped(shape)
         }
-        "visual.proj" => Stored::transposed("visual_projection.weight", shape),
+        "visual.proj" => StoredTensor::transposed("visual_projection.weight", shape),
         "text.proj" => {
             let name = match config.text.kind {
                 TextKind::Clip => "text_projection.weight",
                 TextKind::Siglip => "text_model.head.weight",
             };
-            Stored::transposed(name, shape)
+            StoredTensor::transposed(name, shape)
         }
         "text.proj_bias" => plain("text_model.head.bias"),
         "visual.class_embedding" => plain("vision_model.embeddings.class_embedding"),
         "visual.positional_embedding" => plain("vision_model.embeddings.position_embedding.weight"),
-        "visual.conv1.weight" => patches(
+        "visual.conv1.weight" => patch_embedding(
             "vision_model.embeddings.patch_embedding.weight",
             shape,
             config,
@@ -223,17 +233,17 @@ fn hugging_face_alone(path: &str, shape: &[usize], config: &ClipConfig) -> Optio
         "text.token_embedding.weight" => plain("text_model.embeddings.token_embedding.weight"),
         "text.positional_embedding" => plain("text_model.embeddings.position_embedding.weight"),
         "visual.head.probe" => plain("vision_model.head.probe").reshaped(vec![1, 1, shape[0]]),
-        // PyTorch's own attention: one fused tensor with an underscore in its name.
+        // PyTorch's `nn.MultiheadAttention`: one fused tensor, with an underscore in its name.
         "visual.head.attn.in_proj.weight" => {
-            Stored::transposed("vision_model.head.attention.in_proj_weight", shape)
+            StoredTensor::transposed("vision_model.head.attention.in_proj_weight", shape)
         }
         "visual.head.attn.in_proj.bias" => plain("vision_model.head.attention.in_proj_bias"),
         _ => return None,
     })
 }
 
-fn hugging_face(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
-    if let Some(stored) = hugging_face_alone(path, shape, config) {
+fn hugging_face(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<StoredTensor> {
+    if let Some(stored) = hugging_face_irregular(path, shape, config) {
         return vec![stored];
     }
     let (tower, rest) = match path.split_once('.') {
@@ -244,7 +254,7 @@ fn hugging_face(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored>
     let (module, field) = rest.rsplit_once('.').unwrap_or((rest, ""));
     let field = field_name(field);
     let module = match module {
-        // The spelling is Hugging Face's.
+        // The misspelling is Hugging Face's.
         "ln_pre" => "pre_layrnorm".to_owned(),
         "ln_post" => "post_layernorm".to_owned(),
         "ln_final" => "final_layer_norm".to_owned(),
@@ -269,39 +279,39 @@ fn hugging_face(path: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored>
             .enumerate()
             .map(|(i, part)| {
                 let name = format!("{tower}.{attention}{part}_proj.{field}");
-                Stored::part(name, rows, i * d..(i + 1) * d)
+                StoredTensor::columns(name, rows, i * d..(i + 1) * d)
             })
             .collect();
     }
     vec![linear(format!("{tower}.{module}.{field}"), shape)]
 }
 
-fn open_clip(path: &str, shape: &[usize], config: &ClipConfig, text: &str) -> Vec<Stored> {
+fn open_clip(path: &str, shape: &[usize], config: &ClipConfig, text: &str) -> Vec<StoredTensor> {
     let one = |stored| vec![stored];
     if let Some(rest) = path.strip_prefix("text.") {
         let name = match rest {
             "proj" => {
                 return one(match config.text.kind {
-                    TextKind::Clip => Stored::plain(format!("{text}text_projection"), shape),
+                    TextKind::Clip => StoredTensor::plain(format!("{text}text_projection"), shape),
                     TextKind::Siglip => {
-                        Stored::transposed(format!("{text}text_projection.weight"), shape)
+                        StoredTensor::transposed(format!("{text}text_projection.weight"), shape)
                     }
                 });
             }
             "proj_bias" => format!("{text}text_projection.bias"),
             "token_embedding.weight" => {
-                return one(Stored::plain(format!("{text}{rest}"), shape));
+                return one(StoredTensor::plain(format!("{text}{rest}"), shape));
             }
             "positional_embedding" => {
-                return one(Stored::plain(format!("{text}{rest}"), shape));
+                return one(StoredTensor::plain(format!("{text}{rest}"), shape));
             }
             _ => format!("{text}{}", resblocks(rest)),
         };
         return one(linear(name, shape));
     }
     let Some(rest) = path.strip_prefix("visual.") else {
-        // The two scalars.
-        return one(Stored::plain(path, &[1]).reshaped(Vec::new()));
+        // `logit_scale` and `logit_bias`.
+        return one(StoredTensor::plain(path, &[1]).reshaped(Vec::new()));
     };
     match config.vision.kind {
         VisionKind::Siglip => timm(rest, shape, config),
@@ -310,24 +320,26 @@ fn open_clip(path: &str, shape: &[usize], config: &ClipConfig, text: &str) -> Ve
                 .replace("downsample.conv", "downsample.0")
                 .replace("downsample.bn", "downsample.1");
             if rest == "attnpool.positional_embedding" {
-                return one(Stored::plain(path, shape));
+                return one(StoredTensor::plain(path, shape));
             }
             one(linear(format!("visual.{name}"), shape))
         }
         VisionKind::Clip => match rest {
-            "conv1.weight" => one(patches(path, shape, config)),
-            "proj" | "class_embedding" | "positional_embedding" => one(Stored::plain(path, shape)),
+            "conv1.weight" => one(patch_embedding(path, shape, config)),
+            "proj" | "class_embedding" | "positional_embedding" => {
+                one(StoredTensor::plain(path, shape))
+            }
             _ => one(linear(format!("visual.{}", resblocks(rest)), shape)),
         },
     }
 }
 
-/// `blocks.3.attn.in_proj.weight` to `transformer.resblocks.3.attn.in_proj_weight`.
+/// Converts `blocks.3.attn.in_proj.weight` to `transformer.resblocks.3.attn.in_proj_weight`.
 fn resblocks(rest: &str) -> String {
     let (module, field) = rest.rsplit_once('.').unwrap_or((rest, ""));
     let field = field_name(field);
     let module = module.replacen("blocks.", "transformer.resblocks.", 1);
-    // PyTorch's `nn.MultiheadAttention` holds the fused projection itself.
+    // PyTorch's `nn.MultiheadAttention` holds the fused projection as parameters of its own.
     let separator = if module.ends_with("in_proj") {
         '_'
     } else {
@@ -336,20 +348,26 @@ fn resblocks(rest: &str) -> String {
     format!("{module}{separator}{field}")
 }
 
-/// The SigLIP tower of the `timm` package inside open_clip.
-fn timm(rest: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
+/// Names of the `timm` package, which open_clip uses for SigLIP's image tower.
+fn timm(rest: &str, shape: &[usize], config: &ClipConfig) -> Vec<StoredTensor> {
     let trunk = |name: &str| format!("visual.trunk.{name}");
     let rows = (shape.len() == 2).then(|| shape[0]);
     let d = config.vision.hidden_size;
     match rest {
-        "conv1.weight" => return vec![patches(trunk("patch_embed.proj.weight"), shape, config)],
-        "conv1.bias" => return vec![Stored::plain(trunk("patch_embed.proj.bias"), shape)],
+        "conv1.weight" => {
+            return vec![patch_embedding(
+                trunk("patch_embed.proj.weight"),
+                shape,
+                config,
+            )];
+        }
+        "conv1.bias" => return vec![StoredTensor::plain(trunk("patch_embed.proj.bias"), shape)],
         "positional_embedding" => {
-            let stored = Stored::plain(trunk("pos_embed"), shape);
+            let stored = StoredTensor::plain(trunk("pos_embed"), shape);
             return vec![stored.reshaped(vec![1, shape[0], shape[1]])];
         }
         "head.probe" => {
-            let stored = Stored::plain(trunk("attn_pool.latent"), shape);
+            let stored = StoredTensor::plain(trunk("attn_pool.latent"), shape);
             return vec![stored.reshaped(vec![1, 1, d])];
         }
         _ => {}
@@ -358,8 +376,8 @@ fn timm(rest: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
     let field = field_name(field);
     if module == "head.attn.in_proj" {
         return vec![
-            Stored::part(trunk(&format!("attn_pool.q.{field}")), rows, 0..d),
-            Stored::part(trunk(&format!("attn_pool.kv.{field}")), rows, d..3 * d),
+            StoredTensor::columns(trunk(&format!("attn_pool.q.{field}")), rows, 0..d),
+            StoredTensor::columns(trunk(&format!("attn_pool.kv.{field}")), rows, d..3 * d),
         ];
     }
     let module = match module {
@@ -380,19 +398,19 @@ fn timm(rest: &str, shape: &[usize], config: &ClipConfig) -> Vec<Stored> {
     vec![linear(trunk(&format!("{module}.{field}")), shape)]
 }
 
-/// A linear weight is a matrix and lies transposed; everything else lies as it is.
-fn linear(name: String, shape: &[usize]) -> Stored {
+/// Returns the tensor of a linear layer: a weight (matrix) is transposed, a bias is not.
+fn linear(name: String, shape: &[usize]) -> StoredTensor {
     if shape.len() == 2 {
-        Stored::transposed(name, shape)
+        StoredTensor::transposed(name, shape)
     } else {
-        Stored::plain(name, shape)
+        StoredTensor::plain(name, shape)
     }
 }
 
-/// The patch embedding, a convolution there.
-fn patches(name: impl Into<String>, shape: &[usize], config: &ClipConfig) -> Stored {
+/// Returns the tensor of the patch embedding, which is a convolution in the file.
+fn patch_embedding(name: impl Into<String>, shape: &[usize], config: &ClipConfig) -> StoredTensor {
     let p = config.vision.patch_size;
-    Stored::transposed(name, shape).reshaped(vec![shape[1], 3, p, p])
+    StoredTensor::transposed(name, shape).reshaped(vec![shape[1], 3, p, p])
 }
 
 #[cfg(test)]
@@ -402,7 +420,7 @@ mod tests {
 
     fn names(layout: KeyLayout, path: &str, shape: &[usize], architecture_name: &str) -> String {
         let config = architecture(architecture_name).unwrap();
-        let stored = layout.stored(path, shape, &config);
+        let stored = layout.stored_tensors(path, shape, &config);
         let parts: Vec<_> = stored
             .iter()
             .map(|s| format!("{} {:?}", s.name, s.shape))
@@ -462,7 +480,8 @@ mod tests {
                 "visual.head.attn.in_proj.weight",
                 &[768, 2304],
                 sig,
-                "visual.trunk.attn_pool.q.weight [768, 768] visual.trunk.attn_pool.kv.weight [1536, 768]",
+                "visual.trunk.attn_pool.q.weight [768, 768] \
+                 visual.trunk.attn_pool.kv.weight [1536, 768]",
             ),
             (
                 ct,
@@ -500,21 +519,21 @@ mod tests {
     }
 
     #[test]
-    fn values_go_there_and_back() {
+    fn values_round_trip() {
         let shape = [37, 45];
         let values: Vec<f32> = (0..37 * 45).map(|i| i as f32).collect();
-        let transposed = Stored::transposed("w", &shape);
+        let transposed = StoredTensor::transposed("w", &shape);
         let stored = transposed.to_stored(&values, &shape);
-        // Row 3, column 5 of ours is row 5, column 3 there.
+        // Row 3, column 5 of the parameter is row 5, column 3 in the file.
         assert_eq!(stored[5 * 37 + 3], values[3 * 45 + 5]);
         let parts = [
-            Stored::part("a".into(), Some(37), 0..15),
-            Stored::part("b".into(), Some(37), 15..45),
+            StoredTensor::columns("a".into(), Some(37), 0..15),
+            StoredTensor::columns("b".into(), Some(37), 15..45),
         ];
         let mut again = vec![0.0; values.len()];
         for part in &parts {
             let stored = part.to_stored(&values, &shape);
-            part.write_ours(&stored, &mut again, &shape);
+            part.copy_into(&stored, &mut again, &shape);
         }
         assert_eq!(again, values);
     }

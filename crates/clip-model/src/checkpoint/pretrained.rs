@@ -1,4 +1,4 @@
-//! Checkpoints by name: from a path, from the cache, or fetched.
+//! Loading of pretrained checkpoints by name: from a path, the cache, or a download.
 
 use std::path::Path;
 
@@ -12,23 +12,23 @@ use crate::{
 };
 
 impl Clip {
-    /// Loads a CLIP by name: a path, or a name of the [`zoo`](crate::zoo), such as
+    /// Loads a CLIP by name: a path, or a name in the [`zoo`](crate::zoo), such as
     /// `openai/ViT-B-16`.
     ///
-    /// Weights that are not in the cache are fetched with the cargo feature `fetch`, unless
-    /// `HF_HUB_OFFLINE=1` is set; without the feature they must be there. Every file's hash is
-    /// compared before it is used.
+    /// With the cargo feature `fetch`, weights that are not in the cache are downloaded, unless
+    /// `HF_HUB_OFFLINE=1` is set. Without it they must be in the cache. The hash of every file is
+    /// verified before use.
     ///
     /// # Errors
-    /// [`CheckpointError`] saying what is not there, or what is wrong with it.
+    /// [`CheckpointError`] if the name is unknown, or a file is missing or invalid.
     pub fn from_pretrained(name: &str, device: &Device) -> Result<Self, CheckpointError> {
         Self::from_pretrained_with(name, &LoadOptions::default(), device)
     }
 
-    /// As [`from_pretrained`](Self::from_pretrained), with what the files leave open.
+    /// Like [`from_pretrained`](Self::from_pretrained), with overrides.
     ///
     /// # Errors
-    /// As [`from_pretrained`](Self::from_pretrained).
+    /// See [`from_pretrained`](Self::from_pretrained).
     pub fn from_pretrained_with(
         name: &str,
         options: &LoadOptions,
@@ -43,10 +43,10 @@ impl Clip {
         Self::load_fetched(entry, &fetched, options, device)
     }
 
-    /// Loads what was fetched for an entry of the zoo.
+    /// Loads the downloaded or cached files of a zoo entry.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// See [`load`](Self::load).
     pub fn load_fetched(
         entry: &Entry,
         fetched: &Fetched,
@@ -58,6 +58,7 @@ impl Clip {
             .ok_or_else(|| CheckpointError::NoWeights {
                 path: fetched.directory.clone().unwrap_or_default(),
             })?;
+        // The zoo knows what such files do not state: the architecture, and where the tokenizer is.
         let mut options = options.clone();
         if fetched.layout == Layout::OpenaiArchive && options.architecture.is_none() {
             options.architecture = architecture(&entry.architecture);
@@ -85,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_of_the_zoo_has_its_architecture() {
+    fn every_zoo_entry_has_a_known_architecture() {
         for entry in Registry::embedded().unwrap().iter() {
             let config = architecture(&entry.architecture)
                 .unwrap_or_else(|| panic!("{}: {}", entry.name, entry.architecture));
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_refused_with_the_like() {
+    fn an_unknown_name_is_refused_with_a_suggestion() {
         let error = Clip::from_pretrained("openai/ViT-B-17", &Device::default())
             .unwrap_err()
             .to_string();

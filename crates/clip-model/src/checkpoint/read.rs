@@ -1,5 +1,5 @@
-//! Weights of a file into a model, strictly: a tensor that is missing, unknown or of another shape
-//! is an error that names it.
+//! Strict loading of weights into a model: a tensor that is missing, unknown or of another shape is
+//! an error.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -7,7 +7,7 @@ use burn::tensor::Device;
 
 use super::{
     interpolate::resize_positions,
-    names::{KeyLayout, Stored},
+    names::{KeyLayout, StoredTensor},
 };
 use crate::{
     config::ClipConfig,
@@ -16,11 +16,11 @@ use crate::{
     weights::WeightFile,
 };
 
-/// Loads the weights of a model of shape `config` from a file in any of the formats of
+/// Loads a model with configuration `config` from a weights file in any of the formats of
 /// [`WeightFile`].
 ///
 /// # Errors
-/// [`CheckpointError`] naming the tensor at fault.
+/// [`CheckpointError`] with the tensor that caused it.
 pub fn load_weights(
     config: &ClipConfig,
     path: &Path,
@@ -31,16 +31,16 @@ pub fn load_weights(
     read(&file, layout, config, config, device)
 }
 
-/// Whose names the file uses.
+/// Detects the naming scheme of the tensors.
 pub(crate) fn layout_of(file: &WeightFile<'_>) -> Result<KeyLayout, CheckpointError> {
-    KeyLayout::of(file.names()).ok_or_else(|| CheckpointError::NotClip {
+    KeyLayout::detect(file.names()).ok_or_else(|| CheckpointError::NotClip {
         path: file.path().to_owned(),
         first: file.names().next().unwrap_or_default().to_owned(),
     })
 }
 
-/// Reads a model that has the shape `stored` in the file and shall have the shape `config`: they
-/// may differ in the size of the images, whose position embeddings are then resized.
+/// Reads a model with configuration `config` from a file whose model has the configuration
+/// `stored`. The two may differ in the image size; the position embeddings are then interpolated.
 pub(crate) fn read(
     file: &WeightFile<'_>,
     layout: KeyLayout,
@@ -48,7 +48,7 @@ pub(crate) fn read(
     config: &ClipConfig,
     device: &Device,
 ) -> Result<ClipModel, CheckpointError> {
-    let mut source = StoredWeights {
+    let mut source = CheckpointSource {
         unused: file.names().filter(|name| !is_buffer(name)).collect(),
         file,
         layout,
@@ -65,8 +65,8 @@ pub(crate) fn read(
     Ok(model)
 }
 
-/// What programs store beside the weights: positions 0, 1, 2, … (older `transformers`), the sizes
-/// in OpenAI's archives, counters of batch norms, a mask.
+/// Returns whether a tensor is a buffer to ignore: position ids (older `transformers`), the sizes
+/// in OpenAI's archives, counters of batch norms, an attention mask.
 fn is_buffer(name: &str) -> bool {
     matches!(
         name.rsplit('.').next(),
@@ -81,17 +81,20 @@ fn is_buffer(name: &str) -> bool {
     )
 }
 
-/// Weights in a file; what has been read leaves `unused`.
-struct StoredWeights<'a> {
+/// Parameter values from a weights file.
+struct CheckpointSource<'a> {
     file: &'a WeightFile<'a>,
     layout: KeyLayout,
+    /// Configuration of the model in the file.
     stored: &'a ClipConfig,
+    /// Configuration of the model to build.
     config: &'a ClipConfig,
+    /// Tensors that have not been read yet.
     unused: BTreeSet<&'a str>,
 }
 
-impl StoredWeights<'_> {
-    fn part(&mut self, stored: &Stored) -> Result<Vec<f32>, CheckpointError> {
+impl CheckpointSource<'_> {
+    fn read_tensor(&mut self, stored: &StoredTensor) -> Result<Vec<f32>, CheckpointError> {
         let (path, name) = (self.file.path(), stored.name.as_str());
         let info = self
             .file
@@ -99,9 +102,9 @@ impl StoredWeights<'_> {
             .ok_or_else(|| CheckpointError::Missing {
                 path: path.to_owned(),
                 name: name.to_owned(),
-                near: nearest(name, self.unused.iter().copied()),
+                near: closest_name(name, self.unused.iter().copied()),
             })?;
-        // A scalar may lie as a vector of one.
+        // Some files store a scalar as a vector with one element.
         let scalar = |shape: &[usize]| shape.iter().all(|n| *n == 1);
         if info.shape != stored.shape && !(scalar(&info.shape) && scalar(&stored.shape)) {
             return Err(CheckpointError::Shape {
@@ -115,40 +118,40 @@ impl StoredWeights<'_> {
         Ok(self.file.read_f32(name)?)
     }
 
-    /// The parameter as the file has it.
-    fn as_stored(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        let parts = self.layout.stored(path, shape, self.stored);
-        // The common case without a second copy.
+    /// Reads a parameter with the shape that it has in the file.
+    fn read_param(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        let parts = self.layout.stored_tensors(path, shape, self.stored);
+        // Skip the second copy in the common case.
         if let [part] = parts.as_slice()
             && part.is_verbatim()
         {
-            return self.part(part);
+            return self.read_tensor(part);
         }
         let mut values = vec![0.0; shape.iter().product()];
         for part in parts {
-            let stored = self.part(&part)?;
-            part.write_ours(&stored, &mut values, shape);
+            let stored = self.read_tensor(&part)?;
+            part.copy_into(&stored, &mut values, shape);
         }
         Ok(values)
     }
 }
 
-impl ParamSource for StoredWeights<'_> {
+impl ParamSource for CheckpointSource<'_> {
     fn values(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         let (from, to) = (&self.stored.vision, &self.config.vision);
         let positions = path.ends_with("visual.positional_embedding")
             || path.ends_with("attnpool.positional_embedding");
         if positions && from.grid() != to.grid() {
             let d = shape[1];
-            let values = self.as_stored(path, &[from.tokens(), d])?;
+            let values = self.read_param(path, &[from.tokens(), d])?;
             return Ok(resize_positions(&values, d, from, to));
         }
-        self.as_stored(path, shape)
+        self.read_param(path, shape)
     }
 }
 
-/// The name that shares the longest tail with `name`, if it shares anything of note.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+/// Returns the name with the longest common suffix with `name`, if that is at least half of `name`.
+fn closest_name<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     let common = |other: &str| {
         name.bytes()
             .rev()

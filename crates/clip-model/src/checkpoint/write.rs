@@ -1,4 +1,4 @@
-//! Models into files that `transformers`, open_clip and this crate load.
+//! Saving of models in the layouts of `transformers` and open_clip.
 
 use std::{fs, io::Write as _, path::Path};
 
@@ -11,14 +11,14 @@ use crate::{
     weights::{ElementType, SafetensorsWriter},
 };
 
-/// Number format of saved weights.
+/// Data type of saved weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
-    /// 32-bit floats: exact.
+    /// 32-bit floating point; lossless.
     F32,
-    /// 16-bit IEEE floats.
+    /// 16-bit IEEE floating point.
     F16,
-    /// 16-bit brain floats.
+    /// 16-bit brain floating point.
     BF16,
 }
 
@@ -33,13 +33,14 @@ impl From<Dtype> for ElementType {
 }
 
 impl Clip {
-    /// Writes a directory that [`load`](Self::load) and `transformers`' `CLIPModel` or
-    /// `SiglipModel`, its tokenizers and its `CLIPImageProcessor` read. Each file is complete or
-    /// not there; the weights come last.
+    /// Writes a Hugging Face directory, for [`load`](Self::load) and for `transformers`
+    /// (`CLIPModel` or `SiglipModel`, tokenizers, `CLIPImageProcessor`).
+    ///
+    /// The configuration and the weights are written atomically, the weights last.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`] naming what could not be written; [`CheckpointError::NoSuchFormat`]
-    /// for a ResNet, which `transformers` has no model for.
+    /// [`CheckpointError::Io`] if a file cannot be written; [`CheckpointError::NoSuchFormat`] for a
+    /// ResNet, for which `transformers` has no model class.
     pub fn save(&self, dir: &Path, dtype: Dtype) -> Result<(), CheckpointError> {
         let config = self.config.to_json()?;
         fs::create_dir_all(dir).map_err(|e| CheckpointError::io(dir, e))?;
@@ -54,15 +55,14 @@ impl Clip {
         )
     }
 
-    /// Writes a directory that [`load`](Self::load) and open_clip
-    /// (`create_model_from_pretrained("local-dir:…")`) read: `open_clip_config.json`,
-    /// `open_clip_model.safetensors`, `tokenizer.json`. SigLIP's text tower lies as in
-    /// `CustomTextCLIP`.
+    /// Writes an open_clip directory, for [`load`](Self::load) and for open_clip
+    /// (`create_model_from_pretrained("local-dir:…")`): `open_clip_config.json`,
+    /// `open_clip_model.safetensors`, `tokenizer.json`, `tokenizer_config.json`. A SigLIP text
+    /// tower is stored as in `CustomTextCLIP`.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`] naming what could not be written; [`CheckpointError::NoSuchFormat`]
-    /// for a text tower whose end token is not its largest id, which open_clip would not read at
-    /// the right place.
+    /// [`CheckpointError::Io`] if a file cannot be written; [`CheckpointError::NoSuchFormat`] for a
+    /// text tower whose end token is not its largest id, because open_clip pools at the largest id.
     pub fn save_open_clip(&self, dir: &Path, dtype: Dtype) -> Result<(), CheckpointError> {
         let text = &self.config.text;
         let custom_text = text.kind == TextKind::Siglip;
@@ -70,7 +70,7 @@ impl Clip {
         if !custom_text && text.eos_token_id != 2 && text.eos_token_id != largest {
             return Err(CheckpointError::NoSuchFormat {
                 what: format!(
-                    "a text tower that is read at the token {} (open_clip reads at the largest id)",
+                    "a text tower that pools at token {} (open_clip pools at the largest id)",
                     text.eos_token_id
                 ),
                 format: "open_clip",
@@ -113,10 +113,11 @@ impl Clip {
     }
 }
 
-/// Writes the weights of `model` as safetensors under Hugging Face's names, atomically.
+/// Writes the weights of `model` as safetensors with Hugging Face's tensor names, atomically.
 ///
 /// # Errors
-/// [`CheckpointError`] naming what could not be written.
+/// [`CheckpointError::Adapters`] if the model has adapters, [`CheckpointError::Weights`] if the
+/// file cannot be written.
 pub fn save_weights(
     model: &ClipModel,
     config: &ClipConfig,
@@ -126,11 +127,11 @@ pub fn save_weights(
     write_weights(model, config, KeyLayout::HuggingFace, path, dtype)
 }
 
-/// Writes the weights of `model` as safetensors under the names of `layout`, atomically, holding
-/// one parameter at a time.
+/// Writes the weights of `model` as safetensors with the tensor names of `layout`, atomically. One
+/// parameter at a time is copied to memory.
 ///
 /// # Errors
-/// [`CheckpointError`] naming what could not be written.
+/// See [`save_weights`].
 pub fn write_weights(
     model: &ClipModel,
     config: &ClipConfig,
@@ -138,6 +139,7 @@ pub fn write_weights(
     path: &Path,
     dtype: Dtype,
 ) -> Result<(), CheckpointError> {
+    // A safetensors file starts with the shapes of all tensors, so they are collected first.
     let mut declared = Vec::new();
     let mut adapter = None;
     visit_shapes(model, &mut |param, shape| {
@@ -145,7 +147,7 @@ pub fn write_weights(
             adapter = Some(param.to_owned());
             return;
         }
-        for part in layout.stored(param, shape, config) {
+        for part in layout.stored_tensors(param, shape, config) {
             declared.push((part.name, ElementType::from(dtype), part.shape));
         }
     });
@@ -167,7 +169,7 @@ pub fn write_weights(
             Ok(values) => values.to_vec(),
             Err(_) => data.iter::<f32>().collect(),
         };
-        for part in layout.stored(param, shape, config) {
+        for part in layout.stored_tensors(param, shape, config) {
             result = writer.push(&part.name, &part.to_stored(&values, shape));
             if result.is_err() {
                 return;
@@ -178,11 +180,11 @@ pub fn write_weights(
     Ok(writer.finish()?)
 }
 
-/// Writes `bytes` to a scratch file beside `path`, then renames it.
+/// Writes `bytes` to a temporary file beside `path`, then renames it.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let mut builder = tempfile::Builder::new();
-    // Temporary files are private by default; these are results meant to be read by others.
+    // Temporary files are private by default; checkpoints should be readable by others.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;

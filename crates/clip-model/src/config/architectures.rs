@@ -1,4 +1,4 @@
-//! The published architectures, as data: `architectures/*.json` in open_clip's field names.
+//! Published architectures: `architectures/*.json`, in open_clip's field names.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ macro_rules! files {
     };
 }
 
-/// Name and content of each file.
+/// Name and contents of each file.
 const FILES: &[(&str, &str)] = &files![
     "RN101"
     "RN101-quickgelu"
@@ -65,11 +65,16 @@ const FILES: &[(&str, &str)] = &files![
     "ViT-gopt-16-SigLIP2-384"
 ];
 
-/// The published architecture of this name, in open_clip's spelling (`ViT-B-16`,
-/// `ViT-B-16-quickgelu`, `RN50`, `ViT-B-16-SigLIP`, …; `/` counts as `-`, and capitals do not
-/// matter).
+/// Returns the published architecture with this name, in open_clip's spelling (`ViT-B-16`,
+/// `ViT-B-16-quickgelu`, `RN50`, `ViT-B-16-SigLIP`, …). Case is ignored, and `/` counts as `-`.
 ///
 /// OpenAI's models are the `-quickgelu` ones.
+///
+/// ```
+/// let config = clip_model::architecture("ViT-B/16").unwrap();
+/// assert_eq!((config.vision.patch_size, config.vision.image_size), (16, 224));
+/// assert!(clip_model::architecture("ViT-B-17").is_none());
+/// ```
 pub fn architecture(name: &str) -> Option<ClipConfig> {
     let wanted = name.replace('/', "-").to_lowercase();
     FILES
@@ -78,7 +83,7 @@ pub fn architecture(name: &str) -> Option<ClipConfig> {
         .map(|(file, text)| parse(file, text))
 }
 
-/// Every published architecture with its name, in order of the names.
+/// Returns the published architectures and their names, sorted by name.
 pub fn architectures() -> impl Iterator<Item = (&'static str, ClipConfig)> {
     FILES.iter().map(|(name, text)| (*name, parse(name, text)))
 }

@@ -1,4 +1,4 @@
-//! `config.json`, as `transformers`' `CLIPModel` and `SiglipModel` write it.
+//! Hugging Face's `config.json` of `transformers`' `CLIPModel` and `SiglipModel`.
 
 use std::path::Path;
 
@@ -8,22 +8,21 @@ use serde_json::{Map, Value, json};
 use super::{Activation, ClipConfig, TextConfig, TextKind, VisionConfig, VisionKind};
 use crate::error::CheckpointError;
 
-/// Initial logarithm of SigLIP's logit scale and its logit bias (`open_clip` `SigLIP`
-/// configurations: `init_logit_bias`; Zhai et al. 2023, section 3.2). `transformers`' `config.json`
-/// holds neither.
+/// Initial values of SigLIP's log logit scale and logit bias (`open_clip` `SigLIP` configurations:
+/// `init_logit_bias`; Zhai et al. 2023, section 3.2). `transformers`' `config.json` has neither.
 const SIGLIP_LOGITS: (f64, f64) = (std::f64::consts::LN_10, -10.0);
 
 impl ClipConfig {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// [`CheckpointError`] naming the file and the key that is missing or does not fit.
+    /// [`CheckpointError`] with the file and the key that is missing or invalid.
     pub fn load(path: &Path) -> Result<Self, CheckpointError> {
         let text = std::fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
         Self::from_json(&text, path)
     }
 
-    /// Parses the text of a `config.json`; `path` is only named in errors.
+    /// Parses the text of a `config.json`; `path` appears in errors only.
     ///
     /// # Errors
     /// See [`load`](Self::load).
@@ -35,7 +34,7 @@ impl ClipConfig {
             None | Some(Some("clip")) => false,
             Some(Some("siglip")) => true,
             Some(other) => {
-                let kind = other.unwrap_or("something else");
+                let kind = other.unwrap_or("not a string");
                 return Err(file.bad(
                     "model_type",
                     format!("`{kind}` is not supported, only `clip` and `siglip`"),
@@ -53,11 +52,11 @@ impl ClipConfig {
         Ok(config)
     }
 
-    /// The text of a `config.json` that `transformers`' `CLIPModel` or `SiglipModel` loads.
+    /// Returns the text of a `config.json` that `transformers`' `CLIPModel` or `SiglipModel` loads.
     ///
     /// # Errors
-    /// [`CheckpointError::NoSuchFormat`] for ResNet towers and mixed ones, which `transformers` has
-    /// no model for.
+    /// [`CheckpointError::NoSuchFormat`] for ResNets and for mixed towers, for which `transformers`
+    /// has no model class.
     pub fn to_json(&self) -> Result<String, CheckpointError> {
         let value = match (self.vision.kind, self.text.kind) {
             (VisionKind::Clip, TextKind::Clip) => json!({
@@ -98,6 +97,7 @@ impl ClipConfig {
     }
 }
 
+/// Returns the object `value` with the entries `more` added or replaced.
 fn with(value: Value, more: &[(&str, Value)]) -> Value {
     let mut object = match value {
         Value::Object(object) => object,
@@ -109,7 +109,7 @@ fn with(value: Value, more: &[(&str, Value)]) -> Value {
     Value::Object(object)
 }
 
-/// Names the file in errors.
+/// Parser of a `config.json` that puts its path into errors.
 struct ConfigFile<'a> {
     path: &'a Path,
 }
@@ -119,7 +119,7 @@ impl ConfigFile<'_> {
         CheckpointError::config(self.path, key, reason)
     }
 
-    /// The object under `key`, over `defaults`.
+    /// Deserializes the object under `key`, with missing and `null` entries taken from `defaults`.
     fn part<T: DeserializeOwned>(
         &self,
         root: &Map<String, Value>,
@@ -129,7 +129,7 @@ impl ConfigFile<'_> {
         let given = root
             .get(key)
             .and_then(Value::as_object)
-            .ok_or_else(|| self.bad(key, "this object is required".to_owned()))?;
+            .ok_or_else(|| self.bad(key, "the object is missing".to_owned()))?;
         let given: Vec<_> = given
             .iter()
             .filter(|(_, value)| !value.is_null())
@@ -141,9 +141,9 @@ impl ConfigFile<'_> {
     fn clip(&self, root: &Map<String, Value>) -> Result<ClipConfig, CheckpointError> {
         let projection_dim = root
             .get("projection_dim")
-            .ok_or_else(|| self.bad("projection_dim", "this number is required".to_owned()))?
+            .ok_or_else(|| self.bad("projection_dim", "the number is missing".to_owned()))?
             .as_u64()
-            .ok_or_else(|| self.bad("projection_dim", "it is not a whole number".to_owned()))?
+            .ok_or_else(|| self.bad("projection_dim", "it is not an integer".to_owned()))?
             as usize;
         let logit_scale_init = match root.get("logit_scale_init_value") {
             None => 2.6592,
@@ -183,12 +183,12 @@ impl ConfigFile<'_> {
             ]),
         )?;
         text.kind = TextKind::Siglip;
-        // Version 2 pads with Gemma's `<pad>`, which its configurations leave to the tokenizer to
-        // say.
-        let said = root
+        // SigLIP 2 pads with Gemma's `<pad>`. Its configurations omit the id, which only the
+        // tokenizer states.
+        let has_pad_id = root
             .get("text_config")
             .is_some_and(|t| t.get("pad_token_id").is_some());
-        if !said && text.vocab_size == 256_000 {
+        if !has_pad_id && text.vocab_size == 256_000 {
             text.pad_token_id = 0;
         }
         if let Some(Value::Bool(false)) = root
@@ -197,7 +197,7 @@ impl ConfigFile<'_> {
         {
             return Err(self.bad(
                 "vision_config.vision_use_head",
-                "a SigLIP without its pooling head has no image features".to_owned(),
+                "without its pooling head SigLIP has no image features".to_owned(),
             ));
         }
         let projection_dim = match root
@@ -208,7 +208,7 @@ impl ConfigFile<'_> {
             Some(value) => value.as_u64().ok_or_else(|| {
                 self.bad(
                     "text_config.projection_size",
-                    "it is not a whole number".to_owned(),
+                    "it is not an integer".to_owned(),
                 )
             })? as usize,
         };
@@ -251,7 +251,7 @@ mod tests {
         let siglip =
             parse(r#"{"model_type": "siglip", "text_config": {}, "vision_config": {}}"#).unwrap();
         let mut named = super::super::architecture("ViT-B-16-SigLIP").unwrap();
-        // `transformers` runs SigLIP with the tanh approximation, open_clip runs version 1 without.
+        // `transformers` runs SigLIP with the tanh approximation, open_clip version 1 without it.
         named.vision.hidden_act = Activation::GeluTanh;
         named.text.hidden_act = Activation::GeluTanh;
         assert_eq!(siglip.parameters(), named.parameters());
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resnet_has_no_hugging_face_form() {
+    fn a_resnet_has_no_hugging_face_format() {
         let error = super::super::architecture("RN50")
             .unwrap()
             .to_json()
@@ -285,11 +285,13 @@ mod tests {
                 "projection_dim",
             ),
             (
-                r#"{"projection_dim": 8, "text_config": {}, "vision_config": {"hidden_act": "relu"}}"#,
+                r#"{"projection_dim": 8, "text_config": {},
+                    "vision_config": {"hidden_act": "relu"}}"#,
                 "vision_config",
             ),
             (
-                r#"{"projection_dim": 8, "text_config": {}, "vision_config": {"num_attention_heads": 7}}"#,
+                r#"{"projection_dim": 8, "text_config": {},
+                    "vision_config": {"num_attention_heads": 7}}"#,
                 "num_attention_heads",
             ),
             (
@@ -297,11 +299,13 @@ mod tests {
                 "model_type",
             ),
             (
-                r#"{"model_type": "siglip", "text_config": {}, "vision_config": {"vision_use_head": false}}"#,
+                r#"{"model_type": "siglip", "text_config": {},
+                    "vision_config": {"vision_use_head": false}}"#,
                 "vision_use_head",
             ),
             (
-                r#"{"model_type": "siglip", "text_config": {"projection_size": 64}, "vision_config": {}}"#,
+                r#"{"model_type": "siglip", "text_config": {"projection_size": 64},
+                    "vision_config": {}}"#,
                 "hidden_size",
             ),
         ] {

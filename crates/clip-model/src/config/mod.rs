@@ -1,10 +1,10 @@
-//! The shape of a CLIP model.
+//! Model configurations of CLIP and SigLIP.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
 //! | `hugging_face` | `config.json` of `transformers`' `CLIPModel` and `SiglipModel` |
 //! | `open_clip` | `open_clip_config.json` and open_clip's model configurations |
-//! | `architectures` | the published architectures by name |
+//! | `architectures` | published architectures by name |
 
 mod architectures;
 mod hugging_face;
@@ -17,56 +17,59 @@ use crate::preprocess::Preprocess;
 pub use architectures::{architecture, architectures};
 pub(crate) use open_clip::OpenClipConfig;
 
-/// The pointwise non-linearity of the MLPs.
+/// Activation function of the MLPs.
 ///
-/// The activation is not visible in the weights: OpenAI's checkpoints use
-/// [`QuickGelu`](Self::QuickGelu), most of open_clip's use [`Gelu`](Self::Gelu).
+/// The weights do not determine it: OpenAI's checkpoints use [`QuickGelu`](Self::QuickGelu), most
+/// of open_clip's use [`Gelu`](Self::Gelu).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
     /// `x · σ(1.702 x)` (OpenAI CLIP `clip/model.py`, class `QuickGELU`).
     #[serde(rename = "quick_gelu")]
     QuickGelu,
-    /// The exact, erf-based GELU.
+    /// Exact GELU, by the error function.
     #[serde(rename = "gelu")]
     Gelu,
-    /// GELU by its tanh approximation, `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`: SigLIP.
+    /// Tanh approximation of GELU, `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`; used by SigLIP.
     #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_tanh")]
     GeluTanh,
 }
 
-/// What an image tower is made of.
+/// Architecture family of an image tower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum VisionKind {
-    /// CLIP's vision transformer: a class token, a layer norm before the blocks, a projection of
-    /// the class token.
+    /// CLIP's vision transformer: a class token, a layer norm before the blocks, and a projection
+    /// of the class token.
     #[default]
     Clip,
-    /// SigLIP's: patches with a bias, no class token, no first layer norm; one learned query
-    /// attends to all tokens ("multihead attention pooling"), and there is no projection.
+    /// SigLIP's vision transformer: a patch embedding with a bias, no class token, no layer norm
+    /// before the blocks. One learned query attends to all tokens ("multihead attention pooling"),
+    /// and there is no projection.
     Siglip,
-    /// OpenAI's modified ResNet: a stem of three convolutions, average pooling before every stride,
-    /// and pooling by attention. [`VisionConfig::hidden_size`] is the width of its last stage, 32
-    /// times the width of the stem, and [`VisionConfig::patch_size`] the total stride, 32; the
-    /// numbers of layers and of hidden units mean nothing.
+    /// OpenAI's modified ResNet: a stem of three convolutions, average pooling in place of strides,
+    /// and attention pooling. [`VisionConfig::hidden_size`] is the width of its last stage, 32
+    /// times the width of the stem. [`VisionConfig::patch_size`] is the total stride, 32.
+    /// [`VisionConfig::num_hidden_layers`] and [`VisionConfig::intermediate_size`] are unused.
     ResNet {
-        /// Bottleneck blocks in each stage.
+        /// Number of bottleneck blocks in each stage.
         stages: [usize; 4],
     },
 }
 
-/// What a text tower is made of.
+/// Architecture family of a text tower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TextKind {
-    /// CLIP's: causal, read at the end token, projected without a bias.
+    /// CLIP: causal attention, pooling at the end token, projection without a bias.
     #[default]
     Clip,
-    /// SigLIP's: every token sees every other, padding included; read at the last position,
-    /// projected with a bias.
+    /// SigLIP: bidirectional attention, also to padding; pooling at the last position; projection
+    /// with a bias.
     Siglip,
 }
 
-/// The image tower. The defaults are those of `transformers`' `CLIPVisionConfig` (ViT-B/32), which
-/// matter because `transformers` may omit values that equal them.
+/// Configuration of the image tower.
+///
+/// The defaults are those of `transformers`' `CLIPVisionConfig` (ViT-B/32): `transformers` may omit
+/// values that equal them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
@@ -80,14 +83,14 @@ pub struct VisionConfig {
     pub num_attention_heads: usize,
     /// Side of the square input image in pixels.
     pub image_size: usize,
-    /// Side of a square patch in pixels; divides `image_size`, except in SigLIP, whose convolution
-    /// does not look at what is left over at the right and the bottom.
+    /// Side of a square patch in pixels. It divides `image_size`, except in SigLIP, whose
+    /// convolution ignores the remainder at the right and the bottom.
     pub patch_size: usize,
-    /// Non-linearity of the MLPs.
+    /// Activation function of the MLPs.
     pub hidden_act: Activation,
-    /// Added to the variance in every layer norm.
+    /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
-    /// What the tower is made of.
+    /// Architecture family.
     #[serde(skip)]
     pub kind: VisionKind,
 }
@@ -109,19 +112,20 @@ impl Default for VisionConfig {
 }
 
 impl VisionConfig {
-    /// Number of patches along a side (of cells of the last stage, in a ResNet).
+    /// Returns the number of patches along a side; in a ResNet, the side of the last feature map.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size
     }
 
-    /// Number of tokens: one a patch, and one for the whole image unless this is SigLIP.
+    /// Returns the number of tokens: one per patch, plus the class token (in a ResNet, the mean)
+    /// unless this is SigLIP.
     pub fn tokens(&self) -> usize {
         let grid = self.grid();
         grid * grid + usize::from(self.kind != VisionKind::Siglip)
     }
 }
 
-/// The text tower. The defaults are those of `transformers`' `CLIPTextConfig`.
+/// Configuration of the text tower. The defaults are those of `transformers`' `CLIPTextConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TextConfig {
@@ -135,11 +139,11 @@ pub struct TextConfig {
     pub num_hidden_layers: usize,
     /// Number of attention heads; divides `hidden_size`.
     pub num_attention_heads: usize,
-    /// Longest text in tokens, specials included.
+    /// Context length: the maximum number of tokens of a text, special tokens included.
     pub max_position_embeddings: usize,
-    /// Non-linearity of the MLPs.
+    /// Activation function of the MLPs.
     pub hidden_act: Activation,
-    /// Added to the variance in every layer norm.
+    /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
     /// Id of the start token.
     pub bos_token_id: u32,
@@ -147,9 +151,9 @@ pub struct TextConfig {
     /// means "pool at the largest id" (`transformers` `modeling_clip.py`,
     /// `CLIPTextTransformer.forward`).
     pub eos_token_id: u32,
-    /// Id of the padding token. CLIP never looks at padding; SigLIP does.
+    /// Id of the padding token. SigLIP attends to padding; CLIP does not.
     pub pad_token_id: u32,
-    /// What the tower is made of.
+    /// Architecture family.
     #[serde(skip)]
     pub kind: TextKind,
 }
@@ -173,24 +177,36 @@ impl Default for TextConfig {
     }
 }
 
-/// The shape of a CLIP model.
+/// Configuration of a CLIP model.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use clip_model::ClipConfig;
+///
+/// let mut config = ClipConfig::vit_b_32();
+/// assert_eq!(config.parameters(), 151_277_313);
+///
+/// config.vision.num_hidden_layers = 1;
+/// config.text.num_hidden_layers = 1;
+/// let model = config.init_zeros(&Device::default());
+/// assert_eq!(model.num_parameters(), config.parameters());
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
     /// The image tower.
     pub vision: VisionConfig,
     /// The text tower.
     pub text: TextConfig,
-    /// Width of the joint space.
+    /// Width of the joint embedding space.
     pub projection_dim: usize,
     /// Initial value of the logarithm of the logit scale.
     pub logit_scale_init: f64,
-    /// Initial value of what is added to the logits; only models trained with the sigmoid loss have
-    /// it.
+    /// Initial value of the logit bias. Only models trained with the sigmoid loss have one.
     pub logit_bias_init: Option<f64>,
 }
 
 impl ClipConfig {
-    /// OpenAI's ViT-B/32: 151,277,313 parameters.
+    /// Returns the configuration of OpenAI's ViT-B/32: 151,277,313 parameters.
     pub fn vit_b_32() -> Self {
         Self {
             vision: VisionConfig::default(),
@@ -201,14 +217,14 @@ impl ClipConfig {
         }
     }
 
-    /// OpenAI's ViT-B/16: 149,620,737 parameters.
+    /// Returns the configuration of OpenAI's ViT-B/16: 149,620,737 parameters.
     pub fn vit_b_16() -> Self {
         let mut config = Self::vit_b_32();
         config.vision.patch_size = 16;
         config
     }
 
-    /// OpenAI's ViT-L/14: 427,616,513 parameters.
+    /// Returns the configuration of OpenAI's ViT-L/14: 427,616,513 parameters.
     pub fn vit_l_14() -> Self {
         Self {
             vision: VisionConfig {
@@ -231,14 +247,13 @@ impl ClipConfig {
         }
     }
 
-    /// Number of parameters of a model of this shape. Running statistics of batch norms are not
-    /// parameters.
+    /// Returns the number of parameters of the model, without running statistics of batch norms.
     pub fn parameters(&self) -> usize {
         let bias = usize::from(self.logit_bias_init.is_some());
         self.image_parameters() + self.text_parameters() + 1 + bias
     }
 
-    /// Number of parameters of the image tower.
+    /// Returns the number of parameters of the image tower.
     pub fn image_parameters(&self) -> usize {
         let (v, e) = (&self.vision, self.projection_dim);
         let d = v.hidden_size;
@@ -247,11 +262,12 @@ impl ClipConfig {
         match v.kind {
             VisionKind::Clip => patches + d + v.tokens() * d + 4 * d + blocks + d * e,
             VisionKind::Siglip => {
-                // A block with one layer norm instead of two, and the query.
+                // The pooling head: a block with one layer norm instead of two, and the query.
                 let pool = block_parameters(d, v.intermediate_size) - 2 * d + d;
                 patches + d + v.tokens() * d + 2 * d + blocks + pool
             }
             VisionKind::ResNet { stages } => {
+                // Convolutions without biases, and two parameters per channel of a batch norm.
                 let w = d / 32;
                 let half = w / 2;
                 let stem = 27 * half + 9 * half * half + 9 * half * w + 4 * half + 2 * w;
@@ -261,6 +277,7 @@ impl ClipConfig {
                     let p = w << stage;
                     for block in 0..blocks {
                         total += input * p + 9 * p * p + 4 * p * p + 12 * p;
+                        // The shortcut of the first block of a stage.
                         if block == 0 {
                             total += input * 4 * p + 8 * p;
                         }
@@ -272,7 +289,7 @@ impl ClipConfig {
         }
     }
 
-    /// Number of parameters of the text tower.
+    /// Returns the number of parameters of the text tower.
     pub fn text_parameters(&self) -> usize {
         let (t, e) = (&self.text, self.projection_dim);
         let w = t.hidden_size;
@@ -287,8 +304,8 @@ impl ClipConfig {
             + bias
     }
 
-    /// The image pipeline that models of this shape were trained with, where no file says
-    /// otherwise.
+    /// Returns the preprocessing that models of this family were trained with, for checkpoints
+    /// without image settings.
     pub fn default_preprocess(&self) -> Preprocess {
         let size = self.vision.image_size as u32;
         match self.vision.kind {
@@ -297,7 +314,7 @@ impl ClipConfig {
         }
     }
 
-    /// The values a tower cannot be built from, with the key at fault.
+    /// Validates the values. An error holds the offending key and the reason.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         let (v, t) = (&self.vision, &self.text);
         for (key, value) in [
@@ -318,7 +335,7 @@ impl ClipConfig {
             ),
             ("projection_dim", self.projection_dim),
         ] {
-            // The upper bound keeps products of sizes far from overflow.
+            // The upper bound prevents overflow in products of sizes.
             if value == 0 || value > 1 << 24 {
                 return Err((key, format!("{value} is out of range")));
             }
@@ -338,7 +355,7 @@ impl ClipConfig {
             if width % heads != 0 {
                 return Err((
                     key,
-                    format!("{heads} heads do not divide a width of {width}"),
+                    format!("{heads} heads do not divide the width {width}"),
                 ));
             }
         }
@@ -350,7 +367,7 @@ impl ClipConfig {
             return Err((
                 "vision_config.patch_size",
                 format!(
-                    "{} does not divide an image of {}",
+                    "{} does not divide the image size {}",
                     v.patch_size, v.image_size
                 ),
             ));
@@ -359,7 +376,7 @@ impl ClipConfig {
             return Err((
                 "vision_config.hidden_size",
                 format!(
-                    "SigLIP does not project images: {} must be the width of the joint space, {}",
+                    "SigLIP does not project images: {} must equal the projection width {}",
                     v.hidden_size, self.projection_dim
                 ),
             ));
@@ -372,7 +389,7 @@ impl ClipConfig {
             return Err((
                 "vision_cfg.layers",
                 format!(
-                    "{stages:?} blocks of width {} are no ResNet",
+                    "{stages:?} blocks of width {} are not a valid ResNet",
                     v.hidden_size / 32
                 ),
             ));
@@ -381,7 +398,7 @@ impl ClipConfig {
     }
 }
 
-/// Parameters of one residual block of width `d` and hidden width `f`.
+/// Returns the number of parameters of a residual block of width `d` and hidden width `f`.
 fn block_parameters(d: usize, f: usize) -> usize {
     4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
 }

@@ -1,10 +1,11 @@
-//! open_clip's model configurations (`open_clip/model_configs/*.json`) and the
-//! `open_clip_config.json` of its checkpoints, which is one of them as `model_cfg` beside a
-//! `preprocess_cfg`.
+//! open_clip's model configurations.
+//!
+//! They are `open_clip/model_configs/*.json`, and the `open_clip_config.json` of its checkpoints,
+//! which holds one of them as `model_cfg` and a `preprocess_cfg`.
 //!
 //! Field names and defaults are those of `open_clip/model.py`, classes `CLIPVisionCfg` and
-//! `CLIPTextCfg`. A SigLIP image tower is only a name there, of a model of the `timm` package; we
-//! write its sizes beside the name, and read either.
+//! `CLIPTextCfg`. open_clip gives a SigLIP image tower only as the name of a `timm` model. This
+//! module writes its sizes as well, and reads both.
 
 use std::path::Path;
 
@@ -14,8 +15,8 @@ use serde_json::{Map, Value, json};
 use super::{Activation, ClipConfig, TextConfig, TextKind, VisionConfig, VisionKind};
 use crate::{error::CheckpointError, preprocess::Preprocess};
 
-/// Keys that say nothing about the tensors or what is computed from them in evaluation.
-const HARMLESS: [&str; 12] = [
+/// Keys that affect neither the tensors nor the computation in evaluation.
+const IGNORED_KEYS: [&str; 12] = [
     "patch_dropout",
     "output_tokens",
     "hf_tokenizer_name",
@@ -52,17 +53,17 @@ struct VisionCfg {
     width: Option<usize>,
     head_width: Option<usize>,
     mlp_ratio: Option<f64>,
-    /// Ours, where the ratio does not give the size.
+    /// Not open_clip's; for sizes that the ratio cannot express.
     mlp_width: Option<usize>,
     patch_size: Option<usize>,
-    #[serde(default = "default_image")]
-    image_size: Side,
+    #[serde(default = "default_image_size")]
+    image_size: ImageSize,
     timm_model_name: Option<String>,
     #[serde(default)]
     pool_type: Option<String>,
     norm_kwargs: Option<NormKwargs>,
     act_kwargs: Option<ActKwargs>,
-    /// Ours, of a SigLIP tower: its activation and the epsilon of its layer norms.
+    /// Not open_clip's: activation and layer norm epsilon of a SigLIP tower.
     act: Option<Activation>,
     norm_eps: Option<f64>,
     #[serde(flatten)]
@@ -71,15 +72,15 @@ struct VisionCfg {
 
 #[derive(Debug, Deserialize)]
 struct TextCfg {
-    #[serde(default = "context")]
+    #[serde(default = "default_context")]
     context_length: usize,
-    #[serde(default = "vocabulary")]
+    #[serde(default = "default_vocabulary")]
     vocab_size: usize,
-    #[serde(default = "text_width")]
+    #[serde(default = "default_text_width")]
     width: usize,
-    #[serde(default = "text_heads")]
+    #[serde(default = "default_text_heads")]
     heads: usize,
-    #[serde(default = "text_layers")]
+    #[serde(default = "default_text_layers")]
     layers: usize,
     mlp_ratio: Option<f64>,
     mlp_width: Option<usize>,
@@ -101,12 +102,12 @@ enum Layers {
     Blocks(usize),
     Stages([usize; 4]),
     #[default]
-    Unsaid,
+    Unspecified,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged)]
-enum Side {
+enum ImageSize {
     Square(usize),
     HeightWidth([usize; 2]),
 }
@@ -121,26 +122,26 @@ struct ActKwargs {
     approximate: Option<String>,
 }
 
-fn default_image() -> Side {
-    Side::Square(224)
+fn default_image_size() -> ImageSize {
+    ImageSize::Square(224)
 }
-fn context() -> usize {
+fn default_context() -> usize {
     77
 }
-fn vocabulary() -> usize {
+fn default_vocabulary() -> usize {
     49408
 }
-fn text_width() -> usize {
+fn default_text_width() -> usize {
     512
 }
-fn text_heads() -> usize {
+fn default_text_heads() -> usize {
     8
 }
-fn text_layers() -> usize {
+fn default_text_layers() -> usize {
     12
 }
 
-/// The image pipeline as open_clip writes it (`open_clip/transform.py`, class `PreprocessCfg`).
+/// Image settings (`open_clip/transform.py`, class `PreprocessCfg`).
 #[derive(Debug, Serialize, Deserialize)]
 struct PreprocessCfg {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,32 +152,31 @@ struct PreprocessCfg {
     resize_mode: Option<String>,
 }
 
-/// What an `open_clip_config.json` says.
+/// Contents of an `open_clip_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct OpenClipConfig {
     pub model: ClipConfig,
-    /// Whether the text tower's tensors lie under `text.` (class `CustomTextCLIP`).
+    /// True if the tensors of the text tower have the prefix `text.` (class `CustomTextCLIP`).
     pub custom_text: bool,
-    /// Whether texts go through the tokenizer beside the file, and not through OpenAI's.
+    /// True if the model uses the tokenizer of its folder instead of OpenAI's.
     pub own_tokenizer: bool,
     pub preprocess: Option<Preprocess>,
 }
 
 impl ClipConfig {
-    /// Parses an `open_clip_config.json`, or a bare model configuration of open_clip's; `path` is
-    /// only named in errors.
+    /// Parses an `open_clip_config.json`, or a bare model configuration of open_clip; `path`
+    /// appears in errors only.
     ///
     /// # Errors
-    /// [`CheckpointError`] naming the file and the key that is missing, does not fit, or asks for
-    /// what is not computed here.
+    /// [`CheckpointError`] with the file and the key that is missing, invalid or not supported.
     pub fn from_open_clip_json(text: &str, path: &Path) -> Result<Self, CheckpointError> {
         Ok(OpenClipConfig::from_json(text, path)?.model)
     }
 }
 
 impl OpenClipConfig {
-    /// Parses an `open_clip_config.json` or a bare model configuration; `path` is only named in
-    /// errors.
+    /// Parses an `open_clip_config.json` or a bare model configuration; `path` appears in errors
+    /// only.
     pub(crate) fn from_json(text: &str, path: &Path) -> Result<Self, CheckpointError> {
         let file = File { path };
         let root: Map<String, Value> = serde_json::from_str(text)
@@ -209,7 +209,7 @@ impl OpenClipConfig {
         })
     }
 
-    /// The text of an `open_clip_config.json`.
+    /// Returns the text of an `open_clip_config.json`.
     pub(crate) fn to_json(&self) -> String {
         let (v, t) = (&self.model.vision, &self.model.text);
         let ratio = |hidden: usize, width: usize| hidden as f64 / width as f64;
@@ -235,6 +235,7 @@ impl OpenClipConfig {
                 set("patch_size", json!(v.patch_size));
             }
         }
+        // open_clip builds SigLIP's image tower from the name alone; the sizes are for this crate.
         if v.kind == VisionKind::Siglip {
             set("mlp_width", json!(v.intermediate_size));
             set("timm_model_name", json!(timm_name(v)));
@@ -261,7 +262,7 @@ impl OpenClipConfig {
             "mlp_ratio": ratio(t.intermediate_size, t.hidden_size),
         });
         if self.own_tokenizer {
-            // In a local folder open_clip takes the tokenizer from there, whatever the name.
+            // With a local folder, open_clip loads the tokenizer from it and ignores the name.
             text["hf_tokenizer_name"] = json!("local-dir");
         }
         if t.kind == TextKind::Siglip {
@@ -305,7 +306,7 @@ impl OpenClipConfig {
     }
 }
 
-/// Names the file in errors.
+/// Parser of a configuration that puts its path into errors.
 struct File<'a> {
     path: &'a Path,
 }
@@ -315,29 +316,33 @@ impl File<'_> {
         CheckpointError::config(self.path, key, reason)
     }
 
-    /// Refuses what this crate would not compute.
-    fn only_harmless(&self, part: &str, other: &Map<String, Value>) -> Result<(), CheckpointError> {
+    /// Refuses keys that request something this crate does not implement.
+    fn check_unknown_keys(
+        &self,
+        part: &str,
+        other: &Map<String, Value>,
+    ) -> Result<(), CheckpointError> {
         for (key, value) in other {
             let off = matches!(value, Value::Null | Value::Bool(false));
             let learnable = key == "pos_embed_type" && value == "learnable";
             let linear = key == "proj_type" && value == "linear";
-            if !off && !learnable && !linear && !HARMLESS.contains(&key.as_str()) {
+            if !off && !learnable && !linear && !IGNORED_KEYS.contains(&key.as_str()) {
                 let key = format!("{part}{key}");
-                return Err(self.bad(&key, format!("{value} is not supported here")));
+                return Err(self.bad(&key, format!("{value} is not supported")));
             }
         }
         Ok(())
     }
 
     fn model(&self, cfg: ModelCfg) -> Result<ClipConfig, CheckpointError> {
-        self.only_harmless("", &cfg.other)?;
-        let plain = if cfg.quick_gelu {
+        self.check_unknown_keys("", &cfg.other)?;
+        let default_activation = if cfg.quick_gelu {
             Activation::QuickGelu
         } else {
             Activation::Gelu
         };
-        let vision = self.vision(cfg.vision_cfg, plain)?;
-        let text = self.text(cfg.text_cfg, plain)?;
+        let vision = self.vision(cfg.vision_cfg, default_activation)?;
+        let text = self.text(cfg.text_cfg, default_activation)?;
         let scale = if cfg.init_logit_bias.is_some() {
             10.0_f64.ln()
         } else {
@@ -352,12 +357,16 @@ impl File<'_> {
         })
     }
 
-    fn vision(&self, cfg: VisionCfg, plain: Activation) -> Result<VisionConfig, CheckpointError> {
-        self.only_harmless("vision_cfg.", &cfg.other)?;
+    fn vision(
+        &self,
+        cfg: VisionCfg,
+        default_activation: Activation,
+    ) -> Result<VisionConfig, CheckpointError> {
+        self.check_unknown_keys("vision_cfg.", &cfg.other)?;
         let image_size = match cfg.image_size {
-            Side::Square(side) => side,
-            Side::HeightWidth([h, w]) if h == w => h,
-            Side::HeightWidth(sides) => {
+            ImageSize::Square(side) => side,
+            ImageSize::HeightWidth([h, w]) if h == w => h,
+            ImageSize::HeightWidth(sides) => {
                 return Err(self.bad(
                     "vision_cfg.image_size",
                     format!("{sides:?} is not a square"),
@@ -367,17 +376,17 @@ impl File<'_> {
         if cfg.pool_type.as_deref().is_some_and(|p| p != "tok") {
             return Err(self.bad(
                 "vision_cfg.pool_type",
-                format!("{:?} is not supported here", cfg.pool_type),
+                format!("{:?} is not supported", cfg.pool_type),
             ));
         }
-        let activation = activation(cfg.act_kwargs.as_ref(), plain);
+        let activation = activation(cfg.act_kwargs.as_ref(), default_activation);
         let epsilon = cfg
             .norm_eps
             .or(cfg.norm_kwargs.as_ref().and_then(|n| n.eps));
         if let Layers::Stages(stages) = cfg.layers {
             let width = cfg.width.unwrap_or(64);
-            // The pooling has heads of 64 (open_clip `model.py`, `_build_vision_tower`: `width * 32
-            // // head_width`).
+            // The attention pooling has heads of width 64 (open_clip `model.py`,
+            // `_build_vision_tower`: `width * 32 // head_width`).
             let d = width.saturating_mul(32);
             return Ok(VisionConfig {
                 hidden_size: d,
@@ -386,11 +395,12 @@ impl File<'_> {
                 num_attention_heads: d / cfg.head_width.unwrap_or(64).max(1),
                 image_size,
                 patch_size: 32,
-                hidden_act: plain,
+                hidden_act: default_activation,
                 layer_norm_eps: 1e-5,
                 kind: VisionKind::ResNet { stages },
             });
         }
+        // Defaults of the family, which explicit fields override below.
         let (mut sizes, kind, activation, epsilon) = match &cfg.timm_model_name {
             None => {
                 let sizes = Sizes {
@@ -404,12 +414,12 @@ impl File<'_> {
             }
             Some(name) => {
                 let (sizes, tanh) = self.timm(name, &cfg)?;
-                let named = if tanh {
+                let timm_activation = if tanh {
                     Activation::GeluTanh
                 } else {
                     activation
                 };
-                let activation = cfg.act.unwrap_or(named);
+                let activation = cfg.act.unwrap_or(timm_activation);
                 let epsilon = epsilon.unwrap_or(1e-6);
                 (sizes, VisionKind::Siglip, activation, epsilon)
             }
@@ -447,25 +457,29 @@ impl File<'_> {
         })
     }
 
-    /// The sizes of a tower of timm, and whether its GELU is the one by tanh.
+    /// Returns the sizes of a timm tower, and whether it uses the tanh approximation of GELU.
     fn timm(&self, name: &str, cfg: &VisionCfg) -> Result<(Sizes, bool), CheckpointError> {
-        // A tower whose sizes are written out needs no entry in timm.
-        let written = name.contains("_siglip_")
+        // A tower with explicit sizes need not be one that timm has.
+        let explicit = name.contains("_siglip_")
             && cfg.width.is_some()
             && cfg.head_width.is_some()
             && cfg.patch_size.is_some();
         timm_sizes(name)
-            .or_else(|| written.then(|| timm_sizes("vit_base_patch16_siglip_224"))?)
+            .or_else(|| explicit.then(|| timm_sizes("vit_base_patch16_siglip_224"))?)
             .ok_or_else(|| {
                 self.bad(
                     "vision_cfg.timm_model_name",
-                    format!("`{name}` is not supported, only SigLIP's towers"),
+                    format!("`{name}` is not supported, only SigLIP towers are"),
                 )
             })
     }
 
-    fn text(&self, cfg: TextCfg, plain: Activation) -> Result<TextConfig, CheckpointError> {
-        self.only_harmless("text_cfg.", &cfg.other)?;
+    fn text(
+        &self,
+        cfg: TextCfg,
+        default_activation: Activation,
+    ) -> Result<TextConfig, CheckpointError> {
+        self.check_unknown_keys("text_cfg.", &cfg.other)?;
         let pool = cfg.pool_type.as_deref().unwrap_or("argmax");
         let kind = match (pool, cfg.no_causal_mask, cfg.proj_bias) {
             ("argmax", false, false) => TextKind::Clip,
@@ -474,8 +488,8 @@ impl File<'_> {
                 return Err(self.bad(
                     "text_cfg.pool_type",
                     format!(
-                        "a tower with (pool_type, no_causal_mask, proj_bias) = {other:?} is not supported, \
-                         only CLIP's and SigLIP's"
+                        "a tower with (pool_type, no_causal_mask, proj_bias) = {other:?} is not \
+                         supported, only those of CLIP and SigLIP are"
                     ),
                 ));
             }
@@ -490,18 +504,17 @@ impl File<'_> {
             num_hidden_layers: cfg.layers,
             num_attention_heads: cfg.heads,
             max_position_embeddings: cfg.context_length,
-            hidden_act: activation(cfg.act_kwargs.as_ref(), plain),
+            hidden_act: activation(cfg.act_kwargs.as_ref(), default_activation),
             layer_norm_eps: cfg.norm_kwargs.and_then(|n| n.eps).unwrap_or(1e-5),
             bos_token_id: largest.saturating_sub(1),
-            // `argmax` pooling is the largest id, which is the end token's.
+            // `argmax` pools at the largest id, which is that of the end token.
             eos_token_id: match kind {
                 TextKind::Clip => 2,
                 TextKind::Siglip => 1,
             },
             pad_token_id: cfg.pad_id.unwrap_or(match kind {
                 TextKind::Clip => 0,
-                // SentencePiece models of version 1 pad with `</s>`, those of version 2 (Gemma's)
-                // with `<pad>`.
+                // SigLIP 1 pads with `</s>`, SigLIP 2 (Gemma's vocabulary) with `<pad>`.
                 TextKind::Siglip if cfg.vocab_size == 256_000 => 0,
                 TextKind::Siglip => 1,
             }),
@@ -538,17 +551,18 @@ impl File<'_> {
         if !preprocess.std.iter().all(positive) || !preprocess.mean.iter().all(|x| x.is_finite()) {
             return Err(self.bad(
                 "preprocess_cfg.std",
-                "mean and std are three numbers, std above 0".to_owned(),
+                "mean and std must be finite, and std must be positive".to_owned(),
             ));
         }
         Ok(preprocess)
     }
 }
 
-fn activation(kwargs: Option<&ActKwargs>, plain: Activation) -> Activation {
+/// Returns the activation that `act_kwargs` requests, or the default one.
+fn activation(kwargs: Option<&ActKwargs>, default_activation: Activation) -> Activation {
     match kwargs.and_then(|k| k.approximate.as_deref()) {
         Some("tanh") => Activation::GeluTanh,
-        _ => plain,
+        _ => default_activation,
     }
 }
 
@@ -574,9 +588,9 @@ const TIMM: [(&str, usize, usize, usize, usize); 4] = [
     ("giantopt", 1536, 40, 16, 6144),
 ];
 
-/// The sizes of `vit_base_patch16_siglip_224` and its like, and whether it has the tanh
-/// approximation of GELU: those that came with version 2 do (`timm/models/vision_transformer.py`,
-/// `act_layer='gelu_tanh'`).
+/// Returns the sizes of a timm SigLIP tower (`vit_base_patch16_siglip_224`, …), and whether it uses
+/// the tanh approximation of GELU. The towers added for SigLIP 2 do
+/// (`timm/models/vision_transformer.py`, `act_layer='gelu_tanh'`).
 fn timm_sizes(name: &str) -> Option<(Sizes, bool)> {
     let rest = name.strip_prefix("vit_")?;
     let (size, rest) = rest.split_once("_patch")?;
@@ -599,7 +613,7 @@ fn timm_sizes(name: &str) -> Option<(Sizes, bool)> {
     ))
 }
 
-/// timm's name of a SigLIP tower; of one it does not have, the name of the nearest.
+/// Returns timm's name of a SigLIP tower. A tower of other sizes gets the name of a `base` one.
 fn timm_name(v: &VisionConfig) -> String {
     let size = TIMM
         .into_iter()
@@ -646,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_computed_is_refused_by_name() {
+    fn unsupported_keys_are_refused_by_name() {
         let with = |vision: &str, text: &str| {
             format!(r#"{{"embed_dim": 512, "vision_cfg": {{{vision}}}, "text_cfg": {{{text}}}}}"#)
         };
@@ -672,7 +686,8 @@ mod tests {
             let message = parse(&text).unwrap_err().to_string();
             assert!(message.contains(key), "{message} should name {key}");
         }
-        let bad = r#"{"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": {"interpolation": "nearest"}}"#;
+        let bad = r#"{"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}},
+            "preprocess_cfg": {"interpolation": "nearest"}}"#;
         assert!(
             parse(bad)
                 .unwrap_err()

@@ -1,4 +1,4 @@
-//! The pre-norm residual block that both towers are made of.
+//! Pre-norm transformer block of both towers.
 
 use burn::{
     module::Module,
@@ -7,7 +7,8 @@ use burn::{
 };
 
 use clip_kernels::{
-    AttentionBranch, Kernels, MlpBranch, Queries, attention_branch, mlp_branch, observed_mlp_branch,
+    AttentionBranch, Kernels, MlpBranch, Queries, attention_branch, mlp_branch,
+    mlp_branch_with_inputs,
 };
 
 use super::{Observer, params::Builder};
@@ -16,9 +17,10 @@ use crate::{config::Activation, error::CheckpointError};
 /// Multi-head self-attention with one fused projection to queries, keys and values.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// `[d, 3d]`: columns 0..d give the queries, d..2d the keys, 2d..3d the values.
+    /// Input projection, `[d, 3d]`: columns 0..d give the queries, d..2d the keys, 2d..3d the
+    /// values.
     pub in_proj: Linear,
-    /// `[d, d]`.
+    /// Output projection, `[d, d]`.
     pub out_proj: Linear,
     heads: usize,
     causal: bool,
@@ -39,7 +41,7 @@ impl Attention {
         })
     }
 
-    /// Only `query [batch, 1, d]` attends, to the whole of `x [batch, n, d]`.
+    /// Cross-attention of `query` `[batch, 1, d]` to `x` `[batch, n, d]`; returns `[batch, 1, d]`.
     pub(super) fn pool(&self, query: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
         let [batch, n, d] = x.dims();
         let weight = self.in_proj.weight.val();
@@ -69,7 +71,7 @@ fn merge_heads(x: Tensor<4>) -> Tensor<3> {
     x.swap_dims(1, 2).reshape([batch, n, heads * h])
 }
 
-/// Two linear maps with a non-linearity between them.
+/// MLP: two linear layers with an activation between them.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// `[d, hidden]`.
@@ -100,7 +102,10 @@ impl Mlp {
         observer: &mut O,
     ) -> Tensor<3> {
         if O::ACTIVE {
-            observer.linear_input(&format!("{}.mlp.c_fc.weight", path()), rows(x.clone()));
+            observer.linear_input(
+                &format!("{}.mlp.c_fc.weight", path()),
+                flatten_tokens(x.clone()),
+            );
         }
         let x = clip_kernels::activate(
             self.c_fc.forward(x),
@@ -108,19 +113,23 @@ impl Mlp {
             Kernels::default(),
         );
         if O::ACTIVE {
-            observer.linear_input(&format!("{}.mlp.c_proj.weight", path()), rows(x.clone()));
+            observer.linear_input(
+                &format!("{}.mlp.c_proj.weight", path()),
+                flatten_tokens(x.clone()),
+            );
         }
         self.c_proj.forward(x)
     }
 }
 
-fn rows(x: Tensor<3>) -> Tensor<2> {
+/// `[batch, n, d]` to `[batch · n, d]`.
+fn flatten_tokens(x: Tensor<3>) -> Tensor<2> {
     let [batch, n, d] = x.dims();
     x.reshape([batch * n, d])
 }
 
-/// `x ← x + attention(ln_1(x))`, then `x ← x + mlp(ln_2(x))` (OpenAI CLIP `clip/model.py`, class
-/// `ResidualAttentionBlock`).
+/// A pre-norm residual block: `x ← x + attention(ln_1(x))`, then `x ← x + mlp(ln_2(x))` (OpenAI
+/// CLIP `clip/model.py`, class `ResidualAttentionBlock`).
 #[derive(Module, Debug)]
 pub struct ResidualBlock {
     /// Before the attention.
@@ -131,13 +140,13 @@ pub struct ResidualBlock {
     pub ln_2: LayerNorm,
     /// The MLP.
     pub mlp: Mlp,
-    /// Of both layer norms: Burn's keep it to themselves.
+    /// Epsilon of both layer norms, kept here because Burn's `LayerNorm` does not expose it.
     epsilon: f64,
     #[module(skip)]
     pub(super) kernels: Kernels,
 }
 
-/// The shape of the blocks of one tower.
+/// Hyper-parameters of the blocks of one tower.
 pub(super) struct BlockShape {
     pub width: usize,
     pub hidden: usize,
@@ -164,9 +173,9 @@ impl ResidualBlock {
         })
     }
 
-    /// `[batch, n, d]` to `[batch, n, d]`; or to `[batch, 1, d]` for the one position of each item
-    /// that is read: an exact saving for the last block, whose other outputs nobody reads. An
-    /// observer that wants all tokens sees those of the inputs nevertheless.
+    /// `[batch, n, d]` to `[batch, n, d]`, or to `[batch, 1, d]` for [`Queries::At`], which
+    /// computes one position of each item. This is exact for the last block, whose other outputs
+    /// are unused. An observer that wants all tokens still receives the inputs at all positions.
     pub(super) fn forward<O: Observer>(
         &self,
         x: Tensor<3>,
@@ -174,28 +183,29 @@ impl ResidualBlock {
         path: &dyn Fn() -> String,
         observer: &mut O,
     ) -> Tensor<3> {
-        // The positions that the attention leaves, and those of them that are read of the MLP.
+        // `queries` are the positions that the attention computes, `read` those of them at which
+        // the output of the MLP is needed.
         let (queries, read) = match (observer.wants_all_tokens(), read) {
             (true, Queries::At(_)) => (&Queries::All, read),
             _ => (read, &Queries::All),
         };
         let x = attention_branch(x, self.attention(), queries);
         if !O::ACTIVE {
-            return read.pick(mlp_branch(x, self.mlp()));
+            return read.select(mlp_branch(x, self.mlp()));
         }
         let branch = observer.branch(&path(), &x);
-        let seen = observed_mlp_branch(x, self.mlp(), read);
+        let seen = mlp_branch_with_inputs(x, self.mlp(), read);
         let weight_of = |part| format!("{}.mlp.{part}.weight", path());
-        observer.linear_input(&weight_of("c_fc"), rows(seen.normed));
-        observer.linear_input(&weight_of("c_proj"), rows(seen.inner));
+        observer.linear_input(&weight_of("c_fc"), flatten_tokens(seen.c_fc_input));
+        observer.linear_input(&weight_of("c_proj"), flatten_tokens(seen.c_proj_input));
         match branch {
-            Some(branch) => seen.output + read.pick(branch),
+            Some(branch) => seen.output + read.select(branch),
             None => seen.output,
         }
     }
 
-    /// Items that are trees, `[batch, n, d]`, to the nodes `read` of them all, `[1, read, d]`;
-    /// their indices count through the items.
+    /// Prefix trees `[batch, n, d]` to the outputs at the nodes `read`, `[1, read, d]`. The indices
+    /// in `read` are those of the flattened `[batch · n]` nodes.
     pub(super) fn forward_nodes(
         &self,
         x: Tensor<3>,
@@ -203,7 +213,7 @@ impl ResidualBlock {
         read: Tensor<1, Int>,
     ) -> Tensor<3> {
         let x = attention_branch(x, self.attention(), trees);
-        mlp_branch(rows(x).select(0, read).unsqueeze(), self.mlp())
+        mlp_branch(flatten_tokens(x).select(0, read).unsqueeze(), self.mlp())
     }
 
     fn attention(&self) -> AttentionBranch {
@@ -228,24 +238,26 @@ impl ResidualBlock {
     }
 }
 
-fn kernel_linear(linear: &Linear) -> clip_kernels::Linear {
+fn kernel_linear(linear: &Linear) -> clip_kernels::LinearParams {
+    // `Builder::linear` always creates a bias.
     let bias = linear.bias.as_ref().expect("built with a bias");
-    clip_kernels::Linear {
+    clip_kernels::LinearParams {
         weight: linear.weight.val(),
         bias: bias.val(),
     }
 }
 
-fn kernel_norm(norm: &LayerNorm, epsilon: f64) -> clip_kernels::LayerNorm {
+fn kernel_norm(norm: &LayerNorm, epsilon: f64) -> clip_kernels::LayerNormParams {
+    // `Builder::layer_norm` always creates a shift.
     let beta = norm.beta.as_ref().expect("built with a shift");
-    clip_kernels::LayerNorm {
+    clip_kernels::LayerNormParams {
         gamma: norm.gamma.val(),
         beta: beta.val(),
         epsilon,
     }
 }
 
-impl From<Activation> for clip_kernels::Activation {
+impl From<Activation> for clip_kernels::ActivationFunction {
     fn from(activation: Activation) -> Self {
         match activation {
             Activation::QuickGelu => Self::QuickGelu,

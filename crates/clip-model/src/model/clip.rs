@@ -1,4 +1,4 @@
-//! The model: two towers and a temperature.
+//! The CLIP module: image tower, text tower and logit scale.
 
 use burn::{
     module::{Module, ModuleMapper, Param},
@@ -7,48 +7,59 @@ use burn::{
 
 use super::{
     ImageTower, Observer, TextTower,
-    host::{encode_parts, is_host, parts},
+    host::{chunk_ranges, encode_parallel, is_host},
     init::SeededInit,
     params::{Builder, ParamSource, visit_shapes},
-    text_batch,
+    text_batch::{self, TextBatching},
 };
 use crate::{Kernels, config::ClipConfig, error::CheckpointError, tokenizer::TokenBatch};
 
-/// A CLIP model: two towers and a temperature.
+/// A CLIP model: image tower, text tower and logit scale.
 ///
-/// To train a model that was loaded on a plain device, put it on the tape with
-/// [`train`](Module::train); `fork` to an autodiff device leaves its parameters untrained. Frozen
-/// parameters (`freeze_group`) and whatever only they reach are off the tape.
+/// To train a model that was loaded on a device without autodiff, call [`train`](Module::train).
+/// `fork` to an autodiff device leaves its parameters without gradients. Frozen parameters
+/// (`freeze_group`), and operations that depend on nothing else, are not part of the autodiff
+/// graph.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use clip_model::Clip;
+///
+/// let device = Device::default();
+/// let model = Clip::load("../../datasets/mini/clip-mini".as_ref(), &device)?.model;
+/// let pixels = Tensor::zeros([2, 3, 32, 32], &device);
+/// assert_eq!(model.encode_image(pixels).dims(), [2, 128]);
+/// # Ok::<(), clip_model::CheckpointError>(())
+/// ```
 #[derive(Module, Debug)]
 pub struct ClipModel {
     /// The image tower.
     pub visual: ImageTower,
     /// The text tower.
     pub text: TextTower,
-    /// `[1]`, the logarithm of the factor on the cosine similarities.
+    /// Logarithm of the logit scale (inverse temperature), `[1]`.
     pub logit_scale: Param<Tensor<1>>,
-    /// `[1]`, added to the logits; only models trained with the sigmoid loss have it.
+    /// Bias of the logits, `[1]`. Only models trained with the sigmoid loss have one.
     pub logit_bias: Option<Param<Tensor<1>>>,
 }
 
 impl ClipConfig {
-    /// A randomly initialised model on `device`, the same for the same `seed`.
+    /// Returns a randomly initialised model on `device`. The values depend on `seed` only.
     pub fn init(&self, seed: u64, device: &Device) -> ClipModel {
         ClipModel::build(self, Some(&mut SeededInit::new(self, seed)), device)
             .expect("the generator has a value for every parameter")
     }
 
-    /// A model on `device` whose parameters are zero, to be filled or to read shapes from. Each
-    /// parameter is a view of a single zero, so that the model takes no memory until it is written
-    /// to.
+    /// Returns a model on `device` whose parameters are zero, to fill or to read shapes from. Each
+    /// parameter is a view of a single zero, so the model takes no memory until it is written to.
     pub fn init_zeros(&self, device: &Device) -> ClipModel {
         ClipModel::build(self, None, device).expect("zeros need no source")
     }
 }
 
 impl ClipModel {
-    /// The same model with its residual blocks computed by these kernels: those of the host, as by
-    /// default, or Burn's operations, for comparisons. Burn's record of a model does not have them.
+    /// Selects the implementation of the residual blocks: the fused CPU kernels (default), or
+    /// Burn's operations, for comparisons. Burn's record of a model does not store this choice.
     pub fn with_kernels(mut self, kernels: Kernels) -> Self {
         let visual = match &mut self.visual {
             ImageTower::Vit(tower) => tower.blocks.as_mut_slice(),
@@ -57,6 +68,24 @@ impl ClipModel {
         for block in visual.iter_mut().chain(&mut self.text.blocks) {
             block.kernels = kernels;
         }
+        self
+    }
+
+    /// Selects the way texts are encoded. Burn's record of a model does not store this choice.
+    ///
+    /// ```
+    /// use burn::tensor::Device;
+    /// use clip_model::{Clip, TextBatching, normalize};
+    ///
+    /// let clip = Clip::load("../../datasets/mini/clip-mini".as_ref(), &Device::default())?;
+    /// let tokens = clip.tokenizer.encode(&["a red circle", "a red square"], 16)?;
+    /// let padded = clip.model.clone().with_text_batching(TextBatching::Padded);
+    /// let [a, b] = [&clip.model, &padded].map(|model| normalize(model.encode_text(&tokens)));
+    /// assert!((a - b).abs().max().into_scalar::<f32>() < 1e-5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_text_batching(mut self, batching: TextBatching) -> Self {
+        self.text.batching = batching;
         self
     }
 
@@ -77,31 +106,37 @@ impl ClipModel {
         })
     }
 
-    /// Image features, not normalised.
+    /// Returns image features, not normalised.
     ///
     /// # Shapes
-    /// - `pixels`: `[batch, 3, side, side]`, as
-    ///   [`Preprocess::to_tensor`](crate::Preprocess::to_tensor) makes them
+    /// - `pixels`: `[batch, 3, side, side]`, from
+    ///   [`Preprocess::to_tensor`](crate::Preprocess::to_tensor)
     /// - output: `[batch, e]`
     ///
     /// # Panics
-    /// If the pixels have another shape.
+    /// If `pixels` has another shape.
     pub fn encode_image(&self, pixels: Tensor<4>) -> Tensor<2> {
         let batch = pixels.dims()[0];
+        // On the CPU, chunks of the batch run in parallel.
         if batch < 2 || !is_host(&pixels.device()) || !is_host(&self.device()) {
             return self.encode_image_observed(pixels, &mut ());
         }
-        encode_parts(parts(batch), |part| {
-            let pixels = pixels.clone().narrow(0, part.start, part.len());
+        encode_parallel(chunk_ranges(batch), |chunk| {
+            let pixels = pixels.clone().narrow(0, chunk.start, chunk.len());
             self.encode_image_observed(pixels, &mut ())
         })
     }
 
-    /// Like [`encode_image`](Self::encode_image); `observer` sees the input of each linear map of
-    /// the MLPs and of the projection on the way, and may add to the blocks.
+    /// Like [`encode_image`](Self::encode_image), and calls `observer` with the inputs of the
+    /// linear layers of the MLPs and of the final projection. The observer may add a branch to each
+    /// block.
+    ///
+    /// # Shapes
+    /// - `pixels`: `[batch, 3, side, side]`
+    /// - output: `[batch, e]`
     ///
     /// # Panics
-    /// If the pixels have another shape.
+    /// If `pixels` has another shape.
     pub fn encode_image_observed<O: Observer>(
         &self,
         pixels: Tensor<4>,
@@ -116,34 +151,31 @@ impl ClipModel {
         self.visual.forward(pixels, observer)
     }
 
-    /// Text features `[rows, e]`, not normalised.
+    /// Returns text features, not normalised.
     ///
-    /// What rows have in common at their beginning is computed once where the tower is causal and
-    /// that is worth it; otherwise rows of about the same length are computed together, so that
-    /// none pays for the longest one. Both give the same features up to rounding, which depends on
-    /// the rows that are encoded together and, on the host, on the number of threads.
+    /// If the tower is causal and the rows share enough, each shared prefix is computed once.
+    /// Otherwise rows of similar length are padded and computed together. Both ways give the same
+    /// features up to rounding, which depends on the rows that are encoded together.
+    ///
+    /// # Shapes
+    /// - output: `[rows, e]`
     ///
     /// # Panics
-    /// If a row is longer than the context or holds an id outside the vocabulary, or there is no
-    /// row.
+    /// If there are no rows, if a row is longer than the context, or if it holds an id outside the
+    /// vocabulary.
     pub fn encode_text(&self, tokens: &TokenBatch) -> Tensor<2> {
         text_batch::encode(&self.text, tokens)
     }
 
-    /// Like [`encode_text`](Self::encode_text), but every row by itself, whatever it has in common
-    /// with others: for comparing the two ways.
+    /// Like [`encode_text`](Self::encode_text), with all rows in one padded batch, and calls
+    /// `observer` with the inputs of the linear layers of the MLPs. The observer may add a branch
+    /// to each block.
+    ///
+    /// # Shapes
+    /// - output: `[rows, e]`
     ///
     /// # Panics
-    /// As [`encode_text`](Self::encode_text).
-    pub fn encode_text_apart(&self, tokens: &TokenBatch) -> Tensor<2> {
-        text_batch::encode_apart(&self.text, tokens)
-    }
-
-    /// Like [`encode_text`](Self::encode_text), all rows together; `observer` sees the input of
-    /// each linear map of the MLPs on the way, and may add to the blocks.
-    ///
-    /// # Panics
-    /// As [`encode_text`](Self::encode_text).
+    /// See [`encode_text`](Self::encode_text).
     pub fn encode_text_observed<O: Observer>(
         &self,
         tokens: &TokenBatch,
@@ -153,18 +185,21 @@ impl ClipModel {
         self.text.forward(&rows, observer)
     }
 
-    /// The factor on cosine similarities, `exp(logit_scale)`, shape `[1]`.
+    /// Returns the logit scale, the factor on cosine similarities: `exp(logit_scale)`.
+    ///
+    /// # Shapes
+    /// - output: `[1]`
     pub fn scale(&self) -> Tensor<1> {
         self.logit_scale.val().exp()
     }
 
-    /// The same model with its parameters, and so its activations and its features, in another
-    /// number format. For inference: optimizers want 32 bits. Layer norms still sum in 32 bits.
+    /// Casts the parameters, and with them activations and features, to another dtype. For
+    /// inference: optimizers need 32 bits. Layer norms still accumulate in 32 bits.
     pub fn to_dtype(self, dtype: FloatDType) -> Self {
         self.map(&mut Cast(dtype))
     }
 
-    /// Number of parameters; the running statistics of batch norms are none.
+    /// Returns the number of parameters, without the running statistics of batch norms.
     pub fn num_parameters(&self) -> usize {
         let mut count = 0;
         visit_shapes(self, &mut |path, shape| {
@@ -175,13 +210,13 @@ impl ClipModel {
         count
     }
 
-    /// The device the parameters are on.
+    /// Returns the device of the parameters.
     pub fn device(&self) -> Device {
         self.logit_scale.val().device()
     }
 }
 
-/// Changes the number format of every parameter.
+/// Casts every parameter.
 struct Cast(FloatDType);
 
 impl ModuleMapper for Cast {
@@ -190,7 +225,11 @@ impl ModuleMapper for Cast {
     }
 }
 
-/// Divides each row of `x [rows, e]` by its L2 norm, without an epsilon, as the reference does.
+/// Divides each row of `x` by its L2 norm, without an epsilon, as the reference implementation
+/// does.
+///
+/// # Shapes
+/// - `x` and output: `[rows, e]`
 pub fn normalize(x: Tensor<2>) -> Tensor<2> {
     let norm = x.clone().square().sum_dim(1).sqrt();
     x / norm

@@ -1,16 +1,16 @@
-//! Using all processors of a host.
+//! Data-parallel encoding on the CPU.
 //!
-//! Burn's host backend spreads matrix products over the processors and runs most of what lies
-//! between them on one. Images and texts do not know of each other, so a batch is cut into parts
-//! (texts that begin alike into trees), and each goes through the whole tower alone. How it is cut
-//! does not depend on the number of processors: products of other sizes may round otherwise, and
-//! results are to have the same bits everywhere. An accelerator wants all at once, and a tape must
-//! be built in one place.
+//! Burn's CPU backend parallelises matrix products, but runs most operations between them on one
+//! core. Images and texts are independent of each other, so a batch is split into chunks (texts
+//! that share prefixes into trees), and each chunk goes through the whole tower on its own thread.
+//! The split does not depend on the number of cores: products of other sizes may round differently,
+//! and results must have the same bits everywhere. An accelerator takes the whole batch at once,
+//! and an autodiff graph must be built in one place.
 
 use burn::tensor::{Device, Tensor};
 use rayon::prelude::*;
 
-/// Whether tensors on `device` are computed by this process's own threads, and without a tape.
+/// Returns whether tensors on `device` are computed by threads of this process, without autodiff.
 pub(super) fn is_host(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     {
@@ -23,22 +23,23 @@ pub(super) fn is_host(device: &Device) -> bool {
     }
 }
 
-/// The features of the parts, one below the other.
-pub(super) fn encode_parts<T: Send>(
-    parts: Vec<T>,
+/// Encodes the chunks in parallel and concatenates their features.
+pub(super) fn encode_parallel<T: Send>(
+    chunks: Vec<T>,
     encode: impl Fn(T) -> Tensor<2> + Send + Sync,
 ) -> Tensor<2> {
-    Tensor::cat(parts.into_par_iter().map(encode).collect(), 0)
+    Tensor::cat(chunks.into_par_iter().map(encode).collect(), 0)
 }
 
-/// Items of a part, about: fewer make small products, and more leave processors without work.
-const ITEMS: usize = 8;
+/// Approximate number of items in a chunk. Smaller chunks make small matrix products, larger ones
+/// leave cores idle.
+const CHUNK_SIZE: usize = 8;
 
-/// Bounds that cut `count` items into parts of nearly the same size.
-pub(super) fn parts(count: usize) -> Vec<std::ops::Range<usize>> {
-    let parts = count.div_ceil(ITEMS).max(1);
-    (0..parts)
-        .map(|i| i * count / parts..(i + 1) * count / parts)
+/// Splits `count` items into ranges of nearly equal size.
+pub(super) fn chunk_ranges(count: usize) -> Vec<std::ops::Range<usize>> {
+    let chunks = count.div_ceil(CHUNK_SIZE).max(1);
+    (0..chunks)
+        .map(|i| i * count / chunks..(i + 1) * count / chunks)
         .collect()
 }
 
@@ -47,13 +48,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_cover_everything_once() {
+    fn chunks_partition_the_items() {
         for count in [1, 2, 3, 8, 17, 1000] {
-            let parts = parts(count);
-            assert_eq!(parts[0].start, 0);
-            assert_eq!(parts[parts.len() - 1].end, count);
-            assert!(parts.windows(2).all(|p| p[0].end == p[1].start));
-            assert!(parts.iter().all(|p| !p.is_empty()));
+            let chunks = chunk_ranges(count);
+            assert_eq!(chunks[0].start, 0);
+            assert_eq!(chunks[chunks.len() - 1].end, count);
+            assert!(chunks.windows(2).all(|p| p[0].end == p[1].start));
+            assert!(chunks.iter().all(|p| !p.is_empty()));
         }
     }
 }

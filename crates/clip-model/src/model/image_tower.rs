@@ -1,4 +1,4 @@
-//! Either kind of image tower.
+//! The image tower: a vision transformer or a ResNet.
 
 use burn::{
     module::{
@@ -16,10 +16,10 @@ use crate::{
 
 /// The image tower of a CLIP.
 ///
-/// [`Module`] is written out below because the derived one would put the name of the variant into
-/// every parameter's path.
+/// [`Module`] is implemented by hand because the derived implementation would put the name of the
+/// variant into every parameter path.
 #[derive(Clone, Debug)]
-// There is one of these in a model: what the smaller variant wastes does not matter.
+// A model has one of these, so the memory that the smaller variant wastes does not matter.
 #[allow(clippy::large_enum_variant)]
 pub enum ImageTower {
     /// A vision transformer.
@@ -59,7 +59,7 @@ impl ImageTower {
         })
     }
 
-    /// Side of the square images the tower takes, in pixels.
+    /// Returns the side of the square input images, in pixels.
     pub fn image_size(&self) -> usize {
         either!(self, tower => tower.image_size())
     }

@@ -1,4 +1,4 @@
-//! Random initial values.
+//! Random initialisation.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use super::params::ParamSource;
 use crate::{config::ClipConfig, error::CheckpointError};
 
-/// Initial values as in OpenAI CLIP (`clip/model.py`, `CLIP.initialize_parameters`), from a
-/// generator of its own a parameter, so that the values do not depend on the order of construction.
+/// Initial values as in OpenAI CLIP (`clip/model.py`, `CLIP.initialize_parameters`). Each parameter
+/// has a random stream of its own, so the values do not depend on the order of construction.
 pub(super) struct SeededInit<'a> {
     config: &'a ClipConfig,
     seed: u64,
@@ -18,7 +18,7 @@ impl<'a> SeededInit<'a> {
         Self { config, seed }
     }
 
-    /// Standard deviation of the parameter at `path`, or a constant.
+    /// Returns the initialisation of the parameter at `path`.
     fn rule(&self, path: &str, shape: &[usize]) -> Rule {
         let (width, layers) = if path.starts_with("visual.") {
             (
@@ -40,12 +40,12 @@ impl<'a> SeededInit<'a> {
             "text.positional_embedding" => Rule::Normal(0.01),
             _ if path.ends_with(".gamma") || path.ends_with(".running_var") => Rule::Constant(1.0),
             _ if path.ends_with(".running_mean") => Rule::Constant(0.0),
-            // A zero here makes every block the identity at first.
+            // Zero makes every block the identity at initialisation.
             _ if path.ends_with("bn3.weight") => Rule::Constant(0.0),
             _ if path.contains("bn") && path.ends_with(".weight") => Rule::Constant(1.0),
             _ if path.ends_with(".beta") || path.ends_with("bias") => Rule::Constant(0.0),
-            // PyTorch's default for convolutions: uniform within 1/√fan-in, as a normal of the same
-            // spread.
+            // PyTorch's default for convolutions is uniform within 1/√fan-in; this is a normal
+            // distribution of the same standard deviation.
             _ if shape.len() == 4 => {
                 let fan_in: usize = shape[1..].iter().product();
                 Rule::Normal((3.0 * fan_in as f64).powf(-0.5))
@@ -61,6 +61,7 @@ impl<'a> SeededInit<'a> {
 
 enum Rule {
     Constant(f64),
+    /// Normal distribution with mean 0 and this standard deviation.
     Normal(f64),
 }
 
@@ -83,7 +84,7 @@ impl ParamSource for SeededInit<'_> {
     }
 }
 
-/// A standard normal value by the Box–Muller transform.
+/// Draws a standard normal value by the Box–Muller transform.
 fn normal(rng: &mut ChaCha8Rng) -> f64 {
     let u: f64 = 1.0 - rng.random::<f64>();
     let v: f64 = rng.random();

@@ -1,4 +1,4 @@
-//! Building modules parameter by parameter from a source of values, and walking over them by path.
+//! Construction of modules from a source of parameter values, and visitors over parameters by path.
 
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId},
@@ -8,15 +8,15 @@ use burn::{
 
 use crate::error::CheckpointError;
 
-/// Where the values of the parameters come from: a checkpoint or a seeded generator.
+/// A source of parameter values: a checkpoint or a seeded generator.
 pub(crate) trait ParamSource {
-    /// The values of the parameter at `path`, row-major in `shape`.
+    /// Returns the values of the parameter at `path` in row-major order.
     fn values(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError>;
 }
 
-/// Creates parameters below a path prefix.
+/// Creates parameters from a [`ParamSource`].
 pub(crate) struct Builder<'a> {
-    /// Without a source every parameter is a view of a single zero.
+    /// `None` makes every parameter a view of a single zero.
     pub(crate) source: Option<&'a mut dyn ParamSource>,
     pub(crate) device: &'a Device,
 }
@@ -28,23 +28,23 @@ impl Builder<'_> {
         shape: [usize; D],
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
         let tensor = self.tensor(path, shape)?;
-        // Parameters are trainable until somebody freezes them.
+        // Parameters are trainable until they are frozen.
         let tensor = if self.device.is_autodiff() {
             tensor.require_grad()
         } else {
             tensor
         };
-        Ok(Param::initialized(id_of(path), tensor).set_require_grad(true))
+        Ok(Param::initialized(parameter_id(path), tensor).set_require_grad(true))
     }
 
-    /// Values that belong to the model and are not trained.
+    /// Creates a buffer: values that belong to the model and are not trained.
     pub(crate) fn buffer<const D: usize>(
         &mut self,
         path: &str,
         shape: [usize; D],
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
         let tensor = self.tensor(path, shape)?;
-        Ok(Param::initialized(id_of(path), tensor).set_require_grad(false))
+        Ok(Param::initialized(parameter_id(path), tensor).set_require_grad(false))
     }
 
     fn tensor<const D: usize>(
@@ -89,9 +89,12 @@ impl Builder<'_> {
     }
 }
 
-/// The id that a parameter at `path` has in every process: the 64-bit FNV-1a hash of the path. For
-/// parameters added to a model, so that the state of an optimizer fits them in another process too.
-pub fn id_of(path: &str) -> ParamId {
+/// Returns the id of the parameter at `path`, the same in every process: the 64-bit FNV-1a hash of
+/// the path.
+///
+/// Use it for parameters that you add to a model, so that saved optimizer state fits them in
+/// another process.
+pub fn parameter_id(path: &str) -> ParamId {
     let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
@@ -108,7 +111,7 @@ pub(crate) fn visit_shapes<M: Module>(module: &M, f: &mut dyn FnMut(&str, &[usiz
     walk(module, &mut |path, shape, _| f(path, shape));
 }
 
-/// Gets the path, the shape, and a way to the values of a parameter.
+/// Callback with the path, the shape and a function that returns the values of a parameter.
 type Visit<'a> = dyn FnMut(&str, &[usize], &dyn Fn() -> TensorData) + 'a;
 
 fn walk<M: Module>(module: &M, f: &mut Visit<'_>) {

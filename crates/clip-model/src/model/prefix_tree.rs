@@ -1,18 +1,19 @@
-//! Texts that begin alike. Under a causal mask a position knows only of those before it, so that
-//! texts with the same beginning have the same activations there: as a tree of tokens (a trie) the
-//! beginning is computed once. MTIL's 8,648 prompts have 91,975 tokens, and 43,694 different
-//! beginnings.
+//! Prefix trees (tries) over a batch of tokenized texts.
+//!
+//! Under a causal mask the activations at a position depend only on the tokens up to it. Texts with
+//! a common prefix therefore have the same activations there, and a tree of tokens computes each
+//! prefix once. MTIL's 8,648 prompts have 91,975 tokens and 43,694 distinct prefixes.
 
-/// Some texts as a tree. A node is a token behind those on the way to it.
+/// Prefix tree of several texts. A node is a token that follows the tokens of its ancestors.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct PrefixTree {
-    /// The token of each node; a node stands behind its parent.
+    /// Token id of each node. Parents precede their children.
     pub ids: Vec<u32>,
-    /// How many tokens lie before it in its texts.
+    /// Depth of each node: its position in the texts.
     pub positions: Vec<usize>,
-    /// The node before it, and itself where there is none.
+    /// Parent of each node; a root is its own parent.
     pub parents: Vec<usize>,
-    /// The last node of each text, in the order in which they were added.
+    /// Last node of each text, in insertion order.
     pub ends: Vec<usize>,
 }
 
@@ -22,60 +23,63 @@ impl PrefixTree {
         self.ids.len()
     }
 
-    /// Adds a text of which `shared` tokens are on the way to the text before.
-    fn add(&mut self, text: &[u32], shared: usize, way: &mut Vec<usize>) {
-        way.truncate(shared);
+    /// Adds a text whose first `shared` tokens are those of the previous text. `path` holds the
+    /// nodes of the previous text, and afterwards those of this one.
+    fn add(&mut self, text: &[u32], shared: usize, path: &mut Vec<usize>) {
+        path.truncate(shared);
         for (position, id) in text.iter().enumerate().skip(shared) {
             let node = self.ids.len();
-            self.parents.push(way.last().copied().unwrap_or(node));
+            self.parents.push(path.last().copied().unwrap_or(node));
             self.ids.push(*id);
             self.positions.push(position);
-            way.push(node);
+            path.push(node);
         }
-        self.ends.extend(way.last());
+        self.ends.extend(path.last());
     }
 }
 
-/// An order of the texts in which those that begin alike are neighbours.
-pub(super) fn alphabetical(texts: &[&[u32]]) -> Vec<usize> {
+/// Returns the indices of the texts in lexicographic order, which makes texts with a common prefix
+/// neighbours.
+pub(super) fn lexicographic_order(texts: &[&[u32]]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..texts.len()).collect();
     order.sort_by_key(|text| texts[*text]);
     order
 }
 
-/// How many nodes the texts have in one tree, and the most that two of them share.
-pub(super) fn different_beginnings(texts: &[&[u32]], order: &[usize]) -> (usize, usize) {
-    let mut before: &[u32] = &[];
-    let (mut count, mut most) = (0, 0);
+/// Returns the number of nodes of a single tree over all texts, and the length of the longest
+/// prefix that two different texts share.
+pub(super) fn count_nodes(texts: &[&[u32]], order: &[usize]) -> (usize, usize) {
+    let mut previous: &[u32] = &[];
+    let (mut count, mut longest) = (0, 0);
     for text in order {
         let text = texts[*text];
-        let shared = shared(before, text);
+        let shared = shared_prefix_len(previous, text);
         count += text.len() - shared;
-        // Those that are the same need no room in the next tree.
+        // A repeated text adds no node, so it never opens another tree.
         if shared < text.len() {
-            most = most.max(shared);
+            longest = longest.max(shared);
         }
-        before = text;
+        previous = text;
     }
-    (count, most)
+    (count, longest)
 }
 
-/// Trees of at most `most` nodes that hold the texts in this order; a longer text is a tree by
-/// itself.
-pub(super) fn plant(texts: &[&[u32]], order: &[usize], most: usize) -> Vec<PrefixTree> {
+/// Builds trees of at most `max_nodes` nodes over the texts in this order. A text with more tokens
+/// than that gets a tree of its own.
+pub(super) fn build_trees(texts: &[&[u32]], order: &[usize], max_nodes: usize) -> Vec<PrefixTree> {
     let mut trees = Vec::new();
     let mut tree = PrefixTree::default();
-    let mut way = Vec::new();
-    let mut before: &[u32] = &[];
+    let mut path = Vec::new();
+    let mut previous: &[u32] = &[];
     for text in order {
         let text = texts[*text];
-        let mut known = shared(before, text);
-        if tree.len() > 0 && text.len() > known && tree.len() + text.len() - known > most {
+        let mut shared = shared_prefix_len(previous, text);
+        if tree.len() > 0 && text.len() > shared && tree.len() + text.len() - shared > max_nodes {
             trees.push(std::mem::take(&mut tree));
-            known = 0;
+            shared = 0;
         }
-        tree.add(text, known, &mut way);
-        before = text;
+        tree.add(text, shared, &mut path);
+        previous = text;
     }
     if tree.len() > 0 {
         trees.push(tree);
@@ -83,8 +87,8 @@ pub(super) fn plant(texts: &[&[u32]], order: &[usize], most: usize) -> Vec<Prefi
     trees
 }
 
-/// How many tokens two texts have in common at their beginnings.
-fn shared(a: &[u32], b: &[u32]) -> usize {
+/// Returns the length of the longest common prefix.
+fn shared_prefix_len(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
@@ -101,7 +105,7 @@ mod tests {
         &[7],
     ];
 
-    /// The texts that a tree holds, read from the ends up.
+    /// Reads the texts of a tree from their ends up to the root.
     fn texts(tree: &PrefixTree) -> Vec<Vec<u32>> {
         let text = |end: &usize| {
             let mut at = *end;
@@ -120,37 +124,35 @@ mod tests {
     }
 
     #[test]
-    fn trees_hold_the_texts_and_share_what_they_begin_with() {
-        let order = alphabetical(&TEXTS);
-        assert_eq!(different_beginnings(&TEXTS, &order), (9, 2));
+    fn trees_hold_all_texts_and_share_prefixes() {
+        let order = lexicographic_order(&TEXTS);
+        assert_eq!(count_nodes(&TEXTS, &order), (9, 2));
         let want: Vec<Vec<u32>> = order.iter().map(|text| TEXTS[*text].to_vec()).collect();
-        for most in [1, 2, 3, 4, 5, 6, 7, 8, 9, 100] {
-            let trees = plant(&TEXTS, &order, most);
+        for max_nodes in [1, 2, 3, 4, 5, 6, 7, 8, 9, 100] {
+            let trees = build_trees(&TEXTS, &order, max_nodes);
             let got: Vec<Vec<u32>> = trees.iter().flat_map(texts).collect();
-            assert_eq!(got, want, "{most}");
-            assert!(
-                trees
-                    .iter()
-                    .all(|tree| tree.len() <= most || texts(tree).windows(2).all(|w| w[0] == w[1]))
-            );
+            assert_eq!(got, want, "{max_nodes}");
+            assert!(trees.iter().all(|tree| {
+                tree.len() <= max_nodes || texts(tree).windows(2).all(|w| w[0] == w[1])
+            }));
         }
-        assert_eq!(plant(&TEXTS, &order, 9).len(), 1);
-        assert_eq!(plant(&TEXTS, &order, 9)[0].len(), 9);
+        assert_eq!(build_trees(&TEXTS, &order, 9).len(), 1);
+        assert_eq!(build_trees(&TEXTS, &order, 9)[0].len(), 9);
     }
 
     #[test]
-    fn no_texts_are_no_trees() {
-        assert!(plant(&[], &[], 10).is_empty());
-        assert_eq!(different_beginnings(&[], &[]), (0, 0));
+    fn no_texts_make_no_trees() {
+        assert!(build_trees(&[], &[], 10).is_empty());
+        assert_eq!(count_nodes(&[], &[]), (0, 0));
     }
 
     #[test]
-    fn equal_texts_are_one() {
+    fn repeated_texts_share_all_nodes() {
         let text: Vec<u32> = (0..70).collect();
         let texts = [&text[..]; 8];
-        let order = alphabetical(&texts);
-        assert_eq!(different_beginnings(&texts, &order), (70, 0));
-        let trees = plant(&texts, &order, 51);
+        let order = lexicographic_order(&texts);
+        assert_eq!(count_nodes(&texts, &order), (70, 0));
+        let trees = build_trees(&texts, &order, 51);
         assert_eq!(trees.len(), 1);
         assert_eq!((trees[0].len(), trees[0].ends.len()), (70, 8));
     }

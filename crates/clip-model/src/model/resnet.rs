@@ -1,4 +1,4 @@
-//! The image tower as OpenAI's modified ResNet.
+//! ResNet image tower: OpenAI's modified ResNet.
 
 use burn::{
     module::{Module, Param},
@@ -13,10 +13,10 @@ use burn::{
 use super::{Observer, params::Builder};
 use crate::{config::ClipConfig, error::CheckpointError};
 
-/// PyTorch's default, which OpenAI's code leaves as it is.
+/// PyTorch's default, which OpenAI's code does not change.
 const BATCH_NORM_EPS: f64 = 1e-5;
 
-/// A convolution without a bias, padded to keep the size, with stride `stride`.
+/// A 2D convolution without a bias, padded to keep the size before the stride.
 #[derive(Module, Debug)]
 pub struct Conv {
     /// `[out, in, k, k]`.
@@ -44,9 +44,10 @@ impl Conv {
     }
 }
 
-/// Batch normalisation by its running statistics, always: CLIP's ResNets are fine-tuned with their
-/// statistics frozen here, where PyTorch in training mode would replace them by those of each
-/// batch. The statistics are no parameters.
+/// Batch normalisation with frozen statistics.
+///
+/// It always normalises by the running statistics, also in training, where PyTorch would use the
+/// statistics of each batch and update the running ones. The statistics are buffers, not trained.
 #[derive(Module, Debug)]
 pub struct BatchNorm {
     /// `[channels]`.
@@ -74,8 +75,8 @@ impl BatchNorm {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        // Detached, so that they stay as they are even if somebody makes every parameter of the
-        // model trainable.
+        // Detached, so that the statistics stay fixed even if every parameter of the model is made
+        // trainable.
         let (mean, variance) = (self.running_mean.val(), self.running_var.val());
         let deviation = variance.detach().add_scalar(BATCH_NORM_EPS).sqrt();
         let scale = self.weight.val() / deviation;
@@ -86,22 +87,22 @@ impl BatchNorm {
     }
 }
 
-/// Halves height and width by averaging: the anti-aliased stride.
+/// Halves height and width by 2 × 2 average pooling, as an anti-aliased stride.
 fn halve(x: Tensor<4>) -> Tensor<4> {
     avg_pool2d(x, AvgPoolOptions::new([2, 2]))
 }
 
-/// The other way round a bottleneck that changes the shape.
+/// The shortcut around a bottleneck that changes the shape.
 #[derive(Module, Debug)]
 pub struct Downsample {
     /// 1 × 1.
     pub conv: Conv,
-    /// After it.
+    /// After `conv`.
     pub bn: BatchNorm,
 }
 
-/// A bottleneck block; a stride is an average pooling before the last convolution (OpenAI CLIP
-/// `clip/model.py`, class `Bottleneck`).
+/// A bottleneck block. Average pooling before the last convolution takes the place of a stride
+/// (OpenAI CLIP `clip/model.py`, class `Bottleneck`).
 #[derive(Module, Debug)]
 pub struct Bottleneck {
     /// 1 × 1.
@@ -116,7 +117,7 @@ pub struct Bottleneck {
     pub conv3: Conv,
     /// After `conv3`.
     pub bn3: BatchNorm,
-    /// The other way, in the first block of a stage.
+    /// The shortcut, in the first block of a stage.
     pub downsample: Option<Downsample>,
     halves: bool,
 }
@@ -164,11 +165,11 @@ impl Bottleneck {
     }
 }
 
-/// Pooling by attention: the mean of the cells asks, the mean and the cells answer (OpenAI CLIP
-/// `clip/model.py`, class `AttentionPool2d`).
+/// Attention pooling: the query is the mean over positions, keys and values are the mean and all
+/// positions (OpenAI CLIP `clip/model.py`, class `AttentionPool2d`).
 #[derive(Module, Debug)]
 pub struct AttentionPool {
-    /// `[1 + cells, d]`.
+    /// `[1 + h · w, d]`.
     pub positional_embedding: Param<Tensor<2>>,
     /// `[d, d]`.
     pub q_proj: Linear,
@@ -200,26 +201,23 @@ impl AttentionPool {
     /// `[batch, d, h, w]` to `[batch, e]`.
     fn forward<O: Observer>(&self, x: Tensor<4>, observer: &mut O) -> Tensor<2> {
         let [batch, d, h, w] = x.dims();
-        let cells = x.reshape([batch, d, h * w]).swap_dims(1, 2);
-        let mean = cells.clone().mean_dim(1);
-        let x = Tensor::cat(vec![mean, cells], 1) + self.positional_embedding.val().unsqueeze();
+        let tokens = x.reshape([batch, d, h * w]).swap_dims(1, 2);
+        let mean = tokens.clone().mean_dim(1);
+        let x = Tensor::cat(vec![mean, tokens], 1) + self.positional_embedding.val().unsqueeze();
         let n = h * w + 1;
-        let split = |x: Tensor<3>| {
+        let split_heads = |x: Tensor<3>| {
             let n = x.dims()[1];
             x.reshape([batch, n, self.heads, d / self.heads])
                 .swap_dims(1, 2)
         };
-        let map = |x: Tensor<3>, map: &Linear| {
-            split(linear(
-                x,
-                map.weight.val(),
-                map.bias.as_ref().map(Param::val),
-            ))
+        let project = |x: Tensor<3>, layer: &Linear| {
+            let bias = layer.bias.as_ref().map(Param::val);
+            split_heads(linear(x, layer.weight.val(), bias))
         };
         let query = x.clone().slice([0..batch, 0..1, 0..d]);
-        let q = map(query, &self.q_proj);
-        let k = map(x.clone(), &self.k_proj);
-        let v = map(x, &self.v_proj);
+        let q = project(query, &self.q_proj);
+        let k = project(x.clone(), &self.k_proj);
+        let v = project(x, &self.v_proj);
         debug_assert_eq!(k.dims()[2], n);
         let x = attention(q, k, v, None, None, AttentionModuleOptions::default())
             .swap_dims(1, 2)
@@ -232,7 +230,7 @@ impl AttentionPool {
 }
 
 /// OpenAI's modified ResNet (`clip/model.py`, class `ModifiedResNet`): a stem of three
-/// convolutions, average pooling before each stride, pooling by attention.
+/// convolutions, average pooling in place of strides, attention pooling.
 #[derive(Module, Debug)]
 pub struct ResNet {
     /// 3 × 3, stride 2.
@@ -255,7 +253,7 @@ pub struct ResNet {
     pub layer3: Vec<Bottleneck>,
     /// The fourth stage.
     pub layer4: Vec<Bottleneck>,
-    /// Cells to a feature.
+    /// Pools the feature map to a feature vector.
     pub attnpool: AttentionPool,
     image_size: usize,
 }
@@ -269,6 +267,7 @@ impl ResNet {
         let w = config.vision.hidden_size / 32;
         let half = w / 2;
         let mut input = w;
+        // `input` carries the width from block to block and from stage to stage.
         let mut stage = |builder: &mut Builder<'_>, index: usize| {
             let planes = w << index;
             (0..stages[index])
@@ -297,7 +296,7 @@ impl ResNet {
         })
     }
 
-    /// Side of the square images the tower takes, in pixels.
+    /// Returns the side of the square input images, in pixels.
     pub fn image_size(&self) -> usize {
         self.image_size
     }
@@ -305,7 +304,7 @@ impl ResNet {
     /// Normalised pixels `[batch, 3, side, side]` to unnormalised features `[batch, e]`.
     ///
     /// # Panics
-    /// If the pixels have another shape.
+    /// If `pixels` has another shape.
     pub(super) fn forward<O: Observer>(&self, pixels: Tensor<4>, observer: &mut O) -> Tensor<2> {
         assert_shape!(pixels, [_, 3, self.image_size, self.image_size]);
         let mut x = pixels;

@@ -1,4 +1,4 @@
-//! The text tower: a transformer, causal in CLIP.
+//! Transformer text tower of CLIP (causal) and SigLIP (bidirectional).
 
 use burn::{
     module::{Module, Param},
@@ -13,6 +13,7 @@ use super::{
     block::{BlockShape, ResidualBlock},
     params::Builder,
     prefix_tree::PrefixTree,
+    text_batch::TextBatching,
 };
 use crate::{
     config::{ClipConfig, TextKind},
@@ -23,32 +24,34 @@ use crate::{
 /// `modeling_siglip.py`, class `SiglipTextTransformer`).
 #[derive(Module, Debug)]
 pub struct TextTower {
-    /// `[vocabulary, w]`.
+    /// Token embedding, `[vocabulary, w]`.
     pub token_embedding: Embedding,
-    /// `[context, w]`.
+    /// Position embedding, `[context, w]`.
     pub positional_embedding: Param<Tensor<2>>,
     /// The residual blocks, causally masked in CLIP.
     pub blocks: Vec<ResidualBlock>,
     /// After the blocks.
     pub ln_final: LayerNorm,
-    /// `[w, e]`, applied on the right: `x · proj`.
+    /// Projection to the joint embedding space, `[w, e]`, as `x · proj`.
     pub proj: Param<Tensor<2>>,
-    /// `[e]`; SigLIP only.
+    /// Bias of the projection, `[e]`; SigLIP only.
     pub proj_bias: Option<Param<Tensor<1>>>,
     context: usize,
     vocabulary: usize,
     #[module(skip)]
     pooling: Pooling,
+    #[module(skip)]
+    pub(super) batching: TextBatching,
 }
 
-/// Which token's output stands for the text.
+/// Position whose output becomes the text feature.
 #[derive(Debug, Clone, Copy)]
 enum Pooling {
-    /// The first end token of this id. Without one `transformers` takes position 0, and so do we.
+    /// First occurrence of this end token. Without one, position 0, as in `transformers`.
     EndToken(u32),
-    /// The first of the largest ids.
+    /// First occurrence of the largest id of the row.
     LargestId,
-    /// The last position of the context; shorter rows are padded with this id.
+    /// Last position of the context; shorter rows are padded with `pad`.
     Last { pad: u32 },
 }
 
@@ -91,18 +94,19 @@ impl TextTower {
                 (TextKind::Clip, 2) => Pooling::LargestId,
                 (TextKind::Clip, end) => Pooling::EndToken(end),
             },
+            batching: TextBatching::default(),
         })
     }
 
-    /// Longest text in tokens, specials included.
+    /// Returns the context length: the maximum number of tokens of a text, special tokens included.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Number of positions that must be computed for a row: those up to the one that is read. The
-    /// mask of CLIP is causal, so no later position influences it; SigLIP's is not, and it always
-    /// takes them all.
-    pub(super) fn needed(&self, row: &[u32]) -> usize {
+    /// Returns the number of positions to compute for a row: those up to the pooled one. CLIP's
+    /// mask is causal, so later positions have no influence. SigLIP has no mask and always needs
+    /// the full context.
+    pub(super) fn required_len(&self, row: &[u32]) -> usize {
         1 + match self.pooling {
             Pooling::EndToken(end) => row.iter().position(|id| *id == end).unwrap_or(0),
             Pooling::LargestId => {
@@ -113,39 +117,42 @@ impl TextTower {
         }
     }
 
-    /// Whether texts that begin alike share the activations of their beginning.
+    /// Returns whether texts with a common prefix have the same activations there.
     pub(super) fn is_causal(&self) -> bool {
         !matches!(self.pooling, Pooling::Last { .. })
     }
 
     /// Token rows to unnormalised features `[rows, e]`.
     ///
-    /// The rows are cut behind the last position that one of them needs.
+    /// The batch is as long as the longest required length of its rows.
     ///
     /// # Panics
-    /// If a row is longer than the context, or holds an id outside the vocabulary, or there is no
-    /// row.
+    /// If there are no rows, if a row is longer than the context, or if it holds an id outside the
+    /// vocabulary.
     pub(super) fn forward<O: Observer>(&self, rows: &[&[u32]], observer: &mut O) -> Tensor<2> {
         assert!(!rows.is_empty(), "there is no text to encode");
-        let positions: Vec<usize> = rows.iter().map(|row| self.needed(row) - 1).collect();
-        let n = if observer.wants_all_positions() {
+        let positions: Vec<usize> = rows.iter().map(|row| self.required_len(row) - 1).collect();
+        let n = if self.batching == TextBatching::FullContext {
             self.context
         } else {
             positions.iter().max().map_or(1, |p| p + 1)
         };
-        let fill = match self.pooling {
+        // SigLIP attends to padding, so the id matters there. Under CLIP's causal mask it does not.
+        let pad = match self.pooling {
             Pooling::Last { pad } => i64::from(pad),
             _ => 0,
         };
         let batch = rows.len();
-        let mut ids = vec![fill; batch * n];
+        let mut ids = vec![pad; batch * n];
         for (row, out) in rows.iter().zip(ids.chunks_mut(n)) {
-            self.check(row);
+            self.check_tokens(row);
             for (id, out) in row.iter().zip(out) {
                 *out = i64::from(*id);
             }
         }
-        let x = self.token_embedding.forward(self.ints(ids, [batch, n]));
+        let x = self
+            .token_embedding
+            .forward(self.int_tensor(ids, [batch, n]));
         let [_, _, w] = x.dims();
         let mut x = x + self
             .positional_embedding
@@ -153,6 +160,7 @@ impl TextTower {
             .slice([0..n, 0..w])
             .unsqueeze();
 
+        // Only the pooled position of the last block reaches the output.
         let last = self.blocks.len() - 1;
         for (i, block) in self.blocks.iter().enumerate() {
             let path = || format!("text.blocks.{i}");
@@ -166,14 +174,14 @@ impl TextTower {
         self.project(x.reshape([batch, w]))
     }
 
-    /// Texts that share their beginnings to unnormalised features `[texts, e]`, in the order in
-    /// which they were added to the trees. Each text ends where it is read, and has been
-    /// [checked](Self::check).
+    /// Prefix trees to unnormalised features `[texts, e]`, in the order in which the texts were
+    /// added to the trees. Each text ends at its pooled position and has passed
+    /// [`check_tokens`](Self::check_tokens).
     ///
     /// # Panics
-    /// If there is no text, or the tower is not causal.
+    /// If there is no text, or if the tower is not causal.
     pub(super) fn forward_trees(&self, trees: &[PrefixTree]) -> Tensor<2> {
-        assert!(self.is_causal(), "a beginning depends on what follows it");
+        assert!(self.is_causal(), "prefix sharing needs a causal mask");
         let n = trees.iter().map(PrefixTree::len).max().unwrap_or(0);
         assert!(n > 0, "there is no text to encode");
         let shape = [trees.len(), n];
@@ -184,15 +192,15 @@ impl TextTower {
                 ids[item * n + node] = i64::from(*id);
                 positions[item * n + node] = *position as i64;
             }
-            // What fills a tree up sees itself alone, and nobody reads it.
+            // Padding nodes are roots: they attend to themselves only, their outputs are unused.
             parents.extend(tree.parents.iter().copied().chain(tree.len()..n));
             read.extend(tree.ends.iter().map(|end| (item * n + end) as i64));
         }
-        let x = self.token_embedding.forward(self.ints(ids, shape));
+        let x = self.token_embedding.forward(self.int_tensor(ids, shape));
         let [_, _, w] = x.dims();
-        let positions = self.ints(positions, [shape[0] * n]);
-        let places = self.positional_embedding.val().select(0, positions);
-        let mut x = x + places.reshape([shape[0], n, w]);
+        let positions = self.int_tensor(positions, [shape[0] * n]);
+        let positions = self.positional_embedding.val().select(0, positions);
+        let mut x = x + positions.reshape([shape[0], n, w]);
 
         let trees = Queries::Tree(Tree::new(parents));
         let (last, others) = self.blocks.split_last().expect("a tower has blocks");
@@ -200,13 +208,15 @@ impl TextTower {
             x = block.forward(x, &trees, &String::new, &mut ());
         }
         let count = read.len();
-        let x = last.forward_nodes(x, &trees, self.ints(read, [count]));
+        let x = last.forward_nodes(x, &trees, self.int_tensor(read, [count]));
         self.project(x.reshape([count, w]))
     }
 
+    /// Checks the length and the ids of a row.
+    ///
     /// # Panics
-    /// If a row is longer than the context, or holds an id outside the vocabulary.
-    pub(super) fn check(&self, row: &[u32]) {
+    /// If the row is longer than the context, or if it holds an id outside the vocabulary.
+    pub(super) fn check_tokens(&self, row: &[u32]) {
         assert!(
             row.len() <= self.context,
             "a text of {} tokens exceeds the context of {}",
@@ -222,16 +232,16 @@ impl TextTower {
         }
     }
 
-    fn ints<const D: usize>(&self, values: Vec<i64>, shape: [usize; D]) -> Tensor<D, Int> {
+    fn int_tensor<const D: usize>(&self, values: Vec<i64>, shape: [usize; D]) -> Tensor<D, Int> {
         Tensor::from_data(TensorData::new(values, shape), &self.device())
     }
 
-    /// Where it computes.
+    /// Returns the device of the parameters.
     pub(super) fn device(&self) -> Device {
         self.positional_embedding.val().device()
     }
 
-    /// Outputs of the last block, `[texts, w]`, to features.
+    /// Pooled outputs of the last block `[texts, w]` to features `[texts, e]`.
     fn project(&self, x: Tensor<2>) -> Tensor<2> {
         let x = self.ln_final.forward(x).matmul(self.proj.val());
         match &self.proj_bias {

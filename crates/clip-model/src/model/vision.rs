@@ -1,4 +1,4 @@
-//! The image tower as a vision transformer: CLIP's and SigLIP's.
+//! Vision transformer image tower of CLIP and SigLIP.
 
 use burn::{
     module::{Module, Param},
@@ -18,8 +18,8 @@ use crate::{
     error::CheckpointError,
 };
 
-/// Cuts an image into square patches and maps each to a token. A convolution whose stride is its
-/// kernel, written as the matrix product it is.
+/// Patch embedding: maps each square patch of an image to a token. It is a convolution whose stride
+/// equals its kernel size, computed as a matrix product.
 #[derive(Module, Debug)]
 pub struct PatchEmbedding {
     /// `[3 · patch · patch, d]`, rows in (channel, y, x) order.
@@ -34,6 +34,7 @@ impl PatchEmbedding {
     fn forward(&self, pixels: Tensor<4>) -> Tensor<3> {
         let [batch, channels, side, _] = pixels.dims();
         let (p, grid) = (self.patch, side / self.patch);
+        // SigLIP's convolution ignores the remainder at the right and the bottom.
         let pixels = if grid * p < side {
             pixels.slice([0..batch, 0..channels, 0..grid * p, 0..grid * p])
         } else {
@@ -48,11 +49,11 @@ impl PatchEmbedding {
     }
 }
 
-/// SigLIP's pooling: one learned query attends to all tokens, then an MLP (`transformers`
+/// SigLIP's attention pooling: one learned query attends to all tokens, then an MLP (`transformers`
 /// `modeling_siglip.py`, class `SiglipMultiheadAttentionPoolingHead`).
 #[derive(Module, Debug)]
 pub struct PoolingHead {
-    /// `[d]`, the query.
+    /// The learned query, `[d]`.
     pub probe: Param<Tensor<1>>,
     /// The attention.
     pub attn: Attention,
@@ -87,15 +88,15 @@ impl PoolingHead {
 }
 
 /// A vision transformer (OpenAI CLIP `clip/model.py`, class `VisionTransformer`; `transformers`
-/// `modeling_siglip.py`, class `SiglipVisionTransformer`). What only one of the two has is an
-/// [`Option`].
+/// `modeling_siglip.py`, class `SiglipVisionTransformer`). Modules that only one of the two has are
+/// an [`Option`].
 #[derive(Module, Debug)]
 pub struct VisionTower {
-    /// Patches to tokens.
+    /// Patch embedding.
     pub conv1: PatchEmbedding,
-    /// `[d]`, token 0 of every image; CLIP only.
+    /// Class token, `[d]`, at position 0; CLIP only.
     pub class_embedding: Option<Param<Tensor<1>>>,
-    /// `[tokens, d]`; row 0 belongs to the class token where there is one.
+    /// `[tokens, d]`; row 0 belongs to the class token, if there is one.
     pub positional_embedding: Param<Tensor<2>>,
     /// Before the blocks; CLIP only.
     pub ln_pre: Option<LayerNorm>,
@@ -103,9 +104,9 @@ pub struct VisionTower {
     pub blocks: Vec<ResidualBlock>,
     /// After the blocks, on the class token (CLIP) or on every token (SigLIP).
     pub ln_post: LayerNorm,
-    /// Pools the tokens; SigLIP only.
+    /// Attention pooling; SigLIP only.
     pub head: Option<PoolingHead>,
-    /// `[d, e]`, applied on the right: `x · proj`; CLIP only.
+    /// Projection to the joint embedding space, `[d, e]`, as `x · proj`; CLIP only.
     pub proj: Option<Param<Tensor<2>>>,
     image_size: usize,
 }
@@ -149,7 +150,7 @@ impl VisionTower {
         })
     }
 
-    /// Side of the square images the tower takes, in pixels.
+    /// Returns the side of the square input images, in pixels.
     pub fn image_size(&self) -> usize {
         self.image_size
     }
@@ -157,12 +158,13 @@ impl VisionTower {
     /// Normalised pixels `[batch, 3, side, side]` to unnormalised features `[batch, e]`.
     ///
     /// # Panics
-    /// If the pixels have another shape.
+    /// If `pixels` has another shape.
     pub(super) fn forward<O: Observer>(&self, pixels: Tensor<4>, observer: &mut O) -> Tensor<2> {
         assert_shape!(pixels, [_, 3, self.image_size, self.image_size]);
         let mut x = self.embed(pixels);
         let [batch, _, d] = x.dims();
-        // A pooling head reads all tokens.
+        // Only the class token of the last block reaches the output, unless a pooling head attends
+        // to all tokens.
         let last = self.blocks.len() - 1;
         for (i, block) in self.blocks.iter().enumerate() {
             let path = || format!("visual.blocks.{i}");
@@ -187,7 +189,7 @@ impl VisionTower {
         x.matmul(proj.val())
     }
 
-    /// Pixels to the tokens that enter the first block.
+    /// Pixels `[batch, 3, side, side]` to the tokens `[batch, n, d]` that enter the first block.
     fn embed(&self, pixels: Tensor<4>) -> Tensor<3> {
         let mut x = self.conv1.forward(pixels);
         let [batch, _, d] = x.dims();

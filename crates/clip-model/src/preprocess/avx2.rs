@@ -1,14 +1,13 @@
-//! The two passes of resampling for 8-bit samples with AVX2, through `pulp`'s safe wrappers of the
-//! instructions.
+//! AVX2 resampling of 8-bit samples, through the safe intrinsics of `pulp`.
 //!
-//! Samples are taken in pairs, 16 bits each, for the instruction that multiplies pairs and adds the
-//! products (`vpmaddwd`). Weights have more bits than that, so a weight is `high * 2048 + low` and
-//! its two parts have sums of their own; integer sums are exact in any order, so the results are
-//! those of the plain loops.
+//! Samples are processed in pairs of 16 bits, for the instruction that multiplies pairs and adds
+//! the products (`vpmaddwd`). Weights have more than 16 bits, so a weight is split into
+//! `high * 2048 + low`, and each part has a sum of its own. Integer sums are exact in any order, so
+//! the results equal those of the scalar loops.
 //!
-//! Along columns, a pair is of two rows, and neighbouring samples of them are the lanes. Along
-//! rows, a pair is of two pixels, and eight rows are the lanes: their bytes are transposed in
-//! blocks, and transposed back afterwards.
+//! In the vertical pass a pair comes from two rows, and the lanes are neighbouring samples. In the
+//! horizontal pass a pair comes from two pixels, and the lanes are eight rows: their bytes are
+//! transposed in blocks before, and transposed back afterwards.
 
 use std::arch::x86_64::{__m128i, __m256i};
 use std::ops::Range;
@@ -17,26 +16,26 @@ use pulp::{cast, x86::V3};
 
 use super::raster::{PRECISION_BITS, Raster, Taps};
 
-/// Rows at once.
+/// Rows per step of the horizontal pass: the lanes of a 256-bit vector of `i32`.
 const LANES: usize = 8;
-/// Blocks of 8 x 8 bytes that are transposed together.
+/// Blocks of 8 × 8 bytes that are transposed together.
 const BLOCKS: usize = 4;
-/// Bytes of a row that a transposition takes, and columns at once.
+/// Bytes of a row per transposition, and columns per step of the vertical pass.
 const BYTES: usize = LANES * BLOCKS;
-/// Bits of the lower part of a weight.
+/// Bits of the low part of a weight.
 const LOW_BITS: i32 = 11;
 
-/// Byte r of a column of eight rows is that of row r.
+/// One byte of each of eight rows; byte `r` is that of row `r`.
 type Column = u64;
 
-/// Two neighbouring weights, each as its two parts.
+/// Two neighbouring weights, each split into a low and a high part.
 #[derive(Clone, Copy)]
-struct Pair {
+struct WeightPair {
     low: i32,
     high: i32,
 }
 
-impl Pair {
+impl WeightPair {
     fn of(weights: &[i32]) -> Self {
         let second = weights.get(1).copied().unwrap_or(0);
         let join = |a: i32, b: i32| (a & 0xffff) | (b << 16);
@@ -48,12 +47,12 @@ impl Pair {
     }
 }
 
-fn pairs(taps: &[Taps<i32>]) -> Vec<Pair> {
+fn weight_pairs(taps: &[Taps<i32>]) -> Vec<WeightPair> {
     let chunks = taps.iter().flat_map(|t| t.weights.chunks(2));
-    chunks.map(Pair::of).collect()
+    chunks.map(WeightPair::of).collect()
 }
 
-/// Sums for eight lanes, of the lower and the higher parts of the weights.
+/// Sums of eight lanes, separately for the low and the high parts of the weights.
 #[derive(Clone, Copy)]
 struct Sums {
     low: __m256i,
@@ -69,7 +68,7 @@ impl Sums {
         }
     }
 
-    /// Adds eight pairs of bytes, weighted.
+    /// Adds eight weighted pairs of bytes.
     #[inline(always)]
     fn add(&mut self, simd: V3, bytes: __m128i, low: __m256i, high: __m256i) {
         let values = simd.avx2._mm256_cvtepu8_epi16(bytes);
@@ -79,7 +78,7 @@ impl Sums {
         self.high = simd.avx2._mm256_add_epi32(self.high, products);
     }
 
-    /// The sums as samples, in the order of the lanes.
+    /// Rounds the sums to samples, in the order of the lanes.
     #[inline(always)]
     fn round(self, simd: V3) -> u64 {
         let high = simd.avx2._mm256_slli_epi32::<LOW_BITS>(self.high);
@@ -91,16 +90,16 @@ impl Sums {
             simd.avx._mm256_castsi256_si128(whole),
             simd.avx2._mm256_extracti128_si256::<1>(whole),
         );
-        // Both packings saturate, which is the clamp to 0..=255.
+        // Both pack instructions saturate, which clamps to 0..=255.
         let words = simd.sse2._mm_packs_epi32(first, second);
         let [bytes, _]: [u64; 2] = cast(simd.sse2._mm_packus_epi16(words, words));
         bytes
     }
 }
 
-/// The given rows, each resampled to as many pixels as there are taps; pixels of `C` samples.
-/// Nothing where the processor has no AVX2.
-pub(super) fn along_rows<const C: usize>(
+/// Resamples the given rows to one pixel per entry of `taps`; a pixel has `C` samples. Returns
+/// `None` if the processor has no AVX2.
+pub(super) fn horizontal_pass<const C: usize>(
     image: &Raster<'_, u8>,
     rows: Range<usize>,
     taps: &[Taps<i32>],
@@ -108,12 +107,12 @@ pub(super) fn along_rows<const C: usize>(
     let simd = V3::try_new()?;
     Some(simd.vectorize(
         #[inline(always)]
-        || rows_with::<C>(simd, image, rows, taps),
+        || horizontal_with::<C>(simd, image, rows, taps),
     ))
 }
 
 #[inline(always)]
-fn rows_with<const C: usize>(
+fn horizontal_with<const C: usize>(
     simd: V3,
     image: &Raster<'_, u8>,
     rows: Range<usize>,
@@ -127,23 +126,23 @@ fn rows_with<const C: usize>(
     if width == 0 || first >= end {
         return data;
     }
-    let pairs = pairs(taps);
-    // The last pair may reach a pixel too far, with a weight of 0.
-    let mut read = vec![0; (end - first + C).next_multiple_of(BYTES)];
-    let mut made = vec![0; width.next_multiple_of(BYTES)];
+    let weight_pairs = weight_pairs(taps);
+    // The last pair may read one pixel past the end, with weight 0.
+    let mut input = vec![0; (end - first + C).next_multiple_of(BYTES)];
+    let mut output = vec![0; width.next_multiple_of(BYTES)];
     for (y, out) in rows.step_by(LANES).zip(data.chunks_mut(LANES * width)) {
-        // Behind the last row it is repeated; what comes of that is not stored.
+        // The last row fills unused lanes; their results are not stored.
         let last = y + out.len() / width - 1;
         let from: [&[u8]; LANES] =
             std::array::from_fn(|r| &image.row((y + r).min(last))[first..end]);
-        gather(from, &mut read);
-        let mut rest = pairs.as_slice();
-        for (t, made) in taps.iter().zip(made.as_chunks_mut::<C>().0) {
-            let (now, later) = rest.split_at(t.weights.len().div_ceil(2));
+        load_transposed(from, &mut input);
+        let mut rest = weight_pairs.as_slice();
+        for (t, output) in taps.iter().zip(output.as_chunks_mut::<C>().0) {
+            let (current, later) = rest.split_at(t.weights.len().div_ceil(2));
             rest = later;
             let mut sums = [Sums::new(simd); C];
-            let columns = read[t.first * C - first..].as_chunks::<C>().0;
-            for (columns, pair) in columns.as_chunks::<2>().0.iter().zip(now) {
+            let columns = input[t.first * C - first..].as_chunks::<C>().0;
+            for (columns, pair) in columns.as_chunks::<2>().0.iter().zip(current) {
                 let low = simd.avx._mm256_set1_epi32(pair.low);
                 let high = simd.avx._mm256_set1_epi32(pair.high);
                 for c in 0..C {
@@ -154,17 +153,17 @@ fn rows_with<const C: usize>(
                 }
             }
             for c in 0..C {
-                made[c] = sums[c].round(simd);
+                output[c] = sums[c].round(simd);
             }
         }
-        scatter(&made, out, width);
+        store_transposed(&output, out, width);
     }
     data
 }
 
-/// The samples `read` of each row, resampled to as many rows as there are taps. Nothing where the
+/// Resamples the samples `read` of each row to one row per entry of `taps`. Returns `None` if the
 /// processor has no AVX2.
-pub(super) fn along_columns(
+pub(super) fn vertical_pass(
     image: &Raster<'_, u8>,
     read: Range<usize>,
     taps: &[Taps<i32>],
@@ -172,12 +171,12 @@ pub(super) fn along_columns(
     let simd = V3::try_new()?;
     Some(simd.vectorize(
         #[inline(always)]
-        || columns_with(simd, image, read, taps),
+        || vertical_with(simd, image, read, taps),
     ))
 }
 
 #[inline(always)]
-fn columns_with(
+fn vertical_with(
     simd: V3,
     image: &Raster<'_, u8>,
     read: Range<usize>,
@@ -188,16 +187,16 @@ fn columns_with(
     if width == 0 {
         return data;
     }
-    let pairs = pairs(taps);
-    let mut rest = pairs.as_slice();
+    let weight_pairs = weight_pairs(taps);
+    let mut rest = weight_pairs.as_slice();
     let mut weighted = Vec::new();
     for (t, out) in taps.iter().zip(data.chunks_exact_mut(width)) {
-        let (now, later) = rest.split_at(t.weights.len().div_ceil(2));
+        let (current, later) = rest.split_at(t.weights.len().div_ceil(2));
         rest = later;
         let last = (t.first + t.weights.len()).saturating_sub(1);
         weighted.clear();
-        weighted.extend((t.first..).step_by(2).zip(now).map(|(y, pair)| {
-            // The last pair may lack its second row, which has a weight of 0 then.
+        weighted.extend((t.first..).step_by(2).zip(current).map(|(y, pair)| {
+            // The last pair may lack a second row; its weight is then 0.
             let rows = [y, (y + 1).min(last)].map(|y| &image.row(y)[read.clone()]);
             let parts = [pair.low, pair.high];
             (rows, parts.map(|part| simd.avx._mm256_set1_epi32(part)))
@@ -224,7 +223,7 @@ fn columns_with(
     data
 }
 
-/// The first 32 bytes, with zeros behind them where there are fewer.
+/// Returns the first 32 bytes, padded with zeros.
 #[inline(always)]
 fn padded(bytes: &[u8]) -> [u8; BYTES] {
     match bytes.first_chunk() {
@@ -237,9 +236,9 @@ fn padded(bytes: &[u8]) -> [u8; BYTES] {
     }
 }
 
-/// Byte r of column i becomes byte i of row r.
+/// Transposes rows to columns: byte `i` of row `r` becomes byte `r` of column `i`.
 #[inline(always)]
-fn gather(rows: [&[u8]; LANES], columns: &mut [Column]) {
+fn load_transposed(rows: [&[u8]; LANES], columns: &mut [Column]) {
     for (i, columns) in columns.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
         let mut block = rows.map(|row| {
             let bytes = padded(&row[(i * BYTES).min(row.len())..]);
@@ -253,10 +252,10 @@ fn gather(rows: [&[u8]; LANES], columns: &mut [Column]) {
     }
 }
 
-/// The way back: byte i of row r becomes byte r of column i. `out` holds at most eight rows of
-/// `width` bytes.
+/// Transposes columns to rows: byte `r` of column `i` becomes byte `i` of row `r`. `out` holds at
+/// most eight rows of `width` bytes.
 #[inline(always)]
-fn scatter(columns: &[Column], out: &mut [u8], width: usize) {
+fn store_transposed(columns: &[Column], out: &mut [u8], width: usize) {
     for (i, columns) in columns.as_chunks::<BYTES>().0.iter().enumerate() {
         let mut block = std::array::from_fn(|r| std::array::from_fn(|b| columns[b * LANES + r]));
         transpose(&mut block);
@@ -281,9 +280,9 @@ fn scatter(columns: &[Column], out: &mut [u8], width: usize) {
     }
 }
 
-/// Transposes 8 x 8 bytes, word r being row r, in each of the blocks: first quarters of 4 x 4
-/// change places, then of 2 x 2, then single bytes (H. S. Warren, Hacker's Delight, 2nd edition,
-/// section 7-3, there with bits).
+/// Transposes 8 × 8 bytes in each of the blocks; word `r` is row `r`. It swaps off-diagonal blocks
+/// of 4 × 4, then of 2 × 2, then single bytes (H. S. Warren, Hacker's Delight, 2nd edition, section
+/// 7-3, there with bits).
 #[inline(always)]
 fn transpose(block: &mut [[u64; BLOCKS]; LANES]) {
     for (distance, mask) in [
@@ -303,10 +302,10 @@ fn transpose(block: &mut [[u64; BLOCKS]; LANES]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::resample::plain;
+    use super::super::resample::scalar;
     use super::*;
 
-    /// Bytes without a pattern, and taps of changing number at changing places.
+    /// Returns pseudo-random bytes.
     fn noise(width: usize, height: usize, channels: usize) -> Raster<'static, u8> {
         let mut state = 1_u64;
         let data = (0..width * height * channels)
@@ -325,6 +324,7 @@ mod tests {
         }
     }
 
+    /// Returns taps of varying number and position.
     fn taps(input: usize, output: usize) -> Vec<Taps<i32>> {
         (0..output)
             .map(|i| {
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn transposing_swaps_bytes_and_twice_is_nothing() {
+    fn transposition_is_an_involution() {
         let original: [[u64; BLOCKS]; LANES] = std::array::from_fn(|r| {
             std::array::from_fn(|b| {
                 u64::from_le_bytes(std::array::from_fn(|i| (r * 64 + b * 8 + i) as u8))
@@ -359,21 +359,24 @@ mod tests {
     }
 
     #[test]
-    fn both_passes_equal_the_plain_loops_at_every_width_and_height() {
+    fn both_passes_equal_the_scalar_ones_at_every_width_and_height() {
         fn check<const C: usize>() {
             for (width, height) in [(1, 1), (3, 7), (10, 8), (11, 9), (40, 16), (57, 23)] {
                 let image = noise(width, height, C);
                 for output in [1, 2, 10, 11, 33, 64] {
-                    let across = taps(width, output);
+                    let x_taps = taps(width, output);
                     for rows in [0..height, height / 2..height, 0..0] {
-                        let fast = along_rows::<C>(&image, rows.clone(), &across).unwrap();
-                        assert_eq!(fast, plain::along_rows::<u8, C>(&image, rows, &across));
+                        let fast = horizontal_pass::<C>(&image, rows.clone(), &x_taps).unwrap();
+                        assert_eq!(
+                            fast,
+                            scalar::horizontal_pass::<u8, C>(&image, rows, &x_taps)
+                        );
                     }
-                    let down = taps(height, output);
+                    let y_taps = taps(height, output);
                     for columns in [0..width, width / 3..width] {
                         let read = columns.start * C..columns.end * C;
-                        let fast = along_columns(&image, read.clone(), &down).unwrap();
-                        assert_eq!(fast, plain::along_columns(&image, read, &down));
+                        let fast = vertical_pass(&image, read.clone(), &y_taps).unwrap();
+                        assert_eq!(fast, scalar::vertical_pass(&image, read, &y_taps));
                     }
                 }
             }

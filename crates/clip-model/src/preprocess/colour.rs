@@ -1,4 +1,4 @@
-//! Colour conversions with Pillow's arithmetic (`src/libImaging/{Convert,AlphaComposite}.c`).
+//! Colour conversion with Pillow's arithmetic (`src/libImaging/{Convert,AlphaComposite}.c`).
 
 use std::borrow::Cow;
 
@@ -7,15 +7,15 @@ use image::{DynamicImage, RgbImage};
 use super::decode::Mode;
 use super::raster::Raster;
 
-/// 8-bit samples of an image, without a copy where they are 8-bit already. 16-bit grey is clipped
-/// at 255 here.
-pub(super) fn bytes(image: &DynamicImage) -> Raster<'_, u8> {
+/// Converts an image to 8-bit samples, without a copy if it has them already. 16-bit grey is
+/// clipped at 255.
+pub(super) fn to_8bit(image: &DynamicImage) -> Raster<'_, u8> {
     let (channels, data) = match image {
         DynamicImage::ImageLuma8(i) => (1, Cow::Borrowed(i.as_raw().as_slice())),
         DynamicImage::ImageLumaA8(i) => (2, Cow::Borrowed(i.as_raw().as_slice())),
         DynamicImage::ImageRgb8(i) => (3, Cow::Borrowed(i.as_raw().as_slice())),
         DynamicImage::ImageRgba8(i) => (4, Cow::Borrowed(i.as_raw().as_slice())),
-        DynamicImage::ImageLuma16(i) => (1, Cow::Owned(clip(i.as_raw()))),
+        DynamicImage::ImageLuma16(i) => (1, Cow::Owned(clip_to_8bit(i.as_raw()))),
         other => (3, Cow::Owned(other.to_rgb8().into_raw())),
     };
     Raster {
@@ -26,19 +26,18 @@ pub(super) fn bytes(image: &DynamicImage) -> Raster<'_, u8> {
     }
 }
 
-/// 16-bit grey to 8 bits as Pillow's `convert("RGB")` does: values above 255 become 255.
-pub(super) fn clip(values: &[u16]) -> Vec<u8> {
+/// Converts 16-bit grey to 8 bits like Pillow's `convert("RGB")`: values above 255 become 255.
+pub(super) fn clip_to_8bit(values: &[u16]) -> Vec<u8> {
     values.iter().map(|&v| v.min(255) as u8).collect()
 }
 
-/// 16-bit grey to 8 bits by its high byte.
-pub(super) fn high(values: &[u16]) -> Vec<u8> {
+/// Converts 16-bit grey to 8 bits by keeping the high byte.
+pub(super) fn high_byte(values: &[u16]) -> Vec<u8> {
     values.iter().map(|&v| (v >> 8) as u8).collect()
 }
 
-/// Three channels, alpha dropped: `convert("RGB")`. Channels stay as they are where there are three
-/// already.
-pub(super) fn opaque(image: Raster<'_, u8>) -> Raster<'_, u8> {
+/// Converts to three channels and drops alpha, like `convert("RGB")`.
+pub(super) fn to_rgb(image: Raster<'_, u8>) -> Raster<'_, u8> {
     let data = match image.channels {
         1 => image.data.iter().flat_map(|&v| [v; 3]).collect(),
         2 => image.data.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
@@ -56,21 +55,21 @@ pub(super) fn opaque(image: Raster<'_, u8>) -> Raster<'_, u8> {
     }
 }
 
-/// Three channels, transparency laid over white: `alpha_composite` on an opaque white image, then
-/// `convert("RGB")`.
-pub(super) fn on_white(image: Raster<'_, u8>) -> Raster<'_, u8> {
+/// Converts to three channels and composites alpha over white, like `alpha_composite` on an opaque
+/// white image and `convert("RGB")`.
+pub(super) fn composite_on_white(image: Raster<'_, u8>) -> Raster<'_, u8> {
     let data = match image.channels {
         2 => image
             .data
             .chunks_exact(2)
-            .flat_map(|p| [over_white(p[0], p[1]); 3])
+            .flat_map(|p| [blend_over_white(p[0], p[1]); 3])
             .collect(),
         4 => image
             .data
             .chunks_exact(4)
-            .flat_map(|p| [0, 1, 2].map(|c| over_white(p[c], p[3])))
+            .flat_map(|p| [0, 1, 2].map(|c| blend_over_white(p[c], p[3])))
             .collect(),
-        _ => return opaque(image),
+        _ => return to_rgb(image),
     };
     Raster {
         channels: 3,
@@ -79,19 +78,19 @@ pub(super) fn on_white(image: Raster<'_, u8>) -> Raster<'_, u8> {
     }
 }
 
-fn over_white(value: u8, alpha: u8) -> u8 {
+fn blend_over_white(value: u8, alpha: u8) -> u8 {
     if alpha == 0 {
         return 255;
     }
-    // The backdrop's alpha is 255, which makes Pillow's blend coefficient (7 more bits than the
+    // The background is opaque, which makes Pillow's blend coefficient (7 more bits than the
     // values) exact.
     let front = u32::from(alpha) << 7;
     let sum = u32::from(value) * front + 255 * ((255 << 7) - front) + (0x80 << 7);
     ((((sum >> 8) + sum) >> 8) >> 7) as u8
 }
 
-/// Multiplies the colours by alpha (`RGBA` to `RGBa`, `LA` to `La`), which Pillow does before it
-/// resamples.
+/// Multiplies the colours by alpha (`RGBA` to `RGBa`, `LA` to `La`), as Pillow does before
+/// resampling.
 pub(super) fn premultiply(image: &mut Raster<'_, u8>) {
     for pixel in alpha_pixels(image) {
         let Some((alpha, colours)) = pixel.split_last_mut() else {
@@ -104,7 +103,7 @@ pub(super) fn premultiply(image: &mut Raster<'_, u8>) {
     }
 }
 
-/// The way back, after resampling.
+/// Divides the colours by alpha, the inverse of [`premultiply`], after resampling.
 pub(super) fn unpremultiply(image: &mut Raster<'_, u8>) {
     for pixel in alpha_pixels(image) {
         let Some((alpha, colours)) = pixel.split_last_mut() else {
@@ -118,25 +117,27 @@ pub(super) fn unpremultiply(image: &mut Raster<'_, u8>) {
     }
 }
 
+/// Iterates over the pixels, colours first and alpha last.
 fn alpha_pixels<'a>(image: &'a mut Raster<'_, u8>) -> impl Iterator<Item = &'a mut [u8]> {
     let channels = image.channels;
     image.data.to_mut().chunks_exact_mut(channels)
 }
 
-/// The channels that the stored mode has: a PNG's transparent colour is no channel.
-pub(super) fn without_key(image: Raster<'_, u8>, mode: Mode) -> Raster<'_, u8> {
+/// Drops the alpha channel that a decoder adds for a PNG's transparent colour (`tRNS` chunk), which
+/// is not a channel in the stored mode.
+pub(super) fn drop_transparent_key(image: Raster<'_, u8>, mode: Mode) -> Raster<'_, u8> {
     match (mode, image.channels) {
         (Mode::Grey | Mode::Grey16 | Mode::Bilevel, 2) => Raster {
             channels: 1,
             data: image.data.chunks_exact(2).map(|p| p[0]).collect(),
             ..image
         },
-        (Mode::Rgb, 4) => opaque(image),
+        (Mode::Rgb, 4) => to_rgb(image),
         _ => image,
     }
 }
 
-/// The raster as an image; `image` has three channels.
+/// Converts a raster with three channels to an image.
 pub(super) fn into_image(image: Raster<'_, u8>) -> RgbImage {
     let (width, height) = (image.width, image.height);
     // The raster holds width * height * 3 values by construction.

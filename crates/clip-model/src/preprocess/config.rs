@@ -1,5 +1,4 @@
-//! `preprocessor_config.json`, as Hugging Face's `CLIPImageProcessor` and `SiglipImageProcessor`
-//! write it.
+//! Hugging Face's `preprocessor_config.json` of `CLIPImageProcessor` and `SiglipImageProcessor`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,11 +6,11 @@ use serde_json::{Map, Value, json};
 
 use super::{ConvertRgb, Interpolation, Preprocess, Resize};
 
-/// Bilinear and bicubic in Pillow's numbering.
+/// Pillow's constants for bilinear and bicubic.
 const BILINEAR: u64 = 2;
 const BICUBIC: u64 = 3;
 
-/// Names under which the settings of CLIP's image processor are written.
+/// Accepted values of `image_processor_type` and `feature_extractor_type`.
 const PROCESSORS: [&str; 6] = [
     "CLIPImageProcessor",
     "CLIPImageProcessorFast",
@@ -21,11 +20,14 @@ const PROCESSORS: [&str; 6] = [
     "SiglipImageProcessorFast",
 ];
 
-/// Why the preprocessing settings could not be used, or images could not be put in a tensor.
+/// Error of reading preprocessing settings or of making a batch of images.
 #[derive(Debug, thiserror::Error)]
 pub enum PreprocessError {
-    /// Neither of the two files is there.
-    #[error("no preprocessor_config.json in {}: a Hugging Face CLIP directory holds one", dir.display())]
+    /// The directory has neither `preprocessor_config.json` nor `processor_config.json`.
+    #[error(
+        "no preprocessor_config.json in {}: a Hugging Face CLIP directory holds one",
+        dir.display()
+    )]
     NotFound {
         /// The directory.
         dir: PathBuf,
@@ -35,18 +37,21 @@ pub enum PreprocessError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// The file is not JSON.
-    #[error("{} is not JSON ({source}): the file is damaged or cut short, copy it again", path.display())]
+    #[error(
+        "{} is not JSON ({source}); the file may be damaged or truncated",
+        path.display()
+    )]
     NotJson {
         /// The file.
         path: PathBuf,
-        /// What the JSON parser said.
+        /// The error of the JSON parser.
         source: serde_json::Error,
     },
-    /// A setting that this crate does not carry out.
+    /// The value of a setting is not supported.
     #[error("{}: `{key}` is {value}, but {expected}", path.display())]
     Unsupported {
         /// The file.
@@ -55,37 +60,38 @@ pub enum PreprocessError {
         key: String,
         /// Its value.
         value: String,
-        /// What it may be.
+        /// The accepted values.
         expected: String,
     },
-    /// Images of different sizes cannot be one tensor.
+    /// The images of a batch differ in size.
     #[error(
-        "image {index} of the batch is {width} x {height}, the first one {} x {}; prepare all with the same settings",
+        "image {index} of the batch is {width} x {height}, the first one is {} x {}; all must \
+         have the same size",
         first.0, first.1
     )]
     MixedSizes {
-        /// Position in the batch.
+        /// Index in the batch.
         index: usize,
-        /// Its width.
+        /// Width of the image.
         width: u32,
-        /// Its height.
+        /// Height of the image.
         height: u32,
         /// Width and height of the first image.
         first: (u32, u32),
     },
-    /// A tensor of no images has no size.
-    #[error("there are no images to put in a tensor")]
+    /// The batch has no images.
+    #[error("the batch has no images")]
     NoImages,
 }
 
-/// One JSON object and where it came from, for errors that name both.
+/// A JSON object and the path of its file, for errors.
 struct Settings<'a> {
     map: &'a Map<String, Value>,
     path: &'a Path,
 }
 
 impl Settings<'_> {
-    /// The value of a key; `null` counts as absent, as `None` does in `transformers`.
+    /// Returns the value of a key. `null` counts as absent, like `None` in `transformers`.
     fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
@@ -104,7 +110,7 @@ impl Settings<'_> {
             None => Ok(default),
             Some(v) => v
                 .as_bool()
-                .ok_or_else(|| self.refuse(key, "it is true or false")),
+                .ok_or_else(|| self.refuse(key, "it must be true or false")),
         }
     }
 
@@ -124,17 +130,17 @@ impl Settings<'_> {
             {
                 Ok(t)
             }
-            _ => Err(self.refuse(key, "it is three numbers, one a colour")),
+            _ => Err(self.refuse(key, "it must be three numbers, one per channel")),
         }
     }
 
-    /// A side length: whole, above 0 and small enough to be an image's.
+    /// Parses a side length in pixels.
     fn side(&self, key: &str, value: Option<&Value>) -> Result<u32, PreprocessError> {
         value
             .and_then(Value::as_u64)
             .and_then(|v| u32::try_from(v).ok())
             .filter(|v| (1..=16_384).contains(v))
-            .ok_or_else(|| self.refuse(key, "a side is a whole number of pixels from 1 to 16384"))
+            .ok_or_else(|| self.refuse(key, "a side must be an integer from 1 to 16384"))
     }
 
     fn height_width(
@@ -155,14 +161,11 @@ impl Settings<'_> {
         }
         let resize = match self.get(key) {
             None => default,
-            // Files of older versions give the shorter side as a plain number, and so does
-            // `use_square_size: false`.
+            // Older versions, and `use_square_size: false`, write the shorter side as a number.
             Some(value @ Value::Number(_)) => Resize::ShortestEdge(self.side(key, Some(value))?),
             Some(Value::Object(map)) if map.get("shortest_edge").is_some_and(|v| !v.is_null()) => {
                 if map.get("longest_edge").is_some_and(|v| !v.is_null()) {
-                    return Err(
-                        self.refuse(key, "`shortest_edge` goes without `longest_edge` in CLIP")
-                    );
+                    return Err(self.refuse(key, "CLIP has `shortest_edge` without `longest_edge`"));
                 }
                 Resize::ShortestEdge(self.side(key, map.get("shortest_edge"))?)
             }
@@ -173,7 +176,7 @@ impl Settings<'_> {
             Some(_) => {
                 return Err(self.refuse(
                     key,
-                    "it is a number, {\"shortest_edge\": n} or {\"height\": h, \"width\": w}",
+                    "it must be a number, {\"shortest_edge\": n} or {\"height\": h, \"width\": w}",
                 ));
             }
         };
@@ -196,7 +199,9 @@ impl Settings<'_> {
             None => Ok(Some(default.unwrap_or((224, 224)))),
             Some(value @ Value::Number(_)) => self.side(key, Some(value)).map(|s| Some((s, s))),
             Some(Value::Object(map)) => self.height_width(key, map).map(Some),
-            Some(_) => Err(self.refuse(key, "it is a number or {\"height\": h, \"width\": w}")),
+            Some(_) => {
+                Err(self.refuse(key, "it must be a number or {\"height\": h, \"width\": w}"))
+            }
         }
     }
 }
@@ -206,8 +211,8 @@ impl Preprocess {
     /// from a directory.
     ///
     /// # Errors
-    /// When there is neither, the file is not JSON, or it asks for something that is not done here;
-    /// the error names the key.
+    /// [`PreprocessError`] if there is neither, if the file is not JSON, or if a key has a value
+    /// that is not supported.
     pub fn load(dir: &Path) -> Result<Self, PreprocessError> {
         let read = |name: &str| {
             let path = dir.join(name);
@@ -230,17 +235,16 @@ impl Preprocess {
         })
     }
 
-    /// Reads the text of a `preprocessor_config.json`; `path` is what errors call it. Keys that are
-    /// absent have `CLIPImageProcessor`'s defaults, keys that say nothing about pixels are passed
-    /// over.
+    /// Parses the text of a `preprocessor_config.json`; `path` appears in errors only. Absent keys
+    /// have the defaults of the image processor. Keys without influence on the pixels are ignored.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// See [`load`](Self::load).
     pub fn from_json(text: &str, path: &Path) -> Result<Self, PreprocessError> {
         Self::from_value(&parse(text, path)?, path)
     }
 
-    /// Reads the `image_processor` part of the text of a `processor_config.json`, if it has one.
+    /// Parses the `image_processor` object of a `processor_config.json`, if it has one.
     pub(crate) fn from_processor(text: &str, path: &Path) -> Result<Option<Self>, PreprocessError> {
         let value = parse(text, path)?;
         value
@@ -255,7 +259,7 @@ impl Preprocess {
                 path: path.to_owned(),
                 key: "the whole file".to_owned(),
                 value: value.to_string().chars().take(40).collect(),
-                expected: "it is an object with the keys of CLIPImageProcessor".to_owned(),
+                expected: "it must be an object with the keys of CLIPImageProcessor".to_owned(),
             });
         };
         let s = Settings { map, path };
@@ -263,7 +267,7 @@ impl Preprocess {
             if s.get(key)
                 .is_some_and(|v| !v.as_str().is_some_and(|v| PROCESSORS.contains(&v)))
             {
-                return Err(s.refuse(key, format!("it is one of {}", PROCESSORS.join(", "))));
+                return Err(s.refuse(key, format!("it must be one of {}", PROCESSORS.join(", "))));
             }
         }
         let siglip = ["image_processor_type", "feature_extractor_type"]
@@ -272,7 +276,7 @@ impl Preprocess {
                 let kind = s.get(key).and_then(Value::as_str);
                 kind.is_some_and(|kind| kind.starts_with("Siglip"))
             });
-        let clip = if siglip {
+        let defaults = if siglip {
             Self::siglip(224)
         } else {
             Self::default()
@@ -282,34 +286,31 @@ impl Preprocess {
             Some(Some(BILINEAR)) => Interpolation::Bilinear,
             Some(_) if !s.flag("do_resize", true)? => Interpolation::Bicubic,
             Some(_) => {
-                return Err(s.refuse(
-                    "resample",
-                    "images are resized with 3, bicubic, or 2, bilinear",
-                ));
+                return Err(s.refuse("resample", "it must be 3 (bicubic) or 2 (bilinear)"));
             }
         };
         if s.flag("do_pad", false)? {
-            return Err(s.refuse("do_pad", "padding to a size is not done here"));
+            return Err(s.refuse("do_pad", "padding is not supported"));
         }
         let rescale = match s.get("rescale_factor") {
-            None => clip.rescale,
+            None => defaults.rescale,
             Some(v) => v
                 .as_f64()
                 .filter(|v| v.is_finite() && *v > 0.0)
-                .ok_or_else(|| s.refuse("rescale_factor", "it is a number above 0"))?,
+                .ok_or_else(|| s.refuse("rescale_factor", "it must be a positive number"))?,
         };
         let (mean, std) = (
-            s.triple("image_mean", clip.mean)?,
-            s.triple("image_std", clip.std)?,
+            s.triple("image_mean", defaults.mean)?,
+            s.triple("image_std", defaults.std)?,
         );
         if std.iter().any(|v| *v <= 0.0) {
-            return Err(s.refuse("image_std", "a standard deviation is above 0"));
+            return Err(s.refuse("image_std", "a standard deviation must be positive"));
         }
         let normalize = s.flag("do_normalize", true)?;
         Ok(Self {
-            resize: s.resize(clip.resize.unwrap_or(Resize::ShortestEdge(224)))?,
+            resize: s.resize(defaults.resize.unwrap_or(Resize::ShortestEdge(224)))?,
             interpolation,
-            crop: s.crop(clip.crop)?,
+            crop: s.crop(defaults.crop)?,
             rescale: if s.flag("do_rescale", true)? {
                 rescale
             } else {
@@ -322,23 +323,22 @@ impl Preprocess {
             } else {
                 ConvertRgb::After
             },
-            ..clip
+            ..defaults
         })
     }
 
-    /// The text of a `preprocessor_config.json` that `transformers` reads.
+    /// Returns the text of a `preprocessor_config.json` for `transformers`.
     ///
-    /// `do_convert_rgb` is always true there: the model needs three channels, and `transformers`
-    /// has no other place for the conversion. [`ConvertRgb::After`],
-    /// [`CropOffset`](super::CropOffset) and [`Grey16`](super::Grey16) are choices of the caller
-    /// that no such file can hold.
+    /// `do_convert_rgb` is always true in it: the model needs three channels, and `transformers`
+    /// converts nowhere else. The format cannot represent [`ConvertRgb::After`],
+    /// [`CropOffset`](super::CropOffset) and [`Grey16`](super::Grey16).
     pub fn to_json(&self) -> String {
         let (height, width) = self.crop.unwrap_or((224, 224));
         let size = match self.resize.unwrap_or(Resize::ShortestEdge(224)) {
             Resize::ShortestEdge(side) => json!({"shortest_edge": side}),
             Resize::Exact { height, width } => json!({"height": height, "width": width}),
         };
-        // The processor that does not crop unless it is told to.
+        // SiglipImageProcessor does not crop by default.
         let processor = match (self.resize, self.crop) {
             (Some(Resize::Exact { .. }), None) => "SiglipImageProcessor",
             _ => "CLIPImageProcessor",
@@ -366,7 +366,7 @@ impl Preprocess {
     /// Writes `preprocessor_config.json` to a directory.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// [`PreprocessError::Io`] if the file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), PreprocessError> {
         let path = dir.join("preprocessor_config.json");
         std::fs::write(&path, self.to_json()).map_err(|source| PreprocessError::Io { path, source })
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_object_has_the_defaults_of_clip() {
+    fn an_empty_object_gives_the_defaults_of_clip() {
         assert_eq!(read(json!({})).unwrap(), Preprocess::clip(224));
     }
 
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_that_are_off_are_left_out() {
+    fn disabled_steps_are_skipped() {
         let p = read(
             json!({"do_resize": false, "do_center_crop": false, "do_rescale": false,
             "do_normalize": false, "do_convert_rgb": false, "resample": 2}),
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_done_here_is_refused_by_key() {
+    fn unsupported_values_are_refused_by_key() {
         for (key, value) in [
             ("resample", json!(1)),
             ("do_pad", json!(true)),

@@ -1,32 +1,32 @@
-//! From bytes to pixels, as Pillow's `Image.open` gives them.
+//! Image decoding, compatible with Pillow's `Image.open`.
 //!
-//! - The format is found by content, not by name: JPEG, PNG, WebP.
-//! - The EXIF orientation is **not** applied, which is Pillow's default: a photo that a camera
-//!   stored sideways stays so.
-//! - Colour profiles and gamma are ignored. Of an animation the first picture is read.
-//! - 16-bit colour keeps its high byte, as in Pillow; 16-bit grey stays 16-bit (see
+//! - The format (JPEG, PNG, WebP) is detected from content, not from the file name.
+//! - The EXIF orientation is **not** applied, as is Pillow's default: a photo that a camera stored
+//!   sideways stays sideways.
+//! - Colour profiles and gamma are ignored. Only the first frame of an animation is read.
+//! - 16-bit colour keeps its high byte, as in Pillow. 16-bit grey stays 16-bit (see
 //!   [`Grey16`](super::Grey16)).
-//! - Palettes and grey of less than 8 bits are expanded; CMYK and YCCK JPEGs are converted to RGB
-//!   at once, as inverted (Adobe) values, which is what Pillow assumes.
-//! - PNG and WebP give Pillow's bytes. JPEG goes through another decoder than its libjpeg-turbo
-//!   (inverse transform, chroma upsampling): after resizing and cropping, against Pillow 13, a byte
-//!   differs by 0.45 on average at most, by 5 at most on pictures, by 9 on pure noise
-//!   (`tests/parity/preprocess_parity.rs` bounds it).
-//! - A JPEG or WebP cut short is refused, as Pillow does, even where a decoder would fill in grey.
+//! - Palettes and grey of less than 8 bits are expanded. CMYK and YCCK JPEGs are converted to RGB
+//!   during decoding, as inverted (Adobe) values, which Pillow assumes too.
+//! - PNG and WebP give the same bytes as Pillow. JPEG has a different decoder from Pillow's
+//!   libjpeg-turbo (inverse transform, chroma upsampling). After resizing and cropping, compared
+//!   with Pillow 13, bytes differ by at most 0.45 on average, and by at most 5 on pictures and 9 on
+//!   pure noise (`tests/parity/preprocess_parity.rs` bounds it).
+//! - A truncated JPEG or WebP is refused, as by Pillow, even if a decoder could fill in grey.
 
 use std::io::Cursor;
 use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-/// Pixels above which an image is refused before it is decoded, the number above which Pillow warns
-/// of a decompression bomb.
+/// Maximum number of pixels. Larger images are refused before decoding; Pillow warns of a
+/// decompression bomb above this number.
 pub const MAX_PIXELS: u64 = 89_478_485;
 
-/// Memory that a decoder may ask for.
+/// Maximum memory that a decoder may allocate, in bytes.
 const MAX_ALLOC: u64 = 1 << 30;
 
-/// Why an image could not be read. Every variant names the image.
+/// Error of reading an image. Every variant has the name of the image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The file cannot be read.
@@ -34,28 +34,26 @@ pub enum ImageError {
     Io {
         /// The image.
         name: String,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// There is not a single byte.
+    /// The file is empty.
     #[error("the image {name} is empty")]
     Empty {
         /// The image.
         name: String,
     },
-    /// Neither JPEG, PNG nor WebP.
-    #[error(
-        "the image {name} is {found}; JPEG, PNG and WebP are read, whatever the file is called"
-    )]
+    /// The image is not JPEG, PNG or WebP.
+    #[error("the image {name} is {found}; supported are JPEG, PNG and WebP, detected from content")]
     UnknownFormat {
         /// The image.
         name: String,
-        /// What it seems to be.
+        /// The detected format.
         found: String,
     },
-    /// More pixels than [`MAX_PIXELS`].
+    /// The image has more than [`MAX_PIXELS`] pixels.
     #[error(
-        "the image {name} has {width} x {height} pixels, more than the {MAX_PIXELS} that are read; scale it down"
+        "the image {name} has {width} x {height} pixels, more than the maximum of {MAX_PIXELS}"
     )]
     TooLarge {
         /// The image.
@@ -65,31 +63,31 @@ pub enum ImageError {
         /// Height in pixels.
         height: u32,
     },
-    /// The end is missing.
-    #[error("the image {name} is cut short; copy it again")]
+    /// The image is truncated.
+    #[error("the image {name} is truncated")]
     CutShort {
         /// The image.
         name: String,
     },
-    /// Damaged, or of a kind that the decoder does not know.
+    /// The image is damaged, or the decoder does not support it.
     #[error("the image {name} cannot be decoded as {format}: {reason}")]
     Corrupt {
         /// The image.
         name: String,
-        /// The format found.
+        /// The detected format.
         format: &'static str,
-        /// What the decoder said.
+        /// The error of the decoder.
         reason: String,
     },
 }
 
-/// What Pillow calls the mode: how the pixels were stored. Matters only where geometry comes before
-/// conversion ([`ConvertRgb::After`](super::ConvertRgb::After)).
+/// Storage mode of the pixels, as in Pillow. It matters only if resizing comes before the
+/// conversion to RGB ([`ConvertRgb::After`](super::ConvertRgb::After)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// 8 bits of red, green, blue (`RGB`).
+    /// 8 bits each of red, green, blue (`RGB`).
     Rgb,
-    /// With alpha (`RGBA`).
+    /// `RGB` with alpha (`RGBA`).
     Rgba,
     /// Grey of up to 8 bits (`L`).
     Grey,
@@ -103,7 +101,15 @@ pub enum Mode {
     Bilevel,
 }
 
-/// A decoded image that remembers how it was stored.
+/// A decoded image with its storage mode.
+///
+/// ```
+/// use clip_model::preprocess::{Mode, SourceImage};
+/// use image::DynamicImage;
+///
+/// let image = SourceImage::from(DynamicImage::new_luma8(4, 4));
+/// assert_eq!(image.mode(), Mode::Grey);
+/// ```
 #[derive(Debug, Clone)]
 pub struct SourceImage {
     mode: Mode,
@@ -111,24 +117,24 @@ pub struct SourceImage {
 }
 
 impl SourceImage {
-    /// How the pixels were stored.
+    /// Returns the storage mode.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// The pixels: 8-bit RGB, RGBA, grey or grey with alpha, or 16-bit grey.
+    /// Returns the pixels: 8-bit RGB, RGBA, grey or grey with alpha, or 16-bit grey.
     pub fn pixels(&self) -> &DynamicImage {
         &self.pixels
     }
 
-    /// The pixels, for use as an ordinary image.
+    /// Returns the pixels by value.
     pub fn into_pixels(self) -> DynamicImage {
         self.pixels
     }
 }
 
 impl From<DynamicImage> for SourceImage {
-    /// Takes the mode from the pixel type; deeper types than Pillow has keep the high byte.
+    /// Takes the mode from the pixel type. Pixel types that Pillow lacks keep their high byte.
     fn from(image: DynamicImage) -> Self {
         let (mode, pixels) = match image {
             DynamicImage::ImageLuma8(_) => (Mode::Grey, image),
@@ -148,13 +154,14 @@ impl From<DynamicImage> for SourceImage {
                 Mode::Rgba,
                 high_bytes(i.width(), i.height(), i.as_raw(), DynamicImage::new_rgba8),
             ),
-            // Floating point, which none of the formats gives, and whatever the image crate adds.
+            // Floating point, which no supported format has, and future pixel types.
             other => (Mode::Rgb, DynamicImage::ImageRgb8(other.to_rgb8())),
         };
         Self { mode, pixels }
     }
 }
 
+/// Returns an image made by `new` with the high bytes of `values`.
 fn high_bytes(
     width: u32,
     height: u32,
@@ -174,10 +181,11 @@ fn high_bytes(
     image
 }
 
-/// Decodes an image; `name` is what errors call it.
+/// Decodes an image; errors show `name`.
 ///
 /// # Errors
-/// When the bytes are empty, of another format, damaged, cut short, or of too many pixels.
+/// [`ImageError`] if the bytes are empty, of another format, damaged or truncated, or if the image
+/// has too many pixels.
 pub fn decode(bytes: &[u8], name: &str) -> Result<DynamicImage, ImageError> {
     Ok(decode_source(bytes, name)?.into_pixels())
 }
@@ -185,7 +193,7 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<DynamicImage, ImageError> {
 /// Reads and decodes a file.
 ///
 /// # Errors
-/// As [`decode`], and when the file cannot be read.
+/// See [`decode`]; [`ImageError::Io`] if the file cannot be read.
 pub fn decode_file(path: &Path) -> Result<DynamicImage, ImageError> {
     let name = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|source| ImageError::Io {
@@ -195,10 +203,10 @@ pub fn decode_file(path: &Path) -> Result<DynamicImage, ImageError> {
     decode(&bytes, &name)
 }
 
-/// As [`decode`], but keeps what mode the pixels were stored in.
+/// Like [`decode`], and keeps the storage mode of the pixels.
 ///
 /// # Errors
-/// As [`decode`].
+/// See [`decode`].
 pub fn decode_source(bytes: &[u8], name: &str) -> Result<SourceImage, ImageError> {
     let name = || name.to_owned();
     if bytes.is_empty() {
@@ -229,12 +237,13 @@ pub fn decode_source(bytes: &[u8], name: &str) -> Result<SourceImage, ImageError
         format: label,
         reason: e.to_string(),
     };
-    let whole = match format {
-        ImageFormat::Jpeg => jpeg_ends(bytes),
-        ImageFormat::WebP => webp_ends(bytes),
+    // Decoders may accept truncated files and fill the missing part with grey.
+    let complete = match format {
+        ImageFormat::Jpeg => jpeg_is_complete(bytes),
+        ImageFormat::WebP => webp_is_complete(bytes),
         _ => true,
     };
-    if !whole {
+    if !complete {
         return Err(ImageError::CutShort { name: name() });
     }
 
@@ -261,7 +270,8 @@ pub fn decode_source(bytes: &[u8], name: &str) -> Result<SourceImage, ImageError
     }
     let mut source = SourceImage::from(DynamicImage::from_decoder(decoder).map_err(corrupt)?);
     if format == ImageFormat::Png {
-        // The decoder expands palettes, bits and transparent colours; the header has the truth.
+        // The decoder expands palettes, bit depths and transparent colours, so the mode comes from
+        // the IHDR chunk: bit depth at byte 24, colour type at byte 25.
         source.mode = match (bytes.get(25), bytes.get(24)) {
             (Some(0), Some(1)) => Mode::Bilevel,
             (Some(0), Some(16)) => Mode::Grey16,
@@ -274,9 +284,9 @@ pub fn decode_source(bytes: &[u8], name: &str) -> Result<SourceImage, ImageError
     Ok(source)
 }
 
-/// Whether a JPEG has its end-of-image marker, walking from marker to marker as the format says
-/// (ITU-T T.81, annex B).
-fn jpeg_ends(bytes: &[u8]) -> bool {
+/// Returns whether a JPEG has its end-of-image marker. Walks from marker to marker (ITU-T T.81,
+/// annex B).
+fn jpeg_is_complete(bytes: &[u8]) -> bool {
     let mut at = 2;
     while at + 1 < bytes.len() {
         // Between segments, and in the entropy-coded data after a start of scan, everything up to
@@ -298,8 +308,8 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
     false
 }
 
-/// Whether a WebP has the length that its RIFF header says.
-fn webp_ends(bytes: &[u8]) -> bool {
+/// Returns whether a WebP has the length stated in its RIFF header.
+fn webp_is_complete(bytes: &[u8]) -> bool {
     bytes
         .get(4..8)
         .and_then(|b| b.try_into().ok())
@@ -322,14 +332,14 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_of_every_format_is_an_error_or_the_whole_image() {
+    fn every_truncation_is_an_error_or_gives_the_whole_image() {
         for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP] {
             let bytes = encoded(format);
             let whole = decode(&bytes, "whole").unwrap();
             for length in 0..bytes.len() {
                 match decode(&bytes[..length], "cut.jpg") {
                     Err(e) => assert!(e.to_string().contains("cut.jpg"), "{e}"),
-                    // Only bytes that carry no pixel may be missing: a PNG's last checksum and end
+                    // Only bytes without pixel data may be missing: a PNG's last checksum and end
                     // chunk.
                     Ok(image) => {
                         assert_eq!(
@@ -363,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn the_content_decides_and_other_formats_are_named() {
+    fn formats_are_detected_from_content() {
         assert!(matches!(
             decode(b"", "a.png"),
             Err(ImageError::Empty { .. })
@@ -390,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_refused_from_its_header() {
+    fn a_decompression_bomb_is_refused_by_its_header() {
         // Only the size in the header is changed, and the header's checksum with it.
         let mut png = encoded(ImageFormat::Png);
         png[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);

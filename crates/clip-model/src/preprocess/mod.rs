@@ -1,26 +1,29 @@
-//! From image files to the tensor that CLIP's image tower takes.
+//! Image preprocessing: decoding, resizing, cropping and normalisation for CLIP's image tower.
 //!
-//! [`Preprocess`] holds the settings of a checkpoint's `preprocessor_config.json` and carries them
-//! out: [`decode`] (bytes to pixels), [`Preprocess::eval_u8`] or [`Preprocess::train_u8`] (pixels
-//! to a square), [`Preprocess::to_tensor`] (squares to a normalised batch).
+//! [`Preprocess`] holds the settings of a checkpoint's `preprocessor_config.json` and applies them:
+//! [`decode`] (bytes to pixels), [`Preprocess::eval_u8`] or [`Preprocess::train_u8`] (pixels to a
+//! crop of the model's image size), [`Preprocess::to_tensor`] (crops to a normalised batch).
 //!
-//! # Whose pixels
-//! Resizing is Pillow's antialiased bicubic (or bilinear), bit for bit. Around it, the pipelines
-//! that CLIP is used with agree on ordinary RGB and grey photos and differ in corners, each of
-//! which is a setting here:
+//! # Compatibility
+//! Resizing is bit-identical to Pillow's antialiased bicubic (or bilinear) filter. The pipelines
+//! that are in use for CLIP agree on ordinary RGB and grey photos. They differ in corner cases,
+//! each of which is a setting of [`Preprocess`]:
 //!
 //! | | [`Preprocess::clip`] (default) | [`Preprocess::reference`] |
 //! |---|---|---|
 //! | follows | `transformers`' `CLIPImageProcessor` | torchvision's `Resize`, `CenterCrop`, then `convert("RGB")`: OpenAI `clip/clip.py:79-86`, GNSP `clip/clip.py:60-79` |
-//! | conversion to RGB ([`ConvertRgb`]) | before the geometry | after it: alpha is premultiplied, palette and 1-bit images are resized by nearest neighbour |
+//! | conversion to RGB ([`ConvertRgb`]) | before resizing and cropping | after it: alpha is premultiplied, palette and 1-bit images are resized by nearest neighbour |
 //! | centre crop of an odd surplus ([`CropOffset`]) | `(h − c) / 2`, rounded down | rounded half to even |
 //! | tall images ([`PassOrder`]) | Pillow 13 | Pillow 10, which the published environment pins |
 //!
-//! Two things to know about `transformers`: from version 5 it lays transparent images over white
-//! ([`ConvertRgb::BeforeOnWhite`]), where earlier versions, OpenAI's code and most data sets'
-//! loaders drop the alpha channel ([`ConvertRgb::Before`]); and its default backend resizes tensors
-//! with torchvision, whose bicubic differs from Pillow's (in 0.9 % of the bytes of this crate's
-//! test images, by up to 11). Its Pillow backend gives the pixels of this module.
+//! `transformers` differs between versions and backends:
+//!
+//! - From version 5 it composites transparent images over white ([`ConvertRgb::BeforeOnWhite`]).
+//!   Earlier versions, OpenAI's code and the loaders of most datasets drop the alpha channel
+//!   ([`ConvertRgb::Before`]).
+//! - Its default backend resizes tensors with torchvision, whose bicubic filter differs from
+//!   Pillow's (in 0.9 % of the bytes of this crate's test images, by up to 11). Its Pillow backend
+//!   gives the pixels of this module.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -43,14 +46,15 @@ pub use decode::{ImageError, MAX_PIXELS, Mode, SourceImage, decode, decode_file,
 pub(crate) use raster::Taps;
 use raster::{Raster, Window};
 use resample::Resampling;
-pub(crate) use resample::shares;
+pub(crate) use resample::normalized_taps;
 
-/// The size that images are brought to.
+/// Target size of the resize step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resize {
-    /// The shorter side becomes this many pixels, the longer `trunc(side · long / short)`.
+    /// Resize the shorter side to this many pixels and the longer one to
+    /// `trunc(side · long / short)`.
     ShortestEdge(u32),
-    /// Both sides as given; the aspect ratio is not kept.
+    /// Resize to exactly this size; the aspect ratio is not kept.
     Exact {
         /// Height in pixels.
         height: u32,
@@ -59,76 +63,89 @@ pub enum Resize {
     },
 }
 
-/// The kernel that images are resized with, Pillow's, with anti-aliasing.
+/// Interpolation filter of the resize step: Pillow's, with antialiasing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Interpolation {
-    /// Bicubic: every CLIP, and SigLIP's first version.
+    /// Bicubic; used by every CLIP and by SigLIP 1.
     #[default]
     Bicubic,
-    /// Bilinear: SigLIP's second version in `transformers`.
+    /// Bilinear; used by SigLIP 2 in `transformers`.
     Bilinear,
 }
 
-/// When other kinds of images become RGB.
+/// Point in the pipeline at which images are converted to RGB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ConvertRgb {
-    /// First of all; alpha is dropped. `transformers` up to version 4, and the loaders of most data
-    /// sets.
+    /// Before resizing; alpha is dropped. This is `transformers` up to version 4, and the loaders
+    /// of most datasets.
     #[default]
     Before,
-    /// First of all; transparent images are laid over white. `transformers` from version 5.
+    /// Before resizing; transparent images are composited over white. This is `transformers` from
+    /// version 5.
     BeforeOnWhite,
-    /// After resizing and cropping; alpha is dropped. torchvision's pipeline on what `Image.open`
-    /// gives. Where a crop is larger than the image, palette images are padded with black here,
-    /// with their first colour there; CMYK images are converted when they are decoded, not after
-    /// the geometry: less than a level on average, up to 62 measured where black meets colour.
+    /// After resizing and cropping; alpha is dropped. This is torchvision's pipeline on the result
+    /// of `Image.open`, with two differences. If a crop is larger than the image, palette images
+    /// are padded with black, in torchvision with their first colour. CMYK images are converted
+    /// when they are decoded: a difference of less than one level on average, and of up to 62
+    /// (measured) where black meets colour.
     After,
 }
 
-/// How a centre crop rounds half a pixel.
+/// Rounding of a centre crop's offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CropOffset {
-    /// Down: `transformers`.
+    /// Round down, as in `transformers`.
     #[default]
     Floor,
-    /// Half to even (0.5 → 0, 1.5 → 2): Python's `round`, so torchvision.
+    /// Round half to even (0.5 → 0, 1.5 → 2), as Python's `round` and therefore torchvision.
     HalfEven,
 }
 
-/// Which axis is resized first. The second pass starts from rounded values, so the order shows.
+/// Order of the two resampling passes. The first pass rounds its result, so the order matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PassOrder {
-    /// The width, except where the height loses more than twice as many pixels as the width: Pillow
-    /// from version 13 (python-pillow/Pillow#9549). Only images more than twice as high as wide are
-    /// concerned when the shape is kept.
+    /// Horizontal first, except where the height loses more than twice as many pixels as the width:
+    /// Pillow from version 13 (python-pillow/Pillow#9549). If the aspect ratio is kept, this
+    /// affects only images that are more than twice as high as wide.
     #[default]
     Pillow13,
-    /// Always the width: Pillow up to version 12.
+    /// Always horizontal first: Pillow up to version 12.
     HorizontalFirst,
 }
 
-/// What becomes of 16-bit grey, which only PNG has.
+/// Conversion of 16-bit grey images (PNG only) to 8 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Grey16 {
-    /// Values above 255 become 255, as in Pillow: a 16-bit photo turns nearly all white, there as
-    /// here.
+    /// Clip values above 255, as in Pillow. A 16-bit photo becomes almost entirely white.
     #[default]
     Clip,
-    /// The high byte is kept, so that the picture survives.
+    /// Keep the high byte, which preserves the picture.
     Scale,
 }
 
-/// Areas and shapes of the random crops of training.
+/// Random crop for training, with the parameters of torchvision's `RandomResizedCrop`.
+///
+/// ```
+/// use clip_model::preprocess::{Preprocess, TrainCrop};
+/// use image::DynamicImage;
+/// use rand::SeedableRng;
+/// use rand_chacha::ChaCha8Rng;
+///
+/// let crop = TrainCrop { scale: (0.5, 1.0), ..TrainCrop::default() };
+/// let mut rng = ChaCha8Rng::seed_from_u64(0);
+/// let image = Preprocess::clip(32).train_u8(&DynamicImage::new_rgb8(64, 48), &mut rng, &crop);
+/// assert_eq!(image.dimensions(), (32, 32));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrainCrop {
-    /// Smallest and largest share of the image's area. Default 0.9 to 1.
+    /// Range of the crop's area as a fraction of the image's. Default: 0.9 to 1.
     pub scale: (f64, f64),
-    /// Smallest and largest width divided by height. Default ¾ to 4⁄3.
+    /// Range of the crop's aspect ratio, width divided by height. Default: ¾ to 4⁄3.
     pub ratio: (f64, f64),
 }
 
 impl Default for TrainCrop {
-    /// As GNSP trains (`clip/clip.py:60-79`).
+    /// Returns the settings of GNSP's training (`clip/clip.py:60-79`).
     fn default() -> Self {
         Self {
             scale: (0.9, 1.0),
@@ -137,29 +154,41 @@ impl Default for TrainCrop {
     }
 }
 
-/// Settings of the image pipeline.
+/// Settings of the image preprocessing.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use clip_model::Preprocess;
+/// use image::DynamicImage;
+///
+/// let preprocess = Preprocess::clip(224);
+/// let crop = preprocess.eval_u8(&DynamicImage::new_rgb8(640, 480));
+/// let pixels = preprocess.to_tensor(&[crop], &Device::default())?;
+/// assert_eq!(pixels.dims(), [1, 3, 224, 224]);
+/// # Ok::<(), clip_model::preprocess::PreprocessError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocess {
-    /// First step, or none.
+    /// Resize step; `None` to skip it.
     pub resize: Option<Resize>,
-    /// The kernel of the first step.
+    /// Interpolation filter of the resize step.
     pub interpolation: Interpolation,
-    /// Height and width of the centre crop, or none. Where the image is smaller it is padded with
+    /// Height and width of the centre crop; `None` to skip it. Smaller images are padded with
     /// black.
     pub crop: Option<(u32, u32)>,
-    /// Factor of the 8-bit values; 1/255.
+    /// Factor applied to the 8-bit values, usually 1/255.
     pub rescale: f64,
-    /// Subtracted from the rescaled values, by colour.
+    /// Mean of each channel, subtracted from the rescaled values.
     pub mean: [f64; 3],
-    /// Divides what is left, by colour.
+    /// Standard deviation of each channel, the divisor after subtracting the mean.
     pub std: [f64; 3],
-    /// When images become RGB.
+    /// Point at which images are converted to RGB.
     pub convert_rgb: ConvertRgb,
-    /// How the centre crop rounds.
+    /// Rounding of the centre crop's offset.
     pub crop_offset: CropOffset,
-    /// What becomes of 16-bit grey.
+    /// Conversion of 16-bit grey images.
     pub grey16: Grey16,
-    /// Which axis is resized first.
+    /// Order of the resampling passes.
     pub pass_order: PassOrder,
 }
 
@@ -170,7 +199,7 @@ impl Default for Preprocess {
 }
 
 impl Preprocess {
-    /// What `transformers` does for a CLIP of this image size.
+    /// Returns the settings of `transformers` for a CLIP of this image size.
     pub fn clip(size: u32) -> Self {
         Self {
             resize: Some(Resize::ShortestEdge(size)),
@@ -186,7 +215,7 @@ impl Preprocess {
         }
     }
 
-    /// What OpenAI's code, GNSP and ZSCL do for this image size, with the Pillow 10 of their time.
+    /// Returns the settings of OpenAI's code, GNSP and ZSCL for this image size, with Pillow 10.
     pub fn reference(size: u32) -> Self {
         Self {
             convert_rgb: ConvertRgb::After,
@@ -196,8 +225,8 @@ impl Preprocess {
         }
     }
 
-    /// What SigLIP does for this image size: both sides are brought to it at once, whatever the
-    /// aspect ratio.
+    /// Returns the settings of SigLIP for this image size: images are resized to a square, and the
+    /// aspect ratio is not kept.
     pub fn siglip(size: u32) -> Self {
         Self {
             resize: Some(Resize::Exact {
@@ -211,7 +240,7 @@ impl Preprocess {
         }
     }
 
-    /// The same pipeline for square images of another size.
+    /// Returns the same settings for another (square) image size.
     pub fn with_image_size(self, size: u32) -> Self {
         Self {
             resize: self.resize.map(|resize| match resize {
@@ -226,7 +255,7 @@ impl Preprocess {
         }
     }
 
-    /// Height and width that every image comes out with, if the settings fix them.
+    /// Returns height and width of the output, or `None` if they depend on the image.
     pub fn output_size(&self) -> Option<(u32, u32)> {
         match (self.crop, self.resize) {
             (Some(crop), _) => Some(crop),
@@ -235,32 +264,32 @@ impl Preprocess {
         }
     }
 
-    /// Side of the square that every image comes out as, to compare with the model's; 0 where the
-    /// settings fix no square.
+    /// Returns the side of the square output, to compare with the model's image size, or 0 if the
+    /// output is not always the same square.
     pub fn image_size(&self) -> usize {
         self.output_size()
             .filter(|(h, w)| h == w)
             .map_or(0, |(h, _)| h as usize)
     }
 
-    /// The evaluation pipeline up to 8 bits: resize, centre crop, RGB.
+    /// Applies the evaluation pipeline up to 8-bit RGB: resize and centre crop.
     pub fn eval_u8(&self, image: &DynamicImage) -> RgbImage {
         self.eval(image, mode_of(image))
     }
 
-    /// As [`eval_u8`](Self::eval_u8), for an image that remembers how it was stored. The result is
-    /// the same except with [`ConvertRgb::After`] for palette and 1-bit images and PNGs with a
-    /// transparent colour.
+    /// Like [`eval_u8`](Self::eval_u8), for an image with its stored mode. The result differs only
+    /// with [`ConvertRgb::After`], for palette images, 1-bit images and PNGs with a transparent
+    /// colour.
     pub fn eval_source(&self, image: &SourceImage) -> RgbImage {
         self.eval(image.pixels(), image.mode())
     }
 
-    /// The training pipeline up to 8 bits: a random region, resized to the output size (its aspect
-    /// ratio is not kept), RGB.
+    /// Applies the training pipeline up to 8-bit RGB: a random crop, resized to the output size
+    /// without keeping its aspect ratio.
     ///
-    /// The region is drawn as torchvision's `RandomResizedCrop` draws it, from `rng` and nothing
-    /// else. Images whose aspect ratio is above about 1.48 never fit the default [`TrainCrop`] and
-    /// always take its fallback, the centred region of the nearest allowed shape.
+    /// The crop is drawn like torchvision's `RandomResizedCrop`, from `rng` only. Images with an
+    /// aspect ratio above about 1.48 never fit the default [`TrainCrop`] and always get its
+    /// fallback: the centre crop of the nearest allowed aspect ratio.
     pub fn train_u8(
         &self,
         image: &DynamicImage,
@@ -274,11 +303,10 @@ impl Preprocess {
             _ => (region.height, region.width),
         };
         let out = Window::whole(width, height);
-        self.geometry(image, mode_of(image), region, (width, height), out, out)
+        self.resize_and_crop(image, mode_of(image), region, (width, height), out, out)
     }
 
-    /// A small copy, its longer side `side` pixels, for people to look at. Smaller images are not
-    /// enlarged.
+    /// Returns a thumbnail whose longer side is `side` pixels. Smaller images are not enlarged.
     pub fn thumbnail(&self, image: &DynamicImage, side: u32) -> RgbImage {
         let (w, h) = (image.width().max(1), image.height().max(1));
         let longest = w.max(h);
@@ -286,7 +314,7 @@ impl Preprocess {
         let scaled = |v: u32| ((u64::from(v) * u64::from(side) / u64::from(longest)) as u32).max(1);
         let size = (scaled(w), scaled(h));
         let out = Window::whole(size.0, size.1);
-        self.geometry(
+        self.resize_and_crop(
             image,
             mode_of(image),
             Window::whole(image.width(), image.height()),
@@ -296,13 +324,14 @@ impl Preprocess {
         )
     }
 
-    /// The batch as the image tower takes it: `(v · rescale − mean) / std`.
+    /// Returns the normalised batch for the image tower: `(v · rescale − mean) / std`.
     ///
     /// # Shapes
     /// - output: `[images, 3, height, width]`, f32
     ///
     /// # Errors
-    /// When there are no images, or their sizes differ.
+    /// [`PreprocessError::NoImages`] if there are no images, [`PreprocessError::MixedSizes`] if
+    /// their sizes differ.
     pub fn to_tensor(
         &self,
         images: &[RgbImage],
@@ -313,7 +342,7 @@ impl Preprocess {
             .ok_or(PreprocessError::NoImages)?
             .dimensions();
         let plane = first.0 as usize * first.1 as usize;
-        // Every 8-bit value has one result a colour: a table of 3 x 256.
+        // Lookup table: 256 values for each of the 3 channels.
         let table: [[f32; 256]; 3] = std::array::from_fn(|c| {
             std::array::from_fn(|v| ((v as f64 * self.rescale - self.mean[c]) / self.std[c]) as f32)
         });
@@ -370,7 +399,7 @@ impl Preprocess {
             width: crop_w,
             height: crop_h,
         };
-        self.geometry(
+        self.resize_and_crop(
             image,
             mode,
             Window::whole(w, h),
@@ -380,8 +409,8 @@ impl Preprocess {
         )
     }
 
-    /// Of an axis of `size`: where the crop begins, where it lands on the canvas, and how long it
-    /// is.
+    /// Returns, for an axis of length `size`, the offset of the crop in the image, its offset on
+    /// the canvas, and its length.
     fn crop_axis(&self, size: u32, crop: u32) -> (u32, u32, u32) {
         if size <= crop {
             return (0, (crop - size) / 2, size);
@@ -392,10 +421,10 @@ impl Preprocess {
         (half + u32::from(up), 0, crop)
     }
 
-    /// Resizes the `region` of the image to `size` (width, height), takes the `window` of it and
-    /// lays it on a black canvas of `canvas.width` × `canvas.height` at `canvas.{left, top}`
-    /// (nothing is laid where they agree).
-    fn geometry(
+    /// Resizes the `region` of the image to `size` (width, height), takes the `window` of the
+    /// result and converts it to RGB. A window smaller than the `canvas` is pasted on a black
+    /// canvas at `canvas.{left, top}`.
+    fn resize_and_crop(
         &self,
         image: &DynamicImage,
         mode: Mode,
@@ -409,20 +438,20 @@ impl Preprocess {
         }
         let rgb = match self.convert_rgb {
             ConvertRgb::Before => resample::resize(
-                &colour::opaque(self.bytes(image)),
+                &colour::to_rgb(self.to_8bit(image)),
                 region,
                 size,
                 window,
                 self.resampling(),
             ),
             ConvertRgb::BeforeOnWhite => resample::resize(
-                &colour::on_white(self.bytes(image)),
+                &colour::composite_on_white(self.to_8bit(image)),
                 region,
                 size,
                 window,
                 self.resampling(),
             ),
-            ConvertRgb::After => self.stored_geometry(image, mode, region, size, window),
+            ConvertRgb::After => self.resize_in_stored_mode(image, mode, region, size, window),
         };
         let rgb = colour::into_image(rgb);
         if rgb.dimensions() == (canvas.width, canvas.height) {
@@ -438,8 +467,8 @@ impl Preprocess {
         out
     }
 
-    /// Geometry in the mode that the image was stored in, then RGB.
-    fn stored_geometry(
+    /// Resizes and crops in the mode that the image was stored in, then converts to RGB.
+    fn resize_in_stored_mode(
         &self,
         image: &DynamicImage,
         mode: Mode,
@@ -447,6 +476,7 @@ impl Preprocess {
         size: (u32, u32),
         window: Window,
     ) -> Raster<'static, u8> {
+        // Pillow resizes 16-bit grey at 16 bits and clips afterwards.
         if let (DynamicImage::ImageLuma16(grey), Grey16::Clip) = (image, self.grey16) {
             let (width, height) = grey.dimensions();
             let raster = Raster {
@@ -456,28 +486,28 @@ impl Preprocess {
                 data: Cow::Borrowed(grey.as_raw().as_slice()),
             };
             let out = resample::resize(&raster, region, size, window, self.resampling());
-            let data = Cow::Owned(colour::clip(&out.data));
-            return colour::opaque(Raster {
+            let data = Cow::Owned(colour::clip_to_8bit(&out.data));
+            return colour::to_rgb(Raster {
                 width: out.width,
                 height: out.height,
                 channels: 1,
                 data,
             });
         }
-        let mut stored = colour::without_key(self.bytes(image), mode);
+        let mut stored = colour::drop_transparent_key(self.to_8bit(image), mode);
         match mode {
             Mode::Palette | Mode::Bilevel => {
-                colour::opaque(resample::nearest(&stored, region, size, window))
+                colour::to_rgb(resample::nearest(&stored, region, size, window))
             }
-            // Pillow leaves an image alone that has the size already, and so its colours below no
-            // alpha.
+            // Pillow returns an image of the requested size unchanged, without the loss of colour
+            // that premultiplication means for transparent pixels.
             Mode::Rgba | Mode::GreyAlpha if size != (region.width, region.height) => {
                 colour::premultiply(&mut stored);
                 let mut out = resample::resize(&stored, region, size, window, self.resampling());
                 colour::unpremultiply(&mut out);
-                colour::opaque(out)
+                colour::to_rgb(out)
             }
-            _ => colour::opaque(resample::resize(
+            _ => colour::to_rgb(resample::resize(
                 &stored,
                 region,
                 size,
@@ -487,7 +517,8 @@ impl Preprocess {
         }
     }
 
-    fn bytes<'a>(&self, image: &'a DynamicImage) -> Raster<'a, u8> {
+    /// Converts an image to 8-bit samples, with 16-bit grey as the settings say.
+    fn to_8bit<'a>(&self, image: &'a DynamicImage) -> Raster<'a, u8> {
         match image {
             DynamicImage::ImageLuma16(grey) if self.grey16 == Grey16::Scale => {
                 let (width, height) = grey.dimensions();
@@ -495,15 +526,15 @@ impl Preprocess {
                     width,
                     height,
                     channels: 1,
-                    data: Cow::Owned(colour::high(grey.as_raw())),
+                    data: Cow::Owned(colour::high_byte(grey.as_raw())),
                 }
             }
-            _ => colour::bytes(image),
+            _ => colour::to_8bit(image),
         }
     }
 }
 
-/// The mode that Pillow would give an image of this pixel type.
+/// Returns Pillow's mode for the pixel type of an image.
 fn mode_of(image: &DynamicImage) -> Mode {
     match image {
         DynamicImage::ImageLuma8(_) => Mode::Grey,
@@ -514,7 +545,7 @@ fn mode_of(image: &DynamicImage) -> Mode {
     }
 }
 
-/// Width and height with the shorter side brought to `side` (torchvision
+/// Returns width and height for a shorter side of `side` pixels (torchvision
 /// `_compute_resized_output_size`).
 fn shortest_edge(width: u32, height: u32, side: u32) -> (u32, u32) {
     let (short, long) = (width.min(height).max(1), width.max(height));
@@ -527,8 +558,8 @@ fn shortest_edge(width: u32, height: u32, side: u32) -> (u32, u32) {
     }
 }
 
-/// A region as `RandomResizedCrop` draws it: ten tries at an area and an aspect ratio, then the
-/// centred region of the nearest allowed shape.
+/// Draws a region like `RandomResizedCrop`: ten attempts at an area and an aspect ratio, then the
+/// centred region of the nearest allowed aspect ratio.
 fn random_region(width: u32, height: u32, rng: &mut ChaCha8Rng, crop: &TrainCrop) -> Window {
     let (w, h) = (f64::from(width), f64::from(height));
     for _ in 0..10 {
@@ -548,6 +579,7 @@ fn random_region(width: u32, height: u32, rng: &mut ChaCha8Rng, crop: &TrainCrop
             };
         }
     }
+    // Fallback: no attempt fitted into the image.
     let ratio = w / h;
     let (cw, ch) = if ratio < crop.ratio.0 {
         (width, (w / crop.ratio.0).round_ties_even() as u32)
@@ -556,7 +588,7 @@ fn random_region(width: u32, height: u32, rng: &mut ChaCha8Rng, crop: &TrainCrop
     } else {
         (width, height)
     };
-    // A side of one pixel may round to none.
+    // A side of one pixel may round to 0.
     let (cw, ch) = (cw.clamp(1, width.max(1)), ch.clamp(1, height.max(1)));
     Window {
         left: width.saturating_sub(cw) / 2,
@@ -566,7 +598,7 @@ fn random_region(width: u32, height: u32, rng: &mut ChaCha8Rng, crop: &TrainCrop
     }
 }
 
-/// Uniform in `[low, high)`, from 53 bits: does not change with the version of `rand`.
+/// Draws a uniform value in `[low, high)` from 53 bits, independently of the version of `rand`.
 fn uniform(rng: &mut ChaCha8Rng, (low, high): (f64, f64)) -> f64 {
     let unit = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
     low + (high - low) * unit
@@ -578,14 +610,14 @@ mod tests {
 
     use super::*;
 
-    fn picture(width: u32, height: u32) -> DynamicImage {
+    fn gradient_image(width: u32, height: u32) -> DynamicImage {
         DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| {
             image::Rgb([(x * 7) as u8, (y * 5) as u8, (x * y) as u8])
         }))
     }
 
     #[test]
-    fn longer_sides_are_cut_off_to_whole_pixels() {
+    fn longer_sides_are_truncated_to_whole_pixels() {
         for (w, h, expected) in [
             (500, 333, (336, 224)),
             (640, 427, (335, 224)),
@@ -597,7 +629,7 @@ mod tests {
     }
 
     #[test]
-    fn crops_round_as_the_two_libraries_do() {
+    fn crop_offsets_round_like_both_libraries() {
         let floor = Preprocess::clip(224);
         let even = Preprocess::reference(224);
         for (size, down, half_even) in [
@@ -614,7 +646,7 @@ mod tests {
     }
 
     #[test]
-    fn small_images_are_padded_around() {
+    fn small_images_are_padded_with_black() {
         let p = Preprocess {
             resize: None,
             crop: Some((9, 9)),
@@ -629,35 +661,35 @@ mod tests {
     }
 
     #[test]
-    fn extreme_shapes_cost_no_memory() {
+    fn extreme_aspect_ratios_take_no_memory() {
         for (w, h) in [(1, 20_000), (20_000, 1), (1, 1), (2, 1)] {
             for p in [Preprocess::clip(32), Preprocess::reference(32)] {
-                assert_eq!(p.eval_u8(&picture(w, h)).dimensions(), (32, 32));
+                assert_eq!(p.eval_u8(&gradient_image(w, h)).dimensions(), (32, 32));
                 let mut rng = ChaCha8Rng::seed_from_u64(1);
                 assert_eq!(
-                    p.train_u8(&picture(w, h), &mut rng, &TrainCrop::default())
+                    p.train_u8(&gradient_image(w, h), &mut rng, &TrainCrop::default())
                         .dimensions(),
                     (32, 32)
                 );
-                assert!(p.thumbnail(&picture(w, h), 16).width() <= 16);
+                assert!(p.thumbnail(&gradient_image(w, h), 16).width() <= 16);
             }
         }
     }
 
     #[test]
-    fn an_image_of_no_pixels_is_black() {
+    fn an_image_without_pixels_becomes_black() {
         let p = Preprocess::clip(8);
-        let none = DynamicImage::new_rgb8(0, 5);
-        assert_eq!(p.eval_u8(&none), RgbImage::new(8, 8));
+        let empty = DynamicImage::new_rgb8(0, 5);
+        assert_eq!(p.eval_u8(&empty), RgbImage::new(8, 8));
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         assert_eq!(
-            p.train_u8(&none, &mut rng, &TrainCrop::default()),
+            p.train_u8(&empty, &mut rng, &TrainCrop::default()),
             RgbImage::new(8, 8)
         );
     }
 
     #[test]
-    fn random_regions_lie_within_their_bounds_and_repeat() {
+    fn random_regions_are_within_bounds_and_deterministic() {
         let crop = TrainCrop::default();
         let draw = |seed| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -681,7 +713,7 @@ mod tests {
             assert!((0.74..=1.35).contains(&ratio), "{ratio}");
         }
         assert!(fallbacks < 250, "{fallbacks}");
-        // Above 4/3 / 0.9 no draw fits.
+        // Above an aspect ratio of 4/3 / 0.9 no attempt fits.
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         for _ in 0..50 {
             let r = random_region(300, 200, &mut rng, &crop);
@@ -708,7 +740,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_are_normalised_by_colour() {
+    fn tensors_are_normalised_per_channel() {
         let p = Preprocess::clip(2);
         let mut image = RgbImage::new(2, 2);
         image.put_pixel(1, 0, image::Rgb([255, 128, 3]));

@@ -1,11 +1,11 @@
-//! Images as rows of samples, and the weights that a pass of the resampling sums them with.
+//! Raster images and the filter taps of a resampling pass.
 
 use std::{borrow::Cow, ops::Range};
 
-/// Bits behind the point of the weights of 8-bit samples.
+/// Fractional bits of the fixed-point weights of 8-bit samples.
 pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// An image of `channels` interleaved values a pixel.
+/// An image with `channels` interleaved values per pixel.
 #[derive(Debug, Clone)]
 pub(super) struct Raster<'a, T: Clone> {
     pub width: u32,
@@ -15,8 +15,8 @@ pub(super) struct Raster<'a, T: Clone> {
 }
 
 impl<T: Copy> Raster<'_, T> {
-    /// The part of the image in `window`; no copy where that is all of it.
-    pub(super) fn cut(&self, window: Window) -> Raster<'_, T> {
+    /// Returns the part of the image in `window`, without a copy if that is all of it.
+    pub(super) fn crop(&self, window: Window) -> Raster<'_, T> {
         let (width, height, channels) = (window.width, window.height, self.channels);
         if window == Window::whole(self.width, self.height) {
             return Raster {
@@ -74,8 +74,7 @@ impl Window {
     }
 }
 
-/// The weights of one output position: the first input position and one weight for each from there
-/// on.
+/// Filter taps of one output position: a weight for each input position from `first` on.
 pub(crate) struct Taps<W> {
     pub(crate) first: usize,
     pub(crate) weights: Vec<W>,

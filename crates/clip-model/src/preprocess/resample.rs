@@ -1,15 +1,18 @@
-//! Pillow's resampling, bit for bit.
+//! Image resampling, bit-identical to Pillow.
 //!
-//! Bicubic with a = −0.5, widened by the reduction factor (antialiased), one pass along the rows
-//! and one along the columns, each rounded to 8 bits with 22-bit fixed-point weights; 16-bit grey
-//! with `f64` weights (Pillow `src/libImaging/Resample.c`). Nearest as in
-//! `src/libImaging/Geometry.c`. Only the asked window of the result is computed: the values are the
-//! same, and an image of one pixel by ten thousand costs no gigabytes. 8-bit samples go through
-//! `avx2.rs` where the processor allows it, to the same bytes.
+//! The filter is bicubic with a = −0.5, or bilinear, scaled by the reduction factor (antialiasing).
+//! There is a horizontal and a vertical pass. Each rounds to 8 bits, with 22-bit fixed-point
+//! weights; 16-bit grey has `f64` weights (Pillow `src/libImaging/Resample.c`). Nearest neighbour
+//! follows `src/libImaging/Geometry.c`.
 //!
-//! Why not `fast_image_resize`: its sums are rounded in another way. Of a noisy picture of 500 × 370
-//! pixels at 303 × 224 its version 6.1 (`CatmullRom`) gives a quarter of the bytes (24.6 %) other
-//! values than Pillow 13.0, by up to 10 of 255; features and published accuracies would move.
+//! Only the requested window of the result is computed. The values are the same, and an image of
+//! 1 × 10,000 pixels does not take gigabytes. 8-bit samples go through `avx2.rs` if the processor
+//! has AVX2, with the same result.
+//!
+//! `fast_image_resize` is not an alternative, because it rounds its sums differently. On a noisy
+//! image of 500 × 370 pixels resized to 303 × 224, its version 6.1 (`CatmullRom`) differs from
+//! Pillow 13.0 in 24.6 % of the bytes, by up to 10 of 255. That would change features and published
+//! accuracies.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -20,7 +23,7 @@ use super::{
     raster::{PRECISION_BITS, Raster, Taps, Window},
 };
 
-/// How an image is resized.
+/// Options of [`resize`].
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Resampling {
     pub(super) kernel: Interpolation,
@@ -28,7 +31,7 @@ pub(super) struct Resampling {
 }
 
 impl Interpolation {
-    /// Reach of the kernel to either side, in pixels.
+    /// Returns the radius of the filter in pixels.
     fn support(self) -> f64 {
         match self {
             Self::Bicubic => 2.0,
@@ -36,6 +39,7 @@ impl Interpolation {
         }
     }
 
+    /// Returns the filter at distance `x`.
     fn weight(self, x: f64) -> f64 {
         match self {
             Self::Bicubic => bicubic(x),
@@ -56,14 +60,15 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// Weights for the outputs `wanted` of an axis that goes from `input` to `output` positions.
+/// Returns the taps of the output positions `wanted` for an axis resized from `input` to `output`
+/// positions.
 fn taps<T: Sample>(
     kernel: Interpolation,
     input: u32,
     output: u32,
     wanted: Range<usize>,
 ) -> Vec<Taps<T::Weight>> {
-    shares(kernel, input, output, wanted)
+    normalized_taps(kernel, input, output, wanted)
         .map(|taps| Taps {
             first: taps.first,
             weights: taps.weights.into_iter().map(T::weight).collect(),
@@ -71,8 +76,8 @@ fn taps<T: Sample>(
         .collect()
 }
 
-/// The weights before they become those of a sample type: for each output position they sum to 1.
-pub(crate) fn shares(
+/// Like [`taps`], with floating-point weights that sum to 1 for each output position.
+pub(crate) fn normalized_taps(
     kernel: Interpolation,
     input: u32,
     output: u32,
@@ -84,23 +89,23 @@ pub(crate) fn shares(
     let inverse = 1.0 / stretch;
     wanted.map(move |out| {
         let center = (out as f64 + 0.5) * scale;
-        // `as` truncates towards zero and stops at 0, as the C code does.
+        // `as` truncates towards zero and saturates at 0, like the C code.
         let first = (center - support + 0.5) as u32;
         let last = ((center + support + 0.5) as u32).min(input);
         let weights: Vec<f64> = (first..last)
             .map(|i| kernel.weight((f64::from(i) - center + 0.5) * inverse))
             .collect();
         let total: f64 = weights.iter().sum();
-        let share = |w: f64| if total == 0.0 { w } else { w / total };
+        let normalize = |w: f64| if total == 0.0 { w } else { w / total };
         Taps {
             first: first as usize,
-            weights: weights.into_iter().map(share).collect(),
+            weights: weights.into_iter().map(normalize).collect(),
         }
     })
 }
 
-/// The input positions that the taps read.
-fn span<W>(taps: &[Taps<W>]) -> Range<usize> {
+/// Returns the input positions that the taps read.
+fn input_range<W>(taps: &[Taps<W>]) -> Range<usize> {
     let first = taps.iter().map(|t| t.first).min().unwrap_or(0);
     let end = taps
         .iter()
@@ -110,31 +115,31 @@ fn span<W>(taps: &[Taps<W>]) -> Range<usize> {
     first..end
 }
 
-/// A sample type with Pillow's arithmetic for it.
+/// A sample type with Pillow's arithmetic.
 pub(super) trait Sample: Copy + Default + 'static {
-    /// A weight, and a sum of weighted samples.
+    /// Type of a weight and of a weighted sum.
     type Weight: Copy;
     fn weight(w: f64) -> Self::Weight;
     fn zero() -> Self::Weight;
     fn add(sum: Self::Weight, value: Self, weight: Self::Weight) -> Self::Weight;
     fn round(sum: Self::Weight) -> Self;
 
-    /// The pass along the given rows, pixels of `C` samples.
-    fn along_rows<const C: usize>(
+    /// Resamples the given rows horizontally; a pixel has `C` samples.
+    fn horizontal_pass<const C: usize>(
         image: &Raster<'_, Self>,
         rows: Range<usize>,
         taps: &[Taps<Self::Weight>],
     ) -> Vec<Self> {
-        plain::along_rows::<Self, C>(image, rows, taps)
+        scalar::horizontal_pass::<Self, C>(image, rows, taps)
     }
 
-    /// The pass along the columns of the given samples of each row.
-    fn along_columns(
+    /// Resamples the given samples of each row vertically.
+    fn vertical_pass(
         image: &Raster<'_, Self>,
         read: Range<usize>,
         taps: &[Taps<Self::Weight>],
     ) -> Vec<Self> {
-        plain::along_columns(image, read, taps)
+        scalar::vertical_pass(image, read, taps)
     }
 }
 
@@ -160,24 +165,24 @@ impl Sample for u8 {
         (sum >> PRECISION_BITS).clamp(0, 255) as u8
     }
 
-    fn along_rows<const C: usize>(
+    fn horizontal_pass<const C: usize>(
         image: &Raster<'_, u8>,
         rows: Range<usize>,
         taps: &[Taps<i32>],
     ) -> Vec<u8> {
         #[cfg(target_arch = "x86_64")]
-        if let Some(data) = avx2::along_rows::<C>(image, rows.clone(), taps) {
+        if let Some(data) = avx2::horizontal_pass::<C>(image, rows.clone(), taps) {
             return data;
         }
-        plain::along_rows::<Self, C>(image, rows, taps)
+        scalar::horizontal_pass::<Self, C>(image, rows, taps)
     }
 
-    fn along_columns(image: &Raster<'_, u8>, read: Range<usize>, taps: &[Taps<i32>]) -> Vec<u8> {
+    fn vertical_pass(image: &Raster<'_, u8>, read: Range<usize>, taps: &[Taps<i32>]) -> Vec<u8> {
         #[cfg(target_arch = "x86_64")]
-        if let Some(data) = avx2::along_columns(image, read.clone(), taps) {
+        if let Some(data) = avx2::vertical_pass(image, read.clone(), taps) {
             return data;
         }
-        plain::along_columns(image, read, taps)
+        scalar::vertical_pass(image, read, taps)
     }
 }
 
@@ -209,50 +214,52 @@ impl Sample for u16 {
     }
 }
 
-/// Resizes the region `source` of the image to `size` (width, height) and returns the `window` of
-/// that. Samples outside the region take no part, as if the image had been cropped to it before.
+/// Resizes the region `source` of the image to `size` (width, height) and returns a `window` of the
+/// result. Samples outside the region have no influence, as if the image had been cropped to it.
 pub(super) fn resize<T: Sample>(
     image: &Raster<'_, T>,
     source: Window,
     size: (u32, u32),
     window: Window,
-    how: Resampling,
+    options: Resampling,
 ) -> Raster<'static, T> {
-    let Resampling { kernel, order } = how;
-    let image = image.cut(source);
-    let across =
+    let Resampling { kernel, order } = options;
+    let image = image.crop(source);
+    let x_taps =
         (size.0 != source.width).then(|| taps::<T>(kernel, source.width, size.0, window.columns()));
-    let down =
+    let y_taps =
         (size.1 != source.height).then(|| taps::<T>(kernel, source.height, size.1, window.rows()));
-    match (across, down) {
-        (None, None) => owned(image.cut(window)),
-        (Some(across), None) => along_rows(&image, window.rows(), &across),
-        (None, Some(down)) => along_columns(&image, window.columns(), &down),
-        (Some(mut across), Some(mut down)) => {
+    match (x_taps, y_taps) {
+        (None, None) => into_owned_raster(image.crop(window)),
+        (Some(x_taps), None) => horizontal_pass(&image, window.rows(), &x_taps),
+        (None, Some(y_taps)) => vertical_pass(&image, window.columns(), &y_taps),
+        // The first pass computes only what the second one reads, so the taps of the second pass
+        // shift to the start of the intermediate image.
+        (Some(mut x_taps), Some(mut y_taps)) => {
             if order == PassOrder::Pillow13 && vertical_first(source, size) {
-                let read = span(&across);
-                across.iter_mut().for_each(|t| t.first -= read.start);
-                let middle = along_columns(&image, read, &down);
-                along_rows(&middle, 0..window.height as usize, &across)
+                let read = input_range(&x_taps);
+                x_taps.iter_mut().for_each(|t| t.first -= read.start);
+                let middle = vertical_pass(&image, read, &y_taps);
+                horizontal_pass(&middle, 0..window.height as usize, &x_taps)
             } else {
-                let read = span(&down);
-                down.iter_mut().for_each(|t| t.first -= read.start);
-                let middle = along_rows(&image, read, &across);
-                along_columns(&middle, 0..window.width as usize, &down)
+                let read = input_range(&y_taps);
+                y_taps.iter_mut().for_each(|t| t.first -= read.start);
+                let middle = horizontal_pass(&image, read, &x_taps);
+                vertical_pass(&middle, 0..window.width as usize, &y_taps)
             }
         }
     }
 }
 
-/// Whether Pillow 13 resizes the columns first: where the height loses more than twice as many
-/// pixels as the width (python-pillow/Pillow#9549).
+/// Returns whether Pillow 13 runs the vertical pass first: if the height loses more than twice as
+/// many pixels as the width (python-pillow/Pillow#9549).
 fn vertical_first(source: Window, (width, height): (u32, u32)) -> bool {
     let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
-    let down = lost(source.height, height);
-    down > 0 && down > 2 * lost(source.width, width)
+    let height_loss = lost(source.height, height);
+    height_loss > 0 && height_loss > 2 * lost(source.width, width)
 }
 
-fn owned<T: Copy>(image: Raster<'_, T>) -> Raster<'static, T> {
+fn into_owned_raster<T: Copy>(image: Raster<'_, T>) -> Raster<'static, T> {
     Raster {
         width: image.width,
         height: image.height,
@@ -261,18 +268,18 @@ fn owned<T: Copy>(image: Raster<'_, T>) -> Raster<'static, T> {
     }
 }
 
-/// The given rows, each resampled to as many pixels as there are taps.
-fn along_rows<T: Sample>(
+/// Resamples the given rows to one pixel per entry of `taps`.
+fn horizontal_pass<T: Sample>(
     image: &Raster<'_, T>,
     rows: Range<usize>,
     taps: &[Taps<T::Weight>],
 ) -> Raster<'static, T> {
     let height = rows.len() as u32;
     let data = match image.channels {
-        1 => T::along_rows::<1>(image, rows, taps),
-        2 => T::along_rows::<2>(image, rows, taps),
-        3 => T::along_rows::<3>(image, rows, taps),
-        _ => T::along_rows::<4>(image, rows, taps),
+        1 => T::horizontal_pass::<1>(image, rows, taps),
+        2 => T::horizontal_pass::<2>(image, rows, taps),
+        3 => T::horizontal_pass::<3>(image, rows, taps),
+        _ => T::horizontal_pass::<4>(image, rows, taps),
     };
     Raster {
         width: taps.len() as u32,
@@ -282,8 +289,8 @@ fn along_rows<T: Sample>(
     }
 }
 
-/// The given columns, each resampled to as many pixels as there are taps.
-fn along_columns<T: Sample>(
+/// Resamples the given columns to one pixel per entry of `taps`.
+fn vertical_pass<T: Sample>(
     image: &Raster<'_, T>,
     columns: Range<usize>,
     taps: &[Taps<T::Weight>],
@@ -294,15 +301,15 @@ fn along_columns<T: Sample>(
         width: columns.len() as u32,
         height: taps.len() as u32,
         channels,
-        data: Cow::Owned(T::along_columns(image, read, taps)),
+        data: Cow::Owned(T::vertical_pass(image, read, taps)),
     }
 }
 
-/// The two passes as the formula says, for samples without a faster way.
-pub(super) mod plain {
+/// Scalar implementation of both passes.
+pub(super) mod scalar {
     use super::{Range, Raster, Sample, Taps};
 
-    pub(in super::super) fn along_rows<T: Sample, const C: usize>(
+    pub(in super::super) fn horizontal_pass<T: Sample, const C: usize>(
         image: &Raster<'_, T>,
         rows: Range<usize>,
         taps: &[Taps<T::Weight>],
@@ -324,7 +331,7 @@ pub(super) mod plain {
         data
     }
 
-    pub(in super::super) fn along_columns<T: Sample>(
+    pub(in super::super) fn vertical_pass<T: Sample>(
         image: &Raster<'_, T>,
         read: Range<usize>,
         taps: &[Taps<T::Weight>],
@@ -344,7 +351,7 @@ pub(super) mod plain {
     }
 }
 
-/// As [`resize`], but each pixel of the result is a copy of one of the image.
+/// Like [`resize`], by nearest neighbour.
 pub(super) fn nearest<T: Sample>(
     image: &Raster<'_, T>,
     source: Window,
@@ -372,7 +379,7 @@ pub(super) fn nearest<T: Sample>(
 
 fn nearest_positions(input: u32, output: u32, wanted: Range<usize>) -> Vec<usize> {
     let scale = f64::from(input) / f64::from(output);
-    // Pillow adds the step up, and so its rounding errors too.
+    // Pillow accumulates the step, and with it the rounding errors.
     let mut at = scale * 0.5;
     let mut positions = Vec::with_capacity(wanted.len());
     for out in 0..wanted.end {
@@ -388,7 +395,7 @@ fn nearest_positions(input: u32, output: u32, wanted: Range<usize>) -> Vec<usize
 mod tests {
     use super::*;
 
-    fn how(order: PassOrder) -> Resampling {
+    fn options(order: PassOrder) -> Resampling {
         Resampling {
             order,
             ..Resampling::default()
@@ -419,14 +426,20 @@ mod tests {
                 height: 7,
             };
             for order in ORDERS {
-                let whole = resize(&image, all, size, Window::whole(size.0, size.1), how(order));
-                let part = resize(&image, all, size, window, how(order));
-                assert_eq!(part.data, whole.cut(window).data, "{size:?} {order:?}");
+                let whole = resize(
+                    &image,
+                    all,
+                    size,
+                    Window::whole(size.0, size.1),
+                    options(order),
+                );
+                let part = resize(&image, all, size, window, options(order));
+                assert_eq!(part.data, whole.crop(window).data, "{size:?} {order:?}");
             }
             let whole = nearest(&image, all, size, Window::whole(size.0, size.1));
             assert_eq!(
                 nearest(&image, all, size, window).data,
-                whole.cut(window).data
+                whole.crop(window).data
             );
         }
     }
@@ -440,15 +453,15 @@ mod tests {
             width: 20,
             height: 11,
         };
-        let cropped = image.cut(region);
+        let cropped = image.crop(region);
         let out = Window::whole(7, 7);
-        let a = resize(&image, region, (7, 7), out, how(PassOrder::Pillow13));
+        let a = resize(&image, region, (7, 7), out, options(PassOrder::Pillow13));
         let b = resize(
             &cropped,
             Window::whole(20, 11),
             (7, 7),
             out,
-            how(PassOrder::Pillow13),
+            options(PassOrder::Pillow13),
         );
         assert_eq!(a.data, b.data);
         let a = nearest(&image, region, (7, 7), out);
@@ -457,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_matters_for_tall_images_alone() {
+    fn the_pass_order_matters_for_tall_images_only() {
         let differ = |w, h, size: (u32, u32)| {
             let image = grey(w, h);
             let [a, b] = ORDERS.map(|o| {
@@ -466,7 +479,7 @@ mod tests {
                     Window::whole(w, h),
                     size,
                     Window::whole(size.0, size.1),
-                    how(o),
+                    options(o),
                 )
                 .data
             });
@@ -493,7 +506,7 @@ mod tests {
                 Window::whole(13, 9),
                 (40, 5),
                 Window::whole(40, 5),
-                how(PassOrder::Pillow13),
+                options(PassOrder::Pillow13),
             );
             assert!(out.data.iter().all(|&v| v == value));
         }

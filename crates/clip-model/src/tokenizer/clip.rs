@@ -1,15 +1,14 @@
-//! CLIP's byte-pair tokenizer, read from Hugging Face's `tokenizer.json`.
+//! CLIP's byte-pair encoding (BPE) tokenizer, read from Hugging Face's `tokenizer.json`.
 //!
-//! The work is done by the `tokenizers` crate; this module fixes what CLIP needs around it: one
-//! start and one end token, truncation to the context length, no padding, and errors that say what
-//! to do.
+//! The crate `tokenizers` does the encoding. This module adds a start and an end token, truncates
+//! to the context length, and never pads.
 //!
-//! # Which text cleaning
-//! Ids are those of `transformers`' `CLIPTokenizer`: NFC, white-space runs to one space, lower
-//! case. OpenAI's own tokenizer (`clip/simple_tokenizer.py:45-55`) instead runs `ftfy.fix_text` and
-//! unescapes HTML twice before it lower-cases, so `&amp;`, curly quotes, the `ﬁ` ligature and
-//! full-width letters come out differently there. Plain ASCII text without HTML entities, such as
-//! every prompt of the MTIL benchmark, gives the same ids in both.
+//! # Text cleaning
+//! Ids are those of `transformers`' `CLIPTokenizer`: NFC, collapsed white space, lower case.
+//! OpenAI's tokenizer (`clip/simple_tokenizer.py:45-55`) runs `ftfy.fix_text` and unescapes HTML
+//! twice before lower-casing, so it gives other ids for `&amp;`, curly quotes, the `ﬁ` ligature and
+//! full-width letters. Plain ASCII text without HTML entities, such as every prompt of the MTIL
+//! benchmark, has the same ids in both.
 
 use std::io::Read;
 use std::path::Path;
@@ -17,25 +16,27 @@ use std::path::Path;
 use serde_json::json;
 use tokenizers::Tokenizer;
 
-use super::{Rows, TokenBatch, TokenizerError, Truncation, check_largest, parse, read};
+use super::{RowEncoder, TokenBatch, TokenizerError, Truncation, check_largest, parse, read};
 
-/// How OpenAI and Hugging Face spell the start and end tokens, then how the GNSP and ZSCL
-/// repositories do (`clip/tokenizer.py:74`).
-const SPECIALS: [(&str, &str); 2] = [
+/// Start and end tokens of OpenAI and Hugging Face, and of the GNSP and ZSCL repositories
+/// (`clip/tokenizer.py:74`).
+const SPECIAL_TOKENS: [(&str, &str); 2] = [
     ("<|startoftext|>", "<|endoftext|>"),
     ("<start_of_text>", "<end_of_text>"),
 ];
 
-/// Merges of OpenAI's vocabulary: 49,408 tokens less 512 byte symbols and two specials.
+/// Number of merges of OpenAI's vocabulary: 49,408 tokens minus 512 byte symbols and two special
+/// tokens.
 const OPENAI_MERGES: usize = 49_408 - 512 - 2;
 
-/// More text than this is not a merges file (OpenAI's is 3 MB).
+/// Maximum size of a merges file after decompression (OpenAI's has 3 MB).
 const MAX_MERGES_BYTES: u64 = 64 << 20;
 
 /// A CLIP tokenizer.
 ///
 /// ```
 /// use clip_model::tokenizer::ClipTokenizer;
+///
 /// // A vocabulary of single bytes and one merge.
 /// let tokenizer = ClipTokenizer::from_openai_merges(b"#version: 0.2\nc a\n", "toy")?;
 /// let batch = tokenizer.encode(&["cat", ""], 77)?;
@@ -67,8 +68,8 @@ impl std::fmt::Debug for ClipTokenizer {
 }
 
 impl ClipTokenizer {
-    /// OpenAI's tokenizer, which this crate carries: that of every CLIP of OpenAI's and of most of
-    /// open_clip's.
+    /// Returns OpenAI's tokenizer, which is embedded in this crate. All of OpenAI's models and most
+    /// of open_clip's use it.
     pub fn openai() -> Self {
         Self::from_openai_merges(super::OPENAI_MERGES, "OpenAI's merges")
             .unwrap_or_else(|error| unreachable!("the embedded merges are tested: {error}"))
@@ -77,25 +78,25 @@ impl ClipTokenizer {
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
-    /// When the file is missing, unreadable, not JSON, or no CLIP tokenizer.
+    /// [`TokenizerError`] if the file is missing, unreadable, not JSON, or not a CLIP tokenizer.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
         let bytes = read(path)?;
         Self::from_bytes(&bytes, &path.display().to_string())
     }
 
-    /// Reads the content of a `tokenizer.json`; `name` is what errors call it.
+    /// Parses the contents of a `tokenizer.json`; errors show `name`.
     ///
     /// # Errors
-    /// When it is not JSON, or no CLIP tokenizer.
+    /// [`TokenizerError`] if it is not JSON, or not a CLIP tokenizer.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, TokenizerError> {
         let inner = parse(bytes, name)?;
         Self::build(inner, bytes.to_owned(), name)
     }
 
-    /// Takes a tokenizer that was built in code.
+    /// Wraps a tokenizer that was built in code.
     ///
     /// # Errors
-    /// When it does not put a start and an end token around a text, or cannot be written as JSON.
+    /// [`TokenizerError`] if it has no start and end token, or cannot be serialized as JSON.
     pub fn from_tokenizer(tokenizer: Tokenizer) -> Result<Self, TokenizerError> {
         let name = "the tokenizer built in code";
         let json = tokenizer
@@ -107,18 +108,19 @@ impl ClipTokenizer {
         Self::build(tokenizer, json.into_bytes(), name)
     }
 
-    /// Builds the tokenizer that `transformers` makes from OpenAI's merges:
-    /// `bpe_simple_vocab_16e6.txt`, plain or gzipped, as it comes with OpenAI's and open_clip's
-    /// code, or a `merges.txt` of the same form. Line 0 is a header; of the others the first 48,894
-    /// are merges, the rest of OpenAI's file is unused.
+    /// Builds the tokenizer that `transformers` makes from OpenAI's merges.
     ///
-    /// Ids 0–255 are the byte symbols, 256–511 the same at the end of a word, then the merges in
-    /// the order of the file, then `<|startoftext|>` and `<|endoftext|>` (OpenAI CLIP
+    /// `bytes` is `bpe_simple_vocab_16e6.txt`, plain or gzipped, from OpenAI's or open_clip's code,
+    /// or a `merges.txt` in the same format. Line 0 is a header, and the next 48,894 lines are
+    /// merges. The rest of OpenAI's file is unused.
+    ///
+    /// Ids 0–255 are the byte symbols and 256–511 the same symbols at the end of a word. The merges
+    /// follow in the order of the file, then `<|startoftext|>` and `<|endoftext|>` (OpenAI CLIP
     /// `clip/simple_tokenizer.py:62-79`).
     ///
     /// # Errors
-    /// When the bytes are not gzip or UTF-8, there are no merges, or a line is not a pair of known
-    /// symbols.
+    /// [`TokenizerError::NotMerges`] if the bytes are not gzip or UTF-8, if there are no merges, or
+    /// if a line is not a pair of known symbols.
     pub fn from_openai_merges(bytes: &[u8], name: &str) -> Result<Self, TokenizerError> {
         let bad = |reason: String| TokenizerError::NotMerges {
             name: name.to_owned(),
@@ -141,6 +143,7 @@ impl ClipTokenizer {
         };
         let text = std::str::from_utf8(bytes).map_err(|e| bad(format!("it is not text: {e}")))?;
 
+        // Ids are assigned in order of insertion.
         let mut vocabulary = serde_json::Map::new();
         let mut add = |token: String| {
             let id = vocabulary.len();
@@ -161,7 +164,7 @@ impl ClipTokenizer {
             };
             if !add(format!("{left}{right}")) {
                 return Err(bad(format!(
-                    "line {} makes a token a second time: {line:?}",
+                    "line {} repeats a token: {line:?}",
                     number + 1
                 )));
             }
@@ -170,16 +173,17 @@ impl ClipTokenizer {
         if merges.is_empty() {
             return Err(bad("it has no merges".to_owned()));
         }
-        let (start, end) = SPECIALS[0];
+        let (start, end) = SPECIAL_TOKENS[0];
         add(start.to_owned());
         add(end.to_owned());
         let eos = vocabulary.len() - 1;
         let bos = eos - 1;
 
         let special = |id: usize, content: &str| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": true})
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true})
         };
+        // The `tokenizer.json` that `transformers` writes for these merges.
         let description = json!({
             "version": "1.0",
             "truncation": null,
@@ -191,45 +195,49 @@ impl ClipTokenizer {
                 {"type": "Lowercase"},
             ]},
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex":
-                    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"},
-                    "behavior": "Removed", "invert": true},
-                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+                {"type": "Split", "pattern": {"Regex": concat!(
+                    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|",
+                    r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+                )}, "behavior": "Removed", "invert": true},
+                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                    "use_regex": true},
             ]},
             "post_processor": {"type": "RobertaProcessing", "sep": [end, eos], "cls": [start, bos],
                 "trim_offsets": false, "add_prefix_space": false},
-            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-            "model": {"type": "BPE", "dropout": null, "unk_token": end, "continuing_subword_prefix": "",
-                "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-                "vocab": vocabulary, "merges": merges},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+                "use_regex": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": end,
+                "continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "fuse_unk": false,
+                "byte_fallback": false, "ignore_merges": false, "vocab": vocabulary,
+                "merges": merges},
         });
         let json =
             serde_json::to_vec_pretty(&description).map_err(|source| TokenizerError::NotJson {
                 name: name.to_owned(),
                 source,
             })?;
-        // The parser refuses merges of symbols that were not made before.
+        // The parser refuses merges of symbols that are not in the vocabulary.
         let inner = Tokenizer::from_bytes(&json).map_err(|e| bad(e.to_string()))?;
         Self::build(inner, json, name)
     }
 
     fn build(mut inner: Tokenizer, json: Vec<u8>, name: &str) -> Result<Self, TokenizerError> {
-        // A file may ask for padding or truncation; the rows are cut here and never padded.
+        // A file may request padding or truncation; this crate truncates itself and never pads.
         inner.with_padding(None);
-        let encode_error = |reason: String| TokenizerError::NotTokenizer {
+        let not_tokenizer = |reason: String| TokenizerError::NotTokenizer {
             name: name.to_owned(),
             reason,
         };
         inner
             .with_truncation(None)
-            .map_err(|e| encode_error(e.to_string()))?;
+            .map_err(|e| not_tokenizer(e.to_string()))?;
         let empty = inner
             .encode_fast("", true)
-            .map_err(|e| encode_error(e.to_string()))?;
+            .map_err(|e| not_tokenizer(e.to_string()))?;
         let (bos, eos) = match *empty.get_ids() {
             [bos, eos] => (bos, eos),
-            // Some files lack the post-processor and leave the specials to the code around it.
-            ref other => SPECIALS
+            // Some files lack the post-processor that adds the special tokens.
+            ref other => SPECIAL_TOKENS
                 .iter()
                 .filter(|_| other.is_empty())
                 .find_map(|(b, e)| inner.token_to_id(b).zip(inner.token_to_id(e)))
@@ -250,16 +258,16 @@ impl ClipTokenizer {
         })
     }
 
-    /// The same tokenizer with another rule for texts that do not fit.
+    /// Sets the truncation of texts that are longer than the context.
     pub fn with_truncation(mut self, truncation: Truncation) -> Self {
         self.truncation = truncation;
         self
     }
 
-    /// Rows of ids, at most `context_length` long, specials included.
+    /// Encodes texts as rows of at most `context_length` ids, special tokens included.
     ///
     /// # Errors
-    /// When `context_length` is below 2, or the tokenizer fails.
+    /// [`TokenizerError`] if `context_length` is below 2, or if the tokenizer fails.
     pub fn encode(
         &self,
         texts: &[impl AsRef<str>],
@@ -268,27 +276,27 @@ impl ClipTokenizer {
         Ok(self.encode_counted(texts, context_length)?.0)
     }
 
-    /// As [`encode`](Self::encode), with the number of rows that had to be cut.
+    /// Like [`encode`](Self::encode), and returns the number of truncated rows.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode).
+    /// See [`encode`](Self::encode).
     pub fn encode_counted(
         &self,
         texts: &[impl AsRef<str>],
         context_length: usize,
     ) -> Result<(TokenBatch, usize), TokenizerError> {
-        let rows = Rows {
+        let encoder = RowEncoder {
             tokenizer: &self.inner,
             name: &self.name,
             context_length,
         };
-        rows.encode(texts, str::to_owned, |ids, cut| {
+        encoder.encode(texts, str::to_owned, |ids, truncated| {
             let mut row = Vec::with_capacity(ids.len() + 2);
             row.push(self.bos);
             row.extend_from_slice(ids);
             row.push(self.eos);
             if row.len() > context_length {
-                *cut += 1;
+                *truncated += 1;
                 row.truncate(context_length);
                 if self.truncation == Truncation::KeepEnd {
                     row[context_length - 1] = self.eos;
@@ -298,23 +306,23 @@ impl ClipTokenizer {
         })
     }
 
-    /// Number of tokens, the specials included.
+    /// Returns the size of the vocabulary, special tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Id of the start token.
+    /// Returns the id of the start token.
     pub fn bos(&self) -> u32 {
         self.bos
     }
 
-    /// Id of the end token.
+    /// Returns the id of the end token.
     pub fn eos(&self) -> u32 {
         self.eos
     }
 
-    /// Checks that every id has a row in a model that embeds `model_vocab` tokens. A model may
-    /// embed more than the tokenizer has: tables are sometimes padded.
+    /// Checks that all ids are below `model_vocab`, the vocabulary size of the model. The model may
+    /// have more tokens than the tokenizer, because embeddings are sometimes padded.
     ///
     /// # Errors
     /// [`TokenizerError::OtherVocabulary`] otherwise.
@@ -322,13 +330,12 @@ impl ClipTokenizer {
         check_largest(&self.name, self.largest, model_vocab)
     }
 
-    /// Checks the start and end tokens against the model's. The configs of OpenAI's conversions
-    /// give an `eos_token_id` of 2, which means nothing ("take the largest id"): do not ask this
-    /// then.
+    /// Checks that start and end token are those of the model. Do not call it if the model's
+    /// `eos_token_id` is 2: see [`TextConfig::eos_token_id`](crate::TextConfig::eos_token_id).
     ///
     /// # Errors
-    /// [`TokenizerError::OtherSpecials`] when they differ.
-    pub fn check_specials(&self, bos: u32, eos: u32) -> Result<(), TokenizerError> {
+    /// [`TokenizerError::OtherSpecials`] if they differ.
+    pub fn check_special_tokens(&self, bos: u32, eos: u32) -> Result<(), TokenizerError> {
         if (self.bos, self.eos) == (bos, eos) {
             return Ok(());
         }
@@ -339,7 +346,7 @@ impl ClipTokenizer {
         })
     }
 
-    /// The `tokenizer.json`: byte for byte what was loaded, where it was loaded.
+    /// Returns the `tokenizer.json`; if it was loaded from one, the same bytes.
     pub fn to_bytes(&self) -> &[u8] {
         &self.json
     }
@@ -347,7 +354,7 @@ impl ClipTokenizer {
     /// Writes the `tokenizer.json`.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// [`TokenizerError::Io`] if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
         std::fs::write(path, &self.json).map_err(|source| TokenizerError::Io {
             path: path.to_owned(),
@@ -356,15 +363,15 @@ impl ClipTokenizer {
     }
 }
 
-/// The printable stand-ins for the 256 byte values, in the order of their ids: bytes that print
-/// stand for themselves, then the others, as the code points from 256 on (OpenAI CLIP
+/// Returns the printable symbols of the 256 byte values, in the order of their ids: printable bytes
+/// as themselves, then the others as the code points from 256 on (OpenAI CLIP
 /// `clip/simple_tokenizer.py:17-36`).
 fn byte_symbols() -> [char; 256] {
-    let prints = |b: &u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let is_printable = |b: &u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
     let mut symbols = ['\0'; 256];
-    let printing = (0..=255u8).filter(prints).map(char::from);
+    let printable = (0..=255u8).filter(is_printable).map(char::from);
     let others = ('\u{100}'..).take(68);
-    for (slot, symbol) in symbols.iter_mut().zip(printing.chain(others)) {
+    for (slot, symbol) in symbols.iter_mut().zip(printable.chain(others)) {
         *slot = symbol;
     }
     symbols
@@ -399,18 +406,18 @@ mod tests {
     }
 
     #[test]
-    fn truncation_keeps_or_cuts_the_end() {
+    fn truncation_keeps_or_removes_the_end_token() {
         let t = toy();
         let text = ["cat cat cat cat", "cat"];
-        let (batch, cut) = t.encode_counted(&text, 4).unwrap();
-        assert_eq!(cut, 1);
+        let (batch, truncated) = t.encode_counted(&text, 4).unwrap();
+        assert_eq!(truncated, 1);
         assert_eq!(batch.ids[0], [514, 513, 513, 515]);
-        let (batch, cut) = t
+        let (batch, truncated) = t
             .clone()
             .with_truncation(Truncation::Cut)
             .encode_counted(&text, 4)
             .unwrap();
-        assert_eq!(cut, 1);
+        assert_eq!(truncated, 1);
         assert_eq!(batch.ids[0], [514, 513, 513, 513]);
         assert_eq!(batch.ids[1], [514, 513, 515]);
         assert!(matches!(
@@ -420,10 +427,11 @@ mod tests {
     }
 
     #[test]
-    fn padding_and_truncation_in_the_file_are_ignored_and_kept() {
+    fn padding_and_truncation_in_the_file_are_ignored_but_preserved() {
         let mut v: serde_json::Value = serde_json::from_slice(toy().to_bytes()).unwrap();
-        v["padding"] = json!({"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
-            "pad_id": 515, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
+        v["padding"] = json!({"strategy": {"Fixed": 9}, "direction": "Right",
+            "pad_to_multiple_of": null, "pad_id": 515, "pad_type_id": 0,
+            "pad_token": "<|endoftext|>"});
         v["truncation"] =
             json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
         let bytes = serde_json::to_vec(&v).unwrap();
@@ -436,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_post_processor_still_gets_its_specials() {
+    fn a_file_without_post_processor_still_gets_special_tokens() {
         let mut v: serde_json::Value = serde_json::from_slice(toy().to_bytes()).unwrap();
         v["post_processor"] = serde_json::Value::Null;
         let t = ClipTokenizer::from_bytes(&serde_json::to_vec(&v).unwrap(), "bare").unwrap();
@@ -444,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_files_are_told_apart() {
+    fn invalid_files_give_distinct_errors() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokenizer.json");
         let e = ClipTokenizer::from_file(&path).unwrap_err();
@@ -502,9 +510,9 @@ mod tests {
             e.to_string().contains("tokenizer of another vocabulary"),
             "{e}"
         );
-        t.check_specials(514, 515).unwrap();
+        t.check_special_tokens(514, 515).unwrap();
         assert!(matches!(
-            t.check_specials(49_406, 49_407),
+            t.check_special_tokens(49_406, 49_407),
             Err(TokenizerError::OtherSpecials { .. })
         ));
     }

@@ -1,9 +1,9 @@
-//! Texts to token ids: CLIP's byte-pair tokenizer and SigLIP's SentencePiece ones.
+//! Tokenizers: CLIP's byte-pair encoding and SigLIP's SentencePiece models.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `clip` | start token, byte pairs, end token |
-//! | `siglip` | canonical text, SentencePiece, end token |
+//! | `clip` | byte-pair encoding between a start and an end token |
+//! | `siglip` | text cleaning, SentencePiece, end token |
 
 mod clip;
 mod siglip;
@@ -15,19 +15,27 @@ pub use siglip::{Cleaning, SiglipTokenizer};
 
 use crate::config::{TextConfig, TextKind};
 
-/// OpenAI's merges, for checkpoints that come without a tokenizer (`assets/README.md` has the
-/// source and the licence).
+/// OpenAI's merges, for checkpoints without a tokenizer (source and licence: `assets/README.md`).
 const OPENAI_MERGES: &[u8] = include_bytes!("../../assets/openai_merges.txt.gz");
 
-/// Number of tokens that OpenAI's merges make.
+/// Size of OpenAI's vocabulary.
 const OPENAI_VOCABULARY: usize = 49_408;
 
 /// The tokenizer of a checkpoint.
+///
+/// ```
+/// use clip_model::{ClipTokenizer, Tokenizer};
+///
+/// let tokenizer = Tokenizer::from(ClipTokenizer::openai());
+/// let tokens = tokenizer.encode(&["a photo of a cat"], 77)?;
+/// assert_eq!(tokens.ids[0], [49406, 320, 1125, 539, 320, 2368, 49407]);
+/// # Ok::<(), clip_model::tokenizer::TokenizerError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub enum Tokenizer {
-    /// Of a CLIP.
+    /// Tokenizer of a CLIP.
     Clip(ClipTokenizer),
-    /// Of a SigLIP.
+    /// Tokenizer of a SigLIP.
     Siglip(SiglipTokenizer),
 }
 
@@ -56,19 +64,19 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`, or OpenAI's merges, for a text tower of this kind.
     ///
     /// # Errors
-    /// When the file is missing, unreadable, or no tokenizer of this kind.
+    /// [`TokenizerError`] if the file is missing, unreadable, or not a tokenizer of this kind.
     pub fn from_file(path: &Path, kind: TextKind) -> Result<Self, TokenizerError> {
         Self::from_bytes(&read(path)?, &path.display().to_string(), kind)
     }
 
-    /// As [`from_file`](Self::from_file), from the content; `name` is what errors call it.
+    /// Like [`from_file`](Self::from_file), from the contents of a file; errors show `name`.
     ///
     /// # Errors
-    /// As [`from_file`](Self::from_file).
+    /// See [`from_file`](Self::from_file).
     pub fn from_bytes(bytes: &[u8], name: &str, kind: TextKind) -> Result<Self, TokenizerError> {
         match kind {
             TextKind::Siglip => Ok(Self::Siglip(SiglipTokenizer::from_bytes(bytes, name)?)),
-            // JSON begins with a brace, OpenAI's merges with a comment or zipped.
+            // JSON begins with a brace. OpenAI's merges begin with a comment or are gzipped.
             TextKind::Clip if !bytes.trim_ascii_start().starts_with(b"{") && is_merges(bytes) => {
                 Ok(Self::Clip(ClipTokenizer::from_openai_merges(bytes, name)?))
             }
@@ -76,10 +84,11 @@ impl Tokenizer {
         }
     }
 
-    /// The tokenizer of a model that came without one: OpenAI's, where the vocabulary has its size.
+    /// Returns the tokenizer for a checkpoint without one: OpenAI's, if the vocabulary has that
+    /// size.
     ///
     /// # Errors
-    /// [`TokenizerError::NoDefault`] for other models.
+    /// [`TokenizerError::NoDefault`] for other vocabularies.
     pub fn default_for(config: &TextConfig, checkpoint: &Path) -> Result<Self, TokenizerError> {
         if config.kind == TextKind::Clip && config.vocab_size == OPENAI_VOCABULARY {
             return Ok(ClipTokenizer::openai().into());
@@ -90,10 +99,10 @@ impl Tokenizer {
         })
     }
 
-    /// Rows of ids, at most `context_length` long, specials included.
+    /// Encodes texts as rows of at most `context_length` ids, special tokens included.
     ///
     /// # Errors
-    /// When `context_length` is below 2, or the tokenizer fails.
+    /// [`TokenizerError`] if `context_length` is below 2, or if the tokenizer fails.
     pub fn encode(
         &self,
         texts: &[impl AsRef<str>],
@@ -102,10 +111,10 @@ impl Tokenizer {
         Ok(self.encode_counted(texts, context_length)?.0)
     }
 
-    /// As [`encode`](Self::encode), with the number of rows that had to be cut.
+    /// Like [`encode`](Self::encode), and returns the number of truncated rows.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode).
+    /// See [`encode`](Self::encode).
     pub fn encode_counted(
         &self,
         texts: &[impl AsRef<str>],
@@ -114,12 +123,12 @@ impl Tokenizer {
         either!(self, t => t.encode_counted(texts, context_length))
     }
 
-    /// Number of tokens, the specials included.
+    /// Returns the size of the vocabulary, special tokens included.
     pub fn vocab_size(&self) -> usize {
         either!(self, t => t.vocab_size())
     }
 
-    /// Checks that every id has a row in a model that embeds `model_vocab` tokens.
+    /// Checks that all ids are below `model_vocab`, the vocabulary size of the model.
     ///
     /// # Errors
     /// [`TokenizerError::OtherVocabulary`] otherwise.
@@ -127,7 +136,7 @@ impl Tokenizer {
         either!(self, t => t.check_vocabulary(model_vocab))
     }
 
-    /// The `tokenizer.json`: byte for byte what was loaded, where it was loaded.
+    /// Returns the `tokenizer.json`; if it was loaded from one, the same bytes.
     pub fn to_bytes(&self) -> &[u8] {
         either!(self, t => t.to_bytes())
     }
@@ -135,7 +144,7 @@ impl Tokenizer {
     /// Writes the `tokenizer.json`.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// [`TokenizerError::Io`] if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
         std::fs::write(path, self.to_bytes()).map_err(|source| TokenizerError::Io {
             path: path.to_owned(),
@@ -143,7 +152,8 @@ impl Tokenizer {
         })
     }
 
-    /// The text of a `tokenizer_config.json`: what `transformers` needs beside `tokenizer.json`.
+    /// Returns the text of a `tokenizer_config.json`, which `transformers` needs beside
+    /// `tokenizer.json`.
     pub(crate) fn config_json(&self, context_length: usize) -> String {
         let value = match self {
             Self::Clip(_) => serde_json::json!({
@@ -166,16 +176,16 @@ impl Tokenizer {
     }
 }
 
-/// How both kinds of tokenizer make rows.
-struct Rows<'a> {
+/// Encoding of texts as rows, shared by both kinds of tokenizer.
+struct RowEncoder<'a> {
     tokenizer: &'a tokenizers::Tokenizer,
     name: &'a str,
     context_length: usize,
 }
 
-impl Rows<'_> {
-    /// Cleans each text, cuts it into ids and makes the ids a row; `row` counts the ones it has to
-    /// cut. Gives the count too.
+impl RowEncoder<'_> {
+    /// Cleans and tokenizes each text. `row` adds the special tokens, truncates, and increments the
+    /// count of truncated rows, which is returned too.
     fn encode(
         &self,
         texts: &[impl AsRef<str>],
@@ -186,7 +196,7 @@ impl Rows<'_> {
         if context_length < 2 {
             return Err(TokenizerError::ContextTooShort { context_length });
         }
-        let mut cut = 0;
+        let mut truncated = 0;
         let mut ids = Vec::with_capacity(texts.len());
         for text in texts {
             let text = text.as_ref();
@@ -198,13 +208,13 @@ impl Rows<'_> {
                     text: text.chars().take(40).collect(),
                     reason: e.to_string(),
                 })?;
-            ids.push(row(encoding.get_ids(), &mut cut));
+            ids.push(row(encoding.get_ids(), &mut truncated));
         }
-        Ok((TokenBatch { ids }, cut))
+        Ok((TokenBatch { ids }, truncated))
     }
 }
 
-/// Whether the largest id has a row in an embedding of `model` tokens.
+/// Checks that the largest id has a row in a token embedding of `model` rows.
 fn check_largest(name: &str, largest: u32, model: usize) -> Result<(), TokenizerError> {
     if (largest as usize) < model {
         return Ok(());
@@ -216,14 +226,14 @@ fn check_largest(name: &str, largest: u32, model: usize) -> Result<(), Tokenizer
     })
 }
 
-/// Gzip, or text that begins with a comment.
+/// Returns whether a file looks like merges: gzip, or text that begins with a comment.
 fn is_merges(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0x1f, 0x8b])
         || bytes.starts_with(b"\"bpe")
         || bytes.starts_with(b"#version")
 }
 
-/// The content of a tokenizer's file.
+/// Reads the file of a tokenizer.
 fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     std::fs::read(path).map_err(|source| {
         let path = path.to_owned();
@@ -234,10 +244,9 @@ fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     })
 }
 
-/// Parses a `tokenizer.json`, without its own padding and truncation: rows are cut here and never
-/// padded.
+/// Parses a `tokenizer.json`.
 fn parse(bytes: &[u8], name: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
-    // Told apart so that a damaged file is not called one of another kind.
+    // Checked separately, so that a damaged file is not reported as one of another kind.
     if let Err(source) = serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
         return Err(TokenizerError::NotJson {
             name: name.to_owned(),
@@ -250,50 +259,58 @@ fn parse(bytes: &[u8], name: &str) -> Result<tokenizers::Tokenizer, TokenizerErr
     })
 }
 
-/// Token rows of a batch of texts.
+/// Token ids of a batch of texts.
+///
+/// ```
+/// use clip_model::TokenBatch;
+///
+/// let batch = TokenBatch { ids: vec![vec![49406, 49407], vec![49406, 320, 49407]] };
+/// assert_eq!((batch.len(), batch.longest()), (2, 3));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TokenBatch {
-    /// One row a text: start token (CLIP only), ids, end token. Rows have their own lengths;
-    /// nothing is padded.
+    /// One row per text: start token (CLIP only), ids, end token. Rows are not padded and may
+    /// differ in length.
     pub ids: Vec<Vec<u32>>,
 }
 
 impl TokenBatch {
-    /// Number of texts.
+    /// Returns the number of texts.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there is no text at all.
+    /// Returns whether the batch has no texts.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Length of the longest row; 0 for an empty batch.
+    /// Returns the length of the longest row; 0 for an empty batch.
     pub fn longest(&self) -> usize {
         self.ids.iter().map(Vec::len).max().unwrap_or(0)
     }
 }
 
-/// What happens to a text that does not fit in the context.
+/// Truncation of texts that are longer than the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Truncation {
-    /// The text is cut and the end token kept as the last one, as `transformers` does.
+    /// Truncate the text and keep the end token as the last one, as `transformers` does.
     #[default]
     KeepEnd,
-    /// The row is cut, end token and all, as the GNSP and ZSCL repositories do
-    /// (`clip/clip.py:306-307`). Such a row has no end token: CLIP, which reads its feature at the
-    /// largest id of a row, then reads it at the start token, the same for every over-long text.
+    /// Truncate the row including its end token, as the GNSP and ZSCL repositories do
+    /// (`clip/clip.py:306-307`). CLIP, which pools at the largest id of a row, then pools at the
+    /// start token, whose feature is the same for every such text.
     Cut,
 }
 
-/// Why a tokenizer could not be made or used.
+/// Error of loading or using a tokenizer.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
-    /// There is no such file.
+    /// The file does not exist.
     #[error(
-        "no tokenizer at {}: a Hugging Face CLIP directory holds a tokenizer.json; \
-         make one with transformers' CLIPTokenizerFast.save_pretrained", path.display()
+        "no tokenizer at {}: a Hugging Face CLIP directory holds a tokenizer.json, which \
+         transformers' CLIPTokenizerFast.save_pretrained writes",
+        path.display()
     )]
     NotFound {
         /// The file.
@@ -304,95 +321,96 @@ pub enum TokenizerError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The bytes are not JSON, for instance because the file is cut short.
-    #[error("{name} is not JSON ({source}): the file is damaged or cut short, copy it again")]
+    /// The file is not JSON, for example because it is truncated.
+    #[error("{name} is not JSON ({source}); the file may be damaged or truncated")]
     NotJson {
-        /// The file or its caption.
+        /// Path or name of the tokenizer.
         name: String,
-        /// What the JSON parser said.
+        /// The error of the JSON parser.
         source: serde_json::Error,
     },
-    /// JSON, but no tokenizer of the `tokenizers` crate.
+    /// The file is JSON, but not a tokenizer of the `tokenizers` crate.
     #[error("{name} is not a tokenizer.json: {reason}")]
     NotTokenizer {
-        /// The file or its caption.
+        /// Path or name of the tokenizer.
         name: String,
-        /// What the parser said.
+        /// The error of the parser.
         reason: String,
     },
-    /// A tokenizer without a start and an end token.
+    /// The tokenizer has no start and end token.
     #[error(
-        "{name} is not a CLIP tokenizer: a text must become start token, ids, end token, \
-         but the empty text becomes {ids:?} and the vocabulary has no <|startoftext|> and <|endoftext|>"
+        "{name} is not a CLIP tokenizer: it encodes the empty text as {ids:?} instead of a start \
+         and an end token, and its vocabulary lacks <|startoftext|> and <|endoftext|>"
     )]
     NotClip {
-        /// The file or its caption.
+        /// Path or name of the tokenizer.
         name: String,
         /// The ids of the empty text.
         ids: Vec<u32>,
     },
-    /// Its largest id has no row in the model's embedding.
+    /// The largest id has no row in the token embedding of the model.
     #[error(
-        "{name} is the tokenizer of another vocabulary: its ids go up to {largest}, \
-         the model embeds {model} tokens; use the tokenizer.json that came with the model"
+        "{name} is the tokenizer of another vocabulary: its largest id is {largest}, the model has \
+         {model} tokens; use the tokenizer.json that came with the model"
     )]
     OtherVocabulary {
-        /// The file or its caption.
+        /// Path or name of the tokenizer.
         name: String,
-        /// Largest id.
+        /// Largest id of the tokenizer.
         largest: u32,
-        /// Tokens that the model embeds.
+        /// Vocabulary size of the model.
         model: usize,
     },
-    /// Its start or end token is not the model's.
+    /// The start or end token is not that of the model.
     #[error(
         "{name} is the tokenizer of another vocabulary: its start and end tokens are {found:?}, \
-         the model's config says {expected:?}; use the tokenizer.json that came with the model"
+         those of the model are {expected:?}; use the tokenizer.json that came with the model"
     )]
     OtherSpecials {
-        /// The file or its caption.
+        /// Path or name of the tokenizer.
         name: String,
-        /// Start and end id of this tokenizer.
+        /// Start and end id of the tokenizer.
         found: (u32, u32),
         /// Start and end id of the model.
         expected: (u32, u32),
     },
-    /// The merges file is not one.
+    /// The file does not hold merges.
     #[error("{name} is not a CLIP merges file: {reason}")]
     NotMerges {
-        /// The file or its caption.
+        /// Path or name of the file.
         name: String,
-        /// What is wrong, and where.
+        /// The reason, with the line.
         reason: String,
     },
     /// The checkpoint has no tokenizer, and its vocabulary is not OpenAI's.
     #[error(
-        "{}: there is no tokenizer.json beside the weights, and {vocabulary} tokens are not OpenAI's vocabulary; \
-         put the model's tokenizer.json there, or name one", checkpoint.display()
+        "{}: there is no tokenizer.json beside the weights, and a vocabulary of {vocabulary} \
+         tokens is not OpenAI's; put the model's tokenizer.json there, or specify one",
+        checkpoint.display()
     )]
     NoDefault {
         /// The checkpoint.
         checkpoint: PathBuf,
-        /// Tokens that the model embeds.
+        /// Vocabulary size of the model.
         vocabulary: usize,
     },
-    /// No room for the two special tokens.
+    /// The context has no room for the two special tokens.
     #[error("a context length of {context_length} has no room for the start and the end token")]
     ContextTooShort {
-        /// The length asked for.
+        /// The requested context length.
         context_length: usize,
     },
-    /// The tokenizer itself failed.
+    /// The tokenizer failed on a text.
     #[error("{name} cannot encode {text:?}: {reason}")]
     Encode {
-        /// The file or its caption.
+        /// Path or name of the tokenizer.
         name: String,
-        /// The start of the text.
+        /// The beginning of the text.
         text: String,
-        /// What the tokenizer said.
+        /// The error of the tokenizer.
         reason: String,
     },
 }

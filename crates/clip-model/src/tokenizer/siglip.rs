@@ -1,30 +1,48 @@
-//! SigLIP's tokenizers: SentencePiece models as `tokenizer.json` (version 1: C4's unigram model of
-//! 32,000 pieces; the multilingual one: mC4's; version 2: Gemma's).
+//! SigLIP's SentencePiece tokenizers, read from Hugging Face's `tokenizer.json`.
 //!
-//! Texts are cleaned first; see [`Cleaning`]. `ftfy.fix_text` and the unescaping of HTML, which
-//! open_clip runs before that, are not done here (see [`ClipTokenizer`](super::ClipTokenizer)).
+//! The model is C4's unigram model of 32,000 pieces for version 1, mC4's for the multilingual
+//! version, and Gemma's for version 2.
+//!
+//! Texts are cleaned first; see [`Cleaning`]. open_clip runs `ftfy.fix_text` and unescapes HTML
+//! before that; this module does neither (see [`ClipTokenizer`](super::ClipTokenizer)).
 
 use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use super::{Rows, TokenBatch, TokenizerError, check_largest, parse, read};
+use super::{RowEncoder, TokenBatch, TokenizerError, check_largest, parse, read};
 
-/// What happens to a text before it is cut into pieces.
+/// Cleaning of a text before tokenization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Cleaning {
-    /// Underscores become spaces, ASCII punctuation is removed, letters become lower case, runs of
-    /// white space one space: what open_clip does for every SigLIP (`open_clip/tokenizer.py`,
+    /// Replace underscores by spaces, remove ASCII punctuation, convert to lower case and collapse
+    /// white space, as open_clip does for every SigLIP (`open_clip/tokenizer.py`,
     /// `canonicalize_text`).
     #[default]
     Canonical,
-    /// Letters become lower case, nothing else: what `transformers` does for version 2
-    /// (`Siglip2Tokenizer`).
+    /// Convert to lower case only, as `transformers` does for version 2 (`Siglip2Tokenizer`).
     Lowercase,
 }
 
-/// A SigLIP tokenizer. Its rows end with the end token and are not padded; the text tower pads them
-/// to its context, which it must, because SigLIP looks at the padding.
+/// A SigLIP tokenizer.
+///
+/// Rows end with the end token and are not padded. The text tower pads them to the context length,
+/// because SigLIP attends to padding.
+///
+/// ```
+/// use clip_model::SiglipTokenizer;
+///
+/// // Stands for the contents of a model's `tokenizer.json`.
+/// let json = br#"{
+///     "version": "1.0",
+///     "added_tokens": [],
+///     "pre_tokenizer": {"type": "Whitespace"},
+///     "model": {"type": "WordLevel", "vocab": {"</s>": 0, "cat": 1}, "unk_token": "</s>"}
+/// }"#;
+/// let tokenizer = SiglipTokenizer::from_bytes(json, "tokenizer.json")?;
+/// assert_eq!(tokenizer.encode(&["Cat!"], 64)?.ids, [[1, 0]]);
+/// # Ok::<(), clip_model::tokenizer::TokenizerError>(())
+/// ```
 #[derive(Clone)]
 pub struct SiglipTokenizer {
     inner: Tokenizer,
@@ -49,15 +67,15 @@ impl SiglipTokenizer {
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
-    /// When the file is missing, unreadable, not JSON, or has no end token.
+    /// [`TokenizerError`] if the file is missing, unreadable, not JSON, or has no end token.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
         Self::from_bytes(&read(path)?, &path.display().to_string())
     }
 
-    /// Reads the content of a `tokenizer.json`; `name` is what errors call it.
+    /// Parses the contents of a `tokenizer.json`; errors show `name`.
     ///
     /// # Errors
-    /// As [`from_file`](Self::from_file).
+    /// See [`from_file`](Self::from_file).
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, TokenizerError> {
         let mut inner = parse(bytes, name)?;
         inner.with_padding(None);
@@ -72,7 +90,7 @@ impl SiglipTokenizer {
             .find_map(|token| inner.token_to_id(token))
             .ok_or_else(|| TokenizerError::NotTokenizer {
                 name: name.to_owned(),
-                reason: "it has no end token, </s> or <eos>, as SigLIP's tokenizers do".to_owned(),
+                reason: "it lacks SigLIP's end token, </s> or <eos>".to_owned(),
             })?;
         let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
         Ok(Self {
@@ -85,16 +103,16 @@ impl SiglipTokenizer {
         })
     }
 
-    /// The same tokenizer with another cleaning of the texts.
+    /// Sets the cleaning of texts.
     pub fn with_cleaning(mut self, cleaning: Cleaning) -> Self {
         self.cleaning = cleaning;
         self
     }
 
-    /// Rows of ids, at most `context_length` long, the end token included.
+    /// Encodes texts as rows of at most `context_length` ids, the end token included.
     ///
     /// # Errors
-    /// When `context_length` is below 2, or the tokenizer fails.
+    /// [`TokenizerError`] if `context_length` is below 2, or if the tokenizer fails.
     pub fn encode(
         &self,
         texts: &[impl AsRef<str>],
@@ -103,27 +121,27 @@ impl SiglipTokenizer {
         Ok(self.encode_counted(texts, context_length)?.0)
     }
 
-    /// As [`encode`](Self::encode), with the number of rows that had to be cut.
+    /// Like [`encode`](Self::encode), and returns the number of truncated rows.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode).
+    /// See [`encode`](Self::encode).
     pub fn encode_counted(
         &self,
         texts: &[impl AsRef<str>],
         context_length: usize,
     ) -> Result<(TokenBatch, usize), TokenizerError> {
-        let rows = Rows {
+        let encoder = RowEncoder {
             tokenizer: &self.inner,
             name: &self.name,
             context_length,
         };
-        rows.encode(
+        encoder.encode(
             texts,
             |text| self.clean(text),
-            |ids, cut| {
+            |ids, truncated| {
                 let mut row = ids.to_vec();
                 if row.len() >= context_length {
-                    *cut += 1;
+                    *truncated += 1;
                     row.truncate(context_length - 1);
                 }
                 row.push(self.eos);
@@ -135,22 +153,22 @@ impl SiglipTokenizer {
     fn clean(&self, text: &str) -> String {
         match self.cleaning {
             Cleaning::Canonical => canonical(text),
-            // Letter by letter, as the `Lowercase` of the package `tokenizers` does it.
+            // Character by character, like the normalizer `Lowercase` of the package `tokenizers`.
             Cleaning::Lowercase => text.chars().flat_map(char::to_lowercase).collect(),
         }
     }
 
-    /// Number of tokens, the specials included.
+    /// Returns the size of the vocabulary, special tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Id of the end token.
+    /// Returns the id of the end token.
     pub fn eos(&self) -> u32 {
         self.eos
     }
 
-    /// Checks that every id has a row in a model that embeds `model_vocab` tokens.
+    /// Checks that all ids are below `model_vocab`, the vocabulary size of the model.
     ///
     /// # Errors
     /// [`TokenizerError::OtherVocabulary`] otherwise.
@@ -158,7 +176,7 @@ impl SiglipTokenizer {
         check_largest(&self.name, self.largest, model_vocab)
     }
 
-    /// The `tokenizer.json`, byte for byte.
+    /// Returns the `tokenizer.json`, unchanged.
     pub fn to_bytes(&self) -> &[u8] {
         &self.json
     }
@@ -171,7 +189,7 @@ fn canonical(text: &str) -> String {
         .chars()
         .filter(|c| !c.is_ascii_punctuation())
         .collect();
-    // Of the whole text: what a Greek sigma becomes depends on what follows.
+    // On the whole text: the lower case of a Greek sigma depends on what follows.
     let kept = kept.to_lowercase();
     kept.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -193,7 +211,8 @@ mod tests {
 
     #[test]
     fn a_tokenizer_without_an_end_token_is_refused() {
-        let json = br#"{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
+        let json = br#"{"version": "1.0", "added_tokens": [],
+            "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
         let error = SiglipTokenizer::from_bytes(json, "t.json")
             .unwrap_err()
             .to_string();

@@ -1,8 +1,15 @@
-//! Number formats of stored tensors.
+//! Data types of stored tensors.
 
 use std::fmt;
 
-/// Number format of a stored tensor. Shown under its safetensors name.
+/// Data type of a stored tensor. `Display` prints its safetensors name.
+///
+/// ```
+/// use clip_model::weights::ElementType;
+///
+/// assert_eq!(ElementType::BF16.size(), 2);
+/// assert_eq!(ElementType::BF16.to_string(), "BF16");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ElementType {
     /// 64-bit IEEE floats.
@@ -11,7 +18,7 @@ pub enum ElementType {
     F32,
     /// 16-bit IEEE floats.
     F16,
-    /// 16-bit brain floats.
+    /// 16-bit brain floats (bfloat16).
     BF16,
     /// 64-bit signed integers.
     I64,
@@ -23,7 +30,7 @@ pub enum ElementType {
     I8,
     /// 8-bit unsigned integers.
     U8,
-    /// One byte, zero or not.
+    /// Booleans of one byte each; any non-zero byte is true.
     Bool,
 }
 
@@ -41,24 +48,25 @@ impl ElementType {
         (Self::Bool, 1, "BOOL"),
     ];
 
-    /// Bytes per element.
+    /// Returns the number of bytes per element.
     #[must_use]
     pub const fn size(self) -> usize {
         Self::ALL[self as usize].1
     }
 
-    /// Whether these are floats, which [`WeightFile::read_f32`](super::WeightFile::read_f32) reads.
+    /// Returns `true` for the types that
+    /// [`WeightFile::read_f32`](super::WeightFile::read_f32) reads.
     #[must_use]
     pub const fn is_float(self) -> bool {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
     }
 
-    /// From the name in a safetensors header.
+    /// Returns the type of a name in a safetensors header.
     pub(super) fn from_safetensors(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(.., n)| *n == name).map(|t| t.0)
     }
 
-    /// From a storage class in `torch`.
+    /// Returns the type of a storage class of `torch`.
     pub(super) fn from_torch_storage(class: &str) -> Option<Self> {
         Some(match class {
             "DoubleStorage" => Self::F64,
@@ -75,7 +83,7 @@ impl ElementType {
         })
     }
 
-    /// From a dtype in `torch`.
+    /// Returns the type of a dtype of `torch`.
     pub(super) fn from_torch_dtype(name: &str) -> Option<Self> {
         Some(match name {
             "float64" | "double" => Self::F64,
@@ -104,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_in_the_order_of_the_variants() {
+    fn table_is_in_the_order_of_the_variants() {
         for (element, size, name) in ElementType::ALL {
             assert_eq!(element.size(), size);
             assert_eq!(element.to_string(), name);

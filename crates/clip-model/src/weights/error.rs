@@ -1,10 +1,10 @@
-//! What can go wrong with a weights file.
+//! Errors of weight files.
 
 use std::path::{Path, PathBuf};
 
 use super::ElementType;
 
-/// Why weights could not be read or written.
+/// Error of reading or writing a weight file.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightError {
     /// A file could not be read or written.
@@ -12,35 +12,45 @@ pub enum WeightError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The content is of no known format.
-    #[error("{} is not a weights file: {hint}; expected safetensors, an index JSON, or a file written by torch.save or torch.jit.save", path.display())]
+    /// The format of the content is unknown.
+    #[error(
+        "{} is not a weights file: {hint}; expected safetensors, an index JSON, \
+         or a file written by torch.save or torch.jit.save",
+        path.display()
+    )]
     UnknownFormat {
         /// The file.
         path: PathBuf,
-        /// What it looks like instead.
+        /// Probable kind of the content.
         hint: &'static str,
     },
-    /// The file ends before what it announces.
-    #[error("{} ends early: {part} needs {needed} bytes, {left} are left; fetch the file again", path.display())]
+    /// The file ends before the declared length.
+    #[error(
+        "{} ends early: {part} needs {needed} bytes, {left} are left; fetch the file again",
+        path.display()
+    )]
     Truncated {
         /// The file.
         path: PathBuf,
-        /// What was being read.
+        /// Part of the file that was read.
         part: String,
-        /// Bytes it needs.
+        /// Declared length of the part in bytes.
         needed: u64,
-        /// Bytes there are.
+        /// Bytes left in the file.
         left: u64,
     },
     /// The header of a safetensors file is invalid.
-    #[error("{}: invalid safetensors header: {reason}; fetch or write the file again", path.display())]
+    #[error(
+        "{}: invalid safetensors header: {reason}; fetch or write the file again",
+        path.display()
+    )]
     Header {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with the tensor's name.
+        /// Defect, with the name of the tensor.
         reason: String,
     },
     /// The index of a sharded set is invalid.
@@ -48,17 +58,17 @@ pub enum WeightError {
     Index {
         /// The index JSON.
         path: PathBuf,
-        /// What is wrong, and what is expected.
+        /// Defect, and the expected content.
         reason: String,
     },
-    /// A zip archive is damaged, unsafe or not PyTorch's.
+    /// An entry of a zip archive is damaged, unsafe or not in PyTorch's format.
     #[error("{}: zip entry `{entry}` {reason}", path.display())]
     ArchiveEntry {
         /// The file.
         path: PathBuf,
         /// The entry.
         entry: String,
-        /// What is wrong with it, and what to do.
+        /// Defect and remedy.
         reason: String,
     },
     /// The directory of a zip archive is damaged or unsafe.
@@ -66,23 +76,32 @@ pub enum WeightError {
     Archive {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Defect.
         reason: String,
     },
-    /// A pickle is malformed or uses what weights do not need.
-    #[error("{}: the pickle `{section}` is unusable at byte {position}: {reason}; fetch the file again or convert it to safetensors with the tool that wrote it", path.display())]
+    /// A pickle is malformed or has opcodes that weights do not need.
+    #[error(
+        "{}: the pickle `{section}` is unusable at byte {position}: {reason}; fetch the file \
+         again or convert it to safetensors with the tool that wrote it",
+        path.display()
+    )]
     Pickle {
         /// The file.
         path: PathBuf,
         /// The zip entry, or the part of a legacy file.
         section: String,
-        /// Offset in the section.
+        /// Offset in the section, in bytes.
         position: u64,
-        /// What is wrong.
+        /// Defect.
         reason: String,
     },
-    /// A pickle asks for a class or function outside the list of known ones.
-    #[error("{}: the pickle `{section}` asks for `{global}`, which is not a tensor or plain container; nothing was executed; if you trust the file, load it with the tool that wrote it and save only its state_dict, as safetensors", path.display())]
+    /// A pickle refers to a class or function outside the list of known ones.
+    #[error(
+        "{}: the pickle `{section}` asks for `{global}`, which is not a tensor or plain \
+         container; nothing was executed; if you trust the file, load it with the tool that \
+         wrote it and save only its state_dict, as safetensors",
+        path.display()
+    )]
     Refused {
         /// The file.
         path: PathBuf,
@@ -92,75 +111,86 @@ pub enum WeightError {
         global: String,
     },
     /// The pickled object is not a mapping of tensors.
-    #[error("{}: `{section}` {reason}; expected a state_dict: names mapped to tensors, at the top or under `state_dict`, `model_state_dict` or `model`", path.display())]
+    #[error(
+        "{}: `{section}` {reason}; expected a state_dict: names mapped to tensors, at the top \
+         or under `state_dict`, `model_state_dict` or `model`",
+        path.display()
+    )]
     NoStateDict {
         /// The file.
         path: PathBuf,
         /// The zip entry, or the part of a legacy file.
         section: String,
-        /// What it holds instead.
+        /// Actual content.
         reason: String,
     },
-    /// A tensor's shape, strides or storage do not fit together.
+    /// The shape, strides and storage of a tensor are inconsistent.
     #[error("{}: tensor `{name}` {reason}", path.display())]
     Layout {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// What is wrong, and what to do.
+        /// Defect and remedy.
         reason: String,
     },
-    /// A tensor of a number format that weights do not have.
-    #[error("{}: tensor `{name}` has type {dtype}, which is not supported; convert it to F32, F16 or BF16", path.display())]
+    /// The data type of a tensor is not supported.
+    #[error(
+        "{}: tensor `{name}` has type {dtype}, which is not supported; \
+         convert it to F32, F16 or BF16",
+        path.display()
+    )]
     Unsupported {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Its type.
+        /// Data type of the tensor.
         dtype: String,
     },
-    /// There is no tensor of that name.
+    /// The file has no tensor of that name.
     #[error("{}: tensor `{name}` is missing ({count} others are there)", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// How many tensors the file holds.
+        /// Number of tensors in the file.
         count: usize,
     },
-    /// Floats were asked of an integer tensor, or the reverse.
+    /// Floats were requested from an integer tensor, or integers from a float tensor.
     #[error("{}: tensor `{name}` has type {dtype}, expected {expected}", path.display())]
     WrongType {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Its type.
+        /// Data type of the tensor.
         dtype: ElementType,
-        /// The types asked for.
+        /// Requested types.
         expected: &'static str,
     },
-    /// A value is NaN or infinite, or too large for the type it is read or written as.
-    #[error("{}: tensor `{name}` holds NaN, infinite values, or values beyond the range of {dtype}", path.display())]
+    /// A value is NaN or infinite, or too large for the target type.
+    #[error(
+        "{}: tensor `{name}` holds NaN, infinite values, or values beyond the range of {dtype}",
+        path.display()
+    )]
     NotFinite {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// The type it is read or written as.
+        /// Target type of the conversion.
         dtype: ElementType,
     },
-    /// The writer was given something else than was declared.
+    /// The written tensors do not match the declared ones.
     #[error("cannot write {}: tensor `{name}` {reason}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// What is wrong.
+        /// Defect.
         reason: String,
     },
 }
@@ -190,11 +220,11 @@ impl WeightError {
     }
 }
 
-/// Text from a file, cut to what a message can hold and without control characters.
-pub(super) fn quoted(text: &str) -> String {
-    const LONGEST: usize = 120;
+/// Returns text from a file for a message: truncated and without control characters.
+pub(super) fn sanitize(text: &str) -> String {
+    const MAX_CHARS: usize = 120;
     let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    let mut short: String = text.chars().take(LONGEST).map(clean).collect();
+    let mut short: String = text.chars().take(MAX_CHARS).map(clean).collect();
     if short.len() < text.len() {
         short.push('…');
     }
@@ -206,9 +236,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_from_a_file_is_cut_and_cleaned() {
-        assert_eq!(quoted("a\nb\u{1b}[31m"), "a\u{fffd}b\u{fffd}[31m");
-        assert_eq!(quoted(&"x".repeat(1000)).chars().count(), 121);
-        assert_eq!(quoted("encoder.weight"), "encoder.weight");
+    fn text_is_truncated_and_control_characters_are_replaced() {
+        assert_eq!(sanitize("a\nb\u{1b}[31m"), "a\u{fffd}b\u{fffd}[31m");
+        assert_eq!(sanitize(&"x".repeat(1000)).chars().count(), 121);
+        assert_eq!(sanitize("encoder.weight"), "encoder.weight");
     }
 }

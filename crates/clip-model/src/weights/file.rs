@@ -1,4 +1,4 @@
-//! One way to read weights, whatever the file is.
+//! Format-independent reader of weight files.
 
 use std::{
     borrow::Cow,
@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     ElementType, TensorInfo, WeightError,
-    error::quoted,
+    error::sanitize,
     index, safetensors,
     source::Source,
     state_dict::Contents,
@@ -17,16 +17,16 @@ use super::{
     torch_legacy, torch_zip,
 };
 
-/// What wrote a weights file.
+/// Format of a weight file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Container {
-    /// safetensors.
+    /// The safetensors format.
     Safetensors,
-    /// `torch.save` since PyTorch 1.6.
+    /// Zip archive of `torch.save`, since PyTorch 1.6.
     TorchZip,
-    /// `torch.jit.save`.
+    /// TorchScript archive of `torch.jit.save`.
     TorchScript,
-    /// `torch.save` before PyTorch 1.6.
+    /// Pickle file of `torch.save`, before PyTorch 1.6.
     TorchLegacy,
 }
 
@@ -41,43 +41,58 @@ impl fmt::Display for Container {
     }
 }
 
-/// The tensors of a file, of bytes in memory, or of the files that an index names.
+/// Reader of the tensors in a file, in a byte buffer, or in the shards of an index.
 ///
-/// Opening reads headers and pickles; each tensor is read when it is asked for. The format is found
-/// by content.
+/// Opening reads headers and pickles only. Each tensor is read on demand. The format is detected
+/// from the content.
+///
+/// ```
+/// use clip_model::weights::{ElementType, SafetensorsWriter, WeightFile};
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.safetensors");
+/// let tensors = [("fc.weight", ElementType::F32, [2, 3].as_slice())];
+/// let mut writer = SafetensorsWriter::create(&path, tensors)?;
+/// writer.push("fc.weight", &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0])?;
+/// writer.finish()?;
+///
+/// let file = WeightFile::open(&path)?;
+/// assert_eq!(file.info("fc.weight").unwrap().shape, [2, 3]);
+/// assert_eq!(file.read_f32("fc.weight")?[4], 4.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct WeightFile<'a> {
     path: PathBuf,
     container: Container,
-    /// One, or the shards of a set, with their paths.
+    /// The file or the shards of a set, with their paths.
     sources: Vec<(PathBuf, Source<'a>)>,
     contents: Contents,
 }
 
 impl WeightFile<'static> {
-    /// Opens a weights file, or the files that an index JSON (`model.safetensors.index.json`)
-    /// names.
+    /// Opens a weight file, or the shards listed in a JSON index (`model.safetensors.index.json`).
     ///
     /// # Errors
-    /// [`WeightError`] naming the file and the part that is at fault. A pickle that asks for
-    /// anything else than tensors and plain containers is refused; nothing in a file is executed.
+    /// [`WeightError`] with the file and its defective part. A pickle that refers to anything but
+    /// tensors and plain containers is rejected. Nothing in a file is executed.
     pub fn open(path: &Path) -> Result<Self, WeightError> {
         let source = Source::open(path)?;
-        if detect(&source, path)? != Format::Index {
-            return Self::single(source, path);
+        if detect_format(&source, path)? != Format::Index {
+            return Self::from_source(source, path);
         }
         let folder = path.parent().unwrap_or(Path::new(""));
         let mut set: Option<Self> = None;
         for (shard, tensors) in index::read(&source, path)? {
             let shard_path = folder.join(&shard);
             let shard_source = Source::open(&shard_path)?;
-            if detect(&shard_source, &shard_path)? == Format::Index {
+            if detect_format(&shard_source, &shard_path)? == Format::Index {
                 return Err(WeightError::Index {
                     path: path.to_owned(),
                     reason: format!("`{shard}` is an index itself"),
                 });
             }
-            let part = Self::single(shard_source, &shard_path)?;
+            let part = Self::from_source(shard_source, &shard_path)?;
             let set = set.get_or_insert_with(|| Self {
                 path: path.to_owned(),
                 container: part.container,
@@ -92,16 +107,16 @@ impl WeightFile<'static> {
         })
     }
 
-    /// Takes the tensors of a shard, which have to be the ones the index says it holds.
+    /// Adds the tensors of a shard, which must be exactly those that the index lists for it.
     fn add_shard(&mut self, part: Self, tensors: Vec<String>) -> Result<(), WeightError> {
         let mut found = part.contents;
         for name in tensors {
             let Some(mut info) = found.tensors.remove(&name) else {
-                let (path, name) = (part.path, quoted(&name));
+                let (path, name) = (part.path, sanitize(&name));
                 let count = found.tensors.len();
                 return Err(WeightError::Missing { path, name, count });
             };
-            info.place.shard = self.sources.len();
+            info.location.shard = self.sources.len();
             self.contents.tensors.insert(name, info);
         }
         if let Some(name) = found.tensors.into_keys().next() {
@@ -110,7 +125,7 @@ impl WeightFile<'static> {
                 reason: format!(
                     "`{}` holds tensor `{}`, which the index does not name",
                     part.path.display(),
-                    quoted(&name)
+                    sanitize(&name)
                 ),
             });
         }
@@ -121,32 +136,32 @@ impl WeightFile<'static> {
 }
 
 impl<'a> WeightFile<'a> {
-    /// Like [`open`](WeightFile::open), from the contents of a file; borrowed bytes are not copied.
-    /// `name` stands for the file in errors.
+    /// Like [`open`](WeightFile::open), for the content of a file. Borrowed bytes are not copied.
+    /// `name` is the path in errors.
     ///
     /// # Errors
-    /// See [`open`](WeightFile::open). An index JSON is one too: it names files.
+    /// See [`open`](WeightFile::open). A JSON index is an error too, because it refers to files.
     pub fn from_bytes(bytes: impl Into<Cow<'a, [u8]>>, name: &Path) -> Result<Self, WeightError> {
         let source = Source::Bytes(bytes.into());
-        if detect(&source, name)? == Format::Index {
+        if detect_format(&source, name)? == Format::Index {
             index::read(&source, name)?;
             return Err(WeightError::Index {
                 path: name.to_owned(),
                 reason: "it names other files; open it by its path".to_owned(),
             });
         }
-        Self::single(source, name)
+        Self::from_source(source, name)
     }
 
-    fn single(source: Source<'a>, path: &Path) -> Result<Self, WeightError> {
-        let (container, contents) = match detect(&source, path)? {
+    fn from_source(source: Source<'a>, path: &Path) -> Result<Self, WeightError> {
+        let (container, contents) = match detect_format(&source, path)? {
             Format::Safetensors => (Container::Safetensors, safetensors::read(&source, path)?),
             Format::Zip => torch_zip::read(&source, path)?,
             Format::Pickle => match torch_legacy::read(&source, path)? {
                 Some(contents) => (Container::TorchLegacy, contents),
-                None => return Err(unknown(&source, path)),
+                None => return Err(unknown_format(&source, path)),
             },
-            Format::Index => return Err(unknown(&source, path)),
+            Format::Index => return Err(unknown_format(&source, path)),
         };
         Ok(Self {
             path: path.to_owned(),
@@ -156,45 +171,50 @@ impl<'a> WeightFile<'a> {
         })
     }
 
-    /// The file that was opened: the index of a sharded set.
+    /// Returns the path of the opened file; for a sharded set, of the index.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What wrote the file, or the first shard.
+    /// Returns the format of the file, or of the first shard.
     #[must_use]
     pub fn container(&self) -> Container {
         self.container
     }
 
-    /// Size of the file in bytes, or of all shards together.
+    /// Returns the path of the file, or of each shard in the order of their names.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.sources.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// Returns the size of the file or of all shards in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
         self.sources.iter().map(|(_, source)| source.len()).sum()
     }
 
-    /// The names of the tensors, sorted.
+    /// Returns the names of the tensors in sorted order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.contents.tensors.keys().map(String::as_str)
     }
 
-    /// Type and shape of a tensor.
+    /// Returns data type and shape of a tensor, if the file has it.
     #[must_use]
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.contents.tensors.get(name)
     }
 
-    /// Plain integers beside the tensors, such as `input_resolution` in OpenAI's archives. Where
-    /// such a number is stored as a tensor it is one of [`names`](Self::names);
+    /// Returns the plain integers beside the tensors, such as `input_resolution` in OpenAI's
+    /// archives. A number stored as a tensor is among [`names`](Self::names) instead.
     /// [`integer`](Self::integer) finds both.
     #[must_use]
     pub fn scalars(&self) -> &BTreeMap<String, i64> {
         &self.contents.scalars
     }
 
-    /// The integer called `name`, stored plainly or as a tensor of one element; none if there is
-    /// neither.
+    /// Returns the integer called `name`, stored plainly or as a tensor of one element, or `None`
+    /// if there is neither.
     ///
     /// # Errors
     /// See [`read_i64`](Self::read_i64).
@@ -206,22 +226,21 @@ impl<'a> WeightFile<'a> {
         }
     }
 
-    /// The values of a float tensor as 32-bit floats, in row-major order whatever the strides in
-    /// the file.
+    /// Reads a float tensor as 32-bit floats, in row-major order for any strides in the file.
     ///
-    /// Holds the result and at most 1 MiB besides.
+    /// Uses a buffer of at most 1 MiB besides the result.
     ///
     /// # Errors
     /// [`WeightError::Missing`], [`WeightError::WrongType`] for integers,
     /// [`WeightError::NotFinite`] for NaN, infinities and 64-bit floats beyond 32 bits,
     /// [`WeightError::Io`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightError> {
-        let (path, source, info) = self.find(name)?;
+        let (path, source, info) = self.locate(name)?;
         if !info.dtype.is_float() {
             return Err(wrong_type(path, name, info.dtype, "floats"));
         }
         let values = read_floats(source, info).map_err(|e| WeightError::io(path, e))?;
-        // Without a branch per value, which lets the loop be vectorized.
+        // No early exit within a chunk, so that the loop is vectorized.
         let all_finite = |part: &[f32]| part.iter().fold(true, |ok, x| ok & x.is_finite());
         if !values.chunks(4096).all(all_finite) {
             return Err(WeightError::NotFinite {
@@ -233,19 +252,19 @@ impl<'a> WeightFile<'a> {
         Ok(values)
     }
 
-    /// The values of an integer or boolean tensor, in row-major order.
+    /// Reads an integer or boolean tensor in row-major order.
     ///
     /// # Errors
     /// [`WeightError::Missing`], [`WeightError::WrongType`] for floats, [`WeightError::Io`].
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>, WeightError> {
-        let (path, source, info) = self.find(name)?;
+        let (path, source, info) = self.locate(name)?;
         if info.dtype.is_float() {
             return Err(wrong_type(path, name, info.dtype, "integers"));
         }
         read_integers(source, info).map_err(|e| WeightError::io(path, e))
     }
 
-    fn find(&self, name: &str) -> Result<(&Path, &Source<'a>, &TensorInfo), WeightError> {
+    fn locate(&self, name: &str) -> Result<(&Path, &Source<'a>, &TensorInfo), WeightError> {
         let Some(info) = self.info(name) else {
             return Err(WeightError::Missing {
                 path: self.path.clone(),
@@ -253,7 +272,7 @@ impl<'a> WeightFile<'a> {
                 count: self.contents.tensors.len(),
             });
         };
-        let (path, source) = &self.sources[info.place.shard];
+        let (path, source) = &self.sources[info.location.shard];
         Ok((path, source, info))
     }
 }
@@ -272,17 +291,17 @@ enum Format {
     Zip,
     Index,
     Safetensors,
-    /// Anything else, which is tried as a pickle.
+    /// Any other content, which is tried as a pickle.
     Pickle,
 }
 
-/// The first bytes, of which a known format can be told.
-fn beginning(source: &Source<'_>, path: &Path) -> Result<Vec<u8>, WeightError> {
+/// Returns the first bytes, which identify a known format.
+fn first_bytes(source: &Source<'_>, path: &Path) -> Result<Vec<u8>, WeightError> {
     source.read_vec(path, "the beginning", 0, source.len().min(32))
 }
 
-fn detect(source: &Source<'_>, path: &Path) -> Result<Format, WeightError> {
-    let start = beginning(source, path)?;
+fn detect_format(source: &Source<'_>, path: &Path) -> Result<Format, WeightError> {
+    let start = first_bytes(source, path)?;
     let is_text = !start
         .iter()
         .any(|b| b.is_ascii_control() && !b.is_ascii_whitespace());
@@ -300,8 +319,8 @@ fn detect(source: &Source<'_>, path: &Path) -> Result<Format, WeightError> {
     )
 }
 
-fn unknown(source: &Source<'_>, path: &Path) -> WeightError {
-    let hint = match beginning(source, path) {
+fn unknown_format(source: &Source<'_>, path: &Path) -> WeightError {
+    let hint = match first_bytes(source, path) {
         Err(error) => return error,
         Ok(start) if start.is_empty() => "it is empty",
         Ok(start) if start.starts_with(b"version https://git-lfs") => {
@@ -326,10 +345,10 @@ mod tests {
 
     use super::*;
 
-    /// Written by `make_fixtures.py` with torch and safetensors.
+    /// Files written by `make_fixtures.py` with torch and safetensors.
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/weights");
 
-    fn check(file: &WeightFile<'_>, expected: &Value) {
+    fn assert_file_matches(file: &WeightFile<'_>, expected: &Value) {
         let path = file.path().display();
         assert_eq!(
             file.container().to_string(),
@@ -369,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_the_original_tools_have_the_same_names_shapes_and_values() {
+    fn files_of_torch_and_safetensors_are_read() {
         let folder = Path::new(FIXTURES);
         let expected = fs::read_to_string(folder.join("expected.json")).unwrap();
         let expected: Value = serde_json::from_str(&expected).unwrap();
@@ -378,20 +397,20 @@ mod tests {
         for (name, expected) in files {
             let path = folder.join(name);
             let file = WeightFile::open(&path).unwrap();
-            check(&file, expected);
+            assert_file_matches(&file, expected);
             if name.ends_with(".json") {
                 let error = WeightFile::from_bytes(fs::read(&path).unwrap(), &path).unwrap_err();
                 assert!(error.to_string().contains("open it by its path"), "{error}");
             } else {
                 let bytes = fs::read(&path).unwrap();
-                check(&WeightFile::from_bytes(&bytes, &path).unwrap(), expected);
+                assert_file_matches(&WeightFile::from_bytes(&bytes, &path).unwrap(), expected);
                 assert_eq!(file.len_bytes(), bytes.len() as u64);
             }
         }
     }
 
     #[test]
-    fn the_format_is_found_by_content() {
+    fn format_is_detected_from_content() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         fs::copy(Path::new(FIXTURES).join("legacy.pt"), &path).unwrap();
@@ -402,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn openais_integers_are_found_plain_and_as_tensors() {
+    fn openai_integers_are_found_plain_and_as_tensors() {
         let open = |name: &str| WeightFile::open(&Path::new(FIXTURES).join(name)).unwrap();
         for name in ["script.pt", "trace.pt"] {
             let file = open(name);
@@ -417,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn one_file_is_read_from_many_threads() {
+    fn file_is_read_from_many_threads() {
         let file = WeightFile::open(&Path::new(FIXTURES).join("nested.pt")).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -434,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_weights_file_is_told_apart() {
+    fn other_files_are_rejected_with_a_hint() {
         let message = |bytes: &'static [u8]| {
             WeightFile::from_bytes(bytes, Path::new("w.pt"))
                 .unwrap_err()
@@ -455,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tensor_is_named() {
+    fn error_names_the_missing_tensor() {
         let file = WeightFile::open(&Path::new(FIXTURES).join("plain.safetensors")).unwrap();
         let error = file.read_f32("nothing").unwrap_err().to_string();
         assert!(

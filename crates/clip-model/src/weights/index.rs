@@ -1,4 +1,4 @@
-//! The index JSON of a sharded set: `{"weight_map": {"<tensor>": "<file>"}}`.
+//! JSON index of sharded weights: `{"weight_map": {"<tensor>": "<file>"}}`.
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
@@ -7,50 +7,51 @@ use serde::{
     de::{Error as _, MapAccess, Visitor},
 };
 
-use super::{WeightError, error::quoted, safetensors::MAX_HEADER, source::Source};
+use super::{WeightError, error::sanitize, safetensors::MAX_HEADER, source::Source};
 
-/// Most files of a set; each stays open.
+/// Maximum number of shards. Each one stays open.
 const MAX_SHARDS: usize = 256;
 
-/// The shards that `source` names and the tensors each is said to hold.
+/// Reads an index. Returns the tensor names of each shard.
 ///
 /// # Errors
-/// [`WeightError::Index`], also for a shard outside the folder of the index.
+/// [`WeightError::Index`] for an invalid index, or a shard outside the folder of the index.
 pub(super) fn read(
     source: &Source<'_>,
     path: &Path,
 ) -> Result<BTreeMap<String, Vec<String>>, WeightError> {
-    let wrong = |reason: String| WeightError::Index {
+    let index_error = |reason: String| WeightError::Index {
         path: path.to_owned(),
         reason,
     };
     if source.len() > MAX_HEADER {
-        return Err(wrong(format!("it is longer than {MAX_HEADER} bytes")));
+        return Err(index_error(format!("it is longer than {MAX_HEADER} bytes")));
     }
     let json = source.read_vec(path, "the index", 0, source.len())?;
     let index: Index = serde_json::from_slice(&json).map_err(|e| {
-        wrong(format!(
+        index_error(format!(
             "{}; expected {{\"weight_map\": {{\"<tensor>\": \"<file>\"}}}}",
-            quoted(&e.to_string())
+            sanitize(&e.to_string())
         ))
     })?;
     let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (tensor, shard) in index.weight_map.0 {
+        // Only plain file names: an index must not refer to files in other folders.
         let plain = !shard.contains(['/', '\\', ':', '\0']) && !matches!(&*shard, "" | "." | "..");
         if !plain {
-            return Err(wrong(format!(
+            return Err(index_error(format!(
                 "tensor `{}` is in `{}`, which is not the name of a file in the same folder",
-                quoted(&tensor),
-                quoted(&shard)
+                sanitize(&tensor),
+                sanitize(&shard)
             )));
         }
         shards.entry(shard).or_default().push(tensor);
     }
     if shards.is_empty() {
-        return Err(wrong("weight_map names no tensors".to_owned()));
+        return Err(index_error("weight_map names no tensors".to_owned()));
     }
     if shards.len() > MAX_SHARDS {
-        return Err(wrong(format!(
+        return Err(index_error(format!(
             "it names {} files, at most {MAX_SHARDS} are possible",
             shards.len()
         )));
@@ -63,7 +64,7 @@ struct Index {
     weight_map: WeightMap,
 }
 
-/// Tensor to file; a tensor that occurs twice is an error.
+/// Map of tensors to files. A duplicate tensor is an error.
 struct WeightMap(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for WeightMap {
@@ -81,7 +82,7 @@ impl<'de> Deserialize<'de> for WeightMap {
                 let mut entries = BTreeMap::new();
                 while let Some((tensor, shard)) = map.next_entry::<String, String>()? {
                     if entries.contains_key(&tensor) {
-                        let tensor = quoted(&tensor);
+                        let tensor = sanitize(&tensor);
                         return Err(A::Error::custom(format!("`{tensor}` is there twice")));
                     }
                     entries.insert(tensor, shard);
@@ -100,11 +101,11 @@ mod tests {
 
     use super::super::{
         WeightFile,
-        test_files::{assert_refused, safetensors_file},
+        test_files::{assert_rejected, safetensors_file},
     };
 
     #[test]
-    fn shards_outside_the_folder_are_refused() {
+    fn shards_outside_the_folder_are_rejected() {
         for shard in [
             "../w.bin",
             "/etc/passwd",
@@ -116,7 +117,7 @@ mod tests {
             "C:w.bin",
         ] {
             let json = format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#);
-            assert_refused(
+            assert_rejected(
                 json.as_bytes(),
                 "w.pt: invalid index of weight shards: tensor `a` is in `",
             );
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn json_of_another_kind_is_refused() {
+    fn invalid_json_is_rejected() {
         for (json, part) in [
             (r#"{"weight_map": {"a": 1}}"#, "invalid type: integer `1`"),
             (
@@ -148,7 +149,7 @@ mod tests {
                 "it names other files; open it by its path",
             ),
         ] {
-            assert_refused(json.as_bytes(), part);
+            assert_rejected(json.as_bytes(), part);
         }
         for before in [
             "{\"weight_map\": ",
@@ -156,21 +157,24 @@ mod tests {
             "{\"weight_map\": {\"a\": ",
         ] {
             let deep = format!("{before}{}", "{\"a\":".repeat(100_000));
-            assert_refused(deep.as_bytes(), "invalid index of weight shards: ");
+            assert_rejected(deep.as_bytes(), "invalid index of weight shards: ");
         }
         let many: Vec<_> = (0..300).map(|i| format!("\"{i}\": \"{i}.bin\"")).collect();
         let json = format!("{{\"weight_map\": {{{}}}}}", many.join(","));
-        assert_refused(
+        assert_rejected(
             json.as_bytes(),
             "it names 300 files, at most 256 are possible",
         );
     }
 
     #[test]
-    fn an_index_that_disagrees_with_its_shards_is_refused() {
+    fn index_that_disagrees_with_its_shards_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let index = folder.path().join("model.safetensors.index.json");
-        let header = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+        let header = concat!(
+            r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"#,
+            r#""b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#
+        );
         fs::write(
             folder.path().join("1.st"),
             safetensors_file(header, &[7, 8]),
@@ -182,20 +186,20 @@ mod tests {
         };
         let file = open(r#"{"a": "1.st", "b": "1.st"}"#).unwrap();
         assert_eq!(file.read_i64("b").unwrap(), [8]);
-        let refused = |map: &str, part: &str| {
+        let rejected = |map: &str, part: &str| {
             let message = open(map).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         };
-        refused(
+        rejected(
             r#"{"a": "1.st"}"#,
             "holds tensor `b`, which the index does not name",
         );
-        refused(
+        rejected(
             r#"{"a": "1.st", "b": "1.st", "c": "1.st"}"#,
             "1.st: tensor `c` is missing",
         );
-        refused(r#"{"a": "2.st"}"#, "2.st: No such file");
-        refused(
+        rejected(r#"{"a": "2.st"}"#, "2.st: No such file");
+        rejected(
             r#"{"a": "model.safetensors.index.json"}"#,
             "is an index itself",
         );

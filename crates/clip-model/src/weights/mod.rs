@@ -1,27 +1,30 @@
-//! Reading the tensors of a weights file, whatever tool wrote it, and writing safetensors.
+//! Weight files: readers of safetensors, PyTorch and TorchScript files, a writer of safetensors.
 //!
-//! | file | concept |
+//! | file | contents |
 //! |---|---|
-//! | `file` | [`WeightFile`]: detection by content, names, reading values |
-//! | `element` | [`ElementType`]: number formats and their names in each container |
-//! | `tensor` | [`TensorInfo`]: where a tensor lies, strides, decoding in chunks |
+//! | `file` | [`WeightFile`]: format detection, tensor names, reading values |
+//! | `element` | [`ElementType`]: data types and their names in each format |
+//! | `tensor` | [`TensorInfo`]: data type, shape, location, strides; decoding in chunks |
 //! | `source` | positional reads from a file or from memory |
 //! | `safetensors` | the safetensors header |
-//! | `index` | the index JSON of a sharded set |
-//! | `pickle` | what the pickles of `torch.save` name: tensors, storages, plain containers |
-//! | `state_dict` | finding the tensors in what a pickle describes |
-//! | `torch_zip`, `torch_legacy` | the two containers of `torch.save`, and TorchScript archives |
+//! | `index` | the JSON index of sharded weights |
+//! | `pickle` | the known classes in pickles of `torch.save`: tensors, storages, containers |
+//! | `state_dict` | extraction of the tensors from an unpickled object |
+//! | `torch_zip`, `torch_legacy` | the two formats of `torch.save`, and TorchScript archives |
 //! | `writer` | [`SafetensorsWriter`] |
 //! | `error` | [`WeightError`] |
 //!
-//! Why not `burn-store` and `pytorch-reader` 0.22.1, which it is built on: they read all test files
-//! of `torch.save` (`tests/fixtures/weights`) but refuse `script.pt` and `trace.pt`, TorchScript
-//! archives, and OpenAI publishes CLIP as such. `PytorchStore` and `SafetensorsStore` also need a
-//! module to fill; here the architecture is told from the tensors first, and sharded sets are one
-//! file. ONNX exports are no weights files: `burn-onnx` makes Rust code of them at build time.
+//! # Why not `burn-store`
+//! `burn-store` 0.22.1 and `pytorch-reader` 0.22.1, which it is built on, read all test files of
+//! `torch.save` (`tests/fixtures/weights`), but reject the TorchScript archives `script.pt` and
+//! `trace.pt`. OpenAI publishes CLIP as TorchScript. `PytorchStore` and `SafetensorsStore` also
+//! need a module to load into; here the architecture is first derived from the tensors, and a
+//! sharded set is read as one file. ONNX exports are not weight files: `burn-onnx` generates Rust
+//! code from them at build time.
 //!
-//! Files are untrusted: a declared length is compared with what the file holds before anything of
-//! that length is allocated, and an unknown class in a pickle is refused by name.
+//! # Untrusted files
+//! A declared length is compared with the length of the file before a buffer of that length is
+//! allocated. An unknown class in a pickle is rejected by name.
 
 mod element;
 mod error;
@@ -37,7 +40,7 @@ mod torch_zip;
 mod writer;
 
 #[cfg(test)]
-mod hostile;
+mod fuzz_tests;
 #[cfg(test)]
 mod test_files;
 

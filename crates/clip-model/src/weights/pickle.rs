@@ -1,54 +1,54 @@
-//! What the pickles of `torch.save` name: tensors, their storages, plain containers.
+//! Pickles of `torch.save`: the known classes (tensors, storages, plain containers) and the errors.
 //!
-//! [`inert_pickle`] reads them and executes nothing; this is its vocabulary, and the errors of
-//! weights.
+//! [`inert_pickle`] interprets a pickle without executing anything. This module supplies its
+//! vocabulary.
 
 use std::path::Path;
 
-use inert_pickle::{Fault, Limits, Made, Objects, ReadAt, Vocabulary};
+use inert_pickle::{CallResult, Limits, Objects, PickleError, ReadAt, Vocabulary};
 pub(super) use inert_pickle::{Id, Node};
 
-use super::{ElementType, WeightError, error::quoted, source::Source};
+use super::{ElementType, WeightError, error::sanitize, source::Source};
 
-/// The pickle of a model of 10,000 tensors takes 2 MB.
+/// Limits of a pickle. That of a model with 10,000 tensors takes 2 MB.
 const LIMITS: Limits = Limits {
     bytes: 64 << 20,
     objects: 2 << 20,
 };
 
-/// What a pickle of `torch.save` describes.
-pub(super) type Pickle = inert_pickle::Pickle<Torch>;
+/// Unpickled object of `torch.save`.
+pub(super) type Pickle = inert_pickle::Pickle<TorchObject>;
 
-/// What is neither a number nor a text nor a container.
+/// Unpickled value that is not a number, string or container.
 #[derive(Debug)]
-pub(super) enum Torch {
+pub(super) enum TorchObject {
     Global(Global),
     Storage(Storage),
     Tensor(Tensor),
-    /// An instance of a TorchScript class and its state.
+    /// Instance of a TorchScript class, with its state.
     Record(Option<Id>),
     Device,
 }
 
-/// A storage that lies elsewhere in the file.
+/// Reference to a storage elsewhere in the file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Storage {
-    /// Its element type; none for untyped storages, whose elements are bytes.
+    /// Element type; `None` for untyped storages, whose elements are bytes.
     pub(super) dtype: Option<ElementType>,
-    /// A [`Node::Str`].
+    /// Key of the storage, a [`Node::Str`].
     pub(super) key: Id,
     /// Number of elements.
     pub(super) count: u64,
-    /// Elements to skip at the beginning, for the views legacy files have.
+    /// Number of elements to skip at the start, for storage views in legacy files.
     pub(super) skip: u64,
 }
 
-/// A tensor as `torch._utils._rebuild_tensor_v2` describes it. Shape and strides stay shared until
-/// they are asked for.
+/// Arguments of `torch._utils._rebuild_tensor_v2`. Shape and strides are node ids, resolved by
+/// [`sizes`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tensor {
     pub(super) storage: Storage,
-    /// In elements.
+    /// Offset in the storage, in elements.
     pub(super) offset: u64,
     pub(super) shape: Id,
     pub(super) strides: Id,
@@ -56,7 +56,7 @@ pub(super) struct Tensor {
     pub(super) dtype: Option<ElementType>,
 }
 
-/// The classes and functions that are known.
+/// Known classes and functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Global {
     RebuildTensor,
@@ -67,16 +67,17 @@ pub(super) enum Global {
     Set,
     Size,
     Device,
-    /// A dtype, which may be one that weights do not have.
+    /// A dtype; `None` for one that is not supported.
     Dtype(Option<ElementType>),
-    /// A TorchScript helper whose first argument is its result.
-    First,
+    /// A TorchScript helper that returns its first argument.
+    Identity,
     /// A TorchScript class.
     Record,
 }
 
 impl Global {
-    fn find(module: &str, name: &str, torch_script: bool) -> Option<Self> {
+    /// Returns the known class or function of a name.
+    fn lookup(module: &str, name: &str, torch_script: bool) -> Option<Self> {
         Some(match (module, name) {
             ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Self::RebuildTensor,
             ("torch._utils", "_rebuild_tensor_v3") => Self::RebuildTensorV3,
@@ -102,7 +103,7 @@ impl Global {
                 "torch.jit._pickle",
                 "restore_type_tag" | "build_intlist" | "build_doublelist" | "build_boollist"
                 | "build_tensorlist",
-            ) => Self::First,
+            ) => Self::Identity,
             _ if torch_script && (module == "__torch__" || module.starts_with("__torch__.")) => {
                 Self::Record
             }
@@ -111,7 +112,7 @@ impl Global {
     }
 }
 
-/// The sizes in the tuple (or list) at `id`.
+/// Returns the sizes in the tuple or list at `id`.
 pub(super) fn sizes(pickle: &Pickle, id: Id) -> Option<impl ExactSizeIterator<Item = Option<u64>>> {
     let items: &[Id] = match pickle.get(id) {
         Node::Tuple(items) => items,
@@ -124,18 +125,18 @@ pub(super) fn sizes(pickle: &Pickle, id: Id) -> Option<impl ExactSizeIterator<It
     }))
 }
 
-/// Where a pickle lies.
+/// Location of a pickle in a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Section<'a> {
     /// The file, for errors.
     pub(super) path: &'a Path,
     /// The part of the file, for errors.
     pub(super) name: &'a str,
-    /// First byte.
+    /// Offset of the first byte.
     pub(super) start: u64,
-    /// Byte after the last one it may occupy.
+    /// Offset after the last byte that the pickle may occupy.
     pub(super) end: u64,
-    /// Whether instances of `__torch__` classes are known.
+    /// Accept instances of `__torch__` classes.
     pub(super) torch_script: bool,
 }
 
@@ -143,13 +144,13 @@ pub(super) struct Section<'a> {
 ///
 /// # Errors
 /// [`WeightError::Refused`] for an unknown class; [`WeightError::Truncated`] and
-/// [`WeightError::Pickle`] for damage and for opcodes that neither tensors nor plain containers
-/// need.
+/// [`WeightError::Pickle`] for a damaged pickle, and for opcodes that tensors and plain containers
+/// do not need.
 pub(super) fn read_pickle(
     source: &Source<'_>,
     section: Section<'_>,
 ) -> Result<Pickle, WeightError> {
-    let mut names = Names {
+    let mut names = TorchVocabulary {
         torch_script: section.torch_script,
     };
     let range = section.start..section.end;
@@ -157,24 +158,24 @@ pub(super) fn read_pickle(
         let path = section.path.to_owned();
         let part = section.name.to_owned();
         match fault {
-            Fault::Truncated { needed, left } => WeightError::Truncated {
+            PickleError::Truncated { needed, left } => WeightError::Truncated {
                 path,
                 part: format!("the pickle `{part}`"),
                 needed,
                 left,
             },
-            Fault::Unknown { global, .. } => WeightError::Refused {
+            PickleError::Unknown { global, .. } => WeightError::Refused {
                 path,
                 section: part,
-                global: quoted(&global),
+                global: sanitize(&global),
             },
-            Fault::Malformed { position, reason } => WeightError::Pickle {
+            PickleError::Malformed { position, reason } => WeightError::Pickle {
                 path,
                 section: part,
                 position,
                 reason,
             },
-            Fault::Io(error) => WeightError::io(section.path, error),
+            PickleError::Io(error) => WeightError::io(section.path, error),
             other => WeightError::Pickle {
                 path,
                 section: part,
@@ -191,98 +192,105 @@ impl ReadAt for Source<'_> {
     }
 }
 
-/// The vocabulary.
-struct Names {
+/// Classes and functions that weights need.
+struct TorchVocabulary {
     torch_script: bool,
 }
 
-impl Vocabulary for Names {
-    type Known = Torch;
+impl Vocabulary for TorchVocabulary {
+    type Known = TorchObject;
 
     const PYTHON_2_TEXT: bool = true;
 
-    fn find(&mut self, module: &str, name: &str) -> Option<Torch> {
-        Global::find(module, name, self.torch_script).map(Torch::Global)
+    fn find(&mut self, module: &str, name: &str) -> Option<TorchObject> {
+        Global::lookup(module, name, self.torch_script).map(TorchObject::Global)
     }
 
     fn call(
         &mut self,
-        objects: &Objects<Torch>,
-        callable: &Torch,
+        objects: &Objects<TorchObject>,
+        callable: &TorchObject,
         arguments: &[Id],
-    ) -> Result<Made<Torch>, String> {
-        let Torch::Global(global) = *callable else {
+    ) -> Result<CallResult<TorchObject>, String> {
+        let TorchObject::Global(global) = *callable else {
             return Err("what is called is not a class or function".into());
         };
-        let wrong = || format!("{global:?} has unexpected arguments");
-        let known = |torch| Ok(Made::New(Node::Known(torch)));
+        let argument_error = || format!("{global:?} has unexpected arguments");
+        let known = |torch| Ok(CallResult::New(Node::Known(torch)));
         match (global, arguments) {
             (
                 Global::RebuildTensor | Global::RebuildTensorV3,
                 [storage, offset, shape, strides, more @ ..],
             ) if more.len() <= 4 => {
-                let (Node::Known(Torch::Storage(storage)), Node::Int(offset)) =
+                let (Node::Known(TorchObject::Storage(storage)), Node::Int(offset)) =
                     (objects.get(*storage), objects.get(*offset))
                 else {
-                    return Err(wrong());
+                    return Err(argument_error());
                 };
                 let dtype = match (global, more) {
                     (Global::RebuildTensorV3, [_, _, dtype, ..]) => match objects.get(*dtype) {
-                        Node::Known(Torch::Global(Global::Dtype(dtype))) => *dtype,
-                        _ => return Err(wrong()),
+                        Node::Known(TorchObject::Global(Global::Dtype(dtype))) => *dtype,
+                        _ => return Err(argument_error()),
                     },
-                    (Global::RebuildTensorV3, _) => return Err(wrong()),
+                    (Global::RebuildTensorV3, _) => return Err(argument_error()),
                     _ => storage.dtype,
                 };
-                known(Torch::Tensor(Tensor {
+                known(TorchObject::Tensor(Tensor {
                     storage: *storage,
-                    offset: u64::try_from(*offset).map_err(|_| wrong())?,
+                    offset: u64::try_from(*offset).map_err(|_| argument_error())?,
                     shape: *shape,
                     strides: *strides,
                     dtype,
                 }))
             }
             (Global::RebuildParameter, [tensor, ..]) => match objects.get(*tensor) {
-                Node::Known(Torch::Tensor(tensor)) => known(Torch::Tensor(*tensor)),
-                _ => Err(wrong()),
+                Node::Known(TorchObject::Tensor(tensor)) => known(TorchObject::Tensor(*tensor)),
+                _ => Err(argument_error()),
             },
-            (Global::Dict, []) => Ok(Made::New(Node::Dict(Vec::new()))),
-            // A defaultdict without factory.
+            (Global::Dict, []) => Ok(CallResult::New(Node::Dict(Vec::new()))),
+            // A defaultdict without a default factory.
             (Global::Dict, [factory]) if matches!(objects.get(*factory), Node::None) => {
-                Ok(Made::New(Node::Dict(Vec::new())))
+                Ok(CallResult::New(Node::Dict(Vec::new())))
             }
-            (Global::Size | Global::First, [first, ..]) => Ok(Made::Same(*first)),
-            (Global::Set, _) => Ok(Made::New(Node::Opaque)),
-            (Global::Device, _) => known(Torch::Device),
-            (Global::Record, _) => known(Torch::Record(None)),
-            _ => Err(wrong()),
+            (Global::Size | Global::Identity, [first, ..]) => Ok(CallResult::Existing(*first)),
+            (Global::Set, _) => Ok(CallResult::New(Node::Opaque)),
+            (Global::Device, _) => known(TorchObject::Device),
+            (Global::Record, _) => known(TorchObject::Record(None)),
+            _ => Err(argument_error()),
         }
     }
 
     fn build(
         &mut self,
-        objects: &Objects<Torch>,
+        objects: &Objects<TorchObject>,
         target: Id,
         state: Id,
-    ) -> Result<Option<Node<Torch>>, String> {
+    ) -> Result<Option<Node<TorchObject>>, String> {
         match objects.get(target) {
-            Node::Known(Torch::Record(_)) => Ok(Some(Node::Known(Torch::Record(Some(state))))),
-            // Attributes of an OrderedDict: the `_metadata` of a state_dict.
+            Node::Known(TorchObject::Record(_)) => {
+                Ok(Some(Node::Known(TorchObject::Record(Some(state)))))
+            }
+            // Attributes of an OrderedDict, such as the `_metadata` of a state_dict, are ignored.
             Node::Dict(_) => Ok(None),
             _ => Err("a plain value is given attributes".into()),
         }
     }
 
-    fn persistent(&mut self, objects: &Objects<Torch>, id: Id) -> Result<Node<Torch>, String> {
-        match storage(objects, id) {
-            Some(storage) => Ok(Node::Known(Torch::Storage(storage))),
+    fn persistent(
+        &mut self,
+        objects: &Objects<TorchObject>,
+        id: Id,
+    ) -> Result<Node<TorchObject>, String> {
+        match parse_storage(objects, id) {
+            Some(storage) => Ok(Node::Known(TorchObject::Storage(storage))),
             None => Err("a persistent id does not name a storage".into()),
         }
     }
 }
 
-/// What `('storage', class, key, location, count)` names; legacy files add a view or `None`.
-fn storage(objects: &Objects<Torch>, id: Id) -> Option<Storage> {
+/// Parses the persistent id `('storage', class, key, location, count)` of a storage. Legacy files
+/// append a view or `None`.
+fn parse_storage(objects: &Objects<TorchObject>, id: Id) -> Option<Storage> {
     let tuple = |id| match objects.get(id) {
         Node::Tuple(items) => Some(&**items),
         _ => None,
@@ -298,7 +306,7 @@ fn storage(objects: &Objects<Torch>, id: Id) -> Option<Storage> {
     let &[tag, class, key, _location, count] = parts else {
         return None;
     };
-    let Node::Known(Torch::Global(Global::Storage(dtype))) = objects.get(class) else {
+    let Node::Known(TorchObject::Global(Global::Storage(dtype))) = objects.get(class) else {
         return None;
     };
     if objects.text(tag)? != "storage" || objects.text(key).is_none() {
@@ -344,9 +352,11 @@ mod tests {
     }
 
     #[test]
-    fn code_is_refused_by_name() {
-        let refused = "the pickle `data.pkl` asks for `posix.system`, which is not a tensor or plain container; nothing was executed; if you trust the file, load it with the tool that wrote it and save only its state_dict, as safetensors";
-        assert_fails(b"cposix\nsystem\n(S'id'\ntR.", refused);
+    fn code_is_rejected_by_name() {
+        let rejected = "the pickle `data.pkl` asks for `posix.system`, which is not a tensor or \
+                        plain container; nothing was executed; if you trust the file, load it \
+                        with the tool that wrote it and save only its state_dict, as safetensors";
+        assert_fails(b"cposix\nsystem\n(S'id'\ntR.", rejected);
         for name in [
             "os\nsystem",
             "builtins\neval",
@@ -369,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn known_classes_take_only_the_arguments_tensors_give_them() {
+    fn unexpected_arguments_are_rejected() {
         for bytes in [
             b"ctorch._utils\n_rebuild_tensor_v2\n)R.".as_slice(),
             b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNtR.",
@@ -396,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told_with_the_file_and_the_place() {
+    fn error_names_file_and_position() {
         assert_fails(
             b"X\xff\xff\xff\xff",
             "w.pt ends early: the pickle `data.pkl` needs 4294967295 bytes, 0 are left",

@@ -1,4 +1,4 @@
-//! The header of a safetensors file.
+//! Reader of safetensors headers.
 
 use std::{collections::HashSet, fmt, path::Path};
 
@@ -10,29 +10,29 @@ use serde::{
 
 use super::{
     ElementType, TensorInfo, WeightError,
-    error::quoted,
+    error::sanitize,
     source::Source,
     state_dict::Contents,
-    tensor::{MAX_DIMS, Place, element_count},
+    tensor::{Location, MAX_DIMS, element_count},
 };
 
-/// Longest header, as in the safetensors crate.
+/// Maximum length of a header in bytes, as in the safetensors crate.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
 
-/// Reads the names and places of the tensors.
+/// Reads the names and locations of the tensors.
 ///
 /// # Errors
-/// [`WeightError::Header`] or [`WeightError::Truncated`]; [`WeightError::Unsupported`] names a
-/// tensor of an exotic type.
+/// [`WeightError::Header`] for an invalid header, [`WeightError::Truncated`] for a truncated file,
+/// [`WeightError::Unsupported`] for a tensor of an unsupported type.
 pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<Contents, WeightError> {
-    let wrong = |reason: String| WeightError::Header {
+    let header_error = |reason: String| WeightError::Header {
         path: path.to_owned(),
         reason,
     };
     let prefix = source.read_vec(path, "the length of the header", 0, 8)?;
     let len = prefix.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
     if len > MAX_HEADER {
-        return Err(wrong(format!(
+        return Err(header_error(format!(
             "it claims {len} bytes, at most {MAX_HEADER} are possible"
         )));
     }
@@ -40,41 +40,44 @@ pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<Contents, WeightE
     let data_start = 8 + len;
     let data_len = source.len() - data_start;
 
-    let json = |e: serde_json::Error| wrong(quoted(&e.to_string()));
-    // The safetensors crate does not see that a name occurs twice.
+    let json = |e: serde_json::Error| header_error(sanitize(&e.to_string()));
+    // The safetensors crate does not detect duplicate names.
     let Header(mut entries) = serde_json::from_slice(&header).map_err(json)?;
     entries.sort_by_key(|(_, e)| e.data_offsets);
     let mut contents = Contents::default();
+    // In the order of the offsets, each tensor must start where the previous one ends.
     let mut expected = 0;
     let mut previous = String::new();
     for (name, entry) in entries {
-        let short = quoted(&name);
+        let display_name = sanitize(&name);
         let (begin, end) = entry.data_offsets;
         let Some(dtype) = ElementType::from_safetensors(&entry.dtype) else {
             return Err(WeightError::Unsupported {
                 path: path.to_owned(),
-                name: short,
-                dtype: quoted(&entry.dtype),
+                name: display_name,
+                dtype: sanitize(&entry.dtype),
             });
         };
         if end < begin {
-            return Err(wrong(format!(
-                "tensor `{short}` ends at {end}, before its begin {begin}"
+            return Err(header_error(format!(
+                "tensor `{display_name}` ends at {end}, before its begin {begin}"
             )));
         }
         if begin < expected {
-            return Err(wrong(format!("tensor `{short}` overlaps `{previous}`")));
+            return Err(header_error(format!(
+                "tensor `{display_name}` overlaps `{previous}`"
+            )));
         }
         if begin > expected {
             let gap = begin - expected;
-            return Err(wrong(format!(
-                "{gap} bytes before tensor `{short}` belong to no tensor"
+            return Err(header_error(format!(
+                "{gap} bytes before tensor `{display_name}` belong to no tensor"
             )));
         }
         if end > data_len {
             return Err(WeightError::Truncated {
                 path: path.to_owned(),
-                part: format!("tensor `{short}`"),
+                part: format!("tensor `{display_name}`"),
                 needed: end - begin,
                 left: data_len.saturating_sub(begin),
             });
@@ -83,12 +86,12 @@ pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<Contents, WeightE
         let bytes = element_count(&shape).and_then(|n| n.checked_mul(dtype.size()));
         if shape.len() > MAX_DIMS || bytes.is_none_or(|bytes| bytes as u64 != end - begin) {
             let shown = &shape[..shape.len().min(8)];
-            return Err(wrong(format!(
-                "tensor `{short}` of type {dtype} and shape {shown:?} cannot have {} bytes",
+            return Err(header_error(format!(
+                "tensor `{display_name}` of type {dtype} and shape {shown:?} cannot have {} bytes",
                 end - begin
             )));
         }
-        let place = Place {
+        let location = Location {
             shard: 0,
             start: data_start + begin,
             strides: None,
@@ -98,22 +101,24 @@ pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<Contents, WeightE
             TensorInfo {
                 dtype,
                 shape,
-                place,
+                location,
             },
         );
         expected = end;
-        previous = short;
+        previous = display_name;
     }
     if expected != data_len {
         let extra = data_len - expected;
-        return Err(wrong(format!(
+        return Err(header_error(format!(
             "{extra} bytes after the last tensor belong to no tensor"
         )));
     }
-    // The format's own checks have the last word.
+    // The safetensors crate applies its own checks as well.
     let metadata: Metadata = serde_json::from_slice(&header).map_err(json)?;
     if metadata.data_len() as u64 != data_len {
-        return Err(wrong("the sizes of the tensors do not add up".to_owned()));
+        return Err(header_error(
+            "the sizes of the tensors do not add up".to_owned(),
+        ));
     }
     Ok(contents)
 }
@@ -125,7 +130,7 @@ struct HeaderEntry {
     data_offsets: (u64, u64),
 }
 
-/// The tensors of a header; a name that occurs twice is an error.
+/// Tensors of a header. A duplicate name is an error.
 struct Header(Vec<(String, HeaderEntry)>);
 
 impl<'de> Deserialize<'de> for Header {
@@ -143,7 +148,7 @@ impl<'de> Deserialize<'de> for Header {
                 let (mut seen, mut entries) = (HashSet::new(), Vec::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if !seen.insert(name.clone()) {
-                        let name = quoted(&name);
+                        let name = sanitize(&name);
                         return Err(A::Error::custom(format!("`{name}` is there twice")));
                     }
                     if name == "__metadata__" {
@@ -162,40 +167,40 @@ impl<'de> Deserialize<'de> for Header {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_files::{assert_refused, safetensors_file};
+    use super::super::test_files::{assert_rejected, safetensors_file};
     use super::*;
 
-    fn refused(header: &str, data: usize, part: &str) {
-        assert_refused(&safetensors_file(header, &vec![0; data]), part);
+    fn rejected(header: &str, data: usize, part: &str) {
+        assert_rejected(&safetensors_file(header, &vec![0; data]), part);
     }
 
     const A: &str = r#""a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
 
     #[test]
-    fn overlapping_and_scattered_tensors_are_refused() {
+    fn overlaps_and_gaps_are_rejected() {
         let with = |b: &str| format!("{{{A},{b}}}");
-        refused(
+        rejected(
             &with(r#""b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}"#),
             12,
             "w.pt: invalid safetensors header: tensor `b` overlaps `a`; fetch",
         );
-        refused(
+        rejected(
             &with(r#""b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#),
             8,
             "overlaps `",
         );
-        refused(
+        rejected(
             &with(r#""b":{"dtype":"F32","shape":[2],"data_offsets":[12,20]}"#),
             20,
             "4 bytes before tensor `b` belong to no tensor",
         );
-        refused(
+        rejected(
             &format!("{{{A}}}"),
             9,
             "1 bytes after the last tensor belong to no tensor",
         );
-        refused("{}", 1, "1 bytes after the last tensor");
-        refused(
+        rejected("{}", 1, "1 bytes after the last tensor");
+        rejected(
             r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#,
             8,
             "tensor `a` ends at 0, before its begin 8",
@@ -203,34 +208,34 @@ mod tests {
     }
 
     #[test]
-    fn tensors_outside_the_file_or_of_impossible_size_are_refused() {
-        refused(
+    fn out_of_bounds_tensors_are_rejected() {
+        rejected(
             &format!("{{{A}}}"),
             7,
             "w.pt ends early: tensor `a` needs 8 bytes, 7 are left; fetch the file again",
         );
-        refused(
+        rejected(
             r#"{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}"#,
             8,
             "needs 4398046511104 bytes, 8 are left",
         );
-        refused(
+        rejected(
             r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,
             8,
             "tensor `a` of type F32 and shape [3] cannot have 8 bytes",
         );
         let huge = usize::MAX;
-        refused(
+        rejected(
             &format!(r#"{{"a":{{"dtype":"F32","shape":[{huge},{huge}],"data_offsets":[0,8]}}}}"#),
             8,
             "cannot have 8 bytes",
         );
-        refused(
+        rejected(
             &format!(r#"{{"a":{{"dtype":"F32","shape":[{huge},4,0],"data_offsets":[0,0]}}}}"#),
             0,
             "cannot have 0 bytes",
         );
-        refused(
+        rejected(
             r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,8]}}"#,
             8,
             "invalid value: integer `-1`",
@@ -238,28 +243,28 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_or_truncated_header_is_refused_before_it_is_read() {
+    fn huge_or_truncated_header_is_rejected_before_reading() {
         let huge = [u64::MAX.to_le_bytes().as_slice(), b"{"].concat();
-        assert_refused(
+        assert_rejected(
             &huge,
             "it claims 18446744073709551615 bytes, at most 100000000 are possible",
         );
         let long = [99_999_999_u64.to_le_bytes().as_slice(), b"{"].concat();
-        assert_refused(
+        assert_rejected(
             &long,
             "w.pt ends early: the header needs 99999999 bytes, 1 are left",
         );
     }
 
     #[test]
-    fn duplicates_are_refused() {
-        refused(&format!("{{{A},{A}}}"), 8, "`a` is there twice");
-        refused(
+    fn duplicates_are_rejected() {
+        rejected(&format!("{{{A},{A}}}"), 8, "`a` is there twice");
+        rejected(
             r#"{"a":{"dtype":"F32","dtype":"F16","shape":[2],"data_offsets":[0,8]}}"#,
             8,
             "duplicate field `dtype`",
         );
-        refused(
+        rejected(
             &format!(r#"{{"__metadata__":{{}},"__metadata__":{{}},{A}}}"#),
             8,
             "`__metadata__` is there twice",
@@ -267,39 +272,39 @@ mod tests {
     }
 
     #[test]
-    fn json_of_another_kind_is_refused() {
-        refused("{]", 0, "invalid safetensors header: ");
-        refused(r#"{"a":1}"#, 0, "invalid type: integer `1`");
-        refused(
+    fn invalid_json_is_rejected() {
+        rejected("{]", 0, "invalid safetensors header: ");
+        rejected(r#"{"a":1}"#, 0, "invalid type: integer `1`");
+        rejected(
             r#"{"a":{"dtype":"F32","shape":"big","data_offsets":[0,8]}}"#,
             8,
             "invalid type: string",
         );
-        refused(
+        rejected(
             r#"{"a":{"shape":[2],"data_offsets":[0,8]}}"#,
             8,
             "missing field `dtype`",
         );
-        refused(
+        rejected(
             r#"{"__metadata__":{"epoch":3}}"#,
             0,
             "invalid type: integer `3`, expected a string",
         );
-        refused(&format!("{{{A}}} x"), 8, "trailing characters");
+        rejected(&format!("{{{A}}} x"), 8, "trailing characters");
         let deep = format!(r#"{{"a":{}"#, "[".repeat(200_000));
-        refused(&deep, 0, "invalid safetensors header: ");
+        rejected(&deep, 0, "invalid safetensors header: ");
         let deep = format!(r#"{{"a":{{"x":{}"#, "[".repeat(200_000));
-        refused(&deep, 0, "invalid safetensors header: ");
+        rejected(&deep, 0, "invalid safetensors header: ");
     }
 
     #[test]
-    fn exotic_types_are_named() {
-        refused(
+    fn error_names_the_unsupported_type() {
+        rejected(
             r#"{"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}"#,
             8,
             "tensor `a` has type F8_E4M3, which is not supported",
         );
-        refused(
+        rejected(
             r#"{"a":{"dtype":"NIX","shape":[8],"data_offsets":[0,8]}}"#,
             8,
             "tensor `a` has type NIX",
@@ -307,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_not_finite_are_found() {
+    fn non_finite_values_are_an_error() {
         for bits in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let data = [1.0_f32.to_le_bytes(), bits.to_le_bytes()].concat();
             let file = safetensors_file(&format!("{{{A}}}"), &data);

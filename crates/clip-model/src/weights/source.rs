@@ -1,4 +1,4 @@
-//! Positional reads, so that tensors can be read through a shared reference.
+//! Positional reads through a shared reference.
 
 use std::{
     borrow::Cow,
@@ -10,11 +10,11 @@ use std::{
 
 use super::WeightError;
 
-/// Bytes of a file, on disk or in memory.
+/// Content of a file, on disk or in memory.
 pub(super) enum Source<'a> {
-    /// An open file and its length when it was opened.
+    /// Open file, with its length at the time of opening.
     File(SharedFile, u64),
-    /// In memory.
+    /// Content in memory.
     Bytes(Cow<'a, [u8]>),
 }
 
@@ -38,7 +38,7 @@ impl Source<'_> {
         }
     }
 
-    /// Fills `buffer` with what starts at byte `offset`.
+    /// Fills `buffer` from byte `offset` on.
     pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         match self {
             Self::File(file, _) => file.read_exact_at(buffer, offset),
@@ -53,8 +53,8 @@ impl Source<'_> {
         }
     }
 
-    /// Reads `len` bytes at `offset` that `part` consists of, after comparing both with the length
-    /// of the file.
+    /// Reads `len` bytes at `offset`. The length of the file is checked before the allocation.
+    /// `part` names the bytes in errors.
     pub(super) fn read_vec(
         &self,
         path: &Path,
@@ -90,7 +90,7 @@ impl fmt::Debug for Source<'_> {
     }
 }
 
-/// A file whose reads do not depend on a cursor.
+/// File with positional reads.
 #[cfg(unix)]
 pub(super) struct SharedFile(File);
 
@@ -105,8 +105,7 @@ impl SharedFile {
     }
 }
 
-/// A file whose reads do not depend on a cursor: without positional reads a lock keeps seek and
-/// read together.
+/// File with positional reads, emulated by a lock around seek and read.
 #[cfg(not(unix))]
 pub(super) struct SharedFile(std::sync::Mutex<File>);
 
@@ -123,7 +122,7 @@ impl SharedFile {
     }
 }
 
-/// A cursor over a source, for readers that want one.
+/// `Read` and `Seek` over a source.
 pub(super) struct Cursor<'s, 'a> {
     source: &'s Source<'a>,
     position: u64,
@@ -188,13 +187,14 @@ mod tests {
                 .unwrap_err();
             assert_eq!(
                 error.to_string(),
-                "w ends early: the header needs 1099511627776 bytes, 4 are left; fetch the file again"
+                "w ends early: the header needs 1099511627776 bytes, 4 are left; \
+                 fetch the file again"
             );
         }
     }
 
     #[test]
-    fn the_cursor_seeks_and_stops_at_the_end() {
+    fn cursor_seeks_and_stops_at_the_end() {
         let source = Source::Bytes(Cow::Borrowed(b"hello"));
         let mut cursor = Cursor::new(&source);
         cursor.seek(SeekFrom::End(-2)).unwrap();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_not_a_file() {
+    fn opening_a_folder_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(
             Source::open(folder.path()),

@@ -1,4 +1,4 @@
-//! Finding the tensors in what a pickle describes.
+//! Extraction of a state dict from an unpickled object.
 
 use std::{
     collections::{BTreeMap, btree_map},
@@ -7,38 +7,38 @@ use std::{
 
 use super::{
     TensorInfo, WeightError,
-    error::quoted,
-    pickle::{Id, Node, Pickle, Section, Tensor, Torch, sizes},
-    tensor::{MAX_DIMS, Place, check_view},
+    error::sanitize,
+    pickle::{Id, Node, Pickle, Section, Tensor, TorchObject, sizes},
+    tensor::{Location, MAX_DIMS, check_view},
 };
 
-/// Keys under which training scripts put the weights of a checkpoint.
+/// Keys of the state dict in the checkpoints of training scripts.
 const WRAPPERS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
-/// What `DataParallel` puts before every name.
+/// Prefix that `DataParallel` adds to every name.
 const PARALLEL_PREFIX: &str = "module.";
-/// Most tensors and modules of one file; the largest CLIP models have about 1,000.
+/// Maximum number of tensors and of modules in a file. The largest CLIP models have about 1,000.
 const MAX_TENSORS: usize = 1 << 16;
-/// Longest name of a tensor.
+/// Maximum length of a tensor's name in bytes.
 const MAX_NAME: usize = 1024;
-/// Deepest nesting of TorchScript modules; CLIP's is 7.
+/// Maximum nesting of TorchScript modules. CLIP has 7 levels.
 const MAX_DEPTH: usize = 64;
 
-/// The tensors of one file, and the plain integers beside them.
+/// Tensors of a file, and the plain integers beside them.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     pub(super) tensors: BTreeMap<String, TensorInfo>,
     pub(super) scalars: BTreeMap<String, i64>,
 }
 
-/// The tensors that `pickle` describes: those of the root's TorchScript modules, of a mapping, or
-/// of a mapping under one of the usual keys. `locate` says where in the file the bytes of the
-/// storage of a key lie.
+/// Collects the tensors of an unpickled object: of the root's TorchScript modules, of a mapping, or
+/// of a mapping under one of the usual keys. `locate` returns the byte range of the storage of a
+/// key.
 ///
 /// # Errors
-/// [`WeightError::NoStateDict`] if there is no such mapping; [`WeightError::Layout`] or
-/// [`WeightError::Unsupported`] for a tensor that does not fit its storage; and the errors of
-/// `locate`.
-pub(super) fn collect(
+/// [`WeightError::NoStateDict`] if there is no such mapping; [`WeightError::Layout`] for a tensor
+/// that does not fit its storage; [`WeightError::Unsupported`] for an unsupported data type; and
+/// the errors of `locate`.
+pub(super) fn collect_tensors(
     pickle: &Pickle,
     section: Section<'_>,
     locate: &mut dyn FnMut(&str) -> Result<Range<u64>, WeightError>,
@@ -50,8 +50,8 @@ pub(super) fn collect(
         contents: Contents::default(),
     };
     match pickle.get(pickle.root) {
-        Node::Known(Torch::Record(state)) => collector.modules(*state)?,
-        Node::Dict(items) => collector.mapping(items)?,
+        Node::Known(TorchObject::Record(state)) => collector.collect_modules(*state)?,
+        Node::Dict(items) => collector.collect_mapping(items)?,
         _ => return Err(collector.no_state_dict("holds no mapping")),
     }
     let mut contents = collector.contents;
@@ -102,14 +102,14 @@ impl<'p> Collector<'p, '_> {
     }
 
     fn holds_tensors(&self, items: &[(Id, Id)]) -> bool {
-        items
-            .iter()
-            .any(|(_, value)| matches!(self.pickle.get(*value), Node::Known(Torch::Tensor(_))))
+        items.iter().any(|(_, value)| {
+            matches!(self.pickle.get(*value), Node::Known(TorchObject::Tensor(_)))
+        })
     }
 
-    fn mapping(&mut self, top: &'p [(Id, Id)]) -> Result<(), WeightError> {
-        // Beside a mapping of tensors under one of these keys, a tensor at the top is no weight
-        // (`best_acc1`).
+    fn collect_mapping(&mut self, top: &'p [(Id, Id)]) -> Result<(), WeightError> {
+        // If a mapping of tensors is under one of these keys, tensors at the top level are not
+        // weights (for example `best_acc1`).
         let wrapped = WRAPPERS.iter().find_map(|wrapper| {
             let (_, value) = top
                 .iter()
@@ -122,10 +122,10 @@ impl<'p> Collector<'p, '_> {
         for (key, value) in wrapped.map_or(top, |items| items) {
             let value = self.pickle.get(*value);
             match (self.pickle.text(*key), value) {
-                (Some(name), Node::Known(Torch::Tensor(_)) | Node::Int(_)) => {
+                (Some(name), Node::Known(TorchObject::Tensor(_)) | Node::Int(_)) => {
                     self.add("", name, value)?
                 }
-                (None, Node::Known(Torch::Tensor(_))) => {
+                (None, Node::Known(TorchObject::Tensor(_))) => {
                     return Err(self.no_state_dict("holds a tensor whose name is not text"));
                 }
                 _ => {}
@@ -134,9 +134,9 @@ impl<'p> Collector<'p, '_> {
         Ok(())
     }
 
-    /// The attributes of TorchScript modules, without recursion: a module may be its own
-    /// grandchild.
-    fn modules(&mut self, state: Option<Id>) -> Result<(), WeightError> {
+    /// Collects the attributes of TorchScript modules. Uses an explicit stack with limits instead
+    /// of recursion, because the modules of a malicious file may form a cycle.
+    fn collect_modules(&mut self, state: Option<Id>) -> Result<(), WeightError> {
         let mut pending = vec![(String::new(), state, 0)];
         let mut visited = 0;
         while let Some((prefix, state, depth)) = pending.pop() {
@@ -147,14 +147,15 @@ impl<'p> Collector<'p, '_> {
                 let (Some(name), value) = (self.pickle.text(*key), self.pickle.get(*value)) else {
                     continue;
                 };
-                if let Node::Known(Torch::Record(state)) = value {
+                if let Node::Known(TorchObject::Record(state)) = value {
                     visited += 1;
                     if visited > MAX_TENSORS || depth == MAX_DEPTH {
                         return Err(self.no_state_dict(&format!(
-                            "nests more than {MAX_DEPTH} deep or has more than {MAX_TENSORS} modules"
+                            "nests more than {MAX_DEPTH} deep \
+                             or has more than {MAX_TENSORS} modules"
                         )));
                     }
-                    let mut inner = self.name(&prefix, name)?;
+                    let mut inner = self.full_name(&prefix, name)?;
                     inner.push('.');
                     pending.push((inner, *state, depth + 1));
                 } else {
@@ -165,9 +166,9 @@ impl<'p> Collector<'p, '_> {
         Ok(())
     }
 
-    fn name(&self, prefix: &str, name: &str) -> Result<String, WeightError> {
+    fn full_name(&self, prefix: &str, name: &str) -> Result<String, WeightError> {
         if prefix.len() + name.len() > MAX_NAME {
-            let name = quoted(name);
+            let name = sanitize(name);
             return Err(
                 self.no_state_dict(&format!("has names beyond {MAX_NAME} bytes (`{name}`)"))
             );
@@ -175,19 +176,24 @@ impl<'p> Collector<'p, '_> {
         Ok(format!("{prefix}{name}"))
     }
 
-    /// Takes a tensor or an integer and ignores anything else.
-    fn add(&mut self, prefix: &str, name: &str, value: &Node<Torch>) -> Result<(), WeightError> {
+    /// Inserts a tensor or an integer. Other values are ignored.
+    fn add(
+        &mut self,
+        prefix: &str,
+        name: &str,
+        value: &Node<TorchObject>,
+    ) -> Result<(), WeightError> {
         if self.contents.tensors.len() + self.contents.scalars.len() >= MAX_TENSORS {
             return Err(self.no_state_dict(&format!("holds more than {MAX_TENSORS} tensors")));
         }
-        let twice = match value {
+        let duplicate = match value {
             Node::Int(value) => {
-                let name = self.name(prefix, name)?;
+                let name = self.full_name(prefix, name)?;
                 self.contents.scalars.insert(name, *value).is_some()
             }
-            Node::Known(Torch::Tensor(tensor)) => {
-                let name = self.name(prefix, name)?;
-                let info = self.place(&name, tensor)?;
+            Node::Known(TorchObject::Tensor(tensor)) => {
+                let name = self.full_name(prefix, name)?;
+                let info = self.resolve(&name, tensor)?;
                 match self.contents.tensors.entry(name) {
                     btree_map::Entry::Vacant(slot) => {
                         slot.insert(info);
@@ -198,21 +204,22 @@ impl<'p> Collector<'p, '_> {
             }
             _ => false,
         };
-        if twice {
-            let name = quoted(name);
+        if duplicate {
+            let name = sanitize(name);
             return Err(self.no_state_dict(&format!("holds `{name}` twice")));
         }
         Ok(())
     }
 
-    /// Checks a tensor against its storage, and the storage against the file.
-    fn place(&mut self, name: &str, tensor: &Tensor) -> Result<TensorInfo, WeightError> {
+    /// Returns the location of a tensor, after checking it against its storage, and the storage
+    /// against the file.
+    fn resolve(&mut self, name: &str, tensor: &Tensor) -> Result<TensorInfo, WeightError> {
         let path = self.section.path;
-        let wrong = |reason: String| WeightError::layout(path, &quoted(name), reason);
+        let layout_error = |reason: String| WeightError::layout(path, &sanitize(name), reason);
         let Some(dtype) = tensor.dtype else {
             return Err(WeightError::Unsupported {
                 path: path.to_owned(),
-                name: quoted(name),
+                name: sanitize(name),
                 dtype: "complex, 8-bit float, unsigned or untyped".to_owned(),
             });
         };
@@ -221,14 +228,14 @@ impl<'p> Collector<'p, '_> {
             let listed = sizes(self.pickle, id).filter(|s| s.len() <= MAX_DIMS);
             listed
                 .and_then(Iterator::collect::<Option<Vec<u64>>>)
-                .ok_or_else(|| wrong(format!("has an invalid {what}; fetch the file again")))
+                .ok_or_else(|| layout_error(format!("has an invalid {what}; fetch the file again")))
         };
         let strides = sizes(tensor.strides, "stride")?;
         let shape: Vec<usize> = sizes(tensor.shape, "shape")?
             .into_iter()
             .map(usize::try_from)
             .collect::<Result<_, _>>()
-            .map_err(|_| wrong("is too large for this machine".to_owned()))?;
+            .map_err(|_| layout_error("is too large for this machine".to_owned()))?;
 
         let storage = tensor.storage;
         let key = self.pickle.text(storage.key).unwrap_or_default();
@@ -241,16 +248,18 @@ impl<'p> Collector<'p, '_> {
             .and_then(|count| count.checked_mul(unit))
             .filter(|declared| *declared <= present)
             .ok_or_else(|| {
-                wrong(format!(
-                    "has a storage of {} elements of {unit} bytes, but `{}` holds {present} bytes; fetch the file again",
+                layout_error(format!(
+                    "has a storage of {} elements of {unit} bytes, but `{}` holds {present} \
+                     bytes; fetch the file again",
                     storage.count,
-                    quoted(key)
+                    sanitize(key)
                 ))
             })?;
         let skipped = storage.skip * unit;
         let available = (declared - skipped) / size;
-        let strides = check_view(&shape, &strides, tensor.offset, available).map_err(wrong)?;
-        // An empty tensor may claim any offset.
+        let strides =
+            check_view(&shape, &strides, tensor.offset, available).map_err(layout_error)?;
+        // The offset of an empty tensor is not checked.
         let start = if shape.contains(&0) {
             bytes.start
         } else {
@@ -259,7 +268,7 @@ impl<'p> Collector<'p, '_> {
         Ok(TensorInfo {
             dtype,
             shape,
-            place: Place {
+            location: Location {
                 shard: 0,
                 start,
                 strides,
@@ -276,7 +285,7 @@ mod tests {
         super::{
             WeightFile,
             test_files::{
-                assert_refused, dict_pickle, floats, int, script_file, tensor, text, torch_file,
+                assert_rejected, dict_pickle, floats, int, script_file, tensor, text, torch_file,
                 valid_pickle,
             },
         },
@@ -298,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mapping_of_tensors_is_found() {
+    fn state_dict_is_found() {
         let data = floats(6);
         let inner = dict(&[("a", weights())]);
         let found = |items: &[(&str, Vec<u8>)]| names(&torch_file(&dict_pickle(items), &data));
@@ -317,7 +326,7 @@ mod tests {
             ]),
             ["b"]
         );
-        // A tensor that only happens to be called so.
+        // A tensor with the name of a wrapper key.
         assert_eq!(found(&[("model", weights())]), ["model"]);
         let prefixed = dict(&[("module.a", weights()), ("module.n", int(3))]);
         let file = torch_file(&dict_pickle(&[("state_dict", prefixed)]), &data);
@@ -331,35 +340,35 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_state_dict_is_refused() {
+    fn other_objects_are_rejected() {
         let data = floats(6);
-        assert_refused(
+        assert_rejected(
             &torch_file(b"\x80\x02N.", &data),
             "`archive/data.pkl` holds no mapping; expected a state_dict",
         );
-        assert_refused(&torch_file(b"\x80\x02}.", &data), "holds no tensors");
+        assert_rejected(&torch_file(b"\x80\x02}.", &data), "holds no tensors");
         let other = dict_pickle(&[("net", dict(&[("a", weights())]))]);
-        assert_refused(&torch_file(&other, &data), "holds no tensors");
-        assert_refused(
+        assert_rejected(&torch_file(&other, &data), "holds no tensors");
+        assert_rejected(
             &torch_file(&dict_pickle(&[("w", weights()), ("w", weights())]), &data),
             "holds `w` twice",
         );
         let unnamed = [b"\x80\x02}".to_vec(), int(7), weights(), b"s.".to_vec()].concat();
-        assert_refused(
+        assert_rejected(
             &torch_file(&unnamed, &data),
             "a tensor whose name is not text",
         );
         let long = "x".repeat(MAX_NAME + 1);
-        assert_refused(
+        assert_rejected(
             &torch_file(&dict_pickle(&[(&long, weights())]), &data),
             "names beyond 1024 bytes",
         );
     }
 
     #[test]
-    fn tensors_that_do_not_fit_their_storage_are_refused() {
-        let refused = |tensor: Vec<u8>, part: &str| {
-            assert_refused(
+    fn tensors_that_do_not_fit_their_storage_are_rejected() {
+        let rejected = |tensor: Vec<u8>, part: &str| {
+            assert_rejected(
                 &torch_file(&dict_pickle(&[("w", tensor)]), &floats(6)),
                 part,
             );
@@ -367,50 +376,51 @@ mod tests {
         let float = |count, offset, shape: &[i64], strides: &[i64]| {
             tensor("FloatStorage", "0", count, offset, shape, strides)
         };
-        refused(
+        rejected(
             float(6, 1, &[2, 3], &[3, 1]),
-            "tensor `w` of shape [2, 3] and strides [3, 1] at offset 1 does not fit its storage of 6 elements",
+            "tensor `w` of shape [2, 3] and strides [3, 1] at offset 1 does not fit its storage \
+             of 6 elements",
         );
-        refused(float(6, 0, &[7], &[1]), "does not fit");
-        refused(float(6, 0, &[2], &[i64::MAX]), "does not fit");
-        refused(float(6, i64::MAX, &[1], &[1]), "does not fit");
-        refused(
+        rejected(float(6, 0, &[7], &[1]), "does not fit");
+        rejected(float(6, 0, &[2], &[i64::MAX]), "does not fit");
+        rejected(float(6, i64::MAX, &[1], &[1]), "does not fit");
+        rejected(
             float(7, 0, &[7], &[1]),
             "has a storage of 7 elements of 4 bytes, but `0` holds 24 bytes",
         );
-        refused(
+        rejected(
             float(i64::MAX, 0, &[7], &[1]),
             "has a storage of 9223372036854775807 elements",
         );
-        refused(float(6, 0, &[1 << 40], &[0]), "expanded view");
-        refused(
+        rejected(float(6, 0, &[1 << 40], &[0]), "expanded view");
+        rejected(
             float(6, 0, &[i64::MAX, i64::MAX], &[1, 1]),
             "impossible shape",
         );
-        refused(
+        rejected(
             float(6, 0, &[i64::MAX, 0, 4], &[1, 1, 1]),
             "impossible shape",
         );
-        refused(float(6, 0, &[-1], &[1]), "has an invalid shape");
-        refused(float(6, 0, &[2], &[-1]), "has an invalid stride");
-        refused(float(6, 0, &[1; 65], &[1; 65]), "has an invalid stride");
-        refused(
+        rejected(float(6, 0, &[-1], &[1]), "has an invalid shape");
+        rejected(float(6, 0, &[2], &[-1]), "has an invalid stride");
+        rejected(float(6, 0, &[1; 65], &[1; 65]), "has an invalid stride");
+        rejected(
             tensor("DoubleStorage", "0", 6, 0, &[6], &[1]),
             "6 elements of 8 bytes",
         );
-        refused(
+        rejected(
             tensor("UntypedStorage", "0", 6, 0, &[6], &[1]),
             "tensor `w` has type complex, 8-bit float, unsigned or untyped",
         );
-        refused(
+        rejected(
             tensor("FloatStorage", "1", 6, 0, &[6], &[1]),
             "zip entry `archive/data/1` is missing",
         );
-        refused(
+        rejected(
             tensor("FloatStorage", "../../etc/passwd", 6, 0, &[6], &[1]),
             "zip entry `archive/data/../../etc/passwd` is missing",
         );
-        // A tensor outside the state_dict is none of our business.
+        // An invalid tensor outside the state_dict is ignored.
         let aside = dict(&[("x", float(6, 9, &[9], &[1]))]);
         names(&torch_file(
             &dict_pickle(&[("w", weights()), ("optimizer", aside)]),
@@ -427,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn torchscript_classes_are_records_in_their_archives_only() {
+    fn torchscript_classes_are_known_in_their_archives_only() {
         let inner = module(&[text("w"), weights()].concat());
         let outer = module(&[text("n"), int(5), text("visual"), inner].concat());
         let file = script_file(&whole(&outer), &floats(6));
@@ -438,26 +448,26 @@ mod tests {
             file.read_f32("visual.w").unwrap(),
             [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
         );
-        assert_refused(
+        assert_rejected(
             &torch_file(&whole(&outer), &floats(6)),
             "asks for `__torch__.M`",
         );
         let code = whole(b"c__torch__os\nsystem\n)R");
-        assert_refused(
+        assert_rejected(
             &script_file(&code, &floats(6)),
             "asks for `__torch__os.system`",
         );
     }
 
     #[test]
-    fn modules_that_hold_themselves_or_double_are_refused() {
+    fn cyclic_and_exponential_modules_are_rejected() {
         let own = [
             b"c__torch__\nM\n)\x81q\0}".to_vec(),
             text("m"),
             b"h\0sb".to_vec(),
         ]
         .concat();
-        assert_refused(
+        assert_rejected(
             &script_file(&whole(&own), &floats(6)),
             "nests more than 64 deep",
         );
@@ -471,11 +481,11 @@ mod tests {
             doubling.extend([level]);
             doubling.extend([b'u', b'b', b'q', level + 1]);
         }
-        assert_refused(
+        assert_rejected(
             &script_file(&whole(&doubling), &floats(6)),
             "more than 65536 modules",
         );
-        // Attributes that are not a dict, as quantized modules have.
+        // A state that is not a dict, as in quantized modules.
         let odd = module(
             &[
                 text("m"),
@@ -489,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn the_valid_pickle_of_these_tests_is_valid() {
+    fn valid_pickle_is_valid() {
         assert_eq!(names(&torch_file(&valid_pickle(), &floats(6))), ["w"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Where a tensor lies in its file, and how its values are read.
+//! Tensor metadata and strided reads.
 
 use std::io;
 
@@ -6,49 +6,49 @@ use half::{bf16, f16, slice::HalfBitsSliceExt as _, slice::HalfFloatSliceExt as 
 
 use super::{ElementType, source::Source};
 
-/// Raw bytes held at a time while a tensor is converted.
-const CHUNK: usize = 1 << 20;
+/// Size of the conversion buffer in bytes.
+const CHUNK_BYTES: usize = 1 << 20;
 
-/// Most dimensions a tensor may have, PyTorch's own limit.
+/// Maximum number of dimensions of a tensor, as in PyTorch.
 pub(super) const MAX_DIMS: usize = 64;
 
-/// A tensor in a weights file.
+/// Data type and shape of a tensor in a weight file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Number format.
+    /// Data type.
     pub dtype: ElementType,
-    /// Dimensions, outermost first; empty for a single number.
+    /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<usize>,
-    pub(super) place: Place,
+    pub(super) location: Location,
 }
 
 impl TensorInfo {
-    /// Number of elements.
+    /// Returns the number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether there are no elements.
+    /// Returns `true` if there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Where the elements of a tensor lie.
+/// Location of a tensor's elements in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    /// Which file of a sharded set.
+pub(super) struct Location {
+    /// Index of the file in a sharded set.
     pub(super) shard: usize,
-    /// Byte of the first element.
+    /// Byte offset of the first element.
     pub(super) start: u64,
-    /// Distances between neighbours in elements, unless the elements are contiguous in row-major
-    /// order.
+    /// Strides in elements; `None` for elements that are contiguous in row-major order.
     pub(super) strides: Option<Vec<u64>>,
 }
 
-/// The product of `shape`, unless it (or the product of its non-zero entries) overflows.
+/// Returns the product of `shape`, or `None` if it (or the product of its non-zero entries)
+/// overflows.
 pub(super) fn element_count(shape: &[usize]) -> Option<usize> {
     let bound = shape
         .iter()
@@ -56,9 +56,10 @@ pub(super) fn element_count(shape: &[usize]) -> Option<usize> {
     Some(if shape.contains(&0) { 0 } else { bound })
 }
 
-/// Checks that a view of `shape` and `strides`, `offset` elements into a storage of `available`
-/// elements, stays in it and that its dimensions nest, so it names no element twice and is no
-/// larger than its storage. Strides are returned unless the view is contiguous.
+/// Validates a view of `shape` and `strides` that starts `offset` elements into a storage of
+/// `available` elements. The view must stay in the storage and its dimensions must nest, so that it
+/// has no overlapping elements and is no larger than its storage. Returns the strides unless the
+/// view is contiguous.
 pub(super) fn check_view(
     shape: &[usize],
     strides: &[u64],
@@ -89,18 +90,20 @@ pub(super) fn check_view(
         .filter(|(d, _)| **d > 1)
         .map(|(d, s)| (*s, *d as u64))
         .collect();
-    // Innermost first; each stride has to step over all that the inner dimensions span.
+    // Innermost first: each stride must exceed the span of the inner dimensions.
     dims.sort_unstable();
     let outside = || {
         format!(
-            "of shape {shape:?} and strides {strides:?} at offset {offset} does not fit its storage of {available} elements; fetch the file again"
+            "of shape {shape:?} and strides {strides:?} at offset {offset} does not fit its \
+             storage of {available} elements; fetch the file again"
         )
     };
     let mut last = 0_u64;
     for (stride, dim) in dims {
         if stride <= last {
             return Err(format!(
-                "has overlapping strides {strides:?} (an expanded view); save it after `.contiguous()`"
+                "has overlapping strides {strides:?} (an expanded view); \
+                 save it after `.contiguous()`"
             ));
         }
         last = (dim - 1)
@@ -123,9 +126,9 @@ pub(super) fn check_view(
     Ok((!contiguous).then(|| strides.to_vec()))
 }
 
-/// The values of a float tensor, narrowed or widened to 32 bits.
+/// Reads a float tensor, converted to 32 bits, in row-major order.
 pub(super) fn read_floats(source: &Source<'_>, tensor: &TensorInfo) -> io::Result<Vec<f32>> {
-    if tensor.place.strides.is_none() {
+    if tensor.location.strides.is_none() {
         match tensor.dtype {
             ElementType::F32 => return read_f32(source, tensor),
             ElementType::F16 => {
@@ -150,7 +153,7 @@ pub(super) fn read_floats(source: &Source<'_>, tensor: &TensorInfo) -> io::Resul
     }
 }
 
-/// The values of an integer tensor.
+/// Reads an integer or boolean tensor in row-major order.
 pub(super) fn read_integers(source: &Source<'_>, tensor: &TensorInfo) -> io::Result<Vec<i64>> {
     match tensor.dtype {
         ElementType::I64 => read(source, tensor, i64::from_le_bytes),
@@ -163,10 +166,10 @@ pub(super) fn read_integers(source: &Source<'_>, tensor: &TensorInfo) -> io::Res
     }
 }
 
-/// Contiguous floats go straight from the file into the result.
+/// Reads contiguous 32-bit floats directly into the result.
 fn read_f32(source: &Source<'_>, tensor: &TensorInfo) -> io::Result<Vec<f32>> {
     let mut values = vec![0.0_f32; tensor.len()];
-    source.read_exact_at(bytemuck::cast_slice_mut(&mut values), tensor.place.start)?;
+    source.read_exact_at(bytemuck::cast_slice_mut(&mut values), tensor.location.start)?;
     if cfg!(target_endian = "big") {
         for value in &mut values {
             *value = f32::from_bits(value.to_bits().swap_bytes());
@@ -175,16 +178,16 @@ fn read_f32(source: &Source<'_>, tensor: &TensorInfo) -> io::Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Contiguous 16-bit floats, converted a chunk at a time.
+/// Reads contiguous 16-bit floats, converting one chunk at a time.
 fn read_halves(
     source: &Source<'_>,
     tensor: &TensorInfo,
     convert: impl Fn(&[u16], &mut [f32]),
 ) -> io::Result<Vec<f32>> {
     let mut values = vec![0.0_f32; tensor.len()];
-    let mut chunk = vec![0_u16; values.len().min(CHUNK / 2)];
-    let mut offset = tensor.place.start;
-    for part in values.chunks_mut(CHUNK / 2) {
+    let mut chunk = vec![0_u16; values.len().min(CHUNK_BYTES / 2)];
+    let mut offset = tensor.location.start;
+    for part in values.chunks_mut(CHUNK_BYTES / 2) {
         let bits = &mut chunk[..part.len()];
         source.read_exact_at(bytemuck::cast_slice_mut(bits), offset)?;
         if cfg!(target_endian = "big") {
@@ -196,7 +199,7 @@ fn read_halves(
     Ok(values)
 }
 
-/// Values of any type and strides, in row-major order of the shape.
+/// Reads values of any type and strides, in row-major order of the shape.
 fn read<T: Copy + Default, const SIZE: usize>(
     source: &Source<'_>,
     tensor: &TensorInfo,
@@ -206,12 +209,12 @@ fn read<T: Copy + Default, const SIZE: usize>(
     if values.is_empty() {
         return Ok(values);
     }
-    // Dimensions in the order of the file: (stride in the file, stride in the result, size),
-    // outermost first.
+    // Dimensions as (stride in the file, stride in the result, size), sorted by the stride in the
+    // file, outermost first: the file is read sequentially, the result is scattered.
     let mut dims = Vec::new();
     let mut row_major = 1;
     for (axis, size) in tensor.shape.iter().enumerate().rev() {
-        let stride = match &tensor.place.strides {
+        let stride = match &tensor.location.strides {
             Some(strides) => strides[axis],
             None => row_major as u64,
         };
@@ -221,26 +224,26 @@ fn read<T: Copy + Default, const SIZE: usize>(
         row_major *= size;
     }
     dims.sort_unstable_by_key(|d| std::cmp::Reverse(d.0));
-    // A contiguous run of dimensions counts as one, so the inner loop is long.
+    // Merge adjacent contiguous dimensions, for a long inner loop.
     dims.dedup_by(|inner, outer| {
-        let joins = outer.0 == inner.0 * inner.2 as u64 && outer.1 == inner.1 * inner.2;
-        if joins {
+        let adjacent = outer.0 == inner.0 * inner.2 as u64 && outer.1 == inner.1 * inner.2;
+        if adjacent {
             *outer = (inner.0, inner.1, inner.2 * outer.2);
         }
-        joins
+        adjacent
     });
     let (stride, step, size) = dims.pop().unwrap_or((1, 1, 1));
 
     let end = source.len();
-    let mut chunk = vec![0; CHUNK.min(values.len().saturating_mul(SIZE).max(1 << 12))];
-    // Nothing is loaded at first. Offsets only grow, since no view overlaps itself, so no byte is
-    // read twice.
+    let mut chunk = vec![0; CHUNK_BYTES.min(values.len().saturating_mul(SIZE).max(1 << 12))];
+    // The buffer is empty at first. Offsets only grow, because no view overlaps itself, so no byte
+    // is read twice.
     let (mut loaded, mut loaded_end) = (0_u64, 0_u64);
     let mut counters = vec![0; dims.len()];
     let (mut from, mut to) = (0_u64, 0);
     loop {
         for i in 0..size {
-            let at = tensor.place.start + (from + i as u64 * stride) * SIZE as u64;
+            let at = tensor.location.start + (from + i as u64 * stride) * SIZE as u64;
             if at + SIZE as u64 > loaded_end {
                 let count = (chunk.len() as u64).min(end.saturating_sub(at));
                 source.read_exact_at(&mut chunk[..count as usize], at)?;
@@ -252,7 +255,7 @@ fn read<T: Copy + Default, const SIZE: usize>(
                 .ok_or(io::ErrorKind::UnexpectedEof)?;
             values[to + i * step] = decode(*bytes);
         }
-        // The next position of the outer dimensions, as an odometer.
+        // Advance the outer dimensions like an odometer.
         let mut axis = dims.len();
         loop {
             if axis == 0 {
@@ -282,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_that_overflow_have_no_count() {
+    fn overflowing_shape_has_no_count() {
         assert_eq!(element_count(&[]), Some(1));
         assert_eq!(element_count(&[2, 0, 3]), Some(0));
         assert_eq!(element_count(&[usize::MAX, 2]), None);
@@ -290,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn views_outside_their_storage_or_over_themselves_are_refused() {
+    fn out_of_bounds_and_overlapping_views_are_rejected() {
         assert_eq!(check_view(&[2, 3], &[3, 1], 0, 6), Ok(None));
         assert_eq!(check_view(&[3, 2], &[1, 3], 0, 6), Ok(Some(vec![1, 3])));
         assert_eq!(check_view(&[1, 3], &[99, 1], 0, 3), Ok(None));
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_of_many_chunks_reads_like_a_contiguous_copy() {
+    fn strided_view_of_many_chunks_equals_contiguous_copy() {
         let (rows, columns) = (700_usize, 1000_usize);
         let bytes: Vec<u8> = (0..rows * columns)
             .flat_map(|i| (i as f32).to_le_bytes())
@@ -320,7 +323,7 @@ mod tests {
         let mut tensor = TensorInfo {
             dtype: ElementType::F32,
             shape: vec![columns, rows],
-            place: Place {
+            location: Location {
                 shard: 0,
                 start: 0,
                 strides: Some(vec![1, columns as u64]),
@@ -333,8 +336,8 @@ mod tests {
         }
         // Every third column of the last rows.
         tensor.shape = vec![10, 333];
-        tensor.place.start = 4 * (690 * columns as u64);
-        tensor.place.strides = Some(vec![columns as u64, 3]);
+        tensor.location.start = 4 * (690 * columns as u64);
+        tensor.location.strides = Some(vec![columns as u64, 3]);
         let values = read_floats(&source, &tensor).unwrap();
         assert_eq!(values[333 * 9 + 332], (699 * columns + 996) as f32);
     }
@@ -342,7 +345,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(256))]
 
-        /// Permuting and slicing a counter tensor reads what index arithmetic says.
+        /// Reading a permuted and sliced counter tensor agrees with index arithmetic.
         #[test]
         fn strided_reads_agree_with_index_arithmetic(
             sizes in prop::collection::vec(1_usize..5, 0..5),
@@ -362,7 +365,7 @@ mod tests {
             let tensor = TensorInfo {
                 dtype: ElementType::I64,
                 shape: sizes.clone(),
-                place: Place { shard: 0, start: 8, strides: view.unwrap() },
+                location: Location { shard: 0, start: 8, strides: view.unwrap() },
             };
             let values = read_integers(&Source::Bytes(Cow::Owned(bytes)), &tensor).unwrap();
             for (i, value) in values.iter().enumerate() {

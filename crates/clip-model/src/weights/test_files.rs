@@ -1,11 +1,11 @@
-//! Files for tests that no proper tool would write.
+//! Builders of malformed weight files for tests.
 
 use std::path::Path;
 
 use super::{WeightError, WeightFile};
 
-/// The message that opening or reading `bytes` as `w.pt` ends with.
-pub(super) fn refusal(bytes: &[u8]) -> String {
+/// Returns the error message of opening `bytes` as `w.pt`.
+pub(super) fn rejection(bytes: &[u8]) -> String {
     let error = match WeightFile::from_bytes(bytes, Path::new("w.pt")) {
         Ok(file) => panic!("opened: {file:?}"),
         Err(error) => error,
@@ -20,15 +20,15 @@ pub(super) fn refusal(bytes: &[u8]) -> String {
 
 /// Checks that opening `bytes` fails with a message that contains `part`.
 #[track_caller]
-pub(super) fn assert_refused(bytes: &[u8], part: &str) {
-    let message = refusal(bytes);
+pub(super) fn assert_rejected(bytes: &[u8], part: &str) {
+    let message = rejection(bytes);
     assert!(
         message.contains(part),
         "{message}\ndoes not contain: {part}"
     );
 }
 
-/// A safetensors file of a header and data.
+/// Returns a safetensors file of a header and data.
 pub(super) fn safetensors_file(header: &str, data: &[u8]) -> Vec<u8> {
     [
         &(header.len() as u64).to_le_bytes(),
@@ -38,7 +38,7 @@ pub(super) fn safetensors_file(header: &str, data: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// An entry of a zip archive; the numbers are what the archive claims.
+/// Entry of a zip archive. The numbers are those in its headers, right or wrong.
 #[derive(Clone)]
 pub(super) struct ZipEntry {
     pub(super) name: String,
@@ -47,7 +47,7 @@ pub(super) struct ZipEntry {
     pub(super) flags: u16,
     pub(super) compressed: u32,
     pub(super) size: u32,
-    /// Where its local header is, if not where it should be.
+    /// Offset of the local header in the directory, if it differs from the actual one.
     pub(super) offset: Option<u32>,
 }
 
@@ -65,7 +65,7 @@ impl ZipEntry {
     }
 }
 
-/// A zip archive of what the entries claim.
+/// Returns a zip archive with the headers of `entries`.
 pub(super) fn zip_file(entries: &[ZipEntry]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for entry in entries {
@@ -102,7 +102,7 @@ pub(super) fn zip_file(entries: &[ZipEntry]) -> Vec<u8> {
     file
 }
 
-/// The entries of an archive of `torch.save` with one storage, `0`.
+/// Returns the entries of an archive of `torch.save` with one storage, `0`.
 pub(super) fn torch_entries(pickle: &[u8], storage: &[u8]) -> Vec<ZipEntry> {
     vec![
         ZipEntry::new("archive/data.pkl", pickle),
@@ -112,12 +112,12 @@ pub(super) fn torch_entries(pickle: &[u8], storage: &[u8]) -> Vec<ZipEntry> {
     ]
 }
 
-/// An archive of `torch.save` with one storage, `0`.
+/// Returns an archive of `torch.save` with one storage, `0`.
 pub(super) fn torch_file(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
     zip_file(&torch_entries(pickle, storage))
 }
 
-/// A TorchScript archive.
+/// Returns a TorchScript archive.
 pub(super) fn script_file(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
     let mut entries = torch_entries(pickle, storage);
     entries.push(ZipEntry::new("archive/constants.pkl", b"\x80\x02)."));
@@ -128,7 +128,7 @@ pub(super) fn script_file(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
     zip_file(&entries)
 }
 
-/// A legacy file whose storages, if any, follow as `tail`.
+/// Returns a legacy file, with the storages in `tail`.
 pub(super) fn legacy_file(object: &[u8], keys: &[u8], tail: &[u8]) -> Vec<u8> {
     [
         b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.",
@@ -140,13 +140,13 @@ pub(super) fn legacy_file(object: &[u8], keys: &[u8], tail: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// Opcodes that put a text on the stack.
+/// Returns opcodes that push a string.
 pub(super) fn text(text: &str) -> Vec<u8> {
     let len = (text.len() as u32).to_le_bytes();
     [b"X".as_slice(), &len, text.as_bytes()].concat()
 }
 
-/// Opcodes that put an integer on the stack.
+/// Returns opcodes that push an integer.
 pub(super) fn int(value: i64) -> Vec<u8> {
     [b"\x8a\x08".as_slice(), &value.to_le_bytes()].concat()
 }
@@ -156,7 +156,7 @@ fn tuple(items: &[i64]) -> Vec<u8> {
     [b"(".as_slice(), &items, b"t"].concat()
 }
 
-/// Opcodes that put a tensor on the stack.
+/// Returns opcodes that push a tensor.
 pub(super) fn tensor(
     class: &str,
     key: &str,
@@ -181,7 +181,7 @@ pub(super) fn tensor(
     .concat()
 }
 
-/// A whole pickle: a dict of what `items` put on the stack.
+/// Returns a complete pickle: a dict of the values that `items` push.
 pub(super) fn dict_pickle(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let items: Vec<u8> = items
         .iter()
@@ -190,12 +190,12 @@ pub(super) fn dict_pickle(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
     [b"\x80\x02}(".as_slice(), &items, b"u."].concat()
 }
 
-/// A valid pickle: `w`, two by three floats in storage `0`.
+/// Returns a valid pickle: `w`, two by three floats in storage `0`.
 pub(super) fn valid_pickle() -> Vec<u8> {
     dict_pickle(&[("w", tensor("FloatStorage", "0", 6, 0, &[2, 3], &[3, 1]))])
 }
 
-/// The bytes of 0, 1, 2, …
+/// Returns the bytes of the floats 0, 1, 2, …
 pub(super) fn floats(count: usize) -> Vec<u8> {
     (0..count).flat_map(|i| (i as f32).to_le_bytes()).collect()
 }

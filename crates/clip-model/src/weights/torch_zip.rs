@@ -1,4 +1,4 @@
-//! The zip archives of `torch.save` and `torch.jit.save`.
+//! Reader of the zip archives of `torch.save` and `torch.jit.save`.
 //!
 //! | entry | content |
 //! |---|---|
@@ -7,7 +7,7 @@
 //! | `<root>/byteorder` | `little`, or absent in old files |
 //! | `<root>/constants.pkl`, `<root>/code/` | only in TorchScript; not read |
 //!
-//! What is read is stored uncompressed, so only names and offsets matter and nothing is unpacked.
+//! The entries are stored uncompressed, so tensors are read in place and nothing is unpacked.
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
@@ -19,27 +19,27 @@ use zip::{
 
 use super::{
     Container, WeightError,
-    error::quoted,
+    error::sanitize,
     pickle::{Section, read_pickle},
     source::{Cursor, Source},
-    state_dict::{Contents, collect},
+    state_dict::{Contents, collect_tensors},
 };
 
-/// An entry of an archive.
+/// Entry of an archive.
 struct Entry {
-    /// Its bytes in the file.
+    /// Byte range in the file.
     bytes: Range<u64>,
-    /// Why it cannot be read, if so.
+    /// Reason why the entry cannot be read, if any.
     unreadable: Option<&'static str>,
 }
 
-/// Reads the names and places of the tensors in a zip archive.
+/// Reads the names and locations of the tensors in a zip archive.
 ///
 /// # Errors
 /// [`WeightError::Archive`] and [`WeightError::ArchiveEntry`] for damaged and unsafe archives, and
-/// the errors of [`read_pickle`] and [`collect`].
+/// the errors of [`read_pickle`] and [`collect_tensors`].
 pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<(Container, Contents), WeightError> {
-    let entries = directory(source, path)?;
+    let entries = read_directory(source, path)?;
     let mut roots = entries.keys().filter_map(|name| {
         let root = name.strip_suffix("/data.pkl")?;
         (!root.contains('/')).then_some(root)
@@ -65,18 +65,18 @@ pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<(Container, Conte
     let entry = |name: &str| match entries.get(name) {
         None => Err(WeightError::entry(
             path,
-            &quoted(name),
+            &sanitize(name),
             "is missing; fetch the file again",
         )),
         Some(entry) => match entry.unreadable {
-            Some(reason) => Err(WeightError::entry(path, &quoted(name), reason)),
+            Some(reason) => Err(WeightError::entry(path, &sanitize(name), reason)),
             None => Ok(entry.bytes.clone()),
         },
     };
     let byte_order = format!("{root}/byteorder");
     if entries.contains_key(&byte_order) {
         let bytes = entry(&byte_order)?;
-        let shown = quoted(&byte_order);
+        let shown = sanitize(&byte_order);
         let len = (bytes.end - bytes.start).min(16);
         if source.read_vec(path, &shown, bytes.start, len)? != b"little" {
             return Err(WeightError::entry(
@@ -90,13 +90,13 @@ pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<(Container, Conte
     let bytes = entry(&pickle_name)?;
     let section = Section {
         path,
-        name: &quoted(&pickle_name),
+        name: &sanitize(&pickle_name),
         start: bytes.start,
         end: bytes.end,
         torch_script: is_script,
     };
     let pickle = read_pickle(source, section)?;
-    let contents = collect(&pickle, section, &mut |key| {
+    let contents = collect_tensors(&pickle, section, &mut |key| {
         entry(&format!("{root}/data/{key}"))
     })?;
     let container = if is_script {
@@ -107,20 +107,23 @@ pub(super) fn read(source: &Source<'_>, path: &Path) -> Result<(Container, Conte
     Ok((container, contents))
 }
 
-/// The entries of the archive, none of which overlap.
-fn directory(source: &Source<'_>, path: &Path) -> Result<BTreeMap<String, Entry>, WeightError> {
-    let broken = |reason: String| WeightError::Archive {
+/// Returns the entries of an archive, after checking that none overlap.
+fn read_directory(
+    source: &Source<'_>,
+    path: &Path,
+) -> Result<BTreeMap<String, Entry>, WeightError> {
+    let archive_error = |reason: String| WeightError::Archive {
         path: path.to_owned(),
         reason,
     };
-    let zip_error = |error: ZipError| broken(quoted(&error.to_string()));
-    // An archive behind other bytes is a way to hide one file in another.
+    let zip_error = |error: ZipError| archive_error(sanitize(&error.to_string()));
+    // An offset could hide an archive behind the content of another file.
     let config = Config {
         archive_offset: ArchiveOffset::Known(0),
     };
     let mut archive = ZipArchive::with_config(config, Cursor::new(source)).map_err(zip_error)?;
     if archive.has_duplicate_names() {
-        return Err(broken("two entries have the same name".to_owned()));
+        return Err(archive_error("two entries have the same name".to_owned()));
     }
     let directory_start = archive.central_directory_start();
     let mut entries = BTreeMap::new();
@@ -128,18 +131,22 @@ fn directory(source: &Source<'_>, path: &Path) -> Result<BTreeMap<String, Entry>
     for index in 0..archive.len() {
         let file = archive.by_index_raw(index).map_err(zip_error)?;
         let name = str::from_utf8(file.name_raw())
-            .map_err(|_| broken("the name of an entry is not UTF-8".to_owned()))?;
-        let wrong = |reason: &str| WeightError::entry(path, &quoted(name), reason);
+            .map_err(|_| archive_error("the name of an entry is not UTF-8".to_owned()))?;
+        let entry_error = |reason: &str| WeightError::entry(path, &sanitize(name), reason);
         let unsafe_part = |part: &str| part == ".." || part.contains(['\\', '\0', ':']);
         if name.starts_with('/') || name.split('/').any(unsafe_part) {
-            return Err(wrong("leads out of the archive: do not use this file"));
+            return Err(entry_error(
+                "leads out of the archive: do not use this file",
+            ));
         }
         let end = file
             .data_start()
             .and_then(|start| Some((start, start.checked_add(file.compressed_size())?)))
             .filter(|(_, end)| *end <= directory_start && *end <= source.len());
         let Some((start, end)) = end else {
-            return Err(wrong("lies outside the archive; fetch the file again"));
+            return Err(entry_error(
+                "lies outside the archive; fetch the file again",
+            ));
         };
         let unreadable = if file.encrypted() {
             Some("is encrypted; decrypt the archive first")
@@ -154,7 +161,7 @@ fn directory(source: &Source<'_>, path: &Path) -> Result<BTreeMap<String, Entry>
             bytes: start..end,
             unreadable,
         };
-        ranges.push((file.header_start(), end, quoted(name)));
+        ranges.push((file.header_start(), end, sanitize(name)));
         entries.insert(name.to_owned(), entry);
     }
     ranges.sort_unstable();
@@ -172,7 +179,7 @@ fn directory(source: &Source<'_>, path: &Path) -> Result<BTreeMap<String, Entry>
 mod tests {
     use super::super::{
         WeightFile,
-        test_files::{ZipEntry, assert_refused, floats, torch_entries, valid_pickle, zip_file},
+        test_files::{ZipEntry, assert_rejected, floats, torch_entries, valid_pickle, zip_file},
     };
     use super::*;
 
@@ -180,15 +187,15 @@ mod tests {
         torch_entries(&valid_pickle(), &floats(6))
     }
 
-    /// The archive with one entry (0 the pickle, 1 the byte order, 2 the storage) changed.
-    fn changed(index: usize, change: impl FnOnce(&mut ZipEntry)) -> Vec<u8> {
+    /// Returns the archive with one entry (0 pickle, 1 byte order, 2 storage) modified.
+    fn with_modified(index: usize, change: impl FnOnce(&mut ZipEntry)) -> Vec<u8> {
         let mut entries = entries();
         change(&mut entries[index]);
         zip_file(&entries)
     }
 
     #[test]
-    fn a_plain_archive_is_read_under_any_root_and_without_byteorder() {
+    fn archive_is_read_under_any_root_and_without_byteorder() {
         let mut entries = entries();
         entries.remove(1);
         for entry in &mut entries {
@@ -200,81 +207,84 @@ mod tests {
     }
 
     #[test]
-    fn encrypted_and_compressed_entries_are_refused() {
-        assert_refused(
-            &changed(2, |e| e.flags = 1),
+    fn encrypted_and_compressed_entries_are_rejected() {
+        assert_rejected(
+            &with_modified(2, |e| e.flags = 1),
             "zip entry `archive/data/0` is encrypted",
         );
-        assert_refused(
-            &changed(0, |e| e.flags = 1),
+        assert_rejected(
+            &with_modified(0, |e| e.flags = 1),
             "zip entry `archive/data.pkl` is encrypted",
         );
-        assert_refused(
-            &changed(2, |e| e.method = 8),
+        assert_rejected(
+            &with_modified(2, |e| e.method = 8),
             "zip entry `archive/data/0` is compressed",
         );
-        assert_refused(
-            &changed(0, |e| e.method = 8),
+        assert_rejected(
+            &with_modified(0, |e| e.method = 8),
             "zip entry `archive/data.pkl` is compressed",
         );
-        assert_refused(
-            &changed(1, |e| e.method = 93),
+        assert_rejected(
+            &with_modified(1, |e| e.method = 93),
             "zip entry `archive/byteorder` is compressed",
         );
     }
 
     #[test]
-    fn bombs_are_refused() {
-        // Declares more than the file holds, after or before unpacking.
-        assert_refused(
-            &changed(2, |e| (e.size, e.compressed) = (1 << 30, 1 << 30)),
+    fn zip_bombs_are_rejected() {
+        // A declared size beyond the file, compressed or uncompressed.
+        assert_rejected(
+            &with_modified(2, |e| (e.size, e.compressed) = (1 << 30, 1 << 30)),
             "`archive/data/0` lies outside the archive",
         );
-        assert_refused(
-            &changed(0, |e| (e.size, e.compressed) = (1 << 30, 1 << 30)),
+        assert_rejected(
+            &with_modified(0, |e| (e.size, e.compressed) = (1 << 30, 1 << 30)),
             "`archive/data.pkl` lies outside the archive",
         );
-        assert_refused(
-            &changed(2, |e| e.size = 1 << 30),
+        assert_rejected(
+            &with_modified(2, |e| e.size = 1 << 30),
             "`archive/data/0` has two different sizes",
         );
-        assert_refused(
-            &changed(2, |e| (e.size, e.method) = (1 << 30, 8)),
+        assert_rejected(
+            &with_modified(2, |e| (e.size, e.method) = (1 << 30, 8)),
             "`archive/data/0` is compressed",
         );
-        // Two entries over the same bytes.
-        assert_refused(&changed(2, |e| e.offset = Some(0)), "overlaps `archive/d");
-        assert_refused(
-            &changed(2, |e| e.compressed += 40),
+        // Two entries with overlapping bytes.
+        assert_rejected(
+            &with_modified(2, |e| e.offset = Some(0)),
+            "overlaps `archive/d",
+        );
+        assert_rejected(
+            &with_modified(2, |e| e.compressed += 40),
             "overlaps `archive/data/0`",
         );
     }
 
     #[test]
-    fn missing_and_repeated_entries_are_named() {
+    fn error_names_missing_and_duplicate_entries() {
         let without = |index: usize| {
             let mut entries = entries();
             entries.remove(index);
             zip_file(&entries)
         };
-        assert_refused(
+        assert_rejected(
             &without(0),
             "zip entry `<root>/data.pkl` is missing: this is not an archive of torch.save",
         );
-        assert_refused(&without(2), "zip entry `archive/data/0` is missing");
-        assert_refused(
-            &changed(3, |e| e.name = "archive/data/0".to_owned()),
+        assert_rejected(&without(2), "zip entry `archive/data/0` is missing");
+        assert_rejected(
+            &with_modified(3, |e| e.name = "archive/data/0".to_owned()),
             "two entries have the same name",
         );
-        assert_refused(
-            &changed(3, |e| e.name = "other/data.pkl".to_owned()),
+        assert_rejected(
+            &with_modified(3, |e| e.name = "other/data.pkl".to_owned()),
             "is there under two roots",
         );
-        assert_refused(&zip_file(&[]), "`<root>/data.pkl` is missing");
+        assert_rejected(&zip_file(&[]), "`<root>/data.pkl` is missing");
     }
 
     #[test]
-    fn names_that_lead_out_of_the_archive_are_refused() {
+    fn path_traversal_is_rejected() {
         for name in [
             "../evil",
             "/etc/passwd",
@@ -282,24 +292,24 @@ mod tests {
             "archive\\..\\evil",
             "C:/evil",
         ] {
-            assert_refused(
-                &changed(3, |e| e.name = name.to_owned()),
+            assert_rejected(
+                &with_modified(3, |e| e.name = name.to_owned()),
                 "leads out of the archive: do not use this file",
             );
         }
     }
 
     #[test]
-    fn big_endian_archives_are_refused() {
-        assert_refused(
-            &changed(1, |e| e.data = b"bigbig".to_vec()),
+    fn big_endian_archives_are_rejected() {
+        assert_rejected(
+            &with_modified(1, |e| e.data = b"bigbig".to_vec()),
             "zip entry `archive/byteorder` is not `little`",
         );
     }
 
     #[test]
-    fn an_archive_behind_other_bytes_is_refused() {
+    fn archive_after_other_bytes_is_rejected() {
         let hidden = [b"PK\x03\x04".as_slice(), &[7; 400], &zip_file(&entries())].concat();
-        assert_refused(&hidden, "invalid zip archive");
+        assert_rejected(&hidden, "invalid zip archive");
     }
 }

@@ -1,4 +1,4 @@
-//! Writing safetensors one tensor at a time.
+//! Streaming writer of safetensors files.
 
 use std::{
     collections::HashMap,
@@ -12,11 +12,27 @@ use tempfile::NamedTempFile;
 
 use super::{ElementType, WeightError, tensor::element_count};
 
-/// Values converted at a time.
-const CHUNK: usize = 1 << 18;
+/// Number of values converted at a time.
+const CHUNK_VALUES: usize = 1 << 18;
 
-/// Writes a safetensors file. All tensors are declared first, then their values come one tensor at
-/// a time, in any order; the file appears complete under its name or not at all.
+/// Writer of a safetensors file, one tensor at a time.
+///
+/// All tensors are declared first. Their values are then pushed in any order.
+/// [`finish`](Self::finish) renames the complete file to its final name; without it no file
+/// appears.
+///
+/// ```
+/// use clip_model::weights::{ElementType, SafetensorsWriter};
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.safetensors");
+/// let tensors = [("fc.weight", ElementType::F16, [2, 2].as_slice())];
+/// let mut writer = SafetensorsWriter::create(&path, tensors)?;
+/// writer.push("fc.weight", &[1.0, 0.5, -0.5, 0.0])?;
+/// writer.finish()?;
+/// assert!(path.exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     path: PathBuf,
@@ -24,7 +40,7 @@ pub struct SafetensorsWriter {
     pending: HashMap<String, Slot>,
 }
 
-/// Where the values of a tensor go.
+/// Type, length and file offset of a declared tensor.
 #[derive(Debug)]
 struct Slot {
     dtype: ElementType,
@@ -33,19 +49,19 @@ struct Slot {
 }
 
 impl SafetensorsWriter {
-    /// Starts a file that will be at `path` and hold `tensors`: names, types (F32, F16 or BF16) and
-    /// shapes.
+    /// Creates a temporary file for the final `path` and writes its header. `tensors` declares the
+    /// names, types (F32, F16 or BF16) and shapes.
     ///
     /// # Errors
-    /// [`WeightError::Io`]; [`WeightError::Write`] for a name declared twice, another type or an
-    /// impossible shape.
+    /// [`WeightError::Io`]; [`WeightError::Write`] for a duplicate or reserved name, another type
+    /// or an impossible shape.
     pub fn create<'t>(
         path: &Path,
         tensors: impl IntoIterator<Item = (&'t str, ElementType, &'t [usize])>,
     ) -> Result<Self, WeightError> {
         let mut tensors: Vec<_> = tensors.into_iter().collect();
-        // The order of safetensors' own serializer, which keeps values aligned: wide types first,
-        // then by name.
+        // As in the serializer of the safetensors crate: wide types first, which keeps values
+        // aligned, then by name.
         tensors.sort_by(|a, b| b.1.size().cmp(&a.1.size()).then(a.0.cmp(b.0)));
 
         let mut header = serde_json::Map::new();
@@ -55,16 +71,16 @@ impl SafetensorsWriter {
         );
         let (mut pending, mut end) = (HashMap::new(), 0_u64);
         for (name, dtype, shape) in tensors {
-            let wrong = |reason: String| write_error(path, name, reason);
+            let invalid = |reason: String| write_error(path, name, reason);
             if !matches!(
                 dtype,
                 ElementType::F32 | ElementType::F16 | ElementType::BF16
             ) {
-                return Err(wrong(format!(
+                return Err(invalid(format!(
                     "has type {dtype}, expected F32, F16 or BF16"
                 )));
             }
-            let too_large = || wrong(format!("has the impossible shape {shape:?}"));
+            let too_large = || invalid(format!("has the impossible shape {shape:?}"));
             let count = element_count(shape).ok_or_else(too_large)?;
             let start = end;
             end = (count as u64)
@@ -77,7 +93,7 @@ impl SafetensorsWriter {
                 "data_offsets": [start, end],
             });
             if name == "__metadata__" || header.insert(name.to_owned(), entry).is_some() {
-                return Err(wrong(
+                return Err(invalid(
                     "is declared twice, or has a reserved name".to_owned(),
                 ));
             }
@@ -91,7 +107,7 @@ impl SafetensorsWriter {
             );
         }
         let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-        // The values begin at a multiple of 8 bytes.
+        // Pad the header, so that the values start at a multiple of 8 bytes.
         header.resize(header.len().next_multiple_of(8), b' ');
         let data_start = 8 + header.len() as u64;
         for slot in pending.values_mut() {
@@ -100,13 +116,13 @@ impl SafetensorsWriter {
 
         let start = || -> std::io::Result<NamedTempFile> {
             let mut builder = tempfile::Builder::new();
-            // Temporary files are private by default; these are results meant to be read by others.
+            // Temporary files are private by default; weights should be readable by other users.
             #[cfg(unix)]
             {
                 use std::os::unix::fs::PermissionsExt as _;
                 builder.permissions(fs::Permissions::from_mode(0o644));
             }
-            let mut file = builder.tempfile_in(folder(path))?;
+            let mut file = builder.tempfile_in(parent_folder(path))?;
             file.write_all(&(header.len() as u64).to_le_bytes())?;
             file.write_all(&header)?;
             file.as_file().set_len(data_start + end)?;
@@ -119,26 +135,25 @@ impl SafetensorsWriter {
         })
     }
 
-    /// Writes the values of a tensor that has been declared, in row-major order, rounded to its
-    /// type.
+    /// Writes the values of a declared tensor in row-major order, rounded to its type.
     ///
     /// # Errors
-    /// [`WeightError::NotFinite`] for NaN, infinities and values that the type cannot hold;
-    /// [`WeightError::Write`] for another number of values, an unknown tensor or one written
-    /// before; [`WeightError::Io`].
+    /// [`WeightError::NotFinite`] for NaN, infinities and values beyond the range of the type;
+    /// [`WeightError::Write`] for a invalid number of values, an undeclared tensor or one that is
+    /// already written; [`WeightError::Io`].
     pub fn push(&mut self, name: &str, values: &[f32]) -> Result<(), WeightError> {
-        let wrong = |reason: String| write_error(&self.path, name, reason);
+        let invalid = |reason: String| write_error(&self.path, name, reason);
         let Some(slot) = self.pending.remove(name) else {
-            return Err(wrong("is not declared, or is written already".to_owned()));
+            return Err(invalid("is not declared, or is written already".to_owned()));
         };
         if values.len() != slot.count {
             let (given, count) = (values.len(), slot.count);
-            return Err(wrong(format!("has {given} values, {count} are declared")));
+            return Err(invalid(format!("has {given} values, {count} are declared")));
         }
         let io = |e| WeightError::io(&self.path, e);
         self.file.seek(SeekFrom::Start(slot.start)).map_err(io)?;
-        let mut bytes = Vec::with_capacity(values.len().min(CHUNK) * slot.dtype.size());
-        for part in values.chunks(CHUNK) {
+        let mut bytes = Vec::with_capacity(values.len().min(CHUNK_VALUES) * slot.dtype.size());
+        for part in values.chunks(CHUNK_VALUES) {
             bytes.clear();
             let fits = match slot.dtype {
                 ElementType::F16 => encode(part, &mut bytes, |x| {
@@ -163,7 +178,8 @@ impl SafetensorsWriter {
         Ok(())
     }
 
-    /// Puts the complete file in place of what may be at its path, after it has reached the disk.
+    /// Syncs the complete file to disk and renames it to its final path, replacing an existing
+    /// file.
     ///
     /// # Errors
     /// [`WeightError::Write`] if a declared tensor was not written; [`WeightError::Io`].
@@ -179,16 +195,16 @@ impl SafetensorsWriter {
         let finish = || -> std::io::Result<()> {
             file.as_file().sync_all()?;
             file.persist(&path).map_err(|e| e.error)?;
-            // The new name has to reach the disk, too.
+            // Sync the folder too, so that the rename is durable.
             #[cfg(unix)]
-            fs::File::open(folder(&path))?.sync_all()?;
+            fs::File::open(parent_folder(&path))?.sync_all()?;
             Ok(())
         };
         finish().map_err(|e| WeightError::io(&path, e))
     }
 }
 
-/// Appends `values` to `bytes`; false if one is not finite in the target type.
+/// Appends `values` to `bytes`. Returns `false` if a value is not finite in the target type.
 fn encode<const N: usize>(
     values: &[f32],
     bytes: &mut Vec<u8>,
@@ -201,8 +217,8 @@ fn encode<const N: usize>(
     })
 }
 
-/// The folder of a file; the parent of a bare name is empty.
-fn folder(path: &Path) -> &Path {
+/// Returns the folder of a file, `.` for a bare file name.
+fn parent_folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -225,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_by_the_safetensors_crate_and_here() {
+    fn written_file_is_read_by_the_safetensors_crate() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w.safetensors");
         let mut writer = SafetensorsWriter::create(
@@ -272,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn misuse_is_named_and_leaves_no_file() {
+    fn misuse_is_an_error_and_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w.safetensors");
         let create = |dtype, shape: &'static [usize]| {
@@ -318,7 +334,11 @@ mod tests {
 
         #[test]
         fn finite_values_round_trip(
-            tensors in prop::collection::btree_map(".{0,12}", prop::collection::vec(-1e30_f32..1e30, 0..40), 0..6)
+            tensors in prop::collection::btree_map(
+                ".{0,12}",
+                prop::collection::vec(-1e30_f32..1e30, 0..40),
+                0..6,
+            )
         ) {
             prop_assume!(!tensors.contains_key("__metadata__"));
             let folder = tempfile::tempdir().unwrap();

@@ -6,36 +6,36 @@ use sha2::{Digest, Sha256};
 
 use super::ZooError;
 
-/// Reading in pieces of this size keeps memory flat for files of gigabytes.
-const PIECE: usize = 1 << 20;
+/// Read buffer in bytes. A fixed one keeps memory constant for files of gigabytes.
+const BUFFER_SIZE: usize = 1 << 20;
 
-/// The hash of a file in lower-case hexadecimal, and its length in bytes.
+/// Returns the SHA-256 of a file in lower-case hexadecimal, and its length in bytes.
 ///
 /// # Errors
-/// [`ZooError::Io`] when it cannot be read.
+/// [`ZooError::Io`] when the file cannot be read.
 pub(super) fn sha256_file(path: &Path) -> Result<(String, u64), ZooError> {
     let error = |e| ZooError::io(path, e);
     let mut file = File::open(path).map_err(error)?;
     let mut hasher = Sha256::new();
-    let mut piece = vec![0; PIECE];
+    let mut buffer = vec![0; BUFFER_SIZE];
     let mut length = 0;
     loop {
-        let n = file.read(&mut piece).map_err(error)?;
+        let n = file.read(&mut buffer).map_err(error)?;
         if n == 0 {
             break;
         }
-        hasher.update(&piece[..n]);
+        hasher.update(&buffer[..n]);
         length += n as u64;
     }
     Ok((format!("{:x}", hasher.finalize()), length))
 }
 
-/// Whether `text` is a SHA-256 in lower-case hexadecimal.
+/// Returns `true` if `text` is a SHA-256 in lower-case hexadecimal.
 pub(super) fn is_sha256(text: &str) -> bool {
     is_lower_hex(text, 64)
 }
 
-/// Whether `text` is a full git commit.
+/// Returns `true` if `text` is a full git commit hash.
 pub(super) fn is_commit(text: &str) -> bool {
     is_lower_hex(text, 40)
 }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hashes_are_those_of_the_standard() {
+    fn sha256_matches_fips_180_2() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("abc");
         std::fs::write(&path, "abc").unwrap();
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_named() {
+    fn error_names_the_missing_file() {
         let error = sha256_file(Path::new("/nowhere/at-all")).unwrap_err();
         assert!(error.to_string().contains("/nowhere/at-all"));
     }

@@ -1,11 +1,11 @@
-//! What can go wrong between a model's name and its files.
+//! Errors of the model zoo.
 
 use std::path::{Path, PathBuf};
 
-/// Why weights could not be named, found, fetched or trusted.
+/// Error of a lookup, download or verification of named weights.
 ///
-/// No message holds a token, the user part of a URL or its query: signed links of download servers
-/// carry their key there.
+/// No message contains a token, the user part of a URL or its query: signed links of download
+/// servers carry their key there.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ZooError {
@@ -14,18 +14,18 @@ pub enum ZooError {
     Registry {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with the model and the key.
+        /// The violated rule, with the model and the key.
         reason: String,
     },
     /// No model has this name.
     #[error("no model is called `{name}`{}", did_you_mean(near))]
     Unknown {
-        /// The name that was asked for.
+        /// The requested name.
         name: String,
         /// The most similar names.
         near: Vec<String>,
     },
-    /// The model has no source of the layout that was asked for.
+    /// The model has no source of the requested layout.
     #[error("`{name}` has no source in layout {layout}")]
     NoLayout {
         /// The model.
@@ -41,13 +41,14 @@ pub enum ZooError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The files are not on this machine and the network was not to be used.
+    /// The files are not cached and the network was disabled.
     #[error(
-        "`{name}` is not in the cache ({}); fetch it once with the network on and HF_HUB_OFFLINE unset",
-        places(looked)
+        "`{name}` is not in the cache ({}); \
+         fetch it once with the network on and HF_HUB_OFFLINE unset",
+        join_paths(looked)
     )]
     NotCached {
         /// The model.
@@ -60,28 +61,30 @@ pub enum ZooError {
     Checksum {
         /// The file.
         path: PathBuf,
-        /// The hash it should have, hexadecimal.
+        /// Expected hash, in hexadecimal.
         expected: String,
-        /// The hash it has.
+        /// Hash of the file.
         found: String,
-        /// What became of the file.
+        /// Action taken on the file, or advice about it.
         outcome: &'static str,
     },
-    /// A file has another length than the server announced.
+    /// The length of a file differs from the one that the server announced.
     #[error(
-        "{file}: got {found} bytes, the server announced {expected}; fetch it again, or from another endpoint (HF_ENDPOINT)"
+        "{file}: got {found} bytes, the server announced {expected}; \
+         fetch it again, or from another endpoint (HF_ENDPOINT)"
     )]
     Length {
         /// The file.
         file: String,
         /// Announced length in bytes.
         expected: u64,
-        /// Length of what came.
+        /// Received length, or a second announced one.
         found: u64,
     },
     /// The repository does not hold the file.
     #[error(
-        "{host} has no {file} in {repo} at revision {revision}: check the repository and the revision in the registry, or put the file into the cache by hand"
+        "{host} has no {file} in {repo} at revision {revision}: check the repository and the \
+         revision in the registry, or put the file into the cache by hand"
     )]
     NotFound {
         /// The server.
@@ -90,12 +93,14 @@ pub enum ZooError {
         repo: String,
         /// The revision.
         revision: String,
-        /// The file, or the names that were tried.
+        /// The file, or the alternative names that were tried.
         file: String,
     },
-    /// The server wants to know who asks.
+    /// The server requires authentication.
     #[error(
-        "{host} refuses {file} in {repo} (status {status}): accept the licence on the repository's page, then set HF_TOKEN to a token that may read it; a repository that does not exist answers the same"
+        "{host} refuses {file} in {repo} (status {status}): accept the licence on the \
+         repository's page, then set HF_TOKEN to a token that may read it; a repository that \
+         does not exist answers the same"
     )]
     Denied {
         /// The server.
@@ -107,52 +112,57 @@ pub enum ZooError {
         /// The HTTP status, 401 or 403.
         status: u16,
     },
-    /// The server asks to slow down, for longer than is waited.
-    #[error("{host} limits the rate of requests{}; gave up after {attempts} attempt(s). Try again later, or set HF_TOKEN for a higher limit", retry_after.map_or(String::new(), |s| format!(" and asks to wait {s} s")))]
+    /// The server limits the request rate, and the retries or the longest wait are exhausted.
+    #[error(
+        "{host} limits the rate of requests{}; gave up after {attempts} attempt(s). \
+         Try again later, or set HF_TOKEN for a higher limit",
+        wait_request(*retry_after)
+    )]
     RateLimited {
         /// The server.
         host: String,
-        /// Seconds it asks to wait.
+        /// `Retry-After` in seconds.
         retry_after: Option<u64>,
-        /// Requests that were made.
+        /// Number of requests made.
         attempts: u32,
     },
-    /// The server answered with an error.
+    /// The server answered with an error status.
     #[error("{url} answered with status {status} (attempt {attempts})")]
     Status {
-        /// Where the answer came from.
+        /// URL of the response.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// Requests that were made.
+        /// Number of requests made.
         attempts: u32,
     },
-    /// There was no answer, or it broke off.
+    /// There was no response, or the connection broke off.
     #[error(
-        "{url}: {reason}; gave up after {attempts} attempt(s). What came is kept, the next call goes on from there"
+        "{url}: {reason}; gave up after {attempts} attempt(s). \
+         The partial file is kept, the next call resumes it"
     )]
     Connection {
-        /// What was asked for.
+        /// Requested URL.
         url: String,
-        /// What happened.
+        /// Cause of the failure.
         reason: String,
-        /// Requests that were made.
+        /// Number of requests made.
         attempts: u32,
     },
-    /// The answer is not one that a Hub gives.
+    /// The response is not a valid one of a Hub.
     #[error("{url}: {reason}")]
     Answer {
-        /// What was asked for.
+        /// Requested URL.
         url: String,
-        /// What is wrong with the answer.
+        /// Defect of the response.
         reason: String,
     },
     /// Each source of the model failed.
-    #[error("no source of `{name}` could be fetched: {}", each(failures))]
+    #[error("no source of `{name}` could be fetched: {}", join_errors(failures))]
     Sources {
         /// The model.
         name: String,
-        /// Why, source by source.
+        /// The error of each source, in order.
         failures: Vec<ZooError>,
     },
 }
@@ -166,6 +176,10 @@ impl ZooError {
     }
 }
 
+fn wait_request(seconds: Option<u64>) -> String {
+    seconds.map_or(String::new(), |s| format!(" and asks to wait {s} s"))
+}
+
 fn did_you_mean(near: &[String]) -> String {
     if near.is_empty() {
         return String::new();
@@ -174,12 +188,12 @@ fn did_you_mean(near: &[String]) -> String {
     format!("; did you mean {}?", names.join(" or "))
 }
 
-fn places(looked: &[PathBuf]) -> String {
+fn join_paths(looked: &[PathBuf]) -> String {
     let paths: Vec<_> = looked.iter().map(|p| p.display().to_string()).collect();
     paths.join(", ")
 }
 
-fn each(failures: &[ZooError]) -> String {
+fn join_errors(failures: &[ZooError]) -> String {
     let texts: Vec<_> = failures.iter().map(ToString::to_string).collect();
     texts.join("; then ")
 }

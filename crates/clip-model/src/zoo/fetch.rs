@@ -1,8 +1,9 @@
-//! Filling the cache from the network.
+//! Download of pretrained weights into the cache.
 //!
-//! A file is written to `<final name>.incomplete`, hashed, and renamed; whoever reads the final
-//! name reads a whole and checked file. While one process writes, others wait for its lock and then
-//! use what it wrote; the lock of a Hub file is the one that Python's package takes.
+//! A file is written to `<final name>.incomplete`, hashed, and renamed. The final name therefore
+//! always refers to a complete and verified file. While one process downloads a file, others wait
+//! for its lock and then use the downloaded file. The lock of a Hub file is that of Python's
+//! `huggingface_hub`.
 
 use std::{
     collections::BTreeMap,
@@ -20,40 +21,52 @@ use ureq::http::Uri;
 use super::{
     Archive, Cache, Check, Entry, Fetched, FetchedFile, FileSpec, HubFiles, Layout, Role, Source,
     ZooError,
-    cache::{checked, hf_home},
+    cache::{hf_home, verify_file},
     digest::{is_commit, is_sha256},
-    http::{Client, Download, Manners, Progress, Token, host, shown},
+    http::{Client, Download, Progress, RetryPolicy, Token, host, redacted},
     registry::is_safe_part,
 };
 
-/// The Hub that is asked where `HF_ENDPOINT` names no other.
+/// Default of `HF_ENDPOINT`.
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// How [`fetch`] goes about it.
+/// Options of [`fetch`].
+///
+/// ```
+/// use clip_model::zoo::{Cache, FetchOptions, Registry, fetch};
+///
+/// let mut options = FetchOptions::new(Cache::at("/tmp/an-empty-cache".as_ref()));
+/// options.offline = true;
+/// let registry = Registry::embedded()?;
+/// let entry = registry.get("openai/ViT-B-16")?;
+/// // Offline, a model that is not cached is an error.
+/// assert!(fetch(entry, &options, &mut |_| {}).is_err());
+/// # Ok::<(), clip_model::zoo::ZooError>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct FetchOptions {
-    /// Where files are looked for and put.
+    /// Cache that is searched and filled.
     pub cache: Cache,
-    /// Use what is in the cache, and nothing else.
+    /// Use cached files only, without network access.
     pub offline: bool,
-    /// The Hub, without a slash at the end.
+    /// Base URL of the Hub, without a trailing slash.
     pub endpoint: String,
-    /// Who asks. It is sent to [`endpoint`](Self::endpoint) only, and over plain http only on this
-    /// machine.
+    /// Access token. It is sent to [`endpoint`](Self::endpoint) only, and over plain http only to a
+    /// server on this machine.
     pub token: Option<Token>,
-    /// Further attempts after a connection that broke off, an error of the server or a limited rate
+    /// Maximum number of retries after a broken connection, a server error or a rate limit
     /// (default 5).
     pub retries: u32,
-    /// Wait before the first of them, doubled each time (default 0.5 s); a server that names a time
-    /// is obeyed up to 2 minutes.
+    /// Wait before the first retry, doubled for each further one (default 0.5 s). A `Retry-After`
+    /// of the server takes precedence, up to 2 minutes.
     pub backoff: Duration,
-    /// Use sources of this layout only.
+    /// Restricts the sources to this layout.
     pub layout: Option<Layout>,
 }
 
 impl FetchOptions {
-    /// Options for `cache` that depend on nothing else.
+    /// Returns the default options for `cache`, independent of the environment.
     #[must_use]
     pub fn new(cache: Cache) -> Self {
         Self {
@@ -67,9 +80,9 @@ impl FetchOptions {
         }
     }
 
-    /// What Python's package would use: [`Cache::from_env`], `HF_ENDPOINT`, `HF_HUB_OFFLINE`, and
-    /// as a token `HF_TOKEN`, else the file at `HF_TOKEN_PATH` or `HF_HOME/token` (none with
-    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`).
+    /// Returns the options in the environment variables of Python's `huggingface_hub`:
+    /// [`Cache::from_env`], `HF_ENDPOINT`, `HF_HUB_OFFLINE`, and as a token `HF_TOKEN`, else the
+    /// file at `HF_TOKEN_PATH` or `HF_HOME/token` (none with `HF_HUB_DISABLE_IMPLICIT_TOKEN`).
     ///
     /// # Errors
     /// [`ZooError::NoHome`] when no folder for the cache is known.
@@ -82,7 +95,7 @@ impl FetchOptions {
         home: Option<PathBuf>,
     ) -> Result<Self, ZooError> {
         let text = |name| Some(var(name)?.to_str()?.trim().to_owned()).filter(|t| !t.is_empty());
-        let yes = |name| {
+        let is_enabled = |name| {
             let value: Option<String> = text(name);
             value.is_some_and(|v| matches!(&*v.to_ascii_lowercase(), "1" | "true" | "yes" | "on"))
         };
@@ -98,28 +111,30 @@ impl FetchOptions {
                 .trim_end_matches('/')
                 .clone_into(&mut options.endpoint);
         }
-        options.offline = yes("HF_HUB_OFFLINE");
-        if !yes("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+        options.offline = is_enabled("HF_HUB_OFFLINE");
+        if !is_enabled("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             options.token = token().as_deref().and_then(Token::new);
         }
         Ok(options)
     }
 }
 
-/// Brings the files of `entry` to this machine, unless they are there, and hashes them.
+/// Downloads the files of `entry` into the cache, unless they are cached, and verifies their
+/// hashes.
 ///
-/// Sources are tried in order: first whether the cache holds one, without asking the network, then
-/// whether one can be fetched. A file in the cache with another hash than it should have is renamed
-/// to `<name>.corrupt` and fetched again. `progress` is called often, also for files that an
-/// earlier call left incomplete.
+/// A complete source in the cache is used without network access. Otherwise the sources are tried
+/// in order. A cached file with a wrong hash is renamed to `<name>.corrupt` and downloaded again.
+/// `progress` is called for each buffer of a transfer. Its byte count includes a partial file of
+/// an earlier call.
 ///
 /// # Errors
-/// [`ZooError::NotCached`] offline; [`ZooError::Checksum`] for a file of another hash, which is
-/// deleted if it was downloaded; [`ZooError::NotFound`], [`ZooError::Denied`],
-/// [`ZooError::RateLimited`], [`ZooError::Status`], [`ZooError::Connection`], [`ZooError::Length`]
-/// or [`ZooError::Answer`] for what a server did, or [`ZooError::Sources`] when there were several;
-/// [`ZooError::Io`] for what the disk did; [`ZooError::NoLayout`] when the options ask for a layout
-/// the model does not have.
+/// - [`ZooError::NotCached`] for a model that is not cached, when offline;
+/// - [`ZooError::Checksum`] for a file with a wrong hash, which is deleted if it was downloaded;
+/// - [`ZooError::NotFound`], [`ZooError::Denied`], [`ZooError::RateLimited`],
+///   [`ZooError::Status`], [`ZooError::Connection`], [`ZooError::Length`] or [`ZooError::Answer`]
+///   for an error of a server, or [`ZooError::Sources`] when several sources failed;
+/// - [`ZooError::Io`] for a file that cannot be read or written;
+/// - [`ZooError::NoLayout`] when the model has no source of the requested layout.
 pub fn fetch(
     entry: &Entry,
     options: &FetchOptions,
@@ -128,7 +143,7 @@ pub fn fetch(
     fetch_with(entry, options, progress, &mut thread::sleep)
 }
 
-/// [`fetch`] with a clock of the caller's.
+/// Like [`fetch`], with a custom `sleep` for the waits between attempts.
 pub(super) fn fetch_with(
     entry: &Entry,
     options: &FetchOptions,
@@ -149,7 +164,7 @@ pub(super) fn fetch_with(
         };
         match result {
             Ok(files) => return Ok(Fetched::new(entry, source.layout(), files)),
-            // Another source would hide a full disk, or that someone changed the weights.
+            // Falling back to another source would hide a full disk or modified weights.
             Err(e @ (ZooError::Io { .. } | ZooError::Checksum { .. })) => return Err(e),
             Err(e) => failures.push(e),
         }
@@ -169,16 +184,15 @@ fn fetch_archive(
     progress: &mut dyn FnMut(Progress<'_>),
     sleep: &mut dyn FnMut(Duration),
 ) -> Result<FetchedFile, ZooError> {
-    let url = parsed(&archive.url)?;
+    let url = parse_url(&archive.url)?;
     let path = options.cache.archive_paths(archive).swap_remove(0);
     let _lock = lock(&with_suffix(&path, ".lock"))?;
-    let manners = Manners {
-        token: None,
+    let policy = RetryPolicy {
         retries: options.retries,
         backoff: options.backoff,
     };
-    let mut client = Client::new(url.clone(), manners, sleep);
-    let wanted = Wanted {
+    let mut client = Client::new(url.clone(), None, policy, sleep);
+    let target = Target {
         url: &url,
         name: &archive.file,
         role: Role::Weights,
@@ -186,7 +200,7 @@ fn fetch_archive(
         bytes: None,
         sha256: Some((&archive.sha256, Check::Registry)),
     };
-    obtain(&wanted, &mut client, progress)
+    ensure_file(&target, &mut client, progress)
 }
 
 fn fetch_hub(
@@ -195,42 +209,42 @@ fn fetch_hub(
     progress: &mut dyn FnMut(Progress<'_>),
     sleep: &mut dyn FnMut(Duration),
 ) -> Result<Vec<FetchedFile>, ZooError> {
-    let manners = Manners {
-        token: options.token.as_ref(),
+    let policy = RetryPolicy {
         retries: options.retries,
         backoff: options.backoff,
     };
+    let token = options.token.as_ref();
     let mut session = Session {
         options,
-        client: Client::new(parsed(&options.endpoint)?, manners, sleep),
+        client: Client::new(parse_url(&options.endpoint)?, token, policy, sleep),
         commits: BTreeMap::new(),
     };
     let mut files = Vec::new();
     for spec in &hub.files {
-        files.push(session.file(hub, spec, progress)?);
+        files.push(session.fetch_file(hub, spec, progress)?);
     }
-    // Last, so that the name leads to the former files until all of the new ones are there.
+    // Written last: a ref points to the old commit until all new files are complete.
     for ((repo, revision), commit) in &session.commits {
         if revision != commit {
             let path = options.cache.repo(repo).join("refs").join(revision);
-            write_reference(&path, commit)?;
+            write_ref(&path, commit)?;
         }
     }
     Ok(files)
 }
 
-/// The download of one source.
+/// Download of one Hub source.
 struct Session<'a> {
     options: &'a FetchOptions,
     client: Client<'a>,
-    /// What each repository and revision was when its first file was asked for: all files are of
-    /// one commit.
+    /// Commit of each repository and revision, pinned by its first file, so that all files are of
+    /// the same commit.
     commits: BTreeMap<(String, String), String>,
 }
 
 impl Session<'_> {
-    /// The first of the names that the repository has.
-    fn file(
+    /// Fetches the first existing one of a file's alternative names.
+    fn fetch_file(
         &mut self,
         hub: &HubFiles,
         spec: &FileSpec,
@@ -239,7 +253,7 @@ impl Session<'_> {
         let (repo, revision) = hub.origin(spec);
         let mut missing = None;
         for name in &spec.names {
-            match self.named(repo, revision, spec, name, progress) {
+            match self.fetch_named(repo, revision, spec, name, progress) {
                 Err(e @ ZooError::NotFound { .. }) => missing = Some(e),
                 other => return other,
             }
@@ -251,7 +265,8 @@ impl Session<'_> {
         Err(error)
     }
 
-    fn named(
+    /// Fetches a file by name: metadata, blob under its lock, link in the snapshot.
+    fn fetch_named(
         &mut self,
         repo: &str,
         revision: &str,
@@ -260,25 +275,28 @@ impl Session<'_> {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<FetchedFile, ZooError> {
         let key = (repo.to_owned(), revision.to_owned());
-        let at = self.commits.get(&key).map_or(revision, |c| c).to_owned();
-        // A revision such as `refs/pr/1` is one segment of the path.
-        let segment = at.replace('/', "%2F");
+        let pinned = self.commits.get(&key).map_or(revision, |c| c).to_owned();
+        // A revision such as `refs/pr/1` is a single path segment of the URL.
+        let segment = pinned.replace('/', "%2F");
         let url = format!("{}/{repo}/resolve/{segment}/{name}", self.options.endpoint);
-        let url = parsed(&url)?;
-        let stated = self.client.stated(&url);
-        let stated = stated.map_err(|e| self.explained(e, repo, revision, name))?;
+        let url = parse_url(&url)?;
+        let metadata = self.client.metadata(&url);
+        let metadata = metadata.map_err(|e| self.explain_status(e, repo, revision, name))?;
 
-        let commit = stated.commit.or_else(|| is_commit(&at).then_some(at));
-        let commit = part_of_path(&url, "X-Repo-Commit", commit)?;
-        let etag = part_of_path(&url, "ETag", stated.etag)?;
+        let commit = metadata
+            .commit
+            .or_else(|| is_commit(&pinned).then_some(pinned));
+        let commit = safe_header(&url, "X-Repo-Commit", commit)?;
+        let etag = safe_header(&url, "ETag", metadata.etag)?;
         let registry = spec.sha256.as_deref().map(|hash| (hash, Check::Registry));
         let sha256 = registry.or_else(|| is_sha256(&etag).then_some((&*etag, Check::Hub)));
 
+        // Compare the hashes before downloading gigabytes of modified weights.
         if let (Some(expected), true) = (&spec.sha256, is_sha256(&etag))
             && *expected != etag
         {
             return Err(ZooError::Checksum {
-                path: PathBuf::from(shown(&url)),
+                path: PathBuf::from(redacted(&url)),
                 expected: expected.clone(),
                 found: etag,
                 outcome: "the repository has changed, nothing was downloaded",
@@ -290,18 +308,18 @@ impl Session<'_> {
         let locks = cache.locks(repo);
         let file = {
             let _lock = lock(&locks.join(format!("{etag}.lock")))?;
-            let wanted = Wanted {
+            let target = Target {
                 url: &url,
                 name,
                 role: spec.role,
                 path: &blob,
-                bytes: stated.bytes,
+                bytes: metadata.bytes,
                 sha256,
             };
-            let file = obtain(&wanted, &mut self.client, progress);
-            let file = file.map_err(|e| self.explained(e, repo, revision, name))?;
+            let file = ensure_file(&target, &mut self.client, progress);
+            let file = file.map_err(|e| self.explain_status(e, repo, revision, name))?;
             FetchedFile {
-                path: point(&cache.snapshot(repo, &commit), name, &blob)?,
+                path: link_snapshot(&cache.snapshot(repo, &commit), name, &blob)?,
                 ..file
             }
         };
@@ -309,12 +327,12 @@ impl Session<'_> {
         Ok(file)
     }
 
-    /// A status of the Hub with what it means.
-    fn explained(&self, error: ZooError, repo: &str, revision: &str, file: &str) -> ZooError {
+    /// Converts an error status of the Hub into the error it stands for.
+    fn explain_status(&self, error: ZooError, repo: &str, revision: &str, file: &str) -> ZooError {
         let ZooError::Status { url, status, .. } = &error else {
             return error;
         };
-        if !self.client.is_home(url) {
+        if !self.client.is_endpoint(url) {
             return error;
         }
         match *status {
@@ -339,55 +357,55 @@ impl Session<'_> {
     }
 
     fn host(&self) -> String {
-        parsed(&self.options.endpoint).map_or_else(|_| String::new(), |url| host(&url))
+        parse_url(&self.options.endpoint).map_or_else(|_| String::new(), |url| host(&url))
     }
 }
 
-/// A file to have.
-struct Wanted<'a> {
+/// Target file of a download.
+struct Target<'a> {
     url: &'a Uri,
     name: &'a str,
     role: Role,
-    /// Where it is when it is whole.
+    /// Final path of the complete file.
     path: &'a Path,
     bytes: Option<u64>,
     sha256: Option<(&'a str, Check)>,
 }
 
-/// Uses the file that is there or downloads it. The caller holds the lock.
-fn obtain(
-    wanted: &Wanted<'_>,
+/// Returns the existing file if it is intact, else downloads it. The caller holds the lock.
+fn ensure_file(
+    target: &Target<'_>,
     client: &mut Client<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<FetchedFile, ZooError> {
-    let check = |path: &Path| checked(wanted.role, path.to_owned(), wanted.sha256);
-    if wanted.path.is_file() {
-        match check(wanted.path) {
-            Ok(file) if wanted.bytes.is_none_or(|bytes| bytes == file.bytes) => return Ok(file),
+    let check = |path: &Path| verify_file(target.role, path.to_owned(), target.sha256);
+    if target.path.is_file() {
+        match check(target.path) {
+            Ok(file) if target.bytes.is_none_or(|bytes| bytes == file.bytes) => return Ok(file),
             Ok(_) | Err(ZooError::Checksum { .. }) => {
-                rename(wanted.path, &with_suffix(wanted.path, ".corrupt"))?;
+                rename(target.path, &with_suffix(target.path, ".corrupt"))?;
             }
             Err(e) => return Err(e),
         }
     }
-    create_parent(wanted.path)?;
-    let partial = with_suffix(wanted.path, ".incomplete");
+    create_parent(target.path)?;
+    let partial = with_suffix(target.path, ".incomplete");
     let job = Download {
-        url: wanted.url,
-        name: wanted.name,
+        url: target.url,
+        name: target.name,
         partial: &partial,
-        bytes: wanted.bytes,
+        bytes: target.bytes,
     };
     loop {
-        // What an earlier call left may be of another version of the file, or damaged: then it is
-        // fetched once more as a whole.
+        // A partial file of an earlier call may be damaged or of another version. A wrong hash
+        // after a resumed transfer therefore leads to one complete download.
         let resumed = partial.metadata().is_ok_and(|m| m.len() > 0);
         client.download(&job, progress)?;
         match check(&partial) {
             Ok(file) => {
-                rename(&partial, wanted.path)?;
+                rename(&partial, target.path)?;
                 return Ok(FetchedFile {
-                    path: wanted.path.to_owned(),
+                    path: target.path.to_owned(),
                     ..file
                 });
             }
@@ -397,7 +415,7 @@ fn obtain(
                 fs::remove_file(&partial).map_err(|e| ZooError::io(&partial, e))?;
                 if !resumed {
                     return Err(ZooError::Checksum {
-                        path: PathBuf::from(shown(wanted.url)),
+                        path: PathBuf::from(redacted(target.url)),
                         expected,
                         found,
                         outcome: "the download was deleted",
@@ -409,52 +427,51 @@ fn obtain(
     }
 }
 
-/// Makes the blob appear under its name in the snapshot.
-fn point(snapshot: &Path, name: &str, blob: &Path) -> Result<PathBuf, ZooError> {
-    let pointer = snapshot.join(name);
-    create_parent(&pointer)?;
+/// Links the name in the snapshot to the blob.
+fn link_snapshot(snapshot: &Path, name: &str, blob: &Path) -> Result<PathBuf, ZooError> {
+    let link = snapshot.join(name);
+    create_parent(&link)?;
     let same = |path: &Path| {
         let (Ok(a), Ok(b)) = (path.canonicalize(), blob.canonicalize()) else {
             return false;
         };
         a == b
     };
-    if same(&pointer) {
-        return Ok(pointer);
+    if same(&link) {
+        return Ok(link);
     }
-    match fs::remove_file(&pointer) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(ZooError::io(&pointer, e)),
+    match fs::remove_file(&link) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(ZooError::io(&link, e)),
         _ => (),
     }
-    link(blob, &pointer, name).map_err(|e| ZooError::io(&pointer, e))?;
-    Ok(pointer)
+    create_link(blob, &link, name).map_err(|e| ZooError::io(&link, e))?;
+    Ok(link)
 }
 
-/// A relative link, so that the cache can be moved: out of the folders of the name, the commit and
-/// `snapshots`.
+/// Creates a relative link, so that the cache can be moved. It leads up from the folders of the
+/// name, the commit and `snapshots`.
 #[cfg(unix)]
-fn link(blob: &Path, pointer: &Path, name: &str) -> std::io::Result<()> {
+fn create_link(blob: &Path, link: &Path, name: &str) -> std::io::Result<()> {
     let mut target: PathBuf = std::iter::repeat_n("..", name.split('/').count() + 1).collect();
     target.push("blobs");
     target.extend(blob.file_name());
-    std::os::unix::fs::symlink(target, pointer)
+    std::os::unix::fs::symlink(target, link)
 }
 
-/// Windows lets few users make symbolic links; what a second name of the file would be elsewhere is
-/// one here.
+/// Creates a hard link: symbolic links need a privilege on Windows.
 #[cfg(not(unix))]
-fn link(blob: &Path, pointer: &Path, _name: &str) -> std::io::Result<()> {
-    fs::hard_link(blob, pointer)
+fn create_link(blob: &Path, link: &Path, _name: &str) -> std::io::Result<()> {
+    fs::hard_link(blob, link)
 }
 
-fn write_reference(path: &Path, commit: &str) -> Result<(), ZooError> {
+fn write_ref(path: &Path, commit: &str) -> Result<(), ZooError> {
     let error = |e| ZooError::io(path, e);
     create_parent(path)?;
     if fs::read_to_string(path).is_ok_and(|old| old.trim() == commit) {
         return Ok(());
     }
     let mut builder = tempfile::Builder::new();
-    // Other users of a shared cache read it; the umask still applies.
+    // Readable by other users of a shared cache; the umask still applies.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -464,8 +481,8 @@ fn write_reference(path: &Path, commit: &str) -> Result<(), ZooError> {
     Ok(())
 }
 
-/// Waits until no other process or thread writes the same file. Dropping the result lets the next
-/// one go on.
+/// Acquires the exclusive lock of a file, waiting for other processes and threads. Dropping the
+/// result releases it.
 fn lock(path: &Path) -> Result<File, ZooError> {
     let error = |e| ZooError::io(path, e);
     create_parent(path)?;
@@ -495,10 +512,10 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// What a server says, as a name in a folder.
-fn part_of_path(url: &Uri, header: &str, value: Option<String>) -> Result<String, ZooError> {
+/// Returns the value of a response header, if it is safe as a name in a folder.
+fn safe_header(url: &Uri, header: &str, value: Option<String>) -> Result<String, ZooError> {
     let answer = |reason| ZooError::Answer {
-        url: shown(url),
+        url: redacted(url),
         reason,
     };
     match value {
@@ -510,14 +527,14 @@ fn part_of_path(url: &Uri, header: &str, value: Option<String>) -> Result<String
     }
 }
 
-fn parsed(url: &str) -> Result<Uri, ZooError> {
-    let web =
+fn parse_url(url: &str) -> Result<Uri, ZooError> {
+    let is_http =
         |url: &Uri| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some();
     url.parse()
         .ok()
-        .filter(web)
+        .filter(is_http)
         .ok_or_else(|| ZooError::Answer {
-            // Not the text: it may hold a password.
+            // The text is not shown: it may contain a password.
             url: "HF_ENDPOINT".to_owned(),
             reason: "is not an http or https URL".to_owned(),
         })

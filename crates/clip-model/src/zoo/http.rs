@@ -1,5 +1,4 @@
-//! Requests over HTTP: redirects, what to try again and when, and downloads that go on where an
-//! earlier one broke off.
+//! HTTP client: redirects, retries with back-off, and resumable downloads.
 
 use std::{
     fmt,
@@ -16,36 +15,43 @@ use ureq::{
 
 use super::ZooError;
 
-/// Redirects of one request; the Hub needs two.
+/// Maximum number of redirects of one request. The Hub needs two.
 const MAX_REDIRECTS: usize = 8;
-/// Longest wait between two attempts: a server that asks for more is reported instead.
-const LONGEST_WAIT: Duration = Duration::from_secs(120);
-/// Longest wait of a back-off.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(20);
-/// Time for a connection, an answer or the next bytes of one; a server that is silent for longer
-/// counts as gone.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Bytes that are read and written at a time.
-const PIECE: usize = 1 << 18;
+/// Longest wait between two attempts. A server that asks for more is reported as an error.
+const MAX_WAIT: Duration = Duration::from_secs(120);
+/// Longest wait of the exponential back-off.
+const MAX_BACKOFF: Duration = Duration::from_secs(20);
+/// Timeout of a connection, of a response and of each read of its body.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Size of the transfer buffer in bytes.
+const BUFFER_SIZE: usize = 1 << 18;
 
-/// An access token of the Hugging Face Hub. Its `Debug` output does not show it.
+/// Access token of the Hugging Face Hub. The `Debug` output hides it.
+///
+/// ```
+/// use clip_model::zoo::Token;
+///
+/// let token = Token::new("hf_secret").unwrap();
+/// assert_eq!(format!("{token:?}"), "Token(…)");
+/// assert_eq!(Token::new(" "), None);
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
-/// How far a file has come.
+/// Progress of a file's download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress<'a> {
-    /// The file, under its name in the repository or the URL.
+    /// Name of the file in the repository or the URL.
     pub file: &'a str,
-    /// Bytes on this machine, those of earlier calls included.
+    /// Downloaded bytes, including those of earlier calls.
     pub done: u64,
-    /// Bytes in all, when the server says.
+    /// Total bytes, if the server states them.
     pub total: Option<u64>,
 }
 
 impl Token {
-    /// A token, unless the text is empty.
+    /// Returns a token with surrounding whitespace removed, or `None` for an empty one.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -63,50 +69,48 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Why an attempt failed.
+/// Failure of one attempt.
 pub(super) enum Failure {
-    /// Another attempt would fail too.
-    Final(ZooError),
-    /// Another attempt may succeed, after this time if the server named one.
-    Passing(ZooError, Option<Duration>),
+    /// A further attempt would fail too.
+    Fatal(ZooError),
+    /// A further attempt may succeed. The wait is the server's `Retry-After`, if any.
+    Retryable(ZooError, Option<Duration>),
 }
 
-/// Sends requests to one server and those it redirects to.
+/// HTTP client for one endpoint and the servers it redirects to.
 pub(super) struct Client<'a> {
     agent: Agent,
-    home: Uri,
+    endpoint: Uri,
+    /// Sent to the endpoint only, not to servers it redirects to.
     token: Option<&'a Token>,
-    retries: u32,
-    backoff: Duration,
+    policy: RetryPolicy,
     sleep: &'a mut dyn FnMut(Duration),
 }
 
-/// How a [`Client`] behaves.
+/// Number of retries and the wait between them.
 #[derive(Clone, Copy)]
-pub(super) struct Manners<'a> {
-    /// Told to the server itself, not to those it redirects to.
-    pub token: Option<&'a Token>,
-    /// Further attempts after a failed one.
+pub(super) struct RetryPolicy {
+    /// Maximum number of attempts after a failed one.
     pub retries: u32,
-    /// Wait before the first of them; doubled each time.
+    /// Wait before the first retry, doubled for each further one.
     pub backoff: Duration,
 }
 
-/// What to download, and where to.
+/// Source and destination of a download.
 pub(super) struct Download<'a> {
-    /// Where it is.
+    /// URL of the file.
     pub url: &'a Uri,
-    /// What progress reports call it.
+    /// Name of the file in progress reports.
     pub name: &'a str,
-    /// The file that is written, and gone on with when it is there.
+    /// Output file. An existing one is resumed.
     pub partial: &'a Path,
-    /// Its length, if known.
+    /// Length of the whole file, if known.
     pub bytes: Option<u64>,
 }
 
-/// What the Hub says about a file, before it is downloaded.
+/// Metadata of a file in the Hub's response headers.
 #[derive(Debug, Default)]
-pub(super) struct Stated {
+pub(super) struct RemoteMetadata {
     /// `X-Repo-Commit`.
     pub commit: Option<String>,
     /// `X-Linked-Etag`, else `ETag`, without quotes.
@@ -116,39 +120,44 @@ pub(super) struct Stated {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(home: Uri, manners: Manners<'a>, sleep: &'a mut dyn FnMut(Duration)) -> Self {
+    pub(super) fn new(
+        endpoint: Uri,
+        token: Option<&'a Token>,
+        policy: RetryPolicy,
+        sleep: &'a mut dyn FnMut(Duration),
+    ) -> Self {
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
-            // Followed by hand: the headers of each hop matter, and so does who gets the token.
+            // `send` follows redirects: it reads the headers of each hop and withholds the token
+            // from other servers.
             .max_redirects(0)
             .max_redirects_will_error(false)
-            // A compressed body has another length than the file.
+            // The length of a compressed body differs from that of the file.
             .accept_encoding("identity")
             .user_agent(concat!("clip-model/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(SILENCE))
-            .timeout_recv_response(Some(SILENCE))
-            .timeout_per_read(Some(SILENCE));
-        if is_this_machine(&home) {
+            .timeout_connect(Some(TIMEOUT))
+            .timeout_recv_response(Some(TIMEOUT))
+            .timeout_per_read(Some(TIMEOUT));
+        if is_loopback(&endpoint) {
             config = config.proxy(None);
         }
         Self {
             agent: config.build().into(),
-            home,
-            token: manners.token,
-            retries: manners.retries,
-            backoff: manners.backoff,
+            endpoint,
+            token,
+            policy,
             sleep,
         }
     }
 
-    /// Whether `url`, as shown in an error, is on the server this client is for.
-    pub(super) fn is_home(&self, url: &str) -> bool {
+    /// Returns `true` if `url`, as shown in an error, has the origin of the endpoint.
+    pub(super) fn is_endpoint(&self, url: &str) -> bool {
         url.parse()
-            .is_ok_and(|url: Uri| origin(&url) == origin(&self.home))
+            .is_ok_and(|url: Uri| origin(&url) == origin(&self.endpoint))
     }
 
-    /// Makes attempts until one succeeds, fails for good, or there were enough.
-    fn retrying<T>(
+    /// Repeats `attempt` until it succeeds or fails fatally, or the retries are exhausted.
+    fn with_retries<T>(
         &mut self,
         mut attempt: impl FnMut(&Self) -> Result<T, Failure>,
     ) -> Result<T, ZooError> {
@@ -156,62 +165,75 @@ impl<'a> Client<'a> {
         loop {
             let (error, wait) = match attempt(self) {
                 Ok(value) => return Ok(value),
-                Err(Failure::Final(error)) => return Err(counted(error, attempts)),
-                Err(Failure::Passing(error, wait)) => (error, wait),
+                Err(Failure::Fatal(error)) => return Err(with_attempts(error, attempts)),
+                Err(Failure::Retryable(error, wait)) => (error, wait),
             };
-            let doubled = self.backoff.saturating_mul(1 << (attempts - 1).min(16));
-            let wait = wait.unwrap_or(doubled.min(LONGEST_BACKOFF));
-            if attempts > self.retries || wait > LONGEST_WAIT {
-                return Err(counted(error, attempts));
+            let doubled = self
+                .policy
+                .backoff
+                .saturating_mul(1 << (attempts - 1).min(16));
+            let wait = wait.unwrap_or(doubled.min(MAX_BACKOFF));
+            if attempts > self.policy.retries || wait > MAX_WAIT {
+                return Err(with_attempts(error, attempts));
             }
+            tracing::info!(%error, attempts, seconds = wait.as_secs_f64(), "retrying a request");
             (self.sleep)(wait);
             attempts += 1;
         }
     }
 
-    /// Asks for the headers of a file on the Hub.
+    /// Requests the metadata of a file on the Hub.
     ///
-    /// The Hub states them in its own answer, which redirects to a server that knows nothing of the
-    /// repository; only redirects on the Hub itself are followed, as in
+    /// The Hub states it in its own response, a redirect to a storage server without the
+    /// repository's headers. Only redirects on the Hub itself are followed, as in
     /// `huggingface_hub/file_download.py`.
     ///
     /// # Errors
     /// [`ZooError::Status`], [`ZooError::RateLimited`], [`ZooError::Connection`] or
     /// [`ZooError::Answer`].
-    pub(super) fn stated(&mut self, url: &Uri) -> Result<Stated, ZooError> {
-        self.retrying(|client| {
-            let mut stated = Stated::default();
-            let mut weak = (None, None);
+    pub(super) fn metadata(&mut self, url: &Uri) -> Result<RemoteMetadata, ZooError> {
+        self.with_retries(|client| {
+            let mut metadata = RemoteMetadata::default();
+            let mut fallback = (None, None);
             client.send(Method::HEAD, url, 0, &mut |url, response| {
                 let headers = response.headers();
-                stated.commit = stated.commit.take().or(text(headers, "x-repo-commit"));
-                stated.etag = stated.etag.take().or(text(headers, "x-linked-etag"));
-                stated.bytes = stated.bytes.or(number(headers, "x-linked-size"));
-                // Of a redirect, these describe the redirect.
+                metadata.commit = metadata
+                    .commit
+                    .take()
+                    .or(header_text(headers, "x-repo-commit"));
+                metadata.etag = metadata
+                    .etag
+                    .take()
+                    .or(header_text(headers, "x-linked-etag"));
+                metadata.bytes = metadata.bytes.or(header_number(headers, "x-linked-size"));
+                // In a redirect, these two headers describe the redirect itself.
                 let redirect = response.status().is_redirection();
                 if !redirect {
-                    weak = (text(headers, "etag"), number(headers, "content-length"));
+                    fallback = (
+                        header_text(headers, "etag"),
+                        header_number(headers, "content-length"),
+                    );
                 }
-                redirect && origin(url) != origin(&client.home)
+                redirect && origin(url) != origin(&client.endpoint)
             })?;
-            stated.etag = stated.etag.or(weak.0).map(|etag| unquoted(&etag));
-            stated.bytes = stated.bytes.or(weak.1);
-            Ok(stated)
+            metadata.etag = metadata.etag.or(fallback.0).map(|etag| strip_etag(&etag));
+            metadata.bytes = metadata.bytes.or(fallback.1);
+            Ok(metadata)
         })
     }
 
-    /// Downloads a file, going on where the partial one ends. The partial file stays when this
-    /// fails.
+    /// Downloads a file, resuming an existing partial one. A broken connection keeps the partial
+    /// file. A wrong range or excess bytes empty it.
     ///
     /// # Errors
-    /// As [`stated`](Self::stated), and [`ZooError::Length`] when the server announces or sends
-    /// another length than expected, [`ZooError::Io`] when the file cannot be written.
+    /// As [`metadata`](Self::metadata), and [`ZooError::Length`] when the announced or received
+    /// length differs from the expected one, [`ZooError::Io`] when the file cannot be written.
     pub(super) fn download(
         &mut self,
         job: &Download<'_>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), ZooError> {
-        self.retrying(|client| client.transfer(job, progress))
+        self.with_retries(|client| client.transfer(job, progress))
     }
 
     fn transfer(
@@ -219,44 +241,46 @@ impl<'a> Client<'a> {
         job: &Download<'_>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), Failure> {
-        let io = |e| Failure::Final(ZooError::io(job.partial, e));
+        let io = |e| Failure::Fatal(ZooError::io(job.partial, e));
         let mut file = OpenOptions::new()
             .append(true)
             .create(true)
             .open(job.partial)
             .map_err(io)?;
-        let mut have = file.metadata().map_err(io)?.len();
-        if job.bytes.is_some_and(|bytes| have > bytes) {
+        let mut written = file.metadata().map_err(io)?.len();
+        // A longer partial file belongs to another version: start over.
+        if job.bytes.is_some_and(|bytes| written > bytes) {
             file.set_len(0).map_err(io)?;
-            have = 0;
+            written = 0;
         }
-        if job.bytes == Some(have) {
+        if job.bytes == Some(written) {
             return Ok(());
         }
 
-        let response = self.send(Method::GET, job.url, have, &mut |_, _| false)?;
+        let response = self.send(Method::GET, job.url, written, &mut |_, _| false)?;
         let total = match (
             response.status().as_u16(),
             content_range(response.headers()),
         ) {
-            (206, Some((Some(start), total))) if start == have => total,
+            (206, Some((Some(start), total))) if start == written => total,
             (200, _) => {
-                // The server does not know ranges: all of it comes again.
+                // The server does not support ranges and sends the whole file.
                 file.set_len(0).map_err(io)?;
-                have = 0;
-                number(response.headers(), "content-length")
+                written = 0;
+                header_number(response.headers(), "content-length")
             }
-            // The partial file is already as long as the whole.
-            (416, Some((None, Some(total)))) if total == have => return Ok(()),
+            // The partial file is already complete.
+            (416, Some((None, Some(total)))) if total == written => return Ok(()),
             (status, _) => {
                 file.set_len(0).map_err(io)?;
-                let reason =
-                    format!("status {status} does not answer a request for bytes from {have} on");
-                return Err(Failure::Passing(answer(job.url, reason), None));
+                let reason = format!(
+                    "status {status} does not answer a request for bytes from {written} on"
+                );
+                return Err(Failure::Retryable(invalid_response(job.url, reason), None));
             }
         };
         let length = |expected, found| {
-            Failure::Final(ZooError::Length {
+            Failure::Fatal(ZooError::Length {
                 file: job.name.to_owned(),
                 expected,
                 found,
@@ -270,42 +294,43 @@ impl<'a> Client<'a> {
         let total = job.bytes.or(total);
 
         let mut reader = response.into_body().into_reader();
-        let mut piece = vec![0; PIECE];
+        let mut buffer = vec![0; BUFFER_SIZE];
         loop {
             progress(Progress {
                 file: job.name,
-                done: have,
+                done: written,
                 total,
             });
-            let n = match reader.read(&mut piece) {
+            let n = match reader.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(e) => return Err(broken(job.url, &e.to_string(), have, total)),
+                Err(e) => return Err(interrupted(job.url, &e.to_string(), written, total)),
             };
-            have += n as u64;
+            written += n as u64;
+            // More bytes than announced: the content is not trustworthy.
             if let Some(total) = total
-                && have > total
+                && written > total
             {
                 file.set_len(0).map_err(io)?;
-                return Err(length(total, have));
+                return Err(length(total, written));
             }
-            file.write_all(&piece[..n]).map_err(io)?;
+            file.write_all(&buffer[..n]).map_err(io)?;
         }
-        if total.is_some_and(|total| have < total) {
-            return Err(broken(job.url, "the answer ended", have, total));
+        if total.is_some_and(|total| written < total) {
+            return Err(interrupted(job.url, "the response ended", written, total));
         }
         file.sync_all().map_err(io)
     }
 
-    /// Sends a request and follows its redirects. `look` sees each answer and says whether to stop
-    /// there.
+    /// Sends a request and follows its redirects. `stop_at` receives each response with its URL, or
+    /// for a redirect the target, and returns `true` to stop there.
     fn send(
         &self,
         method: Method,
         url: &Uri,
         from: u64,
-        look: &mut dyn FnMut(&Uri, &Response<Body>) -> bool,
+        stop_at: &mut dyn FnMut(&Uri, &Response<Body>) -> bool,
     ) -> Result<Response<Body>, Failure> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -313,35 +338,36 @@ impl<'a> Client<'a> {
             let target = response
                 .status()
                 .is_redirection()
-                .then(|| text(response.headers(), header::LOCATION.as_str()))
+                .then(|| header_text(response.headers(), header::LOCATION.as_str()))
                 .flatten();
-            let next = target.as_deref().map(|location| join(&url, location));
-            // Looked at with the address it leads to: whether that is elsewhere decides if it is
-            // followed.
-            let seen = match &next {
+            let next = target
+                .as_deref()
+                .map(|location| resolve_location(&url, location));
+            // `stop_at` gets the target of a redirect, to stop before another server.
+            let target_url = match &next {
                 Some(Some(next)) => next,
                 _ => &url,
             };
-            if look(seen, &response) {
+            if stop_at(target_url, &response) {
                 return Ok(response);
             }
             match next {
-                None => return judged(&url, from, response),
+                None => return classify_response(&url, from, response),
                 Some(Some(next)) => {
-                    if leaves_https(&url, &next) {
+                    if is_downgrade(&url, &next) {
                         let reason = "redirects from https to plain http".to_owned();
-                        return Err(Failure::Final(answer(&url, reason)));
+                        return Err(Failure::Fatal(invalid_response(&url, reason)));
                     }
                     url = next;
                 }
                 Some(None) => {
                     let reason = "redirects to something that is not a URL".to_owned();
-                    return Err(Failure::Final(answer(&url, reason)));
+                    return Err(Failure::Fatal(invalid_response(&url, reason)));
                 }
             }
         }
         let reason = format!("redirects more than {MAX_REDIRECTS} times");
-        Err(Failure::Final(answer(&url, reason)))
+        Err(Failure::Fatal(invalid_response(&url, reason)))
     }
 
     fn send_once(&self, method: &Method, url: &Uri, from: u64) -> Result<Response<Body>, Failure> {
@@ -350,32 +376,39 @@ impl<'a> Client<'a> {
             request = request.header(header::RANGE, format!("bytes={from}-"));
         }
         if let Some(token) = self.token
-            && may_have_token(url, &self.home)
+            && may_send_token(url, &self.endpoint)
         {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.secret()));
         }
         let request = request.body(()).map_err(|_| {
             // The cause would show the header, and with it the token.
-            Failure::Final(answer(url, "the URL or the token is not valid".to_owned()))
+            Failure::Fatal(invalid_response(
+                url,
+                "the URL or the token is not valid".to_owned(),
+            ))
         })?;
         self.agent.run(request).map_err(|error| {
             let error = ZooError::Connection {
-                url: shown(url),
-                reason: described(&error),
+                url: redacted(url),
+                reason: describe(&error),
                 attempts: 1,
             };
-            Failure::Passing(error, None)
+            Failure::Retryable(error, None)
         })
     }
 }
 
-/// Sorts an answer that is no redirect.
-fn judged(url: &Uri, from: u64, response: Response<Body>) -> Result<Response<Body>, Failure> {
+/// Classifies a response that is not a redirect as success, fatal or retryable.
+fn classify_response(
+    url: &Uri,
+    from: u64,
+    response: Response<Body>,
+) -> Result<Response<Body>, Failure> {
     let status = response.status().as_u16();
-    let asked = number(response.headers(), header::RETRY_AFTER.as_str());
-    let wait = asked.map(Duration::from_secs);
+    let retry_after = header_number(response.headers(), header::RETRY_AFTER.as_str());
+    let wait = retry_after.map(Duration::from_secs);
     let error = ZooError::Status {
-        url: shown(url),
+        url: redacted(url),
         status,
         attempts: 1,
     };
@@ -385,18 +418,18 @@ fn judged(url: &Uri, from: u64, response: Response<Body>) -> Result<Response<Bod
         429 => {
             let error = ZooError::RateLimited {
                 host: host(url),
-                retry_after: asked,
+                retry_after,
                 attempts: 1,
             };
-            Err(Failure::Passing(error, wait))
+            Err(Failure::Retryable(error, wait))
         }
-        408 | 500..=599 => Err(Failure::Passing(error, wait)),
-        _ => Err(Failure::Final(error)),
+        408 | 500..=599 => Err(Failure::Retryable(error, wait)),
+        _ => Err(Failure::Fatal(error)),
     }
 }
 
-/// The error with the number of attempts that led to it.
-fn counted(mut error: ZooError, count: u32) -> ZooError {
+/// Returns the error with its number of attempts set.
+fn with_attempts(mut error: ZooError, count: u32) -> ZooError {
     match &mut error {
         ZooError::RateLimited { attempts, .. }
         | ZooError::Status { attempts, .. }
@@ -406,25 +439,25 @@ fn counted(mut error: ZooError, count: u32) -> ZooError {
     error
 }
 
-fn broken(url: &Uri, reason: &str, have: u64, total: Option<u64>) -> Failure {
+fn interrupted(url: &Uri, reason: &str, written: u64, total: Option<u64>) -> Failure {
     let of = total.map_or(String::new(), |total| format!(" of {total}"));
     let error = ZooError::Connection {
-        url: shown(url),
-        reason: format!("broke off after {have}{of} bytes ({reason})"),
+        url: redacted(url),
+        reason: format!("broke off after {written}{of} bytes ({reason})"),
         attempts: 1,
     };
-    Failure::Passing(error, None)
+    Failure::Retryable(error, None)
 }
 
-fn answer(url: &Uri, reason: String) -> ZooError {
+fn invalid_response(url: &Uri, reason: String) -> ZooError {
     ZooError::Answer {
-        url: shown(url),
+        url: redacted(url),
         reason,
     }
 }
 
-/// What happened, without what may be secret: some of ureq's messages repeat the URL or the proxy.
-fn described(error: &ureq::Error) -> String {
+/// Returns a message without secrets: some of ureq's messages contain the URL or the proxy.
+fn describe(error: &ureq::Error) -> String {
     use ureq::Error as E;
     match error {
         E::Io(e) => e.to_string(),
@@ -435,17 +468,17 @@ fn described(error: &ureq::Error) -> String {
     }
 }
 
-fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+fn header_text(headers: &HeaderMap, name: &str) -> Option<String> {
     Some(headers.get(name)?.to_str().ok()?.trim().to_owned())
 }
 
-fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
-    text(headers, name)?.parse().ok()
+fn header_number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    header_text(headers, name)?.parse().ok()
 }
 
-/// `bytes 5-9/10` → `(5, 10)`; `bytes */10` → `(-, 10)`.
+/// Parses `Content-Range`: `bytes 5-9/10` → `(5, 10)`; `bytes */10` → `(-, 10)`.
 fn content_range(headers: &HeaderMap) -> Option<(Option<u64>, Option<u64>)> {
-    let text = text(headers, header::CONTENT_RANGE.as_str())?;
+    let text = header_text(headers, header::CONTENT_RANGE.as_str())?;
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let start = range
         .split_once('-')
@@ -453,14 +486,14 @@ fn content_range(headers: &HeaderMap) -> Option<(Option<u64>, Option<u64>)> {
     Some((start, total.parse().ok()))
 }
 
-/// `W/"abc"` → `abc`.
-fn unquoted(etag: &str) -> String {
+/// Strips the quotes and the fallback prefix of an ETag: `W/"abc"` → `abc`.
+fn strip_etag(etag: &str) -> String {
     let strong = etag.strip_prefix("W/").unwrap_or(etag);
     strong.trim_matches('"').to_owned()
 }
 
-/// The URL that a `Location` header means.
-fn join(base: &Uri, location: &str) -> Option<Uri> {
+/// Resolves a `Location` header against the URL of its response.
+fn resolve_location(base: &Uri, location: &str) -> Option<Uri> {
     let origin = format!("{}://{}", base.scheme_str()?, base.authority()?);
     let absolute = if location.starts_with("http://") || location.starts_with("https://") {
         location.to_owned()
@@ -481,7 +514,7 @@ fn join(base: &Uri, location: &str) -> Option<Uri> {
         .filter(|url: &Uri| url.host().is_some())
 }
 
-/// Scheme, host and port: what may share a token.
+/// Returns scheme, host and port. Only URLs of the same origin may receive a token.
 fn origin(url: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
     let default = if url.scheme_str() == Some("https") {
         443
@@ -496,24 +529,25 @@ fn origin(url: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
     )
 }
 
-/// A redirect leads to servers that the token is not for; plain http would show it to everyone on
-/// the way.
-fn may_have_token(url: &Uri, home: &Uri) -> bool {
-    let private = url.scheme_str() == Some("https") || is_this_machine(url);
-    private && origin(url) == origin(home)
+/// Returns `true` if the token may be sent to `url`: never to another server, which a redirect may
+/// lead to, and never over plain http, where it could be intercepted.
+fn may_send_token(url: &Uri, endpoint: &Uri) -> bool {
+    let private = url.scheme_str() == Some("https") || is_loopback(url);
+    private && origin(url) == origin(endpoint)
 }
 
-/// Someone on the way could lead the request elsewhere from there.
-fn leaves_https(from: &Uri, to: &Uri) -> bool {
+/// Returns `true` for a redirect from https to plain http, where an attacker on the path could
+/// redirect the request further.
+fn is_downgrade(from: &Uri, to: &Uri) -> bool {
     from.scheme_str() == Some("https") && to.scheme_str() != Some("https")
 }
 
-fn is_this_machine(url: &Uri) -> bool {
+fn is_loopback(url: &Uri) -> bool {
     matches!(url.host(), Some("localhost" | "127.0.0.1" | "[::1]"))
 }
 
-/// A URL without user, password and query.
-pub(super) fn shown(url: &Uri) -> String {
+/// Returns a URL without user, password and query.
+pub(super) fn redacted(url: &Uri) -> String {
     format!(
         "{}://{}{}",
         url.scheme_str().unwrap_or("?"),
@@ -522,7 +556,7 @@ pub(super) fn shown(url: &Uri) -> String {
     )
 }
 
-/// Host and port.
+/// Returns host and port.
 pub(super) fn host(url: &Uri) -> String {
     let host = url.host().unwrap_or("?");
     url.port_u16()
@@ -540,7 +574,7 @@ mod tests {
     #[test]
     fn locations_are_resolved() {
         let base = uri("https://hub.example:8443/o/n/resolve/main/f?x=1");
-        let joined = |location: &str| join(&base, location).map(|url| url.to_string());
+        let joined = |location: &str| resolve_location(&base, location).map(|url| url.to_string());
         for (location, url) in [
             ("https://cdn.example/b?key=2", "https://cdn.example/b?key=2"),
             ("//cdn.example/b", "https://cdn.example/b"),
@@ -554,9 +588,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_of_a_url_holds_no_secret() {
+    fn redacted_url_contains_no_secret() {
         let url = uri("https://me:secret@example.org:1/a/b?signature=secret");
-        assert_eq!(shown(&url), "https://example.org:1/a/b");
+        assert_eq!(redacted(&url), "https://example.org:1/a/b");
     }
 
     #[test]
@@ -569,8 +603,8 @@ mod tests {
     }
 
     #[test]
-    fn tokens_stay_on_one_server_and_off_plain_http() {
-        let may = |url: &str, home: &str| may_have_token(&uri(url), &uri(home));
+    fn token_is_sent_to_its_origin_over_https_only() {
+        let may = |url: &str, endpoint: &str| may_send_token(&uri(url), &uri(endpoint));
         assert!(may("https://hub.example/a", "https://hub.example"));
         assert!(may("http://127.0.0.1:1/a", "http://127.0.0.1:1"));
         assert!(!may("http://hub.example/a", "http://hub.example"));
@@ -579,15 +613,15 @@ mod tests {
     }
 
     #[test]
-    fn https_is_not_left() {
-        let leaves = |from: &str, to: &str| leaves_https(&uri(from), &uri(to));
+    fn redirect_to_plain_http_is_a_downgrade() {
+        let leaves = |from: &str, to: &str| is_downgrade(&uri(from), &uri(to));
         assert!(leaves("https://a.example", "http://a.example"));
         assert!(!leaves("https://a.example", "https://b.example"));
         assert!(!leaves("http://a.example", "http://b.example"));
     }
 
     #[test]
-    fn ranges_and_tags_are_read() {
+    fn content_range_and_etag_are_parsed() {
         let range = |value: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_RANGE, value.parse().unwrap());
@@ -597,7 +631,7 @@ mod tests {
         assert_eq!(range("bytes 5-9/*"), Some((Some(5), None)));
         assert_eq!(range("bytes */10"), Some((None, Some(10))));
         assert_eq!(range("lines 5-9/10"), None);
-        assert_eq!(unquoted("W/\"abc\""), "abc");
-        assert_eq!(unquoted("abc"), "abc");
+        assert_eq!(strip_etag("W/\"abc\""), "abc");
+        assert_eq!(strip_etag("abc"), "abc");
     }
 }

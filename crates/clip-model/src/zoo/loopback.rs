@@ -1,4 +1,4 @@
-//! An HTTP server on this machine for tests: each request is answered by a function, and kept.
+//! Local HTTP server for tests, with a function as request handler and a log of all requests.
 
 use std::{
     collections::BTreeMap,
@@ -13,22 +13,22 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-/// The commit that [`hub`] says its files are of.
+/// Commit in the headers of [`hub`].
 pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// What a client asked.
+/// Request of a client.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub method: String,
     pub path: String,
     /// Names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// How many requests of this method came before.
+    /// Number of earlier requests with the same method.
     pub nth: usize,
 }
 
 impl Request {
-    /// The first byte that is asked for.
+    /// Returns the start of the requested byte range.
     pub fn from(&self) -> Option<usize> {
         let range = self.headers.get("range")?.strip_prefix("bytes=")?;
         range.strip_suffix('-')?.parse().ok()
@@ -39,17 +39,17 @@ impl Request {
     }
 }
 
-/// What the server answers.
+/// Response of the server.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Reply {
+pub(super) struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Close the connection after so many bytes of the body.
+    /// Number of bytes of the body after which the connection is closed.
     pub cut: Option<usize>,
 }
 
-impl Reply {
+impl Response {
     pub fn new(status: u16) -> Self {
         Self {
             status,
@@ -57,7 +57,7 @@ impl Reply {
         }
     }
 
-    /// The body, or as much of it as is asked for.
+    /// Returns a response with the body, or with the requested range of it.
     pub fn body(request: &Request, body: &[u8]) -> Self {
         let Some(from) = request.from() else {
             return Self {
@@ -69,25 +69,25 @@ impl Reply {
         if from >= total {
             return Self::new(416).with("Content-Range", &format!("bytes */{total}"));
         }
-        let reply = Self {
+        let response = Self {
             body: body[from..].to_vec(),
             ..Self::new(206)
         };
-        reply.with(
+        response.with(
             "Content-Range",
             &format!("bytes {from}-{}/{total}", total - 1),
         )
     }
 
-    /// Sets a header, in place of one of that name.
+    /// Sets a header, replacing one of the same name.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.retain(|(n, _)| n != name);
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// The same headers as a redirect; the `Location` is among them.
-    pub fn moved(self) -> Self {
+    /// Turns the response into a redirect with the same headers, `Location` among them.
+    pub fn redirect(self) -> Self {
         Self {
             status: 302,
             body: Vec::new(),
@@ -101,9 +101,9 @@ impl Reply {
     }
 }
 
-/// What the Hub answers for a large file: its own headers, then the content.
-pub(super) fn hub(request: &Request, content: &[u8]) -> Reply {
-    Reply::body(request, content)
+/// Returns the response of the Hub for a large file: its own headers and the content.
+pub(super) fn hub(request: &Request, content: &[u8]) -> Response {
+    Response::body(request, content)
         .with("X-Repo-Commit", COMMIT)
         .with("X-Linked-Etag", &format!("\"{}\"", sha256(content)))
         .with("X-Linked-Size", &content.len().to_string())
@@ -113,7 +113,7 @@ pub(super) fn sha256(content: &[u8]) -> String {
     format!("{:x}", Sha256::digest(content))
 }
 
-/// A running server; it stops when dropped.
+/// Running server, stopped on drop.
 pub(super) struct Server {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -122,19 +122,19 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub fn start(answer: impl Fn(&Request) -> Reply + Send + 'static) -> Self {
+    pub fn start(handler: impl Fn(&Request) -> Response + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let (kept, stopped) = (requests.clone(), stop.clone());
+        let (log, stopped) = (requests.clone(), stop.clone());
         let thread = thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                // A client that goes away is part of what is tested.
-                let _ = stream.and_then(|stream| serve(stream, &kept, &answer));
+                // Tests close connections early, so errors of a connection are expected.
+                let _ = stream.and_then(|stream| serve(stream, &log, &handler));
             }
         });
         Self {
@@ -153,7 +153,7 @@ impl Server {
         self.requests.lock().unwrap().clone()
     }
 
-    /// Requests for content.
+    /// Returns the requests for content.
     pub fn gets(&self) -> Vec<Request> {
         let mut requests = self.requests();
         requests.retain(|r| !r.is_head());
@@ -164,7 +164,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        // Wakes the thread, which then sees that it is to stop.
+        // `accept` blocks: connect once, so that the thread reads the flag.
         let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -174,8 +174,8 @@ impl Drop for Server {
 
 fn serve(
     mut stream: TcpStream,
-    kept: &Mutex<Vec<Request>>,
-    answer: &impl Fn(&Request) -> Reply,
+    log: &Mutex<Vec<Request>>,
+    handler: &impl Fn(&Request) -> Response,
 ) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let Some(first) = lines.next().transpose()? else {
@@ -192,35 +192,38 @@ fn serve(
         };
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
-    let mut kept = kept.lock().unwrap();
-    let nth = kept.iter().filter(|r| r.method == method).count();
+    let mut log = log.lock().unwrap();
+    let nth = log.iter().filter(|r| r.method == method).count();
     let request = Request {
         method,
         path,
         headers,
         nth,
     };
-    kept.push(request.clone());
-    drop(kept);
+    log.push(request.clone());
+    drop(log);
 
-    let mut reply = answer(&request);
-    if !reply
+    let mut response = handler(&request);
+    if !response
         .headers
         .iter()
         .any(|(name, _)| name == "Content-Length")
     {
-        let length = reply.body.len().to_string();
-        reply = reply.with("Content-Length", &length);
+        let length = response.body.len().to_string();
+        response = response.with("Content-Length", &length);
     }
-    let mut head = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", reply.status);
-    for (name, value) in &reply.headers {
+    let mut head = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", response.status);
+    for (name, value) in &response.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str("\r\n");
     stream.write_all(head.as_bytes())?;
     if !request.is_head() {
-        let end = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
-        stream.write_all(&reply.body[..end])?;
+        let end = response
+            .cut
+            .unwrap_or(response.body.len())
+            .min(response.body.len());
+        stream.write_all(&response.body[..end])?;
     }
     stream.flush()
 }

@@ -1,25 +1,26 @@
-//! Named pretrained weights: what there is, where it lies on this machine, how it is fetched and
-//! checked.
+//! Model zoo: a registry of named pretrained weights, their local cache, download and
+//! verification.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `zoo.toml`, `registry` | the names, and for each the architecture, the sources, the preprocessing, the accuracy |
-//! | `cache` | where files lie: the Hugging Face cache that Python uses too, OpenAI's folder, ours |
-//! | `digest`, `verify` | hashing what lies there |
-//! | `fetch` | filling the cache (feature `fetch`) |
-//! | `http` | one request: redirects, retries, waiting, resuming (feature `fetch`) |
+//! | `zoo.toml`, `registry` | names with architecture, sources, preprocessing and accuracy |
+//! | `cache` | the Hugging Face cache shared with Python, OpenAI's folder, our own folder |
+//! | `digest`, `verify` | SHA-256 of files, verification of cached files |
+//! | `fetch` | download into the cache (feature `fetch`) |
+//! | `http` | redirects, retries, back-off, resumed transfers (feature `fetch`) |
 //!
 //! Without the feature `fetch` nothing here touches the network: [`Registry`], [`Cache::lookup`]
 //! and [`verify()`] work on files.
 //!
 //! # Why not `hf-hub`
-//! The cache has the layout of Python's `huggingface_hub`; a test lets the crate `hf-hub` 0.5 find
-//! what was fetched. Its transfer is not used. Of version 1.0.0, `repository/download.rs`
-//! - starts a file of several gigabytes over after a broken connection: the `.incomplete` file is
-//!   created anew and no `Range` is asked for, and only the request is retried, not the body;
-//! - renames what has come without comparing its length or its SHA-256;
-//! - takes neither the `Retry-After` of a 429 (`retry.rs`) nor `HF_HUB_OFFLINE`, and knows nothing
-//!   of OpenAI's archives, whose addresses hold their digests.
+//! The cache has the layout of Python's `huggingface_hub`. A test checks that the crate `hf-hub`
+//! 0.5 finds the downloaded files. The download code of `hf-hub` is not used. In version 1.0.0,
+//! `repository/download.rs`
+//! - restarts a file of several gigabytes after a broken connection: it creates the `.incomplete`
+//!   file anew, sends no `Range` header, and retries only the request, not the body;
+//! - renames the downloaded file without comparing its length or its SHA-256;
+//! - ignores the `Retry-After` of a 429 (`retry.rs`) and `HF_HUB_OFFLINE`, and does not support
+//!   OpenAI's archives, whose URLs contain their SHA-256.
 //!
 //! It also brings tokio, reqwest and hf-xet, 284 crates in all, to a library that is synchronous.
 
@@ -37,7 +38,7 @@ mod loopback;
 mod registry;
 mod verify;
 
-pub use cache::{Cache, Check, Fetched, FetchedFile};
+pub use cache::{Cache, CachedFiles, Check, Fetched, FetchedFile};
 pub use error::ZooError;
 #[cfg(feature = "fetch")]
 pub use fetch::{FetchOptions, fetch};

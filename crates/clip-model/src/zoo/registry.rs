@@ -1,4 +1,4 @@
-//! The registry: names of weights and what belongs to each.
+//! Registry of named pretrained weights.
 
 use std::{collections::HashMap, path::Path};
 
@@ -7,12 +7,22 @@ use strsim::levenshtein;
 
 use super::{ZooError, digest};
 
-/// The registry that is part of the library.
+/// Text of the registry in the library.
 const EMBEDDED: &str = include_str!("zoo.toml");
-/// How many names an error suggests.
+/// Maximum number of similar names in an error.
 const SUGGESTIONS: usize = 3;
 
-/// Named weights.
+/// List of named pretrained weights.
+///
+/// ```
+/// use clip_model::zoo::Registry;
+///
+/// let registry = Registry::embedded()?;
+/// let entry = registry.get("ViT-B/16")?;
+/// assert_eq!(entry.name, "openai/ViT-B-16");
+/// assert_eq!(entry.preprocess.size, 224);
+/// # Ok::<(), clip_model::zoo::ZooError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Registry {
     entries: Vec<Entry>,
@@ -20,28 +30,28 @@ pub struct Registry {
 
 /// One named set of weights.
 ///
-/// Only [`Registry::parse`] makes entries, so each name of a file or repository in one is safe to
-/// use as a path.
+/// Only [`Registry::parse`] creates entries. It checks that each file and repository name is safe
+/// to use as a path.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Entry {
-    /// Who trained it or on what, and the model: `openai/ViT-B-16`.
+    /// Origin (author or training data) and model: `openai/ViT-B-16`.
     pub name: String,
-    /// The model configuration, under open_clip's name: `ViT-B-16-quickgelu`.
+    /// Name of the model configuration in open_clip: `ViT-B-16-quickgelu`.
     pub architecture: String,
-    /// Where the weights can be had, the preferred place first.
+    /// Download sources, the preferred one first.
     pub sources: Vec<Source>,
-    /// How images are prepared.
+    /// Image preprocessing.
     pub preprocess: ImageSettings,
-    /// The licence of the weights, where it is known.
+    /// Licence of the weights, if known.
     pub licence: Option<String>,
     /// Zero-shot top-1 accuracy on ImageNet in percent.
     pub zero_shot: Option<f64>,
-    /// Who measured [`zero_shot`](Self::zero_shot).
+    /// Source of the figure [`zero_shot`](Self::zero_shot).
     pub zero_shot_source: Option<String>,
 }
 
-/// A place that weights can be fetched from.
+/// Download source of weights.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// Files of repositories on the Hugging Face Hub.
@@ -54,7 +64,7 @@ pub enum Source {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct HubFiles {
-    /// What the files look like inside.
+    /// Tensor naming convention of the files.
     pub layout: Layout,
     /// Repository: `owner/name`.
     pub repo: String,
@@ -69,15 +79,15 @@ pub struct HubFiles {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct FileSpec {
-    /// What it is for.
+    /// Role of the file.
     pub role: Role,
-    /// The names it may have in the repository; the first that is there is taken.
+    /// Alternative names in the repository. The first existing one is used.
     pub names: Vec<String>,
-    /// Another repository that holds it.
+    /// Repository of the file, if it differs from that of the source.
     pub repo: Option<String>,
-    /// The revision of that repository.
+    /// Revision of [`repo`](Self::repo).
     pub revision: Option<String>,
-    /// SHA-256 in lower-case hexadecimal, where it is known.
+    /// SHA-256 in lower-case hexadecimal, if known.
     pub sha256: Option<String>,
 }
 
@@ -85,31 +95,31 @@ pub struct FileSpec {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Archive {
-    /// What the file looks like inside.
+    /// Tensor naming convention of the file.
     pub layout: Layout,
-    /// Where it is; `https`, or `http` on this machine.
+    /// URL with the scheme `https`, or `http` for a server on this machine.
     pub url: String,
     /// SHA-256 in lower-case hexadecimal.
     pub sha256: String,
-    /// Its name, the last part of the URL.
+    /// File name: the last segment of the URL.
     pub file: String,
 }
 
-/// What a file is for.
+/// Role of a file in a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// The parameters.
+    /// Parameters of the model.
     Weights,
-    /// The shape of the model.
+    /// Model configuration.
     Config,
-    /// Texts to ids.
+    /// Tokenizer.
     Tokenizer,
-    /// How images are prepared.
+    /// Image preprocessing.
     Preprocessor,
 }
 
-/// The conventions that names and shapes of the stored tensors follow.
+/// Naming and shape convention of the stored tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
@@ -122,7 +132,7 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// The name in the registry.
+    /// Returns the name of the layout in the registry.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -133,24 +143,24 @@ impl Layout {
     }
 }
 
-/// How images are prepared for a model.
+/// Image preprocessing of a model.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ImageSettings {
-    /// Side in pixels.
+    /// Image size: side length in pixels.
     pub size: u32,
-    /// Mean per channel (red, green, blue), of values in `[0, 1]`.
+    /// Mean per channel (red, green, blue), for pixel values in `[0, 1]`.
     pub mean: [f32; 3],
     /// Standard deviation per channel.
     pub std: [f32; 3],
-    /// How pixels are resampled.
+    /// Resampling filter.
     pub interpolation: Interpolation,
-    /// What becomes of the aspect ratio.
+    /// Treatment of the aspect ratio.
     pub resize_mode: ResizeMode,
 }
 
-/// How pixels are resampled.
+/// Resampling filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Interpolation {
@@ -160,92 +170,93 @@ pub enum Interpolation {
     Bilinear,
 }
 
-/// What becomes of the aspect ratio; open_clip's `resize_mode`.
+/// Treatment of the aspect ratio; open_clip's `resize_mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResizeMode {
-    /// The shorter side is brought to the size, the middle is cut out.
+    /// Resizes the shorter side to the image size, then takes a centre crop.
     Shortest,
-    /// Both sides are brought to the size.
+    /// Resizes both sides to the image size.
     Squash,
 }
 
 impl Registry {
-    /// The registry of the library.
+    /// Returns the registry embedded in the library.
     ///
     /// # Errors
-    /// [`ZooError::Registry`], never in a released version: the tests parse the same text.
+    /// [`ZooError::Registry`]; never in a released version, because the tests parse the same text.
     pub fn embedded() -> Result<Self, ZooError> {
         Self::parse(EMBEDDED, Path::new("zoo.toml"))
     }
 
-    /// Reads a registry in TOML; `path` is named in errors.
+    /// Parses a registry in TOML. Errors contain `path`.
     ///
     /// # Errors
-    /// [`ZooError::Registry`] for a key that is unknown, missing or of another type, a name that
-    /// occurs twice, a name of a file or repository that could leave its folder, a URL that is not
-    /// `https`, a hash that is none, an accuracy without source.
+    /// [`ZooError::Registry`] for a key that is unknown, missing or of another type, a duplicate
+    /// name, a file or repository name that could leave its folder, a URL that is not `https`, an
+    /// invalid hash, and an accuracy without source.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ZooError> {
-        let wrong = |reason: String| ZooError::Registry {
+        let invalid = |reason: String| ZooError::Registry {
             path: path.to_owned(),
             reason,
         };
-        let raw: RawRegistry = toml::from_str(text).map_err(|e| wrong(e.to_string()))?;
+        let raw: RawRegistry = toml::from_str(text).map_err(|e| invalid(e.to_string()))?;
         let mut entries = Vec::with_capacity(raw.model.len());
         let mut seen = HashMap::new();
         for model in raw.model {
             let name = model.name.clone();
             let entry = model
-                .check()
-                .map_err(|reason| wrong(format!("model `{name}`: {reason}")))?;
-            if let Some(first) = seen.insert(plain(&name), name.clone()) {
+                .validate()
+                .map_err(|reason| invalid(format!("model `{name}`: {reason}")))?;
+            if let Some(first) = seen.insert(normalized(&name), name.clone()) {
                 let reason = format!("model `{name}`: the name is taken by `{first}`");
-                return Err(wrong(reason));
+                return Err(invalid(reason));
             }
             entries.push(entry);
         }
         Ok(Self { entries })
     }
 
-    /// The entries in the order of the file.
+    /// Returns the entries in the order of the file.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Entry> {
         self.entries.iter()
     }
 
-    /// The entry called `name`. Case does not matter, nor does it matter whether parts are joined
-    /// by `/`, `@`, `_` or `-`: `ViT-L/14@336px` is `openai/ViT-L-14-336`. The part before the
-    /// first slash may be left out where OpenAI has a model of that name, or only one other has.
+    /// Returns the entry called `name`. Case is ignored, and the separators `/`, `@`, `_` and `-`
+    /// are equivalent: `ViT-L/14@336px` is `openai/ViT-L-14-336`. The origin before the first slash
+    /// may be omitted if OpenAI has a model of that name, or exactly one other origin has.
     ///
     /// # Errors
     /// [`ZooError::Unknown`] with the most similar names.
     pub fn get(&self, name: &str) -> Result<&Entry, ZooError> {
-        let wanted = plain(name);
-        let by_full = |full: &str| self.entries.iter().find(|e| plain(&e.name) == full);
+        let wanted = normalized(name);
+        let by_full = |full: &str| self.entries.iter().find(|e| normalized(&e.name) == full);
         if let Some(entry) = by_full(&wanted).or_else(|| by_full(&format!("openai-{wanted}"))) {
             return Ok(entry);
         }
         let mut by_model = self
             .entries
             .iter()
-            .filter(|e| plain(tail(&e.name)) == wanted);
+            .filter(|e| normalized(without_origin(&e.name)) == wanted);
         if let (Some(entry), None) = (by_model.next(), by_model.next()) {
             return Ok(entry);
         }
         Err(ZooError::Unknown {
             name: name.to_owned(),
-            near: self.near(&wanted),
+            near: self.similar_names(&wanted),
         })
     }
 
-    /// The names closest to a plain one, without those that have little in common with it.
-    fn near(&self, wanted: &str) -> Vec<String> {
+    /// Returns the names with the smallest edit distance to a normalized one, of at most half of
+    /// its length.
+    fn similar_names(&self, wanted: &str) -> Vec<String> {
         let mut scored: Vec<_> = self
             .entries
             .iter()
             .map(|e| {
-                let full = levenshtein(wanted, &plain(&e.name));
+                let full = levenshtein(wanted, &normalized(&e.name));
                 (
-                    full.min(levenshtein(wanted, &plain(tail(&e.name)))),
+                    full.min(levenshtein(wanted, &normalized(without_origin(&e.name)))),
                     &e.name,
                 )
             })
@@ -258,10 +269,10 @@ impl Registry {
 }
 
 impl Entry {
-    /// The sources of `layout`, or all of them.
+    /// Returns the sources of `layout`, or all sources for `None`.
     ///
     /// # Errors
-    /// [`ZooError::NoLayout`] when there are none.
+    /// [`ZooError::NoLayout`] when no source has the layout.
     pub fn sources_in(&self, layout: Option<Layout>) -> Result<Vec<&Source>, ZooError> {
         let wanted = |source: &&Source| layout.is_none_or(|l| source.layout() == l);
         let sources: Vec<_> = self.sources.iter().filter(wanted).collect();
@@ -276,7 +287,7 @@ impl Entry {
 }
 
 impl HubFiles {
-    /// The repository and revision that `file` comes from.
+    /// Returns the repository and revision of `file`.
     #[must_use]
     pub fn origin<'a>(&'a self, file: &'a FileSpec) -> (&'a str, &'a str) {
         match &file.repo {
@@ -287,7 +298,7 @@ impl HubFiles {
 }
 
 impl Source {
-    /// What the files look like inside.
+    /// Returns the tensor naming convention of the files.
     #[must_use]
     pub fn layout(&self) -> Layout {
         match self {
@@ -297,7 +308,7 @@ impl Source {
     }
 }
 
-/// A registry as written.
+/// Registry before validation.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRegistry {
@@ -329,7 +340,7 @@ struct RawSource {
 }
 
 impl RawEntry {
-    fn check(self) -> Result<Entry, String> {
+    fn validate(self) -> Result<Entry, String> {
         check_path("name", &self.name)?;
         if !self.name.contains('/') {
             return Err("the name has no `/`".into());
@@ -338,7 +349,7 @@ impl RawEntry {
         if self.source.is_empty() {
             return Err("there is no source".into());
         }
-        self.preprocess.check()?;
+        self.preprocess.validate()?;
         match (self.zero_shot, &self.zero_shot_source) {
             (None, None) => (),
             (Some(percent), Some(_)) if percent > 0.0 && percent <= 100.0 => (),
@@ -351,7 +362,7 @@ impl RawEntry {
             sources: self
                 .source
                 .into_iter()
-                .map(RawSource::check)
+                .map(RawSource::validate)
                 .collect::<Result<_, _>>()?,
             preprocess: self.preprocess,
             licence: self.licence,
@@ -362,13 +373,13 @@ impl RawEntry {
 }
 
 impl RawSource {
-    fn check(self) -> Result<Source, String> {
+    fn validate(self) -> Result<Source, String> {
         let layout = self.layout;
         match (self.repo, self.revision, self.files, self.url, self.sha256) {
             (Some(repo), Some(revision), Some(files), None, None) => {
                 check_repo(&repo)?;
                 check_path("revision", &revision)?;
-                files.iter().try_for_each(FileSpec::check)?;
+                files.iter().try_for_each(FileSpec::validate)?;
                 if !files.iter().any(|f| f.role == Role::Weights) {
                     return Err("no file has the role `weights`".into());
                 }
@@ -395,7 +406,7 @@ impl RawSource {
 }
 
 impl FileSpec {
-    fn check(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), String> {
         if self.names.is_empty() {
             return Err("a file has no names".into());
         }
@@ -415,7 +426,7 @@ impl FileSpec {
 }
 
 impl ImageSettings {
-    fn check(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), String> {
         if self.size == 0 {
             return Err("`size` is 0".into());
         }
@@ -429,11 +440,11 @@ impl ImageSettings {
     }
 }
 
-/// Only what cannot mean anything to a file system or a URL: a name from a registry, or from a
-/// server, becomes part of a path.
+/// Returns `true` if `part` has no special meaning to a file system or in a URL. Names from a
+/// registry or from a server become parts of paths.
 pub(super) fn is_safe_part(part: &str) -> bool {
-    let harmless = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    !part.is_empty() && !part.starts_with('.') && !part.ends_with('.') && part.bytes().all(harmless)
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    !part.is_empty() && !part.starts_with('.') && !part.ends_with('.') && part.bytes().all(is_plain)
 }
 
 fn check_part(what: &str, part: &str) -> Result<(), String> {
@@ -474,39 +485,40 @@ fn check_hash(hash: &str) -> Result<(), String> {
     ))
 }
 
-/// The file name at the end of a URL that is safe to ask for and to name in messages.
+/// Returns the file name at the end of a URL, if the URL is safe to request and to show in
+/// messages.
 fn check_url(url: &str) -> Result<&str, String> {
-    let wrong = |why: &str| Err(format!("url `{}` {why}", url.escape_debug()));
-    let on_this_machine = || {
+    let invalid = |why: &str| Err(format!("url `{}` {why}", url.escape_debug()));
+    let loopback = || {
         let rest = url.strip_prefix("http://")?;
         let host = rest.split(['/', ':']).next()?;
         matches!(host, "127.0.0.1" | "localhost").then_some(rest)
     };
-    let Some(rest) = url.strip_prefix("https://").or_else(on_this_machine) else {
-        return wrong("is not https");
+    let Some(rest) = url.strip_prefix("https://").or_else(loopback) else {
+        return invalid("is not https");
     };
     if rest.contains(['@', '?', '#', '%']) {
-        return wrong("has a user, a query, a fragment or an escape");
+        return invalid("has a user, a query, a fragment or an escape");
     }
     let mut parts = rest.split('/');
     if parts.next().is_none_or(str::is_empty) || !parts.clone().all(is_safe_part) {
-        return wrong("is not a plain path to a file");
+        return invalid("is not a plain path to a file");
     }
     match parts.next_back() {
         Some(file) => Ok(file),
-        None => wrong("names no file"),
+        None => invalid("names no file"),
     }
 }
 
-/// A name without what people write differently.
-fn plain(name: &str) -> String {
+/// Returns a name in lower case with `-` as the only separator and without the suffix `px`.
+fn normalized(name: &str) -> String {
     let lower = name.trim().to_ascii_lowercase();
     let joined = lower.replace(['/', '@', '_', ' ', ':'], "-");
     joined.strip_suffix("px").unwrap_or(&joined).to_owned()
 }
 
-/// The part of a name behind the first slash.
-fn tail(name: &str) -> &str {
+/// Returns the part of a name after the first slash.
+fn without_origin(name: &str) -> &str {
     name.split_once('/').map_or(name, |(_, tail)| tail)
 }
 
@@ -514,17 +526,19 @@ fn tail(name: &str) -> &str {
 mod tests {
     use super::*;
 
-    /// The model configurations of open_clip 3.3.0 that the registry names
+    /// Model configurations of open_clip 3.3.0 in the registry
     /// (`open_clip/model_configs/*.json`).
     const ARCHITECTURES: &str = "
         RN50-quickgelu RN101-quickgelu RN50x4-quickgelu RN50x16-quickgelu RN50x64-quickgelu
         ViT-B-32 ViT-B-32-quickgelu ViT-B-32-256 ViT-B-16 ViT-B-16-quickgelu
         ViT-L-14 ViT-L-14-quickgelu ViT-L-14-336-quickgelu
         ViT-H-14 ViT-H-14-quickgelu ViT-H-14-378-quickgelu ViT-g-14 ViT-bigG-14
-        ViT-B-16-SigLIP ViT-B-16-SigLIP-256 ViT-B-16-SigLIP-384 ViT-B-16-SigLIP-512 ViT-B-16-SigLIP-i18n-256
+        ViT-B-16-SigLIP ViT-B-16-SigLIP-256 ViT-B-16-SigLIP-384 ViT-B-16-SigLIP-512
+        ViT-B-16-SigLIP-i18n-256
         ViT-L-16-SigLIP-256 ViT-L-16-SigLIP-384
         ViT-SO400M-14-SigLIP ViT-SO400M-14-SigLIP-384
-        ViT-B-32-SigLIP2-256 ViT-B-16-SigLIP2 ViT-B-16-SigLIP2-256 ViT-B-16-SigLIP2-384 ViT-B-16-SigLIP2-512
+        ViT-B-32-SigLIP2-256 ViT-B-16-SigLIP2 ViT-B-16-SigLIP2-256 ViT-B-16-SigLIP2-384
+        ViT-B-16-SigLIP2-512
         ViT-L-16-SigLIP2-256 ViT-L-16-SigLIP2-384 ViT-L-16-SigLIP2-512
         ViT-SO400M-14-SigLIP2 ViT-SO400M-14-SigLIP2-378
         ViT-SO400M-16-SigLIP2-256 ViT-SO400M-16-SigLIP2-384 ViT-SO400M-16-SigLIP2-512
@@ -534,11 +548,12 @@ mod tests {
         Registry::embedded().unwrap()
     }
 
-    /// A registry of one model whose source and further keys are given.
+    /// Parses a registry of one model with the given source and further keys.
     fn parse(source: &str, more: &str) -> Result<Registry, ZooError> {
         let text = format!(
             "[[model]]\nname = 'a/b'\narchitecture = 'ViT-B-16'\n{more}\n\
-             preprocess = {{ size = 224, mean = [0, 0, 0], std = [1, 1, 1], interpolation = 'bicubic', resize_mode = 'squash' }}\n\
+             preprocess = {{ size = 224, mean = [0, 0, 0], std = [1, 1, 1], \
+             interpolation = 'bicubic', resize_mode = 'squash' }}\n\
              [[model.source]]\nlayout = 'open-clip'\n{source}"
         );
         Registry::parse(&text, Path::new("my.toml"))
@@ -547,7 +562,8 @@ mod tests {
     fn hub(repo: &str, revision: &str, file: &str) -> Result<Registry, ZooError> {
         parse(
             &format!(
-                "repo = '{repo}'\nrevision = '{revision}'\nfiles = [{{ role = 'weights', names = ['{file}'] }}]"
+                "repo = '{repo}'\nrevision = '{revision}'\n\
+                 files = [{{ role = 'weights', names = ['{file}'] }}]"
             ),
             "",
         )
@@ -558,14 +574,14 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(result: Result<Registry, ZooError>, why: &str) {
+    fn assert_rejected(result: Result<Registry, ZooError>, why: &str) {
         let text = result.expect_err("accepted").to_string();
         assert!(text.starts_with("my.toml: "), "{text}");
         assert!(text.contains(why), "{text}");
     }
 
     #[test]
-    fn each_embedded_entry_is_sound() {
+    fn embedded_entries_are_valid() {
         let architectures: Vec<_> = ARCHITECTURES.split_whitespace().collect();
         let mut used = Vec::new();
         for entry in embedded().iter() {
@@ -574,7 +590,7 @@ mod tests {
             used.push(entry.architecture.clone());
             // open_clip names a configuration after the model, with the activation as a suffix.
             let model = entry.architecture.trim_end_matches("-quickgelu");
-            assert_eq!(tail(name), model, "{name}");
+            assert_eq!(without_origin(name), model, "{name}");
             let size = model.rsplit('-').next().and_then(|s| s.parse().ok());
             if let Some(size @ 100..) = size {
                 assert_eq!(entry.preprocess.size, size, "{name}");
@@ -592,7 +608,7 @@ mod tests {
                         );
                     }
                     Source::Archive(archive) => {
-                        // The path of OpenAI's archives holds the hash (`clip.py:48`).
+                        // The URLs of OpenAI's archives contain the hash (`clip.py:48`).
                         assert!(archive.url.contains(&archive.sha256), "{name}");
                         assert_eq!(archive.layout, Layout::OpenaiArchive);
                     }
@@ -607,8 +623,8 @@ mod tests {
     }
 
     #[test]
-    fn the_hashes_of_openai_are_those_in_its_addresses() {
-        // openai/CLIP `clip/clip.py`, the addresses of the archives.
+    fn openai_hashes_match_the_urls() {
+        // openai/CLIP `clip/clip.py`, the URLs of the archives.
         for (name, sha256) in [
             (
                 "ViT-B/32",
@@ -636,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_among_the_settings_are_kept() {
+    fn deviating_settings_are_parsed() {
         let registry = embedded();
         let get = |name: &str| registry.get(name).unwrap();
         assert_eq!(get("laion2b/ViT-L-14").preprocess.mean, [0.5; 3]);
@@ -654,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found_however_they_are_written() {
+    fn names_are_normalized() {
         let registry = embedded();
         for (written, name) in [
             ("openai/ViT-B-16", "openai/ViT-B-16"),
@@ -673,18 +689,18 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_gets_suggestions_when_there_are_any() {
+    fn unknown_name_suggests_similar_ones() {
         let registry = embedded();
         let error = |name: &str| registry.get(name).unwrap_err().to_string();
         assert!(error("openai/ViT-B-61").contains("`openai/ViT-B-16`"));
-        // Two origins have one, OpenAI has none: the choice is the caller's.
+        // Two origins have this model and OpenAI does not: the name is ambiguous.
         assert!(error("ViT-H-14").contains("`laion2b/ViT-H-14`"));
         assert_eq!(error("llama"), "no model is called `llama`");
         assert_eq!(error(""), "no model is called ``");
     }
 
     #[test]
-    fn names_of_files_that_leave_their_folder_are_refused() {
+    fn unsafe_file_names_are_rejected() {
         for file in [
             "../x",
             "a/../b",
@@ -700,22 +716,22 @@ mod tests {
             "a%2fb",
             "a?b",
         ] {
-            refused(hub("o/n", "main", file), "is not a plain relative path");
+            assert_rejected(hub("o/n", "main", file), "is not a plain relative path");
         }
         hub("o/n", "refs/pr/15", "sub/model.safetensors").unwrap();
     }
 
     #[test]
-    fn hostile_repositories_and_revisions_are_refused() {
+    fn unsafe_repositories_and_revisions_are_rejected() {
         for repo in ["n", "a/b/c", "../n", "o/..", "o/n?x", "http://x/y"] {
-            refused(hub(repo, "main", "f"), "repo `");
+            assert_rejected(hub(repo, "main", "f"), "repo `");
         }
-        refused(hub("o/n", "../main", "f"), "revision `../main`");
-        refused(hub("o/n", "", "f"), "revision ``");
+        assert_rejected(hub("o/n", "../main", "f"), "revision `../main`");
+        assert_rejected(hub("o/n", "", "f"), "revision ``");
     }
 
     #[test]
-    fn urls_and_hashes_are_checked() {
+    fn urls_and_hashes_are_validated() {
         let hash = "0".repeat(64);
         for url in [
             "http://example.org/x.pt",
@@ -728,21 +744,21 @@ mod tests {
             "https://example.org/x.pt?key=1",
             "https://example.org/../x.pt",
         ] {
-            refused(archive(url, &hash), "url `");
+            assert_rejected(archive(url, &hash), "url `");
         }
         for bad in ["", "abc", &"G".repeat(64), &"A".repeat(64)] {
-            refused(archive("https://example.org/x.pt", bad), "sha256 `");
+            assert_rejected(archive("https://example.org/x.pt", bad), "sha256 `");
         }
         archive("https://example.org/a/x.pt", &hash).unwrap();
         archive("http://127.0.0.1:80/x.pt", &hash).unwrap();
     }
 
     #[test]
-    fn a_source_is_of_one_kind() {
+    fn source_is_hub_or_archive() {
         let why = "a source has `repo`, `revision` and `files`, or `url` and `sha256`";
-        refused(parse("", ""), why);
-        refused(parse("repo = 'o/n'", ""), why);
-        refused(
+        assert_rejected(parse("", ""), why);
+        assert_rejected(parse("repo = 'o/n'", ""), why);
+        assert_rejected(
             parse(
                 &format!(
                     "repo = 'o/n'\nurl = 'https://e.org/x'\nsha256 = '{}'",
@@ -752,40 +768,42 @@ mod tests {
             ),
             why,
         );
-        refused(
+        assert_rejected(
             parse("repo = 'o/n'\nrevision = 'main'\nfiles = []", ""),
             "role `weights`",
         );
     }
 
     #[test]
-    fn unknown_keys_are_refused() {
-        refused(parse("colour = 'red'", ""), "colour");
-        refused(parse("", "colour = 'red'"), "colour");
-        let file = "repo = 'o/n'\nrevision = 'main'\nfiles = [{ role = 'weights', names = ['f'], size = 1 }]";
-        refused(parse(file, ""), "size");
+    fn unknown_keys_are_rejected() {
+        assert_rejected(parse("colour = 'red'", ""), "colour");
+        assert_rejected(parse("", "colour = 'red'"), "colour");
+        let file = "repo = 'o/n'\nrevision = 'main'\n\
+                    files = [{ role = 'weights', names = ['f'], size = 1 }]";
+        assert_rejected(parse(file, ""), "size");
     }
 
     #[test]
-    fn an_accuracy_has_a_source_and_is_a_percentage() {
+    fn accuracy_needs_source_and_percentage() {
         let source =
             "repo = 'o/n'\nrevision = 'main'\nfiles = [{ role = 'weights', names = ['f'] }]";
-        refused(parse(source, "zero_shot = 70.0"), "go together");
-        refused(parse(source, "zero_shot_source = 'x'"), "go together");
+        assert_rejected(parse(source, "zero_shot = 70.0"), "go together");
+        assert_rejected(parse(source, "zero_shot_source = 'x'"), "go together");
         for percent in ["0.0", "-1.0", "101.0", "nan"] {
             let more = format!("zero_shot = {percent}\nzero_shot_source = 'x'");
-            refused(parse(source, &more), "not a percentage");
+            assert_rejected(parse(source, &more), "not a percentage");
         }
     }
 
     #[test]
-    fn names_that_differ_in_spelling_only_are_duplicates() {
+    fn equivalent_names_are_duplicates() {
         let one = "[[model]]\nname = 'a/B-1'\narchitecture = 'x'\n\
-             preprocess = { size = 1, mean = [0, 0, 0], std = [1, 1, 1], interpolation = 'bicubic', resize_mode = 'squash' }\n\
+             preprocess = { size = 1, mean = [0, 0, 0], std = [1, 1, 1], \
+             interpolation = 'bicubic', resize_mode = 'squash' }\n\
              [[model.source]]\nlayout = 'open-clip'\nrepo = 'o/n'\nrevision = 'main'\n\
              files = [{ role = 'weights', names = ['f'] }]\n";
         let text = format!("{one}{}", one.replace("a/B-1", "A/b_1"));
-        refused(
+        assert_rejected(
             Registry::parse(&text, Path::new("my.toml")),
             "the name is taken by `a/B-1`",
         );

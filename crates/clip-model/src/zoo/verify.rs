@@ -1,56 +1,53 @@
-//! Re-hashing what lies in the cache.
+//! Verification of cached files by their SHA-256.
 
 use std::path::PathBuf;
 
-use super::{
-    Cache, Entry, Role, Source, ZooError, cache::expected_of_hub_file, digest::sha256_file,
-};
+use super::{Cache, Entry, Role, Source, ZooError, cache::expected_hash, digest::sha256_file};
 
-/// What one file of a model turned out to be.
+/// Verification result of one file of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileReport {
-    /// What it is for.
+    /// Role of the file.
     pub role: Role,
-    /// Where it is, or for a missing one, the folder it should be in.
+    /// Path of the file; for a missing file, the folder of its repository.
     pub path: PathBuf,
-    /// What is known of it.
+    /// Comparison of the file with its expected hash.
     pub state: FileState,
 }
 
-/// Whether a file is what it should be.
+/// Comparison of a file with its expected hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileState {
-    /// It has the hash that the registry or the Hub states.
+    /// The hash is the one that the registry or the Hub states.
     Intact {
         /// Length in bytes.
         bytes: u64,
         /// SHA-256 in lower-case hexadecimal.
         sha256: String,
     },
-    /// It is there, but nothing states its hash.
-    Unstated {
+    /// The file exists, but neither the registry nor the Hub states its SHA-256.
+    Unverified {
         /// Length in bytes.
         bytes: u64,
         /// SHA-256 in lower-case hexadecimal.
         sha256: String,
     },
-    /// It has another hash.
+    /// The hash differs from the expected one.
     Corrupt {
-        /// The hash it should have.
+        /// Expected hash.
         expected: String,
-        /// The hash it has.
+        /// Hash of the file.
         found: String,
     },
-    /// It is not there, though other files of its source are.
+    /// The file does not exist, though other files of its source do.
     Missing,
 }
 
-/// Hashes each file of `entry` that is in `cache`, of every source that is there in part or in
-/// whole.
+/// Hashes the cached files of `entry`, from every source that is cached completely or in part.
 ///
 /// # Errors
-/// [`ZooError::NotCached`] when nothing is there, [`ZooError::Io`] when a file cannot be read. A
+/// [`ZooError::NotCached`] when no file is cached, [`ZooError::Io`] when a file cannot be read. A
 /// corrupt or missing file is not an error but part of the report.
 pub fn verify(entry: &Entry, cache: &Cache) -> Result<Vec<FileReport>, ZooError> {
     let mut reports = Vec::new();
@@ -68,7 +65,7 @@ pub fn verify(entry: &Entry, cache: &Cache) -> Result<Vec<FileReport>, ZooError>
                 for (spec, path) in found {
                     reports.push(match path {
                         Some(path) => {
-                            let expected = expected_of_hub_file(spec, &path).map(|(hash, _)| hash);
+                            let expected = expected_hash(spec, &path).map(|(hash, _)| hash);
                             report(spec.role, path, expected)?
                         }
                         None => FileReport {
@@ -97,7 +94,7 @@ pub fn verify(entry: &Entry, cache: &Cache) -> Result<Vec<FileReport>, ZooError>
 fn report(role: Role, path: PathBuf, expected: Option<String>) -> Result<FileReport, ZooError> {
     let (sha256, bytes) = sha256_file(&path)?;
     let state = match expected {
-        None => FileState::Unstated { bytes, sha256 },
+        None => FileState::Unverified { bytes, sha256 },
         Some(expected) if expected == sha256 => FileState::Intact { bytes, sha256 },
         Some(expected) => FileState::Corrupt {
             expected,
@@ -120,17 +117,20 @@ mod tests {
     fn entry() -> Entry {
         let text = format!(
             "[[model]]\nname = 'a/b'\narchitecture = 'ViT-B-16'\n\
-             preprocess = {{ size = 224, mean = [0, 0, 0], std = [1, 1, 1], interpolation = 'bicubic', resize_mode = 'squash' }}\n\
-             [[model.source]]\nlayout = 'openai-archive'\nurl = 'https://example.org/x.pt'\nsha256 = '{ABC}'\n\
+             preprocess = {{ size = 224, mean = [0, 0, 0], std = [1, 1, 1], \
+             interpolation = 'bicubic', resize_mode = 'squash' }}\n\
+             [[model.source]]\nlayout = 'openai-archive'\nurl = 'https://example.org/x.pt'\n\
+             sha256 = '{ABC}'\n\
              [[model.source]]\nlayout = 'open-clip'\nrepo = 'o/n'\nrevision = '{COMMIT}'\nfiles = [\
-             {{ role = 'weights', names = ['m'], sha256 = '{ABC}' }}, {{ role = 'config', names = ['c'] }}, {{ role = 'tokenizer', names = ['t'] }}]\n"
+             {{ role = 'weights', names = ['m'], sha256 = '{ABC}' }}, \
+             {{ role = 'config', names = ['c'] }}, {{ role = 'tokenizer', names = ['t'] }}]\n"
         );
         let registry = Registry::parse(&text, Path::new("my.toml")).unwrap();
         registry.iter().next().unwrap().clone()
     }
 
     #[test]
-    fn each_file_is_reported_as_what_it_is() {
+    fn each_file_state_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path());
         assert!(matches!(
@@ -169,7 +169,7 @@ mod tests {
                         found
                     }
                 ),
-                (Role::Config, FileState::Unstated { bytes: 3, sha256 }),
+                (Role::Config, FileState::Unverified { bytes: 3, sha256 }),
                 (Role::Tokenizer, FileState::Missing),
             ]
         );

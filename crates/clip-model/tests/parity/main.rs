@@ -1,4 +1,4 @@
-//! Parity with the original implementations.
+//! Parity tests against the original implementations.
 
 mod parameters;
 mod preprocess_parity;

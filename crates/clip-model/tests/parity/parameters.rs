@@ -1,6 +1,8 @@
-//! The numbers of parameters of every architecture: in the README, in the configurations, in
-//! `architectures/parameters.json` (counted from the original implementations by
-//! `tests/reference/clip_parameter_counts.py`), and in models.
+//! Parameter counts of every architecture.
+//!
+//! The counts in the README, in the configurations, in `architectures/parameters.json` (counted
+//! from the original implementations by `tests/reference/clip_parameter_counts.py`) and of the
+//! models must agree.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +10,7 @@ use burn::tensor::Device;
 use clip_model::{ClipConfig, architecture, architectures};
 use serde::Deserialize;
 
-/// Counts of an architecture.
+/// Parameter counts of an architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 struct Counts {
     #[serde(rename = "image_parameters")]
@@ -29,7 +31,7 @@ impl Counts {
     }
 }
 
-/// `12345678` to `12,345,678`.
+/// Formats `12345678` as `12,345,678`.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().collect();
@@ -41,15 +43,15 @@ fn grouped(number: usize) -> String {
 }
 
 #[test]
-fn the_table_of_the_readme_is_right() {
-    // Architectures that differ in the activation only share a row.
+fn the_table_in_the_readme_is_up_to_date() {
+    // Architectures that differ only in the activation share a row.
     let mut rows: Vec<(Counts, Vec<String>)> = Vec::new();
     for (name, config) in architectures() {
         let base = name.strip_suffix("-quickgelu");
         let counts = Counts::of(&config);
         match base.and_then(|base| rows.iter_mut().find(|(_, names)| names[0] == base)) {
-            Some((of_base, names)) => {
-                assert_eq!(*of_base, counts, "{name}");
+            Some((base_counts, names)) => {
+                assert_eq!(*base_counts, counts, "{name}");
                 names.push(format!("{}-quickgelu", names[0]));
             }
             None => rows.push((counts, vec![name.to_owned()])),
@@ -72,7 +74,7 @@ fn the_table_of_the_readme_is_right() {
 }
 
 #[test]
-fn the_originals_have_as_many() {
+fn configurations_match_the_original_implementations() {
     let counted: BTreeMap<String, Counts> =
         serde_json::from_str(include_str!("../../architectures/parameters.json")).unwrap();
     let ours: BTreeMap<String, Counts> = architectures()
@@ -82,7 +84,7 @@ fn the_originals_have_as_many() {
         let ours = architecture(name).unwrap_or_else(|| panic!("{name} is not here"));
         assert_eq!(Counts::of(&ours), *counts, "{name}");
     }
-    // The activation has no parameters, so models that only differ in it are counted once.
+    // The activation has no parameters, so models that differ only in it are counted once.
     for (name, counts) in &ours {
         let base = name.strip_suffix("-quickgelu").unwrap_or(name);
         let counted = counted.get(name).or_else(|| counted.get(base));
@@ -91,17 +93,17 @@ fn the_originals_have_as_many() {
 }
 
 #[test]
-fn models_of_full_size_have_as_many() {
+fn full_size_models_match_their_configurations() {
     let device = Device::default();
     for (name, config) in architectures() {
-        // Views of a single zero: the largest would need 10 GB.
+        // All parameters are views of a single zero; the largest model would need 10 GB.
         let model = config.init_zeros(&device);
         assert_eq!(model.num_parameters(), config.parameters(), "{name}");
     }
 }
 
 #[test]
-fn zeros_may_be_trained() {
+fn zero_models_are_trainable() {
     let config = ClipConfig::vit_b_32();
     let model = config.init_zeros(&Device::default().autodiff());
     assert!(model.logit_scale.val().is_require_grad());

@@ -1,9 +1,9 @@
-//! Pixels against Pillow + torchvision and `transformers`, on images of every kind. The fixtures
-//! are made by `tests/reference/preprocess_cases.py`.
+//! Parity of preprocessed pixels with Pillow + torchvision and `transformers`, for images of every
+//! kind. `tests/reference/preprocess_cases.py` makes the fixtures.
 //!
-//! Lossless images must be equal byte for byte. JPEG and lossy WebP go through other decoders than
-//! Pillow's (libjpeg-turbo, libwebp); the drift after the whole pipeline is bounded here, a little
-//! above what was measured.
+//! Lossless images must be identical. JPEG and lossy WebP have other decoders than Pillow's
+//! (libjpeg-turbo, libwebp), so their difference after the whole pipeline is bounded, slightly
+//! above the measured one.
 
 use std::path::PathBuf;
 
@@ -84,6 +84,7 @@ fn ours(case: &Case) -> RgbImage {
     }
 }
 
+/// Absolute differences of two images.
 struct Drift {
     different: usize,
     max: u8,
@@ -124,7 +125,7 @@ fn compare(exact: bool) -> Vec<(String, Drift)> {
 }
 
 #[test]
-fn lossless_images_equal_those_of_pillow() {
+fn lossless_images_are_identical_to_pillow() {
     let results = compare(true);
     assert!(results.len() >= 90, "{}", results.len());
     let wrong: Vec<String> = results
@@ -147,7 +148,7 @@ fn lossless_images_equal_those_of_pillow() {
 }
 
 #[test]
-fn lossy_images_drift_no_further_than_stated() {
+fn lossy_images_differ_within_bounds() {
     let results = compare(false);
     assert!(results.len() >= 30, "{}", results.len());
     for (name, d) in &results {
@@ -159,7 +160,7 @@ fn lossy_images_drift_no_further_than_stated() {
         );
     }
     for (name, d) in &results {
-        // Four-colour images are converted before the geometry here, whichever order is asked for.
+        // CMYK images are always converted to RGB before resizing.
         let converted_early =
             name.starts_with("cmyk.jpg after") || name.starts_with("ycck.jpg after");
         let (max, mean) = if converted_early {
@@ -177,7 +178,7 @@ fn lossy_images_drift_no_further_than_stated() {
 }
 
 #[test]
-fn configs_of_transformers_are_read() {
+fn configs_of_transformers_round_trip() {
     for name in ["processor_current.json", "processor_old.json"] {
         let text = std::fs::read_to_string(data(name)).unwrap();
         let read = Preprocess::from_json(&text, &data(name)).unwrap();
@@ -187,14 +188,14 @@ fn configs_of_transformers_are_read() {
             read
         );
     }
-    // What we write is what transformers writes.
+    // The written file equals that of transformers.
     let text = std::fs::read_to_string(data("processor_current.json")).unwrap();
     assert_eq!(Preprocess::clip(96).to_json(), text);
     assert_eq!(Preprocess::clip(96).crop_offset, CropOffset::Floor);
 }
 
 #[test]
-fn whole_batches_become_tensors() {
+fn batches_become_tensors() {
     let preprocess = Preprocess::clip(32);
     let images: Vec<RgbImage> = cases()
         .iter()
@@ -212,7 +213,7 @@ fn damaged_files_of_every_kind_never_panic() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let bytes = std::fs::read(&path).unwrap();
         let preprocess = Preprocess::reference(16);
-        let try_it = |bytes: &[u8]| match decode_source(bytes, &name) {
+        let decodes = |bytes: &[u8]| match decode_source(bytes, &name) {
             Ok(image) => {
                 preprocess.eval_source(&image);
                 true
@@ -222,11 +223,11 @@ fn damaged_files_of_every_kind_never_panic() {
                 false
             }
         };
-        // Cut anywhere but in the last bytes, which carry no pixel: an error.
+        // A truncation is an error, except in the last bytes, which hold no pixel data.
         let step = (bytes.len() / 37).max(1);
         for length in (0..bytes.len().saturating_sub(24)).step_by(step) {
             assert!(
-                !try_it(&bytes[..length]),
+                !decodes(&bytes[..length]),
                 "{name} cut at {length} of {}",
                 bytes.len()
             );
@@ -234,7 +235,7 @@ fn damaged_files_of_every_kind_never_panic() {
         for at in (0..bytes.len()).step_by(step) {
             let mut bad = bytes.clone();
             bad[at] ^= 0xa5;
-            try_it(&bad);
+            decodes(&bad);
         }
     }
 }

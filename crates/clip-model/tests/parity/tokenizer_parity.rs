@@ -1,5 +1,5 @@
-//! Token ids against `transformers`, on OpenAI's vocabulary. The fixtures are made by
-//! `tests/reference/tokenizer_cases.py`.
+//! Parity of token ids with `transformers`, for OpenAI's vocabulary.
+//! `tests/reference/tokenizer_cases.py` makes the fixtures.
 
 use std::path::PathBuf;
 
@@ -45,7 +45,7 @@ fn openai() -> ClipTokenizer {
 }
 
 #[test]
-fn ids_equal_those_of_transformers() {
+fn ids_are_identical_to_transformers() {
     let cases: Cases = serde_json::from_slice(&data("tokenizer_cases.json")).unwrap();
     assert!(cases.cases.len() >= 300);
     let built = openai();
@@ -56,7 +56,7 @@ fn ids_equal_those_of_transformers() {
     let loaded = ClipTokenizer::from_bytes(built.to_bytes(), "saved").unwrap();
     for tokenizer in [built, loaded] {
         let texts: Vec<&str> = cases.cases.iter().map(|c| c.text.as_str()).collect();
-        let (batch, cut) = tokenizer
+        let (batch, truncated) = tokenizer
             .encode_counted(&texts, cases.context_length)
             .unwrap();
         let wrong: Vec<String> = cases
@@ -73,12 +73,12 @@ fn ids_equal_those_of_transformers() {
             texts.len(),
             wrong.join("\n")
         );
-        assert!(cut >= 8, "{cut} rows were cut");
+        assert!(truncated >= 8, "{truncated} rows were truncated");
     }
 }
 
 #[test]
-fn the_saved_file_is_byte_for_byte_that_of_transformers() {
+fn the_saved_file_is_identical_to_transformers() {
     let cases: Cases = serde_json::from_slice(&data("tokenizer_cases.json")).unwrap();
     assert_eq!(
         hex(&Sha256::digest(openai().to_bytes())),
@@ -87,7 +87,7 @@ fn the_saved_file_is_byte_for_byte_that_of_transformers() {
 }
 
 #[test]
-fn mtil_prompts_hash_as_in_the_reference() {
+fn hashes_of_mtil_prompts_match_the_reference() {
     let tokenizer = openai().with_truncation(Truncation::Cut);
     let tasks: Vec<Prompts> = serde_json::from_slice(&data("tokenizer_mtil.json")).unwrap();
     assert_eq!(tasks.len(), 11);
@@ -101,8 +101,8 @@ fn mtil_prompts_hash_as_in_the_reference() {
                 .iter()
                 .flat_map(|c| templates.iter().map(move |t| t.replace("{}", c)))
                 .collect();
-            let (batch, cut) = tokenizer.encode_counted(&texts, 77).unwrap();
-            assert_eq!(cut, 0);
+            let (batch, truncated) = tokenizer.encode_counted(&texts, 77).unwrap();
+            assert_eq!(truncated, 0);
             let mut hash = Sha256::new();
             for row in batch.ids {
                 let padded = row.iter().copied().chain(std::iter::repeat(0)).take(77);

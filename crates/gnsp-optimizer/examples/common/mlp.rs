@@ -4,7 +4,7 @@ use burn::module::{Initializer, Module};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use gnsp_optimizer::{RecordError, Recorder};
+use gnsp_optimizer::{GnspError, Recorded, Recorder};
 use rand_chacha::ChaCha8Rng;
 
 use super::Classifier;
@@ -13,7 +13,7 @@ use super::digits::{CLASSES, PIXELS};
 /// Linear layers with a ReLU between them.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    layers: Vec<Linear>,
+    layers: Vec<Recorded<Linear>>,
 }
 
 impl Mlp {
@@ -24,42 +24,27 @@ impl Mlp {
             LinearConfig::new(width[0], width[1])
                 .with_initializer(Initializer::Zeros)
                 .init(device)
+                .into()
         });
         let mlp = Self {
             layers: layers.collect(),
         };
         super::initialize(mlp, rng)
     }
-
-    fn forward_with<E>(
-        &self,
-        pictures: Tensor<2>,
-        mut look: impl FnMut(usize, &Tensor<2>) -> Result<(), E>,
-    ) -> Result<Tensor<2>, E> {
-        let mut x = pictures;
-        for (i, layer) in self.layers.iter().enumerate() {
-            if i > 0 {
-                x = relu(x);
-            }
-            look(i, &x)?;
-            x = layer.forward(x);
-        }
-        Ok(x)
-    }
 }
 
 impl Classifier for Mlp {
     fn forward(&self, pictures: Tensor<2>) -> Tensor<2> {
-        let Ok(logits) = self.forward_with::<std::convert::Infallible>(pictures, |_, _| Ok(()));
-        logits
+        let layers = self.layers.iter().enumerate();
+        layers.fold(pictures, |x, (i, layer)| {
+            layer.forward(if i == 0 { x } else { relu(x) })
+        })
     }
 
-    fn record(&self, pictures: Tensor<2>, seen: &mut Recorder) -> Result<(), RecordError> {
+    fn record(&self, pictures: Tensor<2>, recorder: &mut Recorder) -> Result<(), GnspError> {
         let rows = pictures.dims()[0];
-        self.forward_with(pictures, |i, x| {
-            seen.linear(&format!("layers.{i}.weight"), x.clone())?;
-            seen.bias(&format!("layers.{i}.bias"), rows) // Frozen from the second task on.
-        })?;
-        Ok(())
+        recorder.record(|| self.forward(pictures))?;
+        // The weights are recorded by now. Recorded biases are frozen from the second task on.
+        (0..self.layers.len()).try_for_each(|i| recorder.bias(&format!("layers.{i}.bias"), rows))
     }
 }

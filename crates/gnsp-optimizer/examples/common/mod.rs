@@ -10,7 +10,7 @@ pub mod sequence;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
-use gnsp_optimizer::{RecordError, Recorder};
+use gnsp_optimizer::{GnspError, Recorder};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -19,8 +19,8 @@ pub trait Classifier: Module {
     /// Logits of pictures: `[N, pixels]` to `[N, classes]`.
     fn forward(&self, pictures: Tensor<2>) -> Tensor<2>;
 
-    /// The same pass, with the inputs of every layer handed over.
-    fn record(&self, pictures: Tensor<2>, seen: &mut Recorder) -> Result<(), RecordError>;
+    /// The same pass, which gives the inputs of every layer to a recorder.
+    fn record(&self, pictures: Tensor<2>, recorder: &mut Recorder) -> Result<(), GnspError>;
 }
 
 /// A generator of its own for each purpose, so that no draw shifts those of another.

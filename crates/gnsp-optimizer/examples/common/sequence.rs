@@ -4,7 +4,7 @@ use std::error::Error;
 
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
-use gnsp_optimizer::{Memory, Policy, Protection, Recorder, Site};
+use gnsp_optimizer::{Memory, Policy, Protection, Site};
 use rand_chacha::ChaCha8Rng;
 
 use super::Classifier;
@@ -58,17 +58,17 @@ impl Method {
     fn optimizer(&self, config: &AdamWConfig, protection: &Protection) -> ModuleOptimizer {
         match self {
             Self::Plain => config.init(),
-            Self::Projected(_) => protection.wrap(config.init(), config.build()),
+            Self::Projected(_) => protection.wrap(config),
         }
     }
 }
 
-/// What a sequence of tasks came to.
+/// The figures of a sequence of tasks.
 #[derive(Default)]
 pub struct Outcome {
     /// Accuracy on every task, after every task.
     pub accuracy: Vec<Vec<f64>>,
-    /// Per task but the first: relative change of the answers to remembered inputs, mean over the
+    /// Per task but the first: relative change of the outputs on recorded inputs, mean over the
     /// parameters.
     pub interference: Vec<f64>,
     /// Per task but the first: share of the change within protected directions, mean over the
@@ -92,15 +92,11 @@ pub fn learn<C: Classifier>(
         Method::Plain => policy.site,
         Method::Projected(site) => site,
     };
-    let policy = Policy {
-        site,
-        ..policy.clone()
-    };
-    let mut memory = Memory::new();
+    let mut memory = Memory::new(policy.clone().with_site(site));
     let mut outcome = Outcome::default();
     for task in tasks {
         let before = model.clone();
-        let protection = memory.protection(&model, &policy)?;
+        let protection = memory.protection(&model)?;
         let mut optimizer = method.optimizer(&schedule.optimizer, &protection);
         model = train(model, &mut optimizer, &task.train, schedule, rng);
 
@@ -115,7 +111,7 @@ pub fn learn<C: Classifier>(
         outcome
             .accuracy
             .push(tasks.iter().map(|task| accuracy(&model, task)).collect());
-        remember(&mut memory, &model, &policy, task)?;
+        record(&mut memory, &model, task)?;
     }
     Ok(outcome)
 }
@@ -140,20 +136,19 @@ fn train<C: Classifier>(
     model
 }
 
-/// Remembers what every layer of the trained model sees of a task.
-pub fn remember<C: Classifier>(
+/// Records the inputs of the trained model's layers over a task.
+pub fn record<C: Classifier>(
     memory: &mut Memory,
     model: &C,
-    policy: &Policy,
     task: &Task,
 ) -> Result<(), Box<dyn Error>> {
     let model = model.valid(); // On the plain device: no tape is recorded.
     let (pictures, _) = task.train.all(&model.devices()[0]);
-    let mut seen = Recorder::new(policy);
+    let mut recorder = memory.recorder(&model);
     for pictures in pictures.split(500, 0) {
-        model.record(pictures, &mut seen)?;
+        model.record(pictures, &mut recorder)?;
     }
-    memory.absorb(seen)?;
+    memory.absorb(recorder)?;
     Ok(())
 }
 

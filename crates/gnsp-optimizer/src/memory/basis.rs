@@ -1,11 +1,10 @@
-//! Protected directions that only ever become more.
+//! Growing bases of protected directions (Gradient Projection Memory).
 
 use faer::Mat;
 
-use super::MemoryError;
-use crate::{Gram, GramError, NullSpaceError, RankRule, Solver, solver::solve};
+use crate::{GnspError, Gram, RankRule, Solver, solver::solve};
 
-/// What is left of a new direction must be this share of it to be kept: less is rounding.
+/// The share of a new direction that must be new for it to be kept: less is rounding.
 const NEW: f64 = 1e-3;
 
 /// Orthonormal directions of every group, row-major `[k, n]`.
@@ -13,24 +12,6 @@ const NEW: f64 = 1e-3;
 pub(crate) struct Directions {
     pub features: usize,
     pub groups: Vec<Vec<f32>>,
-}
-
-/// Why a basis cannot grow.
-pub(crate) enum GrowError {
-    Rule(RankRule),
-    NullSpace(NullSpaceError),
-}
-
-impl GrowError {
-    pub fn at(self, path: &str) -> MemoryError {
-        match self {
-            Self::Rule(rule) => MemoryError::BasisRule(rule),
-            Self::NullSpace(source) => MemoryError::Directions {
-                path: path.to_string(),
-                source,
-            },
-        }
-    }
 }
 
 impl Directions {
@@ -51,26 +32,26 @@ impl Directions {
         self.groups.iter().map(Vec::len).sum()
     }
 
-    pub fn check_width(&self, features: usize) -> Result<(), GramError> {
+    pub fn check_width(&self, features: usize) -> Result<(), GnspError> {
         if self.features == features {
             return Ok(());
         }
-        Err(GramError::Width {
+        Err(GnspError::Width {
             expected: self.features,
             found: features,
         })
     }
 
-    pub fn check_fits(&self, gram: &Gram) -> Result<(), GramError> {
+    pub fn check_fits(&self, gram: &Gram) -> Result<(), GnspError> {
         self.check_width(gram.features())?;
         if gram.is_diagonal() {
-            return Err(GramError::Kind {
+            return Err(GnspError::Kind {
                 expected: "dense",
                 found: "diagonal",
             });
         }
         if gram.groups() != self.groups.len() {
-            return Err(GramError::Groups {
+            return Err(GnspError::Groups {
                 expected: self.groups.len(),
                 found: gram.groups(),
             });
@@ -80,20 +61,19 @@ impl Directions {
 
     /// The basis with the leading directions of what it does not explain of a new task
     /// (arXiv 2103.09762, eq. 8 and 9).
-    pub fn grown(&self, gram: &Gram, rule: RankRule) -> Result<Self, GrowError> {
+    pub fn grown(&self, gram: &Gram, rule: RankRule) -> Result<Self, GnspError> {
         let mut grown = self.clone();
         for group in 0..self.groups.len() {
             let total = gram.trace(group);
             let rest = self.unexplained(gram, group);
             let left = rest.trace(0);
             let Some(rule) = rule_of_rest(rule, total, left, self.features - self.rank(group))
-                .map_err(GrowError::Rule)?
+                .map_err(GnspError::BasisRule)?
             else {
-                rule.check(self.features)
-                    .map_err(|e| GrowError::NullSpace(e.into()))?;
+                rule.check(self.features)?;
                 continue;
             };
-            let found = solve(&rest, 0, rule, Solver::Auto, None).map_err(GrowError::NullSpace)?;
+            let found = solve(&rest, 0, rule, Solver::Auto, None)?;
             for j in 0..found.rank {
                 let column: Vec<f32> = (0..self.features)
                     .map(|i| found.protected[i * found.rank + j])
@@ -165,10 +145,10 @@ impl Directions {
     }
 
     /// The directions of both.
-    pub fn span_with(&self, other: &Self) -> Result<Self, GramError> {
+    pub fn span_with(&self, other: &Self) -> Result<Self, GnspError> {
         self.check_width(other.features)?;
         if self.groups.len() != other.groups.len() {
-            return Err(GramError::Groups {
+            return Err(GnspError::Groups {
                 expected: self.groups.len(),
                 found: other.groups.len(),
             });
@@ -215,7 +195,7 @@ pub(super) fn grown_rows(
     past: Option<&Gram>,
     gram: &Gram,
     rule: RankRule,
-) -> Result<Gram, GrowError> {
+) -> Result<Gram, GnspError> {
     let counts = gram.packed();
     let mut rows = past.map_or_else(|| vec![0.0; counts.len()], |past| past.packed().to_vec());
     let left: Vec<f32> = counts
@@ -226,14 +206,12 @@ pub(super) fn grown_rows(
     let total: f64 = counts.iter().map(|x| f64::from(*x)).sum();
     let unexplained: f64 = left.iter().map(|x| f64::from(*x)).sum();
     let room = rows.iter().filter(|row| **row == 0.0).count();
-    let rule = rule_of_rest(rule, total, unexplained, room).map_err(GrowError::Rule)?;
+    let rule = rule_of_rest(rule, total, unexplained, room).map_err(GnspError::BasisRule)?;
     if let Some(rule) = rule {
         let mut order: Vec<usize> = (0..left.len()).collect();
         order.sort_by(|a, b| left[*b].total_cmp(&left[*a]));
         let values: Vec<f64> = order.iter().map(|i| f64::from(left[*i])).collect();
-        let rank = rule
-            .rank(&values)
-            .map_err(|error| GrowError::NullSpace(error.into()))?;
+        let rank = rule.rank(&values)?;
         for row in &order[..rank] {
             rows[*row] = 1.0;
         }

@@ -1,8 +1,8 @@
-//! A memory as a safetensors file.
+//! Memory files, in the safetensors format.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::tensor::{Dtype, View};
 use safetensors::{SafeTensorError, SafeTensors};
@@ -10,94 +10,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{Content, Directions, Entry, History, Memory};
 use crate::gram::packed_len;
-use crate::{Gram, GramError, Layout};
+use crate::{GnspError, Gram, Layout, Policy};
 
 /// The key of the metadata of a memory file.
 const METADATA_KEY: &str = "gnsp_memory";
-/// The version of the layout that is written, and the only one that is read.
-const FORMAT_VERSION: u32 = 2;
-
-/// Why a memory could not be saved or loaded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FileError {
-    /// A file could not be read or written.
-    #[error("{}: {source}", file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// A file is not a whole safetensors file, or could not be written as one.
-    #[error("{}: not a whole safetensors file: {source}", file.display())]
-    Format {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        source: SafeTensorError,
-    },
-    /// A safetensors file that no memory was saved to.
-    #[error("{}: no metadata `{METADATA_KEY}`: this is not a saved memory", file.display())]
-    MissingMetadata {
-        /// The file.
-        file: PathBuf,
-    },
-    /// The metadata cannot be understood.
-    #[error("{}: metadata `{METADATA_KEY}`: {source}", file.display())]
-    Metadata {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        source: serde_json::Error,
-    },
-    /// A layout this version does not know.
-    #[error("{}: memory format version {found} is not {FORMAT_VERSION}", file.display())]
-    Version {
-        /// The file.
-        file: PathBuf,
-        /// The version found.
-        found: u32,
-    },
-    /// The metadata names a parameter that has no tensor, or the other way round.
-    #[error("{}: parameter `{key}` is in the {present} only", file.display())]
-    Unmatched {
-        /// The file.
-        file: PathBuf,
-        /// The parameter.
-        key: String,
-        /// `"metadata"` or `"tensors"`.
-        present: &'static str,
-    },
-    /// A tensor of another type or size than the metadata says.
-    #[error("{}: parameter `{key}`: expected {expected}, found {found}", file.display())]
-    Tensor {
-        /// The file.
-        file: PathBuf,
-        /// The parameter.
-        key: String,
-        /// Type and shape that the metadata asks for.
-        expected: String,
-        /// Type and shape of the tensor.
-        found: String,
-    },
-    /// The numbers of a tensor are no Gram matrix, or no directions.
-    #[error("{}: parameter `{key}`: {source}", file.display())]
-    Values {
-        /// The file.
-        file: PathBuf,
-        /// The parameter.
-        key: String,
-        /// What is wrong.
-        source: GramError,
-    },
-}
+/// The version of the format that is written.
+const FORMAT_VERSION: u32 = 3;
+/// The version before, without the policy.
+const WITHOUT_POLICY: u32 = 2;
 
 /// The metadata of a memory file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
     version: u32,
+    #[serde(default)]
+    policy: Option<Policy>,
     parameters: BTreeMap<String, ParameterMetadata>,
 }
 
@@ -183,9 +111,9 @@ impl Memory {
     /// # Errors
     ///
     /// Whatever writing the file meets.
-    pub fn save(&self, file: impl AsRef<Path>) -> Result<(), FileError> {
+    pub fn save(&self, file: impl AsRef<Path>) -> Result<(), GnspError> {
         let file = file.as_ref();
-        let io = |source| FileError::Io {
+        let io = |source| GnspError::Io {
             file: file.to_path_buf(),
             source,
         };
@@ -214,7 +142,7 @@ impl Memory {
         safetensors::serialize_to_file(tensors, Some(metadata), scratch.path()).map_err(
             |source| match source {
                 SafeTensorError::IoError(source) => io(source),
-                source => FileError::Format {
+                source => GnspError::Format {
                     file: file.to_path_buf(),
                     source,
                 },
@@ -238,6 +166,7 @@ impl Memory {
         let parameters = self.entries.iter();
         Metadata {
             version: FORMAT_VERSION,
+            policy: Some(self.policy.clone()),
             parameters: parameters
                 .map(|(path, entry)| (path.clone(), entry.describe()))
                 .collect(),
@@ -246,22 +175,25 @@ impl Memory {
 
     /// Reads a memory that [`save`](Self::save) wrote.
     ///
-    /// Whether it fits a model is checked where it is used, by
-    /// [`protection`](Self::protection).
+    /// Files of version 2, which earlier versions of this crate wrote, have no policy: the memory
+    /// then has the default one, with the history of its first parameter. Give it the policy it was
+    /// recorded with by [`set_policy`](Self::set_policy).
+    ///
+    /// [`protection`](Self::protection) checks whether it fits a model.
     ///
     /// # Errors
     ///
     /// Anything but a whole file of the known version whose metadata and tensors agree and whose
     /// numbers are what they are said to be. The error names the file and, where there is one, the
     /// parameter.
-    pub fn load(file: impl AsRef<Path>) -> Result<Self, FileError> {
+    pub fn load(file: impl AsRef<Path>) -> Result<Self, GnspError> {
         let file = file.as_ref();
         let name = || file.to_path_buf();
-        let bytes = std::fs::read(file).map_err(|source| FileError::Io {
+        let bytes = std::fs::read(file).map_err(|source| GnspError::Io {
             file: name(),
             source,
         })?;
-        let format = |source| FileError::Format {
+        let format = |source| GnspError::Format {
             file: name(),
             source,
         };
@@ -271,8 +203,8 @@ impl Memory {
             .metadata()
             .as_ref()
             .and_then(|metadata| metadata.get(METADATA_KEY))
-            .ok_or_else(|| FileError::MissingMetadata { file: name() })?;
-        let json = |source| FileError::Metadata {
+            .ok_or_else(|| GnspError::MissingMetadata { file: name() })?;
+        let json = |source| GnspError::Metadata {
             file: name(),
             source,
         };
@@ -282,8 +214,8 @@ impl Memory {
             version: u32,
         }
         let Version { version } = serde_json::from_str(text).map_err(json)?;
-        if version != FORMAT_VERSION {
-            return Err(FileError::Version {
+        if version != FORMAT_VERSION && version != WITHOUT_POLICY {
+            return Err(GnspError::Version {
                 file: name(),
                 found: version,
             });
@@ -291,7 +223,7 @@ impl Memory {
         let metadata: Metadata = serde_json::from_str(text).map_err(json)?;
         for key in tensors.names() {
             if !metadata.parameters.contains_key(key) {
-                return Err(FileError::Unmatched {
+                return Err(GnspError::Unmatched {
                     file: name(),
                     key: key.to_string(),
                     present: "tensors",
@@ -301,7 +233,7 @@ impl Memory {
         let mut entries = BTreeMap::new();
         for (key, parameter) in metadata.parameters {
             let Ok(tensor) = tensors.tensor(&key) else {
-                return Err(FileError::Unmatched {
+                return Err(GnspError::Unmatched {
                     file: name(),
                     key,
                     present: "metadata",
@@ -309,7 +241,7 @@ impl Memory {
             };
             let shape = parameter.content.shape(parameter.features);
             if tensor.dtype() != Dtype::F32 || shape.as_deref() != Some(tensor.shape()) {
-                return Err(FileError::Tensor {
+                return Err(GnspError::Tensor {
                     file: name(),
                     key,
                     expected: format!("{:?} {shape:?}", Dtype::F32),
@@ -319,15 +251,26 @@ impl Memory {
             match parameter.read(tensor.data()) {
                 Ok(entry) => entries.insert(key, entry),
                 Err(source) => {
-                    return Err(FileError::Values {
+                    return Err(GnspError::Values {
                         file: name(),
                         key,
-                        source,
+                        source: Box::new(source),
                     });
                 }
             };
         }
-        Ok(Self { entries })
+        let recorded = metadata.policy.as_ref().map(|policy| policy.normalization);
+        // A file of version 2 tells the history of its parameters, and nothing else of a policy.
+        let histories = || entries.values().next().map(|entry: &Entry| entry.history);
+        let policy = metadata.policy.unwrap_or_else(|| Policy {
+            history: histories().unwrap_or_default(),
+            ..Policy::default()
+        });
+        Ok(Self {
+            policy,
+            recorded: recorded.filter(|_| !entries.is_empty()),
+            entries,
+        })
     }
 }
 
@@ -359,7 +302,7 @@ impl Entry {
 
 impl ParameterMetadata {
     /// The entry of the right number of little-endian `f32`.
-    fn read(self, bytes: &[u8]) -> Result<Entry, GramError> {
+    fn read(self, bytes: &[u8]) -> Result<Entry, GnspError> {
         let values: Vec<f32> = bytes
             .as_chunks::<4>()
             .0
@@ -374,10 +317,10 @@ impl ParameterMetadata {
             ContentMetadata::Diagonal => Content::Gram(Gram::from_diagonal(values)?),
             ContentMetadata::Directions { ranks } => {
                 if n == 0 || ranks.is_empty() {
-                    return Err(GramError::NoFeatures);
+                    return Err(GnspError::NoFeatures);
                 }
                 if !values.iter().all(|x| x.is_finite()) {
-                    return Err(GramError::NotFinite);
+                    return Err(GnspError::NotFinite);
                 }
                 let mut rest = values.as_slice();
                 let mut groups = Vec::with_capacity(ranks.len());
@@ -405,12 +348,16 @@ impl ParameterMetadata {
 mod tests {
     use super::*;
     use crate::test_utils::*;
-    use crate::{RankRule, Recorded};
+    use crate::{GramNormalization, RankRule, TaskGram};
     use safetensors::tensor::TensorView;
+
+    fn empty() -> Memory {
+        Memory::new(Policy::gpm().with_rank(RankRule::ExplainedEnergy(0.9)))
+    }
 
     /// One parameter of every kind.
     fn every_kind() -> Memory {
-        let mut memory = Memory::new();
+        let mut memory = empty();
         let pairs: Vec<f32> = (0..2).flat_map(|i| random_gram(9, 3, i).dense()).collect();
         for (path, layout, gram, history) in [
             (
@@ -444,13 +391,12 @@ mod tests {
                 History::Basis,
             ),
         ] {
-            let recorded = Recorded {
+            let recorded = TaskGram {
                 layout,
                 gram,
                 history,
             };
-            let rule = RankRule::ExplainedEnergy(0.9);
-            memory.absorb_recorded(path, recorded, rule).unwrap();
+            memory.absorb_gram(path, recorded).unwrap();
         }
         memory
     }
@@ -468,27 +414,25 @@ mod tests {
         assert_eq!(std::fs::read(&file).unwrap(), first);
         let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "no scratch file is left");
-        Memory::new().save(&file).unwrap();
-        assert_eq!(Memory::load(&file).unwrap(), Memory::new());
+        empty().save(&file).unwrap();
+        assert_eq!(Memory::load(&file).unwrap(), empty());
     }
 
     #[test]
     fn a_file_holds_half_of_the_matrices() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("memory.safetensors");
-        let mut memory = Memory::new();
-        let recorded = Recorded {
+        let mut memory = empty();
+        let recorded = TaskGram {
             layout: Layout::InputsFirst,
             gram: random_gram(9, 300, 1),
             history: History::Sum,
         };
-        memory
-            .absorb_recorded("w", recorded, RankRule::FixedRank(1))
-            .unwrap();
+        memory.absorb_gram("w", recorded).unwrap();
         memory.save(&file).unwrap();
         let size = std::fs::metadata(&file).unwrap().len() as usize;
         assert_eq!(memory.bytes(), 300 * 301 / 2 * 4);
-        assert!(size < memory.bytes() + 512, "{size}");
+        assert!(size < memory.bytes() + 1024, "{size}");
     }
 
     #[test]
@@ -496,18 +440,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("missing").join("memory.safetensors");
         let error = every_kind().save(&file).unwrap_err();
-        assert!(matches!(error, FileError::Io { .. }));
-        assert!(matches!(Memory::load(&file), Err(FileError::Io { .. })));
+        assert!(matches!(error, GnspError::Io { .. }));
+        assert!(matches!(Memory::load(&file), Err(GnspError::Io { .. })));
     }
 
     /// Writes a file with these metadata and one tensor, and loads it.
-    fn load_made(
+    fn try_load_made(
         metadata: Option<&str>,
         name: &str,
         dtype: Dtype,
         shape: Vec<usize>,
         bytes: &[u8],
-    ) -> FileError {
+    ) -> Result<Memory, GnspError> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("made.safetensors");
         let tensor = TensorView::new(dtype, shape, bytes).unwrap();
@@ -515,7 +459,17 @@ mod tests {
             metadata.map(|text| HashMap::from([(METADATA_KEY.to_string(), text.to_string())]));
         let made = safetensors::serialize([(name, tensor)], metadata).unwrap();
         std::fs::write(&file, made).unwrap();
-        let error = Memory::load(&file).unwrap_err();
+        Memory::load(&file)
+    }
+
+    fn load_made(
+        metadata: Option<&str>,
+        name: &str,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        bytes: &[u8],
+    ) -> GnspError {
+        let error = try_load_made(metadata, name, dtype, shape, bytes).unwrap_err();
         assert!(error.to_string().contains("made.safetensors"), "{error}");
         error
     }
@@ -536,18 +490,33 @@ mod tests {
     }
 
     #[test]
+    fn a_file_without_a_policy_takes_one_afterwards() {
+        let good = floats(&[1.0, 0.5, 1.0]);
+        let memory = try_load_made(Some(&metadata(2)), "w", Dtype::F32, vec![3], &good);
+        let mut memory = memory.unwrap();
+        assert_eq!(memory.gram("w").unwrap().packed(), [1.0, 0.5, 1.0]);
+        assert_eq!(memory.policy(), &Policy::default());
+        let other = Policy::gnsp().with_normalization(GramNormalization::None);
+        memory.set_policy(other).unwrap();
+        assert!(
+            memory.set_policy(Policy::gpm()).is_err(),
+            "a basis is no sum"
+        );
+    }
+
+    #[test]
     fn foreign_metadata_is_refused() {
         let good = floats(&[1.0, 0.5, 1.0]);
         let load = |text: Option<&str>| load_made(text, "w", Dtype::F32, vec![3], &good);
-        assert!(matches!(load(None), FileError::MissingMetadata { .. }));
-        assert!(matches!(load(Some("{")), FileError::Metadata { .. }));
-        for version in [1, 3] {
+        assert!(matches!(load(None), GnspError::MissingMetadata { .. }));
+        assert!(matches!(load(Some("{")), GnspError::Metadata { .. }));
+        for version in [1, 4] {
             let other = format!(r#"{{"version":{version},"new":true}}"#);
             let error = load(Some(&other));
-            assert!(matches!(error, FileError::Version { found, .. } if found == version));
+            assert!(matches!(error, GnspError::Version { found, .. } if found == version));
         }
         let unknown = metadata(2).replace("\"tasks\"", "\"extra\":1,\"tasks\"");
-        assert!(matches!(load(Some(&unknown)), FileError::Metadata { .. }));
+        assert!(matches!(load(Some(&unknown)), GnspError::Metadata { .. }));
     }
 
     #[test]
@@ -557,24 +526,24 @@ mod tests {
         let load =
             |name, dtype, shape, bytes: &[u8]| load_made(Some(&text), name, dtype, shape, bytes);
         let error = load("other", Dtype::F32, vec![3], &good);
-        assert!(matches!(&error, FileError::Unmatched { key, .. } if key == "other"));
+        assert!(matches!(&error, GnspError::Unmatched { key, .. } if key == "other"));
         for (dtype, shape) in [(Dtype::I32, vec![3]), (Dtype::F32, vec![3, 1])] {
             let error = load("w", dtype, shape, &good);
-            assert!(matches!(&error, FileError::Tensor { key, .. } if key == "w"));
+            assert!(matches!(&error, GnspError::Tensor { key, .. } if key == "w"));
         }
         for features in [3, 0, usize::MAX, 1 << 32] {
             let error = load_made(Some(&metadata(features)), "w", Dtype::F32, vec![3], &good);
-            assert!(matches!(error, FileError::Tensor { .. }), "{features}");
+            assert!(matches!(error, GnspError::Tensor { .. }), "{features}");
         }
         let error = load_made(Some(&metadata(0)), "w", Dtype::F32, vec![0], &[]);
-        assert!(matches!(error, FileError::Values { .. }));
+        assert!(matches!(error, GnspError::Values { .. }));
         let huge = parameter(
             &format!(r#"{{"directions":{{"ranks":[1,{}]}}}}"#, usize::MAX),
             3,
         );
         let text = format!(r#"{{"version":2,"parameters":{{"w":{huge}}}}}"#);
         let error = load_made(Some(&text), "w", Dtype::F32, vec![3], &good);
-        assert!(matches!(error, FileError::Tensor { .. }));
+        assert!(matches!(error, GnspError::Tensor { .. }));
     }
 
     #[test]
@@ -585,7 +554,7 @@ mod tests {
         let error = load_made(Some(&text), "w", Dtype::F32, vec![3], &good);
         assert!(matches!(
             &error,
-            FileError::Unmatched { key, present: "metadata", .. } if key == "v"
+            GnspError::Unmatched { key, present: "metadata", .. } if key == "v"
         ));
     }
 
@@ -597,13 +566,13 @@ mod tests {
             [-1.0, 0.0, 1.0],
         ] {
             let error = load_made(Some(&metadata(2)), "w", Dtype::F32, vec![3], &floats(&bad));
-            assert!(matches!(&error, FileError::Values { key, .. } if key == "w"));
+            assert!(matches!(&error, GnspError::Values { key, .. } if key == "w"));
         }
         let directions = parameter(r#"{"directions":{"ranks":[1]}}"#, 3);
         let text = format!(r#"{{"version":2,"parameters":{{"w":{directions}}}}}"#);
         let bad = floats(&[1.0, f32::NAN, 1.0]);
         let error = load_made(Some(&text), "w", Dtype::F32, vec![1, 3], &bad);
-        assert!(matches!(error, FileError::Values { .. }));
+        assert!(matches!(error, GnspError::Values { .. }));
     }
 
     #[test]
@@ -615,7 +584,7 @@ mod tests {
         for length in 0..whole.len() {
             std::fs::write(&file, &whole[..length]).unwrap();
             assert!(
-                matches!(Memory::load(&file), Err(FileError::Format { .. })),
+                matches!(Memory::load(&file), Err(GnspError::Format { .. })),
                 "{length} of {} bytes",
                 whole.len()
             );

@@ -1,23 +1,20 @@
-//! What all tasks so far have fed to each protected parameter.
+//! The second moments of all earlier tasks, by parameter.
 
 mod basis;
 mod file;
 
-pub use file::FileError;
-
 use std::collections::{BTreeMap, HashMap};
 
-use burn::module::Module;
+use burn::module::{Module, ParamGroup, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Gram, GramError, Layout, NullSpaceError, RankRule, RecordError, Recorded, Recorder, Selection,
-};
+use crate::paths::ModulePaths;
+use crate::{GnspError, Gram, GramNormalization, Layout, Policy, RankRule, Recorder, TaskGram};
 use basis::Directions;
 
-/// How a new task is joined to the history of a parameter.
+/// The way a new task joins the history of a parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum History {
@@ -44,56 +41,7 @@ impl History {
     }
 }
 
-/// Why a memory could not be extended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MemoryError {
-    /// The inputs could not be read back.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// The Gram matrix of a parameter does not fit its history, or overflows with it.
-    #[error("parameter `{path}`: {source}")]
-    Gram {
-        /// Path of the parameter.
-        path: String,
-        /// What is wrong.
-        source: GramError,
-    },
-    /// A parameter was absorbed in another way than before.
-    #[error("parameter `{path}`: its history is kept as {kept}, not as {asked}")]
-    History {
-        /// Path of the parameter.
-        path: String,
-        /// The way of its earlier tasks.
-        kept: String,
-        /// The way that was asked for.
-        asked: String,
-    },
-    /// A forgetting factor outside `0..=1`.
-    #[error("the forgetting factor must be above 0 and at most 1, got {0}")]
-    Decay(f64),
-    /// A growing basis cannot follow this rule: what the basis has is zero for it.
-    #[error("a growing basis needs a share or a fixed rank, not {0:?}")]
-    BasisRule(RankRule),
-    /// The directions of a parameter could not be computed.
-    #[error("parameter `{path}`: {source}")]
-    Directions {
-        /// Path of the parameter.
-        path: String,
-        /// What is wrong.
-        source: NullSpaceError,
-    },
-    /// A gradient holds a NaN or an infinity, or cannot be read from its device.
-    #[error("the gradient of `{path}` {reason}")]
-    Gradient {
-        /// Path of the parameter.
-        path: String,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-/// What is kept of a parameter.
+/// The stored history of a parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Content {
     /// Second moments.
@@ -111,59 +59,136 @@ pub(crate) struct Entry {
     pub tasks: usize,
 }
 
-/// The accumulated Gram matrices or directions of all protected parameters, by path.
+/// The accumulated Gram matrices or directions of all protected parameters, by path, and the policy
+/// they are recorded and used by.
 ///
-/// Absorb what a [`Recorder`] has seen when the training of a task is over; at the start of the
-/// next one, [`protection`](Self::protection) says which directions updates must keep to.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// # Example
+///
+/// ```
+/// use burn::{nn::LinearConfig, tensor::{Device, Distribution, Tensor}};
+/// use gnsp_optimizer::{Memory, Policy};
+///
+/// let device = Device::default();
+/// let model = LinearConfig::new(8, 4).init(&device);
+/// let mut memory = Memory::new(Policy::gnsp_update());
+///
+/// // After the training of a task: the inputs of its layers, batch by batch.
+/// let mut recorder = memory.recorder(&model);
+/// recorder.linear("weight", Tensor::<2>::random([3, 8], Distribution::Default, &device))?;
+/// memory.absorb(recorder)?;
+///
+/// // Before the next task: the directions that updates may take.
+/// let protection = memory.protection(&model)?;
+/// assert!(protection.get("weight").is_some_and(|p| p.null_space.free() >= 5));
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
+    policy: Policy,
+    /// The normalization that the entries were recorded with; none where that is not known.
+    recorded: Option<GramNormalization>,
     pub(crate) entries: BTreeMap<String, Entry>,
 }
 
 impl Memory {
-    /// A memory of no task.
-    pub fn new() -> Self {
-        Self::default()
+    /// A memory of no task, for one policy.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            recorded: None,
+            entries: BTreeMap::new(),
+        }
     }
 
-    /// Joins what was recorded of a task to the history of every parameter.
+    /// The policy.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Replaces the policy: another rank rule, strength, site or solver from the next task on.
     ///
     /// # Errors
     ///
-    /// Numbers that cannot be read, or a parameter that does not fit its history. The memory is
-    /// then what it was before.
-    pub fn absorb(&mut self, recorder: Recorder) -> Result<(), MemoryError> {
-        let rule = recorder.policy().rank;
+    /// [`GnspError::OtherPolicy`] where the history or the normalization is not that of the tasks
+    /// so far. The memory keeps its policy then.
+    pub fn set_policy(&mut self, policy: Policy) -> Result<(), GnspError> {
+        let differs = |field, recorded, asked| {
+            Err(GnspError::OtherPolicy {
+                field,
+                recorded,
+                asked,
+            })
+        };
+        if let Some(recorded) = self.recorded
+            && recorded != policy.normalization
+        {
+            let asked = format!("{:?}", policy.normalization);
+            return differs("normalization", format!("{recorded:?}"), asked);
+        }
+        if !self.entries.is_empty() && !self.policy.history.same_kind(&policy.history) {
+            let asked = format!("{:?}", policy.history);
+            return differs("history", format!("{:?}", self.policy.history), asked);
+        }
+        self.policy = policy;
+        Ok(())
+    }
+
+    /// Starts to record a task that `module` has learned.
+    ///
+    /// The recorder knows the paths and shapes of the module's parameters, so that a wrong path is
+    /// an error at its first batch.
+    pub fn recorder<M: Module>(&self, module: &M) -> Recorder {
+        Recorder::new(&self.policy, ModulePaths::of(module))
+    }
+
+    /// Joins a task's Gram matrices to the history of every parameter.
+    ///
+    /// # Errors
+    ///
+    /// Numbers that cannot be read, a recorder of another policy, or a parameter that does not fit
+    /// its history. The memory is then unchanged.
+    pub fn absorb(&mut self, recorder: Recorder) -> Result<(), GnspError> {
+        let (rule, normalization) = (recorder.policy().rank, recorder.policy().normalization);
+        if let Some(recorded) = self.recorded
+            && recorded != normalization
+        {
+            return Err(GnspError::OtherPolicy {
+                field: "normalization",
+                recorded: format!("{recorded:?}"),
+                asked: format!("{normalization:?}"),
+            });
+        }
         let mut joined = Vec::new();
         for (path, recorded) in recorder.finish()? {
             let entry = self.joined(&path, recorded, rule)?;
             joined.push((path, entry));
         }
+        self.recorded = Some(normalization);
         self.entries.extend(joined);
         Ok(())
     }
 
-    /// Joins a Gram matrix made elsewhere to the history of a parameter. The first one is taken as
-    /// it is. `rule` matters to [`History::Basis`] only.
+    /// Joins a Gram matrix made elsewhere to the history of a parameter. The first one is stored
+    /// unchanged. The policy's rank rule matters to [`History::Basis`] only.
     ///
     /// # Errors
     ///
     /// As [`absorb`](Self::absorb).
-    pub fn absorb_recorded(
+    pub fn absorb_gram(
         &mut self,
         path: impl Into<String>,
-        recorded: Recorded,
-        rule: RankRule,
-    ) -> Result<(), MemoryError> {
+        recorded: TaskGram,
+    ) -> Result<(), GnspError> {
         let path = path.into();
-        let entry = self.joined(&path, recorded, rule)?;
+        let entry = self.joined(&path, recorded, self.policy.rank)?;
+        self.recorded.get_or_insert(self.policy.normalization);
         self.entries.insert(path, entry);
         Ok(())
     }
 
     /// The entry of a parameter with one task more.
-    fn joined(&self, path: &str, recorded: Recorded, rule: RankRule) -> Result<Entry, MemoryError> {
-        let Recorded {
+    fn joined(&self, path: &str, recorded: TaskGram, rule: RankRule) -> Result<Entry, GnspError> {
+        let TaskGram {
             layout,
             gram,
             history,
@@ -171,12 +196,9 @@ impl Memory {
         if let History::Decay(factor) = history
             && !(factor > 0.0 && factor <= 1.0)
         {
-            return Err(MemoryError::Decay(factor));
+            return Err(GnspError::Decay(factor));
         }
-        let gram_error = |source| MemoryError::Gram {
-            path: path.to_string(),
-            source,
-        };
+        let gram_error = |error: GnspError| error.at(path);
         let past = self.entries.get(path);
         if let Some(past) = past {
             past.check_kind(path, layout, history)?;
@@ -217,29 +239,30 @@ impl Memory {
         })
     }
 
-    /// Stores the gradients of the selected parameters as directions that later steps must be
+    /// Stores the gradients of the parameters of `group` as directions that later steps must be
     /// orthogonal to, for [`Policy::ogd`](crate::Policy::ogd): orthogonal gradient descent
     /// (Farajtabar et al. 2020, arXiv 1910.07104, algorithm 1). Call it with the gradients of one
     /// output of the model on one sample; that paper takes the logit of the right class, for some
     /// samples of each task.
     ///
-    /// What a gradient adds to the stored ones is kept as one direction of as many numbers as the
+    /// The part of a gradient that the stored ones do not span is kept as one direction of as many numbers as the
     /// parameter has; less than a thousandth of it, or a gradient of zero, adds nothing. Returns
     /// how many directions were added.
     ///
     /// # Errors
     ///
-    /// A gradient that is not finite or cannot be read, or a parameter whose inputs are remembered
-    /// already. The memory is then what it was before.
+    /// A group that matches no parameter, a gradient that is not finite or cannot be read, or a
+    /// parameter whose inputs are recorded already. The memory is then unchanged.
     pub fn absorb_gradients<M: Module>(
         &mut self,
         module: &M,
-        selection: &Selection,
+        group: &ParamGroup,
         gradients: &GradientsParams,
-    ) -> Result<usize, MemoryError> {
+    ) -> Result<usize, GnspError> {
+        let paths = ModulePaths::of(module).only(group)?;
         let mut read = Gradients {
             stack: Vec::new(),
-            selection,
+            paths: &paths,
             gradients,
             found: HashMap::new(),
         };
@@ -247,7 +270,7 @@ impl Memory {
         let mut joined = Vec::new();
         let mut added = 0;
         for (path, gradient) in read.found {
-            let gradient = gradient.map_err(|reason| MemoryError::Gradient {
+            let gradient = gradient.map_err(|reason| GnspError::Gradient {
                 path: path.clone(),
                 reason,
             })?;
@@ -258,12 +281,8 @@ impl Memory {
                     let Content::Directions(directions) = &entry.content else {
                         unreachable!("whole parameters are kept as directions");
                     };
-                    directions
-                        .check_width(gradient.len())
-                        .map_err(|source| MemoryError::Gram {
-                            path: path.clone(),
-                            source,
-                        })?;
+                    let width = directions.check_width(gradient.len());
+                    width.map_err(|error| error.at(&path))?;
                     (directions.clone(), entry.tasks)
                 }
             };
@@ -276,6 +295,7 @@ impl Memory {
             };
             joined.push((path, entry));
         }
+        self.recorded.get_or_insert(self.policy.normalization);
         self.entries.extend(joined);
         Ok(added)
     }
@@ -288,7 +308,7 @@ impl Memory {
     /// # Errors
     ///
     /// A parameter that is kept in another way or size. The memory is then what it was before.
-    pub fn merge(&mut self, other: &Self) -> Result<(), MemoryError> {
+    pub fn merge(&mut self, other: &Self) -> Result<(), GnspError> {
         let mut joined = Vec::new();
         for (path, theirs) in &other.entries {
             let Some(own) = self.entries.get(path) else {
@@ -296,10 +316,7 @@ impl Memory {
                 continue;
             };
             own.check_kind(path, theirs.layout, theirs.history)?;
-            let gram_error = |source| MemoryError::Gram {
-                path: path.clone(),
-                source,
-            };
+            let gram_error = |error: GnspError| error.at(path);
             let content = match (&own.content, &theirs.content) {
                 (Content::Gram(a), Content::Gram(b)) => {
                     let both = match own.history {
@@ -326,6 +343,7 @@ impl Memory {
             };
             joined.push((path.clone(), entry));
         }
+        self.recorded = self.recorded.or(other.recorded);
         self.entries.extend(joined);
         Ok(())
     }
@@ -343,9 +361,9 @@ impl Memory {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Forgets the parameters that are not selected.
-    pub fn keep(&mut self, selection: &Selection) {
-        self.entries.retain(|path, _| selection.contains(path));
+    /// Forgets the parameters outside `group`, which is asked by path.
+    pub fn keep(&mut self, group: &ParamGroup) {
+        self.entries.retain(|path, _| matches_path(group, path));
     }
 
     /// The number of parameters.
@@ -353,7 +371,7 @@ impl Memory {
         self.entries.len()
     }
 
-    /// Whether no parameter has a history.
+    /// Returns whether no parameter has a history.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -382,11 +400,11 @@ impl Entry {
         }
     }
 
-    fn check_kind(&self, path: &str, layout: Layout, history: History) -> Result<(), MemoryError> {
+    fn check_kind(&self, path: &str, layout: Layout, history: History) -> Result<(), GnspError> {
         if self.layout == layout && self.history.same_kind(&history) {
             return Ok(());
         }
-        Err(MemoryError::History {
+        Err(GnspError::History {
             path: path.to_string(),
             kept: format!("{:?} of {:?}", self.history, self.layout),
             asked: format!("{history:?} of {layout:?}"),
@@ -394,10 +412,16 @@ impl Entry {
     }
 }
 
-/// Reads the gradients of selected parameters.
+/// Returns whether a group matches a parameter by its path. Burn asks for an id too; groups of ids match
+/// nothing here.
+pub(crate) fn matches_path(group: &ParamGroup, path: &str) -> bool {
+    group.matches(&ParamId::from(0), Some(path))
+}
+
+/// Reads the gradients of some parameters.
 struct Gradients<'a> {
     stack: Vec<String>,
-    selection: &'a Selection,
+    paths: &'a ModulePaths,
     gradients: &'a GradientsParams,
     found: HashMap<String, Result<Vec<f32>, String>>,
 }
@@ -405,7 +429,7 @@ struct Gradients<'a> {
 impl burn::module::ModuleVisitor for Gradients<'_> {
     fn visit_float<const D: usize>(&mut self, param: &burn::module::Param<Tensor<D>>) {
         let path = self.stack.join(".");
-        if !self.selection.contains(&path) {
+        if !self.paths.contains(&path) {
             return;
         }
         let Some(gradient) = self.gradients.get::<D>(param.id) else {

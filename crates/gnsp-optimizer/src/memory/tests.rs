@@ -1,15 +1,19 @@
 use super::*;
 use crate::test_utils::*;
-use crate::{BatchNorm, GramAccumulator, Policy, TaskNorm};
+use crate::{GramAccumulator, GramNormalization, Policy};
 use burn::nn::{Linear, LinearConfig};
 
 /// The two tasks of `tests/reference/projector.py`.
 fn tasks() -> (Gram, Gram) {
-    let mut first = GramAccumulator::new(3, BatchNorm::Frobenius);
+    let mut first = GramAccumulator::new(3, GramNormalization::PerBatchAndTask);
     first.add(grid(4, 3, 1.0, 0.7)).unwrap();
     first.add(grid(2, 3, 30.0, 1.1)).unwrap();
     let second = gram_of(grid(5, 3, 2.0, 2.9));
-    (first.finish(TaskNorm::Frobenius).unwrap(), second)
+    (first.finish().unwrap(), second)
+}
+
+fn empty() -> Memory {
+    Memory::new(Policy::default().with_rank(RankRule::ExplainedEnergy(0.9)))
 }
 
 fn absorb(memory: &mut Memory, path: &str, gram: Gram, history: History) {
@@ -21,23 +25,23 @@ fn try_absorb(
     path: &str,
     gram: Gram,
     history: History,
-) -> Result<(), MemoryError> {
+) -> Result<(), GnspError> {
     let layout = if gram.is_diagonal() {
         Layout::Embedding
     } else {
         Layout::InputsFirst
     };
-    let recorded = Recorded {
+    let recorded = TaskGram {
         layout,
         gram,
         history,
     };
-    memory.absorb_recorded(path, recorded, RankRule::ExplainedEnergy(0.9))
+    memory.absorb_gram(path, recorded)
 }
 
 fn two_parameters() -> Memory {
     let (first, second) = tasks();
-    let mut memory = Memory::new();
+    let mut memory = empty();
     absorb(&mut memory, "b.weight", first, History::Sum);
     absorb(&mut memory, "b.weight", second, History::Sum);
     absorb(
@@ -52,7 +56,7 @@ fn two_parameters() -> Memory {
 #[test]
 fn histories_match_numpy() {
     let (first, second) = tasks();
-    let mut memory = Memory::new();
+    let mut memory = empty();
     for gram in [&first, &second] {
         absorb(&mut memory, "sum", gram.clone(), History::Sum);
     }
@@ -101,7 +105,7 @@ fn histories_match_numpy() {
 #[test]
 fn a_forgetting_factor_weighs_older_tasks_less() {
     let (first, second) = tasks();
-    let mut memory = Memory::new();
+    let mut memory = empty();
     for gram in [&first, &second] {
         absorb(&mut memory, "w", gram.clone(), History::Decay(0.25));
     }
@@ -109,7 +113,7 @@ fn a_forgetting_factor_weighs_older_tasks_less() {
     assert_eq!(memory.gram("w"), Some(&expected));
     for bad in [0.0, 1.01, f64::NAN] {
         let error = try_absorb(&mut memory, "w", tasks().0, History::Decay(bad));
-        assert!(matches!(error, Err(MemoryError::Decay(_))), "{bad}");
+        assert!(matches!(error, Err(GnspError::Decay(_))), "{bad}");
     }
 }
 
@@ -123,15 +127,16 @@ fn a_gram_that_does_not_fit_changes_nothing() {
         "{error}"
     );
     let other = try_absorb(&mut memory, "b.weight", tasks().0, History::Renormalize);
-    assert!(matches!(other, Err(MemoryError::History { .. })));
+    assert!(matches!(other, Err(GnspError::History { .. })));
     let huge = Gram::from_matrix(3, vec![f32::MAX; 9]).unwrap();
     absorb(&mut memory, "huge", huge.clone(), History::Sum);
     let overflow = try_absorb(&mut memory, "huge", huge, History::Sum);
-    assert!(matches!(overflow, Err(MemoryError::Gram { .. })));
+    assert!(matches!(overflow, Err(GnspError::Parameter { .. })));
     memory.entries.remove("huge");
     assert_eq!(memory, two_parameters());
     // The second parameter of a recorder does not fit: the first is not absorbed either.
-    let mut recorder = Recorder::new(&Policy::default());
+    let shapes: [(&str, &[usize]); 2] = [("a.new", &[3, 2]), ("b.weight", &[4, 2])];
+    let mut recorder = Recorder::new(&Policy::default(), ModulePaths::of_shapes(&shapes));
     recorder.linear("a.new", random(4, 3, 1.0, 1)).unwrap();
     recorder.linear("b.weight", random(4, 4, 1.0, 1)).unwrap();
     assert!(memory.absorb(recorder).is_err());
@@ -149,7 +154,7 @@ fn projector(memory: &Memory, path: &str) -> Vec<f32> {
 /// Two tasks of `gpm` in `tests/reference/projector.py`.
 #[test]
 fn a_growing_basis_matches_the_published_algorithm() {
-    let mut memory = Memory::new();
+    let mut memory = empty();
     let mut ranks = Vec::new();
     for rows in [
         grid(9, 6, 1.0, 0.37) + grid(9, 6, 0.5, 1.9),
@@ -168,7 +173,7 @@ fn a_growing_basis_matches_the_published_algorithm() {
 
 #[test]
 fn a_basis_grows_only_by_what_it_does_not_explain() {
-    let mut memory = Memory::new();
+    let mut memory = empty();
     let gram = gram_of(random(3, 8, 1.0, 1));
     absorb(&mut memory, "w", gram.clone(), History::Basis);
     let once = memory.clone();
@@ -178,13 +183,16 @@ fn a_basis_grows_only_by_what_it_does_not_explain() {
         "nothing new was seen"
     );
     assert_eq!(memory.tasks(), 2);
-    let ratio = Recorded {
-        layout: Layout::InputsFirst,
-        gram: random_gram(4, 8, 2),
-        history: History::Basis,
-    };
-    let error = memory.absorb_recorded("w", ratio, RankRule::RatioToSmallest(2.0));
-    assert!(matches!(error, Err(MemoryError::BasisRule(_))));
+    let before = memory.policy().clone();
+    let ratio = before.clone().with_rank(RankRule::RatioToSmallest(2.0));
+    memory.set_policy(ratio).unwrap();
+    let error = try_absorb(&mut memory, "w", random_gram(4, 8, 2), History::Basis);
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.starts_with("parameter `w`: a growing basis needs"),
+        "{error}"
+    );
+    memory.set_policy(before).unwrap();
     // One-hot inputs: rows are added and never dropped.
     let counts = |counts: &[f32]| Gram::from_diagonal(counts.to_vec()).unwrap();
     absorb(
@@ -205,8 +213,8 @@ fn a_basis_grows_only_by_what_it_does_not_explain() {
 #[test]
 fn memories_of_two_machines_join() {
     let (first, second) = tasks();
-    let mut left = Memory::new();
-    let mut right = Memory::new();
+    let mut left = empty();
+    let mut right = empty();
     absorb(&mut left, "sum", first.clone(), History::Sum);
     absorb(&mut right, "sum", second.clone(), History::Sum);
     absorb(
@@ -246,10 +254,10 @@ fn memories_of_two_machines_join() {
     };
     assert_eq!(basis.rank(0), 4);
     let before = left.clone();
-    let mut other = Memory::new();
+    let mut other = empty();
     absorb(&mut other, "sum", random_gram(3, 4, 0), History::Sum);
     assert!(left.merge(&other).is_err());
-    let mut other = Memory::new();
+    let mut other = empty();
     absorb(&mut other, "sum", first, History::Basis);
     assert!(left.merge(&other).is_err());
     assert_eq!(left, before);
@@ -263,34 +271,27 @@ fn gradients(model: &Linear, x: Tensor<2>) -> GradientsParams {
 #[test]
 fn gradients_are_kept_as_directions() {
     let model = LinearConfig::new(4, 2).init(&device().autodiff());
-    let selection = Selection::of(&model, ["weight"]).unwrap();
-    let mut memory = Memory::new();
+    let group = ParamGroup::from_path("weight");
+    let mut memory = empty();
     for (seed, expected) in [(1, 1), (2, 1), (1, 0)] {
         let gradients = gradients(&model, random(3, 4, 1.0, seed));
-        let added = memory
-            .absorb_gradients(&model, &selection, &gradients)
-            .unwrap();
+        let added = memory.absorb_gradients(&model, &group, &gradients).unwrap();
         assert_eq!(added, expected, "seed {seed}");
     }
     let zero = gradients(&model, Tensor::zeros([3, 4], &device()));
-    assert_eq!(
-        memory.absorb_gradients(&model, &selection, &zero).unwrap(),
-        0
-    );
+    assert_eq!(memory.absorb_gradients(&model, &group, &zero).unwrap(), 0);
     let Content::Directions(directions) = &memory.entries["weight"].content else {
         panic!("gradients are directions");
     };
     assert_eq!((directions.rank(0), directions.features), (2, 8));
     let before = memory.clone();
     let bad = gradients(&model, Tensor::full([3, 4], f32::NAN, &device()));
-    let error = memory
-        .absorb_gradients(&model, &selection, &bad)
-        .unwrap_err();
+    let error = memory.absorb_gradients(&model, &group, &bad).unwrap_err();
     assert_eq!(error.to_string(), "the gradient of `weight` is not finite");
     assert_eq!(memory, before);
     // Inputs and gradients of one parameter do not mix.
     let error = try_absorb(&mut memory, "weight", random_gram(3, 4, 0), History::Basis);
-    assert!(matches!(error, Err(MemoryError::History { .. })));
+    assert!(matches!(error, Err(GnspError::History { .. })));
 }
 
 /// Ranks after each task, and the projector after the second.
@@ -333,3 +334,37 @@ const GPM_PROJECTOR: [f32; 36] = [
     -0.11974745,
     0.0643398545,
 ];
+
+#[test]
+fn the_policy_is_that_of_the_record() {
+    let model = LinearConfig::new(3, 2).init(&device());
+    let mut memory = Memory::new(Policy::gnsp());
+    let mut recorder = memory.recorder(&model);
+    recorder.linear("weight", random(4, 3, 1.0, 1)).unwrap();
+    // Before anything is recorded, all may change.
+    memory.set_policy(Policy::gpm()).unwrap();
+    memory.set_policy(Policy::gnsp()).unwrap();
+    memory.absorb(recorder).unwrap();
+    let softer = Policy::gnsp_update().with_rank(RankRule::TailShare(0.05));
+    memory.set_policy(softer.clone()).unwrap();
+    for (other, field) in [
+        (
+            Policy::gnsp().with_normalization(GramNormalization::None),
+            "normalization",
+        ),
+        (Policy::gnsp().with_history(History::Basis), "history"),
+    ] {
+        let error = memory.set_policy(other.clone()).unwrap_err();
+        assert!(
+            matches!(&error, GnspError::OtherPolicy { field: f, .. } if *f == field),
+            "{error}"
+        );
+        assert_eq!(memory.policy(), &softer);
+    }
+    let mut other =
+        Memory::new(Policy::gnsp().with_normalization(GramNormalization::None)).recorder(&model);
+    other.linear("weight", random(4, 3, 1.0, 2)).unwrap();
+    let before = memory.clone();
+    assert!(memory.absorb(other).is_err());
+    assert_eq!(memory, before);
+}

@@ -4,7 +4,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use faer::{Mat, MatRef};
 
 use super::{host::normal, krylov::Space};
-use crate::{Gram, NullSpaceError};
+use crate::{GnspError, Gram};
 
 /// A group as a matrix on a device.
 pub(super) struct DeviceSpace {
@@ -43,9 +43,9 @@ fn upload(values: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
     Tensor::<2>::from_data(TensorData::new(values, shape), device).cast(FloatDType::F32)
 }
 
-fn read(x: Tensor<2>) -> Result<Vec<f32>, NullSpaceError> {
+fn read(x: Tensor<2>) -> Result<Vec<f32>, GnspError> {
     x.try_into_vec_as()
-        .map_err(|error| NullSpaceError::Device(error.to_string()))
+        .map_err(|error| GnspError::Device(error.to_string()))
 }
 
 impl Space for DeviceSpace {
@@ -76,7 +76,7 @@ impl Space for DeviceSpace {
         self.matrix.clone().matmul(x.clone())
     }
 
-    fn dot(&self, a: &Tensor<2>, b: &Tensor<2>) -> Result<Mat<f64>, NullSpaceError> {
+    fn dot(&self, a: &Tensor<2>, b: &Tensor<2>) -> Result<Mat<f64>, GnspError> {
         let product = a.clone().transpose().matmul(b.clone());
         let columns = product.dims()[1];
         let values = read(product)?;
@@ -102,7 +102,7 @@ impl Space for DeviceSpace {
         }
     }
 
-    fn read(&self, x: &Tensor<2>) -> Result<Vec<f32>, NullSpaceError> {
+    fn read(&self, x: &Tensor<2>) -> Result<Vec<f32>, GnspError> {
         read(x.clone())
     }
 }

@@ -5,22 +5,22 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Leading, krylov::Space};
-use crate::{Gram, NullSpaceError, RankRule};
+use crate::{GnspError, Gram, RankRule};
 
 /// Decomposes a group wholly.
 ///
 /// A symmetric solver and not a singular value decomposition: the matrix is symmetric and
 /// positive semi-definite, so both give the same subspaces, and this one costs a fraction.
-pub(crate) fn full(gram: &Gram, group: usize, rule: RankRule) -> Result<Leading, NullSpaceError> {
+pub(crate) fn full(gram: &Gram, group: usize, rule: RankRule) -> Result<Leading, GnspError> {
     let n = gram.features();
-    let none = NullSpaceError::NoConvergence { features: n };
+    let none = GnspError::NoConvergence { features: n };
     let solved = lower(gram, group)
         .self_adjoint_eigen(Side::Lower)
         .map_err(|_| none)?;
     let ascending = solved.S().column_vector();
     let values: Vec<f64> = (0..n).rev().map(|i| ascending[i].max(0.0)).collect();
     if !values.iter().all(|value| value.is_finite()) {
-        return Err(NullSpaceError::NoConvergence { features: n });
+        return Err(GnspError::NoConvergence { features: n });
     }
     let rank = rule.rank(&values)?;
     // Row-major, from the largest down.
@@ -105,7 +105,7 @@ impl Space for HostSpace {
         (x * &self.matrix).transpose().to_owned()
     }
 
-    fn dot(&self, a: &Mat<f64>, b: &Mat<f64>) -> Result<Mat<f64>, NullSpaceError> {
+    fn dot(&self, a: &Mat<f64>, b: &Mat<f64>) -> Result<Mat<f64>, GnspError> {
         Ok(a.transpose() * b)
     }
 
@@ -126,7 +126,7 @@ impl Space for HostSpace {
         a
     }
 
-    fn read(&self, x: &Mat<f64>) -> Result<Vec<f32>, NullSpaceError> {
+    fn read(&self, x: &Mat<f64>) -> Result<Vec<f32>, GnspError> {
         let mut rows = Vec::with_capacity(x.nrows() * x.ncols());
         for i in 0..x.nrows() {
             rows.extend((0..x.ncols()).map(|j| x[(i, j)] as f32));

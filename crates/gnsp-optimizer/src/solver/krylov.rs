@@ -10,9 +10,9 @@
 use faer::{Mat, MatRef, Side};
 
 use super::Leading;
-use crate::{NullSpaceError, RankRule};
+use crate::{GnspError, RankRule};
 
-/// Where the vectors live: on the host in `f64`, or on a device in `f32`. Everything as long as the
+/// The space of the vectors: on the host in `f64`, or on a device in `f32`. Everything as long as the
 /// features happens in a space; what is as small as the basis is solved here.
 pub(super) trait Space {
     /// Columns of `n` numbers.
@@ -22,7 +22,7 @@ pub(super) trait Space {
     fn features(&self) -> usize;
     /// The rounding of one operation.
     fn precision(&self) -> f64;
-    /// What the matrix was divided by to keep its squares within the range of the numbers.
+    /// The divisor of the matrix, which keeps its squares within the range of the numbers.
     fn unit(&self) -> f64 {
         1.0
     }
@@ -31,7 +31,7 @@ pub(super) trait Space {
     /// `G·x`.
     fn apply(&self, x: &Self::Panel) -> Self::Panel;
     /// `aᵀ·b`.
-    fn dot(&self, a: &Self::Panel, b: &Self::Panel) -> Result<Mat<f64>, NullSpaceError>;
+    fn dot(&self, a: &Self::Panel, b: &Self::Panel) -> Result<Mat<f64>, GnspError>;
     /// `x − a·s`.
     fn minus(&self, x: &Self::Panel, a: &Self::Panel, s: MatRef<'_, f64>) -> Self::Panel;
     /// `a·s`.
@@ -39,10 +39,10 @@ pub(super) trait Space {
     /// The columns of both, one after the other.
     fn append(&self, a: Option<Self::Panel>, b: Self::Panel) -> Self::Panel;
     /// The columns, row-major.
-    fn read(&self, x: &Self::Panel) -> Result<Vec<f32>, NullSpaceError>;
+    fn read(&self, x: &Self::Panel) -> Result<Vec<f32>, GnspError>;
 }
 
-/// How far from the true projector the found one may be, relative in the Frobenius norm.
+/// The largest distance of the found projector from the true one, relative in the Frobenius norm.
 const TOLERANCE: f64 = 1e-6;
 
 /// Columns that look for directions which the basis has missed.
@@ -55,7 +55,7 @@ pub(super) fn leading<S: Space>(
     rule: RankRule,
     total: f64,
     squares: f64,
-) -> Result<Option<Leading>, NullSpaceError> {
+) -> Result<Option<Leading>, GnspError> {
     let n = space.features();
     let eps = space.precision();
     let unit = space.unit();
@@ -130,7 +130,7 @@ pub(super) fn leading<S: Space>(
     }
 }
 
-/// What the basis says about the spectrum.
+/// The part of the spectrum that the basis decides.
 struct Ritz {
     values: Vec<f64>,
     /// Descending, as columns in the basis.
@@ -180,11 +180,11 @@ fn decide(
     features: usize,
     eps: f64,
     pace: &mut Pace,
-) -> Result<Option<Ritz>, NullSpaceError> {
+) -> Result<Option<Ritz>, GnspError> {
     let size = projected.nrows();
     let solved = projected
         .self_adjoint_eigen(Side::Lower)
-        .map_err(|_| NullSpaceError::NoConvergence { features })?;
+        .map_err(|_| GnspError::NoConvergence { features })?;
     let ascending = solved.S().column_vector();
     let values: Vec<f64> = (0..size).rev().map(|i| ascending[i]).collect();
     let vectors = solved.U().reverse_cols().to_owned();
@@ -222,13 +222,13 @@ fn decide(
     Ok((error <= allowed).then_some(found))
 }
 
-/// Whether a direction outside the basis has a larger eigenvalue than one of the found.
+/// Returns whether a direction outside the basis has a larger eigenvalue than one of the found.
 fn missed<S: Space>(
     space: &S,
     basis: &S::Panel,
     found: &Ritz,
     seed: u64,
-) -> Result<bool, NullSpaceError> {
+) -> Result<bool, GnspError> {
     let mut probe = space.random(PROBES, seed);
     let smallest = found.values[found.rank - 1];
     for _ in 0..3 {
@@ -240,7 +240,7 @@ fn missed<S: Space>(
         let solved =
             inside
                 .self_adjoint_eigen(Side::Lower)
-                .map_err(|_| NullSpaceError::NoConvergence {
+                .map_err(|_| GnspError::NoConvergence {
                     features: space.features(),
                 })?;
         let largest = solved.S().column_vector()[columns - 1];
@@ -263,7 +263,7 @@ fn orthonormal<S: Space>(
     mut panel: S::Panel,
     floor: f64,
     prepared: bool,
-) -> Result<Option<(S::Panel, usize)>, NullSpaceError> {
+) -> Result<Option<(S::Panel, usize)>, GnspError> {
     let mut columns = 0;
     for pass in 0..2 {
         // Columns that were made orthogonal before are not quite so once they are scaled up.
@@ -287,7 +287,7 @@ fn orthonormal<S: Space>(
         });
         let solved =
             unit.self_adjoint_eigen(Side::Lower)
-                .map_err(|_| NullSpaceError::NoConvergence {
+                .map_err(|_| GnspError::NoConvergence {
                     features: space.features(),
                 })?;
         let values = solved.S().column_vector();

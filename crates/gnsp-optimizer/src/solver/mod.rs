@@ -1,4 +1,4 @@
-//! The leading eigenvectors of a Gram matrix: which solver finds them, and how many it must find.
+//! Solvers for the leading eigenvectors of a Gram matrix, as many as the rank rule asks for.
 
 mod device;
 mod host;
@@ -7,14 +7,14 @@ mod krylov;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::{Gram, NullSpaceError, RankRule};
+use crate::{GnspError, Gram, RankRule};
 
 pub(crate) use host::full;
 
 /// Below this many features the whole decomposition takes no time worth saving.
 const SMALLEST_PARTIAL: usize = 96;
 
-/// What finds the directions to protect.
+/// The eigenvalue solver.
 ///
 /// All give the same subspace up to rounding, except where eigenvalues at the cut are equal: then
 /// no choice between their directions is better than another.
@@ -43,7 +43,7 @@ pub enum Solver {
 pub(crate) struct Leading {
     /// The known eigenvalues in descending order: all, or the protected ones.
     pub values: Vec<f64>,
-    /// How many directions the rule protects.
+    /// The number of directions that the rule protects.
     pub rank: usize,
     /// The orthonormal columns, row-major `[n, columns]`: the first `rank` directions, or where all
     /// are known and asked for, the free ones.
@@ -60,7 +60,7 @@ pub(crate) fn solve(
     rule: RankRule,
     solver: Solver,
     device: Option<&Device>,
-) -> Result<Leading, NullSpaceError> {
+) -> Result<Leading, GnspError> {
     let features = gram.features();
     rule.check(features)?;
     let (total, squares) = (gram.trace(group), gram.squares(group));

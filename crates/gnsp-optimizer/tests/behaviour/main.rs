@@ -79,7 +79,7 @@ impl Net {
     }
 
     /// What its layers see of a task.
-    fn record(&self, recorder: &mut Recorder, seed: u64) -> Result<(), RecordError> {
+    fn record(&self, recorder: &mut Recorder, seed: u64) -> Result<(), GnspError> {
         for batch in 0..2 {
             let seed = 100 * seed + batch;
             let rows = tensor([3, INPUTS], 1.0, seed);
@@ -101,18 +101,21 @@ impl Net {
         Ok(())
     }
 
-    fn protected(&self) -> Selection {
-        let patterns = [
-            "linear.*",
-            "column.weight",
-            "matrix",
-            "transposed",
-            "conv1d.weight",
-            "conv2d.weight",
-            "depthwise.weight",
-            "embedding.weight",
-        ];
-        Selection::of(self, patterns).unwrap()
+    /// The protected parameters.
+    const PROTECTED: [&str; 9] = [
+        "linear.weight",
+        "linear.bias",
+        "column.weight",
+        "matrix",
+        "transposed",
+        "conv1d.weight",
+        "conv2d.weight",
+        "depthwise.weight",
+        "embedding.weight",
+    ];
+
+    fn protected() -> ParamGroup {
+        ParamGroup::from_paths(Self::PROTECTED.to_vec())
     }
 
     fn values(&self) -> BTreeMap<String, Vec<f32>> {
@@ -174,10 +177,7 @@ impl ModuleVisitor for Make {
 
 /// The policies: what they are called, and whether they cut hard.
 fn policies() -> Vec<(&'static str, Policy)> {
-    let with = |rank| Policy {
-        rank,
-        ..Policy::gnsp()
-    };
+    let with = |rank| Policy::gnsp().with_rank(rank);
     vec![
         ("gnsp", with(RankRule::TailShare(0.15))),
         ("energy", with(RankRule::ExplainedEnergy(0.8))),
@@ -186,38 +186,32 @@ fn policies() -> Vec<(&'static str, Policy)> {
         ("fixed rank", with(RankRule::FixedRank(2))),
         (
             "soft",
-            Policy {
-                strength: Strength::Scaled(5.0),
-                ..with(RankRule::FixedRank(4))
-            },
+            with(RankRule::FixedRank(4)).with_strength(Strength::Scaled(5.0)),
         ),
         (
             "forgetting",
-            Policy {
-                history: History::Decay(0.5),
-                ..Policy::gnsp()
-            },
+            Policy::gnsp().with_history(History::Decay(0.5)),
         ),
         ("ogd", Policy::ogd()),
     ]
 }
 
 fn memory(net: &Net, name: &str, policy: &Policy) -> Memory {
-    let mut memory = Memory::new();
+    let mut memory = Memory::new(policy.clone());
     for task in 0..2 {
         if name == "ogd" {
             let gradients = net.gradients(50 + task);
             let added = memory
-                .absorb_gradients(net, &net.protected(), &gradients)
+                .absorb_gradients(net, &Net::protected(), &gradients)
                 .unwrap();
-            assert_eq!(added, net.protected().len());
+            assert_eq!(added, Net::PROTECTED.len());
         } else {
-            let mut recorder = Recorder::new(policy);
+            let mut recorder = memory.recorder(net);
             net.record(&mut recorder, task).unwrap();
             memory.absorb(recorder).unwrap();
         }
     }
-    assert_eq!(memory.paths().count(), net.protected().len());
+    assert_eq!(memory.paths().count(), Net::PROTECTED.len());
     memory
 }
 
@@ -234,7 +228,7 @@ fn projectors_are_projectors() {
     let net = Net::new();
     for (name, policy) in policies() {
         let memory = memory(&net, name, &policy);
-        let protection = memory.protection(&net, &policy).unwrap();
+        let protection = memory.protection(&net).unwrap();
         for (path, protected) in protection.iter() {
             let space = &protected.null_space;
             let name = format!(
@@ -292,7 +286,7 @@ fn optimizers() -> Vec<(&'static str, f64, Create)> {
     ) -> (&'static str, f64, Create) {
         let both = move |protection: &Protection| {
             let plain = || ModuleOptimizer::from(optimizer.clone());
-            [plain(), protection.wrap(plain(), optimizer.clone())]
+            [plain(), protection.wrap_with(plain(), optimizer.clone())]
         };
         (name, lr, Box::new(both))
     }
@@ -315,23 +309,14 @@ fn optimizers() -> Vec<(&'static str, f64, Create)> {
             )
         };
         let mut matrices = protection.clone();
-        let net = Net::new();
-        let two = |path: &str| {
-            net.protected()
-                .shape(path)
-                .is_some_and(|shape| shape.len() == 2)
-        };
-        let selected: Vec<String> = protection
-            .iter()
-            .map(|(path, _)| path.to_string())
-            .filter(|path| two(path))
-            .collect();
-        matrices.keep(&Selection::of(&net, selected.iter().map(String::as_str)).unwrap());
+        let two = ["linear.weight", "column.weight", "matrix", "transposed"];
+        let two = two.into_iter().chain(["embedding.weight"]);
+        matrices.keep(&ParamGroup::from_paths(two.collect()));
         let adamw = AdamWConfig::new().build();
-        let wrapped = protection.wrap(group(rest()), adamw);
+        let wrapped = protection.wrap_with(group(rest()), adamw);
         [
             group(rest()),
-            matrices.wrap(wrapped, MuonConfig::new().build()),
+            matrices.wrap_with(wrapped, MuonConfig::new().build()),
         ]
     };
     vec![
@@ -405,12 +390,9 @@ fn steps_keep_the_promise() {
     let optimizers = chosen(optimizers(), |o| o.0, &["sgd", "adamw"]);
     for (policy_name, policy) in &policies {
         for site in [Site::Update, Site::Gradient] {
-            let policy = Policy {
-                site,
-                ..policy.clone()
-            };
+            let policy = policy.clone().with_site(site);
             let memory = memory(&start, policy_name, &policy);
-            let protection = memory.protection(&start, &policy).unwrap();
+            let protection = memory.protection(&start).unwrap();
             for (optimizer_name, lr, create) in &optimizers {
                 let name = format!("{policy_name}, {site:?}, {optimizer_name}");
                 let [mut plain, mut wrapped] = create(&protection);
@@ -503,22 +485,18 @@ fn with_values(net: &Net, values: &BTreeMap<String, Vec<f32>>) -> Net {
 #[test]
 fn a_soft_update_is_the_projected_update() {
     let start = Net::new();
-    let policy = Policy {
-        site: Site::Update,
-        rank: RankRule::FixedRank(4),
-        strength: Strength::Scaled(5.0),
-        ..Policy::default()
-    };
-    let protection = memory(&start, "soft", &policy)
-        .protection(&start, &policy)
-        .unwrap();
+    let policy = Policy::default()
+        .with_site(Site::Update)
+        .with_rank(RankRule::FixedRank(4))
+        .with_strength(Strength::Scaled(5.0));
+    let protection = memory(&start, "soft", &policy).protection(&start).unwrap();
     let config = AdamWConfig::new().with_weight_decay(0.1);
     let change = |optimizer: &mut ModuleOptimizer| {
         let after = train(optimizer, start.clone(), 0.1, 0..1);
         after.matrix.val().inner() - start.matrix.val().inner()
     };
     let free = change(&mut config.init());
-    let kept = change(&mut protection.wrap(config.init(), config.build()));
+    let kept = change(&mut protection.wrap(&config));
     let expected = protection.get("matrix").unwrap().null_space.project(free);
     let error = (kept - expected.clone()).abs().max().into_scalar::<f32>();
     assert!(error < 1e-6, "{error}");
@@ -529,21 +507,18 @@ fn a_soft_update_is_the_projected_update() {
 fn gradients_that_stay_linear_keep_to_the_null_space_too() {
     // SGD without momentum or decay is the only one for which both sites are the same.
     let start = Net::new();
-    let policy = Policy {
-        site: Site::Gradient,
-        ..Policy::gnsp()
-    };
+    let policy = Policy::gnsp().with_site(Site::Gradient);
     let memory = memory(&start, "gnsp", &policy);
-    let protection = memory.protection(&start, &policy).unwrap();
+    let protection = memory.protection(&start).unwrap();
     let leak = |mut optimizer: ModuleOptimizer| {
         let after = train(&mut optimizer, start.clone(), 0.1, 0..4);
         protection.leak(&start, &after).unwrap()
     };
     let sgd = SgdConfig::new();
-    for (path, leak) in leak(protection.wrap(sgd.init(), sgd.build())) {
+    for (path, leak) in leak(protection.wrap(&sgd)) {
         assert!(leak < 1e-6, "sgd, {path}: {leak:e}");
     }
     let adamw = AdamWConfig::new();
-    let leaks = leak(protection.wrap(adamw.init(), adamw.build()));
+    let leaks = leak(protection.wrap(&adamw));
     assert!(leaks["linear.weight"] > 1e-2, "{leaks:?}");
 }

@@ -70,10 +70,10 @@ proptest! {
             .collect();
         let gram = gram_of(features, &spectrum, seed);
         let strength = alpha.map_or(Strength::Hard, Strength::Scaled);
-        let policy = Policy { rank: rule, strength, solver, ..Policy::default() };
+        let policy = Policy::default().with_rank(rule).with_strength(strength).with_solver(solver);
         let space = NullSpace::from_policy(&gram, &policy, &Device::default());
         if let RankRule::FixedRank(k) = rule && k > features {
-            let refused = matches!(space, Err(NullSpaceError::Rank(RankError::TooLarge { .. })));
+            let refused = matches!(space, Err(GnspError::RankTooLarge { .. }));
             prop_assert!(refused);
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Arguments of the verbs.
+//! Command-line arguments of the subcommands.
 
 use std::path::PathBuf;
 
@@ -11,91 +11,95 @@ use mtil_engine::eval::{EvalOptions, PromptRule, TaskIdentity};
 /// Arguments of `run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// Which tasks, and where their images are.
+    /// Tasks and image folders.
     #[command(flatten)]
     pub selection: Selection,
-    /// Methods, with commas between: names from `mtil-bench methods`, or TOML files
+    /// Comma-separated methods: names from `mtil-bench methods`, or TOML files
     #[arg(long, value_delimiter = ',', default_value = "zero-shot,finetune,gnsp")]
     pub methods: Vec<String>,
-    /// Pretrained CLIP: a folder in Hugging Face's or open_clip's layout, a weights file (.pt,
-    /// .pth, .bin, .safetensors), a name from `mtil-bench model list` (fetched when it is not
-    /// there), or `embedded` (for the mini suite)
+    /// Pretrained CLIP: a folder in the layout of Hugging Face or open_clip, a weights file (.pt,
+    /// .pth, .bin, .safetensors), a name from `mtil-bench model list` (downloaded if needed), or
+    /// `embedded` (for the mini suite)
     #[arg(long, default_value = "embedded")]
     pub model: String,
-    /// What the files of --model leave open.
+    /// Properties that the files of --model do not state.
     #[command(flatten)]
     pub hints: Hints,
-    /// Where the runs go, one folder a method [default: runs/<suite>, runs/<suite>-quick with
-    /// --quick]
+    /// Output folder, with one run directory per method [default: runs/<suite>, runs/<suite>-quick
+    /// with --quick]
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Seed of all randomness; several with commas between make a run each
+    /// Random seed; comma-separated seeds make one run each
     #[arg(long, value_delimiter = ',', default_value = "42")]
     pub seed: Vec<u64>,
     /// Device: flex, wgpu, wgpu:1, vulkan, cuda, cuda:1, ndarray (see `mtil-bench device`)
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
     pub device: String,
-    /// Compute activations again in the backward pass in place of keeping them: less memory, more
-    /// time, the same numbers
+    /// Gradient checkpointing: recompute activations in the backward pass, which takes less memory,
+    /// more time, and gives the same results
     #[arg(long)]
     pub checkpointing: bool,
-    /// Further devices that the images of each update are spread over, with commas between:
+    /// Comma-separated additional devices that share the images of each training step:
     /// cuda:1,cuda:2
     #[arg(long, value_delimiter = ',')]
     pub peers: Vec<String>,
-    /// What is evaluated.
+    /// Evaluation options.
     #[command(flatten)]
     pub evaluation: EvaluationArgs,
-    /// Change a setting of the methods, e.g. --set lr=1e-4 --set projection.rank.tail-share=0.05;
-    /// several values with commas between make a run each
+    /// Override a setting of the methods, e.g. --set lr=1e-4 --set projection.rank.tail-share=0.05;
+    /// comma-separated values make one run each
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Choose the value of a setting for each task, e.g. --select "lr=1e-5,3e-5,1e-4"
+    /// Select the value of a setting for each task, e.g. --select "lr=1e-5,3e-5,1e-4"
     ///
-    /// Each value is tried from where the task begins, on nine tenths of its training images, and
-    /// judged by the accuracy on the others and by what is left of the pretrained model's retrieval
-    /// on reference pairs, never by test images. The task is then trained on all its images with
-    /// the best. All scores are in the run and its report.
+    /// Each value is trained from the start of the task on nine tenths of its training images. The
+    /// score is the accuracy on the remaining images and the share of the pretrained model's
+    /// retrieval on reference pairs that is retained; test images are never used. The task is then
+    /// trained on all its images with the best value. The run and its report contain all scores.
     #[arg(long, value_name = "KEY=VALUE,VALUE")]
     pub select: Option<String>,
-    /// Watch for drift after every task, e.g. --guard "accuracy.pets<85" --guard
+    /// Rule of the drift guard, checked after every task, e.g. --guard "accuracy.pets<85" --guard
     /// "gap-drift>0.2:stop"
     ///
     /// Quantities: accuracy.TASK (in %), zero-shot-retention (accuracy on tasks not learned yet, as
     /// a share of the pretrained model's), gap-drift (change of the modality gap, as a share of the
-    /// pretrained model's). A rule that ends in `:stop` ends the run, others warn; both are
-    /// recorded in the run and the report.
+    /// pretrained model's). A rule that ends in `:stop` ends the run, others warn. The run and its
+    /// report record both.
     #[arg(long, value_name = "RULE")]
     pub guard: Vec<String>,
-    /// Say what the runs would take (images, updates, multiplications, disk, memory, hours) and do
-    /// nothing
+    /// Print the estimated cost of the runs (training steps, time, disk, memory) and exit
     #[arg(long)]
     pub plan: bool,
-    /// Keep test and reference images as they are fed to the model in this folder, so that they are
-    /// decoded once; several processes may share it, and it may be deleted at any time
+    /// Cache preprocessed test and reference images in this folder, so that each is decoded once;
+    /// processes may share it, and it may be deleted at any time
     #[arg(long, value_name = "DIR", env = "MTIL_CACHE")]
     pub cache: Option<PathBuf>,
-    /// A look at everything in seconds: few updates, few images; the numbers mean little
+    /// Few training steps on few images: finishes in seconds, the numbers mean little
     #[arg(long)]
     pub quick: bool,
-    /// Leave out images that cannot be read, and say which, instead of stopping
+    /// Skip unreadable images and list them, instead of stopping
     #[arg(long)]
     pub skip_bad_images: bool,
-    /// Write the resumable state every so many updates
+    /// Training steps between two writes of the resumable state
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     pub save_every: u32,
-    /// Do not keep the model after each task
+    /// Do not write a checkpoint after each task
     #[arg(long)]
     pub no_checkpoints: bool,
     /// Print the results as JSON on standard output
     #[arg(long)]
     pub json: bool,
-    /// Runs at once, each a process with its share of the threads
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Number of parallel runs, each in a process with its share of the threads
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     pub jobs: u16,
 }
 
-/// Which tasks a suite has, and where their images are.
+/// Selection of a suite and its tasks.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Suite")]
 pub struct Selection {
@@ -103,40 +107,39 @@ pub struct Selection {
     /// or a TOML file that names image folders (see `mtil-bench suite list`)
     #[arg(long, default_value = "mini")]
     pub suite: String,
-    /// Folder of the datasets of MTIL, as torchvision unpacks them or as the archives they are
-    /// downloaded as
+    /// Folder of the datasets of MTIL, unpacked as by torchvision or as the downloaded archives
     #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
     pub data: Option<PathBuf>,
-    /// Only these tasks, in this order
+    /// Comma-separated tasks to use, in this order
     #[arg(long, value_delimiter = ',', value_name = "TASK,TASK")]
     pub tasks: Vec<String>,
-    /// Start with the task after the first so many, which come last: for studies of the order
+    /// Rotate the task order by N tasks
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub shift: usize,
-    /// Train on so many images of each class
+    /// Few-shot training: number of training images per class
     #[arg(long, value_name = "N")]
     pub shots: Option<usize>,
-    /// Splits of the datasets of MTIL: torchvision's with 80/20 where it has none (ZSCL, GNSP), or
+    /// Splits of the datasets of MTIL: torchvision's, with 80/20 where it has none (ZSCL, GNSP), or
     /// the files split_zhou_*.json (CoOp)
     #[arg(long, value_enum, default_value_t = SplitName::Zscl)]
     pub splits: SplitName,
-    /// Order of the images of SUN397 before they are split, one path or number a line; by path
-    /// without it. The published order was that of a file system and is not known
+    /// Order of the images of SUN397 before the split, one path or index per line [default: sorted
+    /// by path]. The published order was that of a file system and is unknown
     #[arg(long, value_name = "FILE")]
     pub sun397_order: Option<PathBuf>,
-    /// Take datasets of another size than the published ones
+    /// Accept datasets whose size differs from the published one
     #[arg(long)]
     pub any_size: bool,
-    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table (GIFT's
-    /// synthetic set, your own images); or a folder with such a folder for each task, by its name
+    /// Custom reference pairs (GIFT's synthetic set, your own images): a folder with captions.csv
+    /// or captions.tsv, such a table, or a folder that contains such a folder for each task
     #[arg(long, value_name = "PATH")]
     pub reference: Option<PathBuf>,
-    /// Texts without images for ZSCL's distillation, one a line
+    /// Texts without images for ZSCL's distillation, one per line
     #[arg(long, value_name = "FILE")]
     pub texts: Option<PathBuf>,
 }
 
-/// Whose splits.
+/// Origin of the dataset splits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum SplitName {
     /// torchvision's, and 80/20 with seed 42
@@ -146,40 +149,40 @@ pub enum SplitName {
     Coop,
 }
 
-/// What is evaluated.
+/// Evaluation options.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Evaluation")]
 pub struct EvaluationArgs {
-    /// Prompt templates at evaluation: GNSP's rule (all of them before a task is learned, the first
-    /// one in later stages), all of them always as in ZSCL's tables, or the first one always
-    /// [default: ensemble on MTIL, else reference]
+    /// Prompt templates for evaluation: GNSP's rule (all templates until a task is learned, the
+    /// first one in later stages), always all templates as in ZSCL's tables, or always the first
+    /// one [default: ensemble on MTIL, else reference]
     #[arg(long, value_enum)]
     pub prompts: Option<PromptRule>,
-    /// Which classes an image is compared with: those of its own task, or also those of others
-    /// (X-TAIL), which gives a second matrix
+    /// Candidate classes of an image: those of its own task, or also those of other tasks (X-TAIL),
+    /// which adds a second accuracy matrix
     #[arg(long, value_enum, default_value_t = TaskIdentity::Given)]
     pub identity: TaskIdentity,
-    /// Evaluate on so many test images of each task, always the same ones; the result says so
+    /// Evaluate on a fixed subset of N test images per task; the result notes it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub eval_subset: Option<u32>,
-    /// Evaluate on all test images only after every so many tasks and after the last, on
-    /// --eval-subset of them (500 without it) after the others; the result says so
+    /// Evaluate on all test images only after every N-th task and the last one, and on
+    /// --eval-subset images (default 500) after the others; the result notes it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub eval_every: Option<u32>,
-    /// Also accuracies of classes, confusion matrices and calibration, in the folder details of the
-    /// run
+    /// Also write per-class accuracies, confusion matrices and calibration to the folder `details`
+    /// of the run
     #[arg(long)]
     pub details: bool,
 }
 
 impl EvaluationArgs {
-    /// Test images where only --eval-every is given.
+    /// Size of the subset if only --eval-every is given.
     const SUBSET: usize = 500;
 
-    /// As the library has them, for a suite.
+    /// Returns the options of the library for a suite.
     pub fn options(&self, suite: &str) -> EvalOptions {
         EvalOptions {
-            prompts: self.prompts.unwrap_or(PromptRule::of_suite(suite)),
+            prompts: self.prompts.unwrap_or(PromptRule::default_for_suite(suite)),
             identity: self.identity,
             subset: self
                 .eval_subset
@@ -191,15 +194,15 @@ impl EvaluationArgs {
     }
 }
 
-/// What the files of a checkpoint leave open.
+/// Properties that the files of a checkpoint do not state.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Hints {
-    /// Shape of the model, for weights without a configuration: a name from `mtil-bench model list
+    /// Architecture, for weights without a configuration: a name from `mtil-bench model list
     /// --architectures`
     #[arg(long, value_name = "NAME")]
     pub architecture: Option<String>,
-    /// Activation of the model, for weights without a configuration: quick_gelu is OpenAI's and
-    /// that of models fine-tuned from theirs, gelu that of most of open_clip's
+    /// Activation, for weights without a configuration: quick_gelu for OpenAI's models and models
+    /// fine-tuned from them, gelu for most models of open_clip
     #[arg(long, value_enum, value_name = "NAME")]
     pub activation: Option<ActivationName>,
 }
@@ -218,7 +221,7 @@ pub enum ActivationName {
 }
 
 impl ActivationName {
-    /// The word on the command line.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::QuickGelu => "quick_gelu",
@@ -241,10 +244,10 @@ impl From<ActivationName> for Activation {
 /// Arguments of `report`.
 #[derive(Debug, Clone, Args)]
 pub struct ReportArgs {
-    /// Run directories, or folders that hold some
+    /// Run directories, or folders that contain run directories
     #[arg(required = true)]
     pub runs: Vec<PathBuf>,
-    /// The file to write [default: report.html in the first folder]
+    /// Output file [default: report.html in the first folder]
     #[arg(long)]
     pub out: Option<PathBuf>,
 }
@@ -255,16 +258,16 @@ pub struct ClassifyArgs {
     /// CLIP: a folder, a weights file, a name from `mtil-bench model list`, or `embedded`
     #[arg(long)]
     pub model: String,
-    /// What the files of --model leave open.
+    /// Properties that the files of --model do not state.
     #[command(flatten)]
     pub hints: Hints,
-    /// Labels, with commas between
+    /// Comma-separated labels
     #[arg(long, value_delimiter = ',', required = true)]
     pub labels: Vec<String>,
-    /// Prompt template with {} for the label; may be given several times, the mean counts
+    /// Prompt template with {} for the label; repeat it to average over several templates
     #[arg(long = "template", default_value = "a photo of a {}.")]
     pub templates: Vec<String>,
-    /// Images
+    /// Image files
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
     /// Device
@@ -281,16 +284,16 @@ pub struct EmbedArgs {
     /// CLIP: a folder, a weights file, a name from `mtil-bench model list`, or `embedded`
     #[arg(long)]
     pub model: String,
-    /// What the files of --model leave open.
+    /// Properties that the files of --model do not state.
     #[command(flatten)]
     pub hints: Hints,
-    /// Images, or folders of images (searched to any depth, in the order of their paths)
+    /// Images, or folders of images (searched recursively, in the order of their paths)
     #[arg(long, num_args = 1..)]
     pub images: Vec<PathBuf>,
-    /// Texts, one a line; `-` for standard input
+    /// Text file, one text per line; `-` for standard input
     #[arg(long)]
     pub texts: Option<PathBuf>,
-    /// The safetensors file to write: `image_embeds` and `text_embeds`, one row an input
+    /// Output safetensors file with `image_embeds` and `text_embeds`, one row per input
     #[arg(long)]
     pub out: PathBuf,
     /// Device
@@ -304,22 +307,27 @@ pub struct EmbedArgs {
 /// Arguments of `tune`.
 #[derive(Debug, Clone, Args)]
 pub struct TuneArgs {
-    /// Methods, with commas between [default: all that train]
+    /// Comma-separated methods [default: all that train]
     #[arg(long, value_delimiter = ',')]
     pub methods: Vec<String>,
-    /// Where the runs go, one folder a candidate, and the choices as tuned.json
+    /// Output folder, with one run directory per candidate and the chosen settings in tuned.json
     #[arg(long, default_value = "runs/tune")]
     pub out: PathBuf,
-    /// Seed of all candidates
+    /// Random seed of all candidates
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Runs at once, each a process with its share of the threads
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Number of parallel runs, each in a process with its share of the threads
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     pub jobs: u16,
-    /// Say what the runs would take and do nothing
+    /// Print the estimated cost of the runs and exit
     #[arg(long)]
     pub plan: bool,
-    /// Few updates, few images: the choices mean nothing
+    /// Few training steps on few images: the choices mean nothing
     #[arg(long)]
     pub quick: bool,
     /// Device
@@ -330,16 +338,16 @@ pub struct TuneArgs {
 /// Arguments of `pretrain`.
 #[derive(Debug, Clone, Args)]
 pub struct PretrainArgs {
-    /// Folder to write, in Hugging Face layout
+    /// Output folder, in Hugging Face layout
     #[arg(long, default_value = "runs/clip-mini")]
     pub out: PathBuf,
-    /// Seed of the initial weights and of the pictures
+    /// Random seed of the initial weights and of the images
     #[arg(long, default_value_t = PretrainOptions::EMBEDDED.seed)]
     pub seed: u64,
-    /// Updates
+    /// Training steps
     #[arg(long, default_value_t = PretrainOptions::EMBEDDED.steps)]
     pub steps: usize,
-    /// Pairs per update
+    /// Image-text pairs per batch
     #[arg(long, default_value_t = PretrainOptions::EMBEDDED.batch)]
     pub batch: usize,
     /// Peak learning rate
@@ -353,40 +361,41 @@ pub struct PretrainArgs {
 /// Arguments of `suite`.
 #[derive(Debug, Clone, Args)]
 pub struct SuiteArgs {
-    /// What to do
+    /// The subcommand
     #[command(subcommand)]
     pub verb: SuiteVerb,
 }
 
-/// The verbs of `suite`.
+/// The subcommands of `suite`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum SuiteVerb {
-    /// List the suites that need no file
+    /// List the built-in suites
     List,
-    /// Read a suite and say what is in it; without a name, say of every dataset below --data
-    /// whether it is there and whole, and otherwise what is missing and where to get it
+    /// Check a suite and describe its tasks; without a name, check every dataset below --data and
+    /// report missing files and their sources
     Check(CheckArgs),
-    /// Write a suite as ordinary image folders with a suite.toml
+    /// Export a suite as image folders with a suite.toml
     Export {
         /// `mini`, a conflict suite, or a TOML file
         suite: String,
-        /// A folder that is empty or not there
+        /// Output folder, empty or not existing
         dir: PathBuf,
     },
 }
 
 /// Arguments of `suite check`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  mtil-bench suite check --data /data/mtil\n  mtil-bench suite check --data /data/mtil --datasets Food,SUN397 --deep\n  mtil-bench suite check my-shop.toml"
-)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench suite check --data /data/mtil\n  \
+        mtil-bench suite check --data /data/mtil --datasets Food,SUN397 --deep\n  \
+        mtil-bench suite check my-shop.toml")]
 pub struct CheckArgs {
     /// `mini`, `mtil-order-1`, a conflict suite, or a TOML file
     pub suite: Option<String>,
     /// Folder of the datasets of MTIL
     #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
     pub data: Option<PathBuf>,
-    /// Only these datasets
+    /// Comma-separated datasets to check
     #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
     pub datasets: Vec<String>,
     /// Decode every image
@@ -395,7 +404,7 @@ pub struct CheckArgs {
     /// Splits to check
     #[arg(long, value_enum, default_value_t = SplitName::Zscl)]
     pub splits: SplitName,
-    /// Take datasets of another size than the published ones
+    /// Accept datasets whose size differs from the published one
     #[arg(long)]
     pub any_size: bool,
     /// Print the reports as JSON on standard output
@@ -405,35 +414,35 @@ pub struct CheckArgs {
 
 /// Arguments of `eval`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  mtil-bench eval --model openai/ViT-B-16 --suite mtil-order-1 --data /data/mtil\n  mtil-bench eval --model runs/mini/gnsp/checkpoints/task-08 --details --probe"
-)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench eval --model openai/ViT-B-16 --suite mtil-order-1 --data /data/mtil\n  \
+        mtil-bench eval --model runs/mini/gnsp/checkpoints/task-08 --details --probe")]
 pub struct EvalArgs {
     /// CLIP: a folder, a weights file, a name from `mtil-bench model list`, or `embedded`
     #[arg(long, default_value = "embedded")]
     pub model: String,
-    /// What the files of --model leave open.
+    /// Properties that the files of --model do not state.
     #[command(flatten)]
     pub hints: Hints,
-    /// Which tasks, and where their images are.
+    /// Tasks and image folders.
     #[command(flatten)]
     pub selection: Selection,
-    /// What is evaluated.
+    /// Evaluation options.
     #[command(flatten)]
     pub evaluation: EvaluationArgs,
-    /// Also train a linear classifier on the image features of each task's training images
+    /// Also train a linear probe on the image features of each task
     #[arg(long)]
     pub probe: bool,
-    /// Write the details (--details) here
+    /// Output folder of the details (--details)
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// A small suite, to look at the output
+    /// Use a small suite
     #[arg(long)]
     pub quick: bool,
-    /// Leave out images that cannot be read
+    /// Skip unreadable images
     #[arg(long)]
     pub skip_bad_images: bool,
-    /// Keep images as they are fed to the model in this folder
+    /// Cache preprocessed images in this folder
     #[arg(long, value_name = "DIR", env = "MTIL_CACHE")]
     pub cache: Option<PathBuf>,
     /// Device
@@ -446,124 +455,135 @@ pub struct EvalArgs {
 
 /// Arguments of `reproduce`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --plan\n  mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --device cuda\n  mtil-bench reproduce mini --quick"
-)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --plan\n  \
+        mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --device cuda\n  \
+        mtil-bench reproduce mini --quick")]
 pub struct ReproduceArgs {
-    /// table1 (MTIL order I), table2 (order II), mini and others of the embedded suite; all of them
-    /// are listed without a name
+    /// table1 (MTIL order I), table2 (order II), mini or another table of the embedded suite; lists
+    /// all tables if absent
     pub table: Option<String>,
-    /// Only these methods of the table
+    /// Comma-separated methods of the table to run
     #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
     pub methods: Vec<String>,
-    /// Seeds, instead of the table's
+    /// Comma-separated seeds, instead of the table's
     #[arg(long, value_delimiter = ',', value_name = "N,N")]
     pub seeds: Vec<u64>,
     /// Folder of the datasets of MTIL
     #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
     pub data: Option<PathBuf>,
-    /// CLIP; the tables of MTIL need openai/ViT-B-16 [default: embedded for the mini tables]
+    /// Pretrained CLIP; the tables of MTIL need openai/ViT-B-16 [default: embedded for the mini
+    /// tables]
     #[arg(long)]
     pub model: Option<String>,
-    /// What the files of --model leave open.
+    /// Properties that the files of --model do not state.
     #[command(flatten)]
     pub hints: Hints,
-    /// Where the runs go [default: runs/<table>, runs/<table>-quick with --quick]
+    /// Output folder [default: runs/<table>, runs/<table>-quick with --quick]
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Device
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
     pub device: String,
-    /// Take the tuned settings that come with the program; without it, `mini` tunes all methods on
-    /// mini-dev first
+    /// Use the built-in tuned settings; otherwise `mini` first tunes all methods on mini-dev
     #[arg(long)]
     pub tuned: bool,
-    /// Say what the runs would take, and do nothing
+    /// Print the estimated cost of the runs and exit
     #[arg(long)]
     pub plan: bool,
-    /// A look at everything in minutes: few updates, few images; the numbers mean nothing
+    /// Few training steps on few images: finishes in minutes, the numbers mean nothing
     #[arg(long)]
     pub quick: bool,
-    /// Change a setting of all methods
+    /// Override a setting of all methods
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Prompt templates at evaluation: GNSP's rule (all of them before a task is learned, the first
-    /// one in later stages), all of them always as in ZSCL's tables, or the first one always
-    /// [default: that of each method's paper]
+    /// Prompt templates for evaluation: GNSP's rule (all templates until a task is learned, the
+    /// first one in later stages), always all templates as in ZSCL's tables, or always the first
+    /// one [default: the rule of each method's paper]
     #[arg(long, value_enum)]
     pub prompts: Option<PromptRule>,
-    /// Order of the images of SUN397 before they are split
+    /// Order of the images of SUN397 before the split, one path or index per line
     #[arg(long, value_name = "FILE")]
     pub sun397_order: Option<PathBuf>,
-    /// Take datasets of another size than the published ones
+    /// Accept datasets whose size differs from the published one
     #[arg(long)]
     pub any_size: bool,
-    /// Other reference pairs: a folder with captions.csv or captions.tsv, or such a table; or a
-    /// folder with such a folder for each task, by its name
+    /// Custom reference pairs: a folder with captions.csv or captions.tsv, such a table, or a
+    /// folder that contains such a folder for each task
     #[arg(long, value_name = "PATH")]
     pub reference: Option<PathBuf>,
-    /// Texts for ZSCL's distillation, one a line; Conceptual Captions below --data without it, if
-    /// they are there
+    /// Texts for ZSCL's distillation, one per line [default: Conceptual Captions below --data, if
+    /// found]
     #[arg(long, value_name = "FILE")]
     pub texts: Option<PathBuf>,
-    /// Leave out images that cannot be read, and say which
+    /// Skip unreadable images and list them
     #[arg(long)]
     pub skip_bad_images: bool,
-    /// Keep images as they are fed to the model in this folder
+    /// Cache preprocessed images in this folder
     #[arg(long, value_name = "DIR", env = "MTIL_CACHE")]
     pub cache: Option<PathBuf>,
-    /// Print Markdown instead of a table for terminals
+    /// Print the table as Markdown
     #[arg(long)]
     pub markdown: bool,
-    /// Runs at once, each a process with its share of the threads
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Number of parallel runs, each in a process with its share of the threads
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     pub jobs: u16,
 }
 
 /// Arguments of `layers`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Example:\n  mtil-bench layers --method gnsp --suite mini --out runs/layers"
-)]
+#[command(after_help = "Example:\n  \
+        mtil-bench layers --method gnsp --suite mini --out runs/layers")]
 pub struct LayersArgs {
-    /// A method with a projection
+    /// Method with a projection
     #[arg(long, default_value = "gnsp")]
     pub method: String,
-    /// Which tasks, and where their images are.
+    /// Tasks and image folders.
     #[command(flatten)]
     pub selection: Selection,
-    /// CLIP
+    /// Pretrained CLIP: a folder, a weights file, a name from `mtil-bench model list`, or
+    /// `embedded`
     #[arg(long, default_value = "embedded")]
     pub model: String,
-    /// What the files of --model leave open.
+    /// Properties that the files of --model do not state.
     #[command(flatten)]
     pub hints: Hints,
-    /// Where the runs go, one folder a choice of layers
+    /// Output folder, with one run directory per choice of layers
     #[arg(long, default_value = "runs/layers")]
     pub out: PathBuf,
-    /// Seed of all randomness
+    /// Random seed
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
     /// Device
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
     pub device: String,
-    /// Change a setting of the method
+    /// Override a setting of the method
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// A look at everything in seconds
+    /// Few training steps on few images: finishes in seconds
     #[arg(long)]
     pub quick: bool,
-    /// Runs at once, each a process with its share of the threads
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Number of parallel runs, each in a process with its share of the threads
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     pub jobs: u16,
 }
 
 /// Arguments of `methods`.
 #[derive(Debug, Clone, Args)]
 pub struct MethodsArgs {
-    /// Show all settings of this method
+    /// Method whose settings are printed
     pub name: Option<String>,
-    /// Settings as they are on this suite
+    /// Suite that the settings apply to
     #[arg(long, default_value = "mini")]
     pub suite: String,
 }
@@ -571,55 +591,55 @@ pub struct MethodsArgs {
 /// Arguments of `model`.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// What to do
+    /// The subcommand
     #[command(subcommand)]
     pub verb: ModelVerb,
 }
 
-/// The verbs of `model`.
+/// The subcommands of `model`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ModelVerb {
-    /// List the models that can be named, or the published architectures
+    /// List the known models, or the published architectures
     ///
-    /// `cached` says whether all files of a source are on this machine: it looks whether they exist
-    /// and hashes nothing. `mtil-bench model verify` does that. ImageNet is the zero-shot accuracy
-    /// that `model info NAME` names the source of.
+    /// `cached` tells whether all files of a source exist on this machine, without hashing them;
+    /// `mtil-bench model verify` hashes them. ImageNet is the published zero-shot accuracy, whose
+    /// source `model info NAME` prints.
     List(ListArgs),
-    /// Say what a model is and where it comes from
+    /// Describe a model
     ///
-    /// Of a path: how the weights are packed and whose names they use, the shape of both towers,
-    /// the image settings and the tokenizer. Of a name: also the sources, their hashes, the licence
-    /// and the published accuracy. Reads headers only, and hashes nothing.
+    /// For a path: the container and key names of the weights, the architecture of both towers, the
+    /// preprocessing and the tokenizer. For a name: also the sources, their hashes, the licence and
+    /// the published accuracy. Reads headers only, and hashes nothing.
     Info(InfoArgs),
-    /// Bring a model to this machine
+    /// Download a model
     ///
-    /// Files go into the cache that Python's huggingface_hub uses too (HF_HOME, HF_HUB_CACHE). Each
-    /// is hashed before it is used; what an interrupted call left is continued. HF_TOKEN,
-    /// HF_ENDPOINT and HF_HUB_OFFLINE count as in Python.
+    /// Files go into the cache of Python's huggingface_hub (HF_HOME, HF_HUB_CACHE). Each is hashed
+    /// before it is used, and an interrupted download resumes. HF_TOKEN, HF_ENDPOINT and
+    /// HF_HUB_OFFLINE work as in Python.
     Fetch(FetchArgs),
-    /// Check that a model is whole
+    /// Verify the files or tensors of a model
     ///
-    /// Of a name: hashes every file in the cache and compares with the hash that the registry or
-    /// the Hub states. Of a path: reads every tensor, so that one that is missing, left over, of
-    /// another shape or not finite is found, and says whether the weights are those of a named
-    /// model. The exit status is not 0 when something is wrong.
+    /// For a name: hashes every file in the cache and compares with the hash in the registry or on
+    /// the Hub. For a path: reads every tensor, reports missing, unexpected, misshaped and
+    /// non-finite ones, and recognizes the weights of a known model. The exit status is not 0 on a
+    /// problem.
     Verify(VerifyArgs),
-    /// Write a model in another layout or number format
+    /// Convert a model to another layout or number format
     ///
-    /// Afterwards the result is read back: every parameter must be the source's, rounded to the
-    /// number format, and an image and a text must get the same features.
+    /// The result is read back and verified: every parameter must equal the source's, rounded to
+    /// the number format, and an image and a text must have the same features.
     Convert(ConvertArgs),
 }
 
 /// Arguments of `model list`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  mtil-bench model list siglip2\n  mtil-bench model list --architectures vit-l"
-)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench model list siglip2\n  \
+        mtil-bench model list --architectures vit-l")]
 pub struct ListArgs {
-    /// Only what has this word in its name
+    /// Filter by a substring of the name
     pub word: Option<String>,
-    /// The published architectures instead: names for --architecture
+    /// List the published architectures, the values of --architecture
     #[arg(long)]
     pub architectures: bool,
     /// Print JSON on standard output
@@ -629,14 +649,14 @@ pub struct ListArgs {
 
 /// Arguments of `model info`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  mtil-bench model info openai/ViT-B-16\n  mtil-bench model info ViT-B-16-epoch3.pt --activation quick_gelu"
-)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench model info openai/ViT-B-16\n  \
+        mtil-bench model info ViT-B-16-epoch3.pt --activation quick_gelu")]
 pub struct InfoArgs {
     /// A name from `mtil-bench model list`, a folder, a weights file, or `embedded`
     #[arg(value_name = "NAME|PATH")]
     pub model: String,
-    /// What the files leave open.
+    /// Properties that the files do not state.
     #[command(flatten)]
     pub hints: Hints,
     /// Print JSON on standard output
@@ -646,33 +666,33 @@ pub struct InfoArgs {
 
 /// Arguments of `model fetch`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  mtil-bench model fetch openai/ViT-B-16\n  mtil-bench model fetch openai/ViT-B-16 --layout transformers"
-)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench model fetch openai/ViT-B-16\n  \
+        mtil-bench model fetch openai/ViT-B-16 --layout transformers")]
 pub struct FetchArgs {
     /// A name from `mtil-bench model list`
     pub name: String,
-    /// Use what is in the cache, and nothing else
+    /// Use the cache only
     #[arg(long)]
     pub offline: bool,
-    /// Use sources of this layout only
+    /// Use only sources of this layout
     #[arg(long, value_enum)]
     pub layout: Option<LayoutName>,
-    /// Print where the files lie as JSON on standard output
+    /// Print the paths of the files as JSON on standard output
     #[arg(long)]
     pub json: bool,
 }
 
 /// Arguments of `model verify`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  mtil-bench model verify openai/ViT-B-16\n  mtil-bench model verify runs/mini/gnsp/checkpoints/task-08"
-)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench model verify openai/ViT-B-16\n  \
+        mtil-bench model verify runs/mini/gnsp/checkpoints/task-08")]
 pub struct VerifyArgs {
     /// A name from `mtil-bench model list`, a folder, or a weights file
     #[arg(value_name = "NAME|PATH")]
     pub model: String,
-    /// What the files leave open.
+    /// Properties that the files do not state.
     #[command(flatten)]
     pub hints: Hints,
     /// Print JSON on standard output
@@ -682,13 +702,13 @@ pub struct VerifyArgs {
 
 /// Arguments of `model convert`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  mtil-bench model convert ViT-B-16.pt clip-vit-b-16 --to hugging-face --dtype f16\n  mtil-bench model convert epoch_3.pt out --to open-clip --architecture ViT-B-32"
-)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench model convert ViT-B-16.pt clip-vit-b-16 --to hugging-face --dtype f16\n  \
+        mtil-bench model convert epoch_3.pt out --to open-clip --architecture ViT-B-32")]
 pub struct ConvertArgs {
     /// A name from `mtil-bench model list`, a folder, a weights file, or `embedded`
     pub source: String,
-    /// The folder to write
+    /// Output folder
     pub out: PathBuf,
     /// Layout of the result
     #[arg(long, value_enum, default_value_t = Format::HuggingFace)]
@@ -696,16 +716,17 @@ pub struct ConvertArgs {
     /// Number format of the result
     #[arg(long, value_enum, default_value_t = DtypeName::F32)]
     pub dtype: DtypeName,
-    /// What the files leave open.
+    /// Properties that the files do not state.
     #[command(flatten)]
     pub hints: Hints,
-    /// Side of the images in pixels, if it shall be another: the position embeddings are resized
+    /// New image size in pixels; resizes the position embeddings
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<u32>,
-    /// A tokenizer.json, or OpenAI's merges (bpe_simple_vocab_16e6.txt.gz), instead of the source's
+    /// Tokenizer to use instead of the source's: a tokenizer.json, or OpenAI's merges
+    /// (bpe_simple_vocab_16e6.txt.gz)
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// Write into a folder that is not empty; files of the same names are replaced
+    /// Write into a folder that is not empty, and replace files of the same names
     #[arg(long)]
     pub force: bool,
     /// Print a summary as JSON on standard output
@@ -713,33 +734,33 @@ pub struct ConvertArgs {
     pub json: bool,
 }
 
-/// Layouts of the sources of the zoo.
+/// Layouts of the zoo's sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LayoutName {
-    /// Those of OpenAI's `clip` package
+    /// TorchScript archives of OpenAI's `clip` package
     OpenaiArchive,
-    /// Those of open_clip
+    /// Files of open_clip
     OpenClip,
-    /// Those of Hugging Face's `transformers`
+    /// Files of Hugging Face's `transformers`
     Transformers,
 }
 
-/// Layouts that are written.
+/// Output layouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// What `transformers` loads
+    /// Loadable by `transformers`
     HuggingFace,
-    /// What open_clip loads
+    /// Loadable by open_clip
     OpenClip,
 }
 
-/// Number formats that are written.
+/// Output number formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DtypeName {
     /// 32-bit floats: exact
     F32,
     /// 16-bit IEEE floats: half the size
     F16,
-    /// 16-bit brain floats: half the size, the range of f32
+    /// 16-bit bfloat16: half the size, the range of f32
     Bf16,
 }

@@ -1,4 +1,4 @@
-//! `classify`: labels for images, without training.
+//! `classify`: zero-shot classification of images.
 
 use clip_model::{normalize, preprocess::decode_file};
 use eyre::{Result, bail};
@@ -8,11 +8,11 @@ use super::{args::ClassifyArgs, checkpoint::load_model};
 use crate::device;
 use mtil_engine::eval::{encode_texts, prompt, to_host};
 
-/// `classify`.
+/// Runs `classify`.
 pub fn classify(args: &ClassifyArgs) -> Result<()> {
     let labels: Vec<String> = args.labels.iter().map(|l| l.trim().to_owned()).collect();
     if labels.iter().any(String::is_empty) || labels.len() < 2 {
-        bail!("--labels needs at least two labels with commas between, none of them empty");
+        bail!("--labels needs at least two labels, separated by commas, none of them empty");
     }
     if let Some(template) = args.templates.iter().find(|t| !t.contains("{}")) {
         bail!("template `{template}` has no {{}} for the label");
@@ -26,6 +26,7 @@ pub fn classify(args: &ClassifyArgs) -> Result<()> {
         .collect();
     let features = encode_texts(&checkpoint, &checkpoint.model, &prompts)?;
     let [_, e] = features.dims();
+    // The classifier: the normalized mean of the text features over the templates.
     let head = normalize(
         features
             .reshape([labels.len(), count, e])

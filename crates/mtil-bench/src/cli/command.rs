@@ -1,4 +1,4 @@
-//! The command line and its verbs.
+//! Top-level arguments and the list of subcommands.
 
 use clap::{Parser, Subcommand};
 
@@ -11,60 +11,60 @@ use super::{
     sweep::SweepArgs,
 };
 
-/// Keep a CLIP learning over a sequence of tasks, and measure what it lost.
+/// Train CLIP continually on a sequence of tasks, and measure forgetting.
 ///
-/// Without a subcommand this is `run`: the embedded suite `mini` with zero-shot, finetune and gnsp,
-/// into runs/mini. The same command with the same --out goes on where it was stopped.
+/// Without a subcommand this is `run`: the embedded suite `mini` with the methods zero-shot,
+/// finetune and gnsp, into runs/mini. The same command with the same --out resumes a stopped run.
 #[derive(Debug, Parser)]
 #[command(name = "mtil-bench", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// What to do; `run` when absent.
+    /// The subcommand; `run` if absent.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Arguments of `run`.
     #[command(flatten)]
     pub run: RunArgs,
-    /// Print on standard error what was chosen for this machine: the library of matrix products on
-    /// the CPU
+    /// Print what the program does (device, files, archives, retries, tasks), and the causes of an
+    /// error; RUST_LOG=clip_model=debug,… chooses more finely
     #[arg(short, long, global = true)]
     pub verbose: bool,
 }
 
-/// The verbs.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train methods on a suite, evaluate after every task, write a report (the default)
+    /// Train methods on a suite, evaluate after every task, and write a report (default)
     Run(RunArgs),
-    /// Evaluate a model on a suite without training anything
+    /// Evaluate a model on a suite
     Eval(EvalArgs),
-    /// Do all runs of a published table, and print it beside the published numbers
+    /// Reproduce a published table
     Reproduce(ReproduceArgs),
-    /// Say what protecting only some layers costs and brings, as a table
+    /// Compare choices of protected layers
     Layers(LayersArgs),
-    /// Write a report of finished or unfinished runs
+    /// Write an HTML report of runs, complete or not
     Report(ReportArgs),
-    /// Say which of some labels fits an image best
+    /// Classify images zero-shot
     Classify(ClassifyArgs),
     /// Write the embeddings of images and texts
     Embed(EmbedArgs),
     /// List, describe, fetch, verify and convert pretrained models
     Model(ModelArgs),
-    /// Make the small embedded CLIP again
+    /// Pretrain the embedded CLIP
     Pretrain(PretrainArgs),
-    /// List suites, check one, or write one as image folders
+    /// List, check and export suites
     Suite(SuiteArgs),
-    /// List the methods, or show all settings of one
+    /// List the methods, or show the settings of one
     Methods(MethodsArgs),
-    /// Write many runs as a list of commands that any scheduler can take, or say how far they are
+    /// Plan and run many runs, and show their status
     Sweep(SweepArgs),
-    /// Choose the settings of methods on mini-dev, with the same budget for each
+    /// Tune the settings of methods on mini-dev, with an equal budget
     Tune(TuneArgs),
-    /// List the devices of this build, or compare what the work costs on them
+    /// List devices, or compare their speed, memory and results
     Device(DeviceArgs),
 }
 
 impl Cli {
-    /// The device the call asks for, if it computes anything.
+    /// Returns the requested device, `None` for subcommands that compute nothing.
     pub fn device(&self) -> Option<&str> {
         match &self.command {
             None => Some(&self.run.device),

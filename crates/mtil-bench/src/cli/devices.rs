@@ -1,4 +1,4 @@
-//! `device`: which devices there are, and what the work costs on each.
+//! `device`: the list of devices, and the comparison of their speed, memory and results.
 
 use std::{
     io::Read,
@@ -12,9 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     compare::{
-        Comparison, Outcome, Size, Work,
+        Comparison, Outcome, Size, Workload,
         gather::{Event, Request, gather},
-        measure::{Line, Order, measure},
+        measure::{WorkerMessage, WorkerRequest, measure},
     },
     device,
 };
@@ -22,28 +22,28 @@ use crate::{
 /// Arguments of `device`.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceArgs {
-    /// What to do; without a word the devices are listed.
+    /// The subcommand; lists the devices if absent.
     #[command(subcommand)]
     pub command: Option<DeviceCommand>,
 }
 
-/// What `device` does.
+/// The subcommands of `device`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum DeviceCommand {
-    /// List the devices of this build and whether they work here
+    /// List the devices of this build, and whether they work on this machine
     List,
-    /// Do the same work on every device, and say what it costs on each
+    /// Compare devices by speed, memory and numerical results
     ///
-    /// Encoding, a GNSP training step, Gram matrices, projectors, evaluation, on random models of
-    /// the usual sizes. Prints a table, and writes compare.html, compare.csv and compare.json. Each
-    /// device and size is measured in a process of its own.
+    /// The workloads are encoding, a GNSP training step, Gram accumulation, projectors and
+    /// evaluation, on random models of the usual sizes. Prints a table, and writes compare.html,
+    /// compare.csv and compare.json. Each device and size is measured in its own process.
     ///
-    ///   mtil-bench device compare                         every device that works, tiny and
-    ///   ViT-B/32 mtil-bench device compare --sizes all --devices flex,cuda:0 mtil-bench device
-    ///   compare --sizes vit-b-16 --works training-step --batch 64
+    ///   mtil-bench device compare                    every usable device, tiny and ViT-B/32
+    ///   mtil-bench device compare --sizes all --devices flex,cuda:0
+    ///   mtil-bench device compare --sizes vit-b-16 --works training-step --batch 64
     #[command(verbatim_doc_comment)]
     Compare(CompareArgs),
-    /// What `compare` starts: reads an order from standard input
+    /// Worker of `compare`: reads a request from standard input
     #[command(hide = true)]
     Measure,
 }
@@ -51,40 +51,39 @@ pub enum DeviceCommand {
 /// Arguments of `device compare`.
 #[derive(Debug, Clone, Args)]
 pub struct CompareArgs {
-    /// Devices, with commas between [default: all that work]
+    /// Comma-separated devices [default: all that work]
     #[arg(long, value_delimiter = ',')]
     pub devices: Vec<String>,
-    /// Models: tiny, vit-b-32, vit-b-16, vit-l-14, or all
+    /// Comma-separated model sizes: tiny, vit-b-32, vit-b-16, vit-l-14, or all
     #[arg(long, value_delimiter = ',', default_value = "tiny,vit-b-32")]
     pub sizes: Vec<String>,
-    /// What to time: image-encoding, text-encoding, gram-accumulation, projector-build,
-    /// projected-step, training-step, evaluation, or all
+    /// Comma-separated workloads: image-encoding, text-encoding, gram-accumulation,
+    /// projector-build, projected-step, training-step, evaluation, or all
     #[arg(long, value_delimiter = ',', default_value = "all")]
     pub works: Vec<String>,
-    /// Images encoded at once; a training step takes as many reference images too [default: 32 for
-    /// tiny, else 8]
+    /// Batch size; a training step uses as many reference images [default: 32 for tiny, else 8]
     #[arg(long)]
     pub batch: Option<usize>,
-    /// Timed calls of each work, after a first one that compiles and tunes
+    /// Timed calls of each workload, after a first call that compiles and tunes kernels
     #[arg(long, default_value_t = 5)]
     pub repetitions: usize,
-    /// Seconds for the timed calls of one work; four times as long until its process is stopped. 0:
-    /// no limit
+    /// Time limit of the timed calls of a workload in seconds; its process is killed after four
+    /// times as long. 0: no limit
     #[arg(long, default_value_t = 120.0)]
     pub limit: f64,
-    /// Seed of weights, images and prompts
+    /// Random seed of weights, images and prompts
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// Updates of a training run that is done on `flex` and again on every other device
+    /// Training steps of a run on `flex` that is replayed on every other device
     #[arg(long, default_value_t = 10)]
     pub replay: usize,
-    /// Largest relative difference of results that counts as the same
+    /// Largest relative difference of results that count as equal
     #[arg(long, default_value_t = 1e-2)]
     pub tolerance: f64,
-    /// Largest relative difference of the losses of a replay
+    /// Largest relative difference of the losses of a replay that count as equal
     #[arg(long, default_value_t = 1e-3)]
     pub replay_tolerance: f64,
-    /// Where the page and the tables go
+    /// Output folder of the page and the tables
     #[arg(long, default_value = "runs/devices")]
     pub out: PathBuf,
     /// Print everything as JSON on standard output
@@ -92,6 +91,7 @@ pub struct CompareArgs {
     pub json: bool,
 }
 
+/// Runs `device`.
 pub fn devices(args: &DeviceArgs) -> Result<()> {
     match &args.command {
         None | Some(DeviceCommand::List) => {
@@ -99,7 +99,7 @@ pub fn devices(args: &DeviceArgs) -> Result<()> {
             Ok(())
         }
         Some(DeviceCommand::Compare(args)) => compare(args),
-        Some(DeviceCommand::Measure) => measure_ordered(),
+        Some(DeviceCommand::Measure) => run_worker(),
     }
 }
 
@@ -116,12 +116,12 @@ fn list() {
 
 fn compare(args: &CompareArgs) -> Result<()> {
     let request = request(args)?;
-    // Before hours of measuring.
+    // Create the folder first, to fail before hours of measuring.
     let out = &args.out;
     std::fs::create_dir_all(out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
     let program = std::env::current_exe().wrap_err("finding this program's own file")?;
-    let measurer = || {
+    let worker_command = || {
         let mut command = Command::new(&program);
         command.args(["device", "measure"]);
         command
@@ -131,20 +131,20 @@ fn compare(args: &CompareArgs) -> Result<()> {
         bar.set_style(style);
     }
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
-    let comparison = gather(&request, &measurer, &mut |event| match event {
+    let comparison = gather(&request, &worker_command, &mut |event| match event {
         Event::Begun { device, size, work } => {
             bar.reset_elapsed();
             bar.set_message(format!("{device}: {work}, {size}"));
         }
         Event::Done(done) => {
-            let said = match &done.outcome {
+            let result = match &done.outcome {
                 Outcome::Measured(_) => "measured",
                 Outcome::Missing(_) => "no figures",
             };
             let (device, work, size) = (&done.device, done.work, done.size);
-            bar.suspend(|| eprintln!("{device}: {work}, {size}: {said}"));
+            bar.suspend(|| eprintln!("{device}: {work}, {size}: {result}"));
         }
-        // Kept if it goes no further. That it cannot be written is said at the end.
+        // Save intermediate results. The last write reports an error.
         Event::Gathered(so_far) => drop(write(so_far, &args.out)),
     })?;
     bar.finish_and_clear();
@@ -158,7 +158,7 @@ fn compare(args: &CompareArgs) -> Result<()> {
     Ok(())
 }
 
-/// The files of a comparison; the path of the page.
+/// Writes the files of a comparison and returns the path of the page.
 fn write(comparison: &Comparison, out: &Path) -> Result<PathBuf> {
     comparison.save(&out.join("compare.json"))?;
     let csv = out.join("compare.csv");
@@ -182,10 +182,13 @@ fn request(args: &CompareArgs) -> Result<Request> {
     } else {
         let find = |word: &String| {
             let found = ORDER.into_iter().find(|work| work.word() == word);
-            let known = ORDER.map(Work::word).join(", ");
+            let known = ORDER.map(Workload::word).join(", ");
             found.ok_or_else(|| eyre!("--works {word}: known are {known}, or all"))
         };
-        args.works.iter().map(find).collect::<Result<Vec<Work>>>()?
+        args.works
+            .iter()
+            .map(find)
+            .collect::<Result<Vec<Workload>>>()?
     };
     if args.batch == Some(0) || args.repetitions == 0 {
         return Err(eyre!("--batch and --repetitions must be at least 1"));
@@ -220,31 +223,32 @@ fn request(args: &CompareArgs) -> Result<Request> {
     Ok(request)
 }
 
-/// In the order in which one leads to the next (Gram matrices, projectors, steps), which is also
-/// that of the memory they need.
-const ORDER: [Work; 7] = [
-    Work::ImageEncoding,
-    Work::TextEncoding,
-    Work::Evaluation,
-    Work::GramAccumulation,
-    Work::ProjectorBuild,
-    Work::ProjectedStep,
-    Work::TrainingStep,
+/// Workloads in the order of execution. Each builds on the ones before it (Gram matrices,
+/// projectors, steps), and needs at least as much memory.
+const ORDER: [Workload; 7] = [
+    Workload::ImageEncoding,
+    Workload::TextEncoding,
+    Workload::Evaluation,
+    Workload::GramAccumulation,
+    Workload::ProjectorBuild,
+    Workload::ProjectedStep,
+    Workload::TrainingStep,
 ];
 
-fn measure_ordered() -> Result<()> {
-    let mut order = String::new();
+/// Serves as a worker of `device compare`.
+fn run_worker() -> Result<()> {
+    let mut text = String::new();
     std::io::stdin()
-        .read_to_string(&mut order)
-        .wrap_err("reading an order from standard input")?;
-    let order: Order = serde_json::from_str(&order)
-        .wrap_err("`device measure` is what `device compare` starts")?;
-    let device = device::parse(&order.device)?;
+        .read_to_string(&mut text)
+        .wrap_err("reading a request from standard input")?;
+    let request: WorkerRequest = serde_json::from_str(&text)
+        .wrap_err("`device measure` is only for use by `device compare`")?;
+    let device = device::parse(&request.device)?;
     let mut failed = None;
-    measure(&order, &device, &mut |line: &Line| {
+    measure(&request, &device, &mut |message: &WorkerMessage| {
         use std::io::Write;
         let mut out = std::io::stdout().lock();
-        let written = serde_json::to_writer(&mut out, line)
+        let written = serde_json::to_writer(&mut out, message)
             .map_err(std::io::Error::from)
             .and_then(|()| writeln!(out))
             .and_then(|()| out.flush());
@@ -253,7 +257,7 @@ fn measure_ordered() -> Result<()> {
         }
     });
     match failed {
-        Some(error) => Err(error).wrap_err("writing what was measured"),
+        Some(error) => Err(error).wrap_err("writing the measurements"),
         None => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! `embed`: images and texts to vectors.
+//! `embed`: embeddings of images and texts.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use mtil_engine::eval::{encode_texts, to_host};
 
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 
-/// The images below `path`, in the order of their paths; a file is itself.
+/// Collects the images below `path` in the order of their paths, or `path` itself if it is a file.
 fn find(path: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     let error = || format!("cannot read {}", path.display());
     if path.is_dir() {
@@ -44,7 +44,7 @@ fn find(path: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// `embed`.
+/// Runs `embed`.
 pub fn embed(args: &EmbedArgs) -> Result<()> {
     let mut images = Vec::new();
     for path in &args.images {
@@ -67,7 +67,8 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
     };
     if images.is_empty() && texts.is_empty() {
         bail!(
-            "nothing to embed: give --images or --texts (a folder without images counts as nothing)"
+            "nothing to embed: give --images or --texts (a folder without images counts as \
+             nothing)"
         );
     }
     let device = device::parse(&args.device)?;

@@ -1,4 +1,4 @@
-//! `eval`: a model on a suite, with nothing trained.
+//! `eval`: evaluation of a model on a suite.
 
 use std::fs;
 
@@ -14,14 +14,14 @@ use mtil_data::{
 };
 use mtil_engine::{
     batch::Images,
-    eval::{ColumnDetails, Evaluation, Evaluator, HeadCache, encode_images},
+    eval::{Evaluation, Evaluator, HeadCache, TaskDetails, encode_images},
     measures::{
         Matrix,
         probe::{Probe, ProbeOptions},
     },
 };
 
-/// `eval`.
+/// Runs `eval`.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let selected = args.selection.load(args.quick, 42)?;
@@ -61,7 +61,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         eprintln!("note: {note}");
     }
     for name in images.skipped() {
-        eprintln!("left out: {name}");
+        eprintln!("skipped: {name}");
     }
     if let Some(out) = &args.out {
         fs::create_dir_all(out).wrap_err_with(|| format!("cannot create {}", out.display()))?;
@@ -87,8 +87,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// Accuracy in % of a linear classifier on the image features of each task, and the strength of its
-/// penalty (`C` of scikit-learn).
+/// Fits a linear probe on the image features of each task. Returns its accuracy in % and its
+/// inverse regularization strength (`C` of scikit-learn).
 fn probes(
     suite: &Suite,
     model: &clip_model::ClipModel,
@@ -123,7 +123,7 @@ fn probes(
 fn print(
     suite: &Suite,
     evaluation: &Evaluation,
-    details: &[ColumnDetails],
+    details: &[TaskDetails],
     probes: Option<&[(f64, f64)]>,
 ) {
     for (column, task) in suite.tasks.iter().enumerate() {
@@ -151,7 +151,8 @@ fn print(
     if let Some(geometry) = &evaluation.geometry {
         let show = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.3}"));
         eprintln!(
-            "alignment {:.3}, uniformity of images {} and texts {}, mean logit of matching pairs {:.2}, of others {}",
+            "alignment {:.3}, uniformity of images {} and texts {}, mean logit of matching pairs \
+             {:.2}, of others {}",
             geometry.alignment,
             show(geometry.image_uniformity),
             show(geometry.text_uniformity),
@@ -168,7 +169,8 @@ fn print(
     let recall = |name: &str, r: &mtil_engine::metrics::Retrieval| {
         let (i, t) = (&r.image_to_text, &r.text_to_image);
         eprintln!(
-            "retrieval on {name}: image to text {:.1} / {:.1} / {:.1}, text to image {:.1} / {:.1} / {:.1} (recall at 1, 5, 10)",
+            "retrieval on {name}: image to text {:.1} / {:.1} / {:.1}, text to image {:.1} / {:.1} \
+             / {:.1} (recall at 1, 5, 10)",
             i.r1, i.r5, i.r10, t.r1, t.r5, t.r10
         );
     };
@@ -181,7 +183,7 @@ fn print(
 fn as_json(
     suite: &Suite,
     evaluation: &Evaluation,
-    details: &[ColumnDetails],
+    details: &[TaskDetails],
     probes: Option<&[(f64, f64)]>,
 ) -> serde_json::Value {
     let tasks: Vec<&String> = suite.tasks.iter().map(|t| &t.name).collect();
@@ -191,6 +193,7 @@ fn as_json(
             .collect::<Vec<_>>()
     });
     json!({
-        "suite": suite.name, "tasks": tasks, "evaluation": evaluation, "details": details, "linear_probe": probes,
+        "suite": suite.name, "tasks": tasks, "evaluation": evaluation, "details": details,
+        "linear_probe": probes,
     })
 }

@@ -1,11 +1,11 @@
-//! A run that is asked for: its directory and what it depends on.
+//! Requested runs: directory, request and suite.
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{checkpoint::Loaded, selection::Selected};
+use super::{checkpoint::LoadedModel, selection::Selected};
 use mtil_data::suite::Suite;
 use mtil_engine::{
     eval::EvalOptions,
@@ -13,44 +13,44 @@ use mtil_engine::{
     run::{Request, Select},
 };
 
-/// A run that is asked for.
+/// A requested run.
 #[derive(Clone)]
 pub struct Job {
-    /// Its directory.
+    /// Run directory.
     pub folder: PathBuf,
-    /// What it depends on.
+    /// Everything that the result depends on.
     pub request: Request,
     /// The tasks.
     pub suite: Arc<Suite>,
 }
 
-/// What several runs share.
-pub struct Common<'a> {
+/// Settings that several runs share.
+pub struct SharedSettings<'a> {
     /// The pretrained model.
-    pub model: &'a Loaded,
-    /// The word for the device.
+    pub model: &'a LoadedModel,
+    /// Name of the device.
     pub device: &'a str,
-    /// The words for further devices.
+    /// Names of additional devices.
     pub peers: &'a [String],
-    /// What is evaluated.
+    /// Evaluation options.
     pub evaluation: EvalOptions,
     /// Rules of the drift guard.
     pub guard: Vec<String>,
-    /// Whether unreadable images are left out.
+    /// True if unreadable images are skipped.
     pub skip_bad_images: bool,
-    /// A setting whose value is chosen for each task.
+    /// A setting whose value is selected for each task.
     pub select: Option<Select>,
 }
 
-impl Common<'_> {
-    /// The run of a method on what was selected.
+impl SharedSettings<'_> {
+    /// Returns the run of a method on a selected suite.
     pub fn job(
         &self,
         out: &Path,
         name: &str,
         seed: u64,
         selected: &Selected,
-        suite: &Fingerprinted,
+        suite: &FingerprintedSuite,
         method: Method,
     ) -> Job {
         let mut suite_name = suite.suite.name.clone();
@@ -80,14 +80,14 @@ impl Common<'_> {
     }
 }
 
-/// A suite with its digest, which takes a while where there are a million images.
-pub struct Fingerprinted {
+/// A suite with its fingerprint, which is slow to compute for a million images.
+pub struct FingerprintedSuite {
     suite: Arc<Suite>,
     fingerprint: String,
 }
 
-impl Fingerprinted {
-    /// Takes the digest of `suite`.
+impl FingerprintedSuite {
+    /// Computes the fingerprint of `suite`.
     pub fn new(suite: &Suite) -> Self {
         Self {
             fingerprint: suite.fingerprint(),

@@ -1,7 +1,7 @@
-//! `layers`: what protecting only some layers costs and brings.
+//! `layers`: cost and accuracy of protecting only some layers.
 //!
-//! Only what is protected trains after the first task, as in GNSP, so fewer layers mean a smaller
-//! memory and a cheaper update, and less that can be learned.
+//! As in GNSP, only protected layers train after the first task. Fewer layers need less memory and
+//! cheaper training steps, and can learn less.
 
 use std::{fs, path::PathBuf};
 
@@ -10,7 +10,7 @@ use eyre::{Result, WrapErr, bail};
 use super::{
     args::LayersArgs,
     checkpoint::load_model,
-    job::{Common, Fingerprinted, Job},
+    job::{FingerprintedSuite, Job, SharedSettings},
     run::{QUICK, execute, load_method, stop_on_interrupt},
 };
 use crate::device;
@@ -18,15 +18,15 @@ use mtil_data::files::write_atomically;
 use mtil_engine::{eval::EvalOptions, metrics::MetricsFile, run::RunOptions};
 use mtil_report::report;
 
-/// A choice of layers.
+/// A set of protected layers.
 struct Choice {
     name: &'static str,
     about: String,
-    /// Regular expressions of the parameters.
+    /// Regular expressions of parameter paths.
     patterns: Vec<String>,
 }
 
-/// The choices for an image tower of `blocks` blocks.
+/// Returns the choices for an image tower of `blocks` blocks.
 fn choices(blocks: usize) -> Vec<Choice> {
     let mlp = |from: usize, parts: &str| {
         let numbers: Vec<String> = (from..blocks).map(|b| b.to_string()).collect();
@@ -44,7 +44,7 @@ fn choices(blocks: usize) -> Vec<Choice> {
     };
     let mut choices = vec![choice(
         "all",
-        "both maps of every MLP, and the projection (published)",
+        "both layers of every MLP, and the projection (published)",
         vec![mlp(0, both), proj.clone()],
     )];
     let mut from = blocks / 2;
@@ -58,12 +58,12 @@ fn choices(blocks: usize) -> Vec<Choice> {
     choices.extend([
         choice(
             "first-maps",
-            "only the first map of every MLP",
+            "only the first layer of every MLP",
             vec![mlp(0, "c_fc")],
         ),
         choice(
             "second-maps",
-            "only the second map of every MLP",
+            "only the second layer of every MLP",
             vec![mlp(0, "c_proj")],
         ),
         choice(
@@ -75,12 +75,12 @@ fn choices(blocks: usize) -> Vec<Choice> {
     choices
 }
 
-/// `layers`.
+/// Runs `layers`.
 pub fn layers(args: &LayersArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let selected = args.selection.load(args.quick, args.seed)?;
     let model = load_model(&args.model, &args.hints, &device)?;
-    let common = Common {
+    let common = SharedSettings {
         model: &model,
         device: &args.device,
         peers: &[],
@@ -94,14 +94,14 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
         overrides.extend(QUICK.map(str::to_owned));
     }
     overrides.extend(args.set.iter().cloned());
-    let suite = Fingerprinted::new(&selected.suite);
+    let suite = FingerprintedSuite::new(&selected.suite);
     let choices = choices(model.clip.config.vision.num_hidden_layers);
     let mut jobs = Vec::new();
     for choice in &choices {
         let mut method = load_method(&args.method, &selected, &overrides)?;
         if method.projection.is_none() {
             bail!(
-                "method `{}` protects no layer; take one with a [projection], such as gnsp",
+                "method `{}` protects no layer; choose one with a [projection], such as gnsp",
                 method.name
             );
         }
@@ -133,9 +133,12 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
     Ok(())
 }
 
-/// The table as Markdown.
+/// Formats the results as a Markdown table.
 fn table(choices: &[Choice], jobs: &[Job]) -> Result<String> {
-    let mut text = "| layers | what | Transfer | Average | Last | forgetting | trained values | kept between tasks | seconds |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n".to_owned();
+    let mut text = "| layers | description | Transfer | Average | Last | forgetting \
+                    | trainable parameters | kept between tasks | seconds |\n\
+                    |---|---|---:|---:|---:|---:|---:|---:|---:|\n"
+        .to_owned();
     for (choice, job) in choices.iter().zip(jobs) {
         let metrics = MetricsFile::load(&job.folder.join(MetricsFile::NAME))?;
         let show = |value: Option<f64>| value.map_or("—".to_owned(), |v| format!("{v:.1}"));
@@ -164,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_a_tower_are_cut_where_they_say() {
+    fn patterns_select_the_named_part_of_the_blocks() {
         let twelve = choices(12);
         let names: Vec<_> = twelve.iter().map(|c| c.name).collect();
         assert_eq!(

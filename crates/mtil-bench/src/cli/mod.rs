@@ -1,85 +1,91 @@
-//! The command line: words to calls, results to people.
+//! Subcommands of the command line.
 
 mod args;
 mod checkpoint;
 mod classify;
 mod command;
 mod devices;
+mod download;
 mod embed;
 mod eval;
-mod fetching;
 mod job;
-mod jobs;
 mod layers;
+mod methods;
 mod model;
 mod output;
 mod planning;
 mod pretrain;
+mod report;
 mod reproduce;
 mod run;
 mod selection;
-mod show;
+mod suite;
 mod sweep;
 mod sweep_run;
 mod tune;
-mod world;
+mod workers;
 
 pub use command::{Cli, Command};
 
 use eyre::{Result, eyre};
 
 use crate::{
-    device::{is_accelerator, out_of_memory},
-    failure::quietly,
+    device::{is_accelerator, is_out_of_memory},
+    failure::catch_panic,
 };
 
-/// Does what the command line asks for.
+/// Runs the subcommand.
 ///
-/// Backends of accelerators panic where they fail, so that a panic on one becomes an error with a
-/// way out.
+/// Backends of accelerators panic when they fail. Such a panic becomes an error with a hint.
+///
+/// # Errors
+/// The error of the subcommand.
 pub fn main(cli: Cli) -> Result<()> {
     if let Some(problem) = &host_gemm::choice().problem {
         let variable = host_gemm::VARIABLE;
         if std::env::var_os(variable).is_some() {
             return Err(eyre!(
-                "{problem}; leave {variable} out for the library that suits this processor"
+                "{problem}; unset {variable} to use the default library for this processor"
             ));
         }
-        eprintln!("{problem}. faer computes in its place.");
+        eprintln!("{problem}. Using faer instead.");
     }
-    if cli.verbose {
-        eprintln!("matrix products on the CPU: {}", host_gemm::choice());
-    }
+    tracing::info!(library = %host_gemm::choice(), "matrix products on the CPU");
     let device = cli.device().map(str::to_owned);
     match device.filter(|word| is_accelerator(word)) {
         None => call(cli),
-        Some(word) => match quietly(|| call(cli)) {
+        Some(word) => match catch_panic(|| call(cli)) {
             Ok(result) => result,
-            Err(reason) => Err(failed_on(
+            Err(reason) => Err(device_failure(
                 &word,
                 &reason,
-                "What a run takes is what `--plan` prints. ",
+                "`--plan` prints how much memory a run needs. ",
             )),
         },
     }
 }
 
-/// What a device's failure means. `takes` says in whole sentences how much memory the work takes.
-fn failed_on(word: &str, reason: &str, takes: &str) -> eyre::Report {
-    if out_of_memory(reason) {
-        let narrow = if word.starts_with("cuda") {
+/// End of the message for a run that ended early.
+const RESUMABLE: &str = "The saved state is kept: the same command resumes from it";
+
+/// Returns the error for a failure of a device.
+///
+/// `memory_hint` holds whole sentences on how much memory the work needs.
+fn device_failure(word: &str, reason: &str, memory_hint: &str) -> eyre::Report {
+    if is_out_of_memory(reason) {
+        let bf16 = if word.starts_with("cuda") {
             " or --set compute=bf16"
         } else {
             ""
         };
         return eyre!(
-            "device `{word}` ran out of memory ({reason}). {takes}Less is taken with --set batch=…, --set reference_batch=…, --checkpointing{narrow}. \
-             What was saved is kept: the same command goes on from there"
+            "device `{word}` ran out of memory ({reason}). {memory_hint}Reduce it with --set \
+             batch=…, --set reference_batch=…, --checkpointing{bf16}. {RESUMABLE}"
         );
     }
     eyre!(
-        "device `{word}` failed: {reason}. What was saved is kept: the same command goes on from there; `mtil-bench device compare` tests the \
-         device, and --device flex is the CPU"
+        "device `{word}` failed: {reason}. {RESUMABLE}; `mtil-bench device compare` tests the \
+         device, and --device flex selects the CPU"
     )
 }
 
@@ -90,13 +96,13 @@ fn call(cli: Cli) -> Result<()> {
         Some(Command::Eval(args)) => eval::eval(&args),
         Some(Command::Reproduce(args)) => reproduce::reproduce(&args),
         Some(Command::Layers(args)) => layers::layers(&args),
-        Some(Command::Report(args)) => show::report(&args),
+        Some(Command::Report(args)) => report::report(&args),
         Some(Command::Classify(args)) => classify::classify(&args),
         Some(Command::Embed(args)) => embed::embed(&args),
         Some(Command::Model(args)) => model::model(&args),
         Some(Command::Pretrain(args)) => pretrain::pretrain(&args),
-        Some(Command::Suite(args)) => world::suite(&args),
-        Some(Command::Methods(args)) => show::methods(&args),
+        Some(Command::Suite(args)) => suite::suite(&args),
+        Some(Command::Methods(args)) => methods::methods(&args),
         Some(Command::Sweep(args)) => sweep::sweep(&args),
         Some(Command::Tune(args)) => tune::tune(&args),
         Some(Command::Device(args)) => devices::devices(&args),
@@ -108,18 +114,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_an_accelerator_is_explained() {
-        let message = failed_on("cuda:0", "CUDA_ERROR_OUT_OF_MEMORY", "It takes 21.3 GB. ");
+    fn failures_of_an_accelerator_have_a_hint() {
+        let message = device_failure("cuda:0", "CUDA_ERROR_OUT_OF_MEMORY", "It needs 21.3 GB. ");
         let message = message.to_string();
         for word in [
             "cuda:0",
             "batch",
             "--checkpointing",
-            "). It takes 21.3 GB. Less",
+            "). It needs 21.3 GB. Reduce",
         ] {
             assert!(message.contains(word), "{message}");
         }
-        let message = failed_on("wgpu", "device lost", "").to_string();
+        let message = device_failure("wgpu", "device lost", "").to_string();
         assert!(
             message.contains("device lost") && message.contains("flex"),
             "{message}"

@@ -1,54 +1,54 @@
-//! Progress on a terminal: a bar for people, plain lines for files.
+//! Progress of a run on standard error: a bar on a terminal, plain lines otherwise.
 
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mtil_engine::{
     guard::Action,
-    run::{Event, Progress, Work},
+    run::{Event, Phase, Progress},
 };
 use serde::{Deserialize, Serialize};
 
-/// What a run's event is in words.
+/// A progress message of a run, formatted from an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Said {
-    /// A line that stays.
+pub enum ProgressMessage {
+    /// A permanent line.
     Line(String),
-    /// How far the work is.
-    At {
-        /// What is done.
+    /// The position of the progress bar.
+    Position {
+        /// Description of the current work.
         message: String,
-        /// How much of it.
+        /// Completed units.
         done: usize,
-        /// Of all.
+        /// Total units.
         of: usize,
-        /// What is counted; nothing for updates.
+        /// Name of the unit, empty for training steps.
         unit: String,
     },
     /// The run is complete.
     Done,
 }
 
-/// Puts the events of runs into words.
+/// Formats the events of runs.
 #[derive(Default)]
-pub struct Words {
+pub struct EventFormatter {
     method: String,
     tasks: usize,
 }
 
-impl Words {
-    /// What is said of an event.
-    pub fn of(&mut self, event: &Event) -> Vec<Said> {
+impl EventFormatter {
+    /// Returns the messages of an event.
+    pub fn format(&mut self, event: &Event) -> Vec<ProgressMessage> {
         if let Event::Start { method, stages } | Event::Resume { method, stages, .. } = event {
             self.method.clone_from(method);
             self.tasks = *stages;
         }
         let (method, tasks) = (&self.method, self.tasks);
-        let line = |text: String| vec![Said::Line(text)];
+        let line = |text: String| vec![ProgressMessage::Line(text)];
         let at = |message: String, done: usize, of: usize, unit: &str| {
             let unit = unit.to_owned();
-            vec![Said::At {
+            vec![ProgressMessage::Position {
                 message,
                 done,
                 of,
@@ -59,7 +59,7 @@ impl Words {
             Event::Start { .. } => line(format!("{method}: {tasks} tasks")),
             Event::Resume { task, .. } if *task == tasks => line(format!("{method}: complete")),
             Event::Resume { task, step, .. } => line(format!(
-                "{method}: goes on at task {}, update {step}",
+                "{method}: resuming at task {}, step {step}",
                 task + 1
             )),
             Event::Step(update) => {
@@ -76,18 +76,21 @@ impl Words {
             }
             Event::Working { on, done, of } => {
                 let (doing, unit) = match on {
-                    Work::Evaluation => ("evaluating", "tasks"),
-                    Work::Gram => ("remembering activations", "batches"),
-                    Work::Encoding => ("encoding training images", "batches"),
+                    Phase::Evaluation => ("evaluating", "tasks"),
+                    Phase::Gram => ("accumulating Gram matrices", "batches"),
+                    Phase::Encoding => ("encoding training images", "batches"),
                 };
                 at(format!("{method} {doing}"), *done, *of, unit)
             }
             Event::Guard { breach, .. } => {
-                let what = match breach.action {
+                let action = match breach.action {
                     Action::Stop => "stopped",
                     Action::Warn => "warning",
                 };
-                line(format!("{method} drift guard, {what}: {}", breach.message))
+                line(format!(
+                    "{method} drift guard, {action}: {}",
+                    breach.message
+                ))
             }
             Event::Evaluation(evaluated) => {
                 let stage = evaluated.name.as_ref();
@@ -99,11 +102,11 @@ impl Words {
             }
             Event::Note { text } => line(format!("note: {text}")),
             Event::SkippedImages { count, names } => {
-                let first = format!("{method}: left out {count} unreadable image(s):");
+                let first = format!("{method}: skipped {count} unreadable image(s):");
                 let names = names.iter().take(20).map(|name| format!("  {name}"));
                 std::iter::once(first)
                     .chain(names)
-                    .map(Said::Line)
+                    .map(ProgressMessage::Line)
                     .collect()
             }
             Event::Select {
@@ -112,26 +115,27 @@ impl Words {
                 "{method} task {}: {key}={chosen} is chosen",
                 task + 1
             )),
-            Event::Done => vec![Said::Done],
-            // Said by what follows them.
+            Event::Done => vec![ProgressMessage::Done],
+            // The events that follow these are shown instead.
             _ => Vec::new(),
         }
     }
 }
 
-/// Shows a run's events on standard error.
+/// Shows the events of a run on standard error.
 pub struct Terminal {
     bar: Option<ProgressBar>,
-    words: Words,
+    formatter: EventFormatter,
     interactive: bool,
 }
 
 impl Terminal {
-    /// A bar when standard error is a terminal, plain lines otherwise.
+    /// Creates a display with a bar if standard error is a terminal, and with plain lines
+    /// otherwise.
     pub fn new() -> Self {
         Self {
             bar: None,
-            words: Words::default(),
+            formatter: EventFormatter::default(),
             interactive: std::io::stderr().is_terminal(),
         }
     }
@@ -157,16 +161,16 @@ impl Terminal {
         bar
     }
 
-    fn show(&mut self, said: Said) {
-        match said {
-            Said::Line(text) => self.line(&text),
-            Said::At {
+    fn show(&mut self, message: ProgressMessage) {
+        match message {
+            ProgressMessage::Line(text) => self.line(&text),
+            ProgressMessage::Position {
                 message,
                 done,
                 of,
                 unit,
             } => {
-                // A file gets a line a quarter of the updates, and none of what is short.
+                // Without a terminal: four lines for the training steps, none for shorter work.
                 let every = (of / 4).max(1);
                 if self.interactive {
                     let template = match unit.as_str() {
@@ -180,7 +184,7 @@ impl Terminal {
                     self.line(&format!("{message}  {done}/{of}"));
                 }
             }
-            Said::Done => {
+            ProgressMessage::Done => {
                 if let Some(bar) = self.bar.take() {
                     bar.finish_and_clear();
                 }
@@ -191,8 +195,8 @@ impl Terminal {
 
 impl Progress for Terminal {
     fn event(&mut self, event: &Event) {
-        for said in self.words.of(event) {
-            self.show(said);
+        for message in self.formatter.format(event) {
+            self.show(message);
         }
     }
 }

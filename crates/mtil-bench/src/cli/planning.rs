@@ -1,4 +1,4 @@
-//! `--plan`: what runs would take on this device.
+//! `--plan`: estimated time, disk and memory of runs on this device.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -8,13 +8,13 @@ use eyre::{Result, WrapErr};
 use mtil_engine::eval::to_host;
 
 use super::job::Job;
-use crate::plan::{Estimate, Memory, estimate, trial::trial};
-use mtil_report::words::{about, bytes, plural};
+use crate::plan::{Estimate, MemoryEstimate, estimate, trial::trial};
+use mtil_report::format::{approximate_duration, bytes, plural};
 
-/// Seconds that an update of a trial shall not take longer than: its batch is made smaller.
-const UPDATE: f64 = 2.0;
+/// Target of the seconds of a training step in a trial: batches are reduced to meet it.
+const STEP_SECONDS: f64 = 2.0;
 
-/// Prints what `jobs` would take, from a little of each that differs by more than its seed.
+/// Prints the estimated cost of `jobs`, from one trial of each set that differs in the seed only.
 pub fn plan(
     jobs: &[Job],
     clip: &Clip,
@@ -38,15 +38,15 @@ pub fn plan(
         let method = &job.request.method;
         eprintln!("[{}/{different}] trying {}", known.len() + 1, method.name);
         let images = (method.batch + method.reference_batch) as f64;
-        // Forward and backward take three times as long as forward.
-        let smaller = (3.0 * image * images / UPDATE).ceil().max(1.0) as usize;
+        // A forward and a backward pass together take about three times as long as a forward pass.
+        let divisor = (3.0 * image * images / STEP_SECONDS).ceil().max(1.0) as usize;
         let folder = tempfile::tempdir().wrap_err("making a folder for a trial")?;
         let path = folder.path().join("trial");
-        let tried = trial(&job.request, &job.suite, clip, device, smaller, &path)?;
-        let memory = Memory::of(&clip.config, method, &job.suite);
-        let of_run = estimate(&job.request, &job.suite, &tried, checkpoints, memory);
+        let measured = trial(&job.request, &job.suite, clip, device, divisor, &path)?;
+        let memory = MemoryEstimate::of(&clip.config, method, &job.suite);
+        let whole = estimate(&job.request, &job.suite, &measured, checkpoints, memory);
         known.insert(key, estimates.len());
-        estimates.push((of_run, 1));
+        estimates.push((whole, 1));
     }
     if json {
         let all: Vec<_> = estimates
@@ -60,7 +60,7 @@ pub fn plan(
     Ok(())
 }
 
-/// Equal for runs that differ in nothing but the seed.
+/// Returns a key that is equal for runs that differ in the seed only.
 fn key(job: &Job) -> String {
     let mut request = job.request.clone();
     request.seed = 0;
@@ -68,7 +68,7 @@ fn key(job: &Job) -> String {
     serde_json::to_string(&request).unwrap_or_default()
 }
 
-/// Of the image tower, without gradients.
+/// Times the image tower without gradients, after one call for warming up.
 fn seconds_per_image(clip: &Clip, device: &Device) -> f64 {
     const IMAGES: usize = 4;
     let side = clip.config.vision.image_size;
@@ -87,7 +87,7 @@ fn table(estimates: &[(Estimate, usize)]) -> String {
         [
             "method",
             "runs",
-            "updates",
+            "steps",
             "training",
             "evaluation",
             "between",
@@ -97,24 +97,24 @@ fn table(estimates: &[(Estimate, usize)]) -> String {
         ]
         .map(str::to_owned),
     ];
-    let (mut runs, mut seconds, mut disk, mut most) = (0, 0.0, 0, 0);
+    let (mut runs, mut seconds, mut disk, mut peak) = (0, 0.0, 0, 0);
     for (e, count) in estimates {
         let memory = e.memory.map(|m| m.total());
         lines.push([
             e.method.clone(),
             count.to_string(),
             e.updates.to_string(),
-            about(e.training),
-            about(e.evaluation),
-            about(e.between),
-            about(e.seconds()),
+            approximate_duration(e.training),
+            approximate_duration(e.evaluation),
+            approximate_duration(e.between),
+            approximate_duration(e.seconds()),
             bytes(e.disk),
             memory.map_or("?".to_owned(), bytes),
         ]);
         runs += count;
         seconds += *count as f64 * e.seconds();
         disk += *count as u64 * e.disk;
-        most = most.max(memory.unwrap_or(0));
+        peak = peak.max(memory.unwrap_or(0));
     }
     let widths: Vec<usize> = (0..lines[0].len())
         .map(|c| {
@@ -135,31 +135,32 @@ fn table(estimates: &[(Estimate, usize)]) -> String {
         text += cells.collect::<Vec<_>>().join("  ").trim_end();
         text += "\n";
     }
-    let (time, disk, most) = (about(seconds), bytes(disk), bytes(most));
+    let (time, disk, peak) = (approximate_duration(seconds), bytes(disk), bytes(peak));
     text + &format!(
-        "{}, one after the other: {time}, {disk} on disk, {most} of memory at most (counted in f32, without --checkpointing)\n",
+        "{}, one after the other: {time}, {disk} on disk, {peak} of memory at most \
+         (counted in f32, without --checkpointing)\n",
         plural(runs, "run")
     )
 }
 
-/// The most that one of `jobs` keeps in memory, in bytes, and its method; none where it cannot be
+/// Returns the largest memory need among `jobs` in bytes, and its method; `None` where it cannot be
 /// counted.
 pub fn memory_need<'a>(jobs: &'a [Job], clip: &Clip) -> Option<(u64, &'a str)> {
     let needs = jobs.iter().filter_map(|job| {
         let method = &job.request.method;
-        let memory = Memory::of(&clip.config, method, &job.suite)?;
+        let memory = MemoryEstimate::of(&clip.config, method, &job.suite)?;
         Some((memory.total(), method.name.as_str()))
     });
     needs.max()
 }
 
-/// A warning when what `jobs` keep in memory is more than this machine has left.
+/// Returns a warning if one of `jobs` needs more memory than `available`.
 pub fn memory_warning(jobs: &[Job], clip: &Clip, available: u64) -> Option<String> {
     let (need, method) = memory_need(jobs, clip)?;
     (need > available).then(|| {
         format!(
-            "warning: `{method}` takes about {} of memory, and {} are free; less is taken with --set batch=…, --set reference_batch=… or \
-             --checkpointing",
+            "warning: `{method}` needs about {} of memory, and {} are free; reduce it with --set \
+             batch=…, --set reference_batch=… or --checkpointing",
             bytes(need),
             bytes(available)
         )

@@ -1,4 +1,4 @@
-//! `pretrain`: the embedded model again.
+//! `pretrain`: pretraining of the embedded model.
 
 use clip_model::Dtype;
 use eyre::Result;
@@ -10,7 +10,7 @@ use crate::{
     pretrain::{PretrainOptions, pretrain as train},
 };
 
-/// `pretrain`.
+/// Runs `pretrain`.
 pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let options = PretrainOptions {
@@ -18,7 +18,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
         steps: args.steps,
         batch: args.batch,
         lr: args.lr,
-        apart_after: args.steps * 3 / 4,
+        gap_step: args.steps * 3 / 4,
         ..PretrainOptions::EMBEDDED
     };
     let stop = stop_on_interrupt()?;
@@ -35,14 +35,14 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
         if step % every == 0 || step == 1 {
             let message = format!("loss {:.3}, logit scale {scale:.1}", sum / count as f32);
             if bar.is_hidden() {
-                eprintln!("update {step} of {}: {message}", options.steps);
+                eprintln!("step {step} of {}: {message}", options.steps);
             }
             bar.set_message(message);
             (sum, count) = (0.0, 0);
         }
     })?;
     bar.finish_and_clear();
-    // Half precision: the file is part of the repository.
+    // In half precision, because the file is part of the repository.
     checkpoint.save(&args.out, Dtype::F16)?;
     eprintln!(
         "wrote {} ({} parameters)",

@@ -1,4 +1,4 @@
-//! `reproduce`: all runs of a table, beside what was published.
+//! `reproduce`: the runs of a published table, compared with the published numbers.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use eyre::{Result, WrapErr, bail, eyre};
 use super::{
     args::{ReproduceArgs, Selection, TuneArgs},
     checkpoint::{EMBEDDED, load_model},
-    job::{Common, Fingerprinted, Job},
+    job::{FingerprintedSuite, Job, SharedSettings},
     planning::plan,
     run::{QUICK, execute, load_tuned_method, stop_on_interrupt},
     selection::Selected,
@@ -31,7 +31,7 @@ use mtil_report::{
     reproduce::{Comparison, Orders, OurProtocol, OurRun, Ours, TableSpec, compare, spec, tables},
 };
 
-/// `reproduce`.
+/// Runs `reproduce`.
 pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     let Some(name) = &args.table else {
         for table in tables() {
@@ -40,7 +40,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         }
         return Ok(());
     };
-    let table = named(name)?;
+    let table = find_table(name)?;
     let device = device::parse(&args.device)?;
     let of_mtil = mtil::SUITES.contains(&table.suite);
     let model = match (&args.model, of_mtil) {
@@ -50,7 +50,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
             bail!("{name} needs --model: the published runs start from openai/ViT-B-16")
         }
     };
-    let methods = chosen(table, &args.methods)?;
+    let methods = selected_methods(table, &args.methods)?;
     let model = load_model(model, &args.hints, &device)?;
     let out = args.out.clone().unwrap_or_else(|| {
         PathBuf::from("runs").join(match args.quick {
@@ -63,14 +63,16 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         seeds => seeds.to_vec(),
     };
     if args.tuned && of_mtil {
-        bail!("--tuned is about the embedded suite: the tables of MTIL take published settings");
+        bail!("--tuned is for the embedded suite only: the tables of MTIL use published settings");
     }
     let runs = |tuned: Option<&Tuned>| jobs(args, table, &methods, &seeds, &model, &out, tuned);
     if args.plan {
-        let (jobs, _) = runs(committed(table))?;
+        // The settings that this run would choose are unknown, so plan with the built-in ones.
+        let (jobs, _) = runs(builtin_tuned(table))?;
         if table.published_settings && !args.tuned {
             eprintln!(
-                "Without the runs that choose the settings: `mtil-bench tune --plan` plans them, and --tuned leaves them out."
+                "This excludes the runs that choose the settings: `mtil-bench tune --plan` plans \
+                 them, and --tuned skips them."
             );
         }
         return plan(&jobs, &model.clip, &device, false, false);
@@ -78,11 +80,11 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     fs::create_dir_all(&out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
     let stop = stop_on_interrupt()?;
-    let chosen = match table.published_settings && !args.tuned {
+    let tuned = match table.published_settings && !args.tuned {
         true => tune_first(args, &methods, &out, &device, &stop)?,
         false => None,
     };
-    let (jobs, tasks) = runs(chosen.as_ref().or(committed(table)))?;
+    let (jobs, tasks) = runs(tuned.as_ref().or(builtin_tuned(table)))?;
     let options = RunOptions {
         checkpoints: false,
         cache: args.cache.clone(),
@@ -105,17 +107,18 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         println!("{}", comparison.to_text());
     }
     if args.quick {
-        eprintln!("note: --quick makes few updates on few images; these numbers mean nothing");
+        eprintln!("note: --quick makes few steps on few images; these numbers mean nothing");
     }
     eprintln!("table: {}", out.join("table.md").display());
     Ok(())
 }
 
-/// The table of a name.
-fn named(name: &str) -> Result<&'static TableSpec> {
+/// Finds a table by name.
+fn find_table(name: &str) -> Result<&'static TableSpec> {
     if name == mini_world::DEV_NAME {
         bail!(
-            "`{name}` is the suite that settings are chosen on: nothing is reported on it. The table of the embedded suite is `{}`",
+            "`{name}` is the suite that settings are chosen on: nothing is reported on it. The \
+             table of the embedded suite is `{}`",
             mini_world::NAME
         );
     }
@@ -130,7 +133,7 @@ fn named(name: &str) -> Result<&'static TableSpec> {
     })
 }
 
-/// Settings chosen for those of `methods` that train, in runs below `out`.
+/// Tunes the settings of those of `methods` that train, in runs below `out`.
 fn tune_first(
     args: &ReproduceArgs,
     methods: &[&str],
@@ -159,7 +162,7 @@ fn tune_first(
     tune::choose(&tuning, device, stop).map(Some)
 }
 
-/// Writes the table, and the report and all figures where its runs are of one order of tasks.
+/// Writes the table, and for a single task order also the report and all metrics.
 fn write(out: &Path, table: &TableSpec, jobs: &[Job], comparison: &Comparison) -> Result<()> {
     let mut files = vec![
         ("table.txt", comparison.to_text()),
@@ -181,7 +184,8 @@ fn write(out: &Path, table: &TableSpec, jobs: &[Job], comparison: &Comparison) -
     Ok(())
 }
 
-fn chosen(table: &TableSpec, wanted: &[String]) -> Result<Vec<&'static str>> {
+/// Returns the methods of a table, or those of them that were requested.
+fn selected_methods(table: &TableSpec, wanted: &[String]) -> Result<Vec<&'static str>> {
     if wanted.is_empty() {
         return Ok(table.methods.to_vec());
     }
@@ -202,26 +206,26 @@ fn chosen(table: &TableSpec, wanted: &[String]) -> Result<Vec<&'static str>> {
         .collect()
 }
 
-/// The choices that come with the program for the suite of a table.
-fn committed(table: &TableSpec) -> Option<&'static Tuned> {
+/// Returns the tuned settings that the program contains for the suite of a table.
+fn builtin_tuned(table: &TableSpec) -> Option<&'static Tuned> {
     match mtil::SUITES.contains(&table.suite) {
         true => None,
-        // All suites of the world have its settings.
+        // All suites of the mini world share their settings.
         false => Tuned::of(mini_world::NAME),
     }
 }
 
-/// The runs, and the tasks in the suite's own order.
+/// Returns the runs of a table, and the tasks in the suite's own order.
 fn jobs(
     args: &ReproduceArgs,
     table: &TableSpec,
     methods: &[&str],
     seeds: &[u64],
-    model: &super::checkpoint::Loaded,
+    model: &super::checkpoint::LoadedModel,
     out: &Path,
     tuned: Option<&Tuned>,
 ) -> Result<(Vec<Job>, Vec<String>)> {
-    let common = Common {
+    let common = SharedSettings {
         model,
         device: &args.device,
         peers: &[],
@@ -247,23 +251,25 @@ fn jobs(
     let first = selection(&[]).load(args.quick, 42)?;
     let tasks: Vec<String> = first.suite.tasks.iter().map(|t| t.name.clone()).collect();
     let mut rows: Vec<String> = methods.iter().map(|name| (*name).to_owned()).collect();
+    // A tuned method has a second row with its published settings.
     if table.published_settings {
         let known = |name: &&&str| tuned.is_some_and(|t| t.methods.contains_key(**name));
         let published = methods.iter().filter(known);
         rows.extend(published.map(|name| format!("{name}{}", Method::PUBLISHED)));
     }
     let mut jobs = Vec::new();
-    for (number, order) in table.orders.of(tasks.len()).iter().enumerate() {
+    for (number, order) in table.orders.permutations(tasks.len()).iter().enumerate() {
         let names: Vec<String> = match table.orders {
             Orders::AsGiven => Vec::new(),
             _ => order.iter().map(|task| tasks[*task].clone()).collect(),
         };
         let selection = selection(&names);
-        let mut opened: Option<(Selected, Fingerprinted)> = None;
+        let mut opened: Option<(Selected, FingerprintedSuite)> = None;
         for seed in seeds {
-            if opened.is_none() || selection.drawn() {
+            // Reload the suite only if its images depend on the seed.
+            if opened.is_none() || selection.depends_on_seed() {
                 let selected = selection.load(args.quick, *seed)?;
-                let suite = Fingerprinted::new(&selected.suite);
+                let suite = FingerprintedSuite::new(&selected.suite);
                 opened = Some((selected, suite));
             }
             let Some((selected, suite)) = &opened else {
@@ -275,7 +281,7 @@ fn jobs(
                     Orders::CyclicShifts => format!("{name}-seed-{seed}-shift-{number}"),
                     _ => format!("{name}-seed-{seed}"),
                 };
-                let prompts = args.prompts.unwrap_or_else(|| rule_of(table, &method));
+                let prompts = args.prompts.unwrap_or_else(|| prompt_rule(table, &method));
                 let mut job = common.job(out, &folder, *seed, selected, suite, method);
                 job.request.evaluation.prompts = prompts;
                 jobs.push(job);
@@ -285,16 +291,16 @@ fn jobs(
     Ok((jobs, tasks))
 }
 
-/// The rule of prompts of a method's paper, on the suite that it was published on.
-fn rule_of(table: &TableSpec, method: &Method) -> PromptRule {
-    match PromptRule::of_suite(table.suite) {
+/// Returns the prompt rule of a method's paper on MTIL, and the rule of the suite elsewhere.
+fn prompt_rule(table: &TableSpec, method: &Method) -> PromptRule {
+    match PromptRule::default_for_suite(table.suite) {
         PromptRule::Ensemble => method.published_prompts,
         rule => rule,
     }
 }
 
-/// The published protocol that evaluates by a rule.
-fn family(rule: PromptRule) -> Option<&'static str> {
+/// Returns the name of the published protocol with a prompt rule.
+fn protocol_family(rule: PromptRule) -> Option<&'static str> {
     match rule {
         PromptRule::Reference => Some("gnsp"),
         PromptRule::Ensemble => Some("zscl"),
@@ -302,6 +308,7 @@ fn family(rule: PromptRule) -> Option<&'static str> {
     }
 }
 
+/// Reads the accuracy matrices of the runs.
 fn our_runs(jobs: &[Job]) -> Result<Vec<OurRun>> {
     jobs.iter()
         .map(|job| {
@@ -318,6 +325,7 @@ fn our_runs(jobs: &[Job]) -> Result<Vec<OurRun>> {
         .collect()
 }
 
+/// Describes the protocol of our runs for the header of the table.
 fn protocol(
     args: &ReproduceArgs,
     jobs: &[Job],
@@ -327,13 +335,13 @@ fn protocol(
 ) -> OurProtocol {
     let steps: std::collections::BTreeSet<usize> =
         jobs.iter().map(|j| j.request.method.steps).collect();
-    let words = |set: Vec<String>| set.join(", ");
+    let join = |set: Vec<String>| set.join(", ");
     OurProtocol {
         families: jobs
             .iter()
             .filter(|_| of_mtil)
             .filter_map(|job| {
-                let family = family(job.request.evaluation.prompts)?;
+                let family = protocol_family(job.request.evaluation.prompts)?;
                 Some((job.request.method.name.clone(), family.to_owned()))
             })
             .collect(),
@@ -349,7 +357,8 @@ fn protocol(
         prompts: match args.prompts {
             None if of_mtil => "those of each method's paper",
             Some(PromptRule::Reference) | None => {
-                "all templates for tasks not learned before the stage, the first one for the others (GNSP)"
+                "all templates for tasks not learned before the stage, the first one for the \
+                 others (GNSP)"
             }
             Some(PromptRule::Ensemble) => "all templates, always (ZSCL)",
             Some(PromptRule::First) => "the first template, always",
@@ -361,8 +370,8 @@ fn protocol(
         } else {
             "of the embedded suite".to_owned()
         },
-        steps: words(steps.iter().map(ToString::to_string).collect()),
-        seeds: words(seeds.iter().map(ToString::to_string).collect()),
+        steps: join(steps.iter().map(ToString::to_string).collect()),
+        seeds: join(seeds.iter().map(ToString::to_string).collect()),
         commit: format!("version {}", env!("CARGO_PKG_VERSION")),
     }
 }

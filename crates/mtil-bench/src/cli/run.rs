@@ -1,4 +1,4 @@
-//! `run`: methods on a suite.
+//! `run`: training and evaluation of methods on a suite.
 
 use std::{
     fs,
@@ -11,13 +11,13 @@ use eyre::{Result, WrapErr, bail, eyre};
 
 use super::{
     args::RunArgs,
-    checkpoint::{EMBEDDED, Loaded, load_model},
-    failed_on,
-    job::{Common, Fingerprinted, Job},
-    jobs::{self, End, Role},
+    checkpoint::{EMBEDDED, LoadedModel, load_model},
+    device_failure,
+    job::{FingerprintedSuite, Job, SharedSettings},
     output::Terminal,
     planning::{memory_need, memory_warning, plan},
     selection::Selected,
+    workers::{self, Role, RunEnd},
 };
 use crate::device;
 use mtil_data::{nearest, suite::Suite};
@@ -38,7 +38,7 @@ pub const QUICK: [&str; 5] = [
     "reference_pairs=64",
 ];
 
-/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
+/// Returns a flag that Ctrl-C sets. A second Ctrl-C ends the process at once.
 pub fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
@@ -46,16 +46,16 @@ pub fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
         if flag.swap(true, std::sync::atomic::Ordering::Relaxed) {
             std::process::exit(130);
         }
-        if jobs::is_worker() {
+        if workers::is_worker() {
             return;
         }
-        eprintln!("\nstopping after this update (Ctrl-C again: at once)");
+        eprintln!("\nstopping after this training step (Ctrl-C again: at once)");
     })?;
     Ok(stop)
 }
 
-/// A text as the name of a file or folder.
-pub fn safe(text: &str) -> String {
+/// Replaces the characters of a text that are unsafe in a file name.
+pub fn file_name_safe(text: &str) -> String {
     text.replace(|c: char| !c.is_alphanumeric() && !" -=,.+".contains(c), "_")
 }
 
@@ -64,7 +64,7 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
     for (index, task) in suite.tasks.iter().enumerate() {
         let folder = out
             .join("samples")
-            .join(format!("{index:02}-{}", safe(&task.name)));
+            .join(format!("{index:02}-{}", file_name_safe(&task.name)));
         if folder.exists() {
             continue;
         }
@@ -75,7 +75,7 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
             let Some(image) = task.test.labels.iter().position(|l| *l == class) else {
                 continue;
             };
-            // A sample that cannot be read is simply not shown; the run itself names it.
+            // Skip an unreadable sample silently: the run reports it.
             let Ok(image) = task.test.images.load(image) else {
                 continue;
             };
@@ -86,7 +86,7 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
             };
             image
                 .to_rgb8()
-                .save(scratch.join(format!("{written:02}-{}.png", safe(name))))?;
+                .save(scratch.join(format!("{written:02}-{}.png", file_name_safe(name))))?;
             written += 1;
             if written == 8 {
                 break;
@@ -97,12 +97,12 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads a method with its settings for what was selected, and checks the tasks that it names.
+/// Loads a method with its settings for a suite, and checks the tasks that the settings name.
 pub fn load_method(name: &str, selected: &Selected, overrides: &[String]) -> Result<Method> {
     load_tuned_method(name, selected, Tuned::of(&selected.settings), overrides)
 }
 
-/// The same with these choices in place of the program's.
+/// Like [`load_method`], with `tuned` instead of the built-in tuned settings.
 pub fn load_tuned_method(
     name: &str,
     selected: &Selected,
@@ -126,17 +126,17 @@ pub fn load_tuned_method(
     Ok(method)
 }
 
-/// What became of several runs.
-pub struct Executed {
-    /// The results by folder name.
+/// Outcome of several runs.
+pub struct RunResults {
+    /// Metrics of complete runs by folder name.
     pub results: serde_json::Map<String, serde_json::Value>,
-    /// What went wrong with others.
+    /// Errors of failed runs.
     pub failures: Vec<eyre::Report>,
-    /// Whether they were stopped before all were done.
+    /// True if the runs were stopped before all were done.
     pub stopped: bool,
 }
 
-impl Executed {
+impl RunResults {
     fn complete(&mut self, job: &Job, metrics: MetricsFile) -> Result<()> {
         let name = job.folder.file_name().unwrap_or_default();
         let metrics = serde_json::to_value::<MetricsFile>(metrics)?;
@@ -145,10 +145,10 @@ impl Executed {
         Ok(())
     }
 
-    /// An error if not all runs are done.
+    /// Returns the metrics, or an error if not all runs are complete.
     pub fn finish(mut self) -> Result<serde_json::Map<String, serde_json::Value>> {
         if self.stopped {
-            return Err(eyre!("stopped; the same command goes on from here"));
+            return Err(eyre!("stopped; the same command resumes the runs"));
         }
         match self.failures.len() {
             0 => Ok(self.results),
@@ -163,40 +163,41 @@ impl Executed {
     }
 }
 
-/// How much memory a run takes, in words.
-fn by_plan(need: Option<(u64, &str)>) -> String {
+/// Returns a sentence on the memory need of a run, empty if it is unknown.
+fn memory_hint(need: Option<(u64, &str)>) -> String {
     need.map_or_else(String::new, |(bytes, _)| {
-        let bytes = mtil_report::words::bytes(bytes);
-        format!("In f32 and without --checkpointing it takes about {bytes}. ")
+        let bytes = mtil_report::format::bytes(bytes);
+        format!("In f32 and without --checkpointing it needs about {bytes}. ")
     })
 }
 
-/// Does the runs, `parallel` at once, each of several in a process of its own. One that fails does
-/// not keep the others from being done.
+/// Executes runs, `parallel` at once in worker processes. A failed run does not stop the others.
 ///
-/// A worker of another process of this program never comes back from here.
+/// In a worker process this function serves the coordinator and never returns.
 pub fn execute(
     jobs: &[Job],
     parallel: usize,
-    model: &Loaded,
+    model: &LoadedModel,
     device: &Device,
     options: &RunOptions,
     stop: &Arc<AtomicBool>,
-) -> Result<Executed> {
-    let one = |job: &Job, progress: &mut dyn Progress| {
-        one_run(job, model, device, options, stop, progress)
+) -> Result<RunResults> {
+    let execute_job = |job: &Job, progress: &mut dyn Progress| {
+        execute_one(job, model, device, options, stop, progress)
     };
-    let role = jobs::role();
+    let role = workers::role();
     if let Role::Worker = role {
-        jobs::serve(jobs, stop, |job, progress| match one(job, progress) {
-            Ok(Outcome::Complete(_)) => End::Complete,
-            Ok(Outcome::Stopped) => End::Stopped,
-            Ok(Outcome::Guarded(message)) => End::Guarded(message),
-            Err(failure) => End::Failed(format!("{failure:#}")),
+        workers::serve_worker(jobs, stop, |job, progress| {
+            match execute_job(job, progress) {
+                Ok(Outcome::Complete(_)) => RunEnd::Complete,
+                Ok(Outcome::Stopped) => RunEnd::Stopped,
+                Ok(Outcome::Guarded(message)) => RunEnd::Guarded(message),
+                Err(failure) => RunEnd::Failed(format!("{failure:#}")),
+            }
         });
         std::process::exit(0);
     }
-    let mut executed = Executed {
+    let mut executed = RunResults {
         results: serde_json::Map::new(),
         failures: Vec::new(),
         stopped: false,
@@ -214,24 +215,27 @@ pub fn execute(
         let runs = jobs.len();
         eprintln!("note: --jobs {parallel} is more than there are runs; {runs} at once");
     }
-    if let (Role::Conductor(call), true) = (role, parallel > 1 && jobs.len() > 1) {
-        let ends = jobs::conduct(call, jobs, parallel, stop);
+    // A single run, or one at a time, needs no worker processes.
+    if let (Role::Coordinator(call), true) = (role, parallel > 1 && jobs.len() > 1) {
+        let ends = workers::run_jobs(call, jobs, parallel, stop);
         for (job, end) in jobs.iter().zip(ends) {
             match end {
-                Some(End::Complete) => {
+                Some(RunEnd::Complete) => {
                     executed
                         .complete(job, MetricsFile::load(&job.folder.join(MetricsFile::NAME))?)?;
                 }
-                // The display has said it.
-                Some(End::Guarded(_)) => {}
-                Some(End::Failed(reason)) => executed.failures.push(jobs::failure(job, &reason)),
-                Some(End::Stopped) | None => executed.stopped = true,
+                // The progress display has reported it.
+                Some(RunEnd::Guarded(_)) => {}
+                Some(RunEnd::Failed(reason)) => {
+                    executed.failures.push(workers::failure(job, &reason))
+                }
+                Some(RunEnd::Stopped) | None => executed.stopped = true,
             }
         }
         return Ok(executed);
     }
     for job in jobs {
-        let outcome = one(job, &mut Terminal::new());
+        let outcome = execute_job(job, &mut Terminal::new());
         match outcome.wrap_err_with(|| format!("{}", job.folder.display())) {
             Ok(Outcome::Complete(metrics)) => executed.complete(job, metrics)?,
             Ok(Outcome::Guarded(message)) => eprintln!(
@@ -253,10 +257,10 @@ pub fn execute(
     Ok(executed)
 }
 
-/// Does one run in this process.
-fn one_run(
+/// Executes one run in this process.
+fn execute_one(
     job: &Job,
-    model: &Loaded,
+    model: &LoadedModel,
     device: &Device,
     options: &RunOptions,
     stop: &AtomicBool,
@@ -278,14 +282,14 @@ fn one_run(
     if !device::is_accelerator(word) {
         return run().map_err(Into::into);
     }
-    let outcome = crate::failure::quietly(&mut run).map_err(|reason| {
+    let outcome = crate::failure::catch_panic(&mut run).map_err(|reason| {
         let need = memory_need(std::slice::from_ref(job), &model.clip);
-        failed_on(word, &reason, &by_plan(need))
+        device_failure(word, &reason, &memory_hint(need))
     });
     outcome.and_then(|outcome| outcome.map_err(Into::into))
 }
 
-/// The methods of `args` with each of their settings, by the names of their folders.
+/// Returns every method of `args` with each combination of its settings, and its folder name.
 fn methods(args: &RunArgs, selected: &Selected) -> Result<Vec<(String, Method)>> {
     let mut overrides = Vec::new();
     if args.quick {
@@ -308,27 +312,27 @@ fn methods(args: &RunArgs, selected: &Selected) -> Result<Vec<(String, Method)>>
     Ok(methods)
 }
 
-/// The runs of every seed; `selected` is the suite of the first one.
+/// Returns the runs of every seed. `selected` is the suite of the first seed.
 fn jobs(
     args: &RunArgs,
-    common: &Common<'_>,
+    common: &SharedSettings<'_>,
     selected: &Selected,
     methods: &[(String, Method)],
     out: &Path,
 ) -> Result<Vec<Job>> {
     let mut jobs = Vec::new();
     for (at, seed) in args.seed.iter().enumerate() {
-        let own = if at == 0 || !args.selection.drawn() {
+        let own = if at == 0 || !args.selection.depends_on_seed() {
             None
         } else {
             Some(args.selection.load(args.quick, *seed)?)
         };
         let selected = own.as_ref().unwrap_or(selected);
-        let suite = Fingerprinted::new(&selected.suite);
+        let suite = FingerprintedSuite::new(&selected.suite);
         for (name, method) in methods {
             let folder = match args.seed.len() {
-                1 => safe(name),
-                _ => safe(&format!("{name}-seed-{seed}")),
+                1 => file_name_safe(name),
+                _ => file_name_safe(&format!("{name}-seed-{seed}")),
             };
             jobs.push(common.job(out, &folder, *seed, selected, &suite, method.clone()));
         }
@@ -346,9 +350,11 @@ pub fn run(args: RunArgs) -> Result<()> {
     let name = selected.suite.name.clone();
     if args.model == EMBEDDED && selected.settings != "mini" {
         eprintln!(
-            "note: the embedded model only knows the mini world; give --model for other suites (`mtil-bench model list` shows names)"
+            "note: the embedded model only knows the mini world; give --model for other suites \
+             (`mtil-bench model list` shows names)"
         );
     }
+    // Check all arguments before loading the model, which takes longer.
     let methods = methods(&args, &selected)?;
     Guard::parse(&args.guard, &selected.all_tasks)?;
     let select = args.select.as_deref().map(Select::parse).transpose();
@@ -367,7 +373,7 @@ pub fn run(args: RunArgs) -> Result<()> {
             name
         })
     });
-    let common = Common {
+    let common = SharedSettings {
         model: &model,
         device: &args.device,
         peers: &args.peers,
@@ -403,6 +409,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     let folders: Vec<PathBuf> = jobs
         .into_iter()
         .map(|job| job.folder)
+        // Stopped and failed runs are reported too, if anything has been evaluated.
         .filter(|folder| folder.join(MatrixFile::NAME).exists())
         .collect();
     if !folders.is_empty() {

@@ -1,4 +1,4 @@
-//! What `--suite`, `--data` and their companions mean.
+//! `--suite`, `--data` and related arguments: loading and selection of tasks.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -11,7 +11,7 @@ use mini_world::{MiniSizes, conflict_suite, parse_conflict};
 use mtil_data::{
     data::CaptionFolder,
     datasets::{
-        Counts, DatasetOptions, Protocol, ReferenceSource, Sun397Order,
+        DatasetOptions, Protocol, ReferenceSource, SizeCheck, Sun397Order,
         captions::{caption_lines, caption_table, conceptual_captions},
         mtil,
         store::Store,
@@ -29,23 +29,23 @@ const QUICK: MiniSizes = MiniSizes {
     held_out: 100,
 };
 
-/// Training images of ImageNet-1k.
+/// Number of training images of ImageNet-1k.
 const IMAGENET: usize = 1_281_167;
 
-/// A suite, and under which name methods keep settings for it.
+/// A selected suite.
 pub struct Selected {
     /// The suite.
     pub suite: Suite,
-    /// All its tasks, before some were selected.
+    /// All tasks of the suite, before the selection.
     pub all_tasks: Vec<String>,
-    /// The name in a method's tables `[on.NAME]`.
+    /// The name under which methods have settings for the suite, in tables `[on.NAME]`.
     pub settings: String,
-    /// What was selected, in words, for the name of the suite.
+    /// Description of the selection, a suffix of the suite's name.
     pub selection: String,
 }
 
 impl SplitName {
-    /// As the library has it.
+    /// Returns the protocol of the library.
     pub fn protocol(self) -> Protocol {
         match self {
             Self::Zscl => Protocol::Zscl,
@@ -55,7 +55,7 @@ impl SplitName {
 }
 
 impl Selection {
-    /// A suite by its name, with nothing selected.
+    /// Returns the selection of a whole suite.
     pub fn named(suite: &str) -> Self {
         Self {
             suite: suite.to_owned(),
@@ -63,14 +63,14 @@ impl Selection {
         }
     }
 
-    /// How the datasets of MTIL are opened.
+    /// Returns the options for opening the datasets of MTIL.
     pub fn dataset_options(&self) -> DatasetOptions {
         DatasetOptions {
             protocol: self.splits.protocol(),
-            counts: if self.any_size {
-                Counts::Any
+            size_check: if self.any_size {
+                SizeCheck::Any
             } else {
-                Counts::Exact
+                SizeCheck::Exact
             },
             sun397_order: match &self.sun397_order {
                 Some(path) => Sun397Order::IndexList(path.clone()),
@@ -78,14 +78,16 @@ impl Selection {
             },
             reference: match &self.reference {
                 Some(_) => ReferenceSource::None,
-                None => ReferenceSource::Found,
+                None => ReferenceSource::Auto,
             },
             ..DatasetOptions::default()
         }
     }
 
-    /// Opens the suite and selects from it. The pictures of the mini world and the images of few
-    /// shots are drawn by `seed`. With `quick` the mini world is small.
+    /// Loads the suite and applies the selection.
+    ///
+    /// `seed` draws the images of the mini world and the few-shot subsets. `quick` reduces the mini
+    /// world.
     pub fn load(&self, quick: bool, seed: u64) -> Result<Selected> {
         let (mut suite, settings) = self.open(quick, seed)?;
         if let Some(path) = &self.texts {
@@ -96,7 +98,7 @@ impl Selection {
         if self.shift > 0 {
             if self.shift >= suite.tasks.len() {
                 bail!(
-                    "--shift {} passes over all {} tasks of `{}`: give at most {}",
+                    "--shift {} rotates past all {} tasks of `{}`: give at most {}",
                     self.shift,
                     suite.tasks.len(),
                     suite.name,
@@ -118,11 +120,11 @@ impl Selection {
             selection.push("CoOp splits".to_owned());
         }
         if let Some(path) = &self.reference {
-            if let Some(sets) = references(path, &suite)? {
+            if let Some(sets) = load_references_per_task(path, &suite)? {
                 suite.reference = sets[&suite.tasks[0].name].clone();
                 suite.extras.references = sets;
             } else {
-                suite.reference = reference(path)?;
+                suite.reference = load_reference(path)?;
             }
             suite.extras.published_draws = false;
         }
@@ -135,8 +137,8 @@ impl Selection {
         })
     }
 
-    /// Whether seeds have other images.
-    pub fn drawn(&self) -> bool {
+    /// Returns whether the images depend on the seed.
+    pub fn depends_on_seed(&self) -> bool {
         let name = self.suite.as_str();
         let of_world =
             [mini::NAME, mini::DEV_NAME].contains(&name) || parse_conflict(name).is_some();
@@ -155,14 +157,15 @@ impl Selection {
         if mtil::SUITES.contains(&name) {
             let Some(data) = &self.data else {
                 return Err(eyre!(
-                    "`{name}` needs --data DIR, the folder that holds its datasets; `mtil-bench suite check --data DIR` says what is there and where to get the rest"
+                    "`{name}` needs --data DIR, the folder of its datasets; `mtil-bench suite \
+                     check --data DIR` lists missing datasets and their sources"
                 ));
             };
             let options = self.dataset_options();
             let loaded = mtil::suite(name, data, &options)?;
             let mut suite = loaded.suite;
             suite.extras.retrieval = loaded.retrieval;
-            // The published draws are of all training images of ImageNet.
+            // The published random draws assume all training images of ImageNet.
             suite.extras.published_draws = suite.reference.captions.len() == IMAGENET;
             if self.texts.is_none()
                 && let Ok(table) = conceptual_captions(data)
@@ -171,14 +174,14 @@ impl Selection {
             }
             return Ok((suite, name.to_owned()));
         }
-        // Settings are those of the world: what was chosen on one of its suites serves the others.
+        // All suites of the mini world share their settings.
         match name {
             mini::NAME => return Ok((mini::suite(pictures, sizes), mini::NAME.to_owned())),
             mini::DEV_NAME => return Ok((mini::dev_suite(pictures, sizes), mini::NAME.to_owned())),
             _ => {}
         }
         let suite = Suite::load(Path::new(name)).map_err(|error| match error {
-            SuiteError::Missing { .. } => no_suite(name),
+            SuiteError::Missing { .. } => unknown_suite(name),
             error => error.into(),
         })?;
         let settings = suite.name.clone();
@@ -186,7 +189,7 @@ impl Selection {
     }
 }
 
-fn no_suite(name: &str) -> Report {
+fn unknown_suite(name: &str) -> Report {
     let known: Vec<_> = named_suites().collect();
     let near = nearest(name, named_suites());
     eyre!(
@@ -196,40 +199,47 @@ fn no_suite(name: &str) -> Report {
     )
 }
 
-/// Pairs of a folder with a table of captions, or of such a table.
-/// The names of a folder's table of captions.
+/// File names of a caption table in a folder.
 const TABLES: [&str; 2] = ["captions.csv", "captions.tsv"];
 
-/// The table of captions in a folder.
-fn table_in(folder: &Path) -> Option<&'static str> {
+/// Returns the name of the caption table in a folder.
+fn caption_table_name(folder: &Path) -> Option<&'static str> {
     TABLES.into_iter().find(|t| folder.join(t).is_file())
 }
 
-/// A reference set for each task, of a folder with a folder for each; none where the folder is a
-/// single set.
-fn references(path: &Path, suite: &Suite) -> Result<Option<BTreeMap<String, CaptionedImages>>> {
+/// Loads a reference set for each task from a folder with one subfolder per task. Returns `None` if
+/// the folder is a single reference set.
+fn load_references_per_task(
+    path: &Path,
+    suite: &Suite,
+) -> Result<Option<BTreeMap<String, CaptionedImages>>> {
     let folder = |name: &str| path.join(name);
     let names = || suite.tasks.iter().map(|t| t.name.as_str());
-    if table_in(path).is_some() || !names().any(|name| folder(name).is_dir()) {
+    if caption_table_name(path).is_some() || !names().any(|name| folder(name).is_dir()) {
         return Ok(None);
     }
-    let without: Vec<&str> = names().filter(|n| table_in(&folder(n)).is_none()).collect();
+    let without: Vec<&str> = names()
+        .filter(|n| caption_table_name(&folder(n)).is_none())
+        .collect();
     if !without.is_empty() {
         bail!(
-            "--reference {} has sets of single tasks, but none of {}: each needs a folder of its name with captions.csv or captions.tsv",
+            "--reference {} has sets of single tasks, but none of {}: each needs a folder of its \
+             name with captions.csv or captions.tsv",
             path.display(),
             without.join(", ")
         );
     }
-    let sets = names().map(|name| Ok((name.to_owned(), reference(&folder(name))?)));
+    let sets = names().map(|name| Ok((name.to_owned(), load_reference(&folder(name))?)));
     sets.collect::<Result<_>>().map(Some)
 }
 
-fn reference(path: &Path) -> Result<CaptionedImages> {
+/// Loads reference pairs from a folder with a caption table, or from such a table.
+fn load_reference(path: &Path) -> Result<CaptionedImages> {
     if path.is_dir() {
-        let Some(table) = table_in(path) else {
+        let Some(table) = caption_table_name(path) else {
             bail!(
-                "{} has no captions.csv or captions.tsv: a table with a column `file` and a column `caption`; nor a folder for each task with one",
+                "{} has no captions.csv or captions.tsv: a table with a column `file` and a \
+                 column `caption`; nor a folder for each task with one",
                 path.display()
             );
         };
@@ -253,7 +263,7 @@ fn reference(path: &Path) -> Result<CaptionedImages> {
     let table = caption_table(&store, name)?;
     if table.missing > 0 {
         eprintln!(
-            "note: {} rows of {} are left out because their images are not there",
+            "note: {} rows of {} are skipped because their images do not exist",
             table.missing,
             path.display()
         );
@@ -265,11 +275,11 @@ fn reference(path: &Path) -> Result<CaptionedImages> {
 mod tests {
     use super::*;
 
-    /// A folder with one picture and its caption.
+    /// Writes a folder with one image and its caption.
     fn write_set(folder: &Path, caption: &str) {
         std::fs::create_dir_all(folder).unwrap();
-        let picture = image::RgbImage::from_pixel(8, 8, image::Rgb([9, 99, 199]));
-        picture.save(folder.join("0.png")).unwrap();
+        let image = image::RgbImage::from_pixel(8, 8, image::Rgb([9, 99, 199]));
+        image.save(folder.join("0.png")).unwrap();
         let table = format!("file,caption\n0.png,{caption}\n");
         std::fs::write(folder.join("captions.csv"), table).unwrap();
     }
@@ -294,11 +304,11 @@ mod tests {
         let both = selected(root).unwrap().suite;
         assert_eq!(both.reference_of(0).captions, ["a digit"]);
         assert_eq!(both.reference_of(1).captions, ["a shape"]);
-        // The fingerprint sees what a task has.
+        // The fingerprint covers the reference set of every task.
         write_set(&root.join("shapes"), "another shape");
         let other = selected(root).unwrap().suite;
         assert_ne!(other.fingerprint(), both.fingerprint());
-        // With a table of its own the folder is one set.
+        // A folder with its own table is a single set.
         write_set(root, "anything");
         let one = selected(root).unwrap().suite;
         assert_eq!(one.reference_of(0).captions, ["anything"]);

@@ -1,4 +1,4 @@
-//! `sweep`: many runs as a list of commands, and how far they are.
+//! `sweep`: planning, running and monitoring grids of runs.
 
 use std::path::{Path, PathBuf};
 
@@ -17,47 +17,52 @@ use crate::sweep::{
 /// Arguments of `sweep`.
 #[derive(Debug, Clone, Args)]
 pub struct SweepArgs {
-    /// What to do
+    /// The subcommand
     #[command(subcommand)]
     pub verb: SweepVerb,
 }
 
-/// The verbs of `sweep`.
+/// The subcommands of `sweep`.
 #[derive(Debug, Clone, Subcommand)]
-#[allow(clippy::large_enum_variant)] // There is one of them a call.
+#[allow(clippy::large_enum_variant)] // One value exists per process.
 pub enum SweepVerb {
-    /// Write all combinations of methods, suites, settings and seeds as a list of commands, one a
-    /// line
+    /// Write the commands of all combinations of methods, suites, settings and seeds
     ///
-    /// DIR gets runs.sh (line N does run N), sweep.sbatch (a SLURM job array in which task N does
-    /// line N) and sweep.toml (what was asked for). Runs go to DIR/runs, what they print to
-    /// DIR/logs. The lines are independent: any scheduler may do them, in any order and on any
-    /// machine that sees DIR; a line done again goes on where its run was stopped. Nothing is run.
+    /// DIR gets runs.sh (line N executes run N), sweep.sbatch (a SLURM job array whose task N
+    /// executes line N) and sweep.toml (the request). Runs go to DIR/runs, their output to
+    /// DIR/logs. The lines are independent: any scheduler may execute them, in any order and on any
+    /// machine that can access DIR. Executing a line again resumes its run. This command runs
+    /// nothing.
     Plan(PlanArgs),
-    /// Do the runs of a sweep on this machine, several at once
+    /// Execute the runs of a sweep on this machine, several in parallel
     ///
-    /// Those that are complete are left out, those that were stopped go on. What a run prints goes
-    /// to its log. Ctrl-C stops all of them at their next update.
+    /// Skips complete runs and resumes stopped ones. The output of a run goes to its log. Ctrl-C
+    /// stops all runs at their next training step.
     Run(SweepRunArgs),
-    /// Say how far the runs of a sweep are
+    /// Show the status of a sweep
     ///
-    /// Reads the folders of the runs, so it may be asked at any time, and on any machine that sees
-    /// DIR. The exit status is 0 only when all runs are complete.
+    /// Reads the run directories, so it works at any time and on any machine that can access DIR.
+    /// The exit status is 0 only if all runs are complete.
     Status(StatusArgs),
 }
 
 /// Arguments of `sweep plan`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Examples:\n  mtil-bench sweep plan sweeps/lr --methods gnsp,finetune --seeds 42,43,44 --set lr=1e-5,2e-5\n  mtil-bench sweep plan sweeps/orders --methods gnsp --suites mtil-order-1,mtil-order-2 -- --data /data/mtil --model openai/ViT-B-16 --device cuda\n\nThen one of\n  mtil-bench sweep run sweeps/lr --jobs 2\n  sbatch --time=1-00:00:00 --gpus=1 sweeps/lr/sweep.sbatch\n  parallel -j 2 < sweeps/lr/runs.sh"
-)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench sweep plan sweeps/lr --methods gnsp,finetune --seeds 42,43,44 \
+        --set lr=1e-5,2e-5\n  \
+        mtil-bench sweep plan sweeps/orders --methods gnsp --suites mtil-order-1,mtil-order-2 \
+        -- --data /data/mtil --model openai/ViT-B-16 --device cuda\n\nThen one of\n  \
+        mtil-bench sweep run sweeps/lr --jobs 2\n  \
+        sbatch --time=1-00:00:00 --gpus=1 sweeps/lr/sweep.sbatch\n  \
+        parallel -j 2 < sweeps/lr/runs.sh")]
 pub struct PlanArgs {
     /// Folder of the sweep
     pub dir: PathBuf,
-    /// Methods, with commas between: names from `mtil-bench methods`, or TOML files
+    /// Comma-separated methods: names from `mtil-bench methods`, or TOML files
     #[arg(long, value_delimiter = ',', required = true, value_name = "NAME,NAME")]
     pub methods: Vec<String>,
-    /// Suites, with commas between: names from `mtil-bench suite list`, or TOML files
+    /// Comma-separated suites: names from `mtil-bench suite list`, or TOML files
     #[arg(
         long,
         value_delimiter = ',',
@@ -65,17 +70,18 @@ pub struct PlanArgs {
         value_name = "NAME,NAME"
     )]
     pub suites: Vec<String>,
-    /// Seeds, with commas between
+    /// Comma-separated random seeds
     #[arg(long, value_delimiter = ',', default_value = "42", value_name = "N,N")]
     pub seeds: Vec<u64>,
-    /// Change a setting of the methods; several values with commas between make a run each
+    /// Override a setting of the methods; comma-separated values make one run each
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// The program of the commands: a path, or a name on the PATH of where they run [default: this
-    /// program]
+    /// Program of the commands: a path, or a name that is looked up on the PATH when they run
+    /// [default: this program]
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
-    /// Replace the list of another sweep in DIR; its runs stay, and those of the same name go on
+    /// Replace the list of another sweep in DIR; its runs are kept, and those of the same name
+    /// resume
     #[arg(long)]
     pub force: bool,
     /// Print the runs and their commands as JSON on standard output
@@ -96,7 +102,7 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
-/// `sweep`.
+/// Runs `sweep`.
 pub fn sweep(args: &SweepArgs) -> Result<()> {
     match &args.verb {
         SweepVerb::Plan(args) => plan(args),
@@ -150,22 +156,27 @@ fn plan(args: &PlanArgs) -> Result<()> {
     let [list, script, dir] = [files.list(), files.script(), files.root().to_owned()]
         .map(|path| quote(&path.display().to_string()));
     eprintln!(
-        "\n{} runs, one a line of {list}\nhere:       mtil-bench sweep run {dir} --jobs 2\nwith SLURM: sbatch {script}\nelsewhere:  parallel -j 2 < {list}, or bash {list}\nhow far:    mtil-bench sweep status {dir}",
+        "\n{} runs, one per line of {list}\n\
+         here:       mtil-bench sweep run {dir} --jobs 2\n\
+         with SLURM: sbatch {script}\n\
+         elsewhere:  parallel -j 2 < {list}, or bash {list}\n\
+         status:     mtil-bench sweep status {dir}",
         sweep.runs.len()
     );
     if sweep.runs.len() > DEFAULT_ARRAY {
         eprintln!(
-            "note: SLURM takes arrays of up to {DEFAULT_ARRAY} tasks unless its MaxArraySize was raised"
+            "note: SLURM accepts arrays of up to {DEFAULT_ARRAY} tasks unless its MaxArraySize is \
+             raised"
         );
     }
     Ok(())
 }
 
-/// Most tasks of an array where MaxArraySize has its default.
+/// Maximum number of tasks of an array with the default MaxArraySize.
 const DEFAULT_ARRAY: usize = 1000;
 
-/// What a sweep says itself, and by which flag.
-const OWN: [(&str, &str, &str); 6] = [
+/// Arguments of `run` that the sweep sets: id, flag, and the replacement.
+const RESERVED: [(&str, &str, &str); 6] = [
     ("methods", "--methods", "--methods before the `--`"),
     ("suite", "--suite", "--suites before the `--`"),
     ("seed", "--seed", "--seeds before the `--`"),
@@ -182,8 +193,8 @@ const OWN: [(&str, &str, &str); 6] = [
     ),
 ];
 
-/// Checks the arguments that all runs share. What comes from the environment is made an argument,
-/// as the environment may be another where the runs are done.
+/// Checks the arguments that all runs share, and adds those set by environment variables, because
+/// the runs may have another environment.
 fn shared(words: &[String]) -> Result<Vec<String>> {
     let parser = RunArgs::augment_args(clap::Command::new("mtil-bench run")).no_binary_name(true);
     let matches = match parser.try_get_matches_from(words) {
@@ -198,9 +209,9 @@ fn shared(words: &[String]) -> Result<Vec<String>> {
                     .trim_end()
             ));
         }
-        Err(_) => bail!("after `--`: --help and --version are no arguments of a run"),
+        Err(_) => bail!("after `--`: --help and --version are not arguments of a run"),
     };
-    for (id, flag, instead) in OWN {
+    for (id, flag, instead) in RESERVED {
         if matches.value_source(id) == Some(ValueSource::CommandLine) {
             bail!("{flag} cannot be shared by the runs of a sweep; give {instead}");
         }
@@ -227,12 +238,12 @@ fn raw(matches: &ArgMatches, id: &str) -> Result<Option<String>> {
         .transpose()
 }
 
-/// The program of the list.
+/// Returns the program of the command list.
 fn binary(given: Option<&Path>) -> Result<String> {
     let path = match given {
         None => std::env::current_exe()
             .wrap_err("this program's own path is not known; give --binary")?,
-        // A name alone is looked for where the runs are done.
+        // A bare name is looked up on the PATH when the runs start.
         Some(path) if path.components().count() == 1 && !path.starts_with(".") => path.to_owned(),
         Some(path) => {
             if !path.is_file() {
@@ -277,7 +288,7 @@ fn show(args: &StatusArgs) -> Result<()> {
     }
 }
 
-/// One line a run.
+/// Formats the status table, one line per run.
 fn table(runs: &[RunStatus]) -> String {
     let mut rows = vec![["line", "run", "Transfer", "Average", "Last", "state"].map(str::to_owned)];
     for run in runs {
@@ -338,7 +349,7 @@ mod tests {
             (&["--dat", "/d"], "--dat"),
             (&["--shots", "many"], "many"),
             (&["stray"], "stray"),
-            (&["--help"], "no arguments of a run"),
+            (&["--help"], "not arguments of a run"),
         ] {
             let message = format!("{:#}", shared(wrong).unwrap_err());
             assert!(message.contains(word), "{word}: {message}");
@@ -346,9 +357,9 @@ mod tests {
     }
 
     #[test]
-    fn own_flags_are_those_of_run() {
+    fn reserved_flags_are_those_of_run() {
         let command = RunArgs::augment_args(clap::Command::new("run"));
-        for (id, flag, _) in OWN {
+        for (id, flag, _) in RESERVED {
             let arg = command.get_arguments().find(|a| a.get_id() == id).unwrap();
             assert_eq!(arg.get_long(), flag.strip_prefix("--"));
         }
@@ -356,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn every_planned_command_is_one_of_run() {
+    fn every_planned_command_parses_as_run() {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::new(&folder.path().join("a sweep")).unwrap();
         let request = Request {
@@ -386,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_program_is_made_absolute_and_a_name_stays() {
+    fn a_relative_program_path_is_made_absolute_and_a_name_is_kept() {
         assert_eq!(binary(Some(Path::new("mtil-bench"))).unwrap(), "mtil-bench");
         let own = binary(None).unwrap();
         assert!(Path::new(&own).is_absolute());

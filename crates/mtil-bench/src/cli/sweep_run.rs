@@ -1,4 +1,4 @@
-//! `sweep run`: the runs of a sweep on this machine, several at once.
+//! `sweep run`: parallel execution of a sweep on this machine.
 
 use std::{
     fs::File,
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{jobs::share_threads, run::stop_on_interrupt};
+use super::{run::stop_on_interrupt, workers::share_threads};
 use crate::sweep::{Files, State, Sweep, command, status, totals};
 use clap::Args;
 use eyre::{Result, WrapErr, eyre};
@@ -21,25 +21,30 @@ pub struct SweepRunArgs {
     /// Folder of the sweep
     pub dir: PathBuf,
     /// Runs at once, each a process with its share of the threads
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     pub jobs: u16,
 }
 
-/// A run at work.
-struct AtWork {
+/// A running process of a run.
+struct RunningJob {
     name: String,
     log: PathBuf,
     child: Child,
     begun: Instant,
 }
 
-/// `sweep run`.
+/// Runs `sweep run`.
 pub fn run(args: &SweepRunArgs) -> Result<()> {
     let files = Files::new(&args.dir)?;
     let sweep = Sweep::load(&files)?;
     let left = status(&files, &sweep).into_iter().filter(|run| {
         let over = matches!(run.state, State::Complete(_) | State::Guarded { .. });
-        !over && !matches!(run.state, State::InWork { .. })
+        !over && !matches!(run.state, State::Running { .. })
     });
     let mut left: std::collections::VecDeque<_> = left.collect();
     let all = left.len();
@@ -55,10 +60,10 @@ pub fn run(args: &SweepRunArgs) -> Result<()> {
     bar.set_style(ProgressStyle::with_template(
         "{bar:40} {pos}/{len} runs, {elapsed} so far, about {eta} left",
     )?);
-    let say = |text: String| bar.suspend(|| eprintln!("{text}"));
-    let (mut at_work, mut done, mut told) = (Vec::<AtWork>::new(), 0, false);
-    while !(at_work.is_empty() && (left.is_empty() || stop.load(Ordering::Relaxed))) {
-        while at_work.len() < parallel
+    let print = |text: String| bar.suspend(|| eprintln!("{text}"));
+    let (mut running, mut done, mut interrupted) = (Vec::<RunningJob>::new(), 0, false);
+    while !(running.is_empty() && (left.is_empty() || stop.load(Ordering::Relaxed))) {
+        while running.len() < parallel
             && !stop.load(Ordering::Relaxed)
             && let Some(next) = left.pop_front()
         {
@@ -73,42 +78,43 @@ pub fn run(args: &SweepRunArgs) -> Result<()> {
                 .stdout(output.try_clone()?)
                 .stderr(output);
             share_threads(&mut command, parallel);
-            // An interrupt of the terminal comes to this process alone, which passes it on once.
+            // In a group of its own, so that Ctrl-C on the terminal reaches this process only,
+            // which forwards it once.
             #[cfg(unix)]
             std::os::unix::process::CommandExt::process_group(&mut command, 0);
             let child = command.spawn().wrap_err_with(|| words[0].clone())?;
-            at_work.push(AtWork {
+            running.push(RunningJob {
                 name: next.run.name,
                 log,
                 child,
                 begun: Instant::now(),
             });
         }
-        if stop.load(Ordering::Relaxed) && !told {
-            told = true;
-            for work in &mut at_work {
-                interrupt(&mut work.child);
+        if stop.load(Ordering::Relaxed) && !interrupted {
+            interrupted = true;
+            for job in &mut running {
+                interrupt(&mut job.child);
             }
         }
         thread::sleep(Duration::from_millis(100));
         let mut still = Vec::new();
-        for mut work in at_work {
-            let Some(status) = work.child.try_wait()? else {
-                still.push(work);
+        for mut job in running {
+            let Some(status) = job.child.try_wait()? else {
+                still.push(job);
                 continue;
             };
             done += 1;
             bar.set_position(done);
-            let (name, seconds) = (&work.name, work.begun.elapsed().as_secs());
-            say(match status.success() {
+            let (name, seconds) = (&job.name, job.begun.elapsed().as_secs());
+            print(match status.success() {
                 true => format!("[{done}/{all}] {name}: complete, {seconds} s"),
                 false => format!(
                     "[{done}/{all}] {name}: ended ({status}); see {}",
-                    work.log.display()
+                    job.log.display()
                 ),
             });
         }
-        at_work = still;
+        running = still;
     }
     bar.finish_and_clear();
     let totals = totals(&status(&files, &sweep));
@@ -116,10 +122,10 @@ pub fn run(args: &SweepRunArgs) -> Result<()> {
     match totals.all_complete() {
         true => Ok(()),
         false if stop.load(Ordering::Relaxed) => {
-            Err(eyre!("stopped; the same command goes on from here"))
+            Err(eyre!("stopped; the same command resumes the runs"))
         }
         false => Err(eyre!(
-            "{} of {} runs are not complete; `mtil-bench sweep status {}` says which",
+            "{} of {} runs are not complete; `mtil-bench sweep status {}` shows which",
             totals.runs - totals.complete,
             totals.runs,
             args.dir.display()
@@ -127,7 +133,7 @@ pub fn run(args: &SweepRunArgs) -> Result<()> {
     }
 }
 
-/// Asks a run to stop at its next update.
+/// Asks a run to stop at its next training step.
 fn interrupt(child: &mut Child) {
     #[cfg(unix)]
     {

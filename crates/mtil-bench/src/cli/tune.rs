@@ -1,4 +1,4 @@
-//! `tune`: settings chosen on `mini-dev`, with the same budget for every method.
+//! `tune`: tuning of methods on `mini-dev`, with the same budget for every method.
 
 use std::{
     collections::BTreeMap,
@@ -19,44 +19,46 @@ use mtil_engine::{
 
 use super::{
     args::{Selection, TuneArgs},
-    checkpoint::{EMBEDDED, Loaded, load_model},
-    job::{Common, Fingerprinted, Job},
+    checkpoint::{EMBEDDED, LoadedModel, load_model},
+    job::{FingerprintedSuite, Job, SharedSettings},
     planning::plan,
-    run::{QUICK, execute, load_method, safe, stop_on_interrupt},
+    run::{QUICK, execute, file_name_safe, load_method, stop_on_interrupt},
     selection::Selected,
 };
 use crate::device;
 
-/// What a candidate is chosen by.
-const CRITERION: &str = "the highest Average on mini-dev: the mean accuracy over all tasks after every task, of one seed";
+/// Selection criterion, as recorded in `tuned.json`.
+const CRITERION: &str = "the highest Average on mini-dev: the mean accuracy over all tasks after \
+                         every task, of one seed";
 
-/// Learning rates that every method which has one is tried with.
-const RATES: [f64; 5] = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3];
-/// The same for what is trained beside frozen weights.
-const RATES_OF_ADAPTERS: [f64; 5] = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2];
+/// Learning rates of the candidates of every method with a learning rate.
+const LEARNING_RATES: [f64; 5] = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3];
+/// Learning rates of the candidates of methods that train adapters.
+const ADAPTER_LEARNING_RATES: [f64; 5] = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2];
 
-/// What all candidates share.
+/// Settings that all candidates share.
 struct Tuning<'a> {
     args: &'a TuneArgs,
-    model: Loaded,
+    model: LoadedModel,
     selected: Selected,
-    suite: Fingerprinted,
+    suite: FingerprintedSuite,
 }
 
-/// A candidate on its way.
-struct Trial {
+/// The run of a candidate.
+struct CandidateRun {
     method: String,
     set: Vec<String>,
     job: Job,
 }
 
-/// `tune`.
+/// Runs `tune`.
 pub fn tune(args: &TuneArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let tuning = Tuning::of(args, &device)?;
     if args.plan {
-        let jobs: Vec<Job> = tuning.first()?.into_iter().map(|trial| trial.job).collect();
-        eprintln!("The learning rates alone; other settings take about as many runs again.");
+        let runs = tuning.learning_rate_runs()?.into_iter();
+        let jobs: Vec<Job> = runs.map(|run| run.job).collect();
+        eprintln!("Learning rates only; the other settings need about as many additional runs.");
         return plan(&jobs, &tuning.model.clip, &device, false, false);
     }
     let tuned = tuning.choose(&device, &stop_on_interrupt()?)?;
@@ -64,7 +66,7 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
     Ok(())
 }
 
-/// Tries the candidates of every method and writes the choices to `args.out`.
+/// Runs the candidates of every method and writes the chosen settings to `args.out`.
 pub fn choose(args: &TuneArgs, device: &Device, stop: &Arc<AtomicBool>) -> Result<Tuned> {
     Tuning::of(args, device)?.choose(device, stop)
 }
@@ -75,32 +77,32 @@ impl<'a> Tuning<'a> {
         Ok(Self {
             args,
             model: load_model(EMBEDDED, &Default::default(), device)?,
-            suite: Fingerprinted::new(&selected.suite),
+            suite: FingerprintedSuite::new(&selected.suite),
             selected,
         })
     }
 
-    /// Every method that trains, with each learning rate.
-    fn first(&self) -> Result<Vec<Trial>> {
+    /// Returns the runs of every trainable method with each learning rate.
+    fn learning_rate_runs(&self) -> Result<Vec<CandidateRun>> {
         let methods: Vec<String> = match self.args.methods.as_slice() {
             [] => names().into_iter().map(str::to_owned).collect(),
             some => some.to_vec(),
         };
-        let mut first = Vec::new();
+        let mut runs = Vec::new();
         for name in &methods {
             if self.method(name, &[])?.trains {
-                first.extend(self.rates(name)?);
+                runs.extend(self.learning_rates(name)?);
             }
         }
-        if first.is_empty() {
+        if runs.is_empty() {
             bail!("none of {} trains anything", methods.join(", "));
         }
-        Ok(first)
+        Ok(runs)
     }
 
     fn choose(&self, device: &Device, stop: &Arc<AtomicBool>) -> Result<Tuned> {
         let args = self.args;
-        let first = self.first()?;
+        let first = self.learning_rate_runs()?;
         fs::create_dir_all(&args.out).wrap_err_with(|| {
             format!("cannot create {}; choose another --out", args.out.display())
         })?;
@@ -109,20 +111,21 @@ impl<'a> Tuning<'a> {
             ..RunOptions::default()
         };
         let mut candidates: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
-        let try_out = |what: &str, trials: Vec<Trial>, found: &mut BTreeMap<String, Vec<_>>| {
-            eprintln!("{what}: {} runs", trials.len());
-            let jobs: Vec<Job> = trials.iter().map(|trial| trial.job.clone()).collect();
-            let parallel = args.jobs as usize;
-            execute(&jobs, parallel, &self.model, device, &options, stop)?.finish()?;
-            for trial in &trials {
-                let of_method = found.entry(trial.method.clone()).or_default();
-                of_method.push(trial.found()?);
-            }
-            Ok::<(), eyre::Report>(())
-        };
-        try_out("learning rates", first, &mut candidates)?;
-        let own = self.own_settings(&candidates)?;
-        try_out("settings of their own", own, &mut candidates)?;
+        let evaluate =
+            |title: &str, runs: Vec<CandidateRun>, found: &mut BTreeMap<String, Vec<_>>| {
+                eprintln!("{title}: {} runs", runs.len());
+                let jobs: Vec<Job> = runs.iter().map(|run| run.job.clone()).collect();
+                let parallel = args.jobs as usize;
+                execute(&jobs, parallel, &self.model, device, &options, stop)?.finish()?;
+                for run in &runs {
+                    let of_method = found.entry(run.method.clone()).or_default();
+                    of_method.push(run.candidate()?);
+                }
+                Ok::<(), eyre::Report>(())
+            };
+        evaluate("learning rates", first, &mut candidates)?;
+        let second = self.method_settings(&candidates)?;
+        evaluate("method-specific settings", second, &mut candidates)?;
         let tuned = Tuned {
             criterion: CRITERION.to_owned(),
             suite: mini_world::DEV_NAME.to_owned(),
@@ -139,7 +142,7 @@ impl<'a> Tuning<'a> {
             .wrap_err_with(|| format!("cannot write {}", path.display()))?;
         eprintln!("written: {}", path.display());
         if args.quick {
-            eprintln!("note: --quick makes few updates on few images; these choices mean nothing");
+            eprintln!("note: --quick makes few steps on few images; these choices mean nothing");
         }
         Ok(tuned)
     }
@@ -157,8 +160,8 @@ impl<'a> Tuning<'a> {
         )
     }
 
-    fn trial(&self, name: &str, set: Vec<String>) -> Result<Trial> {
-        let common = Common {
+    fn candidate_run(&self, name: &str, set: Vec<String>) -> Result<CandidateRun> {
+        let common = SharedSettings {
             model: &self.model,
             device: &self.args.device,
             peers: &[],
@@ -167,7 +170,7 @@ impl<'a> Tuning<'a> {
             skip_bad_images: false,
             select: None,
         };
-        let folder = safe(&format!("{name} {}", set.join(" ")));
+        let folder = file_name_safe(&format!("{name} {}", set.join(" ")));
         let (out, seed): (&Path, u64) = (&self.args.out, self.args.seed);
         let method = self.method(name, &set)?;
         let job = common.job(
@@ -178,21 +181,25 @@ impl<'a> Tuning<'a> {
             &self.suite,
             method,
         );
-        Ok(Trial {
+        Ok(CandidateRun {
             method: name.to_owned(),
             set,
             job,
         })
     }
 
-    /// A method with each learning rate, or once where it has none.
-    fn rates(&self, name: &str) -> Result<Vec<Trial>> {
+    /// Returns the runs of a method with each learning rate, or one run if it has none.
+    fn learning_rates(&self, name: &str) -> Result<Vec<CandidateRun>> {
         let method = self.method(name, &[])?;
         if method.analytic.is_some() {
-            return Ok(vec![self.trial(name, Vec::new())?]);
+            return Ok(vec![self.candidate_run(name, Vec::new())?]);
         }
         let adapters = method.lora.is_some() || method.experts.is_some();
-        let rates = if adapters { RATES_OF_ADAPTERS } else { RATES };
+        let rates = if adapters {
+            ADAPTER_LEARNING_RATES
+        } else {
+            LEARNING_RATES
+        };
         rates
             .into_iter()
             .map(|lr| {
@@ -200,20 +207,24 @@ impl<'a> Tuning<'a> {
                 if method.lr_later.is_some() {
                     set.push(format!("lr_later={lr:e}"));
                 }
-                self.trial(name, set)
+                self.candidate_run(name, set)
             })
             .collect()
     }
 
-    /// At the best learning rate of each method, the other values of its own settings, one at a
-    /// time.
-    fn own_settings(&self, found: &BTreeMap<String, Vec<Candidate>>) -> Result<Vec<Trial>> {
-        let mut trials = Vec::new();
+    /// Returns the runs that vary the method-specific settings, one at a time, at the best learning
+    /// rate of each method.
+    fn method_settings(
+        &self,
+        found: &BTreeMap<String, Vec<Candidate>>,
+    ) -> Result<Vec<CandidateRun>> {
+        let mut runs = Vec::new();
         for (name, candidates) in found {
             let best = TunedMethod::best_of(candidates.clone());
             let best = &best.candidates[best.chosen];
-            for (key, values) in Method::own_settings(name)? {
+            for (key, values) in Method::tuning_grid(name)? {
                 for value in values {
+                    // A value such as `10x` is a multiple of the learning rate.
                     let value = match (value.strip_suffix('x'), best.lr()) {
                         (Some(times), Some(lr)) => format!("{:e}", times.parse::<f64>()? * lr),
                         _ => value,
@@ -221,16 +232,17 @@ impl<'a> Tuning<'a> {
                     let mut set = best.set.clone();
                     set.retain(|text| !text.starts_with(&format!("{key}=")));
                     set.push(format!("{key}={value}"));
-                    trials.push(self.trial(name, set)?);
+                    runs.push(self.candidate_run(name, set)?);
                 }
             }
         }
-        Ok(trials)
+        Ok(runs)
     }
 }
 
-impl Trial {
-    fn found(&self) -> Result<Candidate> {
+impl CandidateRun {
+    /// Reads the metrics of the run.
+    fn candidate(&self) -> Result<Candidate> {
         let path: PathBuf = self.job.folder.join(MetricsFile::NAME);
         let metrics = MetricsFile::load(&path)?;
         let Some(average) = metrics.average else {
@@ -245,7 +257,7 @@ impl Trial {
     }
 }
 
-/// What was tried and chosen, a line each method.
+/// Formats the chosen settings, one line per method.
 fn table(tuned: &Tuned) -> String {
     let mut text = String::new();
     for (name, method) in &tuned.methods {

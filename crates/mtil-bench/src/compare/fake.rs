@@ -1,8 +1,8 @@
-//! Invented comparisons for tests.
+//! Synthetic comparisons for tests.
 
 use super::record::{
     Batches, Comparison, DeviceFacts, DeviceState, FORMAT, Facts, Figures, Measurement, Missing,
-    Outcome, Replay, ReplayOutcome, Size, Work,
+    Outcome, Replay, ReplayOutcome, Size, Workload,
 };
 
 pub(super) const GB: u64 = 1_000_000_000;
@@ -44,8 +44,8 @@ pub(super) fn device(word: &str, name: &str, state: DeviceState) -> DeviceFacts 
     }
 }
 
-/// Seconds that a call takes on the reference.
-fn cost(size: Size, work: Work) -> f64 {
+/// Returns the seconds of a call on the reference.
+fn cost(size: Size, work: Workload) -> f64 {
     let size = match size {
         Size::Tiny => 0.004,
         Size::VitB32 => 0.12,
@@ -53,25 +53,25 @@ fn cost(size: Size, work: Work) -> f64 {
         Size::VitL14 => 2.2,
     };
     size * match work {
-        Work::ImageEncoding => 3.0,
-        Work::TextEncoding => 1.2,
-        Work::TrainingStep => 14.0,
-        Work::GramAccumulation => 4.1,
-        Work::ProjectorBuild => 40.0,
-        Work::ProjectedStep => 0.6,
-        Work::Evaluation => 48.0,
+        Workload::ImageEncoding => 3.0,
+        Workload::TextEncoding => 1.2,
+        Workload::TrainingStep => 14.0,
+        Workload::GramAccumulation => 4.1,
+        Workload::ProjectorBuild => 40.0,
+        Workload::ProjectedStep => 0.6,
+        Workload::Evaluation => 48.0,
     }
 }
 
-/// Figures of a device `times` as fast as the reference, its first call taking `first` seconds
-/// more.
-fn figures(device: &str, size: Size, work: Work, times: f64, first: f64) -> Figures {
+/// Returns the figures of a device `times` as fast as the reference, whose first call takes `first`
+/// seconds more.
+fn figures(device: &str, size: Size, work: Workload, times: f64, first: f64) -> Figures {
     let base = cost(size, work) / times;
     let items = match work {
-        Work::ImageEncoding | Work::GramAccumulation => 64,
-        Work::TextEncoding => 100,
-        Work::Evaluation => 1000,
-        Work::TrainingStep | Work::ProjectedStep | Work::ProjectorBuild => 1,
+        Workload::ImageEncoding | Workload::GramAccumulation => 64,
+        Workload::TextEncoding => 100,
+        Workload::Evaluation => 1000,
+        Workload::TrainingStep | Workload::ProjectedStep | Workload::ProjectorBuild => 1,
     };
     let gpu = device.contains(':');
     let weights = match size {
@@ -80,7 +80,12 @@ fn figures(device: &str, size: Size, work: Work, times: f64, first: f64) -> Figu
         Size::VitB16 => 0.6,
         Size::VitL14 => 1.7,
     };
-    let memory = weights * if work == Work::TrainingStep { 6.0 } else { 1.4 };
+    let memory = weights
+        * if work == Workload::TrainingStep {
+            6.0
+        } else {
+            1.4
+        };
     let of = |share: f64| (memory * share * GB as f64) as u64;
     Figures {
         items,
@@ -96,9 +101,9 @@ fn figures(device: &str, size: Size, work: Work, times: f64, first: f64) -> Figu
 }
 
 fn measurements(device: &str, sizes: &[Size], times: f64, first: f64) -> Vec<Measurement> {
-    let all = sizes.iter().flat_map(|s| Work::ALL.map(|w| (*s, w)));
+    let all = sizes.iter().flat_map(|s| Workload::ALL.map(|w| (*s, w)));
     all.map(|(size, work)| {
-        // Small work gains less.
+        // Small workloads gain less.
         let times = match size {
             Size::Tiny => times.powf(0.3),
             _ => times,
@@ -113,7 +118,7 @@ fn measurements(device: &str, sizes: &[Size], times: f64, first: f64) -> Vec<Mea
     .collect()
 }
 
-/// Nothing was measured, no device worked.
+/// A comparison without a usable device.
 pub(super) fn nothing() -> Comparison {
     Comparison {
         format: FORMAT,
@@ -130,7 +135,7 @@ pub(super) fn nothing() -> Comparison {
     }
 }
 
-/// The default build: one device.
+/// A comparison of the default build, with one device.
 pub(super) fn one_device() -> Comparison {
     let missing = |feature: &str| {
         let state = DeviceState::NotCompiledIn {
@@ -153,13 +158,13 @@ pub(super) fn one_device() -> Comparison {
     }
 }
 
-/// Three devices with holes and every kind of failure, two that could not be used.
+/// A comparison of three devices with every kind of failure, and two unusable devices.
 pub(super) fn three_devices() -> Comparison {
     let sizes = &Size::ALL;
     let mut all = measurements("flex", sizes, 1.0, 0.01);
     all.extend(measurements("vulkan:0", sizes, 7.3, 3.4));
     all.extend(measurements("cuda:0", sizes, 41.0, 8.2));
-    let mut set = |device: &str, size: Size, work: Work, outcome: Outcome| {
+    let mut set = |device: &str, size: Size, work: Workload, outcome: Outcome| {
         let m = all
             .iter_mut()
             .find(|m| m.device == device && m.size == size && m.work == work);
@@ -170,7 +175,7 @@ pub(super) fn three_devices() -> Comparison {
     set(
         "vulkan:0",
         l14,
-        Work::TrainingStep,
+        Workload::TrainingStep,
         missing(Missing::OutOfMemory {
             needed_bytes: Some(21_300_000_000),
             available_bytes: Some(16 * GB),
@@ -180,13 +185,13 @@ pub(super) fn three_devices() -> Comparison {
     set(
         "flex",
         l14,
-        Work::Evaluation,
+        Workload::Evaluation,
         missing(Missing::TimeLimit { seconds: 120.0 }),
     );
     set(
         "vulkan:0",
         l14,
-        Work::TextEncoding,
+        Workload::TextEncoding,
         missing(Missing::NotFinite {
             what: "text embeddings".into(),
         }),
@@ -194,22 +199,22 @@ pub(super) fn three_devices() -> Comparison {
     set(
         "cuda:0",
         b16,
-        Work::ProjectorBuild,
+        Workload::ProjectorBuild,
         missing(Missing::Failed {
             reason: "cusolver is missing".into(),
         }),
     );
-    // Fast, and wrong.
-    let mut wrong = figures("vulkan:0", b16, Work::ImageEncoding, 90.0, 3.0);
+    // Fast, but with differing results.
+    let mut wrong = figures("vulkan:0", b16, Workload::ImageEncoding, 90.0, 3.0);
     wrong.difference = Some(0.031);
     set(
         "vulkan:0",
         b16,
-        Work::ImageEncoding,
+        Workload::ImageEncoding,
         Outcome::Measured(wrong),
     );
-    // A hole: not asked for.
-    all.retain(|m| !(m.device == "vulkan:0" && m.size == b16 && m.work == Work::ProjectedStep));
+    // Not requested.
+    all.retain(|m| !(m.device == "vulkan:0" && m.size == b16 && m.work == Workload::ProjectedStep));
     let replay = |to: &str, difference: f64| Replay {
         recorded_on: "flex".into(),
         replayed_on: to.into(),

@@ -1,4 +1,4 @@
-//! Sending out measuring processes, and putting what they say together.
+//! Worker processes of a device comparison, and the comparison of their results.
 
 use std::{
     collections::BTreeMap,
@@ -10,82 +10,82 @@ use std::{
 };
 
 use super::{
-    measure::{Line, Order, Results, lowered_by, needed_bytes, result_file},
+    measure::{Results, WorkerMessage, WorkerRequest, lowered_by, needed_bytes, result_file},
     record::{
         Batches, Comparison, DeviceFacts, DeviceState, FORMAT, Facts, Figures, Measurement,
-        Missing, Outcome, REFERENCE, Replay, ReplayOutcome, Size, Work,
+        Missing, Outcome, REFERENCE, Replay, ReplayOutcome, Size, Workload,
     },
 };
 use crate::{
     device::{self, DeviceError},
     sweep,
 };
-use mtil_data::machine::{available_bytes, memory, processors};
+use mtil_data::machine::{available_bytes, meminfo, processors};
 
-/// What is to be compared.
+/// Request of a device comparison.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Words of devices; all that are usable where empty.
+    /// Names of devices; empty means every usable device.
     pub devices: Vec<String>,
-    /// Models.
+    /// Model sizes.
     pub sizes: Vec<Size>,
-    /// What is timed.
-    pub works: Vec<Work>,
-    /// Images encoded at once; by size where not given.
+    /// Workloads to time.
+    pub works: Vec<Workload>,
+    /// Images per batch; `None` selects the default of each size.
     pub batch: Option<usize>,
-    /// Timed calls of each work.
+    /// Timed calls of each workload.
     pub repetitions: usize,
-    /// Longest time for the timed calls of one work, the first not counted; four times as long with
-    /// it may pass until its process is stopped.
+    /// Time limit of the timed calls of a workload, without the first call. A worker that is silent
+    /// for four times as long is killed.
     pub limit_seconds: Option<f64>,
-    /// Of weights, images and prompts.
+    /// Seed of weights, images and prompts.
     pub seed: u64,
-    /// Updates of the run that is replayed; none where 0.
+    /// Training steps of the run that is replayed; 0 disables the replay.
     pub replay: usize,
-    /// Largest relative difference of results that counts as the same.
+    /// Largest relative difference between results that count as equal.
     pub tolerance: f64,
-    /// Largest relative difference of the losses of a replay.
+    /// Largest relative difference between the losses of a replay.
     pub replay_tolerance: f64,
 }
 
-/// Why nothing was compared.
+/// An error that prevents a comparison.
 #[derive(Debug, thiserror::Error)]
 pub enum GatherError {
-    /// A device that was asked for by name.
+    /// A requested device is unknown or unusable.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// No device of this build works.
-    #[error("no device of this build works here; `mtil-bench device` says why")]
+    #[error("no device of this build works here; `mtil-bench device` shows why")]
     NoDevice,
-    /// The measuring process could not be started, or its results not be kept.
+    /// A worker process could not be started, or its results could not be stored.
     #[error("{what}: {source}")]
     Io {
-        /// What was attempted.
+        /// The operation that failed.
         what: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }
 
-/// What happens meanwhile.
+/// A progress event of a comparison.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A work begins.
+    /// A workload starts.
     Begun {
-        /// On which device.
+        /// Device name.
         device: &'a str,
-        /// Of which size.
+        /// Model size.
         size: Size,
-        /// What is timed.
-        work: Work,
+        /// The workload.
+        work: Workload,
     },
-    /// A work is done.
+    /// A workload has finished.
     Done(&'a Measurement),
-    /// All works of a device and size are done: everything so far.
+    /// All workloads of a device and size have finished. Holds the comparison so far.
     Gathered(&'a Comparison),
 }
 
-/// The default batch sizes of a size.
+/// Returns the batch sizes of a model size; `images` overrides the default number of images.
 pub fn batches(size: Size, images: Option<usize>) -> Batches {
     let images = images.unwrap_or(match size {
         Size::Tiny => 32,
@@ -100,23 +100,24 @@ pub fn batches(size: Size, images: Option<usize>) -> Batches {
     }
 }
 
-/// Measures on every device asked for, one after the other, each size in a process of its own:
-/// `measurer` is the command that takes an [`Order`] as JSON on its standard input and answers with
-/// [`Line`]s.
+/// Runs the workloads on every requested device in turn, with one worker process for each size.
+///
+/// `worker_command` builds the command of a worker, which reads a [`WorkerRequest`] as JSON from
+/// its standard input and answers with [`WorkerMessage`]s.
 ///
 /// # Errors
-/// A device that was asked for by name is not there or does not work; no device works; no process
-/// can be started.
+/// [`GatherError`] if a requested device is unknown or unusable, no device is usable, or a process
+/// cannot be started.
 pub fn gather(
     request: &Request,
-    measurer: &dyn Fn() -> Command,
-    told: &mut dyn FnMut(&Event<'_>),
+    worker_command: &dyn Fn() -> Command,
+    on_event: &mut dyn FnMut(&Event<'_>),
 ) -> Result<Comparison, GatherError> {
     let results = tempfile::tempdir().map_err(|source| GatherError::Io {
         what: "making a folder for results".into(),
         source,
     })?;
-    let mut devices = listed(request)?;
+    let mut devices = requested_devices(request)?;
     let mut comparison = Comparison {
         format: FORMAT,
         facts: facts(request),
@@ -124,7 +125,7 @@ pub fn gather(
         measurements: Vec::new(),
         replays: Vec::new(),
     };
-    // The one that all are compared with goes first.
+    // The reference runs first: all other devices are compared with its results.
     devices.sort_by_key(|device| device.word != REFERENCE);
     comparison.devices.clone_from(&devices);
     let mut losses: BTreeMap<(String, Size), Losses> = BTreeMap::new();
@@ -134,7 +135,7 @@ pub fn gather(
             continue;
         }
         for &size in &request.sizes {
-            let order = Order {
+            let worker_request = WorkerRequest {
                 device: device.word.clone(),
                 size,
                 works: request.works.clone(),
@@ -149,21 +150,23 @@ pub fn gather(
                 },
                 results: results.path().to_owned(),
             };
-            let mut said = Said::default();
-            measured(order, measurer, &mut said, &mut |event| told(event))?;
-            if let Some(name) = said.name {
+            let mut output = WorkerOutput::default();
+            run_workers(worker_request, worker_command, &mut output, &mut |event| {
+                on_event(event)
+            })?;
+            if let Some(name) = output.name {
                 device.name.clone_from(&name);
                 comparison.devices[index].name = name;
             }
-            for mut measurement in said.measurements {
+            for mut measurement in output.measurements {
                 compare(&mut measurement, results.path());
-                told(&Event::Done(&measurement));
+                on_event(&Event::Done(&measurement));
                 comparison.measurements.push(measurement);
             }
-            if let Some(run) = said.losses {
+            if let Some(run) = output.losses {
                 losses.insert((device.word.clone(), size), run);
             }
-            told(&Event::Gathered(&comparison));
+            on_event(&Event::Gathered(&comparison));
         }
     }
     if let Some(size) = smallest.filter(|_| request.replay > 0) {
@@ -172,8 +175,8 @@ pub fn gather(
     Ok(comparison)
 }
 
-/// The devices asked for, or all there are: those that do not work too, with why.
-fn listed(request: &Request) -> Result<Vec<DeviceFacts>, GatherError> {
+/// Returns the requested devices, or every known device, unusable ones with their reason.
+fn requested_devices(request: &Request) -> Result<Vec<DeviceFacts>, GatherError> {
     let facts = |word: String, state| DeviceFacts {
         word,
         name: String::new(),
@@ -194,8 +197,8 @@ fn listed(request: &Request) -> Result<Vec<DeviceFacts>, GatherError> {
     }
     let devices: Vec<DeviceFacts> = device::available()
         .into_iter()
-        .map(|listed| {
-            let state = match listed.usable {
+        .map(|info| {
+            let state = match info.usable {
                 Ok(()) => DeviceState::Usable,
                 Err(DeviceError::NotCompiledIn { feature, .. }) => DeviceState::NotCompiledIn {
                     feature: feature.into(),
@@ -204,7 +207,7 @@ fn listed(request: &Request) -> Result<Vec<DeviceFacts>, GatherError> {
                     reason: error.to_string(),
                 },
             };
-            facts(listed.word, state)
+            facts(info.word, state)
         })
         .collect();
     if devices.iter().all(|d| d.state != DeviceState::Usable) {
@@ -213,38 +216,39 @@ fn listed(request: &Request) -> Result<Vec<DeviceFacts>, GatherError> {
     Ok(devices)
 }
 
-/// Of a run: nothing for one that is not finite; or why there are none.
+/// The losses of a run, `None` for one that is not finite; or the reason why there are none.
 type Losses = Result<Vec<Option<f32>>, Missing>;
 
-/// What the processes of one device and size said.
+/// Output of the worker processes of one device and size.
 #[derive(Default)]
-struct Said {
+struct WorkerOutput {
     name: Option<String>,
     measurements: Vec<Measurement>,
     losses: Option<Losses>,
 }
 
-/// Sends out processes until every work has an outcome: one, unless it ends early.
-fn measured(
-    mut order: Order,
-    measurer: &dyn Fn() -> Command,
-    said: &mut Said,
-    told: &mut dyn FnMut(&Event<'_>),
+/// Starts worker processes until every workload has an outcome. One process suffices unless it ends
+/// early.
+fn run_workers(
+    mut worker_request: WorkerRequest,
+    worker_command: &dyn Fn() -> Command,
+    output: &mut WorkerOutput,
+    on_event: &mut dyn FnMut(&Event<'_>),
 ) -> Result<(), GatherError> {
-    // An accelerator has memory of its own, of which Burn does not say how much there is.
-    let on_the_host = !device::is_accelerator(&order.device);
+    // Burn does not report the memory size of an accelerator.
+    let on_the_host = !device::is_accelerator(&worker_request.device);
     let available = on_the_host.then(available_bytes).flatten();
-    let (device, size) = (order.device.clone(), order.size);
+    let (device, size) = (worker_request.device.clone(), worker_request.size);
     let outcome = |work, outcome| Measurement {
         device: device.clone(),
         size,
         work,
         outcome,
     };
-    // What would not fit is not begun: the machine is its user's.
+    // Skip workloads that exceed the free memory, so that the user's other programs are not killed.
     if let Some(available) = available {
-        let batches = order.batches.clone();
-        order.works.retain(|work| {
+        let batches = worker_request.batches.clone();
+        worker_request.works.retain(|work| {
             let needed = needed_bytes(size, *work, &batches);
             let fits = needed < available;
             if !fits {
@@ -253,88 +257,96 @@ fn measured(
                     available_bytes: Some(available),
                     lowered_by: lowered_by(*work, &batches),
                 };
-                said.measurements
+                output
+                    .measurements
                     .push(outcome(*work, Outcome::Missing(missing)));
             }
             fits
         });
     }
-    while !order.works.is_empty() {
-        let mut process = Measuring::start(measurer(), &order)?;
-        let patience = order.limit_seconds.map(|seconds| 4.0 * seconds);
-        let patience = patience.and_then(|s| Duration::try_from_secs_f64(s).ok());
+    while !worker_request.works.is_empty() {
+        let mut process = Worker::start(worker_command(), &worker_request)?;
+        let timeout = worker_request.limit_seconds.map(|seconds| 4.0 * seconds);
+        let timeout = timeout.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let mut current = None;
         let mut done_here = 0;
         let ended = loop {
-            // The models are made before a work begins.
-            let patience = patience.map(|p| if current.is_some() { p } else { 2 * p });
-            match process.line(patience) {
-                Heard::Line(Line::Device { name }) => said.name = Some(name),
-                Heard::Line(Line::Begun(work)) => {
-                    told(&Event::Begun {
+            // Before the first workload the worker also builds the models.
+            let timeout = timeout.map(|p| if current.is_some() { p } else { 2 * p });
+            match process.line(timeout) {
+                Message::Output(WorkerMessage::Device { name }) => output.name = Some(name),
+                Message::Output(WorkerMessage::Begun(work)) => {
+                    on_event(&Event::Begun {
                         device: &device,
                         size,
                         work,
                     });
                     current = Some(work);
                 }
-                Heard::Line(Line::Done(work, done)) => {
-                    order.works.retain(|w| *w != work);
-                    said.measurements.push(outcome(work, done));
+                Message::Output(WorkerMessage::Done(work, done)) => {
+                    worker_request.works.retain(|w| *w != work);
+                    output.measurements.push(outcome(work, done));
                     current = None;
                     done_here += 1;
                 }
-                Heard::Line(Line::Losses(losses)) => said.losses = Some(losses),
-                Heard::Nothing => {
+                Message::Output(WorkerMessage::Losses(losses)) => output.losses = Some(losses),
+                Message::Timeout => {
                     process.stop();
-                    let seconds = patience.unwrap_or_default().as_secs_f64();
+                    let seconds = timeout.unwrap_or_default().as_secs_f64();
                     break Some(Missing::TimeLimit { seconds });
                 }
-                // After a work that failed it ends by itself, and another goes on with the rest.
-                Heard::End if current.is_none() && done_here > 0 && process.ended_well() => {
+                // A worker exits after a failed workload; a new one continues with the rest.
+                Message::Exited if current.is_none() && done_here > 0 && process.succeeded() => {
                     break None;
                 }
-                Heard::End => break process.last_words(&order, current),
+                Message::Exited => break process.exit_reason(&worker_request, current),
             }
         };
         if ended.is_none() && done_here > 0 {
             continue;
         }
         let Some(missing) = ended else { break };
-        // What it was at, or would have been at next, is what failed.
-        let Some(&next) = order.works.first() else {
+        // Attribute the failure to the workload in progress, or else to the next one.
+        let Some(&next) = worker_request.works.first() else {
             break;
         };
-        let work = current.filter(|w| order.works.contains(w)).unwrap_or(next);
-        order.works.retain(|w| *w != work);
-        said.measurements
+        let work = current
+            .filter(|w| worker_request.works.contains(w))
+            .unwrap_or(next);
+        worker_request.works.retain(|w| *w != work);
+        output
+            .measurements
             .push(outcome(work, Outcome::Missing(missing)));
     }
     Ok(())
 }
 
-/// A measuring process at work.
-struct Measuring {
+/// A worker process.
+struct Worker {
     child: Child,
-    lines: mpsc::Receiver<Line>,
-    complaints: std::thread::JoinHandle<String>,
+    lines: mpsc::Receiver<WorkerMessage>,
+    stderr: std::thread::JoinHandle<String>,
 }
 
-enum Heard {
-    Line(Line),
-    Nothing,
-    End,
+/// The result of waiting for a worker.
+enum Message {
+    /// A line of its standard output.
+    Output(WorkerMessage),
+    /// Nothing arrived within the timeout.
+    Timeout,
+    /// The process closed its standard output.
+    Exited,
 }
 
-impl Measuring {
-    fn start(mut command: Command, order: &Order) -> Result<Self, GatherError> {
+impl Worker {
+    fn start(mut command: Command, worker_request: &WorkerRequest) -> Result<Self, GatherError> {
         let failed = |what: &str| {
             let what = what.to_owned();
             move |source| GatherError::Io { what, source }
         };
-        // Burn puts some things on its default device first, which would be a GPU wherever one is
-        // compiled in.
-        let backend = order.device.split(':').next().unwrap_or_default();
+        // Burn allocates some tensors on its default device first, which is a GPU wherever a GPU
+        // backend is compiled in.
+        let backend = worker_request.device.split(':').next().unwrap_or_default();
         let mut child = command
             .env("BURN_DEVICE", backend)
             .envs([crate::process::KEEP_PAGES])
@@ -342,15 +354,15 @@ impl Measuring {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(failed("starting a measuring process"))?;
-        let order =
-            serde_json::to_vec(order).map_err(|error| failed("writing an order")(error.into()))?;
+            .map_err(failed("starting a worker process"))?;
+        let worker_request = serde_json::to_vec(worker_request)
+            .map_err(|error| failed("serializing the request of a worker")(error.into()))?;
         if let Some(mut stdin) = child.stdin.take() {
             use std::io::Write;
-            match stdin.write_all(&order) {
-                // It has ended already; why is what it says last.
+            match stdin.write_all(&worker_request) {
+                // It has exited already; `exit_reason` finds out why.
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-                written => written.map_err(failed("sending a measuring process its order"))?,
+                written => written.map_err(failed("sending the request to a worker process"))?,
             }
         }
         let (sender, lines) = mpsc::channel();
@@ -368,7 +380,7 @@ impl Measuring {
                 }
             }
         });
-        let complaints = std::thread::spawn(move || {
+        let stderr = std::thread::spawn(move || {
             let mut text = String::new();
             if let Some(stderr) = stderr {
                 let _ = BufReader::new(stderr).read_to_string(&mut text);
@@ -378,18 +390,18 @@ impl Measuring {
         Ok(Self {
             child,
             lines,
-            complaints,
+            stderr,
         })
     }
 
-    fn line(&self, patience: Option<Duration>) -> Heard {
-        match patience {
-            Some(patience) => match self.lines.recv_timeout(patience) {
-                Ok(line) => Heard::Line(line),
-                Err(mpsc::RecvTimeoutError::Timeout) => Heard::Nothing,
-                Err(mpsc::RecvTimeoutError::Disconnected) => Heard::End,
+    fn line(&self, timeout: Option<Duration>) -> Message {
+        match timeout {
+            Some(timeout) => match self.lines.recv_timeout(timeout) {
+                Ok(line) => Message::Output(line),
+                Err(mpsc::RecvTimeoutError::Timeout) => Message::Timeout,
+                Err(mpsc::RecvTimeoutError::Disconnected) => Message::Exited,
             },
-            None => self.lines.recv().map_or(Heard::End, Heard::Line),
+            None => self.lines.recv().map_or(Message::Exited, Message::Output),
         }
     }
 
@@ -398,34 +410,40 @@ impl Measuring {
         let _ = self.child.wait();
     }
 
-    fn ended_well(&mut self) -> bool {
+    fn succeeded(&mut self) -> bool {
         self.child.wait().is_ok_and(|status| status.success())
     }
 
-    /// Why it ended before its work was done; nothing when it was not.
-    fn last_words(mut self, order: &Order, current: Option<Work>) -> Option<Missing> {
+    /// Returns why the process ended before its workloads were done, `None` if they are done.
+    fn exit_reason(
+        mut self,
+        worker_request: &WorkerRequest,
+        current: Option<Workload>,
+    ) -> Option<Missing> {
         let status = self.child.wait();
-        let complaints = self.complaints.join().unwrap_or_default();
-        if order.works.is_empty() {
+        let stderr = self.stderr.join().unwrap_or_default();
+        if worker_request.works.is_empty() {
             return None;
         }
-        let work = current.unwrap_or(order.works[0]);
+        let work = current.unwrap_or(worker_request.works[0]);
         Some(match status {
-            Ok(status) if killed(status) || allocation_failed(&complaints) => {
-                let on_the_host = !device::is_accelerator(&order.device);
+            Ok(status) if killed(status) || allocation_failed(&stderr) => {
+                let on_the_host = !device::is_accelerator(&worker_request.device);
                 Missing::OutOfMemory {
-                    needed_bytes: Some(needed_bytes(order.size, work, &order.batches)),
+                    needed_bytes: Some(needed_bytes(
+                        worker_request.size,
+                        work,
+                        &worker_request.batches,
+                    )),
                     available_bytes: on_the_host.then(available_bytes).flatten(),
-                    lowered_by: lowered_by(work, &order.batches),
+                    lowered_by: lowered_by(work, &worker_request.batches),
                 }
             }
             Ok(status) => {
-                let last: String = complaint(&complaints).chars().take(200).collect();
+                let last: String = last_error(&stderr).chars().take(200).collect();
                 let separator = if last.is_empty() { "" } else { ": " };
                 Missing::Failed {
-                    reason: format!(
-                        "the measuring process ended early ({status}){separator}{last}"
-                    ),
+                    reason: format!("the worker process ended early ({status}){separator}{last}"),
                 }
             }
             Err(error) => Missing::Failed {
@@ -435,22 +453,22 @@ impl Measuring {
     }
 }
 
-/// What Rust says before it ends a process that gets no memory.
-fn allocation_failed(complaints: &str) -> bool {
-    complaints
+/// Returns whether standard error holds the message of Rust's allocation error handler.
+fn allocation_failed(stderr: &str) -> bool {
+    stderr
         .lines()
         .any(|line| line.starts_with("memory allocation of") && line.ends_with("failed"))
 }
 
-/// The error at the end of what a process complained of, or its last line.
-fn complaint(complaints: &str) -> String {
-    sweep::error_in(complaints).unwrap_or_else(|| {
-        let last = complaints.lines().map(str::trim).rfind(|l| !l.is_empty());
+/// Returns the last error on standard error, or else its last line.
+fn last_error(stderr: &str) -> String {
+    sweep::last_error(stderr).unwrap_or_else(|| {
+        let last = stderr.lines().map(str::trim).rfind(|l| !l.is_empty());
         last.unwrap_or_default().to_owned()
     })
 }
 
-/// Whether the operating system stopped it, which it does when memory runs out.
+/// Returns whether SIGKILL ended the process, as the kernel does when memory runs out.
 fn killed(status: ExitStatus) -> bool {
     #[cfg(unix)]
     {
@@ -464,7 +482,7 @@ fn killed(status: ExitStatus) -> bool {
     }
 }
 
-/// Compares the results of a measurement with those of the reference.
+/// Stores the difference between the results of a measurement and those of the reference.
 fn compare(measurement: &mut Measurement, results: &Path) {
     let read = |device: &str| -> Option<Results> {
         let path: PathBuf = result_file(results, measurement.size, measurement.work, device);
@@ -477,7 +495,7 @@ fn compare(measurement: &mut Measurement, results: &Path) {
     }
 }
 
-/// Of all parts; nothing where they do not correspond.
+/// Returns the largest relative difference over all parts, `None` if their lengths differ.
 fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> Option<f64> {
     if a.len() != b.len() {
         return None;
@@ -486,7 +504,7 @@ fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> Option<f64> {
     each.try_fold(0.0, |most: f64, one| Some(most.max(one?)))
 }
 
-/// `max |a − b| / max |b|`; nothing where their numbers do not correspond.
+/// Returns `max |a − b| / max |b|`, `None` if the lengths differ.
 fn relative_difference(a: &[f32], b: &[f32]) -> Option<f64> {
     if a.len() != b.len() || b.is_empty() {
         return None;
@@ -502,7 +520,7 @@ fn relative_difference(a: &[f32], b: &[f32]) -> Option<f64> {
     })
 }
 
-/// The reference's run beside that of every other device.
+/// Compares the losses of the reference's run with those of every other device.
 fn replays(
     request: &Request,
     size: Size,
@@ -573,7 +591,7 @@ fn facts(request: &Request) -> Facts {
         cpu: cpu.to_owned(),
         processors: processors(),
         products: host_gemm::choice().to_string(),
-        memory_bytes: memory("MemTotal:"),
+        memory_bytes: meminfo("MemTotal:"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         version: env!("CARGO_PKG_VERSION").into(),
         commit: option_env!("MTIL_BENCH_COMMIT").map(str::to_owned),
@@ -590,8 +608,8 @@ fn facts(request: &Request) -> Facts {
     }
 }
 
-/// The date in UTC, `YYYY-MM-DD`, from the days since 1970 (Hinnant, *chrono-Compatible Low-Level
-/// Date Algorithms*, `civil_from_days`).
+/// Returns the date in UTC, `YYYY-MM-DD`, from the days since 1970 (Hinnant, *chrono-Compatible
+/// Low-Level Date Algorithms*, `civil_from_days`).
 fn today() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let days = since.map_or(0, |d| d.as_secs() / 86_400) as i64 + 719_468;
@@ -619,7 +637,7 @@ mod tests {
         Request {
             devices: vec!["flex".into()],
             sizes: vec![Size::Tiny],
-            works: vec![Work::ImageEncoding, Work::TextEncoding],
+            works: vec![Workload::ImageEncoding, Workload::TextEncoding],
             batch: None,
             repetitions: 1,
             limit_seconds: Some(0.5),
@@ -650,7 +668,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_process_that_is_stopped_ran_out_of_memory() {
+    fn a_killed_worker_is_reported_as_out_of_memory() {
         let all = outcomes(r#"cat >/dev/null; echo '{"begun":"image-encoding"}'; kill -9 $$"#);
         assert_eq!(all.len(), 2);
         for outcome in all {
@@ -669,7 +687,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_process_that_fails_is_quoted() {
+    fn the_error_of_a_failed_worker_is_reported() {
         let all = outcomes("cat >/dev/null; echo the driver is gone >&2; exit 3");
         for outcome in all {
             let Outcome::Missing(Missing::Failed { reason }) = outcome else {
@@ -681,7 +699,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_process_that_says_nothing_is_stopped() {
+    fn a_silent_worker_is_killed() {
         let all = outcomes("cat >/dev/null; exec sleep 60");
         assert!(
             all.iter().all(
@@ -693,8 +711,8 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn after_a_work_that_failed_another_process_does_the_rest() {
-        // Each does the first work of its order.
+    fn a_new_worker_continues_after_a_failed_workload() {
+        // Each worker runs the first workload of its request.
         let all = outcomes(
             r#"work=$(sed 's/.*"works":\["\([a-z-]*\)".*/\1/'); echo "{\"begun\":\"$work\"}"
             echo "{\"done\":[\"$work\",{\"missing\":{\"failed\":{\"reason\":\"$work broke\"}}}]}""#,
@@ -710,16 +728,16 @@ mod tests {
     }
 
     #[test]
-    fn the_error_is_found_in_what_a_process_complained_of() {
+    fn the_last_error_is_found_on_standard_error() {
         let report = "warning: x\nerror: no such driver: cause\nnote: y\n";
-        assert_eq!(complaint(report), "no such driver: cause");
-        assert_eq!(complaint("one\n two \n\n"), "two");
-        assert_eq!(complaint(""), "");
+        assert_eq!(last_error(report), "no such driver: cause");
+        assert_eq!(last_error("one\n two \n\n"), "two");
+        assert_eq!(last_error(""), "");
         assert!(allocation_failed("memory allocation of 12 bytes failed\n"));
     }
 
     #[test]
-    fn runs_that_are_not_finite_are_not_compared() {
+    fn runs_with_losses_that_are_not_finite_are_not_compared() {
         let request = Request {
             replay: 2,
             ..request()
@@ -762,7 +780,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_has_its_own_scale() {
+    fn each_part_is_compared_at_its_own_scale() {
         let small = |x: f32| vec![vec![x], vec![1000.0]];
         assert_eq!(largest_difference(&small(1e-3), &small(2e-3)), Some(0.5));
         assert_eq!(largest_difference(&small(1.0)[..1], &small(1.0)), None);

@@ -1,8 +1,7 @@
-//! Doing the work of one size on one device, and timing it.
+//! Timing of the workloads of one model size on one device.
 //!
-//! Runs in a process of its own (see `gather`), so that peak memory is that of this device and
-//! size, and a driver that crashes or a kernel that the operating system stops takes nothing else
-//! with it.
+//! This code runs in a worker process (see `gather`). Peak memory is therefore that of this device
+//! and size, and a driver crash or an out-of-memory kill affects nothing else.
 
 use std::{
     collections::BTreeSet,
@@ -12,19 +11,19 @@ use std::{
 
 use burn::{
     module::{Module, ParamGroup},
-    optim::{AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig},
+    optim::{AdamWConfig, GradientsParams, SgdConfig},
     tensor::{Device, Tensor, TensorData},
 };
-use clip_model::{ClipConfig, ClipModel, ClipTokenizer, TokenBatch, normalize};
+use clip_model::{ClipConfig, ClipModel, ClipTokenizer, TextBatching, TokenBatch, normalize};
 use gnsp_optimizer::{History, Memory, Policy, Protection, Recorder, Solver};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::record::{Batches, Figures, Missing, Outcome, Size, Work};
+use super::record::{Batches, Figures, Missing, Outcome, Size, Workload};
 use crate::{
-    device::{is_accelerator, out_of_memory},
-    failure::quietly,
+    device::{is_accelerator, is_out_of_memory},
+    failure::catch_panic,
 };
 use mtil_data::{
     datasets::Spec,
@@ -35,60 +34,61 @@ use mtil_data::{
 use mtil_engine::{
     eval::{prompt, to_host},
     recording::InputRecorder,
-    run::{Step, StepInputs, StepOptions},
+    run::{GnspStep, StepInputs, StepOptions},
 };
 
-/// What one process is asked to measure.
+/// Request to a worker process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Order {
-    /// What is written after `--device`.
+pub struct WorkerRequest {
+    /// The value of `--device`.
     pub device: String,
-    /// The model.
+    /// Model size.
     pub size: Size,
-    /// In their order; peak memory is that of the process so far, so those that need more come
-    /// later.
-    pub works: Vec<Work>,
-    /// How much work a call is.
+    /// Workloads in the order of execution. Peak memory is that of the process so far, so
+    /// workloads that need more memory come later.
+    pub works: Vec<Workload>,
+    /// Batch sizes.
     pub batches: Batches,
-    /// Timed calls of each work, after the first.
+    /// Timed calls of each workload, after the first call.
     pub repetitions: usize,
-    /// No repetition is begun after this many seconds of a work, its first call not counted.
+    /// Time limit of the timed calls of a workload in seconds: no repetition starts after it.
     pub limit_seconds: Option<f64>,
-    /// Of weights, images and prompts.
+    /// Seed of weights, images and prompts.
     pub seed: u64,
-    /// Losses of so many updates are reported; none where 0.
+    /// Training steps whose losses are reported; 0 for none.
     pub replay: usize,
-    /// Where results are put, for comparing them: `<size>-<work>-<device>.json`.
+    /// Folder for the results to compare: `<size>-<work>-<device>.json`.
     pub results: PathBuf,
 }
 
-/// What a measuring process says, one JSON object a line.
+/// A message of a worker process, one JSON object per line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Line {
-    /// The device's hardware.
+pub enum WorkerMessage {
+    /// The hardware of the device.
     Device {
         /// Its name.
         name: String,
     },
-    /// A work begins.
-    Begun(Work),
-    /// A work is done.
-    Done(Work, Outcome),
-    /// The losses of a training run, nothing for one that is not finite; or why there are none.
+    /// A workload starts.
+    Begun(Workload),
+    /// A workload has finished.
+    Done(Workload, Outcome),
+    /// The losses of a training run, `None` for one that is not finite; or the reason why there are
+    /// none.
     Losses(Result<Vec<Option<f32>>, Missing>),
 }
 
-/// What a work computed, in parts that each have a scale of their own.
+/// Numerical results of a workload, in parts that each have their own scale.
 pub type Results = Vec<Vec<f32>>;
 
-/// Where the results of a work are put.
-pub fn result_file(folder: &Path, size: Size, work: Work, device: &str) -> PathBuf {
+/// Returns the file for the results of a workload.
+pub fn result_file(folder: &Path, size: Size, work: Workload, device: &str) -> PathBuf {
     let device = device.replace(':', "-");
     folder.join(format!("{}-{}-{device}.json", size.word(), work.word()))
 }
 
-/// The architecture of a size.
+/// Returns the architecture of a model size.
 pub fn config(size: Size) -> ClipConfig {
     match size {
         Size::VitB32 => ClipConfig::vit_b_32(),
@@ -108,9 +108,9 @@ pub fn config(size: Size) -> ClipConfig {
     }
 }
 
-/// About how much memory a work takes in `f32`, in bytes: weights, gradients, moments, Gram
-/// matrices, and what a backward pass keeps.
-pub fn needed_bytes(size: Size, work: Work, batches: &Batches) -> u64 {
+/// Estimates the memory of a workload in `f32`, in bytes: weights, gradients, moments, Gram
+/// matrices and the activations kept for the backward pass.
+pub fn needed_bytes(size: Size, work: Workload, batches: &Batches) -> u64 {
     let config = config(size);
     let (v, t) = (&config.vision, &config.text);
     let block = |d: usize, m: usize| (4 * d * d + 2 * d * m) as u64;
@@ -118,85 +118,90 @@ pub fn needed_bytes(size: Size, work: Work, batches: &Batches) -> u64 {
     let text = t.num_hidden_layers as u64 * block(t.hidden_size, t.intermediate_size)
         + (t.vocab_size * t.hidden_size) as u64;
     let trained = (2 * v.num_hidden_layers * v.hidden_size * v.intermediate_size) as u64;
-    let squares = v.hidden_size.pow(2) + v.intermediate_size.pow(2);
-    let grams = (v.num_hidden_layers * squares) as u64;
+    let gram_of_block = v.hidden_size.pow(2) + v.intermediate_size.pow(2);
+    let grams = (v.num_hidden_layers * gram_of_block) as u64;
     let tokens = v.tokens() as u64;
-    // Of a block: its input twice, queries, keys, values, and the MLP before the activation.
+    // Kept of each block for the backward pass: its input twice, queries, keys, values, and the
+    // hidden layer of the MLP before its activation.
     let kept = tokens * (5 * v.hidden_size + v.intermediate_size) as u64;
     let kept = kept * v.num_hidden_layers as u64;
-    let passing = tokens * (4 * v.hidden_size + 2 * v.intermediate_size) as u64;
+    let transient = tokens * (4 * v.hidden_size + 2 * v.intermediate_size) as u64;
     let images = batches.images as u64;
     let numbers = image
         + text
         + match work {
-            Work::ImageEncoding | Work::TextEncoding | Work::Evaluation => images * passing,
-            Work::GramAccumulation | Work::ProjectorBuild => grams + images * passing,
-            Work::ProjectedStep => grams + 4 * trained,
-            Work::TrainingStep => {
+            Workload::ImageEncoding | Workload::TextEncoding | Workload::Evaluation => {
+                images * transient
+            }
+            Workload::GramAccumulation | Workload::ProjectorBuild => grams + images * transient,
+            Workload::ProjectedStep => grams + 4 * trained,
+            Workload::TrainingStep => {
                 grams + 4 * trained + image + (images + batches.reference_images as u64) * kept
             }
         };
     4 * numbers
 }
 
-/// What repeated work took and gave.
-struct Timed {
+/// Durations and results of a workload.
+struct Timing {
     items: usize,
-    /// Seconds of the first call, and of the others.
+    /// Seconds of the first call.
     first: f64,
+    /// Seconds of the other calls.
     seconds: Vec<f64>,
     results: Results,
-    /// What the results are.
+    /// Description of the results.
     what: &'static str,
 }
 
-/// Measures, and calls `say` with every line as soon as it is true.
+/// Runs the workloads, and calls `send` with every message immediately.
 ///
-/// A panic of the backend ends the measuring: what it leaves behind cannot be trusted. It is
-/// reported as the outcome of its work.
-pub fn measure(order: &Order, device: &Device, say: &mut dyn FnMut(&Line)) {
+/// A panic of the backend is reported as the outcome of its workload and ends the process, because
+/// the state of the backend is undefined afterwards.
+pub fn measure(request: &WorkerRequest, device: &Device, send: &mut dyn FnMut(&WorkerMessage)) {
     let name = crate::device::hardware_name(device);
-    say(&Line::Device { name });
-    let mut bench = match quietly(|| Bench::new(order, device)) {
+    send(&WorkerMessage::Device { name });
+    let mut bench = match catch_panic(|| Bench::new(request, device)) {
         Ok(bench) => bench,
         Err(reason) => {
-            for work in &order.works {
-                say(&Line::Begun(*work));
-                let missing = explained(&reason, order, *work);
-                say(&Line::Done(*work, Outcome::Missing(missing)));
+            for work in &request.works {
+                send(&WorkerMessage::Begun(*work));
+                let missing = classify_failure(&reason, request, *work);
+                send(&WorkerMessage::Done(*work, Outcome::Missing(missing)));
             }
             return;
         }
     };
-    for work in &order.works {
-        say(&Line::Begun(*work));
-        match quietly(|| bench.time(*work)) {
-            Ok(outcome) => say(&Line::Done(*work, outcome)),
+    for work in &request.works {
+        send(&WorkerMessage::Begun(*work));
+        match catch_panic(|| bench.time(*work)) {
+            Ok(outcome) => send(&WorkerMessage::Done(*work, outcome)),
             Err(reason) => {
-                let missing = explained(&reason, order, *work);
-                say(&Line::Done(*work, Outcome::Missing(missing)));
+                let missing = classify_failure(&reason, request, *work);
+                send(&WorkerMessage::Done(*work, Outcome::Missing(missing)));
                 return;
             }
         }
     }
-    if order.replay > 0 {
-        let losses = quietly(|| bench.losses(order.replay));
+    if request.replay > 0 {
+        let losses = catch_panic(|| bench.losses(request.replay));
         let losses = losses.map(|all| {
             let finite = all.into_iter().map(|x| Some(x).filter(|x| x.is_finite()));
             finite.collect()
         });
-        let losses = losses.map_err(|reason| explained(&reason, order, Work::TrainingStep));
-        say(&Line::Losses(losses));
+        let losses =
+            losses.map_err(|reason| classify_failure(&reason, request, Workload::TrainingStep));
+        send(&WorkerMessage::Losses(losses));
     }
 }
 
-/// What a backend's last words mean.
-fn explained(reason: &str, order: &Order, work: Work) -> Missing {
-    if out_of_memory(reason) {
+/// Classifies the panic message of a backend.
+fn classify_failure(reason: &str, request: &WorkerRequest, work: Workload) -> Missing {
+    if is_out_of_memory(reason) {
         return Missing::OutOfMemory {
-            needed_bytes: Some(needed_bytes(order.size, work, &order.batches)),
+            needed_bytes: Some(needed_bytes(request.size, work, &request.batches)),
             available_bytes: None,
-            lowered_by: lowered_by(work, &order.batches),
+            lowered_by: lowered_by(work, &request.batches),
         };
     }
     Missing::Failed {
@@ -204,16 +209,16 @@ fn explained(reason: &str, order: &Order, work: Work) -> Missing {
     }
 }
 
-/// The option that lowers the need for memory.
-pub fn lowered_by(work: Work, batches: &Batches) -> Option<String> {
-    // Texts have no option, and what steps and projectors keep does not depend on the batch.
-    let of_images = !matches!(work, Work::TextEncoding | Work::ProjectedStep);
-    (of_images && batches.images > 1).then(|| format!("--batch {}", batches.images / 2))
+/// Returns the option that reduces the memory of a workload, if there is one.
+pub fn lowered_by(work: Workload, batches: &Batches) -> Option<String> {
+    // There is no option for texts, and the memory of a projected step is independent of the batch.
+    let uses_images = !matches!(work, Workload::TextEncoding | Workload::ProjectedStep);
+    (uses_images && batches.images > 1).then(|| format!("--batch {}", batches.images / 2))
 }
 
-/// A model and its inputs, on the device.
+/// A model and its inputs on the device.
 struct Bench<'a> {
-    order: &'a Order,
+    request: &'a WorkerRequest,
     device: &'a Device,
     model: ClipModel,
     pixels: Tensor<4>,
@@ -224,25 +229,25 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(order: &'a Order, device: &'a Device) -> Self {
-        let config = config(order.size);
+    fn new(request: &'a WorkerRequest, device: &'a Device) -> Self {
+        let config = config(request.size);
         let side = config.vision.image_size;
-        let batches = &order.batches;
+        let batches = &request.batches;
         Self {
-            order,
+            request,
             device,
-            model: config.init(order.seed, device),
-            pixels: pixels(batches.images, side, order.seed, 1, device),
-            reference: pixels(batches.reference_images, side, order.seed, 2, device),
+            model: config.init(request.seed, device),
+            pixels: pixels(batches.images, side, request.seed, 1, device),
+            reference: pixels(batches.reference_images, side, request.seed, 2, device),
             prompts: prompts(batches.prompts),
             memory: None,
             protection: None,
         }
     }
 
-    fn time(&mut self, work: Work) -> Outcome {
+    fn time(&mut self, work: Workload) -> Outcome {
         reset_peak();
-        let Timed {
+        let Timing {
             items,
             first,
             seconds,
@@ -254,10 +259,10 @@ impl<'a> Bench<'a> {
         }
         let bytes = serde_json::to_vec(&results).unwrap_or_default();
         let path = result_file(
-            &self.order.results,
-            self.order.size,
+            &self.request.results,
+            self.request.size,
             work,
-            &self.order.device,
+            &self.request.device,
         );
         if let Err(error) = write_atomically(&path, &bytes) {
             let reason = format!("{}: {error}", path.display());
@@ -276,49 +281,51 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Does the work again and again.
-    fn work(&mut self, work: Work) -> Timed {
+    /// Repeats a workload.
+    fn work(&mut self, work: Workload) -> Timing {
         let (items, (first, seconds), results, what) = match work {
-            Work::ImageEncoding => {
+            Workload::ImageEncoding => {
                 let (times, out) = self.timed(|| vec![self.images(&self.pixels)]);
                 (
-                    self.order.batches.images,
+                    self.request.batches.images,
                     times,
                     vec![out],
                     "image features",
                 )
             }
-            Work::TextEncoding => {
+            Workload::TextEncoding => {
+                // Without shared prefixes, whose gain depends on the prompts.
+                let padded = self.model.clone();
+                let padded = padded.with_text_batching(TextBatching::Padded);
                 let (times, out) = self.timed(|| {
-                    // What prompts have in common is another matter, and depends on the prompts.
-                    let features = normalize(self.model.encode_text_apart(&self.prompts));
+                    let features = normalize(padded.encode_text(&self.prompts));
                     vec![features.reshape([-1])]
                 });
                 (self.prompts.ids.len(), times, vec![out], "text features")
             }
-            Work::TrainingStep => {
-                self.protect();
+            Workload::TrainingStep => {
+                self.ensure_protection();
                 let mut step = self.step();
                 let (_, gradients) = step.gradients();
                 let out = gradients.map(gradient_of_projection).unwrap_or_default();
                 let mut losses = Vec::new();
-                let times = repeat(self.order, || {
+                let times = repeat(self.request, || {
                     losses.push(step.run());
                     self.wait();
                 });
-                // Devices may have made different numbers of updates; that all have a loss is asked
-                // of each.
+                // The number of steps depends on the device, so compare the first loss only, but
+                // require that all are finite.
                 let finite = losses.iter().all(|loss| loss.is_finite());
                 let loss = if finite { losses[0] } else { f32::NAN };
                 (1, times, vec![out, vec![loss]], "losses or gradients")
             }
-            Work::GramAccumulation => {
+            Workload::GramAccumulation => {
                 let mut recorder = None;
-                let times = repeat(self.order, || {
-                    recorder = Some(self.record());
+                let times = repeat(self.request, || {
+                    recorder = Some(self.record_inputs());
                     self.wait();
                 });
-                let mut memory = Memory::new();
+                let mut memory = self.new_memory();
                 if let Some(recorder) = recorder {
                     memory.absorb(recorder).unwrap_or_else(|e| panic!("{e}"));
                 }
@@ -327,11 +334,13 @@ impl<'a> Bench<'a> {
                 let of_projection = memory.gram(PROJECTION).map(|gram| gram.packed().to_vec());
                 let results = vec![traces, of_projection.unwrap_or_default()];
                 self.memory = Some(memory);
-                (self.order.batches.images, times, results, "Gram matrices")
+                (self.request.batches.images, times, results, "Gram matrices")
             }
-            Work::ProjectorBuild => {
-                self.remember();
-                let times = repeat(self.order, || self.protection = Some(self.built()));
+            Workload::ProjectorBuild => {
+                self.ensure_memory();
+                let times = repeat(self.request, || {
+                    self.protection = Some(self.build_protection())
+                });
                 let dense = self.protection.iter().flat_map(|p| p.iter());
                 let ranks = dense.map(|(_, p)| p.null_space.rank() as f32).collect();
                 let projected = projection_of(&self.model).zip(self.protection.as_ref());
@@ -342,17 +351,17 @@ impl<'a> Bench<'a> {
                 let results = vec![ranks, projected.unwrap_or_default()];
                 (1, times, results, "projectors")
             }
-            Work::ProjectedStep => {
-                self.protect();
+            Workload::ProjectedStep => {
+                self.ensure_protection();
                 let (times, out) = self.projected_step();
                 (1, times, vec![out], "updates of weights")
             }
-            Work::Evaluation => {
+            Workload::Evaluation => {
                 let (times, out) = self.timed(|| self.evaluate());
-                (self.order.batches.test_images, times, vec![out], "logits")
+                (self.request.batches.test_images, times, vec![out], "logits")
             }
         };
-        Timed {
+        Timing {
             items,
             first,
             seconds,
@@ -361,10 +370,10 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Times `f`, whose results are read back within the time.
+    /// Times `f`, including the transfer of its results to the host.
     fn timed(&self, f: impl Fn() -> Vec<Tensor<1>>) -> ((f64, Vec<f64>), Vec<f32>) {
         let mut results = Vec::new();
-        let times = repeat(self.order, || {
+        let times = repeat(self.request, || {
             results = f().into_iter().flat_map(to_host).collect();
         });
         (times, results)
@@ -378,8 +387,8 @@ impl<'a> Bench<'a> {
         self.device.sync().unwrap_or_else(|error| panic!("{error}"));
     }
 
-    fn record(&self) -> Recorder {
-        let recorder = Recorder::new(&Policy::gnsp());
+    fn record_inputs(&self) -> Recorder {
+        let recorder = self.new_memory().recorder(&self.model);
         let recorder = recorder.with_history(PROJECTION, History::Renormalize);
         let mut inputs = InputRecorder::new(recorder);
         self.model
@@ -387,41 +396,43 @@ impl<'a> Bench<'a> {
         inputs.finish().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// What a first task leaves: needed by what comes after it, measured or not.
-    fn remember(&mut self) {
+    /// Accumulates the Gram matrices of a first task, unless a workload has done so.
+    fn ensure_memory(&mut self) {
         if self.memory.is_none() {
-            let mut memory = Memory::new();
+            let mut memory = self.new_memory();
             memory
-                .absorb(self.record())
+                .absorb(self.record_inputs())
                 .unwrap_or_else(|error| panic!("{error}"));
             self.memory = Some(memory);
         }
     }
 
-    fn built(&self) -> Protection {
-        let memory = self.memory.as_ref().expect("remembered before");
-        let policy = Policy {
-            solver: if is_accelerator(&self.order.device) {
+    fn new_memory(&self) -> Memory {
+        Memory::new(
+            Policy::gnsp().with_solver(if is_accelerator(&self.request.device) {
                 Solver::Device
             } else {
                 Solver::Auto
-            },
-            ..Policy::gnsp()
-        };
+            }),
+        )
+    }
+
+    fn build_protection(&self) -> Protection {
+        let memory = self.memory.as_ref().expect("Gram matrices exist");
         memory
-            .protection(&self.model, &policy)
+            .protection(&self.model)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn protect(&mut self) {
-        self.remember();
+    fn ensure_protection(&mut self) {
+        self.ensure_memory();
         if self.protection.is_none() {
-            self.protection = Some(self.built());
+            self.protection = Some(self.build_protection());
         }
     }
 
-    fn step(&self) -> Step {
-        let batches = &self.order.batches;
+    fn step(&self) -> GnspStep {
+        let batches = &self.request.batches;
         let classes = self.prompts.ids.len();
         let pairs = batches.reference_images;
         let text = |i: usize| self.prompts.ids[i * 3 % self.prompts.ids.len()].clone();
@@ -435,22 +446,21 @@ impl<'a> Bench<'a> {
             },
             reference_labels: (0..pairs).collect(),
         };
-        let protection = self.protection.as_ref().expect("protected before");
-        Step::with_protection(&self.model, protection, inputs, StepOptions::default())
+        let protection = self.protection.as_ref().expect("projectors exist");
+        GnspStep::with_protection(&self.model, protection, inputs, StepOptions::default())
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
     fn projected_step(&self) -> ((f64, Vec<f64>), Vec<f32>) {
-        let protection = self.protection.as_ref().expect("protected before");
+        let protection = self.protection.as_ref().expect("projectors exist");
         let adamw = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0);
-        let plain = ModuleOptimizer::from(adamw.build());
-        let mut optimizer = protection.wrap(plain, adamw.build());
+        let mut optimizer = protection.wrap(&adamw);
         let paths = protection.iter().map(|(path, _)| path).collect();
         let frozen = ParamGroup::all().exclude(ParamGroup::from_paths(paths));
         let device = self.device.clone().autodiff();
         let mut model = self.model.clone().fork(&device).train();
         model = model.freeze_group(frozen);
-        // Gradients of the size of the weights: the time does not depend on their values.
+        // The gradients of the squared weights: the time does not depend on their values.
         let loss = |model: &ClipModel| {
             let mut visitor = SquaredWeights(None);
             model.visit(&mut visitor);
@@ -458,17 +468,17 @@ impl<'a> Bench<'a> {
         };
         let gradients =
             |model: &ClipModel| GradientsParams::from_grads(loss(model).backward(), model);
-        // What is compared is a step of plain descent, whose size is the gradient's: a sign is a
-        // step of AdamW, and rounding decides small ones.
+        // Compare a step of SGD, which is proportional to the gradient. The first step of AdamW is
+        // close to its sign, which rounding decides where a gradient is small.
         let descent = SgdConfig::new();
-        let mut plain = protection.wrap(descent.init(), descent.build());
+        let mut plain = protection.wrap(&descent);
         let before = projection_of(&model);
         let stepped = plain.step(1.0, model.clone(), gradients(&model));
         let change = before.zip(projection_of(&stepped));
         let change = change.map(|(before, after)| to_host(before - after));
         drop(stepped);
         let mut stepped = Some(model);
-        let times = repeat_timed(self.order, || {
+        let times = repeat_timed(self.request, || {
             let model = stepped.take().expect("put back below");
             let gradients = gradients(&model);
             self.wait();
@@ -480,11 +490,11 @@ impl<'a> Bench<'a> {
         (times, change.unwrap_or_default())
     }
 
-    /// A test set: the classifier from its prompts, the images in batches, the logits.
+    /// Evaluates a test set: classifier from prompts, image features in batches, logits.
     fn evaluate(&self) -> Vec<Tensor<1>> {
         let classes = normalize(self.model.encode_text(&self.prompts)).transpose();
-        let batch = self.order.batches.images;
-        let mut left = self.order.batches.test_images;
+        let batch = self.request.batches.images;
+        let mut left = self.request.batches.test_images;
         let mut logits = Vec::new();
         while left > 0 {
             let count = left.min(batch);
@@ -497,13 +507,13 @@ impl<'a> Bench<'a> {
     }
 
     fn losses(&mut self, updates: usize) -> Vec<f32> {
-        self.protect();
+        self.ensure_protection();
         let mut step = self.step();
         (0..updates).map(|_| step.run()).collect()
     }
 }
 
-/// The sum of the squares of what trains.
+/// Sum of squares of the trainable parameters.
 struct SquaredWeights(Option<Tensor<1>>);
 
 impl burn::module::ModuleVisitor for SquaredWeights {
@@ -520,7 +530,7 @@ impl burn::module::ModuleVisitor for SquaredWeights {
     }
 }
 
-/// The path of the weight that stands for all where weights are compared.
+/// Path of the weight that represents all weights in comparisons.
 const PROJECTION: &str = "visual.proj";
 
 fn gradient_of_projection(gradients: GradientsParams) -> Vec<f32> {
@@ -535,35 +545,38 @@ fn projection_of(model: &ClipModel) -> Option<Tensor<2>> {
     }
 }
 
-/// The duration of the first call, which compiles and tunes, and of those after it: at least one.
-fn repeat(order: &Order, mut f: impl FnMut()) -> (f64, Vec<f64>) {
-    repeat_timed(order, || {
+/// Times the first call, which compiles and tunes kernels, and at least one call after it.
+fn repeat(request: &WorkerRequest, mut f: impl FnMut()) -> (f64, Vec<f64>) {
+    repeat_timed(request, || {
         let begun = Instant::now();
         f();
         begun.elapsed().as_secs_f64()
     })
 }
 
-/// [`repeat`] of what says itself how long its timed part took.
-fn repeat_timed(order: &Order, mut f: impl FnMut() -> f64) -> (f64, Vec<f64>) {
+/// Like [`repeat`], for a function that returns the duration of its timed part.
+fn repeat_timed(request: &WorkerRequest, mut f: impl FnMut() -> f64) -> (f64, Vec<f64>) {
     let first = f();
     let start = Instant::now();
     let mut times = Vec::new();
-    let limit = order.limit_seconds.unwrap_or(f64::INFINITY);
+    let limit = request.limit_seconds.unwrap_or(f64::INFINITY);
     while times.is_empty()
-        || times.len() < order.repetitions && start.elapsed().as_secs_f64() < limit
+        || times.len() < request.repetitions && start.elapsed().as_secs_f64() < limit
     {
         times.push(f());
     }
     (first, times)
 }
 
-/// Pictures of smooth noise, as CLIP gets them: `[count, 3, side, side]`.
+/// Generates images of waves and noise.
+///
+/// # Shapes
+/// - output: `[count, 3, side, side]`
 fn pixels(count: usize, side: usize, seed: u64, part: u64, device: &Device) -> Tensor<4> {
     let mut rng = ChaCha8Rng::seed_from_u64(seeds::derive(seed, &[seeds::COMPARISON, part]));
     let mut values = Vec::with_capacity(count * 3 * side * side);
     for _ in 0..count * 3 {
-        // Each channel of each image is a wave of its own, with noise.
+        // Each channel of each image is another wave with noise.
         let (fx, fy): (f32, f32) = (rng.random_range(0.01..0.3), rng.random_range(0.01..0.3));
         let phase: f32 = rng.random_range(0.0..6.0);
         for y in 0..side {
@@ -576,7 +589,7 @@ fn pixels(count: usize, side: usize, seed: u64, part: u64, device: &Device) -> T
     Tensor::from_data(TensorData::new(values, [count, 3, side, side]), device)
 }
 
-/// Prompts of the classes of MTIL.
+/// Tokenizes prompts of the classes of MTIL.
 fn prompts(count: usize) -> TokenBatch {
     let tasks = Spec::all().iter().filter(|spec| spec.is_task());
     let all = tasks.flat_map(|spec| {
@@ -601,8 +614,8 @@ fn prompts(count: usize) -> TokenBatch {
 mod tests {
     use super::*;
 
-    fn order(results: &Path, works: &[Work]) -> Order {
-        Order {
+    fn request(results: &Path, works: &[Workload]) -> WorkerRequest {
+        WorkerRequest {
             device: "flex".into(),
             size: Size::Tiny,
             works: works.to_vec(),
@@ -622,17 +635,23 @@ mod tests {
     }
 
     #[test]
-    fn every_work_of_the_smallest_size_has_figures() {
+    fn every_workload_of_the_smallest_size_is_measured() {
         let folder = tempfile::tempdir().unwrap();
         let mut lines = Vec::new();
         let device = Device::default();
-        measure(&order(folder.path(), &Work::ALL), &device, &mut |line| {
-            lines.push(line.clone());
-        });
-        for work in Work::ALL {
-            assert!(lines.contains(&Line::Begun(work)), "{work}");
+        measure(
+            &request(folder.path(), &Workload::ALL),
+            &device,
+            &mut |line| {
+                lines.push(line.clone());
+            },
+        );
+        for work in Workload::ALL {
+            assert!(lines.contains(&WorkerMessage::Begun(work)), "{work}");
             let figures = lines.iter().find_map(|line| match line {
-                Line::Done(done, Outcome::Measured(figures)) if *done == work => Some(figures),
+                WorkerMessage::Done(done, Outcome::Measured(figures)) if *done == work => {
+                    Some(figures)
+                }
                 _ => None,
             });
             let figures = figures.unwrap_or_else(|| panic!("{work}: {lines:?}"));
@@ -641,36 +660,36 @@ mod tests {
             assert!(file.exists(), "{work}");
         }
         let losses = lines.iter().find_map(|line| match line {
-            Line::Losses(losses) => Some(losses),
+            WorkerMessage::Losses(losses) => Some(losses),
             _ => None,
         });
         assert_eq!(losses.unwrap().as_ref().unwrap().len(), 2);
-        // What is compared is not nothing.
+        // The results to compare are not all zero.
         let read = |work| -> Results {
             let path = result_file(folder.path(), Size::Tiny, work, "flex");
             serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
         };
-        for work in Work::ALL {
+        for work in Workload::ALL {
             for part in read(work) {
                 assert!(part.iter().any(|x| *x != 0.0), "{work}: {}", part.len());
             }
         }
-        // The projected update has no share in what the projector takes out: it is shorter than the
-        // gradient, twice the weight.
+        // The projector removes a part of the gradient, which is twice the weight: the update is
+        // shorter.
         let weight = config(Size::Tiny).init(1, &device);
         let weight = to_host(projection_of(&weight).unwrap());
         let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
-        let step = norm(&read(Work::ProjectedStep)[0]);
+        let step = norm(&read(Workload::ProjectedStep)[0]);
         assert!(step < 1.999 * norm(&weight) && step > 0.0, "{step}");
     }
 
     #[test]
-    fn the_last_words_of_a_backend_are_explained() {
-        let order = order(Path::new("."), &[]);
-        let missing = explained(
+    fn backend_failures_are_classified() {
+        let request = request(Path::new("."), &[]);
+        let missing = classify_failure(
             "CUDA_ERROR_OUT_OF_MEMORY: out of memory",
-            &order,
-            Work::TrainingStep,
+            &request,
+            Workload::TrainingStep,
         );
         let Missing::OutOfMemory {
             needed_bytes,
@@ -683,15 +702,15 @@ mod tests {
         assert!(needed_bytes.unwrap() > 1_000_000);
         assert_eq!(lowered_by.as_deref(), Some("--batch 2"));
         assert!(matches!(
-            explained("device lost", &order, Work::Evaluation),
+            classify_failure("device lost", &request, Workload::Evaluation),
             Missing::Failed { .. }
         ));
     }
 
     #[test]
-    fn larger_models_need_more() {
-        let batches = order(Path::new("."), &[]).batches;
-        for work in Work::ALL {
+    fn larger_models_need_more_memory() {
+        let batches = request(Path::new("."), &[]).batches;
+        for work in Workload::ALL {
             let needs: Vec<u64> = Size::ALL
                 .iter()
                 .map(|size| needed_bytes(*size, work, &batches))

@@ -1,14 +1,13 @@
-//! The same work on every backend: which one to use on this machine, and what it costs.
+//! Comparison of devices: the same workloads timed on every backend of this machine.
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
-//! | [`gather`] | sending out measuring processes, and putting together what they say |
-//! | [`measure`] | the work of one size on one device, timed |
-//! | [`record`] | what was measured, as data and as JSON |
-//! | [`table`] | as tables for a terminal, as CSV |
-//! | [`page`] | as one HTML file |
-//! | `verdict`, `words` | what came out, and figures, in words |
-//! | `chart` | rows of points on a common axis, as inline SVG |
+//! | [`gather`] | worker processes, and the comparison of their results |
+//! | [`measure`] | timing of the workloads of one size on one device |
+//! | [`record`] | the measurements as data and as JSON |
+//! | [`table`] | tables for a terminal, CSV |
+//! | [`page`] | an HTML page |
+//! | `verdict`, `words` | conclusions and figures in words |
 
 pub mod gather;
 pub mod measure;
@@ -23,5 +22,6 @@ mod words;
 
 pub use record::{
     Batches, Best, Comparison, DeviceFacts, DeviceState, Facts, Figures, Measurement, Missing,
-    Outcome, REFERENCE, Range, RecordError, Replay, ReplayOutcome, Size, Unit, UnknownSize, Work,
+    Outcome, REFERENCE, Range, RecordError, Replay, ReplayOutcome, Size, Unit, UnknownSize,
+    Workload,
 };

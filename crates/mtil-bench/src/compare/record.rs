@@ -1,10 +1,10 @@
-//! What was measured, as data: the file that tables and pages are made from.
+//! Measurements of a device comparison as data: the source of tables and pages.
 //!
-//! # The file
+//! # File format
 //!
-//! [`Comparison`] as JSON. Times are seconds, memory is bytes, enums are words in kebab case. A
-//! repetition is kept as it was timed, so medians, ranges and ratios can be computed anew. Fields
-//! may be added; a change of meaning raises `format`.
+//! The file is a [`Comparison`] as JSON. Times are in seconds, memory in bytes, enums in kebab
+//! case. It holds the duration of every repetition, so that medians, ranges and ratios can be
+//! recomputed. New fields may be added; a change of meaning increments `format`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use mtil_data::files::write_atomically;
 
-/// The format of the file written by this version.
+/// File format of this version.
 pub const FORMAT: u32 = 1;
 
-/// The device that all others are compared with, in speed and in numbers.
+/// Device whose speed and results all others are compared with.
 pub const REFERENCE: &str = "flex";
 
-/// Why a comparison cannot be written or read.
+/// An error in reading or writing a comparison.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The file cannot be read or written.
@@ -29,27 +29,34 @@ pub enum RecordError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// Not the JSON of a comparison.
     #[error("this is not a comparison of devices: {0}")]
     Json(#[from] serde_json::Error),
-    /// Written by a version whose file means something else.
+    /// The file has another format.
     #[error("the comparison has format {found}, this version reads {FORMAT}; measure again")]
     Format {
         /// The number in the file.
         found: u32,
     },
-    /// A value that cannot be, or values that contradict each other.
-    #[error("the comparison makes no sense: {0}")]
+    /// A value is impossible, or values contradict each other.
+    #[error("the comparison is invalid: {0}")]
     Invalid(String),
 }
 
-/// A model to measure with. In the order of their cost.
+/// Model size, ordered by cost.
+///
+/// ```
+/// use mtil_bench::compare::Size;
+///
+/// assert_eq!("ViT-B/16".parse(), Ok(Size::VitB16));
+/// assert_eq!(Size::VitB16.word(), "vit-b-16");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Size {
-    /// A CLIP of a few layers, for a machine or a moment too small for the others.
+    /// A CLIP of a few layers, for small machines and quick checks.
     #[serde(rename = "tiny")]
     Tiny,
     /// CLIP ViT-B/32.
@@ -64,10 +71,10 @@ pub enum Size {
 }
 
 impl Size {
-    /// All, the cheapest first.
+    /// All sizes, the cheapest first.
     pub const ALL: [Self; 4] = [Self::Tiny, Self::VitB32, Self::VitB16, Self::VitL14];
 
-    /// The word in files and on the command line.
+    /// Returns the name in files and on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Self::Tiny => "tiny",
@@ -78,7 +85,7 @@ impl Size {
     }
 }
 
-/// The name for people: `ViT-B/32`.
+/// Formats the display name: `ViT-B/32`.
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -100,34 +107,37 @@ impl FromStr for Size {
     }
 }
 
-/// No size has this name.
+/// An unknown model size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no size `{0}`: known are {known}", known = Size::ALL.map(Size::word).join(", "))]
+#[error(
+    "there is no size `{0}`: known are {known}",
+    known = Size::ALL.map(Size::word).join(", ")
+)]
 pub struct UnknownSize(pub String);
 
-/// What is timed.
+/// A timed workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Work {
-    /// Images through the image tower, without gradients.
+pub enum Workload {
+    /// Encoding of images without gradients.
     ImageEncoding,
-    /// Class prompts through the text tower, without gradients.
+    /// Encoding of class prompts without gradients.
     TextEncoding,
-    /// A whole update of GNSP: forward and backward on task and reference images, losses, projected
-    /// step.
+    /// A training step of GNSP: forward and backward pass on task and reference images, losses,
+    /// projected optimizer step.
     TrainingStep,
-    /// The forward pass over reference images that sums up the Gram matrices of the layers' inputs.
+    /// Accumulation of the Gram matrices of the layers' inputs over images.
     GramAccumulation,
-    /// From all Gram matrices to the projectors onto their null spaces.
+    /// Computation of the projectors onto the null spaces of all Gram matrices.
     ProjectorBuild,
-    /// The optimizer's step with projection, from given gradients.
+    /// The optimizer step with projection, from given gradients.
     ProjectedStep,
-    /// The evaluation of a test set: its prompts, its images, the accuracy.
+    /// Evaluation of a test set: prompts, images, logits.
     Evaluation,
 }
 
-impl Work {
-    /// All, in the order in which they are shown.
+impl Workload {
+    /// All workloads in display order.
     pub const ALL: [Self; 7] = [
         Self::ImageEncoding,
         Self::TextEncoding,
@@ -138,7 +148,7 @@ impl Work {
         Self::Evaluation,
     ];
 
-    /// The word in files.
+    /// Returns the name in files and on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Self::ImageEncoding => "image-encoding",
@@ -151,26 +161,24 @@ impl Work {
         }
     }
 
-    /// What it is, in one sentence.
+    /// Returns a description in one sentence.
     pub fn about(self) -> &'static str {
         match self {
-            Self::ImageEncoding => "Images through the image tower, without gradients.",
-            Self::TextEncoding => "Class prompts through the text tower, without gradients.",
-            Self::TrainingStep => "A whole update of GNSP on task and reference images.",
+            Self::ImageEncoding => "Encoding of images, without gradients.",
+            Self::TextEncoding => "Encoding of class prompts, without gradients.",
+            Self::TrainingStep => "A training step of GNSP on task and reference images.",
             Self::GramAccumulation => {
-                "Once a task: images through the model, summing up the Gram matrices."
+                "Once per task: encoding of images while accumulating the Gram matrices."
             }
-            Self::ProjectorBuild => "Once a task: from all Gram matrices to the projectors.",
-            Self::ProjectedStep => {
-                "The part of an update that is the optimizer’s step with projection."
+            Self::ProjectorBuild => {
+                "Once per task: computation of the projectors from all Gram matrices."
             }
-            Self::Evaluation => {
-                "A test set from start to end: its prompts, its images, the accuracy."
-            }
+            Self::ProjectedStep => "The optimizer step with projection, a part of a training step.",
+            Self::Evaluation => "Evaluation of a test set: prompts, images, logits.",
         }
     }
 
-    /// What its speed is counted in.
+    /// Returns the unit of its speed.
     pub fn unit(self) -> Unit {
         match self {
             Self::ImageEncoding | Self::GramAccumulation | Self::Evaluation => {
@@ -183,8 +191,8 @@ impl Work {
     }
 }
 
-/// The name for people, in lower case: `image encoding`.
-impl fmt::Display for Work {
+/// Formats the display name in lower case: `image encoding`.
+impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::ImageEncoding => "image encoding",
@@ -198,21 +206,21 @@ impl fmt::Display for Work {
     }
 }
 
-/// What a speed is counted in.
+/// Unit of a speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Images in a second.
+    /// Images per second.
     ImagesPerSecond,
-    /// Prompts in a second.
+    /// Prompts per second.
     PromptsPerSecond,
-    /// Updates in a second.
+    /// Steps per second.
     StepsPerSecond,
-    /// Seconds for the whole, where it is done once and not in a row.
+    /// Total seconds, for a workload that runs once per task.
     Seconds,
 }
 
 impl Unit {
-    /// Whether a larger number is better.
+    /// Returns whether a larger number is better.
     pub fn more_is_better(self) -> bool {
         self != Self::Seconds
     }
@@ -229,92 +237,92 @@ impl fmt::Display for Unit {
     }
 }
 
-/// Everything that one call of the command measured.
+/// All measurements of a call of `device compare`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// [`FORMAT`] of the version that wrote it.
+    /// [`FORMAT`] of the version that wrote the file.
     pub format: u32,
-    /// Where, when and how.
+    /// Machine, date and settings.
     pub facts: Facts,
-    /// The devices, those that could not be used among them, in the order in which they are shown.
+    /// The devices in display order, including unusable ones.
     pub devices: Vec<DeviceFacts>,
-    /// At most one for each device, size and work. What was not asked for is not in it.
+    /// At most one for each device, size and workload; only requested ones.
     pub measurements: Vec<Measurement>,
-    /// Training runs done on two devices.
+    /// Training runs replayed on a second device.
     pub replays: Vec<Replay>,
 }
 
-/// Where, when and how it was measured.
+/// Machine, date and settings of a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     /// Name of the processor.
     pub cpu: String,
-    /// Logical processors that the process may use.
+    /// Logical processors available to the process.
     pub processors: usize,
-    /// What computes matrix products on the CPU; empty in records of earlier versions.
+    /// Library of matrix products on the CPU; empty in files of earlier versions.
     #[serde(default)]
     pub products: String,
-    /// Memory of the machine, where the operating system tells.
+    /// Memory of the machine, if the operating system reports it.
     pub memory_bytes: Option<u64>,
     /// Operating system and architecture.
     pub system: String,
     /// Version of the program.
     pub version: String,
-    /// Commit it was built from, if the environment of the build named it: `MTIL_BENCH_COMMIT`.
+    /// Commit of the build, if the environment variable `MTIL_BENCH_COMMIT` named it.
     pub commit: Option<String>,
-    /// When the measuring began, ISO 8601.
+    /// Start of the measurements, ISO 8601.
     pub date: String,
     /// Seed of weights, images and prompts.
     pub seed: u64,
-    /// Repetitions asked for; a time limit may leave fewer.
+    /// Requested repetitions; the time limit may reduce them.
     pub repetitions: usize,
-    /// Longest time for one measurement, where there was a limit.
+    /// Time limit of a measurement, if any.
     pub limit_seconds: Option<f64>,
-    /// Largest [`Figures::difference`] that counts as the same result.
+    /// Largest [`Figures::difference`] that counts as equal.
     pub tolerance: f64,
-    /// How much work a call was, for each size measured.
+    /// Batch sizes of each model size.
     pub batches: Vec<Batches>,
 }
 
-/// How much work one call was.
+/// Batch sizes of the workloads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batches {
-    /// Of which size.
+    /// Model size.
     pub size: Size,
-    /// Images encoded at once, with and without gradients.
+    /// Images per batch, with and without gradients.
     pub images: usize,
-    /// Reference images in a training step, beside `images`.
+    /// Reference images of a training step, in addition to `images`.
     pub reference_images: usize,
-    /// Class prompts encoded at once.
+    /// Class prompts per batch.
     pub prompts: usize,
     /// Images in the test set of the evaluation.
     pub test_images: usize,
 }
 
-/// A device and whether it could be used.
+/// Properties of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceFacts {
-    /// What is written after `--device`.
+    /// The value of `--device`.
     pub word: String,
-    /// The hardware's name; empty where unknown.
+    /// Name of the hardware; empty if unknown.
     pub name: String,
     /// Number format of weights and activations: `f32`, `f16`, `bf16`.
     pub precision: String,
-    /// Its own memory, where known; the machine's is in [`Facts`].
+    /// Memory of the device, if known; the machine's is in [`Facts`].
     pub memory_bytes: Option<u64>,
-    /// Whether it could be used.
+    /// Usability on this machine.
     pub state: DeviceState,
 }
 
-/// Whether a device could be used.
+/// Usability of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceState {
-    /// It works.
+    /// The device works.
     Usable,
-    /// It is compiled in but does not work on this machine.
+    /// The backend is compiled in but does not work on this machine.
     Unusable {
-        /// Why, and what to do.
+        /// The reason, and a hint.
         reason: String,
     },
     /// The backend is not in this build.
@@ -324,92 +332,91 @@ pub enum DeviceState {
     },
 }
 
-/// One work of one size on one device.
+/// Measurement of a workload of a model size on a device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// [`DeviceFacts::word`].
     pub device: String,
-    /// Of which size.
+    /// Model size.
     pub size: Size,
-    /// What was timed.
-    pub work: Work,
-    /// What came out.
+    /// The workload.
+    pub work: Workload,
+    /// The figures, or why there are none.
     pub outcome: Outcome,
 }
 
-/// What came out of a measurement.
+/// Outcome of a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// The figures.
+    /// The workload was measured.
     Measured(Figures),
-    /// There are none, and why.
+    /// There are no figures, for this reason.
     Missing(Missing),
 }
 
 /// The figures of a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// How many of the unit's items (images, prompts, steps) one repetition was; 1 for a
-    /// [`Unit::Seconds`].
+    /// Items (images, prompts, steps) per repetition; 1 for [`Unit::Seconds`].
     pub items: u64,
     /// Duration of each repetition after the first call, in seconds. At least one.
     pub seconds: Vec<f64>,
-    /// Duration of the first call, which compiles kernels and tries out variants, in seconds.
+    /// Duration of the first call, which compiles and tunes kernels, in seconds.
     pub first_seconds: Option<f64>,
-    /// Peak resident memory of the process, up to the end of this work, in bytes: works come in the
-    /// order of what they need.
+    /// Peak resident memory of the process at the end of this workload, in bytes. Workloads run in
+    /// the order of their memory need.
     pub host_bytes: Option<u64>,
-    /// Memory on the device that is held at the end of this work, in bytes, where known.
+    /// Device memory reserved at the end of this workload, in bytes, if known.
     pub device_bytes: Option<u64>,
-    /// `max |a - b| / max |b|` over the results, b those of [`REFERENCE`] in f32; none where there
-    /// were none to compare with.
+    /// `max |a - b| / max |b|` over the results, where b are those of [`REFERENCE`] in f32; `None`
+    /// if there are none.
     pub difference: Option<f64>,
 }
 
-/// Why there are no figures.
+/// Reason why there are no figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Missing {
     /// The memory did not suffice.
     OutOfMemory {
-        /// What it takes, in bytes, where known.
+        /// Estimated memory need in bytes, if known.
         needed_bytes: Option<u64>,
-        /// What there was, in bytes, where known.
+        /// Available memory in bytes, if known.
         available_bytes: Option<u64>,
-        /// The option that lowers the need, as one writes it: `--batch 16`.
+        /// The option that reduces the need: `--batch 16`.
         lowered_by: Option<String>,
     },
-    /// A result was not a number, or infinite.
+    /// A result was NaN or infinite.
     NotFinite {
-        /// Which: `image embeddings`.
+        /// Description of the results: `image embeddings`.
         what: String,
     },
-    /// It was not done within the time limit.
+    /// The workload exceeded the time limit.
     TimeLimit {
-        /// The limit, in seconds.
+        /// The limit in seconds.
         seconds: f64,
     },
-    /// It failed otherwise.
+    /// Any other failure.
     Failed {
-        /// What the backend said.
+        /// The message of the backend or the worker process.
         reason: String,
     },
 }
 
-/// The lowest, the middle and the highest of several values.
+/// Minimum, median and maximum of several values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Range {
-    /// Lowest.
+    /// Minimum.
     pub low: f64,
-    /// Median; the mean of the middle two of an even number.
+    /// Median; the mean of the middle two for an even number of values.
     pub median: f64,
-    /// Highest.
+    /// Maximum.
     pub high: f64,
 }
 
 impl Range {
-    /// Of at least one value.
+    /// Returns the range of the values, `None` if there are none.
     fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = values.collect();
         sorted.sort_by(f64::total_cmp);
@@ -419,24 +426,24 @@ impl Range {
         Some(Self { low, median, high })
     }
 
-    /// Whether the two have a value in common.
+    /// Returns whether the two ranges overlap.
     fn overlaps(&self, other: &Self) -> bool {
         self.low <= other.high && other.low <= self.high
     }
 }
 
 impl Figures {
-    /// Duration of a repetition, in seconds. None only if there is no repetition, which
-    /// [`Comparison::check`] refuses.
+    /// Returns the duration of a repetition in seconds. `None` only if there is no repetition,
+    /// which [`Comparison::check`] refuses.
     pub fn duration(&self) -> Option<Range> {
         Range::of(self.seconds.iter().copied())
     }
 
-    /// Items in a second.
+    /// Returns the items per second.
     pub fn rate(&self) -> Option<Range> {
         let Range { low, median, high } = self.duration()?;
         let rate = |seconds: f64| self.items as f64 / seconds;
-        // At the median time, not the median of rates, so that the two shown belong together.
+        // The rate at the median duration, not the median of rates, so that the two agree.
         Some(Range {
             low: rate(high),
             median: rate(median),
@@ -446,7 +453,7 @@ impl Figures {
 }
 
 impl Measurement {
-    /// The figures, if it was measured.
+    /// Returns the figures, `None` if it was not measured.
     pub fn figures(&self) -> Option<&Figures> {
         match &self.outcome {
             Outcome::Measured(figures) => Some(figures),
@@ -454,7 +461,7 @@ impl Measurement {
         }
     }
 
-    /// Why there are no figures, if so.
+    /// Returns why there are no figures, `None` if it was measured.
     pub fn missing(&self) -> Option<&Missing> {
         match &self.outcome {
             Outcome::Measured(_) => None,
@@ -462,7 +469,7 @@ impl Measurement {
         }
     }
 
-    /// The speed in the work's [`Unit`].
+    /// Returns the speed in the [`Unit`] of the workload.
     pub fn speed(&self) -> Option<Range> {
         match self.work.unit() {
             Unit::Seconds => self.figures()?.duration(),
@@ -471,40 +478,41 @@ impl Measurement {
     }
 }
 
-/// A training run on one device, and the same again on another.
+/// A training run on one device, replayed on another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replay {
-    /// The device of the run.
+    /// The device of the original run.
     pub recorded_on: String,
-    /// The device that did it again.
+    /// The device of the replay.
     pub replayed_on: String,
-    /// Of which size.
+    /// Model size.
     pub size: Size,
-    /// Updates of the run.
+    /// Training steps of the run.
     pub updates: usize,
-    /// How many of the first updates were compared. Rounding makes any two runs part in the end.
+    /// Number of training steps compared, from the first. Rounding makes any two runs diverge
+    /// eventually.
     pub compared: usize,
-    /// What came out.
+    /// Result of the comparison.
     pub outcome: ReplayOutcome,
 }
 
-/// What came out of a replay.
+/// Outcome of a replay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplayOutcome {
     /// The losses were compared.
     Compared {
-        /// Largest `|a - b| / |b|` of the losses of an update, b the recorded one.
+        /// Largest `|a - b| / |b|` of the losses of a step, where b is the recorded one.
         difference: f64,
-        /// The largest that counts as agreement.
+        /// Largest difference that counts as agreement.
         tolerance: f64,
     },
-    /// They were not, and why.
+    /// The losses were not compared, for this reason.
     Missing(Missing),
 }
 
 impl Replay {
-    /// Whether the losses agreed; none where they were not compared.
+    /// Returns whether the losses agreed, `None` if they were not compared.
     pub fn agreed(&self) -> Option<bool> {
         match self.outcome {
             ReplayOutcome::Compared {
@@ -516,16 +524,16 @@ impl Replay {
     }
 }
 
-/// The fastest device for a work.
+/// The fastest device for a workload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Best<'a> {
     /// Its measurement.
     pub measurement: &'a Measurement,
-    /// How many times as fast as [`REFERENCE`]; none where that is missing or is the fastest.
+    /// Speed relative to [`REFERENCE`]; `None` if that is missing or the fastest.
     pub times_reference: Option<f64>,
-    /// Other devices some repetition of which was as fast as some of the fastest device's.
+    /// Other devices whose range of durations overlaps that of the fastest device.
     pub close: Vec<&'a str>,
-    /// Whether there was another device to be faster than.
+    /// True if more than one device was measured.
     pub contested: bool,
 }
 
@@ -533,7 +541,7 @@ impl Comparison {
     /// Reads a file and checks it.
     ///
     /// # Errors
-    /// [`RecordError`]: unreadable, not JSON of this format, or senseless.
+    /// [`RecordError`] if the file is unreadable, has another format, or is invalid.
     pub fn load(path: &Path) -> Result<Self, RecordError> {
         let text = std::fs::read_to_string(path).map_err(|source| RecordError::Io {
             path: path.into(),
@@ -542,10 +550,10 @@ impl Comparison {
         Self::from_json(&text)
     }
 
-    /// Checks it and writes a file, replaced atomically.
+    /// Checks the comparison and writes it to a file, which is replaced atomically.
     ///
     /// # Errors
-    /// [`RecordError`]: senseless, or the file cannot be written.
+    /// [`RecordError`] if the comparison is invalid or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), RecordError> {
         let text = self.to_json()?;
         write_atomically(path, text.as_bytes()).map_err(|source| RecordError::Io {
@@ -554,12 +562,12 @@ impl Comparison {
         })
     }
 
-    /// Reads JSON and checks it.
+    /// Parses JSON and checks it.
     ///
     /// # Errors
-    /// [`RecordError`]: not JSON of this format, or senseless.
+    /// [`RecordError`] if the text has another format or is invalid.
     pub fn from_json(text: &str) -> Result<Self, RecordError> {
-        /// The one field that all formats share.
+        /// The field that all formats share.
         #[derive(Deserialize)]
         struct Head {
             format: u32,
@@ -573,10 +581,10 @@ impl Comparison {
         Ok(comparison)
     }
 
-    /// Checks it and writes it as indented JSON.
+    /// Checks the comparison and formats it as indented JSON.
     ///
     /// # Errors
-    /// [`RecordError::Invalid`]; JSON has no word for what is not a number.
+    /// [`RecordError::Invalid`], for example for NaN, which JSON cannot represent.
     pub fn to_json(&self) -> Result<String, RecordError> {
         self.check()?;
         let mut text = serde_json::to_string_pretty(self)?;
@@ -584,10 +592,10 @@ impl Comparison {
         Ok(text)
     }
 
-    /// Whether all values can be: finite and positive durations, known devices, nothing twice.
+    /// Checks all values: finite and positive durations, known devices, no duplicates.
     ///
     /// # Errors
-    /// [`RecordError::Invalid`], naming the first that cannot.
+    /// [`RecordError::Invalid`] names the first invalid value.
     pub fn check(&self) -> Result<(), RecordError> {
         let invalid = |message: String| Err(RecordError::Invalid(message));
         let positive = |v: f64| v.is_finite() && v > 0.0;
@@ -612,7 +620,7 @@ impl Comparison {
                 return invalid(format!("{name}: `devices` lacks this device"));
             }
             if !seen.insert((m.device.as_str(), m.size, m.work)) {
-                return invalid(format!("{name} is there twice"));
+                return invalid(format!("{name} is listed twice"));
             }
             match &m.outcome {
                 Outcome::Measured(f) => {
@@ -664,39 +672,39 @@ impl Comparison {
         Ok(())
     }
 
-    /// What is known of a device.
+    /// Returns the properties of a device.
     pub fn device(&self, word: &str) -> Option<&DeviceFacts> {
         self.devices.iter().find(|d| d.word == word)
     }
 
-    /// A measurement, if it was asked for.
-    pub fn get(&self, device: &str, size: Size, work: Work) -> Option<&Measurement> {
+    /// Returns a measurement, `None` if it was not requested.
+    pub fn get(&self, device: &str, size: Size, work: Workload) -> Option<&Measurement> {
         let mut all = self.measurements.iter();
         all.find(|m| m.device == device && m.size == size && m.work == work)
     }
 
-    /// The sizes that something was asked for, the cheapest first.
+    /// Returns the requested sizes, the cheapest first.
     pub fn sizes(&self) -> Vec<Size> {
         let asked = |s: &Size| self.measurements.iter().any(|m| m.size == *s);
         Size::ALL.into_iter().filter(asked).collect()
     }
 
-    /// The works that were asked for, in their order; of one size or, with none, of any.
-    pub fn works(&self, size: Option<Size>) -> Vec<Work> {
-        let asked = |w: &Work| {
+    /// Returns the requested workloads in display order: those of a size, or of all sizes.
+    pub fn works(&self, size: Option<Size>) -> Vec<Workload> {
+        let asked = |w: &Workload| {
             let mut all = self.measurements.iter();
             all.any(|m| m.work == *w && size.is_none_or(|s| s == m.size))
         };
-        Work::ALL.into_iter().filter(asked).collect()
+        Workload::ALL.into_iter().filter(asked).collect()
     }
 
-    /// The devices with measurements or failures of them, in their order.
+    /// Returns the devices with a measurement or a failure, in display order.
     pub fn tried(&self) -> Vec<&DeviceFacts> {
         let tried = |d: &&DeviceFacts| self.measurements.iter().any(|m| m.device == d.word);
         self.devices.iter().filter(tried).collect()
     }
 
-    /// The devices with at least one figure, in their order.
+    /// Returns the devices with at least one measured workload, in display order.
     pub fn measured(&self) -> Vec<&DeviceFacts> {
         let measured = |d: &&DeviceFacts| {
             let mut all = self.measurements.iter();
@@ -705,29 +713,30 @@ impl Comparison {
         self.devices.iter().filter(measured).collect()
     }
 
-    /// How many times as fast as [`REFERENCE`] at the same work and size, by median times of an
-    /// item: 2 is half the time. 1 for the reference itself, none where one of the two is missing.
+    /// Returns the speed relative to [`REFERENCE`] at the same workload and size, by the median
+    /// time per item: 2 is half the time. 1 for the reference itself, `None` if one of the two is
+    /// missing.
     pub fn times_reference(&self, m: &Measurement) -> Option<f64> {
         let reference = self.get(REFERENCE, m.size, m.work)?;
         Some(m.figures()?.rate()?.median / reference.figures()?.rate()?.median)
     }
 
-    /// Whether the results are those of [`REFERENCE`] within [`Facts::tolerance`]; none where they
-    /// were not compared.
+    /// Returns whether the results equal those of [`REFERENCE`] within [`Facts::tolerance`], `None`
+    /// if they were not compared.
     pub fn agrees(&self, m: &Measurement) -> Option<bool> {
         Some(m.figures()?.difference? <= self.facts.tolerance)
     }
 
-    /// The device that does a work in the least median time. One whose results differ by more than
-    /// the tolerance is passed over.
-    pub fn best(&self, size: Size, work: Work) -> Option<Best<'_>> {
+    /// Returns the device with the shortest median time of a workload, without devices whose
+    /// results differ by more than the tolerance.
+    pub fn best(&self, size: Size, work: Workload) -> Option<Best<'_>> {
         let fit: Vec<(&Measurement, Range)> = self
             .measurements
             .iter()
             .filter(|m| m.size == size && m.work == work && self.agrees(m) != Some(false))
             .filter_map(|m| Some((m, m.figures()?.rate()?)))
             .collect();
-        // Of equals the first, so that a file gives one answer.
+        // Of equally fast devices the first, so that the answer is unique.
         let (best, range) = fit
             .iter()
             .rev()
@@ -774,7 +783,7 @@ mod tests {
     }
 
     #[test]
-    fn json_comes_back_the_same() {
+    fn json_round_trips() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("compare.json");
         for c in [nothing(), one_device(), three_devices()] {
@@ -824,7 +833,7 @@ mod tests {
                 .any(|m| m["out-of-memory"]["lowered_by"] == "--batch 16")
         );
         assert_eq!(json["replays"][0]["outcome"]["compared"]["tolerance"], 1e-3);
-        for work in Work::ALL {
+        for work in Workload::ALL {
             assert_eq!(serde_json::to_value(work).unwrap(), work.word());
         }
         for size in Size::ALL {
@@ -857,7 +866,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_values_are_neither_written_nor_read() {
+    fn invalid_values_are_neither_written_nor_read() {
         type Spoil = fn(&mut Comparison);
         let spoils: [(&str, Spoil); 13] = [
             ("duration", |c| {
@@ -881,7 +890,7 @@ mod tests {
             ("lacks this device", |c| {
                 c.measurements[0].device = "other".into()
             }),
-            ("there twice", |c| {
+            ("image encoding of tiny", |c| {
                 c.measurements.push(c.measurements[0].clone())
             }),
             ("listed twice", |c| c.devices.push(c.devices[0].clone())),
@@ -931,59 +940,59 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_of_the_same_work_and_size_for_one_item() {
+    fn ratios_compare_the_same_workload_and_size_per_item() {
         let mut c = three_devices();
-        let ratio = |c: &Comparison, device: &str, work: Work| {
+        let ratio = |c: &Comparison, device: &str, work: Workload| {
             c.times_reference(c.get(device, Size::VitB32, work).unwrap())
         };
-        for work in Work::ALL {
+        for work in Workload::ALL {
             assert_eq!(ratio(&c, "flex", work), Some(1.0));
             let cuda = ratio(&c, "cuda:0", work).unwrap();
             assert!((cuda - 41.0).abs() < 1e-9, "{work} {cuda}");
         }
         // Twice the items in the same time is twice as fast.
         let same = |m: &&mut Measurement| {
-            (m.device.as_str(), m.size, m.work) == ("cuda:0", Size::VitB32, Work::TextEncoding)
+            (m.device.as_str(), m.size, m.work) == ("cuda:0", Size::VitB32, Workload::TextEncoding)
         };
         figures(c.measurements.iter_mut().find(same).unwrap()).items *= 2;
-        assert!((ratio(&c, "cuda:0", Work::TextEncoding).unwrap() - 82.0).abs() < 1e-9);
+        assert!((ratio(&c, "cuda:0", Workload::TextEncoding).unwrap() - 82.0).abs() < 1e-9);
         // Without the reference's there is no ratio.
-        let l14 = c.get("cuda:0", Size::VitL14, Work::Evaluation).unwrap();
+        let l14 = c.get("cuda:0", Size::VitL14, Workload::Evaluation).unwrap();
         assert_eq!(c.times_reference(l14), None);
     }
 
     #[test]
     fn the_best_is_the_fastest_whose_results_agree() {
         let mut c = three_devices();
-        let best = c.best(Size::VitB16, Work::TrainingStep).unwrap();
+        let best = c.best(Size::VitB16, Workload::TrainingStep).unwrap();
         assert_eq!(best.measurement.device, "cuda:0");
         assert!((best.times_reference.unwrap() - 41.0).abs() < 1e-9);
         assert!(best.close.is_empty() && best.contested);
         // vulkan:0 is faster there, and wrong.
-        let images = c.best(Size::VitB16, Work::ImageEncoding).unwrap();
+        let images = c.best(Size::VitB16, Workload::ImageEncoding).unwrap();
         assert_eq!(images.measurement.device, "cuda:0");
         c.facts.tolerance = 0.1;
-        let images = c.best(Size::VitB16, Work::ImageEncoding).unwrap();
+        let images = c.best(Size::VitB16, Workload::ImageEncoding).unwrap();
         assert_eq!(images.measurement.device, "vulkan:0");
         // Not measured on the fastest device.
-        let build = c.best(Size::VitB16, Work::ProjectorBuild).unwrap();
+        let build = c.best(Size::VitB16, Workload::ProjectorBuild).unwrap();
         assert_eq!(build.measurement.device, "vulkan:0");
-        assert_eq!(nothing().best(Size::Tiny, Work::Evaluation), None);
+        assert_eq!(nothing().best(Size::Tiny, Workload::Evaluation), None);
 
         let mut c = one_device();
-        let alone = c.best(Size::Tiny, Work::TrainingStep).unwrap();
+        let alone = c.best(Size::Tiny, Workload::TrainingStep).unwrap();
         assert_eq!((alone.times_reference, alone.contested), (None, false));
-        // As fast as can be told apart: the reference stays ahead, the other is named.
+        // Equally fast: the reference stays first, the other device is close.
         let mut device = c.devices[0].clone();
         device.word = "ndarray:same".into();
         c.devices.push(device);
         let mut same = c
-            .get("flex", Size::Tiny, Work::TrainingStep)
+            .get("flex", Size::Tiny, Workload::TrainingStep)
             .unwrap()
             .clone();
         same.device = "ndarray:same".into();
         c.measurements.push(same);
-        let tie = c.best(Size::Tiny, Work::TrainingStep).unwrap();
+        let tie = c.best(Size::Tiny, Workload::TrainingStep).unwrap();
         assert_eq!(tie.measurement.device, REFERENCE);
         assert_eq!(tie.close, ["ndarray:same"]);
     }

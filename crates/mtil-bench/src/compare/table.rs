@@ -1,4 +1,4 @@
-//! A comparison as tables for a terminal, at most [`WIDTH`] columns wide, and as CSV.
+//! Tables of a comparison for a terminal, at most [`WIDTH`] columns wide, and CSV.
 
 use super::record::{
     Comparison, DeviceState, Measurement, Missing, REFERENCE, RecordError, Replay, ReplayOutcome,
@@ -7,30 +7,30 @@ use super::record::{
 use super::verdict::{headline, verdicts};
 use super::words::{self, NONE};
 
-/// Columns of a terminal that the tables fit into.
+/// Maximum width of the tables in columns.
 pub const WIDTH: usize = 100;
 
-/// Longest name of a device in a table.
+/// Maximum width of a device name in a table.
 const DEVICE_WIDTH: usize = 14;
 
-/// The columns of [`Comparison::to_csv`], in SI units, unrounded, empty where there is no figure.
+/// Columns of [`Comparison::to_csv`], in SI units, unrounded, empty if there is no value.
 ///
-/// | column | what |
+/// | column | contents |
 /// |---|---|
-/// | `size`, `work`, `device` | which measurement, as in the JSON |
-/// | `device_name`, `precision` | the hardware, the number format |
+/// | `size`, `work`, `device` | key of the measurement, as in the JSON |
+/// | `device_name`, `precision` | hardware, number format |
 /// | `status` | `measured`, `out-of-memory`, `not-finite`, `time-limit`, `failed` |
-/// | `unit` | of the next three: `images/s`, `prompts/s`, `steps/s`, `seconds` |
+/// | `unit` | of the next three columns: `images/s`, `prompts/s`, `steps/s`, `seconds` |
 /// | `median`, `low`, `high` | speed over the repetitions |
-/// | `repetitions`, `items` | how many, and how many images, prompts or steps each was |
-/// | `median_seconds` | of a repetition |
-/// | `first_seconds` | of the first call |
-/// | `times_flex` | how many times as fast as `flex` |
+/// | `repetitions`, `items` | number of repetitions; images, prompts or steps of each |
+/// | `median_seconds` | median duration of a repetition |
+/// | `first_seconds` | duration of the first call |
+/// | `times_flex` | speed relative to `flex` |
 /// | `host_bytes`, `device_bytes` | peak memory |
-/// | `difference` | relative, from `flex` in f32 |
-/// | `agrees` | whether that is within the tolerance |
+/// | `difference` | relative difference from `flex` in f32 |
+/// | `agrees` | whether the difference is within the tolerance |
 /// | `reason` | why there are no figures |
-/// | `needed_bytes`, `available_bytes`, `lowered_by` | where the memory did not suffice |
+/// | `needed_bytes`, `available_bytes`, `lowered_by` | details of an out-of-memory failure |
 pub const CSV_HEADER: [&str; 23] = [
     "size",
     "work",
@@ -58,8 +58,8 @@ pub const CSV_HEADER: [&str; 23] = [
 ];
 
 impl Comparison {
-    /// For a terminal: where and when, the devices, a table for each size, replays, and the
-    /// verdict.
+    /// Formats the comparison for a terminal: machine, devices, a table for each size, replays and
+    /// conclusions.
     pub fn to_text(&self) -> String {
         let mut text = head(self);
         for size in self.sizes() {
@@ -84,10 +84,10 @@ impl Comparison {
         text
     }
 
-    /// For a program: one line a measurement, the columns of [`CSV_HEADER`].
+    /// Formats the comparison as CSV: one line per measurement, with the columns of [`CSV_HEADER`].
     ///
     /// # Errors
-    /// [`RecordError::Invalid`], as [`Comparison::check`].
+    /// [`RecordError::Invalid`] if [`Comparison::check`] fails.
     pub fn to_csv(&self) -> Result<String, RecordError> {
         self.check()?;
         let broken = |e: &dyn std::fmt::Display| RecordError::Invalid(format!("as CSV: {e}"));
@@ -134,7 +134,7 @@ fn head(c: &Comparison) -> String {
         format!(", at most {} each", words::duration(s))
     });
     let line = format!(
-        "medians of {}{limit}; the first call, with compiling and tuning, apart; seed {}",
+        "medians of {}{limit}; the first call, which compiles and tunes, is separate; seed {}",
         words::plural(f.repetitions, "repetition"),
         f.seed
     );
@@ -155,13 +155,13 @@ fn head(c: &Comparison) -> String {
     text
 }
 
-/// A line of a size's table.
+/// A line of the table of a size.
 enum Line {
-    /// Name and unit of a work.
-    Work(String),
-    /// A device's figures.
+    /// Name and unit of a workload.
+    Workload(String),
+    /// The figures of a device.
     Cells(Vec<String>),
-    /// A device without figures: its name, why.
+    /// A device without figures: its name and the reason.
     Reason(String, String),
 }
 
@@ -192,7 +192,7 @@ fn size_table(c: &Comparison, size: Size) -> String {
     ];
     let mut lines = Vec::new();
     for work in c.works(Some(size)) {
-        lines.push(Line::Work(format!("{work}, {}", work.unit())));
+        lines.push(Line::Workload(format!("{work}, {}", work.unit())));
         for d in &c.devices {
             let Some(m) = c.get(&d.word, size, work) else {
                 continue;
@@ -204,10 +204,11 @@ fn size_table(c: &Comparison, size: Size) -> String {
             });
         }
     }
+    // Reasons span all columns, so that only their device name counts for the widths.
     let mut widths = titles.map(|t| t.chars().count());
     for line in &lines {
         match line {
-            Line::Work(_) => {}
+            Line::Workload(_) => {}
             Line::Cells(cells) => {
                 for (width, cell) in widths.iter_mut().zip(cells) {
                     *width = (*width).max(cell.chars().count());
@@ -233,7 +234,7 @@ fn size_table(c: &Comparison, size: Size) -> String {
     whole.push_str(&format!("{}\n", "─".repeat(width)));
     for line in &lines {
         match line {
-            Line::Work(name) => whole.push_str(&format!("{name}\n")),
+            Line::Workload(name) => whole.push_str(&format!("{name}\n")),
             Line::Cells(cells) => whole.push_str(&aligned(cells)),
             Line::Reason(name, reason) => {
                 let first = format!("{name:<width$}  ", width = widths[0]);
@@ -271,7 +272,7 @@ fn cells(c: &Comparison, m: &Measurement, name: String) -> Vec<String> {
 fn replay_line(r: &Replay) -> String {
     let what = format!(
         "{} of {}, recorded on {}, replayed on {}",
-        words::plural(r.updates, "update"),
+        words::plural(r.updates, "step"),
         r.size,
         r.recorded_on,
         r.replayed_on
@@ -295,7 +296,7 @@ fn replay_line(r: &Replay) -> String {
     }
 }
 
-/// A name that is not longer than its column.
+/// Truncates a name to the width of its column.
 fn cut(name: &str) -> String {
     let name = plain(name);
     match name.chars().count() > DEVICE_WIDTH {
@@ -304,15 +305,15 @@ fn cut(name: &str) -> String {
     }
 }
 
-/// Without what a terminal would take for a command: names and messages come from drivers and
-/// files.
+/// Removes control characters, because names and messages come from drivers and files.
 fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }
 
-/// Words in lines of at most [`WIDTH`] columns, the first after `first`, the others after `rest`.
+/// Wraps words into lines of at most [`WIDTH`] columns. The first line starts with `first`, the
+/// others with `rest`.
 fn push_wrapped(text: &mut String, words: &str, first: &str, rest: &str) {
     let mut line = first.to_owned();
     let mut width = first.chars().count();
@@ -391,7 +392,7 @@ fn csv_line(c: &Comparison, m: &Measurement) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::Work;
+    use crate::compare::Workload;
     use crate::compare::fake::{nothing, one_device, three_devices};
 
     #[test]
@@ -407,14 +408,14 @@ mod tests {
     }
 
     #[test]
-    fn figures_stand_below_their_heads() {
+    fn figures_are_aligned_with_their_column_heads() {
         let text = three_devices().to_text();
         let table = text.split("\nViT-B/16: ").nth(1).unwrap();
         assert!(table.starts_with("64 images, 64 reference images and 100 prompts at once, test"));
         let head = table.lines().find(|l| l.contains("median")).unwrap();
         let step = table.split("training step, steps/s\n").nth(1).unwrap();
         let cuda = step.lines().find(|l| l.starts_with("  cuda:0")).unwrap();
-        // Where the first `text` in `line` ends, in columns.
+        // Returns the column at which the first `text` in `line` ends.
         let end = |line: &str, text: &str| {
             let at = line.find(text).unwrap_or_else(|| panic!("{text}: {line}"));
             line[..at + text.len()].chars().count()
@@ -430,7 +431,7 @@ mod tests {
         ] {
             assert_eq!(end(head, title), end(cuda, value), "{title}");
         }
-        // Wrong results are marked, failures have their reason, holes no line.
+        // Differing results are marked, failures have a reason, missing measurements have no line.
         assert!(table.contains("3.1e-2 !"));
         assert!(
             table.contains("  cuda:0    failed: cusolver is missing\n"),
@@ -443,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_to_the_terminal_are_taken_out_of_names() {
+    fn control_characters_are_removed_from_names() {
         let mut c = three_devices();
         c.devices[1].name = "\x1b[31mred\x07\r\nnew line".into();
         c.facts.cpu = "\x1b]0;title\x07".into();
@@ -462,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_comes_back() {
+    fn csv_round_trips() {
         let c = three_devices();
         let text = c.to_csv().unwrap();
         let mut reader = csv::Reader::from_reader(text.as_bytes());
@@ -477,7 +478,9 @@ mod tests {
             found.unwrap()[at(column)].to_owned()
         };
         let step = |column: &str| get("cuda:0", "vit-b-16", "training-step", column);
-        let m = c.get("cuda:0", Size::VitB16, Work::TrainingStep).unwrap();
+        let m = c
+            .get("cuda:0", Size::VitB16, Workload::TrainingStep)
+            .unwrap();
         let float = |text: String| text.parse::<f64>().unwrap();
         assert_eq!(float(step("median")), m.speed().unwrap().median);
         assert_eq!(float(step("low")), m.speed().unwrap().low);

@@ -1,42 +1,46 @@
-//! What came out, in sentences.
+//! Conclusions of a comparison in sentences.
 
-use super::record::{Best, Comparison, REFERENCE, Size, Unit, Work};
-use super::words::{about_times, duration, list, sentence_start, speed};
+use super::record::{Best, Comparison, REFERENCE, Size, Unit, Workload};
+use super::words::{duration, list, ratio, sentence_start, speed};
 
-/// The verdict on one size.
+/// The conclusion for a model size.
 pub(super) struct Verdict {
-    /// Of which size.
+    /// Model size.
     pub size: Size,
-    /// The fastest device of each work, the works of one device together; empty where there is
-    /// nothing.
+    /// The fastest device of each workload, grouped by device.
     pub fastest: String,
-    /// What to know before following it.
+    /// Limitations of the conclusion.
     pub caveats: Vec<String>,
 }
 
-/// One for each size.
+/// Returns the conclusion for each size.
 pub(super) fn verdicts(c: &Comparison) -> Vec<Verdict> {
     c.sizes().into_iter().map(|size| verdict(c, size)).collect()
 }
 
 fn verdict(c: &Comparison, size: Size) -> Verdict {
     let works = c.works(Some(size));
-    let bests: Vec<(Work, Best<'_>)> = works
+    let bests: Vec<(Workload, Best<'_>)> = works
         .iter()
         .filter_map(|w| Some((*w, c.best(size, *w)?)))
         .collect();
     let mut caveats = Vec::new();
-    let unlike: Vec<String> = each_device(c, |word| {
-        let unlike = |w: &&Work| {
+    let differing: Vec<String> = each_device(c, |word| {
+        let differs = |w: &&Workload| {
             let m = c.get(word, size, **w);
             m.is_some_and(|m| c.agrees(m) == Some(false))
         };
-        works.iter().filter(unlike).map(Work::to_string).collect()
+        works
+            .iter()
+            .filter(differs)
+            .map(Workload::to_string)
+            .collect()
     });
-    if !unlike.is_empty() {
+    if !differing.is_empty() {
         caveats.push(format!(
-            "passed over, because the results differ from {REFERENCE}’s by more than the tolerance: {}",
-            unlike.join("; ")
+            "excluded, because the results differ from {REFERENCE}’s by more than the tolerance: \
+             {}",
+            differing.join("; ")
         ));
     }
     let unchecked: Vec<String> = bests
@@ -55,7 +59,7 @@ fn verdict(c: &Comparison, size: Size) -> Verdict {
     let none: Vec<String> = works
         .iter()
         .filter(|w| !bests.iter().any(|(b, _)| b == *w))
-        .map(Work::to_string)
+        .map(Workload::to_string)
         .collect();
     if !none.is_empty() && !bests.is_empty() {
         caveats.push(format!("no device to recommend for {}", list(&none)));
@@ -63,16 +67,16 @@ fn verdict(c: &Comparison, size: Size) -> Verdict {
     let fastest = match &bests[..] {
         [] => "no device to recommend, see the reasons".to_owned(),
         [first, rest @ ..] => {
-            let same = |(_, b): &(Work, Best<'_>)| {
+            let same = |(_, b): &(Workload, Best<'_>)| {
                 b.measurement.device == first.1.measurement.device && b.close.is_empty()
             };
             match (
                 bests.iter().any(|(_, b)| b.contested),
                 bests.iter().all(same),
             ) {
-                (false, true) => alone(&bests),
-                (true, true) if rest.len() > 1 => clear(&bests),
-                _ => divided(&bests),
+                (false, true) => single_device(&bests),
+                (true, true) if rest.len() > 1 => fastest_everywhere(&bests),
+                _ => fastest_by_workload(&bests),
             }
         }
     };
@@ -83,36 +87,37 @@ fn verdict(c: &Comparison, size: Size) -> Verdict {
     }
 }
 
-/// `word (what)` for each device for which there is something to say.
+/// Formats `device (workload, …)` for each device with a non-empty list.
 fn each_device(c: &Comparison, what: impl Fn(&str) -> Vec<String>) -> Vec<String> {
     let mut all = Vec::new();
     for device in &c.devices {
-        let said = what(&device.word);
-        if !said.is_empty() {
-            all.push(format!("{} ({})", device.word, list(&said)));
+        let items = what(&device.word);
+        if !items.is_empty() {
+            all.push(format!("{} ({})", device.word, list(&items)));
         }
     }
     all
 }
 
-/// With one device there is no fastest: how long it takes.
-fn alone(bests: &[(Work, Best<'_>)]) -> String {
+/// Describes the speed of a single device.
+fn single_device(bests: &[(Workload, Best<'_>)]) -> String {
     let chosen = bests
         .iter()
-        .find(|(w, _)| *w == Work::TrainingStep)
+        .find(|(w, _)| *w == Workload::TrainingStep)
         .unwrap_or(&bests[0]);
     let (work, best) = chosen;
     format!(
         "measured on {} only; {}",
         best.measurement.device,
-        done(&work.to_string(), best)
+        speed_sentence(&work.to_string(), best)
     )
 }
 
-/// `a training step takes 0.12 s`, `image encoding runs at 130 images/s`, with `name` for the work.
-fn done(name: &str, best: &Best<'_>) -> String {
+/// Returns `a training step takes 0.12 s` or `image encoding runs at 130 images/s`, with `name` for
+/// the workload.
+fn speed_sentence(name: &str, best: &Best<'_>) -> String {
     let work = best.measurement.work;
-    // One call may be several steps.
+    // A call may consist of several steps.
     let each = match work.unit() {
         Unit::StepsPerSecond => best.measurement.figures().and_then(|f| f.rate()),
         _ => best.measurement.speed(),
@@ -125,8 +130,8 @@ fn done(name: &str, best: &Best<'_>) -> String {
     }
 }
 
-/// One device is ahead in everything: by how much.
-fn clear(bests: &[(Work, Best<'_>)]) -> String {
+/// Describes the speed of the device that is the fastest for every workload.
+fn fastest_everywhere(bests: &[(Workload, Best<'_>)]) -> String {
     let mut text = format!(
         "{} is the fastest for everything",
         bests[0].1.measurement.device
@@ -134,25 +139,22 @@ fn clear(bests: &[(Work, Best<'_>)]) -> String {
     let (step, others): (Vec<_>, Vec<_>) = bests
         .iter()
         .filter_map(|(w, b)| Some((*w, b.times_reference?)))
-        .partition(|(w, _)| *w == Work::TrainingStep);
+        .partition(|(w, _)| *w == Workload::TrainingStep);
     let low = others.iter().map(|o| o.1).reduce(f64::min);
     let high = others.iter().map(|o| o.1).reduce(f64::max);
     let others = low
         .zip(high)
-        .map(|(low, high)| match (about_times(low), about_times(high)) {
+        .map(|(low, high)| match (ratio(low), ratio(high)) {
             (low, high) if low == high => low,
             (low, high) => format!("{low} to {high}"),
         });
     match (step.first(), others) {
         (Some((work, times)), Some(others)) => text.push_str(&format!(
             ": {work} {} times {REFERENCE}, the others {others} times",
-            about_times(*times)
+            ratio(*times)
         )),
         (Some((work, times)), None) => {
-            text.push_str(&format!(
-                ": {work} {} times {REFERENCE}",
-                about_times(*times)
-            ));
+            text.push_str(&format!(": {work} {} times {REFERENCE}", ratio(*times)));
         }
         (None, Some(others)) => text.push_str(&format!(", {others} times {REFERENCE}")),
         (None, None) => {}
@@ -160,8 +162,8 @@ fn clear(bests: &[(Work, Best<'_>)]) -> String {
     text
 }
 
-/// Several devices share the works, or are about as fast: work by work.
-fn divided(bests: &[(Work, Best<'_>)]) -> String {
+/// Lists the fastest device of each workload.
+fn fastest_by_workload(bests: &[(Workload, Best<'_>)]) -> String {
     let mut devices: Vec<&str> = Vec::new();
     for (_, b) in bests {
         if !devices.contains(&b.measurement.device.as_str()) {
@@ -173,18 +175,18 @@ fn divided(bests: &[(Work, Best<'_>)]) -> String {
             .iter()
             .filter(|(_, b)| b.measurement.device == **device)
             .map(|(w, b)| {
-                let mut said = Vec::new();
+                let mut notes = Vec::new();
                 if let Some(times) = b.times_reference {
-                    said.push(format!("{} × {REFERENCE}", about_times(times)));
+                    notes.push(format!("{} × {REFERENCE}", ratio(times)));
                 }
                 if !b.contested {
-                    said.push("the only one".into());
+                    notes.push("the only one".into());
                 } else if !b.close.is_empty() {
-                    said.push(format!("{} about as fast", list(&b.close)));
+                    notes.push(format!("{} about as fast", list(&b.close)));
                 }
-                match said.is_empty() {
+                match notes.is_empty() {
                     true => w.to_string(),
-                    false => format!("{w} ({})", said.join("; ")),
+                    false => format!("{w} ({})", notes.join("; ")),
                 }
             })
             .collect();
@@ -194,14 +196,14 @@ fn divided(bests: &[(Work, Best<'_>)]) -> String {
     format!("fastest is {}", parts.join("; "))
 }
 
-/// One sentence for the whole: of the training step of the largest size that has one, or else of
-/// the first work of the largest size.
+/// Returns the conclusion in one sentence: on the training step of the largest size that has one,
+/// or else on the first workload of the largest size.
 pub(super) fn headline(c: &Comparison) -> String {
     let sizes = c.sizes();
     let chosen = sizes
         .iter()
         .rev()
-        .map(|s| (*s, Work::TrainingStep))
+        .map(|s| (*s, Workload::TrainingStep))
         .chain(
             sizes
                 .iter()
@@ -222,7 +224,7 @@ pub(super) fn headline(c: &Comparison) -> String {
         Unit::StepsPerSecond | Unit::Seconds => format!("{work} of {size}"),
         _ => format!("{work} with {size}"),
     };
-    let takes = sentence_start(&format!("{} on {device}", done(&name, &best)));
+    let takes = sentence_start(&format!("{} on {device}", speed_sentence(&name, &best)));
     match (best.times_reference, &best.close[..], best.contested) {
         (_, _, false) => format!("{takes}."),
         (_, close @ [_, ..], _) => format!(
@@ -231,7 +233,7 @@ pub(super) fn headline(c: &Comparison) -> String {
         ),
         (Some(times), ..) => format!(
             "{takes}, the fastest device here: {} times {REFERENCE}.",
-            about_times(times)
+            ratio(times)
         ),
         (None, ..) => format!("{takes}, the fastest device here."),
     }
@@ -243,7 +245,7 @@ mod tests {
     use crate::compare::fake::{nothing, one_device, three_devices};
 
     #[test]
-    fn one_device_is_not_called_the_fastest() {
+    fn a_single_device_is_not_called_the_fastest() {
         let c = one_device();
         assert_eq!(
             headline(&c),
@@ -259,16 +261,18 @@ mod tests {
     }
 
     #[test]
-    fn several_are_ranked_work_by_work() {
+    fn several_devices_are_ranked_by_workload() {
         let c = three_devices();
         assert_eq!(
             headline(&c),
-            "A training step of ViT-L/14 takes 766 ms on cuda:0, the fastest device here: 41 times flex."
+            "A training step of ViT-L/14 takes 766 ms on cuda:0, the fastest device here: 41 times \
+             flex."
         );
         let all = verdicts(&c);
         assert_eq!(
             all[1].fastest,
-            "cuda:0 is the fastest for everything: training step 41 times flex, the others 41 times"
+            "cuda:0 is the fastest for everything: training step 41 times flex, the others 41 \
+             times"
         );
         let b16 = &all[2];
         assert!(
@@ -286,14 +290,14 @@ mod tests {
         assert_eq!(
             b16.caveats,
             [
-                "passed over, because the results differ from flex’s by more than the tolerance: \
+                "excluded, because the results differ from flex’s by more than the tolerance: \
                  vulkan:0 (image encoding)"
             ]
         );
     }
 
     #[test]
-    fn a_draw_is_called_one() {
+    fn devices_with_overlapping_ranges_are_about_as_fast() {
         let mut c = three_devices();
         for m in &mut c.measurements {
             if let (crate::compare::Outcome::Measured(f), "vulkan:0") = (&mut m.outcome, &*m.device)
@@ -315,24 +319,25 @@ mod tests {
             "A training step of ViT-B/32 takes 41.8 ms on cuda:0, the fastest device here, with \
              vulkan:0 about as fast."
         );
-        // Each work on another device: no device is ahead of another.
+        // Each workload on another device: no device is faster than another.
         c.measurements.retain(|m| {
             matches!(
                 (&*m.device, m.work),
-                ("flex", Work::Evaluation) | ("cuda:0", Work::TrainingStep)
+                ("flex", Workload::Evaluation) | ("cuda:0", Workload::TrainingStep)
             )
         });
         assert_eq!(
             verdicts(&c)[1].fastest,
-            "fastest is cuda:0 for training step (the only one); flex for evaluation (the only one)"
+            "fastest is cuda:0 for training step (the only one); flex for evaluation (the only \
+             one)"
         );
     }
 
     #[test]
-    fn who_was_compared_with_nothing_is_named() {
+    fn results_without_a_reference_are_a_caveat() {
         let mut c = three_devices();
         c.measurements.retain(|m| {
-            (&*m.device, m.work, m.size) == ("cuda:0", Work::TrainingStep, Size::VitB32)
+            (&*m.device, m.work, m.size) == ("cuda:0", Workload::TrainingStep, Size::VitB32)
         });
         for m in &mut c.measurements {
             if let crate::compare::Outcome::Measured(figures) = &mut m.outcome {
@@ -346,10 +351,10 @@ mod tests {
     }
 
     #[test]
-    fn without_figures_nothing_is_recommended() {
+    fn without_measurements_nothing_is_recommended() {
         assert_eq!(headline(&nothing()), "Nothing could be measured.");
         assert!(verdicts(&nothing()).is_empty());
-        // All that is left gives other results.
+        // The only device left has differing results.
         let mut c = three_devices();
         c.measurements.retain(|m| m.device == "vulkan:0");
         c.facts.tolerance = 0.0;

@@ -1,12 +1,12 @@
-//! Figures, states and reasons of a comparison in words.
+//! Text formatting of speeds, states and reasons.
 
 use super::record::{DeviceState, Missing, Range, Unit};
-pub(super) use mtil_report::words::{
-    NONE, about_times, bytes, difference, duration, list, number, plural, round_bytes,
-    round_duration, round_number, sentence_start,
+pub(super) use mtil_report::format::{
+    NONE, bytes, difference, duration, list, number, plural, ratio, round_bytes, round_duration,
+    round_number, sentence_start,
 };
 
-/// Lowest and highest, `11.9–12.8`; one number where they are printed alike.
+/// Formats minimum and maximum, `11.9–12.8`; one number if both are printed alike.
 pub(super) fn range(range: Range) -> String {
     let (low, high) = (number(range.low), number(range.high));
     match low == high {
@@ -15,7 +15,7 @@ pub(super) fn range(range: Range) -> String {
     }
 }
 
-/// A speed with its unit: `12.3 images/s`, or a duration.
+/// Formats a speed with its unit, `12.3 images/s`, or a duration.
 pub(super) fn speed(v: f64, unit: Unit) -> String {
     match unit {
         Unit::Seconds => duration(v),
@@ -23,7 +23,7 @@ pub(super) fn speed(v: f64, unit: Unit) -> String {
     }
 }
 
-/// Why there are no figures, as the rest of a sentence: `out of memory: …`.
+/// Returns why there are no figures, as the end of a sentence: `out of memory: …`.
 pub(super) fn reason(missing: &Missing) -> String {
     match missing {
         Missing::OutOfMemory {
@@ -34,14 +34,14 @@ pub(super) fn reason(missing: &Missing) -> String {
             let mut text = "out of memory".to_owned();
             match (needed_bytes, available_bytes) {
                 (Some(n), Some(a)) => {
-                    text += &format!(": it takes {}, there are {}", bytes(*n), bytes(*a));
+                    text += &format!(": needs {}, {} available", bytes(*n), bytes(*a));
                 }
-                (Some(n), None) => text += &format!(": it takes {}", bytes(*n)),
-                (None, Some(a)) => text += &format!(": there are {}", bytes(*a)),
+                (Some(n), None) => text += &format!(": needs {}", bytes(*n)),
+                (None, Some(a)) => text += &format!(": {} available", bytes(*a)),
                 (None, None) => {}
             }
             if let Some(option) = lowered_by {
-                text += &format!("; {option} lowers it");
+                text += &format!("; reduce it with {option}");
             }
             text
         }
@@ -53,7 +53,7 @@ pub(super) fn reason(missing: &Missing) -> String {
     }
 }
 
-/// The same in two or three words, for a chart.
+/// Returns the reason in two or three words, for a chart.
 pub(super) fn short_reason(missing: &Missing) -> &'static str {
     match missing {
         Missing::OutOfMemory { .. } => "out of memory",
@@ -63,7 +63,7 @@ pub(super) fn short_reason(missing: &Missing) -> &'static str {
     }
 }
 
-/// Whether a device can be used, and what to do if not.
+/// Returns whether a device is usable, with a hint if not.
 pub(super) fn state(state: &DeviceState) -> String {
     match state {
         DeviceState::Usable => "works".into(),
@@ -74,7 +74,7 @@ pub(super) fn state(state: &DeviceState) -> String {
     }
 }
 
-/// How a backend gets into the build.
+/// Returns the command that adds a backend to the build.
 pub(super) fn build_command(feature: &str) -> String {
     format!("cargo run --release --features {feature} -- device compare")
 }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_say_what_to_do() {
+    fn reasons_include_a_hint() {
         let missing = Missing::OutOfMemory {
             needed_bytes: Some(21_300_000_000),
             available_bytes: Some(16_000_000_000),
@@ -92,7 +92,7 @@ mod tests {
         };
         assert_eq!(
             reason(&missing),
-            "out of memory: it takes 21.3 GB, there are 16.0 GB; --batch 16 lowers it"
+            "out of memory: needs 21.3 GB, 16.0 GB available; reduce it with --batch 16"
         );
     }
 }

@@ -1,54 +1,55 @@
-//! A whole run from its trial.
+//! Extrapolation of a run's time and disk space from a trial run.
 
 use serde::Serialize;
 
 use super::{
-    Memory,
-    trial::{Amounts, Trial},
+    MemoryEstimate,
+    trial::{DataSizes, Trial},
 };
 use mtil_data::suite::Suite;
 use mtil_engine::{eval::EvalOptions, run::Request};
 
-/// What a run will take.
+/// Estimated cost of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
     /// Name of the method.
     pub method: String,
     /// Name of the suite.
     pub suite: String,
-    /// Updates.
+    /// Training steps.
     pub updates: usize,
-    /// Seconds of updates, and of learning without them.
+    /// Seconds of training, with or without gradient steps.
     pub training: f64,
     /// Seconds of evaluation.
     pub evaluation: f64,
-    /// Seconds between: what is prepared for a task and kept of it, Gram passes, saving.
+    /// Seconds between tasks: preparation, Gram accumulation, saving.
     pub between: f64,
     /// Bytes on disk at the end.
     pub disk: u64,
-    /// Memory of the device, where it can be counted.
-    pub memory: Option<Memory>,
+    /// Device memory, `None` where it cannot be counted.
+    pub memory: Option<MemoryEstimate>,
 }
 
 impl Estimate {
-    /// Seconds of all of it.
+    /// Returns the total time in seconds.
     pub fn seconds(&self) -> f64 {
         self.training + self.evaluation + self.between
     }
 }
 
-/// What the run of `request` on `suite` will take, from its trial. `checkpoints` says whether a
-/// model is written after each task.
+/// Estimates the cost of the run of `request` on `suite` from its trial.
+///
+/// `checkpoints` adds the space of a model after each task.
 pub fn estimate(
     request: &Request,
     suite: &Suite,
     trial: &Trial,
     checkpoints: bool,
-    memory: Option<Memory>,
+    memory: Option<MemoryEstimate>,
 ) -> Estimate {
     let method = &request.method;
-    let (all, had) = (Amounts::of(method, suite), &trial.had);
-    let times = |all: f64, had: f64| if had > 0.0 { all / had } else { 1.0 };
+    let (full, tried) = (DataSizes::of(method, suite), &trial.sizes);
+    let ratio = |full: f64, tried: f64| if tried > 0.0 { full / tried } else { 1.0 };
     let tasks = match method.joint {
         true => 1,
         false => suite.tasks.len(),
@@ -60,9 +61,9 @@ pub fn estimate(
             .collect(),
         false => Vec::new(),
     };
-    // Every value is trained with, and then the best.
+    // `--select` trains each task once per value, and once more with the best one.
     let repeats = request.select.as_ref().map_or(1, |s| s.values.len() + 1);
-    let batches = times(all.batch, had.batch);
+    let batch_ratio = ratio(full.batch, tried.batch);
     let updates = |from: usize, to: usize| -> usize {
         repeats
             * steps
@@ -70,19 +71,19 @@ pub fn estimate(
                 .map_or(0, |s| s.iter().sum())
     };
     let (first, later) = (updates(0, 1), updates(1, tasks));
-    let learned = tasks as f64 * trial.learn * times(all.train, had.train);
+    let learned = tasks as f64 * trial.learn * ratio(full.train, tried.train);
     let training =
-        batches * (first as f64 * trial.update[0] + later as f64 * trial.update[1]) + learned;
+        batch_ratio * (first as f64 * trial.update[0] + later as f64 * trial.update[1]) + learned;
 
     let stages = match method.trains {
         true => tasks,
         false => 0,
     };
     let evaluations = 1.0 + stages as f64;
-    let thinned = thinned(&request.evaluation, suite, stages);
+    let share = evaluated_share(&request.evaluation, suite, stages);
     let evaluation = evaluations
-        * (trial.heads * times(all.prompts, had.prompts)
-            + trial.evaluation * times(all.evaluated, had.evaluated) * thinned);
+        * (trial.classifiers * ratio(full.prompts, tried.prompts)
+            + trial.evaluation * ratio(full.evaluated, tried.evaluated) * share);
 
     let between = match stages {
         0 => 0.0,
@@ -90,18 +91,18 @@ pub fn estimate(
             let later = (stages - 1) as f64;
             let setup = trial.setup[0] + later * trial.setup[1];
             let gram = method.projection.as_ref().map_or(0.0, |p| {
-                let batches = (all.train / p.gram_batch as f64).ceil();
-                let wanted = p.gram_batches.map_or(batches, |b| batches.min(b as f64));
-                wanted * trial.gram_batch * times(all.batch, had.batch)
+                let batches = (full.train / p.gram_batch as f64).ceil();
+                let limited = p.gram_batches.map_or(batches, |b| batches.min(b as f64));
+                limited * trial.gram_batch * ratio(full.batch, tried.batch)
             });
-            // Importances and choices of images look at the training set.
-            let looks = method.anchor.is_some() || method.rehearsal.is_some();
-            let kept = match looks {
-                true => times(all.train.min(1000.0), had.train),
+            // Importance weights and the choice of exemplars read the training set.
+            let reads_images = method.anchor.is_some() || method.rehearsal.is_some();
+            let finish_ratio = match reads_images {
+                true => ratio(full.train.min(1000.0), tried.train),
                 false => 1.0,
             };
-            setup * times(all.reference, had.reference) * repeats as f64
-                + later * (gram + trial.keep * kept)
+            setup * ratio(full.reference, tried.reference) * repeats as f64
+                + later * (gram + trial.finish * finish_ratio)
         }
     };
     let models = if checkpoints { stages as u64 } else { 0 };
@@ -118,8 +119,8 @@ pub fn estimate(
     }
 }
 
-/// The share of the test images that evaluations look at.
-fn thinned(options: &EvalOptions, suite: &Suite, stages: usize) -> f64 {
+/// Returns the share of the test images that the evaluations use.
+fn evaluated_share(options: &EvalOptions, suite: &Suite, stages: usize) -> f64 {
     let at = |stage: Option<usize>| -> f64 {
         let limit = options.images_at(stage, stages).unwrap_or(usize::MAX);
         let images = suite.tasks.iter().map(|t| t.test.labels.len().min(limit));
@@ -127,6 +128,6 @@ fn thinned(options: &EvalOptions, suite: &Suite, stages: usize) -> f64 {
     };
     let all = suite.tasks.iter().map(|t| t.test.labels.len());
     let all = all.sum::<usize>().max(1) as f64 * (1 + stages) as f64;
-    let looked = at(None) + (0..stages).map(|stage| at(Some(stage))).sum::<f64>();
-    looked / all
+    let used = at(None) + (0..stages).map(|stage| at(Some(stage))).sum::<f64>();
+    used / all
 }

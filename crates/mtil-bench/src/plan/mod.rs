@@ -1,14 +1,14 @@
-//! What a run will take, before it is started: time and disk by a trial, memory by count.
+//! Cost estimates of a run: time and disk measured in a trial run, memory counted.
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
-//! | [`trial`] | a little of a run, timed by the events of the engine |
-//! | [`estimate`] | a whole run from its trial |
-//! | [`memory`] | the memory of the device, counted |
+//! | [`trial`] | a short run, timed by the events of the engine |
+//! | [`estimate`] | extrapolation from the trial to the whole run |
+//! | [`memory`] | device memory, counted from the architecture |
 
 pub mod estimate;
 pub mod memory;
 pub mod trial;
 
 pub use estimate::{Estimate, estimate};
-pub use memory::Memory;
+pub use memory::MemoryEstimate;

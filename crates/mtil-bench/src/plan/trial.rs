@@ -1,8 +1,6 @@
-//! A little of a run, timed by the events of the engine: the same method on two tasks with a few
-//! updates and a few images.
+//! Trial runs: a method on two tasks with a few steps and images, timed by the engine's events.
 //!
-//! Everything that a method does at a task is in it, whatever mechanisms it has; so there is no
-//! model of a mechanism here.
+//! The trial executes every mechanism of the method, so no mechanism needs a cost model here.
 
 use std::{
     path::Path,
@@ -18,62 +16,62 @@ use mtil_data::{
 };
 use mtil_engine::{
     method::Method,
-    run::{Event, Progress, Request, RunError, RunOptions, Work, run},
+    run::{Event, Phase, Progress, Request, RunError, RunOptions, run},
 };
 
 /// Tasks of a trial: the first, and a later one.
 const TASKS: usize = 2;
-/// Updates on each.
-const UPDATES: usize = 5;
-/// Least images of a training set, and images of a test set.
+/// Training steps per task.
+const STEPS: usize = 5;
+/// Images of a test set, and the minimum of a training set.
 const IMAGES: usize = 64;
-/// Batches of the Gram pass.
+/// Batches of Gram accumulation.
 const GRAM_BATCHES: usize = 3;
 
-/// Seconds that the parts of a run took.
+/// Measured seconds and bytes of the parts of a trial run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Trial {
-    /// The classifiers of an evaluation after a task; and all else of it.
-    pub heads: f64,
-    /// See [`heads`](Self::heads).
+    /// Seconds for the zero-shot classifiers of an evaluation.
+    pub classifiers: f64,
+    /// Seconds for the rest of an evaluation.
     pub evaluation: f64,
-    /// Before the first update of a task: the first, a later one.
+    /// Seconds before the first training step of a task: the first task, a later one.
     pub setup: [f64; 2],
-    /// One update on the first task, and on a later one.
+    /// Seconds of a training step: on the first task, on a later one.
     pub update: [f64; 2],
-    /// Learning of a task without updates.
+    /// Seconds of learning a task without gradient steps.
     pub learn: f64,
-    /// One batch of the Gram pass.
+    /// Seconds of a batch of Gram accumulation.
     pub gram_batch: f64,
-    /// What is kept of a task besides.
-    pub keep: f64,
-    /// Bytes of a checkpoint, and of the state after the first task.
+    /// Seconds after evaluation and Gram accumulation, until the task ends.
+    pub finish: f64,
+    /// Bytes of a checkpoint.
     pub checkpoint: u64,
-    /// See [`checkpoint`](Self::checkpoint).
+    /// Bytes of the state after the first task.
     pub state: u64,
-    /// Values that train.
+    /// Trainable parameters.
     pub trainable: u64,
-    /// What the trial had of what a run has.
-    pub had: Amounts,
+    /// Data sizes of the trial.
+    pub sizes: DataSizes,
 }
 
-/// How much of everything there is.
+/// Data sizes that the time of a run is proportional to.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Amounts {
-    /// Training images of a task, in the mean.
+pub struct DataSizes {
+    /// Mean number of training images of a task.
     pub train: f64,
     /// Images of an evaluation: test images and held-out pairs.
     pub evaluated: f64,
     /// Prompts of all classes.
     pub prompts: f64,
-    /// Reference pairs and texts that a task is prepared with.
+    /// Reference pairs and texts that are encoded before a task.
     pub reference: f64,
-    /// Images of an update.
+    /// Images of a training step.
     pub batch: f64,
 }
 
-impl Amounts {
-    /// Those of a method on a suite.
+impl DataSizes {
+    /// Returns the sizes of a method on a suite.
     pub fn of(method: &Method, suite: &Suite) -> Self {
         let tasks = &suite.tasks;
         let sum = |of: &dyn Fn(&Task) -> usize| tasks.iter().map(of).sum::<usize>() as f64;
@@ -85,7 +83,7 @@ impl Amounts {
         let sets = suite.extras.retrieval.iter();
         let retrieved: usize = sets.map(|set| set.images.len()).sum();
         let others = suite.held_out.captions.len() + retrieved;
-        // A model for each task is evaluated on its own one.
+        // A per-task method evaluates each model on its own task only.
         let evaluated = match method.per_task {
             true => sum(&|t| t.test.labels.len()) / tasks.len() as f64,
             false => sum(&|t| t.test.labels.len()) + others as f64,
@@ -100,44 +98,51 @@ impl Amounts {
     }
 }
 
-/// Does a little of a run in `folder`, with `smaller` times smaller batches.
+/// Runs a trial of `request` in `folder`, with batch sizes divided by `divisor`.
 ///
 /// # Errors
-/// As the run.
+/// [`RunError`] if the run fails.
 pub fn trial(
     request: &Request,
     suite: &Suite,
     clip: &Clip,
     device: &Device,
-    smaller: usize,
+    divisor: usize,
     folder: &Path,
 ) -> Result<Trial, RunError> {
-    let method = reduced(&request.method, smaller);
-    let suite = of_few(suite, &method);
+    let method = reduced_method(&request.method, divisor);
+    let suite = reduced_suite(suite, &method);
     let request = Request {
         method,
         guard: Vec::new(),
         select: None,
         ..request.clone()
     };
-    let mut watch = Stopwatch::default();
+    let mut stopwatch = Stopwatch::default();
     let stop = AtomicBool::new(false);
     let options = RunOptions::default();
     run(
-        &request, &suite, clip, device, folder, &options, &stop, &mut watch,
+        &request,
+        &suite,
+        clip,
+        device,
+        folder,
+        &options,
+        &stop,
+        &mut stopwatch,
     )?;
-    let mut trial = watch.trial();
-    trial.had = Amounts::of(&request.method, &suite);
+    let mut trial = stopwatch.trial();
+    trial.sizes = DataSizes::of(&request.method, &suite);
     trial.checkpoint = size(&folder.join("checkpoints/task-01"));
     trial.state = size(&folder.join("state"));
     Ok(trial)
 }
 
-/// The method with few updates and smaller batches.
-fn reduced(method: &Method, smaller: usize) -> Method {
+/// Returns the method with few training steps and smaller batches.
+fn reduced_method(method: &Method, divisor: usize) -> Method {
     let mut method = method.clone();
-    let less = |batch: usize| batch.div_ceil(smaller);
-    method.steps = UPDATES;
+    let less = |batch: usize| batch.div_ceil(divisor);
+    method.steps = STEPS;
     method.schedule_steps = None;
     method.task.clear();
     method.batch = less(method.batch);
@@ -155,17 +160,17 @@ fn reduced(method: &Method, smaller: usize) -> Method {
     method
 }
 
-/// The first tasks with a few images of each.
-fn of_few(suite: &Suite, method: &Method) -> Suite {
+/// Returns the first tasks of a suite with a few images each.
+fn reduced_suite(suite: &Suite, method: &Method) -> Suite {
     let few = |set: &LabelledImages, count: usize| {
-        let chosen = spread(set.labels.len(), count);
+        let chosen = evenly_spaced(set.labels.len(), count);
         LabelledImages {
             labels: chosen.iter().map(|i| set.labels[*i]).collect(),
             images: Arc::new(Subset::new(set.images.clone(), chosen)),
         }
     };
     let pairs = |set: &CaptionedImages, count: usize| {
-        let chosen = spread(set.captions.len(), count);
+        let chosen = evenly_spaced(set.captions.len(), count);
         CaptionedImages {
             captions: chosen.iter().map(|i| set.captions[*i].clone()).collect(),
             images: Arc::new(Subset::new(set.images.clone(), chosen)),
@@ -187,13 +192,13 @@ fn of_few(suite: &Suite, method: &Method) -> Suite {
     short
 }
 
-/// `count` of the indices below `all`, as far apart as they can be.
-fn spread(all: usize, count: usize) -> Vec<usize> {
+/// Returns `count` evenly spaced indices below `all`.
+fn evenly_spaced(all: usize, count: usize) -> Vec<usize> {
     let count = count.min(all);
     (0..count).map(|i| i * all / count).collect()
 }
 
-/// Bytes of the files of a folder; 0 without it.
+/// Returns the total size of the files in a folder, 0 if it does not exist.
 fn size(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return 0;
@@ -202,7 +207,7 @@ fn size(folder: &Path) -> u64 {
     files.filter(|m| m.is_file()).map(|m| m.len()).sum()
 }
 
-/// When the events of a trial came.
+/// Time stamps of the events of a trial.
 #[derive(Default)]
 struct Stopwatch {
     marks: Vec<(Mark, Instant)>,
@@ -225,9 +230,9 @@ impl Progress for Stopwatch {
             Event::TaskStart { .. } => Mark::TaskStart,
             Event::Step(_) => Mark::Step,
             Event::Working { on, .. } => match on {
-                Work::Encoding => Mark::Encoding,
-                Work::Evaluation => Mark::Evaluating,
-                Work::Gram => Mark::Gram,
+                Phase::Encoding => Mark::Encoding,
+                Phase::Evaluation => Mark::Evaluating,
+                Phase::Gram => Mark::Gram,
             },
             Event::Evaluation(_) => Mark::Evaluated,
             Event::TaskEnd { .. } => Mark::TaskEnd,
@@ -254,28 +259,30 @@ impl Stopwatch {
             let (steps, began) = (at(Mark::Step), of_task[0].1);
             let evaluated = at(Mark::Evaluated).last().copied();
             let evaluating = at(Mark::Evaluating).first().copied();
-            // The first update of a process compiles kernels and warms caches.
+            // The first step of a process compiles kernels and warms caches.
             trial.update[task] = median(steps.windows(2).map(|w| seconds(w[0], w[1])));
             if let Some(first) = steps.first() {
                 trial.setup[task] = (seconds(began, *first) - trial.update[task]).max(0.0);
             }
-            let learned = steps.last().copied();
+            // Methods without gradient steps learn a task while they encode its images.
+            let last_step = steps.last().copied();
             let encoded = at(Mark::Encoding).last().copied();
-            let ready = learned.or(encoded).unwrap_or(began);
-            trial.learn = match learned {
+            let learned = last_step.or(encoded).unwrap_or(began);
+            trial.learn = match last_step {
                 Some(_) => 0.0,
-                None => seconds(began, ready),
+                None => seconds(began, learned),
             };
             if let Some(evaluated) = evaluated {
-                let from = evaluating.unwrap_or(ready);
-                trial.heads = seconds(ready, from);
+                // The first progress of an evaluation comes after its classifiers are built.
+                let from = evaluating.unwrap_or(learned);
+                trial.classifiers = seconds(learned, from);
                 trial.evaluation = seconds(from, evaluated);
                 if task == 0 {
                     let gram = at(Mark::Gram);
                     trial.gram_batch = median(gram.windows(2).map(|w| seconds(w[0], w[1])));
-                    let kept = gram.last().copied().unwrap_or(evaluated);
-                    let ended = at(Mark::TaskEnd).last().copied().unwrap_or(kept);
-                    trial.keep = seconds(kept, ended);
+                    let accumulated = gram.last().copied().unwrap_or(evaluated);
+                    let ended = at(Mark::TaskEnd).last().copied().unwrap_or(accumulated);
+                    trial.finish = seconds(accumulated, ended);
                 }
             }
         }
@@ -294,10 +301,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_are_spread_over_a_set() {
-        assert_eq!(spread(10, 4), [0, 2, 5, 7]);
-        assert_eq!(spread(3, 5), [0, 1, 2]);
-        assert_eq!(spread(0, 5), Vec::<usize>::new());
+    fn indices_are_evenly_spaced() {
+        assert_eq!(evenly_spaced(10, 4), [0, 2, 5, 7]);
+        assert_eq!(evenly_spaced(3, 5), [0, 1, 2]);
+        assert_eq!(evenly_spaced(0, 5), Vec::<usize>::new());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The files of a sweep.
+//! Files of a sweep: `sweep.toml`, the command list and the SLURM script.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{PlanError, Request, Run, line, list::display, plan, slurm};
 use mtil_data::files::write_atomically;
 
-/// Why the files of a sweep could not be read or written.
+/// An error in reading or writing the files of a sweep.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// A file could not be accessed.
@@ -18,57 +18,71 @@ pub enum FolderError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// There is no sweep.
-    #[error("{} holds no sweep: it has no sweep.toml, which `mtil-bench sweep plan` writes", path.display())]
+    /// The folder has no `sweep.toml`.
+    #[error(
+        "{} holds no sweep: it has no sweep.toml, which `mtil-bench sweep plan` writes",
+        path.display()
+    )]
     NoSweep {
         /// The folder.
         path: PathBuf,
     },
-    /// `sweep.toml` is not what was written.
+    /// `sweep.toml` is malformed.
     #[error("{}: {reason}", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
     /// The folder holds another sweep.
     #[error(
-        "{} holds another sweep; choose another folder, ask for the same, or add --force to replace its list (line N becomes another run, so cancel what waits in a queue first; runs of the same name go on):\n{}",
+        "{} holds another sweep; choose another folder, repeat its request, or add --force to \
+         replace its list (line N becomes another run, so cancel queued jobs first; runs of the \
+         same name resume):\n{}",
         path.display(),
         differences.join("\n")
     )]
     OtherRequest {
         /// The folder.
         path: PathBuf,
-        /// One line a difference.
+        /// One line for each difference.
         differences: Vec<String>,
     },
-    /// A word cannot stand on a line.
+    /// A word contains a line break or is not UTF-8.
     #[error("{word:?} cannot be used in a sweep: each run is one line of text in UTF-8")]
     NotALine {
         /// The word or path.
         word: String,
     },
-    /// The request makes no sweep.
+    /// The request is invalid.
     #[error(transparent)]
     Plan(#[from] PlanError),
 }
 
-/// Where the files of a sweep are.
+/// Paths of the files of a sweep.
+///
+/// ```
+/// use mtil_bench::sweep::Files;
+///
+/// let files = Files::new(std::path::Path::new("/data/lr"))?;
+/// assert!(files.list().ends_with("lr/runs.sh"));
+/// # Ok::<(), mtil_bench::sweep::FolderError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     root: PathBuf,
 }
 
 impl Files {
-    /// Those in `folder`, which need not be there.
+    /// Returns the paths in `folder`, which need not exist.
     ///
     /// # Errors
-    /// [`FolderError::NotALine`] when its path cannot stand on a line of text.
+    /// [`FolderError::NotALine`] if the path contains a line break or is not UTF-8.
+    /// [`FolderError::Io`] if it cannot be made absolute.
     pub fn new(folder: &Path) -> Result<Self, FolderError> {
         let root = std::path::absolute(folder).map_err(|source| FolderError::Io {
             path: folder.to_owned(),
@@ -85,50 +99,50 @@ impl Files {
         Ok(Self { root })
     }
 
-    /// The folder.
+    /// Returns the folder of the sweep.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// What was asked for, and the runs: `sweep.toml`.
+    /// Returns the path of `sweep.toml`: the request and the runs.
     pub fn sweep(&self) -> PathBuf {
         self.root.join("sweep.toml")
     }
 
-    /// The commands, one a line: `runs.sh`.
+    /// Returns the path of `runs.sh`: the commands, one per line.
     pub fn list(&self) -> PathBuf {
         self.root.join("runs.sh")
     }
 
-    /// The script of a SLURM job array: `sweep.sbatch`.
+    /// Returns the path of `sweep.sbatch`: the SLURM job array.
     pub fn script(&self) -> PathBuf {
         self.root.join("sweep.sbatch")
     }
 
-    /// What is given to `run` as its `--out`.
+    /// Returns the `--out` argument of a run.
     pub fn out(&self, run: &Run) -> PathBuf {
         self.root.join("runs").join(&run.name)
     }
 
-    /// The folder of the logs.
+    /// Returns the folder of the logs.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
     }
 
-    /// What a run prints.
+    /// Returns the log file of a run.
     pub fn log(&self, run: &Run) -> PathBuf {
-        // A name has dots in its numbers, so its end is no extension.
+        // Not `with_extension`: the numbers in a name contain dots.
         self.logs().join(format!("{}.log", run.name))
     }
 }
 
-/// A sweep, as its `sweep.toml` keeps it.
+/// A sweep as stored in `sweep.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sweep {
-    /// The program of the list.
+    /// The program of the command list.
     pub binary: String,
-    /// What was asked for.
+    /// The request.
     pub request: Request,
     /// The runs, in the order of the list.
     pub runs: Vec<Run>,
@@ -138,7 +152,7 @@ impl Sweep {
     /// Reads `sweep.toml`.
     ///
     /// # Errors
-    /// [`FolderError`] when there is none, or it is malformed.
+    /// [`FolderError`] if the file does not exist or is malformed.
     pub fn load(files: &Files) -> Result<Self, FolderError> {
         let path = files.sweep();
         let text = match fs::read_to_string(&path) {
@@ -157,17 +171,18 @@ impl Sweep {
     }
 }
 
-/// Plans the runs of `request` and writes the list, the SLURM script and `sweep.toml`. Doing so
-/// again with the same request is harmless: only the program and the options of SLURM may have
-/// changed. Runs that were begun are not touched.
+/// Plans the runs of `request` and writes the list, the SLURM script and `sweep.toml`.
+///
+/// Repeating a request updates the program of the list and the SLURM script only. Existing run
+/// directories are not changed.
 ///
 /// # Arguments
-/// * `binary` - the program of the list
+/// * `binary` - the program of the command list
 /// * `force` - replace the list of another request
 ///
 /// # Errors
-/// [`FolderError`] when the request is wrong, another one was made in the folder, or a file cannot
-/// be written.
+/// [`FolderError`] if the request is invalid, the folder holds another request, or a file cannot be
+/// written.
 pub fn write(
     files: &Files,
     request: Request,
@@ -224,9 +239,10 @@ pub fn write(
         reason: e.to_string(),
     })?;
     let text = format!(
-        "# A sweep, written by `mtil-bench sweep plan` and read by `mtil-bench sweep status`.\n{text}"
+        "# A sweep, written by `mtil-bench sweep plan` and read by `mtil-bench sweep status`.\n\
+         {text}"
     );
-    // What says that the others are there comes last.
+    // `sweep.toml` comes last: its presence means that the other files are complete.
     for (path, text) in [(files.list(), list), (files.script(), script), (path, text)] {
         write_atomically(&path, text.as_bytes())
             .map_err(|source| FolderError::Io { path, source })?;
@@ -243,7 +259,7 @@ fn one_line(word: &str) -> Result<(), FolderError> {
     Ok(())
 }
 
-/// One line for each thing that two requests do not share.
+/// Returns one line for each field in which two requests differ.
 fn differences(old: &Request, new: &Request) -> Vec<String> {
     let seeds = |request: &Request| request.seeds.iter().map(u64::to_string).collect();
     let of = |request: &Request| -> [(&'static str, Vec<String>); 7] {
@@ -280,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_request_is_harmless_and_another_is_refused_with_the_difference() {
+    fn a_repeated_request_is_accepted_and_another_is_refused_with_the_difference() {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::new(&folder.path().join("a sweep")).unwrap();
         let asked = request(&["finetune"], &["mini"], &[42, 43], &["lr=1e-5,2e-5"]);
@@ -296,7 +312,7 @@ mod tests {
         assert_eq!(before[1].lines().count(), 4);
         assert!(files.log(&first.runs[0]).parent().unwrap().is_dir());
 
-        // What does the runs may change.
+        // The program may change.
         write(&files, asked.clone(), "/c", false).unwrap();
         assert!(read(&files.list()).contains("/c run"));
 
@@ -324,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_leaves_no_files() {
+    fn an_invalid_request_writes_no_files() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("new");
         let files = Files::new(&root).unwrap();
@@ -349,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_not_taken_for_no_sweep() {
+    fn a_malformed_file_is_an_error_not_a_missing_sweep() {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::new(folder.path()).unwrap();
         fs::write(files.sweep(), "request = 1").unwrap();

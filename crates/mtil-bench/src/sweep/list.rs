@@ -1,14 +1,18 @@
-//! Runs as lines of shell.
+//! Shell command lines of the runs of a sweep.
 
 use std::path::Path;
 
 use super::{Files, Run};
 
-/// `word` so that a POSIX shell reads it as one word, and as it is. Line breaks are kept, which
-/// make more than one line.
+/// Quotes `word` so that a POSIX shell reads it unchanged as one word. Line breaks are kept.
+///
+/// ```
+/// assert_eq!(mtil_bench::sweep::quote("lr=1e-5"), "lr=1e-5");
+/// assert_eq!(mtil_bench::sweep::quote("my runs"), "'my runs'");
+/// ```
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,=+@".contains(c);
-    // A word with `=` at its start is expanded by zsh.
+    // zsh expands a word that starts with `=`.
     if !word.is_empty() && !word.starts_with('=') && word.chars().all(plain) {
         word.to_owned()
     } else {
@@ -16,7 +20,7 @@ pub fn quote(word: &str) -> String {
     }
 }
 
-/// The words of the command of `run`, which ends with the arguments that all runs share.
+/// Returns the command of `run` as words; the arguments that all runs share come last.
 pub fn command(files: &Files, run: &Run, binary: &str, shared: &[String]) -> Vec<String> {
     let out = display(&files.out(run));
     let mut words = vec![binary.to_owned(), "run".to_owned()];
@@ -36,8 +40,10 @@ pub fn command(files: &Files, run: &Run, binary: &str, shared: &[String]) -> Vec
     words
 }
 
-/// The line of `run`: it may be done from any folder, and leaves what the run prints in its log.
-/// The log is begun anew, so that the error at its end is that of the latest attempt.
+/// Returns the shell line of `run`. It works from any folder and writes the output to the run's
+/// log.
+///
+/// The line truncates the log, so that an error at its end is that of the latest attempt.
 pub fn line(files: &Files, run: &Run, binary: &str, directory: &str, shared: &[String]) -> String {
     let words = command(files, run, binary, shared);
     let words: Vec<String> = words.iter().map(|w| quote(w)).collect();
@@ -49,7 +55,7 @@ pub fn line(files: &Files, run: &Run, binary: &str, directory: &str, shared: &[S
     )
 }
 
-/// Paths of a sweep are UTF-8: [`Files::new`] sees to it.
+/// Formats a path of a sweep, which [`Files::new`] has checked to be UTF-8.
 pub(super) fn display(path: &Path) -> String {
     path.display().to_string()
 }
@@ -59,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_words_stay_and_others_are_quoted() {
+    fn only_words_with_special_characters_are_quoted() {
         for (word, quoted) in [
             ("--set", "--set"),
             ("lr=1e-5", "lr=1e-5"),
@@ -78,7 +84,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_shell_reads_every_word_as_it_was() {
+    fn a_shell_reads_quoted_words_unchanged() {
         let words = [
             "a b",
             "don't",
@@ -110,7 +116,7 @@ mod tests {
             let script = format!("printf '%s\\n' {}", quoted.join(" "));
             let mut command = std::process::Command::new(shell);
             let Ok(output) = command.arg("-c").arg(script).output() else {
-                // Not every system has bash.
+                // bash is optional, sh is not.
                 assert_eq!(shell, "bash");
                 continue;
             };
@@ -119,10 +125,10 @@ mod tests {
         }
     }
 
-    /// The binary of the test is a script that prints its folder and its words.
+    /// The program is a script that prints its working directory and its arguments.
     #[cfg(unix)]
     #[test]
-    fn a_line_works_from_any_folder_and_fills_the_log() {
+    fn a_line_works_from_any_folder_and_writes_the_log() {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("it's a sweep");

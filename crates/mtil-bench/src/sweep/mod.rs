@@ -1,19 +1,19 @@
-//! A sweep: many independent runs as a list of commands that any scheduler can take.
+//! Sweeps: grids of independent runs as a list of commands for any scheduler.
 //!
-//! | file | what |
+//! | module | contents |
 //! |---|---|
-//! | `plan` | methods, suites, settings and seeds to runs with names of their own |
-//! | `list` | a run as one line of shell |
+//! | `plan` | the product of methods, suites, settings and seeds, with a unique name for each run |
+//! | `list` | shell command lines |
 //! | `slurm`, `sweep.sbatch` | a SLURM job array over the list |
-//! | `folder` | the files of a sweep, and the check that a request fits an old folder |
-//! | `status` | how far the runs are, from their folders alone |
+//! | `folder` | the files of a sweep, and the check that a request fits an existing folder |
+//! | `status` | progress of the runs, read from their directories |
 //!
 //! ```text
-//! DIR/sweep.toml                         what was asked for, and the runs
-//! DIR/runs.sh                            line N does run N
-//! DIR/sweep.sbatch                       array task N does line N
-//! DIR/runs/SUITE/METHOD,…,seed=N/METHOD  the run's own directory
-//! DIR/logs/SUITE/METHOD,…,seed=N.log     what its latest attempt printed
+//! DIR/sweep.toml                         the request and the runs
+//! DIR/runs.sh                            line N executes run N
+//! DIR/sweep.sbatch                       array task N executes line N
+//! DIR/runs/SUITE/METHOD,…,seed=N/METHOD  run directory
+//! DIR/logs/SUITE/METHOD,…,seed=N.log     output of the latest attempt
 //! ```
 
 mod folder;
@@ -25,5 +25,5 @@ mod status;
 pub use folder::{Files, FolderError, Sweep, write};
 pub use list::{command, line, quote};
 pub use plan::{MAX_RUNS, PlanError, Request, Run, named_suites, plan};
-pub(crate) use status::error_in;
+pub(crate) use status::last_error;
 pub use status::{Figures, Position, RunStatus, State, Totals, status, totals};

@@ -1,4 +1,4 @@
-//! The axes of a sweep as runs.
+//! Runs of a sweep: the product of its axes, with unique names.
 
 use std::path::{Path, PathBuf};
 
@@ -12,26 +12,43 @@ use mtil_report::reproduce::{
     grid::{Variant, file_name},
 };
 
-/// The most runs of a sweep.
+/// Maximum number of runs of a sweep.
 pub const MAX_RUNS: usize = 10_000;
 
-/// What a sweep varies, and what all its runs share.
+/// Axes of a sweep, and the arguments that all its runs share.
+///
+/// ```
+/// use mtil_bench::sweep::{Request, plan};
+///
+/// let request = Request {
+///     version: "0.1.0".into(),
+///     directory: "/".into(),
+///     methods: vec!["finetune".into()],
+///     suites: vec!["mini".into()],
+///     seeds: vec![42],
+///     set: vec!["lr=1e-5,2e-5".into()],
+///     shared: vec!["--quick".into()],
+/// };
+/// let runs = plan(&request)?;
+/// assert_eq!(runs[1].name, "mini/finetune,lr=2e-5,seed=42");
+/// # Ok::<(), mtil_bench::sweep::PlanError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
-    /// Version of the program. Runs of another version are not continued.
+    /// Version of the program. Runs of another version are not resumed.
     pub version: String,
-    /// The folder that the runs start in: relative paths are meant from there.
+    /// Working directory of the runs; relative paths refer to it.
     pub directory: String,
-    /// Names of methods, or TOML files.
+    /// Method names or TOML files.
     pub methods: Vec<String>,
-    /// Names of suites, or TOML files.
+    /// Suite names or TOML files.
     pub suites: Vec<String>,
     /// Seeds.
     pub seeds: Vec<u64>,
     /// Settings `key=value[,value…]`, see [`expand`].
     pub set: Vec<String>,
-    /// Further arguments of every run.
+    /// Additional arguments of every run.
     pub shared: Vec<String>,
 }
 
@@ -39,13 +56,12 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
-    /// Suite, method, settings and seed, as `mini/gnsp,lr=1e-5,seed=42`: a path, and unique in the
-    /// sweep. It holds nothing of the other runs, so it stays the same when a sweep gets more of
-    /// them.
+    /// Path made of suite, method, settings and seed, as `mini/gnsp,lr=1e-5,seed=42`. It is unique
+    /// in the sweep and independent of the other runs, so it does not change when a sweep grows.
     pub name: String,
-    /// The suite as it was asked for.
+    /// The suite as requested.
     pub suite: String,
-    /// The method as it was asked for.
+    /// The method as requested.
     pub method: String,
     /// One `key=value` for each setting.
     pub set: Vec<String>,
@@ -53,7 +69,7 @@ pub struct Run {
     pub seed: u64,
 }
 
-/// Why a request makes no sweep.
+/// An invalid sweep request.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// An axis has no value.
@@ -62,8 +78,8 @@ pub enum PlanError {
         /// `methods`, `suites` or `seeds`.
         axis: &'static str,
     },
-    /// A word of an axis has no letter.
-    #[error("one of the {axis} is empty: take out the comma")]
+    /// A value of an axis is empty.
+    #[error("one of the {axis} is empty: remove the comma")]
     EmptyWord {
         /// `methods` or `suites`.
         axis: &'static str,
@@ -76,48 +92,49 @@ pub enum PlanError {
         /// The value.
         word: String,
     },
-    /// A run's `config.toml` cannot hold the seed.
+    /// The seed exceeds the integers of TOML, in which `config.toml` stores it.
     #[error("the seed {seed} is too large: the largest is {}", i64::MAX)]
     Seed {
         /// The seed.
         seed: u64,
     },
-    /// A suite is none.
+    /// A suite is unknown.
     #[error(
-        "there is no suite `{word}`{}; `mtil-bench suite list` shows names, or give the path of a TOML file",
+        "there is no suite `{word}`{}; `mtil-bench suite list` shows names, or give the path of a \
+         TOML file",
         hint(near.as_deref())
     )]
     Suite {
-        /// What was asked for.
+        /// The requested name.
         word: String,
         /// The most similar name.
         near: Option<String>,
     },
-    /// A conflict suite is asked for wrongly.
+    /// The name of a conflict suite is malformed.
     #[error("suite `{word}`: {source}")]
     Conflict {
-        /// What was asked for.
+        /// The requested name.
         word: String,
-        /// What is wrong.
+        /// The problem.
         source: Box<ConflictError>,
     },
     /// The file of a suite cannot be used.
     #[error("suite `{word}`: {}: {reason}", path.display())]
     SuiteFile {
-        /// What was asked for.
+        /// The requested name.
         word: String,
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
-    /// A method or a setting of it is wrong.
+    /// A method or one of its settings is invalid.
     #[error(transparent)]
     Method(#[from] MethodError),
-    /// The settings make no grid.
+    /// The settings do not form a grid.
     #[error(transparent)]
     Grid(#[from] GridError),
-    /// Two runs would compute the same.
+    /// Two runs would be identical.
     #[error("`{first}` and `{second}` are the same run on `{suite}`: leave one of them out")]
     SameRun {
         /// The suite.
@@ -127,15 +144,16 @@ pub enum PlanError {
         /// Another one.
         second: String,
     },
-    /// Two runs would have the same folder.
+    /// Two different runs would have the same folder.
     #[error(
-        "two different runs would be called `{name}`: two methods or two suites have the same name; give one of them another `name` in its TOML file"
+        "two different runs would be called `{name}`: two methods or two suites have the same \
+         name; give one of them another `name` in its TOML file"
     )]
     SameName {
         /// The name of both.
         name: String,
     },
-    /// The product is too large to be meant.
+    /// The product of the axes exceeds [`MAX_RUNS`].
     #[error("the sweep has {0} runs, more than {MAX_RUNS}; give fewer values")]
     TooMany(usize),
 }
@@ -144,11 +162,11 @@ fn hint(near: Option<&str>) -> String {
     near.map_or(String::new(), |n| format!(", did you mean `{n}`?"))
 }
 
-/// The runs of `request`: by suite, then by method, by settings (the last key varies fastest) and
-/// by seed.
+/// Returns the runs of `request`, ordered by suite, method, settings (the last key varies fastest)
+/// and seed.
 ///
 /// # Errors
-/// [`PlanError`] for a word that is none, and for runs that are the same.
+/// [`PlanError`] if a name or setting is invalid, or two runs are identical.
 pub fn plan(request: &Request) -> Result<Vec<Run>, PlanError> {
     check_words("methods", &request.methods)?;
     check_words("suites", &request.suites)?;
@@ -234,22 +252,23 @@ fn name(suite: &str, method: &str, set: &[String], seed: u64) -> String {
         parts.push(format!("{}={}", file_name(key), file_name(value)));
     }
     let mut run = parts.join(",");
-    if run.len() > LONGEST {
-        let digest = format!("~{:016x}", mtil_data::seeds::of(&run));
-        run.truncate(LONGEST - digest.len());
+    if run.len() > MAX_NAME_BYTES {
+        let digest = format!("~{:016x}", mtil_data::seeds::hash_text(&run));
+        run.truncate(MAX_NAME_BYTES - digest.len());
         run += &digest;
     }
     format!("{}/{run},seed={seed}", file_name(suite))
 }
 
-/// Of a run's folder, without its seed: no file system takes more than 255 bytes, and logs have an
-/// ending too.
-const LONGEST: usize = 200;
+/// Maximum length of a run's folder name without its seed. File systems allow 255 bytes, and log
+/// files add an extension.
+const MAX_NAME_BYTES: usize = 200;
 
-/// A suite's own name, which methods may keep settings for.
+/// The name of a suite, under which methods may have settings.
 enum SuiteName {
-    /// A variant of the mini world, all of which share their settings.
+    /// A variant of the mini world; all variants share their settings.
     Mini(String),
+    /// Any other suite.
     Other(String),
 }
 
@@ -268,14 +287,15 @@ impl SuiteName {
     }
 }
 
-/// Names of the suites that need no file, without the conflict suites.
+/// Returns the names of the built-in suites without the conflict suites.
 pub fn named_suites() -> impl Iterator<Item = &'static str> {
     [mini_world::NAME, mini_world::DEV_NAME]
         .into_iter()
         .chain(mtil::SUITES)
 }
 
-/// Opens nothing but the file of a suite: the images may be on other machines only.
+/// Resolves the name of a suite. Reads its TOML file at most, because the images may be on another
+/// machine.
 fn name_of_suite(word: &str, directory: &Path) -> Result<SuiteName, PlanError> {
     if let Some(conflict) = parse_conflict(word) {
         conflict.map_err(|source| PlanError::Conflict {
@@ -336,7 +356,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_product_of_all_axes_has_names_that_are_unique_and_paths() {
+    fn names_of_the_product_of_all_axes_are_unique_paths() {
         let request = request(
             &["gnsp", "gnsp-update"],
             &["mini", "mtil-order-1", "conflict-permuted:0.5"],
@@ -366,7 +386,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn many_settings_make_a_name_that_a_folder_can_have() {
+    fn long_names_are_truncated_to_a_valid_folder_name() {
         let key = "projection.rank";
         let long = |share: usize| format!("{key}={{tail-share=0.{share}}}");
         let set: Vec<String> = (0..12).map(|i| long(1000 + i)).collect();
@@ -382,7 +402,7 @@ pub(super) mod tests {
     #[test]
     fn names_do_not_change_when_a_sweep_grows() {
         let small = names(&request(&["finetune"], &["mini"], &[42], &["lr=1e-5"]));
-        // A change of this would rename folders of existing runs.
+        // Changing this would rename the folders of existing runs.
         assert_eq!(small, ["mini/finetune,lr=1e-5,seed=42"]);
         let large = names(&request(
             &["gnsp", "finetune"],
@@ -394,7 +414,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn every_setting_of_a_run_is_a_single_value_on_its_command_line() {
+    fn every_setting_of_a_run_has_a_single_value() {
         let set = [
             "lr=1e-5,2e-5",
             "trainable_first=['^visual'],['^text', '^visual']",
@@ -410,7 +430,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn own_suites_are_called_by_the_name_in_their_file() {
+    fn custom_suites_take_the_name_in_their_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("suite.toml");
         std::fs::write(&path, "name = \"my shop\"\n").unwrap();
@@ -429,7 +449,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_makes_no_sweep_is_refused() {
+    fn invalid_requests_are_refused() {
         let many: Vec<u64> = (0..11_000).collect();
         for (methods, suites, seeds, set, word) in [
             (&[][..], &["mini"][..], &[1][..], &[][..], "no methods"),

@@ -1,20 +1,20 @@
-//! A sweep as a SLURM job array: `sweep.sbatch` with the names of a folder.
+//! SLURM job array of a sweep: the template `sweep.sbatch` with the paths of a folder.
 //!
-//! Before the time of a run ends, SLURM sends SIGINT to the script alone (`sbatch(1)`, `--signal`),
-//! which passes it on to the run and waits: the run writes its state and ends. The script then puts
-//! its array task back into the queue, and the same line goes on from there.
+//! Before the time limit, SLURM sends SIGINT to the script alone (`sbatch(1)`, `--signal`). The
+//! script forwards it to the run and waits until the run has written its state and exited. It then
+//! requeues its array task, and the same line resumes the run.
 
 use super::{Files, list::display, quote};
 use mtil_report::reproduce::grid::file_name;
 
 const TEMPLATE: &str = include_str!("sweep.sbatch");
 
-/// The script for a list of `runs` lines.
+/// Returns the script for a list of `runs` lines.
 pub fn script(files: &Files, runs: usize, version: &str) -> String {
     let name = files.root().file_name().and_then(|name| name.to_str());
     let root = display(files.root());
     let logs = display(&files.logs().join("slurm-%A_%a.out"));
-    // A percent sign of the path itself begins no pattern.
+    // Escape percent signs in the path, which would start a pattern of SLURM.
     let logs = logs.replacen(&root, &root.replace('%', "%%"), 1);
     TEMPLATE
         .replace("@NAME@", &file_name(name.unwrap_or("sweep")))
@@ -24,7 +24,7 @@ pub fn script(files: &Files, runs: usize, version: &str) -> String {
         .replace("@LIST@", &quote(&display(&files.list())))
 }
 
-/// `text` as an argument of an `#SBATCH` line, whose quotes and backslashes are like a shell's.
+/// Quotes an argument of an `#SBATCH` line, in which quotes and backslashes work as in a shell.
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', r"\\").replace('"', "\\\""))
 }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_has_its_names_in_the_script() {
+    fn the_script_contains_the_paths_of_the_folder() {
         let files = Files::new(Path::new("/data/sweep")).unwrap();
         let text = script(&files, 8, "0.1.0");
         for line in [
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_folders_are_quoted() {
+    fn special_characters_in_paths_are_quoted() {
         let files = Files::new(Path::new("/a b/it's 50% \"x\"")).unwrap();
         let text = script(&files, 8, "0.1.0");
         assert!(text.contains("--output=\"/a b/it's 50%% \\\"x\\\"/logs/slurm-%A_%a.out\"\n"));
@@ -66,14 +66,13 @@ mod tests {
         );
     }
 
-    /// What SLURM does, played by a shell: the line is read, the signal reaches the run, and a
-    /// stopped run is put back.
+    /// Simulates SLURM with a shell: the signal reaches the run, and a stopped run is requeued.
     #[cfg(unix)]
     #[test]
-    fn a_signal_reaches_the_run_which_is_put_back_into_the_queue() {
+    fn a_signal_reaches_the_run_which_is_requeued() {
         use std::os::unix::fs::PermissionsExt as _;
-        // A process that was started in the background of a script ignores interrupts, and so do
-        // those it starts.
+        // A process started in the background of a script ignores interrupts, and so do its
+        // children.
         let heard = std::process::Command::new("bash")
             .args(["-c", "trap 'exit 7' INT; kill -INT $$; exit 0"])
             .status();
@@ -89,11 +88,12 @@ mod tests {
             .replace("sleep 60", "sleep 0")
             .replace("requeues=100", "requeues=1");
         std::fs::write(files.script(), text).unwrap();
-        // A run that ends with 7 when it is interrupted.
+        // The run exits with status 7 on an interrupt.
         let run = root.join("run.sh");
         std::fs::write(
             &run,
-            "trap 'echo interrupted; exit 7' INT\necho begun\nfor i in $(seq 200); do sleep 0.05; done\n",
+            "trap 'echo interrupted; exit 7' INT\necho begun\n\
+             for i in $(seq 200); do sleep 0.05; done\n",
         )
         .unwrap();
         let log = root.join("log");
@@ -124,7 +124,7 @@ mod tests {
             let text = String::from_utf8(output.stdout).unwrap();
             (output.status.code(), text)
         };
-        // A failure is one, and a line that is not there.
+        // A failed run and a missing line are failures, and are not requeued.
         let (code, text) = end(start("1", "0"));
         assert_eq!(code, Some(3));
         assert!(!text.contains("asked"), "{text}");

@@ -1,4 +1,4 @@
-//! How far the runs of a sweep are, from their folders alone.
+//! Status of the runs of a sweep, read from their directories.
 
 use std::{
     fmt, fs,
@@ -14,93 +14,95 @@ use mtil_engine::{
     run::{Event, EventLog, Request, RunFiles},
 };
 
-/// Accuracies of a run that is over, in percent.
+/// Metrics of a complete run in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Figures {
-    /// Mean over the tasks after the last one.
+    /// Last: mean accuracy over the tasks after the last task.
     pub last: Option<f64>,
-    /// Mean on tasks not learned yet.
+    /// Transfer: mean accuracy on tasks that are not learned yet.
     pub transfer: Option<f64>,
-    /// Mean over all stages.
+    /// Average: mean accuracy over all stages.
     pub average: Option<f64>,
 }
 
-/// A place in a run.
+/// Progress of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Position {
     /// Tasks that are learned and evaluated.
     pub done: usize,
-    /// All tasks, where that is known.
+    /// Number of tasks, if known.
     pub tasks: Option<usize>,
-    /// Updates on the task after them.
+    /// Training steps on the current task.
     pub update: usize,
-    /// All updates of that task, where that is known.
+    /// Number of training steps of the current task, if known.
     pub updates: Option<usize>,
 }
 
-/// How far a run is.
+/// State of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum State {
-    /// Nothing of it is there.
+    /// The run has no directory and no error in its log.
     NotStarted,
-    /// A process works on it.
-    InWork {
-        /// The latest update that was written down.
+    /// A process holds the lock of the run directory.
+    #[serde(rename = "in-work")]
+    Running {
+        /// The latest logged training step.
         position: Position,
     },
-    /// No process works on it; its command goes on with it.
+    /// No process holds the lock; rerun the command to resume.
     Stopped {
-        /// Where it goes on.
+        /// The position to resume from.
         position: Position,
     },
     /// The latest attempt ended with an error.
     Failed {
-        /// What it said.
+        /// The error.
         message: String,
-        /// Where it would go on.
+        /// The position to resume from.
         position: Position,
     },
-    /// A rule of the drift guard ended it: it goes no further.
+    /// A rule of the drift guard ended the run. It cannot be resumed.
     Guarded {
-        /// Which.
+        /// The broken rule.
         message: String,
     },
-    /// A file of it is damaged.
+    /// A file of the run is damaged.
     Unreadable {
-        /// Which, and how.
+        /// The file and the problem.
         message: String,
     },
     /// All tasks are learned and evaluated.
     Complete(Figures),
 }
 
-/// One run of a sweep.
+/// Status of a run of a sweep.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunStatus {
-    /// Its line of the list, from 1.
+    /// Line number in the list, from 1.
     pub line: usize,
-    /// What it is.
+    /// The run.
     #[serde(flatten)]
     pub run: Run,
-    /// Its directory, once there is one.
+    /// The run directory, if it exists.
     pub folder: Option<PathBuf>,
-    /// What its latest attempt printed.
+    /// Log file of the latest attempt.
     pub log: PathBuf,
-    /// How far it is.
+    /// The state.
     #[serde(flatten)]
     pub state: State,
 }
 
-/// How many runs are how far.
+/// Number of runs in each state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Totals {
     /// All runs.
     pub runs: usize,
     /// See [`State::Complete`].
     pub complete: usize,
-    /// See [`State::InWork`].
-    pub in_work: usize,
+    /// See [`State::Running`].
+    #[serde(rename = "in_work")]
+    pub running: usize,
     /// See [`State::Stopped`].
     pub stopped: usize,
     /// See [`State::Failed`].
@@ -114,7 +116,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Whether nothing is left to do.
+    /// Returns whether all runs are complete.
     pub fn all_complete(&self) -> bool {
         self.complete == self.runs
     }
@@ -125,7 +127,7 @@ impl fmt::Display for Totals {
         let plural = if self.runs == 1 { "" } else { "s" };
         write!(f, "{} run{plural}: {} complete", self.runs, self.complete)?;
         for (count, word) in [
-            (self.in_work, "in work"),
+            (self.running, "running"),
             (self.stopped, "stopped"),
             (self.failed, "failed"),
             (self.guarded, "ended by the drift guard"),
@@ -140,7 +142,8 @@ impl fmt::Display for Totals {
     }
 }
 
-fn of(part: usize, whole: Option<usize>) -> String {
+/// Formats `2 of 3`, or `2` if the whole is not known.
+fn fraction(part: usize, whole: Option<usize>) -> String {
     whole.map_or(part.to_string(), |whole| format!("{part} of {whole}"))
 }
 
@@ -148,14 +151,16 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotStarted => write!(f, "not started"),
-            Self::InWork { position: p } => {
+            Self::Running { position: p } => {
                 let task = p.tasks.map_or(p.done + 1, |tasks| tasks.min(p.done + 1));
-                let (task, update) = (of(task, p.tasks), of(p.update, p.updates));
-                write!(f, "in work: task {task}, update {update}")
+                let task = fraction(task, p.tasks);
+                let step = fraction(p.update, p.updates);
+                write!(f, "running: task {task}, step {step}")
             }
             Self::Stopped { position: p } => {
-                let (task, update) = (of(p.done, p.tasks), of(p.update, p.updates));
-                write!(f, "stopped after task {task} at update {update}")
+                let task = fraction(p.done, p.tasks);
+                let step = fraction(p.update, p.updates);
+                write!(f, "stopped after task {task} at step {step}")
             }
             Self::Failed { message, .. } => write!(f, "failed: {message}"),
             Self::Guarded { message } => write!(f, "ended by the drift guard: {message}"),
@@ -165,11 +170,10 @@ impl fmt::Display for State {
     }
 }
 
-/// The runs of a sweep in the order of its list. The runs themselves are not disturbed, and may be
-/// anywhere.
+/// Returns the status of every run of a sweep, in the order of its list.
 ///
-/// Whether a process works on a run is seen by the lock of its directory. On a file system whose
-/// locks do not reach other machines, a run on another machine is taken for stopped.
+/// A run counts as running if the lock of its directory is held. On a file system whose locks do
+/// not reach other machines, a run on another machine counts as stopped.
 pub fn status(files: &Files, sweep: &Sweep) -> Vec<RunStatus> {
     let runs = sweep.runs.iter().zip(1..);
     runs.map(|(run, line)| {
@@ -186,7 +190,7 @@ pub fn status(files: &Files, sweep: &Sweep) -> Vec<RunStatus> {
     .collect()
 }
 
-/// Counts `runs`.
+/// Counts the runs in each state.
 pub fn totals(runs: &[RunStatus]) -> Totals {
     let mut totals = Totals {
         runs: runs.len(),
@@ -195,7 +199,7 @@ pub fn totals(runs: &[RunStatus]) -> Totals {
     for run in runs {
         *match run.state {
             State::NotStarted => &mut totals.not_started,
-            State::InWork { .. } => &mut totals.in_work,
+            State::Running { .. } => &mut totals.running,
             State::Stopped { .. } => &mut totals.stopped,
             State::Failed { .. } => &mut totals.failed,
             State::Guarded { .. } => &mut totals.guarded,
@@ -206,7 +210,8 @@ pub fn totals(runs: &[RunStatus]) -> Totals {
     totals
 }
 
-/// The run in `out`: its folder has the name that the method has in its file.
+/// Finds the run directory in `out`. Its name is that of the method, which may differ from the
+/// requested one.
 fn run_directory(out: &Path) -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(out)
         .ok()?
@@ -219,7 +224,7 @@ fn run_directory(out: &Path) -> Option<PathBuf> {
 
 fn state(folder: Option<&Path>, log: &Path) -> State {
     let Some(folder) = folder else {
-        return match error_in(&fs::read_to_string(log).unwrap_or_default()) {
+        return match last_error(&fs::read_to_string(log).unwrap_or_default()) {
             Some(message) => State::Failed {
                 message,
                 position: Position::default(),
@@ -228,36 +233,36 @@ fn state(folder: Option<&Path>, log: &Path) -> State {
         };
     };
     let files = RunFiles::new(folder);
-    // Before the files: a run that ends meanwhile is then seen as it ended.
-    let held = files.is_locked();
-    let (contents, problem) = match Contents::read(&files) {
-        Ok(contents) => (contents, None),
-        Err(error) => (Contents::default(), Some(error.to_string())),
+    // Read the lock before the files, so that a run that ends in between is reported as ended.
+    let locked = files.is_locked();
+    let (snapshot, problem) = match RunSnapshot::read(&files) {
+        Ok(snapshot) => (snapshot, None),
+        Err(error) => (RunSnapshot::default(), Some(error.to_string())),
     };
-    if let Some(figures) = contents.figures {
+    if let Some(figures) = snapshot.figures {
         return State::Complete(figures);
     }
-    let attempt = Attempt::of(&files.latest_events());
-    if held {
-        let position = contents.position(attempt.step);
-        return State::InWork { position };
+    let latest = LatestEvents::of(&files.latest_events());
+    if locked {
+        let position = snapshot.position(latest.step);
+        return State::Running { position };
     }
     if let Some(message) = problem {
         return State::Unreadable { message };
     }
-    if let Some(message) = contents.guarded {
+    if let Some(message) = snapshot.guarded {
         return State::Guarded { message };
     }
-    let position = contents.position(None);
-    match attempt.failure {
+    let position = snapshot.position(None);
+    match latest.failure {
         Some(message) => State::Failed { message, position },
         None => State::Stopped { position },
     }
 }
 
-/// What a run directory says about how far the run is.
+/// Progress stored in the files of a run directory.
 #[derive(Default)]
-struct Contents {
+struct RunSnapshot {
     figures: Option<Figures>,
     done: usize,
     update: usize,
@@ -266,30 +271,30 @@ struct Contents {
     request: Option<Request>,
 }
 
-impl Contents {
+impl RunSnapshot {
     fn read(files: &RunFiles) -> Result<Self, FileError> {
-        let mut contents = Self::default();
+        let mut snapshot = Self::default();
         if let Some(metrics) = files.metrics()? {
-            contents.figures = metrics.complete.then_some(Figures {
+            snapshot.figures = metrics.complete.then_some(Figures {
                 last: metrics.last,
                 transfer: metrics.transfer,
                 average: metrics.average,
             });
         }
-        contents.order = files.matrix()?.map(|file| file.order).unwrap_or_default();
-        contents.request = files.request()?;
+        snapshot.order = files.matrix()?.map(|file| file.order).unwrap_or_default();
+        snapshot.request = files.request()?;
         if let Some(position) = files.position()? {
-            (contents.done, contents.update) = (position.task, position.step);
+            (snapshot.done, snapshot.update) = (position.task, position.step);
             if position.stopped_by_guard {
                 let mut breaches = position.breaches.into_iter();
                 let stop = breaches.find(|b| b.action == Action::Stop);
-                contents.guarded = Some(stop.map_or(String::new(), |b| b.message));
+                snapshot.guarded = Some(stop.map_or(String::new(), |b| b.message));
             }
         }
-        Ok(contents)
+        Ok(snapshot)
     }
 
-    /// The stored position, or `latest`, task and update, if that is further.
+    /// Returns the stored position, or `latest` (task and step) if that is further.
     fn position(&self, latest: Option<(usize, usize)>) -> Position {
         let stored = (self.done, self.update);
         let (done, update) = latest.map_or(stored, |latest| latest.max(stored));
@@ -300,7 +305,7 @@ impl Contents {
         };
         let trains = tasks.is_none_or(|n| done < n);
         let method = method.filter(|method| trains && method.analytic.is_none());
-        // Behind the last task, or before the pretrained model is evaluated, it has no name.
+        // There is no name after the last task, nor before the pretrained model is evaluated.
         let name = self.order.get(done).map_or("", String::as_str);
         Position {
             done,
@@ -311,35 +316,34 @@ impl Contents {
     }
 }
 
-/// What the latest events say.
+/// Progress and error in the latest events of a run.
 #[derive(Default)]
-struct Attempt {
-    /// Task and update of the latest step.
+struct LatestEvents {
+    /// Task and training step of the latest step event.
     step: Option<(usize, usize)>,
-    /// Why the latest attempt failed.
+    /// Error of the latest attempt.
     failure: Option<String>,
 }
 
-impl Attempt {
+impl LatestEvents {
     fn of(log: &EventLog) -> Self {
-        let mut attempt = Self::default();
+        let mut latest = Self::default();
         for event in &log.events {
             match event {
-                Event::Start { .. } | Event::Resume { .. } => attempt.failure = None,
-                Event::Step(update) => attempt.step = Some((update.task, update.step)),
-                Event::Failed { message, .. } => attempt.failure = Some(message.clone()),
+                Event::Start { .. } | Event::Resume { .. } => latest.failure = None,
+                Event::Step(update) => latest.step = Some((update.task, update.step)),
+                Event::Failed { message, .. } => latest.failure = Some(message.clone()),
                 _ => {}
             }
         }
-        attempt
+        latest
     }
 }
 
-/// The error that a process of ours ended with, from what it wrote on standard error; or what a
-/// shell said that could not begin it.
-pub(crate) fn error_in(text: &str) -> Option<String> {
+/// Finds the last error of this program in a log, or the error of a shell that could not start it.
+pub(crate) fn last_error(text: &str) -> Option<String> {
     let last = text.lines().rfind(|line| !line.trim().is_empty())?;
-    let ours = text
+    let error = text
         .lines()
         .rev()
         .find_map(|line| line.strip_prefix("error: "));
@@ -349,8 +353,8 @@ pub(crate) fn error_in(text: &str) -> Option<String> {
         "Permission denied",
         "cannot execute binary file",
     ];
-    let begun = shell.iter().any(|end| last.ends_with(end));
-    ours.or(begun.then_some(last)).map(str::to_owned)
+    let not_started = shell.iter().any(|end| last.ends_with(end));
+    error.or(not_started.then_some(last)).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -364,14 +368,15 @@ mod tests {
     use fs4::fs_std::FileExt;
     use mtil_engine::{eval::EvalOptions, method::Method};
 
-    struct World {
+    /// A temporary sweep with one run.
+    struct TestSweep {
         _folder: tempfile::TempDir,
         files: Files,
         sweep: Sweep,
     }
 
-    impl World {
-        /// A sweep of one run.
+    impl TestSweep {
+        /// Writes a sweep with one run.
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let files = Files::new(&folder.path().join("a sweep")).unwrap();
@@ -435,15 +440,15 @@ mod tests {
             runs[0].state.clone()
         }
 
-        /// A run of three tasks that was stopped in the second.
-        fn begun() -> Self {
+        /// Returns a sweep whose run of three tasks was stopped in the second task.
+        fn stopped() -> Self {
             let world = Self::new();
             world.put(LOCK, "");
             world.request("finetune", &["steps=100", "task.digits.steps=50"]);
             world.put(
                 "matrix.json",
-                r#"{"suite":"mini","method":"finetune","seed":42,"order":["shapes","digits","faces"],
-                "zero_shot":[1,2,3],"matrix":[[50,2,3]]}"#,
+                r#"{"suite":"mini","method":"finetune","seed":42,
+                "order":["shapes","digits","faces"],"zero_shot":[1,2,3],"matrix":[[50,2,3]]}"#,
             );
             world.put("metrics.json", r#"{"complete": false}"#);
             world.put(
@@ -459,7 +464,7 @@ mod tests {
                     "{\"event\":\"step\",\"task\":1,\"st"
                 ),
             );
-            // A folder of the report, beside the run.
+            // The report puts sample images next to the run.
             fs::create_dir_all(world.files.out(&world.sweep.runs[0]).join("samples")).unwrap();
             world
         }
@@ -478,8 +483,8 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_not_started_until_there_is_something_of_it() {
-        let world = World::new();
+    fn a_run_without_a_run_directory_is_not_started() {
+        let world = TestSweep::new();
         assert_eq!(world.state(), State::NotStarted);
         world.log("note: the embedded model only knows the mini world\n");
         assert_eq!(world.state(), State::NotStarted);
@@ -491,25 +496,25 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_run_is_where_it_goes_on() {
-        let world = World::begun();
+    fn a_stopped_run_has_the_position_to_resume_from() {
+        let world = TestSweep::stopped();
         let stopped = State::Stopped {
             position: at(1, 20, 50),
         };
         assert_eq!(world.state(), stopped);
         assert_eq!(
             stopped.to_string(),
-            "stopped after task 1 of 3 at update 20 of 50"
+            "stopped after task 1 of 3 at step 20 of 50"
         );
-        // As a crash between two renames leaves it.
+        // The state of a crash between two renames.
         let folder = world.folder();
         fs::rename(folder.join("state"), folder.join("state.old")).unwrap();
         assert_eq!(world.state(), stopped);
     }
 
     #[test]
-    fn a_locked_run_is_in_work_at_its_latest_update() {
-        let world = World::begun();
+    fn a_locked_run_is_running_at_its_latest_step() {
+        let world = TestSweep::stopped();
         world.event(&Event::Failed {
             message: "of an earlier attempt".to_owned(),
             causes: Vec::new(),
@@ -519,30 +524,31 @@ mod tests {
             .open(world.folder().join(LOCK))
             .unwrap();
         assert!(FileExt::try_lock_exclusive(&lock).unwrap());
-        let in_work = State::InWork {
+        let running = State::Running {
             position: at(1, 30, 50),
         };
-        assert_eq!(world.state(), in_work);
-        assert_eq!(in_work.to_string(), "in work: task 2 of 3, update 30 of 50");
-        // A file that is broken now is written anew by the process.
+        assert_eq!(world.state(), running);
+        assert_eq!(running.to_string(), "running: task 2 of 3, step 30 of 50");
+        assert_eq!(serde_json::to_value(&running).unwrap()["state"], "in-work");
+        // The running process will rewrite a damaged file.
         world.put("metrics.json", "{");
-        assert!(matches!(world.state(), State::InWork { .. }));
+        assert!(matches!(world.state(), State::Running { .. }));
         world.put("metrics.json", r#"{"complete": false}"#);
-        // Between tasks the state is further than the latest update.
+        // Between tasks the stored position is further than the latest step.
         world.put(
             "state/position.json",
             r#"{"task":2,"step":0,"evaluations":[],"seconds":1.0}"#,
         );
         assert_eq!(
             world.state(),
-            State::InWork {
+            State::Running {
                 position: at(2, 0, 100)
             }
         );
-        // Closing it is not enough: a process that another test is starting has it too.
+        // Unlock explicitly: a process that another test starts may inherit the open file.
         FileExt::unlock(&lock).unwrap();
         assert!(matches!(world.state(), State::Failed { .. }));
-        // The question itself leaves no lock.
+        // Reading the status leaves no lock behind.
         let lock = File::options()
             .write(true)
             .open(world.folder().join(LOCK))
@@ -552,8 +558,8 @@ mod tests {
 
     #[test]
     fn a_failed_run_has_the_message_of_its_latest_attempt() {
-        let world = World::begun();
-        let message = |world: &World| match world.state() {
+        let world = TestSweep::stopped();
+        let message = |world: &TestSweep| match world.state() {
             State::Failed { message, position } => {
                 assert_eq!(position, at(1, 20, 50));
                 message
@@ -575,7 +581,7 @@ mod tests {
             step: 20,
         });
         assert!(matches!(world.state(), State::Stopped { .. }));
-        // One that fails before it has a directory.
+        // A run that fails before it has a directory.
         fs::remove_dir_all(world.files.out(&world.sweep.runs[0])).unwrap();
         for (log, expected) in [
             (
@@ -601,13 +607,13 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_run_has_its_figures() {
-        let world = World::begun();
+    fn a_complete_run_has_its_metrics() {
+        let world = TestSweep::stopped();
         world.put(
             "metrics.json",
             r#"{"complete": true, "last": 70.5, "transfer": 60.25, "average": 65.0}"#,
         );
-        // Whatever an attempt after its end said.
+        // The log of a later attempt does not matter.
         world.log("error: something\n");
         assert_eq!(
             world.state(),
@@ -627,13 +633,15 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_the_guard_ended_goes_no_further() {
-        let world = World::begun();
+    fn a_run_ended_by_the_guard_is_reported_with_its_rule() {
+        let world = TestSweep::stopped();
         world.put(
             "state/position.json",
-            r#"{"task":1,"step":0,"evaluations":[],"seconds":1.0,"stopped_by_guard":true,"breaches":[
+            r#"{"task":1,"step":0,"evaluations":[],"seconds":1.0,"stopped_by_guard":true,
+            "breaches":[
             {"rule":"gap-drift>0.1","value":0.2,"limit":0.1,"action":"warn","message":"a"},
-            {"rule":"gap-drift>0.2","value":0.3,"limit":0.2,"action":"stop","message":"gap-drift is 0.3"}]}"#,
+            {"rule":"gap-drift>0.2","value":0.3,"limit":0.2,"action":"stop",
+            "message":"gap-drift is 0.3"}]}"#,
         );
         let state = world.state();
         assert_eq!(
@@ -643,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_named() {
+    fn damaged_files_are_reported_by_name() {
         for (name, text) in [
             ("metrics.json", "{\"complete\": tr"),
             ("metrics.json", "{\"complete\": true, \"last\": \"high\"}"),
@@ -651,7 +659,7 @@ mod tests {
             ("config.toml", "method = 1"),
             ("state/position.json", ""),
         ] {
-            let world = World::begun();
+            let world = TestSweep::stopped();
             world.put(name, text);
             let State::Unreadable { message } = world.state() else {
                 panic!("{name}: {}", world.state());
@@ -664,8 +672,8 @@ mod tests {
     }
 
     #[test]
-    fn methods_without_updates_or_with_one_stage_are_placed_too() {
-        let world = World::begun();
+    fn positions_of_methods_without_steps_or_with_one_stage() {
+        let world = TestSweep::stopped();
         world.request("joint", &["steps=100"]);
         world.put(
             "state/position.json",
@@ -673,7 +681,7 @@ mod tests {
         );
         assert_eq!(
             world.state().to_string(),
-            "stopped after task 0 of 1 at update 7 of 100"
+            "stopped after task 0 of 1 at step 7 of 100"
         );
         world.request("rail-primal", &[]);
         world.put(
@@ -682,7 +690,7 @@ mod tests {
         );
         assert_eq!(
             world.state().to_string(),
-            "stopped after task 2 of 3 at update 0"
+            "stopped after task 2 of 3 at step 0"
         );
     }
 }

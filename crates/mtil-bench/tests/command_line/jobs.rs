@@ -1,4 +1,4 @@
-//! Several runs at once, and the same bits however many threads compute them.
+//! Parallel runs, and bitwise equal results for any number of threads.
 
 use std::{fs, path::Path};
 
@@ -12,8 +12,8 @@ fn arguments(out: &str) -> Vec<&str> {
     args
 }
 
-/// Weights after both tasks, and accuracies.
-fn left_by(folder: &Path, method: &str) -> [Vec<u8>; 2] {
+/// Reads the weights after both tasks and the accuracy matrix of a run.
+fn read_results(folder: &Path, method: &str) -> [Vec<u8>; 2] {
     ["checkpoints/task-02/model.safetensors", "matrix.json"].map(|file| {
         let path = folder.join(method).join(file);
         fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -21,7 +21,7 @@ fn left_by(folder: &Path, method: &str) -> [Vec<u8>; 2] {
 }
 
 #[test]
-fn any_number_of_threads_and_jobs_leaves_the_same_weights() {
+fn weights_are_the_same_for_any_number_of_threads_and_jobs() {
     let folder = tempfile::tempdir().unwrap();
     let mut args = arguments("jobs");
     args.extend(["--jobs", "2"]);
@@ -34,14 +34,14 @@ fn any_number_of_threads_and_jobs_leaves_the_same_weights() {
         assert!(output.status.success(), "{threads}: {}", stderr(&output));
         for method in METHODS.split(',') {
             let [ours, theirs] =
-                [threads, "jobs"].map(|out| left_by(&folder.path().join(out), method));
+                [threads, "jobs"].map(|out| read_results(&folder.path().join(out), method));
             assert!(ours == theirs, "{method} with {threads} threads");
         }
     }
 }
 
 #[test]
-fn numbers_of_jobs_that_make_no_sense_are_named() {
+fn invalid_numbers_of_jobs_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     fails(folder.path(), &["--jobs", "0"], &["'0'", "--jobs"]);
     let mut args = arguments("few");
@@ -55,10 +55,10 @@ fn numbers_of_jobs_that_make_no_sense_are_named() {
     );
 }
 
-/// Somebody ends a process: its run fails by name, the others do not.
+/// If a worker is killed, its run is reported as failed, and the others complete.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_job_that_dies_does_not_take_the_others() {
+fn a_killed_worker_does_not_stop_the_other_runs() {
     use std::{process::Stdio, thread, time::Duration};
 
     let folder = tempfile::tempdir().unwrap();
@@ -74,11 +74,11 @@ fn a_job_that_dies_does_not_take_the_others() {
     args.extend(["--set", "warmup=1", "--save-every", "5"]);
     let mut command = command(folder.path(), &args);
     let mut parent = command.stderr(Stdio::piped()).spawn().unwrap();
-    // A thread each starts them.
+    // Each worker is the child of a thread of its own.
     let threads = format!("/proc/{}/task", parent.id());
-    // A worker has begun when its run has a log.
+    // A worker has started its run when there is an event log.
     while !folder.path().join("x/gnsp/events.jsonl").exists() {
-        assert!(parent.try_wait().unwrap().is_none(), "it ended by itself");
+        assert!(parent.try_wait().unwrap().is_none(), "it exited early");
         thread::sleep(Duration::from_millis(20));
     }
     let children: String = fs::read_dir(threads)
@@ -107,7 +107,7 @@ fn a_job_that_dies_does_not_take_the_others() {
 }
 
 #[test]
-fn a_sweep_is_done_here_and_only_once() {
+fn sweep_run_executes_each_run_once() {
     let folder = tempfile::tempdir().unwrap();
     let methods = ["--methods", "zero-shot,finetune"];
     let shared = ["--", "--quick", "--tasks", "shapes", "--no-checkpoints"];
@@ -127,7 +127,7 @@ fn a_sweep_is_done_here_and_only_once() {
 }
 
 #[test]
-fn tuning_has_one_budget_and_writes_what_it_tried() {
+fn tune_writes_all_candidates_of_an_equal_budget() {
     let folder = tempfile::tempdir().unwrap();
     let args = [
         "tune",

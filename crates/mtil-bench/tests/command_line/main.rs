@@ -1,4 +1,4 @@
-//! The program as a person uses it.
+//! End-to-end tests of the command line.
 
 mod jobs;
 mod model;
@@ -43,7 +43,7 @@ const TINY: [&str; 6] = [
 ];
 
 #[test]
-fn the_main_command_leaves_a_report_and_goes_on_where_it_was() {
+fn run_writes_a_report_and_resumes() {
     let folder = tempfile::tempdir().unwrap();
     let mut args = vec!["--out", "x", "--methods", "zero-shot,gnsp"];
     args.extend(TINY);
@@ -72,7 +72,7 @@ fn the_main_command_leaves_a_report_and_goes_on_where_it_was() {
         before
     );
 
-    // The trained model is an ordinary directory for the other verbs.
+    // The other subcommands load the trained checkpoint.
     let model = "x/gnsp/checkpoints/task-08";
     let image = "x/samples/00-shapes/00-circle.png";
     let output = mtil_bench(
@@ -132,7 +132,7 @@ fn the_main_command_leaves_a_report_and_goes_on_where_it_was() {
         assert!((norm - 1.0).abs() < 1e-4);
     }
 
-    // Another request on the same directory.
+    // A different request on the same directory is refused.
     fails(
         folder.path(),
         &["--out", "x", "--methods", "gnsp", "--quick", "--seed", "9"],
@@ -140,10 +140,10 @@ fn the_main_command_leaves_a_report_and_goes_on_where_it_was() {
     );
 }
 
-/// The main thread is one of those that compute, unless there is only one: then somebody else must
-/// be there to compute for it.
+/// The main thread joins the thread pool unless there is a single thread: another thread must then
+/// compute while the main thread waits.
 #[test]
-fn any_number_of_threads_does_a_run_on_one_device_and_on_two() {
+fn runs_complete_with_any_number_of_threads_on_one_device_and_on_two() {
     let folder = tempfile::tempdir().unwrap();
     for threads in ["1", "2", "3"] {
         for peers in [&[][..], &["--peers", "flex"]] {
@@ -160,7 +160,7 @@ fn any_number_of_threads_does_a_run_on_one_device_and_on_two() {
 }
 
 #[test]
-fn an_exported_suite_loads_again_and_runs() {
+fn an_exported_suite_loads_and_runs() {
     let folder = tempfile::tempdir().unwrap();
     let output = mtil_bench(folder.path(), &["suite", "export", "mini", "world"]);
     assert!(output.status.success(), "{}", stderr(&output));
@@ -191,7 +191,7 @@ fn an_exported_suite_loads_again_and_runs() {
 }
 
 #[test]
-fn wrong_words_get_one_clear_error() {
+fn wrong_arguments_have_a_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     fails(here, &["--methods", "gsnp"], &["gsnp", "gnsp-update"]);
@@ -211,7 +211,7 @@ fn wrong_words_get_one_clear_error() {
     fails(here, &["--device", "tpu"], &["tpu", "flex"]);
     #[cfg(not(feature = "cuda"))]
     fails(here, &["--device", "cuda"], &["--features cuda"]);
-    // Whether there is a driver or not.
+    // With and without a driver.
     #[cfg(feature = "wgpu")]
     fails(here, &["--device", "wgpu:4096"], &["wgpu:4096"]);
     #[cfg(feature = "cuda")]
@@ -250,7 +250,7 @@ fn wrong_words_get_one_clear_error() {
 }
 
 #[test]
-fn suites_with_mistakes_are_refused_by_name() {
+fn errors_in_suite_files_are_reported_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     let check = |toml: &str, words: &[&str]| {
@@ -281,7 +281,9 @@ fn suites_with_mistakes_are_refused_by_name() {
         "file,caption\n0.png,a\n1.png,b\n2.png,c\n3.png,d\n",
     )
     .unwrap();
-    let good = "name = \"s\"\n[[task]]\nname = \"pets\"\npath = \"pets\"\n[reference]\npath = \"ref\"\ncaptions = \"captions.csv\"\nheld_out_fraction = 0.5\n";
+    let good = "name = \"s\"\n[[task]]\nname = \"pets\"\npath = \"pets\"\n\
+                [reference]\npath = \"ref\"\ncaptions = \"captions.csv\"\n\
+                held_out_fraction = 0.5\n";
     fs::write(here.join("s.toml"), good).unwrap();
     let output = mtil_bench(here, &["suite", "check", "s.toml"]);
     assert!(output.status.success(), "{}", stderr(&output));
@@ -311,7 +313,7 @@ fn suites_with_mistakes_are_refused_by_name() {
 }
 
 #[test]
-fn help_teaches() {
+fn help_lists_subcommands_and_options() {
     let folder = tempfile::tempdir().unwrap();
     let output = mtil_bench(folder.path(), &["--help"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

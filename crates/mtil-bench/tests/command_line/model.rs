@@ -1,4 +1,4 @@
-//! The verb `model`, and the names that `--model` takes.
+//! The subcommand `model`, and the names that `--model` accepts.
 
 use std::{
     collections::BTreeMap,
@@ -11,11 +11,10 @@ use clip_model::{ClipConfig, weights::WeightFile};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A folder to work in, whose `home` is the cache: nothing of this machine is found, and nothing is
-/// fetched.
-struct Place(TempDir);
+/// A temporary working directory with its own cache in `home`, offline.
+struct Sandbox(TempDir);
 
-impl Place {
+impl Sandbox {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -88,9 +87,9 @@ fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
 }
 
 #[test]
-fn the_list_holds_the_models_and_the_architectures() {
-    let place = Place::new();
-    let list = place.json(&["model", "list"]);
+fn list_shows_models_and_architectures() {
+    let sandbox = Sandbox::new();
+    let list = sandbox.json(&["model", "list"]);
     let models = list.as_array().unwrap();
     let model = models
         .iter()
@@ -103,12 +102,12 @@ fn the_list_holds_the_models_and_the_architectures() {
     assert_eq!(model["licence"], "MIT");
     assert_eq!(model["cached"], false);
 
-    let text = place.succeeds(&["model", "list", "OpenAI/vit"]);
+    let text = sandbox.succeeds(&["model", "list", "OpenAI/vit"]);
     assert!(text.contains("openai/ViT-L-14-336") && text.contains("149,620,737"));
     assert!(!text.contains("SigLIP"), "{text}");
-    place.fails(&["model", "list", "resnext"], &["resnext"]);
+    sandbox.fails(&["model", "list", "resnext"], &["resnext"]);
 
-    let list = place.json(&["model", "list", "--architectures", "siglip2"]);
+    let list = sandbox.json(&["model", "list", "--architectures", "siglip2"]);
     let names: Vec<_> = list
         .as_array()
         .unwrap()
@@ -127,17 +126,17 @@ fn the_list_holds_the_models_and_the_architectures() {
 }
 
 #[test]
-fn a_model_whose_files_are_there_is_listed_as_cached_and_verified_by_its_hash() {
-    let place = Place::new();
+fn a_cached_model_is_listed_and_verified_by_its_hash() {
+    let sandbox = Sandbox::new();
     let hash = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f";
-    let folder = place.path("home/clip-model").join(hash);
+    let folder = sandbox.path("home/clip-model").join(hash);
     fs::create_dir_all(&folder).unwrap();
     fs::copy(
         data("zoo/openai_vit/torchscript.pt"),
         folder.join("ViT-B-16.pt"),
     )
     .unwrap();
-    let list = place.json(&["model", "list", "openai/vit-b-16"]);
+    let list = sandbox.json(&["model", "list", "openai/vit-b-16"]);
     assert_eq!(list[0]["cached"], true);
     assert!(
         list[0]["weights"]
@@ -145,24 +144,24 @@ fn a_model_whose_files_are_there_is_listed_as_cached_and_verified_by_its_hash() 
             .unwrap()
             .ends_with("ViT-B-16.pt")
     );
-    // Another file of that name: the hash says so.
-    let output = place.fails(
+    // Another file of that name has another hash.
+    let output = sandbox.fails(
         &["model", "verify", "ViT-B/16", "--json"],
         &["corrupt", "ViT-B-16.pt", "model fetch openai/ViT-B-16"],
     );
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["ok"], false);
     assert_eq!(report["files"][0]["state"], "corrupt");
-    place.fails(
+    sandbox.fails(
         &["model", "fetch", "openai/ViT-B-16", "--offline"],
         &["ViT-B-16.pt", hash],
     );
 }
 
 #[test]
-fn info_says_what_a_file_is() {
-    let place = Place::new();
-    let facts = place.json(&["model", "info", &data("zoo/openai_vit/torchscript.pt")]);
+fn info_describes_files() {
+    let sandbox = Sandbox::new();
+    let facts = sandbox.json(&["model", "info", &data("zoo/openai_vit/torchscript.pt")]);
     assert_eq!(facts["container"], "TorchScript");
     assert_eq!(facts["names"], "openai");
     assert_eq!(facts["image"]["activation"], "quick_gelu");
@@ -181,7 +180,7 @@ fn info_says_what_a_file_is() {
         stored_parameters("zoo/openai_vit/finetuned.pth") as u64
     );
 
-    let facts = place.json(&["model", "info", &data("zoo/siglip_hf")]);
+    let facts = sandbox.json(&["model", "info", &data("zoo/siglip_hf")]);
     assert_eq!(facts["container"], "safetensors");
     assert_eq!(facts["names"], "hugging-face");
     assert_eq!(facts["image"]["kind"], "siglip");
@@ -195,20 +194,20 @@ fn info_says_what_a_file_is() {
         stored_parameters("zoo/siglip_hf/model.safetensors")
     );
 
-    // The folder holds several weights files; with its configuration, one alone is a checkpoint.
-    place.fails(
+    // The folder holds several weights files; one of them with the configuration is a checkpoint.
+    sandbox.fails(
         &["model", "info", &data("zoo/open_clip_gelu")],
         &["open_clip_gelu", "weights files"],
     );
-    fs::create_dir(place.path("gelu")).unwrap();
+    fs::create_dir(sandbox.path("gelu")).unwrap();
     for name in ["open_clip_model.safetensors", "open_clip_config.json"] {
         fs::copy(
             data(&format!("zoo/open_clip_gelu/{name}")),
-            place.path("gelu").join(name),
+            sandbox.path("gelu").join(name),
         )
         .unwrap();
     }
-    let facts = place.json(&["model", "info", "gelu"]);
+    let facts = sandbox.json(&["model", "info", "gelu"]);
     assert_eq!(facts["container"], "safetensors");
     assert_eq!(facts["names"], "openai");
     assert_eq!(facts["image"]["activation"], "gelu");
@@ -217,55 +216,55 @@ fn info_says_what_a_file_is() {
         facts["parameters"],
         stored_parameters("zoo/open_clip_gelu/open_clip_model.safetensors")
     );
-    let text = place.succeeds(&["model", "info", "gelu"]);
+    let text = sandbox.succeeds(&["model", "info", "gelu"]);
     assert!(text.contains("activation    gelu"), "{text}");
 
-    let facts = place.json(&["model", "info", &data("zoo/hf_clip_sharded")]);
+    let facts = sandbox.json(&["model", "info", &data("zoo/hf_clip_sharded")]);
     assert!(
         facts["weights"]
             .as_str()
             .unwrap()
             .ends_with("model.safetensors.index.json")
     );
-    let facts = place.json(&["model", "info", "embedded"]);
+    let facts = sandbox.json(&["model", "info", "embedded"]);
     assert_eq!(facts["container"], "safetensors");
 }
 
-/// Elements of all tensors: every one of these files holds parameters only.
+/// Counts the elements of all tensors. The files hold parameters only.
 fn stored_parameters(path: &str) -> usize {
     let tensors = tensors(Path::new(&data(path)));
     tensors.values().map(|(_, values)| values.len()).sum()
 }
 
 #[test]
-fn weights_that_do_not_say_their_activation_need_a_word() {
-    let place = Place::new();
+fn weights_without_a_configuration_need_an_activation() {
+    let sandbox = Sandbox::new();
     fs::copy(
         data("zoo/openai_vit/finetuned.pth"),
-        place.path("finetuned.pth"),
+        sandbox.path("finetuned.pth"),
     )
     .unwrap();
     let info = ["model", "info", "finetuned.pth"];
-    place.fails(
+    sandbox.fails(
         &info,
         &["finetuned.pth", "--activation quick_gelu", "--architecture"],
     );
-    place.fails(
+    sandbox.fails(
         &["model", "verify", "finetuned.pth"],
         &["finetuned.pth", "--activation quick_gelu"],
     );
     for name in ["quick_gelu", "gelu", "gelu_pytorch_tanh"] {
         let mut args = info.to_vec();
         args.extend(["--activation", name]);
-        let facts = place.json(&args);
+        let facts = sandbox.json(&args);
         assert_eq!(facts["container"], "PyTorch");
         assert_eq!(facts["image"]["activation"], name);
     }
-    place.fails(
+    sandbox.fails(
         &["model", "info", "finetuned.pth", "--activation", "relu"],
         &["relu", "quick_gelu"],
     );
-    place.fails(
+    sandbox.fails(
         &[
             "model",
             "info",
@@ -275,8 +274,8 @@ fn weights_that_do_not_say_their_activation_need_a_word() {
         ],
         &["ViT-B-17", "did you mean `ViT-B-1"],
     );
-    // An architecture of another size is found out when the tensors are read.
-    place.fails(
+    // A wrong architecture is detected when the tensors are read.
+    sandbox.fails(
         &[
             "model",
             "verify",
@@ -286,7 +285,7 @@ fn weights_that_do_not_say_their_activation_need_a_word() {
         ],
         &["finetuned.pth", "shape"],
     );
-    let report = place.json(&[
+    let report = sandbox.json(&[
         "model",
         "verify",
         "finetuned.pth",
@@ -298,15 +297,15 @@ fn weights_that_do_not_say_their_activation_need_a_word() {
 }
 
 #[test]
-fn info_on_a_name_says_where_it_comes_from() {
-    let place = Place::new();
-    let info = place.json(&["model", "info", "ViT-B/16"]);
+fn info_on_a_name_shows_its_sources() {
+    let sandbox = Sandbox::new();
+    let info = sandbox.json(&["model", "info", "ViT-B/16"]);
     assert_eq!(info["name"], "openai/ViT-B-16");
     assert_eq!(info["sources"][0]["layout"], "openai-archive");
     assert_eq!(info["sources"][1]["repo"], "openai/clip-vit-base-patch16");
     assert_eq!(info["sources"][1]["revision"], "main");
     assert!(info["cache"].is_null());
-    let text = place.succeeds(&["model", "info", "ViT-B/16"]);
+    let text = sandbox.succeeds(&["model", "info", "ViT-B/16"]);
     for word in [
         "MIT",
         "68.34",
@@ -319,10 +318,10 @@ fn info_on_a_name_says_where_it_comes_from() {
 }
 
 #[test]
-fn a_name_that_is_nothing_gets_a_suggestion() {
-    let place = Place::new();
+fn an_unknown_name_gets_a_suggestion() {
+    let sandbox = Sandbox::new();
     for verb in ["info", "verify", "fetch"] {
-        place.fails(
+        sandbox.fails(
             &["model", verb, "openai/ViT-B-17"],
             &[
                 "openai/ViT-B-17",
@@ -332,11 +331,11 @@ fn a_name_that_is_nothing_gets_a_suggestion() {
             ],
         );
     }
-    place.fails(
+    sandbox.fails(
         &["model", "convert", "openai/ViT-B-17", "out"],
         &["did you mean", "openai/ViT-B-16"],
     );
-    place.fails(
+    sandbox.fails(
         &[
             "classify",
             "--model",
@@ -350,13 +349,13 @@ fn a_name_that_is_nothing_gets_a_suggestion() {
 }
 
 #[test]
-fn nothing_is_fetched_offline() {
-    let place = Place::new();
-    place.fails(
+fn nothing_is_downloaded_offline() {
+    let sandbox = Sandbox::new();
+    sandbox.fails(
         &["model", "fetch", "openai/ViT-B-32", "--offline"],
         &["openai/ViT-B-32", "not in the cache", "home"],
     );
-    place.fails(
+    sandbox.fails(
         &[
             "model",
             "fetch",
@@ -367,27 +366,27 @@ fn nothing_is_fetched_offline() {
         ],
         &["openai/ViT-B-32", "not in the cache"],
     );
-    place.fails(
+    sandbox.fails(
         &["model", "verify", "openai/ViT-B-32"],
         &["openai/ViT-B-32", "not on this machine"],
     );
-    place.fails(
+    sandbox.fails(
         &["model", "convert", "openai/ViT-B-32", "out"],
         &["openai/ViT-B-32", "not in the cache"],
     );
-    place.fails(
+    sandbox.fails(
         &[
             "embed", "--model", "ViT-B-32", "--images", "x.png", "--out", "e",
         ],
         &["openai/ViT-B-32", "not in the cache"],
     );
-    assert!(!place.path("out").exists());
+    assert!(!sandbox.path("out").exists());
 }
 
 #[test]
-fn verify_reads_everything() {
-    let place = Place::new();
-    let report = place.json(&["model", "verify", &data("clip/tiny")]);
+fn verify_accepts_intact_checkpoints() {
+    let sandbox = Sandbox::new();
+    let report = sandbox.json(&["model", "verify", &data("clip/tiny")]);
     assert_eq!(report["ok"], true);
     assert_eq!(report["sha256"].as_str().unwrap().len(), 64);
     for folder in [
@@ -396,18 +395,21 @@ fn verify_reads_everything() {
         "zoo/hf_clip_sharded_bin",
         "zoo/open_clip_rn/state_dict.pt",
     ] {
-        let report = place.json(&["model", "verify", &data(folder)]);
+        let report = sandbox.json(&["model", "verify", &data(folder)]);
         assert_eq!(report["ok"], true, "{folder}");
     }
-    let text = place.succeeds(&["model", "verify", &data("zoo/openai_rn/torchscript.pt")]);
-    assert!(text.contains("whole") && text.contains("sha256"), "{text}");
+    let text = sandbox.succeeds(&["model", "verify", &data("zoo/openai_rn/torchscript.pt")]);
+    assert!(
+        text.contains("complete") && text.contains("sha256"),
+        "{text}"
+    );
 }
 
 #[test]
-fn verify_names_what_is_broken() {
-    let place = Place::new();
+fn verify_names_the_damaged_file() {
+    let sandbox = Sandbox::new();
     let copy = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
-        let folder = place.path("broken");
+        let folder = sandbox.path("broken");
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir(&folder).unwrap();
         for entry in fs::read_dir(data("clip/tiny")).unwrap() {
@@ -425,8 +427,8 @@ fn verify_names_what_is_broken() {
     copy("model.safetensors", &|bytes| {
         bytes.truncate(bytes.len() / 2)
     });
-    place.fails(&verify, &["model.safetensors"]);
-    let output = place.fails(&["model", "verify", "broken", "--json"], &[]);
+    sandbox.fails(&verify, &["model.safetensors"]);
+    let output = sandbox.fails(&["model", "verify", "broken", "--json"], &[]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["ok"], false);
     assert!(
@@ -440,7 +442,7 @@ fn verify_names_what_is_broken() {
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     });
-    place.fails(&verify, &["model.safetensors", "NaN"]);
+    sandbox.fails(&verify, &["model.safetensors", "NaN"]);
 
     copy("config.json", &|bytes| {
         let text = String::from_utf8(bytes.clone()).unwrap();
@@ -448,34 +450,34 @@ fn verify_names_what_is_broken() {
             .replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1")
             .into_bytes();
     });
-    place.fails(&verify, &["model.safetensors", "no place for"]);
+    sandbox.fails(&verify, &["model.safetensors", "not part of the model"]);
 
     copy("tokenizer.json", &|bytes| bytes.truncate(100));
-    place.fails(&verify, &["tokenizer.json"]);
+    sandbox.fails(&verify, &["tokenizer.json"]);
     copy("preprocessor_config.json", &|bytes| {
         let text = String::from_utf8(bytes.clone()).unwrap();
         *bytes = text.replace("32", "48").into_bytes();
     });
-    place.fails(&verify, &["preprocessor_config.json", "48", "32"]);
+    sandbox.fails(&verify, &["preprocessor_config.json", "48", "32"]);
 
     let torch = fs::read(data("zoo/openai_vit/torchscript.pt")).unwrap();
-    fs::write(place.path("half.pt"), &torch[..torch.len() / 2]).unwrap();
-    place.fails(&["model", "verify", "half.pt"], &["half.pt"]);
+    fs::write(sandbox.path("half.pt"), &torch[..torch.len() / 2]).unwrap();
+    sandbox.fails(&["model", "verify", "half.pt"], &["half.pt"]);
 }
 
 #[test]
-fn a_conversion_and_back_gives_the_same_tensors() {
-    let place = Place::new();
+fn a_conversion_round_trip_keeps_the_tensors() {
+    let sandbox = Sandbox::new();
     let tiny = data("clip/tiny");
-    let summary = place.json(&["model", "convert", &tiny, "oc", "--to", "open-clip"]);
+    let summary = sandbox.json(&["model", "convert", &tiny, "oc", "--to", "open-clip"]);
     assert_eq!(summary["format"], "open-clip");
     assert!(summary["text_cosine"].as_f64().unwrap() > 0.9999);
-    let facts = place.json(&["model", "info", "oc"]);
+    let facts = sandbox.json(&["model", "info", "oc"]);
     assert_eq!(facts["names"], "openai");
-    place.succeeds(&["model", "convert", "oc", "hf", "--to", "hugging-face"]);
+    sandbox.succeeds(&["model", "convert", "oc", "hf", "--to", "hugging-face"]);
     let file = |folder: &str| tensors(&Path::new(folder).join("model.safetensors"));
-    let (before, after) = (file(&tiny), file(place.path("hf").to_str().unwrap()));
-    // The buffers that older versions of transformers wrote are not parameters.
+    let (before, after) = (file(&tiny), file(sandbox.path("hf").to_str().unwrap()));
+    // Older versions of transformers also wrote buffers, which are not parameters.
     let before: BTreeMap<_, _> = before
         .into_iter()
         .filter(|(name, _)| !name.ends_with("position_ids"))
@@ -483,10 +485,10 @@ fn a_conversion_and_back_gives_the_same_tensors() {
     assert!(before.keys().eq(after.keys()));
     assert!(before == after);
 
-    let half = place.json(&["model", "convert", "oc", "half", "--dtype", "f16"]);
+    let half = sandbox.json(&["model", "convert", "oc", "half", "--dtype", "f16"]);
     let whole = summary["bytes"].as_u64().unwrap();
     assert!(half["bytes"].as_u64().unwrap() < whole * 6 / 10);
-    place.succeeds(&[
+    sandbox.succeeds(&[
         "model",
         "convert",
         "half",
@@ -496,26 +498,26 @@ fn a_conversion_and_back_gives_the_same_tensors() {
         "--to",
         "open-clip",
     ]);
-    place.succeeds(&["model", "verify", "brain"]);
-    place.succeeds(&["model", "convert", "embedded", "mini", "--dtype", "f16"]);
+    sandbox.succeeds(&["model", "verify", "brain"]);
+    sandbox.succeeds(&["model", "convert", "embedded", "mini", "--dtype", "f16"]);
     let larger = ["model", "convert", "hf", "larger", "--image-size", "48"];
-    place.succeeds(&larger);
-    let facts = place.json(&["model", "info", "larger"]);
+    sandbox.succeeds(&larger);
+    let facts = sandbox.json(&["model", "info", "larger"]);
     assert_eq!(facts["image"]["image_size"], 48);
 }
 
 #[test]
-fn a_conversion_touches_nothing_that_is_there() {
-    let place = Place::new();
+fn a_conversion_keeps_existing_files() {
+    let sandbox = Sandbox::new();
     let tiny = data("clip/tiny");
-    fs::create_dir(place.path("full")).unwrap();
-    fs::write(place.path("full/notes.txt"), "mine").unwrap();
-    place.fails(&["model", "convert", &tiny, "full"], &["full", "--force"]);
-    assert_eq!(fs::read_dir(place.path("full")).unwrap().count(), 1);
-    place.succeeds(&["model", "convert", &tiny, "full", "--force"]);
-    assert_eq!(fs::read(place.path("full/notes.txt")).unwrap(), b"mine");
-    // Two layouts in one folder: the new one would not be what is loaded.
-    place.fails(
+    fs::create_dir(sandbox.path("full")).unwrap();
+    fs::write(sandbox.path("full/notes.txt"), "mine").unwrap();
+    sandbox.fails(&["model", "convert", &tiny, "full"], &["full", "--force"]);
+    assert_eq!(fs::read_dir(sandbox.path("full")).unwrap().count(), 1);
+    sandbox.succeeds(&["model", "convert", &tiny, "full", "--force"]);
+    assert_eq!(fs::read(sandbox.path("full/notes.txt")).unwrap(), b"mine");
+    // With two layouts in one folder, the new one would not be loaded.
+    sandbox.fails(
         &[
             "model",
             "convert",
@@ -527,17 +529,17 @@ fn a_conversion_touches_nothing_that_is_there() {
         ],
         &["model.safetensors", "remove it"],
     );
-    place.fails(
+    sandbox.fails(
         &["model", "convert", &tiny, "full/notes.txt"],
         &["notes.txt"],
     );
 }
 
 #[test]
-fn a_conversion_to_a_layout_that_cannot_hold_the_model_is_refused() {
-    let place = Place::new();
-    // Its end token is not the largest id, which is where open_clip reads a text.
-    place.fails(
+fn a_conversion_to_a_layout_that_cannot_represent_the_model_is_refused() {
+    let sandbox = Sandbox::new();
+    // Its end token is not the largest id, but open_clip pools the token with the largest id.
+    sandbox.fails(
         &[
             "model",
             "convert",
@@ -548,17 +550,17 @@ fn a_conversion_to_a_layout_that_cannot_hold_the_model_is_refused() {
         ],
         &["token 598", "Hugging Face"],
     );
-    assert!(!place.path("odd/open_clip_model.safetensors").exists());
-    place.succeeds(&["model", "convert", &data("clip/odd"), "odd-hf"]);
+    assert!(!sandbox.path("odd/open_clip_model.safetensors").exists());
+    sandbox.succeeds(&["model", "convert", &data("clip/odd"), "odd-hf"]);
 }
 
 #[test]
-fn other_verbs_take_files_of_every_kind() {
-    let place = Place::new();
+fn other_subcommands_accept_every_checkpoint_format() {
+    let sandbox = Sandbox::new();
     image::RgbImage::from_fn(20, 30, |x, y| image::Rgb([x as u8, y as u8, 9]))
-        .save(place.path("a.png"))
+        .save(sandbox.path("a.png"))
         .unwrap();
-    place.succeeds(&[
+    sandbox.succeeds(&[
         "model",
         "convert",
         &data("clip/tiny"),
@@ -576,13 +578,13 @@ fn other_verbs_take_files_of_every_kind() {
             "a.png",
         ];
         args.extend(more);
-        place.json(&args)
+        sandbox.json(&args)
     };
     let by_folder = classify(&data("clip/tiny"), &[]);
     assert_eq!(classify("oc", &[]), by_folder);
     assert_eq!(classify("oc/open_clip_model.safetensors", &[]), by_folder);
-    // With the configuration gone, the words say what it said.
-    place.succeeds(&[
+    // Without the configuration, the arguments are needed.
+    sandbox.succeeds(&[
         "model",
         "convert",
         "embedded",
@@ -591,14 +593,14 @@ fn other_verbs_take_files_of_every_kind() {
         "open-clip",
         "--force",
     ]);
-    fs::remove_file(place.path("oc/open_clip_config.json")).unwrap();
-    place.fails(
+    fs::remove_file(sandbox.path("oc/open_clip_config.json")).unwrap();
+    sandbox.fails(
         &["classify", "--model", "oc", "--labels", "a,b", "a.png"],
         &["--activation quick_gelu"],
     );
     classify("oc", &["--activation", "quick_gelu"]);
     classify("oc/open_clip_model.safetensors", &["--activation", "gelu"]);
-    place.fails(
+    sandbox.fails(
         &[
             "classify",
             "--model",
@@ -615,9 +617,9 @@ fn other_verbs_take_files_of_every_kind() {
 
 #[test]
 fn a_run_is_identified_by_the_weights_and_the_hints() {
-    let place = Place::new();
-    place.succeeds(&["model", "convert", "embedded", "oc", "--to", "open-clip"]);
-    fs::remove_file(place.path("oc/open_clip_config.json")).unwrap();
+    let sandbox = Sandbox::new();
+    sandbox.succeeds(&["model", "convert", "embedded", "oc", "--to", "open-clip"]);
+    fs::remove_file(sandbox.path("oc/open_clip_config.json")).unwrap();
     let run = |activation: &'static str| {
         [
             "--quick",
@@ -631,29 +633,29 @@ fn a_run_is_identified_by_the_weights_and_the_hints() {
             activation,
         ]
     };
-    place.succeeds(&run("quick_gelu"));
-    let request = fs::read_to_string(place.path("r/zero-shot/config.toml")).unwrap();
-    let report = place.json(&["model", "verify", "oc", "--activation", "quick_gelu"]);
+    sandbox.succeeds(&run("quick_gelu"));
+    let request = fs::read_to_string(sandbox.path("r/zero-shot/config.toml")).unwrap();
+    let report = sandbox.json(&["model", "verify", "oc", "--activation", "quick_gelu"]);
     let hash = report["sha256"].as_str().unwrap();
     assert!(request.contains(hash), "{request}");
     assert!(request.contains("oc with quick_gelu"), "{request}");
-    place.fails(&run("gelu"), &["another request", "oc with gelu"]);
+    sandbox.fails(&run("gelu"), &["another request", "oc with gelu"]);
 }
 
 #[test]
-fn each_verb_teaches_with_an_example() {
-    let place = Place::new();
+fn help_of_each_subcommand_has_an_example() {
+    let sandbox = Sandbox::new();
     for verb in ["list", "info", "fetch", "verify", "convert"] {
-        let text = place.succeeds(&["model", verb, "--help"]);
+        let text = sandbox.succeeds(&["model", verb, "--help"]);
         assert!(
             text.contains(&format!("mtil-bench model {verb} ")),
             "{text}"
         );
         assert!(text.contains("--json"), "{text}");
     }
-    let text = place.succeeds(&["model", "--help"]);
+    let text = sandbox.succeeds(&["model", "--help"]);
     assert!(text.contains("convert"), "{text}");
-    let text = place.succeeds(&["run", "--help"]);
+    let text = sandbox.succeeds(&["run", "--help"]);
     assert!(
         text.contains("--architecture") && text.contains("mtil-bench model list"),
         "{text}"

@@ -1,34 +1,40 @@
-//! Prepared images on disk, so that a set that is evaluated again and again is decoded once.
+//! On-disk cache of preprocessed images, so that repeated evaluations decode each image once.
 //!
-//! Only what is the same every time is kept: the 8-bit squares of the evaluation transform. The
-//! random crops of training are resized from the original pixels, which nothing smaller than the
-//! originals would give exactly, so they are never cached.
+//! It stores the 8-bit crops of the evaluation transform, which is deterministic. The random crops
+//! of training are never cached: they are resized from the original pixels, and no smaller image
+//! gives them exactly.
 //!
-//! One file for a data set and a transform, all numbers little-endian:
+//! # File format
 //!
-//! | bytes | what |
+//! Each dataset and transform has one file. All numbers are little-endian.
+//!
+//! | bytes | content |
 //! |---|---|
 //! | 8 | `MTILPIX` and a zero |
 //! | 4 | version of the format, [`VERSION`] |
 //! | 4 | length of the key |
 //! | 8 | number of images |
-//! | 4 | side of the squares |
-//! | 4 | CRC-32 of the bytes before this and of the key |
-//! | length of the key | UTF-8: the data set's fingerprint, the side and the transform |
-//! | up to a multiple of 4096 | zeros |
-//! | 4 for each image | 0 while the image is absent, else the CRC-32 of its number (8 bytes) and its pixels (1 instead of 0) |
-//! | up to a multiple of 4096 | zeros |
-//! | side · side · 3 for each image | its pixels, row by row |
+//! | 4 | side of the crops in pixels |
+//! | 4 | CRC-32 of the preceding bytes and of the key |
+//! | length of the key | UTF-8: the dataset's fingerprint, the side and the transform |
+//! | padding to a multiple of 4096 | zeros |
+//! | 4 per image | table of checksums, 0 for an absent image |
+//! | padding to a multiple of 4096 | zeros |
+//! | side · side · 3 per image | slots: the pixels of each image, row by row |
 //!
-//! The file has its full length from the start and is sparse where the file system can do that. A
-//! slot is written before its entry in the table, and every read compares the two, so a crash, or
-//! two processes at work on one slot, can cost a decoding but never give wrong pixels. A file that
-//! is damaged, cut short, or of another version or key is replaced by an empty one. The folder may
-//! be deleted at any time: processes that have the file open go on with what is no longer to be
-//! found, or decode.
+//! A checksum is the CRC-32 of the image's index (8 bytes) and its pixels, with 1 in place of 0.
 //!
-//! A data set is told by [`ImageSource::identity`] of its images. An image that is replaced by
-//! another of the same name and size is not noticed: delete the folder then.
+//! # Consistency
+//!
+//! The file has its full length from the start, and is sparse if the file system supports that. A
+//! slot is written before its checksum, and every read verifies the checksum. A crash, or two
+//! processes that write the same slot, may cost a decoding but never yield wrong pixels. A file
+//! that is corrupt, truncated, or of another version or key is replaced by an empty one. The
+//! folder may be deleted at any time: processes that have the file open continue with the deleted
+//! file.
+//!
+//! A dataset is identified by the [`ImageSource::identity`] of its images. If an image is replaced
+//! by another of the same name and size, delete the folder.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -48,18 +54,21 @@ const MAGIC: &[u8; 8] = b"MTILPIX\0";
 const HEADER: usize = 32;
 const PAGE: u64 = 4096;
 
-/// Why a cache cannot be opened or filled.
+/// Error while opening or writing a cache.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// The folder or the file cannot be used.
-    #[error("cannot use the image cache {}: {source}; choose another folder for it, or none", path.display())]
+    /// The folder or the file cannot be created or read.
+    #[error(
+        "cannot use the image cache {}: {source}; choose another folder for it, or none",
+        path.display()
+    )]
     Open {
         /// The folder or file.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// The disk is full, or broken.
+    /// An image cannot be written, for example because the disk is full.
     #[error(
         "cannot write to the image cache {}: {source}; no more images are added to it",
         path.display()
@@ -67,34 +76,34 @@ pub enum CacheError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// The squares have no pixels, or the file would be longer than a file can be.
+    /// The crops have no pixels, or the file would exceed the largest file size.
     #[error("{count} images of {side} x {side} pixels cannot be cached in one file")]
     Size {
         /// Number of images.
         count: usize,
-        /// Side of the squares.
+        /// Side of the crops in pixels.
         side: u32,
     },
 }
 
-/// What a cache did since it was opened.
+/// Counters of a cache since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheStats {
-    /// Images that were found.
+    /// Images found.
     pub hits: u64,
-    /// Images that were not there.
+    /// Images not found.
     pub misses: u64,
-    /// Images that were there but damaged, or could not be read; not among the misses.
+    /// Images that were corrupt or could not be read. They do not count as misses.
     pub damaged: u64,
-    /// Images that were written.
+    /// Images written.
     pub stored: u64,
 }
 
 impl CacheStats {
-    /// Adds the counts of another cache.
+    /// Adds the counters of another cache.
     pub fn add(&mut self, other: &Self) {
         self.hits += other.hits;
         self.misses += other.misses;
@@ -103,28 +112,43 @@ impl CacheStats {
     }
 }
 
-/// The prepared squares of one data set. Threads and processes may share it.
+/// An on-disk cache of the preprocessed images of one dataset, shared by threads and processes.
+///
+/// ```
+/// use mtil_data::data::{ImageSource as _, PixelCache};
+/// use mtil_data::datasets::store::{PixelLayout, RawImages};
+///
+/// # let dir = tempfile::tempdir()?;
+/// let images = RawImages::new("digits", vec![7_u8; 2 * 8 * 8], 8, 8, PixelLayout::Grey)?;
+/// let cache = PixelCache::open(dir.path(), &images, "identity", 8)?;
+/// assert!(cache.get(0).is_none());
+/// cache.put(0, &images.load(0)?.to_rgb8());
+/// assert!(cache.get(0).is_some());
+/// assert_eq!(cache.stats().hits, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct PixelCache {
     path: PathBuf,
-    file: Positional,
-    layout: Layout,
+    file: PositionalFile,
+    layout: FileLayout,
     hits: AtomicU64,
     misses: AtomicU64,
     damaged: AtomicU64,
     stored: AtomicU64,
-    full: AtomicBool,
+    disabled: AtomicBool,
     error: Mutex<Option<CacheError>>,
 }
 
 impl PixelCache {
-    /// Opens the cache of `source` in `folder`, both made if absent. `transform` says all that the
-    /// pixels depend on besides the image, in any words: two transforms with one text would share
-    /// their pixels. `side` is that of the squares, in pixels.
+    /// Opens the cache of `source` in `folder`, and creates both if absent.
+    ///
+    /// `transform` identifies the preprocessing. Transforms that give different pixels need
+    /// different texts, since equal texts share a file. `side` is the side of the crops in pixels.
     ///
     /// # Errors
-    /// [`CacheError`] when the folder or the file cannot be made or read. A file that is no good is
-    /// replaced, which is no error.
+    /// [`CacheError`] if the folder or the file cannot be created or read. A corrupt file is not an
+    /// error: it is replaced.
     pub fn open(
         folder: &Path,
         source: &dyn ImageSource,
@@ -135,7 +159,7 @@ impl PixelCache {
             "images {}\nside {side}\ntransform {transform}",
             fingerprint(source)
         );
-        let layout = Layout::new(key, source.len(), side)?;
+        let layout = FileLayout::new(key, source.len(), side)?;
         let path = folder.join(format!(
             "{}.pixels",
             &hex(&Sha256::digest(&layout.key))[..24]
@@ -143,23 +167,23 @@ impl PixelCache {
         let file = layout.open(folder, &path)?;
         Ok(Self {
             path,
-            file: Positional::new(file),
+            file: PositionalFile::new(file),
             layout,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
             stored: AtomicU64::new(0),
-            full: AtomicBool::new(false),
+            disabled: AtomicBool::new(false),
             error: Mutex::new(None),
         })
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The pixels of image `index`, if they are there and whole.
+    /// Returns the pixels of image `index` if they are stored and intact.
     pub fn get(&self, index: usize) -> Option<RgbImage> {
         if index >= self.layout.count {
             return None;
@@ -168,11 +192,12 @@ impl PixelCache {
         let mut pixels = Vec::new();
         let read = self
             .file
-            .read(&mut entry, self.layout.entry(index))
+            .read(&mut entry, self.layout.entry_offset(index))
             .and_then(|()| {
                 if entry != [0; 4] {
                     pixels.resize(self.layout.slot_bytes(), 0);
-                    self.file.read(&mut pixels, self.layout.slot(index))?;
+                    self.file
+                        .read(&mut pixels, self.layout.slot_offset(index))?;
                 }
                 Ok(())
             });
@@ -188,36 +213,37 @@ impl PixelCache {
         RgbImage::from_raw(self.layout.side, self.layout.side, pixels)
     }
 
-    /// Keeps the pixels of image `index`. Nothing is kept of an image of another size or number
-    /// than the cache was opened for, nor after a write failed, which
-    /// [`take_error`](Self::take_error) tells.
+    /// Stores the pixels of image `index`.
+    ///
+    /// Does nothing if the index is out of range, if the image has another size than the cache, or
+    /// after a failed write. [`take_error`](Self::take_error) returns the failure.
     pub fn put(&self, index: usize, image: &RgbImage) {
         let side = self.layout.side;
         if index >= self.layout.count
             || image.dimensions() != (side, side)
-            || self.full.load(Ordering::Relaxed)
+            || self.disabled.load(Ordering::Relaxed)
         {
             return;
         }
         let entry = checksum(index, image.as_raw()).to_le_bytes();
         let written = self
             .file
-            .write(image.as_raw(), self.layout.slot(index))
-            .and_then(|()| self.file.write(&entry, self.layout.entry(index)));
+            .write(image.as_raw(), self.layout.slot_offset(index))
+            .and_then(|()| self.file.write(&entry, self.layout.entry_offset(index)));
         match written {
             Ok(()) => {
                 self.stored.fetch_add(1, Ordering::Relaxed);
             }
-            Err(source) => self.give_up(source),
+            Err(source) => self.disable(source),
         }
     }
 
-    /// Why no more images are added, told once; `None` while all is well and ever after.
+    /// Returns the failed write that stopped the caching. Returns it once, and `None` otherwise.
     pub fn take_error(&self) -> Option<CacheError> {
         self.error.lock().unwrap_or_else(|e| e.into_inner()).take()
     }
 
-    /// What has happened since the cache was opened.
+    /// Returns the counters since the cache was opened.
     pub fn stats(&self) -> CacheStats {
         CacheStats {
             hits: self.hits.load(Ordering::Relaxed),
@@ -227,8 +253,8 @@ impl PixelCache {
         }
     }
 
-    fn give_up(&self, source: io::Error) {
-        if !self.full.swap(true, Ordering::Relaxed) {
+    fn disable(&self, source: io::Error) {
+        if !self.disabled.swap(true, Ordering::Relaxed) {
             let path = self.path.clone();
             *self.error.lock().unwrap_or_else(|e| e.into_inner()) =
                 Some(CacheError::Write { path, source });
@@ -236,18 +262,18 @@ impl PixelCache {
     }
 }
 
-/// What the file of a cache must be.
+/// Header, offsets and length of a cache file.
 #[derive(Debug)]
-struct Layout {
+struct FileLayout {
     key: String,
     count: usize,
     side: u32,
-    table: u64,
-    slots: u64,
+    table_offset: u64,
+    slots_offset: u64,
     length: u64,
 }
 
-impl Layout {
+impl FileLayout {
     fn new(key: String, count: usize, side: u32) -> Result<Self, CacheError> {
         let sizes = || {
             let table = (HEADER as u64 + key.len() as u64).next_multiple_of(PAGE);
@@ -263,8 +289,8 @@ impl Layout {
             key,
             count,
             side,
-            table,
-            slots,
+            table_offset: table,
+            slots_offset: slots,
             length,
         })
     }
@@ -273,15 +299,15 @@ impl Layout {
         self.side as usize * self.side as usize * 3
     }
 
-    fn entry(&self, index: usize) -> u64 {
-        self.table + index as u64 * 4
+    fn entry_offset(&self, index: usize) -> u64 {
+        self.table_offset + index as u64 * 4
     }
 
-    fn slot(&self, index: usize) -> u64 {
-        self.slots + index as u64 * self.slot_bytes() as u64
+    fn slot_offset(&self, index: usize) -> u64 {
+        self.slots_offset + index as u64 * self.slot_bytes() as u64
     }
 
-    /// Everything before the table but the zeros.
+    /// Returns the bytes before the padding and the table.
     fn header(&self) -> Vec<u8> {
         let mut header = Vec::with_capacity(HEADER + self.key.len());
         header.extend(MAGIC);
@@ -306,8 +332,8 @@ impl Layout {
             return Ok(file);
         }
         fs::create_dir_all(folder).map_err(failed(folder))?;
-        // One process at a time makes files, or each of two that begin together would fill one of
-        // its own.
+        // Without the lock, two processes that start together would each create and fill a file,
+        // and one of the two files would be lost.
         let lock = folder.join("lock");
         let held = OpenOptions::new()
             .create(true)
@@ -322,7 +348,7 @@ impl Layout {
         }
     }
 
-    /// The file, if it is there and what it should be.
+    /// Opens the file if it exists and has the expected header and length.
     fn existing(&self, path: &Path) -> io::Result<Option<File>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
@@ -337,7 +363,8 @@ impl Layout {
         Ok(whole.then_some(file))
     }
 
-    /// Makes the file beside its place and moves it there, so that it is never seen half made.
+    /// Creates the file under a temporary name and renames it, so no process sees an incomplete
+    /// file.
     fn create(&self, folder: &Path, path: &Path) -> io::Result<File> {
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
@@ -352,9 +379,9 @@ impl Layout {
     }
 }
 
-/// A file read and written at given places by many threads.
+/// A file with positional reads and writes from several threads.
 #[derive(Debug)]
-struct Positional {
+struct PositionalFile {
     #[cfg(unix)]
     file: File,
     #[cfg(not(unix))]
@@ -362,7 +389,7 @@ struct Positional {
 }
 
 #[cfg(unix)]
-impl Positional {
+impl PositionalFile {
     fn new(file: File) -> Self {
         Self { file }
     }
@@ -377,7 +404,7 @@ impl Positional {
 }
 
 #[cfg(not(unix))]
-impl Positional {
+impl PositionalFile {
     fn new(file: File) -> Self {
         Self {
             file: Mutex::new(file),
@@ -397,7 +424,7 @@ impl Positional {
     }
 }
 
-/// Number of images and SHA-256 of their identities.
+/// Returns the number of images and the SHA-256 of their identities.
 fn fingerprint(source: &dyn ImageSource) -> String {
     let mut hash = Sha256::new();
     for index in 0..source.len() {
@@ -412,7 +439,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Of the pixels of image `index`; never 0, which stands for absent.
+/// Returns the checksum of image `index`. It is never 0, which marks an absent image.
 fn checksum(index: usize, pixels: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&(index as u64).to_le_bytes());
@@ -444,11 +471,11 @@ mod tests {
         }
 
         fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
-            Ok(DynamicImage::ImageRgb8(square(index)))
+            Ok(DynamicImage::ImageRgb8(crop(index)))
         }
     }
 
-    fn square(index: usize) -> RgbImage {
+    fn crop(index: usize) -> RgbImage {
         RgbImage::from_fn(SIDE, SIDE, |x, y| {
             Rgb([index as u8, (x * 17 + index as u32) as u8, (y * 31) as u8])
         })
@@ -461,7 +488,7 @@ mod tests {
     fn filled(folder: &Path) -> PixelCache {
         let cache = open(folder);
         for index in 0..COUNT {
-            cache.put(index, &square(index));
+            cache.put(index, &crop(index));
         }
         cache
     }
@@ -473,18 +500,18 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_is_found_again_and_the_rest_is_absent() {
+    fn stored_images_are_found_and_others_are_absent() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("made/by/open");
         let cache = open(&folder);
         for index in (0..COUNT).step_by(3) {
             assert_eq!(cache.get(index), None);
-            cache.put(index, &square(index));
+            cache.put(index, &crop(index));
         }
         drop(cache);
         let cache = open(&folder);
         for index in 0..COUNT {
-            assert_eq!(cache.get(index), (index % 3 == 0).then(|| square(index)));
+            assert_eq!(cache.get(index), (index % 3 == 0).then(|| crop(index)));
         }
         let expected = CacheStats {
             hits: 14,
@@ -495,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn other_data_sets_transforms_and_sides_have_files_of_their_own() {
+    fn each_dataset_transform_and_side_has_its_own_file() {
         let dir = tempfile::tempdir().unwrap();
         let paths: std::collections::BTreeSet<_> =
             [("a", "t", 8), ("b", "t", 8), ("a", "u", 8), ("a", "t", 9)]
@@ -513,7 +540,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = open(dir.path());
         cache.put(0, &RgbImage::new(SIDE, SIDE + 1));
-        cache.put(COUNT, &square(0));
+        cache.put(COUNT, &crop(0));
         assert_eq!(cache.get(COUNT), None);
         assert_empty(&cache);
         assert!(matches!(
@@ -532,7 +559,7 @@ mod tests {
             file.set_len(cut).unwrap();
             assert_empty(&open(dir.path()));
             filled(dir.path());
-            assert_eq!(open(dir.path()).get(7), Some(square(7)));
+            assert_eq!(open(dir.path()).get(7), Some(crop(7)));
         }
     }
 
@@ -547,51 +574,60 @@ mod tests {
     }
 
     #[test]
-    fn damaged_pixels_and_entries_are_found_out_and_mended() {
+    fn corrupt_pixels_and_checksums_are_detected_and_repaired() {
         let dir = tempfile::tempdir().unwrap();
         let cache = filled(dir.path());
-        // A flipped bit, an entry that is wrong, and two slots exchanged.
-        let flipped = square(3).as_raw()[50] ^ 1;
+        // A flipped bit, a wrong checksum, and two exchanged slots.
+        let flipped = crop(3).as_raw()[50] ^ 1;
         cache
             .file
-            .write(&[flipped], cache.layout.slot(3) + 50)
+            .write(&[flipped], cache.layout.slot_offset(3) + 50)
             .unwrap();
         cache
             .file
-            .write(&[1, 2, 3, 4], cache.layout.entry(5))
+            .write(&[1, 2, 3, 4], cache.layout.entry_offset(5))
             .unwrap();
         let (mut entries, mut slots) = ([0; 8], vec![0; 2 * cache.layout.slot_bytes()]);
         cache
             .file
-            .read(&mut entries, cache.layout.entry(10))
+            .read(&mut entries, cache.layout.entry_offset(10))
             .unwrap();
-        cache.file.read(&mut slots, cache.layout.slot(10)).unwrap();
+        cache
+            .file
+            .read(&mut slots, cache.layout.slot_offset(10))
+            .unwrap();
         entries.rotate_left(4);
         slots.rotate_left(cache.layout.slot_bytes());
-        cache.file.write(&entries, cache.layout.entry(10)).unwrap();
-        cache.file.write(&slots, cache.layout.slot(10)).unwrap();
+        cache
+            .file
+            .write(&entries, cache.layout.entry_offset(10))
+            .unwrap();
+        cache
+            .file
+            .write(&slots, cache.layout.slot_offset(10))
+            .unwrap();
         for index in [3, 5, 10, 11] {
             assert_eq!(cache.get(index), None, "{index}");
-            cache.put(index, &square(index));
-            assert_eq!(cache.get(index), Some(square(index)));
+            cache.put(index, &crop(index));
+            assert_eq!(cache.get(index), Some(crop(index)));
         }
         assert_eq!(cache.stats().damaged, 4);
-        assert_eq!(cache.get(4), Some(square(4)));
+        assert_eq!(cache.get(4), Some(crop(4)));
     }
 
     #[test]
-    fn a_file_cut_while_open_costs_decodings_only() {
+    fn a_file_truncated_while_open_costs_decodings_only() {
         let dir = tempfile::tempdir().unwrap();
         let cache = filled(dir.path());
         let file = OpenOptions::new().write(true).open(cache.path()).unwrap();
-        file.set_len(cache.layout.slot(20)).unwrap();
-        assert_eq!(cache.get(19), Some(square(19)));
+        file.set_len(cache.layout.slot_offset(20)).unwrap();
+        assert_eq!(cache.get(19), Some(crop(19)));
         assert_eq!(cache.get(20), None);
         file.set_len(100).unwrap();
         assert_eq!(cache.get(0), None);
         assert_eq!(cache.stats().damaged, 2);
-        cache.put(0, &square(0));
-        assert_eq!(cache.get(0), Some(square(0)));
+        cache.put(0, &crop(0));
+        assert_eq!(cache.get(0), Some(crop(0)));
     }
 
     #[cfg(unix)]
@@ -601,30 +637,30 @@ mod tests {
         let folder = dir.path().join("cache");
         let cache = filled(&folder);
         fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(cache.get(1), Some(square(1)));
-        cache.put(2, &square(2));
+        assert_eq!(cache.get(1), Some(crop(1)));
+        cache.put(2, &crop(2));
         assert!(cache.take_error().is_none());
         assert_empty(&open(&folder));
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_full_disk_stops_the_caching_and_is_told_once() {
+    fn a_full_disk_stops_the_caching_and_is_reported_once() {
         let dir = tempfile::tempdir().unwrap();
         let cache = filled(dir.path());
-        // Every write to this device fails as on a full disk.
+        // Writes to this device fail as on a full disk.
         let full = OpenOptions::new()
             .read(true)
             .write(true)
             .open("/dev/full")
             .unwrap();
         let cache = PixelCache {
-            file: Positional::new(full),
+            file: PositionalFile::new(full),
             ..cache
         };
         let stored = cache.stats().stored;
         for index in 0..COUNT {
-            cache.put(index, &square(index));
+            cache.put(index, &crop(index));
         }
         assert_eq!(cache.stats().stored, stored);
         let error = cache.take_error().unwrap().to_string();
@@ -645,7 +681,7 @@ mod tests {
         assert!(error.to_string().contains("taken"), "{error}");
     }
 
-    /// Not a test by itself: what the processes of `processes_fill_one_cache_together` run.
+    /// Body of the child processes of `processes_fill_one_cache_together`; a no-op otherwise.
     #[test]
     fn fill_for_another_test() {
         let Ok(folder) = std::env::var("MTIL_TEST_CACHE") else {
@@ -654,9 +690,9 @@ mod tests {
         let cache = open(Path::new(&folder));
         for index in (0..50).flat_map(|_| 0..COUNT) {
             if let Some(found) = cache.get(index) {
-                assert_eq!(found, square(index));
+                assert_eq!(found, crop(index));
             }
-            cache.put(index, &square(index));
+            cache.put(index, &crop(index));
         }
         assert_eq!(cache.stats().damaged, 0);
     }
@@ -684,7 +720,7 @@ mod tests {
         let pixels = files.filter(|name| name.to_string_lossy().ends_with(".pixels"));
         assert_eq!(pixels.count(), 1);
         let cache = open(&folder);
-        assert!((0..COUNT).all(|i| cache.get(i) == Some(square(i))));
+        assert!((0..COUNT).all(|i| cache.get(i) == Some(crop(i))));
     }
 
     #[test]
@@ -696,12 +732,12 @@ mod tests {
                 scope.spawn(move || {
                     let cache = open(folder);
                     for index in (start..COUNT).step_by(4) {
-                        cache.put(index, &square(index));
+                        cache.put(index, &crop(index));
                     }
                 });
             }
         });
         let cache = open(dir.path());
-        assert!((0..COUNT).all(|i| cache.get(i) == Some(square(i))));
+        assert!((0..COUNT).all(|i| cache.get(i) == Some(crop(i))));
     }
 }

@@ -1,31 +1,44 @@
-//! Images with a caption each: a folder with a table of captions, or class folders with a
-//! template.
+//! Image-caption pairs from a folder with a caption table, or from class folders with a template.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::folder::{ImageFile, check_fraction, choose, classes_in, single_file};
+use super::folder::{ImageFile, check_fraction, classes_in, random_mask, single_file};
 use super::{DataError, FolderOptions, ImageFiles};
 use crate::nearest;
 
-/// Column names that hold the image's path, the first found wins.
+/// Names of the column with the image's path. The first that exists is taken.
 const FILE_COLUMNS: [&str; 5] = ["file", "filename", "file_name", "image", "filepath"];
-/// Column names that hold the caption.
+/// Names of the column with the caption.
 const CAPTION_COLUMNS: [&str; 3] = ["caption", "title", "text"];
 
-/// Which article stands before a class name in a caption made from a template.
+/// Indefinite article before the class name in a caption template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Article {
-    /// As written in the template.
+    /// The article of the template.
     #[default]
     Template,
-    /// "an" before a vowel letter and "a" otherwise, whichever the template says, as GNSP writes
-    /// its reference captions (`src/datasets/imagenet1k.py:60-61`).
+    /// "an" before a vowel letter and "a" otherwise, as in GNSP's reference captions
+    /// (`src/datasets/imagenet1k.py:60-61`).
     Auto,
 }
 
-/// A folder of captioned images. An image with several captions is there once for each.
+/// A folder of image-caption pairs. An image with several captions occurs once per caption.
+///
+/// ```
+/// use mtil_data::data::CaptionFolder;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path();
+/// # image::RgbImage::new(8, 8).save(path.join("1.png"))?;
+/// std::fs::write(path.join("captions.csv"), "file,caption\n1.png,a cat\n1.png,a pet\n")?;
+/// let folder = CaptionFolder::from_table(path, "captions.csv")?;
+/// let (images, captions) = folder.into_parts();
+/// assert_eq!(captions, ["a cat", "a pet"]);
+/// assert_eq!(images.path(0), images.path(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct CaptionFolder {
     root: PathBuf,
@@ -34,13 +47,15 @@ pub struct CaptionFolder {
 }
 
 impl CaptionFolder {
-    /// Reads `root/table`: a header with a column for the file (`file`, `filename`, `file_name`,
-    /// `image` or `filepath`) and one for the caption (`caption`, `title` or `text`), in any
-    /// order and beside any others, separated by commas or tabs; then one row a caption. Paths
-    /// are relative to `root`. White space around a value is removed.
+    /// Reads the caption table `root/table`, separated by commas or tabs.
+    ///
+    /// The header names a column for the file (`file`, `filename`, `file_name`, `image` or
+    /// `filepath`) and one for the caption (`caption`, `title` or `text`), in any order and among
+    /// any other columns. Each row is one caption. Paths are relative to `root`. White space around
+    /// values is removed.
     ///
     /// # Errors
-    /// [`DataError::MissingFolder`], [`DataError::Io`] when the table cannot be read, and
+    /// [`DataError::MissingFolder`], [`DataError::Io`] if the table cannot be read, and
     /// [`DataError::Captions`] with the line for a missing column, a row of another length, an
     /// empty caption, or an image that does not exist.
     pub fn from_table(root: &Path, table: &str) -> Result<Self, DataError> {
@@ -61,6 +76,7 @@ impl CaptionFolder {
             reason,
         };
         let header = text.lines().next().unwrap_or_default();
+        // The separator is the more frequent one in the header: captions contain commas too.
         let tabs = header.matches('\t').count() > header.matches(',').count();
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(if tabs { b'\t' } else { b',' })
@@ -72,7 +88,8 @@ impl CaptionFolder {
                 csv::ErrorKind::UnequalLengths {
                     expected_len, len, ..
                 } => format!(
-                    "{len} values where the header has {expected_len}: put a value that contains the separator into double quotes"
+                    "{len} values where the header has {expected_len}: \
+                     put a value that contains the separator into double quotes"
                 ),
                 _ => error.to_string(),
             };
@@ -102,12 +119,12 @@ impl CaptionFolder {
             files: Vec::new(),
             captions: Vec::new(),
         };
-        // Several captions of one image ask the file system once.
+        // An image with several captions is looked up on disk once.
         let mut known: HashMap<String, ImageFile> = HashMap::new();
         for row in reader.records() {
             let row = row.map_err(malformed)?;
             let line = row.position().map_or(0, csv::Position::line);
-            // Both columns exist: rows are as long as the header.
+            // Cannot panic: the reader requires rows as long as the header.
             let (name, caption) = (&row[file], &row[caption]);
             if name.is_empty() {
                 return Err(fail(line, "no file is named".into()));
@@ -136,13 +153,14 @@ impl CaptionFolder {
         Ok(found)
     }
 
-    /// Reads class folders; the caption of an image is the template with its class name. Two
-    /// class folders may bear the same name here: their captions are the same.
+    /// Reads class folders. The caption of an image is the template with its class name.
+    ///
+    /// Unlike in [`ImageFolder`](super::ImageFolder), two folders may have the same class name.
     ///
     /// # Errors
-    /// [`DataError`] as [`ImageFolder::open`](super::ImageFolder::open), and
+    /// [`DataError`] as for [`ImageFolder::open`](super::ImageFolder::open), and
     /// [`DataError::Layout`] for a template without exactly one `{}`, or without an article
-    /// before it when the article is to be chosen.
+    /// before it under [`Article::Auto`].
     pub fn from_template(
         root: &Path,
         template: &str,
@@ -151,12 +169,14 @@ impl CaptionFolder {
     ) -> Result<Self, DataError> {
         if template.matches("{}").count() != 1 {
             return Err(DataError::Layout(format!(
-                "the template \"{template}\" must contain `{{}}` exactly once, where the class name goes"
+                "the template \"{template}\" must contain `{{}}` exactly once, \
+                 where the class name goes"
             )));
         }
-        if article == Article::Auto && before_article(template).is_none() {
+        if article == Article::Auto && split_at_article(template).is_none() {
             return Err(DataError::Layout(format!(
-                "article = \"auto\" needs \"a {{}}\" or \"an {{}}\" in the template, which is \"{template}\""
+                "article = \"auto\" needs \"a {{}}\" or \"an {{}}\" in the template, \
+                 which is \"{template}\""
             )));
         }
         let options = FolderOptions {
@@ -178,22 +198,23 @@ impl CaptionFolder {
         Ok(found)
     }
 
-    /// Number of pairs.
+    /// Returns the number of pairs.
     pub fn len(&self) -> usize {
         self.files.len()
     }
 
-    /// Whether there is no pair.
+    /// Returns true if there are no pairs.
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
 
-    /// Splits off `fraction` of the images, chosen by `seed`, with all their captions: at least
-    /// one image and not all. No image is in both parts. Returns the rest and the part split off,
-    /// each in the original order.
+    /// Splits the folder into the remaining and the held-out pairs, each in the original order.
+    ///
+    /// About `fraction` of the images, at least one but not all, are held out with all their
+    /// captions. `seed` selects them. No image is in both parts.
     ///
     /// # Errors
-    /// [`DataError::Setting`] for a fraction outside (0, 1), [`DataError::Layout`] when there are
+    /// [`DataError::Setting`] for a fraction outside (0, 1), [`DataError::Layout`] if there are
     /// fewer than two images.
     pub fn split(self, fraction: f64, seed: u64) -> Result<(Self, Self), DataError> {
         check_fraction("held_out_fraction", fraction)?;
@@ -203,7 +224,7 @@ impl CaptionFolder {
             .iter()
             .map(|f| {
                 let next = images.len();
-                *images.entry(&f.real).or_insert(next)
+                *images.entry(&f.canonical).or_insert(next)
             })
             .collect();
         if images.len() < 2 {
@@ -212,7 +233,7 @@ impl CaptionFolder {
                 self.root.display()
             )));
         }
-        let out = choose(images.len(), fraction, "held-out split", seed, &[]);
+        let out = random_mask(images.len(), fraction, "held-out split", seed, &[]);
         let mut parts = [(); 2].map(|()| Self {
             root: self.root.clone(),
             files: Vec::new(),
@@ -227,22 +248,23 @@ impl CaptionFolder {
         Ok((rest, held_out))
     }
 
-    /// Refuses a file that is in both folders.
+    /// Checks that no file is in both folders.
     ///
     /// # Errors
-    /// [`DataError::Layout`] that names the file.
+    /// [`DataError::Layout`] with the path of a shared file.
     pub fn check_disjoint(&self, other: &Self) -> Result<(), DataError> {
-        let mine: HashMap<_, _> = self.files.iter().map(|f| (&f.real, f)).collect();
-        match other.files.iter().find(|f| mine.contains_key(&f.real)) {
+        let mine: HashMap<_, _> = self.files.iter().map(|f| (&f.canonical, f)).collect();
+        match other.files.iter().find(|f| mine.contains_key(&f.canonical)) {
             None => Ok(()),
             Some(file) => Err(DataError::Layout(format!(
-                "the reference set and its held-out part share the image {}: remove it from one of them",
+                "the reference set and its held-out part share the image {}: \
+                 remove it from one of them",
                 other.root.join(&file.relative).display()
             ))),
         }
     }
 
-    /// The images and the caption of each.
+    /// Returns the images and the caption of each.
     pub fn into_parts(self) -> (Arc<ImageFiles>, Vec<String>) {
         (
             Arc::new(ImageFiles::new(&self.root, self.files)),
@@ -251,7 +273,7 @@ impl CaptionFolder {
     }
 }
 
-/// The template with `name` in place of `{}`.
+/// Returns the template with `{}` replaced by `name`.
 ///
 /// ```
 /// use mtil_data::data::{Article, with_class_name};
@@ -263,7 +285,7 @@ pub fn with_class_name(template: &str, article: Article, name: &str) -> String {
         .chars()
         .next()
         .is_some_and(|c| "aeiou".contains(c.to_ascii_lowercase()));
-    match (article, before_article(template)) {
+    match (article, split_at_article(template)) {
         (Article::Auto, Some((before, after))) => {
             let (an, after) = (if vowel { "n" } else { "" }, after.replacen("{}", name, 1));
             format!("{before}{an} {after}")
@@ -272,8 +294,8 @@ pub fn with_class_name(template: &str, article: Article, name: &str) -> String {
     }
 }
 
-/// Cuts "… a {}…" or "… an {}…" behind its "a": ("… a", "{}…").
-fn before_article(template: &str) -> Option<(&str, &str)> {
+/// Splits "… a {}…" or "… an {}…" after its "a" into ("… a", "{}…").
+fn split_at_article(template: &str) -> Option<(&str, &str)> {
     let (before, _) = template.split_once("{}")?;
     let after = &template[before.len()..];
     let article = before.strip_suffix(' ')?;

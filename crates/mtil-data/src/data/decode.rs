@@ -1,14 +1,16 @@
-//! From the bytes of an image file to its pixels.
+//! Image decoding.
 
 use image::DynamicImage;
 
 use super::DataError;
 
-/// Decodes an image file held in memory. The kind of file is told from its content, never from
-/// its name. An EXIF orientation is not applied, as in PIL's `Image.open`.
+/// Decodes an image file in memory.
+///
+/// The format is detected from content, never from the name. EXIF orientation is not applied, as
+/// in PIL's `Image.open`.
 ///
 /// # Errors
-/// [`DataError::Image`] with `name` when the bytes are no image, or a broken one.
+/// [`DataError::Image`] with `name` if the bytes are not an image, or a corrupt one.
 pub fn decode(bytes: &[u8], name: &str) -> Result<DynamicImage, DataError> {
     clip_model::preprocess::decode(bytes, name).map_err(|error| DataError::Image {
         name: name.to_owned(),

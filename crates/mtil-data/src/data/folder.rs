@@ -1,9 +1,10 @@
-//! Image folders: one folder a class, with or without `train/` and `test/` above.
+//! Image folders in the ImageNet layout: one folder per class, with or without `train/` and
+//! `test/` folders around them.
 //!
-//! Files and folders are taken in the order of the bytes of their names, so the order is the same
-//! on every file system. Hidden entries (`.name`) and `__MACOSX` are ignored. Folders inside a
-//! class folder are searched too. Symbolic links are followed, but no folder is entered twice
-//! and no file is counted twice within a class.
+//! Files and folders are sorted by the bytes of their names, so the order is the same on every
+//! file system. Hidden entries (`.name`) and `__MACOSX` are ignored. Class folders are searched
+//! recursively. Symbolic links are followed, but within a class each folder and each file counts
+//! once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -16,21 +17,23 @@ use super::{DataError, ImageSource, decode};
 use crate::nearest;
 
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
-/// Names that stand for the test half, the first found wins.
+/// Folder names of the test split. The first that exists is taken.
 const TEST_NAMES: [&str; 4] = ["test", "val", "valid", "validation"];
 
 /// One image file.
 #[derive(Debug, Clone)]
 pub(super) struct ImageFile {
-    /// Path below the root.
+    /// Path relative to the dataset's folder.
     pub(super) relative: PathBuf,
     /// Size in bytes.
     size: u64,
-    /// The file behind all links.
-    pub(super) real: PathBuf,
+    /// Canonical path, with links resolved.
+    pub(super) canonical: PathBuf,
 }
 
-/// A list of image files as an [`ImageSource`].
+/// A list of image files as an [`ImageSource`]. A part of an [`ImageFolder`] or [`CaptionFolder`].
+///
+/// [`CaptionFolder`]: super::CaptionFolder
 #[derive(Debug, Clone)]
 pub struct ImageFiles {
     root: PathBuf,
@@ -45,7 +48,7 @@ impl ImageFiles {
         }
     }
 
-    /// Path of image `index`.
+    /// Returns the path of image `index`.
     ///
     /// # Panics
     /// If `index` is out of range.
@@ -63,7 +66,7 @@ impl ImageSource for ImageFiles {
         self.path(index).display().to_string()
     }
 
-    /// Path below the dataset's folder, and the size of the file.
+    /// Returns the path relative to the dataset's folder, and the size of the file.
     fn identity(&self, index: usize) -> String {
         let file = &self.files[index];
         let parts: Vec<_> = file.relative.iter().map(|p| p.to_string_lossy()).collect();
@@ -80,40 +83,39 @@ impl ImageSource for ImageFiles {
     }
 }
 
-/// How an [`ImageFolder`] is read.
+/// Options of [`ImageFolder::open`].
 #[derive(Debug, Clone, Default)]
 pub struct FolderOptions {
-    /// Class names in label order. Without it: one class a folder, in the order of the folders'
-    /// names.
+    /// Class names, or folder names, in label order. Defaults to the sorted class folders.
     pub classes: Option<Vec<String>>,
-    /// Class name of a folder. Without an entry: the folder's name with `_` read as a space.
+    /// Class names by folder name. Defaults to the folder's name with `_` replaced by a space.
     pub class_names: BTreeMap<String, String>,
-    /// Share of the images of each class that goes to the test half when there is no `train/` and
-    /// `test/`; at least one image and not all. Default 0.2. `Some` is refused where `train/`
-    /// and `test/` exist.
+    /// Fraction of each class's images in the test split, if `train/` and `test/` do not exist.
+    /// At least one image goes to each split. Defaults to 0.2. Must be `None` if `train/` and
+    /// `test/` exist.
     pub test_fraction: Option<f64>,
-    /// Seed of that split.
+    /// Seed of the random split.
     pub seed: u64,
 }
 
-/// Share of the images that is tested on when nothing is said.
+/// Default of [`FolderOptions::test_fraction`].
 pub(crate) const DEFAULT_TEST_FRACTION: f64 = 0.2;
 
-/// Which layout was found.
+/// Layout of an [`ImageFolder`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Layout {
-    /// Two folders with class folders each.
+    /// A train and a test folder with class folders in each.
     TrainTest {
-        /// Name of the folder trained on.
+        /// Name of the train folder.
         train: String,
-        /// Name of the folder tested on: `test`, or `val`, `valid`, `validation` without one.
+        /// Name of the test folder: `test`, or else `val`, `valid` or `validation`.
         test: String,
     },
-    /// Class folders, split by a permutation that depends on the seed and the class folder's name.
+    /// Class folders, split at random by the seed and the class folder's name.
     Split {
-        /// Share of each class that is tested on.
+        /// Fraction of each class in the test split.
         test_fraction: f64,
-        /// Seed of the permutation.
+        /// Seed of the split.
         seed: u64,
     },
 }
@@ -134,22 +136,40 @@ impl std::fmt::Display for Layout {
     }
 }
 
-/// A folder of class folders, split into train and test.
+/// An image classification dataset read from class folders, with a train and a test split.
 ///
-/// Within a half, images come class by class in label order, and by path within a class.
+/// The images of a split are sorted by label, then by path.
+///
+/// ```
+/// use mtil_data::data::{FolderOptions, ImageFolder, ImageSource as _};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path();
+/// for class in ["cat", "red_fox"] {
+///     std::fs::create_dir(path.join(class))?;
+///     for i in 0..5 {
+///         image::RgbImage::new(8, 8).save(path.join(class).join(format!("{i}.png")))?;
+///     }
+/// }
+/// let folder = ImageFolder::open(path, &FolderOptions::default())?;
+/// assert_eq!(folder.class_names, ["cat", "red fox"]);
+/// assert_eq!((folder.train.len(), folder.test.len()), (8, 2));
+/// assert_eq!(folder.test_labels, [0, 1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ImageFolder {
     /// Class names in label order.
     pub class_names: Vec<String>,
-    /// Images trained on.
+    /// Training images.
     pub train: Arc<ImageFiles>,
-    /// Class index of each image of `train`.
+    /// Label of each image of `train`.
     pub train_labels: Vec<usize>,
-    /// Images tested on.
+    /// Test images.
     pub test: Arc<ImageFiles>,
-    /// Class index of each image of `test`.
+    /// Label of each image of `test`.
     pub test_labels: Vec<usize>,
-    /// The layout that was found.
+    /// Layout of the folder.
     pub layout: Layout,
 }
 
@@ -161,64 +181,68 @@ pub(super) struct ClassFolder {
 }
 
 impl ImageFolder {
-    /// Reads the folder `path`: `train/` and `test/` (or `val/`, `valid/`, `validation/`) with the
-    /// same class folders in both, or class folders to be split.
+    /// Reads the folder `path`.
+    ///
+    /// It contains `train/` and `test/` (or `val/`, `valid/`, `validation/`) with the same class
+    /// folders in both, or class folders that are split at random. Images are listed, not decoded.
     ///
     /// # Errors
-    /// [`DataError`], each naming the path and the cure: a folder missing, no class folder, an
-    /// empty class, a class in one half only, a class folder that is not in the class list, a list
-    /// entry without a folder, duplicate class names, one file in both halves.
+    /// [`DataError`] with the path and a remedy: a missing folder, no class folder, an empty class,
+    /// a class in one split only, a class folder that is not in the class list, a list entry
+    /// without a folder, duplicate class names, a file in both splits.
     pub fn open(path: &Path, options: &FolderOptions) -> Result<Self, DataError> {
         let fraction = options.test_fraction.unwrap_or(DEFAULT_TEST_FRACTION);
         check_fraction("test_fraction", fraction)?;
         let folders = subfolders(path)?;
         let find = |wanted: &str| folders.iter().find(|f| f.eq_ignore_ascii_case(wanted));
         let (train, test) = (find("train"), TEST_NAMES.iter().find_map(|n| find(n)));
-        let (mut halves, layout) = match (train, test) {
+        let (mut splits, layout) = match (train, test) {
             (Some(train), Some(test)) => {
                 if options.test_fraction.is_some() {
                     return Err(DataError::Layout(format!(
-                        "`test_fraction` is given, but {} is already split into `{train}` and `{test}`: remove the setting",
+                        "`test_fraction` is given, but {} is already split into `{train}` \
+                         and `{test}`: remove the setting",
                         path.display()
                     )));
                 }
-                let halves = [
+                let splits = [
                     classes_in(path, Some(train), options)?,
                     classes_in(path, Some(test), options)?,
                 ];
-                same_classes(path, [train, test], &halves)?;
+                check_same_classes(path, [train, test], &splits)?;
                 let layout = Layout::TrainTest {
                     train: train.clone(),
                     test: test.clone(),
                 };
-                (halves, layout)
+                (splits, layout)
             }
             _ => {
-                // A class may be called "train"; a folder of folders is half of a split.
-                for (half, missing) in [(train, "test"), (test, "train")] {
-                    if let Some(half) = half
-                        && holds_only_folders(&path.join(half))?
+                // A class may be called "train". Only a folder of folders is a split.
+                for (split, missing) in [(train, "test"), (test, "train")] {
+                    if let Some(split) = split
+                        && holds_only_folders(&path.join(split))?
                     {
                         return Err(DataError::MissingHalf {
-                            present: path.join(half),
+                            present: path.join(split),
                             missing,
                         });
                     }
                 }
                 let all = classes_in(path, None, options)?;
-                let halves = split(path, all, fraction, options.seed)?;
+                let splits = random_split(path, all, fraction, options.seed)?;
                 let layout = Layout::Split {
                     test_fraction: fraction,
                     seed: options.seed,
                 };
-                (halves, layout)
+                (splits, layout)
             }
         };
-        let order = label_order(path, &halves[0], options)?;
-        let class_names = order.iter().map(|&i| halves[0][i].name.clone()).collect();
+        // Both splits have the same class folders in the same order.
+        let order = label_order(path, &splits[0], options)?;
+        let class_names = order.iter().map(|&i| splits[0][i].name.clone()).collect();
         let [(train, train_labels), (test, test_labels)] =
-            [0, 1].map(|half| flatten(&mut halves[half], &order));
-        no_overlap(path, &train, &test)?;
+            [0, 1].map(|i| flatten(&mut splits[i], &order));
+        check_no_overlap(path, &train, &test)?;
         Ok(Self {
             class_names,
             train: Arc::new(ImageFiles::new(path, train)),
@@ -230,7 +254,7 @@ impl ImageFolder {
     }
 }
 
-/// Refuses anything but a fraction strictly between 0 and 1.
+/// Requires a fraction strictly between 0 and 1.
 pub(super) fn check_fraction(name: &'static str, value: f64) -> Result<(), DataError> {
     if value > 0.0 && value < 1.0 {
         return Ok(());
@@ -242,13 +266,13 @@ pub(super) fn check_fraction(name: &'static str, value: f64) -> Result<(), DataE
     })
 }
 
-/// The class folders of `root/half`, in the order of their names.
+/// Lists the class folders of `root/split` in the order of their names.
 pub(super) fn classes_in(
     root: &Path,
-    half: Option<&str>,
+    split: Option<&str>,
     options: &FolderOptions,
 ) -> Result<Vec<ClassFolder>, DataError> {
-    let base = half.map_or_else(|| root.to_owned(), |half| root.join(half));
+    let base = split.map_or_else(|| root.to_owned(), |split| root.join(split));
     let folders = subfolders(&base)?;
     if folders.is_empty() {
         return Err(DataError::NoClassFolder { path: base });
@@ -269,7 +293,7 @@ pub(super) fn classes_in(
             .get(&folder)
             .cloned()
             .unwrap_or_else(|| folder.replace('_', " "));
-        let below = half.map_or_else(|| PathBuf::from(&folder), |h| Path::new(h).join(&folder));
+        let below = split.map_or_else(|| PathBuf::from(&folder), |h| Path::new(h).join(&folder));
         let files = images_in(root, &below)?;
         if files.is_empty() {
             return Err(DataError::EmptyClass {
@@ -286,14 +310,15 @@ pub(super) fn classes_in(
     Ok(classes)
 }
 
-fn same_classes(
+/// Requires the same class folders in both splits.
+fn check_same_classes(
     path: &Path,
     names: [&String; 2],
-    halves: &[Vec<ClassFolder>; 2],
+    splits: &[Vec<ClassFolder>; 2],
 ) -> Result<(), DataError> {
     for (here, there) in [(0, 1), (1, 0)] {
-        let other: HashSet<_> = halves[there].iter().map(|c| &c.folder).collect();
-        if let Some(class) = halves[here].iter().find(|c| !other.contains(&c.folder)) {
+        let other: HashSet<_> = splits[there].iter().map(|c| &c.folder).collect();
+        if let Some(class) = splits[here].iter().find(|c| !other.contains(&c.folder)) {
             return Err(DataError::OneSidedClass {
                 class: class.folder.clone(),
                 present: path.join(names[here]),
@@ -304,15 +329,15 @@ fn same_classes(
     Ok(())
 }
 
-/// Splits each class by a permutation of its own, so that adding a class or an image to one class
-/// leaves the other classes as they were.
-fn split(
+/// Splits each class by its own permutation, so a new class or image does not change the split of
+/// other classes.
+fn random_split(
     path: &Path,
     classes: Vec<ClassFolder>,
     fraction: f64,
     seed: u64,
 ) -> Result<[Vec<ClassFolder>; 2], DataError> {
-    let mut halves = [Vec::new(), Vec::new()];
+    let mut splits = [Vec::new(), Vec::new()];
     for class in classes {
         let n = class.files.len();
         if n < 2 {
@@ -322,7 +347,7 @@ fn split(
                 images: n,
             });
         }
-        let tested = choose(
+        let tested = random_mask(
             n,
             fraction,
             "train-test split",
@@ -333,19 +358,26 @@ fn split(
         for (file, test) in class.files.into_iter().zip(tested) {
             files[usize::from(test)].push(file);
         }
-        for (half, files) in halves.iter_mut().zip(files) {
-            half.push(ClassFolder {
+        for (split, files) in splits.iter_mut().zip(files) {
+            split.push(ClassFolder {
                 folder: class.folder.clone(),
                 name: class.name.clone(),
                 files,
             });
         }
     }
-    Ok(halves)
+    Ok(splits)
 }
 
-/// Chooses `fraction` of `n >= 2` things, at least one and not all.
-pub(super) fn choose(n: usize, fraction: f64, purpose: &str, seed: u64, what: &[u8]) -> Vec<bool> {
+/// Returns a random mask with about `fraction * n` of `n >= 2` items selected: at least one, but
+/// not all.
+pub(super) fn random_mask(
+    n: usize,
+    fraction: f64,
+    purpose: &str,
+    seed: u64,
+    what: &[u8],
+) -> Vec<bool> {
     let count = ((n as f64 * fraction).round() as usize).clamp(1, n - 1);
     let mut chosen = vec![false; n];
     for &i in &permutation(n, &mut rng_for(purpose, seed, what))[..count] {
@@ -354,7 +386,7 @@ pub(super) fn choose(n: usize, fraction: f64, purpose: &str, seed: u64, what: &[
     chosen
 }
 
-/// Position in `classes` of each label.
+/// Returns the position in `classes` of each label.
 fn label_order(
     path: &Path,
     classes: &[ClassFolder],
@@ -374,7 +406,7 @@ fn label_order(
         return Ok((0..classes.len()).collect());
     };
     duplicate(duplicate_name(list.iter().map(String::as_str)))?;
-    // An entry is a class name, or the folder itself.
+    // An entry is a class name or a folder name.
     let position = |entry: &str| {
         classes
             .iter()
@@ -382,7 +414,7 @@ fn label_order(
             .or_else(|| classes.iter().position(|c| c.folder == entry))
     };
     let found: Vec<_> = list.iter().map(|entry| position(entry)).collect();
-    // The folder first: a misspelt pair is then told from the side of what is on the disk.
+    // Folders are checked before entries, so the error for a misspelt entry names its folder.
     if let Some(i) = (0..classes.len()).find(|i| !found.contains(&Some(*i))) {
         return Err(DataError::UnknownClassFolder {
             path: path.join(&classes[i].folder),
@@ -402,7 +434,8 @@ fn label_order(
         .collect()
 }
 
-/// Two names that are the same text to CLIP's tokenizer, which lower-cases and folds spaces.
+/// Returns two names that CLIP's tokenizer, which lower-cases and collapses spaces, maps to the
+/// same tokens.
 pub(crate) fn duplicate_name<'a>(
     names: impl IntoIterator<Item = &'a str>,
 ) -> Option<(String, String)> {
@@ -417,6 +450,7 @@ pub(crate) fn duplicate_name<'a>(
     None
 }
 
+/// Concatenates the files of the classes in label order, with a label for each file.
 fn flatten(classes: &mut [ClassFolder], order: &[usize]) -> (Vec<ImageFile>, Vec<usize>) {
     let (mut files, mut labels) = (Vec::new(), Vec::new());
     for (label, &i) in order.iter().enumerate() {
@@ -427,9 +461,13 @@ fn flatten(classes: &mut [ClassFolder], order: &[usize]) -> (Vec<ImageFile>, Vec
     (files, labels)
 }
 
-fn no_overlap(path: &Path, train: &[ImageFile], test: &[ImageFile]) -> Result<(), DataError> {
-    let trained: HashMap<_, _> = train.iter().map(|f| (&f.real, f)).collect();
-    match test.iter().find_map(|f| Some((trained.get(&f.real)?, f))) {
+/// Requires that no file is in both splits.
+fn check_no_overlap(path: &Path, train: &[ImageFile], test: &[ImageFile]) -> Result<(), DataError> {
+    let trained: HashMap<_, _> = train.iter().map(|f| (&f.canonical, f)).collect();
+    match test
+        .iter()
+        .find_map(|f| Some((trained.get(&f.canonical)?, f)))
+    {
         Some((a, b)) => Err(DataError::Overlap {
             train: path.join(&a.relative),
             test: path.join(&b.relative),
@@ -442,11 +480,11 @@ fn hidden(name: &str) -> bool {
     name.starts_with('.') || name == "__MACOSX"
 }
 
-/// Names of the folders in `path`, sorted.
+/// Returns the names of the folders in `path`, sorted.
 fn subfolders(path: &Path) -> Result<Vec<String>, DataError> {
     let mut names = Vec::new();
     for (name, entry) in entries(path)? {
-        // Something that is no text cannot be a class name.
+        // Class names are text, so the folder's name must be valid UTF-8.
         if metadata(&entry)?.is_dir() {
             names.push(name.into_string().map_err(|_| {
                 DataError::Layout(format!(
@@ -471,7 +509,7 @@ fn holds_only_folders(path: &Path) -> Result<bool, DataError> {
     Ok(folders)
 }
 
-/// The entries of a folder that are not hidden, in the order of the bytes of their names.
+/// Lists the entries of a folder that are not hidden, sorted by the bytes of their names.
 fn entries(path: &Path) -> Result<Vec<(std::ffi::OsString, PathBuf)>, DataError> {
     let io = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
@@ -495,7 +533,7 @@ fn entries(path: &Path) -> Result<Vec<(std::ffi::OsString, PathBuf)>, DataError>
     Ok(found)
 }
 
-/// What is behind the path, links followed.
+/// Returns the metadata of the file that `path` resolves to.
 fn metadata(path: &Path) -> Result<std::fs::Metadata, DataError> {
     std::fs::metadata(path).map_err(|source| DataError::Io {
         path: path.to_owned(),
@@ -509,11 +547,11 @@ fn is_image(path: &Path) -> bool {
         .is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)))
 }
 
-/// All images below `root/below`, in the order of their paths.
+/// Lists all images below `root/below`, sorted by path.
 pub(super) fn images_in(root: &Path, below: &Path) -> Result<Vec<ImageFile>, DataError> {
-    let (mut files, mut entered, mut seen) = (Vec::new(), HashSet::new(), HashSet::new());
-    walk(root, below, &mut files, &mut entered)?;
-    files.retain(|f| seen.insert(f.real.clone()));
+    let (mut files, mut visited, mut seen) = (Vec::new(), HashSet::new(), HashSet::new());
+    walk(root, below, &mut files, &mut visited)?;
+    files.retain(|f| seen.insert(f.canonical.clone()));
     Ok(files)
 }
 
@@ -521,27 +559,27 @@ fn walk(
     root: &Path,
     below: &Path,
     files: &mut Vec<ImageFile>,
-    entered: &mut HashSet<PathBuf>,
+    visited: &mut HashSet<PathBuf>,
 ) -> Result<(), DataError> {
     let folder = root.join(below);
-    let real = real_path(&folder)?;
-    // A link back to a folder above would otherwise go round for ever.
-    if !entered.insert(real.clone()) {
+    let canonical = canonicalize(&folder)?;
+    // A link to a parent folder would otherwise recurse forever.
+    if !visited.insert(canonical.clone()) {
         return Ok(());
     }
     for (name, path) in entries(&folder)? {
         let relative = below.join(&name);
         let metadata = metadata(&path)?;
         if metadata.is_dir() {
-            walk(root, &relative, files, entered)?;
+            walk(root, &relative, files, visited)?;
         } else if is_image(&path) {
             files.push(ImageFile {
                 relative,
                 size: metadata.len(),
-                real: if path.is_symlink() {
-                    real_path(&path)?
+                canonical: if path.is_symlink() {
+                    canonicalize(&path)?
                 } else {
-                    real.join(&name)
+                    canonical.join(&name)
                 },
             });
         }
@@ -549,18 +587,18 @@ fn walk(
     Ok(())
 }
 
-/// The image file `root/relative`, for sources that list their files themselves.
+/// Returns the image file `root/relative`, for datasets with a table of files.
 pub(super) fn single_file(root: &Path, relative: &str) -> Result<ImageFile, DataError> {
     let path = root.join(relative);
     let size = metadata(&path)?.len();
     Ok(ImageFile {
         relative: relative.into(),
         size,
-        real: real_path(&path)?,
+        canonical: canonicalize(&path)?,
     })
 }
 
-fn real_path(path: &Path) -> Result<PathBuf, DataError> {
+fn canonicalize(path: &Path) -> Result<PathBuf, DataError> {
     std::fs::canonicalize(path).map_err(|source| DataError::Io {
         path: path.to_owned(),
         source,
@@ -630,7 +668,7 @@ pub(super) mod tests {
             folder.layout.to_string(),
             "train from train/, test from test/"
         );
-        // The content counts, not the extension.
+        // The format is detected from content, not from the extension.
         assert_eq!(
             folder.train.load(0).unwrap().to_rgb8().get_pixel(0, 0).0,
             [2; 3]
@@ -678,7 +716,7 @@ pub(super) mod tests {
         };
         let other = ImageFolder::open(dir.path(), &other).unwrap();
         assert_ne!(names(&folder.test), names(&other.test));
-        // A further class leaves the others as they were.
+        // A new class does not change the split of the others.
         write_png(&dir.path().join("aa/1.png"), 0);
         write_png(&dir.path().join("aa/2.png"), 1);
         let grown = open(&dir).unwrap();
@@ -769,7 +807,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn class_in_one_half_only() {
+    fn a_class_in_one_split_only() {
         let dir = tree(&["train/a/1.png", "test/a/1.png", "test/b/1.png"]);
         let message = error(&dir, &FolderOptions::default());
         assert!(
@@ -781,9 +819,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn half_a_split() {
-        for (half, missing) in [("train", "`test`"), ("val", "`train`")] {
-            let dir = tree(&[&format!("{half}/a/1.png"), &format!("{half}/b/1.png")]);
+    fn a_missing_split() {
+        for (split, missing) in [("train", "`test`"), ("val", "`train`")] {
+            let dir = tree(&[&format!("{split}/a/1.png"), &format!("{split}/b/1.png")]);
             let message = error(&dir, &FolderOptions::default());
             assert!(message.contains(missing), "{message}");
         }
@@ -858,7 +896,7 @@ pub(super) mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_are_followed_once_and_never_join_the_halves() {
+    fn links_are_followed_once_and_never_join_the_splits() {
         use std::os::unix::fs::symlink;
         let dir = tree(&["a/1.png", "a/2.png", "b/1.png", "b/2.png"]);
         symlink(dir.path().join("a"), dir.path().join("a/loop")).unwrap();

@@ -1,4 +1,4 @@
-//! Decodes the batches of coming steps on a few threads while the model computes.
+//! Data loader that prefetches batches on background threads.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -14,27 +14,28 @@ use image::RgbImage;
 use super::{BatchOrder, DataError};
 use crate::machine::processors;
 
-/// What to do with an image that cannot be read or decoded.
+/// Policy for images that cannot be read or decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BadImagePolicy {
-    /// The step's result is the error.
+    /// The step yields the error.
     #[default]
     Stop,
-    /// The image is left out of its batch and reported in [`BadImages`]. A batch whose images are
-    /// all left out arrives empty.
+    /// The image is left out of its batch and reported in [`BadImages`]. A batch of unreadable
+    /// images only is empty.
     Skip,
 }
 
 /// Settings of a [`Loader`].
 #[derive(Debug, Clone)]
 pub struct LoaderOptions {
-    /// Number of threads, at least 1. The default leaves one core to the model: all but one, at
-    /// most 8.
+    /// Number of worker threads, at least 1. Defaults to the number of processors less one, between
+    /// 1 and 8, which leaves one processor to the model.
     pub workers: usize,
-    /// Batches each thread may have ready or in the making: at most `workers * ahead` exist beside
-    /// those that were handed out. Default 2.
-    pub ahead: usize,
-    /// What to do with unreadable images. Default: stop.
+    /// Number of batches each worker loads in advance, at least 1. Defaults to 2.
+    ///
+    /// At most `workers * prefetch_factor` batches exist besides those already yielded.
+    pub prefetch_factor: usize,
+    /// Policy for unreadable images. Defaults to [`BadImagePolicy::Stop`].
     pub bad_images: BadImagePolicy,
 }
 
@@ -42,7 +43,7 @@ impl Default for LoaderOptions {
     fn default() -> Self {
         Self {
             workers: (processors() - 1).clamp(1, 8),
-            ahead: 2,
+            prefetch_factor: 2,
             bad_images: BadImagePolicy::default(),
         }
     }
@@ -53,23 +54,23 @@ impl Default for LoaderOptions {
 pub struct Batch {
     /// The step.
     pub step: u64,
-    /// Index in the dataset of each image, without the skipped ones.
+    /// Dataset index of each image, without skipped images.
     pub indices: Vec<usize>,
     /// The images, in the order of `indices`.
     pub images: Vec<RgbImage>,
 }
 
-/// The images that were skipped, each named once however often it came up.
+/// Report of skipped images. Each image is listed once, however often it was skipped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BadImages {
-    /// Index in the dataset and what is wrong (names the image).
+    /// Error message of each image by dataset index. The message contains the image's name.
     pub images: BTreeMap<usize, String>,
-    /// How many times an image was left out of a batch.
+    /// Number of times an image was left out of a batch.
     pub skipped: u64,
 }
 
 impl BadImages {
-    /// Adds another report about the same dataset.
+    /// Merges another report about the same dataset into this one.
     pub fn merge(&mut self, other: &Self) {
         self.images
             .extend(other.images.iter().map(|(i, e)| (*i, e.clone())));
@@ -77,17 +78,37 @@ impl BadImages {
     }
 }
 
-type Produced = Result<(Batch, Vec<(usize, String)>), DataError>;
+/// A loaded batch and the images left out of it, by dataset index and error message.
+type LoadResult = Result<(Batch, Vec<(usize, String)>), DataError>;
 
-/// An iterator over the batches of a range of steps, decoded ahead on background threads.
+/// An iterator over the batches of a range of steps, prefetched on background threads.
 ///
-/// The order is exactly that of [`BatchOrder`]: thread w of n makes steps `w, w + n, …` and hands
-/// them over in a bounded queue of its own, which the iterator reads in turn. Nothing depends on
-/// which thread was faster. Under [`BadImagePolicy::Stop`] an error arrives at its step, and
-/// nothing follows; so does a panic in `load` under either policy, as an error that names the
-/// image. Dropping the loader stops and joins the threads; they finish the image they are at.
+/// Batches come in the order of [`BatchOrder`]. Worker w of n loads the steps `w`, `w + n`, … of
+/// the range into a bounded queue of its own, and the iterator reads the queues in turn. The result
+/// does not depend on which worker is faster.
+///
+/// Under [`BadImagePolicy::Stop`] an unreadable image yields an error at its step, and iteration
+/// ends. A panic in `load` does the same under either policy; the error names the image. Dropping
+/// the loader stops and joins the workers, which finish their current image.
+///
+/// ```
+/// use image::RgbImage;
+/// use mtil_data::data::{BatchOrder, Loader, LoaderOptions};
+///
+/// let order = BatchOrder::new(5, 2, 42)?;
+/// let options = LoaderOptions::default();
+/// let loader = Loader::new(order, 0..3, &options, |_index, _step, _position| {
+///     Ok(RgbImage::new(8, 8))
+/// })?;
+/// for (step, batch) in loader.enumerate() {
+///     let batch = batch?;
+///     assert_eq!(batch.step, step as u64);
+///     assert_eq!(batch.images.len(), batch.indices.len());
+/// }
+/// # Ok::<(), mtil_data::data::DataError>(())
+/// ```
 pub struct Loader {
-    queues: Vec<Receiver<Produced>>,
+    queues: Vec<Receiver<LoadResult>>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     next: u64,
@@ -106,12 +127,14 @@ impl std::fmt::Debug for Loader {
 }
 
 impl Loader {
-    /// Starts to load the batches of `steps`. `load(index, step, position)` decodes and
-    /// preprocesses the image `index`, which is at `position` in what [`BatchOrder::indices`] gives
-    /// for `step`; whatever is random in it must come from these three and a seed alone.
+    /// Starts loading the batches of `steps`.
+    ///
+    /// `load(index, step, position)` decodes and preprocesses image `index`. `position` is its
+    /// position in `BatchOrder::indices(step)`. For reproducible batches, augmentations must be
+    /// functions of these three arguments and a seed.
     ///
     /// # Errors
-    /// [`DataError::Io`] when no thread can be started.
+    /// [`DataError::Io`] if a thread cannot be started.
     pub fn new<F>(
         order: BatchOrder,
         steps: Range<u64>,
@@ -134,12 +157,12 @@ impl Loader {
             bad: BadImages::default(),
         };
         for worker in 0..workers as u64 {
-            // The batch being made waits in the thread, so the queue holds one less.
-            let (sender, receiver) = sync_channel(options.ahead.max(1) - 1);
+            // The worker itself holds one finished batch while it waits for room in the queue.
+            let (sender, receiver) = sync_channel(options.prefetch_factor.max(1) - 1);
             let (shared, stop, steps) = (shared.clone(), stop.clone(), steps.clone());
             let body = move || {
                 for step in (steps.start + worker..steps.end).step_by(workers) {
-                    let Some(batch) = make(&shared.0, &shared.1, step, policy, &stop) else {
+                    let Some(batch) = load_batch(&shared.0, &shared.1, step, policy, &stop) else {
                         return;
                     };
                     let failed = batch.is_err();
@@ -161,8 +184,9 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The images skipped in the batches handed out so far. Batches prepared but not yet handed
-    /// out do not count, so the report is the same however far ahead the threads are.
+    /// Returns the images skipped in the batches yielded so far.
+    ///
+    /// Prefetched batches do not count, so the report does not depend on the workers' progress.
     pub fn bad_images(&self) -> &BadImages {
         &self.bad
     }
@@ -201,23 +225,23 @@ impl Iterator for Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Frees the threads that wait for room in their queue.
+        // Closing the queues wakes the workers that wait for room in them.
         self.queues.clear();
         for thread in self.threads.drain(..) {
-            // A panic there was reported at its step.
+            // A panic of a worker was already reported at its step.
             let _ = thread.join();
         }
     }
 }
 
-/// One batch, or nothing when told to stop.
-fn make<F>(
+/// Loads the batch of `step`. Returns `None` once `stop` is set.
+fn load_batch<F>(
     order: &BatchOrder,
     load: &F,
     step: u64,
     policy: BadImagePolicy,
     stop: &AtomicBool,
-) -> Option<Produced>
+) -> Option<LoadResult>
 where
     F: Fn(usize, u64, usize) -> Result<RgbImage, DataError>,
 {
@@ -232,10 +256,9 @@ where
         if stop.load(Ordering::Relaxed) {
             return None;
         }
-        // After a panic nothing more is asked of `load`, so that what it left half done is not
-        // seen.
+        // A panic ends the loading, so no later call to `load` can observe inconsistent state.
         let loaded = catch_unwind(AssertUnwindSafe(|| load(index, step, position)));
-        match loaded.unwrap_or_else(|panic| Err(panicked(index, step, panic.as_ref()))) {
+        match loaded.unwrap_or_else(|panic| Err(panic_error(index, step, panic.as_ref()))) {
             Ok(image) => {
                 batch.indices.push(index);
                 batch.images.push(image);
@@ -251,7 +274,7 @@ where
     Some(Ok((batch, skipped)))
 }
 
-fn panicked(index: usize, step: u64, panic: &(dyn Any + Send)) -> DataError {
+fn panic_error(index: usize, step: u64, panic: &(dyn Any + Send)) -> DataError {
     let message = panic
         .downcast_ref::<&str>()
         .copied()
@@ -276,7 +299,7 @@ mod tests {
     fn options(workers: usize, bad_images: BadImagePolicy) -> LoaderOptions {
         LoaderOptions {
             workers,
-            ahead: 2,
+            prefetch_factor: 2,
             bad_images,
         }
     }
@@ -315,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_dropping_stops_the_threads() {
+    fn prefetching_is_bounded_and_dropping_stops_the_workers() {
         let made = Arc::new(AtomicUsize::new(0));
         let counter = made.clone();
         let order = BatchOrder::sequential(1_000_000, 1).unwrap();
@@ -327,7 +350,7 @@ mod tests {
             Loader::new(order, 0..1_000_000, &options(2, BadImagePolicy::Stop), load).unwrap();
         loader.next().unwrap().unwrap();
         std::thread::sleep(Duration::from_millis(100));
-        // One handed out; at most one in the queue and one waiting in each thread.
+        // One was yielded; each worker has at most one in its queue and one waiting.
         assert!(made.load(Ordering::SeqCst) <= 1 + 2 * 2, "{made:?}");
         drop(loader);
         let after = made.load(Ordering::SeqCst);
@@ -337,8 +360,8 @@ mod tests {
     }
 
     #[test]
-    fn no_more_batches_are_made_ahead_than_stated() {
-        for (workers, ahead) in [(1, 1), (1, 3), (3, 1), (2, 2)] {
+    fn at_most_workers_times_prefetch_factor_batches_are_prefetched() {
+        for (workers, prefetch_factor) in [(1, 1), (1, 3), (3, 1), (2, 2)] {
             let begun = Arc::new(AtomicUsize::new(0));
             let counter = begun.clone();
             let load = move |index, _, position| {
@@ -350,17 +373,17 @@ mod tests {
             let order = BatchOrder::sequential(120, 2).unwrap();
             let settings = LoaderOptions {
                 workers,
-                ahead,
+                prefetch_factor,
                 bad_images: BadImagePolicy::Stop,
             };
             let mut loader = Loader::new(order, 0..60, &settings, load).unwrap();
             for taken in 1..=60 {
                 loader.next().unwrap().unwrap();
                 if taken % 20 == 0 {
-                    // Lets the threads run as far ahead as they may.
+                    // Gives the workers time to fill their queues.
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                assert!(begun.load(Ordering::SeqCst) <= taken + workers * ahead);
+                assert!(begun.load(Ordering::SeqCst) <= taken + workers * prefetch_factor);
             }
             assert_eq!(begun.load(Ordering::SeqCst), 60);
         }
@@ -411,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn skips_count_when_handed_out_not_when_prepared() {
+    fn skips_count_when_yielded_not_when_prefetched() {
         let order = BatchOrder::sequential(4, 2).unwrap();
         let load = |index, _, _| {
             if index == 3 {
@@ -466,11 +489,11 @@ mod tests {
     fn a_corrupt_file_in_the_middle_of_a_task_is_named_or_skipped() {
         use super::super::{FolderOptions, ImageFolder, ImageSource};
         let dir = tempfile::tempdir().unwrap();
-        for (half, n) in [("train", 4), ("test", 1)] {
+        for (split, n) in [("train", 4), ("test", 1)] {
             for class in ["a", "b"] {
-                std::fs::create_dir_all(dir.path().join(half).join(class)).unwrap();
+                std::fs::create_dir_all(dir.path().join(split).join(class)).unwrap();
                 for i in 0..n {
-                    let path = dir.path().join(format!("{half}/{class}/{i}.png"));
+                    let path = dir.path().join(format!("{split}/{class}/{i}.png"));
                     pixel(i).save(path).unwrap();
                 }
             }

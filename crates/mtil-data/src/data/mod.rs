@@ -1,11 +1,11 @@
-//! Where images come from: sources of images by index, their decoding, and the loader that
-//! brings them to the model in a fixed order.
+//! Image sources, image and caption folders, batch order, data loader and image cache.
 //!
-//! - [`ImageSource`]: the one interface every dataset format offers
-//! - [`ImageFolder`]: class folders, split into train and test
-//! - [`CaptionFolder`]: images with a caption each, from a table or from a template
-//! - [`PixelCache`]: images as they are fed to the model, kept on disk
-//! - [`BatchOrder`] and [`Loader`]: which images make up step k, decoded ahead by a few threads
+//! - [`ImageSource`]: the interface of every dataset format, images by index
+//! - [`ImageFolder`]: class folders with a train and a test split
+//! - [`CaptionFolder`]: image-caption pairs from a table or a template
+//! - [`PixelCache`]: preprocessed images on disk
+//! - [`BatchOrder`]: the images of each training step
+//! - [`Loader`]: a data loader that prefetches batches on background threads
 
 mod cache;
 mod captions;

@@ -1,4 +1,4 @@
-//! Which images make up step k: a pure function of the seed and the step.
+//! Batch order: the image indices of each step, a pure function of the seed and the step.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,34 +8,49 @@ use sha2::{Digest, Sha256};
 
 use super::DataError;
 
-/// Maps a step to the indices of its images. Every epoch visits every image once; the last batch
-/// of an epoch is smaller where the batch size does not divide the number of images.
+/// A batch sampler that maps a step to image indices.
+///
+/// Every epoch visits every image once. The last batch of an epoch is smaller if the batch size
+/// does not divide the number of images.
+///
+/// ```
+/// use mtil_data::data::BatchOrder;
+///
+/// let order = BatchOrder::sequential(5, 2)?;
+/// assert_eq!(order.steps_per_epoch(), 3);
+/// assert_eq!(order.indices(0), [0, 1]);
+/// assert_eq!(order.indices(2), [4]);
+/// # Ok::<(), mtil_data::data::DataError>(())
+/// ```
 #[derive(Debug)]
 pub struct BatchOrder {
     len: usize,
     batch: usize,
-    /// `None`: index order in every epoch.
+    /// `None` for index order in every epoch.
     seed: Option<u64>,
-    /// The permutation of the epoch asked for last.
+    /// Epoch and permutation of the last call.
     epoch: Mutex<Option<(u64, Arc<[usize]>)>>,
 }
 
 impl BatchOrder {
-    /// Batches of `batch` out of `len` images, in a fresh order each epoch. The order of epoch e
-    /// depends on `(seed, e)` and on nothing else, so a run can go on at any step.
+    /// Creates a shuffled order: batches of `batch` out of `len` images.
+    ///
+    /// Each epoch has its own permutation. The permutation of epoch e depends on `(seed, e)` only,
+    /// so a run can resume at any step.
     ///
     /// # Errors
-    /// [`DataError::Setting`] when `len` or `batch` is zero.
+    /// [`DataError::Setting`] if `len` or `batch` is zero.
     pub fn new(len: usize, batch: usize, seed: u64) -> Result<Self, DataError> {
         Self::build(len, batch, Some(seed))
     }
 
-    /// Batches in index order, the same in every epoch: step k is batch `k mod n` of the n
-    /// batches. For evaluation, and for reference pairs as GNSP walks them
+    /// Creates a sequential order: step k is batch `k mod n` of the n batches in index order.
+    ///
+    /// It serves evaluation, and the reference pairs of GNSP
     /// (`src/models/finetune_gnsp.py`: no shuffle, repeated cyclically).
     ///
     /// # Errors
-    /// [`DataError::Setting`] when `len` or `batch` is zero.
+    /// [`DataError::Setting`] if `len` or `batch` is zero.
     pub fn sequential(len: usize, batch: usize) -> Result<Self, DataError> {
         Self::build(len, batch, None)
     }
@@ -58,20 +73,20 @@ impl BatchOrder {
         })
     }
 
-    /// Number of steps that visit every image once.
+    /// Returns the number of steps in an epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         self.len.div_ceil(self.batch) as u64
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub fn images(&self) -> usize {
         self.len
     }
 
-    /// Indices of the images of `step`, counted from 0 over all epochs.
+    /// Returns the image indices of `step`. Steps are numbered from 0 across all epochs.
     pub fn indices(&self, step: u64) -> Vec<usize> {
         let per_epoch = self.steps_per_epoch();
-        // Below `len`, so it fits.
+        // The remainder is below `steps_per_epoch`, so it fits into a `usize`.
         let start = (step % per_epoch) as usize * self.batch;
         let end = (start + self.batch).min(self.len);
         match self.seed {
@@ -94,7 +109,7 @@ impl BatchOrder {
     }
 }
 
-/// A generator for one purpose, a pure function of its arguments.
+/// Returns a generator seeded by a hash of the arguments.
 pub(super) fn rng_for(purpose: &str, seed: u64, what: &[u8]) -> ChaCha8Rng {
     let mut hash = Sha256::new();
     hash.update(purpose.as_bytes());
@@ -104,8 +119,10 @@ pub(super) fn rng_for(purpose: &str, seed: u64, what: &[u8]) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(hash.finalize().into())
 }
 
-/// A random order of `0..n` (Fisher-Yates). Written out, so that it cannot change with a version
-/// of `rand`. The bias of the multiply-shift draw is below `n / 2^64`.
+/// Returns a random permutation of `0..n` (Fisher-Yates).
+///
+/// Implemented here so that it does not change with the version of `rand`. The bias of the
+/// multiply-shift draw is below `n / 2^64`.
 pub(super) fn permutation(n: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
@@ -136,7 +153,7 @@ mod tests {
     fn order_depends_on_seed_and_epoch_only() {
         let a = BatchOrder::new(50, 8, 1).unwrap();
         let b = BatchOrder::new(50, 8, 1).unwrap();
-        // `b` asks out of order, as a resumed run does.
+        // `b` starts at a late step, as a resumed run does.
         let late = b.indices(20);
         assert_eq!((0..=20).map(|k| a.indices(k)).last().unwrap(), late);
         assert_eq!(a.indices(0), b.indices(0));

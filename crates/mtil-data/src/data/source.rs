@@ -1,8 +1,8 @@
-//! The one interface every dataset format offers: images by index.
+//! Image sources: the interface of every dataset format.
 
 use std::path::PathBuf;
 
-/// What can go wrong while reading a dataset.
+/// Error while reading images or captions.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A file or folder could not be read.
@@ -10,32 +10,34 @@ pub enum DataError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// An image is corrupt or of an unsupported kind.
+    /// An image is corrupt or in an unsupported format.
     #[error("cannot decode image {name}: {reason}")]
     Image {
         /// The image's name in its source, usually a path.
         name: String,
-        /// What the decoder said.
+        /// Error of the decoder.
         reason: String,
     },
-    /// A dataset does not have the shape it must have.
+    /// Images, folders or settings are inconsistent.
     #[error("{0}")]
     Layout(String),
     /// The folder of a dataset does not exist.
     #[error(
-        "there is no folder {}: correct the path (it is relative to the folder of the suite file)",
+        "there is no folder {}: correct the path \
+         (it is relative to the folder of the suite file)",
         path.display()
     )]
     MissingFolder {
         /// The path asked for.
         path: PathBuf,
     },
-    /// A dataset folder holds no class folder.
+    /// A dataset folder contains no class folder.
     #[error(
-        "{} has no class folder: put the images of each class into a folder of their own, such as {}",
+        "{} has no class folder: \
+         put the images of each class into a folder of their own, such as {}",
         path.display(),
         path.join("cat").join("1.jpg").display()
     )]
@@ -43,9 +45,10 @@ pub enum DataError {
         /// The dataset folder.
         path: PathBuf,
     },
-    /// A class folder holds no image.
+    /// A class folder contains no image.
     #[error(
-        "class `{class}` is empty: {} holds no jpg, jpeg, png or webp file; add images or remove the folder",
+        "class `{class}` is empty: {} holds no jpg, jpeg, png or webp file; \
+         add images or remove the folder",
         path.display()
     )]
     EmptyClass {
@@ -54,9 +57,10 @@ pub enum DataError {
         /// Its folder.
         path: PathBuf,
     },
-    /// A class has too few images to give some to train and some to test.
+    /// A class has too few images for a split into train and test.
     #[error(
-        "class `{class}` has {images} image in {}: a split into train and test needs at least 2; add images, remove the folder, or make `train/` and `test/` yourself",
+        "class `{class}` has {images} image in {}: a split into train and test needs at least 2; \
+         add images, remove the folder, or make `train/` and `test/` yourself",
         path.display()
     )]
     TooFewImages {
@@ -67,7 +71,7 @@ pub enum DataError {
         /// Its folder.
         path: PathBuf,
     },
-    /// A class has images in one half of the split only.
+    /// A class folder exists in one split only.
     #[error(
         "class `{class}` is in {} but not in {}: both must hold the same class folders",
         present.display(),
@@ -76,64 +80,67 @@ pub enum DataError {
     OneSidedClass {
         /// The class folder.
         class: String,
-        /// The half that holds it.
+        /// Folder of the split that contains it.
         present: PathBuf,
-        /// The half that lacks it.
+        /// Folder of the split that lacks it.
         absent: PathBuf,
     },
-    /// A folder `train` without a `test`, or the reverse.
+    /// A folder `train` exists without a `test`, or the reverse.
     #[error(
-        "{} holds class folders but {} has no `{missing}` folder: add it, or move the class folders up to have them split by `test_fraction`",
+        "{} holds class folders but {} has no `{missing}` folder: \
+         add it, or move the class folders up to have them split by `test_fraction`",
         present.display(),
         present.parent().unwrap_or(present).display()
     )]
     MissingHalf {
-        /// The half that exists.
+        /// Folder of the split that exists.
         present: PathBuf,
-        /// Name of the half that does not.
+        /// Name of the missing split.
         missing: &'static str,
     },
-    /// One file is in both halves, reached through a link.
+    /// Train and test contain the same file through a symbolic link.
     #[error(
         "train and test share an image: {} and {} are the same file; remove one of them",
         train.display(),
         test.display()
     )]
     Overlap {
-        /// Path in the train half.
+        /// Path in the train split.
         train: PathBuf,
-        /// Path in the test half.
+        /// Path in the test split.
         test: PathBuf,
     },
-    /// A class folder whose name is not in the class list.
+    /// A class folder is not in the class list.
     #[error(
-        "folder {} (class `{class}`) is not in the list `classes`{}: add it there, or name it in `class_names`",
+        "folder {} (class `{class}`) is not in the list `classes`{}: \
+         add it there, or name it in `class_names`",
         path.display(),
         did_you_mean(near.as_deref())
     )]
     UnknownClassFolder {
         /// The folder.
         path: PathBuf,
-        /// The class name it stands for.
+        /// Its class name.
         class: String,
         /// The most similar entry of the list.
         near: Option<String>,
     },
-    /// An entry of the class list without a folder.
+    /// An entry of the class list has no folder.
     #[error(
-        "class `{class}` of the list `classes` has no folder in {}{}: add the folder, or remove the entry",
+        "class `{class}` of the list `classes` has no folder in {}{}: \
+         add the folder, or remove the entry",
         path.display(),
         did_you_mean(near.as_deref())
     )]
     MissingClassFolder {
         /// The entry.
         class: String,
-        /// Where its folder should be.
+        /// The dataset folder.
         path: PathBuf,
-        /// The most similar class found there.
+        /// The most similar class in it.
         near: Option<String>,
     },
-    /// A key of `class_names` that is no folder.
+    /// A key of `class_names` does not name a folder.
     #[error(
         "`class_names` names the folder `{folder}`, which is not in {}{}",
         path.display(),
@@ -147,9 +154,11 @@ pub enum DataError {
         /// The most similar folder name.
         near: Option<String>,
     },
-    /// Two classes whose names are the same text for the model.
+    /// Two class names are the same text for the tokenizer.
     #[error(
-        "duplicate class name: `{first}` and `{second}` {}are the same text once `_` reads as a space and letters are lower-cased; rename one, or give it another name in `class_names`",
+        "duplicate class name: `{first}` and `{second}` {}are the same text \
+         once `_` reads as a space and letters are lower-cased; \
+         rename one, or give it another name in `class_names`",
         within(path.as_deref())
     )]
     DuplicateClass {
@@ -157,27 +166,27 @@ pub enum DataError {
         first: String,
         /// The second of the two.
         second: String,
-        /// The dataset folder, where there is one.
+        /// The dataset folder, if the classes are folders.
         path: Option<PathBuf>,
     },
-    /// A table of captions is wrong.
+    /// A caption table is malformed.
     #[error("{}, line {line}: {reason}", path.display())]
     Captions {
         /// The table.
         path: PathBuf,
-        /// Line, counted from 1.
+        /// Line number, from 1.
         line: u64,
-        /// What is wrong and how to cure it.
+        /// The defect and its remedy.
         reason: String,
     },
-    /// A setting out of its range.
+    /// A setting is out of range.
     #[error("{name} is {value}: it must be {must}")]
     Setting {
         /// Name of the setting.
         name: &'static str,
         /// Its value.
         value: String,
-        /// What it must be.
+        /// The allowed values.
         must: &'static str,
     },
 }
@@ -190,23 +199,51 @@ fn within(path: Option<&std::path::Path>) -> String {
     path.map_or_else(String::new, |path| format!("in {} ", path.display()))
 }
 
-/// Images by index. Implementations are cheap to share between threads; decoding happens in
-/// [`load`](Self::load), so that a pool of workers can decode in parallel.
+/// A map-style image dataset: images by index.
+///
+/// Implementations are cheap to share between threads. Decoding happens in [`load`](Self::load),
+/// so several workers decode in parallel.
+///
+/// ```
+/// use image::DynamicImage;
+/// use mtil_data::data::{DataError, ImageSource};
+///
+/// struct Black(usize);
+///
+/// impl ImageSource for Black {
+///     fn len(&self) -> usize {
+///         self.0
+///     }
+///     fn name(&self, index: usize) -> String {
+///         format!("black {index}")
+///     }
+///     fn load(&self, _index: usize) -> Result<DynamicImage, DataError> {
+///         Ok(DynamicImage::new_rgb8(32, 32))
+///     }
+/// }
+///
+/// let images = Black(10);
+/// assert_eq!(images.identity(3), "black 3");
+/// assert_eq!(images.load(3)?.width(), 32);
+/// # Ok::<(), DataError>(())
+/// ```
 pub trait ImageSource: Send + Sync {
-    /// Number of images.
+    /// Returns the number of images.
     fn len(&self) -> usize;
 
-    /// Whether there is no image.
+    /// Returns true if there are no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// A name for image `index` that a person can find again, usually its path.
+    /// Returns a human-readable name of image `index`, usually its path.
     fn name(&self, index: usize) -> String;
 
-    /// What tells image `index` from another without reading it, for
-    /// [`Suite::fingerprint`](crate::suite::Suite::fingerprint). Must not depend on where the
-    /// dataset lies on this machine. The default is the name.
+    /// Returns an identifier of image `index` that is available without decoding it.
+    ///
+    /// [`Suite::fingerprint`](crate::suite::Suite::fingerprint) and
+    /// [`PixelCache`](super::PixelCache) hash it. It must not depend on the location of the dataset
+    /// on disk. Defaults to the name.
     fn identity(&self, index: usize) -> String {
         self.name(index)
     }
@@ -214,7 +251,7 @@ pub trait ImageSource: Send + Sync {
     /// Decodes image `index`.
     ///
     /// # Errors
-    /// [`DataError`] naming the image when it cannot be read or decoded.
+    /// [`DataError`] with the name of the image if it cannot be read or decoded.
     ///
     /// # Panics
     /// If `index` is out of range.

@@ -1,5 +1,5 @@
-//! Images with captions: MS COCO and Flickr30k as retrieval sets, tables in the manner of
-//! Conceptual Captions, lists of texts.
+//! Caption datasets: MS COCO and Flickr30k as retrieval sets, tables in the format of Conceptual
+//! Captions, and lists of captions.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -11,29 +11,31 @@ use serde::Deserialize;
 
 use super::{
     error::DatasetError,
-    source::{Half, check_listed, open_store},
+    source::{LabelledPaths, check_images_exist, open_store},
     spec::{Spec, join},
     store::{Store, StoreImages},
 };
 use crate::suite::{CaptionedImages, RetrievalSet};
 
-/// Which images of a caption set.
+/// Split of a caption dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CaptionSplit {
-    /// Karpathy's test split if its file is there, else the official one.
+    /// Karpathy's test split if its file exists, else the official split.
     #[default]
-    Found,
-    /// COCO: the validation images of 2014 or, where only they are there, of 2017. Flickr30k: all.
+    Auto,
+    /// COCO: the validation images of 2014 or, if they are missing, of 2017. Flickr30k: all images.
     Official,
-    /// Karpathy's test split, 5,000 images of COCO and 1,000 of Flickr30k, as CLIP is evaluated.
+    /// Karpathy's test split, on which CLIP is evaluated: 5,000 images of COCO, 1,000 of Flickr30k.
     Karpathy,
 }
 
-/// Images, by path below the data root, with their captions.
-type Captioned = Vec<(String, Vec<String>)>;
+/// Paths of images relative to the data root, with their captions.
+type CaptionedPaths = Vec<(String, Vec<String>)>;
 
-/// MS COCO. Official: images in the order of their ids, captions in that of the file, as
-/// torchvision's `CocoCaptions`; Karpathy: in the order of the file.
+/// Opens MS COCO.
+///
+/// The official split is sorted by image id, with captions in the order of the file, as in
+/// torchvision's `CocoCaptions`. Karpathy's split has the order of its file.
 ///
 /// # Errors
 /// [`DatasetError::NotFound`], [`DatasetError::MissingImages`], [`DatasetError::Malformed`].
@@ -42,10 +44,10 @@ pub fn coco(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, DatasetErr
     let store = open_store(spec, root, &spec.archives())?;
     if split != CaptionSplit::Official {
         if let Some((file, base)) = karpathy_file(spec, &store, "dataset_coco.json") {
-            let found = karpathy(&store, &file, |image| {
+            let found = read_karpathy(&store, &file, |image| {
                 join(&base, &format!("{}/{}", image.filepath, image.filename))
             })?;
-            return finish(spec, &store, "COCO (Karpathy test)", &file, &base, found);
+            return retrieval_set(spec, &store, "COCO (Karpathy test)", &file, &base, found);
         }
         if split == CaptionSplit::Karpathy {
             return Err(spec.not_found(root));
@@ -58,7 +60,7 @@ pub fn coco(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, DatasetErr
                 if store.exists(&file) {
                     let images = join(base, year);
                     let found = coco_annotations(&store, &file, &images)?;
-                    return finish(
+                    return retrieval_set(
                         spec,
                         &store,
                         &format!("COCO ({year})"),
@@ -73,9 +75,10 @@ pub fn coco(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, DatasetErr
     Err(spec.not_found(root))
 }
 
-/// Flickr30k. Official: images in the order of their names, as torchvision's `Flickr30k`, captions
-/// from `results_20130124.token` or from Kaggle's `results.csv`; Karpathy: in the order of the
-/// file.
+/// Opens Flickr30k.
+///
+/// The official split is sorted by image name, as in torchvision's `Flickr30k`, with captions from
+/// `results_20130124.token` or Kaggle's `results.csv`. Karpathy's split has the order of its file.
 ///
 /// # Errors
 /// As [`coco`].
@@ -94,8 +97,8 @@ pub fn flickr30k(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, Datas
     if split != CaptionSplit::Official {
         if let Some((file, base)) = karpathy_file(spec, &store, "dataset_flickr30k.json") {
             let images = folder(&base);
-            let found = karpathy(&store, &file, |image| join(&images, &image.filename))?;
-            return finish(
+            let found = read_karpathy(&store, &file, |image| join(&images, &image.filename))?;
+            return retrieval_set(
                 spec,
                 &store,
                 "Flickr30k (Karpathy test)",
@@ -123,14 +126,14 @@ pub fn flickr30k(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, Datas
                     .into_iter()
                     .map(|(image, c)| (join(&images, &image), c))
                     .collect();
-                return finish(spec, &store, "Flickr30k", &file, &images, found);
+                return retrieval_set(spec, &store, "Flickr30k", &file, &images, found);
             }
         }
     }
     Err(spec.not_found(root))
 }
 
-/// Karpathy's file and the folder that the dataset lies in.
+/// Returns the path of Karpathy's file and the folder of the dataset.
 fn karpathy_file(spec: &Spec, store: &Store, name: &str) -> Option<(String, String)> {
     let holds = |base: &&String| !store.files(base).unwrap_or_default().is_empty();
     let base = spec.bases.iter().find(holds)?;
@@ -144,13 +147,14 @@ fn karpathy_file(spec: &Spec, store: &Store, name: &str) -> Option<(String, Stri
     .map(|file| (file, base.clone()))
 }
 
-fn finish(
+/// Checks the images and captions and returns them as a retrieval set.
+fn retrieval_set(
     spec: &Spec,
     store: &Store,
     name: &str,
     file: &str,
     folder: &str,
-    found: Captioned,
+    found: CaptionedPaths,
 ) -> Result<RetrievalSet, DatasetError> {
     let list = store.describe(file);
     let malformed = |at: &str, reason: &str| DatasetError::Malformed {
@@ -164,27 +168,28 @@ fn finish(
     if let Some((path, _)) = found.iter().find(|(_, captions)| captions.is_empty()) {
         return Err(malformed(path, "the image has no caption"));
     }
+    // Flattens the captions and keeps the image index of each.
     let (mut captions, mut image_of, mut paths) = (Vec::new(), Vec::new(), Vec::new());
     for (image, (path, of_image)) in found.into_iter().enumerate() {
         image_of.extend(std::iter::repeat_n(image, of_image.len()));
         captions.extend(of_image);
         paths.push(path);
     }
-    let half = Half {
+    let samples = LabelledPaths {
         list,
         paths,
         labels: Vec::new(),
     };
-    check_listed(spec, store, &[folder.to_owned()], &[&half])?;
+    check_images_exist(spec, store, &[folder.to_owned()], &[&samples])?;
     Ok(RetrievalSet {
         name: name.to_owned(),
-        images: Arc::new(StoreImages::new(store.clone(), half.paths)),
+        images: Arc::new(StoreImages::new(store.clone(), samples.paths)),
         captions,
         image_of,
     })
 }
 
-fn json<T: for<'de> Deserialize<'de>>(store: &Store, file: &str) -> Result<T, DatasetError> {
+fn read_json<T: for<'de> Deserialize<'de>>(store: &Store, file: &str) -> Result<T, DatasetError> {
     serde_json::from_str(&store.text(file)?).map_err(|error| DatasetError::Malformed {
         file: store.describe(file),
         at: "whole file".into(),
@@ -210,8 +215,12 @@ struct Annotation {
     caption: String,
 }
 
-fn coco_annotations(store: &Store, file: &str, folder: &str) -> Result<Captioned, DatasetError> {
-    let read: Annotations = json(store, file)?;
+fn coco_annotations(
+    store: &Store,
+    file: &str,
+    folder: &str,
+) -> Result<CaptionedPaths, DatasetError> {
+    let read: Annotations = read_json(store, file)?;
     let mut images: BTreeMap<u64, (String, Vec<String>)> = read
         .images
         .into_iter()
@@ -248,12 +257,12 @@ struct Sentence {
     raw: String,
 }
 
-fn karpathy(
+fn read_karpathy(
     store: &Store,
     file: &str,
     path: impl Fn(&KarpathyImage) -> String,
-) -> Result<Captioned, DatasetError> {
-    let read: Karpathy = json(store, file)?;
+) -> Result<CaptionedPaths, DatasetError> {
+    let read: Karpathy = read_json(store, file)?;
     let test = read
         .images
         .into_iter()
@@ -268,7 +277,7 @@ fn karpathy(
         .collect())
 }
 
-/// Lines "IMAGE#NUMBER TAB CAPTION".
+/// Reads lines "IMAGE#NUMBER TAB CAPTION".
 fn token_file(store: &Store, file: &str) -> Result<BTreeMap<String, Vec<String>>, DatasetError> {
     let row = |line: &str| {
         let (image, caption) = line.split_once('\t')?;
@@ -277,11 +286,11 @@ fn token_file(store: &Store, file: &str) -> Result<BTreeMap<String, Vec<String>>
             caption.trim().to_owned(),
         ))
     };
-    grouped(store, file, 0, "IMAGE#NUMBER, a tab and the caption", row)
+    group_by_image(store, file, 0, "IMAGE#NUMBER, a tab and the caption", row)
 }
 
-/// Lines "IMAGE| NUMBER| CAPTION" under a header. One line of the published file lacks the second
-/// bar.
+/// Reads lines "IMAGE| NUMBER| CAPTION" after a header. One line of the published file lacks the
+/// second bar.
 fn kaggle_table(store: &Store, file: &str) -> Result<BTreeMap<String, Vec<String>>, DatasetError> {
     let row = |line: &str| {
         let (image, rest) = line.split_once('|')?;
@@ -290,10 +299,11 @@ fn kaggle_table(store: &Store, file: &str) -> Result<BTreeMap<String, Vec<String
         let caption = caption.strip_prefix('|').unwrap_or(caption);
         Some((image.trim().to_owned(), caption.trim().to_owned()))
     };
-    grouped(store, file, 1, "IMAGE| NUMBER| CAPTION", row)
+    group_by_image(store, file, 1, "IMAGE| NUMBER| CAPTION", row)
 }
 
-fn grouped(
+/// Reads one caption per line and groups the captions by image.
+fn group_by_image(
     store: &Store,
     file: &str,
     skip: usize,
@@ -315,17 +325,17 @@ fn grouped(
     Ok(images)
 }
 
-/// Pairs read from a table, without those whose image is not there.
+/// Image-caption pairs of a table, without rows whose image is missing.
 pub struct CaptionTable {
     /// The pairs, in the order of the table.
     pub pairs: CaptionedImages,
-    /// Number of rows left out because their image is not there.
+    /// Number of rows whose image is missing.
     pub missing: usize,
-    /// The table, below the data root.
+    /// Path of the table relative to the data root.
     pub table: String,
 }
 
-/// Conceptual Captions: a table `*.tsv` or `*.csv` in one of the dataset's folders.
+/// Opens Conceptual Captions: a table `*.tsv` or `*.csv` in one of the dataset's folders.
 ///
 /// # Errors
 /// [`DatasetError::NotFound`], and as [`caption_table`].
@@ -344,14 +354,15 @@ pub fn conceptual_captions(root: &Path) -> Result<CaptionTable, DatasetError> {
     Err(spec.not_found(root))
 }
 
-/// A table of captions and image files, `table` below the data root. Its columns are separated by
-/// tabs, or by commas where the first line has no tab. With a header, the columns `title` and
-/// `filepath` are read, as ZSCL's `gather_cc.py` writes them; without, the first column is the
-/// caption and the second the file. Files are looked for below the table's folder, then below the
-/// data root.
+/// Reads `table`, a table of captions and image files, relative to the data root.
+///
+/// Columns are separated by tabs, or by commas if the first line has no tab. With a header, the
+/// columns `title` and `filepath` are read, which ZSCL's `gather_cc.py` writes. Without one, the
+/// first column is the caption and the second the file. Files are relative to the table's folder
+/// or to the data root.
 ///
 /// # Errors
-/// [`DatasetError::Malformed`] for a row without both columns, or when no image is there at all.
+/// [`DatasetError::Malformed`] for a row without both columns, or if all images are missing.
 pub fn caption_table(store: &Store, table: &str) -> Result<CaptionTable, DatasetError> {
     let malformed = |at: String, reason: String| DatasetError::Malformed {
         file: store.describe(table),
@@ -366,14 +377,14 @@ pub fn caption_table(store: &Store, table: &str) -> Result<CaptionTable, Dataset
     let header = column("title").zip(column("filepath"));
     let (title, file) = header.unwrap_or((0, 1));
     let folder = table.rsplit_once('/').map_or("", |(folder, _)| folder);
-    // Listing once is cheaper than asking for each of millions of files.
+    // Listing the folder once is cheaper than a lookup for each of millions of files.
     let there: HashSet<String> = store.files(folder)?.into_iter().collect();
 
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
         .has_headers(header.is_some())
         .flexible(true)
-        // Google's file has no header and quotes nothing, but has quotation marks.
+        // Google's file, which has no header, contains quotation marks but no quoted values.
         .quoting(header.is_some())
         .from_reader(text.as_bytes());
     let (mut paths, mut captions, mut missing, mut example) = (Vec::new(), Vec::new(), 0, None);
@@ -409,7 +420,8 @@ pub fn caption_table(store: &Store, table: &str) -> Result<CaptionTable, Dataset
     if paths.is_empty() {
         let reason = match example {
             Some(name) => format!(
-                "none of the {missing} images it names is there, such as {name}: download them, and name the files in the columns `title` and `filepath`"
+                "none of the {missing} images it names is there, such as {name}: download them, \
+                 and name the files in the columns `title` and `filepath`"
             ),
             None => "it has no row".into(),
         };
@@ -425,11 +437,23 @@ pub fn caption_table(store: &Store, table: &str) -> Result<CaptionTable, Dataset
     })
 }
 
-/// A text file with a caption a line. White space around a caption is removed, and empty lines are
-/// left out.
+/// Reads a text file with one caption per line.
+///
+/// White space around captions is removed, and empty lines are skipped.
 ///
 /// # Errors
-/// [`DatasetError::Io`], or [`DatasetError::Malformed`] when there is no caption.
+/// [`DatasetError::Io`], or [`DatasetError::Malformed`] if there is no caption.
+///
+/// # Examples
+/// ```
+/// use mtil_data::datasets::captions::caption_lines;
+///
+/// # let dir = tempfile::tempdir()?;
+/// let file = dir.path().join("captions.txt");
+/// std::fs::write(&file, "a fish\n\n  a bird\n")?;
+/// assert_eq!(caption_lines(&file)?, ["a fish", "a bird"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn caption_lines(file: &Path) -> Result<Vec<String>, DatasetError> {
     let text = std::fs::read_to_string(file).map_err(|source| DatasetError::Io {
         path: file.to_owned(),

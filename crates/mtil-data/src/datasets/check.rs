@@ -1,4 +1,4 @@
-//! What a data root holds: for each dataset whether it is complete, missing or wrong.
+//! Verification of a data root: a report for each dataset.
 
 use std::{
     path::Path,
@@ -11,7 +11,7 @@ use super::{
     captions::{self, CaptionSplit},
     error::DatasetError,
     imagenet,
-    mtil::if_there,
+    mtil::ok_if_found,
     open,
     options::DatasetOptions,
     source::Source,
@@ -22,95 +22,108 @@ use crate::{
     suite::{RetrievalSet, Task},
 };
 
-/// Progress is told once for so many images.
-const STEP: usize = 256;
+/// Number of decoded images between two progress events.
+const PROGRESS_INTERVAL: usize = 256;
 
-/// What is going on, told from several threads at once.
+/// Progress event of [`check`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckEvent {
-    /// A dataset is looked at.
+    /// The check of a dataset started.
     Started {
-        /// Its key.
+        /// Key of the dataset.
         key: String,
     },
-    /// Images of it were decoded.
+    /// Images of a dataset were decoded.
     Decoded {
-        /// Its key.
+        /// Key of the dataset.
         key: String,
-        /// How many so far.
+        /// Number of images decoded so far.
         done: usize,
-        /// How many it has.
+        /// Number of images of the dataset.
         of: usize,
     },
-    /// It has been looked at.
+    /// The check of a dataset finished.
     Finished {
-        /// Its key.
+        /// Key of the dataset.
         key: String,
     },
 }
 
-/// What there is of a dataset.
+/// Report on a dataset.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DatasetReport {
-    /// Its key.
+    /// Key of the dataset.
     pub key: String,
-    /// Its full name.
+    /// Full name of the dataset.
     pub title: String,
-    /// Whether it can be used.
-    pub state: State,
+    /// State of the dataset.
+    pub state: DatasetState,
 }
 
-/// Whether a dataset can be used.
+/// State of a dataset in a data root.
 #[derive(Debug, Clone, PartialEq)]
-pub enum State {
-    /// It is not there.
+pub enum DatasetState {
+    /// The dataset is not in the data root.
     NotFound {
-        /// Folders, files and archives that were looked for below the data root; one is enough.
+        /// Folders, files and archives that were looked for in the data root. One is enough.
         looked_for: Vec<String>,
-        /// Its files and their arrangement below such a folder.
+        /// Description of its files in such a folder.
         layout: String,
-        /// Where to get it.
+        /// Download locations.
         get: Vec<String>,
-        /// Its terms of use.
+        /// Terms of use.
         terms: String,
     },
-    /// It is there and as it was published.
+    /// The dataset is complete, and passes the checks of the [`DatasetOptions`].
     Complete {
-        /// Its parts.
+        /// Splits of the dataset.
         parts: Vec<PartReport>,
-        /// Bytes of the files in its folder, as they are unpacked.
+        /// Uncompressed size of the files in its folder, in bytes.
         bytes: u64,
-        /// Images that cannot be decoded, with the reason. Empty if none was looked at.
+        /// Name and error of each image that cannot be decoded. Empty if no image was decoded.
         unreadable: Vec<(String, String)>,
     },
-    /// It is there and cannot be used.
+    /// The dataset cannot be used, for this reason.
     Wrong(String),
 }
 
 impl DatasetReport {
-    /// Whether the dataset can be used as it is: complete, and no image found unreadable.
+    /// Returns true if the dataset is complete and no unreadable image was found.
     pub fn is_usable(&self) -> bool {
-        matches!(&self.state, State::Complete { unreadable, .. } if unreadable.is_empty())
+        matches!(&self.state, DatasetState::Complete { unreadable, .. } if unreadable.is_empty())
     }
 }
 
-/// A part of a dataset: a half, or all its pairs.
+/// Report on a split of a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartReport {
-    /// `train`, `test`, `reference` or the name of the split.
+    /// `train`, `test`, `reference`, or the name of the retrieval set or caption table.
     pub name: String,
     /// Number of images.
     pub images: usize,
-    /// Number of captions, of caption sets.
+    /// Number of captions. `None` for splits of a task.
     pub captions: Option<usize>,
-    /// The class with the fewest images and the one with the most, of tasks.
+    /// The smallest and the largest class with their numbers of images. `None` for captions.
     pub classes: Option<[(String, usize); 2]>,
-    /// Number of rows left out of a table because their images are not there.
+    /// Number of rows of a caption table whose image is missing.
     pub left_out: usize,
 }
 
-/// Looks at the datasets `keys` below `root`, all at once; at every image too if `deep`. `progress`
-/// is called from several threads. The reports come in the order of `keys`.
+/// Checks the datasets `keys` in `root`, in parallel, and returns their reports in the same order.
+///
+/// With `deep`, every image is decoded. `progress` is called from several threads.
+///
+/// ```
+/// use mtil_data::datasets::{
+///     DatasetOptions,
+///     check::{DatasetState, check},
+/// };
+///
+/// # let root = tempfile::tempdir()?;
+/// let reports = check(root.path(), &["Food"], false, &DatasetOptions::default(), &|_| {});
+/// assert!(matches!(reports[0].state, DatasetState::NotFound { .. }));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub fn check(
     root: &Path,
     keys: &[&str],
@@ -122,7 +135,7 @@ pub fn check(
         progress(CheckEvent::Started {
             key: (*key).to_owned(),
         });
-        let report = report(root, key, deep, options, progress);
+        let report = check_dataset(root, key, deep, options, progress);
         progress(CheckEvent::Finished {
             key: (*key).to_owned(),
         });
@@ -131,10 +144,10 @@ pub fn check(
     keys.par_iter().map(one).collect()
 }
 
-/// A part and its images.
+/// The report on a split, and its images.
 type Part = (PartReport, std::sync::Arc<dyn ImageSource>);
 
-fn report(
+fn check_dataset(
     root: &Path,
     key: &str,
     deep: bool,
@@ -143,11 +156,12 @@ fn report(
 ) -> DatasetReport {
     let spec = Spec::find(key);
     let title = spec.as_ref().map_or(String::new(), |s| s.title.clone());
-    let state = match spec.and_then(|spec| Ok((spec, parts(root, key, options)?))) {
-        Ok((spec, parts)) => State::Complete {
-            bytes: bytes(spec, root, options),
+    // The report on a missing dataset includes its specification, so that users can add it.
+    let state = match spec.and_then(|spec| Ok((spec, splits_of(root, key, options)?))) {
+        Ok((spec, parts)) => DatasetState::Complete {
+            bytes: total_bytes(spec, root, options),
             unreadable: if deep {
-                unreadable(key, &parts, progress)
+                find_unreadable(key, &parts, progress)
             } else {
                 Vec::new()
             },
@@ -157,14 +171,14 @@ fn report(
             looked_for, get, ..
         }) => {
             let spec = Spec::find(key).ok();
-            State::NotFound {
+            DatasetState::NotFound {
                 looked_for,
                 layout: spec.map_or(String::new(), |s| s.layout.clone()),
                 get: spec.map_or(vec![get], |s| s.get.clone()),
                 terms: spec.map_or(String::new(), |s| s.terms.clone()),
             }
         }
-        Err(error) => State::Wrong(error.to_string()),
+        Err(error) => DatasetState::Wrong(error.to_string()),
     };
     DatasetReport {
         key: key.to_owned(),
@@ -173,7 +187,7 @@ fn report(
     }
 }
 
-fn parts(root: &Path, key: &str, options: &DatasetOptions) -> Result<Vec<Part>, DatasetError> {
+fn splits_of(root: &Path, key: &str, options: &DatasetOptions) -> Result<Vec<Part>, DatasetError> {
     let retrieval = |set: RetrievalSet| {
         let part = PartReport {
             name: set.name,
@@ -185,8 +199,8 @@ fn parts(root: &Path, key: &str, options: &DatasetOptions) -> Result<Vec<Part>, 
         vec![(part, set.images)]
     };
     match key {
-        "COCO" => captions::coco(root, CaptionSplit::Found).map(retrieval),
-        "Flickr30k" => captions::flickr30k(root, CaptionSplit::Found).map(retrieval),
+        "COCO" => captions::coco(root, CaptionSplit::Auto).map(retrieval),
+        "Flickr30k" => captions::flickr30k(root, CaptionSplit::Auto).map(retrieval),
         "ConceptualCaptions" => {
             let table = captions::conceptual_captions(root)?;
             let part = PartReport {
@@ -198,9 +212,9 @@ fn parts(root: &Path, key: &str, options: &DatasetOptions) -> Result<Vec<Part>, 
             };
             Ok(vec![(part, table.pairs.images)])
         }
-        "ImageNet" => match if_there(open(key, root, options))? {
-            Some(task) => Ok(halves(task)),
-            // Its training images alone are enough to be the reference.
+        "ImageNet" => match ok_if_found(open(key, root, options))? {
+            Some(task) => Ok(task_splits(task)),
+            // The training images alone suffice as reference pairs.
             None => {
                 let pairs = imagenet::reference(root, options)?;
                 let part = PartReport {
@@ -213,36 +227,36 @@ fn parts(root: &Path, key: &str, options: &DatasetOptions) -> Result<Vec<Part>, 
                 Ok(vec![(part, pairs.images)])
             }
         },
-        _ => open(key, root, options).map(halves),
+        _ => open(key, root, options).map(task_splits),
     }
 }
 
-fn halves(task: Task) -> Vec<Part> {
+fn task_splits(task: Task) -> Vec<Part> {
     let names = task.class_names;
     [("train", task.train), ("test", task.test)]
         .into_iter()
-        .map(|(name, half)| {
+        .map(|(name, split)| {
             let mut counts = vec![0; names.len()];
-            half.labels.iter().for_each(|&label| counts[label] += 1);
+            split.labels.iter().for_each(|&label| counts[label] += 1);
             let class = |i: Option<usize>| i.map(|i| (names[i].clone(), counts[i]));
             let least = class((0..counts.len()).min_by_key(|&i| counts[i]));
             let most = class((0..counts.len()).rev().max_by_key(|&i| counts[i]));
             let part = PartReport {
                 name: name.to_owned(),
-                images: half.images.len(),
+                images: split.images.len(),
                 captions: None,
                 classes: least.zip(most).map(|(least, most)| [least, most]),
                 left_out: 0,
             };
-            (part, half.images)
+            (part, split.images)
         })
         .collect()
 }
 
-/// Bytes of the files in the dataset's folder.
-fn bytes(spec: &'static Spec, root: &Path, options: &DatasetOptions) -> u64 {
+/// Returns the uncompressed size of the files in the dataset's folder.
+fn total_bytes(spec: &'static Spec, root: &Path, options: &DatasetOptions) -> u64 {
     if spec.key == "ImageNet" {
-        return imagenet::bytes(root);
+        return imagenet::image_bytes(root);
     }
     let Ok(source) = Source::find(spec, root, options) else {
         return 0;
@@ -254,8 +268,8 @@ fn bytes(spec: &'static Spec, root: &Path, options: &DatasetOptions) -> u64 {
         .sum()
 }
 
-/// Decodes every image.
-fn unreadable(
+/// Decodes every image and returns the names and errors of those that fail.
+fn find_unreadable(
     key: &str,
     parts: &[Part],
     progress: &(dyn Fn(CheckEvent) + Sync),
@@ -268,7 +282,7 @@ fn unreadable(
             .err()
             .map(|error| (images.name(i), error.to_string()));
         let done = 1 + done.fetch_add(1, Ordering::Relaxed);
-        if done.is_multiple_of(STEP) || done == of {
+        if done.is_multiple_of(PROGRESS_INTERVAL) || done == of {
             progress(CheckEvent::Decoded {
                 key: key.to_owned(),
                 done,

@@ -1,4 +1,4 @@
-//! The splits of CoOp: `split_zhou_*.json` with the lists `train`, `val` and `test` of
+//! Loader of CoOp's splits: `split_zhou_*.json` with the lists `train`, `val` and `test` of
 //! `[path, label, class name]` (Zhou et al., IJCV 2022; CoOp `datasets/oxford_pets.py`).
 
 use std::path::Path;
@@ -7,8 +7,10 @@ use serde::Deserialize;
 
 use super::{
     error::DatasetError,
-    options::{Counts, DatasetOptions},
-    source::{Half, check_halves, check_listed, count, open_store, task},
+    options::{DatasetOptions, SizeCheck},
+    source::{
+        LabelledPaths, check_count, check_images_exist, check_splits, open_store, store_task,
+    },
     spec::{CoopSpec, Spec, join},
 };
 use crate::suite::Task;
@@ -23,7 +25,7 @@ struct Lists {
 /// Opens a dataset with CoOp's split, its labels and its class names.
 ///
 /// # Errors
-/// [`DatasetError`], as for the other protocol.
+/// [`DatasetError`], as under [`Protocol::Zscl`](super::Protocol::Zscl).
 pub(super) fn open(
     spec: &'static Spec,
     coop: &CoopSpec,
@@ -50,6 +52,7 @@ pub(super) fn open(
     let lists: Lists = serde_json::from_str(&store.text(file)?)
         .map_err(|error| malformed("whole file", error.to_string()))?;
 
+    // The class names come from the samples, which must agree on the name of each label.
     let mut names: Vec<Option<&str>> = Vec::new();
     for (list, samples) in [
         ("train", &lists.train),
@@ -92,16 +95,17 @@ pub(super) fn open(
         .flatten()
         .map(|n| n.replace('_', " "))
         .collect();
-    if options.counts == Counts::Exact {
-        count(spec, &shown, "classes", coop.classes, names.len())?;
-        count(spec, &shown, "images in `val`", coop.val, lists.val.len())?;
+    if options.size_check == SizeCheck::Exact {
+        check_count(spec, &shown, "classes", coop.classes, names.len())?;
+        check_count(spec, &shown, "images in `val`", coop.val, lists.val.len())?;
     }
 
+    // The first image decides which candidate folder the paths are relative to.
     let first = lists.train.first().or(lists.test.first());
     let first = first.ok_or_else(|| malformed("whole file", "it names no image".into()))?;
     let holds = |folder: &&String| store.exists(&join(folder, &first.0));
     let images = coop.images.iter().find(holds).unwrap_or(&coop.images[0]);
-    let half = |list: &str, samples: Vec<(String, i64, String)>| Half {
+    let labelled_paths = |list: &str, samples: Vec<(String, i64, String)>| LabelledPaths {
         list: format!("{shown} ({list})"),
         labels: samples
             .iter()
@@ -112,8 +116,11 @@ pub(super) fn open(
             .map(|(path, _, _)| join(images, &path))
             .collect(),
     };
-    let (train, test) = (half("train", lists.train), half("test", lists.test));
-    check_halves(
+    let (train, test) = (
+        labelled_paths("train", lists.train),
+        labelled_paths("test", lists.test),
+    );
+    check_splits(
         spec,
         options,
         &names,
@@ -121,6 +128,6 @@ pub(super) fn open(
         &train,
         &test,
     )?;
-    check_listed(spec, &store, std::slice::from_ref(images), &[&train, &test])?;
-    Ok(task(spec, names, &store, train, test))
+    check_images_exist(spec, &store, std::slice::from_ref(images), &[&train, &test])?;
+    Ok(store_task(spec, names, &store, train, test))
 }

@@ -1,8 +1,8 @@
-//! What can be wrong with a dataset on disk.
+//! Errors of datasets on disk.
 
 use std::path::PathBuf;
 
-/// What can go wrong while a dataset is read.
+/// Error while reading a dataset.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// A file or folder could not be read.
@@ -10,10 +10,10 @@ pub enum DatasetError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A dataset is not there.
+    /// A dataset is not in the data root.
     #[error(
         "{dataset} is not in {}: looked for {}; get it from {get}",
         root.display(),
@@ -24,20 +24,20 @@ pub enum DatasetError {
         dataset: String,
         /// The data root.
         root: PathBuf,
-        /// Files, folders and archives that were looked for, below the root.
+        /// Files, folders and archives that were looked for, relative to the root.
         looked_for: Vec<String>,
-        /// Where to get it.
+        /// Its download location.
         get: String,
     },
-    /// A file is in no folder and in no archive.
+    /// A file is neither in a folder nor in an archive.
     #[error("there is no {path}: looked in {}; put it there", places.join(", "))]
     NoFile {
-        /// Path below the data root.
+        /// Path relative to the data root.
         path: String,
-        /// The folder and the archives it could have been in.
+        /// The folder and the archives that were searched.
         places: Vec<String>,
     },
-    /// A path that leads out of the data root.
+    /// A path leads out of the data root.
     #[error(
         "the path `{path}` leads out of the data root: the file that names it is not to be trusted"
     )]
@@ -45,7 +45,7 @@ pub enum DatasetError {
         /// The path.
         path: String,
     },
-    /// A file or an archive member is longer than any file of a dataset.
+    /// A file exceeds the size limit.
     #[error("{name} has {size} bytes: the longest file that is read has {limit}")]
     TooLarge {
         /// The file.
@@ -55,117 +55,126 @@ pub enum DatasetError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// An archive is broken, incomplete or of an unsupported kind.
-    #[error("archive {}{}: {reason}", path.display(), member.as_deref().map_or_else(String::new, |m| format!(", member {m}")))]
+    /// An archive is corrupt, incomplete or of an unsupported format.
+    #[error("archive {}{}: {reason}", path.display(), of_member(member.as_deref()))]
     Archive {
         /// The archive.
         path: PathBuf,
-        /// The member at fault.
+        /// The archive member with the defect.
         member: Option<String>,
-        /// What is wrong and what to do.
+        /// The defect and its remedy.
         reason: String,
     },
-    /// A pickle is broken or holds what no dataset holds.
+    /// A pickle is corrupt or contains unsupported objects.
     #[error("pickle {path}: {reason}")]
     Pickle {
         /// The file.
         path: String,
-        /// What is wrong.
+        /// The defect.
         reason: String,
     },
-    /// An IDX file is broken.
+    /// An IDX file is corrupt.
     #[error("IDX file {path}: {reason}")]
     Idx {
         /// The file.
         path: String,
-        /// What is wrong.
+        /// The defect.
         reason: String,
     },
-    /// A MATLAB file is broken or of an unsupported version.
+    /// A MATLAB file is corrupt or of an unsupported version.
     #[error("MATLAB file {path}: {reason}")]
     Matlab {
         /// The file.
         path: String,
-        /// What is wrong and what to do.
+        /// The defect and its remedy.
         reason: String,
     },
-    /// Raw pixels that make no whole number of images.
+    /// The size of raw pixel data is not a multiple of the size of an image.
     #[error(
-        "{name} holds {bytes} bytes of pixels, which is no whole number of images of {image} bytes"
+        "{name} holds {bytes} bytes of pixels, not a multiple of the {image} bytes of an image"
     )]
     RawPixels {
         /// The file.
         name: String,
-        /// Bytes of pixels.
+        /// Size of the pixel data in bytes.
         bytes: usize,
-        /// Bytes of an image.
+        /// Size of an image in bytes.
         image: usize,
     },
-    /// A key that is no dataset.
-    #[error("there is no dataset `{key}`{}; the datasets are {}", did_you_mean(near.as_deref()), known.join(", "))]
+    /// A key does not name a dataset.
+    #[error(
+        "there is no dataset `{key}`{}; the datasets are {}",
+        did_you_mean(near.as_deref()),
+        known.join(", ")
+    )]
     UnknownDataset {
-        /// What was asked for.
+        /// The key.
         key: String,
         /// The most similar key.
         near: Option<String>,
         /// All keys.
         known: Vec<String>,
     },
-    /// A set of captions was asked for as a task.
+    /// A caption dataset was opened as a task.
     #[error(
-        "`{key}` is a set of captions without classes: it can be a reference or retrieval set, not a task"
+        "`{key}` is a set of captions without classes: \
+         it can be a reference or retrieval set, not a task"
     )]
     NoTask {
-        /// What was asked for.
+        /// The key of the dataset.
         key: String,
     },
-    /// A file of a dataset is not as its format requires.
+    /// A file of a dataset does not follow its format.
     #[error("{file}, {at}: {reason}")]
     Malformed {
         /// The file.
         file: String,
         /// The line or entry.
         at: String,
-        /// What is wrong and what to do.
+        /// The defect and its remedy.
         reason: String,
     },
-    /// A list or folder has another number of images than the published release.
+    /// A number of images or classes differs from the published release.
     #[error(
-        "{dataset}: {list} has {found} {what}, the published release has {expected}: it is incomplete or another release; get it from {get}"
+        "{dataset}: {list} has {found} {what}, the published release has {expected}: \
+         it is incomplete or another release; get it from {get}"
     )]
     WrongCount {
         /// The dataset.
         dataset: String,
         /// The list or folder.
         list: String,
-        /// What was counted.
+        /// The counted items.
         what: &'static str,
-        /// Number of the published release.
+        /// Number in the published release.
         expected: usize,
         /// Number found.
         found: usize,
-        /// Where to get the published release.
+        /// Download location of the published release.
         get: String,
     },
-    /// The classes of a release are not those of the published one.
+    /// A class differs from the published release.
     #[error(
-        "{dataset}: class {label} is `{found}` in {file}, but `{expected}` in the published release: labels would mean something else; get the published release"
+        "{dataset}: class {label} is `{found}` in {file}, \
+         but `{expected}` in the published release: \
+         labels would mean something else; get the published release"
     )]
     WrongClass {
         /// The dataset.
         dataset: String,
-        /// The file that names it.
+        /// The file that names the class.
         file: String,
-        /// Its number, from 0.
+        /// Label of the class, from 0.
         label: usize,
         /// Name in the published release.
         expected: String,
         /// Name found.
         found: String,
     },
-    /// A folder or a list entry of a class that the dataset does not have.
+    /// A folder or list entry has an unknown class.
     #[error(
-        "{dataset}: {place} is of the class `{class}`, which the dataset does not have{}: remove it or correct its name",
+        "{dataset}: {place} is of the class `{class}`, which the dataset does not have{}: \
+         remove it or correct its name",
         did_you_mean(near.as_deref())
     )]
     UnknownClass {
@@ -178,7 +187,7 @@ pub enum DatasetError {
         /// The most similar class.
         near: Option<String>,
     },
-    /// A label beyond the last class.
+    /// A label is out of range.
     #[error(
         "{file}, {at}: the label is {label}, but the labels of {dataset} are {first} to {last}"
     )]
@@ -189,30 +198,32 @@ pub enum DatasetError {
         file: String,
         /// The line or entry.
         at: String,
-        /// The label as the file has it.
+        /// The label in the file.
         label: i64,
-        /// The first label there is.
+        /// The smallest valid label.
         first: i64,
-        /// The last label there is.
+        /// The largest valid label.
         last: i64,
     },
-    /// Files that a list names are not there.
+    /// Images in a list are missing.
     #[error(
-        "{dataset}: {missing} of the {of} images that {list} names are missing, the first is {first}: the archive was not unpacked completely; unpack it again, or leave it as it is in the data root"
+        "{dataset}: {missing} of the {of} images that {list} names are missing, \
+         the first is {first}: the archive was not unpacked completely; \
+         unpack it again, or leave it as it is in the data root"
     )]
     MissingImages {
         /// The dataset.
         dataset: String,
         /// The list.
         list: String,
-        /// How many are missing.
+        /// Number of missing images.
         missing: usize,
-        /// How many it names.
+        /// Number of images in the list.
         of: usize,
-        /// The first missing one.
+        /// The first missing image.
         first: String,
     },
-    /// A file is named twice, in one half or in both.
+    /// An image is listed twice, in one split or in both.
     #[error("{dataset}: {path} is named in {first} and again in {second}: remove one of them")]
     NamedTwice {
         /// The dataset.
@@ -224,9 +235,10 @@ pub enum DatasetError {
         /// The list that names it again.
         second: String,
     },
-    /// A class without an image to train on.
+    /// A class has no training image.
     #[error(
-        "{dataset}: the class `{class}` has no image in {place}: the dataset is incomplete; get it from {get}"
+        "{dataset}: the class `{class}` has no image in {place}: \
+         the dataset is incomplete; get it from {get}"
     )]
     ClassWithoutImages {
         /// The dataset.
@@ -235,12 +247,13 @@ pub enum DatasetError {
         class: String,
         /// The list or folder.
         place: String,
-        /// Where to get the dataset.
+        /// Download location of the dataset.
         get: String,
     },
-    /// No reference pairs in the data root.
+    /// The data root contains no reference pairs.
     #[error(
-        "{} holds no reference pairs: put ImageNet into {}, or Conceptual Captions into {}, or name another reference set",
+        "{} holds no reference pairs: put ImageNet into {}, or Conceptual Captions into {}, \
+         or name another reference set",
         root.display(),
         imagenet,
         captions
@@ -248,36 +261,42 @@ pub enum DatasetError {
     NoReference {
         /// The data root.
         root: PathBuf,
-        /// Where ImageNet is looked for.
+        /// Folder of ImageNet.
         imagenet: String,
-        /// Where Conceptual Captions is looked for.
+        /// Folder of Conceptual Captions.
         captions: String,
     },
-    /// No held-out pairs in the data root.
+    /// The data root contains no held-out pairs.
     #[error(
-        "{} holds no pairs to measure the modality gap and retrieval on: put MS COCO into coco/, Flickr30k into flickr30k/, or ImageNet's validation images beside its training images",
+        "{} holds no pairs to measure the modality gap and retrieval on: \
+         put MS COCO into coco/, Flickr30k into flickr30k/, \
+         or ImageNet's validation images beside its training images",
         root.display()
     )]
     NoHeldOut {
         /// The data root.
         root: PathBuf,
     },
-    /// A task that the suite does not have.
-    #[error("the suite `{suite}` has no task `{task}`{}; its tasks are {}", did_you_mean(near.as_deref()), known.join(", "))]
+    /// A suite does not have a task of this name.
+    #[error(
+        "the suite `{suite}` has no task `{task}`{}; its tasks are {}",
+        did_you_mean(near.as_deref()),
+        known.join(", ")
+    )]
     UnknownTask {
         /// The suite.
         suite: String,
-        /// What was asked for.
+        /// The unknown name.
         task: String,
         /// The most similar task.
         near: Option<String>,
-        /// All its tasks.
+        /// All tasks of the suite.
         known: Vec<String>,
     },
     /// A selection of tasks that is empty or names a task twice.
     #[error("{0}")]
     Selection(String),
-    /// Fewer images of a class than are to be drawn.
+    /// A class has no training image for a few-shot subset.
     #[error(
         "task `{task}`: the class `{class}` has no training image, so no shot can be drawn from it"
     )]
@@ -287,6 +306,10 @@ pub enum DatasetError {
         /// The class.
         class: String,
     },
+}
+
+fn of_member(member: Option<&str>) -> String {
+    member.map_or_else(String::new, |member| format!(", member {member}"))
 }
 
 fn did_you_mean(near: Option<&str>) -> String {

@@ -1,21 +1,21 @@
-//! Datasets whose classes are folders and whose split is drawn: Caltech101, EuroSAT, SUN397.
+//! Loaders of datasets with class folders and a random split: Caltech101, EuroSAT, SUN397.
 //!
-//! torchvision converts EuroSAT and SUN397 to RGB when it opens an image; Caltech101's grey images
+//! torchvision converts EuroSAT and SUN397 to RGB when it opens an image. Caltech101's grey images
 //! stay grey through crop and resize, which gives the same values in each channel.
 
 use super::{
     error::DatasetError,
-    options::{Counts, Sun397Order},
-    source::{Half, Source},
+    options::{SizeCheck, Sun397Order},
+    source::{LabelledPaths, Source},
     splits,
 };
 use crate::suite::Task;
 
-/// A category folder with `image_0001.jpg`, `image_0002.jpg`, … (torchvision `caltech.py`). The
-/// order of the samples is that of the folders' names, then of the numbers.
+/// Loads Caltech101: category folders with `image_0001.jpg`, `image_0002.jpg`, …
+/// (torchvision `caltech.py`). Samples are sorted by folder name, then by number.
 pub(super) fn caltech101(source: &Source<'_>) -> Result<Task, DatasetError> {
     let labels = source.labels();
-    let mut all = found(source);
+    let mut all = empty_samples(source);
     let mut previous = (usize::MAX, 0);
     for path in source.store.files(&source.base)? {
         let name = &path[source.base.len() + 1..];
@@ -28,7 +28,7 @@ pub(super) fn caltech101(source: &Source<'_>) -> Result<Task, DatasetError> {
         let Some(&label) = labels.get(class) else {
             return Err(source.unknown_class(class, source.describe(class)));
         };
-        // Numbered without gaps: torchvision counts the files and takes 1 to that count.
+        // torchvision counts the files of a folder and reads the numbers 1 to that count.
         let number = if previous.0 == label {
             previous.1 + 1
         } else {
@@ -44,14 +44,14 @@ pub(super) fn caltech101(source: &Source<'_>) -> Result<Task, DatasetError> {
         all.paths.push(path);
         all.labels.push(label);
     }
-    finish(source, all)
+    split_samples(source, all)
 }
 
-/// A folder a class, in the order of the names of folders and files (torchvision `eurosat.py`,
+/// Loads EuroSAT: one folder per class, sorted by folder and file name (torchvision `eurosat.py`,
 /// an `ImageFolder`).
 pub(super) fn eurosat(source: &Source<'_>) -> Result<Task, DatasetError> {
     let labels = source.labels();
-    let mut all = found(source);
+    let mut all = empty_samples(source);
     for path in source.store.files(&source.base)? {
         let name = &path[source.base.len() + 1..];
         let Some((class, file)) = name.split_once('/') else {
@@ -66,18 +66,19 @@ pub(super) fn eurosat(source: &Source<'_>) -> Result<Task, DatasetError> {
         all.paths.push(path);
         all.labels.push(label);
     }
-    finish(source, all)
+    split_samples(source, all)
 }
 
-/// Images `sun_*.jpg` at LETTER/CLASS or LETTER/CLASS/PLACE (torchvision `sun397.py`).
+/// Loads SUN397: images `sun_*.jpg` in LETTER/CLASS or LETTER/CLASS/PLACE
+/// (torchvision `sun397.py`).
 pub(super) fn sun397(source: &Source<'_>) -> Result<Task, DatasetError> {
     let classes = source.lines("ClassName.txt")?;
-    // "/a/abbey": the class is what follows the letter.
+    // In "/a/abbey", the class follows the letter.
     let class = |(_, row): &(usize, String)| row.get(3..).unwrap_or_default().to_owned();
     let classes: Vec<String> = classes.iter().map(class).collect();
     source.check_classes("ClassName.txt", classes.iter().map(String::as_str))?;
     let labels = source.labels();
-    let mut all = found(source);
+    let mut all = empty_samples(source);
     for path in source.store.files(&source.base)? {
         let name = &path[source.base.len() + 1..];
         let Some((folder, file)) = name.rsplit_once('/') else {
@@ -95,18 +96,19 @@ pub(super) fn sun397(source: &Source<'_>) -> Result<Task, DatasetError> {
     }
     if let Sun397Order::IndexList(file) = &source.options.sun397_order {
         let below = source.base.rsplit('/').next().unwrap_or_default();
-        let order = splits::order(file, &all.paths, below)?;
-        all = Half {
+        let order = splits::read_order(file, &all.paths, below)?;
+        all = LabelledPaths {
             list: all.list,
             paths: order.iter().map(|&i| all.paths[i].clone()).collect(),
             labels: order.iter().map(|&i| all.labels[i]).collect(),
         };
     }
-    finish(source, all)
+    split_samples(source, all)
 }
 
-fn found(source: &Source<'_>) -> Half {
-    Half {
+/// Returns an empty list of samples of the dataset's folder.
+fn empty_samples(source: &Source<'_>) -> LabelledPaths {
+    LabelledPaths {
         list: source.store.describe(&source.base),
         paths: Vec::new(),
         labels: Vec::new(),
@@ -115,23 +117,24 @@ fn found(source: &Source<'_>) -> Half {
 
 fn is_image(file: &str) -> bool {
     let lower = file.to_ascii_lowercase();
-    // Files that macOS adds beside those of an archive.
+    // macOS adds `._*` files to archives.
     !file.starts_with("._") && [".jpg", ".jpeg", ".png"].iter().any(|e| lower.ends_with(e))
 }
 
-fn finish(source: &Source<'_>, all: Half) -> Result<Task, DatasetError> {
-    source.check_whole(&all)?;
+/// Checks the samples against the published release and splits them.
+fn split_samples(source: &Source<'_>, all: LabelledPaths) -> Result<Task, DatasetError> {
+    source.check_total(&all)?;
     let mut present = vec![false; source.spec.classes.len()];
     all.labels.iter().for_each(|&l| present[l] = true);
     let absent = present.iter().position(|&p| !p);
-    if let (Counts::Exact, Some(class)) = (source.options.counts, absent) {
+    if let (SizeCheck::Exact, Some(class)) = (source.options.size_check, absent) {
         return Err(DatasetError::ClassWithoutImages {
             dataset: source.spec.key.clone(),
             class: source.spec.raw_classes()[class].clone(),
             place: all.list,
-            get: source.spec.where_from(),
+            get: source.spec.download_location(),
         });
     }
     let (train, test) = source.split(all)?;
-    source.task_of_found(train, test)
+    source.task_from_folders(train, test)
 }

@@ -1,28 +1,37 @@
-//! The IDX format of MNIST (<http://yann.lecun.com/exdb/mnist>).
+//! Reader of the IDX format of MNIST (<http://yann.lecun.com/exdb/mnist>).
 //!
-//! Two zero bytes, the element type, the number of dimensions, each dimension as a big-endian
-//! 32-bit number, then the elements.
+//! A file consists of two zero bytes, the element type, the number of dimensions, each dimension as
+//! a big-endian 32-bit number, and the elements.
 
 use std::io::Read as _;
 
 use super::error::DatasetError;
 
-/// Longest content that a gzipped file may have.
+/// Maximum decompressed size of a gzipped file.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// An array of bytes.
+/// An n-dimensional array of bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Idx {
     /// Length of each dimension.
     pub shape: Vec<usize>,
-    /// The elements, last dimension fastest.
+    /// The elements in row-major order.
     pub data: Vec<u8>,
 }
 
-/// Reads an IDX file of unsigned bytes, as it is or gzipped. `name` is the file's, for errors.
+/// Reads an IDX file of unsigned bytes, plain or gzipped. `name` identifies the file in errors.
 ///
 /// # Errors
-/// [`DatasetError::Idx`].
+/// [`DatasetError::Idx`] if the file is corrupt, or has elements of another type.
+///
+/// # Examples
+/// ```
+/// let bytes = b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03abcdef";
+/// let array = mtil_data::datasets::idx::read(bytes, "train-images")?;
+/// assert_eq!(array.shape, [2, 3]);
+/// assert_eq!(array.data, b"abcdef");
+/// # Ok::<(), mtil_data::datasets::DatasetError>(())
+/// ```
 pub fn read(bytes: &[u8], name: &str) -> Result<Idx, DatasetError> {
     let fault = |reason: String| DatasetError::Idx {
         path: name.to_owned(),
@@ -50,7 +59,7 @@ fn parse(bytes: &[u8]) -> Result<Idx, String> {
         .ok_or("it ends within its header: half downloaded? Download it again")?;
     let [0, 0, kind, dimensions] = *head else {
         return Err(format!(
-            "it begins with the bytes {head:02x?}: it is no IDX file"
+            "it begins with the bytes {head:02x?}: it is not an IDX file"
         ));
     };
     if kind != 8 {
@@ -73,7 +82,8 @@ fn parse(bytes: &[u8]) -> Result<Idx, String> {
         .try_fold(1_usize, |count, length| count.checked_mul(*length));
     if count != Some(data.len()) {
         return Err(format!(
-            "its header tells {shape:?} elements, but {} follow: half downloaded? Download it again",
+            "its header declares {shape:?} elements, but {} follow: \
+             half downloaded? Download it again",
             data.len()
         ));
     }
@@ -123,7 +133,7 @@ mod tests {
         assert!(fault(&huge).contains("1 follow"));
         assert!(fault(&[GOOD, b"g"].concat()).contains("7 follow"));
         assert!(fault(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0").contains("0x0d"));
-        assert!(fault(b"\x89PNG\r\n\x1a\n").contains("no IDX file"));
-        assert!(fault(b"<html>").contains("no IDX file"));
+        assert!(fault(b"\x89PNG\r\n\x1a\n").contains("not an IDX file"));
+        assert!(fault(b"<html>").contains("not an IDX file"));
     }
 }

@@ -1,13 +1,12 @@
-//! ImageNet-1k: GNSP's reference pairs, and the dataset itself as a task.
+//! ImageNet-1k as reference pairs for GNSP, and as a classification task.
 //!
-//! The training images lie in a folder for each synset, or in the original
-//! `ILSVRC2012_img_train.tar`, a tar of tars. The validation images lie in such folders too, or all
-//! in one folder or in `ILSVRC2012_img_val.tar`; then Kaggle's `LOC_val_solution.csv` says which
-//! synset each is of.
+//! The training images are in one folder per synset, or in the original
+//! `ILSVRC2012_img_train.tar`, a tar of tars. The validation images are in such folders, or in a
+//! single folder or `ILSVRC2012_img_val.tar` with Kaggle's `LOC_val_solution.csv` as labels.
 //!
-//! Files are numbered by synset and name. The published code numbers them as the file system lists
-//! them (`src/datasets/imagenet1k.py:37-41`), so the images that its draws hit are not known; only
-//! the numbers drawn are ([`numpy_reference_draw`]).
+//! Images are sorted by synset and name. The published code uses the order of the file system
+//! (`src/datasets/imagenet1k.py:37-41`). So the indices that it draws are known
+//! ([`numpy_reference_draw`]), but not the images.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -16,8 +15,8 @@ use rayon::prelude::*;
 use super::{
     error::DatasetError,
     mersenne,
-    options::{Counts, DatasetOptions},
-    source::{Half, check_halves, count, open_store, unknown_class},
+    options::{DatasetOptions, SizeCheck},
+    source::{LabelledPaths, check_count, check_splits, open_store, unknown_class},
     spec::{Spec, join},
     store::{Archive, Store, StoreImages},
 };
@@ -26,37 +25,46 @@ use crate::{
     suite::{CaptionedImages, LabelledImages, Task},
 };
 
-/// Caption of a reference image; "an" before a vowel, no full stop (`imagenet1k.py:60-61`).
+/// Caption template of reference images: "an" before a vowel, no full stop (`imagenet1k.py:60-61`).
 const TEMPLATE: &str = "a photo of a {}";
-/// Files with the names of the synsets, a line each: the published code's and Kaggle's.
+/// Files with one synset and its names per line, of the published code and of Kaggle.
 const NAMES: [&str; 2] = ["labels.txt", "LOC_synset_mapping.txt"];
 /// Kaggle's labels of the validation images.
 const VAL_LABELS: &str = "LOC_val_solution.csv";
-/// Folders that the original archives may stand for.
+/// Candidate folders of the original archives.
 const ARCHIVE_FOLDERS: [&str; 3] = ["ImageNet1K/", "imagenet/", ""];
 
-/// `count` of `n` images as GNSP draws its reference images for one task:
+/// Draws `count` of `n` images as GNSP draws its reference images for one task:
 /// `numpy.random.RandomState(seed).choice(n, count, replace=False)` (`helpers.py:130-143`).
 ///
 /// # Panics
 /// As [`mersenne::numpy_permutation`].
+///
+/// # Examples
+/// ```
+/// use mtil_data::datasets::imagenet::numpy_reference_draw;
+///
+/// assert_eq!(numpy_reference_draw(100, 10, 42).len(), 10);
+/// ```
 pub fn numpy_reference_draw(n: usize, count: usize, seed: u32) -> Vec<usize> {
     mersenne::numpy_choice(n, count, seed)
 }
 
-/// All training images, each with "a photo of a NAME" as its caption. NAME is the first name of its
-/// synset in `labels.txt` or `LOC_synset_mapping.txt`, in a folder above the images, or else the
-/// first WordNet lemma, which is the same. Two synsets are called "crane" and two "maillot"; their
-/// captions are the same.
+/// Returns all training images with the caption "a photo of a NAME".
+///
+/// NAME is the first name of the synset in `labels.txt` or `LOC_synset_mapping.txt` in a parent
+/// folder of the images, or else the first WordNet lemma, which is the same. Two synsets are called
+/// "crane" and two "maillot", so their captions are equal.
 ///
 /// # Errors
-/// [`DatasetError::NotFound`]; an unknown folder; sizes that are not the published ones.
+/// [`DatasetError::NotFound`], an unknown class folder, or a size that differs from the published
+/// one.
 pub fn reference(root: &Path, options: &DatasetOptions) -> Result<CaptionedImages, DatasetError> {
-    let train = Folder::find(root, Part::Train)?;
+    let train = SplitFolder::find(root, SplitKind::Train)?;
     let samples = train.samples()?;
-    if options.counts == Counts::Exact {
+    if options.size_check == SizeCheck::Exact {
         let spec = train.spec;
-        count(
+        check_count(
             spec,
             &samples.list,
             "images",
@@ -67,15 +75,15 @@ pub fn reference(root: &Path, options: &DatasetOptions) -> Result<CaptionedImage
     train.captioned(samples)
 }
 
-/// The validation images with captions as those of [`reference()`].
+/// Returns the validation images with captions as in [`reference()`].
 ///
 /// # Errors
 /// As [`reference()`].
 pub fn validation(root: &Path, options: &DatasetOptions) -> Result<CaptionedImages, DatasetError> {
-    let val = Folder::find(root, Part::Val)?;
+    let val = SplitFolder::find(root, SplitKind::Val)?;
     let samples = val.samples()?;
-    if options.counts == Counts::Exact {
-        count(
+    if options.size_check == SizeCheck::Exact {
+        check_count(
             val.spec,
             &samples.list,
             "images",
@@ -86,16 +94,17 @@ pub fn validation(root: &Path, options: &DatasetOptions) -> Result<CaptionedImag
     val.captioned(samples)
 }
 
-/// The classification of ImageNet with OpenAI's 1000 class names and 80 templates: training images
-/// to train on, validation images to evaluate on. Two of OpenAI's names stand for two classes each,
-/// "missile" and "sunglasses".
+/// Opens ImageNet as a task with OpenAI's 1000 class names and 80 templates.
+///
+/// The validation images are the test split. Two of OpenAI's names, "missile" and "sunglasses",
+/// denote two classes each.
 pub(super) fn open(root: &Path, options: &DatasetOptions) -> Result<Task, DatasetError> {
-    let train = Folder::find(root, Part::Train)?;
-    let val = Folder::find(root, Part::Val)?;
+    let train = SplitFolder::find(root, SplitKind::Train)?;
+    let val = SplitFolder::find(root, SplitKind::Val)?;
     let (of_train, of_val) = (train.samples()?, val.samples()?);
     let spec = train.spec;
     let sizes = Some((spec.train, spec.test));
-    check_halves(spec, options, &spec.classes, sizes, &of_train, &of_val)?;
+    check_splits(spec, options, &spec.classes, sizes, &of_train, &of_val)?;
     Ok(Task {
         name: spec.key.clone(),
         class_names: spec.classes.clone(),
@@ -105,40 +114,43 @@ pub(super) fn open(root: &Path, options: &DatasetOptions) -> Result<Task, Datase
     })
 }
 
-/// Bytes of the images of both halves, as they are unpacked.
-pub(super) fn bytes(root: &Path) -> u64 {
-    let of = |part| {
-        let found = Folder::find(root, part).ok()?;
+/// Returns the uncompressed size of the images of both splits in bytes.
+pub(super) fn image_bytes(root: &Path) -> u64 {
+    let of = |split| {
+        let found = SplitFolder::find(root, split).ok()?;
         let sizes = found
             .files
             .par_iter()
             .filter_map(|path| found.store.size(path));
         Some(sizes.sum::<u64>())
     };
-    [Part::Train, Part::Val].into_iter().filter_map(of).sum()
+    [SplitKind::Train, SplitKind::Val]
+        .into_iter()
+        .filter_map(of)
+        .sum()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum SplitKind {
     Train,
     Val,
 }
 
-/// One part of ImageNet, found.
-struct Folder {
+/// A split of ImageNet in a data root.
+struct SplitFolder {
     spec: &'static Spec,
     store: Store,
     base: String,
     files: Vec<String>,
     synsets: HashMap<&'static str, usize>,
-    /// Synset of each image by file name, where folders do not say it.
-    flat: Option<HashMap<String, String>>,
+    /// Synset by file name without extension, for images that are not in class folders.
+    val_labels: Option<HashMap<String, String>>,
 }
 
-impl Folder {
-    fn find(root: &Path, part: Part) -> Result<Self, DatasetError> {
+impl SplitFolder {
+    fn find(root: &Path, split: SplitKind) -> Result<Self, DatasetError> {
         let spec = Spec::find("ImageNet")?;
-        let store = open_store(spec, root, &archives(root, part)?)?;
+        let store = open_store(spec, root, &archives(root, split)?)?;
         let synsets: HashMap<&str, usize> = spec
             .raw_classes()
             .iter()
@@ -147,9 +159,9 @@ impl Folder {
             .collect();
         let mut looked_for = Vec::new();
         for base in &spec.bases {
-            let base = match part {
-                Part::Train => base.clone(),
-                Part::Val => format!("{}val", base.strip_suffix("train").unwrap_or(base)),
+            let base = match split {
+                SplitKind::Train => base.clone(),
+                SplitKind::Val => format!("{}val", base.strip_suffix("train").unwrap_or(base)),
             };
             let files: Vec<String> = store
                 .files(&base)?
@@ -162,17 +174,19 @@ impl Folder {
                 name.split_once('/')
                     .is_some_and(|(folder, _)| synsets.contains_key(folder))
             };
-            let flat = match files.first() {
+            let val_labels = match files.first() {
                 None => continue,
                 Some(_) if files.iter().any(of_synset) => None,
-                Some(_) if part == Part::Val => match above(&base, &[VAL_LABELS], &store) {
-                    Some(file) => Some(solution(&store, &file)?),
-                    None => {
-                        looked_for.push(format!("{VAL_LABELS} for the images in {base}"));
-                        continue;
+                Some(_) if split == SplitKind::Val => {
+                    match find_in_parents(&base, &[VAL_LABELS], &store) {
+                        Some(file) => Some(read_val_labels(&store, &file)?),
+                        None => {
+                            looked_for.push(format!("{VAL_LABELS} for the images in {base}"));
+                            continue;
+                        }
                     }
-                },
-                // Some other dataset's `train`.
+                }
+                // The `train` folder of another dataset.
                 Some(_) => continue,
             };
             return Ok(Self {
@@ -181,35 +195,35 @@ impl Folder {
                 base,
                 files,
                 synsets,
-                flat,
+                val_labels,
             });
         }
-        let archive = match part {
-            Part::Train => "ILSVRC2012_img_train.tar",
-            Part::Val => "ILSVRC2012_img_val.tar with LOC_val_solution.csv",
+        let archive = match split {
+            SplitKind::Train => "ILSVRC2012_img_train.tar",
+            SplitKind::Val => "ILSVRC2012_img_val.tar with LOC_val_solution.csv",
         };
         looked_for.push(archive.into());
         Err(DatasetError::NotFound {
-            dataset: match part {
-                Part::Train => spec.key.clone(),
-                Part::Val => format!("the validation half of {}", spec.key),
+            dataset: match split {
+                SplitKind::Train => spec.key.clone(),
+                SplitKind::Val => format!("the validation split of {}", spec.key),
             },
             root: root.to_owned(),
             looked_for,
-            get: spec.where_from(),
+            get: spec.download_location(),
         })
     }
 
-    /// The images in the order of synset and name.
-    fn samples(&self) -> Result<Half, DatasetError> {
-        let mut half = Half {
+    /// Returns the images sorted by synset and name.
+    fn samples(&self) -> Result<LabelledPaths, DatasetError> {
+        let mut samples = LabelledPaths {
             list: self.store.describe(&self.base),
             paths: Vec::with_capacity(self.files.len()),
             labels: Vec::with_capacity(self.files.len()),
         };
         for path in &self.files {
             let name = &path[self.base.len() + 1..];
-            let synset = match &self.flat {
+            let synset = match &self.val_labels {
                 None => name.split_once('/').map_or(name, |(folder, _)| folder),
                 Some(labels) => {
                     let stem = name.rsplit('/').next().and_then(|n| n.split('.').next());
@@ -224,28 +238,29 @@ impl Folder {
             let label = self.synsets.get(synset);
             let label = *label
                 .ok_or_else(|| unknown_class(self.spec, synset, self.store.describe(path)))?;
-            half.paths.push(path.clone());
-            half.labels.push(label);
+            samples.paths.push(path.clone());
+            samples.labels.push(label);
         }
-        if self.flat.is_some() {
-            let mut order: Vec<usize> = (0..half.paths.len()).collect();
-            order.sort_by_key(|&i| half.labels[i]);
-            half.paths = order.iter().map(|&i| half.paths[i].clone()).collect();
-            half.labels = order.iter().map(|&i| half.labels[i]).collect();
+        // Files in a single folder are sorted by name only. The stable sort adds the synset.
+        if self.val_labels.is_some() {
+            let mut order: Vec<usize> = (0..samples.paths.len()).collect();
+            order.sort_by_key(|&i| samples.labels[i]);
+            samples.paths = order.iter().map(|&i| samples.paths[i].clone()).collect();
+            samples.labels = order.iter().map(|&i| samples.labels[i]).collect();
         }
-        Ok(half)
+        Ok(samples)
     }
 
-    fn labelled(&self, samples: Half) -> LabelledImages {
+    fn labelled(&self, samples: LabelledPaths) -> LabelledImages {
         LabelledImages {
             images: Arc::new(StoreImages::new(self.store.clone(), samples.paths)),
             labels: samples.labels,
         }
     }
 
-    fn captioned(&self, samples: Half) -> Result<CaptionedImages, DatasetError> {
+    fn captioned(&self, samples: LabelledPaths) -> Result<CaptionedImages, DatasetError> {
         let mut names = self.spec.lemmas.clone();
-        if let Some(file) = above(&self.base, &NAMES, &self.store) {
+        if let Some(file) = find_in_parents(&self.base, &NAMES, &self.store) {
             for line in self.store.text(&file)?.lines() {
                 // "n01440764 TAB tench, Tinca tinca", or the same with a space.
                 let (synset, rest) = line
@@ -273,11 +288,11 @@ impl Folder {
     }
 }
 
-/// The original archives that are there.
-fn archives(root: &Path, part: Part) -> Result<Vec<Archive>, DatasetError> {
-    let name = match part {
-        Part::Train => "ILSVRC2012_img_train",
-        Part::Val => "ILSVRC2012_img_val",
+/// Returns the original archives that exist.
+fn archives(root: &Path, split: SplitKind) -> Result<Vec<Archive>, DatasetError> {
+    let name = match split {
+        SplitKind::Train => "ILSVRC2012_img_train",
+        SplitKind::Val => "ILSVRC2012_img_val",
     };
     let mut all = Vec::new();
     for folder in ARCHIVE_FOLDERS {
@@ -291,10 +306,10 @@ fn archives(root: &Path, part: Part) -> Result<Vec<Archive>, DatasetError> {
             mount: mount.to_owned(),
             ..Archive::default()
         };
-        match part {
-            Part::Val => all.push(flat(&mount)),
-            Part::Train => {
-                // Its members under a path that cannot be a folder, since it is the file's.
+        match split {
+            SplitKind::Val => all.push(flat(&mount)),
+            SplitKind::Train => {
+                // The inner archives are listed at the archive's own path, where no folder can be.
                 for inner in Store::open(root, &[flat(&file)])?.files(&file)? {
                     let inner = &inner[file.len() + 1..];
                     if let Some(synset) = inner.strip_suffix(".tar") {
@@ -316,8 +331,8 @@ fn is_image(path: &str) -> bool {
     lower.ends_with(".jpeg") || lower.ends_with(".jpg")
 }
 
-/// The first of the files `names` in a folder above `base`, the nearest first.
-fn above(base: &str, names: &[&str], store: &Store) -> Option<String> {
+/// Finds one of the files `names` in the parent folders of `base`, starting at the nearest.
+fn find_in_parents(base: &str, names: &[&str], store: &Store) -> Option<String> {
     let mut folder = base;
     loop {
         folder = folder.rsplit_once('/').map_or("", |(parent, _)| parent);
@@ -331,8 +346,8 @@ fn above(base: &str, names: &[&str], store: &Store) -> Option<String> {
     }
 }
 
-/// Kaggle's table "ImageId,PredictionString", of which the first word is the synset.
-fn solution(store: &Store, file: &str) -> Result<HashMap<String, String>, DatasetError> {
+/// Reads Kaggle's table "ImageId,PredictionString". The first word of the string is the synset.
+fn read_val_labels(store: &Store, file: &str) -> Result<HashMap<String, String>, DatasetError> {
     let row = |line: &str| {
         let (image, rest) = line.split_once(',')?;
         Some((image.to_owned(), rest.split_whitespace().next()?.to_owned()))
@@ -340,11 +355,11 @@ fn solution(store: &Store, file: &str) -> Result<HashMap<String, String>, Datase
     Ok(store.text(file)?.lines().skip(1).filter_map(row).collect())
 }
 
-/// The archives of both halves, for unpacking them in tests.
+/// Returns the archives of both splits, to unpack them in tests.
 #[cfg(test)]
-pub(super) fn archives_of_both(root: &Path) -> Result<Vec<Archive>, DatasetError> {
-    let mut all = archives(root, Part::Train)?;
-    all.extend(archives(root, Part::Val)?);
+pub(super) fn archives_of_both_splits(root: &Path) -> Result<Vec<Archive>, DatasetError> {
+    let mut all = archives(root, SplitKind::Train)?;
+    all.extend(archives(root, SplitKind::Val)?);
     Ok(all)
 }
 

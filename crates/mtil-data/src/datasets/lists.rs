@@ -1,4 +1,4 @@
-//! Datasets whose images are named in text or JSON lists: Aircraft, DTD, Food, OxfordPet.
+//! Loaders of datasets with text or JSON lists of images: Aircraft, DTD, Food, OxfordPet.
 //!
 //! torchvision converts all of these to RGB when it opens an image.
 
@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use super::{
     error::DatasetError,
-    source::{Half, Source},
+    source::{LabelledPaths, Source},
 };
 use crate::suite::Task;
 
-/// Lines "ID NAME OF THE VARIANT" (torchvision `fgvc_aircraft.py`).
+/// Loads Aircraft: lines "ID NAME OF THE VARIANT" (torchvision `fgvc_aircraft.py`).
 pub(super) fn aircraft(source: &Source<'_>) -> Result<Task, DatasetError> {
     let variants = source.lines("variants.txt")?;
     source.check_classes("variants.txt", variants.iter().map(|(_, v)| v.as_str()))?;
@@ -20,49 +20,50 @@ pub(super) fn aircraft(source: &Source<'_>) -> Result<Task, DatasetError> {
         read_lines(source, &list, |row| {
             let (id, variant) = row
                 .split_once(' ')
-                .ok_or_else(|| wrong("an image and its variant"))?;
+                .ok_or_else(|| expected("an image and its variant"))?;
             let label = labels.get(variant).copied();
             Ok((
                 source.path(&format!("images/{id}.jpg")),
-                label.ok_or_else(|| Wrong::Class(variant.to_owned()))?,
+                label.ok_or_else(|| LineError::Class(variant.to_owned()))?,
             ))
         })
     };
-    source.task_of_listed(&[source.path("images")], read("train")?, read("test")?)
+    source.task_from_lists(&[source.path("images")], read("train")?, read("test")?)
 }
 
-/// Lines "CLASS/FILE" of partition 1 (torchvision `dtd.py`).
+/// Loads DTD: lines "CLASS/FILE" of partition 1 (torchvision `dtd.py`).
 pub(super) fn dtd(source: &Source<'_>) -> Result<Task, DatasetError> {
     let labels = source.labels();
     let read = |split: &str| {
         read_lines(source, &format!("labels/{split}1.txt"), |row| {
-            let (class, _) = row.split_once('/').ok_or_else(|| wrong("CLASS/FILE"))?;
+            let (class, _) = row.split_once('/').ok_or_else(|| expected("CLASS/FILE"))?;
             let label = labels.get(class).copied();
             Ok((
                 source.path(&format!("images/{row}")),
-                label.ok_or_else(|| Wrong::Class(class.to_owned()))?,
+                label.ok_or_else(|| LineError::Class(class.to_owned()))?,
             ))
         })
     };
-    source.task_of_listed(&[source.path("images")], read("train")?, read("test")?)
+    source.task_from_lists(&[source.path("images")], read("train")?, read("test")?)
 }
 
-/// Lines "IMAGE CLASS SPECIES BREED", classes counted from 1 (torchvision `oxford_iiit_pet.py`).
+/// Loads OxfordPet: lines "IMAGE CLASS SPECIES BREED" with 1-based classes
+/// (torchvision `oxford_iiit_pet.py`).
 pub(super) fn oxford_pet(source: &Source<'_>) -> Result<Task, DatasetError> {
     let read = |split: &str| {
         read_lines(source, &format!("annotations/{split}.txt"), |row| {
             let fields: Vec<&str> = row.split_whitespace().collect();
             let (&[image, class, _, _], Some(breed)) = (&fields[..], breed(&fields)) else {
-                return Err(wrong("IMAGE CLASS SPECIES BREED"));
+                return Err(expected("IMAGE CLASS SPECIES BREED"));
             };
             let class: i64 = class
                 .parse()
-                .map_err(|_| wrong("a number as its second word"))?;
+                .map_err(|_| expected("a number as its second word"))?;
             let names = &source.spec.classes;
             let label = usize::try_from(class - 1).ok().filter(|&l| l < names.len());
-            let label = label.ok_or(Wrong::Label(class))?;
+            let label = label.ok_or(LineError::Label(class))?;
             if names[label] != breed {
-                return Err(Wrong::Name {
+                return Err(LineError::Name {
                     label,
                     found: breed,
                 });
@@ -70,10 +71,10 @@ pub(super) fn oxford_pet(source: &Source<'_>) -> Result<Task, DatasetError> {
             Ok((source.path(&format!("images/{image}.jpg")), label))
         })
     };
-    source.task_of_listed(&[source.path("images")], read("trainval")?, read("test")?)
+    source.task_from_lists(&[source.path("images")], read("trainval")?, read("test")?)
 }
 
-/// The breed that an image's name begins with: `great_pyrenees_12` is a Great Pyrenees.
+/// Returns the breed in an image's name: `great_pyrenees_12` is a Great Pyrenees.
 fn breed(fields: &[&str]) -> Option<String> {
     let (stem, _) = fields.first()?.rsplit_once('_')?;
     let title = |part: &str| {
@@ -87,7 +88,8 @@ fn breed(fields: &[&str]) -> Option<String> {
     Some(stem.split('_').map(title).collect::<Vec<_>>().join(" "))
 }
 
-/// An object of class to list of "CLASS/ID", in the order of the file (torchvision `food101.py`).
+/// Loads Food: an object from class to a list of "CLASS/ID", in the order of the file
+/// (torchvision `food101.py`).
 pub(super) fn food(source: &Source<'_>) -> Result<Task, DatasetError> {
     let read = |split: &str| {
         let file = format!("meta/{split}.json");
@@ -96,12 +98,12 @@ pub(super) fn food(source: &Source<'_>) -> Result<Task, DatasetError> {
         let value: Value = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
         let classes = value
             .as_object()
-            .ok_or_else(|| malformed("no object of classes".into()))?;
+            .ok_or_else(|| malformed("it is not an object of classes".into()))?;
         let mut sorted: Vec<&str> = classes.keys().map(String::as_str).collect();
         sorted.sort_unstable();
         source.check_classes(&file, sorted)?;
         let labels = source.labels();
-        let mut half = Half {
+        let mut samples = LabelledPaths {
             list: source.describe(&file),
             paths: Vec::new(),
             labels: Vec::new(),
@@ -110,36 +112,38 @@ pub(super) fn food(source: &Source<'_>) -> Result<Task, DatasetError> {
             let images = images.as_array().map(Vec::as_slice).unwrap_or_default();
             for image in images {
                 let image = image.as_str().ok_or_else(|| {
-                    source.malformed(&file, class.clone(), "an image that is no text")
+                    source.malformed(&file, class.clone(), "an image that is not a string")
                 })?;
-                half.paths.push(source.path(&format!("images/{image}.jpg")));
-                half.labels.push(labels[class.as_str()]);
+                samples
+                    .paths
+                    .push(source.path(&format!("images/{image}.jpg")));
+                samples.labels.push(labels[class.as_str()]);
             }
         }
-        Ok(half)
+        Ok(samples)
     };
-    source.task_of_listed(&[source.path("images")], read("train")?, read("test")?)
+    source.task_from_lists(&[source.path("images")], read("train")?, read("test")?)
 }
 
-/// What can be wrong with a line.
-enum Wrong {
+/// Defect of a line.
+enum LineError {
     Reason(String),
     Class(String),
     Label(i64),
     Name { label: usize, found: String },
 }
 
-fn wrong(expected: &str) -> Wrong {
-    Wrong::Reason(format!("expected {expected}"))
+fn expected(expected: &str) -> LineError {
+    LineError::Reason(format!("expected {expected}"))
 }
 
-/// Reads a list of one image a line.
+/// Reads a list with one image per line. `read` returns the path and label of a line.
 fn read_lines(
     source: &Source<'_>,
     list: &str,
-    mut read: impl FnMut(&str) -> Result<(String, usize), Wrong>,
-) -> Result<Half, DatasetError> {
-    let mut half = Half {
+    mut read: impl FnMut(&str) -> Result<(String, usize), LineError>,
+) -> Result<LabelledPaths, DatasetError> {
+    let mut samples = LabelledPaths {
         list: source.describe(list),
         paths: Vec::new(),
         labels: Vec::new(),
@@ -147,17 +151,17 @@ fn read_lines(
     for (line, row) in source.lines(list)? {
         let at = || format!("line {line}");
         let (path, label) = read(&row).map_err(|wrong| match wrong {
-            Wrong::Reason(reason) => {
+            LineError::Reason(reason) => {
                 source.malformed(list, at(), format!("{reason}, found `{row}`"))
             }
-            Wrong::Class(class) => {
+            LineError::Class(class) => {
                 source.unknown_class(&class, format!("{}, {}", source.describe(list), at()))
             }
-            Wrong::Label(label) => match source.counted_from_one(label, list, at) {
+            LineError::Label(label) => match source.zero_based_label(label, list, at) {
                 Err(error) => error,
                 Ok(_) => source.malformed(list, at(), format!("label {label}")),
             },
-            Wrong::Name { label, found } => DatasetError::WrongClass {
+            LineError::Name { label, found } => DatasetError::WrongClass {
                 dataset: source.spec.key.clone(),
                 file: format!("{}, {}", source.describe(list), at()),
                 label,
@@ -165,8 +169,8 @@ fn read_lines(
                 found,
             },
         })?;
-        half.paths.push(path);
-        half.labels.push(label);
+        samples.paths.push(path);
+        samples.labels.push(label);
     }
-    Ok(half)
+    Ok(samples)
 }

@@ -1,34 +1,34 @@
-//! MATLAB's MAT-files of level 5 (The MathWorks, "MAT-File Format").
+//! Reader of MATLAB's level 5 MAT-files (The MathWorks, "MAT-File Format").
 //!
-//! Stanford Cars and Flowers have their labels in such files. `matfile` 0.5 reads numeric arrays
-//! alone; the labels of Cars are cells in a struct.
+//! Stanford Cars and Flowers store their labels in such files. The crate `matfile` 0.5 reads
+//! numeric arrays only, but the labels of Cars are cells in a struct.
 //!
-//! After a header of 128 bytes, elements follow: a type, a length, the content. An array is an
-//! element made of elements; a compressed element holds another in a zlib stream.
+//! A header of 128 bytes is followed by elements: a type, a length and the content. An array is an
+//! element that consists of elements. A compressed element contains another in a zlib stream.
 
 use std::io::Read as _;
 
 use super::error::DatasetError;
 
 const HEADER: usize = 128;
-/// Longest content of all compressed elements together.
+/// Maximum decompressed size of all compressed elements together.
 const MAX_INFLATED: u64 = 256 << 20;
-/// Most arrays within arrays.
+/// Maximum nesting depth of arrays.
 const MAX_DEPTH: usize = 16;
-/// Most dimensions of an array.
+/// Maximum number of dimensions of an array.
 const MAX_DIMENSIONS: usize = 32;
 
-/// A MATLAB array. Elements come column by column: first dimension fastest.
+/// A MATLAB array, with elements in column-major order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// Numbers or truth values of any type. 64-bit integers beyond 2^53 are rounded.
+    /// Numbers or logical values of any type. 64-bit integers beyond 2^53 are rounded.
     Numeric {
         /// Length of each dimension.
         shape: Vec<usize>,
         /// The elements.
         data: Vec<f64>,
     },
-    /// Characters. The rows of a matrix of characters follow each other.
+    /// Characters. The rows of a character matrix are concatenated.
     Text(String),
     /// A cell array.
     Cell {
@@ -41,15 +41,15 @@ pub enum Value {
     Struct {
         /// Length of each dimension.
         shape: Vec<usize>,
-        /// Each field with its value in every element of the array.
+        /// Name of each field and its values, one per element of the array.
         fields: Vec<(String, Vec<Value>)>,
     },
 }
 
-/// Reads the variables of a MAT-file in their order. `name` is the file's, for errors.
+/// Reads the variables of a MAT-file in file order. `name` identifies the file in errors.
 ///
 /// # Errors
-/// [`DatasetError::Matlab`] when the file is broken, is of level 4 or of version 7.3, or holds
+/// [`DatasetError::Matlab`] if the file is corrupt, is of level 4 or version 7.3, or contains
 /// sparse or complex numbers, objects or functions.
 pub fn read(bytes: &[u8], name: &str) -> Result<Vec<(String, Value)>, DatasetError> {
     parse(bytes).map_err(|reason| DatasetError::Matlab {
@@ -75,14 +75,14 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, Value)>, String> {
     let header = bytes
         .get(..HEADER)
         .ok_or("it ends within its header: half downloaded? Download it again")?;
-    let big = match &header[126..] {
+    let big_endian = match &header[126..] {
         b"IM" => false,
         b"MI" => true,
-        _ => return Err("it is no MAT-file: download it again".into()),
+        _ => return Err("it is not a MAT-file: download it again".into()),
     };
-    let version = number(
+    let version = from_bytes(
         [header[124], header[125]],
-        big,
+        big_endian,
         u16::from_le_bytes,
         u16::from_be_bytes,
     );
@@ -91,16 +91,17 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, Value)>, String> {
             "its version is {version:#06x}, which is not supported: {SAVE}"
         ));
     }
+    // The limit applies to all variables together, against decompression bombs.
     let mut inflated = 0;
-    let mut file = Elements {
+    let mut file = ElementReader {
         rest: &bytes[HEADER..],
-        big,
+        big_endian,
     };
     let mut variables = Vec::new();
     while !file.rest.is_empty() {
         let element = file.next()?;
         let (name, value) = match element.kind {
-            Type::COMPRESSED => {
+            DataType::COMPRESSED => {
                 let mut content = Vec::new();
                 flate2::read::ZlibDecoder::new(element.content)
                     .take(MAX_INFLATED + 1 - inflated)
@@ -112,9 +113,9 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, Value)>, String> {
                         "its variables are longer than {MAX_INFLATED} bytes"
                     ));
                 }
-                let mut inner = Elements {
+                let mut inner = ElementReader {
                     rest: &content,
-                    big,
+                    big_endian,
                 };
                 inner.next()?.array(0)?
             }
@@ -125,20 +126,24 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, Value)>, String> {
     Ok(variables)
 }
 
-fn number<const N: usize, T>(
+fn from_bytes<const N: usize, T>(
     bytes: [u8; N],
-    big: bool,
+    big_endian: bool,
     from_le: fn([u8; N]) -> T,
     from_be: fn([u8; N]) -> T,
 ) -> T {
-    if big { from_be(bytes) } else { from_le(bytes) }
+    if big_endian {
+        from_be(bytes)
+    } else {
+        from_le(bytes)
+    }
 }
 
-/// The type of an element.
+/// Data type of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Type(u32);
+struct DataType(u32);
 
-impl Type {
+impl DataType {
     const INT8: Self = Self(1);
     const UINT8: Self = Self(2);
     const INT16: Self = Self(3);
@@ -156,37 +161,44 @@ impl Type {
     const UTF32: Self = Self(18);
 }
 
-/// Elements that follow each other.
-struct Elements<'a> {
+/// Reader of a sequence of elements.
+struct ElementReader<'a> {
     rest: &'a [u8],
-    big: bool,
+    big_endian: bool,
 }
 
 struct Element<'a> {
-    kind: Type,
+    kind: DataType,
     content: &'a [u8],
-    big: bool,
+    big_endian: bool,
 }
 
-const ENDS_EARLY: &str = "it ends within a variable: half downloaded? Download it again";
+const TRUNCATED: &str = "it ends within a variable: half downloaded? Download it again";
 
-impl<'a> Elements<'a> {
+impl<'a> ElementReader<'a> {
     fn next(&mut self) -> Result<Element<'a>, String> {
-        let (tag, rest) = self.rest.split_first_chunk::<8>().ok_or(ENDS_EARLY)?;
+        let (tag, rest) = self.rest.split_first_chunk::<8>().ok_or(TRUNCATED)?;
         let (words, _) = tag.as_chunks::<4>();
-        let u32_of = |word| number(word, self.big, u32::from_le_bytes, u32::from_be_bytes);
+        let u32_of = |word| {
+            from_bytes(
+                word,
+                self.big_endian,
+                u32::from_le_bytes,
+                u32::from_be_bytes,
+            )
+        };
         let (first, second) = (u32_of(words[0]), u32_of(words[1]));
         let (kind, content, used) = if first >> 16 != 0 {
-            // A small element has its content within the tag.
+            // A small element stores its content in the tag.
             let length = (first >> 16) as usize;
             let content = self.rest[4..8].get(..length);
             let content = content.ok_or("a short element is longer than 4 bytes")?;
-            (Type(first & 0xffff), content, 0)
+            (DataType(first & 0xffff), content, 0)
         } else {
-            let (kind, length) = (Type(first), second as usize);
-            let content = rest.get(..length).ok_or(ENDS_EARLY)?;
+            let (kind, length) = (DataType(first), second as usize);
+            let content = rest.get(..length).ok_or(TRUNCATED)?;
             let padded = match kind {
-                Type::COMPRESSED => length,
+                DataType::COMPRESSED => length,
                 _ => length.next_multiple_of(8),
             };
             // The padding at the end of a file may be missing.
@@ -196,15 +208,15 @@ impl<'a> Elements<'a> {
         Ok(Element {
             kind,
             content,
-            big: self.big,
+            big_endian: self.big_endian,
         })
     }
 }
 
 impl Element<'_> {
-    /// An array and its name.
+    /// Reads an array and its name.
     fn array(&self, depth: usize) -> Result<(String, Value), String> {
-        if self.kind != Type::MATRIX {
+        if self.kind != DataType::MATRIX {
             return Err(format!("an array is of the unknown type {}", self.kind.0));
         }
         if depth > MAX_DEPTH {
@@ -215,9 +227,9 @@ impl Element<'_> {
             let (shape, data) = (vec![0, 0], Vec::new());
             return Ok((String::new(), Value::Numeric { shape, data }));
         }
-        let mut parts = Elements {
+        let mut parts = ElementReader {
             rest: self.content,
-            big: self.big,
+            big_endian: self.big_endian,
         };
         let flags = parts.next()?.integers()?;
         let &[flags, _] = flags.as_slice() else {
@@ -241,9 +253,11 @@ impl Element<'_> {
             "" => reason,
             name => format!("in `{name}`: {reason}"),
         };
+        // Complex arrays store a second element with the imaginary parts.
         if flags & 0x800 != 0 {
             return Err(within("complex numbers are not supported".into()));
         }
+        // The low byte of the flags is the class of the array.
         let value = match flags & 0xff {
             1 => parts
                 .cells(count, depth)
@@ -276,7 +290,7 @@ impl Element<'_> {
         value.map_err(within).map(|value| (name.clone(), value))
     }
 
-    /// The content as numbers of `N` bytes.
+    /// Returns the content as numbers of `N` bytes.
     fn chunks<const N: usize, T>(
         &self,
         from_le: fn([u8; N]) -> T,
@@ -285,12 +299,13 @@ impl Element<'_> {
         match self.content.as_chunks::<N>() {
             (chunks, []) => Ok(chunks
                 .iter()
-                .map(|c| number(*c, self.big, from_le, from_be))
+                .map(|c| from_bytes(*c, self.big_endian, from_le, from_be))
                 .collect()),
             _ => Err("the length of an element does not fit its type".into()),
         }
     }
 
+    /// Returns the content as floating-point numbers.
     fn numbers(&self) -> Result<Vec<f64>, String> {
         macro_rules! numbers {
             ($kind:ty, $to:expr) => {
@@ -301,28 +316,28 @@ impl Element<'_> {
             };
         }
         Ok(match self.kind {
-            Type::INT8 => numbers!(i8, f64::from),
-            Type::UINT8 => numbers!(u8, f64::from),
-            Type::INT16 => numbers!(i16, f64::from),
-            Type::UINT16 => numbers!(u16, f64::from),
-            Type::INT32 => numbers!(i32, f64::from),
-            Type::UINT32 => numbers!(u32, f64::from),
-            Type::SINGLE => numbers!(f32, f64::from),
-            Type::DOUBLE => numbers!(f64, |x| x),
-            Type::INT64 => numbers!(i64, |x| x as f64),
-            Type::UINT64 => numbers!(u64, |x| x as f64),
+            DataType::INT8 => numbers!(i8, f64::from),
+            DataType::UINT8 => numbers!(u8, f64::from),
+            DataType::INT16 => numbers!(i16, f64::from),
+            DataType::UINT16 => numbers!(u16, f64::from),
+            DataType::INT32 => numbers!(i32, f64::from),
+            DataType::UINT32 => numbers!(u32, f64::from),
+            DataType::SINGLE => numbers!(f32, f64::from),
+            DataType::DOUBLE => numbers!(f64, |x| x),
+            DataType::INT64 => numbers!(i64, |x| x as f64),
+            DataType::UINT64 => numbers!(u64, |x| x as f64),
             other => return Err(format!("numbers are of the unknown type {}", other.0)),
         })
     }
 
-    /// Flags and lengths.
+    /// Returns the content as integers, for flags and lengths.
     fn integers(&self) -> Result<Vec<i64>, String> {
         Ok(match self.kind {
-            Type::INT32 => {
+            DataType::INT32 => {
                 let numbers = self.chunks(i32::from_le_bytes, i32::from_be_bytes)?;
                 numbers.into_iter().map(i64::from).collect()
             }
-            Type::UINT32 => {
+            DataType::UINT32 => {
                 let numbers = self.chunks(u32::from_le_bytes, u32::from_be_bytes)?;
                 numbers.into_iter().map(i64::from).collect()
             }
@@ -333,18 +348,20 @@ impl Element<'_> {
     fn characters(&self) -> Result<Vec<char>, String> {
         const BROKEN: &str = "a text is malformed";
         match self.kind {
-            // Names, and what old versions of MATLAB wrote: Latin-1.
-            Type::INT8 | Type::UINT8 => Ok(self.content.iter().copied().map(char::from).collect()),
-            Type::UTF8 => {
+            // Names, and texts of old versions of MATLAB, are Latin-1.
+            DataType::INT8 | DataType::UINT8 => {
+                Ok(self.content.iter().copied().map(char::from).collect())
+            }
+            DataType::UTF8 => {
                 let text = std::str::from_utf8(self.content).map_err(|_| BROKEN)?;
                 Ok(text.chars().collect())
             }
-            Type::UINT16 | Type::UTF16 => {
+            DataType::UINT16 | DataType::UTF16 => {
                 let units = self.chunks(u16::from_le_bytes, u16::from_be_bytes)?;
                 let characters: Result<_, _> = char::decode_utf16(units).collect();
                 characters.map_err(|_| BROKEN.into())
             }
-            Type::UTF32 => {
+            DataType::UTF32 => {
                 let units = self.chunks(u32::from_le_bytes, u32::from_be_bytes)?;
                 let characters: Option<_> = units.into_iter().map(char::from_u32).collect();
                 characters.ok_or_else(|| BROKEN.into())
@@ -357,7 +374,7 @@ impl Element<'_> {
         let characters = self.characters()?;
         let rows = shape.first().copied().unwrap_or(1);
         if rows <= 1 {
-            // Of variable length per character in UTF-8 and UTF-16, so `count` need not fit.
+            // UTF-8 and UTF-16 have variable-length characters, so `count` may differ.
             return Ok(Value::Text(characters.into_iter().collect()));
         }
         if characters.len() != count {
@@ -366,14 +383,14 @@ impl Element<'_> {
                 characters.len()
             ));
         }
-        let by_rows = (0..rows).flat_map(|row| characters[row..].iter().step_by(rows));
-        Ok(Value::Text(by_rows.collect()))
+        let row_major = (0..rows).flat_map(|row| characters[row..].iter().step_by(rows));
+        Ok(Value::Text(row_major.collect()))
     }
 }
 
-impl Elements<'_> {
-    /// Fails when `count` more elements cannot be there: each has a tag.
-    fn expect(&self, count: Option<usize>) -> Result<usize, String> {
+impl ElementReader<'_> {
+    /// Requires that the remaining bytes can hold `count` elements, each with a tag.
+    fn require_count(&self, count: Option<usize>) -> Result<usize, String> {
         match count {
             Some(count) if count <= self.rest.len() / 8 => Ok(count),
             _ => Err("more arrays are declared than the file can hold".into()),
@@ -381,7 +398,7 @@ impl Elements<'_> {
     }
 
     fn cells(&mut self, count: usize, depth: usize) -> Result<Vec<Value>, String> {
-        let count = self.expect(Some(count))?;
+        let count = self.require_count(Some(count))?;
         (0..count)
             .map(|_| Ok(self.next()?.array(depth + 1)?.1))
             .collect()
@@ -404,8 +421,8 @@ impl Elements<'_> {
                 )
             })
             .collect();
-        self.expect(count.checked_mul(fields.len()))?;
-        // A struct without fields has no bytes, however many elements it is said to have.
+        self.require_count(count.checked_mul(fields.len()))?;
+        // A struct without fields has no content, so its declared count is not limited by the file.
         for _ in 0..if fields.is_empty() { 0 } else { count } {
             for (_, values) in &mut fields {
                 values.push(self.next()?.array(depth + 1)?.1);
@@ -551,7 +568,7 @@ mod tests {
             for end in 0..file.len() {
                 match read(&file[..end], "") {
                     Ok(variables) => {
-                        // The numbers may be whole although their padding is not.
+                        // The numbers may be complete although their padding is not.
                         assert_eq!(variables, whole[..variables.len()], "{end}");
                         assert!(end >= HEADER);
                     }

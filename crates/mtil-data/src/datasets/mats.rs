@@ -1,16 +1,16 @@
-//! Datasets whose lists are MATLAB files: Flowers, StanfordCars.
+//! Loaders of datasets with MATLAB files as lists: Flowers, StanfordCars.
 //!
 //! torchvision converts both to RGB when it opens an image.
 
 use super::{
     error::DatasetError,
     matlab::{self, Value},
-    source::{Half, Source},
+    source::{LabelledPaths, Source},
 };
 use crate::suite::Task;
 
-/// `setid.mat` has the images of each split by number, `imagelabels.mat` the label of every image,
-/// both counted from 1 (torchvision `flowers102.py`).
+/// Loads Flowers: `setid.mat` lists the image numbers of each split, `imagelabels.mat` the label of
+/// every image. Both are 1-based (torchvision `flowers102.py`).
 pub(super) fn flowers(source: &Source<'_>) -> Result<Task, DatasetError> {
     let labels = numbers(
         source,
@@ -20,7 +20,7 @@ pub(super) fn flowers(source: &Source<'_>) -> Result<Task, DatasetError> {
     )?;
     let ids = Mat::open(source, "setid.mat")?;
     let read = |split: &str| {
-        let mut half = Half {
+        let mut samples = LabelledPaths {
             list: format!("{} ({split})", source.describe("setid.mat")),
             paths: Vec::new(),
             labels: Vec::new(),
@@ -35,25 +35,26 @@ pub(super) fn flowers(source: &Source<'_>) -> Result<Task, DatasetError> {
                 source.malformed("setid.mat", split.to_owned(), reason)
             })?;
             let label =
-                source.counted_from_one(label, "imagelabels.mat", || format!("image {id}"))?;
-            half.paths
+                source.zero_based_label(label, "imagelabels.mat", || format!("image {id}"))?;
+            samples
+                .paths
                 .push(source.path(&format!("jpg/image_{id:05}.jpg")));
-            half.labels.push(label);
+            samples.labels.push(label);
         }
-        Ok(half)
+        Ok(samples)
     };
-    source.task_of_listed(&[source.path("jpg")], read("trnid")?, read("tstid")?)
+    source.task_from_lists(&[source.path("jpg")], read("trnid")?, read("tstid")?)
 }
 
-/// Struct arrays `annotations` with the fields `fname` and `class`, counted from 1; the class names
-/// in `cars_meta.mat` (torchvision `stanford_cars.py`).
+/// Loads StanfordCars: struct arrays `annotations` with the fields `fname` and `class` (1-based),
+/// and class names in `cars_meta.mat` (torchvision `stanford_cars.py`).
 pub(super) fn stanford_cars(source: &Source<'_>) -> Result<Task, DatasetError> {
     let meta = Mat::open(source, "devkit/cars_meta.mat")?;
     let names = match meta.get("class_names") {
         Some(Value::Cell { items, .. }) => items.iter().map(text).collect::<Option<Vec<_>>>(),
         _ => None,
     };
-    let names = names.ok_or_else(|| meta.lacks("a cell array of texts `class_names`"))?;
+    let names = names.ok_or_else(|| meta.missing("a cell array of texts `class_names`"))?;
     source.check_classes("devkit/cars_meta.mat", names)?;
     let read = |file: &str, folder: &str| {
         let mat = Mat::open(source, file)?;
@@ -68,28 +69,33 @@ pub(super) fn stanford_cars(source: &Source<'_>) -> Result<Task, DatasetError> {
                 .map(|(_, values)| values)
         };
         let (Some(files), Some(classes)) = (field("fname"), field("class")) else {
-            return Err(mat.lacks("a struct array `annotations` with `fname` and `class`, which cars_test_annos.mat of the devkit does not have"));
+            return Err(mat.missing(
+                "a struct array `annotations` with `fname` and `class`, \
+                 which cars_test_annos.mat of the devkit does not have",
+            ));
         };
-        let mut half = Half {
+        let mut samples = LabelledPaths {
             list: source.describe(file),
             paths: Vec::new(),
             labels: Vec::new(),
         };
         for (i, (name, class)) in files.iter().zip(classes).enumerate() {
             let at = || format!("annotation {}", i + 1);
-            let (Some(name), Some(class)) = (text(name), whole(class)) else {
+            let (Some(name), Some(class)) = (text(name), integer(class)) else {
                 return Err(source.malformed(
                     file,
                     at(),
                     "expected a file name and a class number",
                 ));
             };
-            half.paths.push(source.path(&format!("{folder}/{name}")));
-            half.labels.push(source.counted_from_one(class, file, at)?);
+            samples.paths.push(source.path(&format!("{folder}/{name}")));
+            samples
+                .labels
+                .push(source.zero_based_label(class, file, at)?);
         }
-        Ok(half)
+        Ok(samples)
     };
-    source.task_of_listed(
+    source.task_from_lists(
         &[source.path("cars_train"), source.path("cars_test")],
         read("devkit/cars_train_annos.mat", "cars_train")?,
         read("cars_test_annos_withlabels.mat", "cars_test")?,
@@ -117,7 +123,7 @@ impl Mat {
             .map(|(_, value)| value)
     }
 
-    fn lacks(&self, what: &str) -> DatasetError {
+    fn missing(&self, what: &str) -> DatasetError {
         DatasetError::Matlab {
             path: self.file.clone(),
             reason: format!("it does not have {what}"),
@@ -125,7 +131,7 @@ impl Mat {
     }
 }
 
-/// A variable of whole numbers.
+/// Returns a variable of integers.
 fn numbers(
     source: &Source<'_>,
     file: &str,
@@ -133,11 +139,11 @@ fn numbers(
     name: &str,
 ) -> Result<Vec<i64>, DatasetError> {
     let Some(Value::Numeric { data, .. }) = mat.get(name) else {
-        return Err(mat.lacks(&format!("the numbers `{name}`")));
+        return Err(mat.missing(&format!("the numbers `{name}`")));
     };
     let number = |&x: &f64| {
-        as_whole(x).ok_or_else(|| {
-            source.malformed(file, name.to_owned(), format!("{x} is no whole number"))
+        as_integer(x).ok_or_else(|| {
+            source.malformed(file, name.to_owned(), format!("{x} is not an integer"))
         })
     };
     data.iter().map(number).collect()
@@ -150,16 +156,16 @@ fn text(value: &Value) -> Option<&str> {
     }
 }
 
-fn whole(value: &Value) -> Option<i64> {
+fn integer(value: &Value) -> Option<i64> {
     match value {
         Value::Numeric { data, .. } => match data[..] {
-            [x] => as_whole(x),
+            [x] => as_integer(x),
             _ => None,
         },
         _ => None,
     }
 }
 
-fn as_whole(x: f64) -> Option<i64> {
+fn as_integer(x: f64) -> Option<i64> {
     (x.fract() == 0.0 && x.abs() < 1e15).then_some(x as i64)
 }

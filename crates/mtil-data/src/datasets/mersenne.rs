@@ -1,24 +1,34 @@
-//! The two permutations that the published splits and reference draws come from: MT19937 as
-//! PyTorch's CPU generator and numpy's legacy `RandomState` use it.
+//! Mersenne Twister (MT19937), and the permutations of PyTorch and numpy that draw from it.
 //!
-//! Generator: Matsumoto and Nishimura, "Mersenne Twister", ACM TOMACS 8(1), 1998. Permutations:
-//! PyTorch `aten/src/ATen/native/TensorFactories.cpp` (`randperm_cpu`) and numpy
-//! `numpy/random/mtrand.pyx` (`RandomState.shuffle`, `choice`) with
-//! `numpy/random/src/legacy/legacy-distributions.c`.
+//! The published splits use PyTorch's CPU generator, the published reference draws numpy's legacy
+//! `RandomState`.
+//!
+//! - Generator: Matsumoto and Nishimura, "Mersenne Twister", ACM TOMACS 8(1), 1998.
+//! - PyTorch: `aten/src/ATen/native/TensorFactories.cpp` (`randperm_cpu`).
+//! - numpy: `numpy/random/mtrand.pyx` (`RandomState.shuffle`, `choice`) with
+//!   `numpy/random/src/legacy/legacy-distributions.c`.
 
 const SIZE: usize = 624;
 const SHIFT: usize = 397;
 
-/// MT19937, seeded with one 32-bit number.
+/// The generator MT19937, seeded with one 32-bit number.
+///
+/// ```
+/// use mtil_data::datasets::mersenne::MersenneTwister;
+///
+/// let mut generator = MersenneTwister::new(5489);
+/// // The 10,000th number, which the C++ standard requires of `std::mt19937`.
+/// assert_eq!((0..10_000).map(|_| generator.next_u32()).last(), Some(4_123_659_995));
+/// ```
 #[derive(Debug, Clone)]
-pub struct Mersenne {
+pub struct MersenneTwister {
     state: [u32; SIZE],
     next: usize,
 }
 
-impl Mersenne {
-    /// The generator with `seed`, as `torch.Generator().manual_seed(seed)` and
-    /// `numpy.random.RandomState(seed)` set it.
+impl MersenneTwister {
+    /// Seeds the generator as `torch.Generator().manual_seed(seed)` and
+    /// `numpy.random.RandomState(seed)` do.
     pub fn new(seed: u32) -> Self {
         let mut state = [seed; SIZE];
         for i in 1..SIZE {
@@ -30,7 +40,7 @@ impl Mersenne {
         Self { state, next: SIZE }
     }
 
-    /// The next number, uniform over all 32-bit numbers.
+    /// Returns the next number, uniform over all 32-bit numbers.
     pub fn next_u32(&mut self) -> u32 {
         if self.next == SIZE {
             self.twist();
@@ -53,16 +63,16 @@ impl Mersenne {
     }
 }
 
-/// The largest number of items for which PyTorch draws 32-bit numbers.
+/// Number of items from which on PyTorch no longer draws 32-bit numbers.
 const TORCH_LIMIT: usize = u32::MAX as usize / 20;
 
-/// `torch.randperm(n, generator=torch.Generator().manual_seed(seed))` on the CPU.
+/// Returns `torch.randperm(n, generator=torch.Generator().manual_seed(seed))` on the CPU.
 ///
 /// # Panics
-/// For `n` from 214,748,364 on, where PyTorch draws otherwise.
+/// If `n` is at least 214,748,364, where PyTorch uses another algorithm.
 pub fn torch_randperm(n: usize, seed: u32) -> Vec<usize> {
     assert!(n < TORCH_LIMIT, "{n} items are too many");
-    let mut generator = Mersenne::new(seed);
+    let mut generator = MersenneTwister::new(seed);
     let mut order: Vec<usize> = (0..n).collect();
     for i in 0..n.saturating_sub(1) {
         let z = generator.next_u32() as usize % (n - i);
@@ -71,15 +81,16 @@ pub fn torch_randperm(n: usize, seed: u32) -> Vec<usize> {
     order
 }
 
-/// `numpy.random.RandomState(seed).permutation(n)`.
+/// Returns `numpy.random.RandomState(seed).permutation(n)`.
 ///
 /// # Panics
-/// For `n` above 2³², where numpy draws otherwise.
+/// If `n` is above 2³², where numpy uses another algorithm.
 pub fn numpy_permutation(n: usize, seed: u32) -> Vec<usize> {
     assert!(n as u64 <= 1 << 32, "{n} items are too many");
-    let mut generator = Mersenne::new(seed);
+    let mut generator = MersenneTwister::new(seed);
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
+        // Rejection sampling below the next power of two, as numpy's legacy generator does.
         let mask = u32::MAX >> (i as u32).leading_zeros();
         let j = loop {
             let drawn = (generator.next_u32() & mask) as usize;
@@ -92,8 +103,9 @@ pub fn numpy_permutation(n: usize, seed: u32) -> Vec<usize> {
     order
 }
 
-/// `numpy.random.RandomState(seed).choice(n, count, replace=False)`: all of them, permuted, when
-/// `count` is `n` or more (numpy refuses more).
+/// Returns `numpy.random.RandomState(seed).choice(n, count, replace=False)`.
+///
+/// If `count` exceeds `n`, which numpy rejects, returns a permutation of all `n`.
 ///
 /// # Panics
 /// As [`numpy_permutation`].
@@ -110,7 +122,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Permutations and draws made with torch and numpy themselves.
+    /// Permutations and draws computed by torch and numpy.
     pub(in super::super) fn golden() -> Value {
         serde_json::from_str(include_str!("../testdata/golden_vectors.json")).unwrap()
     }
@@ -131,7 +143,7 @@ pub(super) mod tests {
     #[test]
     fn first_numbers_are_those_of_the_reference_implementation() {
         // The 10,000th number for the seed 5489, which the C++ standard requires of mt19937.
-        let mut generator = Mersenne::new(5489);
+        let mut generator = MersenneTwister::new(5489);
         let last = (0..10_000).map(|_| generator.next_u32()).last();
         assert_eq!(last, Some(4_123_659_995));
     }

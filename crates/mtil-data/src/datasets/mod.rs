@@ -1,17 +1,17 @@
-//! The datasets of MTIL from their original files: folders as torchvision unpacks them, or the
-//! archives as they were downloaded.
+//! The datasets of the MTIL benchmark, read from the folders that torchvision unpacks or from the
+//! original archives.
 //!
-//! - [`open`]: a dataset as a [`Task`]; [`Spec`]: what is known of it; [`DatasetOptions`]: splits,
-//!   orders, sizes
-//! - [`mtil`]: the two orders, as suites with their reference and held-out pairs
+//! - [`open`]: opens a dataset as a [`Task`]; [`Spec`]: its specification; [`DatasetOptions`]:
+//!   splits, orders, sizes
+//! - [`mtil`]: the two task orders as suites with reference and held-out pairs
 //! - [`imagenet`], [`captions`]: reference pairs and retrieval sets
-//! - [`transform`]: parts and rotations of a suite, few-shot halves
-//! - [`check`]: what a data root holds and what is wrong with it
-//! - [`mersenne`]: the generators of the published splits and draws
-//! - [`store`]: files in folders and archives; [`pickle`], [`idx`], [`matlab`]: their formats
+//! - [`transform`]: task selection, cyclic shifts and few-shot subsets of a suite
+//! - [`check`]: a report on the datasets in a data root
+//! - [`mersenne`]: the random generators of the published splits and reference draws
+//! - [`store`]: files in folders and archives; [`pickle`], [`idx`], [`matlab`]: file formats
 //!
-//! The loaders: `lists`, `folders`, `mats`, `raw` (torchvision's splits) and `coop` (CoOp's). Each
-//! is checked against what torchvision reads from the same files
+//! The loaders are `lists`, `folders`, `mats`, `raw` (torchvision's splits) and `coop` (CoOp's
+//! splits). Their samples are compared with those that torchvision reads from the same files
 //! (`tests/reference/mtil_datasets.py`).
 
 pub mod captions;
@@ -38,19 +38,31 @@ pub mod transform;
 use std::path::Path;
 
 pub use error::DatasetError;
-pub use options::{Counts, DatasetOptions, IndexLists, Protocol, ReferenceSource, Sun397Order};
+pub use options::{DatasetOptions, IndexLists, Protocol, ReferenceSource, SizeCheck, Sun397Order};
 pub use spec::{CoopSpec, Spec};
 pub use splits::Split;
 
 use crate::suite::Task;
 use source::Source;
 
-/// Opens the dataset `key` (`Aircraft`, `Caltech101`, …; [`Spec::all`]) below the data root `root`.
-/// Lists and names are read and checked here; images are when they are used.
+/// Opens a dataset in the data root `root` by its key, such as `Caltech101` (see [`Spec::all`]).
+///
+/// Lists and names are read and checked here. Images are decoded when they are used.
 ///
 /// # Errors
-/// [`DatasetError`]: an unknown key, no such dataset below `root`, images missing, or files that
-/// are not those of the published release.
+/// [`DatasetError`]: an unknown key, a dataset that is not in `root`, missing images, or files that
+/// differ from the published release.
+///
+/// # Examples
+/// ```no_run
+/// use std::path::Path;
+///
+/// use mtil_data::datasets::{DatasetOptions, open};
+///
+/// let task = open("Food", Path::new("data"), &DatasetOptions::default())?;
+/// assert_eq!(task.class_names.len(), 101);
+/// # Ok::<(), mtil_data::datasets::DatasetError>(())
+/// ```
 pub fn open(key: &str, root: &Path, options: &DatasetOptions) -> Result<Task, DatasetError> {
     let spec = Spec::find(key)?;
     if let (Protocol::CoOp, Some(coop)) = (options.protocol, &spec.coop) {

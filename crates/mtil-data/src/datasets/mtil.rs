@@ -1,4 +1,4 @@
-//! The Multi-domain Task Incremental Learning benchmark: eleven datasets in two orders, with
+//! The Multi-domain Task Incremental Learning (MTIL) benchmark: eleven datasets in two orders, with
 //! reference and held-out pairs (Zheng et al., "Preventing Zero-Shot Transfer Degradation in
 //! Continual Learning of Vision-Language Models", ICCV 2023).
 
@@ -20,7 +20,7 @@ use crate::{
     suite::{CaptionedImages, RetrievalSet, Suite, Task},
 };
 
-/// Order I, alphabetical (GNSP `configs/mtil_order_I.json`).
+/// Task order I, alphabetical (GNSP `configs/mtil_order_I.json`).
 pub const ORDER_1: [&str; 11] = [
     "Aircraft",
     "Caltech101",
@@ -34,7 +34,7 @@ pub const ORDER_1: [&str; 11] = [
     "StanfordCars",
     "SUN397",
 ];
-/// Order II (GNSP `configs/mtil_order_II.json`).
+/// Task order II (GNSP `configs/mtil_order_II.json`).
 pub const ORDER_2: [&str; 11] = [
     "StanfordCars",
     "Food",
@@ -53,31 +53,44 @@ pub const SUITES: [&str; 2] = ["mtil-order-1", "mtil-order-2"];
 
 /// Seed of the reference draw of the first task of order I.
 const REFERENCE_SEED: u32 = 42;
-/// Images of ImageNet that are held out where there is neither COCO nor Flickr30k.
+/// Number of ImageNet images that are held out if there is neither COCO nor Flickr30k.
 const HELD_OUT: usize = 1000;
 
-/// A suite with what else its data root holds.
+/// An MTIL suite, its retrieval sets and the seeds of its reference draws.
 #[derive(Clone)]
 pub struct MtilSuite {
     /// Tasks, reference and held-out pairs.
     pub suite: Suite,
-    /// COCO and Flickr30k, where they are.
+    /// COCO and Flickr30k, if the data root contains them.
     pub retrieval: Vec<RetrievalSet>,
-    /// Seed of the published reference draw of each task, in the order of the tasks.
+    /// Seed of the published reference draw of each task, in task order.
     pub reference_seeds: Vec<u32>,
 }
 
-/// Opens a suite from the data root `root`.
+/// Opens the suite `name`, one of [`SUITES`], from the data root `root`.
 ///
-/// The held-out pairs are, of what is there, the first of: COCO and Flickr30k, each image with its
-/// first caption; 1000 validation images of ImageNet; 1000 of its training images, which are taken
-/// out of the reference pairs. With [`ReferenceSource::None`] the reference pairs are empty, and
-/// the caller gives them.
+/// The held-out pairs are the first of these that the data root contains:
+///
+/// 1. the images of COCO, or else of Flickr30k, with their first captions,
+/// 2. 1000 validation images of ImageNet,
+/// 3. 1000 training images of ImageNet, which are removed from the reference pairs.
+///
+/// Under [`ReferenceSource::None`] the reference pairs are empty, and the caller provides them.
 ///
 /// # Errors
-/// [`DatasetError`] of the first dataset that is not there or not in order;
-/// [`DatasetError::NoReference`] and [`DatasetError::NoHeldOut`]; [`DatasetError::UnknownDataset`]
-/// for another name than those of [`SUITES`].
+/// [`DatasetError`] of a dataset that is missing or invalid, [`DatasetError::NoReference`],
+/// [`DatasetError::NoHeldOut`], or [`DatasetError::UnknownDataset`] for an unknown `name`.
+///
+/// # Examples
+/// ```no_run
+/// use std::path::Path;
+///
+/// use mtil_data::datasets::{DatasetOptions, mtil};
+///
+/// let mtil = mtil::suite("mtil-order-1", Path::new("data"), &DatasetOptions::default())?;
+/// assert_eq!(mtil.suite.tasks.len(), 11);
+/// # Ok::<(), mtil_data::datasets::DatasetError>(())
+/// ```
 pub fn suite(name: &str, root: &Path, options: &DatasetOptions) -> Result<MtilSuite, DatasetError> {
     let order = match name {
         "mtil-order-1" => ORDER_1,
@@ -95,11 +108,11 @@ pub fn suite(name: &str, root: &Path, options: &DatasetOptions) -> Result<MtilSu
         .map(|key| open(key, root, options))
         .collect::<Result<_, _>>()?;
     let retrieval: Vec<RetrievalSet> = [
-        captions::coco(root, CaptionSplit::Found),
-        captions::flickr30k(root, CaptionSplit::Found),
+        captions::coco(root, CaptionSplit::Auto),
+        captions::flickr30k(root, CaptionSplit::Auto),
     ]
     .into_iter()
-    .map(if_there)
+    .map(ok_if_found)
     .collect::<Result<Vec<_>, _>>()?
     .into_iter()
     .flatten()
@@ -119,13 +132,16 @@ pub fn suite(name: &str, root: &Path, options: &DatasetOptions) -> Result<MtilSu
     })
 }
 
-/// Seed of the published reference draw for the dataset `key`: 42 and its place in order I, in
-/// whatever order it is learned (GNSP `helpers.py:131-140`). `None` for other datasets.
+/// Returns the seed of the published reference draw for the dataset `key`.
+///
+/// It is 42 plus the index of the dataset in order I, whatever the task order
+/// (GNSP `helpers.py:131-140`). `None` for datasets outside MTIL.
 pub fn reference_seed(key: &str) -> Option<u32> {
     let place = ORDER_1.iter().position(|k| *k == key)?;
     Some(REFERENCE_SEED + place as u32)
 }
 
+/// Reference pairs, and whether they are ImageNet's.
 struct Reference {
     pairs: CaptionedImages,
     imagenet: bool,
@@ -155,20 +171,20 @@ fn reference(root: &Path, options: &DatasetOptions) -> Result<Reference, Dataset
             },
             imagenet: false,
         }),
-        ReferenceSource::Found => {
-            if let Some(found) = if_there(of_imagenet())? {
+        ReferenceSource::Auto => {
+            if let Some(found) = ok_if_found(of_imagenet())? {
                 return Ok(found);
             }
-            if_there(of_captions())?.ok_or_else(|| DatasetError::NoReference {
+            ok_if_found(of_captions())?.ok_or_else(|| DatasetError::NoReference {
                 root: root.to_owned(),
-                imagenet: folder_of("ImageNet"),
-                captions: folder_of("ConceptualCaptions"),
+                imagenet: base_folder("ImageNet"),
+                captions: base_folder("ConceptualCaptions"),
             })
         }
     }
 }
 
-fn folder_of(key: &str) -> String {
+fn base_folder(key: &str) -> String {
     let spec = Spec::find(key).map(|s| s.bases[0].clone());
     spec.map_or_else(|_| key.to_owned(), |base| format!("{base}/"))
 }
@@ -187,8 +203,8 @@ fn held_out(
         chosen.sort_unstable();
         chosen
     };
-    if let Some(val) = if_there(imagenet::validation(root, options))? {
-        return Ok(part(&val, choose(val.images.len())));
+    if let Some(val) = ok_if_found(imagenet::validation(root, options))? {
+        return Ok(subset(&val, choose(val.images.len())));
     }
     let n = reference.pairs.images.len();
     if !reference.imagenet || n <= HELD_OUT {
@@ -200,20 +216,20 @@ fn held_out(
     let rest = (0..n)
         .filter(|i| chosen.binary_search(i).is_err())
         .collect();
-    let held_out = part(&reference.pairs, chosen);
-    reference.pairs = part(&reference.pairs, rest);
+    let held_out = subset(&reference.pairs, chosen);
+    reference.pairs = subset(&reference.pairs, rest);
     Ok(held_out)
 }
 
-fn part(pairs: &CaptionedImages, indices: Vec<usize>) -> CaptionedImages {
+fn subset(pairs: &CaptionedImages, indices: Vec<usize>) -> CaptionedImages {
     CaptionedImages {
         captions: indices.iter().map(|&i| pairs.captions[i].clone()).collect(),
         images: Arc::new(Subset::new(pairs.images.clone(), indices)),
     }
 }
 
-/// `None` where a dataset is not there; what is there must be in order.
-pub(super) fn if_there<T>(found: Result<T, DatasetError>) -> Result<Option<T>, DatasetError> {
+/// Converts [`DatasetError::NotFound`] to `None`. Other errors remain.
+pub(super) fn ok_if_found<T>(found: Result<T, DatasetError>) -> Result<Option<T>, DatasetError> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(DatasetError::NotFound { .. }) => Ok(None),

@@ -1,79 +1,89 @@
-//! What can be chosen when a dataset is opened.
+//! Dataset options: protocol, size checks, splits, orders and reference pairs.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-/// Whose splits and class names.
+/// Evaluation protocol: splits and class names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
-    /// ZSCL's and GNSP's: torchvision's splits, 80/20 with seed 42 where it has none, and the class
-    /// names written for MTIL.
+    /// The protocol of ZSCL and GNSP: torchvision's splits, an 80/20 split with seed 42 for
+    /// datasets without one, and MTIL's class names.
     #[default]
     Zscl,
-    /// CoOp's `split_zhou_*.json`, with the labels and class names of that file (`_` reads as a
-    /// space). The templates stay those of MTIL; the `val` list is not used. Aircraft, CIFAR10,
-    /// CIFAR100, ImageNet and MNIST have no such file and are opened as for [`Zscl`](Self::Zscl);
-    /// CoOp's lists of Aircraft are the same.
+    /// CoOp's `split_zhou_*.json`, with the labels and class names of that file (`_` becomes a
+    /// space). Templates remain those of MTIL, and the `val` list is not used. Aircraft, CIFAR10,
+    /// CIFAR100, ImageNet and MNIST have no such file and are opened as under
+    /// [`Zscl`](Self::Zscl); CoOp's lists of Aircraft are the same.
     CoOp,
 }
 
-/// Whether a dataset must have the size of the published release.
+/// Check of a dataset's size against the published release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Counts {
-    /// It must, and every class must have images to train on.
+pub enum SizeCheck {
+    /// The sizes must be those of the published release, and every class must have training images.
     #[default]
     Exact,
-    /// It need not: parts of datasets, miniatures for tests.
+    /// Any size is accepted, for subsets and for miniatures in tests.
     Any,
 }
 
-/// In which order the images of SUN397 are numbered before they are split 80/20.
+/// Order of the images of SUN397 before the 80/20 split.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Sun397Order {
-    /// By the bytes of their paths. This is our choice: torchvision takes them in the order of
-    /// the file system (`sun397.py`, `rglob` without sorting), so the published split is not known.
+    /// Sorted by the bytes of their paths. This is a choice of this crate: torchvision uses the
+    /// order of the file system (`sun397.py`, `rglob` without sorting), so the published split is
+    /// not known.
     #[default]
     Sorted,
-    /// As the lines of a text file have them: either paths below the folder `SUN397`, or numbers
-    /// of the sorted order. Every image once. With the order of another machine this gives the
-    /// split of that machine.
+    /// The order of the lines of a text file, which lists every image once: either as a path
+    /// relative to the folder `SUN397`, or as an index into the sorted order. The file-system order
+    /// of another machine reproduces the split of that machine.
     IndexList(PathBuf),
 }
 
-/// The two halves of a split as text files with a number a line: positions, from 0, in the order of
-/// the dataset before it is split. An image need not be in either, and must not be in both.
+/// A train/test split as two text files with one image index per line.
+///
+/// Indices start at 0 and refer to the order of the dataset before it is split. An image may be in
+/// one of the files or in none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexLists {
-    /// The images to train on.
+    /// File with the indices of the training images.
     pub train: PathBuf,
-    /// The images to evaluate on.
+    /// File with the indices of the test images.
     pub test: PathBuf,
 }
 
-/// Where the reference pairs come from.
+/// Source of the reference pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReferenceSource {
-    /// ImageNet if it is there, else Conceptual Captions.
+    /// ImageNet if it is in the data root, else Conceptual Captions.
     #[default]
-    Found,
-    /// ImageNet with "a photo of a NAME" (GNSP).
+    Auto,
+    /// ImageNet with captions "a photo of a NAME" (GNSP).
     ImageNet,
     /// Conceptual Captions (ZSCL).
     ConceptualCaptions,
-    /// None: the caller gives them.
+    /// No reference pairs. The caller provides them.
     None,
 }
 
-/// What can be chosen when a dataset or a suite is opened.
+/// Options for opening a dataset or a suite.
+///
+/// ```
+/// use mtil_data::datasets::{DatasetOptions, Protocol};
+///
+/// let options = DatasetOptions { protocol: Protocol::CoOp, ..DatasetOptions::default() };
+/// assert!(options.index_lists.is_empty());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DatasetOptions {
-    /// Whose splits and class names.
+    /// Evaluation protocol.
     pub protocol: Protocol,
-    /// Whether sizes must be those of the published releases.
-    pub counts: Counts,
+    /// Check of sizes against the published releases.
+    pub size_check: SizeCheck,
     /// Order of SUN397 before it is split.
     pub sun397_order: Sun397Order,
-    /// Splits to use instead of the random ones of Caltech101, EuroSAT and SUN397, by key.
+    /// Splits by dataset key, in place of the random ones of Caltech101, EuroSAT and SUN397.
     pub index_lists: BTreeMap<String, IndexLists>,
-    /// Where a suite's reference pairs come from.
+    /// Source of a suite's reference pairs.
     pub reference: ReferenceSource,
 }

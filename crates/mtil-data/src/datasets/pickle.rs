@@ -1,19 +1,19 @@
-//! The pickles of CIFAR: numbers, texts, containers and numpy arrays.
+//! Reader of CIFAR's pickles: numbers, texts, containers and numpy arrays.
 //!
-//! [`inert_pickle`] reads them and executes nothing; this is its vocabulary: of all classes and
-//! functions those that numpy arrays are made with. Others are refused by name. What is referred to
-//! many times is copied at the end, within a limit.
+//! [`inert_pickle`] reads them without executing anything. This module is its vocabulary: the
+//! classes and functions that construct numpy arrays. Any other is rejected by name. Objects that
+//! are referenced several times are copied at the end, up to a limit.
 
-use inert_pickle::{Bytes, Fault, Id, Limits, Made, Node, Objects, Vocabulary};
+use inert_pickle::{Bytes, CallResult, Id, Limits, Node, Objects, PickleError, Vocabulary};
 
 use super::error::DatasetError;
 
-/// Most objects a pickle may make. CIFAR100's `train` makes 250,000.
+/// Maximum number of objects of a pickle. CIFAR100's `train` has 250,000.
 const MAX_OBJECTS: usize = 4 << 20;
-/// Most containers within containers.
+/// Maximum nesting depth of containers.
 const MAX_DEPTH: usize = 32;
 
-/// What a pickle holds.
+/// A value of a pickle.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// `None`.
@@ -34,24 +34,24 @@ pub enum Value {
     Tuple(Vec<Value>),
     /// A `dict`, in insertion order.
     Dict(Vec<(Value, Value)>),
-    /// A numpy array of numbers or truth values.
+    /// A numpy array of numbers or booleans.
     Array {
-        /// Its element type as numpy writes it, without byte order: `u1`, `i8`, `f4`, `b1`.
+        /// Element type in numpy's notation without byte order: `u1`, `i8`, `f4`, `b1`.
         dtype: String,
         /// Length of each dimension.
         shape: Vec<usize>,
-        /// The elements in little-endian bytes, last dimension fastest.
+        /// The elements in little-endian bytes and row-major order.
         data: Vec<u8>,
     },
 }
 
 impl Value {
-    /// The entry `key` of a dictionary, whether its key is a `str` or a `bytes`.
+    /// Returns the entry `key` of a dictionary, whose key may be a `str` or a `bytes`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         let Self::Dict(entries) = self else {
             return None;
         };
-        // Of equal keys the last counts.
+        // The last of several equal keys counts.
         entries.iter().rev().find_map(|(k, value)| match k {
             Self::Text(k) if k == key => Some(value),
             Self::Bytes(k) if k == key.as_bytes() => Some(value),
@@ -60,15 +60,25 @@ impl Value {
     }
 }
 
-/// Reads a pickle. `name` is the file's, for errors.
+/// Reads a pickle. `name` identifies the file in errors.
 ///
 /// # Errors
-/// [`DatasetError::Pickle`].
+/// [`DatasetError::Pickle`] if the pickle is corrupt, exceeds a limit or contains other objects.
+///
+/// # Examples
+/// ```
+/// use mtil_data::datasets::pickle::{self, Value};
+///
+/// // pickle.dumps({"a": 1}, protocol=0)
+/// let value = pickle::read(b"(dp0\nVa\np1\nI1\ns.", "example.pkl")?;
+/// assert_eq!(value.get("a"), Some(&Value::Int(1)));
+/// # Ok::<(), mtil_data::datasets::DatasetError>(())
+/// ```
 pub fn read(bytes: &[u8], name: &str) -> Result<Value, DatasetError> {
-    let mut numpy = Numpy {
+    let mut numpy = NumpyVocabulary {
         source: bytes,
-        // Text that Python 3 wraps for Python 2 is twice as long as its bytes.
-        allowance: bytes.len().saturating_mul(4).saturating_add(1 << 20),
+        // Bytes that Python 3 stores as text for Python 2 are up to twice as long.
+        copy_budget: bytes.len().saturating_mul(4).saturating_add(1 << 20),
     };
     let length = bytes.len() as u64;
     let limits = Limits {
@@ -77,11 +87,12 @@ pub fn read(bytes: &[u8], name: &str) -> Result<Value, DatasetError> {
     };
     inert_pickle::read(bytes, 0..length, limits, &mut numpy)
         .map_err(|fault| match fault {
-            Fault::Truncated { .. } => {
+            PickleError::Truncated { .. } => {
                 "it ends early: half downloaded? Download it again".to_owned()
             }
-            Fault::Unknown { global, .. } => format!(
-                "pickle with foreign globals: it asks for `{}`, which no dataset needs; it is not to be trusted",
+            PickleError::Unknown { global, .. } => format!(
+                "pickle with foreign globals: it asks for `{}`, which no dataset needs; \
+                 it is not to be trusted",
                 global.escape_debug()
             ),
             other => other.to_string(),
@@ -93,27 +104,27 @@ pub fn read(bytes: &[u8], name: &str) -> Result<Value, DatasetError> {
         })
 }
 
-/// What is neither a number nor a text nor a container.
+/// An object of the vocabulary.
 #[derive(Debug)]
 enum Known {
     Global(Global),
     Dtype(Dtype),
-    /// Nothing before it is given its state.
+    /// `None` until its state is set.
     Array(Option<Array>),
 }
 
-/// The classes and functions that are known.
+/// Classes and functions of the vocabulary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Global {
-    /// Makes an empty array, which is filled by the state it is given.
+    /// Constructs an empty array, whose state is set later.
     Reconstruct,
-    /// Makes an array of a buffer (protocol 5).
+    /// Constructs an array from a buffer (protocol 5).
     FromBuffer,
-    /// Makes a numpy scalar.
+    /// Constructs a numpy scalar.
     Scalar,
     Ndarray,
     Dtype,
-    /// Makes bytes of text.
+    /// Encodes text to bytes.
     Encode,
     Bytes,
 }
@@ -135,13 +146,13 @@ impl Global {
     }
 }
 
-/// A type of numbers.
+/// Element type of an array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Dtype {
     /// `b`, `i`, `u` or `f`.
     kind: char,
     size: usize,
-    big: bool,
+    big_endian: bool,
 }
 
 impl Dtype {
@@ -160,7 +171,7 @@ impl Dtype {
         Some(Self {
             kind,
             size,
-            big: order == Some('>'),
+            big_endian: order == Some('>'),
         })
     }
 }
@@ -169,22 +180,22 @@ impl Dtype {
 struct Array {
     dtype: Dtype,
     shape: Vec<usize>,
-    /// First dimension fastest.
+    /// Column-major order.
     fortran: bool,
-    /// A bytes object of the length that shape and type ask for.
+    /// A bytes object of the length given by shape and type.
     data: Id,
 }
 
 type Outcome<T> = Result<T, String>;
 
-/// The vocabulary.
-struct Numpy<'a> {
+/// The vocabulary of numpy arrays.
+struct NumpyVocabulary<'a> {
     source: &'a [u8],
-    /// Bytes that may yet be copied.
-    allowance: usize,
+    /// Number of bytes that may still be copied.
+    copy_budget: usize,
 }
 
-impl Vocabulary for Numpy<'_> {
+impl Vocabulary for NumpyVocabulary<'_> {
     type Known = Known;
 
     const PYTHON_2_TEXT: bool = false;
@@ -198,9 +209,9 @@ impl Vocabulary for Numpy<'_> {
         objects: &Objects<Known>,
         callable: &Known,
         arguments: &[Id],
-    ) -> Outcome<Made<Known>> {
+    ) -> Outcome<CallResult<Known>> {
         let Known::Global(function) = callable else {
-            return Err("it calls what is no function".into());
+            return Err("it calls an object that is not a function".into());
         };
         let node = match (function, arguments) {
             (Global::Reconstruct, [class, ..])
@@ -231,25 +242,25 @@ impl Vocabulary for Numpy<'_> {
             }
             (Global::Scalar, [dtype, data]) => match (objects.get(*dtype), objects.get(*data)) {
                 (Node::Known(Known::Dtype(dtype)), Node::Bytes(data)) => {
-                    scalar(*dtype, data.within(self.source))?
+                    scalar(*dtype, data.resolve(self.source))?
                 }
                 _ => return Err("a number of numpy is malformed".into()),
             },
             (Global::Encode, [text, encoding]) => {
                 match (objects.text(*text), objects.text(*encoding)) {
                     (Some(text), Some("latin1")) => {
-                        self.spend(text.len())?;
+                        self.charge(text.len())?;
                         let bytes: Result<Box<[u8]>, _> =
                             text.chars().map(|c| u8::try_from(u32::from(c))).collect();
-                        Node::Bytes(Bytes::Own(bytes.map_err(|_| "bytes are malformed")?))
+                        Node::Bytes(Bytes::Owned(bytes.map_err(|_| "bytes are malformed")?))
                     }
                     _ => return Err("bytes are malformed".into()),
                 }
             }
-            (Global::Bytes, []) => Node::Bytes(Bytes::Own(Box::new([]))),
+            (Global::Bytes, []) => Node::Bytes(Bytes::Owned(Box::new([]))),
             _ => return Err(format!("it calls {function:?} in an unknown way")),
         };
-        Ok(Made::New(node))
+        Ok(CallResult::New(node))
     }
 
     fn build(
@@ -259,7 +270,7 @@ impl Vocabulary for Numpy<'_> {
         state: Id,
     ) -> Outcome<Option<Node<Known>>> {
         let Node::Tuple(state) = objects.get(state) else {
-            return Err("the state of an object is no tuple".into());
+            return Err("the state of an object is not a tuple".into());
         };
         let built = match (objects.get(target), &**state) {
             (Node::Known(Known::Array(None)), [_version, shape, dtype, fortran, data]) => {
@@ -274,7 +285,7 @@ impl Vocabulary for Numpy<'_> {
             (Node::Known(Known::Dtype(dtype)), [_version, order, ..]) => {
                 let order = self.ascii(objects, *order);
                 Known::Dtype(Dtype {
-                    big: order.ok_or("an element type is malformed")? == b">",
+                    big_endian: order.ok_or("an element type is malformed")? == b">",
                     ..*dtype
                 })
             }
@@ -288,44 +299,44 @@ impl Vocabulary for Numpy<'_> {
     }
 }
 
-impl Numpy<'_> {
-    /// A short text, which Python 2 wrote as bytes.
+impl NumpyVocabulary<'_> {
+    /// Returns a text, which Python 2 stored as bytes.
     fn ascii<'o>(&'o self, objects: &'o Objects<Known>, id: Id) -> Option<&'o [u8]> {
         match objects.get(id) {
             Node::Str(text) => Some(text.as_bytes()),
-            Node::Bytes(text) => Some(text.within(self.source)),
+            Node::Bytes(text) => Some(text.resolve(self.source)),
             _ => None,
         }
     }
 
-    fn spend(&mut self, bytes: usize) -> Outcome<()> {
-        let rest = self.allowance.checked_sub(bytes);
-        self.allowance = rest.ok_or("it repeats its objects too often")?;
+    fn charge(&mut self, bytes: usize) -> Outcome<()> {
+        let rest = self.copy_budget.checked_sub(bytes);
+        self.copy_budget = rest.ok_or("it repeats its objects too often")?;
         Ok(())
     }
 
     fn copy(&mut self, bytes: &Bytes) -> Outcome<Vec<u8>> {
-        let bytes = bytes.within(self.source);
-        self.spend(bytes.len())?;
+        let bytes = bytes.resolve(self.source);
+        self.charge(bytes.len())?;
         Ok(bytes.to_vec())
     }
 
-    /// An object with all that it refers to.
+    /// Returns an object with all objects that it references.
     fn value(&mut self, objects: &Objects<Known>, id: Id, depth: usize) -> Outcome<Value> {
         if depth > MAX_DEPTH {
             return Err(format!(
                 "its containers are nested more than {MAX_DEPTH} deep"
             ));
         }
-        // A value is counted as a byte: every object costs at least one, once.
-        self.spend(1)?;
+        // Each value counts as one byte, which also bounds the copies of small objects.
+        self.charge(1)?;
         Ok(match objects.get(id) {
             Node::None => Value::None,
             Node::Bool(value) => Value::Bool(*value),
             Node::Int(value) => Value::Int(*value),
             Node::Float(value) => Value::Float(*value),
             Node::Str(text) => {
-                self.spend(text.len())?;
+                self.charge(text.len())?;
                 Value::Text(text.to_string())
             }
             Node::Bytes(bytes) => Value::Bytes(self.copy(bytes)?),
@@ -345,12 +356,16 @@ impl Numpy<'_> {
                     return Err("an array is malformed".into());
                 };
                 let mut data = self.copy(data)?;
-                let Dtype { kind, size, big } = array.dtype;
-                if big {
+                let Dtype {
+                    kind,
+                    size,
+                    big_endian,
+                } = array.dtype;
+                if big_endian {
                     data.chunks_exact_mut(size).for_each(<[u8]>::reverse);
                 }
                 if array.fortran {
-                    data = last_fastest(&data, size, &array.shape);
+                    data = to_row_major(&data, size, &array.shape);
                 }
                 Value::Array {
                     dtype: format!("{kind}{size}"),
@@ -380,6 +395,7 @@ impl Numpy<'_> {
     }
 }
 
+/// Returns an array after checking that its data has the size given by shape and type.
 fn checked_array(
     objects: &Objects<Known>,
     shape: Id,
@@ -424,7 +440,7 @@ fn scalar(dtype: Dtype, data: &[u8]) -> Outcome<Node<Known>> {
         return Err(malformed());
     }
     let mut data = data.to_vec();
-    if dtype.big {
+    if dtype.big_endian {
         data.reverse();
     }
     let negative = dtype.kind == 'i' && data.last().is_some_and(|b| *b >= 0x80);
@@ -439,9 +455,8 @@ fn scalar(dtype: Dtype, data: &[u8]) -> Outcome<Node<Known>> {
     })
 }
 
-/// Elements of `size` bytes with the first dimension fastest, brought into the order with the last
-/// fastest.
-fn last_fastest(data: &[u8], size: usize, shape: &[usize]) -> Vec<u8> {
+/// Converts elements of `size` bytes from column-major to row-major order.
+fn to_row_major(data: &[u8], size: usize, shape: &[usize]) -> Vec<u8> {
     let mut strides = Vec::with_capacity(shape.len());
     let mut stride = size;
     for length in shape {
@@ -615,7 +630,6 @@ mod tests {
         assert!(fault(&FIXTURES[0][..5000]).contains("half downloaded?"));
     }
 
-    /// Whatever a byte is changed to, the reader returns.
     #[test]
     fn damaged_pickles_do_not_panic() {
         for fixture in &FIXTURES[1..] {
@@ -646,7 +660,11 @@ mod tests {
             .unwrap();
         short[at + 1] = 5;
         short.remove(at + 2);
-        assert!(fault(&short).contains("shape [2, 3]"));
+        // The length of the frame, after the opcodes PROTO and FRAME, is a byte less as well.
+        assert_eq!(short[2], 0x95);
+        short[3] -= 1;
+        let message = fault(&short);
+        assert!(message.contains("shape [2, 3]"), "{message}");
     }
 
     #[test]

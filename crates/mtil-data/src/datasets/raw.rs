@@ -1,4 +1,4 @@
-//! Datasets that are arrays of pixels: CIFAR10, CIFAR100, MNIST.
+//! Loaders of datasets stored as raw pixel arrays: CIFAR10, CIFAR100, MNIST.
 //!
 //! MNIST's images are grey and become RGB after crop and resize, which gives the same values in
 //! each channel.
@@ -10,27 +10,28 @@ use super::{
     idx,
     pickle::{self, Value},
     source::Source,
-    store::{Pixels, RawImages},
+    store::{PixelLayout, RawImages},
 };
 use crate::{data::ImageSource, suite::Task};
 
-type Half = (String, Arc<dyn ImageSource>, Vec<usize>);
+/// A split: path of its file, images and labels.
+type RawSplit = (String, Arc<dyn ImageSource>, Vec<usize>);
 
-/// `train`, `test` and `meta` with fine labels (torchvision `cifar.py`).
+/// Loads CIFAR100: `train`, `test` and `meta` with fine labels (torchvision `cifar.py`).
 pub(super) fn cifar100(source: &Source<'_>) -> Result<Task, DatasetError> {
-    cifar_classes(source, "meta", "fine_label_names")?;
-    let read = |file: &str| cifar(source, &[file], "fine_labels");
-    source.task_of_raw(read("train")?, read("test")?)
+    check_cifar_classes(source, "meta", "fine_label_names")?;
+    let read = |file: &str| cifar_split(source, &[file], "fine_labels");
+    source.task_from_arrays(read("train")?, read("test")?)
 }
 
-/// Five batches to train on and one to evaluate on (torchvision `cifar.py`).
+/// Loads CIFAR10: five training batches and a test batch (torchvision `cifar.py`).
 pub(super) fn cifar10(source: &Source<'_>) -> Result<Task, DatasetError> {
-    cifar_classes(source, "batches.meta", "label_names")?;
+    check_cifar_classes(source, "batches.meta", "label_names")?;
     let names: Vec<String> = (1..=5).map(|i| format!("data_batch_{i}")).collect();
     let train: Vec<&str> = names.iter().map(String::as_str).collect();
-    source.task_of_raw(
-        cifar(source, &train, "labels")?,
-        cifar(source, &["test_batch"], "labels")?,
+    source.task_from_arrays(
+        cifar_split(source, &train, "labels")?,
+        cifar_split(source, &["test_batch"], "labels")?,
     )
 }
 
@@ -39,20 +40,20 @@ fn unpickle(source: &Source<'_>, file: &str) -> Result<Value, DatasetError> {
     pickle::read(&bytes, &source.describe(file))
 }
 
-fn lacks(source: &Source<'_>, file: &str, what: &str) -> DatasetError {
+fn missing(source: &Source<'_>, file: &str, what: &str) -> DatasetError {
     DatasetError::Pickle {
         path: source.describe(file),
         reason: format!("it does not have {what}"),
     }
 }
 
-fn cifar_classes(source: &Source<'_>, file: &str, key: &str) -> Result<(), DatasetError> {
+fn check_cifar_classes(source: &Source<'_>, file: &str, key: &str) -> Result<(), DatasetError> {
     let meta = unpickle(source, file)?;
     let names = match meta.get(key) {
         Some(Value::List(names)) => names.iter().map(text).collect::<Option<Vec<_>>>(),
         _ => None,
     };
-    let names = names.ok_or_else(|| lacks(source, file, &format!("a list of texts `{key}`")))?;
+    let names = names.ok_or_else(|| missing(source, file, &format!("a list of texts `{key}`")))?;
     source.check_classes(file, names)
 }
 
@@ -64,7 +65,7 @@ fn text(value: &Value) -> Option<&str> {
     }
 }
 
-fn cifar(source: &Source<'_>, files: &[&str], key: &str) -> Result<Half, DatasetError> {
+fn cifar_split(source: &Source<'_>, files: &[&str], key: &str) -> Result<RawSplit, DatasetError> {
     let mut pixels = Vec::new();
     let mut labels = Vec::new();
     for file in files {
@@ -72,7 +73,7 @@ fn cifar(source: &Source<'_>, files: &[&str], key: &str) -> Result<Half, Dataset
         let last = source.spec.classes.len() as i64 - 1;
         let of_batch = match batch.get(key) {
             Some(Value::List(labels)) => labels.as_slice(),
-            _ => return Err(lacks(source, file, &format!("a list `{key}`"))),
+            _ => return Err(missing(source, file, &format!("a list `{key}`"))),
         };
         for (i, label) in of_batch.iter().enumerate() {
             match label {
@@ -87,10 +88,10 @@ fn cifar(source: &Source<'_>, files: &[&str], key: &str) -> Result<Half, Dataset
                         last,
                     });
                 }
-                _ => return Err(lacks(source, file, &format!("whole numbers in `{key}`"))),
+                _ => return Err(missing(source, file, &format!("whole numbers in `{key}`"))),
             }
         }
-        match take(&mut batch, "data") {
+        match take_entry(&mut batch, "data") {
             Some(Value::Array { dtype, shape, data })
                 if dtype == "u1" && matches!(shape[..], [_, 3072]) =>
             {
@@ -101,7 +102,7 @@ fn cifar(source: &Source<'_>, files: &[&str], key: &str) -> Result<Half, Dataset
                 }
             }
             _ => {
-                return Err(lacks(
+                return Err(missing(
                     source,
                     file,
                     "an array `data` of bytes with 3072 columns",
@@ -113,12 +114,12 @@ fn cifar(source: &Source<'_>, files: &[&str], key: &str) -> Result<Half, Dataset
         [file] => source.path(file),
         _ => source.path(&files.join("+")),
     };
-    let images = RawImages::new(&list, pixels, 32, 32, Pixels::PlanarRgb)?;
+    let images = RawImages::new(&list, pixels, 32, 32, PixelLayout::PlanarRgb)?;
     Ok((list, Arc::new(images), labels))
 }
 
-/// Takes an entry out of a dictionary, so that its megabytes are moved and not copied.
-fn take(dictionary: &mut Value, key: &str) -> Option<Value> {
+/// Removes an entry from a dictionary, so that large arrays are moved instead of copied.
+fn take_entry(dictionary: &mut Value, key: &str) -> Option<Value> {
     let Value::Dict(entries) = dictionary else {
         return None;
     };
@@ -126,17 +127,17 @@ fn take(dictionary: &mut Value, key: &str) -> Option<Value> {
     Some(entries.swap_remove(at).1)
 }
 
-/// IDX files, gzipped or not (torchvision `mnist.py`).
+/// Loads MNIST: IDX files, plain or gzipped (torchvision `mnist.py`).
 pub(super) fn mnist(source: &Source<'_>) -> Result<Task, DatasetError> {
-    source.task_of_raw(digits(source, "train")?, digits(source, "t10k")?)
+    source.task_from_arrays(mnist_split(source, "train")?, mnist_split(source, "t10k")?)
 }
 
-fn digits(source: &Source<'_>, split: &str) -> Result<Half, DatasetError> {
+fn mnist_split(source: &Source<'_>, split: &str) -> Result<RawSplit, DatasetError> {
     let read = |kind: &str| {
         let plain = format!("{split}-{kind}-ubyte");
-        let packed = format!("{plain}.gz");
+        let gzipped = format!("{plain}.gz");
         let file = match source.store.exists(&source.path(&plain)) {
-            false if source.store.exists(&source.path(&packed)) => packed,
+            false if source.store.exists(&source.path(&gzipped)) => gzipped,
             _ => plain,
         };
         let path = source.path(&file);
@@ -177,7 +178,7 @@ fn digits(source: &Source<'_>, split: &str) -> Result<Half, DatasetError> {
         images.data,
         side(width)?,
         side(height)?,
-        Pixels::Grey,
+        PixelLayout::Grey,
     )?;
     let labels = labels.data.into_iter().map(usize::from).collect();
     Ok((list, Arc::new(images), labels))

@@ -1,4 +1,4 @@
-//! A dataset found in a data root, and the checks that all datasets share.
+//! A dataset in a data root, and the consistency checks shared by all datasets.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     error::DatasetError,
-    options::{Counts, DatasetOptions},
+    options::{DatasetOptions, SizeCheck},
     spec::{Spec, join},
     splits::Split,
     store::{Archive, Store, StoreImages},
@@ -19,26 +19,26 @@ use crate::{
     suite::{LabelledImages, Task},
 };
 
-/// A dataset and the folder in which its files lie.
+/// A dataset and the folder that contains its files.
 pub(super) struct Source<'a> {
     pub(super) spec: &'static Spec,
     pub(super) options: &'a DatasetOptions,
     pub(super) store: Store,
-    /// Folder below the data root.
+    /// Folder, relative to the data root.
     pub(super) base: String,
 }
 
-/// Images of one half by path, as a list or a folder names them.
-pub(super) struct Half {
-    /// The list or folder, for people.
+/// Paths and labels of the images of a list or folder, usually one split.
+pub(super) struct LabelledPaths {
+    /// Human-readable name of the list or folder.
     pub(super) list: String,
-    /// Paths below the data root.
+    /// Paths relative to the data root.
     pub(super) paths: Vec<String>,
     /// Label of each.
     pub(super) labels: Vec<usize>,
 }
 
-/// Opens the data root; errors name the dataset, since a wrong root is the first thing to go wrong.
+/// Opens the data root. Errors name the dataset, since a wrong root is the most likely mistake.
 pub(super) fn open_store(
     spec: &Spec,
     root: &Path,
@@ -51,7 +51,7 @@ pub(super) fn open_store(
 }
 
 impl<'a> Source<'a> {
-    /// Finds the dataset below `root`.
+    /// Finds the dataset in `root`.
     ///
     /// # Errors
     /// [`DatasetError::NotFound`].
@@ -78,17 +78,17 @@ impl<'a> Source<'a> {
         Err(spec.not_found(root))
     }
 
-    /// Path below the data root of a file of the dataset.
+    /// Returns the path of a file of the dataset, relative to the data root.
     pub(super) fn path(&self, name: &str) -> String {
         join(&self.base, name)
     }
 
-    /// A file of the dataset, for people.
+    /// Returns a human-readable location of a file of the dataset.
     pub(super) fn describe(&self, name: &str) -> String {
         self.store.describe(&self.path(name))
     }
 
-    /// The lines of a text file of the dataset that are not empty, trimmed, with their numbers.
+    /// Returns the non-empty lines of a text file, trimmed, with their line numbers.
     pub(super) fn lines(&self, name: &str) -> Result<Vec<(usize, String)>, DatasetError> {
         let text = self.store.text(&self.path(name))?;
         let lines = text
@@ -111,7 +111,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The label of the class that the dataset's files call `class`.
+    /// Returns the labels by class name in the dataset's files.
     pub(super) fn labels(&self) -> HashMap<&'static str, usize> {
         let names = self.spec.raw_classes().iter().map(String::as_str);
         names
@@ -124,8 +124,8 @@ impl<'a> Source<'a> {
         unknown_class(self.spec, class, place)
     }
 
-    /// Turns a label counted from 1 into one counted from 0.
-    pub(super) fn counted_from_one(
+    /// Converts a 1-based label to a 0-based label.
+    pub(super) fn zero_based_label(
         &self,
         label: i64,
         file: &str,
@@ -145,7 +145,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// Requires that the classes a file lists are those of the published release, in its order.
+    /// Requires that a file lists the classes of the published release in its order.
     pub(super) fn check_classes<'n>(
         &self,
         file: &str,
@@ -164,7 +164,7 @@ impl<'a> Source<'a> {
                 });
             }
         }
-        count(
+        check_count(
             self.spec,
             &self.describe(file),
             "classes",
@@ -173,57 +173,64 @@ impl<'a> Source<'a> {
         )
     }
 
-    /// Requires the size of the published release of samples that have no official split, unless
-    /// the options bring a split.
-    pub(super) fn check_whole(&self, all: &Half) -> Result<(), DatasetError> {
+    /// Requires the published number of samples of a dataset without an official split, unless the
+    /// options provide the split.
+    pub(super) fn check_total(&self, all: &LabelledPaths) -> Result<(), DatasetError> {
         let own_split = self.options.index_lists.contains_key(&self.spec.key);
-        if self.options.counts == Counts::Any || own_split {
+        if self.options.size_check == SizeCheck::Any || own_split {
             return Ok(());
         }
         let whole = self.spec.train + self.spec.test;
-        count(self.spec, &all.list, "images", whole, all.paths.len())
+        check_count(self.spec, &all.list, "images", whole, all.paths.len())
     }
 
-    /// Splits samples that have no official split: 80/20, or as the options say.
-    pub(super) fn split(&self, all: Half) -> Result<(Half, Half), DatasetError> {
+    /// Splits the samples of a dataset without an official split: by the options, or else 80/20.
+    pub(super) fn split(
+        &self,
+        all: LabelledPaths,
+    ) -> Result<(LabelledPaths, LabelledPaths), DatasetError> {
         let n = all.paths.len();
         let split = match self.options.index_lists.get(&self.spec.key) {
             Some(lists) => Split::from_lists(&self.spec.key, lists, n)?,
             None => Split::random(n),
         };
-        let half = |numbers: &[usize]| Half {
+        let select = |numbers: &[usize]| LabelledPaths {
             list: all.list.clone(),
             paths: numbers.iter().map(|&i| all.paths[i].clone()).collect(),
             labels: numbers.iter().map(|&i| all.labels[i]).collect(),
         };
-        Ok((half(&split.train), half(&split.test)))
+        Ok((select(&split.train), select(&split.test)))
     }
 
-    /// The task of two halves whose files were found by listing folders.
-    pub(super) fn task_of_found(&self, train: Half, test: Half) -> Result<Task, DatasetError> {
+    /// Returns the task of two splits whose files were found by listing folders.
+    pub(super) fn task_from_folders(
+        &self,
+        train: LabelledPaths,
+        test: LabelledPaths,
+    ) -> Result<Task, DatasetError> {
         let own_split = self.options.index_lists.contains_key(&self.spec.key);
         let sizes = (!own_split).then_some((self.spec.train, self.spec.test));
         let names = self.spec.classes.clone();
-        check_halves(self.spec, self.options, &names, sizes, &train, &test)?;
-        Ok(task(self.spec, names, &self.store, train, test))
+        check_splits(self.spec, self.options, &names, sizes, &train, &test)?;
+        Ok(store_task(self.spec, names, &self.store, train, test))
     }
 
-    /// The task of two halves that lists name; every image must be in one of `folders`.
-    pub(super) fn task_of_listed(
+    /// Returns the task of two splits given by lists. Every image must be in one of `folders`.
+    pub(super) fn task_from_lists(
         &self,
         folders: &[String],
-        train: Half,
-        test: Half,
+        train: LabelledPaths,
+        test: LabelledPaths,
     ) -> Result<Task, DatasetError> {
         let names = self.spec.classes.clone();
         let sizes = Some((self.spec.train, self.spec.test));
-        check_halves(self.spec, self.options, &names, sizes, &train, &test)?;
-        check_listed(self.spec, &self.store, folders, &[&train, &test])?;
-        Ok(task(self.spec, names, &self.store, train, test))
+        check_splits(self.spec, self.options, &names, sizes, &train, &test)?;
+        check_images_exist(self.spec, &self.store, folders, &[&train, &test])?;
+        Ok(store_task(self.spec, names, &self.store, train, test))
     }
 
-    /// The task of two halves that lie in memory.
-    pub(super) fn task_of_raw(
+    /// Returns the task of two splits in memory: name of the file, images and labels.
+    pub(super) fn task_from_arrays(
         &self,
         train: (String, Arc<dyn ImageSource>, Vec<usize>),
         test: (String, Arc<dyn ImageSource>, Vec<usize>),
@@ -236,20 +243,20 @@ impl<'a> Source<'a> {
                     reason: format!("{} images but {} labels", images.len(), labels.len()),
                 });
             }
-            if self.options.counts == Counts::Exact {
-                count(self.spec, list, "images", want, images.len())?;
+            if self.options.size_check == SizeCheck::Exact {
+                check_count(self.spec, list, "images", want, images.len())?;
             }
         }
-        if self.options.counts == Counts::Exact {
-            every_class(self.spec, &self.spec.classes, &train.0, &train.2)?;
+        if self.options.size_check == SizeCheck::Exact {
+            check_every_class(self.spec, &self.spec.classes, &train.0, &train.2)?;
         }
-        let half = |(_, images, labels)| LabelledImages { images, labels };
+        let labelled = |(_, images, labels)| LabelledImages { images, labels };
         Ok(Task {
             name: self.spec.key.clone(),
             class_names: self.spec.classes.clone(),
             templates: self.spec.templates.clone(),
-            train: half(train),
-            test: half(test),
+            train: labelled(train),
+            test: labelled(test),
         })
     }
 }
@@ -263,8 +270,8 @@ pub(super) fn unknown_class(spec: &Spec, class: &str, place: String) -> DatasetE
     }
 }
 
-/// Requires a number of the published release.
-pub(super) fn count(
+/// Requires the number of items of the published release.
+pub(super) fn check_count(
     spec: &Spec,
     list: &str,
     what: &'static str,
@@ -280,11 +287,12 @@ pub(super) fn count(
         what,
         expected,
         found,
-        get: spec.where_from(),
+        get: spec.download_location(),
     })
 }
 
-fn every_class(
+/// Requires that every class has an image.
+fn check_every_class(
     spec: &Spec,
     names: &[String],
     place: &str,
@@ -298,30 +306,31 @@ fn every_class(
             dataset: spec.key.clone(),
             class: names[class].clone(),
             place: place.to_owned(),
-            get: spec.where_from(),
+            get: spec.download_location(),
         }),
     }
 }
 
-/// Sizes and classes of the published release, where they must be; no image twice, in any case.
-pub(super) fn check_halves(
+/// Requires that no image is listed twice. Under [`SizeCheck::Exact`] also requires the published
+/// `sizes` and a training image of every class.
+pub(super) fn check_splits(
     spec: &Spec,
     options: &DatasetOptions,
     names: &[String],
     sizes: Option<(usize, usize)>,
-    train: &Half,
-    test: &Half,
+    train: &LabelledPaths,
+    test: &LabelledPaths,
 ) -> Result<(), DatasetError> {
-    if options.counts == Counts::Exact {
+    if options.size_check == SizeCheck::Exact {
         if let Some((of_train, of_test)) = sizes {
-            count(
+            check_count(
                 spec,
                 &train.list,
                 "images to train on",
                 of_train,
                 train.paths.len(),
             )?;
-            count(
+            check_count(
                 spec,
                 &test.list,
                 "images to evaluate on",
@@ -329,17 +338,17 @@ pub(super) fn check_halves(
                 test.paths.len(),
             )?;
         }
-        every_class(spec, names, &train.list, &train.labels)?;
+        check_every_class(spec, names, &train.list, &train.labels)?;
     }
     let mut seen: HashMap<&str, &str> = HashMap::new();
-    for half in [train, test] {
-        for path in &half.paths {
-            if let Some(first) = seen.insert(path, &half.list) {
+    for samples in [train, test] {
+        for path in &samples.paths {
+            if let Some(first) = seen.insert(path, &samples.list) {
                 return Err(DatasetError::NamedTwice {
                     dataset: spec.key.clone(),
                     path: path.clone(),
                     first: first.to_owned(),
-                    second: half.list.clone(),
+                    second: samples.list.clone(),
                 });
             }
         }
@@ -347,25 +356,25 @@ pub(super) fn check_halves(
     Ok(())
 }
 
-/// Requires that all images that lists name are in `folders`.
-pub(super) fn check_listed(
+/// Requires that all listed images are in `folders`.
+pub(super) fn check_images_exist(
     spec: &Spec,
     store: &Store,
     folders: &[String],
-    halves: &[&Half],
+    splits: &[&LabelledPaths],
 ) -> Result<(), DatasetError> {
     let mut there = HashSet::new();
     for folder in folders {
         there.extend(store.files(folder)?);
     }
-    for half in halves {
-        let mut missing = half.paths.iter().filter(|p| !there.contains(*p));
+    for samples in splits {
+        let mut missing = samples.paths.iter().filter(|p| !there.contains(*p));
         if let Some(first) = missing.next() {
             return Err(DatasetError::MissingImages {
                 dataset: spec.key.clone(),
-                list: half.list.clone(),
+                list: samples.list.clone(),
                 missing: 1 + missing.count(),
-                of: half.paths.len(),
+                of: samples.paths.len(),
                 first: first.clone(),
             });
         }
@@ -373,22 +382,23 @@ pub(super) fn check_listed(
     Ok(())
 }
 
-pub(super) fn task(
+/// Returns the task of two splits in a store.
+pub(super) fn store_task(
     spec: &Spec,
     class_names: Vec<String>,
     store: &Store,
-    train: Half,
-    test: Half,
+    train: LabelledPaths,
+    test: LabelledPaths,
 ) -> Task {
-    let half = |half: Half| LabelledImages {
-        images: Arc::new(StoreImages::new(store.clone(), half.paths)),
-        labels: half.labels,
+    let labelled = |samples: LabelledPaths| LabelledImages {
+        images: Arc::new(StoreImages::new(store.clone(), samples.paths)),
+        labels: samples.labels,
     };
     Task {
         name: spec.key.clone(),
         class_names,
         templates: spec.templates.clone(),
-        train: half(train),
-        test: half(test),
+        train: labelled(train),
+        test: labelled(test),
     }
 }

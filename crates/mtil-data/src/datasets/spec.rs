@@ -1,4 +1,4 @@
-//! What each dataset is, from the files in `datasets/mtil`, which are part of the binary.
+//! Dataset specifications, embedded from the files in `datasets/mtil`.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,7 @@ macro_rules! specs {
     };
 }
 
-/// The files, in the order in which datasets are listed.
+/// Names and content of the embedded files, in the order of [`Spec::all`].
 const FILES: [(&str, &str); 16] = specs![
     "aircraft",
     "caltech101",
@@ -33,43 +33,53 @@ const FILES: [(&str, &str); 16] = specs![
     "conceptualcaptions",
 ];
 
-/// A dataset: where it lies, what it must hold, and how its classes are put into words.
+/// Specification of a dataset: location, sizes, class names and prompt templates.
+///
+/// ```
+/// use mtil_data::datasets::Spec;
+///
+/// let food = Spec::find("Food")?;
+/// assert!(food.is_task());
+/// assert_eq!(food.classes.len(), 101);
+/// # Ok::<(), mtil_data::datasets::DatasetError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// The name of its task.
+    /// Key of the dataset, and name of its task.
     pub key: String,
-    /// Its full name.
+    /// Full name.
     pub title: String,
     /// Terms of use as published.
     pub terms: String,
-    /// Its files, below one of `bases`.
+    /// Description of its files, relative to one of `bases`.
     pub layout: String,
-    /// Which images are trained and which evaluated on.
+    /// Description of the train/test split.
     pub split: String,
-    /// Where to get it.
+    /// Download locations.
     pub get: Vec<String>,
-    /// Folders below the data root that its files may be in: torchvision's first, then others that
-    /// are in use. The first that holds it is taken.
+    /// Candidate folders in the data root: torchvision's first, then others in common use. The
+    /// first that contains the dataset is taken.
     pub bases: Vec<String>,
-    /// A file that a base must hold; any file will do where there is none.
+    /// A file that the folder must contain. If `None`, any file suffices.
     pub marker: Option<String>,
-    /// Images to train on in the published release.
+    /// Number of training images in the published release.
     #[serde(default)]
     pub train: usize,
-    /// Images to evaluate on in the published release.
+    /// Number of test images in the published release.
     #[serde(default)]
     pub test: usize,
     /// Prompt templates with a `{}` for the class name, in the published order.
     #[serde(default)]
     pub templates: Vec<String>,
-    /// Class names in label order, as they stand in prompts.
+    /// Class names for prompts, in label order.
     #[serde(default)]
     pub classes: Vec<String>,
-    /// Class names in label order as the dataset's files or folders have them, where they differ.
+    /// Class names in the dataset's files or folders, in label order, if they differ from
+    /// `classes`.
     #[serde(default)]
     raw: Vec<String>,
-    /// ImageNet: the first WordNet lemma of each class, which GNSP's captions use.
+    /// The first WordNet lemma of each ImageNet class, used in GNSP's captions.
     #[serde(default)]
     pub lemmas: Vec<String>,
     #[serde(default)]
@@ -82,9 +92,9 @@ pub struct Spec {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CoopSpec {
-    /// Where its file may lie below the data root.
+    /// Candidate paths of its file, relative to the data root.
     pub files: Vec<String>,
-    /// Folders below the data root that its paths may be relative to.
+    /// Candidate folders in the data root that its image paths are relative to.
     pub images: Vec<String>,
     /// Number of training images.
     pub train: usize,
@@ -112,13 +122,13 @@ static SPECS: LazyLock<Vec<Spec>> = LazyLock::new(|| {
 });
 
 impl Spec {
-    /// All datasets: the eleven of MTIL in alphabetical order, then CIFAR10 and ImageNet, then the
-    /// caption sets.
+    /// Returns all datasets: the eleven of MTIL in alphabetical order, CIFAR10, ImageNet, and the
+    /// caption datasets.
     pub fn all() -> &'static [Spec] {
         &SPECS
     }
 
-    /// The dataset `key`.
+    /// Returns the dataset `key`.
     ///
     /// # Errors
     /// [`DatasetError::UnknownDataset`], with the most similar key.
@@ -134,7 +144,7 @@ impl Spec {
             })
     }
 
-    /// Class names in label order as the dataset's own files or folders have them.
+    /// Returns the class names in the dataset's own files or folders, in label order.
     pub fn raw_classes(&self) -> &[String] {
         if self.raw.is_empty() {
             &self.classes
@@ -143,12 +153,12 @@ impl Spec {
         }
     }
 
-    /// Whether it is a classification task, not a set of captions.
+    /// Returns true for a classification dataset, false for a caption dataset.
     pub fn is_task(&self) -> bool {
         !self.classes.is_empty()
     }
 
-    /// The archives that may stand in place of its folders.
+    /// Returns the archives that can replace its folders.
     pub fn archives(&self) -> Vec<Archive> {
         let archive = |a: &ArchiveSpec| Archive {
             file: a.file.clone(),
@@ -158,7 +168,7 @@ impl Spec {
         self.archive.iter().map(archive).collect()
     }
 
-    /// What is looked for below the data root: folders, then archives.
+    /// Returns the paths that are looked for in the data root: folders, then archives.
     pub fn looked_for(&self) -> Vec<String> {
         let base = |b: &String| match &self.marker {
             Some(marker) => join(b, marker),
@@ -173,22 +183,22 @@ impl Spec {
         all
     }
 
-    /// The error that says that it is not below `root`.
+    /// Returns the error for a dataset that is not in `root`.
     pub(super) fn not_found(&self, root: &std::path::Path) -> DatasetError {
         DatasetError::NotFound {
             dataset: self.key.clone(),
             root: root.to_owned(),
             looked_for: self.looked_for(),
-            get: self.where_from(),
+            get: self.download_location(),
         }
     }
 
-    pub(super) fn where_from(&self) -> String {
+    pub(super) fn download_location(&self) -> String {
         self.get.join(" and ")
     }
 }
 
-/// `folder/name`, or `name` for the empty folder.
+/// Joins `folder` and `name` by `/`. Returns `name` if the folder is empty.
 pub(super) fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() {
         name.to_owned()

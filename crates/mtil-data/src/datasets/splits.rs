@@ -1,4 +1,4 @@
-//! The 80/20 split of the datasets that have none, and splits and orders given as lists.
+//! Train/test splits: the published random 80/20 split, and splits and orders from text files.
 
 use std::path::Path;
 
@@ -7,17 +7,25 @@ use super::{error::DatasetError, mersenne::torch_randperm, options::IndexLists};
 /// Seed of the published split.
 const SEED: u32 = 42;
 
-/// Numbers of the images to train on and of those to evaluate on.
+/// Indices of the training and test images.
+///
+/// ```
+/// use mtil_data::datasets::Split;
+///
+/// let split = Split::random(10);
+/// assert_eq!((split.train.len(), split.test.len()), (8, 2));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// The images to train on, in the published order.
+    /// Training images, in the order of the generator or the file.
     pub train: Vec<usize>,
-    /// The images to evaluate on, in the published order.
+    /// Test images, in the order of the generator or the file.
     pub test: Vec<usize>,
 }
 
 impl Split {
-    /// `torch.utils.data.random_split` of `n` images into ⌊0.8 n⌋ and the rest with seed 42
+    /// Splits `n` images as `torch.utils.data.random_split` does with seed 42, into ⌊0.8 n⌋
+    /// training images and the rest
     /// (GNSP `src/datasets/collections.py:122-130`, ZSCL `mtil/src/datasets/collections.py:69-77`).
     pub fn random(n: usize) -> Self {
         let mut train = torch_randperm(n, SEED);
@@ -26,13 +34,16 @@ impl Split {
         Self { train, test }
     }
 
-    /// The split that two files list.
+    /// Reads the split of `n` images from two files with one index per line.
     ///
     /// # Errors
-    /// [`DatasetError::Io`], [`DatasetError::Malformed`] for what is no number below `n`, and
-    /// [`DatasetError::NamedTwice`].
+    /// [`DatasetError::Io`], [`DatasetError::Malformed`] for a line that is not an index below `n`,
+    /// and [`DatasetError::NamedTwice`] for a repeated index.
     pub fn from_lists(dataset: &str, lists: &IndexLists, n: usize) -> Result<Self, DatasetError> {
-        let (train, test) = (numbers(&lists.train, n)?, numbers(&lists.test, n)?);
+        let (train, test) = (
+            read_indices(&lists.train, n)?,
+            read_indices(&lists.test, n)?,
+        );
         let mut seen: Vec<Option<&Path>> = vec![None; n];
         for (list, file) in [(&train, &lists.train), (&test, &lists.test)] {
             for &i in list {
@@ -50,12 +61,14 @@ impl Split {
     }
 }
 
-/// The order in which a file lists all of `paths`, as numbers of `paths`: the file has either such
-/// numbers or the paths, of which what stands before `below` is ignored.
+/// Reads the order in which a file lists all of `paths`, as indices into `paths`.
+///
+/// The file contains either such indices or the paths. The part of a path up to the folder `below`
+/// is ignored.
 ///
 /// # Errors
-/// [`DatasetError::Io`], and [`DatasetError::Malformed`] unless it has each of `paths` once.
-pub(super) fn order(
+/// [`DatasetError::Io`], and [`DatasetError::Malformed`] unless the file lists each path once.
+pub(super) fn read_order(
     file: &Path,
     paths: &[String],
     below: &str,
@@ -70,22 +83,25 @@ pub(super) fn order(
         .first()
         .is_some_and(|(_, r)| r.parse::<usize>().is_ok())
     {
-        numbers(file, paths.len())?
+        read_indices(file, paths.len())?
     } else {
         let prefix = format!("{below}/");
         let known: std::collections::HashMap<&str, usize> = paths
             .iter()
             .enumerate()
-            .map(|(i, p)| (after(p, &prefix), i))
+            .map(|(i, p)| (strip_through(p, &prefix), i))
             .collect();
         let find = |(line, row): &(usize, String)| {
             let row = row.strip_prefix("./").unwrap_or(row);
-            known.get(after(row, &prefix)).copied().ok_or_else(|| {
-                malformed(
-                    *line,
-                    format!("{row} is not among the images of the dataset"),
-                )
-            })
+            known
+                .get(strip_through(row, &prefix))
+                .copied()
+                .ok_or_else(|| {
+                    malformed(
+                        *line,
+                        format!("{row} is not among the images of the dataset"),
+                    )
+                })
         };
         rows.iter().map(find).collect::<Result<_, _>>()?
     };
@@ -109,20 +125,20 @@ pub(super) fn order(
     }
 }
 
-/// What stands behind the last `prefix`, or all of it.
-fn after<'a>(path: &'a str, prefix: &str) -> &'a str {
+/// Returns the part of `path` after the last `prefix`, or all of `path`.
+fn strip_through<'a>(path: &'a str, prefix: &str) -> &'a str {
     path.rfind(prefix)
         .map_or(path, |at| &path[at + prefix.len()..])
 }
 
-fn numbers(file: &Path, n: usize) -> Result<Vec<usize>, DatasetError> {
+fn read_indices(file: &Path, n: usize) -> Result<Vec<usize>, DatasetError> {
     let parse = |(line, row): (usize, String)| match row.parse() {
         Ok(i) if i < n => Ok(i),
         _ => Err(DatasetError::Malformed {
             file: file.display().to_string(),
             at: format!("line {line}"),
             reason: format!(
-                "`{row}` is no number of an image: the images are 0 to {}",
+                "`{row}` is not an image index: the images are 0 to {}",
                 n.saturating_sub(1)
             ),
         }),
@@ -130,7 +146,7 @@ fn numbers(file: &Path, n: usize) -> Result<Vec<usize>, DatasetError> {
     rows(file)?.into_iter().map(parse).collect()
 }
 
-/// The lines that are not empty, with their numbers from 1.
+/// Returns the non-empty lines of a file, trimmed, with their line numbers from 1.
 fn rows(file: &Path) -> Result<Vec<(usize, String)>, DatasetError> {
     let text = std::fs::read_to_string(file).map_err(|source| DatasetError::Io {
         path: file.to_owned(),
@@ -195,7 +211,7 @@ mod tests {
     fn listed_orders() {
         let dir = tempfile::tempdir().unwrap();
         let paths = ["S/a/1.jpg", "S/a/2.jpg", "S/b/1.jpg"].map(str::to_owned);
-        let order = |text: &str| order(&write(&dir, "order.txt", text), &paths, "S");
+        let order = |text: &str| read_order(&write(&dir, "order.txt", text), &paths, "S");
         assert_eq!(order("2\n0\n1\n").unwrap(), [2, 0, 1]);
         assert_eq!(
             order("a/2.jpg\n./a/1.jpg\n/data/S/b/1.jpg").unwrap(),

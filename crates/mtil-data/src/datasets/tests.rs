@@ -1,5 +1,5 @@
-//! The loaders against what torchvision reads from the same files, from archives and from folders
-//! (`tests/reference/mtil_datasets.py`), and against files that are not in order.
+//! Tests of the loaders against torchvision on the same files, from archives and from folders
+//! (`tests/reference/mtil_datasets.py`), and on malformed files.
 
 use std::{
     fs,
@@ -13,30 +13,30 @@ use tempfile::TempDir;
 
 use super::{
     captions::{CaptionSplit, coco, flickr30k},
-    check::{CheckEvent, State, check},
+    check::{CheckEvent, DatasetState, check},
     mtil::{ORDER_1, ORDER_2, suite},
     store::Store,
     *,
 };
 use crate::suite::{CaptionedImages, LabelledImages, RetrievalSet};
 
-/// The miniatures in their archives.
+/// The data root with miniature datasets as archives.
 fn packed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/datasets")
 }
 
-/// The miniatures in folders.
+/// The data root with miniature datasets as folders.
 fn unpacked() -> &'static Path {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     FOLDER.get_or_init(|| unpack(|_| true)).path()
 }
 
-/// A data root with the unpacked files that `keep`.
+/// Unpacks the files for which `keep` is true into a new data root.
 fn unpack(keep: impl Fn(&str) -> bool) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for spec in Spec::all() {
         let mut archives = spec.archives();
-        archives.extend(imagenet::archives_of_both(&packed()).unwrap());
+        archives.extend(imagenet::archives_of_both_splits(&packed()).unwrap());
         let store = Store::open(&packed(), &archives).unwrap();
         let folder = spec.bases[0].split('/').next().unwrap();
         for path in store.files(folder).unwrap() {
@@ -59,7 +59,7 @@ fn put(root: &Path, path: &str, content: &[u8]) {
 
 fn any() -> DatasetOptions {
     DatasetOptions {
-        counts: Counts::Any,
+        size_check: SizeCheck::Any,
         ..DatasetOptions::default()
     }
 }
@@ -75,18 +75,19 @@ fn expected() -> Value {
     serde_json::from_str(&fs::read_to_string(packed().join("expected.json")).unwrap()).unwrap()
 }
 
-/// Path below the root, or the beginning of the SHA-256 of raw pixels, with the label.
-fn samples(half: &LabelledImages) -> Vec<(String, usize)> {
+/// Returns the label of each image with its path, or with the first bytes of the SHA-256 of its raw
+/// pixels.
+fn samples(split: &LabelledImages) -> Vec<(String, usize)> {
     let name = |i| {
-        let identity = half.images.identity(i);
+        let identity = split.images.identity(i);
         if identity.contains('#') {
-            let digest = Sha256::digest(half.images.load(i).unwrap().as_bytes());
+            let digest = Sha256::digest(split.images.load(i).unwrap().as_bytes());
             digest[..8].iter().map(|b| format!("{b:02x}")).collect()
         } else {
             identity.rsplit_once(' ').unwrap().0.to_owned()
         }
     };
-    let labels = half.labels.iter().enumerate();
+    let labels = split.labels.iter().enumerate();
     labels.map(|(i, &label)| (name(i), label)).collect()
 }
 
@@ -104,11 +105,11 @@ fn all_samples_are_those_of_torchvision() {
             assert_eq!(task.name, key);
             assert_eq!(task.class_names, spec.classes);
             assert_eq!(task.templates, spec.templates);
-            for (half, name) in [(&task.train, "train"), (&task.test, "test")] {
+            for (split, name) in [(&task.train, "train"), (&task.test, "test")] {
                 let want = listed(&expected[key][name]);
                 assert!(!want.is_empty());
-                assert_eq!(samples(half), want, "{key} {name} {}", root.display());
-                half.images.load(0).unwrap();
+                assert_eq!(samples(split), want, "{key} {name} {}", root.display());
+                split.images.load(0).unwrap();
             }
         }
     }
@@ -151,9 +152,9 @@ fn coop_splits() {
         let lists: Value =
             serde_json::from_str(&fs::read_to_string(packed().join(file)).unwrap()).unwrap();
         let task = open(key, &packed(), &coop()).unwrap();
-        for (half, name) in [(&task.train, "train"), (&task.test, "test")] {
+        for (split, name) in [(&task.train, "train"), (&task.test, "test")] {
             let rows = lists[name].as_array().unwrap();
-            let found = samples(half);
+            let found = samples(split);
             assert_eq!(found.len(), rows.len());
             for ((path, label), row) in found.iter().zip(rows) {
                 assert!(
@@ -166,12 +167,12 @@ fn coop_splits() {
                     row[2].as_str().unwrap().replace('_', " ")
                 );
             }
-            half.images.load(0).unwrap();
+            split.images.load(0).unwrap();
         }
     }
     let caltech = open("Caltech101", &packed(), &coop()).unwrap();
     assert_eq!(caltech.class_names.len(), 100);
-    // No such file exists for these.
+    // CoOp has no split for these.
     for key in ["Aircraft", "CIFAR100", "MNIST"] {
         let (a, b) = (
             open(key, &packed(), &coop()).unwrap(),
@@ -184,7 +185,7 @@ fn coop_splits() {
 }
 
 #[test]
-fn coop_files_out_of_order() {
+fn malformed_coop_files() {
     let root = unpack(|path| path.starts_with("eurosat/2750"));
     let open_with = |json: &str| {
         put(
@@ -254,7 +255,7 @@ fn a_miniature_is_not_the_published_release() {
     }
 }
 
-/// The error of opening a part of the miniatures that was changed.
+/// Returns the error of opening a miniature dataset after `change` modified its files.
 fn broken(key: &str, change: impl FnOnce(&Path), options: &DatasetOptions) -> String {
     let spec = Spec::find(key).unwrap();
     let root = unpack(|path| {
@@ -294,7 +295,7 @@ fn a_root_without_the_dataset() {
 }
 
 #[test]
-fn half_unpacked_archives() {
+fn incompletely_unpacked_archives() {
     let remove = |root: &Path| {
         fs::remove_dir_all(root.join("food-101/images/waffles")).unwrap();
         fs::remove_dir_all(root.join("food-101/images/beignets")).unwrap();
@@ -319,7 +320,7 @@ fn half_unpacked_archives() {
 }
 
 #[test]
-fn labels_and_classes_of_another_release() {
+fn labels_and_classes_that_differ_from_the_published_release() {
     let swap = |text: String| text.replacen("707-320\n727-200", "727-200\n707-320", 1);
     let message = broken(
         "Aircraft",
@@ -407,7 +408,7 @@ fn labels_and_classes_of_another_release() {
 }
 
 #[test]
-fn lists_that_are_no_lists() {
+fn malformed_lists() {
     let message = broken(
         "DTD",
         |r| edit(r, "dtd/dtd/labels/train1.txt", |t| t.replacen('/', " ", 1)),
@@ -433,7 +434,7 @@ fn lists_that_are_no_lists() {
 }
 
 #[test]
-fn an_image_in_both_halves() {
+fn an_image_in_both_splits() {
     let copy = |root: &Path| {
         let train = fs::read_to_string(root.join("dtd/dtd/labels/train1.txt")).unwrap();
         edit(root, "dtd/dtd/labels/test1.txt", |t| {
@@ -447,7 +448,7 @@ fn an_image_in_both_halves() {
 }
 
 #[test]
-fn folders_that_do_not_belong() {
+fn unexpected_or_missing_folders() {
     let add = |root: &Path| put(root, "eurosat/2750/Forests/Forests_1.jpg", b"x");
     contains(
         &broken("EuroSAT", add, &any()),
@@ -477,7 +478,7 @@ fn folders_that_do_not_belong() {
         &["image_0001.jpg", "without gaps"],
     );
     let gone = |root: &Path| fs::remove_dir_all(root.join("eurosat/2750/River")).unwrap();
-    // A split of one's own has its own size.
+    // A split given as index lists may have any size.
     let dir = tempfile::tempdir().unwrap();
     let lists = IndexLists {
         train: dir.path().join("train.txt"),
@@ -621,7 +622,7 @@ fn imagenet_from_folders_and_from_a_tar_of_tars() {
             .0
             .starts_with("ImageNet1K/ILSVRC2012_img_val/n01440764/")
     );
-    // Without the table nothing says what the images are.
+    // Without the table, the labels are unknown.
     let root = unpack(|path| path.starts_with("ImageNet1K/") && !path.ends_with(".csv"));
     let error = open("ImageNet", root.path(), &any())
         .err()
@@ -631,7 +632,7 @@ fn imagenet_from_folders_and_from_a_tar_of_tars() {
         &error,
         &["LOC_val_solution.csv for the images in ImageNet1K/ILSVRC2012_img_val"],
     );
-    // Without a file of names the lemmas of the synsets, which are the same.
+    // Without a file of names, the captions use the lemmas, which are the same.
     let root = unpack(|path| path.starts_with("ImageNet1K/ILSVRC2012_img_train"));
     assert_eq!(
         pairs(&imagenet::reference(root.path(), &any()).unwrap()),
@@ -641,7 +642,7 @@ fn imagenet_from_folders_and_from_a_tar_of_tars() {
         .err()
         .unwrap()
         .to_string();
-    contains(&error, &["validation half", "ILSVRC2012_img_val"]);
+    contains(&error, &["validation split", "ILSVRC2012_img_val"]);
     // Kaggle's names.
     put(
         root.path(),
@@ -710,7 +711,7 @@ fn caption_sets_are_those_of_torchvision() {
 fn karpathys_test_splits() {
     let sets = [
         coco(&packed(), CaptionSplit::Karpathy).unwrap(),
-        flickr30k(&packed(), CaptionSplit::Found).unwrap(),
+        flickr30k(&packed(), CaptionSplit::Auto).unwrap(),
     ];
     for (set, key, names) in [
         (&sets[0], "COCO", ["000000581929.jpg", "000000000073.jpg"]),
@@ -733,7 +734,7 @@ fn karpathys_test_splits() {
     let root = unpack(|path| path.starts_with("coco/") && !path.contains("dataset_coco"));
     let error = coco(root.path(), CaptionSplit::Karpathy).err().unwrap();
     assert!(matches!(error, DatasetError::NotFound { .. }), "{error}");
-    let found = coco(root.path(), CaptionSplit::Found).unwrap();
+    let found = coco(root.path(), CaptionSplit::Auto).unwrap();
     assert_eq!(found.name, "COCO (val2014)");
 }
 
@@ -741,7 +742,7 @@ fn karpathys_test_splits() {
 fn kaggles_table_of_flickr30k() {
     let root = unpack(|path| path.starts_with("flickr30k/flickr30k-images"));
     let table = fs::read_to_string(packed().join("karpathy/results.csv")).unwrap();
-    // The published table lacks a bar in one line.
+    // One line of the published table lacks a bar.
     let table = table.replacen("| 4| ", "| 4   ", 1);
     put(root.path(), "flickr30k/results.csv", table.as_bytes());
     let found = retrieval(&flickr30k(root.path(), CaptionSplit::Official).unwrap());
@@ -771,7 +772,7 @@ fn task_names(suite: &crate::suite::Suite) -> Vec<&str> {
 }
 
 #[test]
-fn the_suites() {
+fn suites_have_the_published_orders() {
     for (name, order) in [("mtil-order-1", ORDER_1), ("mtil-order-2", ORDER_2)] {
         let found = suite(name, &packed(), &any()).unwrap();
         assert_eq!(task_names(&found.suite), order);
@@ -797,7 +798,7 @@ fn the_suites() {
 }
 
 #[test]
-fn reference_and_held_out_pairs_are_the_best_there_are() {
+fn reference_and_held_out_pairs_fall_back_in_order() {
     let root = unpack(|path| !path.starts_with("coco") && !path.starts_with("flickr30k"));
     let found = suite("mtil-order-1", root.path(), &any()).unwrap();
     assert!(found.retrieval.is_empty());
@@ -847,7 +848,15 @@ fn reference_and_held_out_pairs_are_the_best_there_are() {
     put(root.path(), "conceptual_captions/x/2.jpg", &jpeg);
     let error = suite("mtil-order-1", root.path(), &any()).err().unwrap();
     assert!(matches!(error, DatasetError::NoHeldOut { .. }), "{error}");
-    put(root.path(), "coco/annotations/captions_val2017.json", br#"{"images":[{"id":1,"file_name":"1.jpg"}],"annotations":[{"image_id":1,"caption":"x"}]}"#);
+    let annotations = concat!(
+        r#"{"images":[{"id":1,"file_name":"1.jpg"}],"#,
+        r#""annotations":[{"image_id":1,"caption":"x"}]}"#
+    );
+    put(
+        root.path(),
+        "coco/annotations/captions_val2017.json",
+        annotations.as_bytes(),
+    );
     put(root.path(), "coco/val2017/1.jpg", &jpeg);
     let found = suite("mtil-order-1", root.path(), &any()).unwrap().suite;
     assert_eq!(
@@ -873,7 +882,7 @@ fn reference_and_held_out_pairs_are_the_best_there_are() {
 }
 
 #[test]
-fn a_check_tells_complete_missing_and_wrong() {
+fn a_check_reports_complete_missing_and_invalid_datasets() {
     let root = unpack(|path| {
         ["eurosat/2750", "dtd", "flickr30k"]
             .iter()
@@ -905,7 +914,7 @@ fn a_check_tells_complete_missing_and_wrong() {
         reports.iter().map(|r| r.key.as_str()).collect::<Vec<_>>(),
         keys
     );
-    let State::Complete {
+    let DatasetState::Complete {
         parts,
         bytes,
         unreadable,
@@ -925,30 +934,40 @@ fn a_check_tells_complete_missing_and_wrong() {
         .sum();
     assert_eq!(*bytes, on_disk);
     assert!(unreadable.is_empty() && reports[0].is_usable());
-    assert!(matches!(&reports[1].state, State::Wrong(why) if why.contains("banded_0001.jpg")));
-    let State::NotFound {
+    assert!(
+        matches!(&reports[1].state, DatasetState::Wrong(why) if why.contains("banded_0001.jpg"))
+    );
+    let DatasetState::NotFound {
         looked_for, get, ..
     } = &reports[2].state
     else {
         panic!("{:?}", reports[2]);
     };
     assert!(looked_for.contains(&"food-101.tar.gz".to_owned()) && get[0].contains("food-101"));
-    let State::Complete { parts, .. } = &reports[3].state else {
+    let DatasetState::Complete { parts, .. } = &reports[3].state else {
         panic!("{:?}", reports[3]);
     };
     assert_eq!((parts[0].images, parts[0].captions), (4, Some(20)));
-    assert!(matches!(&reports[4].state, State::Wrong(why) if why.contains("none of the 1 images")));
-    assert!(matches!(&reports[5].state, State::Wrong(why) if why.contains("did you mean `Food`?")));
+    for (report, reason) in [
+        (&reports[4], "none of the 1 images"),
+        (&reports[5], "did you mean `Food`?"),
+    ] {
+        assert!(matches!(&report.state, DatasetState::Wrong(why) if why.contains(reason)));
+    }
     assert_eq!(events.lock().unwrap().len(), 2 * keys.len());
 
     let reports = look(true);
-    let State::Complete { unreadable, .. } = &reports[0].state else {
+    let DatasetState::Complete { unreadable, .. } = &reports[0].state else {
         panic!("{:?}", reports[0]);
     };
     assert_eq!(unreadable.len(), 1);
     assert!(unreadable[0].0.ends_with("River_1.jpg") && !reports[0].is_usable());
-    let decoded = |e: &CheckEvent| matches!(e, CheckEvent::Decoded { key, done: 30, of: 30 } if key == "EuroSAT");
-    assert!(events.lock().unwrap().iter().any(decoded));
+    let decoded = CheckEvent::Decoded {
+        key: "EuroSAT".into(),
+        done: 30,
+        of: 30,
+    };
+    assert!(events.lock().unwrap().contains(&decoded));
 }
 
 #[test]
@@ -960,7 +979,7 @@ fn all_miniatures_can_be_decoded() {
         .collect();
     for report in check(&packed(), &keys, true, &any(), &|_| {}) {
         assert!(report.is_usable(), "{report:?}");
-        let State::Complete { bytes, parts, .. } = &report.state else {
+        let DatasetState::Complete { bytes, parts, .. } = &report.state else {
             unreachable!();
         };
         assert!(

@@ -1,4 +1,4 @@
-//! Suites made from suites: a choice of tasks, another starting point, few shots.
+//! Transformations of suites: task selection, cyclic shifts, few-shot subsets.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use crate::{
 /// Tag of the draw of few-shot images.
 const FEW_SHOT: u64 = 0x7368_6f74;
 
-/// The tasks `names` in the order given, with the suite's reference pairs.
+/// Returns the suite with only the tasks `names`, in this order.
 ///
 /// # Errors
-/// [`DatasetError::UnknownTask`] with the most similar name, and [`DatasetError::Selection`] for no
-/// name or one given twice.
+/// [`DatasetError::UnknownTask`] with the most similar name, and [`DatasetError::Selection`] if
+/// `names` is empty or repeats a name.
 pub fn select<S: AsRef<str>>(suite: &Suite, names: &[S]) -> Result<Suite, DatasetError> {
     let mut tasks: Vec<Task> = Vec::with_capacity(names.len());
     for name in names.iter().map(AsRef::as_ref) {
@@ -45,8 +45,9 @@ pub fn select<S: AsRef<str>>(suite: &Suite, names: &[S]) -> Result<Suite, Datase
     })
 }
 
-/// The suite that starts `k` tasks later; the tasks passed over come last. Averages over all such
-/// shifts do not depend on which task comes first.
+/// Returns the suite with its tasks rotated to the left by `k`.
+///
+/// Averages over all rotations do not depend on which task comes first.
 pub fn rotate(suite: &Suite, k: usize) -> Suite {
     let mut shifted = suite.clone();
     let n = shifted.tasks.len();
@@ -56,7 +57,7 @@ pub fn rotate(suite: &Suite, k: usize) -> Suite {
     shifted
 }
 
-/// The suite whose tasks are trained on `shots` images a class.
+/// Returns the suite with [`few_shot`] applied to every task.
 ///
 /// # Errors
 /// As [`few_shot`].
@@ -68,12 +69,14 @@ pub fn few_shot_suite(suite: &Suite, shots: usize, seed: u64) -> Result<Suite, D
     Ok(few)
 }
 
-/// The task with `shots` training images of each class, drawn by `seed`, in the order of the task.
-/// A class with fewer images keeps all. The test half stays as it is. What is drawn for a class
-/// depends on the seed, the class's number and how many images it has, on nothing else.
+/// Returns the task with `shots` random training images per class, in their original order.
+///
+/// A class with fewer images keeps all of them. The test split does not change. The images drawn
+/// for a class depend only on the seed, the label and the number of images of the class.
 ///
 /// # Errors
-/// [`DatasetError::NoShot`] for a class without images, [`DatasetError::Selection`] for no shots.
+/// [`DatasetError::NoShot`] for a class without images, [`DatasetError::Selection`] if `shots` is
+/// 0.
 pub fn few_shot(task: &Task, shots: usize, seed: u64) -> Result<Task, DatasetError> {
     if shots == 0 {
         let message = format!(
@@ -108,7 +111,21 @@ pub fn few_shot(task: &Task, shots: usize, seed: u64) -> Result<Task, DatasetErr
     })
 }
 
-/// Some images of a source.
+/// A subset of an image source, in any order.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use mtil_data::data::ImageSource as _;
+/// use mtil_data::datasets::store::{PixelLayout, RawImages};
+/// use mtil_data::datasets::transform::Subset;
+///
+/// let images = RawImages::new("digits", vec![0_u8; 4 * 8 * 8], 8, 8, PixelLayout::Grey)?;
+/// let subset = Subset::new(Arc::new(images), vec![3, 1]);
+/// assert_eq!(subset.len(), 2);
+/// assert_eq!(subset.name(0), "digits #3");
+/// # Ok::<(), mtil_data::datasets::DatasetError>(())
+/// ```
 #[derive(Clone)]
 pub struct Subset {
     images: Arc<dyn ImageSource>,
@@ -116,7 +133,7 @@ pub struct Subset {
 }
 
 impl Subset {
-    /// The images `indices` of `images`, in that order.
+    /// Creates the subset of the images `indices`, in this order.
     ///
     /// # Panics
     /// If an index is out of range.
@@ -150,7 +167,7 @@ mod tests {
     use super::*;
     use crate::suite::CaptionedImages;
 
-    /// Images that are only numbers.
+    /// Images whose index is their name and whose width is their index plus one.
     struct Numbers(usize);
 
     impl ImageSource for Numbers {
@@ -166,7 +183,7 @@ mod tests {
     }
 
     fn task(name: &str, labels: Vec<usize>) -> Task {
-        let half = |labels: Vec<usize>| LabelledImages {
+        let split = |labels: Vec<usize>| LabelledImages {
             images: Arc::new(Numbers(labels.len())),
             labels,
         };
@@ -174,8 +191,8 @@ mod tests {
             name: name.into(),
             class_names: vec!["a".into(), "b".into(), "c".into()],
             templates: vec!["{}".into()],
-            train: half(labels),
-            test: half(vec![0, 1, 2]),
+            train: split(labels),
+            test: split(vec![0, 1, 2]),
         }
     }
 
@@ -222,9 +239,9 @@ mod tests {
             assert_eq!(few.tasks[0].test.labels.len(), 3);
             few.tasks[1].train.clone()
         };
-        let of = |half: &LabelledImages| {
-            (0..half.images.len())
-                .map(|i| half.images.name(i))
+        let of = |split: &LabelledImages| {
+            (0..split.images.len())
+                .map(|i| split.images.name(i))
                 .collect::<Vec<_>>()
         };
         let four = drawn(4, 7);

@@ -1,4 +1,4 @@
-//! What must hold for every suite, and the fingerprint by which a resumed run knows its data.
+//! Validation of suites, and the fingerprint that a resumed run compares.
 
 use std::collections::HashSet;
 
@@ -8,9 +8,13 @@ use super::{CaptionedImages, LabelledImages, Suite, SuiteError, Task};
 use crate::data::{DataError, ImageSource, duplicate_name};
 
 impl Suite {
-    /// Checks what a run relies on: at least one task; unique task names; templates with exactly
-    /// one `{}`; at least two classes, whose names differ for the tokenizer (which lower-cases);
-    /// images in both halves with a label in range each; reference and held-out pairs.
+    /// Checks the requirements of a run:
+    ///
+    /// - at least one task, and unique task names,
+    /// - templates with exactly one `{}`,
+    /// - at least two classes per task, whose names differ for the tokenizer (which lower-cases),
+    /// - images in both splits, each with a label in range,
+    /// - reference and held-out pairs.
     ///
     /// # Errors
     /// The first [`SuiteError`] found.
@@ -27,7 +31,7 @@ impl Suite {
                     what: "a task".into(),
                 });
             }
-            // On some file systems, files of tasks that differ in case only would collide.
+            // On a case-insensitive file system, the files of such tasks would collide.
             if !names.insert(task.name.to_lowercase()) {
                 return Err(SuiteError::DuplicateTask {
                     task: task.name.clone(),
@@ -42,64 +46,77 @@ impl Suite {
         check_pairs("held-out part of the reference set", &self.held_out)
     }
 
-    /// SHA-256 (hexadecimal) of what the suite consists of, for telling on resume whether it is
-    /// the same: names, class names, templates, labels, captions, and the
-    /// [identity](ImageSource::identity) of each image, which for files is the path below the
-    /// dataset's folder and the file's size. The content of images is not read, so a change that
-    /// keeps path and size goes unnoticed; moving the whole suite changes nothing.
+    /// Returns the SHA-256 of the suite's content in hexadecimal, which a resumed run compares.
+    ///
+    /// The hash covers names, class names, templates, labels, captions, and the
+    /// [identity](ImageSource::identity) of each image. For files, the identity is the path
+    /// relative to the dataset's folder and the size. Pixels are not read, so a change that keeps
+    /// path and size is not detected. Moving the suite does not change the fingerprint.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        put(&mut hash, &self.name);
-        count(&mut hash, self.tasks.len());
+        hash_text(&mut hash, &self.name);
+        hash_number(&mut hash, self.tasks.len());
         for task in &self.tasks {
-            put(&mut hash, &task.name);
+            hash_text(&mut hash, &task.name);
             for list in [&task.class_names, &task.templates] {
-                count(&mut hash, list.len());
-                list.iter().for_each(|text| put(&mut hash, text));
+                hash_number(&mut hash, list.len());
+                list.iter().for_each(|text| hash_text(&mut hash, text));
             }
-            for half in [&task.train, &task.test] {
-                images(&mut hash, half.images.as_ref());
-                half.labels.iter().for_each(|&l| count(&mut hash, l));
+            for split in [&task.train, &task.test] {
+                hash_images(&mut hash, split.images.as_ref());
+                split.labels.iter().for_each(|&l| hash_number(&mut hash, l));
             }
         }
         for pairs in [&self.reference, &self.held_out] {
-            images(&mut hash, pairs.images.as_ref());
-            pairs.captions.iter().for_each(|text| put(&mut hash, text));
+            hash_images(&mut hash, pairs.images.as_ref());
+            pairs
+                .captions
+                .iter()
+                .for_each(|text| hash_text(&mut hash, text));
         }
+        // Absent extras are not hashed, so suites without them keep their fingerprint.
         let extras = &self.extras;
         if !extras.texts.is_empty() || !extras.retrieval.is_empty() || extras.published_draws {
-            count(&mut hash, extras.texts.len());
-            extras.texts.iter().for_each(|text| put(&mut hash, text));
+            hash_number(&mut hash, extras.texts.len());
+            extras
+                .texts
+                .iter()
+                .for_each(|text| hash_text(&mut hash, text));
             for set in &extras.retrieval {
-                put(&mut hash, &set.name);
-                images(&mut hash, set.images.as_ref());
-                set.captions.iter().for_each(|text| put(&mut hash, text));
-                set.image_of.iter().for_each(|&i| count(&mut hash, i));
+                hash_text(&mut hash, &set.name);
+                hash_images(&mut hash, set.images.as_ref());
+                set.captions
+                    .iter()
+                    .for_each(|text| hash_text(&mut hash, text));
+                set.image_of.iter().for_each(|&i| hash_number(&mut hash, i));
             }
-            count(&mut hash, usize::from(extras.published_draws));
+            hash_number(&mut hash, usize::from(extras.published_draws));
         }
         for (task, pairs) in &extras.references {
-            put(&mut hash, task);
-            images(&mut hash, pairs.images.as_ref());
-            pairs.captions.iter().for_each(|text| put(&mut hash, text));
+            hash_text(&mut hash, task);
+            hash_images(&mut hash, pairs.images.as_ref());
+            pairs
+                .captions
+                .iter()
+                .for_each(|text| hash_text(&mut hash, text));
         }
         hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
     }
 }
 
-fn count(hash: &mut Sha256, n: usize) {
+fn hash_number(hash: &mut Sha256, n: usize) {
     hash.update((n as u64).to_le_bytes());
 }
 
-/// With its length, so that no two lists of texts hash alike.
-fn put(hash: &mut Sha256, text: &str) {
-    count(hash, text.len());
+/// Hashes the length as well, so that different lists of texts have different hashes.
+fn hash_text(hash: &mut Sha256, text: &str) {
+    hash_number(hash, text.len());
     hash.update(text.as_bytes());
 }
 
-fn images(hash: &mut Sha256, images: &dyn ImageSource) {
-    count(hash, images.len());
-    (0..images.len()).for_each(|i| put(hash, &images.identity(i)));
+fn hash_images(hash: &mut Sha256, images: &dyn ImageSource) {
+    hash_number(hash, images.len());
+    (0..images.len()).for_each(|i| hash_text(hash, &images.identity(i)));
 }
 
 fn check_task(task: &Task) -> Result<(), SuiteError> {
@@ -134,22 +151,29 @@ fn check_task(task: &Task) -> Result<(), SuiteError> {
             },
         });
     }
-    check_half(task, "train", &task.train)?;
-    check_half(task, "test", &task.test)
+    check_split(task, "train", &task.train)?;
+    check_split(task, "test", &task.test)
 }
 
-fn check_half(task: &Task, half: &'static str, images: &LabelledImages) -> Result<(), SuiteError> {
+fn check_split(
+    task: &Task,
+    split: &'static str,
+    images: &LabelledImages,
+) -> Result<(), SuiteError> {
     let name = || task.name.clone();
     let wrong = |message| {
         Err(SuiteError::Labels {
             task: name(),
-            half,
+            split,
             message,
         })
     };
     let (n, labels, classes) = (images.images.len(), &images.labels, task.class_names.len());
     if n == 0 {
-        return Err(SuiteError::EmptyHalf { task: name(), half });
+        return Err(SuiteError::EmptyHalf {
+            task: name(),
+            split,
+        });
     }
     if labels.len() != n {
         return wrong(format!("{n} images but {} labels", labels.len()));
@@ -216,9 +240,9 @@ pub(super) mod tests {
         Arc::new(Drawn((0..n as u8).map(one).collect()))
     }
 
-    /// A suite of one task that is in order.
+    /// A valid suite with one task.
     pub(in super::super) fn small() -> Suite {
-        let half = |first, labels: Vec<usize>| LabelledImages {
+        let split = |first, labels: Vec<usize>| LabelledImages {
             images: drawn(labels.len(), first),
             labels,
         };
@@ -232,8 +256,8 @@ pub(super) mod tests {
                 name: "colours".into(),
                 class_names: vec!["red".into(), "dark green".into()],
                 templates: vec!["a {} thing.".into()],
-                train: half(1, vec![0, 1, 0]),
-                test: half(2, vec![1, 0]),
+                train: split(1, vec![0, 1, 0]),
+                test: split(2, vec![1, 0]),
             }],
             reference: pairs(3, &["one", "two, \"quoted\"", "three"]),
             held_out: pairs(4, &["four"]),
@@ -268,7 +292,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn fingerprint_tells_suites_apart() {
+    fn different_suites_have_different_fingerprints() {
         let original = small().fingerprint();
         assert_eq!(original.len(), 64);
         assert_eq!(original, small().fingerprint());

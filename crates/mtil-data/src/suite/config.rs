@@ -1,4 +1,4 @@
-//! The suite file: a user's own tasks as a TOML beside folders of images.
+//! Suite files: user-defined tasks as TOML, next to folders of images.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::{
     nearest,
 };
 
-/// Name of the suite file in a folder that is a suite.
+/// Name of the suite file in the folder of a suite.
 pub(super) const SUITE_FILE: &str = "suite.toml";
 
 /// A suite file. `datasets/example-suite.toml` explains every key.
@@ -62,9 +62,9 @@ pub(super) struct ReferenceConfig {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum ArticleConfig {
-    /// As the template says.
+    /// The article of the template.
     Template,
-    /// a or an.
+    /// "a" or "an", by the class name.
     Auto,
 }
 
@@ -76,16 +76,17 @@ fn default_templates() -> Vec<String> {
     vec!["a photo of a {}.".into()]
 }
 
-/// Share of the reference images held out when nothing is said.
+/// Default fraction of the reference images that is held out.
 const DEFAULT_HELD_OUT_FRACTION: f64 = 0.2;
 
 impl Suite {
-    /// Reads a suite file. Its paths are relative to the folder it lies in. Only names and sizes
-    /// of images are read here; their content is read when a run needs it.
+    /// Reads and [checks](Self::check) a suite file.
+    ///
+    /// Its paths are relative to the file's folder. Only names and sizes of images are read here;
+    /// images are decoded when they are used.
     ///
     /// # Errors
-    /// [`SuiteError`] that names the file and the key or the task, and the cure. The suite
-    /// returned has passed [`check`](Self::check).
+    /// [`SuiteError`] with the file, the key or the task, and the remedy.
     pub fn from_toml(path: &Path) -> Result<Self, SuiteError> {
         let text = std::fs::read_to_string(path).map_err(|source| SuiteError::Read {
             path: path.to_owned(),
@@ -93,7 +94,7 @@ impl Suite {
         })?;
         let config: SuiteConfig = toml::from_str(&text).map_err(|error| SuiteError::Parse {
             path: path.to_owned(),
-            help: near_miss(error.message()),
+            help: suggest_key(error.message()),
             message: error.to_string().trim_end().to_owned(),
         })?;
         let base = path.parent().unwrap_or(Path::new(""));
@@ -102,10 +103,10 @@ impl Suite {
         Ok(suite)
     }
 
-    /// Loads a suite from a suite file, or from a folder that holds a `suite.toml`.
+    /// Loads a suite from a suite file, or from a folder with a `suite.toml`.
     ///
     /// # Errors
-    /// As [`from_toml`](Self::from_toml), and [`SuiteError::Missing`] when there is no such file.
+    /// As [`from_toml`](Self::from_toml), and [`SuiteError::Missing`] if there is no such file.
     pub fn load(path: &Path) -> Result<Self, SuiteError> {
         let inside = path.join(SUITE_FILE);
         if inside.is_file() {
@@ -177,6 +178,7 @@ impl ReferenceConfig {
             path: file.to_owned(),
             message: message.to_owned(),
         };
+        // Exactly one of `captions` and `template`, each with only its own settings.
         match (&self.captions, &self.template) {
             (Some(_), Some(_)) => {
                 return Err(conflict(
@@ -185,12 +187,14 @@ impl ReferenceConfig {
             }
             (None, None) => {
                 return Err(conflict(
-                    "[reference] needs `captions = \"captions.csv\"` or `template = \"a photo of a {}.\"`",
+                    "[reference] needs `captions = \"captions.csv\"` \
+                     or `template = \"a photo of a {}.\"`",
                 ));
             }
             (Some(_), None) if self.article.is_some() || !self.class_names.is_empty() => {
                 return Err(conflict(
-                    "[reference] has `captions`, so `article` and `class_names`, which belong to `template`, have no use: remove them",
+                    "[reference] has `captions`, so `article` and `class_names`, \
+                     which belong to `template`, have no use: remove them",
                 ));
             }
             _ => {}
@@ -226,9 +230,9 @@ impl ReferenceConfig {
     }
 }
 
-/// "did you mean" for serde's message about an unknown key or value:
+/// Returns the known key nearest to the unknown one in serde's message
 /// "unknown field `x`, expected one of `a`, `b`".
-fn near_miss(message: &str) -> Option<String> {
+fn suggest_key(message: &str) -> Option<String> {
     let rest = message.strip_prefix("unknown ")?;
     let mut quoted = rest.split('`').skip(1).step_by(2);
     let word = quoted.next()?;
@@ -252,8 +256,8 @@ pub(super) mod tests {
         format!("[[task]]\nname = 'shoes'\npath = 'shoes'\n{extra}\n")
     }
 
-    /// A shop with one task of two classes and a reference set of five images.
-    pub(in super::super) fn shop(toml: &str) -> tempfile::TempDir {
+    /// A folder with the suite file `my.toml`, images of two classes and five reference images.
+    pub(in super::super) fn suite_folder(toml: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for class in ["sneaker", "flip_flop"] {
             for i in 0..5 {
@@ -271,12 +275,12 @@ pub(super) mod tests {
     }
 
     fn load(toml: &str) -> Result<Suite, SuiteError> {
-        Suite::from_toml(&shop(toml).path().join("my.toml"))
+        Suite::from_toml(&suite_folder(toml).path().join("my.toml"))
     }
 
     fn error(toml: &str) -> String {
         let error = load(toml).err().expect("the file is wrong");
-        // What a person sees: the error and its sources.
+        // The error as the user sees it, with its sources.
         let mut text = error.to_string();
         let mut source = std::error::Error::source(&error);
         while let Some(inner) = source {
@@ -305,7 +309,8 @@ pub(super) mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let extra = "templates = ['a {}, a kind of shoe.', '{}']\nclasses = ['trainer', 'flip flop']\n\
+        let extra = "templates = ['a {}, a kind of shoe.', '{}']\n\
+            classes = ['trainer', 'flip flop']\n\
             class_names = { sneaker = 'trainer' }\ntest_fraction = 0.4";
         let reference = "[reference]\npath = 'shoes'\ntemplate = 'a {}'\narticle = 'auto'\n\
             class_names = { sneaker = 'easy shoe' }\nheld_out_fraction = 0.5\n";
@@ -332,7 +337,7 @@ pub(super) mod tests {
             "name = 'x'\n{}[reference]\npath = 'shoes'\ntemplate = 'a {{}}'\nheld_out = 'more'\n",
             task("")
         );
-        let dir = shop(&toml);
+        let dir = suite_folder(&toml);
         write_png(&dir.path().join("more/hat/1.png"), 1);
         let suite = Suite::from_toml(&dir.path().join("my.toml")).unwrap();
         assert_eq!(
@@ -434,7 +439,7 @@ pub(super) mod tests {
 
     #[test]
     fn one_class_is_too_few() {
-        let dir = shop(&format!("name = 'x'\n{}{REFERENCE}", task("")));
+        let dir = suite_folder(&format!("name = 'x'\n{}{REFERENCE}", task("")));
         std::fs::remove_dir_all(dir.path().join("shoes/sneaker")).unwrap();
         let error = Suite::from_toml(&dir.path().join("my.toml")).err().unwrap();
         assert!(error.to_string().contains("at least 2"), "{error}");
@@ -442,7 +447,7 @@ pub(super) mod tests {
 
     #[test]
     fn load_takes_files_and_folders() {
-        let dir = shop(&format!("name = 'x'\n{}{REFERENCE}", task("")));
+        let dir = suite_folder(&format!("name = 'x'\n{}{REFERENCE}", task("")));
         let file = dir.path().join("my.toml");
         assert!(Suite::load(&file).is_ok());
         std::fs::rename(&file, dir.path().join("suite.toml")).unwrap();

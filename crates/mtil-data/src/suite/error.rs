@@ -1,11 +1,11 @@
-//! What can be wrong with a suite.
+//! Errors of suites.
 
 use std::path::PathBuf;
 
 use super::config::SUITE_FILE;
 use crate::data::DataError;
 
-/// What can go wrong while a suite is read, checked or written.
+/// Error while reading, checking or exporting a suite.
 #[derive(Debug, thiserror::Error)]
 pub enum SuiteError {
     /// The suite file could not be read.
@@ -13,45 +13,45 @@ pub enum SuiteError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The suite file is no TOML, or has an unknown or a missing key.
-    #[error("suite file {}: {message}{}", path.display(), help.as_deref().map_or_else(String::new, |h| format!("\ndid you mean `{h}`?")))]
+    /// The suite file is not TOML, or has an unknown or a missing key.
+    #[error("suite file {}: {message}{}", path.display(), suggestion(help.as_deref()))]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with line and column.
+        /// The defect, with line and column.
         message: String,
         /// The most similar known key.
         help: Option<String>,
     },
-    /// Settings of the suite file that contradict each other.
+    /// Settings of the suite file contradict each other.
     #[error("suite file {}: {message}", path.display())]
     Setting {
         /// The file.
         path: PathBuf,
-        /// What is wrong and how to cure it.
+        /// The defect and its remedy.
         message: String,
     },
-    /// Neither a suite file nor a folder that holds one.
+    /// The path is neither a suite file nor a folder with one.
     #[error("{} is neither a suite file nor a folder with a {}", path.display(), SUITE_FILE)]
     Missing {
         /// The path asked for.
         path: PathBuf,
     },
-    /// The data of a task is wrong.
+    /// The data of a task is invalid.
     #[error("task `{task}`: {source}")]
     Task {
         /// The task.
         task: String,
-        /// What is wrong with its folder.
+        /// Error of its data.
         source: DataError,
     },
-    /// The reference data is wrong.
+    /// The reference data is invalid.
     #[error("reference set: {source}")]
     Reference {
-        /// What is wrong with its folder.
+        /// Error of its data.
         source: DataError,
     },
     /// The suite has no task.
@@ -69,18 +69,19 @@ pub enum SuiteError {
     /// A name is empty.
     #[error("the name of {what} is empty")]
     EmptyName {
-        /// What has no name.
+        /// The item without a name.
         what: String,
     },
-    /// A task without prompt templates.
+    /// A task has no prompt template.
     #[error("task `{task}` has no template: give at least one, such as \"a photo of a {{}}.\"")]
     NoTemplate {
         /// The task.
         task: String,
     },
-    /// A template without exactly one placeholder.
+    /// A template does not have exactly one placeholder.
     #[error(
-        "task `{task}`: the template \"{template}\" must contain `{{}}` exactly once, where the class name goes"
+        "task `{task}`: the template \"{template}\" must contain `{{}}` exactly once, \
+         where the class name goes"
     )]
     Template {
         /// The task.
@@ -88,7 +89,7 @@ pub enum SuiteError {
         /// The template.
         template: String,
     },
-    /// A task with fewer than two classes.
+    /// A task has fewer than two classes.
     #[error("task `{task}` has {classes} class: a classification needs at least 2")]
     TooFewClasses {
         /// The task.
@@ -96,36 +97,36 @@ pub enum SuiteError {
         /// Number of classes.
         classes: usize,
     },
-    /// A half of a task without images.
-    #[error("task `{task}` has no image in its {half} half")]
+    /// A split of a task has no images.
+    #[error("task `{task}` has no image in its {split} split")]
     EmptyHalf {
         /// The task.
         task: String,
         /// `train` or `test`.
-        half: &'static str,
+        split: &'static str,
     },
-    /// Labels that do not belong to the images or the classes.
-    #[error("task `{task}`, {half} half: {message}")]
+    /// Labels do not match the images or the classes.
+    #[error("task `{task}`, {split} split: {message}")]
     Labels {
         /// The task.
         task: String,
         /// `train` or `test`.
-        half: &'static str,
-        /// What is wrong.
+        split: &'static str,
+        /// The mismatch.
         message: String,
     },
-    /// A reference set without pairs.
+    /// A reference set has no pairs.
     #[error("the {set} is empty: it needs at least one image with a caption")]
     EmptyReference {
-        /// Which one.
+        /// The reference set.
         set: String,
     },
-    /// A reference set whose captions are not one an image, or are empty.
+    /// A reference set has an empty caption, or not one caption per image.
     #[error("{set}: {message}")]
     Captions {
-        /// Which one.
+        /// The reference set.
         set: String,
-        /// What is wrong.
+        /// The defect.
         message: String,
     },
     /// The target of an export is not an empty folder.
@@ -139,7 +140,11 @@ pub enum SuiteError {
     Write {
         /// The file or folder.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         message: String,
     },
+}
+
+fn suggestion(near: Option<&str>) -> String {
+    near.map_or_else(String::new, |near| format!("\ndid you mean `{near}`?"))
 }

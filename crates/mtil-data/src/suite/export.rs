@@ -1,4 +1,4 @@
-//! Writes a suite as ordinary image folders that any tool can read.
+//! Export of a suite to plain image folders.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -10,80 +10,97 @@ use super::config::{ReferenceConfig, SUITE_FILE, SuiteConfig, TaskConfig};
 use super::{CaptionedImages, LabelledImages, Suite, SuiteError, Task};
 use crate::data::{DataError, ImageSource};
 
-/// Images decoded and written before the progress is told again.
+/// Number of images written between two progress reports.
 const CHUNK: usize = 64;
-/// Longest folder name that is made from a class or task name.
+/// Maximum length of a folder name made from a class or task name.
 const LONGEST_NAME: usize = 80;
 
-/// What an export wrote.
+/// Summary of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportSummary {
     /// Number of tasks.
     pub tasks: usize,
     /// Number of images.
     pub images: usize,
-    /// The suite file: `--suite` takes it, and the folder it lies in.
+    /// The suite file. [`Suite::load`] takes it, or its folder.
     pub suite_file: PathBuf,
 }
 
-/// Writes `suite` below `dir`, which must be empty or not exist:
+/// Exports `suite` to `dir`, which must be empty or not exist.
 ///
 /// ```text
 /// suite.toml                          loads back to this suite
-/// <task>/train/<class>/<nnnnn>.png    nnnnn: number of the image in its half
+/// <task>/train/<class>/<nnnnn>.png    nnnnn: index of the image in its split
 /// <task>/test/<class>/<nnnnn>.png
 /// reference/captions.csv, reference/images/<nnnnn>.png
 /// held_out/captions.csv, held_out/images/<nnnnn>.png
 /// ```
 ///
-/// Pixels are kept exactly, 32-bit float images excepted, which become 16-bit. Classes and tasks
-/// whose name is no portable folder name get another folder and keep their name in `suite.toml`.
-/// The exported suite has the same labels, class order, captions and pixels; within a half its
-/// images come class by class, in the original order within a class. `suite.toml` is written
-/// last, so a folder that has one is complete. `progress` is told the images written and the total.
+/// Pixels are kept exactly, except that 32-bit float images become 16-bit. If the name of a class
+/// or task is not a portable folder name, its folder is renamed and `suite.toml` keeps the name.
+/// The exported suite has the same labels, class order, captions and pixels. The images of a split
+/// are sorted by label; those of a class keep their order. `suite.toml` is written last, so a
+/// folder that contains it is complete.
+///
+/// `progress(written, total)` is called with numbers of images.
 ///
 /// # Errors
-/// [`SuiteError`]: the suite is not in order, a class has no image in one of the halves (which
-/// class folders cannot express), `dir` is not empty, an image cannot be read, a file
-/// cannot be written.
+/// [`SuiteError`] if the suite is invalid, a class has no image in a split (which class folders
+/// cannot express), `dir` is not empty, an image cannot be read, or a file cannot be written.
+///
+/// # Examples
+/// ```no_run
+/// use std::path::Path;
+///
+/// use mtil_data::suite::{Suite, export};
+///
+/// let suite = Suite::load(Path::new("my-suite"))?;
+/// let summary = export(&suite, Path::new("exported"), &mut |written, total| {
+///     println!("{written} of {total} images");
+/// })?;
+/// println!("{}", summary.suite_file.display());
+/// # Ok::<(), mtil_data::suite::SuiteError>(())
+/// ```
 pub fn export(
     suite: &Suite,
     dir: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<ExportSummary, SuiteError> {
     suite.check()?;
-    suite.tasks.iter().try_for_each(every_class_has_images)?;
-    claim(dir)?;
+    suite.tasks.iter().try_for_each(check_every_class)?;
+    create_empty_dir(dir)?;
     let pairs = [&suite.reference, &suite.held_out];
-    let halves = suite.tasks.iter().flat_map(|t| [&t.train, &t.test]);
-    let total = halves.map(|h| h.images.len()).sum::<usize>()
+    let splits = suite.tasks.iter().flat_map(|t| [&t.train, &t.test]);
+    let total = splits.map(|h| h.images.len()).sum::<usize>()
         + pairs.iter().map(|p| p.images.len()).sum::<usize>();
     let mut writer = Writer {
         done: 0,
         total,
         progress,
     };
+    // Names of the files and folders next to those of the tasks.
     let mut used: HashSet<String> = ["reference", "held_out", SUITE_FILE].map(Into::into).into();
     let mut tasks = Vec::with_capacity(suite.tasks.len());
     for task in &suite.tasks {
-        let folder = folder_name(&task.name, &mut used);
+        let folder = portable_folder_name(&task.name, &mut used);
         let mut taken = HashSet::new();
         let classes: Vec<String> = task
             .class_names
             .iter()
-            .map(|class| folder_name(class, &mut taken))
+            .map(|class| portable_folder_name(class, &mut taken))
             .collect();
         let wrong = |source| SuiteError::Task {
             task: task.name.clone(),
             source,
         };
-        for (half, images) in [("train", &task.train), ("test", &task.test)] {
-            let base = dir.join(&folder).join(half);
+        for (split, images) in [("train", &task.train), ("test", &task.test)] {
+            let base = dir.join(&folder).join(split);
             for class in &classes {
                 create(&base.join(class))?;
             }
             writer.labelled(images, &base, &classes, &wrong)?;
         }
+        // The suite file lists only names that cannot be derived from their folder.
         let class_names: BTreeMap<_, _> = classes
             .into_iter()
             .zip(task.class_names.iter().cloned())
@@ -122,13 +139,14 @@ pub fn export(
     })
 }
 
-fn every_class_has_images(task: &Task) -> Result<(), SuiteError> {
-    for (half, images) in [("train", &task.train), ("test", &task.test)] {
+/// Requires that both splits have an image of every class.
+fn check_every_class(task: &Task) -> Result<(), SuiteError> {
+    for (split, images) in [("train", &task.train), ("test", &task.test)] {
         let seen: HashSet<_> = images.labels.iter().collect();
         if let Some(class) = (0..task.class_names.len()).find(|c| !seen.contains(c)) {
             return Err(SuiteError::Labels {
                 task: task.name.clone(),
-                half,
+                split,
                 message: format!("class `{}` has no image", task.class_names[class]),
             });
         }
@@ -147,8 +165,8 @@ fn create(path: &Path) -> Result<(), SuiteError> {
     std::fs::create_dir_all(path).map_err(|e| write_error(path, e))
 }
 
-/// Makes `dir`, and refuses one that holds anything.
-fn claim(dir: &Path) -> Result<(), SuiteError> {
+/// Creates `dir` if it does not exist, and requires that it is empty.
+fn create_empty_dir(dir: &Path) -> Result<(), SuiteError> {
     let occupied = || SuiteError::NotEmpty {
         path: dir.to_owned(),
     };
@@ -163,6 +181,7 @@ fn claim(dir: &Path) -> Result<(), SuiteError> {
     }
 }
 
+/// Writer of images that reports its progress.
 struct Writer<'a> {
     done: usize,
     total: usize,
@@ -172,13 +191,13 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn labelled(
         &mut self,
-        half: &LabelledImages,
+        split: &LabelledImages,
         base: &Path,
         classes: &[String],
         wrong: &(dyn Fn(DataError) -> SuiteError + Sync),
     ) -> Result<(), SuiteError> {
-        let path = |i: usize| base.join(&classes[half.labels[i]]).join(file_name(i));
-        self.images(half.images.as_ref(), &path, wrong)
+        let path = |i: usize| base.join(&classes[split.labels[i]]).join(file_name(i));
+        self.images(split.images.as_ref(), &path, wrong)
     }
 
     fn captioned(&mut self, pairs: &CaptionedImages, base: &Path) -> Result<(), SuiteError> {
@@ -209,7 +228,7 @@ impl Writer<'_> {
             let end = (start + CHUNK).min(images.len());
             (start..end).into_par_iter().try_for_each(|i| {
                 let path = path(i);
-                storable(images.load(i).map_err(wrong)?)
+                to_png_pixels(images.load(i).map_err(wrong)?)
                     .save_with_format(&path, image::ImageFormat::Png)
                     .map_err(|e| write_error(&path, e))
             })?;
@@ -224,8 +243,8 @@ fn file_name(index: usize) -> String {
     format!("{index:05}.png")
 }
 
-/// PNG has no float pixels.
-fn storable(image: DynamicImage) -> DynamicImage {
+/// Converts float pixels, which PNG cannot store, to 16-bit.
+fn to_png_pixels(image: DynamicImage) -> DynamicImage {
     match image {
         DynamicImage::ImageRgb32F(_) => image.to_rgb16().into(),
         DynamicImage::ImageRgba32F(_) => image.to_rgba16().into(),
@@ -233,9 +252,10 @@ fn storable(image: DynamicImage) -> DynamicImage {
     }
 }
 
-/// A folder name for `name` that any file system takes and that differs from those in `used`,
-/// letter case aside.
-fn folder_name(name: &str, used: &mut HashSet<String>) -> String {
+/// Returns a folder name for `name` that is portable across file systems, and adds it to `used`.
+///
+/// It differs from the names in `used` even if case is ignored.
+fn portable_folder_name(name: &str, used: &mut HashSet<String>) -> String {
     let mut safe: String = name
         .chars()
         .map(|c| {
@@ -247,7 +267,7 @@ fn folder_name(name: &str, used: &mut HashSet<String>) -> String {
         })
         .take(LONGEST_NAME)
         .collect();
-    // Hidden folders are not read, and Windows drops a dot at the end.
+    // `ImageFolder` ignores hidden folders, and Windows drops a trailing dot.
     if safe.starts_with('.') {
         safe.replace_range(..1, "_");
     }
@@ -255,7 +275,7 @@ fn folder_name(name: &str, used: &mut HashSet<String>) -> String {
         safe.pop();
         safe.push('_');
     }
-    // Names that Windows keeps for devices, and that the reader of folders ignores.
+    // Windows reserves device names, and `ImageFolder` ignores `__MACOSX`.
     let stem = safe
         .split('.')
         .next()
@@ -284,13 +304,13 @@ mod tests {
     use super::super::check::tests::{Drawn, small};
     use super::*;
 
-    /// What a model gets to see of an image: files of more than 8 bits are reduced when they are
-    /// read, in-memory images when they are prepared.
+    /// The image as the model sees it. Files with more than 8 bits per channel are reduced when
+    /// they are read, images in memory when they are preprocessed.
     fn seen(image: &DynamicImage) -> DynamicImage {
         clip_model::Preprocess::clip(8).eval_u8(image).into()
     }
 
-    /// Every image of a set by its label or caption, sorted: what must survive the round trip.
+    /// The images with their label or caption, sorted, to compare before and after a round trip.
     fn contents(
         images: &dyn ImageSource,
         what: impl Fn(usize) -> String,
@@ -305,9 +325,12 @@ mod tests {
     fn round_trip(suite: &Suite) -> Suite {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let mut told = Vec::new();
-        let summary = export(suite, &target, &mut |done, total| told.push((done, total))).unwrap();
-        assert_eq!(told.last(), Some(&(summary.images, summary.images)));
+        let mut progress = Vec::new();
+        let summary = export(suite, &target, &mut |done, total| {
+            progress.push((done, total))
+        })
+        .unwrap();
+        assert_eq!(progress.last(), Some(&(summary.images, summary.images)));
         let loaded = Suite::load(&target).unwrap();
         assert_eq!(loaded.name, suite.name);
         assert_eq!(loaded.tasks.len(), suite.tasks.len());
@@ -317,8 +340,8 @@ mod tests {
                 (&b.name, &b.class_names, &b.templates)
             );
             for (a, b) in [(&a.train, &b.train), (&a.test, &b.test)] {
-                let of = |half: &LabelledImages| {
-                    contents(half.images.as_ref(), |i| half.labels[i].to_string())
+                let of = |split: &LabelledImages| {
+                    contents(split.images.as_ref(), |i| split.labels[i].to_string())
                 };
                 assert!(of(a) == of(b), "labels and pixels");
             }
@@ -370,9 +393,9 @@ mod tests {
             image::ImageBuffer::from_pixel(2, 2, image::Luma([1234u16])).into(),
             image::ImageBuffer::from_pixel(2, 2, image::Rgb([1u16, 40_000, 7])).into(),
         ];
-        for half in [&mut task.train, &mut task.test] {
-            half.labels = (0..names.len()).collect();
-            half.images = Arc::new(Drawn(
+        for split in [&mut task.train, &mut task.test] {
+            split.labels = (0..names.len()).collect();
+            split.images = Arc::new(Drawn(
                 kinds.iter().cycle().take(names.len()).cloned().collect(),
             ));
         }
@@ -392,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_without_images_in_a_half_is_refused_before_anything_is_written() {
+    fn a_class_without_images_in_a_split_is_refused_before_anything_is_written() {
         let mut suite = small();
         suite.tasks[0].test.labels = vec![1, 1];
         let dir = tempfile::tempdir().unwrap();
@@ -400,7 +423,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("test half: class `red` has no image"),
+                .contains("test split: class `red` has no image"),
             "{error}"
         );
         assert!(!dir.path().join("out").exists());
@@ -437,7 +460,7 @@ mod tests {
     #[test]
     fn folder_names_are_safe_and_differ() {
         let mut used = HashSet::new();
-        let mut name = |n: &str| folder_name(n, &mut used);
+        let mut name = |n: &str| portable_folder_name(n, &mut used);
         assert_eq!(name("dark green"), "dark_green");
         assert_eq!(name("Dark/Green"), "Dark_Green-2");
         assert_eq!(name("nul.txt"), "nul.txt_");

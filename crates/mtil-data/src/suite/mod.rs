@@ -1,5 +1,5 @@
-//! A suite is an ordered list of tasks plus the reference pairs that stand for what the
-//! pretrained model knew.
+//! Suites: an ordered list of tasks, with reference pairs that represent the pretrained model's
+//! knowledge.
 
 mod check;
 mod config;
@@ -13,54 +13,54 @@ use crate::data::ImageSource;
 pub use error::SuiteError;
 pub use export::{ExportSummary, export};
 
-/// Images with a class label each.
+/// A labelled image set: images with a class label each.
 #[derive(Clone)]
 pub struct LabelledImages {
     /// The images.
     pub images: Arc<dyn ImageSource>,
-    /// Class index of each image, same length as `images`.
+    /// Class index of each image. Has the length of `images`.
     pub labels: Vec<usize>,
 }
 
-/// One classification task: what a dataset is to the benchmark.
+/// A classification task with a train and a test split.
 #[derive(Clone)]
 pub struct Task {
-    /// Name shown in tables, unique within the suite.
+    /// Name in tables, unique within the suite.
     pub name: String,
     /// Class names in label order.
     pub class_names: Vec<String>,
     /// Prompt templates with a `{}` for the class name. Training uses the first one.
     pub templates: Vec<String>,
-    /// Images trained on.
+    /// Training images.
     pub train: LabelledImages,
-    /// Images evaluated on; shares no image with `train`.
+    /// Test images, disjoint from `train`.
     pub test: LabelledImages,
 }
 
-/// Images with a caption each.
+/// Image-caption pairs.
 #[derive(Clone)]
 pub struct CaptionedImages {
     /// The images.
     pub images: Arc<dyn ImageSource>,
-    /// Caption of each image, same length as `images`.
+    /// Caption of each image. Has the length of `images`.
     pub captions: Vec<String>,
 }
 
-/// Images with several captions each, for measuring retrieval in both directions.
+/// Images with several captions each, for image-to-text and text-to-image retrieval.
 #[derive(Clone)]
 pub struct RetrievalSet {
-    /// Name shown in tables, with the split.
+    /// Name in tables, including the split.
     pub name: String,
     /// The images.
     pub images: Arc<dyn ImageSource>,
-    /// All captions, those of an image next to each other.
+    /// All captions, grouped by image.
     pub captions: Vec<String>,
-    /// Index of the image that each caption belongs to, same length as `captions`.
+    /// Image index of each caption. Has the length of `captions`.
     pub image_of: Vec<usize>,
 }
 
 impl RetrievalSet {
-    /// Every image with its first caption.
+    /// Returns every image with its first caption.
     pub fn first_captions(&self) -> CaptionedImages {
         let mut captions = vec![String::new(); self.images.len()];
         for (caption, &image) in self.captions.iter().zip(&self.image_of).rev() {
@@ -74,6 +74,40 @@ impl RetrievalSet {
 }
 
 /// An ordered list of tasks with the reference pairs.
+///
+/// [`Suite::load`] reads one from a suite file. A suite can also be built from any
+/// [`ImageSource`]:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use mtil_data::datasets::store::{PixelLayout, RawImages};
+/// use mtil_data::suite::{CaptionedImages, Extras, LabelledImages, Suite, Task};
+///
+/// fn images(name: &str) -> Arc<RawImages> {
+///     Arc::new(RawImages::new(name, vec![0_u8; 2 * 8 * 8], 8, 8, PixelLayout::Grey).unwrap())
+/// }
+/// let labelled = |name| LabelledImages { images: images(name), labels: vec![0, 1] };
+/// let pairs = |name| CaptionedImages {
+///     images: images(name),
+///     captions: vec!["a zero".into(), "a one".into()],
+/// };
+/// let suite = Suite {
+///     name: "digits".into(),
+///     tasks: vec![Task {
+///         name: "digits".into(),
+///         class_names: vec!["zero".into(), "one".into()],
+///         templates: vec!["the digit {}.".into()],
+///         train: labelled("train"),
+///         test: labelled("test"),
+///     }],
+///     reference: pairs("reference"),
+///     held_out: pairs("held-out"),
+///     extras: Extras::default(),
+/// };
+/// suite.check()?;
+/// # Ok::<(), mtil_data::suite::SuiteError>(())
+/// ```
 #[derive(Clone)]
 pub struct Suite {
     /// Name of the suite.
@@ -82,34 +116,34 @@ pub struct Suite {
     pub tasks: Vec<Task>,
     /// Reference pairs for distillation and modality alignment.
     pub reference: CaptionedImages,
-    /// Reference pairs never trained on: modality gap and retrieval are measured here.
+    /// Reference pairs that are never trained on, for modality gap and retrieval.
     pub held_out: CaptionedImages,
-    /// What only some suites have.
+    /// Optional data.
     pub extras: Extras,
 }
 
-/// What only some suites have.
+/// Optional data of a suite.
 #[derive(Clone, Default)]
 pub struct Extras {
-    /// Texts without images, for distillation; the captions of the reference pairs serve where
-    /// there are none.
+    /// Texts without images, for distillation. If empty, the captions of the reference pairs are
+    /// used.
     pub texts: Vec<String>,
-    /// Images with several captions each, for retrieval.
+    /// Retrieval sets.
     pub retrieval: Vec<RetrievalSet>,
-    /// Whether the reference pairs of a task are drawn as published, by numpy's generator and the
-    /// seed that belongs to the task's dataset
-    /// ([`reference_seed`](crate::datasets::mtil::reference_seed)), instead of by the run's seed.
+    /// Draws the reference pairs of a task as published, by numpy's generator with the seed of the
+    /// task's dataset ([`reference_seed`](crate::datasets::mtil::reference_seed)), instead of with
+    /// the run's seed.
     pub published_draws: bool,
-    /// Reference pairs of single tasks, by their names, in place of the suite's: GIFT has a
-    /// synthetic set for each task.
+    /// Reference pairs by task name, which replace the suite's. GIFT has a synthetic set for each
+    /// task.
     pub references: BTreeMap<String, CaptionedImages>,
 }
 
 impl Suite {
-    /// The reference pairs of task `index`.
+    /// Returns the reference pairs of task `index`.
     ///
     /// # Panics
-    /// When there is no such task.
+    /// If `index` is out of range.
     pub fn reference_of(&self, index: usize) -> &CaptionedImages {
         let own = self.extras.references.get(&self.tasks[index].name);
         own.unwrap_or(&self.reference)

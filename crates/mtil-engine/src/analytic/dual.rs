@@ -1,4 +1,4 @@
-//! The dual regression: kernel ridge regression over all features so far.
+//! Dual form of RAIL: kernel ridge regression over the features of all tasks so far.
 
 use std::path::Path;
 
@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AnalyticError,
-    file::{self, Numbers, Stored},
+    file::{self, StateFile, TensorData},
     matrix::{
-        at_least_one, bytes, images, one_hot, pack, packed_len, positive, queries, row_major,
-        unpack,
+        check_at_least_one, check_positive, check_queries, check_training_batch, one_hot,
+        pack_lower, packed_len, row_major, size_in_bytes, unpack_lower,
     },
 };
 
-/// Rows of which scores are computed at once.
-const STEP: usize = 256;
+/// Rows scored at a time; bounds the memory of the kernel matrix.
+const SCORE_BATCH: usize = 256;
 const KIND: &str = "dual";
 
-/// Settings of [`DualRail`]. Defaults are those of the published code (ViT-B/16, 16 images a
+/// Settings of [`DualRail`]. Defaults are those of the published code (ViT-B/16, 16 images per
 /// class).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DualConfig {
-    /// The `γ` of the kernel. Default 0.1 (`gamma` in `configs/analytic_clip.yaml`).
+    /// Factor `γ` of the Gaussian kernel. Default 0.1 (`gamma` in `configs/analytic_clip.yaml`).
     pub gamma: f64,
-    /// The regularisation `λ`. Default 0.001 (a constant in `dual_RAIL.py`; the `regularization` of
-    /// the configuration is not used there).
+    /// Ridge regularisation `λ`. Default 0.001 (a constant in `dual_RAIL.py`; the published code
+    /// does not use the `regularization` of the configuration here).
     pub lambda: f64,
 }
 
@@ -41,9 +41,9 @@ impl Default for DualConfig {
 
 impl DualConfig {
     fn check(&self, width: usize) -> Result<(), AnalyticError> {
-        at_least_one("feature width", width)?;
-        positive("gamma", self.gamma)?;
-        positive("lambda", self.lambda)
+        check_at_least_one("feature width", width)?;
+        check_positive("gamma", self.gamma)?;
+        check_positive("lambda", self.lambda)
     }
 }
 
@@ -54,16 +54,29 @@ impl DualConfig {
 /// K(x, y) = exp(−γ‖x − y‖²)        α = (K + λI)⁻¹ Y        scores of x: K(x, X)·α
 /// ```
 ///
-/// over the features `X` of all tasks so far. The published code inverts `K + λI` anew after each
-/// task; here its Cholesky factor grows by a block of rows (the paper's Theorem 2 grows the
-/// inverse):
+/// over the features `X` of all tasks so far. The published code inverts `K + λI` from scratch
+/// after each task. This implementation appends a block of rows to its Cholesky factor instead
+/// (the paper's Theorem 2 extends the inverse):
 ///
 /// ```text
 /// L₂₁ = K₂₁ L₁₁⁻ᵀ        L₂₂ L₂₂ᵀ = K₂₂ + λI − L₂₁ L₂₁ᵀ
 /// ```
 ///
 /// The state grows with the square of the number of images: `8·n²` bytes in memory, half of that in
-/// a file. 16 images of each of 1,100 classes are 2.5 GB; whole datasets are out of reach.
+/// a file. 16 images of each of 1,100 classes take 2.5 GB, so full training sets are infeasible.
+///
+/// # Example
+/// ```
+/// use mtil_engine::analytic::{DualConfig, DualRail};
+///
+/// let mut rail = DualRail::new(DualConfig::default(), 2)?;
+/// // Two unit features of width 2, with the labels 0 and 1.
+/// rail.update(&[1.0, 0.0, 0.0, 1.0], &[0, 1], 2)?;
+/// rail.finish();
+/// let scores = rail.scores(&[1.0, 0.0])?;
+/// assert!(scores[0] > scores[1]);
+/// # Ok::<(), mtil_engine::analytic::AnalyticError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct DualRail {
     config: DualConfig,
@@ -90,10 +103,10 @@ struct State {
 }
 
 impl DualRail {
-    /// An empty regression for features of `width` numbers.
+    /// Creates a regression without data for features of width `width`.
     ///
     /// # Errors
-    /// For a width, `γ` or `λ` out of range.
+    /// [`AnalyticError::Setting`] for a width, `γ` or `λ` out of range.
     pub fn new(config: DualConfig, width: usize) -> Result<Self, AnalyticError> {
         config.check(width)?;
         Ok(Self {
@@ -113,32 +126,35 @@ impl DualRail {
         &self.config
     }
 
-    /// Numbers of a feature.
+    /// Width of the features.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Classes so far.
+    /// Number of classes so far.
     pub fn classes(&self) -> usize {
         self.classes
     }
 
-    /// Images so far; the features of all of them are kept.
+    /// Number of images so far. The regression stores the features of all of them.
     pub fn images(&self) -> usize {
         self.labels.len()
     }
 
-    /// Bytes of the numbers in memory: features, labels, the factor and the coefficients.
+    /// Memory of the state in bytes: features, labels, the Cholesky factor and the coefficients.
     pub fn bytes_kept(&self) -> u64 {
         (size_of_val(&self.features[..]) + size_of_val(&self.labels[..])) as u64
-            + bytes(&self.factor)
-            + bytes(&self.weights)
+            + size_in_bytes(&self.factor)
+            + size_in_bytes(&self.weights)
     }
 
-    /// The coefficients `α`, row-major `[images, classes]`.
+    /// Returns the dual coefficients `α`, row-major.
+    ///
+    /// # Shapes
+    /// - output: `[images, classes]`
     ///
     /// # Errors
-    /// Between an update and [`finish`](Self::finish).
+    /// [`AnalyticError::Unfinished`] between an update and [`finish`](Self::finish).
     pub fn weights(&self) -> Result<Vec<f64>, AnalyticError> {
         match self.finished {
             true => Ok(row_major(self.weights.as_ref())),
@@ -146,42 +162,47 @@ impl DualRail {
         }
     }
 
-    /// Takes in images: a whole task, or a batch of it. `features` is row-major `[labels.len(),
-    /// width]`, `classes` the number of classes of all tasks up to this one. Call
-    /// [`finish`](Self::finish) after the last batch.
+    /// Adds labelled images: a whole task or a batch of it. `classes` is the number of classes of
+    /// all tasks up to this one. Call [`finish`](Self::finish) after the last batch.
+    ///
+    /// # Shapes
+    /// - `features`: `[labels.len(), width]`, row-major
     ///
     /// # Errors
-    /// For no images, sizes that do not fit, values that are not finite, labels that are not below
-    /// `classes`, fewer classes than before, and a kernel that is not positive definite to
-    /// rounding; the regression is then unchanged.
+    /// [`AnalyticError`] for no images, inputs of the wrong size, values that are not finite,
+    /// labels that are not below `classes`, fewer classes than before, and a kernel matrix that is
+    /// not positive definite to rounding. The regression is unchanged after an error.
     pub fn update<T: Copy + Into<f64>>(
         &mut self,
         features: &[T],
         labels: &[usize],
         classes: usize,
     ) -> Result<(), AnalyticError> {
-        let new = images(features, labels, self.width, self.classes, classes)?;
+        let new = check_training_batch(features, labels, self.width, self.classes, classes)?;
         let (n, m) = (self.images(), labels.len());
-        // Becomes L₂₁ᵀ.
-        let mut across = self.kernel(&self.features, &new);
-        self.factor.solve_lower_triangular_in_place(across.as_mut());
-        let mut corner = self.kernel(&new, &new);
+        // The off-diagonal block: K₁₂ = K₂₁ᵀ, and L₂₁ᵀ after the solve.
+        let mut off_diagonal = self.kernel(&self.features, &new);
+        self.factor
+            .solve_lower_triangular_in_place(off_diagonal.as_mut());
+        let mut diagonal = self.kernel(&new, &new);
         for i in 0..m {
-            // Exactly, which rounding of the distance does not promise.
-            corner[(i, i)] = 1.0 + self.config.lambda;
+            // k(x, x) = 1, but the computed distance of a row to itself may not be exactly 0.
+            diagonal[(i, i)] = 1.0 + self.config.lambda;
         }
-        corner -= across.transpose() * &across;
-        let corner = corner
-            .llt(Side::Lower)
-            .map_err(|_| AnalyticError::NotPositiveDefinite {
-                matrix: "K + λI",
-                lambda: self.config.lambda,
-            })?;
-        let corner = corner.L();
+        // The Schur complement, whose Cholesky factor is L₂₂.
+        diagonal -= off_diagonal.transpose() * &off_diagonal;
+        let diagonal =
+            diagonal
+                .llt(Side::Lower)
+                .map_err(|_| AnalyticError::NotPositiveDefinite {
+                    matrix: "K + λI",
+                    lambda: self.config.lambda,
+                })?;
+        let diagonal = diagonal.L();
         self.factor
             .resize_with(n + m, n + m, |i, j| match (i < n, j < n) {
-                (false, true) => across[(j, i - n)],
-                (false, false) => corner[(i - n, j - n)],
+                (false, true) => off_diagonal[(j, i - n)],
+                (false, false) => diagonal[(i - n, j - n)],
                 _ => 0.0,
             });
         self.features.extend(new);
@@ -192,7 +213,7 @@ impl DualRail {
         Ok(())
     }
 
-    /// Solves for the coefficients.
+    /// Solves for the dual coefficients `α`. Does nothing if they are up to date.
     pub fn finish(&mut self) {
         if self.finished {
             return;
@@ -207,11 +228,15 @@ impl DualRail {
         self.finished = true;
     }
 
-    /// The scores of images, row-major `[n, classes]`; `features` is row-major `[n, width]`.
+    /// Returns the scores of images, row-major.
+    ///
+    /// # Shapes
+    /// - `features`: `[n, width]`, row-major
+    /// - output: `[n, classes]`
     ///
     /// # Errors
-    /// For features of another width or with a value that is not finite, before the first update,
-    /// and between an update and [`finish`](Self::finish).
+    /// [`AnalyticError`] for features of another width or with a value that is not finite, before
+    /// the first update, and between an update and [`finish`](Self::finish).
     pub fn scores<T: Copy + Into<f64>>(&self, features: &[T]) -> Result<Vec<f64>, AnalyticError> {
         if self.labels.is_empty() {
             return Err(AnalyticError::NoData);
@@ -219,28 +244,28 @@ impl DualRail {
         if !self.finished {
             return Err(AnalyticError::Unfinished);
         }
-        let features = queries(features, self.width)?;
+        let features = check_queries(features, self.width)?;
         let mut scores = Vec::with_capacity(features.len() / self.width * self.classes);
-        for features in features.chunks(STEP * self.width) {
+        for features in features.chunks(SCORE_BATCH * self.width) {
             let kernel = self.kernel(features, &self.features);
             scores.extend(row_major((kernel * &self.weights).as_ref()));
         }
         Ok(scores)
     }
 
-    /// `K(a, b)` of all pairs of rows. The squared distance is `‖a‖² + ‖b‖² − 2a·b`, exact to about
-    /// `1e-16` for features of length 1.
+    /// Returns the kernel matrix `K(a, b)` of all pairs of rows. The squared distance is
+    /// `‖a‖² + ‖b‖² − 2a·b`, exact to about `1e-16` for features of unit length.
     fn kernel(&self, a: &[f64], b: &[f64]) -> Mat<f64> {
-        let squares = |rows: &[f64]| -> Vec<f64> {
+        let squared_norms = |rows: &[f64]| -> Vec<f64> {
             rows.chunks_exact(self.width)
                 .map(|row| row.iter().map(|x| x * x).sum())
                 .collect()
         };
-        let (of_a, of_b) = (squares(a), squares(b));
-        let mut kernel = MatRef::from_row_major_slice(a, of_a.len(), self.width)
-            * MatRef::from_column_major_slice(b, self.width, of_b.len());
-        for (j, b) in of_b.iter().enumerate() {
-            for (x, a) in kernel.col_mut(j).iter_mut().zip(&of_a) {
+        let (a_norms, b_norms) = (squared_norms(a), squared_norms(b));
+        let mut kernel = MatRef::from_row_major_slice(a, a_norms.len(), self.width)
+            * MatRef::from_column_major_slice(b, self.width, b_norms.len());
+        for (j, b) in b_norms.iter().enumerate() {
+            for (x, a) in kernel.col_mut(j).iter_mut().zip(&a_norms) {
                 let distance = (a + b - 2.0 * *x).max(0.0);
                 *x = (-self.config.gamma * distance).exp();
             }
@@ -248,23 +273,27 @@ impl DualRail {
         kernel
     }
 
-    /// Writes the whole state to a safetensors file, whole or not at all: `features` `[n, e]`,
-    /// `factor`, the lower triangle row by row, and after [`finish`](Self::finish) `weights` `[n,
-    /// classes]`, all `f64`; `labels` `[n]` as `u64`.
+    /// Writes the state to a safetensors file, atomically.
+    ///
+    /// The tensors are `features` `[n, e]`, `factor` (the lower triangle row by row) and, after
+    /// [`finish`](Self::finish), `weights` `[n, classes]`, all `f64`; and `labels` `[n]` as `u64`.
     ///
     /// # Errors
-    /// Whatever writing the file meets.
+    /// [`AnalyticError::Io`] when the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), AnalyticError> {
         let n = self.images();
-        let factor = pack(self.factor.as_ref());
+        let factor = pack_lower(self.factor.as_ref());
         let mut tensors = vec![
-            ("features", Numbers::f64(&[n, self.width], &self.features)),
-            ("labels", Numbers::u64(&self.labels)),
-            ("factor", Numbers::f64(&[factor.len()], &factor)),
+            (
+                "features",
+                TensorData::f64(&[n, self.width], &self.features),
+            ),
+            ("labels", TensorData::u64(&self.labels)),
+            ("factor", TensorData::f64(&[factor.len()], &factor)),
         ];
         if self.finished {
             let weights = row_major(self.weights.as_ref());
-            tensors.push(("weights", Numbers::f64(&[n, self.classes], &weights)));
+            tensors.push(("weights", TensorData::f64(&[n, self.classes], &weights)));
         }
         let state = State {
             config: self.config,
@@ -276,21 +305,21 @@ impl DualRail {
         file::write(path.as_ref(), KIND, state, &tensors)
     }
 
-    /// Reads what [`save`](Self::save) wrote. Going on from it gives the same numbers as never
-    /// having stopped.
+    /// Reads a file written by [`save`](Self::save). Updates after a load give the same bits as
+    /// without saving and loading.
     ///
     /// # Errors
-    /// Anything but a whole file of the known version whose metadata and tensors agree. The error
-    /// names the file and the tensor.
+    /// [`AnalyticError`] unless the file is complete, of the current version, and its metadata and
+    /// tensors agree. The error names the file and the tensor.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, AnalyticError> {
-        let stored = Stored::read(path.as_ref())?;
-        let (state, mut tensors) = stored.open::<State>(KIND)?;
+        let stored = StateFile::read(path.as_ref())?;
+        let (state, mut tensors) = stored.parse::<State>(KIND)?;
         let (width, classes, n) = (state.width, state.classes, state.images);
         let mut rail = Self::new(state.config, width).map_err(|e| stored.corrupt(e.to_string()))?;
         rail.features = tensors.f64("features", Some(vec![n, width]))?;
         rail.labels = tensors.u64("labels", n, classes)?;
         let factor = tensors.f64("factor", packed_len(n).map(|len| vec![len]))?;
-        rail.factor = unpack(&factor, n);
+        rail.factor = unpack_lower(&factor, n);
         if !(0..n).all(|i| rail.factor[(i, i)] > 0.0) {
             return Err(stored.corrupt("tensor `factor` is not a Cholesky factor"));
         }
@@ -307,7 +336,7 @@ impl DualRail {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Reference, close, features, reference};
+    use super::super::tests::{Reference, assert_close, features, reference};
     use super::*;
 
     fn published(reference: &Reference) -> DualRail {
@@ -319,15 +348,15 @@ mod tests {
     }
 
     #[test]
-    fn three_tasks_give_scikit_learns_coefficients_and_scores() {
+    fn coefficients_and_scores_of_three_tasks_match_scikit_learn() {
         let reference = reference();
         let mut rail = published(&reference);
         for task in &reference.tasks {
             rail.update(&task.features, &task.labels, task.classes)
                 .unwrap();
             rail.finish();
-            close(&rail.weights().unwrap(), &task.dual_weights, 1e-8);
-            close(
+            assert_close(&rail.weights().unwrap(), &task.dual_weights, 1e-8);
+            assert_close(
                 &rail.scores(&reference.tests).unwrap(),
                 &task.dual_scores,
                 1e-8,
@@ -354,13 +383,13 @@ mod tests {
         // (K + λI)·α = Y, computed without the factor.
         let kernel = joint.kernel(&x, &x);
         let product = &kernel * &joint.weights + faer::Scale(0.001) * &joint.weights;
-        close(
+        assert_close(
             &row_major(product.as_ref()),
             &row_major(one_hot(&y, classes).as_ref()),
             1e-10,
         );
         for batch in [1, 7, 64] {
-            close(
+            assert_close(
                 &rail(batch).weights().unwrap(),
                 &joint.weights().unwrap(),
                 1e-8,
@@ -384,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_regression_goes_on_to_the_same_bits() {
+    fn updates_after_a_load_give_the_same_bits() {
         let reference = reference();
         let folder = tempfile::tempdir().unwrap();
         let (path, again) = (folder.path().join("a"), folder.path().join("b"));
@@ -416,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_input_leaves_the_regression_as_it_was() {
+    fn invalid_input_leaves_the_regression_unchanged() {
         let mut rail = DualRail::new(DualConfig::default(), 2).unwrap();
         assert!(matches!(
             rail.scores(&[1.0, 0.0]),

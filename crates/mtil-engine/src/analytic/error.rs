@@ -1,8 +1,8 @@
-//! What can go wrong in a regression.
+//! Errors of the analytic regressions.
 
 use std::path::PathBuf;
 
-/// Why a regression could not be updated, used, saved or loaded.
+/// Error of updating, evaluating, saving or loading a regression.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AnalyticError {
@@ -12,7 +12,7 @@ pub enum AnalyticError {
     /// The number of values is not rows times columns.
     #[error("{what}: {values} values are not {rows} rows of {columns}")]
     Shape {
-        /// What the values are.
+        /// Name of the input.
         what: &'static str,
         /// Values given.
         values: usize,
@@ -32,7 +32,7 @@ pub enum AnalyticError {
     /// A value is NaN or infinite.
     #[error("{what}: the value in row {row}, column {column} is not finite")]
     NotFinite {
-        /// What the values are.
+        /// Name of the input.
         what: &'static str,
         /// Row, from 0.
         row: usize,
@@ -49,38 +49,40 @@ pub enum AnalyticError {
         /// Number of classes.
         classes: usize,
     },
-    /// The number of classes may only grow.
+    /// The number of classes decreased.
     #[error("{to} classes after {from}: give the number of classes of all tasks so far")]
     FewerClasses {
-        /// Classes so far.
+        /// Classes learnt so far.
         from: usize,
-        /// Classes asked for.
+        /// Classes given.
         to: usize,
     },
-    /// A setting out of its range.
+    /// A setting is out of its range.
     #[error("{name} is {value}: it must be {must}")]
     Setting {
         /// Name of the setting.
         name: &'static str,
         /// Its value.
         value: String,
-        /// What it must be.
+        /// The valid range, in words.
         must: &'static str,
     },
-    /// A matrix that is positive definite in exact arithmetic is not so in `f64`.
+    /// The Cholesky factorisation failed: a matrix that is positive definite in exact arithmetic
+    /// is not in `f64`.
     #[error(
-        "the regression cannot be solved: {matrix} is not positive definite to rounding; raise lambda (it is {lambda:e}) and start anew"
+        "the regression cannot be solved: {matrix} is not positive definite to rounding; \
+         raise lambda (it is {lambda:e}) and start anew"
     )]
     NotPositiveDefinite {
-        /// Which matrix.
+        /// Formula of the matrix.
         matrix: &'static str,
-        /// The regularisation.
+        /// The ridge regularisation.
         lambda: f64,
     },
-    /// Scores were asked for before there was anything to compute them from.
+    /// Scores were requested before the first update.
     #[error("the regression holds no data: call `update` first")]
     NoData,
-    /// Scores were asked for between an update and `finish`.
+    /// Scores or weights were requested between an update and `finish`.
     #[error("the weights are older than the data: call `finish` after the last update")]
     Unfinished,
     /// A file could not be read or written.
@@ -88,23 +90,23 @@ pub enum AnalyticError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A file is not a whole safetensors file.
+    /// A file is not a complete safetensors file.
     #[error("{}: not a whole safetensors file: {source}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// The cause.
+        /// Error of the parser.
         source: safetensors::SafeTensorError,
     },
-    /// A safetensors file that holds something else than it should.
+    /// A safetensors file does not hold a valid regression.
     #[error("{}: {reason}", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What is wrong, naming the tensor or the key.
+        /// The defect, naming the tensor or the key.
         reason: String,
     },
 }

@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::AnalyticError;
 use mtil_data::files::write_atomically;
 
-/// The key of the metadata.
+/// Key of the entry in the safetensors metadata.
 const METADATA_KEY: &str = "mtil_analytic";
-/// The version of the layout that is written, and the only one that is read.
+/// Version of the file layout. Files of any other version are refused.
 const FORMAT_VERSION: u32 = 1;
 
-/// What the metadata always holds.
+/// JSON value of the metadata entry.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata<T> {
@@ -29,14 +29,14 @@ struct Metadata<T> {
     state: T,
 }
 
-/// A tensor to be written.
-pub(super) struct Numbers {
+/// Tensor to be written, with its own data.
+pub(super) struct TensorData {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Vec<u8>,
 }
 
-impl Numbers {
+impl TensorData {
     pub fn f64(shape: &[usize], values: &[f64]) -> Self {
         Self {
             dtype: Dtype::F64,
@@ -57,7 +57,7 @@ impl Numbers {
     }
 }
 
-impl View for &Numbers {
+impl View for &TensorData {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -75,12 +75,12 @@ impl View for &Numbers {
     }
 }
 
-/// Writes the tensors with the metadata; the same state always gives the same bytes.
+/// Writes the tensors and the metadata atomically. Equal states give equal bytes.
 pub(super) fn write(
     path: &Path,
     kind: &str,
     state: impl Serialize,
-    tensors: &[(&str, Numbers)],
+    tensors: &[(&str, TensorData)],
 ) -> Result<(), AnalyticError> {
     let corrupt = |reason: String| AnalyticError::Corrupt {
         path: path.to_owned(),
@@ -92,9 +92,9 @@ pub(super) fn write(
         state,
     })
     .map_err(|e| corrupt(format!("the metadata cannot be written: {e}")))?;
-    // One key only: a map of several would be written in any order.
+    // One key only: a hash map with several keys has no fixed order.
     let metadata = HashMap::from([(METADATA_KEY.to_owned(), text)]);
-    let views = tensors.iter().map(|(name, numbers)| (*name, numbers));
+    let views = tensors.iter().map(|(name, tensor)| (*name, tensor));
     let bytes =
         safetensors::serialize(views, Some(metadata)).map_err(|source| AnalyticError::Format {
             path: path.to_owned(),
@@ -106,13 +106,13 @@ pub(super) fn write(
     })
 }
 
-/// A file that was read, not yet checked.
-pub(super) struct Stored {
+/// Bytes of a state file, not yet validated.
+pub(super) struct StateFile {
     path: PathBuf,
     bytes: Vec<u8>,
 }
 
-impl Stored {
+impl StateFile {
     pub fn read(path: &Path) -> Result<Self, AnalyticError> {
         let bytes = std::fs::read(path).map_err(|source| AnalyticError::Io {
             path: path.to_owned(),
@@ -131,9 +131,14 @@ impl Stored {
         }
     }
 
-    /// The metadata and the tensors, of which there must be exactly those that [`Tensors::f64`] and
-    /// [`Tensors::u64`] take.
-    pub fn open<T: DeserializeOwned>(&self, kind: &str) -> Result<(T, Tensors<'_>), AnalyticError> {
+    /// Parses the file into the state of its metadata and its tensors.
+    ///
+    /// [`Tensors::finish`] refuses a file with tensors that neither [`Tensors::f64`] nor
+    /// [`Tensors::u64`] has read.
+    pub fn parse<T: DeserializeOwned>(
+        &self,
+        kind: &str,
+    ) -> Result<(T, Tensors<'_>), AnalyticError> {
         let format = |source| AnalyticError::Format {
             path: self.path.clone(),
             source,
@@ -150,68 +155,71 @@ impl Stored {
                 ))
             })?;
         let json = |e: serde_json::Error| self.corrupt(format!("metadata `{METADATA_KEY}`: {e}"));
-        // Version and kind alone first: another one has other fields.
+        // Version and kind are parsed first: a file of another version or kind has other fields,
+        // and its error should name the version or the kind.
         #[derive(Deserialize)]
-        struct Start {
+        struct Header {
             version: u32,
             kind: String,
         }
-        let start: Start = serde_json::from_str(text).map_err(json)?;
-        if start.version != FORMAT_VERSION {
+        let header: Header = serde_json::from_str(text).map_err(json)?;
+        if header.version != FORMAT_VERSION {
             return Err(self.corrupt(format!(
                 "format version {} is not {FORMAT_VERSION}",
-                start.version
+                header.version
             )));
         }
-        if start.kind != kind {
-            return Err(self.corrupt(format!("this is a saved `{}`, not a `{kind}`", start.kind)));
+        if header.kind != kind {
+            return Err(self.corrupt(format!("this is a saved `{}`, not a `{kind}`", header.kind)));
         }
         let metadata: Metadata<T> = serde_json::from_str(text).map_err(json)?;
         let tensors = Tensors {
-            stored: self,
+            file: self,
             tensors,
-            taken: Vec::new(),
+            read: Vec::new(),
         };
         Ok((metadata.state, tensors))
     }
 }
 
-/// The tensors of a file.
+/// Tensors of a state file. Remembers which of them were read.
 pub(super) struct Tensors<'a> {
-    stored: &'a Stored,
+    file: &'a StateFile,
     tensors: SafeTensors<'a>,
-    taken: Vec<&'static str>,
+    read: Vec<&'static str>,
 }
 
 impl Tensors<'_> {
-    fn take(
+    /// Returns the data of a tensor after a check of its data type and shape.
+    fn data(
         &mut self,
         name: &'static str,
         dtype: Dtype,
         shape: Option<Vec<usize>>,
     ) -> Result<&[u8], AnalyticError> {
         let Ok(tensor) = self.tensors.tensor(name) else {
-            return Err(self.stored.corrupt(format!("tensor `{name}` is missing")));
+            return Err(self.file.corrupt(format!("tensor `{name}` is missing")));
         };
         if tensor.dtype() != dtype || shape.as_deref() != Some(tensor.shape()) {
-            return Err(self.stored.corrupt(format!(
+            return Err(self.file.corrupt(format!(
                 "tensor `{name}`: expected {dtype:?} {}, found {:?} {:?}",
                 shape.map_or_else(|| "of an impossible size".into(), |s| format!("{s:?}")),
                 tensor.dtype(),
                 tensor.shape()
             )));
         }
-        self.taken.push(name);
+        self.read.push(name);
         Ok(tensor.data())
     }
 
-    /// Finite numbers of exactly this shape; `None` is a shape that overflows.
+    /// Returns a tensor of finite `f64` of exactly this shape. `shape` is `None` when its size
+    /// overflows, which no tensor matches.
     pub fn f64(
         &mut self,
         name: &'static str,
         shape: Option<Vec<usize>>,
     ) -> Result<Vec<f64>, AnalyticError> {
-        let data = self.take(name, Dtype::F64, shape)?;
+        let data = self.data(name, Dtype::F64, shape)?;
         let values: Vec<f64> = data
             .as_chunks::<8>()
             .0
@@ -221,19 +229,19 @@ impl Tensors<'_> {
         match values.iter().all(|x| x.is_finite()) {
             true => Ok(values),
             false => Err(self
-                .stored
+                .file
                 .corrupt(format!("tensor `{name}` holds a value that is not finite"))),
         }
     }
 
-    /// Numbers below `limit`.
+    /// Returns a tensor of `count` integers below `limit`.
     pub fn u64(
         &mut self,
         name: &'static str,
         count: usize,
         limit: usize,
     ) -> Result<Vec<usize>, AnalyticError> {
-        let data = self.take(name, Dtype::U64, Some(vec![count]))?;
+        let data = self.data(name, Dtype::U64, Some(vec![count]))?;
         let values: Option<Vec<usize>> = data
             .as_chunks::<8>()
             .0
@@ -242,18 +250,18 @@ impl Tensors<'_> {
             .map(|x| x.filter(|x| *x < limit))
             .collect();
         values.ok_or_else(|| {
-            self.stored.corrupt(format!(
+            self.file.corrupt(format!(
                 "tensor `{name}` holds a number that is not below {limit}"
             ))
         })
     }
 
-    /// Refuses a file with tensors that nobody took.
+    /// Refuses a file with a tensor that was not read.
     pub fn finish(self) -> Result<(), AnalyticError> {
         let mut names = self.tensors.names();
         names.sort_unstable();
-        match names.into_iter().find(|name| !self.taken.contains(name)) {
-            Some(name) => Err(self.stored.corrupt(format!("unknown tensor `{name}`"))),
+        match names.into_iter().find(|name| !self.read.contains(name)) {
+            Some(name) => Err(self.file.corrupt(format!("unknown tensor `{name}`"))),
             None => Ok(()),
         }
     }

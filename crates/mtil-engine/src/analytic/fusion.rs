@@ -1,31 +1,43 @@
-//! Which images the regression may decide, and how its scores meet those of the zero-shot
-//! classifier.
+//! Fusion of regression scores with zero-shot probabilities.
 
 use serde::{Deserialize, Serialize};
 
-use super::{AnalyticError, matrix::finite};
+use super::{AnalyticError, matrix::to_finite_f64};
 
-/// RAIL's fusion. Let `p = softmax(z)` be the zero-shot probabilities over all classes, learnt and
-/// not, with CLIP's logits `z = 100·cos`, and `s` the scores of the regression for the learnt
-/// classes, 0 for all others. Then the final scores are
+/// RAIL's fusion of two classifiers.
+///
+/// Let `p = softmax(z)` be the zero-shot probabilities over all classes, learnt and unlearnt, with
+/// CLIP's logits `z = 100·cos`. Let `s` be the scores of the regression for the learnt classes, 0
+/// for all others. Then the final scores are
 ///
 /// ```text
 /// (1 − weight)·p + weight·s    where argmax p is a learnt class
 /// p                            elsewhere
 /// ```
 ///
-/// so an image that CLIP takes for an unlearnt class is classified exactly as by the pretrained
-/// model (published code: `primal_RAIL.py` and `dual_RAIL.py`, the evaluation loop; there is no
-/// other test for the domain).
+/// An image that CLIP assigns to an unlearnt class is thus classified exactly as by the pretrained
+/// model (published code: `primal_RAIL.py` and `dual_RAIL.py`, the evaluation loop). The published
+/// code has no other test for the domain of an image.
 ///
-/// Where the task of a test image is known, which the published code does not cover, give the
-/// columns of that task's classes only, and either all or none of them as learnt.
+/// The published code does not cover test images whose task is known. For those, pass the columns
+/// of that task's classes only, and either all or none of them as learnt.
+///
+/// # Example
+/// ```
+/// use mtil_engine::analytic::Fusion;
+///
+/// // One image, two classes; the regression knows the first class only.
+/// let decisions = Fusion::default().decide(&[1.0, 0.0], 2, &[0.9], 1)?;
+/// assert_eq!(decisions[0].class, 0);
+/// assert!(decisions[0].adapted);
+/// # Ok::<(), mtil_engine::analytic::AnalyticError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fusion {
-    /// The weight of the regression, from 0 to 1. Default 0.8, `fusion_weight` of the published
-    /// `configs/analytic_clip.yaml` at commit c76eb37; at a0ecaef it is 0.9. Which one the paper's
-    /// tables were made with was not verified.
+    /// Weight of the regression, from 0 to 1. Default 0.8, `fusion_weight` of the published
+    /// `configs/analytic_clip.yaml` at commit c76eb37; at a0ecaef it is 0.9. It was not verified
+    /// which of the two the paper's tables use.
     pub weight: f64,
 }
 
@@ -35,26 +47,27 @@ impl Default for Fusion {
     }
 }
 
-/// What became of an image.
+/// Classification of one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
-    /// The class with the largest final score; of equal ones the first.
+    /// Class with the largest final score; the first one on a tie.
     pub class: usize,
-    /// Whether the regression had a say: the zero-shot class is a learnt one.
+    /// True if the regression contributed, that is, if the zero-shot class is a learnt one.
     pub adapted: bool,
 }
 
 impl Fusion {
-    /// The final scores of images, row-major, one column a class.
+    /// Returns the final scores of `n` images, row-major.
     ///
     /// # Shapes
-    /// - `zero_shot`: logits `[n, classes]`, the learnt classes first, times CLIP's temperature
-    ///   already
-    /// - `adapter`: the regression's scores `[n, learnt]`
+    /// - `zero_shot`: logits `[n, classes]`, the learnt classes first, already scaled by CLIP's
+    ///   temperature
+    /// - `adapter`: scores of the regression `[n, learnt]`
     /// - output: `[n, classes]`
     ///
     /// # Errors
-    /// For a weight outside 0 to 1, sizes that do not fit, and values that are not finite.
+    /// [`AnalyticError`] for a weight outside 0 to 1, inputs of the wrong size, and values that are
+    /// not finite.
     pub fn scores<T: Copy + Into<f64>>(
         &self,
         zero_shot: &[T],
@@ -66,7 +79,15 @@ impl Fusion {
         Ok(scores)
     }
 
-    /// The class of each image. Arguments and errors as for [`scores`](Self::scores).
+    /// Returns the class of each of `n` images.
+    ///
+    /// # Shapes
+    /// - `zero_shot`: logits `[n, classes]`, the learnt classes first, already scaled by CLIP's
+    ///   temperature
+    /// - `adapter`: scores of the regression `[n, learnt]`
+    ///
+    /// # Errors
+    /// As [`scores`](Self::scores).
     pub fn decide<T: Copy + Into<f64>>(
         &self,
         zero_shot: &[T],
@@ -85,6 +106,7 @@ impl Fusion {
             .collect())
     }
 
+    /// Returns the final scores and, for each image, whether the regression contributed.
     fn fuse<T: Copy + Into<f64>>(
         &self,
         zero_shot: &[T],
@@ -119,20 +141,20 @@ impl Fusion {
                 });
             }
         }
-        let mut scores = finite("zero-shot logits", zero_shot, classes)?;
-        finite("scores of the regression", adapter, learnt)?;
+        let mut scores = to_finite_f64("zero-shot logits", zero_shot, classes)?;
+        to_finite_f64("scores of the regression", adapter, learnt)?;
         let mut adapted = Vec::with_capacity(rows);
         for row in 0..rows {
             let p = &mut scores[row * classes..][..classes];
             softmax(p);
-            let by_regression = argmax(p) < learnt;
-            if by_regression {
+            let is_learnt = argmax(p) < learnt;
+            if is_learnt {
                 p.iter_mut().for_each(|x| *x *= 1.0 - self.weight);
                 for (x, s) in p.iter_mut().zip(&adapter[row * learnt..][..learnt]) {
                     *x += self.weight * s;
                 }
             }
-            adapted.push(by_regression);
+            adapted.push(is_learnt);
         }
         Ok((scores, adapted))
     }
@@ -148,7 +170,7 @@ fn softmax(row: &mut [f64]) {
     row.iter_mut().for_each(|x| *x /= sum);
 }
 
-/// The first of the largest.
+/// Returns the index of the largest value, the first one on a tie.
 fn argmax(row: &[f64]) -> usize {
     let mut best = 0;
     for (i, x) in row.iter().enumerate() {

@@ -1,11 +1,11 @@
-//! Checked input, and triangles of symmetric matrices.
+//! Input validation and packed storage of triangular matrices.
 
 use faer::{Mat, MatMut, MatRef};
 
 use super::AnalyticError;
 
-/// Row-major values in `f64`, each finite.
-pub(super) fn finite<T: Copy + Into<f64>>(
+/// Converts row-major values to `f64` and refuses NaN and infinities.
+pub(super) fn to_finite_f64<T: Copy + Into<f64>>(
     what: &'static str,
     values: &[T],
     columns: usize,
@@ -25,8 +25,8 @@ pub(super) fn finite<T: Copy + Into<f64>>(
     Ok(checked)
 }
 
-/// The images of an update, checked: features in `f64`, row-major.
-pub(super) fn images<T: Copy + Into<f64>>(
+/// Validates the features and labels of an update and returns the features in `f64`, row-major.
+pub(super) fn check_training_batch<T: Copy + Into<f64>>(
     features: &[T],
     labels: &[usize],
     width: usize,
@@ -57,11 +57,11 @@ pub(super) fn images<T: Copy + Into<f64>>(
             classes,
         });
     }
-    finite("features", features, width)
+    to_finite_f64("features", features, width)
 }
 
-/// Rows to compute scores for, checked: features in `f64`, row-major.
-pub(super) fn queries<T: Copy + Into<f64>>(
+/// Validates features to score and returns them in `f64`, row-major.
+pub(super) fn check_queries<T: Copy + Into<f64>>(
     features: &[T],
     width: usize,
 ) -> Result<Vec<f64>, AnalyticError> {
@@ -71,11 +71,11 @@ pub(super) fn queries<T: Copy + Into<f64>>(
             width,
         });
     }
-    finite("features", features, width)
+    to_finite_f64("features", features, width)
 }
 
-/// A setting that must be a positive number.
-pub(super) fn positive(name: &'static str, value: f64) -> Result<(), AnalyticError> {
+/// Refuses a setting that is not a finite number above 0.
+pub(super) fn check_positive(name: &'static str, value: f64) -> Result<(), AnalyticError> {
     if value.is_finite() && value > 0.0 {
         return Ok(());
     }
@@ -86,8 +86,8 @@ pub(super) fn positive(name: &'static str, value: f64) -> Result<(), AnalyticErr
     })
 }
 
-/// A setting that must be a number of at least 1.
-pub(super) fn at_least_one(name: &'static str, value: usize) -> Result<(), AnalyticError> {
+/// Refuses a setting below 1.
+pub(super) fn check_at_least_one(name: &'static str, value: usize) -> Result<(), AnalyticError> {
     if value > 0 {
         return Ok(());
     }
@@ -98,7 +98,7 @@ pub(super) fn at_least_one(name: &'static str, value: usize) -> Result<(), Analy
     })
 }
 
-/// One-hot rows.
+/// Returns one-hot labels `[labels, classes]`.
 pub(super) fn one_hot(labels: &[usize], classes: usize) -> Mat<f64> {
     let mut rows = Mat::zeros(labels.len(), classes);
     for (row, label) in labels.iter().enumerate() {
@@ -107,15 +107,15 @@ pub(super) fn one_hot(labels: &[usize], classes: usize) -> Mat<f64> {
     rows
 }
 
-/// Adds columns of zeros.
-pub(super) fn widen(matrix: &mut Mat<f64>, columns: usize) {
+/// Pads a matrix with columns of zeros up to `columns`.
+pub(super) fn pad_columns(matrix: &mut Mat<f64>, columns: usize) {
     let rows = matrix.nrows();
     matrix.resize_with(rows, columns, |_, _| 0.0);
 }
 
-/// Copies the lower triangle over the upper one.
-pub(super) fn mirror(mut matrix: MatMut<'_, f64>) {
-    /// Columns that are read side by side: their cache lines fit into the fastest cache.
+/// Copies the lower triangle of a square matrix over the upper one.
+pub(super) fn symmetrize(mut matrix: MatMut<'_, f64>) {
+    /// Columns read side by side: their cache lines fit into the L1 cache.
     const STRIP: usize = 64;
     let n = matrix.ncols();
     for strip in (0..n).step_by(STRIP) {
@@ -127,14 +127,13 @@ pub(super) fn mirror(mut matrix: MatMut<'_, f64>) {
     }
 }
 
-/// The number of entries of a triangle of `n` rows with its diagonal, or nothing where it
-/// overflows.
+/// Returns the number of entries of a triangle of `n` rows with its diagonal; `None` on overflow.
 pub(super) fn packed_len(n: usize) -> Option<usize> {
     n.checked_mul(n.checked_add(1)?).map(|x| x / 2)
 }
 
-/// The lower triangle with its diagonal, row by row.
-pub(super) fn pack(matrix: MatRef<'_, f64>) -> Vec<f64> {
+/// Returns the lower triangle with its diagonal, row by row (packed storage).
+pub(super) fn pack_lower(matrix: MatRef<'_, f64>) -> Vec<f64> {
     let n = matrix.nrows();
     let mut packed = Vec::with_capacity(n * (n + 1) / 2);
     for row in 0..n {
@@ -143,8 +142,8 @@ pub(super) fn pack(matrix: MatRef<'_, f64>) -> Vec<f64> {
     packed
 }
 
-/// The reverse of [`pack`]; zeros above the diagonal.
-pub(super) fn unpack(packed: &[f64], n: usize) -> Mat<f64> {
+/// Inverse of [`pack_lower`]; entries above the diagonal are zero.
+pub(super) fn unpack_lower(packed: &[f64], n: usize) -> Mat<f64> {
     let mut matrix = Mat::zeros(n, n);
     let mut values = packed.iter();
     for row in 0..n {
@@ -155,7 +154,7 @@ pub(super) fn unpack(packed: &[f64], n: usize) -> Mat<f64> {
     matrix
 }
 
-/// The entries row by row.
+/// Returns the entries in row-major order.
 pub(super) fn row_major(matrix: MatRef<'_, f64>) -> Vec<f64> {
     let mut values = Vec::with_capacity(matrix.nrows() * matrix.ncols());
     for row in 0..matrix.nrows() {
@@ -164,8 +163,8 @@ pub(super) fn row_major(matrix: MatRef<'_, f64>) -> Vec<f64> {
     values
 }
 
-/// Bytes of the numbers of a matrix.
-pub(super) fn bytes(matrix: &Mat<f64>) -> u64 {
+/// Returns the size of the entries of a matrix in bytes.
+pub(super) fn size_in_bytes(matrix: &Mat<f64>) -> u64 {
     (matrix.nrows() as u64) * (matrix.ncols() as u64) * size_of::<f64>() as u64
 }
 
@@ -174,15 +173,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_triangle_survives_packing_and_mirrors_to_a_symmetric_matrix() {
+    fn a_packed_triangle_unpacks_and_symmetrizes_to_the_original_matrix() {
         let n = 131; // More than two strips.
         let whole = Mat::from_fn(n, n, |i, j| (i.min(j) * 1000 + i.max(j)) as f64);
-        let packed = pack(whole.as_ref());
+        let packed = pack_lower(whole.as_ref());
         assert_eq!(Some(packed.len()), packed_len(n));
         assert_eq!(packed[..3], [0.0, 1.0, 1001.0]);
-        let mut back = unpack(&packed, n);
+        let mut back = unpack_lower(&packed, n);
         assert_eq!(back[(3, 7)], 0.0);
-        mirror(back.as_mut());
+        symmetrize(back.as_mut());
         assert_eq!(back, whole);
     }
 

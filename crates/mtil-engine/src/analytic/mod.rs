@@ -10,16 +10,16 @@
 //! |---|---|
 //! | `primal` | [`PrimalRail`]: a random hidden layer and a recursive ridge regression |
 //! | `dual` | [`DualRail`]: kernel ridge regression over all features so far |
-//! | `fusion` | [`Fusion`]: which images the regression may decide, and how |
+//! | `fusion` | [`Fusion`]: the combination of regression scores and zero-shot probabilities |
 //! | `error` | [`AnalyticError`] |
-//! | `matrix` | checked input, triangles |
+//! | `matrix` | input validation, packed triangular matrices |
 //! | `file` | the state of a regression as a safetensors file |
-//! | `tests` | the reference of `tests/reference/rail.py`, and hostile files |
+//! | `tests` | comparison with `tests/reference/rail.py`, rejection of corrupt files |
 //!
 //! Features are row-major, of `f32` or `f64`, and L2-normalised by the caller: the published code
 //! divides CLIP's image features by their length (`utils.py`, `encode_images`). All arithmetic is
-//! `f64` on the host. Class numbers count over all tasks in the order in which they are learnt, so
-//! the learnt classes are always `0..classes`.
+//! `f64` on the host. Class indices are global: they count over all tasks in the order in which
+//! the tasks are learnt, so the learnt classes are always `0..classes`.
 
 mod dual;
 mod error;

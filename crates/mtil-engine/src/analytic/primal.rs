@@ -1,4 +1,4 @@
-//! The primal regression: a random hidden layer and a recursive ridge regression.
+//! Primal form of RAIL: recursive ridge regression on a random hidden layer.
 
 use std::path::Path;
 
@@ -15,37 +15,38 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AnalyticError,
-    file::{self, Numbers, Stored},
+    file::{self, StateFile, TensorData},
     matrix::{
-        at_least_one, bytes, finite, images, mirror, one_hot, pack, packed_len, positive, queries,
-        row_major, unpack, widen,
+        check_at_least_one, check_positive, check_queries, check_training_batch, one_hot,
+        pack_lower, packed_len, pad_columns, row_major, size_in_bytes, symmetrize, to_finite_f64,
+        unpack_lower,
     },
 };
 
-/// The widest hidden layer. The state holds the square of the width: 34 GB here.
-const WIDEST: usize = 65_536;
-/// Images of one step of an update: bounds the memory of the hidden layer's outputs.
-const STEP: usize = 1024;
+/// Maximum width of the hidden layer. The state holds the square of the width: 34 GB here.
+const MAX_HIDDEN: usize = 65_536;
+/// Images per matrix product; bounds the memory of the hidden activations.
+const BATCH: usize = 1024;
 const KIND: &str = "primal";
 
-/// How the data of a task enters the regression. The result is the same to rounding.
+/// Update rule of the recursive ridge regression. All rules give the same result to rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recursion {
-    /// Keeps `R = (ΣΦᵀΦ + λI)⁻¹` and changes it with every batch (Woodbury's identity; the paper's
-    /// Theorem 1). About `1.5·n·h²` multiplications for `n` images; weights are up to date after
-    /// every batch.
+    /// Updates the inverse `R = (ΣΦᵀΦ + λI)⁻¹` with every batch (Woodbury's identity; the paper's
+    /// Theorem 1). Takes about `1.5·n·h²` multiplications for `n` images. The weights are up to
+    /// date after every batch.
     #[default]
     Woodbury,
-    /// Keeps `ΣΦᵀΦ + λI` and `ΣΦᵀY` and solves once a task. About `n·h²/2 + h³/6 + c·h²`
-    /// multiplications for `c` classes, and the same error however small `λ` is. Solving needs a
-    /// second copy of the matrix for a moment.
+    /// Accumulates the normal equations `ΣΦᵀΦ + λI` and `ΣΦᵀY` and solves them once per task. Takes
+    /// about `n·h²/2 + h³/6 + c·h²` multiplications for `c` classes. The error does not grow as `λ`
+    /// shrinks. Solving temporarily needs a second copy of the matrix.
     Normal,
 }
 
 impl Recursion {
-    /// The one with fewer multiplications for tasks of `images` images and `classes` classes in
-    /// all.
+    /// Returns the rule with fewer multiplications for tasks of `images` images each and `classes`
+    /// classes in total.
     pub fn cheaper(hidden: usize, images: usize, classes: usize) -> Self {
         match images > hidden / 6 + classes {
             true => Self::Normal,
@@ -54,18 +55,18 @@ impl Recursion {
     }
 }
 
-/// Settings of [`PrimalRail`]. Defaults are those of the published `configs/analytic_clip.yaml`
-/// (ViT-B/16, 16 images a class), where one is named.
+/// Settings of [`PrimalRail`]. Defaults with a name in parentheses are those of the published
+/// `configs/analytic_clip.yaml` (ViT-B/16, 16 images per class).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrimalConfig {
     /// Width `h` of the hidden layer. Default 15,000 (`hidden_dim`).
     pub hidden: usize,
-    /// The regularisation `λ`. Default 0.1 (`regularization`).
+    /// Ridge regularisation `λ`. Default 0.1 (`regularization`).
     pub lambda: f64,
     /// Seed of the hidden layer. Default 42 (`seed`).
     pub seed: u64,
-    /// How data enters.
+    /// Update rule.
     pub recursion: Recursion,
 }
 
@@ -82,10 +83,10 @@ impl Default for PrimalConfig {
 
 impl PrimalConfig {
     fn check(&self, width: usize) -> Result<(), AnalyticError> {
-        at_least_one("feature width", width)?;
-        positive("lambda", self.lambda)?;
-        at_least_one("hidden", self.hidden)?;
-        if self.hidden > WIDEST {
+        check_at_least_one("feature width", width)?;
+        check_positive("lambda", self.lambda)?;
+        check_at_least_one("hidden", self.hidden)?;
+        if self.hidden > MAX_HIDDEN {
             return Err(AnalyticError::Setting {
                 name: "hidden",
                 value: self.hidden.to_string(),
@@ -96,12 +97,12 @@ impl PrimalConfig {
     }
 }
 
-/// What is kept of the data.
+/// Sufficient statistics of the data, by update rule.
 #[derive(Debug, Clone)]
-enum Kept {
-    /// `R`, whole.
+enum Statistics {
+    /// The inverse `R`, both triangles.
     Inverse(Mat<f64>),
-    /// The lower triangle of `ΣΦᵀΦ + λI`, and `ΣΦᵀY`.
+    /// The lower triangle of the Gram matrix `ΣΦᵀΦ + λI`, and `ΣΦᵀY`.
     Sums { gram: Mat<f64>, targets: Mat<f64> },
 }
 
@@ -111,26 +112,39 @@ enum Kept {
 /// W = (ΣΦᵀΦ + λI)⁻¹ ΣΦᵀY            over all images of all tasks
 /// ```
 ///
-/// computed task by task from `R = (ΣΦᵀΦ + λI)⁻¹` and `W` alone (published code: `primal_RAIL.py`,
+/// updated task by task from `R = (ΣΦᵀΦ + λI)⁻¹` and `W` alone (published code: `primal_RAIL.py`,
 /// `analytic_adaption`):
 ///
 /// ```text
 /// R ← R − RΦᵀ (I + ΦRΦᵀ)⁻¹ ΦR        W ← W + RΦᵀ (Y − ΦW)
 /// ```
 ///
-/// Columns of new classes start as zeros, which is exact: no earlier image has their label. The
-/// result is that of all images at once, whatever the order and the size of the batches.
+/// Columns of new classes start at zero, which is exact: no earlier image has their label. The
+/// result equals the joint solution over all images, for any order and size of the batches.
 ///
-/// With the published width of 15,000 the state is 1.8 GB in memory (`8·h²` bytes) and 0.9 GB in a
-/// file.
+/// With the published width of 15,000 the state takes 1.8 GB in memory (`8·h²` bytes) and 0.9 GB
+/// in a file.
+///
+/// # Example
+/// ```
+/// use mtil_engine::analytic::{PrimalConfig, PrimalRail};
+///
+/// let config = PrimalConfig { hidden: 64, ..Default::default() };
+/// let mut rail = PrimalRail::new(config, 2)?;
+/// // Two unit features of width 2, with the labels 0 and 1.
+/// rail.update(&[1.0, 0.0, 0.0, 1.0], &[0, 1], 2)?;
+/// rail.finish()?;
+/// assert_eq!(rail.scores(&[1.0, 0.0])?.len(), 2);
+/// # Ok::<(), mtil_engine::analytic::AnalyticError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct PrimalRail {
     config: PrimalConfig,
     width: usize,
     /// `Hᵀ`, of shape `[h, e]`.
     hidden: Mat<f64>,
-    kept: Kept,
-    /// `[h, classes]`.
+    statistics: Statistics,
+    /// `W`, of shape `[h, classes]`.
     weights: Mat<f64>,
     images: u64,
     finished: bool,
@@ -147,19 +161,21 @@ struct State {
 }
 
 impl PrimalRail {
-    /// An empty regression for features of `width` numbers, its hidden layer drawn from the seed:
-    /// uniform in `±1/√e` for `e` features, as the published code has it (the default of
-    /// `torch.nn.Linear` without bias). The generator differs, so the numbers do.
+    /// Creates a regression without data for features of width `width`.
+    ///
+    /// The hidden layer is drawn from the seed, uniform in `±1/√e` for `e` features, as in the
+    /// published code (the default of `torch.nn.Linear` without bias). The random generator is not
+    /// PyTorch's, so the values differ.
     ///
     /// # Errors
-    /// For a width or `λ` out of range.
+    /// [`AnalyticError::Setting`] for a width, `λ` or hidden width out of range.
     pub fn new(config: PrimalConfig, width: usize) -> Result<Self, AnalyticError> {
         config.check(width)?;
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        // 53 bits, above zero and below one.
+        // 53 random bits, strictly between 0 and 1.
         let mut uniform = || ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
         let bound = 1.0 / (width as f64).sqrt();
-        // In the order of the rows of H, so that it does not depend on how H is stored.
+        // Drawn in row-major order of H, so that the values do not depend on its memory layout.
         let values: Vec<f64> = (0..width * config.hidden)
             .map(|_| bound * (2.0 * uniform() - 1.0))
             .collect();
@@ -167,10 +183,13 @@ impl PrimalRail {
         Ok(Self::empty(config, width, hidden))
     }
 
-    /// The same with a given hidden layer `H`, row-major `[width, config.hidden]`.
+    /// Creates a regression without data with the given hidden layer `H`.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[width, config.hidden]`, row-major
     ///
     /// # Errors
-    /// As for [`new`](Self::new), and for a layer of another size or with a value that is not finite.
+    /// As [`new`](Self::new), and for a layer of another size or with a value that is not finite.
     pub fn with_hidden<T: Copy + Into<f64>>(
         config: PrimalConfig,
         width: usize,
@@ -185,22 +204,22 @@ impl PrimalRail {
                 columns: config.hidden,
             });
         }
-        let values = finite("hidden layer", hidden, config.hidden)?;
+        let values = to_finite_f64("hidden layer", hidden, config.hidden)?;
         let hidden = MatRef::from_column_major_slice(&values, config.hidden, width).to_owned();
         Ok(Self::empty(config, width, hidden))
     }
 
     fn empty(config: PrimalConfig, width: usize, hidden: Mat<f64>) -> Self {
         let h = config.hidden;
-        let scaled = |x: f64| Mat::from_fn(h, h, |i, j| if i == j { x } else { 0.0 });
+        let scaled_identity = |x: f64| Mat::from_fn(h, h, |i, j| if i == j { x } else { 0.0 });
         Self {
             config,
             width,
             hidden,
-            kept: match config.recursion {
-                Recursion::Woodbury => Kept::Inverse(scaled(1.0 / config.lambda)),
-                Recursion::Normal => Kept::Sums {
-                    gram: scaled(config.lambda),
+            statistics: match config.recursion {
+                Recursion::Woodbury => Statistics::Inverse(scaled_identity(1.0 / config.lambda)),
+                Recursion::Normal => Statistics::Sums {
+                    gram: scaled_identity(config.lambda),
                     targets: Mat::zeros(h, 0),
                 },
             },
@@ -215,34 +234,37 @@ impl PrimalRail {
         &self.config
     }
 
-    /// Numbers of a feature.
+    /// Width of the features.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Classes so far.
+    /// Number of classes so far.
     pub fn classes(&self) -> usize {
         self.weights.ncols()
     }
 
-    /// Images so far.
+    /// Number of images so far.
     pub fn images(&self) -> u64 {
         self.images
     }
 
-    /// Bytes of the numbers in memory: the hidden layer, what is kept of the data, and the weights.
+    /// Memory of the state in bytes: the hidden layer, the statistics of the data and the weights.
     pub fn bytes_kept(&self) -> u64 {
-        let kept = match &self.kept {
-            Kept::Inverse(inverse) => bytes(inverse),
-            Kept::Sums { gram, targets } => bytes(gram) + bytes(targets),
+        let statistics = match &self.statistics {
+            Statistics::Inverse(inverse) => size_in_bytes(inverse),
+            Statistics::Sums { gram, targets } => size_in_bytes(gram) + size_in_bytes(targets),
         };
-        bytes(&self.hidden) + kept + bytes(&self.weights)
+        size_in_bytes(&self.hidden) + statistics + size_in_bytes(&self.weights)
     }
 
-    /// The weights `W`, row-major `[h, classes]`.
+    /// Returns the weights `W`, row-major.
+    ///
+    /// # Shapes
+    /// - output: `[hidden, classes]`
     ///
     /// # Errors
-    /// Between an update and [`finish`](Self::finish).
+    /// [`AnalyticError::Unfinished`] between an update and [`finish`](Self::finish).
     pub fn weights(&self) -> Result<Vec<f64>, AnalyticError> {
         match self.finished {
             true => Ok(row_major(self.weights.as_ref())),
@@ -250,56 +272,66 @@ impl PrimalRail {
         }
     }
 
-    /// Takes in images: a whole task, or a batch of it. `features` is row-major `[labels.len(),
-    /// width]`, `classes` the number of classes of all tasks up to this one. Call
-    /// [`finish`](Self::finish) after the last batch.
+    /// Adds labelled images: a whole task or a batch of it. `classes` is the number of classes of
+    /// all tasks up to this one. Call [`finish`](Self::finish) after the last batch.
+    ///
+    /// # Shapes
+    /// - `features`: `[labels.len(), width]`, row-major
     ///
     /// # Errors
-    /// For no images, sizes that do not fit, values that are not finite, labels that are not below
-    /// `classes`, and fewer classes than before; the regression is then unchanged. With
-    /// [`AnalyticError::NotPositiveDefinite`] it is spoilt.
+    /// [`AnalyticError`] for no images, inputs of the wrong size, values that are not finite,
+    /// labels that are not below `classes`, and fewer classes than before. The regression is
+    /// unchanged after these errors, but unusable after [`AnalyticError::NotPositiveDefinite`].
     pub fn update<T: Copy + Into<f64>>(
         &mut self,
         features: &[T],
         labels: &[usize],
         classes: usize,
     ) -> Result<(), AnalyticError> {
-        let features = images(features, labels, self.width, self.classes(), classes)?;
-        widen(&mut self.weights, classes);
-        if let Kept::Sums { targets, .. } = &mut self.kept {
-            widen(targets, classes);
+        let features = check_training_batch(features, labels, self.width, self.classes(), classes)?;
+        pad_columns(&mut self.weights, classes);
+        if let Statistics::Sums { targets, .. } = &mut self.statistics {
+            pad_columns(targets, classes);
             self.finished = false;
         }
-        // A step of more images than inputs would solve a system larger than the regression itself.
-        let step = STEP.min(self.weights.nrows());
-        for (features, labels) in features.chunks(step * self.width).zip(labels.chunks(step)) {
-            let inputs = self.project(features);
-            self.take_in(&inputs, labels)?;
+        // Woodbury's identity solves a system of the size of the batch, which should not exceed
+        // that of the regression.
+        let batch = BATCH.min(self.weights.nrows());
+        for (features, labels) in features
+            .chunks(batch * self.width)
+            .zip(labels.chunks(batch))
+        {
+            let inputs = self.hidden_activations(features);
+            self.update_batch(&inputs, labels)?;
         }
         self.images += labels.len() as u64;
         Ok(())
     }
 
-    /// Solves for the weights where that has to be done once a task; no effect otherwise.
+    /// Solves the normal equations for the weights. Does nothing with [`Recursion::Woodbury`].
     ///
     /// # Errors
-    /// When the matrix is not positive definite to rounding.
+    /// [`AnalyticError::NotPositiveDefinite`] when the Cholesky factorisation fails.
     pub fn finish(&mut self) -> Result<(), AnalyticError> {
-        if let (Kept::Sums { gram, targets }, false) = (&self.kept, self.finished) {
+        if let (Statistics::Sums { gram, targets }, false) = (&self.statistics, self.finished) {
             let factor = gram
                 .llt(Side::Lower)
-                .map_err(|_| self.indefinite("ΣΦᵀΦ + λI"))?;
+                .map_err(|_| self.not_positive_definite("ΣΦᵀΦ + λI"))?;
             self.weights = factor.solve(targets);
             self.finished = true;
         }
         Ok(())
     }
 
-    /// The scores `Φ·W` of images, row-major `[n, classes]`; `features` is row-major `[n, width]`.
+    /// Returns the scores `Φ·W` of images, row-major.
+    ///
+    /// # Shapes
+    /// - `features`: `[n, width]`, row-major
+    /// - output: `[n, classes]`
     ///
     /// # Errors
-    /// For features of another width or with a value that is not finite, before the first update,
-    /// and between an update and [`finish`](Self::finish).
+    /// [`AnalyticError`] for features of another width or with a value that is not finite, before
+    /// the first update, and between an update and [`finish`](Self::finish).
     pub fn scores<T: Copy + Into<f64>>(&self, features: &[T]) -> Result<Vec<f64>, AnalyticError> {
         if self.images == 0 {
             return Err(AnalyticError::NoData);
@@ -307,17 +339,17 @@ impl PrimalRail {
         if !self.finished {
             return Err(AnalyticError::Unfinished);
         }
-        let features = queries(features, self.width)?;
+        let features = check_queries(features, self.width)?;
         let mut scores = Vec::with_capacity(features.len() / self.width * self.classes());
-        for features in features.chunks(STEP * self.width) {
-            let inputs = self.project(features);
+        for features in features.chunks(BATCH * self.width) {
+            let inputs = self.hidden_activations(features);
             scores.extend(row_major((inputs.transpose() * &self.weights).as_ref()));
         }
         Ok(scores)
     }
 
-    /// `Φᵀ`, a column for each image.
-    fn project(&self, features: &[f64]) -> Mat<f64> {
+    /// Returns the hidden activations `Φᵀ`, one column per image.
+    fn hidden_activations(&self, features: &[f64]) -> Mat<f64> {
         let rows = features.len() / self.width;
         let features = MatRef::from_column_major_slice(features, self.width, rows);
         let mut inputs = &self.hidden * features;
@@ -330,11 +362,13 @@ impl PrimalRail {
         inputs
     }
 
-    fn take_in(&mut self, inputs: &Mat<f64>, labels: &[usize]) -> Result<(), AnalyticError> {
+    /// Updates the statistics, and with Woodbury's identity the weights, by one batch.
+    fn update_batch(&mut self, inputs: &Mat<f64>, labels: &[usize]) -> Result<(), AnalyticError> {
         let par = get_global_parallelism();
-        let indefinite = self.indefinite("I + ΦRΦᵀ");
-        match &mut self.kept {
-            Kept::Sums { gram, targets } => {
+        let not_positive_definite = self.not_positive_definite("I + ΦRΦᵀ");
+        match &mut self.statistics {
+            Statistics::Sums { gram, targets } => {
+                // Only the lower triangle is computed, which is all that the solver reads.
                 matmul(
                     gram.as_mut(),
                     BlockStructure::TriangularLower,
@@ -346,20 +380,21 @@ impl PrimalRail {
                     1.0,
                     par,
                 );
+                // ΦᵀY for one-hot Y adds each image's activations to the column of its label.
                 for (image, label) in labels.iter().enumerate() {
                     let mut sum = targets.col_mut(*label);
                     sum += inputs.col(image);
                 }
             }
-            Kept::Inverse(inverse) => {
-                // With U = RΦᵀ and LLᵀ = I + ΦU: R ← R − VVᵀ, V = UL⁻ᵀ, which stays symmetric; and
-                // the new RΦᵀ is U(LLᵀ)⁻¹.
+            Statistics::Inverse(inverse) => {
+                // Let U = RΦᵀ and LLᵀ = I + ΦU. Then R ← R − VVᵀ with V = UL⁻ᵀ, which stays
+                // symmetric. The new RΦᵀ is U(LLᵀ)⁻¹, which the update of W uses.
                 let mut u = &*inverse * inputs;
                 let mut inner = inputs.transpose() * &u;
                 for i in 0..labels.len() {
                     inner[(i, i)] += 1.0;
                 }
-                let factor = inner.llt(Side::Lower).map_err(|_| indefinite)?;
+                let factor = inner.llt(Side::Lower).map_err(|_| not_positive_definite)?;
                 let mut residual = one_hot(labels, self.weights.ncols());
                 residual -= inputs.transpose() * &self.weights;
                 factor.solve_in_place(residual.as_mut());
@@ -378,43 +413,45 @@ impl PrimalRail {
                     -1.0,
                     par,
                 );
-                mirror(inverse.as_mut());
+                symmetrize(inverse.as_mut());
             }
         }
         Ok(())
     }
 
-    fn indefinite(&self, matrix: &'static str) -> AnalyticError {
+    fn not_positive_definite(&self, matrix: &'static str) -> AnalyticError {
         AnalyticError::NotPositiveDefinite {
             matrix,
             lambda: self.config.lambda,
         }
     }
 
-    /// Writes the whole state to a safetensors file, whole or not at all: `hidden` `[e, h]`,
-    /// `weights` `[h, classes]`, and `inverse`, or `gram` and `targets`; symmetric matrices as
-    /// lower triangles row by row. All `f64`.
+    /// Writes the state to a safetensors file, atomically.
+    ///
+    /// The tensors, all `f64`, are `hidden` `[e, h]`, `weights` `[h, classes]`, and either
+    /// `inverse` or `gram` and `targets` `[h, classes]`. Symmetric matrices are stored as lower
+    /// triangles row by row.
     ///
     /// # Errors
-    /// Whatever writing the file meets.
+    /// [`AnalyticError::Io`] when the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), AnalyticError> {
         let (h, classes) = (self.weights.nrows(), self.classes());
         let weights = row_major(self.weights.as_ref());
         let hidden = row_major(self.hidden.transpose());
         let mut tensors = vec![
-            ("weights", Numbers::f64(&[h, classes], &weights)),
-            ("hidden", Numbers::f64(&[self.width, h], &hidden)),
+            ("weights", TensorData::f64(&[h, classes], &weights)),
+            ("hidden", TensorData::f64(&[self.width, h], &hidden)),
         ];
         let triangle = |matrix: &Mat<f64>| {
-            let packed = pack(matrix.as_ref());
-            Numbers::f64(&[packed.len()], &packed)
+            let packed = pack_lower(matrix.as_ref());
+            TensorData::f64(&[packed.len()], &packed)
         };
-        match &self.kept {
-            Kept::Inverse(inverse) => tensors.push(("inverse", triangle(inverse))),
-            Kept::Sums { gram, targets } => {
+        match &self.statistics {
+            Statistics::Inverse(inverse) => tensors.push(("inverse", triangle(inverse))),
+            Statistics::Sums { gram, targets } => {
                 tensors.push(("gram", triangle(gram)));
                 let targets = row_major(targets.as_ref());
-                tensors.push(("targets", Numbers::f64(&[h, classes], &targets)));
+                tensors.push(("targets", TensorData::f64(&[h, classes], &targets)));
             }
         }
         let state = State {
@@ -427,15 +464,15 @@ impl PrimalRail {
         file::write(path.as_ref(), KIND, state, &tensors)
     }
 
-    /// Reads what [`save`](Self::save) wrote. Going on from it gives the same numbers as never
-    /// having stopped.
+    /// Reads a file written by [`save`](Self::save). Updates after a load give the same bits as
+    /// without saving and loading.
     ///
     /// # Errors
-    /// Anything but a whole file of the known version whose metadata and tensors agree. The error
-    /// names the file and the tensor.
+    /// [`AnalyticError`] unless the file is complete, of the current version, and its metadata and
+    /// tensors agree. The error names the file and the tensor.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, AnalyticError> {
-        let stored = Stored::read(path.as_ref())?;
-        let (state, mut tensors) = stored.open::<State>(KIND)?;
+        let stored = StateFile::read(path.as_ref())?;
+        let (state, mut tensors) = stored.parse::<State>(KIND)?;
         let (config, width, classes) = (state.config, state.width, state.classes);
         config
             .check(width)
@@ -446,23 +483,24 @@ impl PrimalRail {
         let hidden = MatRef::from_column_major_slice(&hidden, h, width).to_owned();
         let mut triangle = |name| {
             let packed = tensors.f64(name, packed_len(h).map(|n| vec![n]))?;
-            let matrix = unpack(&packed, h);
+            let matrix = unpack_lower(&packed, h);
+            // A necessary condition only: a full test would cost a factorisation.
             match (0..h).all(|i| matrix[(i, i)] > 0.0) {
                 true => Ok(matrix),
                 false => Err(stored.corrupt(format!("tensor `{name}` is not positive definite"))),
             }
         };
-        let kept = match config.recursion {
+        let statistics = match config.recursion {
             Recursion::Woodbury => {
                 let mut inverse = triangle("inverse")?;
-                mirror(inverse.as_mut());
-                Kept::Inverse(inverse)
+                symmetrize(inverse.as_mut());
+                Statistics::Inverse(inverse)
             }
             Recursion::Normal => {
                 let gram = triangle("gram")?;
                 let targets = tensors.f64("targets", Some(vec![h, classes]))?;
                 let targets = MatRef::from_row_major_slice(&targets, h, classes).to_owned();
-                Kept::Sums { gram, targets }
+                Statistics::Sums { gram, targets }
             }
         };
         tensors.finish()?;
@@ -475,7 +513,7 @@ impl PrimalRail {
             config,
             width,
             hidden,
-            kept,
+            statistics,
             weights: MatRef::from_row_major_slice(&weights, h, classes).to_owned(),
             images: state.images,
             finished: state.finished,
@@ -485,7 +523,7 @@ impl PrimalRail {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Reference, close, features, reference};
+    use super::super::tests::{Reference, assert_close, features, reference};
     use super::*;
 
     fn published(reference: &Reference, recursion: Recursion) -> PrimalRail {
@@ -499,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn three_tasks_give_scikit_learns_weights_and_scores() {
+    fn weights_and_scores_of_three_tasks_match_scikit_learn() {
         let reference = reference();
         for recursion in [Recursion::Woodbury, Recursion::Normal] {
             let mut rail = published(&reference, recursion);
@@ -507,8 +545,8 @@ mod tests {
                 rail.update(&task.features, &task.labels, task.classes)
                     .unwrap();
                 rail.finish().unwrap();
-                close(&rail.weights().unwrap(), &task.primal_weights, 1e-8);
-                close(
+                assert_close(&rail.weights().unwrap(), &task.primal_weights, 1e-8);
+                assert_close(
                     &rail.scores(&reference.tests).unwrap(),
                     &task.primal_scores,
                     1e-8,
@@ -519,10 +557,9 @@ mod tests {
         }
     }
 
-    /// Many images in a wide layer, so that there are several steps: batches in another order, of
-    /// other sizes.
+    /// More images than hidden units, so that an update takes several batches.
     #[test]
-    fn order_and_size_of_batches_and_the_recursion_do_not_matter() {
+    fn the_result_does_not_depend_on_the_batches_or_the_update_rule() {
         let (width, n, classes) = (7, 260, 5);
         let x = features(n, width, 3);
         let y: Vec<usize> = (0..n).map(|i| (i * 7 + i / 3) % classes).collect();
@@ -549,20 +586,20 @@ mod tests {
                         .unwrap();
                 }
                 rail.finish().unwrap();
-                close(&rail.weights().unwrap(), &expected, 1e-8);
+                assert_close(&rail.weights().unwrap(), &expected, 1e-8);
             }
         }
     }
 
     #[test]
-    fn the_inverse_stays_symmetric_and_an_inverse() {
+    fn the_inverse_stays_symmetric_and_accurate() {
         let (width, n) = (9, 300);
         let config = PrimalConfig {
             hidden: width,
             lambda: 1e-3,
             ..Default::default()
         };
-        // A hidden layer that lets positive features through.
+        // The identity: positive features pass the ReLU unchanged.
         let identity: Vec<f64> = (0..width * width)
             .map(|i| f64::from(u8::from(i % (width + 1) == 0)))
             .collect();
@@ -572,7 +609,7 @@ mod tests {
             rail.update(&x[row * width..][..width], &[row % 2], 2)
                 .unwrap();
         }
-        let Kept::Inverse(inverse) = &rail.kept else {
+        let Statistics::Inverse(inverse) = &rail.statistics else {
             panic!("Woodbury keeps an inverse")
         };
         let x = MatRef::from_row_major_slice(&x, n, width);
@@ -591,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_layers_have_the_stated_distribution_and_follow_the_seed() {
+    fn hidden_layers_are_uniform_and_depend_on_the_seed() {
         let layer = |seed| {
             let config = PrimalConfig {
                 hidden: 500,
@@ -613,7 +650,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_regression_goes_on_to_the_same_bits() {
+    fn updates_after_a_load_give_the_same_bits() {
         let reference = reference();
         let folder = tempfile::tempdir().unwrap();
         for (name, recursion) in [("w", Recursion::Woodbury), ("n", Recursion::Normal)] {
@@ -646,7 +683,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_input_leaves_the_regression_as_it_was() {
+    fn invalid_input_leaves_the_regression_unchanged() {
         let config = PrimalConfig {
             hidden: 8,
             recursion: Recursion::Normal,
@@ -693,7 +730,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_settings_are_refused() {
+    fn invalid_settings_are_refused() {
         let with = |config: PrimalConfig, width, why: &str| {
             let message = PrimalRail::new(config, width).unwrap_err().to_string();
             assert!(message.contains(why), "{message}");

@@ -1,4 +1,4 @@
-//! The reference of `tests/reference/rail.py`, and files that must be refused.
+//! Comparison with `tests/reference/rail.py`, and rejection of corrupt files.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -35,7 +35,7 @@ pub(super) struct Task {
     pub dual_scores: Vec<f64>,
     pub primal_decisions: Vec<usize>,
     pub dual_decisions: Vec<usize>,
-    /// After the last task only.
+    /// Present for the last task only.
     pub primal_fused: Option<Vec<f64>>,
     pub dual_fused: Option<Vec<f64>>,
     pub adapted: Vec<bool>,
@@ -45,7 +45,7 @@ pub(super) fn reference() -> Reference {
     serde_json::from_str(include_str!("testdata/rail.json")).unwrap()
 }
 
-/// Rows of length 1.
+/// Random features `[rows, width]` with rows of unit length.
 pub(super) fn features(rows: usize, width: usize, seed: u64) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut values: Vec<f64> = (0..rows * width)
@@ -58,8 +58,9 @@ pub(super) fn features(rows: usize, width: usize, seed: u64) -> Vec<f64> {
     values
 }
 
-/// Relative to the largest expected value, where that is above 1.
-pub(super) fn close(found: &[f64], expected: &[f64], tolerance: f64) {
+/// Asserts closeness with a tolerance relative to the largest expected value, or to 1 if that is
+/// larger.
+pub(super) fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len());
     let scale = expected.iter().fold(1f64, |a, x| a.max(x.abs()));
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
@@ -68,7 +69,7 @@ pub(super) fn close(found: &[f64], expected: &[f64], tolerance: f64) {
 }
 
 #[test]
-fn fused_scores_and_decisions_are_the_references() {
+fn fused_scores_and_decisions_match_the_reference() {
     let reference = reference();
     let fusion = Fusion {
         weight: reference.weight,
@@ -125,7 +126,7 @@ fn fused_scores_and_decisions_are_the_references() {
                 let found = fusion
                     .scores(&reference.zero_shot, classes, &scores, task.classes)
                     .unwrap();
-                close(&found, fused, 1e-8);
+                assert_close(&found, fused, 1e-8);
             }
         }
     }
@@ -133,8 +134,8 @@ fn fused_scores_and_decisions_are_the_references() {
     assert!(last.primal_fused.is_some() && last.dual_fused.is_some());
 }
 
-/// Loads a changed copy of a file and returns why it was refused.
-fn refused<T>(
+/// Loads a modified copy of a file and returns the error message.
+fn load_modified<T>(
     good: &Path,
     load: impl Fn(&Path) -> Result<T, AnalyticError>,
     change: impl FnOnce(&mut HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>, &mut String),
@@ -164,7 +165,7 @@ fn refused<T>(
 }
 
 #[test]
-fn files_that_do_not_fit_together_are_refused_by_name() {
+fn inconsistent_files_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");
     let nan = f64::NAN.to_le_bytes();
@@ -178,54 +179,54 @@ fn files_that_do_not_fit_together_are_refused_by_name() {
     primal.update(&[1.0, 0.0, 0.0, 1.0], &[0, 1], 2).unwrap();
     primal.save(&path).unwrap();
     let load = |path: &Path| PrimalRail::load(path);
-    let message = refused(&path, load, |t, _| drop(t.remove("inverse")));
+    let message = load_modified(&path, load, |t, _| drop(t.remove("inverse")));
     assert!(message.contains("tensor `inverse` is missing"), "{message}");
-    let message = refused(&path, load, |t, _| {
+    let message = load_modified(&path, load, |t, _| {
         t.insert("bias".into(), (Dtype::U8, vec![1], vec![0]));
     });
     assert!(message.contains("unknown tensor `bias`"), "{message}");
-    let message = refused(&path, load, |t, _| {
+    let message = load_modified(&path, load, |t, _| {
         t.get_mut("weights").unwrap().1 = vec![2, 3]
     });
     assert!(
         message.contains("`weights`: expected F64 [3, 2], found F64 [2, 3]"),
         "{message}"
     );
-    let message = refused(&path, load, |t, _| {
+    let message = load_modified(&path, load, |t, _| {
         t.get_mut("hidden").unwrap().0 = Dtype::I64
     });
     assert!(message.contains("`hidden`: expected F64"), "{message}");
-    let message = refused(&path, load, |t, _| {
+    let message = load_modified(&path, load, |t, _| {
         t.get_mut("weights").unwrap().2[..8].copy_from_slice(&nan);
     });
     assert!(
         message.contains("`weights` holds a value that is not finite"),
         "{message}"
     );
-    let message = refused(&path, load, |t, _| {
+    let message = load_modified(&path, load, |t, _| {
         t.get_mut("inverse").unwrap().2[..8].copy_from_slice(&minus);
     });
     assert!(
         message.contains("`inverse` is not positive definite"),
         "{message}"
     );
-    let message = refused(&path, load, |_, m| {
+    let message = load_modified(&path, load, |_, m| {
         *m = m.replace("\"version\":1", "\"version\":2")
     });
     assert!(message.contains("format version 2 is not 1"), "{message}");
-    let message = refused(&path, load, |_, m| {
+    let message = load_modified(&path, load, |_, m| {
         *m = m.replace("\"hidden\":3", "\"hidden\":70000")
     });
     assert!(message.contains("hidden is 70000"), "{message}");
-    let message = refused(&path, load, |_, m| {
+    let message = load_modified(&path, load, |_, m| {
         *m = m.replace("\"lambda\"", "\"lamda\"")
     });
     assert!(message.contains("lamda"), "{message}");
-    let message = refused(&path, load, |_, m| {
+    let message = load_modified(&path, load, |_, m| {
         *m = m.replace("\"finished\":true", "\"finished\":false")
     });
     assert!(message.contains("`finished` is false"), "{message}");
-    let message = refused(&path, |path| DualRail::load(path), |_, _| {});
+    let message = load_modified(&path, |path| DualRail::load(path), |_, _| {});
     assert!(
         message.contains("this is a saved `primal`, not a `dual`"),
         "{message}"
@@ -236,12 +237,12 @@ fn files_that_do_not_fit_together_are_refused_by_name() {
     dual.finish();
     dual.save(&path).unwrap();
     let load = |path: &Path| DualRail::load(path);
-    let message = refused(&path, load, |t, _| t.get_mut("labels").unwrap().2[0] = 2);
+    let message = load_modified(&path, load, |t, _| t.get_mut("labels").unwrap().2[0] = 2);
     assert!(
         message.contains("`labels` holds a number that is not below 2"),
         "{message}"
     );
-    let message = refused(&path, load, |t, _| {
+    let message = load_modified(&path, load, |t, _| {
         t.get_mut("factor").unwrap().2[16..].copy_from_slice(&minus);
     });
     assert!(
@@ -249,9 +250,9 @@ fn files_that_do_not_fit_together_are_refused_by_name() {
         "{message}"
     );
     let huge = format!("\"images\":{}", usize::MAX);
-    let message = refused(&path, load, |_, m| *m = m.replace("\"images\":2", &huge));
+    let message = load_modified(&path, load, |_, m| *m = m.replace("\"images\":2", &huge));
     assert!(message.contains("tensor `features`: expected"), "{message}");
-    let message = refused(&path, load, |_, m| {
+    let message = load_modified(&path, load, |_, m| {
         *m = m.replace("\"finished\":true", "\"finished\":false")
     });
     assert!(message.contains("unknown tensor `weights`"), "{message}");

@@ -1,33 +1,41 @@
-//! Images and texts to features.
+//! Image and text features for evaluation.
 
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 
-use crate::batch::{BatchError, Images, Prepared};
+use crate::batch::{BatchError, Images, PreprocessedBatch};
 use mtil_data::data::ImageSource;
 
-/// Images encoded at a time.
-pub(super) const BATCH: usize = 128;
-/// Texts tokenised and encoded at a time: many, because prompts of all classes begin alike. The
-/// encoder cuts them up as it likes.
+/// Images per batch.
+pub(super) const IMAGE_BATCH: usize = 128;
+/// Texts per call of the text tower. Large, because the prompts of all classes share prefixes,
+/// which the tower computes once per call. The tower divides the texts into batches itself.
 const TEXT_BATCH: usize = 8192;
 
-/// A model as evaluation sees it. It may answer differently for each task (`column`), where the
+/// Image and text towers under evaluation. The features may depend on the task (`task`), where the
 /// task is given.
 pub trait Encoder {
-    /// Image features `[batch, e]`, not normalised.
-    fn image(&self, column: Option<usize>, pixels: Tensor<4>) -> Tensor<2>;
+    /// Encodes images, without normalisation.
+    ///
+    /// # Shapes
+    /// - `pixels`: `[batch, 3, side, side]`
+    /// - output: `[batch, embedding]`
+    fn image(&self, task: Option<usize>, pixels: Tensor<4>) -> Tensor<2>;
 
-    /// Text features `[rows, e]`, not normalised.
-    fn text(&self, column: Option<usize>, tokens: &TokenBatch) -> Tensor<2>;
+    /// Encodes texts, without normalisation.
+    ///
+    /// # Shapes
+    /// - output: `[texts, embedding]`
+    fn text(&self, task: Option<usize>, tokens: &TokenBatch) -> Tensor<2>;
 
-    /// Where it computes.
+    /// Device of the parameters.
     fn device(&self) -> Device;
 
-    /// Whether the task makes no difference, so that the classes of all tasks can be compared.
-    fn one_for_all_tasks(&self) -> bool {
+    /// Returns whether the features do not depend on the task, so that the classes of all tasks can
+    /// be compared.
+    fn is_task_agnostic(&self) -> bool {
         true
     }
 }
@@ -46,35 +54,41 @@ impl Encoder for ClipModel {
     }
 }
 
-/// Encodes `texts` with the plain model, normalised: `[texts, e]`.
+/// Encodes texts with a CLIP model and normalises their features.
+///
+/// # Shapes
+/// - output: `[texts, embedding]`
 ///
 /// # Errors
-/// When a text cannot be tokenised, or its features are not finite.
+/// [`BatchError`] when a text cannot be tokenised or its features are not finite.
 pub fn encode_texts(
     checkpoint: &Clip,
     model: &ClipModel,
     texts: &[String],
 ) -> Result<Tensor<2>, BatchError> {
-    encode_texts_as(checkpoint, model, None, texts)
+    encode_texts_for_task(checkpoint, model, None, texts)
 }
 
-/// [`encode_texts`] as the model answers for task `column`.
+/// Like [`encode_texts`], with an encoder whose features may depend on the task.
+///
+/// # Shapes
+/// - output: `[texts, embedding]`
 ///
 /// # Errors
-/// When a text cannot be tokenised, or its features are not finite.
-pub fn encode_texts_as(
+/// As [`encode_texts`].
+pub fn encode_texts_for_task(
     checkpoint: &Clip,
     encoder: &dyn Encoder,
-    column: Option<usize>,
+    task: Option<usize>,
     texts: &[String],
 ) -> Result<Tensor<2>, BatchError> {
     let context = checkpoint.config.text.max_position_embeddings;
     let mut features = Vec::new();
     for chunk in texts.chunks(TEXT_BATCH) {
         let tokens = checkpoint.tokenizer.encode(chunk, context)?;
-        let rows = normalize(encoder.text(column, &tokens));
-        // Texts that begin alike are computed together, so it need not be the one that is named
-        // alone.
+        let rows = normalize(encoder.text(task, &tokens));
+        // Texts with a shared prefix are computed together, so the named text need not be the only
+        // one with features that are not finite.
         let name = |row: usize| format!("the text `{}`", chunk[row]);
         check_finite(&to_host(rows.clone()), rows.dims()[1], name)?;
         features.push(rows);
@@ -82,24 +96,25 @@ pub fn encode_texts_as(
     Ok(Tensor::cat(features, 0))
 }
 
-/// Normalised features on the host.
+/// Normalised image features on the host.
 pub struct Features {
-    /// Row-major, one row an image.
+    /// Features `[images, width]`, row-major.
     pub rows: Vec<f32>,
-    /// Numbers of a feature.
+    /// Width of a feature.
     pub width: usize,
-    /// Which image each row is: unreadable ones may have been left out.
+    /// Index of the image of each row. Unreadable images may have been skipped.
     pub indices: Vec<usize>,
 }
 
-/// Normalised features of the images `indices` of `source`, prepared as for evaluation.
+/// Encodes the images `indices` of `source` with the evaluation transform and normalises their
+/// features.
 ///
 /// # Errors
-/// [`BatchError`] naming an image that cannot be read or whose features are not finite, or that
-/// none can be read.
+/// [`BatchError`] naming an image that cannot be read or whose features are not finite, or stating
+/// that no image can be read.
 pub fn encode_images(
     encoder: &dyn Encoder,
-    column: Option<usize>,
+    task: Option<usize>,
     source: &Arc<dyn ImageSource>,
     indices: &[usize],
     images: &Images,
@@ -109,15 +124,15 @@ pub fn encode_images(
         width: 0,
         indices: Vec::new(),
     };
-    for batch in images.eval_ahead(source.clone(), indices.to_vec(), BATCH)? {
-        let Prepared {
-            kept,
-            images: squares,
+    for batch in images.prefetch_eval(source.clone(), indices.to_vec(), IMAGE_BATCH)? {
+        let PreprocessedBatch {
+            indices: kept,
+            images: crops,
         } = batch?;
-        let Some(pixels) = images.tensor(&squares, &encoder.device())? else {
+        let Some(pixels) = images.tensor(&crops, &encoder.device())? else {
             continue;
         };
-        let features = normalize(encoder.image(column, pixels));
+        let features = normalize(encoder.image(task, pixels));
         all.width = features.dims()[1];
         let rows = to_host(features);
         let name = |row: usize| format!("image {}", source.name(kept[row]));
@@ -136,7 +151,7 @@ pub fn encode_images(
     Ok(all)
 }
 
-/// An error that names the first row of features with NaN or an infinity.
+/// Returns an error naming the first row of features with a NaN or an infinity.
 fn check_finite(
     features: &[f32],
     width: usize,
@@ -150,12 +165,19 @@ fn check_finite(
     }
 }
 
-/// Values of a float tensor on the host, row-major.
+/// Copies a float tensor to the host, row-major.
 pub fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
 }
 
-/// Index of the largest value, the first one of several.
+/// Returns the index of the largest value, the first one on a tie.
+///
+/// # Example
+/// ```
+/// use mtil_engine::eval::argmax;
+///
+/// assert_eq!(argmax(&[0.1, 0.7, 0.7]), 1);
+/// ```
 pub fn argmax(row: &[f32]) -> usize {
     (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }
@@ -166,7 +188,7 @@ mod tests {
     use mini_world::embedded;
 
     #[test]
-    fn a_damaged_text_tower_is_named() {
+    fn a_text_with_features_that_are_not_finite_is_named() {
         let mut clip = embedded::clip_mini(&Device::default()).unwrap();
         let texts = ["a photo of a cat".to_owned()];
         assert!(encode_texts(&clip, &clip.model, &texts).is_ok());

@@ -1,11 +1,11 @@
-//! Evaluation: accuracy on every task, modality gap, retrieval, and what else is asked for.
+//! Evaluation of a model after a task: accuracy on every task, modality gap, retrieval.
 //!
 //! | file | what |
 //! |---|---|
-//! | `encoder` | images and texts to features |
-//! | `prompts` | which prompts stand for a class, the classifier they make |
-//! | `stage` | the evaluation after a task |
-//! | `options` | what is evaluated |
+//! | `encoder` | image and text features |
+//! | `prompts` | prompt templates and the zero-shot classifier built from them |
+//! | `stage` | the evaluator and its results |
+//! | `options` | evaluation protocol |
 
 mod encoder;
 mod options;
@@ -13,8 +13,8 @@ mod prompts;
 mod stage;
 
 pub use encoder::{
-    Encoder, Features, argmax, encode_images, encode_texts, encode_texts_as, to_host,
+    Encoder, Features, argmax, encode_images, encode_texts, encode_texts_for_task, to_host,
 };
 pub use options::{EvalOptions, TaskIdentity};
 pub use prompts::{HeadCache, PromptRule, prompt, zero_shot_head};
-pub use stage::{Answer, ColumnDetails, Evaluation, Evaluator, LabelSpace, ThinnedBy};
+pub use stage::{Evaluation, Evaluator, LabelSpace, Scorer, TaskDetails, TestSubset};

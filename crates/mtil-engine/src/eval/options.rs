@@ -1,36 +1,50 @@
-//! What is evaluated.
+//! Evaluation protocol: prompts, task identity, number of test images.
 
 use serde::{Deserialize, Serialize};
 
 use super::PromptRule;
 
-/// Whether the task of a test image is given.
+/// Candidate classes of a test image, by whether its task is given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskIdentity {
-    /// It is: an image is classified among the classes of its own task, as the tables of MTIL do.
+    /// The task is given: an image is classified among the classes of its own task, as in the
+    /// tables of MTIL (task-incremental).
     #[default]
     Given,
-    /// It is not: among the classes of all tasks learned so far, and of its own.
+    /// The task is not given: the candidates are the classes of all tasks learned so far and of the
+    /// image's own task.
     Seen,
-    /// It is not: among the classes of all tasks of the suite, learned or not (X-TAIL, as RAIL
-    /// evaluates, arXiv 2406.18868). Classes of the same name in two tasks are two classes.
+    /// The task is not given: the candidates are the classes of all tasks of the suite, learned or
+    /// not (X-TAIL, RAIL's protocol, arXiv 2406.18868). Classes of the same name in two tasks are
+    /// two classes.
     All,
 }
 
-/// What an evaluation measures, and on how much. All of it is part of a run's request.
+/// Settings of an evaluation. All of them are part of a run's request.
+///
+/// # Example
+/// ```
+/// use mtil_engine::eval::EvalOptions;
+///
+/// let options = EvalOptions { subset: Some(500), full_every: Some(2), ..Default::default() };
+/// // Five tasks: 500 test images after the first one, all of them after the second.
+/// assert_eq!(options.images_at(Some(0), 5), Some(500));
+/// assert_eq!(options.images_at(Some(1), 5), None);
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalOptions {
-    /// Which templates stand for a class.
+    /// Prompt templates of a class.
     pub prompts: PromptRule,
-    /// Which classes an image is compared with, besides those of its own task.
+    /// Candidate classes of an image.
     pub identity: TaskIdentity,
-    /// Test images of a task that are used, a fixed choice; all when absent.
+    /// Number of test images per task, a fixed random subset; all when absent.
     pub subset: Option<usize>,
-    /// With `subset`: every so many stages, and after the last, all test images are used.
+    /// With `subset`: interval in tasks at which all test images are used. The pretrained model and
+    /// the model after the last task are then evaluated on all of them too.
     pub full_every: Option<usize>,
-    /// Also accuracies of classes, confusions and calibration.
+    /// Adds per-class accuracies, confusion matrices and calibration.
     pub details: bool,
 }
 
@@ -47,8 +61,8 @@ impl Default for EvalOptions {
 }
 
 impl EvalOptions {
-    /// How many images of each test set count after `stage` of `stages` (`None`: the pretrained
-    /// model); all when absent.
+    /// Returns the number of test images per task after `stage` of `stages` (`None`: the pretrained
+    /// model), or `None` for all of them.
     pub fn images_at(&self, stage: Option<usize>, stages: usize) -> Option<usize> {
         let subset = self.subset?;
         let full = self.full_every.is_some_and(|every| match stage {
@@ -58,13 +72,14 @@ impl EvalOptions {
         (!full).then_some(subset)
     }
 
-    /// What a reader of the results must know, in words; empty for the usual protocol.
+    /// Returns the departures from the usual protocol as sentences; empty if there are none.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if let Some(subset) = self.subset {
             notes.push(match self.full_every {
                 Some(every) => format!(
-                    "evaluated on {subset} test images of each task, on all of them after every {every} tasks, before the first and after the last"
+                    "evaluated on {subset} test images of each task, on all of them after every \
+                     {every} tasks, before the first and after the last"
                 ),
                 None => format!("evaluated on {subset} test images of each task"),
             });
@@ -78,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thinned_evaluation_is_full_now_and_then_and_at_both_ends() {
+    fn a_subset_evaluation_is_full_at_the_interval_and_at_both_ends() {
         let mut options = EvalOptions::default();
         assert_eq!(options.images_at(Some(0), 4), None);
         options.subset = Some(50);

@@ -1,4 +1,4 @@
-//! Which prompts stand for a class, and what they make of it: a row of a classifier.
+//! Prompt templates and the zero-shot classifier built from them.
 
 use std::collections::BTreeMap;
 
@@ -6,28 +6,28 @@ use burn::tensor::Tensor;
 use clip_model::{Clip, normalize};
 use serde::{Deserialize, Serialize};
 
-use super::{Encoder, encode_texts_as};
+use super::{Encoder, encode_texts_for_task};
 use crate::batch::BatchError;
 use mtil_data::suite::Task;
 
-/// Which prompt templates stand for a class.
+/// Choice of the prompt templates of a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum PromptRule {
-    /// All templates for tasks not yet learned before this stage, the first one only for those
-    /// learned in an earlier stage, as GNSP's own evaluation does
+    /// All templates for tasks not learned before this stage, the first template only for tasks
+    /// learned in an earlier stage, as in GNSP's evaluation
     /// (`src/models/evaluation.py:28-32, 99-108` with `run_mtil.py:49-52`).
     Reference,
-    /// All templates, always, as ZSCL evaluates (`mtil/src/models/evaluation.py`).
+    /// Always all templates, as in ZSCL's evaluation (`mtil/src/models/evaluation.py`).
     Ensemble,
-    /// The first template, always, as KeepLoRA and CoDyRA evaluate.
+    /// Always the first template, as in the evaluations of KeepLoRA and CoDyRA.
     First,
 }
 
 impl PromptRule {
-    /// The rule of a suite where none is asked for: on MTIL that of its tables, which are ZSCL's,
-    /// elsewhere GNSP's.
-    pub fn of_suite(name: &str) -> Self {
+    /// Returns the default rule of a suite: ZSCL's on MTIL, as in its published tables, and GNSP's
+    /// elsewhere.
+    pub fn default_for_suite(name: &str) -> Self {
         if name.starts_with("mtil") {
             Self::Ensemble
         } else {
@@ -35,31 +35,43 @@ impl PromptRule {
         }
     }
 
-    /// How many of `templates` templates count for task `column` after training task `stage`;
-    /// `None` is the pretrained model.
-    pub(super) fn templates(self, stage: Option<usize>, column: usize, templates: usize) -> usize {
+    /// Returns how many of `templates` templates are used for task `task_index` after training task
+    /// `stage` (`None`: the pretrained model).
+    pub(super) fn template_count(
+        self,
+        stage: Option<usize>,
+        task_index: usize,
+        templates: usize,
+    ) -> usize {
         match (self, stage) {
-            (Self::Reference, Some(stage)) if column < stage => 1,
+            (Self::Reference, Some(stage)) if task_index < stage => 1,
             (Self::First, _) => 1,
             _ => templates,
         }
     }
 }
 
-/// The prompt of `class` under `template`.
+/// Returns the prompt of `class` under `template`.
 pub fn prompt(template: &str, class: &str) -> String {
     template.replace("{}", class)
 }
 
-/// Classifier weights `[classes, e]`: for each class the normalised mean of the normalised features
-/// of its prompts under the first `templates` templates (GNSP `src/models/evaluation.py:28-44`).
+/// Returns the weights of the zero-shot classifier of a task: for each class the normalised mean of
+/// the normalised features of its prompts under the first `templates` templates
+/// (GNSP `src/models/evaluation.py:28-44`).
+///
+/// # Shapes
+/// - output: `[classes, embedding]`
 ///
 /// # Errors
-/// When a prompt cannot be tokenised.
+/// [`BatchError`] when a prompt cannot be tokenised or its features are not finite.
+///
+/// # Panics
+/// When the task has fewer than `templates` templates.
 pub fn zero_shot_head(
     checkpoint: &Clip,
     encoder: &dyn Encoder,
-    column: Option<usize>,
+    task_index: Option<usize>,
     task: &Task,
     templates: usize,
 ) -> Result<Tensor<2>, BatchError> {
@@ -72,7 +84,7 @@ pub fn zero_shot_head(
                 .map(move |t| prompt(t, class))
         })
         .collect();
-    let features = encode_texts_as(checkpoint, encoder, column, &prompts)?;
+    let features = encode_texts_for_task(checkpoint, encoder, task_index, &prompts)?;
     let [_, e] = features.dims();
     let mean = features
         .reshape([task.class_names.len(), templates, e])
@@ -80,34 +92,37 @@ pub fn zero_shot_head(
     Ok(normalize(mean.reshape([task.class_names.len(), e])))
 }
 
-/// Classifier weights of earlier calls, valid while the text tower does not change.
+/// Cache of classifier weights, valid while the text tower does not change.
 #[derive(Default)]
 pub struct HeadCache(BTreeMap<(usize, usize), Tensor<2>>);
 
 impl HeadCache {
-    /// Forgets everything: the text tower has changed.
+    /// Removes all entries. Call it when the text tower has changed.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// The classifier of task `column` under its first `templates` templates, made if it is not
-    /// there.
+    /// Returns the classifier of task `task_index` under its first `templates` templates, and
+    /// computes it if it is not cached.
+    ///
+    /// # Shapes
+    /// - output: `[classes, embedding]`
     ///
     /// # Errors
-    /// When a prompt cannot be tokenised.
+    /// As [`zero_shot_head`].
     pub fn head(
         &mut self,
         checkpoint: &Clip,
         encoder: &dyn Encoder,
-        column: usize,
+        task_index: usize,
         task: &Task,
         templates: usize,
     ) -> Result<Tensor<2>, BatchError> {
-        if let Some(head) = self.0.get(&(column, templates)) {
+        if let Some(head) = self.0.get(&(task_index, templates)) {
             return Ok(head.clone());
         }
-        let head = zero_shot_head(checkpoint, encoder, Some(column), task, templates)?;
-        self.0.insert((column, templates), head.clone());
+        let head = zero_shot_head(checkpoint, encoder, Some(task_index), task, templates)?;
+        self.0.insert((task_index, templates), head.clone());
         Ok(head)
     }
 }
@@ -119,12 +134,12 @@ mod tests {
     #[test]
     fn the_reference_rule_uses_one_template_for_tasks_of_earlier_stages() {
         let rule = PromptRule::Reference;
-        assert_eq!(rule.templates(None, 0, 5), 5);
-        assert_eq!(rule.templates(Some(0), 0, 5), 5);
-        assert_eq!(rule.templates(Some(2), 1, 5), 1);
-        assert_eq!(rule.templates(Some(2), 2, 5), 5);
-        assert_eq!(PromptRule::Ensemble.templates(Some(2), 0, 5), 5);
-        assert_eq!(PromptRule::First.templates(None, 0, 5), 1);
-        assert_eq!(PromptRule::First.templates(Some(0), 3, 5), 1);
+        assert_eq!(rule.template_count(None, 0, 5), 5);
+        assert_eq!(rule.template_count(Some(0), 0, 5), 5);
+        assert_eq!(rule.template_count(Some(2), 1, 5), 1);
+        assert_eq!(rule.template_count(Some(2), 2, 5), 5);
+        assert_eq!(PromptRule::Ensemble.template_count(Some(2), 0, 5), 5);
+        assert_eq!(PromptRule::First.template_count(None, 0, 5), 1);
+        assert_eq!(PromptRule::First.template_count(Some(0), 3, 5), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! The evaluation after a task.
+//! Evaluator of a model after a task, and its results.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     EvalOptions, Features, HeadCache, PromptRule, TaskIdentity,
-    encoder::{BATCH, Encoder, argmax, encode_images, encode_texts_as, to_host},
+    encoder::{Encoder, IMAGE_BATCH, argmax, encode_images, encode_texts_for_task, to_host},
 };
 use crate::{
-    batch::{BatchError, Images, Prepared},
+    batch::{BatchError, Images, PreprocessedBatch},
     measures::{
         Matrix, MeasureError,
         calibration::{BINS, Calibration, calibration},
-        confusion::Confusion,
+        confusion::ConfusionMatrix,
         geometry::{Geometry, Normalised},
         retrieval::{RetrievalSummary, retrieval},
     },
@@ -26,8 +26,8 @@ use mtil_data::{
     suite::{RetrievalSet, Suite, Task},
 };
 
-/// The factor on cosine similarities at evaluation (GNSP `src/models/evaluation.py:58`). It does
-/// not change which class wins.
+/// Factor on cosine similarities at evaluation (GNSP `src/models/evaluation.py:58`). It does not
+/// change the predicted class.
 const LOGIT_SCALE: f64 = 100.0;
 
 /// Result of one evaluation.
@@ -35,11 +35,11 @@ const LOGIT_SCALE: f64 = 100.0;
 pub struct Evaluation {
     /// Accuracy on each task in %, among its own classes.
     pub accuracies: Vec<f64>,
-    /// Accuracy in % on the task just learned, under the prompt rule that it has in later stages,
-    /// where that is another.
+    /// Accuracy in % on the task just learned under the prompt rule of later stages, if that rule
+    /// differs.
     #[serde(default)]
     pub learned: Option<f64>,
-    /// Accuracy on each task in % where the task is not given, if that was asked for.
+    /// Accuracy on each task in % without task identity, if requested.
     #[serde(default)]
     pub without_identity: Option<Vec<f64>>,
     /// Norm of the difference of the mean normalised image and text embeddings of the held-out
@@ -50,55 +50,59 @@ pub struct Evaluation {
     /// Gap, alignment, uniformity and mean logits of the held-out pairs.
     #[serde(default)]
     pub geometry: Option<Geometry>,
-    /// By how many of the model's own logits matching pairs among the held-out ones are above
-    /// others, in the mean.
+    /// Mean logit of matching held-out pairs minus that of the other pairs, at the model's own
+    /// logit scale.
     #[serde(default)]
     pub margin: Option<f64>,
-    /// Retrieval on the suite's caption sets, by their names.
+    /// Retrieval on the suite's caption sets, by name.
     #[serde(default)]
     pub caption_sets: BTreeMap<String, RetrievalSummary>,
-    /// How many test images of each task were used, where not all were.
+    /// Number of test images per task, if a subset was used.
     #[serde(default)]
-    pub thinned: Option<ThinnedBy>,
+    pub thinned: Option<TestSubset>,
 }
 
-/// Test images of each task that a thinned evaluation used.
+/// Number of test images per task in an evaluation on a subset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ThinnedBy(pub usize);
+pub struct TestSubset(pub usize);
 
-/// What is known about the answers on one task.
+/// Detailed results on one task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ColumnDetails {
-    /// The task.
+pub struct TaskDetails {
+    /// Name of the task.
     pub task: String,
-    /// Accuracy of each class in %, by its name; none for a class without a test image.
+    /// Accuracy of each class in %, by name; `None` for a class without a test image.
     pub classes: Vec<(String, Option<f64>)>,
-    /// Mean of the accuracies of the classes in %.
+    /// Mean of the class accuracies in %.
     pub mean_per_class: Option<f64>,
-    /// How sure the answers are, and how rightly; none where a method answers with other scores
-    /// than logits.
+    /// Calibration of the predictions; `None` if a method scores classes with anything but logits.
     pub calibration: Option<Calibration>,
-    /// The confusion matrix as CSV: rows are classes, columns answers.
+    /// Confusion matrix as CSV: rows are true classes, columns predictions.
     #[serde(skip)]
     pub confusion_csv: String,
 }
 
-/// The classes that an image is compared with.
+/// Set of classes that the columns of the logits stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LabelSpace {
-    /// Those of one task.
+    /// Classes of one task.
     Task(usize),
-    /// Those of all tasks of the suite, in the order of the tasks.
+    /// Classes of all tasks of the suite, in task order.
     All,
 }
 
-/// What makes scores of a classifier's logits, where a method has more to say than the model.
-pub trait Answer {
-    /// Scores `[n, classes]` of images, from their normalised features `[n, e]` and the zero-shot
-    /// logits `[n, classes]` over the classes of `space`; all row-major.
+/// Scorer of a method that does not classify by zero-shot logits alone.
+pub trait Scorer {
+    /// Computes class scores from normalised image features and zero-shot logits over the classes
+    /// of `space`. All are row-major.
+    ///
+    /// # Shapes
+    /// - `features`: `[n, embedding]`
+    /// - `logits`: `[n, classes]`
+    /// - output: `[n, classes]`
     ///
     /// # Errors
-    /// In words, when it cannot.
+    /// A message when the scores cannot be computed.
     fn scores(
         &self,
         features: &[f32],
@@ -107,71 +111,80 @@ pub trait Answer {
     ) -> Result<Vec<f32>, String>;
 }
 
-/// Everything an evaluation needs that does not change from stage to stage.
+/// Evaluator of a model on a suite. Holds what does not change from stage to stage.
 pub struct Evaluator<'a> {
-    /// The pretrained model: tokenizer, image settings.
+    /// The pretrained model, for its tokenizer and image settings.
     pub checkpoint: &'a Clip,
     /// The tasks and the held-out pairs.
     pub suite: &'a Suite,
-    /// What is measured.
+    /// Evaluation protocol.
     pub options: &'a EvalOptions,
-    /// Reads images.
+    /// Loader of the images.
     pub images: &'a Images,
-    /// Seed of the choice of images of a thinned evaluation.
+    /// Seed of the choice of a subset of the test images.
     pub seed: u64,
 }
 
 impl Evaluator<'_> {
     /// Evaluates `encoder` after training task `stage` (`None`: the pretrained model) on every
-    /// task, on the held-out pairs and on the caption sets. `answer` stands between logits and
-    /// decisions. Features of a test set are computed once and serve all figures. Details are of
-    /// the tasks, in order, if the options ask for them.
+    /// task, on the held-out pairs and on the caption sets.
+    ///
+    /// The scores of `scorer`, if there is one, replace the zero-shot logits. The features of a
+    /// test set are computed once for all measures. The details are one entry per task, in order,
+    /// or empty unless [`EvalOptions::details`] is set. `progress` receives the number of evaluated
+    /// tasks and the number of tasks.
     ///
     /// # Errors
     /// [`BatchError`] naming an image that cannot be read.
     pub fn evaluate(
         &self,
         encoder: &dyn Encoder,
-        answer: Option<&dyn Answer>,
+        scorer: Option<&dyn Scorer>,
         stage: Option<usize>,
         heads: &mut HeadCache,
         progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(Evaluation, Vec<ColumnDetails>), BatchError> {
+    ) -> Result<(Evaluation, Vec<TaskDetails>), BatchError> {
         let tasks = &self.suite.tasks;
-        let weights = (0..tasks.len())
-            .map(|column| self.head(encoder, stage, column, heads))
+        let task_heads = (0..tasks.len())
+            .map(|task_index| self.head(encoder, stage, task_index, heads))
             .collect::<Result<Vec<_>, _>>()?;
-        let compare = self.options.identity != TaskIdentity::Given && encoder.one_for_all_tasks();
-        let union = compare.then(|| Tensor::cat(weights.clone(), 0));
-        let thinned = self.options.images_at(stage, tasks.len());
-        let (mut accuracies, mut without, mut details) = (Vec::new(), Vec::new(), Vec::new());
+        let is_agnostic =
+            self.options.identity != TaskIdentity::Given && encoder.is_task_agnostic();
+        let union_head = is_agnostic.then(|| Tensor::cat(task_heads.clone(), 0));
+        let subset = self.options.images_at(stage, tasks.len());
+        let (mut accuracies, mut agnostic, mut details) = (Vec::new(), Vec::new(), Vec::new());
         let mut learned = None;
-        for (column, task) in tasks.iter().enumerate() {
-            progress(column, tasks.len());
-            let later = match stage {
-                Some(stage) if stage == column && self.options.prompts == PromptRule::Reference => {
-                    Some(self.head(encoder, Some(stage + 1), column, heads)?)
+        for (task_index, task) in tasks.iter().enumerate() {
+            progress(task_index, tasks.len());
+            // The reference rule uses one template for a learned task from the next stage on. Its
+            // accuracy under that rule now is what backward transfer compares later stages with.
+            let later_head = match stage {
+                Some(stage)
+                    if stage == task_index && self.options.prompts == PromptRule::Reference =>
+                {
+                    Some(self.head(encoder, Some(stage + 1), task_index, heads)?)
                 }
                 _ => None,
             };
-            let counted = self.column(
+            let result = self.evaluate_task(
                 encoder,
-                answer,
+                scorer,
                 stage,
-                column,
-                &weights[column],
-                later.as_ref(),
-                union.as_ref(),
-                thinned,
+                task_index,
+                &task_heads[task_index],
+                later_head.as_ref(),
+                union_head.as_ref(),
+                subset,
             )?;
-            learned = learned.or(later.map(|_| counted.accuracy_later()));
-            accuracies.push(counted.accuracy());
-            without.push(counted.accuracy_without_identity());
+            learned = learned.or(later_head.map(|_| result.later_accuracy()));
+            accuracies.push(result.accuracy());
+            agnostic.push(result.agnostic_accuracy());
             if self.options.details {
-                details.push(counted.details(task, answer.is_none())?);
+                details.push(result.details(task, scorer.is_none())?);
             }
         }
         progress(tasks.len(), tasks.len());
+        // Unreadable images are skipped, and their captions with them.
         let pairs = &self.suite.held_out;
         let all: Vec<usize> = (0..pairs.captions.len()).collect();
         let images = encode_images(encoder, None, &pairs.images, &all, self.images)?;
@@ -180,49 +193,49 @@ impl Evaluator<'_> {
             .iter()
             .map(|i| pairs.captions[*i].clone())
             .collect();
-        let texts = encode_texts_as(self.checkpoint, encoder, None, &captions)?;
+        let texts = encode_texts_for_task(self.checkpoint, encoder, None, &captions)?;
         let image_of: Vec<usize> = (0..captions.len()).collect();
-        let (images, texts) = (unit(&images)?, unit_texts(texts)?);
+        let (images, texts) = (normalised_images(&images)?, normalised_texts(texts)?);
         let geometry = Geometry::new(&images, &texts, &image_of, LOGIT_SCALE)?;
-        let says: Vec<&str> = captions.iter().map(String::as_str).collect();
-        // Pairs with the same caption count as the same answer, since nothing tells them apart.
-        let recall = retrieval(&images, &texts, &image_of, Some(&says))?.recall;
+        let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+        // Pairs with equal captions count as one answer, because they cannot be told apart.
+        let recall = retrieval(&images, &texts, &image_of, Some(&captions))?.recall;
         let mut caption_sets = BTreeMap::new();
         for set in &self.suite.extras.retrieval {
-            caption_sets.insert(set.name.clone(), self.captioned(encoder, set)?);
+            caption_sets.insert(set.name.clone(), self.caption_retrieval(encoder, set)?);
         }
         let evaluation = Evaluation {
             accuracies,
             learned,
-            without_identity: compare.then_some(without),
+            without_identity: is_agnostic.then_some(agnostic),
             modality_gap: geometry.gap,
             retrieval: recall,
             geometry: Some(geometry),
             margin: geometry.logits.margin().map(|margin| {
-                // Cosines, and then logits of the model.
+                // To cosine similarity, then to the model's own logit scale.
                 margin / LOGIT_SCALE * f64::from(to_host(self.checkpoint.model.scale())[0])
             }),
             caption_sets,
-            thinned: thinned.map(ThinnedBy),
+            thinned: subset.map(TestSubset),
         };
         Ok((evaluation, details))
     }
 
-    /// The classifier of a task at a stage.
+    /// Returns the classifier of a task at a stage.
     fn head(
         &self,
         encoder: &dyn Encoder,
         stage: Option<usize>,
-        column: usize,
+        task_index: usize,
         heads: &mut HeadCache,
     ) -> Result<Tensor<2>, BatchError> {
-        let task = &self.suite.tasks[column];
+        let task = &self.suite.tasks[task_index];
         let rule = self.options.prompts;
-        let templates = rule.templates(stage, column, task.templates.len());
-        heads.head(self.checkpoint, encoder, column, task, templates)
+        let templates = rule.template_count(stage, task_index, task.templates.len());
+        heads.head(self.checkpoint, encoder, task_index, task, templates)
     }
 
-    /// Accuracy of `encoder` on one task only, in %.
+    /// Returns the accuracy of `encoder` on one task in %.
     ///
     /// # Errors
     /// [`BatchError`] naming an image that cannot be read.
@@ -230,143 +243,155 @@ impl Evaluator<'_> {
         &self,
         encoder: &dyn Encoder,
         stage: Option<usize>,
-        column: usize,
+        task_index: usize,
     ) -> Result<f64, BatchError> {
-        let head = self.head(encoder, stage, column, &mut HeadCache::default())?;
-        let thinned = self.options.images_at(stage, self.suite.tasks.len());
-        let counted = self.column(encoder, None, stage, column, &head, None, None, thinned)?;
-        Ok(counted.accuracy())
+        let head = self.head(encoder, stage, task_index, &mut HeadCache::default())?;
+        let subset = self.options.images_at(stage, self.suite.tasks.len());
+        let result =
+            self.evaluate_task(encoder, None, stage, task_index, &head, None, None, subset)?;
+        Ok(result.accuracy())
     }
 
-    /// The test images of a task that are used.
-    fn chosen(&self, task: &Task, column: usize, thinned: Option<usize>) -> Vec<usize> {
+    /// Returns the indices of the test images of a task to evaluate, sorted.
+    fn test_indices(&self, task: &Task, task_index: usize, subset: Option<usize>) -> Vec<usize> {
         let all = task.test.labels.len();
-        let Some(count) = thinned else {
+        let Some(count) = subset else {
             return (0..all).collect();
         };
-        let seed = seeds::derive(self.seed, &[seeds::EVALUATION, column as u64]);
-        let mut chosen = seeds::sample(all, count, seed);
-        chosen.sort_unstable();
-        chosen
+        let seed = seeds::derive(self.seed, &[seeds::EVALUATION, task_index as u64]);
+        let mut indices = seeds::sample(all, count, seed);
+        indices.sort_unstable();
+        indices
     }
 
+    /// Classifies the test images of a task with up to three classifiers: `head` of the current
+    /// stage, `later_head` of later stages, and `union_head` over the classes of all tasks.
     #[allow(clippy::too_many_arguments)]
-    fn column(
+    fn evaluate_task(
         &self,
         encoder: &dyn Encoder,
-        answer: Option<&dyn Answer>,
+        scorer: Option<&dyn Scorer>,
         stage: Option<usize>,
-        column: usize,
+        task_index: usize,
         head: &Tensor<2>,
-        later: Option<&Tensor<2>>,
-        union: Option<&Tensor<2>>,
-        thinned: Option<usize>,
-    ) -> Result<Counted, BatchError> {
-        let task = &self.suite.tasks[column];
+        later_head: Option<&Tensor<2>>,
+        union_head: Option<&Tensor<2>>,
+        subset: Option<usize>,
+    ) -> Result<TaskResult, BatchError> {
+        let task = &self.suite.tasks[task_index];
         let device = encoder.device();
-        let mut counted = Counted {
+        let mut result = TaskResult {
             classes: task.class_names.len(),
-            ..Counted::default()
+            ..TaskResult::default()
         };
-        let allowed = self.allowed(stage, column);
-        let offset: usize = self.suite.tasks[..column]
+        let candidates = self.candidate_classes(stage, task_index);
+        // Position of the task's first class among the classes of all tasks.
+        let offset: usize = self.suite.tasks[..task_index]
             .iter()
             .map(|t| t.class_names.len())
             .sum();
-        let chosen = self.chosen(task, column, thinned);
+        let indices = self.test_indices(task, task_index, subset);
         for batch in self
             .images
-            .eval_ahead(task.test.images.clone(), chosen, BATCH)?
+            .prefetch_eval(task.test.images.clone(), indices, IMAGE_BATCH)?
         {
-            let Prepared { kept, images } = batch?;
+            let PreprocessedBatch {
+                indices: kept,
+                images,
+            } = batch?;
             let Some(pixels) = self.images.tensor(&images, &device)? else {
                 continue;
             };
-            let features = normalize(encoder.image(Some(column), pixels));
-            let host = answer.map(|_| to_host(features.clone()));
+            let features = normalize(encoder.image(Some(task_index), pixels));
+            // Copied to the host once, and only if a scorer needs them.
+            let host_features = scorer.map(|_| to_host(features.clone()));
             let scores = |head: &Tensor<2>, space: LabelSpace| -> Result<Vec<f32>, BatchError> {
                 let logits = features.clone().matmul(head.clone().transpose());
                 let logits = to_host(logits.mul_scalar(LOGIT_SCALE));
-                match (answer, &host) {
-                    (Some(answer), Some(features)) => answer
+                match (scorer, &host_features) {
+                    (Some(scorer), Some(features)) => scorer
                         .scores(features, logits, space)
                         .map_err(BatchError::Answer),
                     _ => Ok(logits),
                 }
             };
-            let own = scores(head, LabelSpace::Task(column))?;
-            let later = match later {
-                Some(later) => Some(scores(later, LabelSpace::Task(column))?),
+            let own = scores(head, LabelSpace::Task(task_index))?;
+            let later = match later_head {
+                Some(head) => Some(scores(head, LabelSpace::Task(task_index))?),
                 None => None,
             };
-            let everywhere = match union {
-                Some(union) => Some(scores(union, LabelSpace::All)?),
+            let union = match union_head {
+                Some(head) => Some(scores(head, LabelSpace::All)?),
                 None => None,
             };
-            let width = everywhere.as_ref().map_or(0, |s| s.len() / kept.len());
+            let union_classes = union.as_ref().map_or(0, |s| s.len() / kept.len());
             for (row, index) in kept.into_iter().enumerate() {
                 let label = task.test.labels[index];
-                let answers = &own[row * counted.classes..(row + 1) * counted.classes];
-                counted.right += usize::from(argmax(answers) == label);
+                let logits = &own[row * result.classes..(row + 1) * result.classes];
+                result.correct += usize::from(argmax(logits) == label);
                 if let Some(later) = &later {
-                    let answers = &later[row * counted.classes..(row + 1) * counted.classes];
-                    counted.right_later += usize::from(argmax(answers) == label);
+                    let logits = &later[row * result.classes..(row + 1) * result.classes];
+                    result.later_correct += usize::from(argmax(logits) == label);
                 }
-                counted.images += 1;
-                if let Some(everywhere) = &everywhere {
-                    let row = &everywhere[row * width..(row + 1) * width];
-                    let best = best_of(row, &allowed);
-                    counted.right_without += usize::from(best == Some(offset + label));
+                result.images += 1;
+                if let Some(union) = &union {
+                    let logits = &union[row * union_classes..(row + 1) * union_classes];
+                    let predicted = masked_argmax(logits, &candidates);
+                    result.agnostic_correct += usize::from(predicted == Some(offset + label));
                 }
                 if self.options.details {
-                    counted.labels.push(label);
-                    counted.logits.extend(answers);
+                    result.labels.push(label);
+                    result.logits.extend(logits);
                 }
             }
         }
-        Ok(counted)
+        Ok(result)
     }
 
-    /// The classes, of all tasks in order, that an image of task `column` is compared with where
-    /// the task is not given.
-    fn allowed(&self, stage: Option<usize>, column: usize) -> Vec<bool> {
+    /// Returns a mask over the classes of all tasks in order: the candidates for an image of task
+    /// `task_index` without task identity.
+    fn candidate_classes(&self, stage: Option<usize>, task_index: usize) -> Vec<bool> {
         let learned = stage.map_or(0, |s| s + 1);
         let tasks = self.suite.tasks.iter().enumerate();
         tasks
             .flat_map(|(i, task)| {
                 let all = self.options.identity == TaskIdentity::All;
-                std::iter::repeat_n(all || i < learned || i == column, task.class_names.len())
+                std::iter::repeat_n(
+                    all || i < learned || i == task_index,
+                    task.class_names.len(),
+                )
             })
             .collect()
     }
 
-    fn captioned(
+    /// Computes retrieval on a caption set.
+    fn caption_retrieval(
         &self,
         encoder: &dyn Encoder,
         set: &RetrievalSet,
     ) -> Result<RetrievalSummary, BatchError> {
         let all: Vec<usize> = (0..set.images.len()).collect();
         let images = encode_images(encoder, None, &set.images, &all, self.images)?;
-        // Images that cannot be read take their captions with them.
-        let mut place = vec![None; all.len()];
+        // The captions of unreadable images are dropped, and the other images renumbered.
+        let mut row_of = vec![None; all.len()];
         for (row, index) in images.indices.iter().enumerate() {
-            place[*index] = Some(row);
+            row_of[*index] = Some(row);
         }
-        let kept = set.captions.iter().zip(&set.image_of);
-        let (captions, image_of): (Vec<String>, Vec<usize>) = kept
-            .filter_map(|(caption, image)| Some((caption.clone(), place[*image]?)))
+        let pairs = set.captions.iter().zip(&set.image_of);
+        let (captions, image_of): (Vec<String>, Vec<usize>) = pairs
+            .filter_map(|(caption, image)| Some((caption.clone(), row_of[*image]?)))
             .unzip();
-        let texts = encode_texts_as(self.checkpoint, encoder, None, &captions)?;
+        let texts = encode_texts_for_task(self.checkpoint, encoder, None, &captions)?;
         Ok(retrieval(
-            &unit(&images)?,
-            &unit_texts(texts)?,
+            &normalised_images(&images)?,
+            &normalised_texts(texts)?,
             &image_of,
             None,
         )?)
     }
 }
 
-fn unit(features: &Features) -> Result<Normalised, MeasureError> {
+fn normalised_images(features: &Features) -> Result<Normalised, MeasureError> {
     let rows = features.indices.len();
     Normalised::new(Matrix::new(
         "image embeddings",
@@ -376,59 +401,60 @@ fn unit(features: &Features) -> Result<Normalised, MeasureError> {
     )?)
 }
 
-fn unit_texts(features: Tensor<2>) -> Result<Normalised, MeasureError> {
+fn normalised_texts(features: Tensor<2>) -> Result<Normalised, MeasureError> {
     let [rows, width] = features.dims();
     let values = to_host(features);
     Normalised::new(Matrix::new("text embeddings", &values, rows, width)?)
 }
 
-/// Index of the largest allowed value, the first one of several.
-fn best_of(row: &[f32], allowed: &[bool]) -> Option<usize> {
-    let candidates = row.iter().zip(allowed).enumerate();
+/// Returns the index of the largest value under the mask, the first one on a tie.
+fn masked_argmax(row: &[f32], mask: &[bool]) -> Option<usize> {
     let mut best: Option<(usize, f32)> = None;
-    for (i, (value, allowed)) in candidates {
-        if *allowed && best.is_none_or(|(_, b)| *value > b) {
+    for (i, (value, is_candidate)) in row.iter().zip(mask).enumerate() {
+        if *is_candidate && best.is_none_or(|(_, b)| *value > b) {
             best = Some((i, *value));
         }
     }
     best.map(|(i, _)| i)
 }
 
-/// Answers on one task.
+/// Counts of correct predictions on one task.
 #[derive(Default)]
-struct Counted {
+struct TaskResult {
     classes: usize,
     images: usize,
-    right: usize,
-    right_without: usize,
-    /// Under the prompt rule of later stages.
-    right_later: usize,
+    correct: usize,
+    /// Correct predictions without task identity.
+    agnostic_correct: usize,
+    /// Correct predictions under the prompt rule of later stages.
+    later_correct: usize,
     labels: Vec<usize>,
     logits: Vec<f32>,
 }
 
-impl Counted {
+impl TaskResult {
     fn accuracy(&self) -> f64 {
-        100.0 * self.right as f64 / self.images.max(1) as f64
+        100.0 * self.correct as f64 / self.images.max(1) as f64
     }
 
-    fn accuracy_later(&self) -> f64 {
-        100.0 * self.right_later as f64 / self.images.max(1) as f64
+    fn later_accuracy(&self) -> f64 {
+        100.0 * self.later_correct as f64 / self.images.max(1) as f64
     }
 
-    fn accuracy_without_identity(&self) -> f64 {
-        100.0 * self.right_without as f64 / self.images.max(1) as f64
+    fn agnostic_accuracy(&self) -> f64 {
+        100.0 * self.agnostic_correct as f64 / self.images.max(1) as f64
     }
 
-    fn details(&self, task: &Task, logits_answer: bool) -> Result<ColumnDetails, MeasureError> {
+    /// Returns the detailed results, with calibration if the scores are logits.
+    fn details(&self, task: &Task, is_logits: bool) -> Result<TaskDetails, MeasureError> {
         let logits = Matrix::new("logits", &self.logits, self.labels.len(), self.classes)?;
-        let confusion = Confusion::from_logits(logits, &self.labels)?;
+        let confusion = ConfusionMatrix::from_logits(logits, &self.labels)?;
         let names = task.class_names.iter().cloned();
-        Ok(ColumnDetails {
+        Ok(TaskDetails {
             task: task.name.clone(),
             classes: names.zip(confusion.per_class()).collect(),
             mean_per_class: confusion.mean_per_class(),
-            calibration: match logits_answer {
+            calibration: match is_logits {
                 true => Some(calibration(logits, &self.labels, 1.0, BINS)?),
                 false => None,
             },
@@ -442,11 +468,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_allowed_classes_win() {
+    fn masked_classes_are_never_predicted() {
         assert_eq!(
-            best_of(&[1.0, 5.0, 3.0, 3.0], &[true, false, true, true]),
+            masked_argmax(&[1.0, 5.0, 3.0, 3.0], &[true, false, true, true]),
             Some(2)
         );
-        assert_eq!(best_of(&[1.0], &[false]), None);
+        assert_eq!(masked_argmax(&[1.0], &[false]), None);
     }
 }

@@ -1,31 +1,31 @@
-//! How far confidences can be trusted: calibration error, negative log-likelihood, Brier score.
+//! Calibration of a classifier: calibration error, negative log-likelihood, Brier score.
 //!
-//! The confidence of an image is the largest of its class probabilities, the softmax of its logits
-//! times a scale, in `f64`.
+//! The class probabilities of an image are the softmax of its logits times a scale, in `f64`. Its
+//! confidence is the largest of them.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Matrix, MeasureError, check_labels, check_positive};
 
-/// Bins of the expected calibration error in the literature (Guo et al., "On Calibration of Modern
-/// Neural Networks", ICML 2017, table 1).
+/// Usual number of bins of the expected calibration error in the literature (Guo et al., "On
+/// Calibration of Modern Neural Networks", ICML 2017, table 1).
 pub const BINS: usize = 15;
-/// More bins than this are refused; no number of images fills them.
-const MOST_BINS: usize = 10_000;
+/// Maximum number of bins. More bins would be empty for any realistic number of images.
+const MAX_BINS: usize = 10_000;
 
-/// The images whose confidences fall into one interval.
+/// Bin of a reliability diagram: the images whose confidence lies in one interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bin {
-    /// Lower end, not included.
+    /// Lower end of the interval, excluded.
     pub above: f64,
-    /// Upper end, included.
+    /// Upper end of the interval, included.
     pub up_to: f64,
-    /// Images in the bin.
+    /// Number of images in the bin.
     pub images: usize,
-    /// Their mean confidence, from 0 to 1; 0 without an image.
+    /// Mean confidence, from 0 to 1; 0 without an image.
     pub confidence: f64,
-    /// The share of them that is classified correctly, from 0 to 1; 0 without an image.
+    /// Share of images classified correctly, from 0 to 1; 0 without an image.
     pub accuracy: f64,
 }
 
@@ -35,35 +35,40 @@ pub struct Calibration {
     /// Expected calibration error, from 0 to 1: the mean of |accuracy - confidence| over
     /// equal-width bins, weighted by images (Guo et al. 2017, equation 3).
     pub ece: f64,
-    /// The largest |accuracy - confidence| of a bin (Guo et al. 2017, equation 5).
+    /// Maximum calibration error: the largest |accuracy - confidence| of a bin (Guo et al. 2017,
+    /// equation 5).
     pub mce: f64,
-    /// As `ece`, with bins that hold equally many images (ECE_EM in Roelofs et al., "Mitigating
+    /// Expected calibration error over bins of equal mass (ECE_EM in Roelofs et al., "Mitigating
     /// Bias in Calibration Error Estimation", AISTATS 2022). Image `r` of the images sorted by
-    /// confidence is in bin `m` when `m n / bins <= r < (m + 1) n / bins`, rounded down; images of
-    /// equal confidence stay in their order.
+    /// confidence is in bin `m` when `m n / bins <= r < (m + 1) n / bins`, rounded down. The sort
+    /// is stable.
     pub adaptive_ece: f64,
     /// Mean negative log-likelihood of the labels, in nats.
     pub nll: f64,
-    /// Mean over images of the squared distance between the probabilities and the label's one-hot
-    /// vector, from 0 to 2 (Brier 1950).
+    /// Brier score: the mean squared distance between the probabilities and the one-hot label, from
+    /// 0 to 2 (Brier 1950).
     pub brier: f64,
     /// Share of images classified correctly, from 0 to 1.
     pub accuracy: f64,
     /// Mean confidence, from 0 to 1.
     pub confidence: f64,
-    /// The equal-width bins of `ece`, for a reliability diagram.
+    /// Equal-width bins of `ece`, for a reliability diagram.
     pub bins: Vec<Bin>,
 }
 
-/// What one image contributes.
-struct Image {
+/// Scores of the prediction for one image.
+struct Prediction {
     confidence: f64,
     correct: bool,
     nll: f64,
     brier: f64,
 }
 
-/// Calibration of `logits` `[images, classes]` times `scale` against `labels`.
+/// Computes the calibration of logits against labels.
+///
+/// # Shapes
+/// - `logits`: `[images, classes]`
+/// - `labels`: `[images]`
 ///
 /// # Arguments
 /// * `scale` - factor on the logits before the softmax: 100 for CLIP's cosine similarities, 1 for
@@ -71,8 +76,19 @@ struct Image {
 /// * `bins` - number of bins, usually [`BINS`]
 ///
 /// # Errors
-/// [`MeasureError`] when there is not one label an image, a label is out of range, `scale` is not a
-/// finite number above 0, or `bins` is not from 1 to 10000.
+/// [`MeasureError`] when there is not one label per image, a label is out of range, `scale` is not
+/// a finite number above 0, or `bins` is not from 1 to 10000.
+///
+/// # Example
+/// ```
+/// use mtil_engine::measures::{Matrix, calibration::{BINS, calibration}};
+///
+/// // Both predictions are certain, one of them is wrong.
+/// let logits = Matrix::new("logits", &[1.0, 0.0, 1.0, 0.0], 2, 2)?;
+/// let result = calibration(logits, &[0, 1], 1e6, BINS)?;
+/// assert_eq!(result.ece, 0.5);
+/// # Ok::<(), mtil_engine::measures::MeasureError>(())
+/// ```
 pub fn calibration(
     logits: Matrix<'_>,
     labels: &[usize],
@@ -81,32 +97,33 @@ pub fn calibration(
 ) -> Result<Calibration, MeasureError> {
     check_labels(labels, logits.rows(), logits.columns())?;
     check_positive("the scale of the logits", scale)?;
-    if !(1..=MOST_BINS).contains(&bins) {
+    if !(1..=MAX_BINS).contains(&bins) {
         return Err(MeasureError::Setting {
             name: "the number of bins",
             value: bins.to_string(),
             need: "from 1 to 10000",
         });
     }
-    let images: Vec<Image> = (0..logits.rows())
+    let predictions: Vec<Prediction> = (0..logits.rows())
         .into_par_iter()
-        .map(|i| image(logits.row(i), labels[i], scale))
+        .map(|i| predict(logits.row(i), labels[i], scale))
         .collect();
-    let mean = |of: fn(&Image) -> f64| images.iter().map(of).sum::<f64>() / images.len() as f64;
-    let equal_width = equal_width(&images, bins);
+    let images = predictions.len();
+    let mean = |of: fn(&Prediction) -> f64| predictions.iter().map(of).sum::<f64>() / images as f64;
+    let equal_width = equal_width(&predictions, bins);
     Ok(Calibration {
-        ece: weighted_error(&equal_width, images.len()),
+        ece: expected_error(&equal_width, images),
         mce: equal_width.iter().map(error).fold(0.0, f64::max),
-        adaptive_ece: weighted_error(&equal_mass(&images, bins), images.len()),
-        nll: mean(|i| i.nll),
-        brier: mean(|i| i.brier),
-        accuracy: mean(|i| f64::from(u8::from(i.correct))),
-        confidence: mean(|i| i.confidence),
+        adaptive_ece: expected_error(&equal_mass(&predictions, bins), images),
+        nll: mean(|p| p.nll),
+        brier: mean(|p| p.brier),
+        accuracy: mean(|p| f64::from(u8::from(p.correct))),
+        confidence: mean(|p| p.confidence),
         bins: equal_width,
     })
 }
 
-/// Probabilities of a row of logits: `softmax(scale * logits)`.
+/// Returns the class probabilities `softmax(scale * logits)` of a row of logits.
 pub fn softmax(logits: &[f32], scale: f64) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut values: Vec<f64> = logits
@@ -118,9 +135,10 @@ pub fn softmax(logits: &[f32], scale: f64) -> Vec<f64> {
     values
 }
 
-fn image(logits: &[f32], label: usize, scale: f64) -> Image {
+/// Scores the prediction of a row of logits.
+fn predict(logits: &[f32], label: usize, scale: f64) -> Prediction {
     let best = (1..logits.len()).fold(0, |b, i| if logits[i] > logits[b] { i } else { b });
-    // Relative to the largest logit no exponential overflows and the sum is at least 1.
+    // Relative to the largest logit, no exponential overflows and the sum is at least 1.
     let relative = |x: f32| scale * (f64::from(x) - f64::from(logits[best]));
     let sum: f64 = logits.iter().map(|x| relative(*x).exp()).sum();
     let brier = logits
@@ -131,7 +149,7 @@ fn image(logits: &[f32], label: usize, scale: f64) -> Image {
             (relative(*x).exp() / sum - target).powi(2)
         })
         .sum();
-    Image {
+    Prediction {
         confidence: 1.0 / sum,
         correct: best == label,
         nll: sum.ln() - relative(logits[label]),
@@ -139,16 +157,17 @@ fn image(logits: &[f32], label: usize, scale: f64) -> Image {
     }
 }
 
-fn equal_width(images: &[Image], bins: usize) -> Vec<Bin> {
+/// Assigns predictions to bins of equal width.
+fn equal_width(predictions: &[Prediction], bins: usize) -> Vec<Bin> {
     let edge = |m: usize| m as f64 / bins as f64;
     let mut members = vec![Vec::new(); bins];
-    for (i, image) in images.iter().enumerate() {
-        // The product may round across an edge; the edges themselves decide.
-        let mut m = ((image.confidence * bins as f64) as usize).min(bins - 1);
-        while m > 0 && image.confidence <= edge(m) {
+    for (i, prediction) in predictions.iter().enumerate() {
+        // The product may round across an edge, so the guess is corrected by the edges themselves.
+        let mut m = ((prediction.confidence * bins as f64) as usize).min(bins - 1);
+        while m > 0 && prediction.confidence <= edge(m) {
             m -= 1;
         }
-        while m + 1 < bins && image.confidence > edge(m + 1) {
+        while m + 1 < bins && prediction.confidence > edge(m + 1) {
             m += 1;
         }
         members[m].push(i);
@@ -156,30 +175,32 @@ fn equal_width(images: &[Image], bins: usize) -> Vec<Bin> {
     members
         .iter()
         .enumerate()
-        .map(|(m, members)| bin(images, members, edge(m), edge(m + 1)))
+        .map(|(m, members)| bin(predictions, members, edge(m), edge(m + 1)))
         .collect()
 }
 
-fn equal_mass(images: &[Image], bins: usize) -> Vec<Bin> {
-    let mut order: Vec<usize> = (0..images.len()).collect();
-    order.sort_by(|a, b| images[*a].confidence.total_cmp(&images[*b].confidence));
-    let cut = |m: usize| (m as u128 * images.len() as u128 / bins as u128) as usize;
+/// Assigns predictions, sorted by confidence, to bins of equal mass.
+fn equal_mass(predictions: &[Prediction], bins: usize) -> Vec<Bin> {
+    let mut order: Vec<usize> = (0..predictions.len()).collect();
+    let confidence = |i: &usize| predictions[*i].confidence;
+    order.sort_by(|a, b| confidence(a).total_cmp(&confidence(b)));
+    let cut = |m: usize| (m as u128 * predictions.len() as u128 / bins as u128) as usize;
     let mut above = 0.0;
     (0..bins)
         .map(|m| {
             let members = &order[cut(m)..cut(m + 1)];
-            let up_to = members.last().map_or(above, |i| images[*i].confidence);
-            let bin = bin(images, members, above, up_to);
+            let up_to = members.last().map_or(above, confidence);
+            let bin = bin(predictions, members, above, up_to);
             above = up_to;
             bin
         })
         .collect()
 }
 
-fn bin(images: &[Image], members: &[usize], above: f64, up_to: f64) -> Bin {
+fn bin(predictions: &[Prediction], members: &[usize], above: f64, up_to: f64) -> Bin {
     let n = members.len().max(1) as f64;
-    let confidence: f64 = members.iter().map(|i| images[*i].confidence).sum();
-    let correct = members.iter().filter(|i| images[**i].correct).count();
+    let confidence: f64 = members.iter().map(|i| predictions[*i].confidence).sum();
+    let correct = members.iter().filter(|i| predictions[**i].correct).count();
     Bin {
         above,
         up_to,
@@ -189,17 +210,19 @@ fn bin(images: &[Image], members: &[usize], above: f64, up_to: f64) -> Bin {
     }
 }
 
+/// Returns the calibration error of a bin.
 fn error(bin: &Bin) -> f64 {
     (bin.accuracy - bin.confidence).abs()
 }
 
-fn weighted_error(bins: &[Bin], images: usize) -> f64 {
+/// Returns the mean calibration error of the bins, weighted by images.
+fn expected_error(bins: &[Bin], images: usize) -> f64 {
     bins.iter().map(|b| b.images as f64 * error(b)).sum::<f64>() / images as f64
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{Stored, assert_close, part};
+    use super::super::fixture::{Stored, assert_close, section};
     use super::*;
 
     #[derive(Deserialize)]
@@ -223,7 +246,7 @@ mod tests {
 
     #[test]
     fn agrees_with_scikit_learn_and_numpy() {
-        let r: Reference = part("classification");
+        let r: Reference = section("classification");
         assert!(r.calibration.len() >= 3);
         r.logits.with(|logits| {
             for case in &r.calibration {
@@ -240,19 +263,19 @@ mod tests {
     }
 
     #[test]
-    fn a_confident_classifier_that_is_right_half_the_time_is_off_by_half() {
+    fn certain_predictions_at_half_accuracy_have_an_error_of_one_half() {
         let logits = [1.0, 0.0, 1.0, 0.0];
         let m = Matrix::new("logits", &logits, 2, 2).unwrap();
         let c = calibration(m, &[0, 1], 1e6, BINS).unwrap();
         assert_eq!((c.ece, c.mce, c.adaptive_ece), (0.5, 0.5, 0.5));
         assert_eq!((c.accuracy, c.confidence, c.brier), (0.5, 1.0, 1.0));
-        // The wrong image costs the whole difference of its logits.
+        // The loss of the wrong image is the scaled difference of its logits.
         assert_eq!(c.nll, 5e5);
         assert_eq!(c.bins[BINS - 1].images, 2);
     }
 
     #[test]
-    fn uniform_logits_cost_the_log_of_the_classes() {
+    fn uniform_logits_have_a_loss_of_log_classes() {
         for classes in [2_usize, 3, 10, 1000] {
             let logits = vec![3.5; classes];
             let m = Matrix::new("logits", &logits, 1, classes).unwrap();
@@ -266,7 +289,8 @@ mod tests {
 
     #[test]
     fn a_confidence_on_an_edge_is_in_the_bin_below() {
-        // Four equal logits: confidence exactly 1/4, the edge between the first two of 8 pairs.
+        // Four equal logits: confidence exactly 1/4, the edge between the second and third of 8
+        // bins.
         let logits = [0.0; 4];
         let m = Matrix::new("logits", &logits, 1, 4).unwrap();
         let c = calibration(m, &[0], 1.0, 8).unwrap();
@@ -287,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_images_than_bins_is_no_problem() {
+    fn more_bins_than_images_are_accepted() {
         let logits = [1.0, 0.0];
         let m = Matrix::new("logits", &logits, 1, 2).unwrap();
         let c = calibration(m, &[0], 1.0, 100).unwrap();
@@ -296,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_impossible_settings() {
+    fn invalid_settings_are_refused() {
         let logits = [1.0, 0.0];
         let m = Matrix::new("logits", &logits, 1, 2).unwrap();
         for scale in [0.0, -1.0, f64::NAN, f64::INFINITY] {

@@ -1,20 +1,30 @@
-//! Which classes are taken for which: confusion matrix, accuracy by class, top-k accuracy.
+//! Confusion matrix and per-class accuracy.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Matrix, MeasureError, check_indices, check_labels};
 
-/// Counts of images by true class (row) and predicted class (column), as in scikit-learn's
-/// `confusion_matrix`. Serialised as a list of rows.
+/// Confusion matrix: counts of images by true class (row) and predicted class (column), as in
+/// scikit-learn's `confusion_matrix`. Serialised as a list of rows.
+///
+/// # Example
+/// ```
+/// use mtil_engine::measures::confusion::ConfusionMatrix;
+///
+/// let matrix = ConfusionMatrix::new(&[0, 0, 1, 1], &[0, 1, 1, 1], 2)?;
+/// assert_eq!(matrix.accuracy(), Some(75.0));
+/// assert_eq!(matrix.per_class(), [Some(50.0), Some(100.0)]);
+/// # Ok::<(), mtil_engine::measures::MeasureError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Vec<u64>>", into = "Vec<Vec<u64>>")]
-pub struct Confusion {
+pub struct ConfusionMatrix {
     classes: usize,
     counts: Vec<u64>,
 }
 
-impl Confusion {
-    /// Counts the pairs of true and predicted labels, one pair an image.
+impl ConfusionMatrix {
+    /// Counts pairs of true and predicted labels, one pair per image.
     ///
     /// # Errors
     /// [`MeasureError`] when the lists differ in length or a label is not below `classes`.
@@ -39,11 +49,13 @@ impl Confusion {
         Ok(Self { classes, counts })
     }
 
-    /// Counts the predictions of `logits` `[images, classes]`: the class of the largest logit, the
-    /// first one of several.
+    /// Counts the [`predictions`] of logits.
+    ///
+    /// # Shapes
+    /// - `logits`: `[images, classes]`
     ///
     /// # Errors
-    /// [`MeasureError`] when there is not one label an image, or a label is out of range.
+    /// [`MeasureError`] when there is not one label per image, or a label is out of range.
     pub fn from_logits(logits: Matrix<'_>, labels: &[usize]) -> Result<Self, MeasureError> {
         check_labels(labels, logits.rows(), logits.columns())?;
         Self::new(labels, &predictions(logits), logits.columns())
@@ -54,7 +66,8 @@ impl Confusion {
         self.classes
     }
 
-    /// Images of class `label` that were taken for `predicted`; 0 for classes that do not exist.
+    /// Returns the number of images of class `label` predicted as `predicted`; 0 for classes out of
+    /// range.
     pub fn count(&self, label: usize, predicted: usize) -> u64 {
         if label < self.classes && predicted < self.classes {
             self.counts[label * self.classes + predicted]
@@ -63,9 +76,9 @@ impl Confusion {
         }
     }
 
-    /// The counts, a slice for each true class.
+    /// Returns an iterator over the rows, one per true class.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[u64]> {
-        // A width of 0 is not allowed, and there is nothing to cut then.
+        // `chunks_exact` panics on a width of 0; without classes there are no counts to divide.
         self.counts.chunks_exact(self.classes.max(1))
     }
 
@@ -74,14 +87,13 @@ impl Confusion {
         self.counts.iter().sum()
     }
 
-    /// Accuracy over all images in %; `None` without an image.
+    /// Returns the accuracy over all images in %; `None` without an image.
     pub fn accuracy(&self) -> Option<f64> {
-        let right = (0..self.classes).map(|c| self.count(c, c)).sum();
-        percent(right, self.images())
+        let correct = (0..self.classes).map(|c| self.count(c, c)).sum();
+        percent(correct, self.images())
     }
 
-    /// Accuracy on the images of each class (recall of the class) in %; `None` for a class without
-    /// an image.
+    /// Returns the accuracy (recall) of each class in %; `None` for a class without an image.
     pub fn per_class(&self) -> Vec<Option<f64>> {
         self.rows()
             .enumerate()
@@ -89,19 +101,19 @@ impl Confusion {
             .collect()
     }
 
-    /// Mean of [`per_class`](Self::per_class) over the classes that have an image, in %: the
-    /// measure CLIP reports for FGVC Aircraft, Oxford Pets, Caltech101 and Flowers102 (Radford et
-    /// al. 2021, table 9). `None` without an image.
+    /// Returns the mean of [`per_class`](Self::per_class) over the classes with an image, in %.
+    /// CLIP reports this measure for FGVC Aircraft, Oxford Pets, Caltech101 and Flowers102 (Radford
+    /// et al. 2021, table 9). `None` without an image.
     pub fn mean_per_class(&self) -> Option<f64> {
         let known: Vec<f64> = self.per_class().into_iter().flatten().collect();
         (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
     }
 
-    /// The counts as CSV: a header `class, <predicted classes>`, then a line for each true class.
-    /// Names are quoted where they need it (RFC 4180, with `\n` at the end of lines).
+    /// Returns the counts as CSV: a header `class, <predicted classes>`, then a line per true
+    /// class. Names are quoted as in RFC 4180. Lines end with `\n`.
     ///
     /// # Errors
-    /// [`MeasureError::Length`] when there is not one name a class.
+    /// [`MeasureError::Length`] when there is not one name per class.
     pub fn to_csv(&self, names: &[String]) -> Result<String, MeasureError> {
         if names.len() != self.classes {
             return Err(MeasureError::Length {
@@ -129,7 +141,7 @@ impl Confusion {
     }
 }
 
-impl TryFrom<Vec<Vec<u64>>> for Confusion {
+impl TryFrom<Vec<Vec<u64>>> for ConfusionMatrix {
     type Error = MeasureError;
 
     fn try_from(rows: Vec<Vec<u64>>) -> Result<Self, MeasureError> {
@@ -149,13 +161,17 @@ impl TryFrom<Vec<Vec<u64>>> for Confusion {
     }
 }
 
-impl From<Confusion> for Vec<Vec<u64>> {
-    fn from(confusion: Confusion) -> Self {
+impl From<ConfusionMatrix> for Vec<Vec<u64>> {
+    fn from(confusion: ConfusionMatrix) -> Self {
         confusion.rows().map(<[u64]>::to_vec).collect()
     }
 }
 
-/// Index of the largest logit of each row, the first one of several.
+/// Returns the predicted class of each row: the index of the largest logit, the first one on a tie.
+///
+/// # Shapes
+/// - `logits`: `[images, classes]`
+/// - output: `[images]`
 pub fn predictions(logits: Matrix<'_>) -> Vec<usize> {
     logits
         .iter()
@@ -181,7 +197,7 @@ fn push_field(text: &mut String, field: &str) {
 mod tests {
     use serde::Deserialize;
 
-    use super::super::fixture::{Stored, assert_close, part};
+    use super::super::fixture::{Stored, assert_close, section};
     use super::*;
 
     #[derive(Deserialize)]
@@ -196,10 +212,10 @@ mod tests {
 
     #[test]
     fn agrees_with_scikit_learn() {
-        let r: Reference = part("classification");
+        let r: Reference = section("classification");
         r.logits.with(|logits| {
             assert_eq!(predictions(logits), r.predicted);
-            let c = Confusion::from_logits(logits, &r.labels).unwrap();
+            let c = ConfusionMatrix::from_logits(logits, &r.labels).unwrap();
             assert_eq!(Vec::from(c.clone()), r.confusion);
             assert_eq!(c.images(), r.labels.len() as u64);
             assert_close("accuracy", c.accuracy().unwrap(), r.accuracy, 1e-12);
@@ -214,40 +230,42 @@ mod tests {
 
     #[test]
     fn a_class_without_images_has_no_accuracy_and_does_not_lower_the_mean() {
-        let c = Confusion::new(&[0, 0, 2, 2], &[0, 1, 2, 2], 3).unwrap();
+        let c = ConfusionMatrix::new(&[0, 0, 2, 2], &[0, 1, 2, 2], 3).unwrap();
         assert_eq!(c.per_class(), [Some(50.0), None, Some(100.0)]);
         assert_eq!(c.mean_per_class(), Some(75.0));
         assert_eq!(c.accuracy(), Some(75.0));
         assert_eq!((c.count(0, 1), c.count(1, 0), c.count(9, 0)), (1, 0, 0));
-        let none = Confusion::new(&[], &[], 2).unwrap();
+        let none = ConfusionMatrix::new(&[], &[], 2).unwrap();
         assert_eq!((none.accuracy(), none.mean_per_class()), (None, None));
         assert_eq!(none.per_class(), [None, None]);
-        assert_eq!(Confusion::new(&[], &[], 0).unwrap().rows().len(), 0);
+        assert_eq!(ConfusionMatrix::new(&[], &[], 0).unwrap().rows().len(), 0);
     }
 
     #[test]
-    fn of_equal_logits_the_first_wins() {
+    fn ties_are_broken_by_the_lower_class() {
         let logits = [1.0, 1.0, 1.0, 0.0];
         let m = Matrix::new("logits", &logits, 1, 4).unwrap();
         assert_eq!(predictions(m), [0]);
     }
 
     #[test]
-    fn refuses_bad_labels() {
+    fn invalid_labels_are_refused() {
         let logits = [1.0, 2.0];
         let m = Matrix::new("logits", &logits, 1, 2).unwrap();
-        assert!(Confusion::from_logits(m, &[2]).is_err());
-        let e = Confusion::new(&[0, 1], &[0, 2], 2).unwrap_err().to_string();
+        assert!(ConfusionMatrix::from_logits(m, &[2]).is_err());
+        let e = ConfusionMatrix::new(&[0, 1], &[0, 2], 2)
+            .unwrap_err()
+            .to_string();
         assert_eq!(
             e,
             "prediction for image 1 is 2, but there are only 2 (counted from 0)"
         );
-        assert!(Confusion::new(&[0, 1], &[0], 2).is_err());
+        assert!(ConfusionMatrix::new(&[0, 1], &[0], 2).is_err());
     }
 
     #[test]
-    fn csv_is_read_back_by_a_csv_reader() {
-        let c = Confusion::new(&[0, 0, 1], &[0, 1, 1], 2).unwrap();
+    fn csv_with_quoted_names_parses() {
+        let c = ConfusionMatrix::new(&[0, 0, 1], &[0, 1, 1], 2).unwrap();
         let names = ["black, \"short\"".to_owned(), "line\nbreak".to_owned()];
         let text = c.to_csv(&names).unwrap();
         let mut reader = csv::Reader::from_reader(text.as_bytes());
@@ -262,11 +280,11 @@ mod tests {
     }
 
     #[test]
-    fn json_is_a_square() {
-        let c = Confusion::new(&[0, 0, 1], &[0, 1, 1], 2).unwrap();
+    fn json_is_a_list_of_rows() {
+        let c = ConfusionMatrix::new(&[0, 0, 1], &[0, 1, 1], 2).unwrap();
         let json = serde_json::to_string(&c).unwrap();
         assert_eq!(json, "[[1,1],[0,1]]");
-        assert_eq!(serde_json::from_str::<Confusion>(&json).unwrap(), c);
-        assert!(serde_json::from_str::<Confusion>("[[1,1],[0]]").is_err());
+        assert_eq!(serde_json::from_str::<ConfusionMatrix>(&json).unwrap(), c);
+        assert!(serde_json::from_str::<ConfusionMatrix>("[[1,1],[0]]").is_err());
     }
 }

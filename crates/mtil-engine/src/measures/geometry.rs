@@ -1,9 +1,8 @@
-//! Where images and texts lie on the unit sphere: modality gap, alignment, uniformity, and the mean
-//! logits of matching and other pairs.
+//! Geometry of image and text embeddings on the unit sphere: modality gap, alignment, uniformity,
+//! and mean logits of positive and negative pairs.
 //!
-//! All take [`Normalised`] embeddings, as every one of the definitions does. Which image a text
-//! belongs to is said by `image_of`, one image index a text; an image may have several texts or
-//! none.
+//! All functions take [`Normalised`] embeddings, as their definitions do. `image_of` holds for each
+//! text the index of its image. An image may have several texts or none.
 
 use std::ops::Range;
 
@@ -12,15 +11,24 @@ use serde::{Deserialize, Serialize};
 
 use super::{Matrix, MeasureError, check_indices, check_positive};
 
-/// Factor on the squared distance in [`uniformity`] (Wang & Isola, "Understanding Contrastive
+/// Factor `t` on the squared distance in [`uniformity`] (Wang & Isola, "Understanding Contrastive
 /// Representation Learning through Alignment and Uniformity on the Hypersphere", ICML 2020).
 const UNIFORMITY_T: f64 = 2.0;
-/// Rows of one matrix whose products with the other are held at a time.
+/// Rows and columns of a block of dot products.
 const BLOCK: usize = 64;
-/// Partial sums of a dot product.
+/// Partial sums of a dot product, one per SIMD lane.
 const LANES: usize = 8;
 
-/// Embeddings of unit length, row-major.
+/// Row-major embeddings of unit length.
+///
+/// # Example
+/// ```
+/// use mtil_engine::measures::{Matrix, geometry::Normalised};
+///
+/// let embeddings = Normalised::new(Matrix::new("embeddings", &[3.0, 4.0], 1, 2)?)?;
+/// assert_eq!(embeddings.row(0), [0.6, 0.8]);
+/// # Ok::<(), mtil_engine::measures::MeasureError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Normalised {
     what: String,
@@ -33,11 +41,11 @@ impl Normalised {
     /// Divides each row by its Euclidean norm.
     ///
     /// # Errors
-    /// [`MeasureError::ZeroRow`] for a row without a direction.
+    /// [`MeasureError::ZeroRow`] for a row of zeros.
     pub fn new(matrix: Matrix<'_>) -> Result<Self, MeasureError> {
         let mut data = Vec::with_capacity(matrix.rows() * matrix.columns());
         for (i, row) in matrix.iter().enumerate() {
-            // In f64 no square of an f32 overflows or vanishes.
+            // In f64 the square of an f32 neither overflows nor underflows.
             let norm = row
                 .iter()
                 .map(|x| f64::from(*x).powi(2))
@@ -64,12 +72,12 @@ impl Normalised {
         self.rows
     }
 
-    /// Their width.
+    /// Width of an embedding.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// Embedding `i`.
+    /// Returns embedding `i`.
     ///
     /// # Panics
     /// When there is no row `i`.
@@ -77,7 +85,7 @@ impl Normalised {
         &self.data[i * self.columns..(i + 1) * self.columns]
     }
 
-    /// Sum of the rows.
+    /// Returns the sum of the rows.
     fn sum(&self) -> Vec<f64> {
         let mut sum = vec![0.0; self.columns];
         for row in self.data.chunks_exact(self.columns) {
@@ -88,8 +96,8 @@ impl Normalised {
         sum
     }
 
-    /// Checks that `self` and `texts` can be compared, and that `image_of` names an image of `self`
-    /// for each text.
+    /// Checks that the images `self` and the `texts` have the same width, and that `image_of` holds
+    /// a valid image index for each text.
     pub(super) fn check_pairs(&self, texts: &Self, image_of: &[usize]) -> Result<(), MeasureError> {
         self.check_width(texts)?;
         check_indices(
@@ -115,7 +123,7 @@ impl Normalised {
     }
 }
 
-/// The figures of this module for one set of images and their texts.
+/// All measures of this module for one set of images and their texts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Geometry {
     /// See [`modality_gap`].
@@ -139,7 +147,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Takes all of them; `scale` is the factor on cosine similarities.
+    /// Computes all measures. `scale` is the factor on cosine similarities in the logits.
     ///
     /// # Errors
     /// As [`pair_logits`].
@@ -163,8 +171,9 @@ impl Geometry {
     }
 }
 
-/// Mean image embedding minus mean text embedding (Liang et al., "Mind the Gap: Understanding the
-/// Modality Gap in Multi-modal Contrastive Representation Learning", NeurIPS 2022).
+/// Returns the mean image embedding minus the mean text embedding (Liang et al., "Mind the Gap:
+/// Understanding the Modality Gap in Multi-modal Contrastive Representation Learning", NeurIPS
+/// 2022).
 ///
 /// # Errors
 /// [`MeasureError::Width`] when images and texts differ in width.
@@ -175,7 +184,7 @@ pub fn gap_vector(images: &Normalised, texts: &Normalised) -> Result<Vec<f64>, M
     Ok(pairs.map(|(x, y)| x / n - y / m).collect())
 }
 
-/// Length of the [`gap_vector`], from 0 to 2.
+/// Returns the modality gap, the norm of the [`gap_vector`], from 0 to 2.
 ///
 /// # Errors
 /// [`MeasureError::Width`] when images and texts differ in width.
@@ -184,18 +193,19 @@ pub fn modality_gap(images: &Normalised, texts: &Normalised) -> Result<f64, Meas
     Ok(gap.iter().map(|g| g * g).sum::<f64>().sqrt())
 }
 
-/// Length of the mean embedding, from 0 to 1: near 1 where all embeddings of a modality point one
-/// way, a narrow cone.
+/// Returns the norm of the mean embedding, from 0 to 1. A value near 1 means that the embeddings
+/// lie in a narrow cone.
 pub fn mean_norm(embeddings: &Normalised) -> f64 {
     let squares: f64 = embeddings.sum().iter().map(|x| x * x).sum();
     squares.sqrt() / embeddings.rows as f64
 }
 
-/// Mean squared distance of a text and its image, over the texts, from 0 to 4 (Wang & Isola 2020,
-/// alignment with exponent 2; lower is better).
+/// Returns the alignment, the mean squared distance between a text and its image over the texts,
+/// from 0 to 4 (Wang & Isola 2020, alignment with exponent 2; lower is better).
 ///
 /// # Errors
-/// [`MeasureError`] when widths differ or `image_of` does not name an image for each text.
+/// [`MeasureError`] when the widths differ or `image_of` does not hold a valid image index for each
+/// text.
 pub fn alignment(
     images: &Normalised,
     texts: &Normalised,
@@ -210,56 +220,59 @@ pub fn alignment(
     Ok(distances.sum::<f64>() / texts.rows as f64)
 }
 
-/// `log mean exp(-2 ‖x - y‖²)` over all pairs of different rows, from -8 to 0 (Wang & Isola 2020,
-/// uniformity with t = 2; lower is better). `None` for a single row.
+/// Returns the uniformity `log mean exp(-2 ‖x - y‖²)` over all pairs of different rows, from -8 to
+/// 0 (Wang & Isola 2020, uniformity with t = 2; lower is better). `None` for a single row.
 pub fn uniformity(rows: &Normalised) -> Option<f64> {
     let n = rows.rows as f64;
-    let sum = potential(rows, rows, |i| i + 1, |_, _| true);
+    let sum = gaussian_potential(rows, rows, |i| i + 1, |_, _| true);
     (rows.rows > 1).then(|| (sum / (n * (n - 1.0) / 2.0)).ln())
 }
 
-/// [`uniformity`] across modalities: the mean is over all pairs of an image and a text that does
-/// not belong to it. `None` when there is no such pair.
+/// Returns the [`uniformity`] across modalities, with the mean over all negative pairs: an image
+/// and a text of another image. `None` when there is no such pair.
 ///
 /// # Errors
-/// [`MeasureError`] when widths differ or `image_of` does not name an image for each text.
+/// [`MeasureError`] when the widths differ or `image_of` does not hold a valid image index for each
+/// text.
 pub fn cross_uniformity(
     images: &Normalised,
     texts: &Normalised,
     image_of: &[usize],
 ) -> Result<Option<f64>, MeasureError> {
     images.check_pairs(texts, image_of)?;
-    let sum = potential(images, texts, |_| 0, |image, text| image_of[text] != image);
-    Ok((images.rows > 1).then(|| (sum / negatives(images, texts)).ln()))
+    let sum = gaussian_potential(images, texts, |_| 0, |image, text| image_of[text] != image);
+    Ok((images.rows > 1).then(|| (sum / negative_pairs(images, texts)).ln()))
 }
 
-/// Mean logits of the pairs of an image and a text.
+/// Mean logits of image-text pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PairLogits {
-    /// Over the pairs that belong together.
+    /// Mean over the positive pairs, a text and its own image.
     pub positive: f64,
-    /// Over the pairs that do not; `None` when there are none.
+    /// Mean over the negative pairs, a text and another image; `None` when there are none.
     pub negative: Option<f64>,
 }
 
 impl PairLogits {
-    /// By how much the pairs that belong together are above the others; `None` when there are no
-    /// others.
+    /// Returns the mean positive logit minus the mean negative logit; `None` without negative
+    /// pairs.
     pub fn margin(&self) -> Option<f64> {
         Some(self.positive - self.negative?)
     }
 }
 
-/// Mean of `scale` times the cosine similarity over the pairs that belong together, and over those
-/// that do not. The latter is the proxy of the modality gap in "Mind the Gap: Preserving and
+/// Computes the mean of `scale` times the cosine similarity over the positive and over the negative
+/// pairs.
+///
+/// The mean over negative pairs is the proxy of the modality gap in "Mind the Gap: Preserving and
 /// Compensating for the Modality Gap in CLIP-Based Continual Learning" (ICCV 2025;
 /// `linlany/MindtheGap` `main.py`, `negative_outputs`), there over images and the prompts of the
-/// classes. For that pass the class embeddings as `images`, the image embeddings as `texts` and the
-/// labels as `image_of`: the roles are symmetric.
+/// classes. To reproduce it, pass the class embeddings as `images`, the image embeddings as `texts`
+/// and the labels as `image_of`; the roles are symmetric.
 ///
 /// # Errors
-/// [`MeasureError`] when widths differ, `image_of` does not name an image for each text, or `scale`
-/// is not a finite number above 0.
+/// [`MeasureError`] when the widths differ, `image_of` does not hold a valid image index for each
+/// text, or `scale` is not a finite number above 0.
 pub fn pair_logits(
     images: &Normalised,
     texts: &Normalised,
@@ -277,7 +290,7 @@ pub fn pair_logits(
                 .sum::<f64>()
         })
         .sum();
-    // The sum over all pairs is the product of the sums, so no pair needs to be formed.
+    // The sum over all pairs is the dot product of the two sums, so no pair needs to be formed.
     let all: f64 = images
         .sum()
         .iter()
@@ -286,24 +299,25 @@ pub fn pair_logits(
         .sum();
     Ok(PairLogits {
         positive: scale * positive / texts.rows as f64,
-        negative: (images.rows > 1).then(|| scale * (all - positive) / negatives(images, texts)),
+        negative: (images.rows > 1)
+            .then(|| scale * (all - positive) / negative_pairs(images, texts)),
     })
 }
 
-/// Pairs of an image and a text of another image.
-fn negatives(images: &Normalised, texts: &Normalised) -> f64 {
+/// Returns the number of pairs of a text and an image other than its own.
+fn negative_pairs(images: &Normalised, texts: &Normalised) -> f64 {
     (images.rows as f64 - 1.0) * texts.rows as f64
 }
 
-/// Sum of `exp(-2 ‖x - y‖²)` over the rows `x = a[i]` and `y = b[j]` with `j >= first(i)` that
-/// `counts(i, j)`. `first` must not decrease.
-fn potential(
+/// Returns the sum of the Gaussian potential `exp(-2 ‖x - y‖²)` over the rows `x = a[i]` and
+/// `y = b[j]` with `j >= first(i)` and `counts(i, j)`. `first` must not decrease.
+fn gaussian_potential(
     a: &Normalised,
     b: &Normalised,
     first: impl Fn(usize) -> usize + Sync,
     counts: impl Fn(usize, usize) -> bool + Sync,
 ) -> f64 {
-    // One sum for each block, added in order: the same on any number of threads.
+    // One sum per block, added in order, so that the result does not depend on the threads.
     let sums: Vec<f64> = (0..a.rows.div_ceil(BLOCK))
         .into_par_iter()
         .map(|block| {
@@ -329,10 +343,11 @@ fn potential(
     sums.iter().sum()
 }
 
-/// Dot products of `rows` of `a` and `columns` of the rows of `b`, row-major into `out`.
+/// Writes the dot products of the rows `rows` of `a` and the rows `columns` of `b` to `out`,
+/// row-major.
 ///
-/// Each is a function of its two rows alone, whatever block it is computed in and on whatever
-/// machine, so equal embeddings get equal scores. A library's matrix product does not promise that.
+/// Each product depends on its two rows only, not on its position in a block or on the machine, so
+/// equal embeddings get equal scores. A library's matrix product does not guarantee that.
 pub(super) fn dot_products(
     a: &Normalised,
     rows: Range<usize>,
@@ -341,6 +356,7 @@ pub(super) fn dot_products(
     out: &mut [f32],
 ) {
     let width = columns.len();
+    // Tiles of 2 x 2 products, with single products at odd ends. All of them sum in the same order.
     for start in (0..width).step_by(BLOCK) {
         let end = (start + BLOCK).min(width);
         let mut r = 0;
@@ -353,15 +369,15 @@ pub(super) fn dot_products(
                 if pair && c + 1 < end {
                     let x = [x, a.row(rows.start + r + 1)];
                     let y = [y, b.row(columns.start + c + 1)];
-                    let tile = tile(x, y);
+                    let tile = dot_tile(x, y);
                     out[r * width + c..][..2].copy_from_slice(&tile[0]);
                     out[(r + 1) * width + c..][..2].copy_from_slice(&tile[1]);
                     c += 2;
                     continue;
                 }
-                out[r * width + c] = tile([x], [y])[0][0];
+                out[r * width + c] = dot_tile([x], [y])[0][0];
                 if pair {
-                    out[(r + 1) * width + c] = tile([a.row(rows.start + r + 1)], [y])[0][0];
+                    out[(r + 1) * width + c] = dot_tile([a.row(rows.start + r + 1)], [y])[0][0];
                 }
                 c += 1;
             }
@@ -370,9 +386,9 @@ pub(super) fn dot_products(
     }
 }
 
-/// Dot products of each of `a` with each of `b`, which keeps what was loaded in registers. All
-/// slices have the same length.
-fn tile<const R: usize, const C: usize>(a: [&[f32]; R], b: [&[f32]; C]) -> [[f32; C]; R] {
+/// Returns the dot products of each of `a` with each of `b`, which reuses loaded values in
+/// registers. All slices have the same length.
+fn dot_tile<const R: usize, const C: usize>(a: [&[f32]; R], b: [&[f32]; C]) -> [[f32; C]; R] {
     let (a, b) = (
         a.map(<[f32]>::as_chunks::<LANES>),
         b.map(<[f32]>::as_chunks::<LANES>),
@@ -381,7 +397,7 @@ fn tile<const R: usize, const C: usize>(a: [&[f32]; R], b: [&[f32]; C]) -> [[f32
     let (a_chunks, b_chunks) = (a.map(|x| &x.0[..chunks]), b.map(|y| &y.0[..chunks]));
     let mut lanes = [[[0.0_f32; LANES]; C]; R];
     for k in 0..chunks {
-        // Loaded before anything is computed, so that the lanes of a vector stay together.
+        // Loading whole vectors before the arithmetic lets the compiler vectorise the lanes.
         let x: [[f32; LANES]; R] = std::array::from_fn(|r| a_chunks[r][k]);
         let y: [[f32; LANES]; C] = std::array::from_fn(|c| b_chunks[c][k]);
         for (lanes, x) in lanes.iter_mut().zip(&x) {
@@ -392,15 +408,15 @@ fn tile<const R: usize, const C: usize>(a: [&[f32]; R], b: [&[f32]; C]) -> [[f32
     }
     std::array::from_fn(|r| {
         std::array::from_fn(|c| {
-            let rest: f32 = a[r].1.iter().zip(b[c].1).map(|(x, y)| x * y).sum();
-            lanes[r][c].iter().sum::<f32>() + rest
+            let remainder: f32 = a[r].1.iter().zip(b[c].1).map(|(x, y)| x * y).sum();
+            lanes[r][c].iter().sum::<f32>() + remainder
         })
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{Stored, assert_close, part};
+    use super::super::fixture::{Stored, assert_close, section};
     use super::*;
 
     #[derive(Deserialize)]
@@ -419,7 +435,7 @@ mod tests {
         negative: f64,
     }
 
-    /// Pseudo-random embeddings `[rows, columns]`, the same for the same arguments.
+    /// Pseudo-random embeddings `[rows, columns]`, a function of the arguments.
     fn embeddings(rows: usize, columns: usize, seed: u64) -> Normalised {
         use rand::{Rng, SeedableRng};
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
@@ -440,12 +456,13 @@ mod tests {
 
     #[test]
     fn agrees_with_numpy_in_double_precision() {
-        let r: Reference = part("pairs");
+        let r: Reference = section("pairs");
         let images = r.images.with(Normalised::new).unwrap();
         let texts = r.texts.with(Normalised::new).unwrap();
         let g = Geometry::new(&images, &texts, &r.image_of, r.scale).unwrap();
         assert_close("gap", g.gap, r.gap, 1e-7);
-        // |μ_I - μ_T|² = |μ_I|² + |μ_T|² - 2 μ_I·μ_T, and the last is the mean cosine over all pairs.
+        // |μ_I - μ_T|² = |μ_I|² + |μ_T|² - 2 μ_I·μ_T, where μ_I·μ_T is the mean cosine over all
+        // pairs.
         let (image, text) = (g.image_mean.unwrap(), g.text_mean.unwrap());
         let cosines = (0..images.rows()).flat_map(|i| (0..texts.rows()).map(move |t| (i, t)));
         let dot = |(i, t): (usize, usize)| -> f64 {
@@ -507,8 +524,8 @@ mod tests {
     }
 
     #[test]
-    fn blocks_sum_to_the_plain_double_loop() {
-        // More rows than a block, and not a multiple of it.
+    fn blocks_sum_to_the_naive_double_loop() {
+        // More rows than a block, and not a multiple of the block size.
         let (images, texts) = (embeddings(70, 12, 3), embeddings(140, 12, 4));
         let image_of: Vec<usize> = (0..140).map(|t| (t * 3) % 70).collect();
         let term = |x: &[f32], y: &[f32]| {
@@ -555,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn order_and_common_factors_do_not_matter() {
+    fn measures_are_invariant_to_order_and_scale() {
         let (images, texts) = (embeddings(90, 16, 5), embeddings(90, 16, 6));
         let image_of: Vec<usize> = (0..90).collect();
         let g = Geometry::new(&images, &texts, &image_of, 1.0).unwrap();
@@ -586,7 +603,7 @@ mod tests {
         let one = Geometry::new(&east, &west, &[0], 100.0).unwrap();
         assert_eq!((one.image_uniformity, one.cross_uniformity), (None, None));
         assert_eq!((one.logits.positive, one.logits.negative), (-100.0, None));
-        // All equal: the upper bound. Two opposite points: the lower one.
+        // Equal points attain the upper bound, two opposite points the lower one.
         assert_eq!(uniformity(&axis(&[1.0, 0.0].repeat(15), 15)).unwrap(), 0.0);
         assert_close(
             "diagonal",
@@ -607,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn the_classes_of_a_task_can_take_the_role_of_the_images() {
+    fn pair_logits_accept_class_embeddings_in_place_of_images() {
         // Three images of classes 0, 0, 1; the logits are the cosines themselves.
         let classes = [1.0, 0.0, 0.0, 1.0];
         let images = [1.0, 0.0, 0.6, 0.8, 0.8, 0.6];
@@ -624,14 +641,14 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_has_no_direction_and_pairs_that_do_not_exist() {
+    fn zero_rows_and_invalid_pairs_are_refused() {
         let zero = [1.0, 0.0, 0.0, 0.0];
         let e = Normalised::new(Matrix::new("text embeddings", &zero, 2, 2).unwrap());
         assert_eq!(
             e.unwrap_err().to_string(),
             "text embeddings: row 1 is zero, so it has no direction"
         );
-        // Squares of these leave the range of f32.
+        // The squares of these values leave the range of f32.
         let tiny = [1e-30, 1e-30, 1e30, 1e30];
         let x = Normalised::new(Matrix::new("x", &tiny, 2, 2).unwrap()).unwrap();
         assert_eq!(x.row(0), x.row(1));

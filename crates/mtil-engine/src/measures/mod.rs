@@ -1,15 +1,18 @@
-//! Evaluation measures as pure functions of matrices on the host.
+//! Measures of one evaluation: pure functions of features, logits and labels on the host.
 //!
-//! | module | from | what |
+//! The figures of a whole run, computed from its accuracy matrix, are in
+//! [`metrics`](crate::metrics).
+//!
+//! | module | input | output |
 //! |---|---|---|
-//! | [`confusion`] | logits or predictions, labels | confusion matrix, accuracy by class, top-k accuracy |
+//! | [`confusion`] | logits or predictions, labels | confusion matrix, accuracy per class |
 //! | [`calibration`] | logits, labels | calibration error, negative log-likelihood, Brier score |
-//! | [`geometry`] | image and text embeddings | modality gap, alignment, uniformity, logits of pairs |
-//! | [`retrieval`] | image and text embeddings | recall at K and ranks, several captions an image |
-//! | [`probe`] | frozen features, labels | multinomial logistic regression |
+//! | [`geometry`] | image and text embeddings | modality gap, alignment, uniformity, pair logits |
+//! | [`retrieval`] | image and text embeddings | recall at K and ranks |
+//! | [`probe`] | frozen features, labels | linear probe (multinomial logistic regression) |
 //!
-//! All take a [`Matrix`], which is checked once, so no measure meets a value that is not finite.
-//! Results do not depend on the number of threads.
+//! All of them take a [`Matrix`], whose values are checked once to be finite. Results do not depend
+//! on the number of threads.
 
 pub mod calibration;
 pub mod confusion;
@@ -17,29 +20,29 @@ pub mod geometry;
 pub mod probe;
 pub mod retrieval;
 
-/// Why a measure cannot be taken.
+/// Error of computing a measure.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum MeasureError {
-    /// The values do not fill the matrix.
+    /// The number of values is not rows times columns.
     #[error("{what}: {found} values do not make a matrix of {rows} x {columns}")]
     Shape {
-        /// Which matrix.
+        /// Name of the matrix.
         what: String,
-        /// Values given.
+        /// Number of values given.
         found: usize,
-        /// Rows claimed.
+        /// Rows expected.
         rows: usize,
-        /// Columns claimed.
+        /// Columns expected.
         columns: usize,
     },
     /// A matrix without rows or without columns.
     #[error("{what}: a matrix of {rows} x {columns} is empty; give at least one row and column")]
     Empty {
-        /// Which matrix.
+        /// Name of the matrix.
         what: String,
-        /// Its rows.
+        /// Its number of rows.
         rows: usize,
-        /// Its columns.
+        /// Its number of columns.
         columns: usize,
     },
     /// A value is NaN or infinite.
@@ -48,7 +51,7 @@ pub enum MeasureError {
          overflowed, or an input was not finite"
     )]
     NotFinite {
-        /// Which matrix.
+        /// Name of the matrix.
         what: String,
         /// Row, from 0.
         row: usize,
@@ -57,76 +60,86 @@ pub enum MeasureError {
         /// The value.
         value: f32,
     },
-    /// A row that cannot be normalised.
+    /// A row of zeros, which cannot be normalised.
     #[error("{what}: row {row} is zero, so it has no direction")]
     ZeroRow {
-        /// Which matrix.
+        /// Name of the matrix.
         what: String,
         /// Row, from 0.
         row: usize,
     },
-    /// Two inputs that belong together differ in length.
+    /// Two inputs with one entry per item differ in length.
     #[error("{what}: {found} given, {expected} needed, one for each {each}")]
     Length {
-        /// What was counted.
+        /// Name of the input, in the plural.
         what: &'static str,
-        /// How many there are.
+        /// Number of entries given.
         found: usize,
-        /// How many there should be.
+        /// Number of entries expected.
         expected: usize,
-        /// What each one belongs to.
+        /// Item that each entry belongs to.
         each: &'static str,
     },
     /// Two matrices differ in width.
     #[error("{left} have {left_columns} columns, {right} have {right_columns}; they must agree")]
     Width {
-        /// One matrix.
+        /// Name of the first matrix.
         left: String,
-        /// Its columns.
+        /// Its number of columns.
         left_columns: usize,
-        /// The other.
+        /// Name of the second matrix.
         right: String,
-        /// Its columns.
+        /// Its number of columns.
         right_columns: usize,
     },
-    /// An index outside its range.
+    /// An index is out of range.
     #[error("{what} {position} is {index}, but there are only {count} (counted from 0)")]
     OutOfRange {
-        /// What was indexed with.
+        /// Name of the index.
         what: &'static str,
         /// Position of the index in its list.
         position: usize,
         /// The index.
         index: usize,
-        /// Things that can be indexed.
+        /// Number of items.
         count: usize,
     },
-    /// An image that no text belongs to.
+    /// An image without a caption.
     #[error("image {image} has no caption; leave it out or give it one")]
     NoCaption {
         /// The image.
         image: usize,
     },
-    /// A class that no image belongs to.
+    /// A class without a training image.
     #[error("class {class} has no training image; leave the class out or add an image")]
     EmptyClass {
         /// The class.
         class: usize,
     },
-    /// A setting outside its range.
+    /// A setting is out of its range.
     #[error("{name} is {value}; it must be {need}")]
     Setting {
-        /// The setting.
+        /// Name of the setting.
         name: &'static str,
         /// Its value.
         value: String,
-        /// What it may be.
+        /// The valid range, in words.
         need: &'static str,
     },
 }
 
-/// A matrix on the host, row-major, with a name for messages. Has at least one row and one column;
-/// all values are finite.
+/// Borrowed row-major matrix with a name for error messages.
+///
+/// It has at least one row and one column, and all its values are finite.
+///
+/// # Example
+/// ```
+/// use mtil_engine::measures::Matrix;
+///
+/// let logits = Matrix::new("logits", &[1.0, 2.0, 3.0, 4.0], 2, 2)?;
+/// assert_eq!(logits.row(1), [3.0, 4.0]);
+/// # Ok::<(), mtil_engine::measures::MeasureError>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
     what: &'a str,
@@ -136,8 +149,11 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Wraps `data`, a matrix of `rows` x `columns`; `what` names it in messages, in the plural
-    /// ("image embeddings").
+    /// Wraps `data` as a matrix. `what` is its name in error messages, in the plural ("image
+    /// embeddings").
+    ///
+    /// # Shapes
+    /// - `data`: `[rows, columns]`, row-major
     ///
     /// # Errors
     /// [`MeasureError`] for an empty matrix, a wrong number of values, NaN and infinity.
@@ -178,7 +194,7 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    /// Name of the matrix in messages.
+    /// Name of the matrix in error messages.
     pub fn what(&self) -> &'a str {
         self.what
     }
@@ -193,7 +209,7 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
-    /// Row `i`.
+    /// Returns row `i`.
     ///
     /// # Panics
     /// When there is no row `i`.
@@ -201,18 +217,18 @@ impl<'a> Matrix<'a> {
         &self.data[i * self.columns..(i + 1) * self.columns]
     }
 
-    /// All rows, in order.
+    /// Returns an iterator over the rows.
     pub fn iter(&self) -> std::slice::ChunksExact<'a, f32> {
         self.data.chunks_exact(self.columns)
     }
 }
 
-/// Checks one label below `classes` for each of `rows` rows.
+/// Checks that there is one label below `classes` for each of `rows` rows.
 fn check_labels(labels: &[usize], rows: usize, classes: usize) -> Result<(), MeasureError> {
     check_indices("labels", "label of image", labels, rows, "image", classes)
 }
 
-/// Checks `rows` indices below `count`.
+/// Checks that there are `rows` indices, all below `count`.
 fn check_indices(
     list: &'static str,
     item: &'static str,
@@ -240,7 +256,7 @@ fn check_indices(
     }
 }
 
-/// Checks a number that must be finite and above zero.
+/// Checks that a number is finite and above 0.
 fn check_positive(name: &'static str, value: f64) -> Result<(), MeasureError> {
     if value.is_finite() && value > 0.0 {
         return Ok(());
@@ -252,7 +268,7 @@ fn check_positive(name: &'static str, value: f64) -> Result<(), MeasureError> {
     })
 }
 
-/// What `tests/reference/measures.py` wrote.
+/// Reference values written by `tests/reference/measures.py`.
 #[cfg(test)]
 mod fixture {
     use serde::Deserialize;
@@ -260,7 +276,7 @@ mod fixture {
 
     use super::Matrix;
 
-    /// A matrix of whole numbers over 64, which `f32` holds exactly.
+    /// A matrix of integers divided by 64, which `f32` represents exactly.
     #[derive(Deserialize)]
     pub struct Stored {
         rows: usize,
@@ -268,8 +284,8 @@ mod fixture {
         values: Vec<f32>,
     }
 
-    /// The part `name` of the file.
-    pub fn part<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    /// Returns the section `name` of the file.
+    pub fn section<T: serde::de::DeserializeOwned>(name: &str) -> T {
         let all: Value = serde_json::from_str(include_str!("testdata/measures.json")).unwrap();
         serde_json::from_value(all[name].clone()).unwrap()
     }
@@ -298,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_matrix_refuses_what_no_measure_could_use_and_says_where() {
+    fn invalid_matrices_are_refused_with_the_position() {
         let new = |data: &[f32], rows, columns| {
             Matrix::new("image embeddings", data, rows, columns)
                 .unwrap_err()
@@ -317,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_say_which_label_is_wrong() {
+    fn errors_name_the_invalid_label() {
         let e = check_labels(&[0, 1, 7], 3, 5).unwrap_err().to_string();
         assert_eq!(
             e,

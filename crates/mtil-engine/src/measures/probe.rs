@@ -1,12 +1,14 @@
 //! Linear probe: multinomial logistic regression on frozen features.
 //!
-//! The objective is scikit-learn's `LogisticRegression` with the penalty `l2` and an intercept,
-//! which CLIP's own example uses (`openai/CLIP` `README.md`, "Linear-probe evaluation"): with mean
-//! cross-entropy `H` over `n` images it is `H + ‖W‖² / (2 C n)`; the bias is not penalised. With
-//! two classes scikit-learn fits one weight vector for both, which equals this at half the `C`.
+//! The objective is that of scikit-learn's `LogisticRegression` with the penalty `l2` and an
+//! intercept, as in CLIP's own example (`openai/CLIP` `README.md`, "Linear-probe evaluation"). With
+//! the mean cross-entropy `H` over `n` images it is `H + ‖W‖² / (2 C n)`; the bias is not
+//! penalised. For two classes scikit-learn fits a single weight vector, which equals this at half
+//! the `C`.
 //!
-//! The optimizer is L-BFGS in `f64`, written here: the method is short, a solver crate would bring
-//! a second linear algebra, and the same input has to give the same probe on any number of threads.
+//! The optimizer is L-BFGS in `f64`, implemented here for three reasons: the method is short, a
+//! solver crate would add a second linear algebra library, and the result must not depend on the
+//! number of threads.
 
 use std::collections::VecDeque;
 
@@ -16,20 +18,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{Matrix, MeasureError, check_labels, check_positive, confusion::predictions};
 
-/// Images of one partial sum of the loss. A constant, so that sums do not depend on the threads.
+/// Images per partial sum of the loss. A constant, so that sums do not depend on the threads.
 const BLOCK: usize = 1024;
-/// Steps that L-BFGS remembers, scikit-learn's number.
+/// Number of correction pairs of L-BFGS, as in scikit-learn.
 const HISTORY: usize = 10;
 
-/// How a probe is fitted.
+/// Settings of a fit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProbeOptions {
-    /// scikit-learn's `C`, the inverse strength of the penalty. Default: 0.316, as in CLIP's example.
+    /// scikit-learn's `C`, the inverse of the regularisation strength. Default: 0.316, as in CLIP's
+    /// example.
     pub c: f64,
-    /// Iterations after which the fit stops, converged or not. Default: 1000.
+    /// Maximum number of iterations. Default: 1000.
     pub max_iterations: usize,
-    /// Converged when no component of the gradient is larger. Default: 1e-4, as in scikit-learn.
+    /// Largest absolute component of the gradient at convergence. Default: 1e-4, as in
+    /// scikit-learn.
     pub tolerance: f64,
 }
 
@@ -43,34 +47,47 @@ impl Default for ProbeOptions {
     }
 }
 
-/// How a fit went.
+/// Report of a fit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Fit {
-    /// The objective: mean cross-entropy in nats and penalty.
+pub struct FitReport {
+    /// Final objective: mean cross-entropy in nats plus the penalty.
     pub objective: f64,
-    /// Iterations made.
+    /// Number of iterations.
     pub iterations: usize,
-    /// Whether the gradient fell below the tolerance, or the objective to the precision of `f64`.
+    /// True if the gradient fell below the tolerance, or the objective stopped decreasing at the
+    /// precision of `f64`.
     pub converged: bool,
 }
 
-/// A fitted linear classifier.
+/// Fitted linear classifier.
+///
+/// # Example
+/// ```
+/// use mtil_engine::measures::{Matrix, probe::{Probe, ProbeOptions}};
+///
+/// let features = Matrix::new("features", &[-2.0, -1.0, 1.0, 2.0], 4, 1)?;
+/// let probe = Probe::fit(features, &[0, 0, 1, 1], 2, &ProbeOptions::default())?;
+/// assert_eq!(probe.predict(features)?, [0, 0, 1, 1]);
+/// # Ok::<(), mtil_engine::measures::MeasureError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
     classes: usize,
     columns: usize,
-    /// Weights `[classes, columns]`, row-major, then the biases.
+    /// Weights `[classes, columns]`, row-major, then biases.
     parameters: Vec<f64>,
     c: f64,
-    fit: Fit,
+    fit: FitReport,
 }
 
 impl Probe {
-    /// Fits a probe on `features` `[images, columns]`, as they are: whoever wants them normalised
-    /// or standardised does it before.
+    /// Fits a probe on features. It does not normalise or standardise them.
+    ///
+    /// # Shapes
+    /// - `features`: `[images, width]`
     ///
     /// # Errors
-    /// [`MeasureError`] when there is not one label an image, a label is not below `classes`, a
+    /// [`MeasureError`] when there is not one label per image, a label is not below `classes`, a
     /// class has no image, there are fewer than two classes, or an option is out of range.
     pub fn fit(
         features: Matrix<'_>,
@@ -100,9 +117,9 @@ impl Probe {
         }
         check_positive("C", options.c)?;
         let all: Vec<usize> = (0..labels.len()).collect();
-        let problem = Problem::new(features, labels, classes, &all, options.c);
-        let mut parameters = vec![0.0; problem.parameters()];
-        let fit = problem.solve(&mut parameters, options);
+        let objective = Objective::new(features, labels, classes, &all, options.c);
+        let mut parameters = vec![0.0; objective.parameters()];
+        let fit = objective.minimise(&mut parameters, options);
         Ok(Self {
             classes,
             columns: features.columns(),
@@ -112,12 +129,12 @@ impl Probe {
         })
     }
 
-    /// Weight vectors `[classes, columns]`, row-major.
+    /// Weights `[classes, width]`, row-major.
     pub fn weights(&self) -> &[f64] {
         &self.parameters[..self.classes * self.columns]
     }
 
-    /// One bias a class.
+    /// Bias `[classes]`.
     pub fn bias(&self) -> &[f64] {
         &self.parameters[self.classes * self.columns..]
     }
@@ -127,15 +144,19 @@ impl Probe {
         self.c
     }
 
-    /// How the fit on all images went.
-    pub fn report(&self) -> Fit {
+    /// Report of the fit.
+    pub fn report(&self) -> FitReport {
         self.fit
     }
 
-    /// Logits `[images, classes]` of `features`, row-major.
+    /// Returns the logits of features, row-major.
+    ///
+    /// # Shapes
+    /// - `features`: `[images, width]`
+    /// - output: `[images, classes]`
     ///
     /// # Errors
-    /// [`MeasureError::Width`] when the features are not as wide as those of the fit.
+    /// [`MeasureError::Width`] when the width differs from that of the fit.
     pub fn logits(&self, features: Matrix<'_>) -> Result<Vec<f32>, MeasureError> {
         if features.columns() != self.columns {
             return Err(MeasureError::Width {
@@ -156,7 +177,11 @@ impl Probe {
         Ok(blocks.iter().flatten().map(|x| *x as f32).collect())
     }
 
-    /// Class of the largest logit of each row, the first one of several.
+    /// Returns the predicted class of each row, the first one on a tie.
+    ///
+    /// # Shapes
+    /// - `features`: `[images, width]`
+    /// - output: `[images]`
     ///
     /// # Errors
     /// As [`logits`](Self::logits); [`MeasureError::NotFinite`] when a logit leaves the range of
@@ -172,26 +197,30 @@ impl Probe {
         Ok(predictions(logits))
     }
 
-    /// Accuracy on `features` in %.
+    /// Returns the accuracy on features in %.
+    ///
+    /// # Shapes
+    /// - `features`: `[images, width]`
     ///
     /// # Errors
-    /// As [`predict`](Self::predict); [`MeasureError`] when there is not one label an image or a
-    /// label is out of range.
+    /// As [`predict`](Self::predict), and when there is not one label per image or a label is out
+    /// of range.
     pub fn accuracy(&self, features: Matrix<'_>, labels: &[usize]) -> Result<f64, MeasureError> {
         check_labels(labels, features.rows(), self.classes)?;
         let predicted = self.predict(features)?;
-        let right = predicted.iter().zip(labels).filter(|(p, l)| p == l).count();
-        Ok(100.0 * right as f64 / labels.len() as f64)
+        let correct = predicted.iter().zip(labels).filter(|(p, l)| p == l).count();
+        Ok(100.0 * correct as f64 / labels.len() as f64)
     }
 }
 
-/// The rows `rows` of `features` in `f64`, row-major.
+/// Gathers the rows `rows` of `features` in `f64`, row-major.
 fn gather(features: Matrix<'_>, rows: &[usize]) -> Vec<f64> {
     let values = rows.iter().flat_map(|i| features.row(*i));
     values.map(|x| f64::from(*x)).collect()
 }
 
-/// `x W' + b` for `rows` rows, `[rows, classes]`. Weights lie before biases in `parameters`.
+/// Returns the logits `x Wᵀ + b`, `[rows, classes]`. `parameters` holds the weights, then the
+/// biases.
 fn logits(x: &[f64], rows: usize, parameters: &[f64], classes: usize) -> Vec<f64> {
     let (weights, bias) = parameters.split_at(parameters.len() - classes);
     let columns = weights.len() / classes;
@@ -207,17 +236,17 @@ fn logits(x: &[f64], rows: usize, parameters: &[f64], classes: usize) -> Vec<f64
     out
 }
 
-/// The objective on some of the images.
-struct Problem<'a> {
+/// Regularised cross-entropy on a subset of the images.
+struct Objective<'a> {
     features: Matrix<'a>,
     labels: &'a [usize],
     classes: usize,
     images: &'a [usize],
-    /// Half of it is the factor on the squared weights.
+    /// The penalty is half of this factor times the squared weights.
     penalty: f64,
 }
 
-impl<'a> Problem<'a> {
+impl<'a> Objective<'a> {
     fn new(
         features: Matrix<'a>,
         labels: &'a [usize],
@@ -238,8 +267,8 @@ impl<'a> Problem<'a> {
         self.classes * (self.features.columns() + 1)
     }
 
-    fn solve(&self, parameters: &mut Vec<f64>, options: &ProbeOptions) -> Fit {
-        minimise(
+    fn minimise(&self, parameters: &mut Vec<f64>, options: &ProbeOptions) -> FitReport {
+        lbfgs(
             |x, gradient| self.evaluate(x, gradient),
             parameters,
             options.max_iterations,
@@ -247,7 +276,7 @@ impl<'a> Problem<'a> {
         )
     }
 
-    /// Value and gradient at `x`.
+    /// Returns the value at `x` and writes its gradient.
     fn evaluate(&self, x: &[f64], gradient: &mut [f64]) -> f64 {
         let blocks: Vec<(f64, Vec<f64>)> = self
             .images
@@ -256,9 +285,9 @@ impl<'a> Problem<'a> {
             .collect();
         gradient.fill(0.0);
         let mut value = 0.0;
-        for (loss, part) in &blocks {
+        for (loss, partial) in &blocks {
             value += loss;
-            gradient.iter_mut().zip(part).for_each(|(g, p)| *g += p);
+            gradient.iter_mut().zip(partial).for_each(|(g, p)| *g += p);
         }
         let n = self.images.len() as f64;
         value /= n;
@@ -271,7 +300,7 @@ impl<'a> Problem<'a> {
         value
     }
 
-    /// Summed cross-entropy of some images and its gradient.
+    /// Returns the summed cross-entropy of `images` and its gradient.
     fn block(&self, images: &[usize], parameters: &[f64]) -> (f64, Vec<f64>) {
         let (n, columns) = (images.len(), self.features.columns());
         let x = gather(self.features, images);
@@ -286,6 +315,7 @@ impl<'a> Problem<'a> {
             row.iter_mut().for_each(|v| *v = (*v - max).exp());
             let sum: f64 = row.iter().sum();
             loss += sum.ln() - own;
+            // The gradient of the cross-entropy with respect to the logits: softmax minus one-hot.
             row.iter_mut().for_each(|v| *v /= sum);
             row[label] -= 1.0;
             bias.iter_mut().zip(&*row).for_each(|(b, r)| *b += r);
@@ -306,33 +336,36 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
 
-/// A step of L-BFGS and the change of the gradient along it.
-struct Step {
-    x: Vec<f64>,
-    gradient: Vec<f64>,
-    /// `1 / (x · gradient)`.
+/// Correction pair of L-BFGS: a step and the change of the gradient along it.
+struct CorrectionPair {
+    /// `s`, the step.
+    step: Vec<f64>,
+    /// `y`, the change of the gradient.
+    change: Vec<f64>,
+    /// `1 / (s · y)`.
     rho: f64,
 }
 
-/// Minimises `f`, which returns its value and writes its gradient, from `x` on: L-BFGS (Nocedal &
-/// Wright, "Numerical Optimization", algorithms 7.4 and 7.5) with the bisecting line search for the
-/// weak Wolfe conditions of Lewis & Overton ("Nonsmooth optimization via quasi-Newton methods",
-/// 2013, algorithm 2.6).
-fn minimise(
+/// Minimises `f`, which returns its value and writes its gradient, starting from `x`.
+///
+/// The method is L-BFGS (Nocedal & Wright, "Numerical Optimization", algorithms 7.4 and 7.5) with
+/// the bisection line search for the weak Wolfe conditions of Lewis & Overton ("Nonsmooth
+/// optimization via quasi-Newton methods", 2013, algorithm 2.6).
+fn lbfgs(
     f: impl Fn(&[f64], &mut [f64]) -> f64,
     x: &mut Vec<f64>,
     max_iterations: usize,
     tolerance: f64,
-) -> Fit {
+) -> FitReport {
     const SUFFICIENT_DECREASE: f64 = 1e-4;
     const CURVATURE: f64 = 0.9;
     const LINE_SEARCH_STEPS: usize = 60;
-    // Relative decrease of the objective below which rounding decides; scikit-learn's number.
+    // Relative decrease of the objective below which rounding dominates, as in scikit-learn.
     let precision = 64.0 * f64::EPSILON;
 
     let mut gradient = vec![0.0; x.len()];
     let mut value = f(x, &mut gradient);
-    let mut history: VecDeque<Step> = VecDeque::new();
+    let mut history: VecDeque<CorrectionPair> = VecDeque::new();
     let (mut next, mut next_gradient) = (x.clone(), gradient.clone());
     let mut iterations = 0;
     let converged = loop {
@@ -342,19 +375,21 @@ fn minimise(
         if iterations == max_iterations {
             break false;
         }
-        let mut direction = two_loop(&gradient, &history);
+        let mut direction = two_loop_recursion(&gradient, &history);
         let mut slope = dot(&direction, &gradient);
         if slope >= 0.0 {
-            // Rounding has spoilt the memory.
+            // Rounding errors in the history: restart from steepest descent.
             history.clear();
             direction = gradient.iter().map(|g| -g).collect();
             slope = -dot(&gradient, &gradient);
         }
+        // Without curvature information the first trial step has at most unit length.
         let mut t = if history.is_empty() {
             1.0 / slope.abs().sqrt().max(1.0)
         } else {
             1.0
         };
+        // Bisect the step length: too long violates sufficient decrease, too short curvature.
         let (mut low, mut high) = (0.0, f64::INFINITY);
         let mut found = None;
         for _ in 0..LINE_SEARCH_STEPS {
@@ -377,7 +412,7 @@ fn minimise(
             };
         }
         let Some(next_value) = found else {
-            // A convex, smooth objective only resists where its differences are rounding.
+            // On a smooth convex objective the line search fails only at rounding level.
             let scale = value.abs().max(1.0);
             break slope.abs() * high.min(1.0) <= precision.sqrt() * scale;
         };
@@ -388,14 +423,15 @@ fn minimise(
             .zip(&gradient)
             .map(|(n, g)| n - g)
             .collect();
+        // A pair without positive curvature would make the Hessian approximation indefinite.
         let curvature = dot(&step, &change);
         if curvature > f64::EPSILON * dot(&change, &change) {
             if history.len() == HISTORY {
                 history.pop_front();
             }
-            history.push_back(Step {
-                x: step,
-                gradient: change,
+            history.push_back(CorrectionPair {
+                step,
+                change,
                 rho: 1.0 / curvature,
             });
         }
@@ -407,32 +443,32 @@ fn minimise(
             break true;
         }
     };
-    Fit {
+    FitReport {
         objective: value,
         iterations,
         converged,
     }
 }
 
-/// Minus the approximate inverse Hessian times `gradient`.
-fn two_loop(gradient: &[f64], history: &VecDeque<Step>) -> Vec<f64> {
+/// Returns the search direction, minus the approximate inverse Hessian times `gradient`.
+fn two_loop_recursion(gradient: &[f64], history: &VecDeque<CorrectionPair>) -> Vec<f64> {
     let mut q: Vec<f64> = gradient.iter().map(|g| -g).collect();
     let mut alphas = Vec::with_capacity(history.len());
-    for step in history.iter().rev() {
-        let alpha = step.rho * dot(&step.x, &q);
+    for pair in history.iter().rev() {
+        let alpha = pair.rho * dot(&pair.step, &q);
         q.iter_mut()
-            .zip(&step.gradient)
+            .zip(&pair.change)
             .for_each(|(q, y)| *q -= alpha * y);
         alphas.push(alpha);
     }
     if let Some(last) = history.back() {
-        let gamma = 1.0 / (last.rho * dot(&last.gradient, &last.gradient));
+        let gamma = 1.0 / (last.rho * dot(&last.change, &last.change));
         q.iter_mut().for_each(|q| *q *= gamma);
     }
-    for (step, alpha) in history.iter().zip(alphas.into_iter().rev()) {
-        let beta = step.rho * dot(&step.gradient, &q);
+    for (pair, alpha) in history.iter().zip(alphas.into_iter().rev()) {
+        let beta = pair.rho * dot(&pair.change, &q);
         q.iter_mut()
-            .zip(&step.x)
+            .zip(&pair.step)
             .for_each(|(q, s)| *q += (alpha - beta) * s);
     }
     q
@@ -440,7 +476,7 @@ fn two_loop(gradient: &[f64], history: &VecDeque<Step>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{Stored, assert_close, part};
+    use super::super::fixture::{Stored, assert_close, section};
     use super::*;
 
     #[derive(Deserialize)]
@@ -480,7 +516,7 @@ mod tests {
 
     #[test]
     fn agrees_with_scikit_learn() {
-        let r: Reference = part("probe");
+        let r: Reference = section("probe");
         assert!(r.fits.len() >= 3);
         for theirs in &r.fits {
             let p = fit(&r, &options(theirs.c));
@@ -507,20 +543,20 @@ mod tests {
     }
 
     #[test]
-    fn the_gradient_is_the_slope_of_the_value() {
-        let r: Reference = part("probe");
+    fn the_gradient_matches_finite_differences() {
+        let r: Reference = section("probe");
         r.train.with(|x| {
-            let some: Vec<usize> = (0..x.rows()).step_by(3).collect();
-            let problem = Problem::new(x, &r.train_labels, r.classes, &some, 0.5);
-            let n = problem.parameters();
+            let subset: Vec<usize> = (0..x.rows()).step_by(3).collect();
+            let objective = Objective::new(x, &r.train_labels, r.classes, &subset, 0.5);
+            let n = objective.parameters();
             let at: Vec<f64> = (0..n).map(|i| (i as f64 * 0.7).sin() * 0.3).collect();
             let (mut gradient, mut unused) = (vec![0.0; n], vec![0.0; n]);
-            problem.evaluate(&at, &mut gradient);
+            objective.evaluate(&at, &mut gradient);
             for i in 0..n {
                 let mut value = |h: f64| {
                     let mut moved = at.clone();
                     moved[i] += h;
-                    problem.evaluate(&moved, &mut unused)
+                    objective.evaluate(&moved, &mut unused)
                 };
                 let slope = (value(1e-5) - value(-1e-5)) / 2e-5;
                 assert_close("slope", gradient[i], slope, 1e-8);
@@ -529,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn l_bfgs_finds_the_bottom_of_a_narrow_valley() {
+    fn l_bfgs_minimises_rosenbrocks_function() {
         // Rosenbrock's function, minimum 0 at (1, ..., 1).
         let rosenbrock = |x: &[f64], g: &mut [f64]| {
             g.fill(0.0);
@@ -543,16 +579,16 @@ mod tests {
             value
         };
         let mut x = vec![-1.2, 1.0, -1.2, 1.0, 0.5];
-        let fit = minimise(rosenbrock, &mut x, 500, 1e-9);
+        let fit = lbfgs(rosenbrock, &mut x, 500, 1e-9);
         assert!(fit.converged && fit.objective < 1e-15, "{fit:?}");
         assert!(x.iter().all(|x| (x - 1.0).abs() < 1e-7), "{x:?}");
         let mut x = vec![-1.2, 1.0];
-        let stopped = minimise(rosenbrock, &mut x, 2, 1e-9);
+        let stopped = lbfgs(rosenbrock, &mut x, 2, 1e-9);
         assert_eq!((stopped.iterations, stopped.converged), (2, false));
     }
 
     #[test]
-    fn several_blocks_and_threads_give_one_result() {
+    fn the_fit_does_not_depend_on_the_number_of_threads() {
         let n = 2 * BLOCK + 17;
         let data: Vec<f32> = (0..n * 3).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
         let labels: Vec<usize> = (0..n).map(|i| usize::from(data[3 * i] > 0.2)).collect();
@@ -570,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_cannot_be_fitted() {
+    fn invalid_input_is_refused() {
         let data = [0.0, 1.0, 2.0, 3.0];
         let x = Matrix::new("features", &data, 4, 1).unwrap();
         let fit = |labels: &[usize], classes, c| {

@@ -1,12 +1,12 @@
-//! Retrieval between images and texts, with several captions an image.
+//! Image-text retrieval: ranks and recall at K, with several captions per image.
 //!
-//! Convention of `LAION-AI/CLIP_benchmark` (`clip_benchmark/metrics/zeroshot_retrieval.py`): a text
-//! is a hit at K when its image is among the K images closest to it; an image is a hit when any of
-//! its captions is among the K texts closest to it.
+//! The convention is that of `LAION-AI/CLIP_benchmark`
+//! (`clip_benchmark/metrics/zeroshot_retrieval.py`). A text is a hit at K when its image is among
+//! the K images closest to it. An image is a hit at K when any of its captions is among the K texts
+//! closest to it.
 //!
-//! The rank of a query is the number of wrong answers before its best right one. Of equal
-//! similarities the answer with the lower index comes first, so an encoder that maps everything to
-//! one point scores chance, not 100 %.
+//! The rank of a query is the number of wrong candidates before its best match. Ties are broken by
+//! the lower index, so an encoder that maps everything to one point scores chance, not 100 %.
 
 use std::collections::BTreeMap;
 
@@ -19,24 +19,24 @@ use super::{
 };
 use crate::metrics::{Recall, Retrieval};
 
-/// Queries whose similarities to all answers are held at a time, by each thread.
-const QUERIES: usize = 32;
+/// Queries per block. Each thread holds the similarities of one block to all candidates.
+const QUERY_BLOCK: usize = 32;
 
-/// Rank of every query, counted from 0: it is a hit at K when its rank is below K.
+/// Ranks of all queries, counted from 0. A query is a hit at K when its rank is below K.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ranks {
-    /// Of each image among the texts.
+    /// Rank of each image's best caption among all texts.
     pub image_to_text: Vec<usize>,
-    /// Of each text among the images.
+    /// Rank of each text's image among all images.
     pub text_to_image: Vec<usize>,
 }
 
 /// Mean and median of ranks, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RankSummary {
-    /// The middle rank, or the mean of the two in the middle.
+    /// Median rank; the mean of the two middle ranks for an even number of queries.
     pub median: f64,
-    /// The mean rank.
+    /// Mean rank.
     pub mean: f64,
 }
 
@@ -45,24 +45,23 @@ pub struct RankSummary {
 pub struct RetrievalSummary {
     /// Recall at 1, 5 and 10, in %.
     pub recall: Retrieval,
-    /// Ranks of images among texts.
+    /// Ranks with images as queries.
     pub image_to_text: RankSummary,
-    /// Ranks of texts among images.
+    /// Ranks with texts as queries.
     pub text_to_image: RankSummary,
 }
 
-/// Ranks of all images among `texts` and of all texts among `images`, by cosine similarity.
+/// Ranks all `texts` for each image and all `images` for each text by cosine similarity.
 ///
 /// # Arguments
-/// * `image_of` - for each text, the image it belongs to
-/// * `captions` - for each text, what it says, to count equal captions as one answer, since nothing
-///   tells them apart: a text is then right for an image when it says the same as one of the
-///   image's captions, and an image for a text when it has a caption that says the same. `None`
-///   counts only the image's own captions.
+/// * `image_of` - for each text, the index of its image
+/// * `captions` - for each text, its string. Equal captions then count as one answer, because they
+///   cannot be told apart: an image and a text match when the image has a caption equal to the
+///   text. With `None` an image matches its own captions only.
 ///
 /// # Errors
-/// [`MeasureError`] when widths differ, `image_of` or `captions` do not have one entry a text, an
-/// index is out of range, or an image has no caption.
+/// [`MeasureError`] when the widths differ, `image_of` or `captions` do not have one entry per
+/// text, an index is out of range, or an image has no caption.
 pub fn ranks(
     images: &Normalised,
     texts: &Normalised,
@@ -80,28 +79,46 @@ pub fn ranks(
             each: "text",
         });
     }
-    let says = captions.map_or_else(|| (0..texts.rows()).collect(), numbered);
-    let mut said_of = vec![Vec::new(); images.rows()];
-    for (image, says) in image_of.iter().zip(&says) {
-        said_of[*image].push(*says);
+    // Texts with equal captions get the same id, so that a match is a comparison of ids.
+    let caption_ids = captions.map_or_else(|| (0..texts.rows()).collect(), first_occurrences);
+    let mut ids_of_image = vec![Vec::new(); images.rows()];
+    for (image, id) in image_of.iter().zip(&caption_ids) {
+        ids_of_image[*image].push(*id);
     }
-    for (image, said) in said_of.iter_mut().enumerate() {
-        if said.is_empty() {
+    for (image, ids) in ids_of_image.iter_mut().enumerate() {
+        if ids.is_empty() {
             return Err(MeasureError::NoCaption { image });
         }
-        said.sort_unstable();
+        ids.sort_unstable();
     }
-    let right = |image: usize, text: usize| said_of[image].binary_search(&says[text]).is_ok();
+    let matches = |image: usize, text: usize| {
+        ids_of_image[image]
+            .binary_search(&caption_ids[text])
+            .is_ok()
+    };
     Ok(Ranks {
-        image_to_text: directed(images, texts, right),
-        text_to_image: directed(texts, images, |text, image| right(image, text)),
+        image_to_text: rank_queries(images, texts, matches),
+        text_to_image: rank_queries(texts, images, |text, image| matches(image, text)),
     })
 }
 
-/// [`ranks`], summarised.
+/// Computes recall and rank summaries from the [`ranks`] in both directions.
 ///
 /// # Errors
 /// As [`ranks`].
+///
+/// # Example
+/// ```
+/// use mtil_engine::measures::{Matrix, geometry::Normalised, retrieval::retrieval};
+///
+/// let axes = [1.0, 0.0, 0.0, 1.0];
+/// let images = Normalised::new(Matrix::new("image embeddings", &axes, 2, 2)?)?;
+/// let texts = Normalised::new(Matrix::new("text embeddings", &axes, 2, 2)?)?;
+/// // Text 0 belongs to image 0, text 1 to image 1.
+/// let summary = retrieval(&images, &texts, &[0, 1], None)?;
+/// assert_eq!(summary.recall.image_to_text.r1, 100.0);
+/// # Ok::<(), mtil_engine::measures::MeasureError>(())
+/// ```
 pub fn retrieval(
     images: &Normalised,
     texts: &Normalised,
@@ -119,7 +136,14 @@ pub fn retrieval(
     })
 }
 
-/// Share of `ranks` below `k`, in %; 0 without a rank.
+/// Returns recall at `k` in %, the share of `ranks` below `k`; 0 without a rank.
+///
+/// # Example
+/// ```
+/// use mtil_engine::measures::retrieval::recall_at;
+///
+/// assert_eq!(recall_at(&[0, 3, 0, 7], 1), 50.0);
+/// ```
 pub fn recall_at(ranks: &[usize], k: usize) -> f64 {
     let hits = ranks.iter().filter(|rank| **rank < k).count();
     100.0 * hits as f64 / ranks.len().max(1) as f64
@@ -136,7 +160,7 @@ fn recalls(ranks: &[usize]) -> Recall {
 fn summary(ranks: &[usize]) -> RankSummary {
     let mut sorted = ranks.to_vec();
     sorted.sort_unstable();
-    // There is at least one query: a matrix has a row.
+    // There is at least one query, because a matrix has at least one row.
     let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
     RankSummary {
         median: 1.0 + (low + high) as f64 / 2.0,
@@ -144,8 +168,8 @@ fn summary(ranks: &[usize]) -> RankSummary {
     }
 }
 
-/// For each string the position of the first one that equals it.
-fn numbered(strings: &[&str]) -> Vec<usize> {
+/// Returns for each string the index of its first occurrence.
+fn first_occurrences(strings: &[&str]) -> Vec<usize> {
     let mut first = BTreeMap::new();
     strings
         .iter()
@@ -154,41 +178,42 @@ fn numbered(strings: &[&str]) -> Vec<usize> {
         .collect()
 }
 
-/// Rank of each query among `answers`. Every query has a right answer.
-fn directed(
+/// Returns the rank of the best match of each query among `candidates`. Every query has a match.
+fn rank_queries(
     queries: &Normalised,
-    answers: &Normalised,
-    right: impl Fn(usize, usize) -> bool + Sync,
+    candidates: &Normalised,
+    matches: impl Fn(usize, usize) -> bool + Sync,
 ) -> Vec<usize> {
-    let n = answers.rows();
-    (0..queries.rows().div_ceil(QUERIES))
+    let n = candidates.rows();
+    (0..queries.rows().div_ceil(QUERY_BLOCK))
         .into_par_iter()
         .flat_map_iter(|block| {
-            let rows = block * QUERIES..((block + 1) * QUERIES).min(queries.rows());
+            let rows = block * QUERY_BLOCK..((block + 1) * QUERY_BLOCK).min(queries.rows());
             let mut scores = vec![0.0; rows.len() * n];
-            dot_products(queries, rows.clone(), answers, 0..n, &mut scores);
+            dot_products(queries, rows.clone(), candidates, 0..n, &mut scores);
             let ranks: Vec<usize> = rows
                 .zip(scores.chunks_exact(n))
-                .map(|(query, scores)| rank(scores, |answer| right(query, answer)))
+                .map(|(query, scores)| rank(scores, |candidate| matches(query, candidate)))
                 .collect();
             ranks
         })
         .collect()
 }
 
-fn rank(scores: &[f32], right: impl Fn(usize) -> bool) -> usize {
+/// Returns the number of wrong candidates before the best match.
+fn rank(scores: &[f32], matches: impl Fn(usize) -> bool) -> usize {
     let (mut best, mut best_score) = (0, f32::NEG_INFINITY);
-    for (answer, score) in scores.iter().enumerate() {
-        if *score > best_score && right(answer) {
-            (best, best_score) = (answer, *score);
+    for (candidate, score) in scores.iter().enumerate() {
+        if *score > best_score && matches(candidate) {
+            (best, best_score) = (candidate, *score);
         }
     }
     scores
         .iter()
         .enumerate()
-        .filter(|(answer, score)| {
-            let before = **score > best_score || (**score == best_score && *answer < best);
-            before && !right(*answer)
+        .filter(|(candidate, score)| {
+            let before = **score > best_score || (**score == best_score && *candidate < best);
+            before && !matches(*candidate)
         })
         .count()
 }
@@ -196,7 +221,7 @@ fn rank(scores: &[f32], right: impl Fn(usize) -> bool) -> usize {
 #[cfg(test)]
 mod tests {
     use super::super::Matrix;
-    use super::super::fixture::{Stored, assert_close, part};
+    use super::super::fixture::{Stored, assert_close, section};
     use super::*;
 
     #[derive(Deserialize)]
@@ -218,7 +243,7 @@ mod tests {
         grouped_text_to_image: Summary,
     }
 
-    fn same(ours: (Recall, RankSummary), theirs: &Summary) {
+    fn assert_same(ours: (Recall, RankSummary), theirs: &Summary) {
         let (recall, ranks) = ours;
         for (ours, theirs) in [recall.r1, recall.r5, recall.r10].iter().zip(theirs.recall) {
             assert_close("recall", *ours, theirs, 1e-9);
@@ -227,25 +252,25 @@ mod tests {
         assert_close("mean", ranks.mean, theirs.mean, 1e-9);
     }
 
-    fn unit(rows: usize, data: &[f32]) -> Normalised {
+    fn normalised(rows: usize, data: &[f32]) -> Normalised {
         Normalised::new(Matrix::new("rows", data, rows, data.len() / rows).unwrap()).unwrap()
     }
 
     #[test]
     fn agrees_with_the_convention_of_clip_benchmark() {
-        let r: Reference = part("pairs");
+        let r: Reference = section("pairs");
         let images = r.images.with(Normalised::new).unwrap();
         let texts = r.texts.with(Normalised::new).unwrap();
         let captions: Vec<&str> = r.captions.iter().map(String::as_str).collect();
         let s = retrieval(&images, &texts, &r.image_of, None).unwrap();
-        same((s.recall.image_to_text, s.image_to_text), &r.image_to_text);
-        same((s.recall.text_to_image, s.text_to_image), &r.text_to_image);
+        assert_same((s.recall.image_to_text, s.image_to_text), &r.image_to_text);
+        assert_same((s.recall.text_to_image, s.text_to_image), &r.text_to_image);
         let g = retrieval(&images, &texts, &r.image_of, Some(&captions)).unwrap();
-        same(
+        assert_same(
             (g.recall.image_to_text, g.image_to_text),
             &r.grouped_image_to_text,
         );
-        same(
+        assert_same(
             (g.recall.text_to_image, g.text_to_image),
             &r.grouped_text_to_image,
         );
@@ -253,7 +278,7 @@ mod tests {
 
     #[test]
     fn recall_grows_with_k_to_100_and_equal_captions_only_help() {
-        let r: Reference = part("pairs");
+        let r: Reference = section("pairs");
         let images = r.images.with(Normalised::new).unwrap();
         let texts = r.texts.with(Normalised::new).unwrap();
         let captions: Vec<&str> = r.captions.iter().map(String::as_str).collect();
@@ -274,7 +299,7 @@ mod tests {
             assert_eq!(recall_at(strict, 0), 0.0);
             assert_eq!(last, 100.0);
         }
-        // All captions different is the same as not grouping.
+        // All captions distinct: no grouping.
         let names: Vec<String> = (0..texts.rows()).map(|i| i.to_string()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let distinct = ranks(&images, &texts, &r.image_of, Some(&names)).unwrap();
@@ -283,24 +308,24 @@ mod tests {
 
     #[test]
     fn equal_captions_are_one_answer() {
-        // Image 0 prefers text 1, which says the same as its own.
-        let images = unit(3, &[0.6, 0.8, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
-        let texts = unit(3, &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
+        // Image 0 is closest to text 1, whose caption equals its own.
+        let images = normalised(3, &[0.6, 0.8, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
+        let texts = normalised(3, &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
         let of = [0, 1, 2];
         let all = ranks(&images, &texts, &of, Some(&["a", "a", "b"])).unwrap();
         assert_eq!(all.image_to_text, [0, 0, 0]);
         let strict = ranks(&images, &texts, &of, Some(&["a", "c", "b"])).unwrap();
-        // Text 2 is as far from image 1 as its own text 1, and comes after it.
+        // Texts 1 and 2 are equally far from image 1. Its own text 1 comes first.
         assert_eq!(strict.image_to_text, [1, 1, 0]);
         assert_eq!(strict.text_to_image, [1, 1, 0]);
         assert_eq!(strict, ranks(&images, &texts, &of, None).unwrap());
     }
 
     #[test]
-    fn any_caption_of_an_image_will_do() {
-        let images = unit(2, &[1.0, 0.0, 0.0, 1.0]);
+    fn any_caption_of_an_image_is_a_match() {
+        let images = normalised(2, &[1.0, 0.0, 0.0, 1.0]);
         // Two captions for image 0, the first one misleading, and one for image 1.
-        let texts = unit(3, &[0.0, 1.0, 1.0, 0.1, 0.1, 1.0]);
+        let texts = normalised(3, &[0.0, 1.0, 1.0, 0.1, 0.1, 1.0]);
         let r = ranks(&images, &texts, &[0, 0, 1], None).unwrap();
         assert_eq!(r.image_to_text, [0, 1]);
         assert_eq!(r.text_to_image, [1, 0, 0]);
@@ -309,7 +334,7 @@ mod tests {
     #[test]
     fn a_collapsed_encoder_scores_chance() {
         let n = 50;
-        let points = unit(n, &vec![0.5; n * 3]);
+        let points = normalised(n, &vec![0.5; n * 3]);
         let of: Vec<usize> = (0..n).collect();
         let s = retrieval(&points, &points, &of, None).unwrap();
         assert_eq!(s.recall.image_to_text.r1, 2.0);
@@ -319,8 +344,8 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_threads_does_not_matter() {
-        let r: Reference = part("pairs");
+    fn ranks_do_not_depend_on_the_number_of_threads() {
+        let r: Reference = section("pairs");
         let images = r.images.with(Normalised::new).unwrap();
         let texts = r.texts.with(Normalised::new).unwrap();
         let run = |threads| {
@@ -335,7 +360,7 @@ mod tests {
 
     #[test]
     fn refuses_images_without_captions_and_lists_of_the_wrong_length() {
-        let two = unit(2, &[1.0, 0.0, 0.0, 1.0]);
+        let two = normalised(2, &[1.0, 0.0, 0.0, 1.0]);
         let e = ranks(&two, &two, &[0, 0], None).unwrap_err().to_string();
         assert!(e.starts_with("image 1 has no caption"), "{e}");
         assert!(ranks(&two, &two, &[0], None).is_err());
@@ -344,7 +369,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(e.starts_with("captions: 1 given, 2 needed"), "{e}");
-        let wide = unit(2, &[1.0; 6]);
+        let wide = normalised(2, &[1.0; 6]);
         assert!(ranks(&two, &wide, &[0, 1], None).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Low-rank adapters with seeded initial values.
+//! Low-rank adapters (LoRA) with seeded initial values.
 
 use std::path::Path;
 
@@ -12,24 +12,24 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    context::{MethodOutline, RunContext, at_least_one, in_range},
     hooks::Mechanism,
-    module_file::{self, Named, values},
-    setting::{Outline, Setting, some, within},
-    state::{Carried, State},
+    module_file::{self, NamedTensors, named_values},
+    state::{MechanismState, RunState},
 };
 use crate::error::RunError;
 use mtil_data::seeds;
 
-/// Low-rank adapters `W + (alpha/rank)·A·B` on two-dimensional weights (Hu et al. 2021). The
-/// weights themselves, and all others, are frozen; after a task the product is added to them.
+/// Low-rank adapters `W + (alpha/rank)·A·B` on two-dimensional weights (Hu et al. 2021). All
+/// weights of the model are frozen. After a task the product is merged into `W`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lora {
-    /// Columns of A.
+    /// Rank: the columns of A.
     pub rank: usize,
-    /// The product counts `alpha / rank` times.
+    /// Scale of the product, as `alpha / rank`.
     pub alpha: f64,
-    /// Regular expressions of the weights.
+    /// Regular expressions of the adapted weights.
     pub weights: Vec<String>,
 }
 
@@ -39,20 +39,24 @@ impl Default for Lora {
             rank: 16,
             alpha: 16.0,
             weights: vec![
-                r"^(visual|text)\.blocks\.\d+\.(attn\.(in_proj|out_proj)|mlp\.(c_fc|c_proj))\.weight$".to_owned(),
+                concat!(
+                    r"^(visual|text)\.blocks\.\d+\.",
+                    r"(attn\.(in_proj|out_proj)|mlp\.(c_fc|c_proj))\.weight$"
+                )
+                .to_owned(),
             ],
         }
     }
 }
 
-/// The adapters of the task in work.
-pub(crate) struct Adapters(pub Named);
+/// Adapter values of the current task.
+pub(crate) struct LoraState(pub NamedTensors);
 
 const FILE: &str = "adapters.safetensors";
 
-impl Carried for Adapters {
-    /// Another way of training begins with adapters of its own.
-    fn copy(&self) -> Option<Box<dyn Carried>> {
+impl MechanismState for LoraState {
+    /// A training with other hyper-parameters initialises its own adapters.
+    fn copy(&self) -> Option<Box<dyn MechanismState>> {
         None
     }
 
@@ -60,7 +64,7 @@ impl Carried for Adapters {
         module_file::save(&self.0, &folder.join(FILE))
     }
 
-    /// They are added to the weights at the end of a task.
+    /// 0, since adapters are merged into the weights at the end of a task.
     fn bytes(&self, _: &Clip) -> u64 {
         0
     }
@@ -71,52 +75,56 @@ impl Mechanism for Lora {
         "lora"
     }
 
-    fn check(&self, method: &Outline) -> Result<(), String> {
-        some("lora.rank", self.rank)?;
-        within("lora.alpha", self.alpha, 0.0, f64::MAX)?;
+    fn check(&self, method: &MethodOutline) -> Result<(), String> {
+        at_least_one("lora.rank", self.rank)?;
+        in_range("lora.alpha", self.alpha, 0.0, f64::MAX)?;
         if self.weights.is_empty() {
             return Err("`lora.weights` names no weight".to_owned());
         }
-        method.alone("lora", &["distill", "merge", "rehearsal"])
+        method.exclusive("lora", &["distill", "merge", "rehearsal"])
     }
 
     fn trains_adapters(&self) -> bool {
         true
     }
 
-    fn load(&self, folder: &Path, _: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+    fn load(
+        &self,
+        folder: &Path,
+        _: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
         let path = folder.join(FILE);
         if !path.exists() {
             return Ok(None);
         }
-        Ok(Some(Box::new(Adapters(module_file::load(&path)?))))
+        Ok(Some(Box::new(LoraState(module_file::load(&path)?))))
     }
 
-    fn begin(&self, state: &mut State) {
-        state.take::<Adapters>();
+    fn begin_task(&self, state: &mut RunState) {
+        state.take::<LoraState>();
     }
 
-    fn end(&self, state: &mut State) {
-        state.take::<Adapters>();
+    fn end_task(&self, state: &mut RunState) {
+        state.take::<LoraState>();
     }
 }
 
-/// Below the path of a weight, where its adapter lies.
+/// Separates the path of a weight from the name of its adapter's factor.
 const ADAPTER: &str = ".lora.";
 
-/// Puts adapters on the weights that a method names, and freezes everything else. Burn's own draws
-/// their values and their ids anew in every process; here both follow from the path and the seed,
-/// so that a run can go on in another.
-struct Seeded<'a> {
+/// Reparameterizer that adds adapters to the selected weights and freezes all parameters. Burn's
+/// own draws new values and ids in every process. Here both are functions of the path and the seed,
+/// so that another process can resume a run.
+struct SeededLora<'a> {
     groups: &'a [ParamGroup],
     rank: usize,
     scale: f64,
     seed: u64,
-    /// Values of an earlier process.
-    stored: Option<&'a Named>,
+    /// Stored values to resume from.
+    stored: Option<&'a NamedTensors>,
 }
 
-impl Reparameterizer for Seeded<'_> {
+impl Reparameterizer for SeededLora<'_> {
     type Reparam = LoraAdapter;
 
     fn reparameterize<const D: usize>(
@@ -137,8 +145,8 @@ impl Reparameterizer for Seeded<'_> {
             let stored = self.stored.and_then(|s| s.get(&path));
             let values = match stored {
                 Some((_, values)) => values.clone(),
-                None => normal(
-                    seeds::derive(self.seed, &[seeds::of(&path)]),
+                None => normal_values(
+                    seeds::derive(self.seed, &[seeds::hash_text(&path)]),
                     shape[0] * shape[1],
                     deviation,
                 ),
@@ -146,7 +154,8 @@ impl Reparameterizer for Seeded<'_> {
             let value = Tensor::<2>::from_data(TensorData::new(values, shape), &device);
             Param::initialized(parameter_id(&path), value).set_require_grad(true)
         };
-        // A from a normal distribution, B zero: the model starts as it is (Hu et al. 2021).
+        // A is normal and B zero, so the adapted model initially equals the original (Hu et al.
+        // 2021).
         let adapter = LoraAdapter {
             a: factor("a", [dims[0], self.rank], 1.0 / self.rank as f64),
             b: factor("b", [self.rank, dims[1]], 0.0),
@@ -156,11 +165,11 @@ impl Reparameterizer for Seeded<'_> {
     }
 }
 
-/// `count` normal values of mean 0.
-pub(crate) fn normal(seed: u64, count: usize, deviation: f64) -> Vec<f32> {
+/// Draws `count` normal values of mean 0.
+pub(crate) fn normal_values(seed: u64, count: usize, deviation: f64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut draw = || {
-        // Box and Muller; 1 - u is above 0.
+        // Box-Muller transform; 1 - u is above 0.
         let (u, v): (f64, f64) = (rng.random(), rng.random());
         (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
     };
@@ -175,15 +184,15 @@ pub(crate) fn normal(seed: u64, count: usize, deviation: f64) -> Vec<f32> {
         .collect()
 }
 
-/// `model` with adapters, of the values in `stored` if there are some.
-pub(crate) fn apply(
+/// Adds adapters to the weights `groups` of `model`, with the values in `stored` if given.
+pub(crate) fn attach(
     model: ClipModel,
     lora: &Lora,
     groups: &[ParamGroup],
     seed: u64,
-    stored: Option<&Named>,
+    stored: Option<&NamedTensors>,
 ) -> ClipModel {
-    model.apply_reparameterization(Seeded {
+    model.apply_reparameterization(SeededLora {
         groups,
         rank: lora.rank,
         scale: lora.alpha / lora.rank as f64,
@@ -192,7 +201,7 @@ pub(crate) fn apply(
     })
 }
 
-/// The values of the adapters of `model`.
-pub(crate) fn adapters(model: &ClipModel) -> Named {
-    values(model, &|path| path.contains(ADAPTER))
+/// Returns the values of the adapters of `model`.
+pub(crate) fn adapter_values(model: &ClipModel) -> NamedTensors {
+    named_values(model, &|path| path.contains(ADAPTER))
 }

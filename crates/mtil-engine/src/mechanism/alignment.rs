@@ -1,5 +1,5 @@
-//! Contrastive distillation (CD), modality alignment (MAP) and held means, on reference pairs:
-//! what the pretrained model knew, in a few images and captions.
+//! Losses on reference pairs of images and captions: contrastive distillation (CD), modality
+//! alignment (MAP) and displacement of the means.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -11,14 +11,14 @@ use clip_losses::{
 use clip_model::{ClipModel, TokenBatch, normalize};
 
 use super::{
-    earlier::Teacher,
+    auxiliary_loss::{AuxiliaryLoss, Loss, LossContext},
+    context::{ALIGNMENT, MethodOutline, RequiredWeights, RunContext, TaskContext},
+    earlier_weights::Teacher,
     hooks::Mechanism,
-    setting::{ALIGNMENT, Needs, Outline, Setting, TaskSetting},
-    state::State,
-    task_part::{Loss, TaskPart, Towers},
+    state::RunState,
 };
 use crate::{
-    batch::{Images, Prepared},
+    batch::{Images, PreprocessedBatch},
     error::RunError,
     eval::{encode_texts, to_host},
 };
@@ -28,31 +28,39 @@ use mtil_data::{
     seeds,
 };
 
-/// The settings of a method that are about reference pairs.
+/// Settings of the losses on reference pairs.
 #[derive(Debug, Clone)]
 pub(crate) struct Alignment {
     /// Weight of contrastive distillation.
     pub cd: f64,
     /// Temperature of the distillation.
     pub temperature: f64,
-    /// Weight of alignment.
+    /// Weight of modality alignment.
     pub map: f64,
-    /// Its label smoothing.
+    /// Label smoothing of modality alignment.
     pub map_smoothing: f64,
-    /// Weight of the squared displacement of both means.
+    /// Weight of the squared displacement of the image and text means.
     pub hold_means: f64,
     pub teacher: Teacher,
-    /// Pairs per update.
+    /// Pairs per training step.
     pub batch: usize,
-    /// Pairs drawn for a task.
+    /// Pairs drawn per task.
     pub pairs: usize,
-    /// Whether they come in a new order in every epoch.
+    /// Reshuffles the order in every epoch.
     pub shuffle: bool,
 }
 
 impl Alignment {
-    /// The losses of the student's features of reference pairs.
-    pub fn losses(&self, pairs: &Pairs, features: Tensor<2>, towers: &mut Towers<'_>) -> Vec<Loss> {
+    /// Returns the losses of a batch of reference pairs, given the student's image features.
+    ///
+    /// # Shapes
+    /// - features: `[pairs, width]`, normalised
+    pub fn losses(
+        &self,
+        pairs: &ReferenceBatch,
+        features: Tensor<2>,
+        towers: &mut LossContext<'_>,
+    ) -> Vec<Loss> {
         let text = match &pairs.student_text {
             Some(text) => text.clone(),
             None => normalize((towers.encode_text)(&pairs.tokens)),
@@ -91,7 +99,7 @@ impl Mechanism for Alignment {
         ALIGNMENT
     }
 
-    fn check(&self, _: &Outline) -> Result<(), String> {
+    fn check(&self, _: &MethodOutline) -> Result<(), String> {
         for (key, value) in [
             ("cd", self.cd),
             ("map", self.map),
@@ -110,54 +118,56 @@ impl Mechanism for Alignment {
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
+    fn needs(&self) -> RequiredWeights {
         match self.compares_with_teacher() {
             true => self.teacher.needs(),
-            false => Needs::default(),
+            false => RequiredWeights::default(),
         }
     }
 
-    fn part(
+    fn auxiliary_loss(
         &self,
-        task: &TaskSetting<'_>,
-        state: &State,
-    ) -> Result<Option<Box<dyn TaskPart>>, RunError> {
-        let teacher = self.teacher.of(task.run.checkpoint, state);
-        Ok(Some(Box::new(Referring {
-            reference: Reference::new(self, task, teacher)?,
+        task: &TaskContext<'_>,
+        state: &RunState,
+    ) -> Result<Option<Box<dyn AuxiliaryLoss>>, RunError> {
+        let teacher = self.teacher.resolve(task.run.checkpoint, state);
+        Ok(Some(Box::new(ReferenceLoss {
+            reference: ReferencePairs::new(self, task, teacher)?,
             settings: self.clone(),
             step: 0,
         })))
     }
 }
 
-/// The reference pairs of one task, prepared as for evaluation: in batches that repeat in order
-/// without shuffling (GNSP `src/datasets/imagenet1k.py`, `src/models/finetune_gnsp.py:196-198`), or
-/// in a new order each epoch.
-struct Reference {
+/// Reference pairs of one task, preprocessed as for evaluation. The batches repeat in the same
+/// order (GNSP `src/datasets/imagenet1k.py`, `src/models/finetune_gnsp.py:196-198`), or are
+/// reshuffled in each epoch.
+struct ReferencePairs {
     order: BatchOrder,
-    /// Those of an epoch in order; a single one of all pairs where they are shuffled.
-    batches: Vec<Pairs>,
+    /// The batches of an epoch in order, or one batch of all pairs if shuffled.
+    batches: Vec<ReferenceBatch>,
     shuffled: bool,
 }
 
 /// One batch of reference pairs.
 #[derive(Clone)]
-pub(crate) struct Pairs {
+pub(crate) struct ReferenceBatch {
     /// `[pairs, 3, side, side]` on the training device.
     pub pixels: Tensor<4>,
     pub tokens: TokenBatch,
-    /// Normalised features of the teacher `[pairs, e]`, on the plain device.
+    /// Normalised image features of the teacher `[pairs, width]`, without autodiff.
     pub teacher_image: Tensor<2>,
+    /// Normalised text features of the teacher `[pairs, width]`, without autodiff.
     pub teacher_text: Tensor<2>,
-    /// Normalised features of the student, when its text tower is frozen.
+    /// Normalised text features of the student `[pairs, width]`, if its text tower is frozen.
     pub student_text: Option<Tensor<2>>,
-    /// Equal where captions are.
+    /// Labels of the captions; equal captions have equal labels.
     pub labels: Vec<usize>,
 }
 
-impl Pairs {
-    /// Shares of the pairs with the same caption, on the plain device.
+impl ReferenceBatch {
+    /// Returns the targets of modality alignment, without autodiff: each row is uniform over the
+    /// pairs with the same caption.
     ///
     /// # Shapes
     /// - output: `[pairs, pairs]`
@@ -165,7 +175,7 @@ impl Pairs {
         alignment_targets(&self.labels, &self.teacher_image.device())
     }
 
-    /// Some of the pairs.
+    /// Returns the pairs `indices`.
     fn select(&self, indices: &[usize]) -> Self {
         let on = |device: &Device| {
             let values: Vec<i64> = indices.iter().map(|i| *i as i64).collect();
@@ -187,8 +197,8 @@ impl Pairs {
         }
     }
 
-    /// All pairs of the batches.
-    fn joined(batches: Vec<Self>) -> Option<Self> {
+    /// Concatenates batches; none if there are no batches.
+    fn concat(batches: Vec<Self>) -> Option<Self> {
         let rows =
             |of: &dyn Fn(&Self) -> Tensor<2>| Tensor::cat(batches.iter().map(of).collect(), 0);
         let first = batches.first()?;
@@ -209,15 +219,15 @@ impl Pairs {
     }
 }
 
-impl Reference {
-    /// Draws pairs for a task and encodes them with `teacher`; and their texts with the student
-    /// where its text tower does not change.
+impl ReferencePairs {
+    /// Draws pairs for a task and encodes them with `teacher`. If the student's text tower is
+    /// frozen, also encodes their texts with the student.
     fn new(
         settings: &Alignment,
-        of: &TaskSetting<'_>,
+        of: &TaskContext<'_>,
         teacher: &ClipModel,
     ) -> Result<Self, RunError> {
-        let Setting {
+        let RunContext {
             checkpoint,
             suite,
             images,
@@ -240,24 +250,24 @@ impl Reference {
         let pairs_drawn = drawn.len();
         let plain = teacher.device();
         let mut batches = Vec::new();
-        let mut numbers = HashMap::new();
-        for prepared in images.eval_ahead(pairs.images.clone(), drawn, batch)? {
-            let Prepared {
-                kept,
-                images: squares,
+        let mut label_ids = HashMap::new();
+        for prepared in images.prefetch_eval(pairs.images.clone(), drawn, batch)? {
+            let PreprocessedBatch {
+                indices: kept,
+                images: crops,
             } = prepared?;
-            let Some(pixels) = images.tensor(&squares, &plain)? else {
+            let Some(pixels) = images.tensor(&crops, &plain)? else {
                 continue;
             };
             let captions: Vec<String> = kept.iter().map(|i| pairs.captions[*i].clone()).collect();
             // Pairs with the same caption have the same label (GNSP `src/datasets/imagenet1k.py`).
             let mut label_of = |caption: &String| {
-                let next = numbers.len();
-                *numbers.entry(caption.clone()).or_insert(next)
+                let next = label_ids.len();
+                *label_ids.entry(caption.clone()).or_insert(next)
             };
             let labels: Vec<usize> = captions.iter().map(&mut label_of).collect();
             let context = checkpoint.config.text.max_position_embeddings;
-            batches.push(Pairs {
+            batches.push(ReferenceBatch {
                 teacher_image: normalize(teacher.encode_image(pixels.clone())),
                 teacher_text: encode_texts(checkpoint, teacher, &captions)?,
                 student_text: match of.frozen {
@@ -282,7 +292,8 @@ impl Reference {
                 shuffled,
             });
         }
-        let all = Pairs::joined(batches).ok_or_else(nothing)?;
+        // Shuffled batches are selected from one batch of all pairs.
+        let all = ReferenceBatch::concat(batches).ok_or_else(nothing)?;
         let seed = seeds::derive(seed, &[seeds::REFERENCE_ORDER, task as u64]);
         Ok(Self {
             order: BatchOrder::new(all.labels.len(), batch, seed)?,
@@ -291,11 +302,11 @@ impl Reference {
         })
     }
 
-    /// By how many logits matching pairs are above others for the teacher: the mean over the
-    /// batches of an epoch that have others.
+    /// Returns the teacher's margin: the mean logit of matching pairs minus that of other pairs,
+    /// averaged over the batches of an epoch that have other pairs.
     fn margin(&self, logit_scale: f64) -> Option<f64> {
         let steps = 0..self.order.steps_per_epoch() as usize;
-        let margins = steps.map(|step| self.at(step)).filter_map(|pairs| {
+        let margins = steps.map(|step| self.batch(step)).filter_map(|pairs| {
             let texts = pairs.teacher_text.clone().transpose();
             let cosines = to_host(pairs.teacher_image.clone().matmul(texts));
             let targets = to_host(pairs.targets());
@@ -313,8 +324,8 @@ impl Reference {
         (!margins.is_empty()).then(|| margins.iter().sum::<f64>() / margins.len() as f64)
     }
 
-    /// The batch of update `step`.
-    fn at(&self, step: usize) -> Cow<'_, Pairs> {
+    /// Returns the batch of training step `step`.
+    fn batch(&self, step: usize) -> Cow<'_, ReferenceBatch> {
         if self.shuffled {
             return Cow::Owned(self.batches[0].select(&self.order.indices(step as u64)));
         }
@@ -323,16 +334,16 @@ impl Reference {
     }
 }
 
-/// The reference pairs of one task in training.
-struct Referring {
+/// Losses on the reference pairs of one task.
+struct ReferenceLoss {
     settings: Alignment,
-    reference: Reference,
-    /// Of the update drawn last.
+    reference: ReferencePairs,
+    /// The current training step.
     step: usize,
 }
 
-impl TaskPart for Referring {
-    fn draw(
+impl AuxiliaryLoss for ReferenceLoss {
+    fn next_batch(
         &mut self,
         step: usize,
         _: usize,
@@ -340,21 +351,21 @@ impl TaskPart for Referring {
         _: &Device,
     ) -> Result<Option<Tensor<4>>, RunError> {
         self.step = step;
-        Ok(Some(self.reference.at(step).pixels.clone()))
+        Ok(Some(self.reference.batch(step).pixels.clone()))
     }
 
-    fn losses(&self, features: Tensor<2>, towers: &mut Towers<'_>) -> Vec<Loss> {
-        let pairs = self.reference.at(self.step);
+    fn losses(&self, features: Tensor<2>, towers: &mut LossContext<'_>) -> Vec<Loss> {
+        let pairs = self.reference.batch(self.step);
         self.settings.losses(&pairs, features, towers)
     }
 
-    fn is_reference(&self) -> bool {
+    fn uses_reference_pairs(&self) -> bool {
         true
     }
 
-    /// Smoothed alignment pulls matching pairs apart where the margin of the model is wider than
-    /// the margin at which the loss is smallest; said where it is more than twice that.
-    fn note(&self, logit_scale: f64) -> Option<String> {
+    /// Warns if the model's margin is more than twice the margin that minimises the smoothed
+    /// alignment loss: the loss then pulls matching pairs apart.
+    fn warning(&self, logit_scale: f64) -> Option<String> {
         let settings = &self.settings;
         if settings.map <= 0.0 {
             return None;
@@ -364,8 +375,9 @@ impl TaskPart for Referring {
         let target = alignment_margin(pairs, settings.map_smoothing);
         (margin > 2.0 * target).then(|| {
             format!(
-                "matching reference pairs are {margin:.1} logits above others, and alignment with map_smoothing={} pulls them towards \
-                 {target:.1}, which moves the modality gap; --set map_smoothing=0 does not",
+                "matching reference pairs are {margin:.1} logits above others, and alignment with \
+                 map_smoothing={} pulls them towards {target:.1}, which moves the modality gap; \
+                 --set map_smoothing=0 does not",
                 settings.map_smoothing
             )
         })
@@ -376,14 +388,14 @@ impl TaskPart for Referring {
 mod tests {
     use super::*;
 
-    /// Pairs whose numbers are those of their place among all pairs.
-    fn pairs(numbers: std::ops::Range<usize>, labels: &[usize]) -> Pairs {
+    /// Pairs whose values are their indices among all pairs, times a factor per field.
+    fn pairs(numbers: std::ops::Range<usize>, labels: &[usize]) -> ReferenceBatch {
         let device = Device::flex();
         let rows = |scale: f32| {
             let values: Vec<f32> = numbers.clone().map(|n| n as f32 * scale).collect();
             Tensor::<2>::from_data(TensorData::new(values, [numbers.len(), 1]), &device)
         };
-        Pairs {
+        ReferenceBatch {
             pixels: rows(1.0).unsqueeze_dims(&[2, 3]),
             tokens: TokenBatch {
                 ids: numbers.clone().map(|n| vec![n as u32]).collect(),
@@ -395,9 +407,10 @@ mod tests {
         }
     }
 
-    fn shuffled(seed: u64) -> Reference {
-        let all = Pairs::joined(vec![pairs(0..3, &[0, 1, 0]), pairs(3..5, &[2, 0])]).unwrap();
-        Reference {
+    fn shuffled(seed: u64) -> ReferencePairs {
+        let all =
+            ReferenceBatch::concat(vec![pairs(0..3, &[0, 1, 0]), pairs(3..5, &[2, 0])]).unwrap();
+        ReferencePairs {
             order: BatchOrder::new(5, 2, seed).unwrap(),
             batches: vec![all],
             shuffled: true,
@@ -405,13 +418,13 @@ mod tests {
     }
 
     #[test]
-    fn shuffled_pairs_stay_together_and_come_once_an_epoch_in_another_order() {
+    fn shuffled_epochs_are_permutations_of_whole_pairs() {
         let reference = shuffled(1);
         let mut orders = Vec::new();
         for epoch in 0..4 {
             let mut seen = Vec::new();
             for step in 3 * epoch..3 * epoch + 3 {
-                let batch = reference.at(step).into_owned();
+                let batch = reference.batch(step).into_owned();
                 let numbers: Vec<usize> = batch.tokens.ids.iter().map(|r| r[0] as usize).collect();
                 let of = |scale: f32| {
                     numbers
@@ -434,8 +447,11 @@ mod tests {
         }
         orders.dedup();
         assert!(orders.len() > 1);
-        // Any step by itself, as after a resumption.
-        assert_eq!(shuffled(1).at(7).tokens.ids, reference.at(7).tokens.ids);
+        // Any single step, as after resuming.
+        assert_eq!(
+            shuffled(1).batch(7).tokens.ids,
+            reference.batch(7).tokens.ids
+        );
     }
 
     #[test]
@@ -448,14 +464,14 @@ mod tests {
         // Cosines 1 and 0.6 of matching pairs, 0 and 0.8 of the others.
         batch.teacher_image = unit([1.0, 0.0, 0.8, 0.6]);
         batch.teacher_text = unit([1.0, 0.0, 0.0, 1.0]);
-        let reference = |batches| Reference {
+        let reference = |batches| ReferencePairs {
             order: BatchOrder::sequential(2, 2).unwrap(),
             batches,
             shuffled: false,
         };
         let margin = reference(vec![batch.clone()]).margin(10.0).unwrap();
         assert!((margin - 4.0).abs() < 1e-5, "{margin}");
-        // Where all pairs match there is none.
+        // No margin where all pairs match.
         batch.labels = vec![7, 7];
         assert_eq!(reference(vec![batch]).margin(10.0), None);
     }

@@ -1,4 +1,4 @@
-//! Penalties on the distance of the weights from earlier ones.
+//! Quadratic penalties on the distance from earlier weights: L2, EWC, adaptive consolidation.
 
 use std::path::Path;
 
@@ -11,26 +11,28 @@ use clip_model::{Clip, ClipModel, normalize};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    auxiliary_loss::{AuxiliaryLoss, tokenize_prompts},
+    context::{
+        MethodOutline, Monitor, RequiredWeights, RunContext, TaskContext, at_least_one, in_range,
+    },
     hooks::Mechanism,
-    setting::{Needs, Outline, Setting, TaskSetting, Watch, some, within},
-    state::{Carried, State, load_plain, save_model},
-    task_part::{TaskPart, prompts},
+    state::{MechanismState, RunState, load_plain, save_model},
     trainable::Trainable,
     weights::{Weights, add_to_gradients, combine},
 };
 use crate::{batch::Images, error::RunError, eval::to_host, tape::on_tape};
 use mtil_data::{seeds, suite::Task};
 
-/// A penalty on the distance of the weights from earlier ones. Its gradient is added to that of the
-/// losses; it needs no tape.
+/// Quadratic penalty on the distance from earlier weights. Its gradient is added in closed form,
+/// without autodiff.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Anchor {
-    /// Which distance.
+    /// The distance.
     pub kind: AnchorKind,
-    /// Its weight.
+    /// Weight of the penalty.
     pub weight: f64,
-    /// Images that estimate the Fisher information of a task: the first ones of the training set.
+    /// Number of training images that estimate the Fisher information of a task.
     #[serde(default = "default_fisher_images")]
     pub fisher_images: usize,
 }
@@ -39,31 +41,31 @@ fn default_fisher_images() -> usize {
     1000
 }
 
-/// Which distance from which weights.
+/// The distance of a penalty and the weights that it starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnchorKind {
-    /// `weight · Σ (θ − θ⁰)²` with the weights at the start of the task: the WC of ZSCL
-    /// (`mtil/src/models/finetune.py:34-37`, `helpers.py:47-51`).
+    /// `weight · Σ (θ − θ⁰)²` with the weights `θ⁰` at the start of the task: weight consolidation
+    /// (WC) of ZSCL (`mtil/src/models/finetune.py:34-37`, `helpers.py:47-51`).
     L2,
-    /// `weight/2 · Σ_t Σ F_t (θ − θ_t)²` over the earlier tasks, with the diagonal of the empirical
-    /// Fisher information of each: elastic weight consolidation (Kirkpatrick et al. 2017, arXiv
-    /// 1612.00796).
+    /// `weight/2 · Σ_t Σ F_t (θ − θ_t)²` over the earlier tasks, with the diagonal `F_t` of the
+    /// empirical Fisher information of each: elastic weight consolidation (EWC; Kirkpatrick et al.
+    /// 2017, arXiv 1612.00796).
     Fisher,
-    /// `weight · Σ F (θ − θ⁰)²` with the weights at the start of the task and `F = g²/mean(g²)` of
-    /// each parameter tensor, where `g` is the update's gradient of the losses on the reference
-    /// pairs: GIFT's adaptive weight consolidation (Luo-Jiaming/GIFT_CL, arXiv 2503.04229).
+    /// `weight · Σ F (θ − θ⁰)²` with the weights `θ⁰` at the start of the task and
+    /// `F = g²/mean(g²)` of each parameter tensor, where `g` is the step's gradient of the losses
+    /// on the reference pairs: adaptive weight consolidation of GIFT (Luo-Jiaming/GIFT_CL, arXiv
+    /// 2503.04229).
     Adaptive,
 }
 
-/// The mechanism: settings, and which parameters train.
-pub(crate) struct Anchoring {
+/// The anchor mechanism: its settings and the trainable parameters.
+pub(crate) struct AnchorMechanism {
     pub settings: Anchor,
     pub trainable: Trainable,
 }
 
-/// The importance of the parameters for earlier tasks, and the weights that they are held at; on
-/// the plain device.
+/// Importance of the parameters for earlier tasks, and the anchor weights; without autodiff.
 pub(crate) struct Importance {
     importance: ClipModel,
     at: ClipModel,
@@ -72,8 +74,8 @@ pub(crate) struct Importance {
 const IMPORTANCE: &str = "importance.safetensors";
 const ANCHOR: &str = "anchor.safetensors";
 
-impl Carried for Importance {
-    fn copy(&self) -> Option<Box<dyn Carried>> {
+impl MechanismState for Importance {
+    fn copy(&self) -> Option<Box<dyn MechanismState>> {
         Some(Box::new(Self {
             importance: self.importance.clone(),
             at: self.at.clone(),
@@ -90,29 +92,37 @@ impl Carried for Importance {
     }
 }
 
-impl Mechanism for Anchoring {
+impl Mechanism for AnchorMechanism {
     fn key(&self) -> &'static str {
         "anchor"
     }
 
-    fn check(&self, method: &Outline) -> Result<(), String> {
+    fn check(&self, method: &MethodOutline) -> Result<(), String> {
         let a = &self.settings;
-        within("anchor.weight", a.weight, 0.0, f64::MAX)?;
-        some("anchor.fisher_images", a.fisher_images)?;
+        in_range("anchor.weight", a.weight, 0.0, f64::MAX)?;
+        at_least_one("anchor.fisher_images", a.fisher_images)?;
         if a.kind == AnchorKind::Adaptive && !method.uses_reference {
-            return Err("`anchor.kind = \"adaptive\"` weighs by the gradient of `cd`, `map` and `hold_means`: one must be above 0".to_owned());
+            return Err(concat!(
+                "`anchor.kind = \"adaptive\"` weighs by the gradient of `cd`, `map` and ",
+                "`hold_means`: one must be above 0"
+            )
+            .to_owned());
         }
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
-        Needs {
+    fn needs(&self) -> RequiredWeights {
+        RequiredWeights {
             start: self.settings.kind != AnchorKind::Fisher,
             pretrained: false,
         }
     }
 
-    fn load(&self, folder: &Path, run: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+    fn load(
+        &self,
+        folder: &Path,
+        run: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
         if !folder.join(IMPORTANCE).exists() {
             return Ok(None);
         }
@@ -123,13 +133,13 @@ impl Mechanism for Anchoring {
         })))
     }
 
-    fn part(
+    fn auxiliary_loss(
         &self,
-        _: &TaskSetting<'_>,
-        state: &State,
-    ) -> Result<Option<Box<dyn TaskPart>>, RunError> {
+        _: &TaskContext<'_>,
+        state: &RunState,
+    ) -> Result<Option<Box<dyn AuxiliaryLoss>>, RunError> {
         let weight = self.settings.weight;
-        let boxed = |penalty: Penalty| Box::new(penalty) as Box<dyn TaskPart>;
+        let boxed = |penalty: Penalty| Box::new(penalty) as Box<dyn AuxiliaryLoss>;
         let start = state.start.as_ref();
         Ok(match self.settings.kind {
             AnchorKind::L2 => start.map(|s| boxed(Penalty::new(s, None, weight))),
@@ -137,20 +147,20 @@ impl Mechanism for Anchoring {
                 .get::<Importance>()
                 .map(|i| boxed(Penalty::new(&i.at, Some(&i.importance), weight / 2.0))),
             AnchorKind::Adaptive => start.map(|start| {
-                Box::new(Adaptive {
+                Box::new(AdaptivePenalty {
                     start: Weights::of(start),
                     factor: weight,
-                }) as Box<dyn TaskPart>
+                }) as Box<dyn AuxiliaryLoss>
             }),
         })
     }
 
-    fn keep(
+    fn finish_task(
         &self,
         trained: &ClipModel,
-        task: &TaskSetting<'_>,
-        state: &mut State,
-        _: &mut Watch<'_>,
+        task: &TaskContext<'_>,
+        state: &mut RunState,
+        _: &mut Monitor<'_>,
     ) -> Result<bool, RunError> {
         if self.settings.kind != AnchorKind::Fisher || task.last {
             return Ok(true);
@@ -158,24 +168,24 @@ impl Mechanism for Anchoring {
         let run = task.run;
         let model = on_tape(trained.clone(), run.device);
         let (model, _) = self.trainable.apply(model, task.index)?;
-        let new = fisher(
+        let new = fisher_diagonal(
             &model,
             &run.suite.tasks[task.index],
-            &prompts(run.checkpoint, run.suite, task.index)?,
+            &tokenize_prompts(run.checkpoint, run.suite, task.index)?,
             self.settings.fisher_images,
             seeds::derive(run.seed, &[seeds::FISHER, task.index as u64]),
             run.images,
             run.device,
         )?;
         let old = state.take::<Importance>().map(|i| (i.importance, i.at));
-        let (importance, at) = join(old, new, trained.clone());
+        let (importance, at) = merge_penalties(old, new, trained.clone());
         state.set(Importance { importance, at });
         Ok(true)
     }
 }
 
-impl TaskPart for Penalty {
-    fn penalise(
+impl AuxiliaryLoss for Penalty {
+    fn add_penalty_gradient(
         &self,
         model: &ClipModel,
         gradients: &mut GradientsParams,
@@ -184,37 +194,37 @@ impl TaskPart for Penalty {
     }
 }
 
-/// GIFT's penalty in one task.
-struct Adaptive {
+/// Adaptive weight consolidation of GIFT in one task.
+struct AdaptivePenalty {
     start: Weights,
     factor: f64,
 }
 
-impl TaskPart for Adaptive {
-    fn weighs_by_reference(&self) -> bool {
+impl AuxiliaryLoss for AdaptivePenalty {
+    fn weights_by_reference_gradient(&self) -> bool {
         true
     }
 
-    fn penalise(
+    fn add_penalty_gradient(
         &self,
         model: &ClipModel,
         gradients: &mut GradientsParams,
     ) -> Option<(&'static str, f32)> {
-        let value = adaptive(model, gradients, &self.start, self.factor);
+        let value = add_adaptive_penalty(model, gradients, &self.start, self.factor);
         Some(("penalty", value))
     }
 }
 
-/// `factor · Σ F (θ − anchor)²`.
+/// The penalty `factor · Σ F (θ − anchor)²`.
 struct Penalty {
     anchor: Weights,
-    /// 1 everywhere when absent.
+    /// `F`; 1 everywhere when absent.
     importance: Option<Weights>,
     factor: f64,
 }
 
 impl Penalty {
-    /// A penalty on the distance from `anchor`.
+    /// Creates a penalty on the distance from `anchor`.
     fn new(anchor: &ClipModel, importance: Option<&ClipModel>, factor: f64) -> Self {
         Self {
             anchor: Weights::of(anchor),
@@ -223,7 +233,7 @@ impl Penalty {
         }
     }
 
-    /// Adds the penalty's gradient to `gradients`, and says what the penalty is.
+    /// Adds the penalty's gradient to `gradients`. Returns the value of the penalty.
     fn apply<M: Module>(&self, module: &M, gradients: &mut GradientsParams) -> f32 {
         let mut sum: Option<Tensor<1>> = None;
         add_to_gradients(module, gradients, &mut |id, value, _| {
@@ -243,11 +253,11 @@ impl Penalty {
     }
 }
 
-/// GIFT's adaptive weight consolidation: `factor · Σ F (θ − start)²`, where `F = g²/mean(g²)` of
-/// each tensor for the gradient `g` of the losses on the reference pairs, and 1e-6 where there is
-/// none. Adds the penalty's gradient to `gradients`, which hold `g`, and says what the penalty is
-/// (Luo-Jiaming/GIFT_CL; GNSP `src/models/finetune_gift.py`).
-fn adaptive<M: Module>(
+/// Adaptive weight consolidation of GIFT: `factor · Σ F (θ − start)²`, where `F = g²/mean(g²)` of
+/// each tensor for the gradient `g` of the losses on the reference pairs, and 1e-6 for tensors
+/// without gradient. Adds the penalty's gradient to `gradients`, which hold `g`. Returns the value
+/// of the penalty (Luo-Jiaming/GIFT_CL; GNSP `src/models/finetune_gift.py`).
+fn add_adaptive_penalty<M: Module>(
     module: &M,
     gradients: &mut GradientsParams,
     start: &Weights,
@@ -260,7 +270,7 @@ fn adaptive<M: Module>(
         let pull = match gradient {
             Some(gradient) => {
                 let square = gradient.square();
-                // All zero where a gradient vanishes, and then so is the square.
+                // A gradient of zeros has a mean of 0; the clamp makes `F` 0 there, not NaN.
                 let mean = square.clone().mean().clamp_min(f32::MIN_POSITIVE);
                 distance.clone() * square / mean
             }
@@ -276,11 +286,12 @@ fn adaptive<M: Module>(
     sum.map_or(0.0, |s| to_host(s)[0] * factor as f32)
 }
 
-/// The diagonal of the empirical Fisher information of `model` (with autodiff, and its trainable
-/// parameters set) on `count` training images of `task`, drawn by `seed`, as a model: the mean
-/// square of the gradient of each image's log-likelihood of its class (Kirkpatrick et al. 2017; the
-/// true classes, no smoothing). Images are prepared as for evaluation.
-fn fisher(
+/// Computes the diagonal of the empirical Fisher information of `model` (with autodiff, and its
+/// trainable parameters set) on `count` training images of `task`, drawn with `seed`. This is the
+/// mean square of the gradient of each image's log-likelihood of its true class, without smoothing
+/// (Kirkpatrick et al. 2017). Images are preprocessed as for evaluation. The result is a model
+/// whose weights are the diagonal.
+fn fisher_diagonal(
     model: &ClipModel,
     task: &Task,
     prompts: &clip_model::TokenBatch,
@@ -290,7 +301,7 @@ fn fisher(
     device: &Device,
 ) -> Result<ClipModel, RunError> {
     let mut sum = combine(model.valid(), &[], |x, _| x.zeros_like());
-    // Files come sorted by class, so the first of them would be of few classes.
+    // Datasets are sorted by class, so the first images would cover few classes.
     let all = seeds::sample(task.train.labels.len(), count, seed);
     let mut seen = 0_usize;
     for index in &all {
@@ -305,7 +316,7 @@ fn fisher(
         let label = Tensor::<1, Int>::from_data(TensorData::new(vec![label], [1]), device);
         let loss = clip_losses::smoothed_cross_entropy(logits, label, 0.0);
         let mut gradients = GradientsParams::from_grads(loss.backward(), model);
-        // The squares travel in the shape of the gradients, then of a model.
+        // The squares are collected by parameter id, then added to the model `sum`.
         let mut squares = std::collections::HashMap::new();
         add_to_gradients(model, &mut gradients, &mut |id, _, gradient| {
             if let Some(gradient) = gradient {
@@ -340,10 +351,10 @@ fn add_squares(
     model.map(&mut Add(squares))
 }
 
-/// Joins a task's importance `new` at the weights `at` to what was there: the sum of two quadratic
-/// penalties is, up to a constant, one with the summed importance around the weighted mean of the
-/// anchors. Returns importance and anchor.
-fn join(
+/// Merges the penalty of a task, with the importance `new` around the weights `at`, with that of
+/// earlier tasks. The sum of two quadratic penalties is, up to a constant, one penalty with the
+/// summed importance around the weighted mean of the anchors. Returns importance and anchor.
+fn merge_penalties(
     old: Option<(ClipModel, ClipModel)>,
     new: ClipModel,
     at: ClipModel,
@@ -353,8 +364,9 @@ fn join(
     };
     let joined = combine(at, &[&anchor, &importance, &new], |at, o| {
         let (anchor, old, new) = (o[0].clone(), o[1].clone(), o[2].clone());
-        // Exactly one of the two where the other does not count: a weight beside its anchor by
-        // rounding alone would be pulled, and Adam takes full steps of the slightest pull.
+        // Exactly one of the anchors where the other has no weight: a rounding difference between a
+        // weight and its anchor would give a gradient, and Adam takes full steps for tiny
+        // gradients.
         let first = old.clone().equal_elem(0.0);
         let share = new.clone() / (old + new).mask_fill(first.clone(), 1.0);
         let alone = first.bool_or(share.clone().equal_elem(1.0));
@@ -374,13 +386,13 @@ mod tests {
         combine(clip.model, &[], |x, _| x.zeros_like().add_scalar(value))
     }
 
-    /// The first number of the first parameter.
+    /// Returns the first value of the first parameter.
     fn first(model: &ClipModel) -> f32 {
         to_host(model.logit_scale.val())[0]
     }
 
     #[test]
-    fn a_joined_anchor_is_exactly_the_one_that_alone_counts() {
+    fn an_anchor_without_importance_does_not_move_the_other() {
         let (before, after) = (0.013_456_7_f32, 0.012_345_6_f32);
         for (old, new, want) in [
             (0.0, 0.3, after),
@@ -389,13 +401,14 @@ mod tests {
             (0.7, 1e-12, before),
             (0.0, 0.0, after),
         ] {
-            let joined = join(Some((model(old), model(before))), model(new), model(after));
+            let joined =
+                merge_penalties(Some((model(old), model(before))), model(new), model(after));
             assert_eq!(first(&joined.1), want, "{old} {new}");
             assert_eq!(first(&joined.0), old + new);
         }
-        let joined = join(Some((model(1.0), model(2.0))), model(3.0), model(6.0));
+        let joined = merge_penalties(Some((model(1.0), model(2.0))), model(3.0), model(6.0));
         assert_eq!((first(&joined.0), first(&joined.1)), (4.0, 5.0));
-        let alone = join(None, model(3.0), model(6.0));
+        let alone = merge_penalties(None, model(3.0), model(6.0));
         assert_eq!((first(&alone.0), first(&alone.1)), (3.0, 6.0));
     }
 }

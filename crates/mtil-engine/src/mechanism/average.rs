@@ -1,4 +1,4 @@
-//! An average of the weights along a task.
+//! Weight averaging during a task.
 
 use std::path::Path;
 
@@ -7,22 +7,23 @@ use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    context::{MethodOutline, RequiredWeights, RunContext, at_least_one, in_range},
     hooks::Mechanism,
-    setting::{Needs, Outline, Setting, some, within},
-    state::{Carried, State, load_plain, read_json, save_model, write_json},
+    state::{MechanismState, RunState, load_plain, read_json, save_model, write_json},
     weights::combine,
 };
 use crate::error::RunError;
 
-/// An average of the weights along the way: after updates 0, `every`, 2·`every`, … `W ← alpha ·
-/// (n·W + θ)/(n + 1) + (1 − alpha) · θ⁰`, from `W = θ⁰`, the weights at the start of the task, and
-/// `n = 1`. A task ends with `W` (ZSCL `mtil/src/models/helpers.py:31-34`, `finetune.py:310-320`).
+/// Running average `W` of the weights over a task: after training steps 0, `every`, 2·`every`, …
+/// `W ← alpha · (n·W + θ)/(n + 1) + (1 − alpha) · θ⁰`. It starts with `n = 1` and `W = θ⁰`, the
+/// weights at the start of the task. `W` replaces the weights at the end of the task (ZSCL
+/// `mtil/src/models/helpers.py:31-34`, `finetune.py:310-320`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Average {
-    /// Updates from one snapshot to the next.
+    /// Training steps between snapshots.
     pub every: usize,
-    /// 1 is the plain mean; less holds it near the start.
+    /// Weight of the mean; below 1, the average stays near the start.
     #[serde(default = "one")]
     pub alpha: f64,
 }
@@ -31,18 +32,18 @@ fn one() -> f64 {
     1.0
 }
 
-/// The average so far, on the plain device.
-pub(crate) struct Averaged {
+/// The average so far, without autodiff.
+pub(crate) struct RunningAverage {
     weights: ClipModel,
-    /// Snapshots in it besides the start.
+    /// Number of snapshots besides the start.
     snapshots: usize,
 }
 
 const WEIGHTS: &str = "average.safetensors";
 const SNAPSHOTS: &str = "average.json";
 
-impl Carried for Averaged {
-    fn copy(&self) -> Option<Box<dyn Carried>> {
+impl MechanismState for RunningAverage {
+    fn copy(&self) -> Option<Box<dyn MechanismState>> {
         Some(Box::new(Self {
             weights: self.weights.clone(),
             snapshots: self.snapshots,
@@ -54,7 +55,7 @@ impl Carried for Averaged {
         write_json(&self.snapshots, &folder.join(SNAPSHOTS))
     }
 
-    /// It is dropped at the end of a task.
+    /// 0, since the average is dropped at the end of a task.
     fn bytes(&self, _: &Clip) -> u64 {
         0
     }
@@ -65,46 +66,50 @@ impl Mechanism for Average {
         "average"
     }
 
-    fn check(&self, _: &Outline) -> Result<(), String> {
-        some("average.every", self.every)?;
-        within("average.alpha", self.alpha, 0.0, 1.0)
+    fn check(&self, _: &MethodOutline) -> Result<(), String> {
+        at_least_one("average.every", self.every)?;
+        in_range("average.alpha", self.alpha, 0.0, 1.0)
     }
 
-    fn needs(&self) -> Needs {
-        Needs {
+    fn needs(&self) -> RequiredWeights {
+        RequiredWeights {
             start: self.alpha < 1.0,
             pretrained: false,
         }
     }
 
-    fn mixes_weights(&self) -> bool {
+    fn averages_weights(&self) -> bool {
         true
     }
 
-    fn load(&self, folder: &Path, run: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+    fn load(
+        &self,
+        folder: &Path,
+        run: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
         if !folder.join(WEIGHTS).exists() {
             return Ok(None);
         }
-        Ok(Some(Box::new(Averaged {
+        Ok(Some(Box::new(RunningAverage {
             weights: load_plain(&folder.join(WEIGHTS), run.checkpoint)?,
             snapshots: read_json(&folder.join(SNAPSHOTS))?,
         })))
     }
 
-    fn begin(&self, state: &mut State) {
+    fn begin_task(&self, state: &mut RunState) {
         let weights = state.model.valid();
-        state.set(Averaged {
+        state.set(RunningAverage {
             weights,
             snapshots: 0,
         });
     }
 
     /// `W ← α·(n·W + θ)/(n + 1) + (1 − α)·θ⁰`, n counted from 1.
-    fn after_update(&self, step: usize, weights: &dyn Fn() -> ClipModel, state: &mut State) {
+    fn after_step(&self, step: usize, weights: &dyn Fn() -> ClipModel, state: &mut RunState) {
         if !step.is_multiple_of(self.every) {
             return;
         }
-        let Some(Averaged {
+        let Some(RunningAverage {
             weights: average,
             snapshots,
         }) = state.take()
@@ -122,20 +127,20 @@ impl Mechanism for Average {
                 (w.mul_scalar(n) + o[0].clone()).div_scalar(n + 1.0)
             }),
         };
-        state.set(Averaged {
+        state.set(RunningAverage {
             weights: next,
             snapshots,
         });
     }
 
-    fn finish(&self, trained: ClipModel, _: &Setting<'_>, state: &State) -> ClipModel {
-        match state.get::<Averaged>() {
+    fn final_weights(&self, trained: ClipModel, _: &RunContext<'_>, state: &RunState) -> ClipModel {
+        match state.get::<RunningAverage>() {
             Some(average) if average.snapshots > 0 => average.weights.clone(),
             _ => trained,
         }
     }
 
-    fn end(&self, state: &mut State) {
-        state.take::<Averaged>();
+    fn end_task(&self, state: &mut RunState) {
+        state.take::<RunningAverage>();
     }
 }

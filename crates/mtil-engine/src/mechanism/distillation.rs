@@ -1,4 +1,4 @@
-//! Distillation against fixed texts, as ZSCL and LwF do it.
+//! Distillation of image-text similarities against fixed texts (ZSCL, LwF).
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -10,16 +10,16 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    earlier::Teacher,
-    exemplars::Exemplars,
+    auxiliary_loss::{AuxiliaryLoss, Loss, LossContext, prompt_texts},
+    context::{MethodOutline, RequiredWeights, TaskContext, at_least_one, in_range},
+    earlier_weights::Teacher,
     hooks::Mechanism,
-    joined_images::Joined,
-    setting::{Needs, Outline, TaskSetting, some, within},
-    state::State,
-    task_part::{Loss, TaskPart, Towers, prompt_texts},
+    rehearsal_memory::RehearsalMemory,
+    state::RunState,
+    training_images::ConcatImages,
 };
 use crate::{
-    batch::{Ahead, Images},
+    batch::{Images, Prefetcher},
     error::RunError,
     eval::encode_texts,
 };
@@ -29,9 +29,9 @@ use mtil_data::{
     suite::Suite,
 };
 
-/// Distillation of the similarity of images to fixed texts: with `Z = s·F(U)·G(V)ᵀ`, where the
-/// texts' features `G` are the teacher's on both sides, the loss is `image · KD(Zᵗ, Zˢ) + text ·
-/// KD(Zᵗᵀ, Zˢᵀ)` (ZSCL `mtil/src/models/finetune.py:248-300`).
+/// Distillation of the similarities of images to fixed texts: `Z = s·F(U)·G(V)ᵀ`, where teacher and
+/// student both use the teacher's text features `G`. The loss is
+/// `image · KD(Zᵗ, Zˢ) + text · KD(Zᵗᵀ, Zˢᵀ)` (ZSCL `mtil/src/models/finetune.py:248-300`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distill {
@@ -43,11 +43,11 @@ pub struct Distill {
     pub images: DistillImages,
     /// The texts V.
     pub texts: DistillTexts,
-    /// Whether reference images come in a fresh order each epoch (ZSCL) or always in the same.
+    /// Reshuffles the images in each epoch (ZSCL); rehearsal images are never shuffled.
     pub shuffle: bool,
-    /// How many random texts [`DistillTexts::Random`] draws for a task.
+    /// Number of random texts per task of [`DistillTexts::Random`].
     pub random_texts: usize,
-    /// Whether to distil on the first task too.
+    /// Distils on the first task too.
     pub first_task: bool,
 }
 
@@ -71,9 +71,9 @@ impl Default for Distill {
 pub enum DistillImages {
     /// The reference images.
     Reference,
-    /// The task's own training images, prepared as for evaluation (LwF).
+    /// The task's own training images, preprocessed as for evaluation (LwF).
     Task,
-    /// The images kept of earlier tasks (iCaRL); none on the first.
+    /// Rehearsal images of earlier tasks (iCaRL); none on the first task.
     Memory,
 }
 
@@ -81,94 +81,96 @@ pub enum DistillImages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DistillTexts {
-    /// The suite's texts without images; the different captions of the reference images where there
-    /// are none.
+    /// The suite's texts without images; where there are none, the distinct captions of the
+    /// reference images.
     Captions,
-    /// The different captions of the reference images.
+    /// The distinct captions of the reference images.
     Reference,
-    /// The prompts of the task's classes, first template (LwF).
+    /// The prompts of the task's classes, with the first template (LwF).
     Prompts,
     /// The prompts of the classes of all tasks so far.
     AllPrompts,
-    /// Rows of ten random tokens, drawn for each task (LwF-VR; ZSCL
+    /// Texts of ten random tokens, drawn per task (LwF-VR; ZSCL
     /// `mtil/src/models/helpers.py:54-62`).
     Random,
 }
 
-/// The mechanism: settings, and those of the method that it shares.
-pub(crate) struct Distilling {
+/// The distillation mechanism: its settings, and those shared with other mechanisms.
+pub(crate) struct DistillMechanism {
     pub settings: Distill,
     pub temperature: f64,
     pub teacher: Teacher,
-    /// Images per update.
+    /// Images per training step.
     pub batch: usize,
-    /// The same where images are kept.
-    pub kept_batch: Option<usize>,
+    /// Images per training step from the rehearsal memory.
+    pub rehearsal_batch: Option<usize>,
 }
 
-impl Mechanism for Distilling {
+impl Mechanism for DistillMechanism {
     fn key(&self) -> &'static str {
         "distill"
     }
 
-    fn check(&self, method: &Outline) -> Result<(), String> {
+    fn check(&self, method: &MethodOutline) -> Result<(), String> {
         let d = &self.settings;
-        within("distill.image", d.image, 0.0, f64::MAX)?;
-        within("distill.text", d.text, 0.0, f64::MAX)?;
-        some("distill.random_texts", d.random_texts)?;
+        in_range("distill.image", d.image, 0.0, f64::MAX)?;
+        in_range("distill.text", d.text, 0.0, f64::MAX)?;
+        at_least_one("distill.random_texts", d.random_texts)?;
         if d.images == DistillImages::Memory && !method.keys.contains(&"rehearsal") {
             return Err("`distill.images = \"memory\"` needs a `[rehearsal]`".to_owned());
         }
         Ok(())
     }
 
-    fn needs(&self) -> Needs {
+    fn needs(&self) -> RequiredWeights {
         self.teacher.needs()
     }
 
-    fn part(
+    fn auxiliary_loss(
         &self,
-        task: &TaskSetting<'_>,
-        state: &State,
-    ) -> Result<Option<Box<dyn TaskPart>>, RunError> {
+        task: &TaskContext<'_>,
+        state: &RunState,
+    ) -> Result<Option<Box<dyn AuxiliaryLoss>>, RunError> {
         let run = task.run;
-        let exemplars = state.get::<Exemplars>().filter(|_| task.index > 0);
-        let kept = exemplars
-            .map(|kept| -> Arc<dyn ImageSource> { Arc::new(Joined::new(run.suite, kept.items())) });
-        let batch = self.kept_batch.filter(|_| kept.is_some());
-        let of = Of {
+        let memory = state.get::<RehearsalMemory>().filter(|_| task.index > 0);
+        let rehearsal_images = memory.map(|memory| -> Arc<dyn ImageSource> {
+            Arc::new(ConcatImages::new(run.suite, memory.items()))
+        });
+        let batch = self.rehearsal_batch.filter(|_| rehearsal_images.is_some());
+        let of = DistillationInputs {
             checkpoint: run.checkpoint,
             suite: run.suite,
             index: task.index,
             seed: run.seed,
             batch: batch.unwrap_or(self.batch),
             temperature: self.temperature,
-            teacher: self.teacher.of(run.checkpoint, state),
-            kept,
+            teacher: self.teacher.resolve(run.checkpoint, state),
+            rehearsal_images,
         };
-        let distillation = Distillation::new(&self.settings, &of)?;
-        Ok(distillation.map(|part| Box::new(part) as Box<dyn TaskPart>))
+        let distillation = DistillationLoss::new(&self.settings, &of)?;
+        Ok(distillation.map(|part| Box::new(part) as Box<dyn AuxiliaryLoss>))
     }
 }
 
-/// The images, the texts and the teacher of one task's distillation.
-struct Distillation {
+/// Distillation loss of one task: its images, texts and teacher.
+struct DistillationLoss {
     settings: Distill,
     temperature: f64,
     source: Arc<dyn ImageSource>,
-    /// Until the first update, when it goes to the loader.
+    /// Batch order; taken by the prefetcher at the first training step.
     order: Option<BatchOrder>,
-    stream: Option<Ahead>,
+    stream: Option<Prefetcher>,
     teacher: ClipModel,
-    /// The teacher's normalised features of the texts, `[texts, e]`; they stand on both sides
+    /// The teacher's normalised text features, `[texts, width]`, used for teacher and student
     /// (ZSCL `mtil/src/models/finetune.py:266-267`).
     texts: Tensor<2>,
-    /// The teacher's normalised features of the images drawn last, on the plain device.
-    taught: Option<Tensor<2>>,
+    /// The teacher's normalised features of the current images, `[images, width]`, without
+    /// autodiff.
+    teacher_image: Option<Tensor<2>>,
 }
 
-/// What a distillation is made for.
-struct Of<'a> {
+/// Arguments of [`DistillationLoss::new`].
+struct DistillationInputs<'a> {
     checkpoint: &'a Clip,
     suite: &'a Suite,
     index: usize,
@@ -176,22 +178,22 @@ struct Of<'a> {
     batch: usize,
     temperature: f64,
     teacher: &'a ClipModel,
-    /// The images kept of earlier tasks.
-    kept: Option<Arc<dyn ImageSource>>,
+    /// Rehearsal images of earlier tasks.
+    rehearsal_images: Option<Arc<dyn ImageSource>>,
 }
 
-impl Distillation {
-    /// Prepares the distillation of a task; none where its images are those of earlier tasks and
-    /// there are none yet.
-    fn new(settings: &Distill, of: &Of<'_>) -> Result<Option<Self>, RunError> {
+impl DistillationLoss {
+    /// Prepares the distillation of a task. Returns none if the settings exclude the first task, or
+    /// if there are no rehearsal images yet.
+    fn new(settings: &Distill, of: &DistillationInputs<'_>) -> Result<Option<Self>, RunError> {
         if of.index == 0 && !settings.first_task {
             return Ok(None);
         }
         let source = match settings.images {
             DistillImages::Reference => of.suite.reference_of(of.index).images.clone(),
             DistillImages::Task => of.suite.tasks[of.index].train.images.clone(),
-            DistillImages::Memory => match &of.kept {
-                Some(kept) => kept.clone(),
+            DistillImages::Memory => match &of.rehearsal_images {
+                Some(rehearsal_images) => rehearsal_images.clone(),
                 None => return Ok(None),
             },
         };
@@ -210,13 +212,13 @@ impl Distillation {
             stream: None,
             teacher: of.teacher.clone(),
             texts: texts(settings, of)?,
-            taught: None,
+            teacher_image: None,
         }))
     }
 }
 
-impl TaskPart for Distillation {
-    fn draw(
+impl AuxiliaryLoss for DistillationLoss {
+    fn next_batch(
         &mut self,
         step: usize,
         steps: usize,
@@ -225,27 +227,27 @@ impl TaskPart for Distillation {
     ) -> Result<Option<Tensor<4>>, RunError> {
         if let Some(order) = self.order.take() {
             let (source, steps) = (self.source.clone(), step as u64..steps as u64);
-            self.stream = Some(images.eval_steps_ahead(source, order, steps)?);
+            self.stream = Some(images.prefetch_eval_steps(source, order, steps)?);
         }
-        self.taught = None;
+        self.teacher_image = None;
         let Some(batch) = self.stream.as_mut().and_then(Iterator::next) else {
             return Ok(None);
         };
         let pixels = images.tensor(&batch?.images, &self.teacher.device())?;
         Ok(pixels.map(|pixels| {
-            self.taught = Some(normalize(self.teacher.encode_image(pixels.clone())));
+            self.teacher_image = Some(normalize(self.teacher.encode_image(pixels.clone())));
             Tensor::from_data(pixels.into_data(), device)
         }))
     }
 
-    /// The scale is the student's, for both sides (GNSP and ZSCL use it for the teacher too).
-    fn losses(&self, student: Tensor<2>, towers: &mut Towers<'_>) -> Vec<Loss> {
-        let Some(taught) = &self.taught else {
+    /// Teacher and student use the student's logit scale, as in GNSP and ZSCL.
+    fn losses(&self, student: Tensor<2>, towers: &mut LossContext<'_>) -> Vec<Loss> {
+        let Some(teacher_image) = &self.teacher_image else {
             return Vec::new();
         };
         let texts = self.texts.clone().transpose();
         let scale = towers.scale.clone();
-        let teacher = taught.clone().matmul(texts.clone()) * scale.clone().inner();
+        let teacher = teacher_image.clone().matmul(texts.clone()) * scale.clone().inner();
         let student = student.matmul(texts) * scale;
         let mut sum: Option<Tensor<1>> = None;
         for (weight, teacher, student) in [
@@ -265,8 +267,8 @@ impl TaskPart for Distillation {
     }
 }
 
-/// The teacher's normalised features of the texts.
-fn texts(settings: &Distill, of: &Of<'_>) -> Result<Tensor<2>, RunError> {
+/// Returns the teacher's normalised features of the texts.
+fn texts(settings: &Distill, of: &DistillationInputs<'_>) -> Result<Tensor<2>, RunError> {
     let captions = &of.suite.reference_of(of.index).captions;
     let texts: Vec<String> = match settings.texts {
         DistillTexts::Captions if !of.suite.extras.texts.is_empty() => {
@@ -274,8 +276,8 @@ fn texts(settings: &Distill, of: &Of<'_>) -> Result<Tensor<2>, RunError> {
         }
         DistillTexts::Captions | DistillTexts::Reference => {
             let mut seen = BTreeSet::new();
-            let different = captions.iter().filter(|c| seen.insert(c.as_str()));
-            different.cloned().collect()
+            let distinct = captions.iter().filter(|c| seen.insert(c.as_str()));
+            distinct.cloned().collect()
         }
         DistillTexts::Prompts => prompt_texts(of.suite, of.index),
         DistillTexts::AllPrompts => {
@@ -292,22 +294,23 @@ fn texts(settings: &Distill, of: &Of<'_>) -> Result<Tensor<2>, RunError> {
     Ok(encode_texts(of.checkpoint, of.teacher, &texts)?)
 }
 
-/// Rows of a start token, ten ids of the whole vocabulary, and an end token (ZSCL
+/// Draws texts of a start token, ten ids of the whole vocabulary, and an end token (ZSCL
 /// `mtil/src/models/helpers.py:54-62`).
-fn random_texts(of: &Of<'_>, count: usize) -> Result<TokenBatch, RunError> {
+fn random_texts(of: &DistillationInputs<'_>, count: usize) -> Result<TokenBatch, RunError> {
     const IDS: usize = 10;
     let text = &of.checkpoint.config.text;
     let mut tokens = of
         .checkpoint
         .tokenizer
         .encode(&[String::new()], text.max_position_embeddings)?;
+    // The empty text consists of the start and the end token.
     let ends = std::mem::take(&mut tokens.ids).concat();
     let seed = seeds::derive(of.seed, &[seeds::RANDOM_TEXTS, of.index as u64]);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let room = text.max_position_embeddings.saturating_sub(2).min(IDS);
+    let ids_per_text = text.max_position_embeddings.saturating_sub(2).min(IDS);
     tokens.ids = (0..count)
         .map(|_| {
-            let ids = (0..room).map(|_| rng.random_range(0..text.vocab_size as u32));
+            let ids = (0..ids_per_text).map(|_| rng.random_range(0..text.vocab_size as u32));
             let first = ends.first().copied();
             first
                 .into_iter()

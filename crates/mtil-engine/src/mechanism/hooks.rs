@@ -1,4 +1,4 @@
-//! What a mechanism is.
+//! The `Mechanism` trait: hooks of a method during a run.
 
 use std::path::Path;
 
@@ -6,170 +6,185 @@ use clip_model::ClipModel;
 use gnsp_optimizer::Protection;
 
 use super::{
-    setting::{Needs, Outline, Setting, TaskSetting, Watch, Work},
-    state::{Carried, State},
-    task_part::TaskPart,
+    auxiliary_loss::AuxiliaryLoss,
+    context::{MethodOutline, Monitor, Phase, RequiredWeights, RunContext, TaskContext},
+    state::{MechanismState, RunState},
 };
 use crate::{
     error::RunError,
-    eval::{Answer, Encoder},
+    eval::{Encoder, Scorer},
 };
 use mtil_data::suite::Suite;
 
-/// A mechanism of a method. The engine calls its hooks in the order of the method's list and knows
-/// none by name.
+/// A mechanism of a method. The engine calls the hooks in the order of the method's list and does
+/// not depend on any particular mechanism.
 pub(crate) trait Mechanism {
-    /// Its key in a method file.
+    /// Key of the mechanism in a method file.
     fn key(&self) -> &'static str;
 
-    /// Whether its settings are in range and fit the rest of the method; a sentence that names the
-    /// key where they do not.
-    fn check(&self, method: &Outline) -> Result<(), String>;
+    /// Checks that the settings are in range and fit the rest of the method. The error is a
+    /// sentence that names the key.
+    fn check(&self, method: &MethodOutline) -> Result<(), String>;
 
-    /// Earlier weights that it needs.
-    fn needs(&self) -> Needs {
-        Needs::default()
+    /// Earlier weights that the mechanism needs.
+    fn needs(&self) -> RequiredWeights {
+        RequiredWeights::default()
     }
 
-    /// Whether it trains something else than the weights, which one device does in `f32`.
+    /// Returns whether adapters train in place of the weights. They need one device and `f32`.
     fn trains_adapters(&self) -> bool {
         false
     }
 
-    /// Whether the weights of the towers change.
+    /// Returns whether the weights of the towers change.
     fn trains_weights(&self) -> bool {
         true
     }
 
-    /// Whether an answer needs the task of the image.
+    /// Returns whether a prediction needs the task of the image.
     fn needs_task(&self) -> bool {
         false
     }
 
-    /// Whether [`finish`](Self::finish) may change weights that did not train, if only by rounding.
-    fn mixes_weights(&self) -> bool {
+    /// Returns whether [`final_weights`](Self::final_weights) may change frozen weights, if only by
+    /// rounding.
+    fn averages_weights(&self) -> bool {
         false
     }
 
-    /// What it carries before the first task.
-    fn fresh(&self, _: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+    /// State of the mechanism before the first task.
+    fn initial_state(
+        &self,
+        _: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
         Ok(None)
     }
 
-    /// What it carries, from the folder of a state.
-    fn load(&self, _: &Path, _: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+    /// Loads the state of the mechanism from the folder of a run's state.
+    fn load(
+        &self,
+        _: &Path,
+        _: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
         Ok(None)
     }
 
     /// Called at the start of a task.
-    fn begin(&self, _: &mut State) {}
+    fn begin_task(&self, _: &mut RunState) {}
 
-    /// The projectors of a task's optimizer.
+    /// Null-space projectors of a task's optimizer.
     fn protection(
         &self,
         _: usize,
         _: &ClipModel,
-        _: &State,
+        _: &RunState,
     ) -> Result<Option<Protection>, RunError> {
         Ok(None)
     }
 
-    /// What it adds to the updates of a task.
-    fn part(&self, _: &TaskSetting<'_>, _: &State) -> Result<Option<Box<dyn TaskPart>>, RunError> {
+    /// Losses and gradients that the mechanism adds to the training steps of a task.
+    fn auxiliary_loss(
+        &self,
+        _: &TaskContext<'_>,
+        _: &RunState,
+    ) -> Result<Option<Box<dyn AuxiliaryLoss>>, RunError> {
         Ok(None)
     }
 
-    /// Called after each update, counted from 0; `weights` makes a copy on the plain device.
-    fn after_update(&self, _: usize, _: &dyn Fn() -> ClipModel, _: &mut State) {}
+    /// Called after each training step, counted from 0. The closure copies the weights, without
+    /// autodiff.
+    fn after_step(&self, _: usize, _: &dyn Fn() -> ClipModel, _: &mut RunState) {}
 
-    /// The weights that a task ends with, from those of its last update.
-    fn finish(&self, trained: ClipModel, _: &Setting<'_>, _: &State) -> ClipModel {
+    /// Returns the final weights of a task, given those after its last training step.
+    fn final_weights(&self, trained: ClipModel, _: &RunContext<'_>, _: &RunState) -> ClipModel {
         trained
     }
 
-    /// Learns a task in place of updates; false where it does not do that.
-    fn learn(
+    /// Learns a task without training steps. Returns false if the mechanism does not do so.
+    fn fit(
         &self,
-        _: &TaskSetting<'_>,
-        _: &mut State,
-        _: &mut dyn FnMut(Work, usize, usize),
+        _: &TaskContext<'_>,
+        _: &mut RunState,
+        _: &mut dyn FnMut(Phase, usize, usize),
     ) -> Result<bool, RunError> {
         Ok(false)
     }
 
-    /// Keeps of a trained task what later ones need. False when stopped, with the state as it was.
-    fn keep(
+    /// Stores the data of a trained task that later tasks need. Returns false, with the state
+    /// unchanged, when stopped.
+    fn finish_task(
         &self,
         _: &ClipModel,
-        _: &TaskSetting<'_>,
-        _: &mut State,
-        _: &mut Watch<'_>,
+        _: &TaskContext<'_>,
+        _: &mut RunState,
+        _: &mut Monitor<'_>,
     ) -> Result<bool, RunError> {
         Ok(true)
     }
 
-    /// Called when a task is over, to drop what was only for its updates.
-    fn end(&self, _: &mut State) {}
+    /// Called at the end of a task, to drop state of its training steps.
+    fn end_task(&self, _: &mut RunState) {}
 
-    /// What encodes images and texts in place of the trained model, `learned` tasks being learned.
+    /// Encoder that replaces the trained model in the evaluation after `learned` tasks.
     fn encoder<'a>(
         &'a self,
         _: &'a ClipModel,
-        _: &'a State,
+        _: &'a RunState,
         _learned: usize,
     ) -> Option<Box<dyn Encoder + 'a>> {
         None
     }
 
-    /// What answers in place of the logits.
-    fn answer<'a>(&'a self, _: &'a State, _: &'a Suite) -> Option<Box<dyn Answer + 'a>> {
+    /// Classifier that replaces the logits.
+    fn scorer<'a>(&'a self, _: &'a RunState, _: &'a Suite) -> Option<Box<dyn Scorer + 'a>> {
         None
     }
 
-    /// Writes what a checkpoint needs besides the weights.
-    fn save_checkpoint(&self, _: &Path, _: &State) -> Result<(), RunError> {
+    /// Writes the files of a checkpoint besides the weights.
+    fn save_checkpoint(&self, _: &Path, _: &RunState) -> Result<(), RunError> {
         Ok(())
     }
 
-    /// What a reader of the results must know.
+    /// Notes for the reader of the results.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
 }
 
-/// The state of a run that has not begun: `model` is the pretrained one, on the autodiff device.
-pub(crate) fn fresh_state(
+/// Returns the state of a run before the first task. `model` is the pretrained one, on the autodiff
+/// device.
+pub(crate) fn initial_run_state(
     model: ClipModel,
     mechanisms: &[Box<dyn Mechanism>],
-    setting: &Setting<'_>,
-) -> Result<State, RunError> {
-    with_fresh(State::new(model), mechanisms, setting)
+    context: &RunContext<'_>,
+) -> Result<RunState, RunError> {
+    with_initial_states(RunState::new(model), mechanisms, context)
 }
 
-/// The state in a folder.
-pub(crate) fn load_state(
+/// Loads the state of a run from a folder.
+pub(crate) fn load_run_state(
     folder: &Path,
     mechanisms: &[Box<dyn Mechanism>],
-    setting: &Setting<'_>,
-) -> Result<State, RunError> {
-    let state = State::load(folder, setting.checkpoint, setting.device)?;
-    let mut state = with_fresh(state, mechanisms, setting)?;
+    context: &RunContext<'_>,
+) -> Result<RunState, RunError> {
+    let state = RunState::load(folder, context.checkpoint, context.device)?;
+    let mut state = with_initial_states(state, mechanisms, context)?;
     for mechanism in mechanisms {
-        if let Some(carried) = mechanism.load(folder, setting)? {
-            state.set_boxed(carried);
+        if let Some(loaded) = mechanism.load(folder, context)? {
+            state.set_boxed(loaded);
         }
     }
     Ok(state)
 }
 
-fn with_fresh(
-    mut state: State,
+fn with_initial_states(
+    mut state: RunState,
     mechanisms: &[Box<dyn Mechanism>],
-    setting: &Setting<'_>,
-) -> Result<State, RunError> {
+    context: &RunContext<'_>,
+) -> Result<RunState, RunError> {
     for mechanism in mechanisms {
-        if let Some(carried) = mechanism.fresh(setting)? {
-            state.set_boxed(carried);
+        if let Some(initial) = mechanism.initial_state(context)? {
+            state.set_boxed(initial);
         }
     }
     Ok(state)

@@ -1,24 +1,24 @@
-//! Interpolation with earlier weights once a task is trained.
+//! Weight interpolation with earlier weights after a task (WiSE-FT).
 
 use clip_model::ClipModel;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    earlier::Start,
+    context::{MethodOutline, RequiredWeights, RunContext, in_range},
+    earlier_weights::Start,
     hooks::Mechanism,
-    setting::{Needs, Outline, Setting, within},
-    state::State,
+    state::RunState,
     weights::interpolate,
 };
 
-/// After a task `θ ← alpha · θ + (1 − alpha) · θ'` (WiSE-FT, Wortsman et al. 2022; ZSCL
-/// `mtil/src/models/finetune.py:332-340`).
+/// Weight interpolation after a task: `θ ← alpha · θ + (1 − alpha) · θ'` (WiSE-FT, Wortsman et al.
+/// 2022; ZSCL `mtil/src/models/finetune.py:332-340`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Merge {
     /// Share of the trained weights.
     pub alpha: f64,
-    /// The other weights.
+    /// The earlier weights `θ'`.
     pub with: Start,
 }
 
@@ -27,19 +27,28 @@ impl Mechanism for Merge {
         "merge"
     }
 
-    fn check(&self, _: &Outline) -> Result<(), String> {
-        within("merge.alpha", self.alpha, 0.0, 1.0)
+    fn check(&self, _: &MethodOutline) -> Result<(), String> {
+        in_range("merge.alpha", self.alpha, 0.0, 1.0)
     }
 
-    fn needs(&self) -> Needs {
+    fn needs(&self) -> RequiredWeights {
         self.with.needs()
     }
 
-    fn mixes_weights(&self) -> bool {
+    fn averages_weights(&self) -> bool {
         true
     }
 
-    fn finish(&self, trained: ClipModel, run: &Setting<'_>, state: &State) -> ClipModel {
-        interpolate(trained, self.with.of(run.checkpoint, state), self.alpha)
+    fn final_weights(
+        &self,
+        trained: ClipModel,
+        run: &RunContext<'_>,
+        state: &RunState,
+    ) -> ClipModel {
+        interpolate(
+            trained,
+            self.with.resolve(run.checkpoint, state),
+            self.alpha,
+        )
     }
 }

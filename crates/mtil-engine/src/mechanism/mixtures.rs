@@ -1,12 +1,12 @@
-//! Mixtures of adapters beside the MLP of every block (MoE-Adapters, CVPR 2024;
+//! Mixture-of-experts adapters in parallel to the MLP of every block (MoE-Adapters, CVPR 2024;
 //! JiazuoYu/MoE-Adapters4CL `mtil/clip/model.py`, `adapter.py`, `mtil/src/models/finetune.py`).
 //!
-//! In a block with the state `x` after the attention the output is `x + mlp(ln_2(x)) + Σ_e g_e ·
-//! A_e(x)` with `A_e(x) = scale · (ReLU(x·D_e + c_e)·U_e + b_e)`. The gates come from the first
-//! token of the image or text: the `top` largest of `x₀·R_t`, where `R_t` is the router of the
-//! task, through a softmax among themselves. In training noise of the width `softplus(x₀·N) + 0.01`
-//! is added to the router's answer. After a task, the `top` experts that were chosen most often are
-//! frozen.
+//! Let `x` be the input of a block's MLP branch, after the attention. The block's output is
+//! `x + mlp(ln_2(x)) + Σ_e g_e · A_e(x)` with `A_e(x) = scale · (ReLU(x·D_e + c_e)·U_e + b_e)`. The
+//! gates depend on the first token of the image or text: they are the softmax over the `top`
+//! largest values of `x₀·R_t`, where `R_t` is the router of the task. In training, noise with
+//! standard deviation `softplus(x₀·N) + 0.01` is added to the router's output. After a task, the
+//! `top` experts that were chosen most often are frozen.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -23,33 +23,34 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    adapters::normal,
+    adapters::normal_values,
+    context::{MethodOutline, Monitor, RunContext, TaskContext, at_least_one, in_range},
     hooks::Mechanism,
-    module_file::{self, restore, values},
-    setting::{Outline, Setting, TaskSetting, Watch, some, within},
-    state::{Carried, State, read_json, write_json},
+    module_file::{self, named_values, restore},
+    state::{MechanismState, RunState, read_json, write_json},
 };
 use crate::{error::RunError, eval::Encoder};
 use mtil_data::seeds;
 
-/// A mixture of adapters beside the MLP of every block of both towers (MoE-Adapters, CVPR 2024,
-/// arXiv 2403.11549; JiazuoYu/MoE-Adapters4CL `mtil/clip/{model,adapter}.py`). The CLIP is frozen.
-/// For a task that was not learned the model answers without them; the published code finds the
-/// task by autoencoders on AlexNet features, here it is given, as in the protocol.
+/// Mixture-of-experts adapters in parallel to the MLP of every block of both towers (MoE-Adapters,
+/// CVPR 2024, arXiv 2403.11549; JiazuoYu/MoE-Adapters4CL `mtil/clip/{model,adapter}.py`). The CLIP
+/// is frozen. For tasks that are not trained yet, the CLIP alone is used. The reference
+/// implementation infers the task with autoencoders on AlexNet features; here it is given, as in
+/// the protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Experts {
-    /// Adapters a block, shared by all tasks.
+    /// Experts per block, shared by all tasks.
     pub experts: usize,
-    /// How many of them see an image or a text.
+    /// Experts active per image or text.
     pub top: usize,
-    /// Width of an adapter.
+    /// Bottleneck width of an expert.
     pub bottleneck: usize,
-    /// Factor on an adapter's output.
+    /// Scale of an expert's output.
     pub scale: f64,
-    /// Share of an adapter's hidden values that is dropped in training.
+    /// Dropout probability of an expert's hidden values in training.
     pub dropout: f64,
-    /// Whether the choice of adapters is noisy in training.
+    /// Adds noise to the gating in training.
     pub noise: bool,
 }
 
@@ -66,9 +67,9 @@ impl Default for Experts {
     }
 }
 
-/// The mixtures between updates.
+/// The mixtures of a run, and the usage of their experts.
 #[derive(Clone)]
-pub(crate) struct Mixed {
+pub(crate) struct MixtureState {
     /// On the autodiff device.
     pub mixtures: Mixtures,
     pub usage: Usage,
@@ -77,13 +78,16 @@ pub(crate) struct Mixed {
 const VALUES: &str = "experts.safetensors";
 const USAGE: &str = "experts.json";
 
-impl Carried for Mixed {
-    fn copy(&self) -> Option<Box<dyn Carried>> {
+impl MechanismState for MixtureState {
+    fn copy(&self) -> Option<Box<dyn MechanismState>> {
         None
     }
 
     fn save(&self, folder: &Path, _: &Clip) -> Result<(), RunError> {
-        module_file::save(&values(&self.mixtures, &|_| true), &folder.join(VALUES))?;
+        module_file::save(
+            &named_values(&self.mixtures, &|_| true),
+            &folder.join(VALUES),
+        )?;
         write_json(&self.usage, &folder.join(USAGE))
     }
 
@@ -93,7 +97,7 @@ impl Carried for Mixed {
 }
 
 impl Experts {
-    fn mixtures(&self, run: &Setting<'_>) -> Mixtures {
+    fn mixtures(&self, run: &RunContext<'_>) -> Mixtures {
         let (config, tasks) = (&run.checkpoint.config, run.suite.tasks.len());
         let seed = seeds::derive(run.seed, &[seeds::ADAPTERS]);
         Mixtures::new(self, config, tasks, seed, run.device)
@@ -105,11 +109,11 @@ impl Mechanism for Experts {
         "experts"
     }
 
-    fn check(&self, method: &Outline) -> Result<(), String> {
-        some("experts.experts", self.experts)?;
-        some("experts.bottleneck", self.bottleneck)?;
-        within("experts.top", self.top as f64, 1.0, self.experts as f64)?;
-        within("experts.scale", self.scale, 0.0, f64::MAX)?;
+    fn check(&self, method: &MethodOutline) -> Result<(), String> {
+        at_least_one("experts.experts", self.experts)?;
+        at_least_one("experts.bottleneck", self.bottleneck)?;
+        in_range("experts.top", self.top as f64, 1.0, self.experts as f64)?;
+        in_range("experts.scale", self.scale, 0.0, f64::MAX)?;
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(format!(
                 "`experts.dropout` must be at least 0 and below 1, it is {}",
@@ -121,7 +125,7 @@ impl Mechanism for Experts {
                 "`experts` have a router for each task already; leave out `per_task`".to_owned(),
             );
         }
-        method.alone("experts", &[])
+        method.exclusive("experts", &[])
     }
 
     fn trains_adapters(&self) -> bool {
@@ -132,33 +136,40 @@ impl Mechanism for Experts {
         true
     }
 
-    fn fresh(&self, run: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
-        Ok(Some(Box::new(Mixed {
+    fn initial_state(
+        &self,
+        run: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
+        Ok(Some(Box::new(MixtureState {
             mixtures: self.mixtures(run),
             usage: Usage::default(),
         })))
     }
 
-    fn load(&self, folder: &Path, run: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+    fn load(
+        &self,
+        folder: &Path,
+        run: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
         let path = folder.join(VALUES);
         if !path.exists() {
             return Ok(None);
         }
         let stored = module_file::load(&path)?;
-        Ok(Some(Box::new(Mixed {
+        Ok(Some(Box::new(MixtureState {
             mixtures: restore(self.mixtures(run), stored, &path)?,
             usage: read_json(&folder.join(USAGE))?,
         })))
     }
 
-    fn keep(
+    fn finish_task(
         &self,
         _: &ClipModel,
-        _: &TaskSetting<'_>,
-        state: &mut State,
-        _: &mut Watch<'_>,
+        _: &TaskContext<'_>,
+        state: &mut RunState,
+        _: &mut Monitor<'_>,
     ) -> Result<bool, RunError> {
-        if let Some(mixed) = state.get_mut::<Mixed>() {
+        if let Some(mixed) = state.get_mut::<MixtureState>() {
             mixed.usage.freeze(self.top);
         }
         Ok(true)
@@ -167,11 +178,11 @@ impl Mechanism for Experts {
     fn encoder<'a>(
         &'a self,
         clip: &'a ClipModel,
-        state: &'a State,
+        state: &'a RunState,
         learned: usize,
     ) -> Option<Box<dyn Encoder + 'a>> {
-        let mixed = state.get::<Mixed>()?;
-        Some(Box::new(Routed {
+        let mixed = state.get::<MixtureState>()?;
+        Some(Box::new(RoutedEncoder {
             clip,
             mixtures: mixed.mixtures.valid(),
             settings: self,
@@ -179,11 +190,14 @@ impl Mechanism for Experts {
         }))
     }
 
-    fn save_checkpoint(&self, folder: &Path, state: &State) -> Result<(), RunError> {
-        let Some(mixed) = state.get::<Mixed>() else {
+    fn save_checkpoint(&self, folder: &Path, state: &RunState) -> Result<(), RunError> {
+        let Some(mixed) = state.get::<MixtureState>() else {
             return Ok(());
         };
-        module_file::save(&values(&mixed.mixtures, &|_| true), &folder.join(VALUES))
+        module_file::save(
+            &named_values(&mixed.mixtures, &|_| true),
+            &folder.join(VALUES),
+        )
     }
 
     fn notes(&self) -> Vec<String> {
@@ -191,7 +205,7 @@ impl Mechanism for Experts {
     }
 }
 
-/// One adapter.
+/// One expert: a bottleneck adapter.
 #[derive(Module, Debug)]
 pub(crate) struct Adapter {
     /// `[d, bottleneck]`.
@@ -204,13 +218,13 @@ pub(crate) struct Adapter {
     up_bias: Param<Tensor<1>>,
 }
 
-/// The adapters of one block and what chooses among them.
+/// The experts and routers of one block.
 #[derive(Module, Debug)]
 pub(crate) struct Mixture {
     experts: Vec<Adapter>,
-    /// One `[d, experts]` a task.
+    /// One `[d, experts]` per task.
     routers: Vec<Param<Tensor<2>>>,
-    /// The widths of the noise of the gates, one `[d, experts]` a task (MoE-Adapters4CL
+    /// Weights of the gating noise, one `[d, experts]` per task (MoE-Adapters4CL
     /// `mtil/clip/model.py:333-338,476-480`).
     noise: Vec<Param<Tensor<2>>>,
 }
@@ -222,22 +236,21 @@ pub(crate) struct Mixtures {
     text: Vec<Mixture>,
 }
 
-/// What is kept about the mixtures besides their values.
+/// Usage counts and frozen experts of the mixtures.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Usage {
-    /// How often each expert of a block was chosen in the current task.
+    /// Number of times that each expert of a block was chosen in the current task.
     pub chosen: BTreeMap<String, Vec<u64>>,
     /// The frozen experts of a block.
     pub frozen: BTreeMap<String, Vec<usize>>,
 }
 
 impl Usage {
-    /// Freezes the `top` experts of each block that were chosen most often, and starts counting
-    /// anew.
+    /// Freezes the `top` experts of each block that were chosen most often, and resets the counts.
     pub fn freeze(&mut self, top: usize) {
         for (block, counts) in std::mem::take(&mut self.chosen) {
             let frozen = self.frozen.entry(block).or_default();
-            for expert in largest(&counts, top) {
+            for expert in top_k(&counts, top) {
                 if !frozen.contains(&expert) {
                     frozen.push(expert);
                 }
@@ -246,8 +259,8 @@ impl Usage {
     }
 }
 
-/// Indices of the `k` largest values, the first ones of equals.
-fn largest<T: PartialOrd + Copy>(values: &[T], k: usize) -> Vec<usize> {
+/// Returns the indices of the `k` largest values; of equal values, the first.
+fn top_k<T: PartialOrd + Copy>(values: &[T], k: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|a, b| {
         values[*b]
@@ -259,7 +272,7 @@ fn largest<T: PartialOrd + Copy>(values: &[T], k: usize) -> Vec<usize> {
 }
 
 impl Mixtures {
-    /// Fresh mixtures for `tasks` tasks: they answer zero, and no router prefers an expert.
+    /// Creates mixtures for `tasks` tasks. The experts' outputs and the routers are initially zero.
     pub fn new(
         settings: &Experts,
         config: &ClipConfig,
@@ -279,7 +292,7 @@ impl Mixtures {
         }
     }
 
-    /// With exactly the parameters trainable that train on task `task`: its router and noise, and
+    /// Makes exactly the parameters of task `task` trainable: its router, its noise weights, and
     /// the experts that are not frozen.
     pub fn trainable(mut self, task: usize, usage: &Usage) -> Self {
         for (name, tower) in [("visual", &mut self.visual), ("text", &mut self.text)] {
@@ -328,10 +341,11 @@ impl Mixture {
         let experts = (0..e)
             .map(|i| {
                 let name = |part: &str| format!("experts.{i}.{part}");
-                // Kaiming's uniform distribution with a = √5 is that of ±1/√d.
+                // Kaiming's uniform initialisation with a = √5 is uniform in ±1/√d.
                 let bound = 1.0 / (d as f64).sqrt();
                 let path = format!("{block}.{}", name("down"));
-                let mut rng = ChaCha8Rng::seed_from_u64(seeds::derive(seed, &[seeds::of(&path)]));
+                let mut rng =
+                    ChaCha8Rng::seed_from_u64(seeds::derive(seed, &[seeds::hash_text(&path)]));
                 let down = (0..d * b)
                     .map(|_| rng.random_range(-bound..bound) as f32)
                     .collect();
@@ -373,25 +387,25 @@ impl Mixture {
     }
 }
 
-/// How the noise and the dropout of one update are drawn.
+/// Seed of the gating noise and the dropout of one training step.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Draw {
+pub(crate) struct NoiseSeed {
     pub seed: u64,
     pub step: u64,
 }
 
-/// The mixtures at work in one pass.
-struct Branches<'a> {
+/// Observer that adds the mixtures' outputs to the blocks of one forward pass.
+struct MixtureObserver<'a> {
     mixtures: &'a Mixtures,
     settings: &'a Experts,
     task: usize,
-    /// In training.
-    draw: Option<Draw>,
+    /// Absent in evaluation.
+    noise_seed: Option<NoiseSeed>,
     all_tokens: bool,
     chosen: BTreeMap<String, Vec<u64>>,
 }
 
-impl Observer for Branches<'_> {
+impl Observer for MixtureObserver<'_> {
     fn wants_all_tokens(&self) -> bool {
         self.all_tokens
     }
@@ -402,25 +416,26 @@ impl Observer for Branches<'_> {
         let [n, tokens, d] = x.dims();
         let first = x.clone().slice([0..n, 0..1, 0..d]).reshape([n, d]);
         let mut scores = first.clone().matmul(mixture.routers[self.task].val());
-        let stream = |what: u64| {
-            self.draw.map(|draw| {
-                let seed = seeds::derive(draw.seed, &[what, seeds::of(block)]);
-                seeds::derive(seed, &[draw.step])
+        let stream = |index: u64| {
+            self.noise_seed.map(|noise| {
+                let seed = seeds::derive(noise.seed, &[index, seeds::hash_text(block)]);
+                seeds::derive(seed, &[noise.step])
             })
         };
         if let (true, Some(seed)) = (settings.noise, stream(0)) {
             let width =
                 softplus(first.matmul(mixture.noise[self.task].val()), 1.0).add_scalar(0.01);
             let noise = TensorData::new(
-                normal(seed, n * settings.experts, 1.0),
+                normal_values(seed, n * settings.experts, 1.0),
                 [n, settings.experts],
             );
             scores = scores + width * Tensor::from_data(noise, &x.device());
         }
+        // The routing is decided on the host: it determines which rows each expert computes.
         let values = crate::eval::to_host(scores.clone().inner());
         let picks: Vec<Vec<usize>> = values
             .chunks(settings.experts)
-            .map(|row| largest(row, settings.top))
+            .map(|row| top_k(row, settings.top))
             .collect();
         let counts = self
             .chosen
@@ -434,6 +449,7 @@ impl Observer for Branches<'_> {
             let n = values.len();
             Tensor::<1, Int>::from_data(TensorData::new(values, [n]), &device)
         };
+        // The softmax is over the chosen experts only.
         let flat = picks.iter().flatten().map(|e| *e as i64).collect();
         let gates = softmax(scores.gather(1, int(flat).reshape([n, settings.top])), 1).reshape([
             n * settings.top,
@@ -441,6 +457,7 @@ impl Observer for Branches<'_> {
             1,
         ]);
         let mut sum = Tensor::<3>::zeros([n, tokens, d], &device);
+        // Each expert computes only the images or texts that chose it.
         for (e, expert) in mixture.experts.iter().enumerate() {
             let places = |f: &dyn Fn(usize, usize) -> i64| -> Vec<i64> {
                 let found = picks.iter().enumerate().filter_map(|(row, picks)| {
@@ -478,13 +495,14 @@ impl Observer for Branches<'_> {
     }
 }
 
-fn dropout(x: Tensor<2>, share: f64, seed: u64) -> Tensor<2> {
+/// Inverted dropout with a seeded mask.
+fn dropout(x: Tensor<2>, probability: f64, seed: u64) -> Tensor<2> {
     let dims = x.dims();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let keep = 1.0 / (1.0 - share) as f32;
+    let keep = 1.0 / (1.0 - probability) as f32;
     let mask = (0..dims[0] * dims[1])
         .map(|_| {
-            if rng.random::<f32>() < share as f32 {
+            if rng.random::<f32>() < probability as f32 {
                 0.0
             } else {
                 keep
@@ -495,46 +513,54 @@ fn dropout(x: Tensor<2>, share: f64, seed: u64) -> Tensor<2> {
     x * mask
 }
 
-/// A CLIP with mixtures, answering for a task.
-pub(crate) struct WithExperts<'a> {
+/// A CLIP with mixtures, routed for one task.
+pub(crate) struct ClipWithExperts<'a> {
     pub clip: &'a ClipModel,
     pub mixtures: &'a Mixtures,
     pub settings: &'a Experts,
     pub task: usize,
-    pub draw: Option<Draw>,
+    pub noise_seed: Option<NoiseSeed>,
 }
 
-impl WithExperts<'_> {
-    /// Image features, not normalised; the choices of the experts are counted in `usage`.
+impl ClipWithExperts<'_> {
+    /// Encodes images; features are not normalised. The chosen experts are counted in `usage`.
+    ///
+    /// # Shapes
+    /// - pixels: `[images, 3, side, side]`
+    /// - output: `[images, width]`
     pub fn encode_image(&self, pixels: Tensor<4>, usage: &mut Usage) -> Tensor<2> {
         let mut branches = self.branches(false);
         let features = self.clip.encode_image_observed(pixels, &mut branches);
-        count(branches.chosen, usage);
+        add_counts(branches.chosen, usage);
         features
     }
 
-    /// Text features, not normalised. The first token decides, so all tokens of the last block are
-    /// computed.
+    /// Encodes texts; features are not normalised. The first token selects the experts, so all
+    /// tokens of the last block are computed.
+    ///
+    /// # Shapes
+    /// - output: `[texts, width]`
     pub fn encode_text(&self, tokens: &TokenBatch, usage: &mut Usage) -> Tensor<2> {
         let mut branches = self.branches(true);
         let features = self.clip.encode_text_observed(tokens, &mut branches);
-        count(branches.chosen, usage);
+        add_counts(branches.chosen, usage);
         features
     }
 
-    fn branches(&self, all_tokens: bool) -> Branches<'_> {
-        Branches {
+    fn branches(&self, all_tokens: bool) -> MixtureObserver<'_> {
+        MixtureObserver {
             mixtures: self.mixtures,
             settings: self.settings,
             task: self.task,
-            draw: self.draw,
+            noise_seed: self.noise_seed,
             all_tokens,
             chosen: BTreeMap::new(),
         }
     }
 }
 
-fn count(chosen: BTreeMap<String, Vec<u64>>, usage: &mut Usage) {
+/// Adds the counts of one forward pass to `usage`.
+fn add_counts(chosen: BTreeMap<String, Vec<u64>>, usage: &mut Usage) {
     for (block, counts) in chosen {
         let all = usage
             .chosen
@@ -546,33 +572,31 @@ fn count(chosen: BTreeMap<String, Vec<u64>>, usage: &mut Usage) {
     }
 }
 
-/// A CLIP with mixtures as evaluation sees it: tasks that were learned get their own router, the
-/// others the CLIP alone.
-struct Routed<'a> {
+/// Encoder of the evaluation: trained tasks use their own router, the others the CLIP alone.
+struct RoutedEncoder<'a> {
     clip: &'a ClipModel,
     mixtures: Mixtures,
     settings: &'a Experts,
-    /// Tasks learned so far.
+    /// Number of trained tasks.
     learned: usize,
 }
 
-impl Routed<'_> {
-    fn with(&self, task: usize) -> WithExperts<'_> {
-        WithExperts {
+impl RoutedEncoder<'_> {
+    fn with(&self, task: usize) -> ClipWithExperts<'_> {
+        ClipWithExperts {
             clip: self.clip,
             mixtures: &self.mixtures,
             settings: self.settings,
             task,
-            draw: None,
+            noise_seed: None,
         }
     }
 }
 
-/// Texts that go through the tower with experts together: more at once bring no speed and take
-/// memory.
-const TEXTS_AT_ONCE: usize = 128;
+/// Texts encoded per batch: larger batches are not faster and take more memory.
+const TEXT_BATCH: usize = 128;
 
-impl Encoder for Routed<'_> {
+impl Encoder for RoutedEncoder<'_> {
     fn image(&self, column: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
         match column.filter(|c| *c < self.learned) {
             Some(task) => self.with(task).encode_image(pixels, &mut Usage::default()),
@@ -588,7 +612,7 @@ impl Encoder for Routed<'_> {
                     let tokens = TokenBatch { ids: ids.to_vec() };
                     with.encode_text(&tokens, &mut Usage::default())
                 };
-                Tensor::cat(tokens.ids.chunks(TEXTS_AT_ONCE).map(encode).collect(), 0)
+                Tensor::cat(tokens.ids.chunks(TEXT_BATCH).map(encode).collect(), 0)
             }
             None => self.clip.encode_text(tokens),
         }
@@ -598,7 +622,7 @@ impl Encoder for Routed<'_> {
         self.clip.device()
     }
 
-    fn one_for_all_tasks(&self) -> bool {
+    fn is_task_agnostic(&self) -> bool {
         false
     }
 }

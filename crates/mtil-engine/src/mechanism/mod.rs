@@ -1,38 +1,40 @@
-//! The mechanisms that methods are put together from, a file each: settings, what is checked of
-//! them, what they do over a run, what they carry from task to task.
+//! Mechanisms that methods are composed of, one per file: settings, their checks, hooks of a run,
+//! and the state carried from task to task.
 //!
 //! | file | mechanism |
 //! |---|---|
-//! | `projection` | null-space projection of later updates |
+//! | `projection` | null-space projection of training steps after the first task |
 //! | `alignment` | contrastive distillation and alignment on reference pairs |
-//! | `distillation` | distillation against fixed texts |
-//! | `rehearsal`, `exemplars`, `joined_images` | images of earlier tasks: which are kept, and their use |
-//! | `anchor` | penalties on the distance of the weights |
-//! | `average`, `merge` | averages along a task, interpolation after it |
-//! | `adapters` | low-rank adapters |
-//! | `mixtures` | mixtures of adapters beside every block |
-//! | `regression` | ridge regression in place of training |
-//! | `hooks`, `setting` | what a mechanism is, and what it is given |
-//! | `task_part`, `earlier`, `trainable`, `weights`, `module_file` | what several of them use |
-//! | `state` | what a run carries from update to update |
+//! | `distillation` | distillation of image-text similarities against fixed texts |
+//! | `rehearsal`, `rehearsal_memory` | selection and classification of images of earlier tasks |
+//! | `training_images` | training images of one or several tasks |
+//! | `anchor` | penalties on the distance from earlier weights |
+//! | `average`, `merge` | weight averaging during a task, weight interpolation after it |
+//! | `adapters` | low-rank adapters (LoRA) |
+//! | `mixtures` | mixtures of adapters in every block |
+//! | `regression` | ridge regression in place of gradient training |
+//! | `hooks`, `context` | the `Mechanism` trait and the arguments of its hooks |
+//! | `auxiliary_loss` | the `AuxiliaryLoss` trait: losses and gradients added to a training step |
+//! | `earlier_weights`, `trainable`, `weights`, `module_file` | helpers shared by mechanisms |
+//! | `state` | the resumable state of a run |
 
 pub(crate) mod adapters;
 pub(crate) mod alignment;
 pub(crate) mod anchor;
+pub(crate) mod auxiliary_loss;
 pub(crate) mod average;
+pub(crate) mod context;
 pub(crate) mod distillation;
-pub(crate) mod earlier;
-pub mod exemplars;
+pub(crate) mod earlier_weights;
 pub(crate) mod hooks;
-pub(crate) mod joined_images;
 pub(crate) mod merge;
 pub(crate) mod mixtures;
 pub(crate) mod module_file;
 pub(crate) mod projection;
 pub(crate) mod regression;
 pub(crate) mod rehearsal;
-pub(crate) mod setting;
+pub mod rehearsal_memory;
 pub(crate) mod state;
-pub(crate) mod task_part;
 pub(crate) mod trainable;
+pub(crate) mod training_images;
 pub(crate) mod weights;

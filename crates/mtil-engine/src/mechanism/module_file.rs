@@ -1,4 +1,4 @@
-//! Modules that are not a whole CLIP, to and from safetensors by the paths of their parameters.
+//! Safetensors files of modules other than a whole CLIP, by parameter path.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -11,15 +11,15 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use crate::error::RunError;
 use mtil_data::files::write_atomically;
 
-/// Named values, `f32`.
-pub(crate) type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+/// Shape and `f32` values of tensors by name.
+pub(crate) type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// The values of the parameters of `module` whose path `keep` wants.
-pub(crate) fn values<M: Module>(module: &M, keep: &dyn Fn(&str) -> bool) -> Named {
+/// Returns the values of the float parameters of `module` whose path satisfies `keep`.
+pub(crate) fn named_values<M: Module>(module: &M, keep: &dyn Fn(&str) -> bool) -> NamedTensors {
     struct Visitor<'a> {
         path: Vec<String>,
         keep: &'a dyn Fn(&str) -> bool,
-        found: Named,
+        found: NamedTensors,
     }
     impl ModuleVisitor for Visitor<'_> {
         fn enter_module(&mut self, name: &str, _: &str) {
@@ -47,8 +47,8 @@ pub(crate) fn values<M: Module>(module: &M, keep: &dyn Fn(&str) -> bool) -> Name
     visitor.found
 }
 
-/// Writes named values.
-pub(crate) fn save(named: &Named, path: &Path) -> Result<(), RunError> {
+/// Writes named tensors to a safetensors file.
+pub(crate) fn save(named: &NamedTensors, path: &Path) -> Result<(), RunError> {
     let corrupt = |e: safetensors::SafeTensorError| RunError::Corrupt {
         path: path.to_owned(),
         reason: e.to_string(),
@@ -71,15 +71,18 @@ pub(crate) fn save(named: &Named, path: &Path) -> Result<(), RunError> {
     write_atomically(path, &all).map_err(|e| RunError::io(path, e))
 }
 
-/// Reads named values.
-pub(crate) fn load(path: &Path) -> Result<Named, RunError> {
+/// Reads named tensors from a safetensors file.
+///
+/// # Errors
+/// When the file cannot be read, is damaged, or holds another type than `f32`.
+pub(crate) fn load(path: &Path) -> Result<NamedTensors, RunError> {
     let bytes = fs::read(path).map_err(|e| RunError::io(path, e))?;
     let corrupt = |reason: String| RunError::Corrupt {
         path: path.to_owned(),
         reason,
     };
     let file = SafeTensors::deserialize(&bytes).map_err(|e| corrupt(e.to_string()))?;
-    let mut named = Named::new();
+    let mut named = NamedTensors::new();
     for (name, view) in file.tensors() {
         if view.dtype() != Dtype::F32 {
             return Err(corrupt(format!("`{name}` does not hold 32-bit floats")));
@@ -91,12 +94,19 @@ pub(crate) fn load(path: &Path) -> Result<Named, RunError> {
     Ok(named)
 }
 
-/// `module` with its parameters replaced by `named`, which must hold exactly them.
-pub(crate) fn restore<M: Module>(module: M, named: Named, path: &Path) -> Result<M, RunError> {
+/// Replaces the float parameters of `module` by `named`.
+///
+/// # Errors
+/// [`RunError::Corrupt`] unless `named` holds exactly these parameters, with their shapes.
+pub(crate) fn restore<M: Module>(
+    module: M,
+    named: NamedTensors,
+    path: &Path,
+) -> Result<M, RunError> {
     struct Mapper {
         path: Vec<String>,
-        named: Named,
-        wrong: Option<String>,
+        named: NamedTensors,
+        error: Option<String>,
     }
     impl ModuleMapper for Mapper {
         fn enter_module(&mut self, name: &str, _: &str) {
@@ -121,7 +131,7 @@ pub(crate) fn restore<M: Module>(module: M, named: Named, path: &Path) -> Result
                     } else {
                         "missing"
                     };
-                    self.wrong.get_or_insert(format!("`{path}` is {what}"));
+                    self.error.get_or_insert(format!("`{path}` is {what}"));
                     param
                 }
             }
@@ -130,14 +140,14 @@ pub(crate) fn restore<M: Module>(module: M, named: Named, path: &Path) -> Result
     let mut mapper = Mapper {
         path: Vec::new(),
         named,
-        wrong: None,
+        error: None,
     };
     let module = module.map(&mut mapper);
     let left = mapper.named.keys().next();
-    let wrong = mapper
-        .wrong
+    let error = mapper
+        .error
         .or_else(|| left.map(|name| format!("`{name}` belongs to nothing")));
-    match wrong {
+    match error {
         Some(reason) => Err(RunError::Corrupt {
             path: path.to_owned(),
             reason,

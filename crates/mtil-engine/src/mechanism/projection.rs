@@ -1,60 +1,62 @@
-//! Null-space projection of later updates, by what earlier tasks' inputs span.
+//! Null-space projection of training steps after the first task, from Gram matrices of the layer
+//! inputs of earlier tasks.
 
 use std::{path::Path, sync::atomic::Ordering};
 
 use clip_model::{Clip, ClipModel};
 use gnsp_optimizer::{
-    BatchNorm, History, Memory, MemoryError, Policy, Protection, RankRule, Recorder, Site, Solver,
-    Strength, TaskNorm,
+    GnspError, GramNormalization, History, Memory, Policy, Protection, RankRule, Site, Solver,
+    Strength,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
+    context::{MethodOutline, Monitor, Phase, RunContext, TaskContext, at_least_one},
     hooks::Mechanism,
-    setting::{Outline, Setting, TaskSetting, Watch, Work, some},
-    state::{Carried, State},
+    state::{MechanismState, RunState},
 };
 use crate::{error::RunError, recording::InputRecorder};
 use mtil_data::{data::BatchOrder, seeds};
 
-/// Null-space projection of the later tasks' updates.
+/// Null-space projection of the training steps after the first task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Projection {
-    /// What is projected: the gradient (as published) or the optimizer's update.
+    /// Site of the projection: the gradient (as published) or the optimizer's update.
     pub site: Site,
-    /// How many directions are protected.
+    /// Rule for the number of protected directions.
     pub rank: RankRule,
-    /// What each task adds to the share that `rank` names: 0.003 in GPM's code
-    /// (`main_cifar100.py:190-193`). The share ends at 0.999.
+    /// Increment per task of the share in `rank`: 0.003 in GPM's code (`main_cifar100.py:190-193`).
+    /// The share is at most 0.999.
     #[serde(skip_serializing_if = "is_zero")]
     pub rank_step: f64,
-    /// How strongly they are protected: `"hard"`, or softer where the spectrum is weaker.
+    /// Strength of the protection: `"hard"`, or softer in directions of weaker spectrum.
     pub strength: Strength,
-    /// How the tasks are joined.
+    /// Combination of the tasks' Gram matrices.
     pub history: History,
-    /// What finds the directions.
+    /// Solver of the null space.
     pub solver: Solver,
-    /// Images per batch of the Gram pass.
+    /// Images per batch of the Gram accumulation.
     pub gram_batch: usize,
-    /// Batches of the Gram pass; all of the training set when absent.
+    /// Batches of the Gram accumulation; the whole training set when absent.
     pub gram_batches: Option<usize>,
-    /// Whether each Gram batch is divided by its Frobenius norm
+    /// Divides the Gram matrix of each batch by its Frobenius norm
     /// (GNSP `src/models/get_data_matrix.py:86-92`).
     pub gram_batch_norm: bool,
-    /// Whether a task's Gram is divided by its Frobenius norm (GNSP
+    /// Divides the Gram matrix of a task by its Frobenius norm (GNSP
     /// `src/models/get_data_matrix.py:95-97`).
     pub gram_task_norm: bool,
-    /// Whether the projector is divided by its Frobenius norm, as Adam-NSCL's code does
+    /// Divides the projector by its Frobenius norm, as Adam-NSCL's code does
     /// (ShipengWang/Adam-NSCL `optim/adam_svd.py`, `get_transforms`).
     pub normalize: bool,
-    /// Images of the Gram pass are prepared as for training (the reference) or for evaluation.
+    /// Preprocesses images of the Gram accumulation as for training (reference implementation), not
+    /// as for evaluation.
     pub gram_train_transform: bool,
-    /// The last block's Gram holds all tokens (the reference), or the class token only, which is
-    /// all that reaches the output.
+    /// Accumulates all tokens of the last block (reference implementation), not the class token
+    /// only. Only the class token reaches the output.
     pub gram_all_tokens: bool,
-    /// Divide the history of `visual.proj` by its norm before adding a task (the reference,
-    /// GNSP `src/models/get_data_matrix.py:98-108`).
+    /// Divides the history of `visual.proj` by its norm before adding a task (reference
+    /// implementation: GNSP `src/models/get_data_matrix.py:98-108`).
     pub renormalize_proj: bool,
 }
 
@@ -63,8 +65,7 @@ fn is_zero(value: &f64) -> bool {
 }
 
 impl Projection {
-    /// The choices of the optimizer crate, for what the task of this number remembers or is
-    /// projected by.
+    /// Returns the optimizer's policy at task `task`.
     pub fn policy(&self, task: usize) -> Policy {
         let raised = |share: f64| match self.rank_step {
             0.0 => share,
@@ -75,24 +76,17 @@ impl Projection {
             RankRule::ExplainedEnergy(share) => RankRule::ExplainedEnergy(raised(share)),
             rule => rule,
         };
-        Policy {
-            site: self.site,
-            rank,
-            strength: self.strength,
-            history: self.history,
-            batch_norm: if self.gram_batch_norm {
-                BatchNorm::Frobenius
-            } else {
-                BatchNorm::None
-            },
-            task_norm: if self.gram_task_norm {
-                TaskNorm::Frobenius
-            } else {
-                TaskNorm::None
-            },
-            normalize: self.normalize,
-            solver: self.solver,
-        }
+        Policy::gnsp()
+            .with_site(self.site)
+            .with_rank(rank)
+            .with_strength(self.strength)
+            .with_history(self.history)
+            .with_normalization(GramNormalization::of(
+                self.gram_batch_norm,
+                self.gram_task_norm,
+            ))
+            .with_normalize(self.normalize)
+            .with_solver(self.solver)
     }
 }
 
@@ -117,16 +111,16 @@ impl Default for Projection {
     }
 }
 
-/// The mechanism: settings, and which parameters train on later tasks.
-pub(crate) struct Projecting {
+/// The projection mechanism: its settings and the trainable parameters of later tasks.
+pub(crate) struct ProjectionMechanism {
     pub settings: Projection,
     pub trainable_later: Vec<String>,
 }
 
 const FILE: &str = "memory.safetensors";
 
-impl Carried for Memory {
-    fn copy(&self) -> Option<Box<dyn Carried>> {
+impl MechanismState for Memory {
+    fn copy(&self) -> Option<Box<dyn MechanismState>> {
         Some(Box::new(self.clone()))
     }
 
@@ -139,48 +133,65 @@ impl Carried for Memory {
     }
 }
 
-impl Mechanism for Projecting {
+impl Mechanism for ProjectionMechanism {
     fn key(&self) -> &'static str {
         "projection"
     }
 
-    fn check(&self, _: &Outline) -> Result<(), String> {
-        some("projection.gram_batch", self.settings.gram_batch)?;
+    fn check(&self, _: &MethodOutline) -> Result<(), String> {
+        at_least_one("projection.gram_batch", self.settings.gram_batch)?;
         let policy = self.settings.policy(0);
         policy.check().map_err(|e| format!("`projection`: {e}"))
     }
 
-    fn fresh(&self, _: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
-        Ok(Some(Box::new(Memory::new())))
+    fn initial_state(
+        &self,
+        _: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
+        Ok(Some(Box::new(Memory::new(self.settings.policy(0)))))
     }
 
-    fn load(&self, folder: &Path, _: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
-        Ok(Some(Box::new(Memory::load(folder.join(FILE))?)))
+    fn load(
+        &self,
+        folder: &Path,
+        _: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
+        let mut memory = Memory::load(folder.join(FILE))?;
+        memory.set_policy(self.settings.policy(0))?;
+        Ok(Some(Box::new(memory)))
     }
 
     fn protection(
         &self,
         index: usize,
         model: &ClipModel,
-        state: &State,
+        state: &RunState,
     ) -> Result<Option<Protection>, RunError> {
         let memory = state.get::<Memory>().filter(|m| index > 0 && !m.is_empty());
-        let protection = memory.map(|m| m.protection(model, &self.settings.policy(index)));
-        Ok(protection.transpose()?)
+        let Some(memory) = memory else {
+            return Ok(None);
+        };
+        if self.settings.rank_step == 0.0 {
+            return Ok(Some(memory.protection(model)?));
+        }
+        let mut memory = memory.clone();
+        memory.set_policy(self.settings.policy(index))?;
+        Ok(Some(memory.protection(model)?))
     }
 
-    fn keep(
+    fn finish_task(
         &self,
         trained: &ClipModel,
-        task: &TaskSetting<'_>,
-        state: &mut State,
-        watch: &mut Watch<'_>,
+        task: &TaskContext<'_>,
+        state: &mut RunState,
+        monitor: &mut Monitor<'_>,
     ) -> Result<bool, RunError> {
         if task.last {
             return Ok(true);
         }
-        let mut memory = state.get::<Memory>().cloned().unwrap_or_default();
-        if !remember(&mut memory, trained, self, task, watch)? {
+        let fresh = || Memory::new(self.settings.policy(0));
+        let mut memory = state.get::<Memory>().cloned().unwrap_or_else(fresh);
+        if !accumulate_grams(&mut memory, trained, self, task, monitor)? {
             return Ok(false);
         }
         state.set(memory);
@@ -188,31 +199,32 @@ impl Mechanism for Projecting {
     }
 }
 
-/// The parameter whose history is renormalised in the reference.
+/// The parameter whose history is renormalised in the reference implementation.
 const PROJ: &str = "visual.proj";
 
-/// Adds the activations of `model` (on the plain device) on the training images of a task to
-/// `memory` (GNSP `src/models/get_data_matrix.py:86-116`). Returns false when stopped half-way,
-/// with the memory as it was.
-fn remember(
+/// Accumulates the Gram matrices of the layer inputs of `model` (without autodiff) over the
+/// training images of a task, and adds them to `memory` (GNSP
+/// `src/models/get_data_matrix.py:86-116`). Returns false, without adding them, when stopped.
+fn accumulate_grams(
     memory: &mut Memory,
     model: &ClipModel,
-    projecting: &Projecting,
-    of: &TaskSetting<'_>,
-    watch: &mut Watch<'_>,
+    projecting: &ProjectionMechanism,
+    of: &TaskContext<'_>,
+    monitor: &mut Monitor<'_>,
 ) -> Result<bool, RunError> {
     let projection = &projecting.settings;
-    let Setting { images, seed, .. } = of.run;
+    let RunContext { images, seed, .. } = of.run;
     let (task, index) = (&of.run.suite.tasks[of.index], of.index);
     let device = model.device();
-    let mut recorder = Recorder::new(&projection.policy(index));
+    memory.set_policy(projection.policy(index))?;
+    let mut recorder = memory.recorder(model);
     if projection.renormalize_proj && projection.history == History::Sum {
         recorder = recorder.with_history(PROJ, History::Renormalize);
     }
     let mut observer = InputRecorder::new(recorder)
         .with_all_tokens(projection.gram_all_tokens)
         .only(&projecting.trainable_later);
-    let unusable = |source: MemoryError| RunError::Gram {
+    let unusable = |source: GnspError| RunError::Gram {
         task: task.name.clone(),
         source,
     };
@@ -228,23 +240,23 @@ fn remember(
     let crop_seed = seeds::derive(seed, &[seeds::GRAM_CROP, index as u64]);
     let (source, all) = (task.train.images.clone(), 0..batches as u64);
     let stream = if projection.gram_train_transform {
-        images.train_ahead(source, order, all, crop_seed)?
+        images.prefetch_train(source, order, all, crop_seed)?
     } else {
-        images.eval_steps_ahead(source, order, all)?
+        images.prefetch_eval_steps(source, order, all)?
     };
     for (batch, prepared) in stream.enumerate() {
-        if watch.stop.load(Ordering::Relaxed) {
+        if monitor.stop.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        (watch.progress)(Work::Gram, batch, batches);
+        (monitor.progress)(Phase::Gram, batch, batches);
         let pixels = images.tensor(&prepared?.images, &device)?;
         if let Some(pixels) = pixels {
             model.encode_image_observed(pixels, &mut observer);
         }
-        observer.check().map_err(|error| unusable(error.into()))?;
+        observer.check().map_err(unusable)?;
     }
-    (watch.progress)(Work::Gram, batches, batches);
-    let recorder = observer.finish().map_err(|error| unusable(error.into()))?;
+    (monitor.progress)(Phase::Gram, batches, batches);
+    let recorder = observer.finish().map_err(unusable)?;
     memory.absorb(recorder).map_err(unusable)?;
     Ok(true)
 }

@@ -1,4 +1,4 @@
-//! RAIL: ridge regression on the features of the pretrained image tower, task by task.
+//! Analytic learning (RAIL): recursive ridge regression on features of the pretrained image tower.
 
 use std::path::Path;
 
@@ -6,34 +6,35 @@ use clip_model::Clip;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    context::{MethodOutline, Phase, RunContext, TaskContext, at_least_one, in_range},
     hooks::Mechanism,
-    setting::{Outline, Setting, TaskSetting, Work, some, within},
-    state::{Carried, State},
+    state::{MechanismState, RunState},
 };
 use crate::{
     analytic::{AnalyticError, DualConfig, DualRail, Fusion, PrimalConfig, PrimalRail, Recursion},
     error::RunError,
-    eval::{Answer, LabelSpace, to_host},
+    eval::{LabelSpace, Scorer, to_host},
 };
 use mtil_data::{seeds, suite::Suite};
 
-/// Ridge regression from the image features of the pretrained tower to the classes of all tasks so
-/// far, joined with the zero-shot answer (RAIL, NeurIPS 2024, arXiv 2406.18868;
-/// linghan1997/Regression-based-Analytic-Incremental-Learning). No weight of the CLIP changes.
+/// Ridge regression from image features of the pretrained tower to the classes of all tasks so far,
+/// fused with the zero-shot scores (RAIL, NeurIPS 2024, arXiv 2406.18868;
+/// linghan1997/Regression-based-Analytic-Incremental-Learning). The CLIP is frozen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Analytic {
-    /// On a random hidden layer, or with a kernel.
+    /// Primal form with a random hidden layer, or dual form with a kernel.
     pub kind: AnalyticKind,
     /// Width of the random hidden layer.
     pub hidden: usize,
-    /// Weight of the squared norm of the regression's weights.
+    /// Ridge penalty: weight of the squared norm of the regression's weights.
     pub ridge: f64,
-    /// Width of the kernel: `exp(−gamma‖x − y‖²)`.
+    /// Scale of the kernel `exp(−gamma‖x − y‖²)`.
     pub gamma: f64,
-    /// Share of the regression in the joined answer.
+    /// Share of the regression in the fused scores.
     pub fusion: f64,
-    /// Whether training images get a random crop, as published, or are prepared as for evaluation.
+    /// Applies a random crop to training images (reference implementation), in place of the
+    /// preprocessing of evaluation.
     pub augment: bool,
 }
 
@@ -41,9 +42,10 @@ pub struct Analytic {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnalyticKind {
-    /// Features through a random layer and a ReLU.
+    /// Ridge regression on a random layer with ReLU.
     Primal,
-    /// A radial basis function kernel on all training features, which are kept.
+    /// Kernel ridge regression with a radial basis function on all training features, which are
+    /// stored.
     Dual,
 }
 
@@ -62,8 +64,8 @@ impl Default for Analytic {
 
 const FILE: &str = "regression.safetensors";
 
-impl Carried for Regression {
-    fn copy(&self) -> Option<Box<dyn Carried>> {
+impl MechanismState for Regression {
+    fn copy(&self) -> Option<Box<dyn MechanismState>> {
         None
     }
 
@@ -87,31 +89,42 @@ impl Mechanism for Analytic {
         "analytic"
     }
 
-    fn check(&self, method: &Outline) -> Result<(), String> {
-        some("analytic.hidden", self.hidden)?;
+    fn check(&self, method: &MethodOutline) -> Result<(), String> {
+        at_least_one("analytic.hidden", self.hidden)?;
         for (key, value) in [("ridge", self.ridge), ("gamma", self.gamma)] {
             if !(value.is_finite() && value > 0.0) {
                 return Err(format!("`analytic.{key}` must be above 0, it is {value}"));
             }
         }
-        within("analytic.fusion", self.fusion, 0.0, 1.0)?;
+        in_range("analytic.fusion", self.fusion, 0.0, 1.0)?;
         if method.uses_reference || method.per_task {
-            return Err("`analytic` trains no weight: `cd`, `map`, `hold_means` and `per_task` have no meaning with it".to_owned());
+            return Err(concat!(
+                "`analytic` trains no weight: `cd`, `map`, `hold_means` and `per_task` ",
+                "have no meaning with it"
+            )
+            .to_owned());
         }
-        method.alone("analytic", &[])
+        method.exclusive("analytic", &[])
     }
 
     fn trains_weights(&self) -> bool {
         false
     }
 
-    fn fresh(&self, run: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+    fn initial_state(
+        &self,
+        run: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
         let width = run.checkpoint.config.projection_dim;
         let regression = Regression::new(self, run.suite, width, run.seed)?;
         Ok(Some(Box::new(regression)))
     }
 
-    fn load(&self, folder: &Path, _: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+    fn load(
+        &self,
+        folder: &Path,
+        _: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
         let path = folder.join(FILE);
         if !path.exists() {
             return Ok(None);
@@ -119,22 +132,22 @@ impl Mechanism for Analytic {
         Ok(Some(Box::new(Regression::load(self, &path)?)))
     }
 
-    fn learn(
+    fn fit(
         &self,
-        task: &TaskSetting<'_>,
-        state: &mut State,
-        progress: &mut dyn FnMut(Work, usize, usize),
+        task: &TaskContext<'_>,
+        state: &mut RunState,
+        progress: &mut dyn FnMut(Phase, usize, usize),
     ) -> Result<bool, RunError> {
         let Some(mut regression) = state.take::<Regression>() else {
             return Ok(false);
         };
-        regression.learn(self, task, progress)?;
+        regression.fit(self, task, progress)?;
         state.set(regression);
         Ok(true)
     }
 
-    fn answer<'a>(&'a self, state: &'a State, suite: &'a Suite) -> Option<Box<dyn Answer + 'a>> {
-        Some(Box::new(Joined {
+    fn scorer<'a>(&'a self, state: &'a RunState, suite: &'a Suite) -> Option<Box<dyn Scorer + 'a>> {
+        Some(Box::new(FusedAnswer {
             regression: state.get::<Regression>()?,
             suite,
             fusion: self.fusion,
@@ -142,20 +155,20 @@ impl Mechanism for Analytic {
     }
 }
 
-/// Images encoded at a time (`batch_size` of the published `configs/analytic_clip.yaml`).
+/// Images per batch (`batch_size` of the published `configs/analytic_clip.yaml`).
 const BATCH: usize = 128;
 
-/// Training images that a kernel is made of at most: 13 GB.
-const MOST_KEPT: usize = 40_000;
+/// Largest number of training images of a kernel: 13 GB.
+const MAX_KERNEL_IMAGES: usize = 40_000;
 
-/// The regression over the tasks learned so far.
+/// The regression on the tasks so far.
 pub(crate) enum Regression {
     Primal(Box<PrimalRail>),
     Dual(Box<DualRail>),
 }
 
 impl Regression {
-    /// A regression that has seen nothing, from features of `width` numbers.
+    /// Creates an untrained regression on features of `width` values.
     fn new(settings: &Analytic, suite: &Suite, width: usize, seed: u64) -> Result<Self, RunError> {
         let images = suite.tasks.iter().map(|t| t.train.labels.len()).max();
         let classes = suite.tasks.iter().map(|t| t.class_names.len()).sum();
@@ -171,7 +184,7 @@ impl Regression {
             }
             AnalyticKind::Dual => {
                 let all: usize = suite.tasks.iter().map(|t| t.train.labels.len()).sum();
-                if all > MOST_KEPT {
+                if all > MAX_KERNEL_IMAGES {
                     return Err(RunError::TooManyToKeep {
                         images: all,
                         gigabytes: 8.0 * (all as f64).powi(2) / 1e9,
@@ -186,7 +199,7 @@ impl Regression {
         })
     }
 
-    /// The regression in a file.
+    /// Loads a regression from a file.
     fn load(settings: &Analytic, path: &Path) -> Result<Self, AnalyticError> {
         Ok(match settings.kind {
             AnalyticKind::Primal => Self::Primal(Box::new(PrimalRail::load(path)?)),
@@ -194,7 +207,7 @@ impl Regression {
         })
     }
 
-    /// Writes the file that [`load`](Self::load) reads.
+    /// Writes the file read by [`load`](Self::load).
     fn write(&self, path: &Path) -> Result<(), AnalyticError> {
         match self {
             Self::Primal(primal) => primal.save(path),
@@ -202,7 +215,7 @@ impl Regression {
         }
     }
 
-    /// Bytes that are kept between tasks.
+    /// Returns the bytes carried from task to task.
     fn bytes_kept(&self) -> u64 {
         match self {
             Self::Primal(primal) => primal.bytes_kept(),
@@ -224,15 +237,15 @@ impl Regression {
         }
     }
 
-    /// Takes in the training set of task `index`: one pass, in its order, prepared as for training
-    /// where the settings say so.
-    fn learn(
+    /// Fits the training set of a task in one pass, in dataset order. Images are preprocessed as
+    /// for training if [`augment`](Analytic::augment) is set, and as for evaluation otherwise.
+    fn fit(
         &mut self,
         settings: &Analytic,
-        task: &TaskSetting<'_>,
-        progress: &mut dyn FnMut(Work, usize, usize),
+        task: &TaskContext<'_>,
+        progress: &mut dyn FnMut(Phase, usize, usize),
     ) -> Result<(), RunError> {
-        let Setting {
+        let RunContext {
             checkpoint,
             suite,
             images,
@@ -254,7 +267,7 @@ impl Regression {
         let device = model.device();
         let of = all.len().div_ceil(BATCH);
         for (batch, indices) in all.chunks(BATCH).enumerate() {
-            progress(Work::Encoding, batch, of);
+            progress(Phase::Encoding, batch, of);
             let source = train.images.as_ref();
             let (kept, pixels) = if settings.augment {
                 images.train(source, indices, &device, seed, batch as u64)?
@@ -277,17 +290,17 @@ impl Regression {
     }
 }
 
-/// A regression with the zero-shot answer, over the tasks of a suite.
-struct Joined<'a> {
+/// Classifier that fuses the regression with the zero-shot scores.
+struct FusedAnswer<'a> {
     regression: &'a Regression,
     suite: &'a Suite,
     fusion: f64,
 }
 
-impl Answer for Joined<'_> {
-    /// Over all classes as published. Where the task is given, over its classes only: those of a
-    /// learned task are joined, those of another are left to zero-shot; the published code has no
-    /// such protocol, so this reading of it is ours.
+impl Scorer for FusedAnswer<'_> {
+    /// Returns scores over all classes, as in the reference implementation, or over the classes of
+    /// a given task: fused scores for a trained task, zero-shot scores for another. The reference
+    /// implementation has no protocol with given tasks; this one is ours.
     fn scores(
         &self,
         features: &[f32],
@@ -301,7 +314,7 @@ impl Answer for Joined<'_> {
             .map(|t| t.class_names.len())
             .collect();
         let learned = self.regression.classes();
-        let (classes, from, adapter) = match space {
+        let (classes, from, regressed) = match space {
             LabelSpace::All => (sizes.iter().sum(), 0, learned),
             LabelSpace::Task(task) => {
                 let from: usize = sizes[..task].iter().sum();
@@ -317,13 +330,13 @@ impl Answer for Joined<'_> {
             .map_err(|e| e.to_string())?;
         let own: Vec<f64> = all
             .chunks(learned)
-            .flat_map(|row| row[from..from + adapter].iter().copied())
+            .flat_map(|row| row[from..from + regressed].iter().copied())
             .collect();
         let fusion = Fusion {
             weight: self.fusion,
         };
         let scores = fusion
-            .scores(&logits, classes, &own, adapter)
+            .scores(&logits, classes, &own, regressed)
             .map_err(|e| e.to_string())?;
         Ok(scores.into_iter().map(|s| s as f32).collect())
     }

@@ -1,4 +1,4 @@
-//! Rehearsal: images of earlier tasks that are kept, and classified again.
+//! Rehearsal (experience replay): classification of stored images of earlier tasks.
 
 use std::path::Path;
 
@@ -7,42 +7,42 @@ use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    exemplars::{
-        Exemplars, Quota, REFERENCE_SCAN, balanced, first, herding, herding_reference, random,
-    },
+    auxiliary_loss::{AuxiliaryLoss, Loss, LossContext},
+    context::{MethodOutline, Monitor, RunContext, TaskContext, at_least_one, in_range},
     hooks::Mechanism,
-    joined_images::Items,
-    setting::{Outline, Setting, TaskSetting, Watch, some, within},
-    state::{Carried, State, read_json, write_json},
-    task_part::{Loss, TaskPart, Towers},
+    rehearsal_memory::{
+        Quota, REFERENCE_SCAN, RehearsalMemory, balanced, first, herding, herding_reference, random,
+    },
+    state::{MechanismState, RunState, read_json, write_json},
+    training_images::TrainingImages,
 };
 use crate::{
-    batch::{Ahead, Images},
+    batch::{Images, Prefetcher},
     error::RunError,
     eval::encode_images,
 };
 use mtil_data::{data::BatchOrder, seeds, suite::Task};
 
-/// Images of earlier tasks that are kept.
+/// Rehearsal on stored images of earlier tasks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rehearsal {
-    /// Images in all.
+    /// Budget of the memory in images.
     pub size: usize,
-    /// How the room is shared when a task is added.
+    /// Quota of a new task.
     #[serde(default = "fixed")]
     pub quota: Quota,
-    /// Which images of a task are kept.
-    pub choice: ExemplarChoice,
-    /// Weight of the classification of kept images, each among the classes of its own task; 0
-    /// leaves it out, and then the images serve a distillation.
-    #[serde(default)]
-    pub replay: f64,
-    /// Kept images per update.
-    #[serde(default = "default_replay_batch")]
+    /// Selection of the images of a task.
+    pub choice: RehearsalSelection,
+    /// Weight of the classification loss of rehearsal images, each among the classes of its own
+    /// task. With 0 there is no such loss, and the images serve a distillation only.
+    #[serde(default, alias = "replay")] // The name in earlier run directories.
+    pub weight: f64,
+    /// Rehearsal images per training step.
+    #[serde(default = "default_batch")]
     pub batch: usize,
-    /// Whether images to classify come in a fresh order each time round, or always in the same. For
-    /// a distillation it is always the same (ZSCL `mtil/src/models/icarl.py`).
+    /// Reshuffles the images to classify in each epoch. For a distillation the order is always the
+    /// same (ZSCL `mtil/src/models/icarl.py`).
     #[serde(default = "yes")]
     pub shuffle: bool,
 }
@@ -55,29 +55,29 @@ fn fixed() -> Quota {
     Quota::Fixed
 }
 
-fn default_replay_batch() -> usize {
+fn default_batch() -> usize {
     64
 }
 
-/// Which images of a task are kept.
+/// Selection of the rehearsal images of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ExemplarChoice {
-    /// Those whose mean feature follows the mean of all (iCaRL, Rebuffi et al. 2017); of the first
-    /// task the first ones, as published.
+pub enum RehearsalSelection {
+    /// Herding: images whose mean feature approximates the mean of all (iCaRL, Rebuffi et al.
+    /// 2017). For the first task the first images, as in the reference implementation.
     Herding,
-    /// A random choice.
+    /// Random images.
     Random,
-    /// The same number of each class, at random.
+    /// Random images, the same number of each class.
     Balanced,
-    /// The first ones.
+    /// The first images of the training set.
     First,
 }
 
 const FILE: &str = "exemplars.json";
 
-impl Carried for Exemplars {
-    fn copy(&self) -> Option<Box<dyn Carried>> {
+impl MechanismState for RehearsalMemory {
+    fn copy(&self) -> Option<Box<dyn MechanismState>> {
         Some(Box::new(self.clone()))
     }
 
@@ -85,9 +85,9 @@ impl Carried for Exemplars {
         write_json(self, &folder.join(FILE))
     }
 
-    /// The images as they are fed to the model.
+    /// Bytes of the images as 8-bit crops of the model's input size.
     fn bytes(&self, checkpoint: &Clip) -> u64 {
-        Exemplars::bytes(self, checkpoint.preprocess.image_size())
+        RehearsalMemory::bytes(self, checkpoint.preprocess.image_size())
     }
 }
 
@@ -96,55 +96,63 @@ impl Mechanism for Rehearsal {
         "rehearsal"
     }
 
-    fn check(&self, method: &Outline) -> Result<(), String> {
-        some("rehearsal.size", self.size)?;
-        some("rehearsal.batch", self.batch)?;
-        within("rehearsal.replay", self.replay, 0.0, f64::MAX)?;
-        if self.replay > 0.0 || method.distils_kept_images {
+    fn check(&self, method: &MethodOutline) -> Result<(), String> {
+        at_least_one("rehearsal.size", self.size)?;
+        at_least_one("rehearsal.batch", self.batch)?;
+        in_range("rehearsal.weight", self.weight, 0.0, f64::MAX)?;
+        if self.weight > 0.0 || method.distils_rehearsal_images {
             return Ok(());
         }
-        Err("`rehearsal` keeps images that nothing uses: set `rehearsal.replay`, or `distill.images = \"memory\"`".to_owned())
+        Err(concat!(
+            "`rehearsal` keeps images that nothing uses: set `rehearsal.weight`, ",
+            "or `distill.images = \"memory\"`"
+        )
+        .to_owned())
     }
 
-    fn load(&self, folder: &Path, _: &Setting<'_>) -> Result<Option<Box<dyn Carried>>, RunError> {
+    fn load(
+        &self,
+        folder: &Path,
+        _: &RunContext<'_>,
+    ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
         let path = folder.join(FILE);
         if !path.exists() {
             return Ok(None);
         }
-        Ok(Some(Box::new(read_json::<Exemplars>(&path)?)))
+        Ok(Some(Box::new(read_json::<RehearsalMemory>(&path)?)))
     }
 
-    fn part(
+    fn auxiliary_loss(
         &self,
-        task: &TaskSetting<'_>,
-        state: &State,
-    ) -> Result<Option<Box<dyn TaskPart>>, RunError> {
-        let kept = state.get::<Exemplars>();
-        let Some(kept) = kept.filter(|_| task.index > 0 && self.replay > 0.0) else {
+        task: &TaskContext<'_>,
+        state: &RunState,
+    ) -> Result<Option<Box<dyn AuxiliaryLoss>>, RunError> {
+        let memory = state.get::<RehearsalMemory>();
+        let Some(memory) = memory.filter(|_| task.index > 0 && self.weight > 0.0) else {
             return Ok(None);
         };
-        let items = Items::chosen(task.run.suite, kept.items());
-        let kept = Kept::new(items, self, task.run.seed, task.index)?;
-        Ok(Some(Box::new(kept)))
+        let items = TrainingImages::subset(task.run.suite, memory.items());
+        let loss = RehearsalLoss::new(items, self, task.run.seed, task.index)?;
+        Ok(Some(Box::new(loss)))
     }
 
-    fn keep(
+    fn finish_task(
         &self,
         trained: &ClipModel,
-        task: &TaskSetting<'_>,
-        state: &mut State,
-        _: &mut Watch<'_>,
+        task: &TaskContext<'_>,
+        state: &mut RunState,
+        _: &mut Monitor<'_>,
     ) -> Result<bool, RunError> {
         if task.last {
             return Ok(true);
         }
-        let exemplars = match state.get::<Exemplars>() {
-            Some(exemplars) => exemplars.clone(),
-            None => Exemplars::new(self.size, self.quota)?,
+        let memory = match state.get::<RehearsalMemory>() {
+            Some(memory) => memory.clone(),
+            None => RehearsalMemory::new(self.size, self.quota)?,
         };
         let run = task.run;
-        let with = keep_images(
-            exemplars,
+        let memory = add_task_images(
+            memory,
             self.choice,
             &run.suite.tasks[task.index],
             task.index,
@@ -152,64 +160,69 @@ impl Mechanism for Rehearsal {
             run.images,
             run.seed,
         )?;
-        state.set(with);
+        state.set(memory);
         Ok(true)
     }
 }
 
-/// `exemplars` with images of task `index`. Herding takes features of the model that was just
-/// trained, of images prepared as for evaluation; of the first task it takes the first images (ZSCL
-/// `mtil/src/dynamic_dataset.py`, `mtil/src/models/icarl.py`).
-fn keep_images(
-    mut exemplars: Exemplars,
-    choice: ExemplarChoice,
+/// Adds images of task `index` to `memory`. Herding uses features of the model that was just
+/// trained, of images preprocessed as for evaluation. For the first task it selects the first
+/// images (ZSCL `mtil/src/dynamic_dataset.py`, `mtil/src/models/icarl.py`).
+fn add_task_images(
+    mut memory: RehearsalMemory,
+    choice: RehearsalSelection,
     task: &Task,
     index: usize,
     trained: &ClipModel,
     images: &Images,
     seed: u64,
-) -> Result<Exemplars, RunError> {
-    let (all, room) = (task.train.labels.len(), exemplars.room());
-    let seed = seeds::derive(seed, &[seeds::EXEMPLARS, index as u64]);
+) -> Result<RehearsalMemory, RunError> {
+    let (all, capacity) = (task.train.labels.len(), memory.capacity());
+    let seed = seeds::derive(seed, &[seeds::REHEARSAL_SELECTION, index as u64]);
     let chosen = match choice {
-        ExemplarChoice::First => first(all, room),
-        ExemplarChoice::Random => random(all, room, seed),
-        ExemplarChoice::Balanced => balanced(&task.train.labels, room, seed),
-        ExemplarChoice::Herding if index == 0 => first(all, room),
-        ExemplarChoice::Herding => {
+        RehearsalSelection::First => first(all, capacity),
+        RehearsalSelection::Random => random(all, capacity, seed),
+        RehearsalSelection::Balanced => balanced(&task.train.labels, capacity, seed),
+        RehearsalSelection::Herding if index == 0 => first(all, capacity),
+        RehearsalSelection::Herding => {
             let scanned: Vec<usize> = (0..all.min(REFERENCE_SCAN)).collect();
             let source = &task.train.images;
             let features = encode_images(trained, None, source, &scanned, images)?;
             let (rows, width) = (features.indices.len(), features.width);
-            let picks = match exemplars.quota() {
-                Quota::Reference => herding_reference(&features.rows, rows, width, room)?,
-                Quota::Fixed => herding(&features.rows, rows, width, room)?,
+            let picks = match memory.quota() {
+                Quota::Reference => herding_reference(&features.rows, rows, width, capacity)?,
+                Quota::Fixed => herding(&features.rows, rows, width, capacity)?,
             };
-            // Rows are the images that could be read.
+            // Unreadable images have no row.
             picks.into_iter().map(|row| features.indices[row]).collect()
         }
     };
-    exemplars.admit(index, all, chosen)?;
-    Ok(exemplars)
+    memory.add_task(index, all, chosen)?;
+    Ok(memory)
 }
 
-/// Kept images that are classified again in every update.
-struct Kept {
-    items: Items,
+/// Classification loss of rehearsal images.
+struct RehearsalLoss {
+    items: TrainingImages,
     weight: f64,
-    /// Tasks and classes of the images drawn last.
-    drawn: Vec<(usize, usize)>,
-    /// Until the first update, when it goes to the loader.
+    /// Task and class of each current image.
+    labels: Vec<(usize, usize)>,
+    /// Batch order; taken by the prefetcher at the first training step.
     order: Option<BatchOrder>,
-    stream: Option<Ahead>,
+    stream: Option<Prefetcher>,
     seed: u64,
 }
 
-impl Kept {
-    /// Images to classify, prepared as for training.
-    fn new(items: Items, settings: &Rehearsal, seed: u64, index: usize) -> Result<Self, RunError> {
-        let (task, batch, weight) = (index as u64, settings.batch, settings.replay);
-        let order_seed = seeds::derive(seed, &[seeds::REPLAY_ORDER, task]);
+impl RehearsalLoss {
+    /// Prepares the loss of a task. Images are preprocessed as for training.
+    fn new(
+        items: TrainingImages,
+        settings: &Rehearsal,
+        seed: u64,
+        index: usize,
+    ) -> Result<Self, RunError> {
+        let (task, batch, weight) = (index as u64, settings.batch, settings.weight);
+        let order_seed = seeds::derive(seed, &[seeds::REHEARSAL_ORDER, task]);
         Ok(Self {
             order: Some(if settings.shuffle {
                 BatchOrder::new(items.len(), batch, order_seed)?
@@ -217,16 +230,16 @@ impl Kept {
                 BatchOrder::sequential(items.len(), batch)?
             }),
             stream: None,
-            seed: seeds::derive(seed, &[seeds::REPLAY_CROP, task]),
+            seed: seeds::derive(seed, &[seeds::REHEARSAL_CROP, task]),
             items,
             weight,
-            drawn: Vec::new(),
+            labels: Vec::new(),
         })
     }
 }
 
-impl TaskPart for Kept {
-    fn draw(
+impl AuxiliaryLoss for RehearsalLoss {
+    fn next_batch(
         &mut self,
         step: usize,
         steps: usize,
@@ -235,27 +248,27 @@ impl TaskPart for Kept {
     ) -> Result<Option<Tensor<4>>, RunError> {
         if let Some(order) = self.order.take() {
             let (source, steps) = (self.items.source(), step as u64..steps as u64);
-            self.stream = Some(images.train_ahead(source, order, steps, self.seed)?);
+            self.stream = Some(images.prefetch_train(source, order, steps, self.seed)?);
         }
-        self.drawn.clear();
+        self.labels.clear();
         let Some(batch) = self.stream.as_mut().and_then(Iterator::next) else {
             return Ok(None);
         };
         let batch = batch?;
-        self.drawn = self.items.labels(&batch.kept);
+        self.labels = self.items.labels(&batch.indices);
         Ok(images.tensor(&batch.images, device)?)
     }
 
-    fn tasks_drawn(&self) -> Vec<usize> {
-        self.drawn.iter().map(|(task, _)| *task).collect()
+    fn batch_tasks(&self) -> Vec<usize> {
+        self.labels.iter().map(|(task, _)| *task).collect()
     }
 
     fn tasks(&self) -> Vec<usize> {
         self.items.tasks()
     }
 
-    fn losses(&self, features: Tensor<2>, towers: &mut Towers<'_>) -> Vec<Loss> {
-        let loss = towers.classify(features, &self.drawn);
-        vec![("replay", loss.mul_scalar(self.weight))]
+    fn losses(&self, features: Tensor<2>, towers: &mut LossContext<'_>) -> Vec<Loss> {
+        let loss = towers.classify(features, &self.labels);
+        vec![("rehearsal", loss.mul_scalar(self.weight))]
     }
 }

@@ -1,7 +1,7 @@
-//! What a run carries from update to update, and what resuming needs.
+//! Resumable state of a run: position, weights, optimizer, and the state of mechanisms.
 //!
-//! `state/` is replaced as a whole: the new one is written beside it and renamed, so a crash at any
-//! moment leaves the old or the new one.
+//! `state/` is replaced atomically: the new state is written beside it and renamed, so a crash at
+//! any moment leaves the old or the new one.
 
 use std::{any::Any, fs, path::Path};
 
@@ -12,40 +12,41 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{error::RunError, eval::Evaluation, guard::Breach};
 use mtil_data::files::write_atomically;
 
-/// Where a run is, and its results so far.
+/// Position of a run, and its results so far.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Position {
-    /// The task in work.
+    /// Index of the current task.
     pub task: usize,
-    /// Updates made on it.
+    /// Finished training steps of the current task.
     pub step: usize,
-    /// Evaluations so far: the pretrained model, then one a task.
+    /// Evaluations so far: the pretrained model, then one per task.
     pub evaluations: Vec<Evaluation>,
-    /// Seconds of work so far, over all processes.
+    /// Run time so far in seconds, over all processes.
     pub seconds: f64,
-    /// Values that trained on the task before, or in work.
+    /// Trainable values of the current task, or of the last one.
     #[serde(default)]
     pub trainable: u64,
-    /// Thresholds of the drift guard that were crossed.
+    /// Broken rules of the drift guard.
     #[serde(default)]
     pub breaches: Vec<Breach>,
     /// Largest resident memory so far, in MiB.
     #[serde(default)]
     pub peak_mb: Option<f64>,
-    /// Whether the drift guard ended the run.
+    /// True if the drift guard ended the run.
     #[serde(default)]
     pub stopped_by_guard: bool,
 }
 
-/// What a mechanism carries.
-pub(crate) trait Carried: Any {
-    /// A copy for another way of training the same task; none where there is no other way.
-    fn copy(&self) -> Option<Box<dyn Carried>>;
+/// State that a mechanism carries through a run.
+pub(crate) trait MechanismState: Any {
+    /// Returns a copy for training the same task with other hyper-parameters; none if the state is
+    /// not shared between such trainings.
+    fn copy(&self) -> Option<Box<dyn MechanismState>>;
 
-    /// Writes its files into the folder of a state.
+    /// Writes the files of the state into a folder.
     fn save(&self, folder: &Path, checkpoint: &Clip) -> Result<(), RunError>;
 
-    /// Bytes that it carries from task to task.
+    /// Returns the bytes that are carried from task to task.
     fn bytes(&self, checkpoint: &Clip) -> u64;
 }
 
@@ -54,82 +55,82 @@ const START: &str = "start.safetensors";
 const OPTIMIZER: &str = "optimizer.bpk";
 const POSITION: &str = "position.json";
 
-/// A resumable run.
-pub(crate) struct State {
+/// The resumable state of a run.
+pub(crate) struct RunState {
     pub position: Position,
     /// On the autodiff device, without adapters.
     pub model: ClipModel,
-    /// The weights at the start of the task, where something needs them; on the plain device.
+    /// The weights at the start of the task, if they are needed; without autodiff.
     pub start: Option<ClipModel>,
-    /// The optimizer's state as bytes; empty between tasks.
+    /// The serialised optimizer; empty between tasks.
     pub optimizer: Vec<u8>,
-    carried: Vec<Box<dyn Carried>>,
+    mechanisms: Vec<Box<dyn MechanismState>>,
 }
 
-impl State {
-    /// A run that has not begun and carries nothing yet: `model` is the pretrained one, on the
-    /// autodiff device.
+impl RunState {
+    /// Creates the state of a run before the first task, without mechanism states. `model` is the
+    /// pretrained one, on the autodiff device.
     pub fn new(model: ClipModel) -> Self {
         Self {
             position: Position::default(),
             model,
             start: None,
             optimizer: Vec::new(),
-            carried: Vec::new(),
+            mechanisms: Vec::new(),
         }
     }
 
-    /// The same at the start of a task, to be trained another way.
+    /// Returns a copy at the start of a task, for training with other hyper-parameters.
     pub fn branch(&self) -> Self {
         Self {
             position: self.position.clone(),
             model: self.model.clone(),
             start: self.start.clone(),
             optimizer: Vec::new(),
-            carried: self.carried.iter().filter_map(|c| c.copy()).collect(),
+            mechanisms: self.mechanisms.iter().filter_map(|c| c.copy()).collect(),
         }
     }
 
-    /// What a mechanism carries, by its type.
-    pub fn get<T: Carried>(&self) -> Option<&T> {
-        let mut all = self.carried.iter();
-        all.find_map(|carried| (carried.as_ref() as &dyn Any).downcast_ref())
+    /// Returns the mechanism state of type `T`.
+    pub fn get<T: MechanismState>(&self) -> Option<&T> {
+        let mut all = self.mechanisms.iter();
+        all.find_map(|state| (state.as_ref() as &dyn Any).downcast_ref())
     }
 
-    /// The same, to be changed.
-    pub fn get_mut<T: Carried>(&mut self) -> Option<&mut T> {
-        let mut all = self.carried.iter_mut();
-        all.find_map(|carried| (carried.as_mut() as &mut dyn Any).downcast_mut())
+    /// Returns the mutable mechanism state of type `T`.
+    pub fn get_mut<T: MechanismState>(&mut self) -> Option<&mut T> {
+        let mut all = self.mechanisms.iter_mut();
+        all.find_map(|state| (state.as_mut() as &mut dyn Any).downcast_mut())
     }
 
-    /// Takes it out.
-    pub fn take<T: Carried>(&mut self) -> Option<T> {
-        let mut all = self.carried.iter();
-        let at = all.position(|carried| (carried.as_ref() as &dyn Any).is::<T>())?;
-        let carried: Box<dyn Any> = self.carried.remove(at);
-        carried.downcast().ok().map(|carried| *carried)
+    /// Removes the mechanism state of type `T`.
+    pub fn take<T: MechanismState>(&mut self) -> Option<T> {
+        let mut all = self.mechanisms.iter();
+        let at = all.position(|state| (state.as_ref() as &dyn Any).is::<T>())?;
+        let state: Box<dyn Any> = self.mechanisms.remove(at);
+        state.downcast().ok().map(|state| *state)
     }
 
-    /// Puts it in, in place of another of its type.
-    pub fn set<T: Carried>(&mut self, carried: T) {
-        self.set_boxed(Box::new(carried));
+    /// Sets the mechanism state of type `T`.
+    pub fn set<T: MechanismState>(&mut self, state: T) {
+        self.set_boxed(Box::new(state));
     }
 
-    /// The same of what a mechanism gave.
-    pub fn set_boxed(&mut self, carried: Box<dyn Carried>) {
-        let id = (carried.as_ref() as &dyn Any).type_id();
-        self.carried
+    /// Sets a boxed mechanism state, which replaces one of the same type.
+    pub fn set_boxed(&mut self, state: Box<dyn MechanismState>) {
+        let id = (state.as_ref() as &dyn Any).type_id();
+        self.mechanisms
             .retain(|other| (other.as_ref() as &dyn Any).type_id() != id);
-        self.carried.push(carried);
+        self.mechanisms.push(state);
     }
 
-    /// Bytes that all mechanisms carry from task to task.
-    pub fn bytes_carried(&self, checkpoint: &Clip) -> u64 {
-        self.carried.iter().map(|c| c.bytes(checkpoint)).sum()
+    /// Returns the bytes that all mechanisms carry from task to task.
+    pub fn mechanism_bytes(&self, checkpoint: &Clip) -> u64 {
+        self.mechanisms.iter().map(|c| c.bytes(checkpoint)).sum()
     }
 
-    /// Writes the state, and that of the optimizer if a task is in work. `folders` are the state as
-    /// it is, as it is while it is written, and the one before it.
+    /// Writes the state, and that of the optimizer within a task. `folders` are those of the
+    /// current state, of the state being written, and of the previous state.
     pub fn save(
         &self,
         folders: &[std::path::PathBuf; 3],
@@ -155,8 +156,8 @@ impl State {
             })?;
             write_atomically(&path, &bytes).map_err(|e| RunError::io(&path, e))?;
         }
-        for carried in &self.carried {
-            carried.save(new, checkpoint)?;
+        for mechanism in &self.mechanisms {
+            mechanism.save(new, checkpoint)?;
         }
         write_json(&self.position, &new.join(POSITION))?;
         if state.exists() {
@@ -167,7 +168,7 @@ impl State {
         remove(old)
     }
 
-    /// The state in `folder` without what mechanisms carry; the model on `device`.
+    /// Loads the state from `folder`, without mechanism states. The model is on `device`.
     pub fn load(folder: &Path, checkpoint: &Clip, device: &Device) -> Result<Self, RunError> {
         let mut state = Self::new(load_model(&folder.join(MODEL), checkpoint, device)?);
         state.position = read_json(&folder.join(POSITION))?;
@@ -183,7 +184,7 @@ impl State {
     }
 }
 
-/// Writes the weights of a CLIP of the checkpoint's shape.
+/// Writes the weights of a CLIP with the checkpoint's architecture.
 pub(crate) fn save_model(
     model: &ClipModel,
     path: &Path,
@@ -196,7 +197,7 @@ fn load_model(path: &Path, checkpoint: &Clip, device: &Device) -> Result<ClipMod
     Ok(load_weights(&checkpoint.config, path, device)?)
 }
 
-/// Reads them onto the checkpoint's device.
+/// Loads such weights onto the checkpoint's device, without autodiff.
 pub(crate) fn load_plain(path: &Path, checkpoint: &Clip) -> Result<ClipModel, RunError> {
     load_model(path, checkpoint, &checkpoint.model.device())
 }

@@ -1,24 +1,28 @@
-//! Which parameters train.
+//! Selection of trainable parameters by path patterns.
 
 use burn::module::{Module, ParamGroup, ParamId};
 use clip_model::ClipModel;
 
-use super::module_file::values;
+use super::module_file::named_values;
 use crate::error::RunError;
 
-/// Patterns of parameters, and the method that has them.
+/// Path patterns of a method's trainable parameters.
 #[derive(Debug, Clone)]
 pub(crate) struct Trainable {
     /// Name of the method.
     pub method: String,
-    /// Regular expressions of the parameters that train on the first task.
+    /// Regular expressions for the first task.
     pub first: Vec<String>,
-    /// The same on later ones.
+    /// Regular expressions for later tasks.
     pub later: Vec<String>,
 }
 
 impl Trainable {
-    /// `clip` with what trains on task `index`, and whether something of the text tower does.
+    /// Freezes all parameters of `clip` except those that train on task `index`. Returns the model,
+    /// and whether a parameter of the text tower trains.
+    ///
+    /// # Errors
+    /// [`RunError::NoParameter`] for a pattern that selects no parameter.
     pub fn apply(&self, clip: ClipModel, index: usize) -> Result<(ClipModel, bool), RunError> {
         let patterns = if index == 0 { &self.first } else { &self.later };
         let (groups, text) = self.select(&clip, patterns)?;
@@ -31,8 +35,11 @@ impl Trainable {
         Ok((clip, text))
     }
 
-    /// The groups of `patterns`, each of which must select something; and whether one of them
-    /// selects something of the text tower.
+    /// Returns the parameter groups of `patterns`, and whether one of them selects a parameter of
+    /// the text tower.
+    ///
+    /// # Errors
+    /// [`RunError::NoParameter`] for a pattern that selects no parameter.
     pub fn select(
         &self,
         model: &ClipModel,
@@ -62,10 +69,10 @@ impl Trainable {
     }
 }
 
-/// The paths of all float parameters.
+/// Returns the paths of all float parameters.
 fn paths(model: &ClipModel) -> Vec<String> {
     let paths = std::cell::RefCell::new(Vec::new());
-    values(model, &|path| {
+    named_values(model, &|path| {
         paths.borrow_mut().push(path.to_owned());
         false
     });

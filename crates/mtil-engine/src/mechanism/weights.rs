@@ -1,4 +1,4 @@
-//! Arithmetic on whole models: averages, interpolations, importances.
+//! Element-wise arithmetic on the parameters of whole models.
 
 use std::collections::HashMap;
 
@@ -8,17 +8,17 @@ use burn::{
     tensor::Tensor,
 };
 
-/// The values of all float parameters of a module, each flat, on the plain device.
+/// Values of all float parameters of a module, each flattened, without autodiff.
 #[derive(Clone)]
 pub(crate) struct Weights(HashMap<ParamId, Tensor<1>>);
 
 impl Weights {
-    /// Those of `module`.
+    /// Collects the values of `module`.
     pub fn of<M: Module>(module: &M) -> Self {
         struct Collect(HashMap<ParamId, Tensor<1>>);
         impl ModuleVisitor for Collect {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                self.0.insert(param.id, flat(param.val().inner()));
+                self.0.insert(param.id, flatten(param.val().inner()));
             }
         }
         let mut collect = Collect(HashMap::new());
@@ -26,19 +26,19 @@ impl Weights {
         Self(collect.0)
     }
 
-    /// The values of one parameter.
+    /// Returns the values of one parameter.
     pub fn get(&self, id: ParamId) -> Option<&Tensor<1>> {
         self.0.get(&id)
     }
 }
 
-fn flat<const D: usize>(value: Tensor<D>) -> Tensor<1> {
+fn flatten<const D: usize>(value: Tensor<D>) -> Tensor<1> {
     let elements = value.shape().num_elements();
     value.reshape([elements])
 }
 
-/// `model` (on the plain device) with every parameter replaced by `f` of its values and those of
-/// the same parameter in `others`, all flat.
+/// Replaces every parameter of `model` by `f` of its values and those of the same parameter in
+/// `others`, all flattened and without autodiff.
 pub(crate) fn combine<M: Module>(
     model: M,
     others: &[&M],
@@ -58,7 +58,7 @@ pub(crate) fn combine<M: Module>(
             let Some(others) = others else { return param };
             param.map(|value| {
                 let shape = value.shape();
-                (self.f)(flat(value), &others).reshape(shape)
+                (self.f)(flatten(value), &others).reshape(shape)
             })
         }
     }
@@ -66,15 +66,15 @@ pub(crate) fn combine<M: Module>(
     model.map(&mut Combine { others, f })
 }
 
-/// `a · model + (1 − a) · other`.
+/// Returns `a · model + (1 − a) · other`.
 pub(crate) fn interpolate<M: Module>(model: M, other: &M, a: f64) -> M {
     combine(model, &[other], |x, o| {
         x.mul_scalar(a) + o[0].clone().mul_scalar(1.0 - a)
     })
 }
 
-/// Calls `f` with the id, the flat value and the flat gradient, if it has one, of every trainable
-/// parameter of `module`; a returned value is added to the gradient.
+/// Calls `f` with the id, the flattened value and the flattened gradient (if any) of every
+/// trainable parameter of `module`, and adds the returned tensor to the gradient.
 pub(crate) fn add_to_gradients<M: Module>(
     module: &M,
     gradients: &mut GradientsParams,
@@ -92,7 +92,7 @@ pub(crate) fn add_to_gradients<M: Module>(
             let value = param.val().inner();
             let shape = value.shape();
             let gradient = self.gradients.get::<D>(param.id);
-            if let Some(added) = (self.f)(param.id, flat(value), gradient.clone().map(flat)) {
+            if let Some(added) = (self.f)(param.id, flatten(value), gradient.clone().map(flatten)) {
                 let added = added.reshape(shape);
                 let sum = match gradient {
                     Some(gradient) => gradient + added,
@@ -105,8 +105,8 @@ pub(crate) fn add_to_gradients<M: Module>(
     module.visit(&mut Visitor { gradients, f });
 }
 
-/// Number of values that train.
-pub(crate) fn trainable<M: Module>(module: &M) -> u64 {
+/// Returns the number of trainable values.
+pub(crate) fn count_trainable<M: Module>(module: &M) -> u64 {
     struct Count(u64);
     impl ModuleVisitor for Count {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interpolation_lies_between_and_keeps_the_ids() {
+    fn interpolation_keeps_the_parameter_ids() {
         let device = Device::flex();
         let a = LinearConfig::new(3, 2).init(&device);
         let b = combine(a.clone(), &[], |x, _| x.mul_scalar(3.0));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_to_a_gradient_counts_only_where_something_trains() {
+    fn gradients_are_added_to_trainable_parameters_only() {
         let device = Device::flex().autodiff();
         let mut module = LinearConfig::new(3, 2).init(&device);
         module.bias = module.bias.map(|b| b.set_require_grad(false));
@@ -155,7 +155,7 @@ mod tests {
             assert!(gradient.is_some());
             Some(value.ones_like())
         });
-        assert_eq!((seen, trainable(&module)), (1, 6));
+        assert_eq!((seen, count_trainable(&module)), (1, 6));
         let gradient = gradients.get::<2>(module.weight.id).unwrap();
         assert_eq!(crate::eval::to_host(gradient), [2.0; 6]);
     }

@@ -1,14 +1,17 @@
-//! Why a method could not be read.
+//! Errors of reading a method.
 
-/// Why a method could not be read.
+/// Error of reading a method.
 #[derive(Debug, thiserror::Error)]
 pub enum MethodError {
     /// The name is neither built in nor a file.
-    #[error("there is no method `{name}`; built in are {}; or give the path of a TOML file", known.join(", "))]
+    #[error(
+        "there is no method `{name}`; built in are {}; or give the path of a TOML file",
+        known.join(", ")
+    )]
     Unknown {
-        /// What was asked for.
+        /// Name of the method.
         name: String,
-        /// The methods that there are.
+        /// Names of the built-in methods.
         known: Vec<&'static str>,
     },
     /// The file cannot be read.
@@ -16,15 +19,15 @@ pub enum MethodError {
     Io {
         /// The file.
         path: String,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The text is not a method.
+    /// The TOML is not a valid method.
     #[error("method {name}: {reason}")]
     Invalid {
-        /// The method or file.
+        /// Name of the method, or path of its file.
         name: String,
-        /// What is wrong.
+        /// The defect, naming the key.
         reason: String,
     },
 }

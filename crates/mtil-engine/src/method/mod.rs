@@ -1,5 +1,7 @@
-//! A method is data: a choice of what trains, which losses, whose features teach, and what is
-//! projected. One engine reads it.
+//! Continual-learning methods as data: compositions of mechanisms, read from TOML.
+//!
+//! A method selects the trainable parameters, the losses, the teacher of the distillation and the
+//! projection of the updates. One engine runs all methods.
 
 pub(crate) mod error;
 mod optimizer;
@@ -19,22 +21,22 @@ pub use crate::mechanism::{
     anchor::{Anchor, AnchorKind},
     average::Average,
     distillation::{Distill, DistillImages, DistillTexts},
-    earlier::{Start, Teacher},
+    earlier_weights::{Start, Teacher},
     merge::Merge,
     mixtures::Experts,
     projection::Projection,
     regression::{Analytic, AnalyticKind},
-    rehearsal::{ExemplarChoice, Rehearsal},
+    rehearsal::{Rehearsal, RehearsalSelection},
 };
 use crate::{
     eval::PromptRule,
     mechanism::{
         alignment::Alignment,
-        anchor::Anchoring,
-        distillation::Distilling,
+        anchor::AnchorMechanism,
+        context::{MethodOutline, RequiredWeights, at_least_one},
+        distillation::DistillMechanism,
         hooks::Mechanism,
-        projection::Projecting,
-        setting::{Needs, Outline, some},
+        projection::ProjectionMechanism,
         trainable::Trainable,
     },
 };
@@ -45,7 +47,7 @@ macro_rules! built_in {
     };
 }
 
-/// The methods that come with the program, as TOML.
+/// Built-in methods: name and TOML.
 const BUILT_IN: &[(&str, &str)] = built_in![
     "zero-shot",
     "finetune",
@@ -83,43 +85,52 @@ const BUILT_IN: &[(&str, &str)] = built_in![
     "rail-dual",
 ];
 
-/// Everything that defines a method. The defaults are GNSP's published values
+/// Settings of a method. The defaults are GNSP's published values
 /// (GNSP `configs/mtil_order_I.json`, `src/args.py`).
+///
+/// # Example
+/// ```
+/// use mtil_engine::method::Method;
+///
+/// let method = Method::load("gnsp", "my-suite", &["lr=2e-5".to_owned()])?;
+/// assert_eq!(method.lr, 2e-5);
+/// # Ok::<(), mtil_engine::method::MethodError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Method {
     /// Name shown in tables.
     pub name: String,
-    /// One sentence for people.
+    /// Description in one sentence.
     pub about: String,
-    /// By which prompts its paper evaluates on MTIL, where they are not ZSCL's (`"ensemble"`). A
-    /// run has its own rule, so this is not stored.
+    /// Prompt rule of the paper's evaluation on MTIL; ZSCL's (`"ensemble"`) by default. A run has
+    /// its own rule, so this key is not stored.
     #[serde(skip_serializing)]
     pub published_prompts: PromptRule,
-    /// Whether anything is trained; `false` only evaluates.
+    /// Trains the model; `false` only evaluates it.
     pub trains: bool,
-    /// Where a task starts: from what the task before left, or from the pretrained model.
+    /// Initial weights of a task: those after the previous task, or the pretrained ones.
     pub start: Start,
-    /// A model of its own for each task, chosen at evaluation by the task, which is given: the
-    /// columns of earlier tasks keep their accuracies, those of later ones are the pretrained
-    /// model's.
+    /// Trains an independent model for each task. The evaluation selects the model by the task,
+    /// which must be given: the columns of earlier tasks keep their accuracies, those of later
+    /// tasks are the pretrained model's.
     pub per_task: bool,
-    /// All tasks are trained at once, each image among the classes of its own task: the upper bound
-    /// of multi-task learning. A run has one stage, whose accuracies stand in every row.
+    /// Trains all tasks jointly, each image classified among the classes of its own task: the upper
+    /// bound of multi-task learning. A run has one stage, whose accuracies fill every row.
     pub joint: bool,
-    /// Optimizer updates per task.
+    /// Training steps per task.
     pub steps: usize,
-    /// Updates over which the learning rate falls to zero, if fewer than are made. ZSCL makes one
-    /// update more than its schedule has (ZSCL `mtil/src/models/finetune.py`: 1000 iterations, 1001
+    /// Training steps of the learning-rate schedule, if fewer than `steps`. ZSCL takes one training
+    /// step more than its schedule has (ZSCL `mtil/src/models/finetune.py`: 1000 iterations, 1001
     /// updates).
     pub schedule_steps: Option<usize>,
-    /// Images per update.
+    /// Images per training step.
     pub batch: usize,
     /// Peak learning rate on the first task.
     pub lr: f64,
     /// Peak learning rate on later tasks; the first task's when absent.
     pub lr_later: Option<f64>,
-    /// Updates of linear warm-up, before a cosine to zero.
+    /// Training steps of linear warm-up, before a cosine decay to zero.
     pub warmup: usize,
     /// Regular expressions of the parameters that train on the first task.
     pub trainable_first: Vec<String>,
@@ -132,54 +143,54 @@ pub struct Method {
     /// Weight of the modality-alignment loss; 0 leaves it out.
     pub map: f64,
     /// Label smoothing of the modality-alignment loss. With `ε` above 0 its optimum is a margin of
-    /// `ln((1 - ε) R / ε + 1)` logits between matching and other pairs of a batch of `R`: a model
-    /// whose margin is larger is pulled towards it.
+    /// `ln((1 - ε) R / ε + 1)` logits between positive and negative pairs of a batch of `R`. The
+    /// loss pulls a larger margin down to it.
     pub map_smoothing: f64,
     /// Weight of the squared displacement of the mean image and the mean text feature of the
-    /// reference pairs from the teacher's; 0 leaves it out. Of our own: nothing else in GNSP's loss
-    /// holds the modality gap.
+    /// reference pairs from the teacher's; 0 leaves it out. This term is not in GNSP, whose loss
+    /// has no other term that preserves the modality gap.
     pub hold_means: f64,
     /// Temperature of the distillation.
     pub temperature: f64,
-    /// Whose features the distillation compares with.
+    /// Teacher of the distillation.
     pub teacher: Teacher,
-    /// Reference pairs per update.
+    /// Reference pairs per training step.
     pub reference_batch: usize,
-    /// Reference pairs used in a run, drawn anew for each task; all when larger than the set.
+    /// Reference pairs per task, drawn anew for each task; all when larger than the set.
     pub reference_pairs: usize,
-    /// Whether the reference pairs come in a new order in every epoch, which changes what a pair is
-    /// told apart from. GNSP walks them in one order (`src/models/finetune_gnsp.py:196-198`), GIFT
-    /// shuffles them (GIFT_CL `src/datasets/synthetic.py:75-81`).
+    /// Shuffles the reference pairs in every epoch, which changes the negatives of a pair. GNSP
+    /// uses a fixed order (`src/models/finetune_gnsp.py:196-198`), GIFT shuffles (GIFT_CL
+    /// `src/datasets/synthetic.py:75-81`).
     #[serde(skip_serializing_if = "is_false")]
     pub reference_shuffle: bool,
-    /// Settings of AdamW.
+    /// Hyper-parameters of AdamW.
     pub adamw: AdamW,
-    /// Which optimizer.
+    /// Optimizer of the training steps.
     pub optimizer: OptimizerKind,
-    /// In what the towers compute while training.
+    /// Floating-point format of the towers in training.
     #[serde(skip_serializing_if = "Compute::is_full")]
     pub compute: Compute,
-    /// Random crop of training images: smallest share of the area.
+    /// Random resized crop of training images: smallest share of the area.
     pub crop_scale: f64,
-    /// What is projected, if anything.
+    /// Null-space projection of gradients or updates.
     pub projection: Option<Projection>,
-    /// Distillation against fixed texts, as ZSCL and LwF do it.
+    /// Distillation over fixed texts, as in ZSCL and LwF.
     pub distill: Option<Distill>,
-    /// A penalty on the distance of the weights from earlier ones.
+    /// Penalty on the distance of the weights from earlier ones.
     pub anchor: Option<Anchor>,
-    /// An average of the weights along the way, which is what a task ends with.
+    /// Average of the weights over the training steps, which becomes the result of the task.
     pub average: Option<Average>,
-    /// Interpolation with the weights before the task, once it is trained.
+    /// Interpolation with the weights before the task, after its training.
     pub merge: Option<Merge>,
-    /// Images of earlier tasks that are kept.
+    /// Rehearsal of stored images of earlier tasks.
     pub rehearsal: Option<Rehearsal>,
-    /// Low-rank adapters instead of the weights themselves.
+    /// Training of low-rank adapters instead of the weights.
     pub lora: Option<Lora>,
-    /// Mixtures of adapters beside every block.
+    /// Mixtures of adapters parallel to every block.
     pub experts: Option<Experts>,
-    /// Ridge regression on the features of the pretrained towers, which do not change.
+    /// Ridge regression on the features of the frozen pretrained towers.
     pub analytic: Option<Analytic>,
-    /// Settings of single tasks, by their names.
+    /// Settings of single tasks, by task name.
     pub task: BTreeMap<String, TaskSettings>,
 }
 
@@ -187,13 +198,13 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// What a method sets differently for one task.
+/// Overrides of a method's settings for one task.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TaskSettings {
     /// Peak learning rate.
     pub lr: Option<f64>,
-    /// Updates.
+    /// Training steps.
     pub steps: Option<usize>,
 }
 
@@ -243,13 +254,13 @@ impl Default for Method {
     }
 }
 
-/// Names of the methods that come with the program.
+/// Returns the names of the built-in methods.
 pub fn names() -> Vec<&'static str> {
     BUILT_IN.iter().map(|(name, _)| *name).collect()
 }
 
-/// The file of a method, a built-in one or one on disk.
-fn read(name: &str) -> Result<toml::Table, MethodError> {
+/// Reads the TOML of a method, a built-in one or a file on disk.
+fn read_table(name: &str) -> Result<toml::Table, MethodError> {
     let built_in = BUILT_IN.iter().find(|(n, _)| *n == name);
     let text = match built_in {
         Some((_, text)) => (*text).to_owned(),
@@ -272,24 +283,25 @@ fn read(name: &str) -> Result<toml::Table, MethodError> {
     })
 }
 
-/// Changes one setting, as `key=value`.
-fn apply(table: &mut toml::Table, text: &str) -> Result<(), String> {
+/// Applies an override of the form `key=value`.
+fn apply_override(table: &mut toml::Table, text: &str) -> Result<(), String> {
     let (key, value) = text
         .split_once('=')
         .ok_or_else(|| format!("`{text}` is not of the form key=value"))?;
-    // What is asked for all tasks counts for those too that have a setting of their own.
-    let own = match key.trim() {
+    // An override for all tasks also replaces the settings of single tasks.
+    let task_key = match key.trim() {
         "steps" => Some("steps"),
         "lr" | "lr_later" => Some("lr"),
         _ => None,
     };
-    if let (Some(own), Some(toml::Value::Table(tasks))) = (own, table.get_mut("task")) {
+    if let (Some(task_key), Some(toml::Value::Table(tasks))) = (task_key, table.get_mut("task")) {
         for (_, settings) in tasks.iter_mut() {
             if let toml::Value::Table(settings) = settings {
-                settings.remove(own);
+                settings.remove(task_key);
             }
         }
     }
+    // A value that is not valid TOML is taken as a string, so that words need no quotes.
     let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
         .or_else(|_| toml::from_str(&format!("value = {value:?}")))
         .map_err(|e| format!("`{text}`: {e}"))?;
@@ -304,50 +316,51 @@ fn apply(table: &mut toml::Table, text: &str) -> Result<(), String> {
 }
 
 impl Method {
-    /// Behind the name of a method: with its published settings, not those that were chosen for the
+    /// Suffix of a method's name that selects its published settings instead of those tuned for the
     /// suite.
     pub const PUBLISHED: &'static str = "@published";
 
-    /// The settings of a method that tuning tries besides its learning rate, as its file names them
-    /// in `[tune]`: keys, and for each the values beside its own. A value like `3x` is a multiple
-    /// of the learning rate.
+    /// Returns the tuning grid of a method besides its learning rate, from the table `[tune]` of
+    /// its file: each key with the values to try beside its own. A value like `3x` is a multiple of
+    /// the learning rate.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn own_settings(name: &str) -> Result<Vec<(String, Vec<String>)>, MethodError> {
+    pub fn tuning_grid(name: &str) -> Result<Vec<(String, Vec<String>)>, MethodError> {
         let invalid = |reason: &str| MethodError::Invalid {
             name: name.to_owned(),
             reason: reason.to_owned(),
         };
-        let Some(settings) = read(name)?.remove("tune") else {
+        let Some(settings) = read_table(name)?.remove("tune") else {
             return Ok(Vec::new());
         };
-        let wrong = || invalid("`tune` is a table of lists, as in `smoothing = [0.0, 0.1]`");
+        let malformed = || invalid("`tune` is a table of lists, as in `smoothing = [0.0, 0.1]`");
         let toml::Value::Table(settings) = settings else {
-            return Err(wrong());
+            return Err(malformed());
         };
         let text = |value: &toml::Value| match value {
             toml::Value::String(text) => text.clone(),
             value => value.to_string(),
         };
         let settings = settings.iter().map(|(key, values)| {
-            let values = values.as_array().ok_or_else(wrong)?;
+            let values = values.as_array().ok_or_else(malformed)?;
             Ok((key.clone(), values.iter().map(text).collect()))
         });
         settings.collect()
     }
 
-    /// Reads a built-in method, or a TOML file, applies its values for `suite` (its table
-    /// `[on.<suite>]`), those that were chosen for it ([`Tuned`]), and then `overrides`
-    /// (`key=value`, keys may have dots).
+    /// Reads a built-in method or a TOML file.
+    ///
+    /// Then applies, in this order, its values for `suite` (its table `[on.<suite>]`), the values
+    /// tuned for the suite ([`Tuned`]), and `overrides` (`key=value`; dots separate nested keys).
     ///
     /// # Errors
-    /// [`MethodError`] naming the method and the key at fault.
+    /// [`MethodError`] naming the method and the invalid key.
     pub fn load(name: &str, suite: &str, overrides: &[String]) -> Result<Self, MethodError> {
         Self::load_tuned(name, suite, Tuned::of(suite), overrides)
     }
 
-    /// The same with other choices than those of the program, or without any.
+    /// Like [`load`](Self::load), with the given tuning results instead of the embedded ones.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -357,34 +370,36 @@ impl Method {
         tuned: Option<&Tuned>,
         overrides: &[String],
     ) -> Result<Self, MethodError> {
-        let asked = name;
-        let name = asked.strip_suffix(Self::PUBLISHED).unwrap_or(asked);
+        let requested = name;
+        let name = requested.strip_suffix(Self::PUBLISHED).unwrap_or(requested);
+        let is_published = requested != name;
         let invalid = |reason: String| MethodError::Invalid {
             name: name.to_owned(),
             reason,
         };
-        let mut table = read(name)?;
+        let mut table = read_table(name)?;
         table.remove("tune");
-        if asked != name {
+        if is_published {
             let own = table.get("name").and_then(toml::Value::as_str);
             let own = format!("{}{}", own.unwrap_or(name), Self::PUBLISHED);
             table.insert("name".to_owned(), toml::Value::String(own));
         }
-        let chosen = tuned.filter(|_| asked == name);
-        let chosen = chosen.and_then(|tuned| tuned.methods.get(name));
-        let chosen = chosen.map(|method| method.candidates[method.chosen].set.as_slice());
+        let tuned = tuned.filter(|_| !is_published);
+        let tuned = tuned.and_then(|tuned| tuned.methods.get(name));
+        let tuned = tuned.map(|method| method.candidates[method.chosen].set.as_slice());
+        // The values for the suite come first, so that tuned values and overrides replace them.
         if let Some(toml::Value::Table(mut on)) = table.remove("on")
             && let Some(toml::Value::Table(values)) = on.remove(suite)
         {
             merge(&mut table, values);
         }
-        for text in chosen.unwrap_or_default().iter().chain(overrides) {
-            apply(&mut table, text).map_err(invalid)?;
+        for text in tuned.unwrap_or_default().iter().chain(overrides) {
+            apply_override(&mut table, text).map_err(invalid)?;
         }
-        Self::of(table).map_err(invalid)
+        Self::from_table(table).map_err(invalid)
     }
 
-    /// The same with one setting changed, as `key=value`.
+    /// Returns a copy with one setting changed, as `key=value`.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -395,12 +410,12 @@ impl Method {
         };
         let text = toml::to_string(self).map_err(|e| invalid(e.to_string()))?;
         let mut table: toml::Table = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
-        apply(&mut table, change).map_err(invalid)?;
-        Self::of(table).map_err(invalid)
+        apply_override(&mut table, change).map_err(invalid)?;
+        Self::from_table(table).map_err(invalid)
     }
 
-    /// The method of a table, checked.
-    fn of(table: toml::Table) -> Result<Self, String> {
+    /// Deserializes and validates a method.
+    fn from_table(table: toml::Table) -> Result<Self, String> {
         let method: Self = toml::Value::Table(table)
             .try_into()
             .map_err(|e: toml::de::Error| e.to_string())?;
@@ -408,6 +423,7 @@ impl Method {
         Ok(method)
     }
 
+    /// Validates all settings, and that the mechanisms can be combined.
     fn check(&self) -> Result<(), String> {
         let positive = |key: &str, value: f64| {
             if value.is_finite() && value > 0.0 {
@@ -440,25 +456,36 @@ impl Method {
         }
         self.check_tasks()?;
         let mechanisms = self.mechanisms();
-        let outline = Outline {
+        let outline = MethodOutline {
             keys: mechanisms.iter().map(|m| m.key()).collect(),
             uses_reference: self.uses_reference(),
             per_task: self.per_task,
-            distils_kept_images: matches!(&self.distill, Some(d) if d.images == DistillImages::Memory),
+            distils_rehearsal_images: self
+                .distill
+                .as_ref()
+                .is_some_and(|d| d.images == DistillImages::Memory),
         };
-        // Its settings are there, and must be right, where it is not part of the method.
+        // The settings of the alignment always exist, so they are checked even if it is not used.
         self.alignment().check(&outline)?;
         for mechanism in &mechanisms {
             mechanism.check(&outline)?;
         }
         if self.joint {
-            outline.alone("joint", &["lora"])?;
+            outline.exclusive("joint", &["lora"])?;
             if self.uses_reference() || self.per_task {
-                return Err("`joint` trains all tasks at once: `cd`, `map`, `hold_means` and `per_task` have no meaning with it".to_owned());
+                return Err(
+                    "`joint` trains all tasks at once: `cd`, `map`, `hold_means` and `per_task` \
+                     have no meaning with it"
+                        .to_owned(),
+                );
             }
         }
         if self.per_task && self.start != Start::Pretrained {
-            return Err("`per_task` needs `start = \"pretrained\"`: the models of the tasks are independent".to_owned());
+            return Err(
+                "`per_task` needs `start = \"pretrained\"`: the models of the tasks are \
+                 independent"
+                    .to_owned(),
+            );
         }
         self.adamw.check()?;
         for pattern in self.trainable_first.iter().chain(&self.trainable_later) {
@@ -474,16 +501,16 @@ impl Method {
             if !(lr.is_finite() && lr > 0.0) {
                 return Err(format!("`task.{name}.lr` must be above 0, it is {lr}"));
             }
-            some(&format!("task.{name}.steps"), settings.steps.unwrap_or(1))?;
+            at_least_one(&format!("task.{name}.steps"), settings.steps.unwrap_or(1))?;
         }
-        some("schedule_steps", self.schedule_steps.unwrap_or(1))
+        at_least_one("schedule_steps", self.schedule_steps.unwrap_or(1))
     }
 
-    /// What the method is composed of, in the order in which it works.
+    /// Returns the mechanisms of the method, in the order of their hooks.
     pub(crate) fn mechanisms(&self) -> Vec<Box<dyn Mechanism>> {
         let mut all: Vec<Box<dyn Mechanism>> = Vec::new();
         if let Some(settings) = &self.projection {
-            all.push(Box::new(Projecting {
+            all.push(Box::new(ProjectionMechanism {
                 settings: settings.clone(),
                 trainable_later: self.trainable_later.clone(),
             }));
@@ -492,19 +519,19 @@ impl Method {
             all.push(Box::new(self.alignment()));
         }
         if let Some(settings) = &self.distill {
-            all.push(Box::new(Distilling {
+            all.push(Box::new(DistillMechanism {
                 settings: settings.clone(),
                 temperature: self.temperature,
                 teacher: self.teacher,
                 batch: self.reference_batch,
-                kept_batch: self.rehearsal.as_ref().map(|r| r.batch),
+                rehearsal_batch: self.rehearsal.as_ref().map(|r| r.batch),
             }));
         }
         if let Some(rehearsal) = &self.rehearsal {
             all.push(Box::new(rehearsal.clone()));
         }
         if let Some(settings) = &self.anchor {
-            all.push(Box::new(Anchoring {
+            all.push(Box::new(AnchorMechanism {
                 settings: settings.clone(),
                 trainable: self.trainable(),
             }));
@@ -527,7 +554,7 @@ impl Method {
         all
     }
 
-    /// The settings about reference pairs.
+    /// Returns the settings of the losses on reference pairs.
     pub(crate) fn alignment(&self) -> Alignment {
         Alignment {
             cd: self.cd,
@@ -542,7 +569,7 @@ impl Method {
         }
     }
 
-    /// The patterns of what trains.
+    /// Returns the patterns of the trainable parameters.
     pub(crate) fn trainable(&self) -> Trainable {
         Trainable {
             method: self.name.clone(),
@@ -551,8 +578,8 @@ impl Method {
         }
     }
 
-    /// Peak learning rate on task `index`, called `name`.
-    pub fn lr_of(&self, index: usize, name: &str) -> f64 {
+    /// Returns the peak learning rate on task `index`, called `name`.
+    pub fn peak_lr(&self, index: usize, name: &str) -> f64 {
         let own = self.task.get(name).and_then(|t| t.lr);
         own.unwrap_or(match self.lr_later {
             Some(later) if index > 0 => later,
@@ -560,18 +587,18 @@ impl Method {
         })
     }
 
-    /// Updates on the task called `name`.
+    /// Returns the number of training steps on the task called `name`.
     pub fn steps_of(&self, name: &str) -> usize {
         let own = self.task.get(name).and_then(|t| t.steps);
         own.unwrap_or(self.steps)
     }
 
-    /// Learning rate of update `step` (from 0) on task `index`, called `name`: linear warm-up, then
-    /// a cosine towards zero (GNSP `src/utils.py:17-32`).
+    /// Returns the learning rate of training step `step` (from 0) on task `index`, called `name`:
+    /// linear warm-up, then cosine decay to zero (GNSP `src/utils.py:17-32`).
     pub fn lr_at(&self, index: usize, name: &str, step: usize) -> f64 {
         let steps = self.steps_of(name);
         let steps = self.schedule_steps.map_or(steps, |s| s.min(steps));
-        self.lr_of(index, name) * schedule(step, steps, self.warmup)
+        self.peak_lr(index, name) * schedule(step, steps, self.warmup)
     }
 
     /// Returns whether the method has a loss on the reference pairs.
@@ -584,9 +611,9 @@ impl Method {
         self.cd > 0.0 || self.hold_means > 0.0
     }
 
-    /// Earlier weights that the method needs.
-    pub(crate) fn needs(&self) -> Needs {
-        let own = Needs {
+    /// Returns the earlier weights that the method requires.
+    pub(crate) fn needs(&self) -> RequiredWeights {
+        let own = RequiredWeights {
             pretrained: self.per_task || self.start == Start::Pretrained,
             start: false,
         };
@@ -595,18 +622,29 @@ impl Method {
     }
 }
 
-/// The factor on the peak learning rate at update `step` of `steps`.
+/// Returns the factor on the peak learning rate at training step `step` (from 0) of `steps`: linear
+/// warm-up, then cosine decay to zero.
+///
+/// # Example
+/// ```
+/// use mtil_engine::method::schedule;
+///
+/// assert_eq!(schedule(0, 1000, 100), 0.01);
+/// assert_eq!(schedule(100, 1000, 100), 1.0);
+/// assert_eq!(schedule(1000, 1000, 100), 0.0);
+/// ```
 pub fn schedule(step: usize, steps: usize, warmup: usize) -> f64 {
     if step < warmup {
         (step + 1) as f64 / warmup as f64
     } else {
-        let whole = steps.saturating_sub(warmup).max(1);
-        // Past its end a schedule stays at zero.
-        let progress = ((step - warmup) as f64 / whole as f64).min(1.0);
+        let decay_steps = steps.saturating_sub(warmup).max(1);
+        // After its end the schedule stays at zero.
+        let progress = ((step - warmup) as f64 / decay_steps as f64).min(1.0);
         0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
     }
 }
 
+/// Merges the values of `from` into `into`, recursively for nested tables.
 fn merge(into: &mut toml::Table, from: toml::Table) {
     for (key, value) in from {
         match (into.get_mut(&key), value) {
@@ -662,15 +700,16 @@ mod tests {
             7
         );
         assert_eq!(set("lr=0.5").unwrap().lr, 0.5);
-        // Settings of single tasks give way to what is asked for all, and not the other way round.
+        // An override for all tasks replaces the settings of single tasks, but an override for a
+        // single task stays.
         let order = |sets: &[&str]| {
             let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
             Method::load("gnsp", "mtil-order-1", &sets).unwrap()
         };
         assert_eq!(order(&[]).steps_of("Aircraft"), 100);
-        assert_eq!(order(&[]).lr_of(3, "DTD"), 5e-5);
+        assert_eq!(order(&[]).peak_lr(3, "DTD"), 5e-5);
         assert_eq!(order(&["steps=8"]).steps_of("Aircraft"), 8);
-        assert_eq!(order(&["lr=0.1"]).lr_of(3, "DTD"), 0.1);
+        assert_eq!(order(&["lr=0.1"]).peak_lr(3, "DTD"), 0.1);
         let one = order(&["steps=8", "task.DTD.steps=9"]);
         assert_eq!((one.steps_of("DTD"), one.steps_of("Food")), (9, 8));
         for (text, word) in [
@@ -694,7 +733,7 @@ mod tests {
 
     #[test]
     fn the_schedule_equals_the_reference() {
-        // Golden values computed with the reference's formula for 500 updates.
+        // Expected values computed with the reference's formula for 500 training steps.
         for (step, factor) in [
             (0, 0.01),
             (1, 0.02),

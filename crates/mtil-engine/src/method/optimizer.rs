@@ -1,17 +1,17 @@
-//! What makes the updates: the optimizer, and the number format of the towers.
+//! Optimizer settings and the floating-point format of training.
 
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
-/// Settings of AdamW (Loshchilov and Hutter 2019).
+/// Hyper-parameters of AdamW (Loshchilov and Hutter 2019).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamW {
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     pub beta_1: f32,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     pub beta_2: f32,
-    /// Added to the root of the second moment.
+    /// Constant added to the square root of the second moment.
     pub epsilon: f32,
     /// Decoupled weight decay.
     pub weight_decay: f32,
@@ -41,35 +41,35 @@ impl AdamW {
     }
 }
 
-/// Which optimizer makes the updates.
+/// Optimizer of the training steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptimizerKind {
-    /// AdamW, with the settings of `[adamw]`.
+    /// AdamW, with the hyper-parameters of `[adamw]`.
     #[serde(rename = "adamw")]
     AdamW,
-    /// Plain gradient descent.
+    /// Stochastic gradient descent without momentum.
     Sgd,
 }
 
-/// In what the towers compute while training. Weights, moments and losses are in `f32` in any case.
+/// Floating-point format of the towers in training. Weights, moments and losses are always `f32`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compute {
-    /// `"f32"`, as published.
+    /// `"f32"`, as in the published methods.
     #[default]
     F32,
-    /// `"bf16"`: half the memory of activations, and faster on devices that have it.
+    /// `"bf16"`: halves the memory of activations and is faster on devices that support it.
     Bf16,
 }
 
 impl Compute {
-    /// Whether this is what is published.
+    /// Returns whether this is full precision, the format of the published methods.
     pub fn is_full(&self) -> bool {
         *self == Self::F32
     }
 
-    /// Burn's name.
+    /// Returns Burn's data type.
     pub fn dtype(self) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,

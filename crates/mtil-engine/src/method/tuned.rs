@@ -1,37 +1,38 @@
-//! Settings that were chosen by trying them, and all that was tried.
+//! Results of hyper-parameter tuning: all candidates and the chosen ones.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde::{Deserialize, Serialize};
 
-/// What was tried of every method, as data of the program: `mtil-bench tune` writes it.
+/// Tuning results of all methods on one suite. `mtil-bench tune` writes them; those of the suite
+/// `mini` are embedded in the program.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tuned {
-    /// What a candidate was chosen by.
+    /// Criterion of the choice, in words.
     pub criterion: String,
-    /// The suite that candidates were tried on; nothing is reported on it.
+    /// Suite of the tuning runs; no results are reported on it.
     pub suite: String,
-    /// Version of the drawn world.
+    /// Version of the mini world.
     pub world: u32,
     /// Seed of the runs.
     pub seed: u64,
-    /// By name.
+    /// Candidates of each method, by its name.
     pub methods: BTreeMap<String, TunedMethod>,
 }
 
 /// The candidates of one method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TunedMethod {
-    /// In the order in which they were tried.
+    /// Candidates, in the order of the trials.
     pub candidates: Vec<Candidate>,
-    /// Index of the best.
+    /// Index of the best candidate.
     pub chosen: usize,
 }
 
-/// Settings that were tried.
+/// Candidate settings with their results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
-    /// Settings as `key=value`, besides those of the method's file.
+    /// Overrides of the method's file, as `key=value`.
     pub set: Vec<String>,
     /// Average in %.
     pub average: f64,
@@ -42,10 +43,10 @@ pub struct Candidate {
 }
 
 impl TunedMethod {
-    /// The candidates, the one with the highest Average chosen; of equals the first.
+    /// Chooses the candidate with the highest Average, the first one on a tie.
     ///
     /// # Panics
-    /// Without candidates.
+    /// When there is no candidate.
     pub fn best_of(candidates: Vec<Candidate>) -> Self {
         let mut chosen = 0;
         for (at, candidate) in candidates.iter().enumerate() {
@@ -59,21 +60,21 @@ impl TunedMethod {
 }
 
 impl Candidate {
-    /// Its learning rate, if it sets one.
+    /// Returns the learning rate, if the candidate sets one.
     pub fn lr(&self) -> Option<f64> {
         let rate = self.set.iter().find_map(|text| text.strip_prefix("lr="))?;
         rate.parse().ok()
     }
 }
 
-/// Choices for the suites of the mini world.
+/// Embedded tuning results of the suite `mini`.
 static MINI: LazyLock<Option<Tuned>> = LazyLock::new(|| {
     let text = include_str!("../../methods/tuned.json");
     serde_json::from_str(text).expect("the program's own data is well formed")
 });
 
 impl Tuned {
-    /// The choices for `suite`, if there are some.
+    /// Returns the embedded tuning results for `suite`, if there are any.
     pub fn of(suite: &str) -> Option<&'static Self> {
         MINI.as_ref().filter(|_| suite == "mini")
     }
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_is_chosen_and_of_equals_the_first() {
+    fn the_first_of_the_best_candidates_is_chosen() {
         let tuned = TunedMethod::best_of(vec![
             candidate("1e-5", 40.0),
             candidate("3e-5", 45.0),
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_world_that_settings_were_tried_on_has_them() {
+    fn only_the_tuned_suite_has_results() {
         assert_eq!(Tuned::of("mtil-order-1"), None);
     }
 }

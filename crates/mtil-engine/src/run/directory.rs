@@ -1,4 +1,4 @@
-//! A run directory in work: its lock, the request it is for, its log of events.
+//! Open run directories: lock, request and event log.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,7 +14,7 @@ use super::{Event, RunFiles, Select};
 use crate::{error::RunError, eval::EvalOptions, method::Method};
 use mtil_data::files;
 
-/// All that a result depends on. Two runs of equal requests on the same device give the same
+/// Everything that the result of a run depends on. Equal requests on the same device give the same
 /// result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -28,24 +28,24 @@ pub struct Request {
     pub model_sha256: String,
     /// Seed of all randomness.
     pub seed: u64,
-    /// The device word.
+    /// The device, as given on the command line.
     pub device: String,
-    /// The words for further devices that share the images of an update: they change how results
-    /// are rounded.
+    /// Further devices that share the images of a training step. They change the rounding of
+    /// results.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<String>,
-    /// The library of matrix products on the host, which changes how results are rounded: `faer` or
-    /// `blas`. Runs of earlier versions are of faer.
+    /// Library of matrix products on the host, `faer` or `blas`; it changes the rounding of
+    /// results. Runs of earlier versions used faer.
     #[serde(default = "faer")]
     pub products: String,
-    /// What is evaluated.
+    /// Options of the evaluation.
     pub evaluation: EvalOptions,
     /// Rules of the drift guard.
     #[serde(default)]
     pub guard: Vec<String>,
-    /// Whether unreadable images are left out.
+    /// Leaves out unreadable images.
     pub skip_bad_images: bool,
-    /// A setting whose value is chosen for each task.
+    /// Hyper-parameter that is selected for each task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<Select>,
     /// Version of this program.
@@ -80,10 +80,11 @@ impl RunDirectory {
             .write(true)
             .open(&lock_path)
             .map_err(|e| RunError::io(&lock_path, e))?;
-        // The lock belongs to the open file, so it goes with the process however that ends.
+        // The operating system releases the lock of an open file when the process ends, even after
+        // a crash.
         let locked = || FileExt::try_lock_exclusive(&lock).map_err(|e| RunError::io(&lock_path, e));
         if !locked()? {
-            // Who asks how far a sweep is holds the lock for a moment.
+            // `RunFiles::is_locked` of another process may hold the lock for a moment.
             std::thread::sleep(std::time::Duration::from_millis(50));
             if !locked()? {
                 return Err(RunError::Locked {
@@ -93,7 +94,7 @@ impl RunDirectory {
         }
         let directory = Self { files, _lock: lock };
         directory.check_request(request)?;
-        directory.cut_unfinished_event()?;
+        directory.truncate_incomplete_event()?;
         Ok(directory)
     }
 
@@ -105,7 +106,7 @@ impl RunDirectory {
         };
         if path.exists() {
             let text = fs::read_to_string(&path).map_err(|e| RunError::io(&path, e))?;
-            let old = completed(&text).map_err(corrupt)?;
+            let old = parse_config(&text).map_err(corrupt)?;
             let new = toml::to_string(request).map_err(|e| corrupt(e.to_string()))?;
             let new: Value = toml::from_str(&new).map_err(|e| corrupt(e.to_string()))?;
             let mut differences = Vec::new();
@@ -119,14 +120,15 @@ impl RunDirectory {
         } else {
             let text = toml::to_string_pretty(request).map_err(|e| corrupt(e.to_string()))?;
             let text = format!(
-                "# The resolved request of this run. It cannot be changed: a run is reproduced from it.\n{text}"
+                "# The resolved request of this run. It cannot be changed: a run is reproduced \
+                 from it.\n{text}"
             );
             write_atomically(&path, text.as_bytes())?;
         }
         Ok(())
     }
 
-    /// The same directory under the same lock.
+    /// Returns a second handle of the directory, under the same lock.
     pub(super) fn share(&self) -> Result<Self, RunError> {
         let lock = self._lock.try_clone();
         Ok(Self {
@@ -135,17 +137,17 @@ impl RunDirectory {
         })
     }
 
-    /// The directory.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         self.files.folder()
     }
 
-    /// Its files.
+    /// Returns the files of the directory.
     pub fn files(&self) -> &RunFiles {
         &self.files
     }
 
-    /// Appends an event to `events.jsonl`, if it is one of those that are recorded.
+    /// Appends an event to `events.jsonl`, if [`Event::is_recorded`].
     pub(super) fn record(&self, event: &Event) -> Result<(), RunError> {
         if !event.is_recorded() {
             return Ok(());
@@ -161,9 +163,9 @@ impl RunDirectory {
             .map_err(|e| RunError::io(&path, e))
     }
 
-    /// Cuts off a last event that a killed process did not write to its end, so that the next one
-    /// begins a line.
-    fn cut_unfinished_event(&self) -> Result<(), RunError> {
+    /// Truncates an incomplete last line, left by a killed process, so that the next event starts a
+    /// line.
+    fn truncate_incomplete_event(&self) -> Result<(), RunError> {
         let path = self.files.log();
         let bytes = match fs::read(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -182,32 +184,34 @@ impl RunDirectory {
     }
 }
 
-/// A `config.toml` with what earlier versions did not write.
-fn completed(text: &str) -> Result<Value, String> {
+/// Parses a `config.toml` and adds the values that earlier versions did not write.
+fn parse_config(text: &str) -> Result<Value, String> {
     let mut value: Value = toml::from_str(text).map_err(|e| e.to_string())?;
-    complete(&mut value);
+    add_missing_values(&mut value);
     Ok(value)
 }
 
-/// The request of a `config.toml`.
+/// Parses the request in a `config.toml`.
 pub(super) fn read_request(text: &str) -> Result<Request, String> {
-    serde_json::from_value(completed(text)?).map_err(|e| e.to_string())
+    serde_json::from_value(parse_config(text)?).map_err(|e| e.to_string())
 }
 
-/// Gives what earlier versions did not write the value that they had.
-fn complete(old: &mut Value) {
+/// Adds the values that earlier versions used but did not write.
+fn add_missing_values(old: &mut Value) {
     let Some(old) = old.as_object_mut() else {
         return;
     };
     old.entry("products").or_insert_with(|| faer().into());
     if let Some(method) = old.get_mut("method").and_then(Value::as_object_mut) {
-        // One smoothing was for both losses.
+        // Earlier versions had one smoothing for both losses.
         let smoothing = method.get("smoothing").cloned().unwrap_or_default();
         method.entry("map_smoothing").or_insert(smoothing);
         method.entry("hold_means").or_insert_with(|| 0.0.into());
     }
 }
 
+/// Appends a line to `differences` for each value that differs. The description of a method is no
+/// part of what a run computes.
 fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
     if let (Value::Object(old), Value::Object(new)) = (old, new) {
         let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -224,7 +228,7 @@ fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
                 differences,
             );
         }
-    } else if old != new {
+    } else if old != new && key != "method.about" {
         let show = |v: &Value| {
             if v.is_null() {
                 "not set".to_owned()
@@ -240,7 +244,7 @@ fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
     }
 }
 
-/// Writes `bytes` beside `path`, then renames.
+/// Writes `bytes` to a temporary file beside `path`, then renames it.
 pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
     files::write_atomically(path, bytes).map_err(|e| RunError::io(path, e))
 }
@@ -269,12 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_request_opens_an_old_directory_and_another_is_refused_with_the_difference() {
+    fn another_request_is_refused_with_the_differences() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
         drop(RunDirectory::open(&path, &request()).unwrap());
-        drop(RunDirectory::open(&path, &request()).unwrap());
         let mut other = request();
+        other.method.about = "Described in other words.".to_owned();
+        drop(RunDirectory::open(&path, &other).unwrap());
         other.seed = 2;
         other.peers = vec!["cuda:1".to_owned()];
         other.method.projection = None;
@@ -284,6 +289,7 @@ mod tests {
             "{message}"
         );
         assert!(message.contains("method.projection"), "{message}");
+        assert!(!message.contains("about"), "{message}");
         assert!(
             message.contains("peers: not set in the directory, [\"cuda:1\"] now"),
             "{message}"
@@ -291,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_an_earlier_version_is_one_of_faer() {
+    fn a_config_of_an_earlier_version_gets_its_values() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
         drop(RunDirectory::open(&path, &request()).unwrap());
@@ -323,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_event_is_cut_off_before_the_next_one() {
+    fn an_incomplete_event_is_truncated_before_the_next_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
         let note = |text: &str| Event::Note {

@@ -1,4 +1,4 @@
-//! The loop over tasks.
+//! The run loop: training, evaluation and checkpoints, task by task.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,44 +15,43 @@ use burn::{
 use clip_model::{Clip, ClipModel, Dtype};
 
 use super::{
-    Event, Progress, Request, RunDirectory, Update,
+    Event, Progress, Request, RunDirectory, StepRecord,
     student::Student,
-    train::{TaskTraining, projected, ranks},
+    train::{TaskTraining, build_optimizer, protected_ranks},
 };
 use crate::{
     batch::Images,
     error::RunError,
-    eval::{Answer, Encoder, Evaluation, Evaluator, HeadCache, ThinnedBy, to_host},
+    eval::{Encoder, Evaluation, Evaluator, HeadCache, Scorer, TestSubset, to_host},
     guard::{Action, Guard, Observation},
     mechanism::{
-        hooks::{Mechanism, fresh_state, load_state},
-        setting::{Setting, TaskSetting, Watch, Work},
-        state::{Position, State},
-        task_part::TaskPart,
+        auxiliary_loss::AuxiliaryLoss,
+        context::{Monitor, Phase, RunContext, TaskContext},
+        hooks::{Mechanism, initial_run_state, load_run_state},
+        state::{Position, RunState},
     },
     method::{Method, Start},
     metrics::MetricsFile,
-    tape::with_tape,
+    tape::autodiff_device,
 };
 use mtil_data::{machine, suite::Suite};
 
-/// How a run is done, as opposed to what it computes: none of this changes a result by more than
-/// rounding.
+/// Options of a run that do not change results by more than rounding.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
-    /// Write the resumable state every so many updates, besides the end of each task.
+    /// Training steps between writes of the resumable state, which is also written after each task.
     pub save_every: usize,
-    /// Write an event every so many updates.
+    /// Training steps between recorded events.
     pub log_every: usize,
-    /// Write the model after each task.
+    /// Writes a checkpoint after each task.
     pub checkpoints: bool,
-    /// Keep images as they are fed to the model in this folder.
+    /// Folder of the cache of preprocessed images.
     pub cache: Option<PathBuf>,
-    /// Further devices that the images of an update are spread over, those of [`Request::peers`].
-    /// Sums are made in another order then, so results equal those of one device up to rounding.
+    /// Further devices that share the images of a training step, those of [`Request::peers`]. They
+    /// change the order of sums, so results equal those of one device up to rounding.
     pub peers: Vec<Device>,
-    /// Compute activations again in the backward pass in place of keeping them: less memory, more
-    /// time, the same numbers.
+    /// Recomputes activations in the backward pass (gradient checkpointing): less memory, more
+    /// time, the same results.
     pub checkpointing: bool,
 }
 
@@ -69,23 +68,41 @@ impl Default for RunOptions {
     }
 }
 
-/// How a run ended.
+/// Outcome of a run.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(clippy::large_enum_variant)] // There is one of them a run.
+#[allow(clippy::large_enum_variant)] // There is one per run.
 pub enum Outcome {
     /// All tasks are trained and evaluated.
     Complete(MetricsFile),
-    /// Stopped on request; the same call goes on from here.
+    /// Stopped on request; the same call resumes the run.
     Stopped,
-    /// Ended by the drift guard; what was reached is kept.
+    /// Ended by the drift guard, with the message of the broken rule; results so far are kept.
     Guarded(String),
 }
 
-/// Does, or goes on with, the run of `request` in `folder`. `checkpoint` is the pretrained model on
-/// the plain `device`. Setting `stop` ends the run cleanly at the next update.
+/// Starts or resumes the run of `request` in `folder`. `checkpoint` is the pretrained model on
+/// `device`, without autodiff. Setting `stop` ends the run cleanly at the next training step.
+///
+/// ```no_run
+/// use std::{path::Path, sync::atomic::AtomicBool};
+///
+/// use burn::tensor::Device;
+/// use clip_model::Clip;
+/// use mtil_data::suite::Suite;
+/// use mtil_engine::run::{Request, RunError, RunOptions, run};
+///
+/// # fn example(request: Request, suite: Suite, checkpoint: Clip) -> Result<(), RunError> {
+/// let (device, stop) = (Device::default(), AtomicBool::new(false));
+/// let folder = Path::new("runs/mini/gnsp");
+/// let options = RunOptions::default();
+/// let outcome = run(&request, &suite, &checkpoint, &device, folder, &options, &stop, &mut ())?;
+/// println!("{outcome:?}");
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
-/// [`RunError`] with what to do. What was saved before is never lost.
+/// [`RunError`]. A state that was saved before is never lost.
 #[allow(clippy::too_many_arguments)]
 pub fn run(
     request: &Request,
@@ -98,7 +115,7 @@ pub fn run(
     progress: &mut dyn Progress,
 ) -> Result<Outcome, RunError> {
     let directory = RunDirectory::open(folder, request)?;
-    // The peak of an earlier run in this process is not this run's.
+    // Peak memory is reported per run, and this process may have done another run before.
     machine::reset_peak();
     let method = &request.method;
     let images = Images::new(
@@ -138,7 +155,7 @@ pub fn run(
         suite,
         checkpoint,
         mechanisms,
-        device: with_tape(device, options.checkpointing),
+        device: autodiff_device(device, options.checkpointing),
         options,
         directory,
         images,
@@ -150,7 +167,7 @@ pub fn run(
     };
     let outcome = engine.run_tasks(stop, progress);
     if let Err(error) = &outcome {
-        // For whoever looks at the folder later; the caller gets the error in any case.
+        // The event is for readers of the directory; the caller gets the error in any case.
         let _ = engine.directory.record(&Event::failed(error));
     }
     outcome
@@ -163,7 +180,7 @@ pub(super) struct Engine<'a> {
     pub(super) suite: &'a Suite,
     pub(super) checkpoint: &'a Clip,
     pub(super) mechanisms: Mechanisms,
-    /// With autodiff.
+    /// The autodiff device.
     pub(super) device: Device,
     options: &'a RunOptions,
     pub(super) directory: RunDirectory,
@@ -185,11 +202,13 @@ impl Engine<'_> {
         let stages = self.stages();
         let mut state = self.open_state(stages, progress)?;
         self.seconds_before = state.position.seconds;
+        // A finished run only reports its results again.
         let done = state.position.task >= stages || state.position.stopped_by_guard;
         if let (true, Ok(Some(metrics))) = (done, self.directory.files().metrics()) {
             self.emit(Event::Done, progress)?;
             return Ok(outcome(&state.position, metrics));
         }
+        // Stage 0: the zero-shot accuracies of the pretrained model.
         if state.position.evaluations.is_empty() {
             let pretrained = self.checkpoint.model.clone();
             let evaluation = self.evaluate(&pretrained, None, None, progress)?;
@@ -223,17 +242,17 @@ impl Engine<'_> {
         Ok(outcome(&state.position, metrics))
     }
 
-    /// The state to resume from, or that of a run that has not begun.
-    fn open_state(&self, stages: usize, progress: &mut dyn Progress) -> Result<State, RunError> {
-        let (mechanisms, setting) = (&self.mechanisms, self.setting());
+    /// Loads the state to resume from, or creates that of a new run.
+    fn open_state(&self, stages: usize, progress: &mut dyn Progress) -> Result<RunState, RunError> {
+        let (mechanisms, context) = (&self.mechanisms, self.context());
         let method = self.request.method.name.clone();
         let Some(folder) = self.directory.files().state() else {
             self.emit(Event::Start { method, stages }, progress)?;
             // The student starts as the pretrained model, on the autodiff device.
             let model = self.checkpoint.model.clone().train();
-            return fresh_state(model, mechanisms, &setting);
+            return initial_run_state(model, mechanisms, &context);
         };
-        let state = load_state(&folder, mechanisms, &setting)?;
+        let state = load_run_state(&folder, mechanisms, &context)?;
         let event = Event::Resume {
             method,
             stages,
@@ -244,13 +263,14 @@ impl Engine<'_> {
         Ok(state)
     }
 
-    /// Shows an event and records it.
+    /// Reports an event to the caller and records it.
     pub(super) fn emit(&self, event: Event, progress: &mut dyn Progress) -> Result<(), RunError> {
+        tracing::debug!(?event);
         progress.event(&event);
         self.directory.record(&event)
     }
 
-    /// Stages of training: the tasks, or one for all of them.
+    /// Number of training stages: one per task, or one for joint training.
     pub(super) fn stages(&self) -> usize {
         if self.request.method.joint {
             1
@@ -259,8 +279,8 @@ impl Engine<'_> {
         }
     }
 
-    pub(super) fn setting(&self) -> Setting<'_> {
-        Setting {
+    pub(super) fn context(&self) -> RunContext<'_> {
+        RunContext {
             checkpoint: self.checkpoint,
             suite: self.suite,
             images: &self.images,
@@ -269,19 +289,20 @@ impl Engine<'_> {
         }
     }
 
-    fn task_setting<'a>(&'a self, index: usize, frozen: Option<&'a ClipModel>) -> TaskSetting<'a> {
-        TaskSetting {
-            run: self.setting(),
+    fn task_context<'a>(&'a self, index: usize, frozen: Option<&'a ClipModel>) -> TaskContext<'a> {
+        TaskContext {
+            run: self.context(),
             index,
             last: index + 1 == self.stages(),
             frozen,
         }
     }
 
-    /// Trains the task at the position, evaluates, keeps what later tasks need. False when stopped.
+    /// Trains and evaluates the current task, and stores what later tasks need. Returns false when
+    /// stopped.
     fn run_task(
         &mut self,
-        state: &mut State,
+        state: &mut RunState,
         stop: &AtomicBool,
         progress: &mut dyn Progress,
     ) -> Result<bool, RunError> {
@@ -290,23 +311,23 @@ impl Engine<'_> {
         if state.position.step == 0 {
             let name = self.suite.tasks[index].name.clone();
             self.emit(Event::TaskStart { task: index, name }, progress)?;
-            self.begin(state);
+            self.begin_task(state);
         }
-        let trained = match self.learn(state, index, progress)? {
+        let trained = match self.fit(state, index, progress)? {
             Some(model) => model,
             None => match self.train_selected(state, stop, progress)? {
                 Some(trained) => trained,
                 None => return Ok(false),
             },
         };
-        // Everything below is done again after a stop in it: it is short, and deterministic.
+        // A stop below repeats everything from here on resuming: it is short and deterministic.
         let evaluation = self.evaluate_stage(state, &trained, index, progress)?;
-        if !self.keep(state, &trained, index, stop, progress)? {
+        if !self.finish_task(state, &trained, index, stop, progress)? {
             return Ok(false);
         }
         self.check_guard(state, &evaluation, index, progress)?;
         state.position.evaluations.push(evaluation);
-        self.end(state, trained, index)?;
+        self.end_task(state, trained, index)?;
         let event = Event::TaskEnd {
             task: index,
             seconds: started.elapsed().as_secs_f64(),
@@ -317,66 +338,72 @@ impl Engine<'_> {
         Ok(true)
     }
 
-    /// Puts a state at the start of its task.
-    fn begin(&self, state: &mut State) {
+    /// Initialises the state for the current task.
+    fn begin_task(&self, state: &mut RunState) {
         let method = &self.request.method;
         if method.start == Start::Pretrained {
             state.model = self.checkpoint.model.clone().train();
         }
         state.start = method.needs().start.then(|| state.model.valid());
         for mechanism in self.mechanisms.iter() {
-            mechanism.begin(state);
+            mechanism.begin_task(state);
         }
     }
 
-    /// Has a mechanism learn the task that does so without updates; then the model is the
-    /// pretrained one.
-    fn learn(
+    /// Learns the task by a mechanism without training steps, if there is one. The model is then
+    /// the pretrained one.
+    fn fit(
         &self,
-        state: &mut State,
+        state: &mut RunState,
         index: usize,
         progress: &mut dyn Progress,
     ) -> Result<Option<ClipModel>, RunError> {
-        let task = self.task_setting(index, None);
-        let mut working = working(progress);
+        let task = self.task_context(index, None);
+        let mut working = phase_reporter(progress);
         for mechanism in self.mechanisms.iter() {
-            if mechanism.learn(&task, state, &mut working)? {
+            if mechanism.fit(&task, state, &mut working)? {
                 return Ok(Some(self.checkpoint.model.clone()));
             }
         }
         Ok(None)
     }
 
-    /// Keeps of a trained task what later ones need. False when stopped, with the state as it was.
-    fn keep(
+    /// Stores what later tasks need from the trained task. Returns false, with the state unchanged,
+    /// when stopped.
+    fn finish_task(
         &self,
-        state: &mut State,
+        state: &mut RunState,
         trained: &ClipModel,
         index: usize,
         stop: &AtomicBool,
         progress: &mut dyn Progress,
     ) -> Result<bool, RunError> {
-        let task = self.task_setting(index, None);
-        let mut progress = working(progress);
-        let mut watch = Watch {
+        let task = self.task_context(index, None);
+        let mut progress = phase_reporter(progress);
+        let mut monitor = Monitor {
             stop,
             progress: &mut progress,
         };
         for mechanism in self.mechanisms.iter() {
-            if !mechanism.keep(trained, &task, state, &mut watch)? {
+            if !mechanism.finish_task(trained, &task, state, &mut monitor)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Puts a state behind its task, and writes the checkpoint.
-    fn end(&self, state: &mut State, trained: ClipModel, index: usize) -> Result<(), RunError> {
+    /// Advances the state to the next task, and writes the checkpoint.
+    fn end_task(
+        &self,
+        state: &mut RunState,
+        trained: ClipModel,
+        index: usize,
+    ) -> Result<(), RunError> {
         state.position.task += 1;
         state.position.step = 0;
         state.start = None;
         for mechanism in self.mechanisms.iter() {
-            mechanism.end(state);
+            mechanism.end_task(state);
         }
         state.model = trained.clone().train();
         if !self.options.checkpoints || !self.mechanisms.iter().all(|m| m.trains_weights()) {
@@ -394,11 +421,10 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Makes the updates of a task, with the value of a setting that is best for it where one is to
-    /// be chosen.
+    /// Trains the current task, with a hyper-parameter selected for it if requested.
     fn train_selected(
         &mut self,
-        state: &mut State,
+        state: &mut RunState,
         stop: &AtomicBool,
         progress: &mut dyn Progress,
     ) -> Result<Option<ClipModel>, RunError> {
@@ -414,16 +440,16 @@ impl Engine<'_> {
             ..self.request.clone()
         };
         let directory = self.directory.share()?;
-        let mut engine = self.another(&request, self.suite, directory);
+        let mut engine = self.derived_engine(&request, self.suite, directory);
         let trained = engine.train(state, stop, progress)?;
         let text_changed = engine.text_changed;
         self.text_changed |= text_changed;
         Ok(trained)
     }
 
-    /// An engine for training a task of this run by another request, on a suite that may lack some
-    /// of its images.
-    pub(super) fn another<'b>(
+    /// Returns an engine that trains a task of this run with another request, on a suite that may
+    /// lack some of its images.
+    pub(super) fn derived_engine<'b>(
         &'b self,
         request: &'b Request,
         suite: &'b Suite,
@@ -446,11 +472,10 @@ impl Engine<'_> {
         }
     }
 
-    /// Makes the updates of a task. Returns the model they end with, on the plain device; none when
-    /// stopped.
+    /// Trains the current task. Returns the final model, without autodiff; none when stopped.
     pub(super) fn train(
         &mut self,
-        state: &mut State,
+        state: &mut RunState,
         stop: &AtomicBool,
         progress: &mut dyn Progress,
     ) -> Result<Option<ClipModel>, RunError> {
@@ -458,12 +483,12 @@ impl Engine<'_> {
         let seed = self.request.seed;
         let (student, text_trains) = Student::prepare(state, method, index, seed, &self.device)?;
         state.position.trainable = student.trainable();
-        let optimizer = self.optimizer(state, &student, progress)?;
-        let model = student.stored().valid();
-        let task = self.task_setting(index, (!text_trains).then_some(&model));
-        let parts = self.parts(&task, state, progress)?;
-        let mut training = TaskTraining::new(method, &task, self.devices(), parts, &model)?;
-        let mut work = InWork {
+        let optimizer = self.task_optimizer(state, &student, progress)?;
+        let model = student.base_weights().valid();
+        let task = self.task_context(index, (!text_trains).then_some(&model));
+        let auxiliary = self.auxiliary_losses(&task, state, progress)?;
+        let mut training = TaskTraining::new(method, &task, self.devices(), auxiliary, &model)?;
+        let mut work = TaskInProgress {
             student,
             optimizer,
             started: Instant::now(),
@@ -473,31 +498,31 @@ impl Engine<'_> {
         let steps = method.steps_of(&self.suite.tasks[index].name);
         while state.position.step < steps {
             if stop.load(Ordering::Relaxed) {
-                work.student.put_back(state);
+                work.student.store_in(state);
                 self.save(state, Some(&work.optimizer))?;
                 return Ok(None);
             }
-            work = self.update(state, &mut training, work, steps, progress)?;
+            work = self.train_step(state, &mut training, work, steps, progress)?;
         }
         let mut trained = work.student.plain();
-        let setting = self.setting();
+        let context = self.context();
         for mechanism in self.mechanisms.iter() {
-            trained = mechanism.finish(trained, &setting, state);
+            trained = mechanism.final_weights(trained, &context, state);
         }
-        // A stop between here and the end of the task does the rest again from this point.
-        work.student.put_back(state);
+        // A stop between here and the end of the task resumes from this point.
+        work.student.store_in(state);
         self.save(state, Some(&work.optimizer))?;
-        // Whatever mixes weights may change the texts' features, if only by rounding.
-        let mixes = self.mechanisms.iter().any(|m| m.mixes_weights());
-        let changed = text_trains || mixes || method.start == Start::Pretrained;
+        // Averaging weights may change text features, if only by rounding.
+        let averages = self.mechanisms.iter().any(|m| m.averages_weights());
+        let changed = text_trains || averages || method.start == Start::Pretrained;
         self.text_changed |= changed;
         Ok(Some(trained))
     }
 
-    /// A fresh optimizer, or that of a task in work.
-    fn optimizer(
+    /// Creates the optimizer of a task, or restores it within a task.
+    fn task_optimizer(
         &self,
-        state: &mut State,
+        state: &mut RunState,
         student: &Student,
         progress: &mut dyn Progress,
     ) -> Result<ModuleOptimizer, RunError> {
@@ -510,10 +535,10 @@ impl Engine<'_> {
         if let Some(protection) = &protection
             && state.position.step == 0
         {
-            let ranks = ranks(protection);
+            let ranks = protected_ranks(protection);
             self.emit(Event::Gram { task: index, ranks }, progress)?;
         }
-        let fresh = projected(&self.request.method, protection.as_ref(), true);
+        let fresh = build_optimizer(&self.request.method, protection.as_ref(), true);
         if state.optimizer.is_empty() {
             return Ok(fresh);
         }
@@ -524,43 +549,43 @@ impl Engine<'_> {
         })
     }
 
-    /// What the mechanisms add to the updates of a task.
-    fn parts(
+    /// Collects the auxiliary losses of the mechanisms.
+    fn auxiliary_losses(
         &self,
-        task: &TaskSetting<'_>,
-        state: &State,
+        task: &TaskContext<'_>,
+        state: &RunState,
         progress: &mut dyn Progress,
-    ) -> Result<Vec<Box<dyn TaskPart>>, RunError> {
-        let mut parts = Vec::new();
+    ) -> Result<Vec<Box<dyn AuxiliaryLoss>>, RunError> {
+        let mut losses = Vec::new();
         for mechanism in self.mechanisms.iter() {
-            parts.extend(mechanism.part(task, state)?);
+            losses.extend(mechanism.auxiliary_loss(task, state)?);
         }
         if (task.index, state.position.step) == (0, 0) {
             let scale = f64::from(to_host(self.checkpoint.model.scale())[0]);
-            for text in parts.iter().filter_map(|part| part.note(scale)) {
+            for text in losses.iter().filter_map(|loss| loss.warning(scale)) {
                 self.emit(Event::Note { text }, progress)?;
             }
         }
-        Ok(parts)
+        Ok(losses)
     }
 
-    /// Where images are encoded, the model's own device first.
+    /// Devices that encode images; the model's own is the first.
     fn devices(&self) -> Vec<Device> {
         let peers = self.options.peers.iter();
-        let peers = peers.map(|peer| with_tape(peer, self.options.checkpointing));
+        let peers = peers.map(|peer| autodiff_device(peer, self.options.checkpointing));
         std::iter::once(self.device.clone()).chain(peers).collect()
     }
 
-    /// One update, its event, and the state where that is due.
-    fn update(
+    /// Does one training step, emits its event, and saves the state if due.
+    fn train_step(
         &self,
-        state: &mut State,
+        state: &mut RunState,
         training: &mut TaskTraining<'_>,
-        work: InWork,
+        work: TaskInProgress,
         steps: usize,
         progress: &mut dyn Progress,
-    ) -> Result<InWork, RunError> {
-        let InWork {
+    ) -> Result<TaskInProgress, RunError> {
+        let TaskInProgress {
             student,
             mut optimizer,
             started,
@@ -587,11 +612,11 @@ impl Engine<'_> {
             });
         }
         for mechanism in self.mechanisms.iter() {
-            mechanism.after_update(step, &|| student.plain(), state);
+            mechanism.after_step(step, &|| student.plain(), state);
         }
         state.position.step = done;
         let images = images + loss.images;
-        let event = Event::Step(Update {
+        let event = Event::Step(StepRecord {
             task: index,
             name: name.clone(),
             step: done,
@@ -606,11 +631,11 @@ impl Engine<'_> {
             self.directory.record(&event)?;
         }
         if done.is_multiple_of(self.options.save_every) && done < steps {
-            student.clone().put_back(state);
+            student.clone().store_in(state);
             self.save(state, Some(&optimizer))?;
             Student::release(state);
         }
-        Ok(InWork {
+        Ok(TaskInProgress {
             student,
             optimizer,
             started,
@@ -619,10 +644,10 @@ impl Engine<'_> {
         })
     }
 
-    /// Records the rules of the drift guard that are broken, which may end the run.
+    /// Records the broken rules of the drift guard, which may end the run.
     fn check_guard(
         &self,
-        state: &mut State,
+        state: &mut RunState,
         evaluation: &Evaluation,
         index: usize,
         progress: &mut dyn Progress,
@@ -657,10 +682,10 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// The evaluation after task `index`.
+    /// Evaluates after task `index`.
     fn evaluate_stage(
         &mut self,
-        state: &State,
+        state: &RunState,
         trained: &ClipModel,
         index: usize,
         progress: &mut dyn Progress,
@@ -677,18 +702,18 @@ impl Engine<'_> {
         let (mechanisms, suite) = (self.mechanisms.clone(), self.suite);
         let mut all = mechanisms.iter();
         let encoder = all.find_map(|m| m.encoder(&self.checkpoint.model, state, index + 1));
-        let answer = mechanisms.iter().find_map(|m| m.answer(state, suite));
+        let scorer = mechanisms.iter().find_map(|m| m.scorer(state, suite));
         match encoder {
-            Some(encoder) => self.evaluate(encoder.as_ref(), answer.as_deref(), stage, progress),
-            None => self.evaluate(trained, answer.as_deref(), stage, progress),
+            Some(encoder) => self.evaluate(encoder.as_ref(), scorer.as_deref(), stage, progress),
+            None => self.evaluate(trained, scorer.as_deref(), stage, progress),
         }
     }
 
-    /// The evaluation of a method with a model for each task: the models of other tasks are as they
-    /// were, and so are their accuracies.
+    /// Evaluates a method with a model per task on task `index` only: the models of the other
+    /// tasks, and so their accuracies, are unchanged.
     fn evaluate_own_task(
         &self,
-        state: &State,
+        state: &RunState,
         trained: &ClipModel,
         index: usize,
         progress: &mut dyn Progress,
@@ -705,7 +730,11 @@ impl Engine<'_> {
         evaluation.accuracies[index] = self.evaluator().accuracy(trained, stage, index)?;
         evaluation.without_identity = None;
         let all = self.suite.tasks.len();
-        evaluation.thinned = self.request.evaluation.images_at(stage, all).map(ThinnedBy);
+        evaluation.thinned = self
+            .request
+            .evaluation
+            .images_at(stage, all)
+            .map(TestSubset);
         self.report(&evaluation, stage, progress)?;
         Ok(evaluation)
     }
@@ -723,20 +752,20 @@ impl Engine<'_> {
     fn evaluate(
         &mut self,
         encoder: &dyn Encoder,
-        answer: Option<&dyn Answer>,
+        scorer: Option<&dyn Scorer>,
         stage: Option<usize>,
         progress: &mut dyn Progress,
     ) -> Result<Evaluation, RunError> {
-        // Classifier weights outlive a stage only while the text tower does not change.
+        // Classifier weights are cached until the text tower changes.
         if std::mem::take(&mut self.text_changed) {
             self.heads.clear();
         }
         let mut heads = std::mem::take(&mut self.heads);
         let (evaluation, details) = {
-            let mut working = working(progress);
-            let mut tell = |done, of| working(Work::Evaluation, done, of);
+            let mut working = phase_reporter(progress);
+            let mut report = |done, of| working(Phase::Evaluation, done, of);
             let evaluator = self.evaluator();
-            evaluator.evaluate(encoder, answer, stage, &mut heads, &mut tell)?
+            evaluator.evaluate(encoder, scorer, stage, &mut heads, &mut report)?
         };
         self.heads = heads;
         self.write_details(stage, &details)?;
@@ -744,7 +773,11 @@ impl Engine<'_> {
         Ok(evaluation)
     }
 
-    fn save(&self, state: &mut State, optimizer: Option<&ModuleOptimizer>) -> Result<(), RunError> {
+    fn save(
+        &self,
+        state: &mut RunState,
+        optimizer: Option<&ModuleOptimizer>,
+    ) -> Result<(), RunError> {
         state.position.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         if let Some(now) = peak_rss_mb() {
             let before = state.position.peak_mb.unwrap_or(0.0);
@@ -759,23 +792,23 @@ impl Engine<'_> {
     }
 }
 
-/// A task in training.
-struct InWork {
+/// Training of the current task by this process.
+struct TaskInProgress {
     student: Student,
     optimizer: ModuleOptimizer,
     started: Instant,
-    /// The update that this process began with.
+    /// The first training step of this process.
     first: usize,
-    /// Images trained on since.
+    /// Images trained on by this process.
     images: usize,
 }
 
-/// Shows work between updates.
-fn working(progress: &mut dyn Progress) -> impl FnMut(Work, usize, usize) {
+/// Returns a function that reports the progress of a phase.
+fn phase_reporter(progress: &mut dyn Progress) -> impl FnMut(Phase, usize, usize) {
     |on, done, of| progress.event(&Event::Working { on, done, of })
 }
 
-/// How a run that goes no further ended.
+/// Returns the outcome of a finished run.
 fn outcome(position: &Position, metrics: MetricsFile) -> Outcome {
     let stops = position.breaches.iter().find(|b| b.action == Action::Stop);
     match stops.filter(|_| position.stopped_by_guard) {
@@ -784,7 +817,7 @@ fn outcome(position: &Position, metrics: MetricsFile) -> Outcome {
     }
 }
 
-/// Peak resident memory of this process in MB, where the operating system tells.
+/// Returns the peak resident memory of this process in MiB, if the operating system provides it.
 pub(super) fn peak_rss_mb() -> Option<f64> {
     machine::peak_bytes().map(|bytes| bytes as f64 / (1024.0 * 1024.0))
 }

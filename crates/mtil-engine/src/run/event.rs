@@ -1,18 +1,18 @@
-//! Events of a run: what `events.jsonl` holds, a JSON object a line, and what is shown meanwhile.
+//! Events of a run, recorded in `events.jsonl` (one JSON object per line) and reported as progress.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Scored;
+use super::CandidateScore;
 use crate::{
     eval::{Evaluation, PromptRule},
     guard::Breach,
     measures::{geometry::Geometry, retrieval::RetrievalSummary},
-    mechanism::{setting::Work, task_part::LossParts},
+    mechanism::{auxiliary_loss::LossParts, context::Phase},
 };
 
-/// Something that happened in a run.
+/// An event of a run.
 ///
 /// ```
 /// use mtil_engine::run::Event;
@@ -22,7 +22,7 @@ use crate::{
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 ///
-/// Fields that earlier versions did not write are empty in their records.
+/// Fields that earlier versions did not write are empty when their events are read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -46,7 +46,7 @@ pub enum Event {
         stages: usize,
         /// Index of the task in training.
         task: usize,
-        /// Updates made on it.
+        /// Finished training steps of the task.
         step: usize,
     },
     /// Training of a task starts.
@@ -65,51 +65,51 @@ pub enum Event {
         #[serde(default)]
         seconds: f64,
     },
-    /// An update was made. Not every one is recorded.
-    Step(Update),
-    /// The loss of an update became NaN or infinite.
+    /// A training step is finished. Not every step is recorded.
+    Step(StepRecord),
+    /// The loss of a training step became NaN or infinite.
     Diverged {
         /// Index of the task.
         task: usize,
-        /// The update, from 1.
+        /// The training step, from 1.
         step: usize,
     },
-    /// The projectors of a task's optimizer were made.
+    /// The null-space projectors of a task's optimizer are built.
     Gram {
         /// Index of the task.
         task: usize,
-        /// Protected and all input directions of each parameter.
+        /// Number of protected and of all input directions, by parameter.
         ranks: BTreeMap<String, [usize; 2]>,
     },
-    /// A setting was chosen for a task.
+    /// A hyper-parameter was selected for a task.
     Select {
         /// Index of the task.
         task: usize,
-        /// Name of the setting.
+        /// Name of the hyper-parameter.
         key: String,
-        /// The value that was chosen.
+        /// The selected value.
         chosen: String,
-        /// All that were tried.
-        candidates: Vec<Scored>,
+        /// The scores of all candidates.
+        candidates: Vec<CandidateScore>,
     },
     /// The model was evaluated. A resumed run may evaluate a stage again.
-    Evaluation(Box<Evaluated>),
+    Evaluation(Box<EvaluationRecord>),
     /// A rule of the drift guard was broken.
     Guard {
         /// 0 for the pretrained model, `t + 1` after task `t`.
         stage: usize,
-        /// Which, and by how much.
+        /// The rule and the value that broke it.
         #[serde(flatten)]
         breach: Breach,
     },
-    /// Something to know that changes no result.
+    /// A note that does not affect results.
     Note {
-        /// In words.
+        /// The text of the note.
         text: String,
     },
     /// Unreadable images were left out.
     SkippedImages {
-        /// How many.
+        /// Number of images.
         count: usize,
         /// Their names.
         #[serde(default)]
@@ -119,15 +119,15 @@ pub enum Event {
     Failed {
         /// The error in one line.
         message: String,
-        /// What caused it, outermost first.
+        /// Its causes, outermost first.
         #[serde(default)]
         causes: Vec<String>,
     },
-    /// Work that takes a while goes on. Not recorded.
+    /// Progress of a phase besides training steps. Not recorded.
     Working {
-        /// Which.
-        on: Work,
-        /// Parts done.
+        /// The phase.
+        on: Phase,
+        /// Finished parts.
         done: usize,
         /// All parts.
         of: usize,
@@ -136,35 +136,35 @@ pub enum Event {
     Done,
 }
 
-/// One update.
+/// Record of one training step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Update {
+pub struct StepRecord {
     /// Index of the task.
     pub task: usize,
     /// Its name.
     #[serde(default)]
     pub name: String,
-    /// Updates made on it.
+    /// Finished training steps of the task.
     pub step: usize,
-    /// All updates of the task.
+    /// All training steps of the task.
     pub steps: usize,
     /// Learning rate.
     #[serde(default)]
     pub lr: f64,
     /// Total loss.
     pub loss: f32,
-    /// Its parts, weighted.
+    /// Weighted parts of the loss.
     #[serde(default)]
     pub parts: LossParts,
-    /// Training images a second, over the task so far.
+    /// Training images per second, over the task so far.
     #[serde(default)]
     pub images_per_s: f64,
 }
 
-/// What an evaluation measured.
+/// Record of one evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Evaluated {
-    /// Index of the task that was learned last; none for the pretrained model.
+pub struct EvaluationRecord {
+    /// Index of the last trained task; none for the pretrained model.
     pub stage: Option<usize>,
     /// Its name.
     #[serde(default)]
@@ -172,10 +172,10 @@ pub struct Evaluated {
     /// Accuracy on each task in %.
     #[serde(default)]
     pub accuracies: Vec<f64>,
-    /// The same where the task is not given.
+    /// Accuracy on each task in %, where the task of an image is not given.
     #[serde(default)]
     pub without_identity: Option<Vec<f64>>,
-    /// Prompt templates that stand for a class.
+    /// Rule for the prompt templates of a class.
     #[serde(default)]
     pub prompt_rule: Option<PromptRule>,
     /// Modality gap of the held-out pairs.
@@ -184,24 +184,24 @@ pub struct Evaluated {
     /// Geometry of the held-out pairs; cosines are times 100.
     #[serde(default)]
     pub geometry: Option<Geometry>,
-    /// Mean logit of matching held-out pairs less that of others.
+    /// Mean logit of matching held-out pairs minus that of other pairs.
     #[serde(default)]
     pub margin: Option<f64>,
     /// Retrieval on the suite's caption sets, by name.
     #[serde(default)]
     pub caption_sets: BTreeMap<String, RetrievalSummary>,
-    /// Test images of each task, where not all were used.
+    /// Number of test images per task, where not all were used.
     #[serde(default)]
     pub thinned: Option<usize>,
 }
 
 impl Event {
-    /// Whether it is written to `events.jsonl`.
+    /// Returns whether the event is written to `events.jsonl`.
     pub fn is_recorded(&self) -> bool {
         !matches!(self, Self::Working { .. } | Self::Done)
     }
 
-    /// An error with its causes.
+    /// Creates an event from an error and its causes.
     pub fn failed(error: &dyn std::error::Error) -> Self {
         let causes = std::iter::successors(error.source(), |cause| cause.source());
         Self::Failed {
@@ -211,7 +211,7 @@ impl Event {
     }
 }
 
-impl Evaluated {
+impl EvaluationRecord {
     pub(super) fn new(
         evaluation: &Evaluation,
         stage: Option<usize>,
@@ -232,13 +232,13 @@ impl Evaluated {
         }
     }
 
-    /// Mean accuracy over all tasks in %.
+    /// Returns the mean accuracy over all tasks in %.
     pub fn mean_accuracy(&self) -> f64 {
         self.accuracies.iter().sum::<f64>() / self.accuracies.len().max(1) as f64
     }
 }
 
-/// Receives the events of a run.
+/// Receiver of the events of a run. `()` ignores them.
 pub trait Progress {
     /// Called for each event, in order.
     fn event(&mut self, event: &Event);
@@ -252,9 +252,9 @@ impl Progress for () {
 mod tests {
     use super::*;
 
-    /// Lines as versions before this enum wrote them.
+    /// Lines written by versions before this enum.
     #[test]
-    fn records_of_earlier_versions_are_read() {
+    fn events_of_earlier_versions_are_read() {
         let read = |line: &str| serde_json::from_str::<Event>(line).unwrap();
         assert_eq!(
             read(r#"{"event":"start","step":null,"task":null}"#),
@@ -289,9 +289,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn events_survive_a_round_trip() {
         let events = [
-            Event::Step(Update {
+            Event::Step(StepRecord {
                 task: 1,
                 name: "digits".to_owned(),
                 step: 2,

@@ -1,4 +1,4 @@
-//! The files of a run directory: their names, and readers for whoever looks at a run.
+//! Files of a run directory: names and readers.
 
 use std::{
     fs::{self, File},
@@ -14,10 +14,10 @@ use crate::{
     metrics::{FileError, MatrixFile, MetricsFile},
 };
 
-/// The request, resolved.
+/// The resolved request.
 const CONFIG: &str = "config.toml";
 const EVENTS: &str = "events.jsonl";
-/// Held by the process that works on the run.
+/// Locked by the process of the run.
 const LOCK: &str = ".lock";
 const CHECKPOINTS: &str = "checkpoints";
 const DETAILS: &str = "details";
@@ -26,10 +26,10 @@ const STATE: &str = "state";
 /// In the folder of the state.
 const POSITION: &str = "position.json";
 
-/// Bytes at the end of `events.jsonl` that are read to see how far a run is.
+/// Bytes at the end of `events.jsonl` that [`RunFiles::latest_events`] reads.
 const TAIL: u64 = 256 * 1024;
 
-/// A run directory to look at, whether a process works on it or not.
+/// Read access to a run directory, with or without a process that holds its lock.
 ///
 /// ```no_run
 /// use mtil_engine::run::RunFiles;
@@ -44,36 +44,36 @@ pub struct RunFiles {
     folder: PathBuf,
 }
 
-/// What could be read of `events.jsonl`.
+/// The readable events of `events.jsonl`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EventLog {
-    /// In the order in which they happened.
+    /// Events in order of time.
     pub events: Vec<Event>,
-    /// Whole lines that are no event: damaged, or of a later version.
+    /// Number of complete lines that are not readable: damaged, or of a later version.
     pub unreadable: usize,
 }
 
 impl RunFiles {
-    /// The files of `folder`. Nothing is read yet.
+    /// Refers to the run directory `folder`, without reading it.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self {
             folder: folder.into(),
         }
     }
 
-    /// The run directory.
+    /// Returns the run directory.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Whether a run was begun here.
+    /// Returns whether the directory contains a run.
     pub fn exist(&self) -> bool {
         [LOCK, CONFIG, EVENTS, MatrixFile::NAME]
             .iter()
             .any(|name| self.folder.join(name).is_file())
     }
 
-    /// Whether `name` is a folder of a run, which holds no runs of its own.
+    /// Returns whether `name` is a subfolder of a run, which contains no other runs.
     pub fn is_part(name: &str) -> bool {
         [CHECKPOINTS, DETAILS, SELECT, STATE].contains(&name)
     }
@@ -99,25 +99,25 @@ impl RunFiles {
         self.folder.join(SELECT).join(format!("{:02}", index + 1))
     }
 
-    /// The state: as it is, as it is while it is written, and the one before it.
+    /// Folders of the current state, of the state being written, and of the previous state.
     pub(super) fn states(&self) -> [PathBuf; 3] {
         [STATE, "state.new", "state.old"].map(|name| self.folder.join(name))
     }
 
-    /// The folder of the state to resume from. A crash between the two renames that replace a state
-    /// leaves only the one before.
+    /// Folder of the state to resume from. A crash between the two renames that replace a state
+    /// leaves only the previous one.
     pub(super) fn state(&self) -> Option<PathBuf> {
         let [now, _, before] = self.states();
         [now, before].into_iter().find(|path| path.exists())
     }
 
-    /// The folder of the model after task `index`.
+    /// Returns the folder of the checkpoint after task `index`.
     pub fn checkpoint(&self, index: usize) -> PathBuf {
         let name = format!("task-{:02}", index + 1);
         self.folder.join(CHECKPOINTS).join(name)
     }
 
-    /// `config.toml` as text; none before the run has begun.
+    /// Returns the text of `config.toml`; none before the run has begun.
     ///
     /// # Errors
     /// [`FileError::Io`].
@@ -125,11 +125,11 @@ impl RunFiles {
         text(&self.config())
     }
 
-    /// The request of the run; none before it has begun. Values that earlier versions did not write
-    /// are those they had.
+    /// Returns the request of the run; none before it has begun. Values that earlier versions did
+    /// not write are filled in.
     ///
     /// # Errors
-    /// When the file cannot be read, or is no request.
+    /// When the file cannot be read or parsed.
     pub fn request(&self) -> Result<Option<Request>, FileError> {
         let Some(text) = self.config_text()? else {
             return Ok(None);
@@ -141,10 +141,10 @@ impl RunFiles {
         })
     }
 
-    /// Where the run resumes; none before the pretrained model is evaluated.
+    /// Returns the position of the run; none before the pretrained model is evaluated.
     ///
     /// # Errors
-    /// When the file cannot be read, or is no position.
+    /// When the file cannot be read or parsed.
     pub fn position(&self) -> Result<Option<Position>, FileError> {
         let Some(state) = self.state() else {
             return Ok(None);
@@ -159,7 +159,7 @@ impl RunFiles {
             .map_err(|source| FileError::Json { path, source })
     }
 
-    /// `matrix.json`; none before the pretrained model is evaluated.
+    /// Returns `matrix.json`; none before the pretrained model is evaluated.
     ///
     /// # Errors
     /// As [`MatrixFile::load`].
@@ -168,7 +168,7 @@ impl RunFiles {
         path.is_file().then(|| MatrixFile::load(&path)).transpose()
     }
 
-    /// The same where the task of an image is not given; none where that was not asked for.
+    /// Returns the accuracy matrix without task identity; none if it was not requested.
     ///
     /// # Errors
     /// As [`MatrixFile::load`].
@@ -177,7 +177,7 @@ impl RunFiles {
         path.is_file().then(|| MatrixFile::load(&path)).transpose()
     }
 
-    /// `metrics.json`; none before the pretrained model is evaluated.
+    /// Returns `metrics.json`; none before the pretrained model is evaluated.
     ///
     /// # Errors
     /// As [`MetricsFile::load`].
@@ -186,7 +186,7 @@ impl RunFiles {
         path.is_file().then(|| MetricsFile::load(&path)).transpose()
     }
 
-    /// All events. A last line that is not written to its end is none.
+    /// Returns all events. An incomplete last line is ignored.
     ///
     /// # Errors
     /// [`FileError::Io`].
@@ -195,21 +195,21 @@ impl RunFiles {
         Ok(EventLog::read(&text))
     }
 
-    /// The latest events: those of the last 256 KiB. Nothing where the file cannot be read.
+    /// Returns the events in the last 256 KiB; none if the file cannot be read.
     pub fn latest_events(&self) -> EventLog {
         let text = tail(&self.log()).unwrap_or_default();
         EventLog::read(&text)
     }
 
-    /// Whether a process works on the run. The lock is asked for as one of several readers, for no
-    /// longer than the question takes. Where locks do not reach other machines, neither does this.
+    /// Returns whether a process holds the lock of the run. The check takes a shared lock for a
+    /// moment. On file systems without locks across machines it sees local processes only.
     pub fn is_locked(&self) -> bool {
         let Ok(file) = File::open(self.lock()) else {
             return false;
         };
         let free = FileExt::try_lock_shared(&file);
-        // Closing the file is not enough: a process that is being started at this moment has it
-        // too.
+        // Closing the file is not enough: a process that is being started at this moment inherits
+        // the file and with it the lock.
         let _ = FileExt::unlock(&file);
         matches!(free, Ok(false))
     }
@@ -240,7 +240,7 @@ fn text(path: &Path) -> Result<Option<String>, FileError> {
     }
 }
 
-/// The end of a file, from the beginning of a line.
+/// Reads the last [`TAIL`] bytes of a file, from the start of a line.
 fn tail(path: &Path) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn damaged_lines_are_counted_and_an_unfinished_one_is_none() {
+    fn damaged_lines_are_counted_and_an_incomplete_one_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunFiles::new(folder.path());
         assert_eq!(run.events().unwrap(), EventLog::default());

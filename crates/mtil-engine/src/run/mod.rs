@@ -1,27 +1,27 @@
-//! A run: one method, one suite, one model, one seed, in one directory.
+//! Resumable runs: one method on one suite with one model and one seed, stored in one directory.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `files` | the files of a run directory: names and readers |
-//! | `directory` | a run directory in work: its lock, the check that a request fits it, its log |
-//! | `event` | what happens in a run: recorded in `events.jsonl`, and shown |
+//! | `files` | files of a run directory: names and readers |
+//! | `directory` | an open run directory: lock, check of the request, event log |
+//! | `event` | events of a run: recorded in `events.jsonl`, and reported to the caller |
 //! | `engine` | the loop over tasks |
-//! | `results` | what a run writes for people: matrix, metrics, notes |
-//! | `select` | a setting chosen for each task, by images held out of its training set |
-//! | `train` | one task: its images, its optimizer, its updates |
-//! | `student` | the model in training: a CLIP, with adapters if the method has some |
-//! | `step` | one update: the losses of its images, and their gradients |
-//! | `parallel` | an update's images on several devices |
-//! | `optimizations` | what makes an update cheap, each with its switch |
-//! | `fixed` | updates on images that stay the same, for timings |
+//! | `results` | result files: accuracy matrix, metrics, notes |
+//! | `select` | hyper-parameter selection per task on held-out training images |
+//! | `train` | training on one task: batches, optimizer, training steps |
+//! | `student` | the model in training: a CLIP, with adapters where the method has them |
+//! | `step` | losses and gradients of one training step |
+//! | `parallel` | data-parallel image encoding on several devices |
+//! | `optimizations` | ablation of the optimisations of the training step |
+//! | `gnsp_step` | GNSP training steps on a fixed batch, for benchmarks |
 //!
-//! What a method does beyond training on a task's own images is in [`mechanism`](crate::mechanism).
+//! Mechanisms beyond training on a task's own images are in [`mechanism`](crate::mechanism).
 
 mod directory;
 mod engine;
 mod event;
 mod files;
-mod fixed;
+mod gnsp_step;
 mod optimizations;
 mod parallel;
 mod results;
@@ -32,18 +32,18 @@ mod train;
 
 pub use directory::{Request, RunDirectory};
 pub use engine::{Outcome, RunOptions, run};
-pub use event::{Evaluated, Event, Progress, Update};
+pub use event::{EvaluationRecord, Event, Progress, StepRecord};
 pub use files::{EventLog, RunFiles};
-pub use fixed::{Step, StepInputs, StepOptions};
+pub use gnsp_step::{GnspStep, StepInputs, StepOptions};
 pub use optimizations::Optimizations;
-pub use select::{SCORES, Scored, Select};
+pub use select::{CandidateScore, SCORES, Select};
 
 pub use crate::{
     error::RunError,
     mechanism::{
-        exemplars::{ExemplarError, Exemplars, Quota},
-        setting::Work,
+        auxiliary_loss::LossParts,
+        context::Phase,
+        rehearsal_memory::{Quota, RehearsalError, RehearsalMemory},
         state::Position,
-        task_part::LossParts,
     },
 };

@@ -1,11 +1,19 @@
-//! What makes a training step cheap without changing it, each with its switch.
+//! Ablation of the optimisations of the GNSP training step.
 
 use burn::tensor::Tensor;
-use clip_model::{ClipModel, Observer, TokenBatch};
+use clip_model::{ClipModel, Observer, TextBatching, TokenBatch};
 
-/// What GNSP's published code computes in every step although it need not, or computes in full
-/// although a part would do. A run has all of them on; an ablation switches one off to see what it
-/// is worth. None changes a loss by more than rounding.
+/// Switches of the optimisations that avoid redundant work of GNSP's reference implementation in
+/// every training step. A run enables all of them; an ablation disables one to measure its effect.
+/// None changes a loss by more than rounding.
+///
+/// ```
+/// use mtil_engine::run::Optimizations;
+///
+/// let mut optimizations = Optimizations::default();
+/// *optimizations.get_mut("short-texts").unwrap() = false;
+/// assert!(!optimizations.short_texts && optimizations.one_pass);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Optimizations {
     /// The features of the class prompts are computed once (GNSP
@@ -14,21 +22,21 @@ pub struct Optimizations {
     /// The teacher's features and those of the reference texts are computed once
     /// (`finetune_gnsp.py:292-310`).
     pub reference_features: bool,
-    /// Texts end where their end token stands, not at position 77 (`clip/model.py:398-409`).
+    /// Texts are truncated after their end token, not at position 77 (`clip/model.py:398-409`).
     pub short_texts: bool,
-    /// What texts have in common at their beginning is computed once; it depends on nothing behind
-    /// it. Without `short_texts` and `last_block` it never is.
-    pub shared_beginnings: bool,
-    /// The last image block computes its class token only (`clip/model.py:283`).
+    /// Shared prefixes of texts are computed once, which the causal mask permits. Needs
+    /// `short_texts` and `last_block`.
+    pub shared_prefixes: bool,
+    /// The last image block computes the class token only (`clip/model.py:283`).
     pub last_block: bool,
-    /// Frozen weights, and what only they reach, have no gradient.
+    /// No gradients are computed for frozen weights.
     pub tape: bool,
-    /// Task and reference images go through the image tower together.
+    /// Task and reference images share one pass through the image tower.
     pub one_pass: bool,
-    /// Gradients are projected by the protected directions, not by a matrix of `n · n`
+    /// Gradients are projected with the factored projector, not with a dense `n × n` matrix
     /// (`finetune_gnsp.py:429-448`).
     pub factored: bool,
-    /// The host's fused branches in place of Burn's single operations.
+    /// Fused kernels on the host in place of Burn's single operations.
     pub fused: bool,
 }
 
@@ -38,7 +46,7 @@ impl Default for Optimizations {
             class_texts: true,
             reference_features: true,
             short_texts: true,
-            shared_beginnings: true,
+            shared_prefixes: true,
             last_block: true,
             tape: true,
             one_pass: true,
@@ -49,12 +57,12 @@ impl Default for Optimizations {
 }
 
 impl Optimizations {
-    /// Their names, in the order of the fields.
+    /// Names of the switches, in the order of the fields.
     pub const NAMES: [&'static str; 9] = [
         "class-texts",
         "reference-features",
         "short-texts",
-        "shared-beginnings",
+        "shared-prefixes",
         "last-block",
         "tape",
         "one-pass",
@@ -62,13 +70,13 @@ impl Optimizations {
         "fused",
     ];
 
-    /// The switch called `name`.
+    /// Returns the switch `name`.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut bool> {
         Some(match name {
             "class-texts" => &mut self.class_texts,
             "reference-features" => &mut self.reference_features,
             "short-texts" => &mut self.short_texts,
-            "shared-beginnings" => &mut self.shared_beginnings,
+            "shared-prefixes" => &mut self.shared_prefixes,
             "last-block" => &mut self.last_block,
             "tape" => &mut self.tape,
             "one-pass" => &mut self.one_pass,
@@ -78,47 +86,35 @@ impl Optimizations {
         })
     }
 
-    /// Image features, not normalised.
+    /// Encodes images; features `[images, width]` are not normalised.
     pub(super) fn encode_image(&self, model: &ClipModel, pixels: Tensor<4>) -> Tensor<2> {
         if self.last_block {
             return model.encode_image(pixels);
         }
-        model.encode_image_observed(pixels, &mut self.observer())
+        model.encode_image_observed(pixels, &mut AllTokens)
     }
 
-    /// Text features, not normalised.
+    /// Encodes texts; features `[texts, width]` are not normalised.
     pub(super) fn encode_text(&self, model: &ClipModel, tokens: &TokenBatch) -> Tensor<2> {
-        match (self.short_texts && self.last_block, self.shared_beginnings) {
-            (true, true) => model.encode_text(tokens),
-            (true, false) => model.encode_text_apart(tokens),
-            (false, _) => model.encode_text_observed(tokens, &mut self.observer()),
-        }
-    }
-
-    fn observer(&self) -> Whole {
-        Whole {
-            tokens: !self.last_block,
-            positions: !self.short_texts,
+        let batching = match (self.short_texts, self.shared_prefixes) {
+            (false, _) => TextBatching::FullContext,
+            (true, false) => TextBatching::Padded,
+            (true, true) => TextBatching::SharedPrefixes,
+        };
+        let model = model.clone().with_text_batching(batching);
+        if self.last_block {
+            model.encode_text(tokens)
+        } else {
+            model.encode_text_observed(tokens, &mut AllTokens)
         }
     }
 }
 
-/// Sees nothing, and has the towers compute what nobody reads.
-struct Whole {
-    tokens: bool,
-    positions: bool,
-}
+/// Observer that records nothing, and makes the last block compute all tokens.
+struct AllTokens;
 
-impl Observer for Whole {
+impl Observer for AllTokens {
     const ACTIVE: bool = false;
-
-    fn wants_all_tokens(&self) -> bool {
-        self.tokens
-    }
-
-    fn wants_all_positions(&self) -> bool {
-        self.positions
-    }
 }
 
 #[cfg(test)]
@@ -126,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_a_switch_of_its_own() {
+    fn every_name_has_its_own_switch() {
         for (at, name) in Optimizations::NAMES.iter().enumerate() {
             let mut one = Optimizations::default();
             *one.get_mut(name).unwrap() = false;

@@ -1,12 +1,12 @@
-//! Data-parallel training: the images of an update spread over several devices.
+//! Data-parallel training: the images of a training step are split over several devices.
 //!
-//! As Burn's own strategy for several devices (`burn-train` `learner/supervised/strategies/multi`):
-//! a replica of the model on each device, gradients brought together on the first, where the
-//! optimizer with its projectors makes the step. What differs is that a contrastive loss needs the
-//! features of the whole batch, so these are gathered first, the loss is computed once, and the
-//! gradient of each feature goes back to the device it came from, as in open_clip's
-//! `gather_features` with gradients (`open_clip/loss.py`). The gradients are therefore those of one
-//! device with the same batch, but for the order of sums.
+//! This follows Burn's own strategy for several devices (`burn-train`
+//! `learner/supervised/strategies/multi`): each device has a replica of the model, and the
+//! gradients are summed on the first device, where the optimizer with its projectors does the step.
+//! The difference is that a contrastive loss needs the features of the whole batch. They are
+//! gathered first, the loss is computed once, and the gradient of each feature returns to its
+//! device, as in open_clip's `gather_features` with gradients (`open_clip/loss.py`). The gradients
+//! therefore equal those of one device with the same batch, up to the order of sums.
 
 use std::ops::Range;
 
@@ -17,23 +17,29 @@ use burn::{
 };
 use clip_model::ClipModel;
 
-/// The features of a batch whose parts were computed on several devices, waiting for their
-/// gradients.
-pub(super) struct Gathered {
-    /// `[images, e]` on the first device; the loss is computed from this.
+/// Features of a batch gathered from several devices, with the graphs for their gradients.
+pub(super) struct GatheredFeatures {
+    /// Features `[images, width]` on the first device, the input of the loss.
     pub features: Tensor<2>,
-    parts: Vec<Part>,
+    parts: Vec<DevicePart>,
 }
 
-struct Part {
+struct DevicePart {
     rows: Range<usize>,
     replica: ClipModel,
     features: Tensor<2>,
 }
 
-/// The features of `pixels`, not normalised: one part of the batch for each of `devices`, of which
-/// the model's is the first.
-pub(super) fn encode_images(model: &ClipModel, pixels: Tensor<4>, devices: &[Device]) -> Gathered {
+/// Encodes `pixels`, one part of the batch on each of `devices`; the model's device is the first.
+/// Features are not normalised.
+///
+/// # Shapes
+/// - pixels: `[images, 3, side, side]`
+pub(super) fn encode_images(
+    model: &ClipModel,
+    pixels: Tensor<4>,
+    devices: &[Device],
+) -> GatheredFeatures {
     let images = pixels.dims()[0];
     let count = devices.len().clamp(1, images);
     let part = |i: usize, device: &Device| {
@@ -48,15 +54,17 @@ pub(super) fn encode_images(model: &ClipModel, pixels: Tensor<4>, devices: &[Dev
             _ => Tensor::from_data(own.inner().into_data(), device),
         };
         let features = replica.encode_image(own).cast(FloatDType::F32);
-        Part {
+        DevicePart {
             rows,
             replica,
             features,
         }
     };
-    let parts = each(devices[..count].iter().enumerate().collect(), |(i, d)| {
+    let parts = map_in_threads(devices[..count].iter().enumerate().collect(), |(i, d)| {
         part(i, d)
     });
+    // The gathered features are a leaf of the graph on the first device; its gradient is sent back
+    // to the parts.
     let first = &devices[0];
     let values = parts
         .iter()
@@ -68,25 +76,27 @@ pub(super) fn encode_images(model: &ClipModel, pixels: Tensor<4>, devices: &[Dev
         })
         .collect();
     let values = Tensor::cat(values, 0);
-    Gathered {
+    GatheredFeatures {
         features: Tensor::from_data(values.into_data(), first).require_grad(),
         parts,
     }
 }
 
-impl Gathered {
-    /// The gradients of the parameters, given those of the loss; `model` is the one on the first
-    /// device.
+impl GatheredFeatures {
+    /// Returns the gradients of the parameters, given those of the loss. `model` is the one on the
+    /// first device.
     pub fn gradients(self, gradients: &mut Gradients, model: &ClipModel) -> GradientsParams {
         let own = GradientsParams::from_module(gradients, model);
         let Some(of_features) = self.features.grad_remove(gradients) else {
             return own;
         };
         let first = model.device();
-        let parts = each(self.parts, |part| {
+        let parts = map_in_threads(self.parts, |part| {
             let device = part.features.device();
             let gradient = of_features.clone().slice(part.rows);
             let gradient = Tensor::from_data(gradient.into_data(), &device);
+            // The gradient of Σ f·g with respect to the weights is the vector-Jacobian product of
+            // g.
             let back = (part.features * gradient).sum().backward();
             GradientsParams::from_grads(back, &part.replica)
                 .to_device(&first.clone().inner(), model)
@@ -100,15 +110,15 @@ impl Gathered {
     }
 }
 
-/// `f` on every item, the first on this thread and each other one on a thread of its own; the
-/// results are in the order of the items.
-fn each<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
+/// Applies `f` to every item: the first on this thread, each other on a thread of its own. Results
+/// are in the order of the items.
+fn map_in_threads<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
     std::thread::scope(|scope| {
         let f = &f;
         let mut items = items.into_iter();
         let first = items.next();
         let threads: Vec<_> = items.map(|item| scope.spawn(move || f(item))).collect();
-        // This thread may belong to the pool, and should not only wait.
+        // This thread may belong to the thread pool, which must not lose it to waiting.
         let first = first.map(f);
         let others = threads.into_iter().map(|thread| {
             thread

@@ -1,20 +1,21 @@
-//! What a run writes for people: matrix, metrics, details of an evaluation.
+//! Result files of a run: accuracy matrix, metrics, details of an evaluation.
 
 use std::fs;
 
 use super::{
-    Evaluated, Event, Progress,
+    EvaluationRecord, Event, Progress,
     engine::{Engine, peak_rss_mb},
 };
 use crate::{
     error::RunError,
-    eval::{ColumnDetails, Evaluation, TaskIdentity},
-    mechanism::state::{Position, State, write_json},
+    eval::{Evaluation, TaskDetails, TaskIdentity},
+    mechanism::state::{Position, RunState, write_json},
     metrics::{MatrixFile, MetricsFile},
 };
 use mtil_data::files::write_atomically;
 
 impl Engine<'_> {
+    /// Emits the event of an evaluation.
     pub(super) fn report(
         &self,
         evaluation: &Evaluation,
@@ -23,15 +24,15 @@ impl Engine<'_> {
     ) -> Result<(), RunError> {
         let name = stage.map(|stage| self.suite.tasks[stage].name.as_str());
         let rule = self.request.evaluation.prompts;
-        let evaluated = Evaluated::new(evaluation, stage, name, rule);
+        let evaluated = EvaluationRecord::new(evaluation, stage, name, rule);
         self.emit(Event::Evaluation(Box::new(evaluated)), progress)
     }
 
-    /// `details/stage-NN.json` and the confusion matrices beside it.
+    /// Writes `details/stage-NN.json` and the confusion matrices beside it.
     pub(super) fn write_details(
         &self,
         stage: Option<usize>,
-        details: &[ColumnDetails],
+        details: &[TaskDetails],
     ) -> Result<(), RunError> {
         if details.is_empty() {
             return Ok(());
@@ -49,14 +50,15 @@ impl Engine<'_> {
         Ok(())
     }
 
-    pub(super) fn write_results(&self, state: &State) -> Result<MetricsFile, RunError> {
+    /// Writes the accuracy matrices and `metrics.json`.
+    pub(super) fn write_results(&self, state: &RunState) -> Result<MetricsFile, RunError> {
         let position = &state.position;
         let method = &self.request.method;
         let evaluations = &position.evaluations;
         let tasks = self.suite.tasks.len();
         let rows = |of: &dyn Fn(&Evaluation) -> Option<Vec<f64>>| -> Option<Vec<Vec<f64>>> {
             let rows: Option<Vec<_>> = evaluations.iter().skip(1).map(of).collect();
-            // One stage stands for all of them.
+            // Joint training has one stage, which stands in every row.
             rows.map(|rows| match rows.as_slice() {
                 [one] if method.joint => vec![one.clone(); tasks],
                 _ => rows,
@@ -81,19 +83,19 @@ impl Engine<'_> {
             first(&given).unwrap_or_default(),
             rows(&given).unwrap_or_default(),
         );
-        // In a run that an earlier version began some are missing.
+        // Evaluations of earlier versions lack these accuracies.
         let learned: Option<Vec<f64>> = evaluations.iter().skip(1).map(|e| e.learned).collect();
         matrix.learned = learned.filter(|_| !method.joint).unwrap_or_default();
         let accuracy = matrix.accuracy()?;
-        // The pretrained model's figures are those of a matrix whose rows are all its own.
+        // Without training, all rows of the matrix are those of the pretrained model.
         let constant = if method.trains {
             None
         } else {
             accuracy.as_constant()
         };
-        let mut metrics = MetricsFile::of(constant.as_ref().unwrap_or(&accuracy));
+        let mut metrics = MetricsFile::from_matrix(constant.as_ref().unwrap_or(&accuracy));
         if method.joint {
-            // There is no stage before or after another.
+            // Undefined for a single stage.
             (metrics.transfer, metrics.bwt, metrics.forgetting) = (None, None, None);
         }
         metrics.modality_gap = evaluations.iter().map(|e| e.modality_gap).collect();
@@ -117,11 +119,11 @@ impl Engine<'_> {
         Ok(metrics)
     }
 
-    /// Bytes that the method carries from task to task besides the model: what its mechanisms
-    /// carry; a model for each task; and the pretrained weights, where later tasks need them.
-    fn bytes_kept(&self, state: &State) -> u64 {
+    /// Returns the bytes carried from task to task besides the model: the states of mechanisms, a
+    /// model per task, and the pretrained weights, where later tasks need them.
+    fn bytes_kept(&self, state: &RunState) -> u64 {
         let method = self.method();
-        let mut bytes = state.bytes_carried(self.checkpoint);
+        let mut bytes = state.mechanism_bytes(self.checkpoint);
         if method.per_task {
             bytes += 4 * state.position.trainable * state.position.task as u64;
         }
@@ -131,19 +133,31 @@ impl Engine<'_> {
         bytes
     }
 
-    /// What a reader of the results must know.
+    /// Collects the notes for the reader of the results.
     fn notes(&self, position: &Position) -> Vec<String> {
         let method = &self.request.method;
         let mut notes = self.request.evaluation.notes();
         if method.joint {
-            notes.push("trained on all tasks at once: one evaluation stands in every row, and Transfer, BWT and Forgetting have no meaning".to_owned());
+            notes.push(
+                "trained on all tasks at once: one evaluation stands in every row, \
+                 and Transfer, BWT and Forgetting have no meaning"
+                    .to_owned(),
+            );
         }
         if method.per_task {
-            notes.push("a model for each task, chosen by the task; gap and retrieval are the pretrained model's".to_owned());
+            notes.push(
+                "a model for each task, chosen by the task; \
+                 gap and retrieval are the pretrained model's"
+                    .to_owned(),
+            );
         }
         let needs_task = method.per_task || self.mechanisms.iter().any(|m| m.needs_task());
         if needs_task && self.request.evaluation.identity != TaskIdentity::Given {
-            notes.push("the task of an image is needed to choose what answers, so there are no figures without it".to_owned());
+            notes.push(
+                "the task of an image is needed to choose what answers, \
+                 so there are no figures without it"
+                    .to_owned(),
+            );
         }
         notes.extend(self.mechanisms.iter().flat_map(|m| m.notes()));
         if position.stopped_by_guard {

@@ -1,4 +1,4 @@
-//! Choosing a setting for each task, by images that are held out of its training set.
+//! Hyper-parameter selection per task on held-out training images.
 
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, sync::atomic::AtomicBool};
 
@@ -15,64 +15,73 @@ use crate::{
     error::RunError,
     eval::{EvalOptions, Evaluator, HeadCache, PromptRule},
     mechanism::{
-        hooks::load_state,
-        state::{State, write_json},
+        hooks::load_run_state,
+        state::{RunState, write_json},
     },
     method::Method,
 };
 
-/// A setting whose value is chosen for each task.
+/// A hyper-parameter that is selected for each task from several values.
+///
+/// ```
+/// use mtil_engine::run::Select;
+///
+/// let select = Select::parse("lr=1e-5,3e-5")?;
+/// assert_eq!((select.key.as_str(), select.values.len()), ("lr", 2));
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Select {
-    /// The setting: `lr`.
+    /// The hyper-parameter, such as `lr`.
     pub key: String,
-    /// Its values, in the order in which they are tried; of equals the first is taken.
+    /// The values in the order of the trials; of equal scores the first wins.
     pub values: Vec<String>,
 }
 
-/// Share of the training images of each class that candidates are judged by; at least one image
-/// where a class has two.
-const HELD_OUT: f64 = 0.1;
+/// Share of the training images of each class that are held out; at least one image of a class with
+/// two.
+const HELD_OUT_SHARE: f64 = 0.1;
 
-/// Reference pairs that candidates are judged by.
-const PAIRS: usize = 500;
+/// Number of reference pairs that score a candidate.
+const VALIDATION_PAIRS: usize = 500;
 
-/// What a candidate came to on a task.
+/// Score of a candidate on a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Scored {
-    /// The value of the setting.
+pub struct CandidateScore {
+    /// The value of the hyper-parameter.
     pub value: String,
-    /// Accuracy in % on the task's training images that were held out.
+    /// Accuracy in % on the held-out training images.
     pub accuracy: f64,
-    /// Which share in % of the pretrained model's R@1 on reference pairs is left, at most 100; none
-    /// where the suite has none.
+    /// R@1 on reference pairs in % of the pretrained model's, at most 100; none if the suite has no
+    /// reference pairs.
     pub retained: Option<f64>,
-    /// The mean of both, by which a value is chosen.
+    /// The selection criterion: the mean of both.
     pub score: f64,
 }
 
-/// The file of the scores of a task.
+/// Name of the file with the scores of a task.
 pub const SCORES: &str = "scores.json";
 
 impl Select {
-    /// Reads `lr=1e-5,3e-5`.
+    /// Parses text such as `lr=1e-5,3e-5`.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// A message for text of another form, and for fewer than two distinct values.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (key, values) = text
             .split_once('=')
             .ok_or_else(|| format!("`{text}` is not of the form KEY=VALUE,VALUE"))?;
         let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
-        let different: BTreeSet<&String> = values.iter().collect();
-        if values.iter().any(String::is_empty) || different.len() < values.len() {
+        let distinct: BTreeSet<&String> = values.iter().collect();
+        if values.iter().any(String::is_empty) || distinct.len() < values.len() {
             return Err(format!(
                 "the values of `{text}` must differ, and none be empty"
             ));
         }
         if values.len() < 2 {
             return Err(format!(
-                "`{text}` leaves nothing to choose from: give several values with commas between, or --set {text}"
+                "`{text}` leaves nothing to choose from: give several values with commas between, \
+                 or --set {text}"
             ));
         }
         Ok(Self {
@@ -81,11 +90,11 @@ impl Select {
         })
     }
 
-    /// The method with each value.
+    /// Returns the method with each value.
     ///
     /// # Errors
-    /// When the method lacks the setting, a value does not fit it, or its tasks are not trained by
-    /// updates of weights.
+    /// When the method lacks the hyper-parameter, a value is invalid, or the method does not train
+    /// weights task by task.
     pub fn candidates(&self, method: &Method) -> Result<Vec<Method>, RunError> {
         if method.joint || method.experts.is_some() || method.analytic.is_some() || !method.trains {
             return Err(RunError::Select(format!(
@@ -97,13 +106,13 @@ impl Select {
         self.values.iter().map(with).collect()
     }
 
-    /// The method with each value for a task alone, where it has settings of single tasks.
+    /// Returns the method with each value for `task`. `lr` and `steps` are set for this task alone,
+    /// which overrides `lr_later` and a value that the method has for it.
     fn for_task(&self, method: &Method, task: &str) -> Result<Vec<Method>, RunError> {
         let mut candidates = self.candidates(method)?;
         for changed in &mut candidates {
             let (lr, steps) = (changed.lr, changed.steps);
             match self.key.as_str() {
-                // Whatever a later task or this one has in its place.
                 "lr" => changed.task.entry(task.to_owned()).or_default().lr = Some(lr),
                 "steps" => changed.task.entry(task.to_owned()).or_default().steps = Some(steps),
                 _ => {}
@@ -113,8 +122,8 @@ impl Select {
     }
 }
 
-/// A task's training images without those that are held out, and a task of these.
-fn split(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), RunError> {
+/// Splits a task's training images by class into training and held-out images.
+fn hold_out(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), RunError> {
     let (mut train, mut held) = (Vec::new(), Vec::new());
     for class in 0..task.class_names.len() {
         let of_class: Vec<usize> = (0..task.train.labels.len())
@@ -122,7 +131,7 @@ fn split(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), Run
             .collect();
         let count = match of_class.len() {
             0 | 1 => 0,
-            n => ((n as f64 * HELD_OUT) as usize).max(1),
+            n => ((n as f64 * HELD_OUT_SHARE) as usize).max(1),
         };
         let seed = seeds::derive(seed, &[seeds::HELD_OUT, class as u64]);
         let drawn: BTreeSet<usize> = seeds::sample(of_class.len(), count, seed)
@@ -137,7 +146,8 @@ fn split(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), Run
     }
     if held.is_empty() {
         return Err(RunError::Select(format!(
-            "task `{}` is too small: no class has two training images, one of which could be held out",
+            "task `{}` is too small: no class has two training images, \
+             one of which could be held out",
             task.name
         )));
     }
@@ -152,12 +162,12 @@ fn split(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), Run
 }
 
 impl Engine<'_> {
-    /// The method with the value that is best for the task at the position; none when stopped.
-    /// Candidates that were scored before are not trained again, and one in work goes on.
+    /// Returns the method with the best value for the current task; none when stopped. Candidates
+    /// with a stored score are not trained again, and an unfinished one is resumed.
     pub(super) fn select(
         &self,
         select: &Select,
-        state: &State,
+        state: &RunState,
         stop: &AtomicBool,
         progress: &mut dyn Progress,
     ) -> Result<Option<Method>, RunError> {
@@ -166,14 +176,14 @@ impl Engine<'_> {
         let folder = self.directory.files().select(index);
         fs::create_dir_all(&folder).map_err(|e| RunError::io(&folder, e))?;
         let candidates = select.for_task(&self.request.method, &task.name)?;
-        let mut scored = read(&folder.join(SCORES))?;
+        let mut scored = read_scores(&folder.join(SCORES))?;
         let seed = seeds::derive(self.request.seed, &[seeds::HELD_OUT, index as u64]);
-        let (train, held) = split(task, seed)?;
+        let (train, held) = hold_out(task, seed)?;
         let mut suite = self.suite.clone();
         suite.tasks[index].train = train;
-        let judged = self.judged(index, held, seed);
-        // The pretrained model's R@1: the same for all values.
-        let mut before = None;
+        let validation = self.validation_suite(index, held, seed);
+        // R@1 of the pretrained model, the same for all values.
+        let mut pretrained_recall = None;
         for (value, method) in select.values.iter().zip(&candidates) {
             if scored.iter().any(|s| s.value == *value) {
                 continue;
@@ -186,34 +196,36 @@ impl Engine<'_> {
             };
             let path = folder.join(value.replace(['/', '\\'], "_"));
             let directory = RunDirectory::open(&path, &request)?;
-            let mut engine = self.another(&request, &suite, directory);
+            // Each candidate is a run of its own, so that it can be resumed.
+            let mut engine = self.derived_engine(&request, &suite, directory);
             let stored = engine.directory.files().state();
             let mut own = match stored {
-                Some(folder) => load_state(&folder, &engine.mechanisms, &engine.setting())?,
+                Some(folder) => load_run_state(&folder, &engine.mechanisms, &engine.context())?,
                 None => state.branch(),
             };
             let Some(trained) = engine.train(&mut own, stop, progress)? else {
                 return Ok(None);
             };
             drop(engine);
-            let (accuracy, recall) = self.judge(&trained, &judged)?;
+            let (accuracy, recall) = self.score(&trained, &validation)?;
             let retained = match recall {
                 Some(recall) => {
-                    if before.is_none() {
-                        before = self.judge(&self.checkpoint.model, &judged)?.1;
+                    if pretrained_recall.is_none() {
+                        pretrained_recall = self.score(&self.checkpoint.model, &validation)?.1;
                     }
-                    before.map(|before| (100.0 * recall / before.max(1e-9)).min(100.0))
+                    pretrained_recall
+                        .map(|pretrained| (100.0 * recall / pretrained.max(1e-9)).min(100.0))
                 }
                 None => None,
             };
-            scored.push(Scored {
+            scored.push(CandidateScore {
                 value: value.clone(),
                 accuracy,
                 retained,
                 score: retained.map_or(accuracy, |retained| (accuracy + retained) / 2.0),
             });
             write_json(&scored, &folder.join(SCORES))?;
-            // Its weights are no longer needed.
+            // Only the score is kept.
             fs::remove_dir_all(&path).map_err(|e| RunError::io(&path, e))?;
         }
         let mut best = 0;
@@ -236,16 +248,16 @@ impl Engine<'_> {
         Ok(at.map(|at| candidates[at].clone()))
     }
 
-    /// What candidates are judged on: the held-out images, and reference pairs in place of those
-    /// that are reported on.
-    fn judged(&self, index: usize, held: LabelledImages, seed: u64) -> Suite {
+    /// Returns a suite that scores candidates: the held-out images as test set, and reference pairs
+    /// in place of the reported held-out pairs.
+    fn validation_suite(&self, index: usize, held: LabelledImages, seed: u64) -> Suite {
         let task = Task {
             test: held,
             ..self.suite.tasks[index].clone()
         };
         let pairs = self.suite.reference_of(index);
         let seed = seeds::derive(seed, &[seeds::REFERENCE]);
-        let drawn = seeds::sample(pairs.captions.len(), PAIRS, seed);
+        let drawn = seeds::sample(pairs.captions.len(), VALIDATION_PAIRS, seed);
         let mut suite = self.suite.clone();
         suite.extras = Default::default();
         suite.tasks = vec![task];
@@ -256,22 +268,22 @@ impl Engine<'_> {
         suite
     }
 
-    /// Accuracy in % on the held-out images, and R@1 on the reference pairs where there are some.
-    fn judge(&self, model: &ClipModel, judged: &Suite) -> Result<(f64, Option<f64>), RunError> {
+    /// Returns the accuracy in % on the held-out images, and R@1 on the reference pairs, if any.
+    fn score(&self, model: &ClipModel, validation: &Suite) -> Result<(f64, Option<f64>), RunError> {
         let options = EvalOptions {
             prompts: PromptRule::First,
             ..EvalOptions::default()
         };
         let evaluator = Evaluator {
             checkpoint: self.checkpoint,
-            suite: judged,
+            suite: validation,
             options: &options,
             images: &self.images,
             seed: self.request.seed,
         };
-        let (heads, tell) = (&mut HeadCache::default(), &mut |_, _| {});
-        let (found, _) = evaluator.evaluate(model, None, None, heads, tell)?;
-        let pairs = !judged.held_out.captions.is_empty();
+        let (heads, progress) = (&mut HeadCache::default(), &mut |_, _| {});
+        let (found, _) = evaluator.evaluate(model, None, None, heads, progress)?;
+        let pairs = !validation.held_out.captions.is_empty();
         Ok((
             found.accuracies[0],
             pairs.then(|| found.retrieval.mean_r1()),
@@ -279,7 +291,7 @@ impl Engine<'_> {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<Scored>, RunError> {
+fn read_scores(path: &Path) -> Result<Vec<CandidateScore>, RunError> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| RunError::Corrupt {
             path: path.to_owned(),
@@ -295,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_to_choose_from_are_several_and_different() {
+    fn values_are_several_and_distinct() {
         let select = Select::parse("lr = 1e-5, 3e-5,1e-4").unwrap();
         assert_eq!((select.key.as_str(), select.values.len()), ("lr", 3));
         for (text, word) in [
@@ -310,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn only_methods_that_train_weights_task_by_task_have_candidates() {
+    fn only_methods_trained_task_by_task_have_candidates() {
         let select = Select::parse("lr=1e-5,3e-5").unwrap();
         let load = |name| Method::load(name, "", &[]).unwrap();
         let both = select.candidates(&load("gnsp")).unwrap();

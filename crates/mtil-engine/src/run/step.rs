@@ -1,4 +1,4 @@
-//! One update: the losses of its images, and their gradients.
+//! Losses and gradients of one training step.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ use clip_model::{ClipModel, TokenBatch, normalize};
 
 use super::{
     Optimizations,
-    parallel::Gathered,
-    student::{Student, Work},
+    parallel::GatheredFeatures,
+    student::{StepContext, Student},
 };
 use crate::{
     eval::to_host,
     mechanism::{
-        mixtures::Draw,
-        task_part::{Loss, LossParts, TaskPart, Towers},
+        auxiliary_loss::{AuxiliaryLoss, Loss, LossContext, LossParts},
+        mixtures::NoiseSeed,
     },
     method::Method,
 };
 use mtil_data::seeds;
 
-/// The losses of one update.
+/// Losses of one training step.
 #[derive(Debug, Clone)]
 pub(super) struct StepLoss {
     pub total: f32,
@@ -31,69 +31,77 @@ pub(super) struct StepLoss {
     pub images: usize,
 }
 
-/// What stays the same over the updates of one task.
+/// Losses of one task: method, class prompts and auxiliary losses.
 pub(super) struct TaskLosses {
     pub method: Method,
     pub index: usize,
     pub seed: u64,
-    /// Where images are encoded, the model's own first; on the tape.
+    /// Devices that encode images, with autodiff; the model's own is the first.
     pub devices: Vec<Device>,
-    /// What the mechanisms of the method add.
-    pub parts: Vec<Box<dyn TaskPart>>,
-    /// Prompts of the classes of each task under the first template, which training uses
+    /// Auxiliary losses of the method's mechanisms.
+    pub auxiliary: Vec<Box<dyn AuxiliaryLoss>>,
+    /// Class prompts of each task with the first template, which training uses
     /// (GNSP `src/models/finetune_gnsp.py:84-90`).
     pub prompts: BTreeMap<usize, TokenBatch>,
-    /// Their normalised features, when the text tower is frozen.
+    /// Their normalised features `[classes, width]`, if the text tower is frozen.
     pub class_features: Option<BTreeMap<usize, Tensor<2>>>,
     pub optimizations: Optimizations,
 }
 
-/// The images of one update.
-pub(super) struct UpdateImages {
-    /// Those of the task, `[images, 3, side, side]` on the tape.
+/// Images of one training step.
+pub(super) struct StepImages {
+    /// Images of the task `[images, 3, side, side]`, on the autodiff device.
     pub pixels: Tensor<4>,
-    /// Task and class of each.
+    /// Task and class of each image of the task.
     pub labels: Vec<(usize, usize)>,
-    /// Those of each part.
-    pub drawn: Vec<Option<Tensor<4>>>,
+    /// Images of each auxiliary loss.
+    pub auxiliary: Vec<Option<Tensor<4>>>,
 }
 
 impl TaskLosses {
-    /// The losses of an update, and the gradients of what trains; none where a loss is not finite.
+    /// Computes the losses of a training step, and the gradients of the trainable parameters; none
+    /// if a loss is not finite.
     pub fn gradients(
         &self,
         student: &mut Student,
-        batch: &UpdateImages,
+        batch: &StepImages,
         step: usize,
     ) -> (StepLoss, Option<GradientsParams>) {
-        student.begin(self.method.compute.dtype());
-        let work = Work {
+        student.begin_step(self.method.compute.dtype());
+        let work = StepContext {
             task: self.index,
             experts: self.method.experts.as_ref(),
-            draw: Some(Draw {
+            noise_seed: Some(NoiseSeed {
                 seed: seeds::derive(self.seed, &[seeds::ADAPTER_DRAWS, self.index as u64]),
                 step: step as u64,
             }),
             devices: &self.devices,
             optimizations: self.optimizations,
         };
-        // Where something weighs by the gradient of the reference pairs, they get a pass of their
-        // own.
-        let apart = self.parts.iter().any(|part| part.weighs_by_reference());
+        // A penalty weighted by the gradient of the reference pairs needs that gradient alone, so
+        // they get a separate pass.
+        let separate_reference = self
+            .auxiliary
+            .iter()
+            .any(|loss| loss.weights_by_reference_gradient());
         let mut parts = LossParts::default();
         let (loss, gathered, mut images) =
-            self.own_losses(student, &work, batch, apart, &mut parts);
+            self.main_pass(student, &work, batch, separate_reference, &mut parts);
         let mut gradients = if parts.total().is_finite() {
             Some(student.gradients(loss, gathered))
         } else {
             None
         };
-        if apart {
-            images += self.weighed(student, &work, batch, &mut parts, &mut gradients);
+        if separate_reference {
+            images += self.reference_pass(student, &work, batch, &mut parts, &mut gradients);
         }
-        for part in self.parts.iter().filter(|part| !part.weighs_by_reference()) {
+        for loss in self
+            .auxiliary
+            .iter()
+            .filter(|loss| !loss.weights_by_reference_gradient())
+        {
             if let Some(gradients) = &mut gradients
-                && let Some((name, value)) = part.penalise(&student.clip, gradients)
+                && let Some((name, value)) = loss.add_penalty_gradient(&student.clip, gradients)
             {
                 parts.add(name, value);
             }
@@ -107,88 +115,94 @@ impl TaskLosses {
         (result, gradients.filter(|_| finite))
     }
 
-    /// The sum of the losses of the task's images and of those of the parts, all in one pass
-    /// through the image tower: nothing in it mixes the images of a batch.
-    fn own_losses(
+    /// Computes the sum of the classification loss and the auxiliary losses. All images share one
+    /// pass through the image tower, which does not mix the images of a batch.
+    fn main_pass(
         &self,
         student: &mut Student,
-        work: &Work<'_>,
-        batch: &UpdateImages,
-        apart: bool,
+        work: &StepContext<'_>,
+        batch: &StepImages,
+        separate_reference: bool,
         parts: &mut LossParts,
-    ) -> (Tensor<1>, Option<Gathered>, usize) {
-        let mut pass = Pass::default();
+    ) -> (Tensor<1>, Option<GatheredFeatures>, usize) {
+        let mut pass = ImagePass::default();
         let own = pass.add(batch.pixels.clone());
         let drawn: Vec<_> = self
-            .parts
+            .auxiliary
             .iter()
-            .zip(&batch.drawn)
-            .filter(|(part, _)| !(apart && part.is_reference()))
-            .filter_map(|(part, pixels)| Some((part, pass.add(pixels.clone()?))))
+            .zip(&batch.auxiliary)
+            .filter(|(loss, _)| !(separate_reference && loss.uses_reference_pairs()))
+            .filter_map(|(loss, pixels)| Some((loss, pass.add(pixels.clone()?))))
             .collect();
         let images = pass.images;
         let (features, gathered) = pass.encode(student, work);
         let mut wanted: Vec<usize> = batch.labels.iter().map(|(task, _)| *task).collect();
-        wanted.extend(drawn.iter().flat_map(|(part, _)| part.tasks_drawn()));
+        wanted.extend(drawn.iter().flat_map(|(loss, _)| loss.batch_tasks()));
         let classes = self.classes(student, work, wanted);
-        let losses = self.with_towers(student, work, &classes, |towers| {
+        let losses = self.with_loss_context(student, work, &classes, |towers| {
             let mut losses = vec![("task", towers.classify(features.at(&own), &batch.labels))];
-            for (part, at) in &drawn {
-                losses.extend(part.losses(features.at(at), towers));
+            for (loss, at) in &drawn {
+                losses.extend(loss.losses(features.at(at), towers));
             }
             losses
         });
         (sum(&losses, parts), gathered, images)
     }
 
-    /// Adds the gradients of the reference pairs, weighed by those parts that do so. Returns how
-    /// many images that took.
-    fn weighed(
+    /// Adds the gradients of the losses on the reference pairs, and of the penalties weighted by
+    /// them. Returns the number of reference images.
+    fn reference_pass(
         &self,
         student: &mut Student,
-        work: &Work<'_>,
-        batch: &UpdateImages,
+        work: &StepContext<'_>,
+        batch: &StepImages,
         parts: &mut LossParts,
         gradients: &mut Option<GradientsParams>,
     ) -> usize {
-        let drawn = self.parts.iter().zip(&batch.drawn);
-        let reference = drawn.filter(|(part, _)| part.is_reference());
+        let drawn = self.auxiliary.iter().zip(&batch.auxiliary);
+        let reference = drawn.filter(|(loss, _)| loss.uses_reference_pairs());
         let found = reference
-            .filter_map(|(part, pixels)| Some((part, pixels.clone()?)))
+            .filter_map(|(loss, pixels)| Some((loss, pixels.clone()?)))
             .next();
-        let Some((part, pixels)) = found else {
+        let Some((loss, pixels)) = found else {
             return 0;
         };
-        let mut pass = Pass::default();
+        let mut pass = ImagePass::default();
         let at = pass.add(pixels);
         let images = pass.images;
         let (features, gathered) = pass.encode(student, work);
-        let losses = self.with_towers(student, work, &BTreeMap::new(), |towers| {
-            part.losses(features.at(&at), towers)
+        let losses = self.with_loss_context(student, work, &BTreeMap::new(), |towers| {
+            loss.losses(features.at(&at), towers)
         });
         let loss = sum(&losses, parts);
         if let (true, Some(own)) = (parts.total().is_finite(), gradients.take()) {
-            let mut referred = student.gradients(loss, gathered);
-            for part in self.parts.iter().filter(|part| part.weighs_by_reference()) {
-                if let Some((name, value)) = part.penalise(&student.clip, &mut referred) {
+            let mut reference = student.gradients(loss, gathered);
+            for loss in self
+                .auxiliary
+                .iter()
+                .filter(|loss| loss.weights_by_reference_gradient())
+            {
+                if let Some((name, value)) =
+                    loss.add_penalty_gradient(&student.clip, &mut reference)
+                {
                     parts.add(name, value);
                 }
             }
-            *gradients = Some(added(&student.clip, own, referred));
+            *gradients = Some(sum_gradients(&student.clip, own, reference));
         }
         images
     }
 
-    fn with_towers<T>(
+    fn with_loss_context<T>(
         &self,
         student: &mut Student,
-        work: &Work<'_>,
+        work: &StepContext<'_>,
         classes: &BTreeMap<usize, Tensor<2>>,
-        losses: impl FnOnce(&mut Towers<'_>) -> T,
+        losses: impl FnOnce(&mut LossContext<'_>) -> T,
     ) -> T {
         let scale = student.clip.scale().reshape([1, 1]);
         let mut encode = |tokens: &TokenBatch| student.encode_text(tokens, work);
-        losses(&mut Towers {
+        losses(&mut LossContext {
             encode_text: &mut encode,
             scale,
             classes,
@@ -197,11 +211,11 @@ impl TaskLosses {
         })
     }
 
-    /// Normalised features of the classes of `tasks`.
+    /// Returns the normalised features of the classes of `tasks`.
     fn classes(
         &self,
         student: &mut Student,
-        work: &Work<'_>,
+        work: &StepContext<'_>,
         mut tasks: Vec<usize>,
     ) -> BTreeMap<usize, Tensor<2>> {
         tasks.sort_unstable();
@@ -216,9 +230,9 @@ impl TaskLosses {
     }
 }
 
-/// The sum of the losses, whose values go into `parts`.
+/// Returns the sum of the losses, and adds their values to `parts`.
 fn sum(losses: &[Loss], parts: &mut LossParts) -> Tensor<1> {
-    // Read together: on an accelerator each reading waits for all work before it.
+    // One read for all: on an accelerator each read waits for all work before it.
     let values = losses.iter().map(|(_, loss)| loss.clone().inner());
     for ((name, _), value) in losses.iter().zip(to_host(Tensor::cat(values.collect(), 0))) {
         parts.add(*name, value);
@@ -228,22 +242,22 @@ fn sum(losses: &[Loss], parts: &mut LossParts) -> Tensor<1> {
     all.fold(first, |sum, loss| sum + loss)
 }
 
-fn added(model: &ClipModel, a: GradientsParams, b: GradientsParams) -> GradientsParams {
+fn sum_gradients(model: &ClipModel, a: GradientsParams, b: GradientsParams) -> GradientsParams {
     let mut both = GradientsAccumulator::new();
     both.accumulate(model, a);
     both.accumulate(model, b);
     both.grads()
 }
 
-/// Images of several kinds on their way through the image tower.
+/// Images of several losses for one pass through the image tower.
 #[derive(Default)]
-struct Pass {
+struct ImagePass {
     pixels: Vec<Tensor<4>>,
     images: usize,
 }
 
-impl Pass {
-    /// Adds images, and says where their features will be.
+impl ImagePass {
+    /// Adds images. Returns the rows of their features.
     fn add(&mut self, pixels: Tensor<4>) -> std::ops::Range<usize> {
         let start = self.images;
         self.images += pixels.dims()[0];
@@ -251,11 +265,18 @@ impl Pass {
         start..self.images
     }
 
-    fn encode(mut self, student: &mut Student, work: &Work<'_>) -> (Passed, Option<Gathered>) {
+    fn encode(
+        mut self,
+        student: &mut Student,
+        work: &StepContext<'_>,
+    ) -> (PassFeatures, Option<GatheredFeatures>) {
         if !work.optimizations.one_pass && work.devices.len() < 2 {
             let parts = self.pixels.into_iter();
             let parts = parts.map(|pixels| student.encode_image(pixels, work).0);
-            return (Passed(normalize(Tensor::cat(parts.collect(), 0))), None);
+            return (
+                PassFeatures(normalize(Tensor::cat(parts.collect(), 0))),
+                None,
+            );
         }
         let pixels = if self.pixels.len() == 1 {
             self.pixels.remove(0)
@@ -263,14 +284,14 @@ impl Pass {
             Tensor::cat(self.pixels, 0)
         };
         let (features, gathered) = student.encode_image(pixels, work);
-        (Passed(normalize(features)), gathered)
+        (PassFeatures(normalize(features)), gathered)
     }
 }
 
-/// Normalised features of a pass.
-struct Passed(Tensor<2>);
+/// Normalised features of a pass `[images, width]`.
+struct PassFeatures(Tensor<2>);
 
-impl Passed {
+impl PassFeatures {
     fn at(&self, range: &std::ops::Range<usize>) -> Tensor<2> {
         let [_, e] = self.0.dims();
         self.0.clone().slice([range.clone(), 0..e])

@@ -1,4 +1,4 @@
-//! The model in training: a CLIP, with adapters if the method has some.
+//! The model in training: a CLIP, with adapters where the method has them.
 
 use burn::{
     module::{Module, ParamGroup},
@@ -9,19 +9,19 @@ use clip_model::{ClipModel, TokenBatch};
 
 use super::{
     Optimizations,
-    parallel::{self, Gathered},
+    parallel::{self, GatheredFeatures},
 };
 use crate::{
     error::RunError,
     mechanism::{
-        adapters::{self, Adapters},
-        mixtures::{Draw, Mixed, Usage, WithExperts},
-        state::State,
+        adapters::{self, LoraState},
+        mixtures::{ClipWithExperts, MixtureState, NoiseSeed, Usage},
+        state::RunState,
         trainable::Trainable,
         weights,
     },
     method::{Experts, Method},
-    precision::{Widen, widened},
+    precision::{GradientsToF32, to_f32},
     tape::on_tape,
 };
 use mtil_data::seeds;
@@ -29,35 +29,35 @@ use mtil_data::seeds;
 /// A CLIP in training.
 #[derive(Clone)]
 pub(super) struct Student {
-    /// On the autodiff device; with low-rank adapters on its weights if the method trains those.
+    /// The CLIP on the autodiff device, with low-rank adapters if the method trains them.
     pub clip: ClipModel,
-    /// The weights that low-rank adapters are added to.
+    /// The weights without low-rank adapters, if the method trains them.
     base: Option<ClipModel>,
-    /// Mixtures of adapters, and how they were used.
-    mixtures: Option<Mixed>,
-    /// The weights in the format of an update's towers, where that is not the weights' own.
-    narrow: Option<ClipModel>,
+    /// Mixtures of adapters and the usage of their experts.
+    mixtures: Option<MixtureState>,
+    /// Copy of the weights in the precision of the towers, if that is not the weights' own.
+    low_precision: Option<ClipModel>,
 }
 
 impl Student {
-    /// The model of a state, trainable as `method` says on task `index`; on the tape of `device`.
-    /// Mixtures of adapters move from the state into it. Also says whether texts get other features
-    /// while it trains.
+    /// Prepares the model of a state for training on task `index`, on the autodiff `device`.
+    /// Mixtures of adapters move from the state into the student. Also returns whether training
+    /// changes text features.
     pub fn prepare(
-        state: &mut State,
+        state: &mut RunState,
         method: &Method,
         index: usize,
         seed: u64,
         device: &Device,
     ) -> Result<(Self, bool), RunError> {
         let clip = on_tape(state.model.clone(), device);
-        if let Some(Mixed { mixtures, usage }) = state.take() {
+        if let Some(MixtureState { mixtures, usage }) = state.take() {
             let mixtures = on_tape(mixtures, device).trainable(index, &usage);
             let student = Self {
                 clip: clip.freeze_group(ParamGroup::all()),
                 base: None,
-                mixtures: Some(Mixed { mixtures, usage }),
-                narrow: None,
+                mixtures: Some(MixtureState { mixtures, usage }),
+                low_precision: None,
             };
             return Ok((student, true));
         }
@@ -65,19 +65,19 @@ impl Student {
             let (groups, text) = method.trainable().select(&clip, &settings.weights)?;
             let seed = seeds::derive(seed, &[seeds::ADAPTERS, index as u64]);
             let base = clip.clone();
-            let stored = state.get::<Adapters>().map(|adapters| &adapters.0);
+            let stored = state.get::<LoraState>().map(|adapters| &adapters.0);
             let student = Self {
-                clip: adapters::apply(clip, settings, &groups, seed, stored),
+                clip: adapters::attach(clip, settings, &groups, seed, stored),
                 base: Some(base),
                 mixtures: None,
-                narrow: None,
+                low_precision: None,
             };
             return Ok((student, text));
         }
         Self::of_weights(clip, &method.trainable(), index)
     }
 
-    /// The same of a model whose weights themselves train.
+    /// Prepares a model whose weights train, without adapters.
     pub fn of_weights(
         clip: ClipModel,
         trainable: &Trainable,
@@ -88,33 +88,33 @@ impl Student {
             clip,
             base: None,
             mixtures: None,
-            narrow: None,
+            low_precision: None,
         };
         Ok((student, text))
     }
 
-    /// Puts it back where the state keeps it.
-    pub fn put_back(self, state: &mut State) {
-        state.model = self.stored().clone();
+    /// Stores the student in the state.
+    pub fn store_in(self, state: &mut RunState) {
+        state.model = self.base_weights().clone();
         if self.base.is_some() {
-            state.set(Adapters(adapters::adapters(&self.clip)));
+            state.set(LoraState(adapters::adapter_values(&self.clip)));
         }
         if let Some(mixed) = self.mixtures {
             state.set(mixed);
         }
     }
 
-    /// Drops from a state what a student in training has itself, so that its updates copy nothing.
-    pub fn release(state: &mut State) {
-        state.take::<Mixed>();
+    /// Drops the state's copy of the mixtures, so that the student's training steps work in place.
+    pub fn release(state: &mut RunState) {
+        state.take::<MixtureState>();
     }
 
-    /// The weights to store, on the autodiff device: without adapters.
-    pub fn stored(&self) -> &ClipModel {
+    /// Returns the weights without adapters, on the autodiff device.
+    pub fn base_weights(&self) -> &ClipModel {
         self.base.as_ref().unwrap_or(&self.clip)
     }
 
-    /// The CLIP on the plain device, low-rank adapters added to its weights.
+    /// Returns the CLIP without autodiff, with low-rank adapters merged into its weights.
     pub fn plain(&self) -> ClipModel {
         let plain = self.clip.valid();
         match self.base {
@@ -123,89 +123,105 @@ impl Student {
         }
     }
 
-    /// Number of values that train.
+    /// Returns the number of trainable values.
     pub fn trainable(&self) -> u64 {
         match &self.mixtures {
-            Some(mixed) => weights::trainable(&mixed.mixtures),
-            None => weights::trainable(&self.clip),
+            Some(mixed) => weights::count_trainable(&mixed.mixtures),
+            None => weights::count_trainable(&self.clip),
         }
     }
 
-    /// Begins an update whose towers compute in `dtype`: with a copy of the weights in that format,
-    /// whose gradients are applied to the weights themselves (Micikevicius et al. 2018, arXiv
-    /// 1710.03740, section 3.1). Adapters keep their own format.
-    pub fn begin(&mut self, dtype: FloatDType) {
+    /// Begins a training step whose towers compute in `dtype`, on a copy of the weights. The
+    /// gradients of the copy are applied to the master weights (Micikevicius et al. 2018, arXiv
+    /// 1710.03740, section 3.1). Adapters keep their own precision.
+    pub fn begin_step(&mut self, dtype: FloatDType) {
         let own: FloatDType = self.clip.logit_scale.val().dtype().into();
         let adapters = self.base.is_some() || self.mixtures.is_some();
-        self.narrow = (dtype != own && !adapters).then(|| {
-            // Casting on the tape would make values of the weights, not weights.
+        self.low_precision = (dtype != own && !adapters).then(|| {
+            // A cast with autodiff would give results of operations, not parameters.
             let device = self.clip.device();
             on_tape(self.clip.valid().to_dtype(dtype), &device)
         });
     }
 
-    /// What the towers compute with.
-    fn working(&self) -> &ClipModel {
-        self.narrow.as_ref().unwrap_or(&self.clip)
+    /// Returns the weights that the towers compute with.
+    fn compute_weights(&self) -> &ClipModel {
+        self.low_precision.as_ref().unwrap_or(&self.clip)
     }
 
-    /// Image features, not normalised; and what their gradients need where they were computed on
-    /// several devices.
+    /// Encodes images; features are not normalised. Also returns the parts of the features on
+    /// several devices, for their gradients.
+    ///
+    /// # Shapes
+    /// - pixels: `[images, 3, side, side]`
+    /// - output: `[images, width]`
     pub fn encode_image(
         &mut self,
         pixels: Tensor<4>,
-        work: &Work<'_>,
-    ) -> (Tensor<2>, Option<Gathered>) {
+        work: &StepContext<'_>,
+    ) -> (Tensor<2>, Option<GatheredFeatures>) {
         if let Some((with, usage)) = self.with_experts(work) {
             return (with.encode_image(pixels, usage), None);
         }
         if work.devices.len() < 2 {
-            let features = work.optimizations.encode_image(self.working(), pixels);
-            return (widened(features), None);
+            let features = work
+                .optimizations
+                .encode_image(self.compute_weights(), pixels);
+            return (to_f32(features), None);
         }
-        let gathered = parallel::encode_images(self.working(), pixels, work.devices);
+        let gathered = parallel::encode_images(self.compute_weights(), pixels, work.devices);
         (gathered.features.clone(), Some(gathered))
     }
 
-    /// Text features, not normalised.
-    pub fn encode_text(&mut self, tokens: &TokenBatch, work: &Work<'_>) -> Tensor<2> {
+    /// Encodes texts; features `[texts, width]` are not normalised.
+    pub fn encode_text(&mut self, tokens: &TokenBatch, work: &StepContext<'_>) -> Tensor<2> {
         match self.with_experts(work) {
             Some((with, usage)) => with.encode_text(tokens, usage),
-            None => widened(work.optimizations.encode_text(self.working(), tokens)),
+            None => to_f32(
+                work.optimizations
+                    .encode_text(self.compute_weights(), tokens),
+            ),
         }
     }
 
-    /// The CLIP with its mixtures at work, if it has some, and where their choices are counted.
-    fn with_experts<'a>(&'a mut self, work: &Work<'a>) -> Option<(WithExperts<'a>, &'a mut Usage)> {
-        let Mixed { mixtures, usage } = self.mixtures.as_mut()?;
-        let with = WithExperts {
+    /// Returns the CLIP with its mixtures, if it has any, and the usage of their experts.
+    fn with_experts<'a>(
+        &'a mut self,
+        work: &StepContext<'a>,
+    ) -> Option<(ClipWithExperts<'a>, &'a mut Usage)> {
+        let MixtureState { mixtures, usage } = self.mixtures.as_mut()?;
+        let with = ClipWithExperts {
             clip: &self.clip,
             mixtures,
             settings: work.experts?,
             task: work.task,
-            draw: work.draw,
+            noise_seed: work.noise_seed,
         };
         Some((with, usage))
     }
 
-    /// The gradients of what trains.
-    pub fn gradients(&self, loss: Tensor<1>, gathered: Option<Gathered>) -> GradientsParams {
+    /// Computes the gradients of the trainable parameters.
+    pub fn gradients(
+        &self,
+        loss: Tensor<1>,
+        gathered: Option<GatheredFeatures>,
+    ) -> GradientsParams {
         let mut all = loss.backward();
         if self.mixtures.is_none() {
             let mut gradients = match gathered {
-                Some(gathered) => gathered.gradients(&mut all, self.working()),
-                None => GradientsParams::from_module(&mut all, self.working()),
+                Some(gathered) => gathered.gradients(&mut all, self.compute_weights()),
+                None => GradientsParams::from_module(&mut all, self.compute_weights()),
             };
-            if self.narrow.is_some() {
-                self.clip.visit(&mut Widen(&mut gradients));
+            if self.low_precision.is_some() {
+                self.clip.visit(&mut GradientsToF32(&mut gradients));
             }
             return gradients;
         }
         match &self.mixtures {
-            Some(Mixed { mixtures, .. }) => {
+            Some(MixtureState { mixtures, .. }) => {
                 let mut gradients = GradientsParams::from_grads(all, mixtures);
-                // An expert that no image chose has a gradient of zero, so that its moments still
-                // move it: the published code computes every expert.
+                // An expert without images gets a zero gradient, so that Adam's moments still move
+                // it: the reference implementation computes every expert.
                 weights::add_to_gradients(mixtures, &mut gradients, &mut |_, value, gradient| {
                     gradient.is_none().then(|| value.zeros_like())
                 });
@@ -215,16 +231,16 @@ impl Student {
         }
     }
 
-    /// The student after one update.
-    pub fn updated(
+    /// Applies gradients with the optimizer.
+    pub fn step(
         self,
         optimizer: &mut ModuleOptimizer,
         lr: f64,
         gradients: GradientsParams,
     ) -> Self {
         match self.mixtures {
-            Some(Mixed { mixtures, usage }) => Self {
-                mixtures: Some(Mixed {
+            Some(MixtureState { mixtures, usage }) => Self {
+                mixtures: Some(MixtureState {
                     mixtures: optimizer.step(lr, mixtures, gradients),
                     usage,
                 }),
@@ -238,12 +254,12 @@ impl Student {
     }
 }
 
-/// What a pass in training is made for.
-pub(super) struct Work<'a> {
+/// Context of a forward pass in training.
+pub(super) struct StepContext<'a> {
     pub task: usize,
     pub experts: Option<&'a Experts>,
-    pub draw: Option<Draw>,
-    /// Where images are encoded, the model's own first.
+    pub noise_seed: Option<NoiseSeed>,
+    /// Devices that encode images; the model's own is the first.
     pub devices: &'a [Device],
     pub optimizations: Optimizations,
 }

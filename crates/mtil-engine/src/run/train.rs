@@ -12,38 +12,38 @@ use gnsp_optimizer::Protection;
 
 use super::{
     Optimizations,
-    step::{StepLoss, TaskLosses, UpdateImages},
+    step::{StepImages, StepLoss, TaskLosses},
     student::Student,
 };
 use crate::{
-    batch::{Ahead, BatchError, Images},
+    batch::{BatchError, Images, Prefetcher},
     error::RunError,
     eval::encode_texts,
     mechanism::{
-        joined_images::Items,
-        setting::TaskSetting,
-        task_part::{TaskPart, prompt_texts, prompts},
+        auxiliary_loss::{AuxiliaryLoss, prompt_texts, tokenize_prompts},
+        context::TaskContext,
+        training_images::TrainingImages,
     },
     method::{Method, OptimizerKind},
 };
 use mtil_data::{data::BatchOrder, seeds, suite::Suite};
 
-/// Everything that stays the same over the updates of one task.
+/// Training on one task: its losses, images and batch order.
 pub(super) struct TaskTraining<'a> {
     losses: TaskLosses,
     suite: &'a Suite,
     images: &'a Images,
-    /// Until the first update, when it goes to the loader.
+    /// Batch order; taken by the prefetcher at the first training step.
     order: Option<BatchOrder>,
-    stream: Option<Ahead>,
-    items: Items,
+    stream: Option<Prefetcher>,
+    items: TrainingImages,
 }
 
-/// Pixels, and which images they are of.
-type Own = (Option<Tensor<4>>, Vec<usize>);
+/// Pixels `[images, 3, side, side]` and image indices of a batch.
+type TaskBatch = (Option<Tensor<4>>, Vec<usize>);
 
-/// The protected and all input directions of each projected parameter.
-pub(super) fn ranks(protection: &Protection) -> BTreeMap<String, [usize; 2]> {
+/// Returns the numbers of protected and of all input directions of each projected parameter.
+pub(super) fn protected_ranks(protection: &Protection) -> BTreeMap<String, [usize; 2]> {
     let ranks = protection.iter().map(|(path, p)| {
         let space = &p.null_space;
         (path.to_owned(), [space.rank(), space.dimensions()])
@@ -51,15 +51,16 @@ pub(super) fn ranks(protection: &Protection) -> BTreeMap<String, [usize; 2]> {
     ranks.collect()
 }
 
-/// A fresh optimizer of the method; the host's AdamW in one pass over each tensor, or Burn's.
-pub(super) fn projected(
+/// Creates the optimizer of the method. With `fused`, AdamW is that of `clip-kernels`, in one pass
+/// over each tensor; otherwise Burn's.
+pub(super) fn build_optimizer(
     method: &Method,
     protection: Option<&Protection>,
     fused: bool,
 ) -> ModuleOptimizer {
     let settings = &method.adamw;
     match (method.optimizer, fused) {
-        (OptimizerKind::Sgd, _) => wrapped(SgdConfig::new().build(), protection),
+        (OptimizerKind::Sgd, _) => with_protection(SgdConfig::new().build(), protection),
         (OptimizerKind::AdamW, true) => {
             let adamw = FusedAdamW::new(AdamWSettings {
                 beta_1: settings.beta_1,
@@ -67,7 +68,7 @@ pub(super) fn projected(
                 epsilon: settings.epsilon,
                 weight_decay: settings.weight_decay,
             });
-            wrapped(adamw, protection)
+            with_protection(adamw, protection)
         }
         (OptimizerKind::AdamW, false) => {
             let adamw = AdamWConfig::new()
@@ -75,43 +76,46 @@ pub(super) fn projected(
                 .with_beta_2(settings.beta_2)
                 .with_epsilon(settings.epsilon)
                 .with_weight_decay(settings.weight_decay);
-            wrapped(adamw.build(), protection)
+            with_protection(adamw.build(), protection)
         }
     }
 }
 
-fn wrapped<O: Optimizer + Clone>(optimizer: O, protection: Option<&Protection>) -> ModuleOptimizer {
+fn with_protection<O: Optimizer + Clone>(
+    optimizer: O,
+    protection: Option<&Protection>,
+) -> ModuleOptimizer {
     let plain = ModuleOptimizer::from(optimizer.clone());
     match protection {
-        Some(protection) => protection.wrap(plain, optimizer),
+        Some(protection) => protection.wrap_with(plain, optimizer),
         None => plain,
     }
 }
 
 impl<'a> TaskTraining<'a> {
-    /// `student` is the model at the start of the task, on the plain device.
+    /// Prepares a task. `student` is the model at its start, without autodiff.
     pub fn new(
         method: &Method,
-        task: &TaskSetting<'a>,
+        task: &TaskContext<'a>,
         devices: Vec<Device>,
-        parts: Vec<Box<dyn TaskPart>>,
+        auxiliary: Vec<Box<dyn AuxiliaryLoss>>,
         student: &ClipModel,
     ) -> Result<Self, RunError> {
         let (run, index, text_trains) = (task.run, task.index, task.frozen.is_none());
         let (checkpoint, suite, seed, images) = (run.checkpoint, run.suite, run.seed, run.images);
         let items = if method.joint {
-            Items::all(suite)
+            TrainingImages::all(suite)
         } else {
-            Items::of_task(suite, index)
+            TrainingImages::of_task(suite, index)
         };
-        let others = parts.iter().flat_map(|part| part.tasks());
+        let others = auxiliary.iter().flat_map(|loss| loss.tasks());
         let mut tasks: Vec<usize> = items.tasks().into_iter().chain(others).collect();
         tasks.sort_unstable();
         tasks.dedup();
         let mut tokens = BTreeMap::new();
         let mut class_features = BTreeMap::new();
         for task in tasks {
-            tokens.insert(task, prompts(checkpoint, suite, task)?);
+            tokens.insert(task, tokenize_prompts(checkpoint, suite, task)?);
             if !text_trains {
                 let features = encode_texts(checkpoint, student, &prompt_texts(suite, task))?;
                 class_features.insert(task, features);
@@ -132,7 +136,7 @@ impl<'a> TaskTraining<'a> {
                 index,
                 seed,
                 devices,
-                parts,
+                auxiliary,
                 prompts: tokens,
                 class_features: (!text_trains).then_some(class_features),
                 optimizations: Optimizations::default(),
@@ -140,9 +144,13 @@ impl<'a> TaskTraining<'a> {
         })
     }
 
-    /// The training images of update `step`: which they are, and their pixels; none when none can
-    /// be read.
-    fn own(&mut self, step: usize, steps: usize, device: &Device) -> Result<Own, RunError> {
+    /// Returns the task's images of training step `step`; no pixels if none can be read.
+    fn next_batch(
+        &mut self,
+        step: usize,
+        steps: usize,
+        device: &Device,
+    ) -> Result<TaskBatch, RunError> {
         if let Some(order) = self.order.take() {
             let seed = seeds::derive(
                 self.losses.seed,
@@ -150,18 +158,18 @@ impl<'a> TaskTraining<'a> {
             );
             let steps = step as u64..steps as u64;
             let source = self.items.source();
-            self.stream = Some(self.images.train_ahead(source, order, steps, seed)?);
+            self.stream = Some(self.images.prefetch_train(source, order, steps, seed)?);
         }
         let batch = self.stream.as_mut().and_then(Iterator::next).transpose()?;
         match batch {
-            Some(batch) => Ok((self.images.tensor(&batch.images, device)?, batch.kept)),
+            Some(batch) => Ok((self.images.tensor(&batch.images, device)?, batch.indices)),
             None => Ok((None, Vec::new())),
         }
     }
 
-    /// One update of `student` (on the autodiff device), number `step` of `steps`. Updates are made
-    /// in their order, from any one on. Where a loss is not finite the caller stops, and the
-    /// weights are left as they are.
+    /// Does training step `step` of `steps` of `student` (on the autodiff device). Steps are in
+    /// order, starting at any one. If a loss is not finite, the weights are unchanged and the
+    /// caller stops.
     pub fn step(
         &mut self,
         mut student: Student,
@@ -170,23 +178,23 @@ impl<'a> TaskTraining<'a> {
         steps: usize,
         device: &Device,
     ) -> Result<(Student, StepLoss), RunError> {
-        let (pixels, kept) = self.own(step, steps, device)?;
+        let (pixels, indices) = self.next_batch(step, steps, device)?;
         let name = &self.suite.tasks[self.losses.index].name;
         let Some(pixels) = pixels else {
             let what = format!("the images of one batch of task `{name}`");
             return Err(BatchError::NothingReadable(what).into());
         };
-        let parts = self.losses.parts.iter_mut();
-        let drawn = parts.map(|part| part.draw(step, steps, self.images, device));
-        let batch = UpdateImages {
+        let auxiliary = self.losses.auxiliary.iter_mut();
+        let auxiliary = auxiliary.map(|loss| loss.next_batch(step, steps, self.images, device));
+        let batch = StepImages {
             pixels,
-            labels: self.items.labels(&kept),
-            drawn: drawn.collect::<Result<_, _>>()?,
+            labels: self.items.labels(&indices),
+            auxiliary: auxiliary.collect::<Result<_, _>>()?,
         };
         let (loss, gradients) = self.losses.gradients(&mut student, &batch, step);
         let lr = self.losses.method.lr_at(self.losses.index, name, step);
         Ok(match gradients {
-            Some(gradients) => (student.updated(optimizer, lr, gradients), loss),
+            Some(gradients) => (student.step(optimizer, lr, gradients), loss),
             None => (student, loss),
         })
     }

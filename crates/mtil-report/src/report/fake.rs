@@ -1,4 +1,4 @@
-//! Invented run directories for the tests of the report. Nothing here was measured.
+//! Synthetic run directories for the tests of the report. No value here was measured.
 
 use std::{
     collections::BTreeMap,
@@ -12,31 +12,31 @@ use serde_json::json;
 use mtil_engine::{
     measures::geometry::{Geometry, PairLogits},
     metrics::{MatrixFile, MetricsFile, Recall, Retrieval},
-    run::{Evaluated, Event, LossParts, Update},
+    run::{EvaluationRecord, Event, LossParts, StepRecord},
 };
 
-/// How an invented method behaves.
+/// Parameters of a synthetic run.
 #[derive(Clone)]
 pub(super) struct Fake {
     pub method: &'static str,
     pub seed: u64,
-    /// Zero-shot points lost with every task trained.
+    /// Zero-shot accuracy lost per trained task, in points.
     pub drift: f64,
-    /// Points forgotten on learned tasks with every later task.
+    /// Accuracy on learned tasks lost per later task, in points.
     pub forget: f64,
-    /// Share of the way from zero-shot to the best possible that training covers.
+    /// Share of the range from zero-shot to the maximum accuracy that training gains.
     pub learn: f64,
-    /// Loss parts.
+    /// Names of the loss terms.
     pub parts: &'static [&'static str],
-    /// Whether it logs protected ranks.
+    /// Logs protected directions.
     pub ranks: bool,
-    /// Tasks trained; fewer than there are makes an unfinished run.
+    /// Number of trained tasks; fewer than all make an unfinished run.
     pub trained: usize,
     /// Task names.
     pub order: Vec<String>,
 }
 
-/// Names of invented tasks, as many as in the literature's benchmark.
+/// Names of synthetic tasks, as many as in MTIL.
 pub(super) const TASKS: [&str; 11] = [
     "shapes",
     "colours",
@@ -70,7 +70,7 @@ pub(super) fn fake(method: &'static str, drift: f64, forget: f64, tasks: usize) 
 }
 
 impl Fake {
-    /// Writes `<root>/<folder>` and gives its path.
+    /// Writes the run directory `<root>/<folder>` and returns its path.
     pub fn write(&self, root: &Path, folder: &str) -> PathBuf {
         let dir = root.join(folder);
         std::fs::create_dir_all(&dir).unwrap();
@@ -128,14 +128,15 @@ impl Fake {
             wall_seconds: Some(95.0 + self.trained as f64 * 11.0 * self.parts.len() as f64),
             peak_rss_mb: Some(410.0 + 60.0 * self.parts.len() as f64),
             complete: self.trained == t || self.trained == 0,
-            ..MetricsFile::of(&accuracy)
+            ..MetricsFile::from_matrix(&accuracy)
         }
         .save(&dir.join(MetricsFile::NAME))
         .unwrap();
         std::fs::write(
             dir.join("config.toml"),
             format!(
-                "suite = \"invented-world\"\nmethod = \"{}\"\nseed = {}\n\n[versions]\nmtil-bench = \"0.1.0\"\nburn = \"0.22.1\"\n",
+                "suite = \"invented-world\"\nmethod = \"{}\"\nseed = {}\n\n[versions]\n\
+                 mtil-bench = \"0.1.0\"\nburn = \"0.22.1\"\n",
                 self.method, self.seed
             ),
         )
@@ -148,7 +149,7 @@ impl Fake {
         let mut events = Vec::new();
         let evaluated = |stage: Option<usize>| {
             let drift = self.drift * stage.map_or(0.0, |s| s as f64 + 1.0);
-            Event::Evaluation(Box::new(Evaluated {
+            Event::Evaluation(Box::new(EvaluationRecord {
                 stage,
                 name: None,
                 accuracies: Vec::new(),
@@ -186,7 +187,7 @@ impl Fake {
                     loss += v;
                     parts.add(*name, v);
                 }
-                events.push(Event::Step(Update {
+                events.push(Event::Step(StepRecord {
                     task,
                     name: self.order[task].clone(),
                     step,
@@ -217,7 +218,7 @@ impl Fake {
             .iter()
             .map(|e| serde_json::to_string(e).unwrap() + "\n");
         let mut events: String = lines.collect();
-        // A killed process leaves half a line.
+        // A killed process leaves an incomplete last line.
         if self.trained < self.order.len() {
             events.push_str("{\"event\": \"st");
         }
@@ -225,7 +226,7 @@ impl Fake {
     }
 }
 
-/// Sample images of each task: a disc on a ground, in colours of its own.
+/// Writes sample images of each task: a disc on a plain background, in colours of the task.
 pub(super) fn samples(root: &Path, order: &[String], per_task: usize) {
     for (t, task) in order.iter().enumerate() {
         let dir = root.join("samples").join(format!("{t}-{task}"));
@@ -249,7 +250,7 @@ pub(super) fn samples(root: &Path, order: &[String], per_task: usize) {
     }
 }
 
-/// Changes the metrics file of a run.
+/// Modifies the metrics file of a run.
 pub(super) fn change_metrics(dir: &Path, change: impl FnOnce(&mut MetricsFile)) {
     let path = dir.join(MetricsFile::NAME);
     let mut metrics = MetricsFile::load(&path).unwrap();
@@ -259,16 +260,18 @@ pub(super) fn change_metrics(dir: &Path, change: impl FnOnce(&mut MetricsFile)) 
 
 /// Adds an event of the drift guard to a run.
 pub(super) fn breach(dir: &Path, stage: usize, value: f64, action: &str) {
-    let event = json!({"event": "guard", "stage": stage, "rule": "accuracy.shapes<85", "value": value,
-        "limit": 85.0, "action": action, "message": "accuracy on shapes fell"});
+    let event = json!({
+        "event": "guard", "stage": stage, "rule": "accuracy.shapes<85", "value": value,
+        "limit": 85.0, "action": action, "message": "accuracy on shapes fell",
+    });
     let path = dir.join("events.jsonl");
     let log = std::fs::read_to_string(&path).unwrap();
-    // A half-written last line stays the last.
-    let (whole, rest) = log.rsplit_once('\n').unwrap();
-    std::fs::write(&path, format!("{whole}\n{event}\n{rest}")).unwrap();
+    // An incomplete last line stays the last.
+    let (complete, rest) = log.rsplit_once('\n').unwrap();
+    std::fs::write(&path, format!("{complete}\n{event}\n{rest}")).unwrap();
 }
 
-/// Task-agnostic accuracies of a run: its own, each lower by `points`.
+/// Writes task-agnostic accuracies of a run: its own, each lower by `points`.
 pub(super) fn agnostic(dir: &Path, points: f64) -> MatrixFile {
     let mut file = MatrixFile::load(&dir.join(MatrixFile::NAME)).unwrap();
     let rows = file.matrix.iter_mut().chain([&mut file.zero_shot]);
@@ -279,7 +282,7 @@ pub(super) fn agnostic(dir: &Path, points: f64) -> MatrixFile {
     file
 }
 
-/// A run folder as a real comparison would leave it.
+/// Writes the run directories of a comparison of several methods.
 pub(super) fn world(root: &Path, tasks: usize) -> PathBuf {
     let zero = Fake {
         trained: 0,

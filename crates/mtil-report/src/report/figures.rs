@@ -1,11 +1,12 @@
-//! All figures of a table as Markdown, with their spread over the seeds.
+//! Markdown table of all figures, with their standard deviation over the seeds.
 
 use super::group::{Figures, Group, Spread};
 use super::load::{Loaded, Status};
 
-const HEAD: &str = "| method | seeds | Transfer | Average | Last | diagonal | BWT | gap | margin | R@1 | seconds | MB kept |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+const HEAD: &str = "| method | seeds | Transfer | Average | Last | diagonal | BWT | gap | margin \
+    | R@1 | seconds | MB kept |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n";
 
-/// One line a method: accuracies in %, the rest after the last task.
+/// Returns the table with one line per method: accuracies in %, other figures after the last task.
 pub(super) fn markdown(loaded: &Loaded, groups: &[Group<'_>]) -> String {
     let mut text = HEAD.to_owned();
     for group in groups {
@@ -35,7 +36,7 @@ fn cells(figures: &Figures) -> [String; 10] {
         Some(Spread { mean, sd: Some(sd) }) => format!("{mean:.decimals$} ± {sd:.decimals$}"),
     };
     let end = |ends: Option<(Spread, Spread)>| ends.map(|(_, last)| last);
-    // What is kept follows from the method: the seeds do not differ by more than rounding.
+    // The state kept depends on the method only, so its standard deviation would be noise.
     let kept = figures.kept.map(|kept| Spread {
         mean: kept.mean / 1e6,
         sd: None,

@@ -1,9 +1,9 @@
-//! Runs of the same method under several seeds, taken together.
+//! Aggregation of the runs of one method over seeds.
 
 use super::load::{RunData, Status};
 use mtil_engine::{
     metrics::{AccuracyMatrix, MetricsFile, Recall},
-    run::Evaluated,
+    run::EvaluationRecord,
 };
 
 /// Mean over seeds and, with more than one, the sample standard deviation.
@@ -14,7 +14,7 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    pub fn of(values: &[f64]) -> Option<Self> {
+    pub fn from_values(values: &[f64]) -> Option<Self> {
         let n = values.len() as f64;
         if values.is_empty() {
             return None;
@@ -26,7 +26,7 @@ impl Spread {
     }
 }
 
-/// The figures of one row of the headline table.
+/// Figures of one row of the headline table.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Figures {
     pub transfer: Option<Spread>,
@@ -37,29 +37,32 @@ pub(super) struct Figures {
     pub forgetting: Option<Spread>,
     pub gap: Option<(Spread, Spread)>,
     pub recall: Option<(Spread, Spread)>,
-    /// Of matching pairs over others after the last stage, in logits.
+    /// Mean logit of matching pairs minus that of other pairs, after the last stage.
     pub margin: Option<Spread>,
     pub seconds: Option<Spread>,
+    /// Peak memory, in bytes.
     pub memory: Option<Spread>,
-    /// Bytes kept between tasks.
+    /// State carried from task to task, in bytes.
     pub kept: Option<Spread>,
-    /// Parameters that training may change.
+    /// Number of trainable parameters.
     pub trainable: Option<Spread>,
-    /// Average of the task-agnostic accuracies.
+    /// Average over the task-agnostic accuracies.
     pub average_agnostic: Option<Spread>,
-    /// Last of the task-agnostic accuracies.
+    /// Last over the task-agnostic accuracies.
     pub last_agnostic: Option<Spread>,
 }
 
 impl Figures {
-    pub fn of(runs: &[&RunData]) -> Self {
-        let stat = |f: &dyn Fn(&RunData) -> Option<f64>| {
-            Spread::of(&runs.iter().filter_map(|r| f(r)).collect::<Vec<_>>())
+    pub fn from_runs(runs: &[&RunData]) -> Self {
+        // Over the runs that recorded the value.
+        let recorded = |f: &dyn Fn(&RunData) -> Option<f64>| {
+            Spread::from_values(&runs.iter().filter_map(|r| f(r)).collect::<Vec<_>>())
         };
-        // A mean over fewer seeds than the row claims would mislead.
+        // Undefined unless all runs have the value: a mean over fewer seeds than the row states
+        // would mislead.
         let all = |f: &dyn Fn(&RunData) -> Option<f64>| {
             let values: Option<Vec<f64>> = runs.iter().map(|r| f(r)).collect();
-            Spread::of(&values?)
+            Spread::from_values(&values?)
         };
         let figure = |of: fn(&RunData) -> Option<&AccuracyMatrix>,
                       f: fn(&AccuracyMatrix) -> Option<f64>| {
@@ -69,10 +72,11 @@ impl Figures {
             })
         };
         let matrix = |f| figure(|r| Some(&r.accuracy), f);
-        // A finished run that leaves a figure out says that it has no meaning there.
-        let stated = |of: fn(&MetricsFile) -> Option<f64>, f| {
-            let withheld = |r: &&RunData| r.metrics.complete && of(&r.metrics).is_none();
-            match runs.iter().any(withheld) {
+        // If a finished run leaves a figure out of its metrics, the figure has no meaning for the
+        // method.
+        let unless_omitted = |of: fn(&MetricsFile) -> Option<f64>, f| {
+            let omitted = |r: &&RunData| r.metrics.complete && of(&r.metrics).is_none();
+            match runs.iter().any(omitted) {
                 true => None,
                 false => matrix(f),
             }
@@ -84,26 +88,26 @@ impl Figures {
             Some((first, last))
         };
         Self {
-            transfer: stated(|m| m.transfer, AccuracyMatrix::transfer),
+            transfer: unless_omitted(|m| m.transfer, AccuracyMatrix::transfer),
             average: matrix(AccuracyMatrix::average),
             last: matrix(AccuracyMatrix::last),
             diagonal: matrix(AccuracyMatrix::diagonal),
-            bwt: stated(|m| m.bwt, AccuracyMatrix::bwt),
-            forgetting: stated(|m| m.forgetting, AccuracyMatrix::forgetting),
+            bwt: unless_omitted(|m| m.bwt, AccuracyMatrix::bwt),
+            forgetting: unless_omitted(|m| m.forgetting, AccuracyMatrix::forgetting),
             gap: ends(&|m| m.modality_gap.clone()),
             recall: ends(&|m| m.retrieval.iter().map(|r| r.mean_r1()).collect()),
-            margin: stat(&|r| r.evaluated.values().next_back()?.margin),
-            seconds: stat(&|r| r.metrics.wall_seconds),
-            memory: stat(&|r| r.metrics.peak_rss_mb),
-            kept: stat(&|r| Some(r.metrics.bytes_kept? as f64)),
-            trainable: stat(&|r| Some(r.metrics.trainable_parameters? as f64)),
+            margin: recorded(&|r| r.evaluated.values().next_back()?.margin),
+            seconds: recorded(&|r| r.metrics.wall_seconds),
+            memory: recorded(&|r| Some(r.metrics.peak_rss_mb? * 1024.0 * 1024.0)),
+            kept: recorded(&|r| Some(r.metrics.bytes_kept? as f64)),
+            trainable: recorded(&|r| Some(r.metrics.trainable_parameters? as f64)),
             average_agnostic: agnostic(AccuracyMatrix::average),
             last_agnostic: agnostic(AccuracyMatrix::last),
         }
     }
 }
 
-/// One method.
+/// Runs of one method with the same settings.
 pub(super) struct Group<'a> {
     pub name: String,
     pub runs: Vec<&'a RunData>,
@@ -113,7 +117,7 @@ pub(super) struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// The runs whose figures count: the finished ones, or all while none is.
+    /// Returns the runs whose figures count: the finished ones, or all runs if none is finished.
     pub fn counted(runs: &[&'a RunData]) -> Vec<&'a RunData> {
         let done: Vec<_> = runs
             .iter()
@@ -133,33 +137,34 @@ impl<'a> Group<'a> {
         self.status() == Status::Complete
     }
 
-    /// Mean over the counted runs that have a value.
+    /// Returns the mean over the counted runs that have a value.
     pub fn mean(&self, f: impl Fn(&RunData) -> Option<f64>) -> Option<f64> {
         let values: Vec<f64> = Self::counted(&self.runs)
             .iter()
             .filter_map(|r| f(r))
             .collect();
-        Spread::of(&values).map(|s| s.mean)
+        Spread::from_values(&values).map(|s| s.mean)
     }
 
-    /// Mean accuracy on task `c` at stage `s`, see [`RunData::at`].
-    pub fn at(&self, s: usize, c: usize) -> Option<f64> {
-        self.mean(|r| r.at(s, c))
+    /// Returns the mean accuracy on task `c` at stage `s`, see [`RunData::accuracy_at`].
+    pub fn accuracy_at(&self, s: usize, c: usize) -> Option<f64> {
+        self.mean(|r| r.accuracy_at(s, c))
     }
 
     pub fn gap(&self, s: usize) -> Option<f64> {
         self.mean(|r| r.metrics.modality_gap.get(s).copied())
     }
 
-    /// Mean of one of the figures of the held-out pairs at stage `s`.
-    pub fn pairs(&self, s: usize, f: fn(&Evaluated) -> Option<f64>) -> Option<f64> {
+    /// Returns the mean of a measure of the held-out pairs at stage `s`.
+    pub fn pair_measure(&self, s: usize, f: fn(&EvaluationRecord) -> Option<f64>) -> Option<f64> {
         self.mean(|r| f(r.evaluated.get(&s)?))
     }
 
-    pub fn recall(&self, s: usize, k: fn(&Recall) -> f64, texts: bool) -> Option<f64> {
+    /// Returns a mean recall at stage `s`, from images to texts or the other way.
+    pub fn recall(&self, s: usize, k: fn(&Recall) -> f64, image_to_text: bool) -> Option<f64> {
         self.mean(|r| {
             let retrieval = r.metrics.retrieval.get(s)?;
-            Some(k(if texts {
+            Some(k(if image_to_text {
                 &retrieval.image_to_text
             } else {
                 &retrieval.text_to_image
@@ -168,7 +173,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Adds to the names of groups of one method the settings in which they differ.
+/// Appends to the names of groups of the same method the settings in which they differ.
 fn name_variants(groups: &mut [Group<'_>]) {
     let names: Vec<String> = groups.iter().map(|g| g.name.clone()).collect();
     let mut suffixes = vec![String::new(); groups.len()];
@@ -188,8 +193,8 @@ fn name_variants(groups: &mut [Group<'_>]) {
     }
 }
 
-/// Groups runs by method and settings. Finished methods come first, by Average (then Last), best
-/// first.
+/// Groups runs by method and settings. The pretrained model comes first, then the finished methods
+/// by Average in descending order, then the unfinished ones.
 pub(super) fn group(runs: &[RunData]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for run in runs {
@@ -210,7 +215,7 @@ pub(super) fn group(runs: &[RunData]) -> Vec<Group<'_>> {
     name_variants(&mut groups);
     for g in &mut groups {
         g.runs.sort_by_key(|r| r.file.seed);
-        g.figures = Figures::of(&Group::counted(&g.runs));
+        g.figures = Figures::from_runs(&Group::counted(&g.runs));
     }
     groups.sort_by(|a, b| {
         let rank = |s| match s {
@@ -224,7 +229,7 @@ pub(super) fn group(runs: &[RunData]) -> Vec<Group<'_>> {
             .then(score(b).total_cmp(&score(a)))
             .then(a.name.cmp(&b.name))
     });
-    // The two methods every reader looks for keep their colours from report to report.
+    // The two main methods have the same colour in every report.
     let fixed = |name: &str| match name {
         "gnsp" => Some(0),
         "finetune" => Some(1),

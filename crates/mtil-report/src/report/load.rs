@@ -1,4 +1,4 @@
-//! Reading run directories. Everything the report shows comes from the files read here.
+//! Loading of run directories, the only source of the report's data.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,92 +7,93 @@ use super::ReportError;
 use mtil_engine::{
     guard::{Action, Breach},
     metrics::{AccuracyMatrix, FileError, MatrixFile, MetricsFile},
-    run::{Evaluated, Event, RunFiles, Scored, Update},
+    run::{CandidateScore, EvaluationRecord, Event, RunFiles, StepRecord},
 };
 
-/// How far a run got.
+/// Progress of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
-    /// The pretrained model was evaluated and nothing is to be trained.
+    /// The pretrained model was evaluated, and the method does not train.
     ZeroShot,
     /// Every task was trained and evaluated.
     Complete,
-    /// Still running, or interrupted.
+    /// The run is in progress or was interrupted.
     Partial,
 }
 
-/// One optimiser step as logged.
+/// One logged training step.
 #[derive(Debug, Clone)]
 pub(super) struct Step {
     /// Position in the run in units of tasks: 1.5 is the middle of the second task.
     pub at: f64,
     /// Total loss.
     pub loss: f64,
-    /// The parts it was made of.
+    /// Terms of the loss, by name.
     pub parts: BTreeMap<String, f64>,
 }
 
-/// Protected directions of each layer after a task: `path -> (protected, all)`.
+/// Number of protected directions of each layer after a task: path and `[protected, all]`.
 pub(super) type Ranks = Vec<(String, [usize; 2])>;
 
-/// A rule of the drift guard that was broken after a stage.
+/// Violation of a rule of the drift guard.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StageBreach {
-    /// 0 is the pretrained model, `r + 1` the model after task `r`.
+    /// Stage: 0 is the pretrained model, `r + 1` the model after task `r`.
     pub stage: usize,
     pub breach: Breach,
 }
 
-/// One run directory, read and checked.
+/// Validated contents of a run directory.
 #[derive(Debug, Clone)]
 pub(super) struct RunData {
     pub dir: PathBuf,
     pub file: MatrixFile,
     pub accuracy: AccuracyMatrix,
-    /// The same when the task of an image is not told.
+    /// Accuracies without task identity.
     pub agnostic: Option<AccuracyMatrix>,
     pub metrics: MetricsFile,
     pub has_metrics: bool,
     pub status: Status,
     pub config: Option<String>,
-    /// What was asked for, but for the seed: runs in which it is the same are one row.
+    /// Request without the seed. Runs with equal settings share a row.
     pub settings: BTreeMap<String, String>,
     pub versions: Vec<(String, String)>,
     pub steps: Vec<Step>,
-    /// By task index.
+    /// Protected directions by task index.
     pub ranks: BTreeMap<usize, Ranks>,
-    /// In the order of the stages.
+    /// Violations of the drift guard, by stage.
     pub breaches: Vec<StageBreach>,
-    /// By stage: 0 is the pretrained model.
-    pub evaluated: BTreeMap<usize, Evaluated>,
-    /// By task index, where a setting was chosen for each.
+    /// Evaluations by stage: 0 is the pretrained model.
+    pub evaluated: BTreeMap<usize, EvaluationRecord>,
+    /// Selections by task index, in runs that select a setting per task.
     pub selected: BTreeMap<usize, Selected>,
 }
 
-/// What was chosen for a task.
+/// Value of a setting selected for a task.
 #[derive(Debug, Clone)]
 pub(super) struct Selected {
-    /// The setting.
+    /// Key of the setting.
     pub key: String,
     pub chosen: String,
-    pub candidates: Vec<Scored>,
+    pub candidates: Vec<CandidateScore>,
 }
 
 impl RunData {
-    /// Name for messages and for telling seeds apart.
+    /// Returns the name of the run in messages: method and seed.
     pub fn label(&self) -> String {
         format!("{} (seed {})", self.file.method, self.file.seed)
     }
 
-    /// Accuracy on task `c` at stage `s`: 0 is the pretrained model, `r + 1` after task `r`.
-    pub fn at(&self, s: usize, c: usize) -> Option<f64> {
+    /// Returns the accuracy on task `c` at stage `s`: 0 is the pretrained model, `r + 1` the model
+    /// after task `r`.
+    pub fn accuracy_at(&self, s: usize, c: usize) -> Option<f64> {
         match s {
             0 => self.accuracy.zero_shot().get(c).copied(),
             _ => self.accuracy.rows().get(s - 1).map(|row| row[c]),
         }
     }
 
-    /// The breach that ended the run, unless it has been continued since.
+    /// Returns the violation that stopped the run, unless the run has been continued since.
     pub fn stopped_by(&self) -> Option<&StageBreach> {
         let end = self.accuracy.rows().len();
         self.breaches
@@ -106,30 +107,32 @@ impl RunData {
 pub(super) struct Samples {
     pub index: usize,
     pub task: String,
-    /// Class name and `data:` address of each image.
+    /// Class name and `data:` URL of each image.
     pub images: Vec<(String, String)>,
 }
 
-/// What was found under the given folders.
+/// Contents of the given folders.
 pub(super) struct Loaded {
     pub runs: Vec<RunData>,
     pub samples: Vec<Samples>,
     pub notes: Vec<String>,
 }
 
-/// Sample images of the tasks, beside the runs.
+/// Folder of the sample images of the tasks, beside the runs.
 const SAMPLES: &str = "samples";
-/// `runs/<name>/<seed>/<method>` is three levels.
+/// Depth of the search: `runs/<name>/<seed>/<method>` is three levels.
 const MAX_DEPTH: usize = 3;
-/// Sample images shown of each task, and the largest one embedded.
+/// Maximum number of sample images per task.
 const MAX_SAMPLES: usize = 10;
+/// Maximum size of an embedded sample image.
 const MAX_SAMPLE_BYTES: u64 = 256 * 1024;
 
+/// Loads all runs under `paths`, and the sample images beside the first run that has some.
 pub(super) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
     let mut dirs = Vec::new();
     let mut notes = Vec::new();
     for path in paths {
-        find(path, 0, &mut dirs, &mut notes)?;
+        find_runs(path, 0, &mut dirs, &mut notes)?;
     }
     let mut unique: Vec<PathBuf> = Vec::new();
     for dir in dirs {
@@ -147,12 +150,12 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
     for dir in &unique {
         let run = read_run(dir, &mut notes)?;
         if let Some(first) = runs.first() {
-            same_benchmark(first, &run)?;
+            check_same_benchmark(first, &run)?;
         }
         runs.push(run);
     }
-    compare_settings(&runs, &mut notes);
-    protocol(&runs, &mut notes);
+    note_differing_protocols(&runs, &mut notes);
+    note_departures(&runs, &mut notes);
     let mut samples = Vec::new();
     for run in &runs {
         if let Some(folder) = run.dir.parent().map(|p| p.join(SAMPLES))
@@ -169,7 +172,8 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
     })
 }
 
-fn find(
+/// Searches `dir` for run directories, up to [`MAX_DEPTH`] levels deep.
+fn find_runs(
     dir: &Path,
     depth: usize,
     found: &mut Vec<PathBuf>,
@@ -195,12 +199,13 @@ fn find(
             .and_then(|n| n.to_str())
             .is_some_and(|n| n == SAMPLES || RunFiles::is_part(n) || n.starts_with('.'));
         if child.is_dir() && !skipped {
-            find(&child, depth + 1, found, notes)?;
+            find_runs(&child, depth + 1, found, notes)?;
         }
     }
     Ok(())
 }
 
+/// Returns the sorted paths of the entries of a folder.
 fn children(dir: &Path) -> Result<Vec<PathBuf>, ReportError> {
     let io = |source| FileError::Io {
         path: dir.into(),
@@ -226,6 +231,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
     let metrics = files.metrics()?;
     let has_metrics = metrics.is_some();
     let metrics = metrics.unwrap_or_default();
+    // A matrix file without a metrics file is taken as that of a finished run.
     let over = metrics.complete || !has_metrics;
     let status = if accuracy.is_complete() && over {
         Status::Complete
@@ -238,7 +244,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         Status::Partial
     };
     if status == Status::Complete {
-        check_stored(&file, &accuracy, &metrics, notes);
+        note_stale_metrics(&file, &accuracy, &metrics, notes);
     }
     let mut versions = Vec::new();
     let config = files.config_text()?;
@@ -272,6 +278,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
     Ok(run)
 }
 
+/// Reads the accuracies without task identity, if the run has them.
 fn read_agnostic(
     files: &RunFiles,
     own: &MatrixFile,
@@ -302,15 +309,15 @@ fn plain(value: &toml::Value) -> String {
     }
 }
 
-/// The report computes every figure from the matrix; a metrics file that says otherwise was
-/// edited or belongs to another matrix, and the reader should know.
-fn check_stored(
+/// Adds a note if the figures of the metrics file differ from those of the matrix, which the report
+/// shows. Such a file was edited or belongs to another matrix.
+fn note_stale_metrics(
     file: &MatrixFile,
     accuracy: &AccuracyMatrix,
     metrics: &MetricsFile,
     notes: &mut Vec<String>,
 ) {
-    let ours = MetricsFile::of(accuracy);
+    let ours = MetricsFile::from_matrix(accuracy);
     for (name, stored, computed) in [
         ("Transfer", metrics.transfer, ours.transfer),
         ("Average", metrics.average, ours.average),
@@ -331,6 +338,7 @@ fn check_stored(
     }
 }
 
+/// Reads the event log into `run`.
 fn read_events(
     files: &RunFiles,
     run: &mut RunData,
@@ -351,7 +359,7 @@ fn read_events(
             Event::SkippedImages { count, .. } => {
                 notes.push(format!("{label}: {count} unreadable images were left out."));
             }
-            // A resumed run evaluates once more: the later one counts.
+            // A resumed run repeats an evaluation; the later one counts.
             Event::Evaluation(evaluated) => {
                 let stage = evaluated.stage.map_or(0, |stage| stage + 1);
                 run.evaluated.insert(stage, *evaluated);
@@ -373,18 +381,19 @@ fn read_events(
                 };
                 run.selected.insert(task, selected);
             }
-            Event::Step(update) if within(&update.task) => run.steps.push(Step::of(&update)),
+            Event::Step(step) if within(&step.task) => run.steps.push(Step::from_record(&step)),
             Event::Gram { task, ranks } if within(&task) => {
                 run.ranks.insert(task, ranks.into_iter().collect());
             }
             _ => {}
         }
     }
-    // A resumed run repeats the steps since its last checkpoint: the later ones count.
+    // A resumed run repeats the steps since its last checkpoint. After the reversal the stable sort
+    // puts the later record first, which `dedup_by` keeps.
     run.steps.reverse();
     run.steps.sort_by(|a, b| a.at.total_cmp(&b.at));
     run.steps.dedup_by(|b, a| a.at == b.at);
-    // It also repeats the evaluation of the stage it was in.
+    // It also repeats the checks of the interrupted stage; the later ones count.
     let mut latest: Vec<StageBreach> = Vec::new();
     for b in std::mem::take(&mut run.breaches).into_iter().rev() {
         let same = |l: &StageBreach| l.stage == b.stage && l.breach.rule == b.breach.rule;
@@ -399,13 +408,13 @@ fn read_events(
 }
 
 impl Step {
-    fn of(update: &Update) -> Self {
-        // Earlier versions recorded zeros of what is not part of the method.
-        let parts = update.parts.iter();
+    fn from_record(record: &StepRecord) -> Self {
+        // Earlier versions recorded zeros for terms that are not part of the method.
+        let parts = record.parts.iter();
         let parts = parts.filter(|(name, value)| *name == "task" || *value != 0.0);
         Self {
-            at: update.task as f64 + update.step as f64 / update.steps.max(update.step) as f64,
-            loss: f64::from(update.loss),
+            at: record.task as f64 + record.step as f64 / record.steps.max(record.step) as f64,
+            loss: f64::from(record.loss),
             parts: parts
                 .map(|(name, value)| (name.to_owned(), f64::from(value)))
                 .collect(),
@@ -413,7 +422,8 @@ impl Step {
     }
 }
 
-fn same_benchmark(first: &RunData, other: &RunData) -> Result<(), ReportError> {
+/// Checks that two runs have the same suite and the same order.
+fn check_same_benchmark(first: &RunData, other: &RunData) -> Result<(), ReportError> {
     let difference = if first.file.suite != other.file.suite {
         format!(
             "suite {:?} against {:?}",
@@ -435,8 +445,8 @@ fn same_benchmark(first: &RunData, other: &RunData) -> Result<(), ReportError> {
     })
 }
 
-/// The pretrained model's accuracies in every row: their mean over the seeds, which may have images
-/// of their own.
+/// Returns the constant matrix of the pretrained model. Its accuracies are the mean over the seeds,
+/// because a suite may draw other images for each seed.
 pub(super) fn pretrained<'a>(
     runs: impl IntoIterator<Item = &'a RunData>,
 ) -> Option<AccuracyMatrix> {
@@ -448,18 +458,18 @@ pub(super) fn pretrained<'a>(
     }
     let first = seeds.values().next()?;
     let mean = |task: usize| {
-        let of = seeds.values().map(|matrix| matrix.zero_shot()[task]);
-        of.sum::<f64>() / seeds.len() as f64
+        let accuracies = seeds.values().map(|matrix| matrix.zero_shot()[task]);
+        accuracies.sum::<f64>() / seeds.len() as f64
     };
     let zero_shot = (0..first.tasks()).map(mean).collect();
     let matrix = AccuracyMatrix::new(first.order().to_vec(), zero_shot, Vec::new());
     matrix.ok()?.as_constant()
 }
 
-/// What a run was asked for, a value each key, without its seed and what follows from that, and
-/// without what changes no result.
+/// Returns the request of a run as flat keys and values, without the seed, what depends on the
+/// seed, and what does not affect results.
 fn settings(config: &str) -> BTreeMap<String, String> {
-    const OWN: [&str; 5] = [
+    const IGNORED: [&str; 5] = [
         "seed",
         "suite_fingerprint",
         "version",
@@ -473,7 +483,7 @@ fn settings(config: &str) -> BTreeMap<String, String> {
                 prefix => format!("{prefix}.{key}"),
             };
             match value {
-                _ if OWN.contains(&path.as_str()) => {}
+                _ if IGNORED.contains(&path.as_str()) => {}
                 toml::Value::Table(table) => flatten(&path, table, all),
                 value => {
                     all.insert(path, plain(value));
@@ -488,15 +498,16 @@ fn settings(config: &str) -> BTreeMap<String, String> {
     all
 }
 
-fn compare_settings(runs: &[RunData], notes: &mut Vec<String>) {
+/// Adds notes on runs with another prompt rule or other zero-shot accuracies than the first run.
+fn note_differing_protocols(runs: &[RunData], notes: &mut Vec<String>) {
     for run in &runs[1..] {
-        // Seeds may have images of their own.
+        // Prefer a run of the same seed: a suite may draw other images for each seed.
         let same = |other: &&RunData| other.file.seed == run.file.seed;
         let first = runs.iter().find(same).unwrap_or(&runs[0]);
         if run.file.prompt_rule != first.file.prompt_rule {
             notes.push(format!(
                 "{} was evaluated under the prompt rule “{}”, {} under “{}”: their accuracies \
-                 do not compare.",
+                 are not comparable.",
                 run.label(),
                 run.file.prompt_rule,
                 first.label(),
@@ -509,8 +520,8 @@ fn compare_settings(runs: &[RunData], notes: &mut Vec<String>) {
             && a.iter().zip(b).any(|(x, y)| (x - y).abs() > 0.05);
         if differ && run.file.prompt_rule == first.file.prompt_rule {
             notes.push(format!(
-                "{} started from other zero-shot accuracies than {}: another pretrained model \
-                 or other test images.",
+                "{} has other zero-shot accuracies than {}: the pretrained models or the test \
+                 images differ.",
                 run.label(),
                 first.label()
             ));
@@ -518,8 +529,8 @@ fn compare_settings(runs: &[RunData], notes: &mut Vec<String>) {
     }
 }
 
-/// Notes on the protocol: once for all runs that share them.
-fn protocol(runs: &[RunData], notes: &mut Vec<String>) {
+/// Adds the runs' notes on their protocol, once for all runs that share a note.
+fn note_departures(runs: &[RunData], notes: &mut Vec<String>) {
     let mut seen: Vec<&str> = Vec::new();
     for text in runs.iter().flat_map(|r| &r.metrics.notes) {
         let text = text.trim().trim_end_matches('.');
@@ -546,6 +557,7 @@ fn protocol(runs: &[RunData], notes: &mut Vec<String>) {
     }
 }
 
+/// Reads the sample images of all tasks.
 fn read_samples(folder: &Path) -> Result<Vec<Samples>, ReportError> {
     let mut all = Vec::new();
     for task in children(folder)? {
@@ -592,7 +604,7 @@ fn read_samples(folder: &Path) -> Result<Vec<Samples>, ReportError> {
     Ok(all)
 }
 
-/// `"3-red panda"` → `(3, "red panda")`.
+/// Splits a file name: `"3-red panda"` → `(3, "red panda")`.
 fn split_name(path: &Path) -> Option<(usize, String)> {
     let name = path.file_name()?.to_str()?;
     let (index, rest) = name.split_once('-')?;

@@ -1,12 +1,12 @@
-//! The report of one or several runs: a self-contained page and a table for the terminal.
+//! Report of one or several runs: a self-contained page and a table for the terminal.
 //!
-//! Only the files of the run directories are read (`matrix.json`, `metrics.json`, `events.jsonl`,
-//! `config.toml`, `matrix_all.json` where there is one, and `samples/` beside the runs), so a
-//! report can be made at any time, also while a run is under way, and made again years later.
+//! A report needs only the files of the run directories (`matrix.json`, `metrics.json`,
+//! `events.jsonl`, `config.toml`, `matrix_all.json` if it exists, and `samples/` beside the runs).
+//! It can be written at any time, also while a run is in progress.
 //!
-//! One report shows one suite in one order: runs of another suite or order are refused with the
-//! difference named, because their figures do not compare. A row is one method with the same
-//! settings: runs that differ in nothing but the seed, shown as mean ± sample standard deviation.
+//! One report shows one suite in one order. Runs of another suite or order are refused, because
+//! their figures are not comparable; the error names the difference. A row is one method with the
+//! same settings. Runs that differ only in the seed are shown as mean ± sample standard deviation.
 
 mod figures;
 mod group;
@@ -25,33 +25,33 @@ use std::path::{Path, PathBuf};
 use mtil_data::files::write_atomically;
 use mtil_engine::metrics::FileError;
 
-/// Why there is no report.
+/// Error of writing a report.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// None of the folders holds a run with results.
+    /// No folder contains a run with results.
     #[error(
         "no run with results (a matrix.json) found under {}{}",
         list(paths),
         started_list(started)
     )]
     NoRuns {
-        /// Where was looked.
+        /// Folders searched.
         paths: Vec<PathBuf>,
-        /// Runs that exist but have no result yet, one sentence each.
+        /// Runs without a result, one sentence each.
         started: Vec<String>,
     },
-    /// A result file cannot be read, is malformed or makes no sense; the message names it.
+    /// A result file cannot be read, is malformed or holds invalid values. The message names it.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A run's settings are not TOML.
+    /// The settings of a run are not TOML.
     #[error("the settings of {} are malformed: {source}", run.display())]
     Toml {
         /// The run directory.
         run: PathBuf,
-        /// What the parser said.
+        /// Error of the parser.
         source: toml::de::Error,
     },
-    /// Runs of different suites or orders.
+    /// Two runs have different suites or orders.
     #[error(
         "{} and {} do not belong in one report: {difference}",
         first.display(),
@@ -60,9 +60,9 @@ pub enum ReportError {
     Mixed {
         /// The first run.
         first: PathBuf,
-        /// The run that differs from it.
+        /// The other run.
         other: PathBuf,
-        /// In what they differ.
+        /// The difference, in words.
         difference: String,
     },
 }
@@ -76,32 +76,42 @@ fn started_list(started: &[String]) -> String {
     started.iter().map(|s| format!("\n{s}")).collect()
 }
 
-/// What a report shows.
+/// Summary of a written report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReportSummary {
-    /// The page written.
+    /// Path of the page.
     pub path: PathBuf,
-    /// Methods in the report.
+    /// Number of methods in the report.
     pub methods: usize,
-    /// Runs in the report, all seeds counted.
+    /// Number of runs in the report, over all seeds.
     pub runs: usize,
-    /// How many of them are over.
+    /// Number of finished runs.
     pub finished: usize,
-    /// The sentence at the top of the page, with the figures it rests on.
+    /// The outcome in a sentence, with the figures that support it.
     pub outcome: String,
-    /// What a reader should know before comparing figures.
+    /// Notes on the comparability of the figures.
     pub notes: Vec<String>,
 }
 
-/// Writes the report of `runs` to `out` as one HTML page that refers to nothing outside itself.
+/// Writes the report of `runs` to `out` as one self-contained HTML page.
 ///
 /// # Arguments
-/// * `runs` - run directories, or folders that hold several (three levels are searched)
-/// * `out` - the page to write; replaced atomically
+/// * `runs` - run directories, or folders that contain them (up to three levels deep)
+/// * `out` - path of the page, which is replaced atomically
 ///
 /// # Errors
-/// [`ReportError`] when no run is found, a file is malformed, the runs are of different suites
-/// or orders, or `out` cannot be written.
+/// [`ReportError`] when no run is found, a file is malformed, the runs have different suites or
+/// orders, or `out` cannot be written.
+///
+/// # Example
+/// ```no_run
+/// use std::path::{Path, PathBuf};
+/// use mtil_report::report::write_report;
+///
+/// let summary = write_report(&[PathBuf::from("runs/mini")], Path::new("report.html"))?;
+/// println!("{}", summary.outcome);
+/// # Ok::<(), mtil_report::report::ReportError>(())
+/// ```
 pub fn write_report(runs: &[PathBuf], out: &Path) -> Result<ReportSummary, ReportError> {
     let loaded = load::load(runs)?;
     let groups = group::group(&loaded.runs);
@@ -126,20 +136,20 @@ pub fn write_report(runs: &[PathBuf], out: &Path) -> Result<ReportSummary, Repor
     })
 }
 
-/// All figures as a Markdown table, each with its standard deviation over the seeds.
+/// Returns all figures as a Markdown table, each with its standard deviation over the seeds.
 ///
 /// # Errors
-/// As [`write_report`], nothing being written.
+/// As [`write_report`], except for the output file.
 pub fn figures_table(runs: &[PathBuf]) -> Result<String, ReportError> {
     let loaded = load::load(runs)?;
     let groups = group::group(&loaded.runs);
     Ok(figures::markdown(&loaded, &groups))
 }
 
-/// The headline table as aligned text for a terminal, with the outcome and notes.
+/// Returns the headline table as aligned text for a terminal, with the outcome and notes.
 ///
 /// # Errors
-/// As [`write_report`], nothing being written.
+/// As [`write_report`], except for the output file.
 pub fn summary_table(runs: &[PathBuf]) -> Result<String, ReportError> {
     let loaded = load::load(runs)?;
     let groups = group::group(&loaded.runs);

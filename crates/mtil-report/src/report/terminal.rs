@@ -1,9 +1,9 @@
-//! The headline table as text.
+//! Headline table as text for a terminal.
 
 use super::group::{Figures, Group, Spread};
 use super::load::{Loaded, Status, pretrained};
 use super::page::outcome;
-use crate::words::{bytes, count, duration};
+use crate::format::{bytes, count, duration};
 use mtil_engine::guard::Action;
 
 const HEAD: [&str; 15] = [
@@ -24,9 +24,11 @@ const HEAD: [&str; 15] = [
     "trainable",
 ];
 
+/// Returns the table, the outcome, crossed limits and notes.
 pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
     let first = &loaded.runs[0].file;
     let mut rows: Vec<Vec<String>> = vec![HEAD.map(String::from).to_vec()];
+    // A row of the pretrained model, unless one of the runs is an evaluation of it.
     let constant = pretrained(&loaded.runs);
     if let Some(constant) = constant
         && !groups.iter().any(|g| g.status() == Status::ZeroShot)
@@ -56,7 +58,7 @@ pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
     let widths: Vec<usize> = (0..HEAD.len())
         .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0))
         .collect();
-    // A column nobody has a value for is left out.
+    // Columns without a value are left out.
     let used: Vec<usize> = (0..HEAD.len())
         .filter(|&c| c == 0 || rows[1..].iter().any(|r| r[c] != "-"))
         .collect();
@@ -146,13 +148,13 @@ fn cells(name: String, f: &Figures) -> Vec<String> {
         pair(f.gap, 3),
         pair(f.recall, 1),
         f.seconds.map_or("-".into(), |s| duration(s.mean)),
-        f.memory.map_or("-".into(), |s| format!("{:.0} MB", s.mean)),
+        f.memory.map_or("-".into(), |s| bytes(s.mean as u64)),
         f.kept.map_or("-".into(), |s| bytes(s.mean as u64)),
         f.trainable.map_or("-".into(), |s| count(s.mean)),
     ]
 }
 
-/// Hyphen for minus: terminals and scripts read it.
+/// Formats a number with an ASCII minus, for terminals and scripts.
 fn plain(v: f64, decimals: usize) -> String {
-    crate::words::decimal(v, decimals, false).replace('−', "-")
+    crate::format::decimal(v, decimals, false).replace('−', "-")
 }

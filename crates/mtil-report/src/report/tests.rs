@@ -1,10 +1,10 @@
-//! The report from invented run directories.
+//! Reports of synthetic run directories.
 
 use std::fs;
 
 use super::fake::{Fake, agnostic, breach, change_metrics, fake, order, world};
 use super::*;
-use crate::words::decimal;
+use crate::format::decimal;
 use mtil_engine::metrics::{MatrixFile, MetricsFile};
 
 fn report(runs: &[PathBuf]) -> (ReportSummary, String) {
@@ -14,7 +14,7 @@ fn report(runs: &[PathBuf]) -> (ReportSummary, String) {
     (summary, fs::read_to_string(&path).unwrap())
 }
 
-/// No address of anything outside the page, however it may be written.
+/// Asserts that the page refers to no resource outside itself.
 fn assert_self_contained(html: &str) {
     for attribute in ["src=\"", "href=\"", "srcset=\"", "action=\""] {
         for rest in html.split(attribute).skip(1) {
@@ -29,7 +29,7 @@ fn assert_self_contained(html: &str) {
 }
 
 #[test]
-fn whole_report_has_the_numbers_and_nothing_from_outside() {
+fn the_report_has_all_figures_and_no_external_resources() {
     let root = tempfile::tempdir().unwrap();
     let runs = [world(root.path(), 6)];
     let (summary, html) = report(&runs);
@@ -76,7 +76,7 @@ fn whole_report_has_the_numbers_and_nothing_from_outside() {
 }
 
 #[test]
-fn the_sentence_never_claims_what_is_not_so() {
+fn the_outcome_states_the_sign_of_the_difference() {
     let root = tempfile::tempdir().unwrap();
     fake("gnsp", 4.0, 3.0, 4).write(root.path(), "gnsp");
     fake("finetune", 0.5, 0.5, 4).write(root.path(), "finetune");
@@ -112,12 +112,11 @@ fn the_sentence_never_claims_what_is_not_so() {
 }
 
 #[test]
-fn what_the_gap_is_made_of_is_drawn_where_a_run_recorded_it() {
+fn the_gap_is_decomposed_if_a_run_recorded_the_geometry() {
     let root = tempfile::tempdir().unwrap();
     let dir = fake("gnsp", 0.25, 0.5, 3).write(root.path(), "gnsp");
     let (_, html) = report(&[root.path().into()]);
-    assert!(html.contains("What the gap is made of"));
-    // Of the pretrained model, and after the third task.
+    assert!(html.contains("Decomposition of the modality gap"));
     for row in [
         "<td>Margin of matching pairs, logits</td><td>13.5</td>",
         "<td>Cosine of matching pairs</td><td>0.315</td>",
@@ -126,17 +125,17 @@ fn what_the_gap_is_made_of_is_drawn_where_a_run_recorded_it() {
     ] {
         assert!(html.contains(row), "{row}");
     }
-    // Runs of earlier versions have the gap alone.
+    // Runs of earlier versions recorded the gap alone.
     let path = dir.join("events.jsonl");
     let events = fs::read_to_string(&path).unwrap();
     let earlier: Vec<&str> = events.lines().filter(|l| !l.contains("margin")).collect();
     fs::write(&path, earlier.join("\n") + "\n").unwrap();
     let (_, html) = report(&[root.path().into()]);
-    assert!(html.contains("Modality gap") && !html.contains("What the gap is made of"));
+    assert!(html.contains("Modality gap") && !html.contains("Decomposition of the modality gap"));
 }
 
 #[test]
-fn names_are_escaped_wherever_they_come_from() {
+fn names_from_all_files_are_escaped() {
     let root = tempfile::tempdir().unwrap();
     let evil = "<b>&\"'";
     let mut f = fake("gnsp", 0.3, 0.4, 3);
@@ -170,7 +169,7 @@ fn names_are_escaped_wherever_they_come_from() {
 }
 
 #[test]
-fn unfinished_runs_say_so() {
+fn unfinished_runs_are_marked() {
     let root = tempfile::tempdir().unwrap();
     let partial = Fake {
         trained: 2,
@@ -193,7 +192,7 @@ fn unfinished_runs_say_so() {
             .contains("* unfinished")
     );
 
-    // Beside a finished one, the finished one makes the sentence.
+    // A finished run takes precedence in the outcome.
     fake("finetune", 3.0, 3.0, 5).write(root.path(), "finetune");
     let (summary, _) = report(&[root.path().into()]);
     assert!(
@@ -204,7 +203,7 @@ fn unfinished_runs_say_so() {
 }
 
 #[test]
-fn zero_shot_alone_single_task_and_bare_matrices_work() {
+fn zero_shot_single_task_and_matrix_only_runs_are_reported() {
     let root = tempfile::tempdir().unwrap();
     let zero = Fake {
         trained: 0,
@@ -233,7 +232,7 @@ fn zero_shot_alone_single_task_and_bare_matrices_work() {
 }
 
 #[test]
-fn twelve_methods_and_eleven_tasks_work() {
+fn twelve_methods_and_eleven_tasks_are_reported() {
     let root = tempfile::tempdir().unwrap();
     let names = [
         "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "finetune", "gnsp",
@@ -248,7 +247,7 @@ fn twelve_methods_and_eleven_tasks_work() {
 }
 
 #[test]
-fn seeds_of_a_method_become_mean_and_deviation() {
+fn seeds_of_a_method_are_averaged() {
     let root = tempfile::tempdir().unwrap();
     let mut last = Vec::new();
     for seed in 1..=3 {
@@ -316,7 +315,7 @@ fn errors_name_the_file_and_the_difference() {
 }
 
 #[test]
-fn what_does_not_compare_is_noted() {
+fn figures_that_are_not_comparable_are_noted() {
     let root = tempfile::tempdir().unwrap();
     let dir = fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
     fake("lwf", 1.0, 1.0, 3).write(root.path(), "lwf");
@@ -350,11 +349,11 @@ fn what_does_not_compare_is_noted() {
             .iter()
             .any(|n| n.contains("metrics.json says Last"))
     );
-    assert!(html.contains("do not compare"));
+    assert!(html.contains("not comparable"));
 }
 
 #[test]
-fn costs_are_shown_where_a_run_recorded_them() {
+fn costs_are_shown_if_a_run_recorded_them() {
     let root = tempfile::tempdir().unwrap();
     let runs = [root.path().to_path_buf()];
     let dir = fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
@@ -369,19 +368,21 @@ fn costs_are_shown_where_a_run_recorded_them() {
     change_metrics(&dir, |m| {
         m.bytes_kept = Some(3_565_158);
         m.trainable_parameters = Some(149_620_737);
+        m.peak_rss_mb = Some(1000.0); // MiB
     });
     let (_, html) = report(&runs);
-    assert!(html.contains(">Kept</abbr>") && html.contains("<td>3.4 MB</td>"));
+    assert!(html.contains("<td>1.05 GB</td>"));
+    assert!(html.contains(">Kept</abbr>") && html.contains("<td>3.57 MB</td>"));
     assert!(html.contains(">Trainable</abbr>") && html.contains("<td>150 M</td>"));
     let table = summary_table(&runs).unwrap();
     let row = |name: &str| table.lines().find(|l| l.starts_with(name)).unwrap();
     assert!(row("method").ends_with("kept  trainable"), "{table}");
-    assert!(row("gnsp").ends_with("3.4 MB      150 M"), "{table}");
+    assert!(row("gnsp").ends_with("3.57 MB      150 M"), "{table}");
     assert!(row("lwf").ends_with("     -          -"), "{table}");
 }
 
 #[test]
-fn crossed_limits_are_listed_and_a_stopped_run_says_why() {
+fn crossed_limits_are_listed_with_their_consequence() {
     let root = tempfile::tempdir().unwrap();
     let runs = [root.path().to_path_buf()];
     let stopped = Fake {
@@ -391,22 +392,22 @@ fn crossed_limits_are_listed_and_a_stopped_run_says_why() {
     let dir = stopped.write(root.path(), "finetune");
     let done = fake("gnsp", 0.3, 0.4, 4).write(root.path(), "gnsp");
     let (_, html) = report(&runs);
-    assert!(!html.contains("Where a limit was crossed"));
+    assert!(!html.contains("Crossed limits"));
     assert!(html.contains("is still running or was interrupted"));
 
     breach(&dir, 1, 84.96, "warn");
     breach(&dir, 2, 81.5, "stop");
-    // A resumed run evaluates a stage again.
+    // A resumed run repeats the check of a stage.
     breach(&dir, 2, 80.25, "stop");
-    // Continued after the stop: no reason why it ended.
+    // A run continued after the stop is not a stopped run.
     breach(&done, 2, 84.0, "stop");
     let (_, html) = report(&runs);
-    assert!(html.contains("Where a limit was crossed"));
+    assert!(html.contains("Crossed limits"));
     assert_eq!(html.matches("accuracy on shapes fell").count(), 3);
     assert_eq!(html.matches("<strong>run stopped</strong>").count(), 2);
     assert_eq!(html.matches("<td>warning only</td>").count(), 1);
     assert!(html.contains("<td>after shapes</td>") && html.contains("<td>after colours</td>"));
-    // 84.96 must not be printed as the limit that it is under.
+    // 84.96 must not be printed as 85.0, its limit.
     assert!(html.contains("<td>84.96</td>"));
     assert!(html.contains("<td>80.2</td>") && !html.contains("<td>81.5</td>"));
     assert!(html.contains(
@@ -424,7 +425,7 @@ fn crossed_limits_are_listed_and_a_stopped_run_says_why() {
 }
 
 #[test]
-fn notes_on_the_protocol_name_the_runs_they_hold_for() {
+fn notes_on_the_protocol_name_their_runs() {
     let root = tempfile::tempdir().unwrap();
     for method in ["gnsp", "lwf", "zscl"] {
         let dir = fake(method, 0.3, 0.4, 3).write(root.path(), method);
@@ -450,7 +451,7 @@ fn notes_on_the_protocol_name_the_runs_they_hold_for() {
 }
 
 #[test]
-fn task_agnostic_accuracies_stand_beside_the_others() {
+fn task_agnostic_accuracies_have_their_own_columns() {
     let root = tempfile::tempdir().unwrap();
     let runs = [root.path().to_path_buf()];
     let dir = fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
@@ -492,9 +493,9 @@ fn task_agnostic_accuracies_stand_beside_the_others() {
     );
 }
 
-/// Writes a page to look at: `MTIL_SAMPLE_REPORT=folder cargo test ... -- --ignored`.
+/// Writes sample pages: `MTIL_SAMPLE_REPORT=folder cargo test ... -- --ignored`.
 #[test]
-#[ignore = "writes files for a person to look at"]
+#[ignore = "writes sample pages for visual inspection"]
 fn sample_report() {
     let folder = PathBuf::from(std::env::var_os("MTIL_SAMPLE_REPORT").unwrap());
     for tasks in [6, 11] {
@@ -503,7 +504,7 @@ fn sample_report() {
         let table = summary_table(std::slice::from_ref(&root)).unwrap();
         fs::write(root.join("summary.txt"), table).unwrap();
         write_report(std::slice::from_ref(&root), &root.join("report.html")).unwrap();
-        // The same with all that a run may record besides.
+        // The same with all optional data of a run.
         for (i, method) in ["finetune", "lwf", "wise-ft", "zscl", "gnsp"]
             .iter()
             .enumerate()
@@ -525,7 +526,7 @@ fn sample_report() {
 }
 
 #[test]
-fn only_runs_that_differ_in_nothing_but_the_seed_are_one_row() {
+fn runs_that_differ_only_in_the_seed_share_a_row() {
     let root = tempfile::tempdir().unwrap();
     for (folder, seed, lr) in [("a", 1, 0.1), ("b", 2, 0.1), ("c", 1, 0.2), ("d", 2, 0.2)] {
         let run = Fake {
@@ -558,7 +559,7 @@ fn differences_are_paired_over_seeds_and_may_not_be_separated() {
             }
         }
         let (summary, html) = report(&[root.path().into()]);
-        assert!(html.contains("How far apart"));
+        assert!(html.contains("Differences between methods"));
         (summary.outcome, html)
     };
     let (far, html) = outcome(0.1, 0.1);

@@ -1,64 +1,77 @@
-//! `--set key=a,b` as separate runs: the cartesian product of the values of all keys.
+//! Grids of settings: the cartesian product of the values of all `--set key=a,b`.
 
 use sha2::{Digest, Sha256};
 
-/// Why the settings make no grid.
+/// Error of expanding settings to a grid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GridError {
     /// There is no `=`, or nothing before it.
     #[error("`{0}` is not of the form key=value or key=value,value")]
     Form(String),
     /// A value is missing.
-    #[error("`{0}`: a value is empty; take out the comma, or write \"\" for an empty text")]
+    #[error("`{0}`: a value is empty; remove the comma, or write \"\" for an empty text")]
     Empty(String),
-    /// A bracket or quote has no partner.
+    /// A bracket or quote is not balanced.
     #[error("`{0}`: {1}")]
     Unbalanced(String, String),
     /// A value is given twice.
     #[error("`{setting}`: the value {value} is given twice")]
     Repeated {
-        /// The setting.
+        /// Text of the setting.
         setting: String,
-        /// The value.
+        /// The repeated value.
         value: String,
     },
-    /// One of two settings of the same key has several values.
+    /// A key occurs in two settings, at least one of which has several values.
     #[error("`{0}` is set twice; give all its values in one setting: {0}=value,value")]
     TwoSettings(String),
-    /// The product is too large to be meant.
+    /// The grid has more than [`MAX_VARIANTS`] combinations.
     #[error(
         "the settings make {0} runs for each method, more than {MAX_VARIANTS}; give fewer values"
     )]
     TooMany(usize),
 }
 
-/// The most runs one command line may ask for.
+/// Maximum number of combinations of a grid.
 pub const MAX_VARIANTS: usize = 1000;
 
-/// One combination of values.
+/// Combination of values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Variant {
     /// One `key=value` for each setting, in the order given.
     pub overrides: Vec<String>,
-    /// What tells this run from the others, fit for a file name: the keys that vary with their
-    /// values, such as `lr=1e-5,steps=100`. `None` when nothing varies.
+    /// Suffix that identifies the combination in a file name: the varying keys with their values,
+    /// such as `lr=1e-5,steps=100`. `None` when nothing varies.
     pub suffix: Option<String>,
 }
 
-/// Expands settings of the form `key=value[,value…]` to all combinations; the last key varies
-/// fastest. Commas in brackets, braces and quotes belong to the value, as in TOML, so
+/// Expands settings of the form `key=value[,value…]` to all combinations. The last key varies
+/// fastest.
+///
+/// Commas in brackets, braces and quotes belong to the value, as in TOML, so
 /// `projection.rank={tail-share=0.15},{tail-share=0.3}` has two values. Without settings there is
-/// one variant that changes nothing.
+/// one variant without overrides.
 ///
 /// # Errors
 /// [`GridError`] naming the setting.
+///
+/// # Example
+/// ```
+/// use mtil_report::reproduce::expand;
+///
+/// let variants = expand(&["lr=1e-5,2e-5".to_owned(), "batch=8".to_owned()])?;
+/// assert_eq!(variants.len(), 2);
+/// assert_eq!(variants[1].overrides, ["lr=2e-5", "batch=8"]);
+/// assert_eq!(variants[1].suffix.as_deref(), Some("lr=2e-5"));
+/// # Ok::<(), mtil_report::reproduce::GridError>(())
+/// ```
 pub fn expand(settings: &[String]) -> Result<Vec<Variant>, GridError> {
     let axes = settings
         .iter()
         .map(|s| Axis::parse(s))
         .collect::<Result<Vec<_>, _>>()?;
     for (i, axis) in axes.iter().enumerate() {
-        // Twice the same key with one value each is the later one, as without a grid.
+        // A key may occur twice with one value each; the later one wins, as without a grid.
         if let Some(other) = axes[..i].iter().find(|a| a.key == axis.key)
             && (axis.values.len() > 1 || other.values.len() > 1)
         {
@@ -96,6 +109,7 @@ pub fn expand(settings: &[String]) -> Result<Vec<Variant>, GridError> {
         .collect())
 }
 
+/// One key with its values.
 struct Axis {
     key: String,
     values: Vec<String>,
@@ -128,22 +142,22 @@ impl Axis {
     }
 }
 
-/// Splits at the commas that are in no bracket, brace or quote.
+/// Splits at commas outside brackets, braces and quotes.
 ///
-/// A quote opens a text only where a TOML value may begin, so the apostrophe in `don't` is a
-/// letter.
+/// A quote opens a string only where a TOML value may begin, so the apostrophe in `don't` is an
+/// ordinary character.
 fn split(text: &str) -> Result<Vec<String>, &'static str> {
     let mut parts = vec![String::new()];
     let mut closing = Vec::new();
     let mut quote = None;
     let mut escaped = false;
-    // Whether a value may begin here.
+    // True where a TOML value may begin.
     let mut begins = true;
     for c in text.chars() {
         let mut separator = false;
         match quote {
             Some(_) if escaped => escaped = false,
-            // Only the double quote knows escapes.
+            // TOML has escapes in double quotes only.
             Some('"') if c == '\\' => escaped = true,
             Some(q) if c == q => quote = None,
             Some(_) => {}
@@ -175,7 +189,7 @@ fn split(text: &str) -> Result<Vec<String>, &'static str> {
     Ok(parts.iter().map(|p| p.trim().to_owned()).collect())
 }
 
-/// The value without the quotes around it.
+/// Returns the value without surrounding quotes.
 fn unquoted(value: &str) -> &str {
     ['"', '\'']
         .iter()
@@ -183,13 +197,21 @@ fn unquoted(value: &str) -> &str {
         .unwrap_or(value)
 }
 
-/// `text` for a file name. What has to be changed for that is replaced by a digest of the text, so
-/// different texts stay different.
+/// Converts a text to a part of a file name. A text that has to be changed gets a digest as a
+/// suffix, so that different texts stay different.
+///
+/// # Example
+/// ```
+/// use mtil_report::reproduce::grid::file_name;
+///
+/// assert_eq!(file_name("1e-5"), "1e-5");
+/// assert!(file_name("a/b").starts_with("a-b~"));
+/// ```
 pub fn file_name(text: &str) -> String {
-    const LONGEST: usize = 40;
+    const MAX_LENGTH: usize = 40;
     let text = unquoted(text);
     let fits = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
-    if text.len() <= LONGEST && !text.is_empty() && text.chars().all(fits) {
+    if text.len() <= MAX_LENGTH && !text.is_empty() && text.chars().all(fits) {
         return text.to_owned();
     }
     let mut plain = String::new();
@@ -200,7 +222,7 @@ pub fn file_name(text: &str) -> String {
             false => plain.push('-'),
         }
     }
-    let plain: String = plain.trim_matches('-').chars().take(LONGEST).collect();
+    let plain: String = plain.trim_matches('-').chars().take(MAX_LENGTH).collect();
     let digest = Sha256::digest(text.as_bytes());
     let digest: String = digest[..4].iter().map(|b| format!("{b:02x}")).collect();
     match plain.is_empty() {
@@ -279,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn suffixes_are_file_names_and_differ() {
+    fn suffixes_are_valid_distinct_file_names() {
         let values = [
             "{tail-share=0.1}",
             "{tail-share=0.2}",
@@ -307,12 +329,12 @@ mod tests {
                 "{suffix}"
             );
         }
-        // A change of this would rename folders of existing runs.
+        // Changing this value would rename the folders of existing runs.
         assert_eq!(suffixes[6], "p.rank=e3b0c442");
     }
 
     #[test]
-    fn what_makes_no_grid_is_refused() {
+    fn invalid_grids_are_refused() {
         for (settings, word) in [
             (&["lr"][..], "key=value"),
             (&["=1"], "key=value"),

@@ -1,11 +1,11 @@
-//! Published numbers, and how ours stand beside them.
+//! Reproduction of published tables: published results and their comparison with our runs.
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
-//! | [`mod@published`] | the numbers of `datasets/published`, with their sources |
-//! | [`tables()`] | which methods, suites and seeds make up which table |
-//! | [`table`], `render` | ours beside published; as text, Markdown and CSV |
-//! | [`grid`] | `--set key=a,b` as separate runs |
+//! | [`mod@published`] | published results of `datasets/published`, with their sources |
+//! | [`tables()`] | tables: methods, suite, task orders and seeds |
+//! | [`table`], `render` | comparison of our results with published ones; text, Markdown and CSV |
+//! | [`grid`] | grids of settings: `--set key=a,b` as separate runs |
 
 pub mod grid;
 pub mod published;

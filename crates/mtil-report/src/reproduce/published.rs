@@ -1,14 +1,14 @@
-//! Published accuracies, read from `datasets/published`.
+//! Published accuracies of `datasets/published`.
 //!
-//! Only numbers computed from authors' result files or read in a paper's full text are there; a
-//! number that was not seen is absent, never estimated.
+//! The numbers are computed from authors' result files or read in a paper's full text. Other
+//! numbers are absent; none is estimated.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-/// The embedded files by suite.
+/// Embedded files, by name.
 const FILES: &[(&str, &str)] = &[
     (
         "mtil-order-1.toml",
@@ -21,7 +21,7 @@ const FILES: &[(&str, &str)] = &[
 ];
 const ANCHORS: &str = include_str!("../../../../datasets/published/anchors.toml");
 
-/// How a number is known.
+/// Origin of a published number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Evidence {
@@ -32,8 +32,8 @@ pub enum Evidence {
 }
 
 impl Evidence {
-    /// In words, for footnotes.
-    pub fn words(self) -> &'static str {
+    /// Returns a description for footnotes.
+    pub fn description(self) -> &'static str {
         match self {
             Self::Raw => "from the authors' result files or output",
             Self::Text => "read in the paper",
@@ -41,23 +41,23 @@ impl Evidence {
     }
 }
 
-/// The three figures of the benchmark; their formulas are those of [`mtil_engine::metrics`].
+/// Metrics of the benchmark, with the formulas of [`mtil_engine::metrics`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Metric {
     /// Mean accuracy on tasks before they are trained.
     Transfer,
-    /// Mean over all stages.
+    /// Mean accuracy over all stages.
     Average,
-    /// Accuracy after the last task.
+    /// Mean accuracy after the last task.
     Last,
 }
 
 impl Metric {
-    /// In the order of the tables.
+    /// All metrics, in the order of the tables.
     pub const ALL: [Self; 3] = [Self::Transfer, Self::Average, Self::Last];
 
-    /// As in a table head.
+    /// Returns the name in a table head.
     pub fn name(self) -> &'static str {
         match self {
             Self::Transfer => "Transfer",
@@ -67,33 +67,33 @@ impl Metric {
     }
 }
 
-/// How a group of publications measures.
+/// Evaluation protocol of a group of publications.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Protocol {
-    /// Which images are trained and tested on.
+    /// Training and test splits.
     pub splits: String,
-    /// Which prompt templates an evaluation uses.
+    /// Prompt templates of the evaluation.
     pub prompts: String,
-    /// Whether the task of a test image is known, so that only its classes compete.
+    /// True if the task of a test image is known, so that only its classes are candidates.
     #[serde(default)]
     pub task_known: Option<bool>,
 }
 
-/// A method's published figures on one suite, in percent.
+/// Published figures of a method on one suite, in percent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
-    /// The method's name here.
+    /// Name of the method in this project.
     pub method: String,
-    /// The name in the publication.
+    /// Name of the method in the publication.
     pub title: String,
-    /// Where it was published.
+    /// Venue of the publication.
     #[serde(default)]
     pub venue: Option<String>,
-    /// Repository file, or paper and table.
+    /// Source: a repository file, or a paper and table.
     pub source: String,
-    /// How the numbers are known.
+    /// Origin of the numbers.
     pub evidence: Evidence,
     /// Key of [`Published::protocols`].
     pub protocol: String,
@@ -106,19 +106,19 @@ pub struct Row {
     /// Last.
     #[serde(default)]
     pub last: Option<f64>,
-    /// Transfer of each task but the first.
+    /// Transfer on each task but the first.
     #[serde(default)]
     pub transfer_per_task: Option<Vec<f64>>,
-    /// Average of each task.
+    /// Average on each task.
     #[serde(default)]
     pub average_per_task: Option<Vec<f64>>,
-    /// Last of each task.
+    /// Last on each task.
     #[serde(default)]
     pub last_per_task: Option<Vec<f64>>,
 }
 
 impl Row {
-    /// The figure, if it is known.
+    /// Returns a metric over all tasks, if it is known.
     pub fn summary(&self, metric: Metric) -> Option<f64> {
         match metric {
             Metric::Transfer => self.transfer,
@@ -127,8 +127,8 @@ impl Row {
         }
     }
 
-    /// The figure on task `task` of the suite (from 0), if it is known. Transfer has none on the
-    /// first task.
+    /// Returns a metric on task `task` of the suite (from 0), if it is known. Transfer is undefined
+    /// on the first task.
     pub fn on_task(&self, metric: Metric, task: usize) -> Option<f64> {
         match metric {
             Metric::Transfer => self.transfer_per_task.as_ref()?.get(task.checked_sub(1)?),
@@ -147,32 +147,32 @@ impl Row {
     }
 }
 
-/// Something a reader of a published number should know.
+/// Known error or peculiarity of a published number.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Caveat {
     /// The method.
     pub method: String,
-    /// The figure in question, when it is one.
+    /// The metric concerned, if it is a single one.
     #[serde(default)]
     pub metric: Option<Metric>,
-    /// What is printed somewhere, in percent.
+    /// Printed value, in percent.
     #[serde(default)]
     pub printed: Option<f64>,
-    /// What the row or the result file gives, in percent.
+    /// Value computed from the row or the result file, in percent.
     #[serde(default)]
     pub computed: Option<f64>,
-    /// In words.
+    /// Description.
     pub note: String,
 }
 
-/// A method that is expected in a table and has no number, and why.
+/// Method of a table without published numbers, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Absent {
     /// The method.
     pub method: String,
-    /// Why there is none.
+    /// Reason.
     pub note: String,
 }
 
@@ -182,19 +182,19 @@ pub struct Absent {
 pub struct Published {
     /// Name of the suite.
     pub suite: String,
-    /// The model all rows start from.
+    /// Pretrained model of all rows.
     pub model: String,
     /// Task names in training order.
     pub tasks: Vec<String>,
-    /// How the sources measure.
+    /// Protocols of the sources, by name.
     pub protocols: BTreeMap<String, Protocol>,
-    /// One row a method.
+    /// One row per method.
     #[serde(rename = "row", default)]
     pub rows: Vec<Row>,
-    /// Known mistakes and peculiarities of the numbers.
+    /// Known errors and peculiarities of the numbers.
     #[serde(rename = "caveat", default)]
     pub caveats: Vec<Caveat>,
-    /// Methods without a number.
+    /// Methods without published numbers.
     #[serde(default)]
     pub absent: Vec<Absent>,
 }
@@ -203,13 +203,13 @@ pub struct Published {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetrievalAnchor {
-    /// The set.
+    /// Name of the retrieval set.
     pub dataset: String,
-    /// The `K` of recall at `K`.
+    /// `K` of recall at `K`.
     pub k: usize,
-    /// Images found by text.
+    /// Recall with texts as queries.
     pub text_to_image: f64,
-    /// Texts found by image.
+    /// Recall with images as queries.
     pub image_to_text: f64,
     /// Key of [`Anchors::sources`].
     pub source: String,
@@ -219,44 +219,44 @@ pub struct RetrievalAnchor {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ZeroShotAnchor {
-    /// The dataset.
+    /// Name of the dataset.
     pub dataset: String,
     /// Top-1 accuracy.
     pub accuracy: f64,
     /// Key of [`Anchors::sources`].
     pub source: String,
-    /// Whether it was measured with MTIL's splits and prompts.
+    /// True if it was measured with MTIL's splits and prompts.
     pub comparable: bool,
-    /// What differs.
+    /// Differences in the protocol.
     #[serde(default)]
     pub note: Option<String>,
 }
 
-/// Where an anchor is from.
+/// Source of an anchor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnchorSource {
     /// Repository file.
     pub source: String,
-    /// How the numbers are known.
+    /// Origin of the numbers.
     pub evidence: Evidence,
 }
 
-/// Figures of the pretrained model, to check a loaded one with.
+/// Published figures of the pretrained model, for validation of a loaded model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Anchors {
-    /// The model.
+    /// Name of the model.
     pub model: String,
-    /// Where the numbers are from.
+    /// Sources of the numbers, by name.
     pub sources: BTreeMap<String, AnchorSource>,
-    /// Retrieval.
+    /// Recall on retrieval sets.
     pub retrieval: Vec<RetrievalAnchor>,
-    /// Zero-shot accuracy; a dataset may occur once for each source.
+    /// Zero-shot accuracy; a dataset may occur once per source.
     pub zero_shot: Vec<ZeroShotAnchor>,
 }
 
-/// Why a file of published numbers is refused.
+/// Error of reading a file of published numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishedError {
     /// The file is not TOML, or a key is missing, unknown or of the wrong type.
@@ -264,17 +264,17 @@ pub enum PublishedError {
     Parse {
         /// The file.
         file: String,
-        /// What the parser said, with the line.
+        /// Error of the parser, with the line.
         message: String,
     },
-    /// A row makes no sense.
+    /// An entry is invalid.
     #[error("{file}, `{entry}`: {reason}")]
     Entry {
         /// The file.
         file: String,
         /// The method or dataset.
         entry: String,
-        /// What is wrong.
+        /// The defect.
         reason: String,
     },
 }
@@ -294,11 +294,12 @@ fn check_percentages<'a>(values: impl IntoIterator<Item = &'a f64>) -> Result<()
 }
 
 impl Published {
-    /// Reads and checks a file; `file` names it in errors.
+    /// Parses and validates the text of a file. `file` is its name in errors.
     ///
     /// # Errors
-    /// [`PublishedError`] naming the file and the entry: a method twice, an unknown protocol, a
-    /// row without any figure, as many per-task figures as there are no tasks, or no percentage.
+    /// [`PublishedError`] naming the file and the entry, for a repeated method, an unknown
+    /// protocol, a row without a figure, a wrong number of per-task figures, and values that are
+    /// not percentages.
     pub fn parse(text: &str, file: &str) -> Result<Self, PublishedError> {
         let published: Self = parse(text, file)?;
         for (index, row) in published.rows.iter().enumerate() {
@@ -345,27 +346,28 @@ impl Published {
         Ok(())
     }
 
-    /// The row of a method.
+    /// Returns the row of a method.
     pub fn row(&self, method: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.method == method)
     }
 
-    /// What should be known about a method's numbers.
+    /// Returns the caveats about a method's numbers.
     pub fn caveats(&self, method: &str) -> impl Iterator<Item = &Caveat> {
         self.caveats.iter().filter(move |c| c.method == method)
     }
 
-    /// Why a method has no number.
+    /// Returns the reason why a method has no published numbers.
     pub fn absent(&self, method: &str) -> Option<&Absent> {
         self.absent.iter().find(|a| a.method == method)
     }
 }
 
 impl Anchors {
-    /// Reads and checks a file; `file` names it in errors.
+    /// Parses and validates the text of a file. `file` is its name in errors.
     ///
     /// # Errors
-    /// [`PublishedError`] naming the file and the entry: an unknown source, or no percentage.
+    /// [`PublishedError`] naming the file and the entry, for an unknown source and values that are
+    /// not percentages.
     pub fn parse(text: &str, file: &str) -> Result<Self, PublishedError> {
         let anchors: Self = parse(text, file)?;
         let retrieval = anchors.retrieval.iter().map(|r| {
@@ -392,12 +394,12 @@ impl Anchors {
         Ok(anchors)
     }
 
-    /// The retrieval anchor of a set.
+    /// Returns the first retrieval anchor of a set.
     pub fn retrieval(&self, dataset: &str) -> Option<&RetrievalAnchor> {
         self.retrieval.iter().find(|r| r.dataset == dataset)
     }
 
-    /// The zero-shot anchors of a dataset, the comparable ones first.
+    /// Returns the zero-shot anchors of a dataset, the comparable ones first.
     pub fn zero_shot(&self, dataset: &str) -> Vec<&ZeroShotAnchor> {
         let mut found: Vec<_> = self
             .zero_shot
@@ -409,7 +411,15 @@ impl Anchors {
     }
 }
 
-/// The published figures on a suite, by its name; `None` where there are none.
+/// Returns the published figures on a suite, if there are any.
+///
+/// # Example
+/// ```
+/// use mtil_report::reproduce::{Metric, published};
+///
+/// let zscl = published("mtil-order-1").and_then(|p| p.row("zscl")).unwrap();
+/// assert_eq!(zscl.summary(Metric::Transfer), Some(68.1));
+/// ```
 pub fn published(suite: &str) -> Option<&'static Published> {
     static ALL: LazyLock<Vec<Published>> = LazyLock::new(|| {
         FILES
@@ -420,7 +430,7 @@ pub fn published(suite: &str) -> Option<&'static Published> {
     ALL.iter().find(|p| p.suite == suite)
 }
 
-/// The embedded figures of the pretrained model.
+/// Returns the published figures of the pretrained model.
 pub fn anchors() -> &'static Anchors {
     static ANCHOR: LazyLock<Anchors> = LazyLock::new(|| {
         Anchors::parse(ANCHORS, "anchors.toml").expect("the embedded file is tested")
@@ -435,13 +445,14 @@ mod tests {
     use super::*;
     use mtil_engine::metrics::AccuracyMatrix;
 
-    /// One decimal, half to even, as numpy rounds the tables of the result notebook. Tenths are
-    /// first rounded to nine decimals, so that a tie stays one after a sum in floating point.
+    /// Rounds to one decimal, half to even, as numpy does for the tables of the result notebook.
+    /// Tenths are first rounded to nine decimals, so that a tie remains one after a floating-point
+    /// sum.
     fn one_decimal(x: f64) -> f64 {
         ((x * 1e10).round() / 1e9).round_ties_even() / 10.0
     }
 
-    /// A stored matrix with its unrounded accuracies: each is 100 · correct / test images.
+    /// Reads a stored matrix and restores its unrounded accuracies, 100 · correct / test images.
     fn matrix(all: &Value, key: &str) -> Option<AccuracyMatrix> {
         let value = all.get(key)?;
         let order: Vec<String> = serde_json::from_value(value["order"].clone()).unwrap();
@@ -459,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_rows_are_what_the_result_files_give() {
+    fn raw_rows_match_the_result_files() {
         let names = [
             ("finetune", "Continual-FT"),
             ("lwf", "LwF"),
@@ -486,7 +497,7 @@ mod tests {
                 let row = published.row(method).unwrap();
                 assert_eq!(row.evidence, Evidence::Raw);
                 let Some(a) = matrix(&all, &format!("order{order}/{title}")) else {
-                    // The only run whose file is not public.
+                    // The only run without a public file.
                     assert_eq!((order, method), (2, "finetune"));
                     continue;
                 };
@@ -531,7 +542,7 @@ mod tests {
                     };
                     checked += 1;
                     let mean = values.iter().sum::<f64>() / values.len() as f64;
-                    // Half a last digit from the cells and half from the mean itself.
+                    // Rounding of the cells and of the mean adds up to 0.1.
                     if (mean - summary).abs() > 0.1 + 1e-9 {
                         wrong.push((published.suite.clone(), row.method.clone(), metric, mean));
                     }
@@ -539,7 +550,7 @@ mod tests {
             }
         }
         assert_eq!(checked, 2 + 1 + 9 * 3 + 4 * 3);
-        // Exactly the one that the file explains.
+        // The only mismatch is the one that the file explains in a caveat.
         assert_eq!(wrong.len(), 1, "{wrong:?}");
         let (suite, method, metric, mean) = &wrong[0];
         let published = published(suite).unwrap();
@@ -588,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_files_that_make_no_sense() {
+    fn invalid_files_are_refused() {
         let good = "suite = 's'\nmodel = 'm'\ntasks = ['a', 'b']\n\
             [protocols.p]\nsplits = ''\nprompts = ''\ntask_known = true\n";
         let row =
@@ -619,8 +630,8 @@ mod tests {
             assert!(message.starts_with("f.toml"), "{message}");
             assert!(message.contains(word), "{word}: {message}");
         }
-        let anchor = "model = 'm'\nsources = {}\nretrieval = []\n[[zero_shot]]\ndataset = 'd'\naccuracy = 3.0\n\
-            source = 's'\ncomparable = true\n";
+        let anchor = "model = 'm'\nsources = {}\nretrieval = []\n[[zero_shot]]\n\
+            dataset = 'd'\naccuracy = 3.0\nsource = 's'\ncomparable = true\n";
         let message = Anchors::parse(anchor, "a.toml").unwrap_err().to_string();
         assert!(message.contains("[sources.s]"), "{message}");
     }

@@ -1,4 +1,4 @@
-//! Ours beside published, as numbers; `render.rs` shows them.
+//! Comparison of our results with published ones, as numbers; `render.rs` formats it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,27 +8,27 @@ use super::published::{Metric, Published, Row, published};
 use super::tables::{Orders, TableSpec};
 use mtil_engine::metrics::AccuracyMatrix;
 
-/// Shown where a number is missing.
+/// Placeholder of a missing number.
 pub(super) const MISSING: &str = "—";
-/// Marks a difference between numbers that were measured differently.
+/// Mark of a difference between numbers of different protocols.
 pub(super) const OTHER_PROTOCOL: &str = "†";
 
-/// One run of ours.
+/// One of our runs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OurRun {
     /// The method.
     pub method: String,
     /// The seed.
     pub seed: u64,
-    /// Whether the method trains; the figures of one that does not are those of a matrix whose rows
-    /// are all the pretrained model's.
+    /// True if the method trains. The figures of a method that does not are those of the pretrained
+    /// model's constant matrix.
     pub trains: bool,
-    /// The accuracies.
+    /// Accuracy matrix.
     pub matrix: AccuracyMatrix,
 }
 
 impl OurRun {
-    /// The matrix that counts; `None` while the run is unfinished.
+    /// Returns the matrix of a finished run; `None` while it is unfinished.
     fn finished(&self) -> Option<AccuracyMatrix> {
         if !self.trains {
             return self.matrix.as_constant();
@@ -37,21 +37,21 @@ impl OurRun {
     }
 }
 
-/// How our numbers were measured, in words.
+/// Protocol of our runs, in words.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OurProtocol {
-    /// The published protocol that each of our methods was measured by, for those that were by one.
+    /// Published protocol by method, for methods that follow one.
     pub families: BTreeMap<String, String>,
-    /// Which images are trained and tested on.
+    /// Training and test splits.
     pub splits: String,
-    /// Which prompt templates an evaluation uses.
+    /// Prompt templates of the evaluation.
     pub prompts: String,
-    /// The pretrained model.
+    /// Pretrained model.
     pub model: String,
-    /// The reference set.
+    /// Reference set.
     pub reference: String,
-    /// Updates per task.
+    /// Training steps per task.
     pub steps: String,
     /// Seeds.
     pub seeds: String,
@@ -59,31 +59,31 @@ pub struct OurProtocol {
     pub commit: String,
 }
 
-/// Our side of a table.
+/// Our results in a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ours {
     /// Tasks in the suite's order.
     pub tasks: Vec<String>,
-    /// How the numbers were measured.
+    /// Protocol of the runs.
     pub protocol: OurProtocol,
-    /// The runs, in any order.
+    /// Runs, in any order.
     pub runs: Vec<OurRun>,
 }
 
-/// Why there is no table.
+/// Error of comparing runs with a table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
-    /// A run has other tasks, or another order, than the table.
+    /// The tasks or their order differ from those of the table.
     #[error("{what} learns {found:?}, the table is about {expected:?}")]
     Order {
-        /// The suite, or the run.
+        /// Name of the suite or the run.
         what: String,
-        /// Its order.
+        /// Its task order.
         found: Vec<String>,
-        /// The table's.
+        /// Task order of the table.
         expected: Vec<String>,
     },
-    /// A run is given twice.
+    /// Two runs have the same method, seed and order.
     #[error("method `{method}` with seed {seed} is given twice in the same order of tasks")]
     Twice {
         /// The method.
@@ -96,42 +96,42 @@ pub enum TableError {
 /// Mean over runs and, with more than one, the sample standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// The mean.
+    /// Mean.
     pub mean: f64,
-    /// `sqrt(Σ(x − mean)² / (n − 1))`; `None` with one run.
+    /// Sample standard deviation `sqrt(Σ(x − mean)² / (n − 1))`; `None` with one run.
     pub sd: Option<f64>,
-    /// How many runs.
+    /// Number of runs.
     pub runs: usize,
 }
 
 impl Spread {
-    /// `None` without a value.
-    pub fn of(values: &[f64]) -> Option<Self> {
+    /// Computes mean and standard deviation; `None` without a value.
+    pub fn from_values(values: &[f64]) -> Option<Self> {
         if values.is_empty() {
             return None;
         }
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
-        let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+        let squared_deviations: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
         Some(Self {
             mean,
-            sd: (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()),
+            sd: (values.len() > 1).then(|| (squared_deviations / (n - 1.0)).sqrt()),
             runs: values.len(),
         })
     }
 }
 
-/// Ours beside published, either of which may be missing.
+/// Our figure and the published one, either of which may be missing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Cell {
-    /// Ours, in percent.
+    /// Our figure, in percent.
     pub ours: Option<Spread>,
-    /// Published, in percent.
+    /// Published figure, in percent.
     pub published: Option<f64>,
 }
 
 impl Cell {
-    /// Ours minus published, of numbers not yet rounded; `None` where one is missing.
+    /// Returns our figure minus the published one, before rounding; `None` if one is missing.
     pub fn difference(&self) -> Option<f64> {
         Some(self.ours?.mean - self.published?)
     }
@@ -141,71 +141,91 @@ impl Cell {
     }
 }
 
-/// What the columns of a block are.
+/// Kind of the columns of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BlockKind {
     /// Transfer, Average and Last.
     Summary,
-    /// One figure on each task.
+    /// A metric on each task.
     Tasks(Metric),
-    /// One figure for each cyclic shift of the order, named by its first task.
+    /// A metric for each cyclic shift of the order, named by its first task.
     Shifts(Metric),
 }
 
-/// A part of a comparison.
+/// Part of a comparison with columns of one kind.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Block {
-    /// What the columns are.
+    /// Kind of the columns.
     pub kind: BlockKind,
-    /// Their heads.
+    /// Column heads.
     pub columns: Vec<String>,
-    /// One line a method, one cell a column.
+    /// One line per method, one cell per column.
     pub lines: Vec<Vec<Cell>>,
 }
 
-/// A method of a comparison.
+/// Method of a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Entry {
-    /// Our name.
+    /// Name of the method in this project.
     pub method: String,
-    /// Its published row.
+    /// Published row of the method.
     pub row: Option<Row>,
-    /// Finished runs of ours.
+    /// Number of our finished runs.
     pub runs: usize,
-    /// Whether ours and the published numbers are of the same protocol; `None` without both.
+    /// True if our and the published numbers have the same protocol; `None` if either is missing.
     pub same_protocol: Option<bool>,
 }
 
-/// Ours beside published.
+/// Comparison of our results with published ones.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// Name of the table.
     pub table: String,
-    /// What it shows.
+    /// Description of the table.
     pub about: String,
-    /// The suite.
+    /// Name of the suite.
     pub suite: String,
-    /// Whether there are published numbers on the suite.
+    /// True if there are published numbers on the suite.
     pub has_published: bool,
-    /// The methods, in the order of the lines of every block.
+    /// Methods, in the order of the lines of every block.
     pub entries: Vec<Entry>,
-    /// The summary first.
+    /// Blocks, the summary first.
     pub blocks: Vec<Block>,
-    /// Footnotes: sources, protocols, caveats, what is missing and why.
+    /// Footnotes: sources, protocols, caveats, reasons for missing numbers.
     pub notes: Vec<String>,
 }
 
-/// Puts our runs beside the published numbers on the suite of `spec`. Methods that the table does
-/// not name come last. Unfinished runs count as missing, and so does a published number that is not
-/// known.
+/// Compares our runs with the published numbers on the suite of `spec`.
+///
+/// Methods that the table does not list come last. Unfinished runs and unknown published numbers
+/// are missing from the comparison.
 ///
 /// # Errors
-/// [`TableError`] when a run's tasks are not the table's, or a run is given twice.
+/// [`TableError`] when the tasks of a run differ from those of the table, or a run occurs twice.
+///
+/// # Example
+/// ```
+/// use mtil_engine::metrics::AccuracyMatrix;
+/// use mtil_report::reproduce::{OurProtocol, OurRun, Ours, compare, spec};
+///
+/// let tasks = vec!["birds".to_owned(), "cars".to_owned()];
+/// let rows = vec![vec![80.0, 30.0], vec![70.0, 90.0]];
+/// let run = OurRun {
+///     method: "gnsp".into(),
+///     seed: 42,
+///     trains: true,
+///     matrix: AccuracyMatrix::new(tasks.clone(), vec![], rows)?,
+/// };
+/// let ours = Ours { tasks, protocol: OurProtocol::default(), runs: vec![run] };
+/// let comparison = compare(spec("mini").unwrap(), &ours)?;
+/// assert!(comparison.to_markdown().contains("| gnsp |"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn compare(spec: &TableSpec, ours: &Ours) -> Result<Comparison, TableError> {
     let published = match spec.orders {
         Orders::AsGiven => published(spec.suite),
-        // The figures of another order of the tasks do not compare.
+        // Figures of different task orders are not comparable.
         Orders::CyclicShifts | Orders::Permuted(_) => None,
     };
     check(spec, ours, published)?;
@@ -216,7 +236,7 @@ pub fn compare(spec: &TableSpec, ours: &Ours) -> Result<Comparison, TableError> 
             methods.push(&run.method);
         }
     }
-    let finished: Vec<Vec<Finished>> = methods.iter().map(|m| Finished::of(ours, m)).collect();
+    let finished: Vec<Vec<Finished>> = methods.iter().map(|m| Finished::runs_of(ours, m)).collect();
     let entries: Vec<Entry> = methods
         .iter()
         .zip(&finished)
@@ -298,15 +318,15 @@ pub fn compare(spec: &TableSpec, ours: &Ours) -> Result<Comparison, TableError> 
     })
 }
 
-/// The cell of a column from a method's finished runs and its published row.
+/// Computes the cell of a column from a method's finished runs and its published row.
 type CellOf<'a> = dyn Fn(&[Finished], Option<&Row>, usize) -> Cell + 'a;
 
-/// The matrix of a finished run.
+/// Accuracy matrix of a finished run.
 #[derive(Clone)]
 struct Finished(AccuracyMatrix);
 
 impl Finished {
-    fn of(ours: &Ours, method: &str) -> Vec<Self> {
+    fn runs_of(ours: &Ours, method: &str) -> Vec<Self> {
         ours.runs
             .iter()
             .filter(|run| run.method == method)
@@ -332,12 +352,14 @@ impl Finished {
     }
 }
 
-/// A mean over fewer runs than the line claims would mislead, so all have the figure or none.
+/// Aggregates a figure over runs. The result is undefined unless all runs have the figure: a mean
+/// over fewer runs than the line states would mislead.
 fn spread(runs: &[Finished], figure: impl Fn(&Finished) -> Option<f64>) -> Option<Spread> {
     let values: Option<Vec<f64>> = runs.iter().map(figure).collect();
-    Spread::of(&values?)
+    Spread::from_values(&values?)
 }
 
+/// Checks that all runs have an order of the table, and that none occurs twice.
 fn check(spec: &TableSpec, ours: &Ours, published: Option<&Published>) -> Result<(), TableError> {
     let mismatch = |what: String, found: &[String], expected: &[String]| TableError::Order {
         what,
@@ -352,7 +374,7 @@ fn check(spec: &TableSpec, ours: &Ours, published: Option<&Published>) -> Result
     }
     let orders: Vec<Vec<&String>> = spec
         .orders
-        .of(ours.tasks.len())
+        .permutations(ours.tasks.len())
         .iter()
         .map(|order| order.iter().map(|i| &ours.tasks[*i]).collect())
         .collect();
@@ -375,6 +397,7 @@ fn check(spec: &TableSpec, ours: &Ours, published: Option<&Published>) -> Result
     Ok(())
 }
 
+/// Returns the footnotes of a comparison.
 fn notes(ours: &Ours, published: Option<&Published>, entries: &[Entry]) -> Vec<String> {
     let p = &ours.protocol;
     let mut notes = Vec::new();
@@ -383,7 +406,7 @@ fn notes(ours: &Ours, published: Option<&Published>, entries: &[Entry]) -> Vec<S
         ("splits", &p.splits),
         ("prompts", &p.prompts),
         ("reference set", &p.reference),
-        ("updates", &p.steps),
+        ("training steps", &p.steps),
         ("seeds", &p.seeds),
         ("commit", &p.commit),
     ]
@@ -404,12 +427,12 @@ fn notes(ours: &Ours, published: Option<&Published>, entries: &[Entry]) -> Vec<S
         return notes;
     };
     notes.push(format!(
-        "Published: {}. {MISSING} is a number that is not known; none is filled in.",
+        "Published: {}. {MISSING} is an unknown number; none is estimated.",
         published.model
     ));
     if entries.iter().any(|e| e.same_protocol == Some(false)) {
         notes.push(format!(
-            "{OTHER_PROTOCOL} Ours was measured under another protocol than the published number."
+            "{OTHER_PROTOCOL} Our number has another protocol than the published one."
         ));
     }
     let mut protocols = BTreeMap::new();
@@ -434,7 +457,7 @@ fn notes(ours: &Ours, published: Option<&Published>, entries: &[Entry]) -> Vec<S
             row.title,
             venue.unwrap_or_default(),
             row.source,
-            row.evidence.words(),
+            row.evidence.description(),
             row.protocol
         ));
         protocols.insert(&row.protocol, &published.protocols[&row.protocol]);
@@ -447,7 +470,7 @@ fn notes(ours: &Ours, published: Option<&Published>, entries: &[Entry]) -> Vec<S
             match protocol.task_known {
                 Some(true) => "known",
                 Some(false) => "unknown",
-                None => "not said to be known",
+                None => "not stated to be known",
             }
         ));
     }
@@ -483,7 +506,7 @@ pub(super) mod tests {
         }
     }
 
-    /// All methods by one protocol.
+    /// Assigns one protocol to all methods.
     pub fn families(protocol: &str, runs: &[OurRun]) -> BTreeMap<String, String> {
         let of = |run: &OurRun| (run.method.clone(), protocol.to_owned());
         runs.iter().map(of).collect()
@@ -508,7 +531,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn ours_stand_beside_published_and_nothing_is_filled_in() {
+    fn our_figures_are_compared_and_missing_ones_stay_missing() {
         let order = order_1();
         let mut half = run("finetune", 42, 40.0, &order);
         half.matrix = AccuracyMatrix::new(
@@ -555,7 +578,7 @@ pub(super) mod tests {
             (None, None)
         );
 
-        // Unfinished: ours is missing although parts of it would be defined.
+        // Unfinished: our figure is missing, although some columns would be defined.
         let (e, lines) = entry(&c, "finetune");
         assert_eq!((e.runs, e.same_protocol), (0, None));
         assert!(
@@ -594,7 +617,7 @@ pub(super) mod tests {
         let tasks: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
         let table = spec("orders").unwrap();
         let shifted = |k: usize| -> Vec<String> {
-            table.orders.of(3)[k]
+            table.orders.permutations(3)[k]
                 .iter()
                 .map(|i| tasks[*i].clone())
                 .collect()
@@ -636,7 +659,7 @@ pub(super) mod tests {
         let twice = vec![run("gnsp", 7, 50.0, &order), run("gnsp", 7, 51.0, &order)];
         let text = message(compare(table, &ours(order.clone(), twice)));
         assert!(text.contains("given twice"), "{text}");
-        // A rotation is no order of a table that has only one.
+        // A cyclic shift is not an order of a table with a single order.
         other = order.clone();
         other.rotate_left(1);
         assert!(compare(table, &ours(order, vec![run("gnsp", 7, 50.0, &other)])).is_err());

@@ -1,19 +1,28 @@
-//! Which methods, suites and seeds make up which table.
+//! Definitions of the tables: methods, suite, task orders and seeds.
 
-/// In which orders a suite is learned.
+/// Task orders in which a suite is learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Orders {
-    /// As the suite says.
+    /// The suite's own order.
     AsGiven,
-    /// Every cyclic shift of the suite's order: each task is the first one once.
+    /// Every cyclic shift of the suite's order, so that each task is the first one once.
     CyclicShifts,
-    /// In this order of task indices.
+    /// This order of task indices.
     Permuted(&'static [usize]),
 }
 
 impl Orders {
-    /// The orders as task indices: of `tasks` tasks, shift `k` starts with task `k`.
-    pub fn of(self, tasks: usize) -> Vec<Vec<usize>> {
+    /// Returns the orders of `tasks` tasks as lists of task indices. Shift `k` starts with task
+    /// `k`.
+    ///
+    /// # Example
+    /// ```
+    /// use mtil_report::reproduce::Orders;
+    ///
+    /// let orders = Orders::CyclicShifts.permutations(3);
+    /// assert_eq!(orders, [[0, 1, 2], [1, 2, 0], [2, 0, 1]]);
+    /// ```
+    pub fn permutations(self, tasks: usize) -> Vec<Vec<usize>> {
         let shifts = match self {
             Self::AsGiven => 1,
             Self::CyclicShifts => tasks,
@@ -25,29 +34,29 @@ impl Orders {
     }
 }
 
-/// A table that can be made.
+/// Definition of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableSpec {
-    /// What it is called on the command line.
+    /// Name on the command line.
     pub name: &'static str,
-    /// One line for people.
+    /// Description in one line.
     pub about: &'static str,
-    /// The suite.
+    /// Name of the suite.
     pub suite: &'static str,
-    /// In which orders it is learned.
+    /// Task orders.
     pub orders: Orders,
-    /// The methods to run, in the order of the rows.
+    /// Methods to run, in the order of the rows.
     pub methods: &'static [&'static str],
     /// Methods shown with their published figures only, after the others.
     pub cited: &'static [&'static str],
     /// Seeds of the runs.
     pub seeds: &'static [u64],
-    /// Whether each method that has tuned settings gets a row with its published ones too.
+    /// Adds a row with the published settings for each method that has tuned settings.
     pub published_settings: bool,
 }
 
-/// The rows of ZSCL's tables (ICCV 2023, `mtil/results.ipynb`), its successor with public code, and
-/// GNSP with its parts.
+/// Methods of ZSCL's tables (ICCV 2023, `mtil/results.ipynb`), its successor with public code, and
+/// GNSP with its ablations.
 const ALL: &[&str] = &[
     "zero-shot",
     "finetune-per-task",
@@ -67,7 +76,7 @@ const ALL: &[&str] = &[
     "gnsp-update",
 ];
 
-/// Every method that comes with the program.
+/// All built-in methods.
 const BUILT_IN: &[&str] = &[
     "zero-shot",
     "finetune",
@@ -123,7 +132,7 @@ const TEN: &[&str] = &[
 const TABLES: &[TableSpec] = &[
     TableSpec {
         name: "table1",
-        about: "MTIL, order I: the baselines of ZSCL, and GNSP with its parts",
+        about: "MTIL, order I: the baselines of ZSCL, and GNSP with its ablations",
         suite: "mtil-order-1",
         orders: Orders::AsGiven,
         methods: ALL,
@@ -143,7 +152,7 @@ const TABLES: &[TableSpec] = &[
     },
     TableSpec {
         name: "mini",
-        about: "The embedded suite: every method, tuned and as in its paper",
+        about: "The embedded suite: all methods, with tuned and with published settings",
         suite: "mini",
         orders: Orders::AsGiven,
         methods: BUILT_IN,
@@ -153,7 +162,7 @@ const TABLES: &[TableSpec] = &[
     },
     TableSpec {
         name: "mini-reversed",
-        about: "The embedded suite from its last task to its first: ten methods",
+        about: "The embedded suite in reverse order: ten methods",
         suite: "mini",
         orders: Orders::Permuted(&[7, 6, 5, 4, 3, 2, 1, 0]),
         methods: TEN,
@@ -163,7 +172,7 @@ const TABLES: &[TableSpec] = &[
     },
     TableSpec {
         name: "mini-mixed",
-        about: "The embedded suite in an order drawn by lot: ten methods",
+        about: "The embedded suite in a random order: ten methods",
         suite: "mini",
         orders: Orders::Permuted(&[4, 2, 7, 0, 5, 1, 6, 3]),
         methods: TEN,
@@ -173,7 +182,7 @@ const TABLES: &[TableSpec] = &[
     },
     TableSpec {
         name: "mini-conflict",
-        about: "Pictures whose classes change their names, half of them: ten methods",
+        about: "Conflicting tasks, with half of the class names permuted: ten methods",
         suite: "conflict-permuted:0.5",
         orders: Orders::AsGiven,
         methods: TEN,
@@ -183,7 +192,7 @@ const TABLES: &[TableSpec] = &[
     },
     TableSpec {
         name: "orders",
-        about: "The embedded suite in every cyclic shift of its order",
+        about: "The embedded suite in all cyclic shifts of its order",
         suite: "mini",
         orders: Orders::CyclicShifts,
         methods: &["zero-shot", "finetune", "cd-map", "gnsp", "gnsp-update"],
@@ -193,12 +202,12 @@ const TABLES: &[TableSpec] = &[
     },
 ];
 
-/// All tables.
+/// Returns all tables.
 pub fn tables() -> &'static [TableSpec] {
     TABLES
 }
 
-/// The table of a name.
+/// Returns the table with the given name.
 pub fn spec(name: &str) -> Option<&'static TableSpec> {
     TABLES.iter().find(|t| t.name == name)
 }
@@ -234,17 +243,17 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_the_embedded_suite_has_every_method() {
+    fn the_table_of_the_embedded_suite_has_all_built_in_methods() {
         assert_eq!(spec("mini").unwrap().methods, mtil_engine::method::names());
     }
 
     #[test]
     fn shifts_start_with_every_task_once() {
-        assert_eq!(Orders::AsGiven.of(3), [[0, 1, 2]]);
+        assert_eq!(Orders::AsGiven.permutations(3), [[0, 1, 2]]);
         assert_eq!(
-            Orders::CyclicShifts.of(3),
+            Orders::CyclicShifts.permutations(3),
             [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
         );
-        assert_eq!(Orders::Permuted(&[2, 0, 1]).of(3), [[2, 0, 1]]);
+        assert_eq!(Orders::Permuted(&[2, 0, 1]).permutations(3), [[2, 0, 1]]);
     }
 }

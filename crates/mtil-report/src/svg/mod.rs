@@ -1,23 +1,23 @@
-//! Charts as inline SVG. Colours are classes, so that a page's style sheet can change them with the
-//! reader's colour scheme.
+//! Charts as inline SVG. Colours are CSS classes, so that the style sheet of a page can adapt them
+//! to the reader's colour scheme.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `lines` | [`Lines`]: values over the tasks |
-//! | `rows` | [`Rows`]: a value a row, on a common axis |
+//! | `line_chart` | [`LineChart`]: values over the tasks |
+//! | `dot_plot` | [`DotPlot`]: one value per row, on a common axis |
 
-mod lines;
-mod rows;
+mod dot_plot;
+mod line_chart;
 
 use maud::{Markup, html};
 
-pub use lines::{Line, Lines};
-pub use rows::{Axis, Group, Mark, Row, Rows};
+pub use dot_plot::{Axis, DotPlot, Group, Mark, Row};
+pub use line_chart::{Line, LineChart};
 
-/// Colours in the palette; later lines repeat them dashed.
+/// Number of colours in the palette. Lines beyond it repeat the colours with dashes.
 const PALETTE: usize = 8;
 
-/// Class of a line's colour.
+/// Returns the CSS class of a palette index; `None` is the neutral colour.
 pub fn colour_class(colour: Option<usize>) -> String {
     match colour {
         None => "cn".into(),
@@ -26,8 +26,8 @@ pub fn colour_class(colour: Option<usize>) -> String {
     }
 }
 
-/// Path of a marker around a point: circle, square, triangle or diamond, so that lines can be
-/// told apart without colour.
+/// Returns the SVG path of a marker of radius `r` around a point: circle, square, triangle or
+/// diamond, so that lines can be distinguished without colour.
 pub fn marker(colour: Option<usize>, x: f64, y: f64, r: f64) -> String {
     match colour.map(|i| i % 4) {
         Some(1) => {
@@ -63,7 +63,7 @@ pub fn marker(colour: Option<usize>, x: f64, y: f64, r: f64) -> String {
     }
 }
 
-/// A piece of line with its marker, for legends.
+/// Returns a short line with its marker, for legends.
 pub fn swatch(colour: Option<usize>) -> Markup {
     html! {
         svg class={ "swatch " (colour_class(colour)) } viewBox="0 0 26 12" width="26" height="12"
@@ -74,7 +74,14 @@ pub fn swatch(colour: Option<usize>) -> Markup {
     }
 }
 
-/// Ticks at round numbers covering `lo..hi`, about `n` of them, and their decimals.
+/// Returns about `n` ticks at round numbers in `lo..=hi`, and the decimals of their labels.
+///
+/// # Example
+/// ```
+/// use mtil_report::svg::ticks;
+///
+/// assert_eq!(ticks(0.0, 100.0, 4), (vec![0.0, 50.0, 100.0], 0));
+/// ```
 pub fn ticks(lo: f64, hi: f64, n: usize) -> (Vec<f64>, usize) {
     let span = (hi - lo).max(1e-9);
     let rough = span / n.max(1) as f64;
@@ -90,7 +97,7 @@ pub fn ticks(lo: f64, hi: f64, n: usize) -> (Vec<f64>, usize) {
     ((first..=last).map(|i| i as f64 * step).collect(), decimals)
 }
 
-/// Rounds a range outwards to whole ticks.
+/// Rounds a range outwards to the nearest ticks.
 pub fn nice(lo: f64, hi: f64, n: usize) -> (f64, f64) {
     let pad = if hi - lo < 1e-9 { 0.5 } else { 0.0 };
     let (t, _) = ticks(lo - pad, hi + pad, n);
@@ -101,7 +108,7 @@ pub fn nice(lo: f64, hi: f64, n: usize) -> (f64, f64) {
     )
 }
 
-/// A number in an attribute.
+/// Formats a number for an SVG attribute.
 fn f(v: f64) -> String {
     let text = format!("{v:.1}");
     text.strip_suffix(".0").map_or(text.clone(), str::to_string)

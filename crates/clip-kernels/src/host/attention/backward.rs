@@ -1,4 +1,4 @@
-//! The gradients of the branch.
+//! Backward pass of the attention branch.
 
 use std::ops::Range;
 
@@ -6,86 +6,103 @@ use faer::Accum;
 
 use super::{
     super::{
-        buffers::{Rows, copy, zeros},
-        layer_norm::{ParamsGradient, row, row_backward, row_moments},
+        buffers::{ScratchRows, copy, zeros},
+        layer_norm::{ParamsGradient, normalize_row, normalize_row_backward, row_moments},
         parts::{self, Parts, split},
-        product::{chunks, largest_chunk, matrix, matrix_mut, on, product},
+        product::{chunks, largest_chunk, matrix, matrix_mut, parallelism, product},
         simd::{AddTo, dispatch},
     },
-    forward::{project, query_normals},
-    heads::{HeadGradients, Scratch, head_of, heads, run_heads},
+    forward::{normalize_query_rows, project},
+    heads::{BackwardScratch, HeadGradients, head_of, heads, run_heads},
     shape::{
-        AttentionActivations, AttentionGradients, AttentionParams, AttentionShape, AttentionWanted,
-        Normaliser, Queries, Tokens,
+        AttentionActivations, AttentionGradients, AttentionNeedsGrad, AttentionParams,
+        AttentionShape, Queries, SoftmaxStats, TokenLayout,
     },
 };
 
-/// The gradients at `x`, given the gradient `dy` of the output of [`attention_branch`]. Without
-/// `kept` the activations are computed again; the result is the same.
+/// Computes the gradients at `x`, given the gradient `dy` of the output of
+/// [`attention_branch`](super::attention_branch).
+///
+/// Without `saved` the activations are recomputed; the result is the same.
+///
+/// # Shapes
+/// - `x`: `[batch, tokens, width]`
+/// - `dy`: `[batch, tokens, width]`, or `[batch, 1, width]` for [`Queries::At`]
 ///
 /// # Panics
-/// When a length does not fit the shape, or a position lies beyond the tokens.
+/// If a length does not match the shape, the heads do not divide the width, a position is out of
+/// range, or a parent stands after its child.
 pub fn attention_branch_backward(
     x: &[f32],
     params: &AttentionParams<'_>,
     shape: AttentionShape,
     queries: Queries<'_>,
-    kept: Option<&AttentionActivations>,
+    saved: Option<&AttentionActivations>,
     dy: &[f32],
-    wanted: AttentionWanted,
+    needs_grad: AttentionNeedsGrad,
 ) -> AttentionGradients {
     params.check(x, shape);
-    let tokens = Tokens::new(shape, queries);
+    let tokens = TokenLayout::new(shape, queries);
     let width = shape.width;
-    assert_eq!(dy.len(), tokens.queries() * width);
+    assert_eq!(dy.len(), tokens.query_count() * width);
     let mut gradients = AttentionGradients::default();
-    if !wanted.beyond_out() && !wanted.out_weight {
-        gradients.out_bias = wanted.out_bias.then(|| column_sums(dy, width));
+    // The gradient of the output bias needs no activation.
+    if !needs_grad.before_out_proj() && !needs_grad.out_weight {
+        gradients.out_bias = needs_grad.out_bias.then(|| column_sums(dy, width));
         return gradients;
     }
-    let again;
-    let (query, key_value) = match kept {
-        Some(kept) => (&kept.query, &kept.key_value),
+    let recomputed;
+    let (query, key_value) = match saved {
+        Some(saved) => (&saved.query, &saved.key_value),
         None => {
-            again = project(x, params, &tokens);
-            (&again.0, &again.1)
+            recomputed = project(x, params, &tokens);
+            (&recomputed.0, &recomputed.1)
         }
     };
-    assert_eq!(query.len(), tokens.queries() * width);
-    assert_eq!(key_value.len(), tokens.keys() * 2 * width);
+    assert_eq!(query.len(), tokens.query_count() * width);
+    assert_eq!(key_value.len(), tokens.key_count() * 2 * width);
 
-    let mut gradient = match wanted.beyond_out() {
-        true => through_out(params, &tokens, dy),
+    // Holds the gradient of the context (the heads' output), then that of the queries. With zeros
+    // the heads only recompute the context, for the gradient of the output weight.
+    let mut gradient = match needs_grad.before_out_proj() {
+        true => out_proj_input_gradient(params, &tokens, dy),
         false => zeros(dy.len()),
     };
-    let of_heads = OfHeads {
+    let heads_backward = HeadsBackward {
         tokens: &tokens,
         query,
         key_value,
-        kept: kept.map(|kept| kept.normalisers.as_slice()),
+        saved: saved.map(|saved| saved.softmax_stats.as_slice()),
     };
-    let (key_value_gradient, output) = of_heads.backward(&mut gradient, wanted.out_weight);
-    gradients.out_weight = wanted.out_weight.then(|| out_weight(&output, dy, width));
-    gradients.out_bias = wanted.out_bias.then(|| column_sums(dy, width));
-    drop(output);
-    if wanted.beyond_out() {
-        let back = InBackward {
+    let (key_value_gradient, context) = heads_backward.run(&mut gradient, needs_grad.out_weight);
+    gradients.out_weight = needs_grad
+        .out_weight
+        .then(|| out_weight_gradient(&context, dy, width));
+    gradients.out_bias = needs_grad.out_bias.then(|| column_sums(dy, width));
+    // Freed early: it is as large as the output.
+    drop(context);
+    if needs_grad.before_out_proj() {
+        let in_proj_backward = InProjBackward {
             x,
             params,
             tokens: &tokens,
-            wanted,
+            needs_grad,
         };
-        back.run(dy, &gradient, &key_value_gradient, &mut gradients);
+        in_proj_backward.run(dy, &gradient, &key_value_gradient, &mut gradients);
     }
     gradients
 }
 
-/// The gradient of the heads' output, through the projection of the heads.
-fn through_out(params: &AttentionParams<'_>, tokens: &Tokens<'_>, dy: &[f32]) -> Vec<f32> {
+/// Returns the gradient of the input of the output projection, `dy · W₂ᵀ`.
+fn out_proj_input_gradient(
+    params: &AttentionParams<'_>,
+    tokens: &TokenLayout<'_>,
+    dy: &[f32],
+) -> Vec<f32> {
     let width = tokens.shape.width;
     let mut gradient = zeros(dy.len());
     let weight = matrix(params.out_proj.weight, width, width);
-    let parts = Parts::of_rows(tokens.queries(), false);
+    let parts = Parts::of_rows(tokens.query_count(), false);
     let tasks = parts
         .ranges
         .iter()
@@ -103,57 +120,58 @@ fn through_out(params: &AttentionParams<'_>, tokens: &Tokens<'_>, dy: &[f32]) ->
                 dy,
                 weight.transpose(),
                 1.0,
-                on(parts.threads),
+                parallelism(parts.threads),
             );
         }
     });
     gradient
 }
 
-/// What the heads are computed from again.
-struct OfHeads<'a> {
-    tokens: &'a Tokens<'a>,
+/// Backward pass of all heads.
+struct HeadsBackward<'a> {
+    tokens: &'a TokenLayout<'a>,
     query: &'a [f32],
     key_value: &'a [f32],
-    kept: Option<&'a [Normaliser]>,
+    saved: Option<&'a [SoftmaxStats]>,
 }
 
-impl OfHeads<'_> {
-    /// Turns the gradient of the heads' output into that of the queries. Returns the gradient of
-    /// keys and values, and the output itself if it is wanted.
-    fn backward(&self, gradient: &mut [f32], wants_output: bool) -> (Vec<f32>, Vec<f32>) {
+impl HeadsBackward<'_> {
+    /// Turns the gradient of the context into that of the queries, in place. Returns the gradient
+    /// of keys and values, and the context itself if `needs_context` is set.
+    fn run(&self, gradient: &mut [f32], needs_context: bool) -> (Vec<f32>, Vec<f32>) {
         let Self {
             tokens,
             query,
             key_value,
-            kept,
+            saved,
         } = *self;
         let AttentionShape {
             width,
-            heads: count,
+            heads: head_count,
             ..
         } = tokens.shape;
         let rows = tokens.queries_per_item();
         let mut key_value_gradient = zeros(key_value.len());
-        let mut output = zeros(if wants_output { gradient.len() } else { 0 });
-        let item = (rows * width).max(1);
-        let of_queries = gradient
-            .chunks_exact_mut(item)
-            .flat_map(|item| heads(matrix_mut(item, rows, width), width / count));
-        let of_keys = split(&mut key_value_gradient, tokens.key_lengths(2 * width))
+        let mut context = zeros(if needs_context { gradient.len() } else { 0 });
+        let item_len = (rows * width).max(1);
+        // One task per head, with its columns of each buffer.
+        let query_heads = gradient
+            .chunks_exact_mut(item_len)
+            .flat_map(|item| heads(matrix_mut(item, rows, width), width / head_count));
+        let key_value_heads = split(&mut key_value_gradient, tokens.key_lengths(2 * width))
             .into_iter()
             .flat_map(|item| {
                 let keys = item.len() / (2 * width);
                 let (key, value) = matrix_mut(item, keys, 2 * width).split_at_col_mut(width);
-                heads(key, width / count)
+                heads(key, width / head_count)
                     .into_iter()
-                    .zip(heads(value, width / count))
+                    .zip(heads(value, width / head_count))
             });
-        let mut outputs = output
-            .chunks_exact_mut(item)
-            .flat_map(|item| heads(matrix_mut(item, rows, width), width / count));
-        let tasks = of_queries
-            .zip(of_keys)
+        let mut contexts = context
+            .chunks_exact_mut(item_len)
+            .flat_map(|item| heads(matrix_mut(item, rows, width), width / head_count));
+        let tasks = query_heads
+            .zip(key_value_heads)
             .enumerate()
             .map(|(index, (gradient, (key, value)))| {
                 (
@@ -162,7 +180,7 @@ impl OfHeads<'_> {
                         gradient,
                         key,
                         value,
-                        output: outputs.next(),
+                        output: contexts.next(),
                     },
                 )
             })
@@ -171,37 +189,43 @@ impl OfHeads<'_> {
             tasks,
             || {
                 (
-                    Scratch::new(tokens.shape),
-                    vec![Normaliser::default(); rows],
+                    BackwardScratch::new(tokens.shape),
+                    vec![SoftmaxStats::default(); rows],
                 )
             },
-            |(scratch, found), (index, to)| {
-                let head = head_of(tokens, query, key_value, index / count, index % count);
-                let normalisers = match kept {
-                    Some(kept) => &kept[index * rows..][..rows],
+            |(scratch, recomputed), (index, to)| {
+                let head = head_of(
+                    tokens,
+                    query,
+                    key_value,
+                    index / head_count,
+                    index % head_count,
+                );
+                let softmax_stats = match saved {
+                    Some(saved) => &saved[index * rows..][..rows],
                     None => {
-                        head.normalisers(&mut scratch.scores, found);
-                        found
+                        head.softmax_stats(&mut scratch.scores, recomputed);
+                        recomputed
                     }
                 };
-                head.backward(scratch, normalisers, to);
+                head.backward(scratch, softmax_stats, to);
             },
         );
-        (key_value_gradient, output)
+        (key_value_gradient, context)
     }
 }
 
-/// The gradient of the weight of the projection of the heads.
-fn out_weight(output: &[f32], dy: &[f32], width: usize) -> Vec<f32> {
+/// Returns the gradient of the weight of the output projection, `contextᵀ · dy`.
+fn out_weight_gradient(context: &[f32], dy: &[f32], width: usize) -> Vec<f32> {
     let mut sum = vec![0.0; width * width];
     let rows = dy.len() / width;
-    let output = matrix(output, rows, width);
-    let par = on(parts::threads());
+    let context = matrix(context, rows, width);
+    let par = parallelism(parts::threads());
     let dy = matrix(dy, rows, width);
     product(
         matrix_mut(&mut sum, width, width),
         Accum::Replace,
-        output.transpose(),
+        context.transpose(),
         dy,
         1.0,
         par,
@@ -209,90 +233,95 @@ fn out_weight(output: &[f32], dy: &[f32], width: usize) -> Vec<f32> {
     sum
 }
 
-/// The way back through the first projection and the layer norm.
-struct InBackward<'a> {
+/// Backward pass of the first projection and the layer norm.
+struct InProjBackward<'a> {
     x: &'a [f32],
     params: &'a AttentionParams<'a>,
-    tokens: &'a Tokens<'a>,
-    wanted: AttentionWanted,
+    tokens: &'a TokenLayout<'a>,
+    needs_grad: AttentionNeedsGrad,
 }
 
-impl InBackward<'_> {
-    fn run(self, dy: &[f32], query: &[f32], key_value: &[f32], to: &mut AttentionGradients) {
-        let (tokens, wanted) = (self.tokens, self.wanted);
+impl InProjBackward<'_> {
+    /// Computes the gradients of the input, the layer norm and the first projection, given those of
+    /// the output (`dy`), of the queries (`dq`) and of keys and values (`dkv`).
+    fn run(self, dy: &[f32], dq: &[f32], dkv: &[f32], to: &mut AttentionGradients) {
+        let (tokens, needs_grad) = (self.tokens, self.needs_grad);
         let width = tokens.shape.width;
-        let all = tokens.positions.is_none();
-        let few = match all {
-            true => Few::default(),
-            false => self.few(query),
+        let all_queries = tokens.positions.is_none();
+        // One query per item: its gradients are computed here, and added to the rows later. If all
+        // tokens are queries, they go through with their keys and values.
+        let selected = match all_queries {
+            true => SelectedQueries::default(),
+            false => self.selected_queries(dq),
         };
         let mut dx = self.residual(dy);
-        let mut parts = Parts::of_rows(tokens.keys(), wanted.in_weight || wanted.norm);
-        if !all {
-            parts = parts.at_bounds(&tokens.starts);
+        let mut parts = Parts::of_rows(tokens.key_count(), needs_grad.in_weight || needs_grad.norm);
+        if !all_queries {
+            parts = parts.align_to(&tokens.key_offsets);
         }
-        // The rows of the input under each part.
-        let sources: Vec<Range<usize>> = parts
+        // The input rows of each part.
+        let input_rows: Vec<Range<usize>> = parts
             .ranges
             .iter()
             .map(|range| match range.is_empty() {
                 true => 0..0,
-                false => tokens.key_source(range.start)..tokens.key_source(range.end - 1) + 1,
+                false => tokens.key_row(range.start)..tokens.key_row(range.end - 1) + 1,
             })
             .collect();
-        let pieces = self.pieces(&mut dx, &sources);
-        let tasks = parts.ranges.iter().zip(&sources).zip(pieces).collect();
-        let sums = parts::run(tasks, |((range, sources), dx)| {
-            let rows = InRows {
+        let slices = self.split_rows(&mut dx, &input_rows);
+        let tasks = parts.ranges.iter().zip(&input_rows).zip(slices).collect();
+        let sums = parts::run(tasks, |((range, input_rows), dx)| {
+            let rows = PartRows {
                 range: range.clone(),
-                first_source: sources.start,
+                first_input_row: input_rows.start,
                 threads: parts.threads,
             };
-            self.part(rows, query, key_value, &few.gradient, dx)
+            self.rows_backward(rows, dq, dkv, &selected.input_gradient, dx)
         });
-        self.total(sums, &few.weight, to);
-        to.in_bias = wanted.in_bias.then(|| {
-            let mut sums = column_sums(query, width);
-            sums.extend(column_sums(key_value, 2 * width));
+        self.sum_parts(sums, &selected.weight_gradient, to);
+        to.in_bias = needs_grad.in_bias.then(|| {
+            let mut sums = column_sums(dq, width);
+            sums.extend(column_sums(dkv, 2 * width));
             sums
         });
-        to.input = wanted.input.then_some(dx);
+        to.input = needs_grad.input.then_some(dx);
     }
 
-    /// Where queries are few, they go back by themselves.
-    fn few(&self, query: &[f32]) -> Few {
+    /// Computes the gradients of the query projection, for [`Queries::At`].
+    fn selected_queries(&self, dq: &[f32]) -> SelectedQueries {
         let (tokens, width) = (self.tokens, self.tokens.shape.width);
-        let mut few = Few::default();
-        let rows = tokens.queries();
-        let par = on(parts::threads());
-        let query = matrix(query, rows, width);
-        if self.wanted.beyond_in() {
+        let mut selected = SelectedQueries::default();
+        let rows = tokens.query_count();
+        let par = parallelism(parts::threads());
+        let dq = matrix(dq, rows, width);
+        if self.needs_grad.before_in_proj() {
             let weight = matrix(self.params.in_proj.weight, width, 3 * width);
             let (to_query, _) = weight.split_at_col(width);
-            few.gradient = vec![0.0; rows * width];
+            selected.input_gradient = vec![0.0; rows * width];
             product(
-                matrix_mut(&mut few.gradient, rows, width),
+                matrix_mut(&mut selected.input_gradient, rows, width),
                 Accum::Replace,
-                query,
+                dq,
                 to_query.transpose(),
                 1.0,
                 par,
             );
         }
-        if self.wanted.in_weight {
-            few.weight = vec![0.0; width * width];
-            let normal = query_normals(self.x, self.params, tokens);
-            let sum = matrix_mut(&mut few.weight, width, width);
-            let normal = normal.first(rows).transpose();
-            product(sum, Accum::Replace, normal, query, 1.0, par);
+        if self.needs_grad.in_weight {
+            selected.weight_gradient = vec![0.0; width * width];
+            let normed = normalize_query_rows(self.x, self.params, tokens);
+            let sum = matrix_mut(&mut selected.weight_gradient, width, width);
+            let normed = normed.first_rows(rows).transpose();
+            product(sum, Accum::Replace, normed, dq, 1.0, par);
         }
-        few
+        selected
     }
 
-    /// What reaches the input past the branch; nothing where it is not wanted.
+    /// Returns the gradient of the input through the residual connection, or nothing if the input
+    /// needs no gradient.
     fn residual(&self, dy: &[f32]) -> Vec<f32> {
         let (tokens, width) = (self.tokens, self.tokens.shape.width);
-        if !self.wanted.input {
+        if !self.needs_grad.input {
             return Vec::new();
         }
         if tokens.positions.is_none() {
@@ -300,121 +329,127 @@ impl InBackward<'_> {
         }
         let mut dx = zeros(self.x.len());
         for (i, dy) in dy.chunks_exact(width).enumerate() {
-            dx[tokens.query_source(i) * width..][..width].copy_from_slice(dy);
+            dx[tokens.query_row(i) * width..][..width].copy_from_slice(dy);
         }
         dx
     }
 
-    /// The rows of `dx` under each part.
-    fn pieces<'a>(&self, dx: &'a mut [f32], sources: &[Range<usize>]) -> Vec<&'a mut [f32]> {
+    /// Splits `dx` into the input rows of each part.
+    fn split_rows<'a>(&self, dx: &'a mut [f32], input_rows: &[Range<usize>]) -> Vec<&'a mut [f32]> {
         let width = self.tokens.shape.width;
         let mut rest = dx;
         let mut done = 0;
-        let mut pieces = Vec::new();
-        for source in sources {
-            let mut piece: &mut [f32] = &mut [];
-            if self.wanted.input && !source.is_empty() {
-                let _ = rest.split_off_mut(..(source.start - done) * width);
-                piece = rest
-                    .split_off_mut(..source.len() * width)
-                    .unwrap_or_default();
-                done = source.end;
+        let mut slices = Vec::new();
+        for rows in input_rows {
+            let mut slice: &mut [f32] = &mut [];
+            if self.needs_grad.input && !rows.is_empty() {
+                let _ = rest.split_off_mut(..(rows.start - done) * width);
+                slice = rest.split_off_mut(..rows.len() * width).unwrap_or_default();
+                done = rows.end;
             }
-            pieces.push(piece);
+            slices.push(slice);
         }
-        pieces
+        slices
     }
 
-    /// Adds to the rows `dx` under a part, and sums what belongs to the parameters.
-    fn part(
+    /// Adds the gradient of the input rows of a part to `dx`, and returns those of the parameters,
+    /// summed over the part.
+    fn rows_backward(
         &self,
-        rows: InRows,
-        query: &[f32],
-        key_value: &[f32],
-        few: &[f32],
+        rows: PartRows,
+        dq: &[f32],
+        dkv: &[f32],
+        selected: &[f32],
         dx: &mut [f32],
-    ) -> InSums {
+    ) -> ParameterSums {
         let Self {
             x,
             params,
             tokens,
-            wanted,
+            needs_grad,
         } = *self;
         let width = tokens.shape.width;
-        let all = tokens.positions.is_none();
+        let all_queries = tokens.positions.is_none();
         let weight = matrix(params.in_proj.weight, width, 3 * width);
         let (to_query, to_key_value) = weight.split_at_col(width);
-        let InRows {
+        let PartRows {
             range,
-            first_source,
+            first_input_row,
             threads,
         } = rows;
-        let par = on(threads);
-        let sum = if wanted.in_weight {
+        let par = parallelism(threads);
+        let sum = if needs_grad.in_weight {
             3 * width * width
         } else {
             0
         };
-        let mut sums = InSums {
+        let mut sums = ParameterSums {
             norm: ParamsGradient::new(width),
             weight: vec![0.0; sum],
         };
-        let mut normal = Rows::new(largest_chunk(range.len()), width);
+        let mut normed = ScratchRows::new(largest_chunk(range.len()), width);
         for chunk in chunks(range.len()) {
             let (count, first) = (chunk.len(), range.start + chunk.start);
-            let source = |i: usize| tokens.key_source(first + i);
-            let of_keys = &key_value[first * 2 * width..][..count * 2 * width];
-            let of_keys = matrix(of_keys, count, 2 * width);
-            let of_queries =
-                all.then(|| matrix(&query[first * width..][..count * width], count, width));
-            if wanted.in_weight {
+            let input_row = |i: usize| tokens.key_row(first + i);
+            let dkv = &dkv[first * 2 * width..][..count * 2 * width];
+            let dkv = matrix(dkv, count, 2 * width);
+            let dq =
+                all_queries.then(|| matrix(&dq[first * width..][..count * width], count, width));
+            if needs_grad.in_weight {
                 for i in 0..count {
-                    let x = &x[source(i) * width..][..width];
-                    row(params.norm, x, normal.row_mut(i));
+                    let x = &x[input_row(i) * width..][..width];
+                    normalize_row(params.norm, x, normed.row_mut(i));
                 }
                 let sum = matrix_mut(&mut sums.weight, width, 3 * width);
                 let (query_sum, key_value_sum) = sum.split_at_col_mut(width);
-                let normal = normal.first(count).transpose();
-                product(key_value_sum, Accum::Add, normal, of_keys, 1.0, par);
-                if let Some(query) = of_queries {
-                    product(query_sum, Accum::Add, normal, query, 1.0, par);
+                let normed = normed.first_rows(count).transpose();
+                product(key_value_sum, Accum::Add, normed, dkv, 1.0, par);
+                if let Some(dq) = dq {
+                    product(query_sum, Accum::Add, normed, dq, 1.0, par);
                 }
             }
-            if !wanted.beyond_in() {
+            if !needs_grad.before_in_proj() {
                 continue;
             }
-            let (to, back) = (normal.first_mut(count), to_key_value.transpose());
-            product(to, Accum::Replace, of_keys, back, 1.0, par);
-            if let Some(query) = of_queries {
-                let (to, back) = (normal.first_mut(count), to_query.transpose());
-                product(to, Accum::Add, query, back, 1.0, par);
+            // From here on `normed` holds the gradient of the normalized rows.
+            let (to, transposed) = (normed.first_rows_mut(count), to_key_value.transpose());
+            product(to, Accum::Replace, dkv, transposed, 1.0, par);
+            if let Some(dq) = dq {
+                let (to, transposed) = (normed.first_rows_mut(count), to_query.transpose());
+                product(to, Accum::Add, dq, transposed, 1.0, par);
             }
             for i in 0..count {
-                let source = source(i);
-                let x = &x[source * width..][..width];
-                let item = source / tokens.shape.tokens;
-                if !all && tokens.query_source(item) == source {
-                    let row = &few[item * width..][..width];
+                let input_row = input_row(i);
+                let x = &x[input_row * width..][..width];
+                let item = input_row / tokens.shape.tokens;
+                // The selected query of the item adds its gradient to its own row.
+                if !all_queries && tokens.query_row(item) == input_row {
+                    let row = &selected[item * width..][..width];
                     dispatch(AddTo {
-                        total: normal.row_mut(i),
+                        total: normed.row_mut(i),
                         row,
                     });
                 }
                 let moments = row_moments(params.norm, x);
-                if wanted.input {
-                    let dx = &mut dx[(source - first_source) * width..][..width];
-                    row_backward(params.norm.gamma, moments, x, normal.row(i), dx);
+                if needs_grad.input {
+                    let dx = &mut dx[(input_row - first_input_row) * width..][..width];
+                    normalize_row_backward(params.norm.gamma, moments, x, normed.row(i), dx);
                 }
-                if wanted.norm {
-                    sums.norm.add(moments, x, normal.row(i));
+                if needs_grad.norm {
+                    sums.norm.add(moments, x, normed.row(i));
                 }
             }
         }
         sums
     }
 
-    /// The gradients of the parameters from the sums of all parts.
-    fn total(&self, sums: Vec<InSums>, few_weight: &[f32], to: &mut AttentionGradients) {
+    /// Sums the gradients of the parameters over all parts.
+    fn sum_parts(
+        &self,
+        sums: Vec<ParameterSums>,
+        query_weight: &[f32],
+        to: &mut AttentionGradients,
+    ) {
         let width = self.tokens.shape.width;
         let (mut gamma, mut beta, mut weight) = (Vec::new(), Vec::new(), Vec::new());
         for sums in sums {
@@ -422,48 +457,50 @@ impl InBackward<'_> {
             beta.push(sums.norm.beta);
             weight.push(sums.weight);
         }
-        if self.wanted.norm {
-            to.gamma = parts::total(gamma);
-            to.beta = parts::total(beta);
+        if self.needs_grad.norm {
+            to.gamma = parts::sum(gamma);
+            to.beta = parts::sum(beta);
         }
-        if !self.wanted.in_weight {
+        if !self.needs_grad.in_weight {
             return;
         }
-        to.in_weight = parts::total(weight);
+        to.in_weight = parts::sum(weight);
+        // The parts leave the columns of the query projection zero for selected queries.
         if let (true, Some(weight)) = (self.tokens.positions.is_some(), &mut to.in_weight) {
             let rows = weight.chunks_exact_mut(3 * width);
-            for (weight, few) in rows.zip(few_weight.chunks_exact(width)) {
-                weight[..width].copy_from_slice(few);
+            for (weight, columns) in rows.zip(query_weight.chunks_exact(width)) {
+                weight[..width].copy_from_slice(columns);
             }
         }
     }
 }
 
-/// What few queries give.
+/// Gradients of the query projection for [`Queries::At`].
 #[derive(Default)]
-struct Few {
-    /// Gradients of their normalised inputs.
-    gradient: Vec<f32>,
-    /// Of the weights that they are made with.
-    weight: Vec<f32>,
+struct SelectedQueries {
+    /// Of the normalized input rows, `[batch, width]`.
+    input_gradient: Vec<f32>,
+    /// Of the weight, `[width, width]`.
+    weight_gradient: Vec<f32>,
 }
 
-/// The rows of a part.
-struct InRows {
-    /// Of keys.
+/// The rows of one part.
+struct PartRows {
+    /// The keys.
     range: Range<usize>,
-    /// The row of the input under the first one.
-    first_source: usize,
+    /// The input row of the first key.
+    first_input_row: usize,
+    /// Number of threads the part may use.
     threads: usize,
 }
 
 /// Gradients of parameters, summed over rows.
-struct InSums {
+struct ParameterSums {
     norm: ParamsGradient,
     weight: Vec<f32>,
 }
 
-/// The sum of all rows.
+/// Sums all rows, `[rows, width]` to `[width]`.
 fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
     let parts = Parts::of_rows(values.len() / width, true);
     let sums = parts::run(parts.ranges.clone(), |range| {
@@ -476,5 +513,5 @@ fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
         }
         total
     });
-    parts::total(sums).unwrap_or_default()
+    parts::sum(sums).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! One head of one item: softmax of scores, and the way back.
+//! Attention of one head of one item: forward and backward pass.
 
 use faer::{
     Accum, MatMut, MatRef,
@@ -7,21 +7,21 @@ use faer::{
 
 use super::{
     super::{
-        buffers::Rows,
+        buffers::ScratchRows,
         parts::{self, split},
-        product::{matrix, on, product},
+        product::{matrix, parallelism, product},
         simd::{Kernel, dispatch, exp, max, sum},
     },
-    shape::{AttentionShape, Normaliser, Tokens},
+    shape::{AttentionShape, SoftmaxStats, TokenLayout},
 };
 use crate::tree::ancestors;
 
-/// The columns of one head in a matrix of all of them.
+/// Returns the columns of one head in a matrix of all heads.
 fn head<'a>(all: MatRef<'a, f32>, index: usize, width: usize) -> MatRef<'a, f32> {
     all.subcols(index * width, width)
 }
 
-/// Cuts a matrix into its heads.
+/// Splits a matrix into the columns of its heads.
 pub(super) fn heads(all: MatMut<'_, f32>, width: usize) -> Vec<MatMut<'_, f32>> {
     let mut rest = all;
     let mut heads = Vec::with_capacity(rest.ncols() / width);
@@ -33,40 +33,39 @@ pub(super) fn heads(all: MatMut<'_, f32>, width: usize) -> Vec<MatMut<'_, f32>> 
     heads
 }
 
-/// Turns a row of scores into probabilities, and gives what does so. What lies beyond the `visible`
-/// ones becomes zero.
+/// Softmax of the first `visible` scores of a row, in place. The rest of the row becomes zero.
 struct Softmax<'a> {
     row: &'a mut [f32],
     visible: usize,
 }
 
 impl Kernel for Softmax<'_> {
-    type Output = Normaliser;
+    type Output = SoftmaxStats;
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) -> Normaliser {
+    fn run<const FMA: bool>(self) -> SoftmaxStats {
         let (row, hidden) = self.row.split_at_mut(self.visible);
         hidden.fill(0.0);
-        let largest = max(row);
+        let max = max(row);
         for x in row.iter_mut() {
-            *x = exp::<FUSED>(*x - largest);
+            *x = exp::<FMA>(*x - max);
         }
         let total = sum(row.len(), |i| row[i]);
-        let scale = 1.0 / total;
+        let inverse_sum = 1.0 / total;
         for x in row {
-            *x *= scale;
+            *x *= inverse_sum;
         }
-        Normaliser { largest, scale }
+        SoftmaxStats { max, inverse_sum }
     }
 }
 
-/// Turns a row of scores into probabilities as the forward pass did, and a row of gradients of
-/// probabilities into gradients of scores, times `scale`.
+/// Recomputes a row of probabilities from its scores, in place, and turns the gradients of the
+/// probabilities into gradients of the scores, times `scale`.
 struct SoftmaxBackward<'a> {
     row: &'a mut [f32],
     gradient: &'a mut [f32],
     visible: usize,
-    normaliser: Normaliser,
+    stats: SoftmaxStats,
     scale: f32,
 }
 
@@ -74,14 +73,15 @@ impl Kernel for SoftmaxBackward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<const FMA: bool>(self) {
         let (row, hidden) = self.row.split_at_mut(self.visible);
         hidden.fill(0.0);
         let (gradient, hidden) = self.gradient.split_at_mut(self.visible);
         hidden.fill(0.0);
         for x in row.iter_mut() {
-            *x = exp::<FUSED>(*x - self.normaliser.largest) * self.normaliser.scale;
+            *x = exp::<FMA>(*x - self.stats.max) * self.stats.inverse_sum;
         }
+        // ds_i = p_i · (dp_i − Σ_j p_j dp_j).
         let mean = sum(row.len(), |i| row[i] * gradient[i]);
         for (g, p) in gradient.iter_mut().zip(row) {
             *g = (*g - mean) * (*p * self.scale);
@@ -89,95 +89,105 @@ impl Kernel for SoftmaxBackward<'_> {
     }
 }
 
-/// Queries of this many rows go through a head at once; with a causal mask fewer, because all of
-/// them see as many keys as the last.
-const MOST_QUERIES: usize = 256;
-const MOST_CAUSAL_QUERIES: usize = 32;
+/// Largest block of queries that go through a head at once.
+const MAX_QUERIES: usize = 256;
+
+/// The same under a causal mask. Smaller, since scores of all queries of a block are computed up to
+/// the last key that its last query attends to.
+const MAX_CAUSAL_QUERIES: usize = 32;
 
 /// One head of one item.
 pub(super) struct Head<'a> {
     query: MatRef<'a, f32>,
     key: MatRef<'a, f32>,
     value: MatRef<'a, f32>,
-    /// Whether query `i` sees only the keys up to `i`.
+    /// Query `i` attends to the keys up to `i` only.
     causal: bool,
-    /// Of those, it then sees only what lies on its way up.
+    /// Of these keys, a query attends to its ancestors and itself only.
     parents: Option<&'a [usize]>,
 }
 
-/// Takes what lies on a way out of a row.
-fn gather(row: &[f32], way: impl Iterator<Item = usize>, to: &mut Vec<f32>) {
+/// Copies the values of a row at the indices of `path` to `to`.
+fn gather(row: &[f32], path: impl Iterator<Item = usize>, to: &mut Vec<f32>) {
     to.clear();
-    to.extend(way.map(|at| row[at]));
+    to.extend(path.map(|at| row[at]));
 }
 
-/// Puts it back; the rest of the row becomes zero.
-fn scatter(row: &mut [f32], way: impl Iterator<Item = usize>, from: &[f32]) {
+/// Copies `from` to the indices of `path` in a row. The rest of the row becomes zero.
+fn scatter(row: &mut [f32], path: impl Iterator<Item = usize>, from: &[f32]) {
     row.fill(0.0);
-    for (at, value) in way.zip(from) {
+    for (at, value) in path.zip(from) {
         row[at] = *value;
     }
 }
 
 impl Head<'_> {
+    /// Returns `1 / √(width of a head)`.
     fn scale(&self) -> f32 {
         1.0 / (self.query.ncols() as f32).sqrt()
     }
 
-    /// The rows of each block of queries, and how many keys they see at most.
+    /// Iterates over blocks of queries, with the number of keys that a block attends to.
     fn blocks(&self) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> + use<> {
         let (queries, keys, causal) = (self.query.nrows(), self.key.nrows(), self.causal);
-        let most = if causal {
-            MOST_CAUSAL_QUERIES
+        let max = if causal {
+            MAX_CAUSAL_QUERIES
         } else {
-            MOST_QUERIES
+            MAX_QUERIES
         };
-        parts::even(queries, queries.div_ceil(most))
+        parts::even_ranges(queries, queries.div_ceil(max))
             .map(move |range| (range.clone(), if causal { range.end } else { keys }))
     }
 
-    /// `factor · a·bᵀ` of a block.
-    fn scores(rows: &mut Rows, seen: usize, a: MatRef<'_, f32>, b: MatRef<'_, f32>, factor: f32) {
-        let rows = rows.first_mut(a.nrows()).subcols_mut(0, seen);
+    /// Computes `factor · a·bᵀ` for a block, with the first `keys` rows of `b`.
+    fn scores(
+        rows: &mut ScratchRows,
+        keys: usize,
+        a: MatRef<'_, f32>,
+        b: MatRef<'_, f32>,
+        factor: f32,
+    ) {
+        let rows = rows.first_rows_mut(a.nrows()).subcols_mut(0, keys);
         product(
             rows,
             Accum::Replace,
             a,
-            b.subrows(0, seen).transpose(),
+            b.subrows(0, keys).transpose(),
             factor,
-            on(1),
+            parallelism(1),
         );
     }
 
-    fn visible(&self, query: usize, seen: usize) -> usize {
-        if self.causal { query + 1 } else { seen }
+    /// Returns the number of keys that a query attends to, without a tree.
+    fn visible(&self, query: usize, keys: usize) -> usize {
+        if self.causal { query + 1 } else { keys }
     }
 
-    /// Turns a query's scores into probabilities.
-    fn softmax(&self, query: usize, row: &mut [f32], on_way: &mut Vec<f32>) -> Normaliser {
+    /// Turns a query's scores into probabilities, in place.
+    fn softmax(&self, query: usize, row: &mut [f32], gathered: &mut Vec<f32>) -> SoftmaxStats {
         let Some(parents) = self.parents else {
             let visible = self.visible(query, row.len());
             return dispatch(Softmax { row, visible });
         };
-        let way = ancestors(parents, query);
-        gather(row, way.clone(), on_way);
-        let visible = on_way.len();
-        let normaliser = dispatch(Softmax {
-            row: on_way,
+        let path = ancestors(parents, query);
+        gather(row, path.clone(), gathered);
+        let visible = gathered.len();
+        let stats = dispatch(Softmax {
+            row: gathered,
             visible,
         });
-        scatter(row, way, on_way);
-        normaliser
+        scatter(row, path, gathered);
+        stats
     }
 
-    /// Turns a query's scores into probabilities, and the gradients of those into the gradients of
-    /// the scores.
+    /// Turns a query's scores into probabilities, and the gradients of its probabilities into those
+    /// of its scores, in place.
     fn softmax_backward(
         &self,
         query: usize,
-        normaliser: Normaliser,
+        stats: SoftmaxStats,
         [row, gradient]: [&mut [f32]; 2],
-        [row_on_way, gradient_on_way]: [&mut Vec<f32>; 2],
+        [gathered_row, gathered_gradient]: [&mut Vec<f32>; 2],
     ) {
         let scale = self.scale();
         let Some(parents) = self.parents else {
@@ -186,83 +196,84 @@ impl Head<'_> {
                 row,
                 gradient,
                 visible,
-                normaliser,
+                stats,
                 scale,
             });
         };
-        let way = ancestors(parents, query);
-        gather(row, way.clone(), row_on_way);
-        gather(gradient, way.clone(), gradient_on_way);
-        let visible = row_on_way.len();
+        let path = ancestors(parents, query);
+        gather(row, path.clone(), gathered_row);
+        gather(gradient, path.clone(), gathered_gradient);
+        let visible = gathered_row.len();
         dispatch(SoftmaxBackward {
-            row: row_on_way,
-            gradient: gradient_on_way,
+            row: gathered_row,
+            gradient: gathered_gradient,
             visible,
-            normaliser,
+            stats,
             scale,
         });
-        scatter(row, way.clone(), row_on_way);
-        scatter(gradient, way, gradient_on_way);
+        scatter(row, path.clone(), gathered_row);
+        scatter(gradient, path, gathered_gradient);
     }
 
+    /// Computes the output, `[queries, width of a head]`, and the softmax statistics.
     pub(super) fn forward(
         &self,
         scores: &mut Scores,
         mut output: MatMut<'_, f32>,
-        normalisers: &mut [Normaliser],
+        softmax_stats: &mut [SoftmaxStats],
     ) {
-        let Scores { rows, on_way } = scores;
-        for (range, seen) in self.blocks() {
+        let Scores { rows, gathered } = scores;
+        for (range, keys) in self.blocks() {
             let query = self.query.subrows(range.start, range.len());
-            Self::scores(rows, seen, query, self.key, self.scale());
+            Self::scores(rows, keys, query, self.key, self.scale());
             for (i, query) in range.clone().enumerate() {
-                let row = &mut rows.row_mut(i)[..seen];
-                normalisers[query] = self.softmax(query, row, on_way);
+                let row = &mut rows.row_mut(i)[..keys];
+                softmax_stats[query] = self.softmax(query, row, gathered);
             }
-            let probabilities = rows.first(range.len()).subcols(0, seen);
+            let probabilities = rows.first_rows(range.len()).subcols(0, keys);
             let output = output.rb_mut().subrows_mut(range.start, range.len());
             product(
                 output,
                 Accum::Replace,
                 probabilities,
-                self.value.subrows(0, seen),
+                self.value.subrows(0, keys),
                 1.0,
-                on(1),
+                parallelism(1),
             );
         }
     }
 
-    /// What makes scores probabilities, alone.
-    pub(super) fn normalisers(&self, scores: &mut Scores, normalisers: &mut [Normaliser]) {
-        let Scores { rows, on_way } = scores;
-        for (range, seen) in self.blocks() {
+    /// Computes the softmax statistics alone.
+    pub(super) fn softmax_stats(&self, scores: &mut Scores, softmax_stats: &mut [SoftmaxStats]) {
+        let Scores { rows, gathered } = scores;
+        for (range, keys) in self.blocks() {
             let query = self.query.subrows(range.start, range.len());
-            Self::scores(rows, seen, query, self.key, self.scale());
+            Self::scores(rows, keys, query, self.key, self.scale());
             for (i, query) in range.enumerate() {
-                let row = &mut rows.row_mut(i)[..seen];
-                normalisers[query] = self.softmax(query, row, on_way);
+                let row = &mut rows.row_mut(i)[..keys];
+                softmax_stats[query] = self.softmax(query, row, gathered);
             }
         }
     }
 
-    /// `gradient` is that of the output, and becomes that of the queries; `key` and `value` are
-    /// added to. With `output` the output is computed once more.
+    /// Computes the gradients of queries, keys and values from that of the output, and, if
+    /// requested, recomputes the output.
     pub(super) fn backward(
         &self,
-        scratch: &mut Scratch,
-        normalisers: &[Normaliser],
+        scratch: &mut BackwardScratch,
+        softmax_stats: &[SoftmaxStats],
         to: HeadGradients<'_>,
     ) {
-        let Scratch {
+        let BackwardScratch {
             scores:
                 Scores {
                     rows: scores,
-                    on_way: scores_on_way,
+                    gathered: gathered_scores,
                 },
-            slopes:
+            score_gradients:
                 Scores {
-                    rows: slopes,
-                    on_way: slopes_on_way,
+                    rows: score_gradients,
+                    gathered: gathered_gradients,
                 },
         } = scratch;
         let HeadGradients {
@@ -271,106 +282,120 @@ impl Head<'_> {
             mut value,
             mut output,
         } = to;
-        for (range, seen) in self.blocks() {
+        for (range, keys) in self.blocks() {
             let count = range.len();
             let query = self.query.subrows(range.start, count);
             let mut gradient = gradient.rb_mut().subrows_mut(range.start, count);
-            Self::scores(scores, seen, query, self.key, self.scale());
-            Self::scores(slopes, seen, gradient.rb(), self.value, 1.0);
+            // Scores and gradients of the probabilities. Both become, row by row and in place,
+            // probabilities and gradients of the scores.
+            Self::scores(scores, keys, query, self.key, self.scale());
+            Self::scores(score_gradients, keys, gradient.rb(), self.value, 1.0);
             for (i, query) in range.clone().enumerate() {
                 self.softmax_backward(
                     query,
-                    normalisers[query],
+                    softmax_stats[query],
                     [
-                        &mut scores.row_mut(i)[..seen],
-                        &mut slopes.row_mut(i)[..seen],
+                        &mut scores.row_mut(i)[..keys],
+                        &mut score_gradients.row_mut(i)[..keys],
                     ],
-                    [scores_on_way, slopes_on_way],
+                    [gathered_scores, gathered_gradients],
                 );
             }
-            let probabilities = scores.first(count).subcols(0, seen);
-            let slopes = slopes.first(count).subcols(0, seen);
+            let probabilities = scores.first_rows(count).subcols(0, keys);
+            let score_gradients = score_gradients.first_rows(count).subcols(0, keys);
             if let Some(output) = &mut output {
                 let output = output.rb_mut().subrows_mut(range.start, count);
                 product(
                     output,
                     Accum::Replace,
                     probabilities,
-                    self.value.subrows(0, seen),
+                    self.value.subrows(0, keys),
                     1.0,
-                    on(1),
+                    parallelism(1),
                 );
             }
-            let value = value.rb_mut().subrows_mut(0, seen);
+            let value = value.rb_mut().subrows_mut(0, keys);
             product(
                 value,
                 Accum::Add,
                 probabilities.transpose(),
                 gradient.rb(),
                 1.0,
-                on(1),
+                parallelism(1),
             );
-            let key = key.rb_mut().subrows_mut(0, seen);
-            product(key, Accum::Add, slopes.transpose(), query, 1.0, on(1));
+            let key = key.rb_mut().subrows_mut(0, keys);
+            product(
+                key,
+                Accum::Add,
+                score_gradients.transpose(),
+                query,
+                1.0,
+                parallelism(1),
+            );
+            // Last, since it overwrites the gradient of the output.
             product(
                 gradient.rb_mut(),
                 Accum::Replace,
-                slopes,
-                self.key.subrows(0, seen),
+                score_gradients,
+                self.key.subrows(0, keys),
                 1.0,
-                on(1),
+                parallelism(1),
             );
         }
     }
 }
 
-/// Where the gradients of a head go.
+/// The buffers of a head's gradients.
 pub(super) struct HeadGradients<'a> {
+    /// Holds the gradient of the output, and receives that of the queries.
     pub(super) gradient: MatMut<'a, f32>,
+    /// Accumulates the gradient of the keys.
     pub(super) key: MatMut<'a, f32>,
+    /// Accumulates the gradient of the values.
     pub(super) value: MatMut<'a, f32>,
+    /// Receives the recomputed output.
     pub(super) output: Option<MatMut<'a, f32>>,
 }
 
-/// A thread's scratch memory for a number of each query and key of a block.
+/// Scratch memory of a thread for the scores of a block of queries.
 pub(super) struct Scores {
-    rows: Rows,
-    /// What of a row lies on the way up in a tree.
-    on_way: Vec<f32>,
+    rows: ScratchRows,
+    /// The scores of one query and its ancestors in a tree.
+    gathered: Vec<f32>,
 }
 
 impl Scores {
     pub(super) fn new(shape: AttentionShape) -> Self {
-        let most = if shape.causal {
-            MOST_CAUSAL_QUERIES
+        let max = if shape.causal {
+            MAX_CAUSAL_QUERIES
         } else {
-            MOST_QUERIES
+            MAX_QUERIES
         };
         Self {
-            rows: Rows::new(shape.tokens.min(most), shape.tokens),
-            on_way: Vec::new(),
+            rows: ScratchRows::new(shape.tokens.min(max), shape.tokens),
+            gathered: Vec::new(),
         }
     }
 }
 
-/// The scratch memory of a thread for the heads.
-pub(super) struct Scratch {
+/// Scratch memory of a thread for the backward pass.
+pub(super) struct BackwardScratch {
     pub(super) scores: Scores,
-    pub(super) slopes: Scores,
+    pub(super) score_gradients: Scores,
 }
 
-impl Scratch {
+impl BackwardScratch {
     pub(super) fn new(shape: AttentionShape) -> Self {
         Self {
             scores: Scores::new(shape),
-            slopes: Scores::new(shape),
+            score_gradients: Scores::new(shape),
         }
     }
 }
 
-/// What a head reads.
+/// Returns the queries, keys and values of head `index` of an item.
 pub(super) fn head_of<'a>(
-    tokens: &Tokens<'a>,
+    tokens: &TokenLayout<'a>,
     query: &'a [f32],
     key_value: &'a [f32],
     item: usize,
@@ -384,11 +409,11 @@ pub(super) fn head_of<'a>(
     } = tokens.shape;
     let (rows, keys, size) = (
         tokens.queries_per_item(),
-        tokens.keys_of(item),
+        tokens.keys_of_item(item),
         width / heads,
     );
     let query = matrix(&query[item * rows * width..][..rows * width], rows, width);
-    let key_value = &key_value[tokens.starts[item] * 2 * width..][..keys * 2 * width];
+    let key_value = &key_value[tokens.key_offsets[item] * 2 * width..][..keys * 2 * width];
     let key_value = matrix(key_value, keys, 2 * width);
     Head {
         query: head(query, index, size),
@@ -401,14 +426,14 @@ pub(super) fn head_of<'a>(
     }
 }
 
-/// Runs `f` on every task, with the scratch memory of its thread.
+/// Runs `f` on every task in parallel, with scratch memory that the tasks of one part share.
 pub(super) fn run_heads<T: Send, S>(
     tasks: Vec<T>,
     scratch: impl Fn() -> S + Sync + Send,
     f: impl Fn(&mut S, T) + Sync + Send,
 ) {
     let mut tasks: Vec<Option<T>> = tasks.into_iter().map(Some).collect();
-    let sizes: Vec<usize> = parts::even(tasks.len(), parts::threads())
+    let sizes: Vec<usize> = parts::even_ranges(tasks.len(), parts::threads())
         .map(|r| r.len())
         .collect();
     parts::run(split(&mut tasks, sizes.into_iter()), |tasks| {

@@ -1,72 +1,73 @@
-//! Sizes, parameters, results, and which tokens are computed.
+//! Sizes, parameters and results of the attention branch, and the layout of its tokens.
 
 use super::super::{LayerNormParams, LinearParams};
 
-/// The sizes of an attention branch.
+/// Sizes of an attention branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
-    /// How many items.
+    /// Number of items.
     pub batch: usize,
-    /// How many tokens an item has.
+    /// Number of tokens of an item.
     pub tokens: usize,
-    /// The width of the residual stream.
+    /// Width of the residual stream.
     pub width: usize,
-    /// How many heads share the width.
+    /// Number of heads; divides the width.
     pub heads: usize,
-    /// Whether a token attends only to itself and those before it.
+    /// Applies the causal mask: a token attends to itself and earlier ones only.
     pub causal: bool,
 }
 
-/// The parameters of an attention branch.
+/// Parameters of an attention branch.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionParams<'a> {
-    /// The layer norm before the first product.
+    /// The layer norm before the projections.
     pub norm: LayerNormParams<'a>,
     /// The projection to queries, keys and values, `[width, 3 width]`.
     pub in_proj: LinearParams<'a>,
-    /// The projection of the heads, `[width, width]`.
+    /// The output projection, `[width, width]`.
     pub out_proj: LinearParams<'a>,
 }
 
 /// The tokens whose output is computed.
 #[derive(Clone, Copy, Debug)]
 pub enum Queries<'a> {
-    /// All of them.
+    /// All tokens.
     All,
-    /// One of each item.
+    /// One token of each item, by position: `[batch]`.
     At(&'a [usize]),
-    /// All of them, of which each attends to itself and to its ancestors alone: the parent of each
-    /// token of each item, which stands before it, or is itself.
+    /// All tokens, each attending to itself and its ancestors only. Holds the parent of each token
+    /// of each item, `[batch · tokens]`: an earlier token, or itself for a root.
     Tree(&'a [usize]),
 }
 
-/// What the forward pass keeps for the backward pass.
+/// Activations that the forward pass saves for the backward pass.
 ///
-/// Of the tokens, only those are kept that a query attends to.
+/// Keys and values are those of the tokens that a query attends to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionActivations {
-    /// `[queries, width]`
+    /// Queries, `[queries, width]`.
     pub query: Vec<f32>,
-    /// `[tokens kept, 2 width]`, keys before values.
+    /// Keys and values, `[keys, 2 width]`, keys first.
     pub key_value: Vec<f32>,
-    /// Of each softmax, `[batch, heads, queries of an item]`.
-    pub normalisers: Vec<Normaliser>,
+    /// Statistics of each softmax, `[batch, heads, queries of an item]`.
+    pub softmax_stats: Vec<SoftmaxStats>,
 }
 
-/// What makes a row of scores probabilities: `exp(score − largest) · scale`. The logarithm of the
-/// sum of exponentials would be one number less, and worse by its own rounding: the probabilities
-/// of both passes are the same this way.
+/// Statistics of a softmax: the probabilities are `exp(score − max) · inverse_sum`.
+///
+/// The log-sum-exp alone would be one number less, but adds a rounding of its own. With both
+/// numbers the probabilities of the two passes are the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Normaliser {
+pub struct SoftmaxStats {
     /// The largest score.
-    pub largest: f32,
-    /// One over the sum of the exponentials.
-    pub scale: f32,
+    pub max: f32,
+    /// The reciprocal of the sum of the exponentials.
+    pub inverse_sum: f32,
 }
 
-/// The gradients that are wanted.
+/// The gradients to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AttentionWanted {
+pub struct AttentionNeedsGrad {
     /// Of the input of the branch.
     pub input: bool,
     /// Of both parameters of the layer norm.
@@ -75,56 +76,56 @@ pub struct AttentionWanted {
     pub in_weight: bool,
     /// Of the bias of the projection to queries, keys and values.
     pub in_bias: bool,
-    /// Of the weight of the projection of the heads.
+    /// Of the weight of the output projection.
     pub out_weight: bool,
-    /// Of the bias of the projection of the heads.
+    /// Of the bias of the output projection.
     pub out_bias: bool,
 }
 
-/// The gradients that were wanted, each in the shape of what it belongs to.
+/// Gradients of an attention branch; `None` unless requested.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AttentionGradients {
-    /// `[batch, tokens, width]`
+    /// Of the input, `[batch, tokens, width]`.
     pub input: Option<Vec<f32>>,
-    /// `[width]`
+    /// Of the scale of the layer norm, `[width]`.
     pub gamma: Option<Vec<f32>>,
-    /// `[width]`
+    /// Of the shift of the layer norm, `[width]`.
     pub beta: Option<Vec<f32>>,
-    /// `[width, 3 width]`
+    /// Of the weight of the first projection, `[width, 3 width]`.
     pub in_weight: Option<Vec<f32>>,
-    /// `[3 width]`
+    /// Of the bias of the first projection, `[3 width]`.
     pub in_bias: Option<Vec<f32>>,
-    /// `[width, width]`
+    /// Of the weight of the output projection, `[width, width]`.
     pub out_weight: Option<Vec<f32>>,
-    /// `[width]`
+    /// Of the bias of the output projection, `[width]`.
     pub out_bias: Option<Vec<f32>>,
 }
 
-impl AttentionWanted {
-    /// Whether the gradient goes back beyond the projection of the heads.
-    pub(super) fn beyond_out(&self) -> bool {
-        self.in_weight || self.in_bias || self.beyond_in()
+impl AttentionNeedsGrad {
+    /// Returns `true` if the gradient has to pass the output projection.
+    pub(super) fn before_out_proj(&self) -> bool {
+        self.in_weight || self.in_bias || self.before_in_proj()
     }
 
-    /// Whether the gradient goes back beyond the first projection.
-    pub(super) fn beyond_in(&self) -> bool {
+    /// Returns `true` if the gradient has to pass the first projection.
+    pub(super) fn before_in_proj(&self) -> bool {
         self.input || self.norm
     }
 }
 
-/// The tokens that take part: which rows of the input give keys and values, and which give queries.
-pub(super) struct Tokens<'a> {
-    /// Causal under a tree too.
+/// The rows of the input that give queries, keys and values.
+pub(super) struct TokenLayout<'a> {
+    /// The sizes; causal under a tree too, whose parents stand before their children.
     pub(super) shape: AttentionShape,
     pub(super) positions: Option<&'a [usize]>,
     pub(super) parents: Option<&'a [usize]>,
-    /// Where the keys of each item begin, and the end of the last.
-    pub(super) starts: Vec<usize>,
-    /// The row of the input of each key; none when they are the same.
-    pub(super) sources: Option<Vec<usize>>,
+    /// The first key of each item, and the end of the last item.
+    pub(super) key_offsets: Vec<usize>,
+    /// The input row of each key; `None` if keys and rows coincide.
+    pub(super) key_rows: Option<Vec<usize>>,
 }
 
-impl<'a> Tokens<'a> {
+impl<'a> TokenLayout<'a> {
     pub(super) fn new(mut shape: AttentionShape, queries: Queries<'a>) -> Self {
         let AttentionShape {
             batch,
@@ -142,6 +143,7 @@ impl<'a> Tokens<'a> {
                     tree.iter().copied().enumerate().all(in_order),
                     "a parent stands before its children"
                 );
+                // A tree has no edge to a later token, so blocks of queries can skip later keys.
                 shape.causal = true;
                 parents = Some(tree);
                 None
@@ -155,35 +157,38 @@ impl<'a> Tokens<'a> {
                 Some(positions)
             }
         };
-        let seen = |item: usize| match positions {
+        // Under the causal mask no query attends to tokens behind the selected one.
+        let attended = |item: usize| match positions {
             Some(positions) if causal => positions[item] + 1,
             _ => tokens,
         };
-        let mut starts = vec![0];
+        let mut key_offsets = vec![0];
         let mut end = 0;
         for item in 0..batch {
-            end += seen(item);
-            starts.push(end);
+            end += attended(item);
+            key_offsets.push(end);
         }
-        let sources = positions.map(|_| {
+        let key_rows = positions.map(|_| {
             (0..batch)
-                .flat_map(|item| item * tokens..item * tokens + seen(item))
+                .flat_map(|item| item * tokens..item * tokens + attended(item))
                 .collect()
         });
         Self {
             shape,
             positions,
             parents,
-            starts,
-            sources,
+            key_offsets,
+            key_rows,
         }
     }
 
-    pub(super) fn keys(&self) -> usize {
-        self.starts[self.shape.batch]
+    /// Returns the number of keys of all items.
+    pub(super) fn key_count(&self) -> usize {
+        self.key_offsets[self.shape.batch]
     }
 
-    pub(super) fn queries(&self) -> usize {
+    /// Returns the number of queries of all items.
+    pub(super) fn query_count(&self) -> usize {
         self.shape.batch * self.queries_per_item()
     }
 
@@ -195,25 +200,25 @@ impl<'a> Tokens<'a> {
         }
     }
 
-    pub(super) fn keys_of(&self, item: usize) -> usize {
-        self.starts[item + 1] - self.starts[item]
+    pub(super) fn keys_of_item(&self, item: usize) -> usize {
+        self.key_offsets[item + 1] - self.key_offsets[item]
     }
 
-    /// The row of the input under a key.
-    pub(super) fn key_source(&self, key: usize) -> usize {
-        self.sources.as_ref().map_or(key, |sources| sources[key])
+    /// Returns the input row of a key.
+    pub(super) fn key_row(&self, key: usize) -> usize {
+        self.key_rows.as_ref().map_or(key, |rows| rows[key])
     }
 
-    /// The row of the input under a query.
-    pub(super) fn query_source(&self, query: usize) -> usize {
+    /// Returns the input row of a query.
+    pub(super) fn query_row(&self, query: usize) -> usize {
         self.positions.map_or(query, |positions| {
             query * self.shape.tokens + positions[query]
         })
     }
 
-    /// The lengths of each head's views of a buffer with one row a key.
+    /// Returns the length of each item's slice of a buffer with one row of `width` per key.
     pub(super) fn key_lengths(&self, width: usize) -> impl Iterator<Item = usize> {
-        (0..self.shape.batch).map(move |item| self.keys_of(item) * width)
+        (0..self.shape.batch).map(move |item| self.keys_of_item(item) * width)
     }
 }
 

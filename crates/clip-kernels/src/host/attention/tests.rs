@@ -3,7 +3,7 @@ use super::super::reference::{
 };
 use super::*;
 
-const ALL: AttentionWanted = AttentionWanted {
+const ALL: AttentionNeedsGrad = AttentionNeedsGrad {
     input: true,
     norm: true,
     in_weight: true,
@@ -12,10 +12,13 @@ const ALL: AttentionWanted = AttentionWanted {
     out_bias: true,
 };
 
-fn params(of: &Inputs<f32>) -> AttentionParams<'_> {
-    let (in_proj, out_proj) = (reference::product(of, 0), reference::product(of, 1));
+fn params(values: &Inputs<f32>) -> AttentionParams<'_> {
+    let (in_proj, out_proj) = (
+        reference::linear_params(values, 0),
+        reference::linear_params(values, 1),
+    );
     AttentionParams {
-        norm: reference::norm(of),
+        norm: reference::norm(values),
         in_proj,
         out_proj,
     }
@@ -55,7 +58,7 @@ fn positions(shape: AttentionShape) -> Vec<usize> {
         .collect()
 }
 
-/// A tree an item, no two alike.
+/// Returns a different tree for each item.
 fn tree(shape: AttentionShape) -> Vec<usize> {
     let parent = |item: usize, token: usize| (token * 7 + item * 3) % (token + 1);
     (0..shape.batch)
@@ -65,30 +68,30 @@ fn tree(shape: AttentionShape) -> Vec<usize> {
 
 fn check(shape: AttentionShape, queries: Queries<'_>, bias: bool) {
     let what = format!("{shape:?} {queries:?} bias {bias}");
-    let of = random(shape, bias);
-    let params = params(&of);
-    let (y, kept) = attention_branch(&of[0], &params, shape, queries, true);
+    let values = random(shape, bias);
+    let params = params(&values);
+    let (y, saved) = attention_branch(&values[0], &params, shape, queries, true);
     let dy = numbers(y.len(), 99, 1.0);
-    let formula = |of: &Inputs<f64>| reference::attention(shape, queries, of);
+    let formula = |values: &Inputs<f64>| reference::attention(shape, queries, values);
     assert_close(
         &y,
-        &formula(&std::array::from_fn(|i| wide(&of[i]))),
+        &formula(&std::array::from_fn(|i| wide(&values[i]))),
         3e-6,
         &what,
     );
-    let (bare, nothing) = attention_branch(&of[0], &params, shape, queries, false);
+    let (bare, nothing) = attention_branch(&values[0], &params, shape, queries, false);
     assert!(bare == y && nothing.is_none(), "{what}");
-    let back = |kept| attention_branch_backward(&of[0], &params, shape, queries, kept, &dy, ALL);
-    let gradients = back(kept.as_ref());
+    let back =
+        |saved| attention_branch_backward(&values[0], &params, shape, queries, saved, &dy, ALL);
+    let gradients = back(saved.as_ref());
     assert_eq!(gradients, back(None), "{what}");
-    assert_eq!(gradients, back(kept.as_ref()), "{what}");
-    assert_gradients(formula, &of, &dy, list(&gradients), &what);
+    assert_eq!(gradients, back(saved.as_ref()), "{what}");
+    assert_gradients(formula, &values, &dy, list(&gradients), &what);
 }
 
 #[test]
-fn the_room_between_rows_is_not_read() {
-    // At multiples of 128 rows of scratch memory have room between them, and tests fill it with
-    // NaN.
+fn row_padding_is_not_read() {
+    // Scratch rows of a multiple of 128 values are padded, and tests fill scratch memory with NaN.
     let shape = AttentionShape {
         batch: 2,
         tokens: 128,
@@ -96,18 +99,18 @@ fn the_room_between_rows_is_not_read() {
         heads: 2,
         causal: false,
     };
-    let of = random(shape, true);
-    let params = params(&of);
+    let values = random(shape, true);
+    let params = params(&values);
     let tree = tree(shape);
     for queries in [Queries::All, Queries::Tree(&tree)] {
-        let (y, kept) = attention_branch(&of[0], &params, shape, queries, true);
-        let want = reference::attention(shape, queries, &std::array::from_fn(|i| wide(&of[i])));
+        let (y, saved) = attention_branch(&values[0], &params, shape, queries, true);
+        let want = reference::attention(shape, queries, &std::array::from_fn(|i| wide(&values[i])));
         // Sums of 128 numbers round more than the short ones of the tests below.
         assert_close(&y, &want, 1e-5, "width 128");
         let dy = numbers(y.len(), 99, 1.0);
         let back =
-            |kept| attention_branch_backward(&of[0], &params, shape, queries, kept, &dy, ALL);
-        let gradients = back(kept.as_ref());
+            |saved| attention_branch_backward(&values[0], &params, shape, queries, saved, &dy, ALL);
+        let gradients = back(saved.as_ref());
         assert_eq!(gradients, back(None));
         for gradient in list(&gradients) {
             assert!(gradient.as_ref().unwrap().iter().all(|g| g.is_finite()));
@@ -116,7 +119,7 @@ fn the_room_between_rows_is_not_read() {
 }
 
 #[test]
-fn values_and_gradients_are_those_of_the_formula() {
+fn values_and_gradients_match_the_formula() {
     for batch in [1, 2, 3, 5] {
         for tokens in [1, 2, 7, 17] {
             for (heads, width) in [(1, 5), (3, 12)] {
@@ -138,7 +141,7 @@ fn values_and_gradients_are_those_of_the_formula() {
 }
 
 #[test]
-fn many_tokens_go_through_in_blocks() {
+fn more_tokens_than_a_block_match_the_formula() {
     for causal in [false, true] {
         let shape = AttentionShape {
             batch: 1,
@@ -147,10 +150,13 @@ fn many_tokens_go_through_in_blocks() {
             heads: 2,
             causal,
         };
-        let of = random(shape, true);
-        let (y, _) = attention_branch(&of[0], &params(&of), shape, Queries::All, true);
-        let want =
-            reference::attention(shape, Queries::All, &std::array::from_fn(|i| wide(&of[i])));
+        let values = random(shape, true);
+        let (y, _) = attention_branch(&values[0], &params(&values), shape, Queries::All, true);
+        let want = reference::attention(
+            shape,
+            Queries::All,
+            &std::array::from_fn(|i| wide(&values[i])),
+        );
         assert_close(&y, &want, 3e-6, "y");
         let shape = AttentionShape {
             tokens: 70,
@@ -162,7 +168,7 @@ fn many_tokens_go_through_in_blocks() {
 }
 
 #[test]
-fn a_chain_is_a_text() {
+fn a_chain_equals_causal_attention() {
     let shape = AttentionShape {
         batch: 2,
         tokens: 40,
@@ -170,9 +176,9 @@ fn a_chain_is_a_text() {
         heads: 3,
         causal: true,
     };
-    let of = random(shape, true);
+    let values = random(shape, true);
     let chain: Vec<usize> = (0..80).map(|i| (i % 40usize).saturating_sub(1)).collect();
-    let run = |queries| attention_branch(&of[0], &params(&of), shape, queries, false).0;
+    let run = |queries| attention_branch(&values[0], &params(&values), shape, queries, false).0;
     assert_close(
         &run(Queries::Tree(&chain)),
         &wide(&run(Queries::All)),
@@ -183,7 +189,7 @@ fn a_chain_is_a_text() {
 
 #[test]
 #[should_panic(expected = "a parent stands before its children")]
-fn a_child_before_its_parent_is_refused() {
+fn a_child_before_its_parent_panics() {
     let shape = AttentionShape {
         batch: 1,
         tokens: 2,
@@ -191,12 +197,18 @@ fn a_child_before_its_parent_is_refused() {
         heads: 1,
         causal: true,
     };
-    let of = random(shape, true);
-    attention_branch(&of[0], &params(&of), shape, Queries::Tree(&[1, 1]), false);
+    let values = random(shape, true);
+    attention_branch(
+        &values[0],
+        &params(&values),
+        shape,
+        Queries::Tree(&[1, 1]),
+        false,
+    );
 }
 
 #[test]
-fn any_number_of_threads_gives_the_same_within_rounding() {
+fn results_are_equal_within_rounding_for_any_number_of_threads() {
     let shape = AttentionShape {
         batch: 5,
         tokens: 9,
@@ -204,8 +216,8 @@ fn any_number_of_threads_gives_the_same_within_rounding() {
         heads: 3,
         causal: true,
     };
-    let of = random(shape, true);
-    let params = params(&of);
+    let values = random(shape, true);
+    let params = params(&values);
     let (at, tree) = (positions(shape), tree(shape));
     for queries in [Queries::All, Queries::At(&at), Queries::Tree(&tree)] {
         let run = |threads| {
@@ -214,13 +226,13 @@ fn any_number_of_threads_gives_the_same_within_rounding() {
                 .build()
                 .unwrap();
             pool.install(|| {
-                let (y, kept) = attention_branch(&of[0], &params, shape, queries, true);
+                let (y, saved) = attention_branch(&values[0], &params, shape, queries, true);
                 let back = attention_branch_backward(
-                    &of[0],
+                    &values[0],
                     &params,
                     shape,
                     queries,
-                    kept.as_ref(),
+                    saved.as_ref(),
                     &y,
                     ALL,
                 );
@@ -244,7 +256,7 @@ fn any_number_of_threads_gives_the_same_within_rounding() {
 }
 
 #[test]
-fn items_do_not_know_of_each_other() {
+fn items_are_independent() {
     let shape = AttentionShape {
         batch: 3,
         tokens: 11,
@@ -252,17 +264,17 @@ fn items_do_not_know_of_each_other() {
         heads: 3,
         causal: true,
     };
-    let of = random(shape, true);
-    let (y, _) = attention_branch(&of[0], &params(&of), shape, Queries::All, false);
+    let values = random(shape, true);
+    let (y, _) = attention_branch(&values[0], &params(&values), shape, Queries::All, false);
     let single = AttentionShape { batch: 1, ..shape };
-    for (x, y) in of[0].chunks(11 * 12).zip(y.chunks(11 * 12)) {
-        let (alone, _) = attention_branch(x, &params(&of), single, Queries::All, false);
+    for (x, y) in values[0].chunks(11 * 12).zip(y.chunks(11 * 12)) {
+        let (alone, _) = attention_branch(x, &params(&values), single, Queries::All, false);
         assert_close(&alone, &wide(y), 1e-6, "y");
     }
 }
 
 #[test]
-fn a_query_alone_is_the_row_of_all() {
+fn a_selected_query_equals_the_row_of_all_queries() {
     for causal in [false, true] {
         let shape = AttentionShape {
             batch: 4,
@@ -271,10 +283,11 @@ fn a_query_alone_is_the_row_of_all() {
             heads: 3,
             causal,
         };
-        let of = random(shape, true);
-        let (all, _) = attention_branch(&of[0], &params(&of), shape, Queries::All, false);
+        let values = random(shape, true);
+        let (all, _) = attention_branch(&values[0], &params(&values), shape, Queries::All, false);
         let at = positions(shape);
-        let (some, _) = attention_branch(&of[0], &params(&of), shape, Queries::At(&at), false);
+        let (some, _) =
+            attention_branch(&values[0], &params(&values), shape, Queries::At(&at), false);
         for (item, position) in at.into_iter().enumerate() {
             let all = &all[(item * 6 + position) * 12..][..12];
             assert_close(&some[item * 12..][..12], &wide(all), 1e-6, "y");
@@ -283,7 +296,7 @@ fn a_query_alone_is_the_row_of_all() {
 }
 
 #[test]
-fn only_what_is_wanted_is_given() {
+fn only_requested_gradients_are_returned() {
     let shape = AttentionShape {
         batch: 2,
         tokens: 5,
@@ -291,20 +304,20 @@ fn only_what_is_wanted_is_given() {
         heads: 2,
         causal: true,
     };
-    let of = random(shape, true);
-    let params = params(&of);
+    let values = random(shape, true);
+    let params = params(&values);
     let at = positions(shape);
     for queries in [Queries::All, Queries::At(&at)] {
-        let (y, kept) = attention_branch(&of[0], &params, shape, queries, true);
-        let back = |wanted, kept| {
-            attention_branch_backward(&of[0], &params, shape, queries, kept, &y, wanted)
+        let (y, saved) = attention_branch(&values[0], &params, shape, queries, true);
+        let back = |needs_grad, saved| {
+            attention_branch_backward(&values[0], &params, shape, queries, saved, &y, needs_grad)
         };
-        let all = back(ALL, kept.as_ref());
+        let all = back(ALL, saved.as_ref());
         for bits in 0..64 {
             let bit = |i: u32| bits >> i & 1 == 1;
             let flags = [bit(0), bit(1), bit(1), bit(2), bit(3), bit(4), bit(5)];
             let [input, norm, _, in_weight, in_bias, out_weight, out_bias] = flags;
-            let wanted = AttentionWanted {
+            let needs_grad = AttentionNeedsGrad {
                 input,
                 norm,
                 in_weight,
@@ -312,10 +325,15 @@ fn only_what_is_wanted_is_given() {
                 out_weight,
                 out_bias,
             };
-            for kept in [kept.as_ref(), None] {
-                let some = back(wanted, kept);
-                for ((some, all), wanted) in list(&some).into_iter().zip(list(&all)).zip(flags) {
-                    assert_eq!(some.as_ref(), all.as_ref().filter(|_| wanted), "{bits:b}");
+            for saved in [saved.as_ref(), None] {
+                let some = back(needs_grad, saved);
+                for ((some, all), needs_grad) in list(&some).into_iter().zip(list(&all)).zip(flags)
+                {
+                    assert_eq!(
+                        some.as_ref(),
+                        all.as_ref().filter(|_| needs_grad),
+                        "{bits:b}"
+                    );
                 }
             }
         }
@@ -323,7 +341,7 @@ fn only_what_is_wanted_is_given() {
 }
 
 #[test]
-fn scores_may_be_huge() {
+fn huge_scores_stay_finite() {
     let shape = AttentionShape {
         batch: 2,
         tokens: 40,
@@ -331,14 +349,14 @@ fn scores_may_be_huge() {
         heads: 2,
         causal: false,
     };
-    let mut of = random(shape, true);
-    of[3].iter_mut().for_each(|w| *w *= 60.0);
-    let (y, kept) = attention_branch(&of[0], &params(&of), shape, Queries::All, true);
-    let largest = kept
+    let mut values = random(shape, true);
+    values[3].iter_mut().for_each(|w| *w *= 60.0);
+    let (y, saved) = attention_branch(&values[0], &params(&values), shape, Queries::All, true);
+    let largest = saved
         .unwrap()
-        .normalisers
+        .softmax_stats
         .iter()
-        .fold(0.0, |m: f32, x| m.max(x.largest.abs()));
+        .fold(0.0, |m: f32, x| m.max(x.max.abs()));
     assert!(largest > 1e4, "the scores reach only {largest}");
     assert!(y.iter().all(|y| y.is_finite()));
 }
@@ -352,9 +370,9 @@ fn nan_stays_in_its_item() {
         heads: 2,
         causal: false,
     };
-    let mut of = random(shape, true);
-    of[0][160 + 5] = f32::NAN;
-    let (y, _) = attention_branch(&of[0], &params(&of), shape, Queries::All, false);
+    let mut values = random(shape, true);
+    values[0][160 + 5] = f32::NAN;
+    let (y, _) = attention_branch(&values[0], &params(&values), shape, Queries::All, false);
     for (i, item) in y.chunks(160).enumerate() {
         assert!(item.iter().all(|y| y.is_nan() == (i == 1)));
     }

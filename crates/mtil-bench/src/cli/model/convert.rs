@@ -1,4 +1,4 @@
-//! `model convert`.
+//! `model convert`: conversion between layouts and number formats, with verification.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -13,7 +13,7 @@ use indicatif::DecimalBytes;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::facts::grouped;
+use super::summary::grouped;
 use crate::{
     cli::{
         args::{ConvertArgs, DtypeName, Format},
@@ -23,12 +23,12 @@ use crate::{
 };
 use mtil_engine::eval::to_host;
 
-/// How far features may turn, as one minus the cosine: what rounding of the last bits adds up to,
-/// and what 16 bits do.
-const TURN_F32: f32 = 1e-5;
-const TURN_HALF: f32 = 1e-2;
+/// Largest cosine distance between the features of source and result in f32: accumulated rounding.
+const MAX_COSINE_ERROR_F32: f32 = 1e-5;
+/// The same for 16-bit weights.
+const MAX_COSINE_ERROR_HALF: f32 = 1e-2;
 
-/// `model convert`.
+/// Runs `model convert`.
 pub fn convert(args: &ConvertArgs) -> Result<()> {
     check_out(&args.out, args.force)?;
     let options = LoadOptions {
@@ -58,25 +58,27 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         .wrap_err("the result cannot be read back")?;
     if description.weights != weights {
         bail!(
-            "{} holds {} too, which is loaded instead of {file}; remove it, or choose another folder",
+            "{} also holds {}, which is loaded instead of {file}; remove it, or choose another \
+             folder",
             args.out.display(),
             description.weights.display()
         );
     }
-    // One model at a time: of the source only what it is compared by stays.
-    let wanted = Likeness::of(&source, dtype)?;
+    // Keep only the fingerprint of the source, so that one model is in memory at a time.
+    let wanted = Fingerprint::of(&source, dtype)?;
     drop(source);
     let again = Clip::load(&args.out, &device).wrap_err("the result cannot be read back")?;
-    let found = Likeness::of(&again, dtype)?;
+    let found = Fingerprint::of(&again, dtype)?;
     let compared = wanted.compare(&found, dtype);
-    let turns = match compared {
-        Ok(turns) => turns,
+    let errors = match compared {
+        Ok(errors) => errors,
         Err(e) => {
             fs::remove_file(&weights)
                 .wrap_err_with(|| format!("cannot remove {}", weights.display()))?;
             let hint = match args.to {
                 Format::OpenClip => {
-                    "; open_clip's layout holds neither the ids of special tokens nor every epsilon, hugging-face does"
+                    "; open_clip's layout stores neither the ids of special tokens nor every \
+                     epsilon, hugging-face does"
                 }
                 Format::HuggingFace => "",
             };
@@ -99,11 +101,12 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
         DecimalBytes(description.bytes)
     );
     eprintln!(
-        "read back: {} parameter tensors are the source's{}; features of an image and a text have cosine {:.6} and {:.6}",
+        "verified: {} parameter tensors equal the source's{}; the features of an image and a text \
+         have cosine similarity {:.6} and {:.6}",
         wanted.digests.len(),
         if dtype == Dtype::F32 { "" } else { ", rounded" },
-        1.0 - turns[0],
-        1.0 - turns[1]
+        1.0 - errors[0],
+        1.0 - errors[1]
     );
     if args.json {
         let value = json!({
@@ -114,15 +117,15 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
             "bytes": description.bytes,
             "tensors": description.tensors,
             "parameters": description.config.parameters(),
-            "image_cosine": 1.0 - turns[0],
-            "text_cosine": 1.0 - turns[1],
+            "image_cosine": 1.0 - errors[0],
+            "text_cosine": 1.0 - errors[1],
         });
         println!("{}", serde_json::to_string_pretty(&value)?);
     }
     Ok(())
 }
 
-/// A folder that is not there or empty, unless forced.
+/// Checks that the output folder does not exist or is empty, unless forced.
 fn check_out(out: &Path, force: bool) -> Result<()> {
     if !out.exists() {
         return Ok(());
@@ -138,16 +141,16 @@ fn check_out(out: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// What a model is compared by: a digest of each parameter, rounded, and the features of an image
-/// and a text.
-struct Likeness {
+/// Fingerprint of a model: a digest of each rounded parameter, and the features of an image and a
+/// text.
+struct Fingerprint {
     digests: BTreeMap<String, [u8; 32]>,
     features: [Vec<f32>; 2],
 }
 
-impl Likeness {
+impl Fingerprint {
     fn of(clip: &Clip, dtype: Dtype) -> Result<Self> {
-        // Colours that go on in both directions: no symmetry hides a wrong order of pixels.
+        // A colour gradient in both directions: no symmetry can hide a wrong order of pixels.
         let picture = RgbImage::from_fn(96, 64, |x, y| {
             Rgb([(x * 2) as u8, (y * 3) as u8, (x + y) as u8])
         });
@@ -159,32 +162,36 @@ impl Likeness {
         })
     }
 
-    /// One minus the cosine of the image's and the text's features.
+    /// Returns the cosine distances of the image features and of the text features.
+    ///
+    /// # Errors
+    /// If a parameter differs, or a distance is larger than rounding explains.
     fn compare(&self, other: &Self, dtype: Dtype) -> Result<[f32; 2]> {
         for (name, digest) in &self.digests {
             if other.digests.get(name) != Some(digest) {
-                bail!("parameter {name} came back with other values");
+                bail!("parameter {name} has other values in the result");
             }
         }
         if self.digests.len() != other.digests.len() {
             bail!("the result has more parameters than the source");
         }
         let allowed = match dtype {
-            Dtype::F32 => TURN_F32,
-            Dtype::F16 | Dtype::BF16 => TURN_HALF,
+            Dtype::F32 => MAX_COSINE_ERROR_F32,
+            Dtype::F16 | Dtype::BF16 => MAX_COSINE_ERROR_HALF,
         };
-        let mut turns = [0.0; 2];
+        let mut errors = [0.0; 2];
         for (i, what) in ["image", "text"].into_iter().enumerate() {
             let pairs = self.features[i].iter().zip(&other.features[i]);
-            turns[i] = 1.0 - pairs.map(|(a, b)| a * b).sum::<f32>();
-            if turns[i].is_nan() || turns[i] > allowed {
+            errors[i] = 1.0 - pairs.map(|(a, b)| a * b).sum::<f32>();
+            if errors[i].is_nan() || errors[i] > allowed {
                 bail!(
-                    "the result gives an {what} other features than the source (cosine {:.6})",
-                    1.0 - turns[i]
+                    "the result computes other {what} features than the source (cosine similarity \
+                     {:.6})",
+                    1.0 - errors[i]
                 );
             }
         }
-        Ok(turns)
+        Ok(errors)
     }
 }
 

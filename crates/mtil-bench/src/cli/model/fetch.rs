@@ -1,4 +1,4 @@
-//! `model fetch`.
+//! `model fetch`: download of a model.
 
 use clip_model::zoo::{Check, Layout, Registry, ZooError};
 use eyre::Result;
@@ -8,15 +8,15 @@ use serde_json::json;
 use super::role;
 use crate::cli::{
     args::{FetchArgs, LayoutName},
-    checkpoint::unknown,
-    fetching,
+    checkpoint::unknown_model,
+    download,
 };
 
-/// `model fetch`.
+/// Runs `model fetch`.
 pub fn fetch(args: &FetchArgs) -> Result<()> {
     let registry = Registry::embedded()?;
     let entry = registry.get(&args.name).map_err(|e| match e {
-        ZooError::Unknown { name, near } => unknown(&name, "not the name of a model", &near),
+        ZooError::Unknown { name, near } => unknown_model(&name, "not the name of a model", &near),
         e => e.into(),
     })?;
     let layout = args.layout.map(|name| match name {
@@ -24,7 +24,7 @@ pub fn fetch(args: &FetchArgs) -> Result<()> {
         LayoutName::OpenClip => Layout::OpenClip,
         LayoutName::Transformers => Layout::Transformers,
     });
-    let fetched = fetching::fetch(entry, args.offline, layout)?;
+    let fetched = download::fetch(entry, args.offline, layout)?;
     if args.json {
         let files: Vec<_> = fetched
             .files
@@ -57,9 +57,9 @@ pub fn fetch(args: &FetchArgs) -> Result<()> {
     );
     for file in &fetched.files {
         let against = match file.check {
-            Check::Registry => "hash as in the registry",
-            Check::Hub => "hash as the Hub states",
-            Check::LengthOnly => "no hash is stated",
+            Check::Registry => "hash matches the registry",
+            Check::Hub => "hash matches the Hub",
+            Check::LengthOnly => "no published hash",
         };
         println!(
             "  {:13} {} ({against})",
@@ -70,7 +70,7 @@ pub fn fetch(args: &FetchArgs) -> Result<()> {
     Ok(())
 }
 
-/// What the hash of a file was compared with, in one word.
+/// Returns the source that the hash of a file was compared with.
 fn compared(check: Check) -> &'static str {
     match check {
         Check::Registry => "registry",

@@ -1,4 +1,4 @@
-//! `model info`.
+//! `model info`: description of a model.
 
 use clip_model::{
     Clip, Description, KeyLayout, architecture,
@@ -9,36 +9,36 @@ use eyre::Result;
 use serde_json::{Value, json};
 
 use super::{
-    cached::{Present, present},
-    facts::{Facts, grouped},
     role,
+    summary::{CheckpointSummary, grouped},
 };
 use crate::{
     cli::{
         args::InfoArgs,
-        checkpoint::{EMBEDDED, Named, explained, options_for},
+        checkpoint::{EMBEDDED, ModelSource, options_for, with_help},
     },
     device,
 };
 use mini_world::embedded;
 
-/// `model info`.
+/// Runs `model info`.
 pub fn info(args: &InfoArgs) -> Result<()> {
     let options = args.hints.options()?;
-    match Named::find(&args.model)? {
-        Named::Embedded => {
-            let facts = embedded_facts()?;
-            show(args, EMBEDDED, &facts.lines(), &facts.json())
+    match ModelSource::find(&args.model)? {
+        ModelSource::Embedded => {
+            let summary = embedded_summary()?;
+            show(args, EMBEDDED, &summary.lines(), &summary.json())
         }
-        Named::Path(path) => {
-            let facts = Facts::of(explained(Clip::describe(&path, &options))?, None)?;
-            show(args, &args.model, &facts.lines(), &facts.json())
+        ModelSource::Path(path) => {
+            let summary = CheckpointSummary::of(with_help(Clip::describe(&path, &options))?, None)?;
+            show(args, &args.model, &summary.lines(), &summary.json())
         }
-        Named::Zoo(entry) => {
+        ModelSource::Zoo(entry) => {
             let cache = Cache::from_env();
-            let present = cache.ok().and_then(|cache| present(&cache, &entry));
-            let (mut lines, mut value) = (stated(&entry), entry_json(&entry));
-            if let Some(Present { layout, files }) = &present {
+            let cached = cache.ok().and_then(|cache| cache.find(&entry));
+            let (mut lines, mut value) = (entry_lines(&entry), entry_json(&entry));
+            if let Some(cached) = &cached {
+                let files = &cached.files;
                 for (kind, path) in files {
                     lines.push((
                         "in the cache",
@@ -51,16 +51,16 @@ pub fn info(args: &InfoArgs) -> Result<()> {
                     .collect();
                 let path = |wanted| files.iter().find(|(kind, _)| *kind == wanted);
                 if let Some((_, weights)) = path(Role::Weights) {
-                    let options = options_for(&entry, *layout, options);
-                    let description = explained(Clip::describe(weights, &options))?;
+                    let options = options_for(&entry, cached.layout, options);
+                    let description = with_help(Clip::describe(weights, &options))?;
                     let tokenizer = path(Role::Tokenizer).map(|(_, path)| path.as_path());
-                    let facts = Facts::of(description, tokenizer)?;
-                    lines.extend(facts.lines());
-                    value["file"] = facts.json();
+                    let summary = CheckpointSummary::of(description, tokenizer)?;
+                    lines.extend(summary.lines());
+                    value["file"] = summary.json();
                 }
             } else {
-                let how = format!("no; `mtil-bench model fetch {}` brings it", entry.name);
-                lines.push(("in the cache", how));
+                let hint = format!("no; `mtil-bench model fetch {}` downloads it", entry.name);
+                lines.push(("in the cache", hint));
                 value["cache"] = Value::Null;
             }
             show(args, &entry.name, &lines, &value)
@@ -84,8 +84,8 @@ fn show(args: &InfoArgs, title: &str, lines: &[(&str, String)], value: &Value) -
     Ok(())
 }
 
-/// What the registry says.
-fn stated(entry: &Entry) -> Vec<(&'static str, String)> {
+/// Formats the entry of the registry, a name and a value per line.
+fn entry_lines(entry: &Entry) -> Vec<(&'static str, String)> {
     let parameters = architecture(&entry.architecture).map(|c| c.parameters());
     let mut lines = vec![(
         "architecture",
@@ -180,19 +180,20 @@ fn files_json(hub: &HubFiles) -> Vec<Value> {
     hub.files.iter().map(one).collect()
 }
 
-fn embedded_facts() -> Result<Facts> {
+fn embedded_summary() -> Result<CheckpointSummary> {
     let clip = embedded::clip_mini(&device::parse(device::compiled_in()[0])?)?;
     let name = std::path::Path::new("(in the program)");
     let weights = WeightFile::from_bytes(embedded::CLIP_MINI.weights, name)?;
     let description = Description {
         weights: name.to_owned(),
+        files: vec![name.to_owned()],
         container: weights.container(),
         layout: KeyLayout::HuggingFace,
         bytes: weights.len_bytes(),
         tensors: weights.names().count(),
         config: clip.config.clone(),
     };
-    Ok(Facts::in_memory(
+    Ok(CheckpointSummary::in_memory(
         description,
         &clip.preprocess,
         &clip.tokenizer,

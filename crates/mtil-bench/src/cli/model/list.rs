@@ -1,4 +1,4 @@
-//! `model list`.
+//! `model list`: known models and published architectures.
 
 use clip_model::{
     ClipConfig, architecture, architectures,
@@ -7,17 +7,14 @@ use clip_model::{
 use eyre::{Result, bail};
 use serde_json::json;
 
-use super::{
-    cached::present,
-    facts::{activation, grouped},
-};
+use super::summary::{activation, grouped};
 use crate::cli::args::ListArgs;
 
-/// `model list`.
+/// Runs `model list`.
 pub fn list(args: &ListArgs) -> Result<()> {
     let (mut rows, values) = match args.architectures {
-        true => published(args),
-        false => named(args)?,
+        true => architecture_rows(args),
+        false => model_rows(args)?,
     };
     if values.is_empty() {
         bail!(
@@ -46,24 +43,26 @@ pub fn list(args: &ListArgs) -> Result<()> {
     Ok(())
 }
 
-type Listed = (Vec<Vec<String>>, Vec<serde_json::Value>);
+/// Table rows and JSON values.
+type Rows = (Vec<Vec<String>>, Vec<serde_json::Value>);
 
-fn wanted(args: &ListArgs, name: &str) -> bool {
+/// Returns whether a name contains the filter of the arguments.
+fn matches(args: &ListArgs, name: &str) -> bool {
     let word = args.word.as_deref().unwrap_or_default().to_lowercase();
     name.to_lowercase().contains(&word)
 }
 
-fn named(args: &ListArgs) -> Result<Listed> {
+fn model_rows(args: &ListArgs) -> Result<Rows> {
     let registry = Registry::embedded()?;
-    // Without a home directory there is no cache and nothing in it.
+    // Without a home directory there is no cache.
     let cache = Cache::from_env().ok();
     let entries = registry
         .iter()
-        .filter(|e| wanted(args, &e.name) || wanted(args, &e.architecture));
+        .filter(|e| matches(args, &e.name) || matches(args, &e.architecture));
     Ok(entries
         .map(|entry| {
             let parameters = architecture(&entry.architecture).map(|c| c.parameters());
-            let present = cache.as_ref().and_then(|cache| present(cache, entry));
+            let cached = cache.as_ref().and_then(|cache| cache.find(entry));
             let dash = || "-".to_owned();
             let row = vec![
                 entry.name.clone(),
@@ -72,7 +71,7 @@ fn named(args: &ListArgs) -> Result<Listed> {
                 entry.preprocess.size.to_string(),
                 entry.zero_shot.map_or_else(dash, |z| format!("{z:.1} %")),
                 entry.licence.clone().unwrap_or_else(dash),
-                if present.is_some() { "yes" } else { "no" }.to_owned(),
+                if cached.is_some() { "yes" } else { "no" }.to_owned(),
             ];
             let value = json!({
                 "name": entry.name,
@@ -81,15 +80,15 @@ fn named(args: &ListArgs) -> Result<Listed> {
                 "image_size": entry.preprocess.size,
                 "imagenet_zero_shot": entry.zero_shot,
                 "licence": entry.licence,
-                "cached": present.is_some(),
-                "weights": present.as_ref().and_then(|p| p.path(Role::Weights)),
+                "cached": cached.is_some(),
+                "weights": cached.as_ref().and_then(|p| p.path(Role::Weights)),
             });
             (row, value)
         })
         .unzip())
 }
 
-fn published(args: &ListArgs) -> Listed {
+fn architecture_rows(args: &ListArgs) -> Rows {
     let one = |(name, config): (&str, ClipConfig)| {
         let row = vec![
             name.to_owned(),
@@ -108,12 +107,12 @@ fn published(args: &ListArgs) -> Listed {
         (row, value)
     };
     architectures()
-        .filter(|(name, _)| wanted(args, name))
+        .filter(|(name, _)| matches(args, name))
         .map(one)
         .unzip()
 }
 
-/// Columns as wide as what is in them; those of numbers lean to the right.
+/// Formats a table with aligned columns, numbers to the right.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |c: usize| rows.iter().map(|row| row[c].chars().count()).max();

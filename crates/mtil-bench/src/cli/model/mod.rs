@@ -1,24 +1,22 @@
-//! `model`: pretrained weights by name and by path.
+//! `model`: pretrained models by name and by path.
 //!
-//! | file | what |
+//! | module | contents |
 //! |---|---|
-//! | `list`, `info`, `fetch`, `verify`, `convert` | the verbs |
-//! | `facts` | what a checkpoint is, as text and as JSON |
-//! | `cached` | whether files of the zoo are on this machine, without hashing them |
+//! | `list`, `info`, `fetch`, `verify`, `convert` | the subcommands |
+//! | `summary` | description of a checkpoint as text and as JSON |
 
-mod cached;
 mod convert;
-mod facts;
 mod fetch;
 mod info;
 mod list;
+mod summary;
 mod verify;
 
 use eyre::Result;
 
 use super::args::{ModelArgs, ModelVerb};
 
-/// `model`.
+/// Runs `model`.
 pub fn model(args: &ModelArgs) -> Result<()> {
     match &args.verb {
         ModelVerb::List(args) => list::list(args),
@@ -29,7 +27,7 @@ pub fn model(args: &ModelArgs) -> Result<()> {
     }
 }
 
-/// What a file of the zoo is for, in one word.
+/// Returns the name of the role of a file in the zoo.
 fn role(role: clip_model::zoo::Role) -> &'static str {
     use clip_model::zoo::Role;
     match role {

@@ -1,4 +1,4 @@
-//! `model verify`.
+//! `model verify`: hashes of cached files, and values of every tensor.
 
 use std::path::Path;
 
@@ -11,34 +11,36 @@ use indicatif::DecimalBytes;
 use serde_json::json;
 
 use super::{
-    facts::{Facts, TokenizerFacts, grouped},
     role,
+    summary::{CheckpointSummary, TokenizerSource, grouped},
 };
 use crate::{
     cli::{
         args::VerifyArgs,
-        checkpoint::{Named, explained, weights_sha256},
+        checkpoint::{ModelSource, with_help},
     },
     device,
 };
 
-/// `model verify`.
+/// Runs `model verify`.
 pub fn verify(args: &VerifyArgs) -> Result<()> {
-    match Named::find(&args.model)? {
-        Named::Embedded => bail!(
-            "the embedded model is part of the program, which would not start with a broken one"
-        ),
-        Named::Zoo(entry) => in_the_cache(args, &entry),
-        Named::Path(path) => a_path(args, &path),
+    match ModelSource::find(&args.model)? {
+        ModelSource::Embedded => {
+            bail!("the embedded model is part of the program and needs no verification")
+        }
+        ModelSource::Zoo(entry) => verify_cached(args, &entry),
+        ModelSource::Path(path) => verify_path(args, &path),
     }
 }
 
-fn in_the_cache(args: &VerifyArgs, entry: &Entry) -> Result<()> {
+/// Verifies the hashes of the cached files of a model.
+fn verify_cached(args: &VerifyArgs, entry: &Entry) -> Result<()> {
     let reports = clip_model::zoo::verify(entry, &Cache::from_env()?).map_err(|e| match e {
         ZooError::NotCached { name, looked } => {
             let looked: Vec<_> = looked.iter().map(|p| p.display().to_string()).collect();
             eyre!(
-                "`{name}` is not on this machine (looked in {}); `mtil-bench model fetch {name}` brings it",
+                "`{name}` is not on this machine (looked in {}); `mtil-bench model fetch {name}` \
+                 downloads it",
                 looked.join(", ")
             )
         }
@@ -53,9 +55,9 @@ fn in_the_cache(args: &VerifyArgs, entry: &Entry) -> Result<()> {
                 format!("intact, {}", DecimalBytes(*bytes)),
                 Some(sha256),
             ),
-            FileState::Unstated { bytes, sha256 } => (
+            FileState::Unverified { bytes, sha256 } => (
                 "unstated",
-                format!("{}, no hash is stated for it", DecimalBytes(*bytes)),
+                format!("{}, no published hash", DecimalBytes(*bytes)),
                 Some(sha256),
             ),
             FileState::Corrupt { expected, found } => (
@@ -84,7 +86,8 @@ fn in_the_cache(args: &VerifyArgs, entry: &Entry) -> Result<()> {
     }
     if !wrong.is_empty() {
         bail!(
-            "{} of {} files of {} are corrupt or missing: {}; `mtil-bench model fetch {}` fetches them again",
+            "{} of {} files of {} are corrupt or missing: {}; `mtil-bench model fetch {}` \
+             downloads them again",
             wrong.len(),
             reports.len(),
             entry.name,
@@ -95,7 +98,8 @@ fn in_the_cache(args: &VerifyArgs, entry: &Entry) -> Result<()> {
     Ok(())
 }
 
-fn a_path(args: &VerifyArgs, path: &Path) -> Result<()> {
+/// Verifies every tensor of a checkpoint.
+fn verify_path(args: &VerifyArgs, path: &Path) -> Result<()> {
     let options = args.hints.options()?;
     let checked = check(path, &options);
     if args.json {
@@ -118,7 +122,7 @@ fn a_path(args: &VerifyArgs, path: &Path) -> Result<()> {
         return Ok(());
     }
     println!(
-        "{}: whole, {} tensors, {} parameters, all finite",
+        "{}: complete, {} tensors, {} parameters, all finite",
         checked.description.weights.display(),
         checked.description.tensors,
         grouped(checked.description.config.parameters())
@@ -126,18 +130,15 @@ fn a_path(args: &VerifyArgs, path: &Path) -> Result<()> {
     println!("  sha256        {}", checked.sha256);
     println!(
         "  model         {}",
-        checked
-            .name
-            .as_deref()
-            .unwrap_or("none whose hash the registry knows")
+        checked.name.as_deref().unwrap_or("not in the registry")
     );
     if !checked.has_tokenizer {
-        println!("  tokenizer     none beside the weights, and OpenAI's does not fit");
+        println!("  tokenizer     none next to the weights, and OpenAI's does not fit");
     }
     Ok(())
 }
 
-/// A checkpoint of which everything has been read.
+/// A verified checkpoint.
 struct Checked {
     description: Description,
     sha256: String,
@@ -146,23 +147,22 @@ struct Checked {
 }
 
 fn check(path: &Path, options: &LoadOptions) -> Result<Checked> {
-    let facts = Facts::of(explained(Clip::describe(path, options))?, None)?;
-    facts.check()?;
+    let summary = CheckpointSummary::of(with_help(Clip::describe(path, options))?, None)?;
+    summary.check()?;
     let device = device::parse(device::compiled_in()[0])?;
-    // Every tensor is read, and compared with the shape of the model; the model itself is not
-    // needed.
-    drop(explained(ClipModel::load(path, options, &device))?);
-    let sha256 = weights_sha256(&facts.description)?;
+    // Loading reads every tensor and checks its shape and values. The model is not needed.
+    drop(with_help(ClipModel::load(path, options, &device))?);
+    let sha256 = summary.description.sha256()?;
     let name = name_of(&Registry::embedded()?, &sha256);
     Ok(Checked {
-        has_tokenizer: !matches!(facts.tokenizer, TokenizerFacts::Absent),
-        description: facts.description,
+        has_tokenizer: !matches!(summary.tokenizer, TokenizerSource::Absent),
+        description: summary.description,
         sha256,
         name,
     })
 }
 
-/// The model whose weights have this hash.
+/// Returns the name of the model whose weights have this hash.
 fn name_of(registry: &Registry, sha256: &str) -> Option<String> {
     let has = |source: &Source| match source {
         Source::Archive(archive) => archive.sha256 == sha256,
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_names_the_model() {
+    fn a_model_is_recognized_by_its_hash() {
         let registry = Registry::embedded().unwrap();
         let hash = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f";
         assert_eq!(name_of(&registry, hash).as_deref(), Some("openai/ViT-B-16"));

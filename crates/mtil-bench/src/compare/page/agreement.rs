@@ -1,17 +1,17 @@
-//! Differences of the results, and replays of training runs.
+//! Charts of the differences between results, and the replays of training runs.
 
 use maud::{Markup, html};
 
-use super::{Shown, has_points, legend, rows};
+use super::{Series, has_points, legend, rows};
 use crate::compare::record::{Comparison, REFERENCE, ReplayOutcome, Size};
 use crate::compare::words::{self, NONE, sentence_start};
-use mtil_report::svg::{Axis, Group, Mark, Rows};
+use mtil_report::svg::{Axis, DotPlot, Group, Mark};
 
-pub(super) fn agreement(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
-    let others: Vec<Shown<'_>> = shown
+pub(super) fn agreement(c: &Comparison, series: &[Series<'_>]) -> Markup {
+    let others: Vec<Series<'_>> = series
         .iter()
         .filter(|s| s.device.word != REFERENCE)
-        .map(|s| Shown {
+        .map(|s| Series {
             device: s.device,
             colour: s.colour,
         })
@@ -43,8 +43,10 @@ pub(super) fn agreement(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             )
         });
         has_points(&groups).then(|| {
-            Rows {
-                title: format!("Relative difference from {REFERENCE} of {size} by work and device"),
+            DotPlot {
+                title: format!(
+                    "Relative difference from {REFERENCE} of {size} by workload and device"
+                ),
                 axis: Axis::Log,
                 axis_name: format!("relative difference from {REFERENCE}, logarithmic"),
                 tick: tick_power,
@@ -65,9 +67,10 @@ pub(super) fn agreement(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
                 h2 { "Do the results agree?" }
                 @if !charts.is_empty() {
                     p {
-                        "The largest difference of a result from that of " (REFERENCE) " in f32, divided by the largest result. "
-                        "Sums in another order differ by rounding, about 1e-7 for each operation; the dashed line is the tolerance, "
-                        (words::difference(tolerance)) "."
+                        "The largest difference of a result from that of " (REFERENCE)
+                        " in f32, divided by the largest result. Sums in another order differ by "
+                        "rounding, about 1e-7 for each operation; the dashed line is the "
+                        "tolerance, " (words::difference(tolerance)) "."
                     }
                     (legend(&others))
                     div.pair.charts {
@@ -88,13 +91,21 @@ pub(super) fn agreement(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
 fn replays(c: &Comparison) -> Markup {
     html! {
         h3.apart { "The same training run on two devices" }
-        p { "The losses of the first updates, update by update. Rounding grows with every update, so any two devices part in the end." }
+        p {
+            "The losses of the first training steps. Rounding errors grow with every step, so any "
+            "two devices diverge eventually."
+        }
         div.scroll tabindex="0" role="region" aria-label="Replayed training runs" {
             table.plain.said {
                 thead { tr {
-                    th scope="col" { "Size" } th scope="col" { "Recorded on" } th scope="col" { "Replayed on" }
-                    th scope="col" { "Updates" } th scope="col" { "Compared" } th scope="col" { "Largest relative difference" }
-                    th scope="col" { "Tolerance" } th scope="col" { "Result" }
+                    th scope="col" { "Size" }
+                    th scope="col" { "Recorded on" }
+                    th scope="col" { "Replayed on" }
+                    th scope="col" { "Steps" }
+                    th scope="col" { "Compared" }
+                    th scope="col" { "Largest relative difference" }
+                    th scope="col" { "Tolerance" }
+                    th scope="col" { "Result" }
                 } }
                 tbody {
                     @for r in &c.replays {
@@ -104,10 +115,16 @@ fn replays(c: &Comparison) -> Markup {
                             td { (r.updates) } td { "first " (r.compared) }
                             @match &r.outcome {
                                 ReplayOutcome::Compared { difference, tolerance } => {
-                                    td { (words::difference(*difference)) } td { (words::difference(*tolerance)) }
-                                    td { @if r.agreed() == Some(true) { "agreed" } @else { b.bad { "not agreed" } } }
+                                    td { (words::difference(*difference)) }
+                                    td { (words::difference(*tolerance)) }
+                                    td {
+                                        @if r.agreed() == Some(true) { "agreed" }
+                                        @else { b.bad { "not agreed" } }
+                                    }
                                 },
-                                ReplayOutcome::Missing(missing) => { td { (NONE) } td { (NONE) } td { (words::reason(missing)) } },
+                                ReplayOutcome::Missing(missing) => {
+                                    td { (NONE) } td { (NONE) } td { (words::reason(missing)) }
+                                },
                             }
                         }
                     }

@@ -1,14 +1,14 @@
-//! The devices, and how to get more of them into the build.
+//! Table of the devices, and the commands that add backends to the build.
 
 use maud::{Markup, html};
 
-use super::{Shown, sentence};
+use super::{Series, sentence};
 use crate::compare::record::{Comparison, DeviceState};
 use crate::compare::words::{self, NONE};
 use mtil_report::svg::swatch;
 
-pub(super) fn devices(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
-    let colour = |word: &str| shown.iter().find(|s| s.device.word == word);
+pub(super) fn devices(c: &Comparison, series: &[Series<'_>]) -> Markup {
+    let colour = |word: &str| series.iter().find(|s| s.device.word == word);
     html! {
         section {
             h2 { "The devices" }
@@ -16,8 +16,11 @@ pub(super) fn devices(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             div.scroll tabindex="0" role="region" aria-label="Devices" {
                 table.plain.said {
                     thead { tr {
-                        th scope="col" { "Device" } th scope="col" { "Hardware" } th scope="col" { "Numbers" }
-                        th scope="col" { "Memory" } th scope="col" { "State" }
+                        th scope="col" { "Device" }
+                        th scope="col" { "Hardware" }
+                        th scope="col" { "Precision" }
+                        th scope="col" { "Memory" }
+                        th scope="col" { "State" }
                     } }
                     tbody {
                         @for d in &c.devices {
@@ -29,10 +32,15 @@ pub(super) fn devices(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
                                 }
                                 td { @if d.name.is_empty() { (NONE) } @else { (d.name) } }
                                 td.name { @if usable { (d.precision) } @else { (NONE) } }
-                                td.name { (d.memory_bytes.map(words::bytes).unwrap_or_else(|| NONE.into())) }
+                                td.name {
+                                    (d.memory_bytes.map_or_else(|| NONE.into(), words::bytes))
+                                }
                                 td {
                                     @match &d.state {
-                                        DeviceState::NotCompiledIn { feature } => { "Not in this build: " code.command { (words::build_command(feature)) } },
+                                        DeviceState::NotCompiledIn { feature } => {
+                                            "Not in this build: "
+                                            code.command { (words::build_command(feature)) }
+                                        },
                                         state => (sentence(&words::state(state))),
                                     }
                                 }
@@ -45,7 +53,7 @@ pub(super) fn devices(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
     }
 }
 
-/// How other backends get into the build.
+/// Returns the commands that add other backends to the build.
 pub(super) fn add_devices(c: &Comparison) -> Markup {
     let features: Vec<&str> = c
         .devices
@@ -58,9 +66,9 @@ pub(super) fn add_devices(c: &Comparison) -> Markup {
     html! {
         "Each backend is a cargo feature. "
         @if features.is_empty() {
-            "Those listed here are in this build."
+            "All of them are in this build."
         } @else {
-            "To add one, or several with commas between the features: "
+            "To add one, or several with comma-separated features: "
             @for (i, feature) in features.iter().enumerate() {
                 @if i > 0 { ", " }
                 code.command { (words::build_command(feature)) }

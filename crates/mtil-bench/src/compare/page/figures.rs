@@ -1,14 +1,14 @@
-//! All figures, and why some are missing.
+//! Tables of all figures, and of the reasons for missing ones.
 
 use maud::{Markup, html};
 
-use super::{Shown, sentence};
+use super::{Series, sentence};
 use crate::compare::record::{Comparison, Measurement, REFERENCE};
 use crate::compare::words::{self, NONE};
 use mtil_report::svg::swatch;
 
-pub(super) fn missing(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
-    let colour = |word: &str| shown.iter().find(|s| s.device.word == word)?.colour;
+pub(super) fn missing(c: &Comparison, series: &[Series<'_>]) -> Markup {
+    let colour = |word: &str| series.iter().find(|s| s.device.word == word)?.colour;
     let all: Vec<_> = c
         .measurements
         .iter()
@@ -17,17 +17,22 @@ pub(super) fn missing(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
     html! {
         @if !all.is_empty() {
             section {
-                h2 { "What could not be measured" }
-                div.scroll tabindex="0" role="region" aria-label="What could not be measured, and why" {
+                h2 { "Missing measurements" }
+                div.scroll tabindex="0" role="region"
+                    aria-label="Missing measurements and their reasons" {
                     table.plain.said {
                         thead { tr {
-                            th scope="col" { "Device" } th scope="col" { "Size" } th scope="col" { "Work" } th scope="col" { "Why" }
+                            th scope="col" { "Device" }
+                            th scope="col" { "Size" }
+                            th scope="col" { "Workload" }
+                            th scope="col" { "Reason" }
                         } }
                         tbody {
                             @for (m, missing) in all {
                                 tr {
                                     th scope="row" { (swatch(colour(&m.device))) " " (m.device) }
-                                    td.name { (m.size) } td.name { (m.work) } td { (sentence(&words::reason(missing))) }
+                                    td.name { (m.size) } td.name { (m.work) }
+                                    td { (sentence(&words::reason(missing))) }
                                 }
                             }
                         }
@@ -38,29 +43,48 @@ pub(super) fn missing(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
     }
 }
 
-pub(super) fn figures(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
+pub(super) fn figures(c: &Comparison, series: &[Series<'_>]) -> Markup {
     html! {
         section {
             h2 { "All figures" }
-            p { "× " (REFERENCE) ": how many times as fast as " (REFERENCE) " at the same work and size. A difference above the tolerance is " b.bad { "marked" } "." }
+            p {
+                "× " (REFERENCE) ": speed relative to " (REFERENCE)
+                " at the same workload and size. A difference above the tolerance is "
+                b.bad { "marked" } "."
+            }
             @for size in c.sizes() {
                 details open[c.sizes().len() == 1] {
                     summary { (size) }
-                    div.scroll tabindex="0" role="region" aria-label={ "All figures of " (size) } {
+                    div.scroll tabindex="0" role="region"
+                        aria-label={ "All figures of " (size) } {
                         table.plain.figures {
                             thead { tr {
-                                th scope="col" { "Work" } th scope="col" { "Device" } th scope="col" { "Median" } th scope="col" { "Range" }
-                                th scope="col" { "Repetitions" } th scope="col" { "× " (REFERENCE) } th scope="col" { "A call" }
-                                th scope="col" { "First call" } th scope="col" { "Process" } th scope="col" { "Device memory" }
+                                th scope="col" { "Workload" }
+                                th scope="col" { "Device" }
+                                th scope="col" { "Median" }
+                                th scope="col" { "Range" }
+                                th scope="col" { "Repetitions" }
+                                th scope="col" { "× " (REFERENCE) }
+                                th scope="col" { "Call" }
+                                th scope="col" { "First call" }
+                                th scope="col" { "Process memory" }
+                                th scope="col" { "Device memory" }
                                 th scope="col" { "Difference" }
                             } }
                             tbody {
                                 @for work in c.works(Some(size)) {
-                                    @let of_work: Vec<_> = shown.iter().filter_map(|s| Some((s, c.get(&s.device.word, size, work)?))).collect();
+                                    @let of_work: Vec<_> = series
+                                        .iter()
+                                        .filter_map(|s| {
+                                            Some((s, c.get(&s.device.word, size, work)?))
+                                        })
+                                        .collect();
                                     @for (i, (s, m)) in of_work.iter().enumerate() {
                                         tr {
                                             @if i == 0 {
-                                                th scope="rowgroup" rowspan=(of_work.len()) { (work) br; small { (work.unit()) } }
+                                                th scope="rowgroup" rowspan=(of_work.len()) {
+                                                    (work) br; small { (work.unit()) }
+                                                }
                                             }
                                             td.name { (swatch(s.colour)) " " (m.device) }
                                             (figure_cells(c, m))
@@ -94,7 +118,9 @@ fn figure_cells(c: &Comparison, m: &Measurement) -> Markup {
                     @if c.agrees(m) == Some(false) { b.bad { (text) } } @else { (text) }
                 }
             },
-            (None, missing) => td.why colspan="9" { (missing.map(words::reason).unwrap_or_default()) },
+            (None, missing) => td.why colspan="9" {
+                (missing.map(words::reason).unwrap_or_default())
+            },
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The head of the page: the verdict in words, where and how it was measured.
+//! Head of the page: conclusions, machine and settings.
 
 use maud::{Markup, html};
 
@@ -25,20 +25,24 @@ pub(super) fn head(c: &Comparison) -> Markup {
                 }
             }
             p.lede {
-                "On " @if f.cpu.is_empty() { "an unknown processor" } @else { (f.cpu) } ", " (words::plural(f.processors, "processor"))
+                "On " @if f.cpu.is_empty() { "an unknown processor" } @else { (f.cpu) } ", "
+                (words::plural(f.processors, "processor"))
                 @if let Some(b) = f.memory_bytes { ", " (words::bytes(b)) " of memory" }
                 @if !f.system.is_empty() { ", " (f.system) }
                 @if !f.products.is_empty() { "; matrix products on the CPU by " (f.products) }
                 ". Weights, images and prompts are drawn from seed " (f.seed) ". "
                 "Speeds are medians of up to " (words::plural(f.repetitions, "repetition"))
-                ", thin lines their range; the first call is kept apart, because it compiles kernels and tries out variants. "
-                @if let Some(s) = f.limit_seconds { "A measurement may take " (words::duration(s)) ". " }
+                ", thin lines their range; the first call is separate, because it compiles and "
+                "tunes kernels. "
+                @if let Some(s) = f.limit_seconds {
+                    "A measurement may take " (words::duration(s)) ". "
+                }
                 "mtil-bench " (f.version)
                 @if let Some(commit) = &f.commit { ", commit " code { (commit) } }
                 "."
             }
             @match measured[..] {
-                [] => p.note { strong { "Nothing was measured. " } "Why is said below." },
+                [] => p.note { strong { "Nothing was measured. " } "The reasons are below." },
                 [only] => p.note {
                     strong { "Only " (only.word) " was measured. " }
                     (add_devices(c))

@@ -1,26 +1,29 @@
-//! Peak memory.
+//! Charts of peak memory.
 
 use maud::{Markup, html};
 
-use super::{Shown, has_points, legend};
-use crate::compare::record::{Comparison, Figures, Size, Work};
+use super::{Series, has_points, legend};
+use crate::compare::record::{Comparison, Figures, Size, Workload};
 use crate::compare::words;
-use mtil_report::svg::{Axis, Group, Mark, Row, Rows};
+use mtil_report::svg::{Axis, DotPlot, Group, Mark, Row};
 
-pub(super) fn memory(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
-    /// Picks one of the memories.
+pub(super) fn memory(c: &Comparison, series: &[Series<'_>]) -> Markup {
+    /// Returns the memory of the process or of the device.
     type Bytes = fn(&Figures) -> Option<u64>;
     let chart = |title: &str, get: Bytes| {
         let peak = |word: &str, size: Size| {
-            let of = |work: Work| Some((get(c.get(word, size, work)?.figures()?)?, work));
-            Work::ALL.into_iter().filter_map(of).max_by_key(|(b, _)| *b)
+            let of = |work: Workload| Some((get(c.get(word, size, work)?.figures()?)?, work));
+            Workload::ALL
+                .into_iter()
+                .filter_map(of)
+                .max_by_key(|(b, _)| *b)
         };
         let groups: Vec<Group> = c
             .sizes()
             .into_iter()
             .map(|size| Group {
                 name: size.to_string(),
-                rows: shown
+                rows: series
                     .iter()
                     .filter_map(|s| {
                         let (bytes, work) = peak(&s.device.word, size)?;
@@ -47,7 +50,7 @@ pub(super) fn memory(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             .filter(|g| !g.rows.is_empty())
             .collect();
         has_points(&groups).then(|| {
-            Rows {
+            DotPlot {
                 title: format!("{title} by size and device"),
                 axis: Axis::FromZero,
                 axis_name: "peak memory".into(),
@@ -70,8 +73,11 @@ pub(super) fn memory(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
         @if !charts.is_empty() {
             section {
                 h2 { "Memory" }
-                p { "The highest of all works that were measured; which one it was is shown when a bar is pointed at. A device without its own memory uses that of the process." }
-                (legend(shown))
+                p {
+                    "The maximum over the measured workloads; hover a bar to see which one it was. "
+                    "A device without its own memory uses that of the process."
+                }
+                (legend(series))
                 div.pair.charts {
                     @for (title, chart) in &charts {
                         figure {

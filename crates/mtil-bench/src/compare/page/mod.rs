@@ -1,17 +1,16 @@
-//! A comparison as one HTML file that refers to nothing outside itself, in the manner of the
-//! reports; one file for each section, in the order in which they appear.
+//! Self-contained HTML page of a comparison, one module per section in the order of the page.
 //!
-//! | file | what |
+//! | module | contents |
 //! |---|---|
-//! | `head` | the verdict in words, where and how it was measured |
-//! | `fastest` | which device to use for each work |
-//! | `speed` | speeds, and the first call |
-//! | `memory` | peak memory |
+//! | `head` | conclusions, machine and settings |
+//! | `fastest` | the fastest device of each workload |
+//! | `speed` | charts of speeds and first calls |
+//! | `memory` | charts of peak memory |
 //! | `agreement` | differences of the results, replays |
-//! | `figures` | all figures, and why some are missing |
-//! | `devices` | the devices, and how to get more |
+//! | `figures` | all figures, and the reasons for missing ones |
+//! | `devices` | the devices, and how to add backends |
 //!
-//! A section without data is left out.
+//! A section without data is omitted.
 
 mod agreement;
 mod devices;
@@ -25,7 +24,7 @@ use std::path::Path;
 
 use maud::{Markup, html};
 
-use super::record::{Comparison, DeviceFacts, Figures, Measurement, RecordError, Size, Work};
+use super::record::{Comparison, DeviceFacts, Figures, Measurement, RecordError, Size, Workload};
 use super::words;
 use mtil_data::files::write_atomically;
 use mtil_report::{
@@ -36,15 +35,15 @@ use mtil_report::{
 const STYLE: &str = include_str!("../style.css");
 
 impl Comparison {
-    /// The page.
+    /// Returns the page as HTML.
     pub fn to_html(&self) -> String {
         page(self).into_string()
     }
 
-    /// Writes the page, replaced atomically.
+    /// Writes the page to a file, which is replaced atomically.
     ///
     /// # Errors
-    /// [`RecordError::Io`].
+    /// [`RecordError::Io`] if the file cannot be written.
     pub fn write_page(&self, path: &Path) -> Result<(), RecordError> {
         write_atomically(path, self.to_html().as_bytes()).map_err(|source| RecordError::Io {
             path: path.into(),
@@ -53,18 +52,18 @@ impl Comparison {
     }
 }
 
-/// A device that was tried, with its colour.
-struct Shown<'a> {
+/// A data series of the charts: a device with its colour.
+struct Series<'a> {
     device: &'a DeviceFacts,
     colour: Option<usize>,
 }
 
 fn page(c: &Comparison) -> Markup {
-    let shown: Vec<Shown<'_>> = c
+    let series: Vec<Series<'_>> = c
         .tried()
         .into_iter()
         .enumerate()
-        .map(|(i, device)| Shown {
+        .map(|(i, device)| Series {
             device,
             colour: Some(i),
         })
@@ -74,42 +73,45 @@ fn page(c: &Comparison) -> Markup {
         (head::head(c))
         @if any {
             (fastest::fastest(c))
-            (speed::speeds(c, &shown))
-            (speed::first_calls(c, &shown))
-            (memory::memory(c, &shown))
+            (speed::speeds(c, &series))
+            (speed::first_calls(c, &series))
+            (memory::memory(c, &series))
         }
-        (agreement::agreement(c, &shown))
-        (figures::missing(c, &shown))
-        @if any { (figures::figures(c, &shown)) }
-        (devices::devices(c, &shown))
+        (agreement::agreement(c, &series))
+        (figures::missing(c, &series))
+        @if any { (figures::figures(c, &series)) }
+        (devices::devices(c, &series))
         footer { p {
-            "Made by mtil-bench " (env!("CARGO_PKG_VERSION")) ". Hover or tap points for exact values; all of them are in the tables."
+            "Made by mtil-bench " (env!("CARGO_PKG_VERSION"))
+            ". Hover or tap points for exact values; the tables contain all of them."
         } }
     };
     document("Devices compared", STYLE, &sections)
 }
 
-fn legend(shown: &[Shown<'_>]) -> Markup {
+fn legend(series: &[Series<'_>]) -> Markup {
     html! {
         ul.legend aria-label="Legend" {
-            @for s in shown { li {
+            @for s in series { li {
                 (swatch(s.colour)) " " (s.device.word)
-                @if !s.device.name.is_empty() { " " small { (s.device.name) ", " (s.device.precision) } }
+                @if !s.device.name.is_empty() {
+                    " " small { (s.device.name) ", " (s.device.precision) }
+                }
             } }
         }
     }
 }
 
-/// A row for each device for which something was asked.
+/// Returns a chart row for each device with a requested measurement.
 fn rows(
     c: &Comparison,
-    shown: &[Shown<'_>],
+    series: &[Series<'_>],
     size: Size,
-    work: Work,
+    work: Workload,
     row: impl Fn(&Measurement, &Figures) -> Option<(Vec<Mark>, Option<(f64, f64)>, String, bool)>,
 ) -> Vec<Row> {
     let mut rows = Vec::new();
-    for s in shown {
+    for s in series {
         let Some(m) = c.get(&s.device.word, size, work) else {
             continue;
         };
@@ -135,7 +137,7 @@ fn rows(
     rows
 }
 
-/// Groups without a point have nothing to compare.
+/// Returns whether any row of the groups has a point.
 fn has_points(groups: &[Group]) -> bool {
     groups
         .iter()
@@ -143,12 +145,12 @@ fn has_points(groups: &[Group]) -> bool {
         .any(|r| !r.marks.is_empty())
 }
 
-/// A fact, or that it is not known.
+/// Returns the text, or `unknown` if it is empty.
 fn known(text: &str) -> &str {
     if text.is_empty() { "unknown" } else { text }
 }
 
-/// With a capital, and a full stop unless it ends with one.
+/// Returns the text as a sentence: with a capital, and a full stop unless it ends with punctuation.
 fn sentence(text: &str) -> String {
     let text = words::sentence_start(text.trim_end());
     match text.ends_with(['.', '!', '?']) {
@@ -163,7 +165,7 @@ mod tests {
     use crate::compare::fake::{nothing, one_device, three_devices};
     use crate::compare::record::DeviceState;
 
-    /// Every element is closed, in order.
+    /// Asserts that every element is closed in order, and nothing refers to other files.
     fn assert_well_formed(html: &str) {
         let mut open: Vec<&str> = Vec::new();
         let style = html.find("<style>").unwrap();
@@ -197,26 +199,26 @@ mod tests {
     }
 
     #[test]
-    fn all_cases_are_whole_pages() {
+    fn pages_are_well_formed() {
         for c in [nothing(), one_device(), three_devices()] {
             assert_well_formed(&c.to_html());
         }
     }
 
     #[test]
-    fn one_device_says_how_to_get_more() {
+    fn a_page_of_one_device_shows_how_to_add_backends() {
         let html = one_device().to_html();
         assert!(html.contains("Only flex was measured."));
         for feature in ["ndarray", "wgpu", "cuda"] {
             assert!(html.contains(&format!("--features {feature} -- device compare")));
         }
-        // Nothing to agree with, nothing to be faster than.
+        // There is no other device to compare with.
         assert!(!html.contains("Do the results agree?") && !html.contains("times flex"));
-        assert!(html.contains("Each work at a glance") && html.contains("<h2>Speed</h2>"));
+        assert!(html.contains("Each workload at a glance") && html.contains("<h2>Speed</h2>"));
     }
 
     #[test]
-    fn nothing_measured_says_why() {
+    fn a_page_without_measurements_shows_the_reason() {
         let html = nothing().to_html();
         assert!(html.contains("<h1>Nothing could be measured.</h1>"));
         assert!(html.contains("Does not work here: no device found."));
@@ -227,17 +229,20 @@ mod tests {
     fn three_devices_have_charts_reasons_and_figures() {
         let c = three_devices();
         let html = c.to_html();
-        // A chart a work for speeds, one a size for first calls and differences, two for memory.
+        // A speed chart per workload, a chart per size for first calls and one for differences, two
+        // charts for memory.
         assert_eq!(html.matches("<svg class=\"chart\"").count(), 7 + 4 + 4 + 2);
         assert_eq!(
             html.matches("<svg class=\"chart\"").count(),
             html.matches("role=\"img\"").count()
         );
-        let m = c.get("cuda:0", Size::VitB16, Work::TrainingStep).unwrap();
+        let m = c
+            .get("cuda:0", Size::VitB16, Workload::TrainingStep)
+            .unwrap();
         let median = words::number(m.speed().unwrap().median);
         assert!(html.contains(&format!("<td>{median}</td>")), "{median}");
         for reason in [
-            "Out of memory: it takes 21.3 GB, there are 16.0 GB; --batch 16 lowers it.",
+            "Out of memory: needs 21.3 GB, 16.0 GB available; reduce it with --batch 16.",
             "Not a number: text embeddings.",
             "Not done within the limit of 2 min 00 s.",
             "Failed: cusolver is missing.",
@@ -251,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_escaped_wherever_they_come_from() {
+    fn names_are_escaped() {
         let mut c = three_devices();
         let evil = "<b>&\"'</script><!--";
         c.facts.cpu = evil.into();
@@ -284,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_cannot_be_are_dashes() {
+    fn invalid_values_are_shown_as_dashes() {
         let mut c = three_devices();
         for m in &mut c.measurements {
             if let crate::compare::Outcome::Measured(f) = &mut m.outcome {

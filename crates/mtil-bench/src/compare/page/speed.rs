@@ -1,21 +1,21 @@
-//! Speeds, and how long the first call takes.
+//! Charts of speeds, and of the durations of the first call.
 
 use maud::{Markup, html};
 
-use super::{Shown, has_points, legend, rows};
-use crate::compare::record::{Comparison, REFERENCE, Size, Unit, Work};
+use super::{Series, has_points, legend, rows};
+use crate::compare::record::{Comparison, REFERENCE, Size, Unit, Workload};
 use crate::compare::words::{self, sentence_start};
-use mtil_report::svg::{Axis, Group, Mark, Rows};
+use mtil_report::svg::{Axis, DotPlot, Group, Mark};
 
-pub(super) fn speeds(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
-    let chart = |work: Work| {
+pub(super) fn speeds(c: &Comparison, series: &[Series<'_>]) -> Markup {
+    let chart = |work: Workload| {
         let unit = work.unit();
         let groups: Vec<Group> = c
             .sizes()
             .into_iter()
             .map(|size| Group {
                 name: size.to_string(),
-                rows: rows(c, shown, size, work, |m, _| {
+                rows: rows(c, series, size, work, |m, _| {
                     let r = m.speed()?;
                     let mut tip = format!(
                         "{size}, {work} on {}: {} (range {})",
@@ -44,7 +44,7 @@ pub(super) fn speeds(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             .filter(|g| !g.rows.is_empty())
             .collect();
         has_points(&groups).then(|| {
-            Rows {
+            DotPlot {
                 title: format!("Speed of {work} by size and device, {unit}"),
                 axis: Axis::Log,
                 axis_name: format!("{unit}, logarithmic"),
@@ -62,16 +62,18 @@ pub(super) fn speeds(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
         section {
             h2 { "Speed" }
             p {
-                "The axes are logarithmic: equal distances are equal ratios. Points are medians, thin lines go from the slowest to the fastest repetition."
+                "The axes are logarithmic: equal distances are equal ratios. Points are medians, "
+                "thin lines go from the slowest to the fastest repetition."
             }
-            (legend(shown))
+            (legend(series))
             div.pair.charts {
                 @for work in c.works(None) {
                     @if let Some(chart) = chart(work) {
                         figure {
                             figcaption {
                                 b { (sentence_start(&work.to_string())) } ", " (work.unit()) " — "
-                                @if work.unit().more_is_better() { "further right is better" } @else { "further left is better" }
+                                @if work.unit().more_is_better() { "further right is better" }
+                                @else { "further left is better" }
                                 ". " (work.about())
                             }
                             (chart)
@@ -83,14 +85,14 @@ pub(super) fn speeds(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
     }
 }
 
-pub(super) fn first_calls(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
+pub(super) fn first_calls(c: &Comparison, series: &[Series<'_>]) -> Markup {
     let chart = |size: Size| {
         let groups: Vec<Group> = c
             .works(Some(size))
             .into_iter()
             .map(|work| Group {
                 name: sentence_start(&work.to_string()),
-                rows: rows(c, shown, size, work, |m, f| {
+                rows: rows(c, series, size, work, |m, f| {
                     let (steady, first) = (f.duration()?.median, f.first_seconds?);
                     let mark = |at: f64, open: bool, what: &str| Mark {
                         at,
@@ -117,9 +119,9 @@ pub(super) fn first_calls(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             .filter(|g| has_points(std::slice::from_ref(g)))
             .collect();
         has_points(&groups).then(|| {
-            Rows {
+            DotPlot {
                 title: format!(
-                    "First call and later calls of {size} by work and device, in seconds"
+                    "First call and later calls of {size} by workload and device, in seconds"
                 ),
                 axis: Axis::Log,
                 axis_name: "duration of a call, logarithmic".into(),
@@ -140,10 +142,11 @@ pub(super) fn first_calls(c: &Comparison, shown: &[Shown<'_>]) -> Markup {
             section {
                 h2 { "The first call" }
                 p {
-                    "Hollow: the first call of a process, which compiles kernels and tries out variants. Solid: the median of those after it. "
-                    "The values are first → later. What is learnt by trying out may be kept on disk, so that a later process starts faster."
+                    "Hollow: the first call of a process, which compiles and tunes kernels. Solid: "
+                    "the median of the later calls. The values are first → later. Tuning results "
+                    "may be cached on disk, so that a later process starts faster."
                 }
-                (legend(shown))
+                (legend(series))
                 div.pair.charts {
                     @for (size, chart) in &charts {
                         figure {

@@ -1,116 +1,132 @@
-//! An archive of any kind, or within another, as files by path.
+//! Archives of any supported format, possibly nested, as files by path.
 
-use std::{collections::BTreeMap, io::Read as _, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io::Read as _, path::Path, sync::Arc, time::Instant};
 
 use super::{
-    fault::{Fault, MAX_FILE},
-    inflate::{Indexer, Spacing, Wrapping},
-    random::{Cursor, DiskFile, Part, RandomRead},
+    error::{ArchiveError, MAX_FILE},
+    inflate::{Container, Indexer, Spacing},
+    read_at::{Cursor, DiskFile, Part, ReadAt},
     tar::{self, Kind},
     zip::Zip,
 };
 
-/// Most links from one to the next.
+/// Maximum length of a chain of links.
 const MAX_LINKS: usize = 16;
 
-/// Where a member is.
+/// Location of a member.
 #[derive(Debug, Clone)]
-enum Place {
+enum Location {
     /// In a tar archive.
     Part { offset: u64, size: u64 },
     /// In a zip archive.
     Zip { index: usize, size: u64 },
-    /// Nowhere, because.
+    /// The member cannot be read, for this reason.
     Refused(String),
 }
 
-/// The bytes that the members lie in.
-enum Body {
-    Tar(Arc<dyn RandomRead>),
+/// Content of an archive.
+enum Content {
+    Tar(Arc<dyn ReadAt>),
     Zip(Zip),
 }
 
-/// An archive whose members are known.
-pub(super) struct Opened {
-    body: Body,
-    /// By path within the archive.
-    entries: BTreeMap<String, Place>,
-    /// The archive within the archive that this is, where it is one.
+/// An indexed archive.
+pub(super) struct ArchiveIndex {
+    content: Content,
+    /// Members by path within the archive.
+    entries: BTreeMap<String, Location>,
+    /// Path of this archive within the outer archive, if it is nested.
     inner: Option<String>,
 }
 
-impl Opened {
-    /// Reads the index of the archive at `path`, or of the one at `inner` in it.
-    pub(super) fn open(path: &Path, inner: Option<&str>) -> Result<Self, Fault> {
-        let file: Arc<dyn RandomRead> = Arc::new(DiskFile::open(path)?);
+impl ArchiveIndex {
+    /// Indexes the archive at `path`, or the archive `inner` within it.
+    pub(super) fn open(path: &Path, inner: Option<&str>) -> Result<Self, ArchiveError> {
+        tracing::info!(archive = %path.display(), "indexing an archive");
+        let started = Instant::now();
+        let index = Self::open_unlogged(path, inner)?;
+        tracing::info!(
+            archive = %path.display(),
+            members = index.entries.len(),
+            seconds = started.elapsed().as_secs_f64(),
+            "indexed an archive"
+        );
+        Ok(index)
+    }
+
+    fn open_unlogged(path: &Path, inner: Option<&str>) -> Result<Self, ArchiveError> {
+        let file: Arc<dyn ReadAt> = Arc::new(DiskFile::open(path)?);
         let Some(inner) = inner else {
             return Self::index(file);
         };
         let outer = Self::index(file)?;
-        let place = outer.entries.get(inner).ok_or_else(|| {
-            Fault::of_archive(format!("it holds no {inner}: is it another archive?"))
+        let location = outer.entries.get(inner).ok_or_else(|| {
+            ArchiveError::of_archive(format!("it holds no {inner}: is it another archive?"))
         })?;
-        let within = |reason: String| Fault::of_member(inner, reason);
-        let source: Arc<dyn RandomRead> = match (place, &outer.body) {
-            (Place::Refused(reason), _) => return Err(within(reason.clone())),
-            (Place::Part { offset, size }, Body::Tar(data)) => Arc::new(
+        let within = |reason: String| ArchiveError::of_member(inner, reason);
+        let source: Arc<dyn ReadAt> = match (location, &outer.content) {
+            (Location::Refused(reason), _) => return Err(within(reason.clone())),
+            (Location::Part { offset, size }, Content::Tar(data)) => Arc::new(
                 Part::new(Arc::clone(data), *offset, *size).map_err(|e| within(e.to_string()))?,
             ),
-            (Place::Zip { index, .. }, Body::Zip(zip)) => zip.random(*index).map_err(within)?,
+            (Location::Zip { index, .. }, Content::Zip(zip)) => {
+                zip.open_nested(*index).map_err(within)?
+            }
             _ => unreachable!("the places of an archive are of its kind"),
         };
-        let mut opened = Self::index(source).map_err(|fault| Fault {
+        let mut index = Self::index(source).map_err(|fault| ArchiveError {
             member: Some(match fault.member {
                 Some(member) => format!("{inner}: {member}"),
                 None => inner.to_owned(),
             }),
             ..fault
         })?;
-        opened.inner = Some(inner.to_owned());
-        Ok(opened)
+        index.inner = Some(inner.to_owned());
+        Ok(index)
     }
 
-    fn index(source: Arc<dyn RandomRead>) -> Result<Self, Fault> {
+    fn index(source: Arc<dyn ReadAt>) -> Result<Self, ArchiveError> {
+        // The format is detected from the first block; a tar header has 512 bytes.
         let mut head = Vec::with_capacity(512);
         Cursor::new(Arc::clone(&source))
             .take(512)
             .read_to_end(&mut head)?;
-        let (body, listed) = if head.starts_with(&[0x1f, 0x8b]) {
-            let mut indexer = Indexer::new(source, Wrapping::Gzip, Spacing::default());
+        let (content, listed) = if head.starts_with(&[0x1f, 0x8b]) {
+            let mut indexer = Indexer::new(source, Container::Gzip, Spacing::default());
             let members = tar::members(&mut indexer)?;
-            let content: Arc<dyn RandomRead> = Arc::new(indexer.finish()?);
-            (Body::Tar(content), of_tar(members)?)
+            let content: Arc<dyn ReadAt> = Arc::new(indexer.finish()?);
+            (Content::Tar(content), tar_entries(members)?)
         } else if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
             let zip = Zip::open(source)?;
-            let listed = of_zip(&zip)?;
-            (Body::Zip(zip), listed)
+            let listed = zip_entries(&zip)?;
+            (Content::Zip(zip), listed)
         } else if tar::is_tar(&head) {
             let members = tar::members(&mut Cursor::new(Arc::clone(&source)))?;
-            (Body::Tar(source), of_tar(members)?)
+            (Content::Tar(source), tar_entries(members)?)
         } else {
-            return Err(Fault::of_archive(unknown(&head)));
+            return Err(ArchiveError::of_archive(describe_unsupported(&head)));
         };
         Ok(Self {
-            body,
+            content,
             entries: resolve(listed),
             inner: None,
         })
     }
 
-    /// Whether there is a member `path`, readable or not.
+    /// Returns true if there is a member `path`, readable or not.
     pub(super) fn contains(&self, path: &str) -> bool {
         self.entries.contains_key(path)
     }
 
-    /// Length of a member in bytes.
+    /// Returns the size of a member in bytes.
     pub(super) fn size(&self, path: &str) -> Option<u64> {
         match self.entries.get(path)? {
-            Place::Part { size, .. } | Place::Zip { size, .. } => Some(*size),
-            Place::Refused(_) => None,
+            Location::Part { size, .. } | Location::Zip { size, .. } => Some(*size),
+            Location::Refused(_) => None,
         }
     }
 
-    /// A member's path within the archive, for people.
+    /// Returns the path of a member within the archive, for error messages.
     pub(super) fn describe(&self, path: &str) -> String {
         match &self.inner {
             Some(inner) => format!("{inner}: {path}"),
@@ -118,35 +134,35 @@ impl Opened {
         }
     }
 
-    /// The readable members whose path begins with `prefix`, in the order of their bytes.
-    pub(super) fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    /// Returns the readable members whose path starts with `prefix`, sorted by bytes.
+    pub(super) fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
         self.entries
             .range::<str, _>((
                 std::ops::Bound::Included(prefix),
                 std::ops::Bound::Unbounded,
             ))
             .take_while(move |(path, _)| path.starts_with(prefix))
-            .filter(|(_, place)| !matches!(place, Place::Refused(_)))
+            .filter(|(_, location)| !matches!(location, Location::Refused(_)))
             .map(|(path, _)| path.as_str())
     }
 
-    /// The content of a member.
-    pub(super) fn read(&self, path: &str) -> Result<Vec<u8>, Fault> {
-        let fault = |reason| Fault::of_member(&self.describe(path), reason);
-        let place = self
+    /// Returns the content of a member.
+    pub(super) fn read(&self, path: &str) -> Result<Vec<u8>, ArchiveError> {
+        let fault = |reason| ArchiveError::of_member(&self.describe(path), reason);
+        let location = self
             .entries
             .get(path)
             .ok_or_else(|| fault("it is not there".to_owned()))?;
-        match (place, &self.body) {
-            (Place::Refused(reason), _) => Err(fault(reason.clone())),
-            (Place::Zip { index, .. }, Body::Zip(zip)) => zip.read(*index).map_err(fault),
-            (Place::Part { offset, size }, Body::Tar(data)) => {
+        match (location, &self.content) {
+            (Location::Refused(reason), _) => Err(fault(reason.clone())),
+            (Location::Zip { index, .. }, Content::Zip(zip)) => zip.read(*index).map_err(fault),
+            (Location::Part { offset, size }, Content::Tar(data)) => {
                 if *size > MAX_FILE {
                     return Err(fault(format!(
                         "it has {size} bytes: the longest that is read has {MAX_FILE}"
                     )));
                 }
-                // The index has seen all these bytes.
+                // The indexing pass read all these bytes, so the size is real.
                 let mut content = vec![0; *size as usize];
                 data.read_at(*offset, &mut content)
                     .map_err(|error| fault(error.to_string()))?;
@@ -157,8 +173,8 @@ impl Opened {
     }
 }
 
-/// Says what a file is that is no archive.
-fn unknown(head: &[u8]) -> String {
+/// Describes a file that is not a supported archive.
+fn describe_unsupported(head: &[u8]) -> String {
     let kind = match head {
         [] => return "it is empty: download it again".into(),
         [b'B', b'Z', b'h', ..] => "bzip2",
@@ -172,39 +188,39 @@ fn unknown(head: &[u8]) -> String {
     format!("it is compressed by {kind}, which is not supported: unpack it")
 }
 
-/// A member before links are followed.
+/// A member before links are resolved.
 enum Target {
-    Place(Place),
-    /// A path in the archive, or none if it leads out of it.
+    Location(Location),
+    /// A path in the archive, or `None` if it leads out of the archive.
     Link(Option<String>),
 }
 
-fn of_tar(members: Vec<tar::Member>) -> Result<Vec<(String, Target)>, Fault> {
+fn tar_entries(members: Vec<tar::Member>) -> Result<Vec<(String, Target)>, ArchiveError> {
     let mut listed = Vec::with_capacity(members.len());
     for member in members {
-        let Some(name) = clean("", &member.name) else {
-            return Err(leads_out(&member.name));
+        let Some(name) = normalize("", &member.name) else {
+            return Err(escapes_archive(&member.name));
         };
         let target = match member.kind {
-            Kind::File { offset, size } => Target::Place(Place::Part { offset, size }),
-            Kind::HardLink(target) => Target::Link(clean("", &target)),
-            Kind::SymLink(target) => Target::Link(clean(folder_of(&name), &target)),
-            Kind::Refused(reason) => Target::Place(Place::Refused(reason.to_owned())),
+            Kind::File { offset, size } => Target::Location(Location::Part { offset, size }),
+            Kind::HardLink(target) => Target::Link(normalize("", &target)),
+            Kind::SymLink(target) => Target::Link(normalize(parent_folder(&name), &target)),
+            Kind::Refused(reason) => Target::Location(Location::Refused(reason.to_owned())),
         };
         listed.push((name, target));
     }
     Ok(listed)
 }
 
-fn of_zip(zip: &Zip) -> Result<Vec<(String, Target)>, Fault> {
+fn zip_entries(zip: &Zip) -> Result<Vec<(String, Target)>, ArchiveError> {
     let mut listed = Vec::new();
     for member in zip.members()? {
-        let Some(name) = clean("", &member.name) else {
-            return Err(leads_out(&member.name));
+        let Some(name) = normalize("", &member.name) else {
+            return Err(escapes_archive(&member.name));
         };
         let target = match member.link {
-            Some(target) => Target::Link(clean(folder_of(&name), &target)),
-            None => Target::Place(Place::Zip {
+            Some(target) => Target::Link(normalize(parent_folder(&name), &target)),
+            None => Target::Location(Location::Zip {
                 index: member.index,
                 size: member.size,
             }),
@@ -214,20 +230,21 @@ fn of_zip(zip: &Zip) -> Result<Vec<(String, Target)>, Fault> {
     Ok(listed)
 }
 
-fn leads_out(name: &str) -> Fault {
-    Fault::of_member(
+fn escapes_archive(name: &str) -> ArchiveError {
+    ArchiveError::of_member(
         name,
         "its path leads out of the archive: it is not to be trusted",
     )
 }
 
-fn folder_of(name: &str) -> &str {
+fn parent_folder(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// The path `path` taken from `folder`, without `.`, `..` and doubled `/`. None when it is absolute
-/// or leads out.
-pub(super) fn clean(folder: &str, path: &str) -> Option<String> {
+/// Resolves `path` relative to `folder` and removes `.`, `..` and doubled `/`.
+///
+/// `None` if the path is absolute or leads out of the root.
+pub(super) fn normalize(folder: &str, path: &str) -> Option<String> {
     if path.starts_with('/') {
         return None;
     }
@@ -244,27 +261,27 @@ pub(super) fn clean(folder: &str, path: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// Follows the links. The later of two members with one name wins, as
-/// it does when an archive is unpacked, and then the later name of two with one path.
-fn resolve(listed: Vec<(String, Target)>) -> BTreeMap<String, Place> {
+/// Resolves the links. Of several members with the same path the last wins, as when an archive is
+/// unpacked.
+fn resolve(listed: Vec<(String, Target)>) -> BTreeMap<String, Location> {
     let all: BTreeMap<String, Target> = listed.into_iter().collect();
     let follow = |name: &str| {
         let mut at = name;
         for _ in 0..=MAX_LINKS {
             match all.get(at) {
-                Some(Target::Place(place)) => return place.clone(),
+                Some(Target::Location(location)) => return location.clone(),
                 Some(Target::Link(Some(next))) => at = next,
                 Some(Target::Link(None)) => {
-                    return Place::Refused("it is a link out of the archive".into());
+                    return Location::Refused("it is a link out of the archive".into());
                 }
                 None => {
-                    return Place::Refused(format!(
-                        "it is a link to {at}, which is no file of the archive: unpack the archive"
+                    return Location::Refused(format!(
+                        "it is a link to {at}, which is not in the archive: unpack the archive"
                     ));
                 }
             }
         }
-        Place::Refused("it is a link to itself".into())
+        Location::Refused("it is a link to itself".into())
     };
     all.keys()
         .filter(|name| !name.is_empty())

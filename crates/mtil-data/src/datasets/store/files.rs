@@ -1,4 +1,4 @@
-//! Files by path below the data root.
+//! Files of a data root by path, in folders and archives.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,29 +6,41 @@ use std::{
 };
 
 use super::{
-    archive::{Opened, clean},
-    fault::{Fault, MAX_FILE},
+    archive::{ArchiveIndex, normalize},
+    error::{ArchiveError, MAX_FILE},
     folder,
 };
 use crate::datasets::error::DatasetError;
 
-/// An archive that may stand in place of the files it holds: tar, tar.gz or zip, told from content.
+/// An archive in place of the files it contains: tar, tar.gz or zip, detected from content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Archive {
-    /// Path of the archive below the data root, or below `mount`, such as `102flowers.tgz`.
+    /// Path of the archive relative to the data root or to `mount`, such as `102flowers.tgz`.
     pub file: String,
-    /// Folder below the data root that its members appear in, such as `flowers-102`; empty for
-    /// the root itself.
+    /// Folder in the data root in which its members appear, such as `flowers-102`. Empty for the
+    /// root itself.
     pub mount: String,
-    /// Path within the archive of the archive that holds the members, where there is one: Caltech's
-    /// zip holds `caltech-101/101_ObjectCategories.tar.gz`.
+    /// Path of a nested archive with the members. Caltech's zip contains
+    /// `caltech-101/101_ObjectCategories.tar.gz`.
     pub inner: Option<String>,
 }
 
-/// The files of a dataset by path below the data root, whether they lie in folders or in archives.
+/// The files of a dataset by path relative to the data root, in folders and archives.
 ///
-/// Paths are separated by `/` on every system. A file in a folder wins over one in an archive, and
-/// an earlier archive over a later one. Cheap to clone; any number of threads may read at once.
+/// Paths are separated by `/` on every system. A file in a folder takes precedence over one in an
+/// archive, and an earlier archive over a later one. Cheap to clone, and shared by threads.
+///
+/// ```
+/// use mtil_data::datasets::store::Store;
+///
+/// # let root = tempfile::tempdir()?;
+/// std::fs::create_dir(root.path().join("meta"))?;
+/// std::fs::write(root.path().join("meta/classes.txt"), "apple\n")?;
+/// let store = Store::open(root.path(), &[])?;
+/// assert_eq!(store.files("meta")?, ["meta/classes.txt"]);
+/// assert_eq!(store.text("meta/classes.txt")?, "apple\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
@@ -36,26 +48,26 @@ pub struct Store {
 
 struct Shared {
     root: PathBuf,
-    archives: Vec<Mounted>,
+    archives: Vec<MountedArchive>,
 }
 
-/// An archive that exists.
-struct Mounted {
+/// An archive that exists on disk.
+struct MountedArchive {
     archive: Archive,
     path: PathBuf,
-    /// Its index, once somebody has needed it.
-    opened: OnceLock<Result<Opened, Fault>>,
+    /// Index of the archive, built on first use.
+    index: OnceLock<Result<ArchiveIndex, ArchiveError>>,
 }
 
-impl Mounted {
-    fn opened(&self) -> Result<&Opened, DatasetError> {
-        self.opened
-            .get_or_init(|| Opened::open(&self.path, self.archive.inner.as_deref()))
+impl MountedArchive {
+    fn index(&self) -> Result<&ArchiveIndex, DatasetError> {
+        self.index
+            .get_or_init(|| ArchiveIndex::open(&self.path, self.archive.inner.as_deref()))
             .as_ref()
             .map_err(|fault| self.error(fault.clone()))
     }
 
-    fn error(&self, fault: Fault) -> DatasetError {
+    fn error(&self, fault: ArchiveError) -> DatasetError {
         DatasetError::Archive {
             path: self.path.clone(),
             member: fault.member,
@@ -63,8 +75,8 @@ impl Mounted {
         }
     }
 
-    /// `path` below the mount; none when it is elsewhere.
-    fn below_mount<'a>(&self, path: &'a str) -> Option<&'a str> {
+    /// Returns `path` relative to the mount, or `None` if it is outside.
+    fn relative_to_mount<'a>(&self, path: &'a str) -> Option<&'a str> {
         match self.archive.mount.as_str() {
             "" => Some(path),
             mount => path.strip_prefix(mount)?.strip_prefix('/'),
@@ -72,18 +84,20 @@ impl Mounted {
     }
 }
 
-/// Where a file was found.
-enum Found<'a> {
+/// Location of a file.
+enum Location<'a> {
     Disk(PathBuf, u64),
-    Member(&'a Mounted, &'a Opened, &'a str),
+    Member(&'a MountedArchive, &'a ArchiveIndex, &'a str),
 }
 
 impl Store {
-    /// The store below `root`. Archives that do not exist are ignored; they are looked for at
-    /// `root/<file>` and `root/<mount>/<file>`. None is read yet.
+    /// Opens the data root `root`.
+    ///
+    /// Archives are looked for at `root/<file>` and `root/<mount>/<file>`. Missing ones are
+    /// ignored. None is read yet.
     ///
     /// # Errors
-    /// [`DatasetError::Io`] when `root` is no folder.
+    /// [`DatasetError::Io`] if `root` is not a readable folder.
     pub fn open(root: &Path, archives: &[Archive]) -> Result<Self, DatasetError> {
         std::fs::read_dir(root).map_err(|source| DatasetError::Io {
             path: root.to_owned(),
@@ -100,10 +114,10 @@ impl Store {
                 .find(|path| path.is_file())?;
                 let mut archive = archive.clone();
                 archive.mount = archive.mount.trim_matches('/').to_owned();
-                Some(Mounted {
+                Some(MountedArchive {
                     archive,
                     path,
-                    opened: OnceLock::new(),
+                    index: OnceLock::new(),
                 })
             })
             .collect();
@@ -115,28 +129,28 @@ impl Store {
         })
     }
 
-    /// The data root.
+    /// Returns the data root.
     pub fn root(&self) -> &Path {
         &self.shared.root
     }
 
-    /// Finds a file by its cleaned path. An archive that cannot be read is an error only if no
-    /// later one has the file.
-    fn find<'a>(&'a self, path: &'a str) -> Result<Option<Found<'a>>, DatasetError> {
+    /// Finds a file by its normalized path. An archive that cannot be read is an error only if no
+    /// later archive contains the file.
+    fn find<'a>(&'a self, path: &'a str) -> Result<Option<Location<'a>>, DatasetError> {
         let on_disk = self.shared.root.join(path);
         if let Ok(meta) = std::fs::metadata(&on_disk)
             && meta.is_file()
         {
-            return Ok(Some(Found::Disk(on_disk, meta.len())));
+            return Ok(Some(Location::Disk(on_disk, meta.len())));
         }
         let mut fault = None;
         for mounted in &self.shared.archives {
-            let Some(below) = mounted.below_mount(path) else {
+            let Some(below) = mounted.relative_to_mount(path) else {
                 continue;
             };
-            match mounted.opened() {
-                Ok(opened) if opened.contains(below) => {
-                    return Ok(Some(Found::Member(mounted, opened, below)));
+            match mounted.index() {
+                Ok(index) if index.contains(below) => {
+                    return Ok(Some(Location::Member(mounted, index, below)));
                 }
                 Ok(_) => {}
                 Err(error) => fault = fault.or(Some(error)),
@@ -145,24 +159,26 @@ impl Store {
         fault.map_or(Ok(None), Err)
     }
 
-    /// Whether there is a file `path`. Also true when an archive that could hold it cannot be read:
-    /// reading the file then says what is wrong with the archive.
+    /// Returns true if there is a file `path`.
+    ///
+    /// Also returns true if an archive that may contain it cannot be read. Reading the file then
+    /// returns the error of the archive.
     pub fn exists(&self, path: &str) -> bool {
-        match cleaned(path) {
+        match normalized(path) {
             Ok(path) => !matches!(self.find(&path), Ok(None)),
             Err(_) => false,
         }
     }
 
-    /// The content of a file.
+    /// Returns the content of a file.
     ///
     /// # Errors
     /// [`DatasetError::NoFile`], [`DatasetError::Io`], [`DatasetError::Archive`],
-    /// [`DatasetError::TooLarge`] beyond 1 GiB, or [`DatasetError::Outside`].
+    /// [`DatasetError::TooLarge`] above 1 GiB, or [`DatasetError::Outside`].
     pub fn read(&self, path: &str) -> Result<Vec<u8>, DatasetError> {
-        let path = cleaned(path)?;
+        let path = normalized(path)?;
         match self.find(&path)? {
-            Some(Found::Disk(path, size)) => {
+            Some(Location::Disk(path, size)) => {
                 if size > MAX_FILE {
                     return Err(DatasetError::TooLarge {
                         name: path.display().to_string(),
@@ -172,8 +188,8 @@ impl Store {
                 }
                 std::fs::read(&path).map_err(|source| DatasetError::Io { path, source })
             }
-            Some(Found::Member(mounted, opened, below)) => {
-                opened.read(below).map_err(|fault| mounted.error(fault))
+            Some(Location::Member(mounted, index, below)) => {
+                index.read(below).map_err(|fault| mounted.error(fault))
             }
             None => Err(self.no_file(path)),
         }
@@ -184,15 +200,17 @@ impl Store {
         let places = std::iter::once(self.shared.root.display().to_string())
             .chain(
                 archives
-                    .filter(|mounted| mounted.below_mount(&path).is_some())
+                    .filter(|mounted| mounted.relative_to_mount(&path).is_some())
                     .map(|mounted| mounted.path.display().to_string()),
             )
             .collect();
         DatasetError::NoFile { path, places }
     }
 
-    /// The content of a text file: UTF-8 without its byte order mark, or Latin-1 where it is not
-    /// valid UTF-8. Line ends stay as they are.
+    /// Returns the content of a text file.
+    ///
+    /// The encoding is UTF-8, or Latin-1 if it is not valid UTF-8. A byte order mark is removed;
+    /// line endings are kept.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -207,15 +225,17 @@ impl Store {
         }))
     }
 
-    /// Every regular file below `folder` at any depth, as paths below the data root in the order of
-    /// their bytes. Empty when there is no such folder. Links to folders are followed, but no
-    /// folder is entered from within itself. The archives that could hold such files are read, even
-    /// if they were unpacked: one of 37 GB takes minutes the first time.
+    /// Lists every regular file below `folder`, recursively.
+    ///
+    /// Returns paths relative to the data root, sorted by bytes, or an empty list if there is no
+    /// such folder. Links to folders are followed, except to a parent folder. Archives that may
+    /// contain such files are indexed even if they were unpacked. For an archive of 37 GB this
+    /// takes minutes the first time.
     ///
     /// # Errors
     /// [`DatasetError::Io`], [`DatasetError::Archive`] or [`DatasetError::Outside`].
     pub fn files(&self, folder: &str) -> Result<Vec<String>, DatasetError> {
-        let folder = cleaned(folder)?;
+        let folder = normalized(folder)?;
         let mut found = folder::files(&self.shared.root, &folder)?;
         let prefix = match folder.as_str() {
             "" => String::new(),
@@ -233,37 +253,41 @@ impl Store {
             } else {
                 continue;
             };
-            let opened = mounted.opened()?;
-            found.extend(opened.below(below).map(|path| format!("{mount}{path}")));
+            let index = mounted.index()?;
+            found.extend(
+                index
+                    .with_prefix(below)
+                    .map(|path| format!("{mount}{path}")),
+            );
         }
         found.sort_unstable();
         found.dedup();
         Ok(found)
     }
 
-    /// Length of a file in bytes.
+    /// Returns the size of a file in bytes.
     pub fn size(&self, path: &str) -> Option<u64> {
-        let path = cleaned(path).ok()?;
+        let path = normalized(path).ok()?;
         match self.find(&path).ok()?? {
-            Found::Disk(_, size) => Some(size),
-            Found::Member(_, opened, below) => opened.size(below),
+            Location::Disk(_, size) => Some(size),
+            Location::Member(_, index, below) => index.size(below),
         }
     }
 
-    /// Where a file lies, for people: `/data/food-101/meta/train.json`, or
+    /// Returns the human-readable location of a file, such as `/data/food-101/meta/train.json` or
     /// `/data/food-101.tar.gz: food-101/meta/train.json`.
     pub fn describe(&self, path: &str) -> String {
-        if let Ok(path) = cleaned(path)
-            && let Ok(Some(Found::Member(mounted, opened, below))) = self.find(&path)
+        if let Ok(path) = normalized(path)
+            && let Ok(Some(Location::Member(mounted, index, below))) = self.find(&path)
         {
-            return format!("{}: {}", mounted.path.display(), opened.describe(below));
+            return format!("{}: {}", mounted.path.display(), index.describe(below));
         }
         self.shared.root.join(path).display().to_string()
     }
 }
 
-fn cleaned(path: &str) -> Result<String, DatasetError> {
-    clean("", path).ok_or_else(|| DatasetError::Outside { path: path.into() })
+fn normalized(path: &str) -> Result<String, DatasetError> {
+    normalize("", path).ok_or_else(|| DatasetError::Outside { path: path.into() })
 }
 
 #[cfg(test)]
@@ -289,7 +313,7 @@ mod tests {
         std::fs::read(folder.join(name)).unwrap()
     }
 
-    /// The archive `name`, whose members are mounted at `m`.
+    /// The archive `name`, mounted at `m`.
     fn archive(name: &str) -> Archive {
         Archive {
             file: name.into(),
@@ -300,7 +324,7 @@ mod tests {
         }
     }
 
-    /// A store with nothing but an archive of that name and content.
+    /// A store whose only file is an archive of this name and content.
     fn store_of(name: &str, bytes: &[u8]) -> (tempfile::TempDir, Store) {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join(name), bytes).unwrap();
@@ -314,14 +338,14 @@ mod tests {
         crc.sum().into()
     }
 
-    /// Path, length and checksum of each member, as Python reads them.
+    /// Path, size and checksum of each member, as read by Python.
     fn manifest(name: &str) -> BTreeMap<String, [u64; 2]> {
         let text = fixture("archives.json");
         let mut all: BTreeMap<String, BTreeMap<String, [u64; 2]>> =
             serde_json::from_slice(&text).unwrap();
         let members = all.remove(name).unwrap().into_iter();
         members
-            .map(|(path, told)| (path.replacen("set/", "m/set/", 1), told))
+            .map(|(path, expected)| (path.replacen("set/", "m/set/", 1), expected))
             .collect()
     }
 
@@ -383,8 +407,10 @@ mod tests {
                 for thread in 0..4 {
                     let (store, expected) = (store.clone(), &expected);
                     scope.spawn(move || {
-                        for (path, told) in expected.iter().cycle().skip(thread * 3).take(60) {
-                            assert_eq!(crc(&store.read(path).unwrap()), told[1], "{name}: {path}");
+                        let members = expected.iter().cycle().skip(thread * 3).take(60);
+                        for (path, [_, checksum]) in members {
+                            let bytes = store.read(path).unwrap();
+                            assert_eq!(crc(&bytes), *checksum, "{name}: {path}");
                         }
                     });
                 }
@@ -436,7 +462,7 @@ mod tests {
         std::fs::write(root.path().join("m/a.jpg"), b"a").unwrap();
         assert_eq!(store.read("m/a.jpg").unwrap(), b"a");
         assert!(!store.exists("elsewhere/b.jpg"), "not below its mount");
-        // It might be in there, and reading says why it cannot be told.
+        // The archive may contain it, and reading returns the error of the archive.
         assert!(store.exists("m/b.jpg"));
         for error in [
             store.read("m/b.jpg").unwrap_err(),
@@ -455,7 +481,7 @@ mod tests {
     fn half_an_archive_is_an_error_that_names_it() {
         for name in ARCHIVES {
             let whole = fixture(name);
-            // `tar` archives end with an end mark of 1024 bytes.
+            // tar archives end with an end mark of 1024 bytes.
             for end in [600, whole.len() / 2, whole.len() - 1025] {
                 let (_root, store) = store_of(name, &whole[..end]);
                 let message = store.read("m/set/meta/train.txt").unwrap_err().to_string();
@@ -471,7 +497,7 @@ mod tests {
         for (path, reason) in [
             ("m/set/images/out.jpg", "out of the archive"),
             ("m/set/images/absolute.jpg", "out of the archive"),
-            ("m/set/images/dangling.jpg", "no file of the archive"),
+            ("m/set/images/dangling.jpg", "which is not in the archive"),
             ("m/set/images/loop.jpg", "link to itself"),
         ] {
             assert!(store.exists(path));
@@ -517,7 +543,7 @@ mod tests {
                 assert!(matches!(error, DatasetError::Outside { .. }), "{error}");
             }
         }
-        assert_eq!(store.read("./m//images/a/2.jpg").unwrap().len(), 512);
+        assert_eq!(store.read("./m//set/images/a/2.jpg").unwrap().len(), 512);
     }
 
     #[test]

@@ -1,12 +1,14 @@
-//! Listing folders.
+//! Recursive listing of folders.
 
 use std::path::{Path, PathBuf};
 
 use crate::datasets::error::DatasetError;
 
-/// Every regular file below `root/folder`, as `/`-separated paths below `root`, in the order of
-/// their bytes. Empty when there is no such folder. Links are followed; a folder is not entered
-/// from within itself. Names that are no Unicode are left out: no dataset has one.
+/// Lists every regular file below `root/folder` as a `/`-separated path relative to `root`.
+///
+/// Paths are sorted by their bytes. The list is empty if there is no such folder. Links are
+/// followed, except to a parent folder. Names that are not Unicode, which no dataset has, are
+/// skipped.
 pub(super) fn files(root: &Path, folder: &str) -> Result<Vec<String>, DatasetError> {
     let start = if folder.is_empty() {
         root.to_owned()
@@ -22,7 +24,7 @@ pub(super) fn files(root: &Path, folder: &str) -> Result<Vec<String>, DatasetErr
     Ok(found)
 }
 
-/// `above`: the real paths of the folders that `folder` lies in.
+/// Adds the files below `folder` to `found`. `above` has the canonical paths of its parents.
 fn walk(
     folder: &Path,
     name: &str,
@@ -48,7 +50,7 @@ fn walk(
         } else {
             format!("{name}/{base}")
         };
-        // The entry's own kind costs no system call; only a link needs one.
+        // The type of an entry costs no system call, except for a link.
         let kind = entry.file_type().map_err(failed)?;
         let (is_dir, is_file) = if kind.is_symlink() {
             match std::fs::metadata(entry.path()) {

@@ -1,4 +1,4 @@
-//! Image files of a store, and raw pixels, as image sources.
+//! Image sources for image files in a store and for raw pixels.
 
 use std::{ops::Range, path::PathBuf, sync::Arc};
 
@@ -10,7 +10,19 @@ use crate::{
     datasets::error::DatasetError,
 };
 
-/// Images that lie in a [`Store`].
+/// Image files of a [`Store`] as an image source.
+///
+/// ```
+/// use mtil_data::data::ImageSource as _;
+/// use mtil_data::datasets::store::{Store, StoreImages};
+///
+/// # let root = tempfile::tempdir()?;
+/// image::RgbImage::new(8, 8).save(root.path().join("1.png"))?;
+/// let store = Store::open(root.path(), &[])?;
+/// let images = StoreImages::new(store, vec!["1.png".into()]);
+/// assert_eq!(images.load(0)?.width(), 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct StoreImages {
     store: Store,
@@ -18,7 +30,7 @@ pub struct StoreImages {
 }
 
 impl StoreImages {
-    /// The images at `paths` below the data root, in that order. Nothing is read yet.
+    /// Creates a source of the images at `paths`, relative to the data root. Nothing is read yet.
     pub fn new(store: Store, paths: Vec<String>) -> Self {
         Self {
             store,
@@ -26,7 +38,7 @@ impl StoreImages {
         }
     }
 
-    /// Paths of the images below the data root.
+    /// Returns the paths of the images, relative to the data root.
     pub fn paths(&self) -> &[String] {
         &self.paths
     }
@@ -41,7 +53,8 @@ impl ImageSource for StoreImages {
         self.store.describe(&self.paths[index])
     }
 
-    /// Path below the data root and size of the file: the same from a folder and from an archive.
+    /// Returns the path relative to the data root and the size of the file, which are the same for
+    /// a folder and an archive.
     fn identity(&self, index: usize) -> String {
         let path = &self.paths[index];
         format!("{path} {}", self.store.size(path).unwrap_or(0))
@@ -60,16 +73,26 @@ impl ImageSource for StoreImages {
     }
 }
 
-/// How the bytes of a raw image are laid out.
+/// Memory layout of the pixels of a raw image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pixels {
-    /// One byte a pixel, rows from the top: MNIST.
+pub enum PixelLayout {
+    /// `[height, width]`: one byte per pixel. Used by MNIST.
     Grey,
-    /// A plane of red, one of green, one of blue, each with rows from the top: CIFAR.
+    /// `[3, height, width]`: a red, a green and a blue plane. Used by CIFAR.
     PlanarRgb,
 }
 
-/// Raw 8-bit images of one size that lie one after the other in memory.
+/// Raw 8-bit images of the same size, stored consecutively in memory.
+///
+/// ```
+/// use mtil_data::data::ImageSource as _;
+/// use mtil_data::datasets::store::{PixelLayout, RawImages};
+///
+/// let images = RawImages::new("digits", vec![0_u8; 2 * 28 * 28], 28, 28, PixelLayout::Grey)?;
+/// assert_eq!(images.len(), 2);
+/// assert_eq!(images.name(1), "digits #1");
+/// # Ok::<(), mtil_data::datasets::DatasetError>(())
+/// ```
 #[derive(Clone)]
 pub struct RawImages {
     name: String,
@@ -77,20 +100,22 @@ pub struct RawImages {
     range: Range<usize>,
     width: u32,
     height: u32,
-    pixels: Pixels,
+    pixels: PixelLayout,
 }
 
 impl RawImages {
-    /// The images in `data`. `name` is the file's path below the data root.
+    /// Creates a source of the images in `data`. `name` is the path of their file, relative to the
+    /// data root.
     ///
     /// # Errors
-    /// [`DatasetError::RawPixels`] when `data` is no whole number of images.
+    /// [`DatasetError::RawPixels`] if the length of `data` is not a multiple of the image size, or
+    /// if that size is zero.
     pub fn new(
         name: impl Into<String>,
         data: impl Into<Arc<[u8]>>,
         width: u32,
         height: u32,
-        pixels: Pixels,
+        pixels: PixelLayout,
     ) -> Result<Self, DatasetError> {
         let (name, data) = (name.into(), data.into());
         let image = bytes_of(width, height, pixels);
@@ -112,7 +137,7 @@ impl RawImages {
         })
     }
 
-    /// Some of the images, in the same memory. They keep their names.
+    /// Returns a range of the images, which shares their memory. They keep their names.
     ///
     /// # Panics
     /// If `range` is out of range.
@@ -130,10 +155,10 @@ impl RawImages {
     }
 }
 
-fn bytes_of(width: u32, height: u32, pixels: Pixels) -> usize {
+fn bytes_of(width: u32, height: u32, pixels: PixelLayout) -> usize {
     let planes = match pixels {
-        Pixels::Grey => 1,
-        Pixels::PlanarRgb => 3,
+        PixelLayout::Grey => 1,
+        PixelLayout::PlanarRgb => 3,
     };
     width as usize * height as usize * planes
 }
@@ -161,10 +186,10 @@ impl ImageSource for RawImages {
         let image = bytes_of(self.width, self.height, self.pixels);
         let data = &self.data[(self.range.start + index) * image..][..image];
         Ok(match self.pixels {
-            Pixels::Grey => GrayImage::from_raw(self.width, self.height, data.to_vec())
+            PixelLayout::Grey => GrayImage::from_raw(self.width, self.height, data.to_vec())
                 .expect("one byte a pixel")
                 .into(),
-            Pixels::PlanarRgb => {
+            PixelLayout::PlanarRgb => {
                 let (red, rest) = data.split_at(image / 3);
                 let (green, blue) = rest.split_at(image / 3);
                 let mixed = red
@@ -185,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_of_a_store_are_named_by_place_and_told_apart_by_path() {
+    fn store_images_are_named_by_location_and_identified_by_path_and_size() {
         let root = tempfile::tempdir().unwrap();
         RgbImage::from_pixel(2, 1, image::Rgb([9, 8, 7]))
             .save(root.path().join("good.png"))
@@ -219,7 +244,7 @@ mod tests {
     #[test]
     fn raw_images_are_read_plane_by_plane_and_shared() {
         let data: Vec<u8> = (0..36).collect();
-        let images = RawImages::new("cifar/train", data, 3, 2, Pixels::PlanarRgb).unwrap();
+        let images = RawImages::new("cifar/train", data, 3, 2, PixelLayout::PlanarRgb).unwrap();
         assert_eq!(images.len(), 2);
         let image = images.load(1).unwrap().to_rgb8();
         assert_eq!(image.dimensions(), (3, 2));
@@ -232,13 +257,19 @@ mod tests {
         assert_eq!(last.load(0).unwrap(), images.load(1).unwrap());
         assert!(images.slice(1..1).is_empty());
 
-        let grey =
-            RawImages::new("mnist", (0..6).collect::<Vec<u8>>(), 3, 2, Pixels::Grey).unwrap();
+        let grey = RawImages::new(
+            "mnist",
+            (0..6).collect::<Vec<u8>>(),
+            3,
+            2,
+            PixelLayout::Grey,
+        )
+        .unwrap();
         assert_eq!(grey.load(0).unwrap().to_luma8().get_pixel(1, 1).0, [4]);
-        let error = RawImages::new("mnist", vec![0; 7], 3, 2, Pixels::Grey)
+        let error = RawImages::new("mnist", vec![0; 7], 3, 2, PixelLayout::Grey)
             .err()
             .unwrap();
         assert!(error.to_string().contains("7 bytes"), "{error}");
-        assert!(RawImages::new("mnist", vec![], 0, 2, Pixels::Grey).is_err());
+        assert!(RawImages::new("mnist", vec![], 0, 2, PixelLayout::Grey).is_err());
     }
 }

@@ -1,10 +1,10 @@
 //! Random access to the content of gzip (RFC 1952) and deflate (RFC 1951) streams.
 //!
-//! One pass over the stream takes snapshots of the decoder between two deflate blocks, as `zran.c`
-//! in zlib's examples does. Reading starts at the last snapshot before the wanted byte. A snapshot
-//! needs the 32 KiB before it, but later blocks refer to few of them in images, which hardly
-//! compress: the bytes that are never referred to are cleared and the rest is compressed, which
-//! makes snapshots small enough to lie close together.
+//! One pass over the stream takes snapshots of the decoder between deflate blocks, as `zran.c` in
+//! zlib's examples does. A read starts at the last snapshot before the requested byte. A snapshot
+//! needs the window of 32 KiB before it. Since images hardly compress, later blocks reference few
+//! bytes of that window. Unreferenced bytes are set to zero and the window is compressed, which
+//! makes snapshots small enough for a dense spacing.
 
 use std::{
     io::{self, Read},
@@ -25,99 +25,99 @@ use miniz_oxide::{
     },
 };
 
-use super::random::{RandomRead, check_range};
+use super::read_at::{ReadAt, check_range};
 
-/// Farthest that deflate refers back.
+/// Size of deflate's window, the maximum distance of a back-reference.
 const WINDOW: usize = 32 << 10;
-/// Input read at a time.
+/// Size of the input buffer.
 const CHUNK: usize = 32 << 10;
-/// Longest gzip header that is read; the format sets no limit to the name and the comment.
+/// Maximum size of a gzip header. The format does not limit the name and the comment.
 const MAX_HEADER: u64 = 128 << 10;
-/// Decoders that are kept where they stopped, about 80 KB each.
-const POSITIONS: usize = 16;
+/// Number of idle decoders that are kept at their position, about 80 KB each.
+const MAX_IDLE_DECODERS: usize = 16;
 
-/// How the snapshots of a stream are spaced.
+/// Spacing of the snapshots of a stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spacing {
-    /// Bytes of output between two snapshots to begin with.
-    pub(super) first: u64,
-    /// Most bytes of memory that the snapshots take. Beyond it every other snapshot is dropped and
-    /// the distance doubled.
+    /// Initial distance between two snapshots in bytes of output.
+    pub(super) distance: u64,
+    /// Memory limit of the snapshots in bytes. Above it, every other snapshot is dropped and the
+    /// distance is doubled.
     pub(super) memory: usize,
 }
 
-/// A snapshot of a stream of JPEGs takes about 2 KB, so that 64 MiB do for tens of gigabytes.
+/// A snapshot of a stream of JPEGs takes about 2 KB, so 64 MiB suffice for tens of gigabytes.
 impl Default for Spacing {
     fn default() -> Self {
         Self {
-            first: 512 << 10,
+            distance: 512 << 10,
             memory: 64 << 20,
         }
     }
 }
 
-/// What is around the deflate stream.
+/// Container format of the deflate stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wrapping {
-    /// gzip members, one after the other.
+pub(super) enum Container {
+    /// A sequence of gzip members.
     Gzip,
-    /// Nothing: a member of a zip, whose directory tells the checksum.
+    /// A raw stream, the member of a zip archive. Its checksum is in the zip's directory.
     Zip {
         /// CRC-32 of the content.
         crc: u32,
     },
 }
 
-/// Where a decoder stands.
+/// State of a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Before a gzip header, or before nothing at all.
+    /// Before a gzip header, or at the start of a raw stream.
     Header,
     Body,
     Trailer,
     End,
 }
 
-/// What a step of a decoder ended at.
+/// Position in the stream after a step of a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
+enum StreamPosition {
     Middle,
     /// Between two blocks or two gzip members.
     Boundary,
     End,
 }
 
-/// A decoder that goes forward only.
+/// A sequential decoder.
 struct Inflater {
-    source: Arc<dyn RandomRead>,
-    wrapping: Wrapping,
+    source: Arc<dyn ReadAt>,
+    container: Container,
     input: Vec<u8>,
-    /// Bytes of `input` that are used up.
+    /// Number of consumed bytes of `input`.
     used: usize,
-    /// Where in the source `input` ends.
+    /// Position in the source of the end of `input`.
     next: u64,
     stage: Stage,
-    machine: Box<DecompressorOxide>,
-    /// The last [`WINDOW`] bytes of output; byte `i` of the output is at `i % WINDOW`.
+    decompressor: Box<DecompressorOxide>,
+    /// Ring buffer of the last [`WINDOW`] bytes of output. Byte `i` is at `i % WINDOW`.
     ring: Box<[u8]>,
-    /// Bytes of output so far.
+    /// Number of bytes of output so far.
     produced: u64,
-    /// `produced` at the beginning of the current member.
+    /// `produced` at the start of the current member.
     member: u64,
     /// Checksum of the current member, in the indexing pass.
     crc: Option<Crc>,
 }
 
 impl Inflater {
-    fn new(source: Arc<dyn RandomRead>, wrapping: Wrapping) -> Self {
+    fn new(source: Arc<dyn ReadAt>, container: Container) -> Self {
         Self {
             source,
-            wrapping,
+            container,
             input: Vec::new(),
             used: 0,
             next: 0,
             stage: Stage::Header,
-            machine: Box::default(),
+            decompressor: Box::default(),
             ring: vec![0; WINDOW].into(),
             produced: 0,
             member: 0,
@@ -125,23 +125,24 @@ impl Inflater {
         }
     }
 
-    /// A decoder that goes on at `snapshot`, after the bytes `window`.
+    /// Creates a decoder that continues at `snapshot`, after the bytes `window`.
     fn resume(
-        source: Arc<dyn RandomRead>,
-        wrapping: Wrapping,
+        source: Arc<dyn ReadAt>,
+        container: Container,
         snapshot: &Snapshot,
         window: &[u8],
     ) -> Self {
-        let mut inflater = Self::new(source, wrapping);
+        let mut inflater = Self::new(source, container);
         inflater.next = snapshot.input;
         inflater.produced = snapshot.output;
         if let Some((num_bits, bit_buf)) = snapshot.bits {
             inflater.stage = Stage::Body;
-            *inflater.machine = DecompressorOxide::from_block_boundary_state(&BlockBoundaryState {
-                num_bits,
-                bit_buf,
-                ..BlockBoundaryState::default()
-            });
+            *inflater.decompressor =
+                DecompressorOxide::from_block_boundary_state(&BlockBoundaryState {
+                    num_bits,
+                    bit_buf,
+                    ..BlockBoundaryState::default()
+                });
         }
         let start = (snapshot.output % WINDOW as u64) as usize;
         for (i, byte) in window.iter().enumerate() {
@@ -150,12 +151,12 @@ impl Inflater {
         inflater
     }
 
-    /// Position in the source of the next byte to be decoded.
+    /// Returns the position in the source of the next byte to decode.
     fn position(&self) -> u64 {
         self.next - (self.input.len() - self.used) as u64
     }
 
-    /// Makes sure that `input` holds unused bytes; false at the end of the source.
+    /// Refills `input` if all its bytes are consumed. Returns false at the end of the source.
     fn fill(&mut self) -> io::Result<bool> {
         if self.used < self.input.len() {
             return Ok(true);
@@ -168,10 +169,10 @@ impl Inflater {
         Ok(count > 0)
     }
 
-    fn ends_early(&self) -> io::Error {
-        let stream = match self.wrapping {
-            Wrapping::Gzip => "gzip",
-            Wrapping::Zip { .. } => "deflate",
+    fn truncated(&self) -> io::Error {
+        let stream = match self.container {
+            Container::Gzip => "gzip",
+            Container::Zip { .. } => "deflate",
         };
         io::Error::new(
             io::ErrorKind::UnexpectedEof,
@@ -184,7 +185,7 @@ impl Inflater {
 
     fn byte(&mut self) -> io::Result<u8> {
         if !self.fill()? {
-            return Err(self.ends_early());
+            return Err(self.truncated());
         }
         self.used += 1;
         Ok(self.input[self.used - 1])
@@ -198,7 +199,7 @@ impl Inflater {
         Ok(value)
     }
 
-    /// Reads a gzip header; false when there is none, at the end.
+    /// Reads a gzip header. Returns false at the end of the source.
     fn header(&mut self) -> io::Result<bool> {
         let start = self.position();
         if start > 0 {
@@ -213,8 +214,8 @@ impl Inflater {
         let start = self.position();
         for expected in [0x1f, 0x8b, 8] {
             if self.byte()? != expected {
-                return Err(invalid(format!(
-                    "what is at byte {start} is no gzip header: download it again"
+                return Err(invalid_data(format!(
+                    "there is no gzip header at byte {start}: download it again"
                 )));
             }
         }
@@ -223,6 +224,7 @@ impl Inflater {
         for _ in 0..6 {
             self.byte()?;
         }
+        // Optional fields in their order: extra data, name, comment, header checksum.
         if flags & 4 != 0 {
             let length = u16::from_le_bytes([self.byte()?, self.byte()?]);
             for _ in 0..length {
@@ -232,7 +234,7 @@ impl Inflater {
         for flag in [8, 16] {
             while flags & flag != 0 && self.byte()? != 0 {
                 if self.position() - start > MAX_HEADER {
-                    return Err(invalid(format!(
+                    return Err(invalid_data(format!(
                         "the gzip header at byte {start} does not end"
                     )));
                 }
@@ -247,40 +249,45 @@ impl Inflater {
 
     fn trailer(&mut self) -> io::Result<()> {
         let size = self.produced - self.member;
-        let (crc, length) = match self.wrapping {
-            Wrapping::Gzip => (self.u32()?, self.u32()?),
-            Wrapping::Zip { crc } => (crc, size as u32),
+        let (crc, length) = match self.container {
+            Container::Gzip => (self.u32()?, self.u32()?),
+            Container::Zip { crc } => (crc, size as u32),
         };
-        if let Some(own) = &mut self.crc {
-            if own.sum() != crc || size as u32 != length {
-                return Err(invalid(format!(
+        if let Some(computed) = &mut self.crc {
+            if computed.sum() != crc || size as u32 != length {
+                return Err(invalid_data(format!(
                     "its checksum is wrong at byte {}: it is damaged, download it again",
                     self.position()
                 )));
             }
-            own.reset();
+            computed.reset();
         }
         Ok(())
     }
 
-    /// Decodes at most `most` bytes, which must not be 0, into `ring`. Tells where in `ring` they
-    /// are, possibly nowhere, and what comes next.
-    fn step(&mut self, most: usize, stop_at_blocks: bool) -> io::Result<(Range<usize>, At)> {
+    /// Decodes at most `most` bytes, which must not be 0, into `ring`.
+    ///
+    /// Returns their range in `ring`, which may be empty, and the position in the stream.
+    fn step(
+        &mut self,
+        most: usize,
+        stop_at_blocks: bool,
+    ) -> io::Result<(Range<usize>, StreamPosition)> {
         let out = (self.produced % WINDOW as u64) as usize;
         match self.stage {
             Stage::Header => {
-                if self.wrapping == Wrapping::Gzip && !self.header()? {
+                if self.container == Container::Gzip && !self.header()? {
                     self.stage = Stage::End;
-                    return Ok((out..out, At::End));
+                    return Ok((out..out, StreamPosition::End));
                 }
-                self.machine.init();
+                self.decompressor.init();
                 self.member = self.produced;
                 self.stage = Stage::Body;
-                Ok((out..out, At::Middle))
+                Ok((out..out, StreamPosition::Middle))
             }
             Stage::Body => {
                 if !self.fill()? {
-                    return Err(self.ends_early());
+                    return Err(self.truncated());
                 }
                 let mut flags = TINFL_FLAG_HAS_MORE_INPUT;
                 if stop_at_blocks {
@@ -288,7 +295,7 @@ impl Inflater {
                 }
                 let input = &self.input[self.used..];
                 let (status, read, written) = decompress_with_limit(
-                    &mut self.machine,
+                    &mut self.decompressor,
                     input,
                     &mut self.ring,
                     out,
@@ -304,12 +311,14 @@ impl Inflater {
                 let at = match status {
                     TINFLStatus::Done => {
                         self.stage = Stage::Trailer;
-                        At::Middle
+                        StreamPosition::Middle
                     }
-                    TINFLStatus::BlockBoundary => At::Boundary,
-                    TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput => At::Middle,
+                    TINFLStatus::BlockBoundary => StreamPosition::Boundary,
+                    TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput => {
+                        StreamPosition::Middle
+                    }
                     _ => {
-                        return Err(invalid(format!(
+                        return Err(invalid_data(format!(
                             "its compressed data is damaged before byte {}: download it again",
                             self.position()
                         )));
@@ -319,17 +328,17 @@ impl Inflater {
             }
             Stage::Trailer => {
                 self.trailer()?;
-                self.stage = match self.wrapping {
-                    Wrapping::Gzip => Stage::Header,
-                    Wrapping::Zip { .. } => Stage::End,
+                self.stage = match self.container {
+                    Container::Gzip => Stage::Header,
+                    Container::Zip { .. } => Stage::End,
                 };
-                Ok((out..out, At::Boundary))
+                Ok((out..out, StreamPosition::Boundary))
             }
-            Stage::End => Ok((out..out, At::End)),
+            Stage::End => Ok((out..out, StreamPosition::End)),
         }
     }
 
-    /// The last bytes of output, at most [`WINDOW`].
+    /// Returns the last bytes of output, at most [`WINDOW`].
     fn window(&self) -> Vec<u8> {
         let (new, old) = self.ring.split_at((self.produced % WINDOW as u64) as usize);
         let mut window = [old, new].concat();
@@ -342,19 +351,19 @@ impl Inflater {
     }
 }
 
-fn invalid(message: String) -> io::Error {
+fn invalid_data(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// A decoder between two blocks, or before a gzip header.
+/// Snapshot of a decoder between two blocks, or before a gzip header.
 struct Snapshot {
-    /// Bytes of output before it.
+    /// Number of bytes of output before it.
     output: u64,
-    /// Bytes of input before it.
+    /// Number of bytes of input before it.
     input: u64,
-    /// Number of bits already taken from the input, and these bits; none before a header.
+    /// Number of bits already read from the input, and these bits. `None` before a header.
     bits: Option<(u8, u8)>,
-    /// The bytes before it that are referred to later, others zero; deflated.
+    /// The window before it, with zeros for bytes that are not referenced later; deflated.
     window: Box<[u8]>,
 }
 
@@ -364,55 +373,59 @@ impl Snapshot {
     }
 }
 
-/// Which bytes of the window at `snapshot` later output is copied from.
+/// Returns a mask of the window's bytes at `snapshot` that later output references.
 ///
-/// The next 32 KiB of output are decoded three times, after windows that hold the low byte of each
-/// position, its high byte, and the inverted low byte. An output byte that differs between the
-/// first and the last is a copy, and the first two say of what. After 32 KiB the window is out of
-/// reach.
-fn referred(source: &Arc<dyn RandomRead>, wrapping: Wrapping, snapshot: &Snapshot) -> Vec<bool> {
+/// The next 32 KiB of output are decoded three times, with windows that contain the low byte of
+/// each position, its high byte, and the inverted low byte. An output byte that differs between
+/// the first and the last is a copy, and the first two give the position that it is copied from.
+/// After 32 KiB the window is out of reach.
+fn referenced_bytes(
+    source: &Arc<dyn ReadAt>,
+    container: Container,
+    snapshot: &Snapshot,
+) -> Vec<bool> {
     let low: Vec<u8> = (0..WINDOW).map(|i| i as u8).collect();
     let high: Vec<u8> = (0..WINDOW).map(|i| (i >> 8) as u8).collect();
     let inverted: Vec<u8> = low.iter().map(|byte| !byte).collect();
     let [low, high, inverted] = [low, high, inverted].map(|window| {
-        let mut inflater = Inflater::resume(Arc::clone(source), wrapping, snapshot, &window);
+        let mut inflater = Inflater::resume(Arc::clone(source), container, snapshot, &window);
         let mut output = Vec::with_capacity(WINDOW);
         while output.len() < WINDOW {
-            // An error is found again by whoever decodes in earnest.
+            // The indexing pass reports the error when it reaches this position.
             let Ok((bytes, _)) = inflater.step(WINDOW - output.len(), false) else {
                 break;
             };
             output.extend_from_slice(&inflater.ring[bytes]);
             if inflater.stage != Stage::Body {
-                // The next member does not refer to this one.
+                // The next member does not reference this one.
                 break;
             }
         }
         output
     });
-    let mut referred = vec![false; WINDOW];
+    let mut referenced = vec![false; WINDOW];
     for ((low, high), inverted) in low.iter().zip(&high).zip(&inverted) {
         if low != inverted {
-            referred[usize::from(*low) | usize::from(*high & 0x7f) << 8] = true;
+            referenced[usize::from(*low) | usize::from(*high & 0x7f) << 8] = true;
         }
     }
-    referred
+    referenced
 }
 
-/// The pass over a stream that takes the snapshots. Reads as the content.
+/// The indexing pass, which takes the snapshots. As a reader it yields the decoded content.
 pub(super) struct Indexer {
     inflater: Inflater,
     snapshots: Vec<Snapshot>,
     spacing: Spacing,
     /// Memory of the snapshots in bytes.
-    held: usize,
-    /// Part of the decoder's ring that is yet to be read.
-    ready: Range<usize>,
+    snapshot_bytes: usize,
+    /// Range of the decoder's ring that has not been read yet.
+    pending: Range<usize>,
 }
 
 impl Indexer {
-    pub(super) fn new(source: Arc<dyn RandomRead>, wrapping: Wrapping, spacing: Spacing) -> Self {
-        let mut inflater = Inflater::new(source, wrapping);
+    pub(super) fn new(source: Arc<dyn ReadAt>, container: Container, spacing: Spacing) -> Self {
+        let mut inflater = Inflater::new(source, container);
         inflater.crc = Some(Crc::new());
         let start = Snapshot {
             output: 0,
@@ -421,36 +434,36 @@ impl Indexer {
             window: Box::default(),
         };
         Self {
-            held: start.bytes(),
+            snapshot_bytes: start.bytes(),
             inflater,
             snapshots: vec![start],
             spacing,
-            ready: 0..0,
+            pending: 0..0,
         }
     }
 
-    /// Decodes on when nothing is ready; false at the end.
+    /// Decodes more if nothing is pending. Returns false at the end.
     fn advance(&mut self) -> io::Result<bool> {
-        while self.ready.is_empty() {
+        while self.pending.is_empty() {
             let (bytes, at) = self.inflater.step(WINDOW, true)?;
-            self.ready = bytes;
+            self.pending = bytes;
             match at {
-                At::End => return Ok(false),
-                At::Boundary => self.consider(),
-                At::Middle => {}
+                StreamPosition::End => return Ok(false),
+                StreamPosition::Boundary => self.maybe_take_snapshot(),
+                StreamPosition::Middle => {}
             }
         }
         Ok(true)
     }
 
-    /// Takes a snapshot if the last is far enough away.
-    fn consider(&mut self) {
+    /// Takes a snapshot if the last one is far enough away.
+    fn maybe_take_snapshot(&mut self) {
         let inflater = &self.inflater;
         let last = self.snapshots.last().map_or(0, |last| last.output);
-        if inflater.produced - last < self.spacing.first || inflater.stage == Stage::End {
+        if inflater.produced - last < self.spacing.distance || inflater.stage == Stage::End {
             return;
         }
-        let bits = match inflater.machine.block_boundary_state() {
+        let bits = match inflater.decompressor.block_boundary_state() {
             Some(state) if inflater.stage == Stage::Body => Some((state.num_bits, state.bit_buf)),
             _ => None,
         };
@@ -461,56 +474,56 @@ impl Indexer {
             window: Box::default(),
         };
         if bits.is_some() {
-            let referred = referred(&inflater.source, inflater.wrapping, &snapshot);
+            let referenced = referenced_bytes(&inflater.source, inflater.container, &snapshot);
             let mut window = inflater.window();
             let absent = WINDOW - window.len();
-            for (byte, referred) in window.iter_mut().zip(&referred[absent..]) {
-                *byte *= u8::from(*referred);
+            for (byte, referenced) in window.iter_mut().zip(&referenced[absent..]) {
+                *byte *= u8::from(*referenced);
             }
             snapshot.window = compress_to_vec(&window, 6).into();
         }
-        self.held += snapshot.bytes();
+        self.snapshot_bytes += snapshot.bytes();
         self.snapshots.push(snapshot);
-        while self.held > self.spacing.memory && self.snapshots.len() > 1 {
+        while self.snapshot_bytes > self.spacing.memory && self.snapshots.len() > 1 {
             let mut keep = false;
             self.snapshots.retain(|_| {
-                // The first one stays: it is the beginning.
+                // This keeps the first snapshot, the start of the stream.
                 keep = !keep;
                 keep
             });
-            self.held = self.snapshots.iter().map(Snapshot::bytes).sum();
-            self.spacing.first *= 2;
+            self.snapshot_bytes = self.snapshots.iter().map(Snapshot::bytes).sum();
+            self.spacing.distance *= 2;
         }
     }
 
-    /// Passes over `count` bytes.
+    /// Skips `count` bytes.
     ///
     /// # Errors
-    /// Those of reading; `UnexpectedEof` when there are fewer bytes.
+    /// Errors of reading, or `UnexpectedEof` if there are fewer bytes.
     pub(super) fn skip(&mut self, mut count: u64) -> io::Result<()> {
         while count > 0 {
             if !self.advance()? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let step = count.min(self.ready.len() as u64);
-            self.ready.start += step as usize;
+            let step = count.min(self.pending.len() as u64);
+            self.pending.start += step as usize;
             count -= step;
         }
         Ok(())
     }
 
-    /// Goes on to the end, which checks the rest of the stream.
+    /// Decodes the rest of the stream, which verifies its checksums.
     pub(super) fn finish(mut self) -> io::Result<Inflated> {
         while self.advance()? {
-            self.ready.start = self.ready.end;
+            self.pending.start = self.pending.end;
         }
         self.snapshots.shrink_to_fit();
         Ok(Inflated {
             len: self.inflater.produced,
             source: self.inflater.source,
-            wrapping: self.inflater.wrapping,
+            container: self.inflater.container,
             snapshots: self.snapshots,
-            positions: Mutex::default(),
+            idle_decoders: Mutex::default(),
         })
     }
 }
@@ -520,59 +533,59 @@ impl Read for Indexer {
         if buf.is_empty() || !self.advance()? {
             return Ok(0);
         }
-        let count = buf.len().min(self.ready.len());
-        buf[..count].copy_from_slice(&self.inflater.ring[self.ready.start..][..count]);
-        self.ready.start += count;
+        let count = buf.len().min(self.pending.len());
+        buf[..count].copy_from_slice(&self.inflater.ring[self.pending.start..][..count]);
+        self.pending.start += count;
         Ok(count)
     }
 }
 
-/// The content of a compressed stream.
+/// The decoded content of a compressed stream, for positional reads.
 pub(super) struct Inflated {
-    source: Arc<dyn RandomRead>,
-    wrapping: Wrapping,
+    source: Arc<dyn ReadAt>,
+    container: Container,
     len: u64,
-    /// In the order of their output; the first is the beginning.
+    /// Sorted by output. The first is the start of the stream.
     snapshots: Vec<Snapshot>,
-    /// Decoders where they stopped, the longest unused first: what follows the last read costs no
-    /// restart.
-    positions: Mutex<Vec<Inflater>>,
+    /// Idle decoders, least recently used first. A read that continues an earlier one resumes its
+    /// decoder.
+    idle_decoders: Mutex<Vec<Inflater>>,
 }
 
 impl Inflated {
-    /// A decoder that stands at or before `offset`, as near as there is one.
+    /// Returns the decoder nearest to `offset` whose position is at or before it.
     fn decoder_before(&self, offset: u64) -> io::Result<Inflater> {
         let after = self.snapshots.partition_point(|s| s.output <= offset);
         let snapshot = &self.snapshots[after - 1];
         {
-            let mut positions = self
-                .positions
+            let mut idle_decoders = self
+                .idle_decoders
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            let best = (0..positions.len())
-                .filter(|&i| (snapshot.output..=offset).contains(&positions[i].produced))
-                .max_by_key(|&i| positions[i].produced);
+            let best = (0..idle_decoders.len())
+                .filter(|&i| (snapshot.output..=offset).contains(&idle_decoders[i].produced))
+                .max_by_key(|&i| idle_decoders[i].produced);
             if let Some(best) = best {
-                return Ok(positions.remove(best));
+                return Ok(idle_decoders.remove(best));
             }
         }
         let window = match &*snapshot.window {
             [] => Vec::new(),
             window => decompress_to_vec_with_limit(window, WINDOW)
-                .map_err(|_| invalid("a snapshot of it is damaged".into()))?,
+                .map_err(|_| invalid_data("a snapshot of it is damaged".into()))?,
         };
         let source = Arc::clone(&self.source);
-        Ok(Inflater::resume(source, self.wrapping, snapshot, &window))
+        Ok(Inflater::resume(source, self.container, snapshot, &window))
     }
 
     /// Memory of the snapshots in bytes.
     #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn snapshot_bytes(&self) -> usize {
         self.snapshots.iter().map(Snapshot::bytes).sum()
     }
 }
 
-impl RandomRead for Inflated {
+impl ReadAt for Inflated {
     fn len(&self) -> u64 {
         self.len
     }
@@ -582,6 +595,7 @@ impl RandomRead for Inflated {
         let mut inflater = self.decoder_before(offset)?;
         let mut filled = 0;
         while filled < buf.len() {
+            // Output before `offset` is decoded and discarded.
             let skip = offset.saturating_sub(inflater.produced);
             let most = if skip > 0 {
                 skip.min(WINDOW as u64) as usize
@@ -593,18 +607,18 @@ impl RandomRead for Inflated {
                 buf[filled..][..bytes.len()].copy_from_slice(&inflater.ring[bytes.clone()]);
                 filled += bytes.len();
             }
-            if at == At::End && filled < buf.len() {
-                return Err(invalid("it has changed since it was indexed".into()));
+            if at == StreamPosition::End && filled < buf.len() {
+                return Err(invalid_data("it has changed since it was indexed".into()));
             }
         }
-        let mut positions = self
-            .positions
+        let mut idle_decoders = self
+            .idle_decoders
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if positions.len() == POSITIONS {
-            positions.remove(0);
+        if idle_decoders.len() == MAX_IDLE_DECODERS {
+            idle_decoders.remove(0);
         }
-        positions.push(inflater);
+        idle_decoders.push(inflater);
         Ok(())
     }
 }
@@ -618,10 +632,10 @@ mod tests {
 
     use flate2::{Compression, write::GzEncoder};
 
-    use super::{super::random::tests::Memory, *};
+    use super::{super::read_at::tests::Memory, *};
 
     const CLOSE: Spacing = Spacing {
-        first: 4 << 10,
+        distance: 4 << 10,
         memory: 1 << 20,
     };
 
@@ -655,7 +669,7 @@ mod tests {
     }
 
     fn indexed(packed: Vec<u8>, spacing: Spacing) -> io::Result<Inflated> {
-        Indexer::new(Arc::new(Memory(packed)), Wrapping::Gzip, spacing).finish()
+        Indexer::new(Arc::new(Memory(packed)), Container::Gzip, spacing).finish()
     }
 
     fn check_ranges(inflated: &Inflated, bytes: &[u8]) {
@@ -666,13 +680,13 @@ mod tests {
             let mut buf = vec![0; count];
             inflated.read_at(start as u64, &mut buf).unwrap();
             assert!(buf == bytes[start..][..count], "{start}+{count}");
-            // The next read must not start where this one stopped.
-            inflated.positions.lock().unwrap().clear();
+            // The next read must start at a snapshot, not at an idle decoder.
+            inflated.idle_decoders.lock().unwrap().clear();
         }
     }
 
     #[test]
-    fn reads_anywhere_from_snapshots_that_hold_only_what_is_referred_to() {
+    fn reads_anywhere_from_snapshots_with_referenced_bytes_only() {
         let bytes = content(600_000);
         let inflated = indexed(gzip(&bytes), CLOSE).unwrap();
         let count = inflated.snapshots.len();
@@ -694,11 +708,15 @@ mod tests {
     fn snapshots_stay_within_their_memory() {
         let bytes = content(600_000);
         let spacing = Spacing {
-            first: 1,
+            distance: 1,
             memory: 60_000,
         };
         let inflated = indexed(gzip(&bytes), spacing).unwrap();
-        assert!(inflated.held() <= spacing.memory, "{}", inflated.held());
+        assert!(
+            inflated.snapshot_bytes() <= spacing.memory,
+            "{}",
+            inflated.snapshot_bytes()
+        );
         assert!(inflated.snapshots.len() > 2);
         assert_eq!(inflated.snapshots[0].output, 0);
         check_ranges(&inflated, &bytes);
@@ -718,9 +736,9 @@ mod tests {
     }
 
     #[test]
-    fn the_pass_reads_and_skips() {
+    fn the_indexing_pass_reads_and_skips() {
         let bytes = content(200_000);
-        let mut indexer = Indexer::new(Arc::new(Memory(gzip(&bytes))), Wrapping::Gzip, CLOSE);
+        let mut indexer = Indexer::new(Arc::new(Memory(gzip(&bytes))), Container::Gzip, CLOSE);
         let mut head = [0; 700];
         indexer.read_exact(&mut head).unwrap();
         assert_eq!(head, bytes[..700]);
@@ -732,10 +750,10 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
-    /// Bytes that count how many of them were read.
+    /// A source that counts the bytes read from it.
     struct Counted(Memory, AtomicU64);
 
-    impl RandomRead for Counted {
+    impl ReadAt for Counted {
         fn len(&self) -> u64 {
             self.0.len()
         }
@@ -753,13 +771,13 @@ mod tests {
         let length = packed.len() as u64;
         let source = Arc::new(Counted(Memory(packed), AtomicU64::new(0)));
         let wide = Spacing {
-            first: 1 << 30,
+            distance: 1 << 30,
             ..CLOSE
         };
-        let indexer = Indexer::new(Arc::clone(&source) as _, Wrapping::Gzip, wide);
+        let indexer = Indexer::new(Arc::clone(&source) as _, Container::Gzip, wide);
         let inflated = indexer.finish().unwrap();
         source.1.store(0, Ordering::Relaxed);
-        // Two readers, as two halves of a dataset are read in turn.
+        // Two readers in turn, as for two splits of a dataset.
         let half = bytes.len() / 2;
         let mut buf = [0; 1000];
         for i in 0..half / 1000 {
@@ -769,7 +787,7 @@ mod tests {
             }
         }
         let read = source.1.load(Ordering::Relaxed);
-        // The second reader once decodes the first half to get to its place.
+        // The second reader decodes the first half once to get to its position.
         assert!(read < 2 * length, "{read} of {length}");
     }
 

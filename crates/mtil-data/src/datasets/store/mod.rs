@@ -1,28 +1,29 @@
-//! The files of a dataset, whether they lie in folders or in archives.
+//! Random access to the files of a dataset in folders and archives.
 //!
-//! - [`Store`]: files by path below the data root; [`Archive`]: what may stand in their place
-//! - [`StoreImages`], [`RawImages`]: image files of a store, and raw pixels, as image sources
+//! - [`Store`]: files by path relative to the data root; [`Archive`]: an archive that replaces them
+//! - [`StoreImages`], [`RawImages`]: image sources for image files and for raw pixels
 //!
-//! An archive is never unpacked, and indexed only when a file is asked for that no folder has: the
-//! training archive of ImageNet has 138 GB, that of SUN397 37, and with `tar` and `flate2` alone they
-//! would have to lie there twice. Neither crate reads a compressed stream from its middle, which
-//! batches drawn at random do.
+//! An archive is never unpacked. It is indexed on first use: when a folder is listed that may be in
+//! it, or when a file is requested that no folder contains. The training archive of ImageNet has
+//! 138 GB and that of SUN397 has 37 GB. Shuffled batches need random access to compressed streams,
+//! which the crates `tar` and `flate2` do not provide: with them the archives would have to be
+//! unpacked, which takes the disk space twice.
 //!
-//! - `folder`: listing folders
-//! - `random`: bytes that can be read anywhere, by many threads at once
-//! - `inflate`: gzip and deflate streams as such bytes, from snapshots taken in one pass
-//! - `tar`, `zip`: the members of archives
-//! - `archive`: an archive of any of these kinds, or within another
+//! - `folder`: recursive listing of folders
+//! - `read_at`: positional reads from several threads
+//! - `inflate`: random access to gzip and deflate streams by decoder snapshots
+//! - `tar`, `zip`: members of archives
+//! - `archive`: an archive of any format, possibly nested in another
 
 mod archive;
-mod fault;
+mod error;
 mod files;
 mod folder;
 mod images;
 mod inflate;
-mod random;
+mod read_at;
 mod tar;
 mod zip;
 
 pub use files::{Archive, Store};
-pub use images::{Pixels, RawImages, StoreImages};
+pub use images::{PixelLayout, RawImages, StoreImages};

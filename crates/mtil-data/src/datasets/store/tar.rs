@@ -1,39 +1,39 @@
-//! The members of a tar archive: ustar, GNU and pax.
+//! Members of tar archives: ustar, GNU and pax.
 
 use std::io::{self, Read};
 
 use tar::{EntryType, Header, PaxExtensions};
 
-use super::{inflate::Indexer, random::Cursor};
+use super::{inflate::Indexer, read_at::Cursor};
 
 const BLOCK: usize = 512;
-/// Longest extended header that is read. It holds a path or two.
+/// Maximum size of an extended header, which contains a path or two.
 const MAX_EXTENSION: u64 = 1 << 20;
 
-/// A member that can be a file of a dataset.
+/// A file or link in a tar archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Member {
-    /// Its path as the archive has it.
+    /// Path in the archive, not normalized.
     pub(super) name: String,
     pub(super) kind: Kind,
 }
 
-/// What a member is.
+/// Kind of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Its bytes in the archive.
+    /// A file with its location in the archive.
     File { offset: u64, size: u64 },
-    /// The path of another member.
+    /// A link to the path of another member.
     HardLink(String),
-    /// A path relative to the member's folder.
+    /// A link to a path relative to the member's folder.
     SymLink(String),
-    /// A file that cannot be read, and why.
+    /// A file that cannot be read, for this reason.
     Refused(&'static str),
 }
 
-/// What a tar archive is read from.
+/// Reader of a tar archive.
 pub(super) trait Stream: Read {
-    /// Passes over `count` bytes; `UnexpectedEof` when there are fewer.
+    /// Skips `count` bytes. Returns `UnexpectedEof` if there are fewer.
     fn skip(&mut self, count: u64) -> io::Result<()>;
 }
 
@@ -49,15 +49,15 @@ impl Stream for Indexer {
     }
 }
 
-/// Whether `block` begins a tar archive: the checksum of its first header is right.
+/// Returns true if `block` starts with a tar header that has a valid checksum.
 pub(super) fn is_tar(block: &[u8]) -> bool {
     block
         .get(..BLOCK)
-        .is_some_and(|block| block.iter().any(|b| *b != 0) && sound(block))
+        .is_some_and(|block| block.iter().any(|b| *b != 0) && has_valid_checksum(block))
 }
 
-/// Whether the checksum of a header is right: the sum of its bytes, its own field read as spaces.
-fn sound(block: &[u8]) -> bool {
+/// Verifies the checksum of a header: the sum of its bytes, with spaces in the checksum field.
+fn has_valid_checksum(block: &[u8]) -> bool {
     let sum: u32 = block[..148]
         .iter()
         .chain(&block[156..])
@@ -68,7 +68,7 @@ fn sound(block: &[u8]) -> bool {
         .is_ok_and(|own| own == sum + 8 * 32)
 }
 
-/// What extended headers say of the next member.
+/// Attributes of the next member from extended headers.
 #[derive(Default)]
 struct Extension {
     name: Option<Vec<u8>>,
@@ -78,7 +78,7 @@ struct Extension {
 }
 
 impl Extension {
-    /// Takes over the records of a pax header.
+    /// Applies the records of a pax header.
     fn pax(&mut self, records: &[u8]) -> Result<(), String> {
         for record in PaxExtensions::new(records) {
             let record = record.map_err(|_| "a pax header is malformed".to_owned())?;
@@ -88,7 +88,7 @@ impl Extension {
                 b"linkpath" => self.link = Some(value.to_vec()),
                 b"size" => {
                     let size = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
-                    self.size = Some(size.ok_or("a pax header tells no size")?);
+                    self.size = Some(size.ok_or("the size in a pax header is not a number")?);
                 }
                 key => self.sparse |= key.starts_with(b"GNU.sparse."),
             }
@@ -97,11 +97,11 @@ impl Extension {
     }
 }
 
-/// Lists the members of an archive. Folders, devices and pipes are left out, and so are names that
-/// are no Unicode: no dataset has one.
+/// Lists the members of an archive, except folders, devices, pipes and members whose name is not
+/// Unicode, which no dataset has.
 ///
 /// # Errors
-/// When the archive is broken, or ends before its end mark.
+/// If the archive is corrupt, or ends before its end mark.
 pub(super) fn members(stream: &mut impl Stream) -> io::Result<Vec<Member>> {
     let mut members = Vec::new();
     let mut position = 0;
@@ -116,10 +116,10 @@ pub(super) fn members(stream: &mut impl Stream) -> io::Result<Vec<Member>> {
         let broken = |what: &str| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("it is no sound tar archive: at byte {at} {what}"),
+                format!("it is not a valid tar archive: at byte {at} {what}"),
             )
         };
-        if !sound(&block) {
+        if !has_valid_checksum(&block) {
             return Err(broken("the checksum of a header is wrong"));
         }
         position += BLOCK as u64;
@@ -127,8 +127,9 @@ pub(super) fn members(stream: &mut impl Stream) -> io::Result<Vec<Member>> {
         let kind = header.entry_type();
         let declared = header
             .entry_size()
-            .map_err(|_| broken("a size is no number"))?;
+            .map_err(|_| broken("a size is not a number"))?;
 
+        // Extended headers describe the member that follows them.
         if matches!(
             kind,
             EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader
@@ -139,7 +140,7 @@ pub(super) fn members(stream: &mut impl Stream) -> io::Result<Vec<Member>> {
             let mut data = vec![0; declared as usize];
             read_exact(stream, &mut data, position)?;
             position += declared;
-            position += pass_padding(stream, declared, position)?;
+            position += skip_padding(stream, declared, position)?;
             match kind {
                 EntryType::XHeader => extension.pax(&data).map_err(|what| broken(&what))?,
                 _ => {
@@ -162,7 +163,7 @@ pub(super) fn members(stream: &mut impl Stream) -> io::Result<Vec<Member>> {
         let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
         let link = link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
         let size = size.unwrap_or(declared);
-        // Only these have no bytes, whatever size their header tells.
+        // These kinds have no content, whatever size their header declares.
         let stored = match kind {
             EntryType::Link
             | EntryType::Symlink
@@ -176,7 +177,7 @@ pub(super) fn members(stream: &mut impl Stream) -> io::Result<Vec<Member>> {
             .and_then(|link| String::from_utf8(link).ok())
             .unwrap_or_default();
         let kind = match kind {
-            // Archives older than POSIX tell a folder by the last character.
+            // Archives older than POSIX mark a folder by a trailing slash.
             EntryType::Regular if name.ends_with(b"/") => None,
             EntryType::Regular | EntryType::Continuous if sparse => {
                 Some(Kind::Refused("it is sparse: unpack the archive"))
@@ -193,25 +194,25 @@ pub(super) fn members(stream: &mut impl Stream) -> io::Result<Vec<Member>> {
         if let (Some(kind), Ok(name)) = (kind, String::from_utf8(name)) {
             members.push(Member { name, kind });
         }
-        pass(stream, stored, position)?;
+        skip(stream, stored, position)?;
         position = position
             .checked_add(stored)
             .ok_or_else(|| broken("a size is too large"))?;
-        position += pass_padding(stream, stored, position)?;
+        position += skip_padding(stream, stored, position)?;
     }
 }
 
-/// Passes over what fills the last block of `size` bytes, and tells how much that was.
-fn pass_padding(stream: &mut impl Stream, size: u64, position: u64) -> io::Result<u64> {
+/// Skips the padding after `size` bytes and returns its length.
+fn skip_padding(stream: &mut impl Stream, size: u64, position: u64) -> io::Result<u64> {
     let padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
-    pass(stream, padding, position)?;
+    skip(stream, padding, position)?;
     Ok(padding)
 }
 
-fn pass(stream: &mut impl Stream, count: u64, position: u64) -> io::Result<()> {
+fn skip(stream: &mut impl Stream, count: u64, position: u64) -> io::Result<()> {
     stream.skip(count).map_err(|error| match error.kind() {
-        // What is decoded may end early too, and says so.
-        io::ErrorKind::UnexpectedEof if error.get_ref().is_none() => ends_early(position),
+        // An error with a message is that of a truncated compressed stream.
+        io::ErrorKind::UnexpectedEof if error.get_ref().is_none() => truncated(position),
         _ => error,
     })
 }
@@ -219,19 +220,20 @@ fn pass(stream: &mut impl Stream, count: u64, position: u64) -> io::Result<()> {
 fn read_exact(stream: &mut impl Stream, mut buf: &mut [u8], position: u64) -> io::Result<()> {
     while !buf.is_empty() {
         match stream.read(buf)? {
-            0 => return Err(ends_early(position)),
+            0 => return Err(truncated(position)),
             count => buf = &mut buf[count..],
         }
     }
     Ok(())
 }
 
-/// `position`: where what is incomplete begins.
-fn ends_early(position: u64) -> io::Error {
+/// Returns the error for an incomplete header or member that starts at `position`.
+fn truncated(position: u64) -> io::Error {
     io::Error::new(
         io::ErrorKind::UnexpectedEof,
         format!(
-            "the tar archive ends early, in what begins at byte {position}: half downloaded? Download it again"
+            "the tar archive ends early, in what begins at byte {position}: \
+             half downloaded? Download it again"
         ),
     )
 }
@@ -241,7 +243,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::datasets::store::random::tests::Memory;
+    use crate::datasets::store::read_at::tests::Memory;
 
     fn listed(bytes: &[u8]) -> io::Result<Vec<Member>> {
         members(&mut Cursor::new(Arc::new(Memory(bytes.to_vec()))))
@@ -294,7 +296,7 @@ mod tests {
             let long = header("a", kind, 1 << 40);
             assert!(fault(long.as_bytes()).contains("extended header"));
         }
-        // A pax header that tells the largest size there is.
+        // A pax header with the largest possible size.
         let record = b"29 size=18446744073709551615\n";
         let mut bytes = header("a", EntryType::XHeader, record.len() as u64)
             .as_bytes()

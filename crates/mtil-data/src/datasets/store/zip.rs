@@ -1,4 +1,4 @@
-//! The members of a zip archive.
+//! Members of zip archives.
 
 use std::{
     io::{self, Read},
@@ -8,27 +8,27 @@ use std::{
 use zip::{CompressionMethod, ZipArchive, result::ZipError};
 
 use super::{
-    fault::{Fault, MAX_FILE},
-    inflate::{Indexer, Spacing, Wrapping},
-    random::{Cursor, Part, RandomRead},
+    error::{ArchiveError, MAX_FILE},
+    inflate::{Container, Indexer, Spacing},
+    read_at::{Cursor, Part, ReadAt},
 };
 
-/// Longest target of a link.
+/// Maximum length of a link's target.
 const MAX_LINK: u64 = 4096;
 
-/// A zip archive whose directory has been read.
+/// A zip archive with its central directory.
 pub(super) struct Zip {
-    source: Arc<dyn RandomRead>,
+    source: Arc<dyn ReadAt>,
     archive: ZipArchive<Cursor>,
 }
 
-/// A member that can be a file of a dataset.
+/// A file or link in a zip archive.
 pub(super) struct Member {
-    /// Its path as the archive has it.
+    /// Path in the archive, not normalized.
     pub(super) name: String,
     pub(super) index: usize,
     pub(super) size: u64,
-    /// The path of a link's target, relative to the member's folder.
+    /// Target of a link, relative to the member's folder.
     pub(super) link: Option<String>,
 }
 
@@ -40,21 +40,21 @@ fn reason(error: ZipError) -> String {
 }
 
 impl Zip {
-    pub(super) fn open(source: Arc<dyn RandomRead>) -> Result<Self, Fault> {
+    pub(super) fn open(source: Arc<dyn ReadAt>) -> Result<Self, ArchiveError> {
         let archive = ZipArchive::new(Cursor::new(Arc::clone(&source)))
-            .map_err(|error| Fault::of_archive(reason(error)))?;
+            .map_err(|error| ArchiveError::of_archive(reason(error)))?;
         Ok(Self { source, archive })
     }
 
     /// Lists the members, without folders.
-    pub(super) fn members(&self) -> Result<Vec<Member>, Fault> {
+    pub(super) fn members(&self) -> Result<Vec<Member>, ArchiveError> {
         let mut archive = self.archive.clone();
         let mut members = Vec::with_capacity(archive.len());
         for index in 0..archive.len() {
             let file = archive
                 .by_index_raw(index)
-                .map_err(|error| Fault::of_archive(reason(error)))?;
-            // Names that are no Unicode are left out: no dataset has one.
+                .map_err(|error| ArchiveError::of_archive(reason(error)))?;
+            // No dataset has a name that is not Unicode.
             let Ok(name) = file.name().map(|name| name.into_owned()) else {
                 continue;
             };
@@ -66,7 +66,7 @@ impl Zip {
             let link = if is_link {
                 let target = self
                     .read_at_most(index, MAX_LINK)
-                    .map_err(|r| Fault::of_member(&name, r))?;
+                    .map_err(|r| ArchiveError::of_member(&name, r))?;
                 String::from_utf8(target).ok()
             } else {
                 None
@@ -81,7 +81,7 @@ impl Zip {
         Ok(members)
     }
 
-    /// The content of member `index`.
+    /// Returns the content of member `index`.
     pub(super) fn read(&self, index: usize) -> Result<Vec<u8>, String> {
         self.read_at_most(index, MAX_FILE)
     }
@@ -95,18 +95,19 @@ impl Zip {
                 "it has {size} bytes: the longest that is read has {limit}"
             ));
         }
-        // Deflate makes at most 1032 bytes of one.
+        // The declared size is not trusted: deflate expands by a factor of at most 1032.
         let likely = size
             .min(file.compressed_size().saturating_mul(1032))
             .min(16 << 20);
         let mut content = Vec::with_capacity(likely as usize);
-        // One byte more than declared, so that the end is reached, where the checksum is compared.
+        // One byte more than declared, so that the reader reaches the end and checks the CRC.
         file.take(size + 1)
             .read_to_end(&mut content)
             .map_err(|error| format!("{error}: it is damaged, download the archive again"))?;
         if content.len() as u64 != size {
             return Err(format!(
-                "it has {} bytes, not the {size} that the archive tells: it is damaged, download the archive again",
+                "it has {} bytes, not the {size} that the archive declares: \
+                 it is damaged, download the archive again",
                 if content.len() as u64 > size {
                     "more".to_owned()
                 } else {
@@ -117,8 +118,8 @@ impl Zip {
         Ok(content)
     }
 
-    /// Member `index` as bytes to be read anywhere, for an archive in the archive.
-    pub(super) fn random(&self, index: usize) -> Result<Arc<dyn RandomRead>, String> {
+    /// Returns member `index`, a nested archive, for positional reads.
+    pub(super) fn open_nested(&self, index: usize) -> Result<Arc<dyn ReadAt>, String> {
         let mut archive = self.archive.clone();
         let file = archive.by_index_raw(index).map_err(reason)?;
         if file.encrypted() {
@@ -131,8 +132,8 @@ impl Zip {
         match file.compression() {
             CompressionMethod::Stored => Ok(Arc::new(part)),
             CompressionMethod::Deflated => {
-                let wrapping = Wrapping::Zip { crc: file.crc32() };
-                let indexer = Indexer::new(Arc::new(part), wrapping, Spacing::default());
+                let container = Container::Zip { crc: file.crc32() };
+                let indexer = Indexer::new(Arc::new(part), container, Spacing::default());
                 Ok(Arc::new(indexer.finish().map_err(failed)?))
             }
             other => Err(format!("it is compressed by {other}: unpack the archive")),
@@ -142,11 +143,11 @@ impl Zip {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::random::tests::Memory, *};
+    use super::{super::read_at::tests::Memory, *};
 
     const SOME: &[u8] = include_bytes!("../testdata/some.zip");
 
-    fn open(bytes: &[u8]) -> Result<Zip, Fault> {
+    fn open(bytes: &[u8]) -> Result<Zip, ArchiveError> {
         Zip::open(Arc::new(Memory(bytes.to_vec())))
     }
 
@@ -155,8 +156,8 @@ mod tests {
         members.iter().find(|m| m.name == name).unwrap().index
     }
 
-    /// `some.zip` with other bytes at `at` in the two headers of a member; `local` and `central`
-    /// are where the field is in each.
+    /// Returns `some.zip` with a field of a member replaced in both headers. `local` and `central`
+    /// are the offsets of the field in each.
     fn patched(name: &str, local: usize, central: usize, value: &[u8]) -> Vec<u8> {
         let mut bytes = SOME.to_vec();
         for (magic, at, name_at) in [(b"PK\x03\x04", local, 30), (b"PK\x01\x02", central, 46)] {
@@ -204,7 +205,7 @@ mod tests {
         let zip = open(&patched("set/images/a/2.jpg", 6, 8, &[1, 0])).unwrap();
         let index = member(&zip, "set/images/a/2.jpg");
         assert!(zip.read(index).is_err());
-        assert!(zip.random(index).err().unwrap().contains("encrypted"));
+        assert!(zip.open_nested(index).err().unwrap().contains("encrypted"));
     }
 
     #[test]

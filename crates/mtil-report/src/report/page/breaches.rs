@@ -1,13 +1,13 @@
-//! Rules of the drift guard that did not hold.
+//! Section with the violations of the drift guard.
 
 use maud::{Markup, html};
 
 use crate::report::group::Group;
 use mtil_engine::guard::{Action, Breach};
 
+use crate::format::decimal;
 use crate::report::load::{RunData, StageBreach};
 use crate::svg::swatch;
-use crate::words::decimal;
 
 pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
     let all: Vec<(&Group<'_>, &RunData, &StageBreach)> = groups
@@ -20,8 +20,11 @@ pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
     }
     html! {
         section {
-            h2 { "Where a limit was crossed" }
-            p { "Limits that were set for the runs, checked after each task. A run that is not listed stayed within them, or had none." }
+            h2 { "Crossed limits" }
+            p {
+                "Limits of the drift guard, checked after each task. A run that is not listed "
+                "stayed within its limits or had none."
+            }
             div.scroll tabindex="0" role="region" aria-label="Limits crossed" {
                 table.plain.breaches {
                     thead { tr {
@@ -38,8 +41,13 @@ pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
                                     (swatch(g.colour)) " " (g.name)
                                     @if g.runs.len() > 1 { small { " seed " (r.file.seed) } }
                                 }
-                                td { (when(b.stage, order)) }
-                                td { code { (b.breach.rule) } @if !b.breach.message.is_empty() { br; small { (b.breach.message) } } }
+                                td { (stage_name(b.stage, order)) }
+                                td {
+                                    code { (b.breach.rule) }
+                                    @if !b.breach.message.is_empty() {
+                                        br; small { (b.breach.message) }
+                                    }
+                                }
                                 td { (measured(&b.breach)) }
                                 td { @match b.breach.action {
                                     Action::Stop => strong { "run stopped" },
@@ -54,7 +62,7 @@ pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
     }
 }
 
-fn when(stage: usize, order: &[String]) -> String {
+fn stage_name(stage: usize, order: &[String]) -> String {
     match stage.checked_sub(1) {
         None => "before training".into(),
         Some(task) => order.get(task).map_or_else(
@@ -64,12 +72,12 @@ fn when(stage: usize, order: &[String]) -> String {
     }
 }
 
-/// The value with as many decimals as set it apart from the limit.
+/// Formats the measured value with enough decimals to distinguish it from the limit.
 fn measured(b: &Breach) -> String {
     let Some(value) = b.value else {
         return "–".into();
     };
-    let apart = |d: &usize| decimal(value, *d, false) != decimal(b.limit, *d, false);
-    let decimals = (1..6).find(apart).unwrap_or(6);
+    let differs = |d: &usize| decimal(value, *d, false) != decimal(b.limit, *d, false);
+    let decimals = (1..6).find(differs).unwrap_or(6);
     decimal(value, decimals, false)
 }

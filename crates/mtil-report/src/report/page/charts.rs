@@ -1,10 +1,11 @@
-//! What the charts of several sections share.
+//! Chart helpers shared by several sections.
 
 use maud::{Markup, html};
 
 use crate::report::group::Group;
 use crate::svg::{Line, nice, swatch};
 
+/// Returns the legend of the methods.
 pub(super) fn legend(groups: &[&Group<'_>]) -> Markup {
     html! {
         ul.legend aria-label="Legend" {
@@ -13,10 +14,12 @@ pub(super) fn legend(groups: &[&Group<'_>]) -> Markup {
     }
 }
 
+/// Returns a tick for each number of trained tasks.
 pub(super) fn stage_ticks(tasks: usize) -> Vec<(f64, String)> {
     (0..=tasks).map(|s| (s as f64, s.to_string())).collect()
 }
 
+/// Returns the line of a method.
 pub(super) fn line(g: &Group<'_>, points: Vec<(f64, f64)>) -> Line {
     Line {
         label: g.name.clone(),
@@ -27,7 +30,7 @@ pub(super) fn line(g: &Group<'_>, points: Vec<(f64, f64)>) -> Line {
     }
 }
 
-/// Rounded range over all lines, `extra` included.
+/// Returns the range of the values of all lines and of `extra`, rounded outwards.
 pub(super) fn range<'a>(lines: impl Iterator<Item = &'a Line>, extra: &[f64]) -> (f64, f64) {
     let values = lines
         .flat_map(|l| l.points.iter().map(|p| p.1))

@@ -1,17 +1,20 @@
-//! Accuracy over the run: kept and gained on the whole, then task by task.
+//! Sections with the accuracy over the run: mean change from the pretrained model, then each task.
 
 use maud::{Markup, html};
 
 use super::charts::{legend, line, range, stage_ticks};
 use crate::report::group::Group;
-use crate::svg::{Line, Lines};
+use crate::svg::{Line, LineChart};
 use mtil_engine::metrics::AccuracyMatrix;
 
-/// Points above or below the pretrained model: on the tasks still unseen and on those learned.
-pub(super) fn hero(groups: &[&Group<'_>], tasks: usize) -> Markup {
+/// Mean change in accuracy from the pretrained model, on the tasks still unseen and on those
+/// learned.
+pub(super) fn change_from_pretrained(groups: &[&Group<'_>], tasks: usize) -> Markup {
     let change = |g: &Group<'_>, s: usize, columns: std::ops::Range<usize>| {
         let n = columns.len() as f64;
-        let sum: Option<f64> = columns.map(|c| Some(g.at(s, c)? - g.at(0, c)?)).sum();
+        let sum: Option<f64> = columns
+            .map(|c| Some(g.accuracy_at(s, c)? - g.accuracy_at(0, c)?))
+            .sum();
         (n > 0.0).then_some(sum? / n)
     };
     let unseen: Vec<Line> = groups
@@ -33,10 +36,11 @@ pub(super) fn hero(groups: &[&Group<'_>], tasks: usize) -> Markup {
         .map(|g| g.name.chars().count())
         .max()
         .unwrap_or(0);
+    // About 6.9 pixels per character of the labels at the line ends.
     let margin = (longest as f64 * 6.9 + 14.0).clamp(40.0, 150.0);
     let chart = |title: &str, stages: usize, lines: Vec<Line>| {
         let y = range(lines.iter(), &[0.0]);
-        Lines {
+        LineChart {
             title: title.into(),
             width: 440.0,
             height: 270.0,
@@ -49,28 +53,44 @@ pub(super) fn hero(groups: &[&Group<'_>], tasks: usize) -> Markup {
             lines,
             end_labels: Some(margin),
             unit: " points",
-            ..Lines::default()
+            ..LineChart::default()
         }
         .render()
     };
+    let title = |which: &str| {
+        format!(
+            "Change in accuracy on tasks {which}, in points from the pretrained model, by number \
+             of tasks trained"
+        )
+    };
     html! {
         section {
-            h2 { "What was kept, what was gained" }
-            p { "Points above or below the pretrained model on the same tasks, as training goes from task to task." }
+            h2 { "Change from the pretrained model" }
+            p {
+                "Mean change in accuracy from the pretrained model on the same tasks, in points, "
+                "after each number of trained tasks."
+            }
             div.pair {
                 figure {
-                    figcaption { b { "Tasks not trained yet" } " — the zero-shot ability that is left. On the zero line nothing was lost." }
-                    (chart("Change in accuracy on tasks not trained yet, in points against the pretrained model, by number of tasks trained", tasks - 1, unseen))
+                    figcaption {
+                        b { "Tasks not trained yet" }
+                        " — the zero-shot ability that is left. On the zero line nothing was lost."
+                    }
+                    (chart(&title("not trained yet"), tasks - 1, unseen))
                 }
                 figure {
-                    figcaption { b { "Tasks already trained" } " — what was learned and not forgotten since. Higher is better." }
-                    (chart("Change in accuracy on tasks already trained, in points against the pretrained model, by number of tasks trained", tasks, learned))
+                    figcaption {
+                        b { "Tasks already trained" }
+                        " — what was learned and not forgotten since. Higher is better."
+                    }
+                    (chart(&title("already trained"), tasks, learned))
                 }
             }
         }
     }
 }
 
+/// Accuracy on each task over the run, one chart per task.
 pub(super) fn per_task(
     groups: &[&Group<'_>],
     order: &[String],
@@ -81,7 +101,7 @@ pub(super) fn per_task(
         groups
             .iter()
             .map(|g| {
-                let at = |s: usize| Some((s as f64, g.at(s, c)?));
+                let at = |s: usize| Some((s as f64, g.accuracy_at(s, c)?));
                 line(g, (0..=tasks).filter_map(at).collect())
             })
             .collect()
@@ -91,10 +111,11 @@ pub(super) fn per_task(
     let y = (lo.max(0.0), hi.min(100.0));
     html! {
         section {
-            h2 { "Each task over the run" }
+            h2 { "Accuracy on each task" }
             p {
                 "Accuracy in % on one task after 0, 1, 2, … trained tasks. The "
-                b { "tinted part" } " begins when the task itself was trained; the dashed line is the pretrained model’s zero-shot accuracy."
+                b { "tinted part" } " begins when the task itself was trained; the dashed line is "
+                "the pretrained model’s zero-shot accuracy."
             }
             (legend(groups))
             div class={ "grid-charts" @if matches!(tasks, 3 | 5 | 6 | 9) { " thirds" } } {
@@ -102,7 +123,7 @@ pub(super) fn per_task(
                     figure {
                         figcaption { b { (c + 1) ". " (order[c]) } }
                         ({
-                            Lines {
+                            LineChart {
                                 title: format!("Accuracy on {} after each task", order[c]),
                                 x: (0.0, tasks as f64),
                                 y,
@@ -112,7 +133,7 @@ pub(super) fn per_task(
                                 trained: Some(c as f64 + 1.0),
                                 decimals: 0,
                                 unit: " %",
-                                ..Lines::default()
+                                ..LineChart::default()
                             }.render()
                         })
                     }

@@ -1,14 +1,14 @@
-//! How far methods are apart, over seeds that they share.
+//! Section with the paired differences between methods.
 
 use maud::{Markup, html};
 
+use crate::format::{decimal, plural};
 use crate::report::{
     group::{Figures, Group, Spread},
     paired::{Difference, difference},
 };
-use crate::words::{decimal, plural};
 
-/// The figures that are compared.
+/// Name and accessor of a compared figure.
 type Compared = (&'static str, fn(&Figures) -> Option<Spread>);
 
 const FIGURES: [Compared; 3] = [
@@ -17,16 +17,16 @@ const FIGURES: [Compared; 3] = [
     ("Last", |f| f.last),
 ];
 
-/// What all others are compared with: `finetune` where it is there, else the finished method with
-/// the best Average.
-fn base<'a, 'g>(done: &[&'a Group<'g>]) -> Option<&'a Group<'g>> {
+/// Returns the baseline of the comparison: `finetune` if it is among the finished methods, else the
+/// one with the best Average.
+fn baseline<'a, 'g>(done: &[&'a Group<'g>]) -> Option<&'a Group<'g>> {
     let finetune = done.iter().find(|g| g.name == "finetune");
     finetune.or(done.first()).copied()
 }
 
 pub(super) fn differences(groups: &[Group<'_>]) -> Markup {
     let done: Vec<&Group<'_>> = groups.iter().filter(|g| g.is_complete()).collect();
-    let Some(base) = base(&done) else {
+    let Some(base) = baseline(&done) else {
         return html! {};
     };
     let rows: Vec<(&Group<'_>, [Option<Difference>; 3])> = done
@@ -51,16 +51,18 @@ pub(super) fn differences(groups: &[Group<'_>]) -> Markup {
             @if found.separated() == Some(false) { br; small { "not separated" } }
         }
     };
-    let most = rows.iter().flat_map(|(_, all)| all.iter().flatten());
-    let seeds = most.map(|d| d.seeds).max().unwrap_or(0);
+    let differences = rows.iter().flat_map(|(_, all)| all.iter().flatten());
+    let seeds = differences.map(|d| d.seeds).max().unwrap_or(0);
     html! {
         section {
-            h2 { "How far apart" }
+            h2 { "Differences between methods" }
             div.scroll tabindex="0" role="region" aria-label="Differences between methods" {
                 table {
                     caption { span {
-                        "Points above " (base.name) ": mean difference of runs with the same seed, and its 95 % interval by a paired t test over "
-                        (plural(seeds, "seed")) ". Where the interval includes zero the two are not separated."
+                        "Points above " (base.name)
+                        ": mean difference of runs with the same seed, and its 95 % confidence "
+                        "interval by a paired t test over " (plural(seeds, "seed"))
+                        ". Two methods are not separated if the interval includes zero."
                     } }
                     thead { tr {
                         th scope="col" { "Method" }

@@ -1,20 +1,20 @@
-//! Modality gap and retrieval.
+//! Section with the modality gap and retrieval.
 
 use maud::{Markup, html};
 
 use super::charts::{legend, line, range, stage_ticks};
+use crate::format::decimal;
 use crate::report::group::Group;
 use crate::report::load::Status;
-use crate::svg::{Line, Lines};
-use crate::words::decimal;
-use mtil_engine::{metrics::Recall, run::Evaluated};
+use crate::svg::{Line, LineChart};
+use mtil_engine::{metrics::Recall, run::EvaluationRecord};
 
-/// Picks one of the recalls.
+/// Accessor of recall at a K.
 type RecallAt = fn(&Recall) -> f64;
-/// Picks one of the figures of the held-out pairs.
-type FigureAt = fn(&Evaluated) -> Option<f64>;
+/// Accessor of a measure of the held-out pairs.
+type FigureAt = fn(&EvaluationRecord) -> Option<f64>;
 
-/// What the modality gap is made of, each with its name and decimals.
+/// Measures that explain the modality gap: name, accessor, decimals.
 const FIGURES: [(&str, FigureAt, usize); 5] = [
     ("Margin of matching pairs, logits", |e| e.margin, 1),
     // Logits are 100 times the cosines.
@@ -57,7 +57,7 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
     }
     let figures: Vec<(&str, Vec<Line>, usize)> = FIGURES
         .into_iter()
-        .map(|(name, f, decimals)| (name, with(&|g, s| g.pairs(s, f)), decimals))
+        .map(|(name, f, decimals)| (name, with(&|g, s| g.pair_measure(s, f)), decimals))
         .filter(|(_, lines, _)| !lines.is_empty())
         .collect();
     if gap.is_empty() && recalls.is_empty() {
@@ -72,16 +72,20 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
     let (lo, hi) = range(recalls.iter().flat_map(|(_, l)| l), &[]);
     html! {
         section {
-            h2 { "Images and words: is the shared space intact?" }
-            p { "Measured on image–caption pairs that are never trained on, after 0, 1, 2, … tasks. R@k: % of queries whose match is among the first k found. The dashed line is the pretrained model." }
+            h2 { "Modality gap and retrieval" }
+            p {
+                "Measured on held-out image–caption pairs, after 0, 1, 2, … tasks. R@k: % of "
+                "queries whose match is among the first k found. The dashed line is the pretrained "
+                "model."
+            }
             (legend(&shown))
             div.grid-charts {
                 @if !gap.is_empty() {
-                    @let level = gap[0].points.first().map(|p| (p.1, "pretrained".to_string()));
+                    @let level = pretrained_level(&gap);
                     figure class=[(!recalls.is_empty()).then_some("tall")] {
                         figcaption { b { "Modality gap" } " — closer to the dashed line is better" }
                         ({
-                            Lines {
+                            LineChart {
                                 title: "Modality gap after each task".into(),
                                 height: if recalls.is_empty() { 170.0 } else { 372.0 },
                                 x: (0.0, tasks as f64),
@@ -90,17 +94,17 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                                 level,
                                 lines: gap,
                                 decimals: 2,
-                                ..Lines::default()
+                                ..LineChart::default()
                             }.render()
                         })
                     }
                 }
                 @for (name, lines) in &recalls {
-                    @let level = lines[0].points.first().map(|p| (p.1, "pretrained".to_string()));
+                    @let level = pretrained_level(lines);
                     figure {
                         figcaption { b { (name) } }
                         ({
-                            Lines {
+                            LineChart {
                                 title: format!("Retrieval {name}, after each task"),
                                 x: (0.0, tasks as f64),
                                 y: (lo.max(0.0), hi.min(100.0)),
@@ -109,34 +113,43 @@ pub(super) fn geometry(groups: &[Group<'_>], tasks: usize) -> Markup {
                                 lines: lines.clone(),
                                 decimals: 0,
                                 unit: " %",
-                                ..Lines::default()
+                                ..LineChart::default()
                             }.render()
                         })
                     }
                 }
             }
-            (parts(&figures, tasks))
-            (geometry_numbers(&shown, tasks))
+            (decomposition(&figures, tasks))
+            (values_table(&shown, tasks))
         }
     }
 }
 
-/// What the gap is made of.
-fn parts(figures: &[(&str, Vec<Line>, usize)], tasks: usize) -> Markup {
+/// Returns the reference line of the pretrained model, the first point of any line.
+fn pretrained_level(lines: &[Line]) -> Option<(f64, String)> {
+    let first = lines[0].points.first()?;
+    Some((first.1, "pretrained".to_owned()))
+}
+
+/// Charts of the measures that explain the modality gap.
+fn decomposition(figures: &[(&str, Vec<Line>, usize)], tasks: usize) -> Markup {
     if figures.is_empty() {
         return html! {};
     }
     html! {
         details {
-            summary { "What the gap is made of" }
-            p { "The gap is the distance between the mean image and the mean text. It stays where neither mean moves and neither cone widens." }
+            summary { "Decomposition of the modality gap" }
+            p {
+                "The gap is the distance between the mean image and the mean text embedding. It "
+                "does not change while neither mean moves and neither cone widens."
+            }
             div.grid-charts {
                 @for (name, lines, decimals) in figures {
-                    @let level = lines[0].points.first().map(|p| (p.1, "pretrained".to_string()));
+                    @let level = pretrained_level(lines);
                     figure {
                         figcaption { b { (name) } }
                         ({
-                            Lines {
+                            LineChart {
                                 title: format!("{name}, after each task"),
                                 x: (0.0, tasks as f64),
                                 y: range(lines.iter(), &[]),
@@ -144,7 +157,7 @@ fn parts(figures: &[(&str, Vec<Line>, usize)], tasks: usize) -> Markup {
                                 level,
                                 lines: lines.clone(),
                                 decimals: *decimals,
-                                ..Lines::default()
+                                ..LineChart::default()
                             }.render()
                         })
                     }
@@ -154,38 +167,56 @@ fn parts(figures: &[(&str, Vec<Line>, usize)], tasks: usize) -> Markup {
     }
 }
 
-/// The same as a table, for those who cannot or would rather not read charts.
-fn geometry_numbers(groups: &[&Group<'_>], tasks: usize) -> Markup {
+fn decimal_or_dash(value: Option<f64>, decimals: usize) -> String {
+    value.map_or("–".into(), |v| decimal(v, decimals, false))
+}
+
+/// Formats the recall at 1 of both directions, caption → image first.
+fn recall_at_1(g: &Group<'_>, s: usize) -> String {
+    let recall = |image_to_text| g.recall(s, |r| r.r1, image_to_text);
+    match (recall(false), recall(true)) {
+        (Some(a), Some(b)) => format!("{} / {}", decimal(a, 1, false), decimal(b, 1, false)),
+        _ => "–".into(),
+    }
+}
+
+/// Table of the values in the charts.
+fn values_table(groups: &[&Group<'_>], tasks: usize) -> Markup {
     html! {
         details {
-            summary { "The numbers" }
+            summary { "Table of the values" }
             div.scroll tabindex="0" role="region" aria-label="Modality gap and retrieval by stage" {
                 table.plain {
-                    caption { "Modality gap and recall at 1 (caption → image / image → caption, %) after each number of trained tasks" }
-                    thead { tr { th scope="col" { "Method" } th scope="col" { "" } @for s in 0..=tasks { th scope="col" { (s) } } } }
+                    caption {
+                        "Modality gap and recall at 1 (caption → image / image → caption, %) "
+                        "after each number of trained tasks"
+                    }
+                    thead { tr {
+                        th scope="col" { "Method" }
+                        th scope="col" { "" }
+                        @for s in 0..=tasks { th scope="col" { (s) } }
+                    } }
                     tbody {
                         @for g in groups {
-                            @let rows = FIGURES.iter().filter(|(_, f, _)| g.pairs(0, *f).is_some());
+                            @let has = |f: FigureAt| g.pair_measure(0, f).is_some();
+                            @let rows = FIGURES.iter().filter(|(_, f, _)| has(*f));
                             tr {
                                 th scope="row" rowspan=(2 + rows.clone().count()) { (g.name) }
                                 td { "gap" }
-                                @for s in 0..=tasks { td { (g.gap(s).map_or("–".into(), |v| decimal(v, 3, false))) } }
+                                @for s in 0..=tasks { td { (decimal_or_dash(g.gap(s), 3)) } }
                             }
                             tr {
                                 td { "R@1" }
                                 @for s in 0..=tasks {
-                                    td {
-                                        @match (g.recall(s, |r| r.r1, false), g.recall(s, |r| r.r1, true)) {
-                                            (Some(a), Some(b)) => { (decimal(a, 1, false)) " / " (decimal(b, 1, false)) },
-                                            _ => "–",
-                                        }
-                                    }
+                                    td { (recall_at_1(g, s)) }
                                 }
                             }
                             @for (name, f, decimals) in rows {
                                 tr {
                                     td { (name) }
-                                    @for s in 0..=tasks { td { (g.pairs(s, *f).map_or("–".into(), |v| decimal(v, *decimals, false))) } }
+                                    @for s in 0..=tasks {
+                                        td { (decimal_or_dash(g.pair_measure(s, *f), *decimals)) }
+                                    }
                                 }
                             }
                         }

@@ -1,11 +1,11 @@
-//! The head of the page: outcome, what was done, and what a reader should know.
+//! Head of the page: outcome, description of the benchmark, notes.
 
 use maud::{Markup, html};
 
 use super::outcome::Outcome;
+use crate::format::plural;
 use crate::report::group::Group;
 use crate::report::load::{Loaded, RunData, Status};
-use crate::words::plural;
 
 /// Title, outcome and notes.
 pub(super) fn head(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> Markup {
@@ -13,7 +13,10 @@ pub(super) fn head(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> 
     let order = first.accuracy.order();
     html! {
         header {
-            p.kicker { "Continual learning of a CLIP model · " (first.file.suite) " · " (plural(order.len(), "task")) }
+            p.kicker {
+                "Continual learning of a CLIP model · " (first.file.suite) " · "
+                (plural(order.len(), "task"))
+            }
             h1 { (outcome.sentence) }
             p.lede {
                 @if !outcome.detail.is_empty() { b { (outcome.detail) } " " }
@@ -22,7 +25,8 @@ pub(super) fn head(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> 
                     @if i > 0 { " → " }
                     span.task { (task) }
                 }
-                ". After each, it is tested on all of them, including those it has not been trained on yet. "
+                ". After each, it is tested on all of them, including those it has not been "
+                "trained on yet. "
                 (seeds_sentence(groups)) " Prompt rule: " (prompt_rule(first)) "."
             }
             @for note in &loaded.notes { p.note { strong { "Note. " } (note) } }
@@ -47,7 +51,7 @@ fn seeds_sentence(groups: &[Group<'_>]) -> String {
             format!("Figures are means over {a} seeds ± sample standard deviation.")
         }
         (Some(a), Some(b)) => {
-            format!("{a} to {b} seeds per method; where several, mean ± sample standard deviation.")
+            format!("{a} to {b} seeds per method; with several, mean ± sample standard deviation.")
         }
         _ => String::new(),
     }
@@ -61,7 +65,10 @@ fn unfinished(groups: &[Group<'_>]) -> Markup {
                     p.note {
                         strong { "Unfinished. " } (r.label())
                         @match r.stopped_by() {
-                            Some(breach) => { " was stopped because it crossed the limit " code { (breach.breach.rule) } },
+                            Some(breach) => {
+                                " was stopped because it crossed the limit "
+                                code { (breach.breach.rule) }
+                            },
                             None => " is still running or was interrupted",
                         }
                         ": evaluated after "

@@ -1,4 +1,4 @@
-//! Training loss.
+//! Section with the training losses.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,15 @@ use maud::{Markup, html};
 use super::charts::range;
 use crate::report::group::Group;
 use crate::report::load::{RunData, Step};
-use crate::svg::{Line, Lines, colour_class};
+use crate::svg::{Line, LineChart, colour_class};
 
-/// Points of a loss curve at most: as many as pixels are useful.
+/// Maximum number of points of a loss curve, about one per pixel.
 const CURVE_POINTS: usize = 240;
 
-/// First palette index of the loss parts: colours that methods seldom have.
+/// First palette index of the loss terms, whose colours methods rarely have.
 const PARTS_FROM: usize = 5;
 
-/// Means over equal stretches of the run, so that a curve of any length stays small.
+/// Averages a curve over equal intervals of the run, which bounds the size of the page.
 fn downsample(
     steps: &[Step],
     tasks: usize,
@@ -27,7 +27,7 @@ fn downsample(
         let Some(v) = value(s).filter(|v| v.is_finite()) else {
             continue;
         };
-        // A task's last step is at its end: it belongs to the bucket before.
+        // A task's last step is at its end, the upper edge of the task's last bucket.
         let bucket = ((s.at * per_task).ceil() as usize).saturating_sub(1);
         let b = buckets.entry(bucket).or_default();
         *b = (b.0 + s.at, b.1 + v, b.2 + 1.0);
@@ -57,7 +57,7 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
             }
         }
     }
-    // A single part is the total again.
+    // A single term equals the total.
     let parts_of = |r: &RunData| -> Vec<&String> {
         let used: Vec<&String> = names
             .iter()
@@ -69,11 +69,17 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
     html! {
         section {
             h2 { "Training loss" }
-            p { "From the first step of the first task to the last of the last; a thin vertical line separates tasks. Each method has its own scale, because the losses are made of different parts." }
+            p {
+                "From the first step of the first task to the last of the last; a thin vertical "
+                "line separates tasks. Each method has its own scale, because the losses have "
+                "different terms."
+            }
             ul.legend aria-label="Legend" {
                 li { (swatch_line(None)) " total" }
                 @for (i, n) in names.iter().enumerate() {
-                    @if runs.iter().any(|(_, r)| parts_of(r).contains(n)) { li { (swatch_line(Some(i + PARTS_FROM))) " " (n) } }
+                    @if runs.iter().any(|(_, r)| parts_of(r).contains(n)) {
+                        li { (swatch_line(Some(i + PARTS_FROM))) " " (n) }
+                    }
                 }
             }
             div class={ "grid-charts" @if matches!(runs.len(), 3 | 5 | 6 | 9) { " thirds" } } {
@@ -96,17 +102,22 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
                         lines
                     };
                     figure {
-                        figcaption { b { (g.name) } @if g.runs.len() > 1 { small { " seed " (r.file.seed) } } }
+                        figcaption {
+                            b { (g.name) }
+                            @if g.runs.len() > 1 { small { " seed " (r.file.seed) } }
+                        }
                         ({
-                            Lines {
+                            LineChart {
                                 title: format!("Training loss of {}", g.name),
                                 x: (0.0, tasks as f64),
                                 y: range(lines.iter(), &[0.0]),
-                                x_ticks: (0..tasks).map(|t| (t as f64 + 0.5, (t + 1).to_string())).collect(),
+                                x_ticks: (0..tasks)
+                                    .map(|t| (t as f64 + 0.5, (t + 1).to_string()))
+                                    .collect(),
                                 borders: (1..tasks).map(|t| t as f64).collect(),
                                 lines,
                                 decimals: 0,
-                                ..Lines::default()
+                                ..LineChart::default()
                             }.render()
                         })
                     }
@@ -118,7 +129,8 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
 
 fn swatch_line(colour: Option<usize>) -> Markup {
     html! {
-        svg class={ "swatch " (colour_class(colour)) } viewBox="0 0 26 12" width="26" height="12" aria-hidden="true" {
+        svg class={ "swatch " (colour_class(colour)) } viewBox="0 0 26 12" width="26" height="12"
+            aria-hidden="true" {
             path class="ln" d="M1 6H25" {}
         }
     }

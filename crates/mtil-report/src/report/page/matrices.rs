@@ -1,22 +1,22 @@
-//! The accuracy matrices as heat maps.
+//! Section with the accuracy matrices as heat maps.
 
 use maud::{Markup, html};
 
+use crate::format::decimal;
 use crate::report::group::Group;
 use crate::svg::swatch;
-use crate::words::decimal;
 
 pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
     if groups.is_empty() {
         return html! {};
     }
     let tasks = order.len();
-    // One scale for all methods, so that the maps compare.
+    // One scale for all methods, so that the maps are comparable.
     let mut limit: f64 = 10.0;
     for g in groups {
         for s in 1..=tasks {
             for c in 0..tasks {
-                if let (Some(v), Some(z)) = (g.at(s, c), g.at(0, c)) {
+                if let (Some(v), Some(z)) = (g.accuracy_at(s, c), g.accuracy_at(0, c)) {
                     limit = limit.max((v - z).abs());
                 }
             }
@@ -28,7 +28,9 @@ pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
             h2 { "Accuracy matrices" }
             p {
                 "One row per stage, one column per task, accuracy in %. "
-                b { "Right of the outlined diagonal" } ": tasks not trained yet. " b { "Left of it" } ": tasks trained before. Colour: points against the pretrained model."
+                b { "Right of the outlined diagonal" } ": tasks not trained yet. "
+                b { "Left of it" } ": tasks trained before. "
+                "Colour: change from the pretrained model, in points."
             }
             div.scale aria-hidden="true" {
                 span { "−" (decimal(limit, 0, false)) " points" }
@@ -38,7 +40,8 @@ pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
             div class={ "maps" @if tasks > 7 { " wide" } } {
                 @for g in groups {
                     figure.map {
-                        div.scroll tabindex="0" role="region" aria-label={ "Accuracy matrix of " (g.name) } {
+                        div.scroll tabindex="0" role="region"
+                            aria-label={ "Accuracy matrix of " (g.name) } {
                             table.heat {
                                 caption {
                                     (swatch(g.colour)) " " b { (g.name) }
@@ -47,13 +50,19 @@ pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
                                     @if !g.is_complete() { small { " unfinished" } }
                                 }
                                 thead {
-                                    tr { th scope="col" { "after" } @for t in order { th scope="col" { span { (t) } } } }
+                                    tr {
+                                        th scope="col" { "after" }
+                                        @for t in order { th scope="col" { span { (t) } } }
+                                    }
                                 }
                                 tbody {
                                     @for s in 0..=tasks {
-                                        @if (0..tasks).any(|c| g.at(s, c).is_some()) {
+                                        @if (0..tasks).any(|c| g.accuracy_at(s, c).is_some()) {
                                             tr class=[(s == 0).then_some("zero")] {
-                                                th scope="row" { @if s == 0 { "zero-shot" } @else { (order[s - 1]) } }
+                                                th scope="row" {
+                                                    @if s == 0 { "zero-shot" }
+                                                    @else { (order[s - 1]) }
+                                                }
                                                 @for c in 0..tasks { (heat_cell(g, s, c, limit)) }
                                             }
                                         }
@@ -69,19 +78,19 @@ pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
 }
 
 fn heat_cell(g: &Group<'_>, s: usize, c: usize, limit: f64) -> Markup {
-    let Some(v) = g.at(s, c) else {
+    let Some(v) = g.accuracy_at(s, c) else {
         return html! { td { "–" } };
     };
-    let change = g.at(0, c).map_or(0.0, |z| v - z);
+    let change = g.accuracy_at(0, c).map_or(0.0, |z| v - z);
     // The square root keeps small changes visible beside large ones.
     let strength = (change.abs() / limit).clamp(0.0, 1.0).sqrt() * 0.62;
     let mut class = String::from(if change >= 0.0 { "up" } else { "down" });
     if s == c + 1 {
         class.push_str(" own");
     }
+    let title = (s > 0).then(|| format!("{} points from zero-shot", decimal(change, 1, true)));
     html! {
-        td class=(class) style={ "--a:" (format!("{strength:.2}")) }
-            title=[(s > 0).then(|| format!("{} points against zero-shot", decimal(change, 1, true)))] {
+        td class=(class) style={ "--a:" (format!("{strength:.2}")) } title=[title] {
             (decimal(v, 1, false))
         }
     }

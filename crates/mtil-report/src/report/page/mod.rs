@@ -1,18 +1,18 @@
-//! The page, one file for each section in the order they appear.
+//! HTML page of the report, one file per section in the order of the page.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `outcome`, `head` | the sentence at the top, and what to know before reading on |
-//! | `summary` | the headline table |
-//! | `differences` | how far methods are apart, over seeds that they share |
-//! | `selection` | what was chosen for each task, and from what |
-//! | `breaches` | limits that were crossed |
-//! | `curves` | accuracy over the run: kept and gained, and task by task |
+//! | `outcome`, `head` | the outcome in a sentence, notes |
+//! | `summary` | headline table |
+//! | `differences` | paired differences between methods |
+//! | `selection` | settings selected per task, with their candidates |
+//! | `breaches` | violations of the drift guard |
+//! | `curves` | accuracy over the run, as a mean and per task |
 //! | `matrices` | accuracy matrices |
 //! | `geometry` | modality gap and retrieval |
-//! | `losses`, `ranks` | the training: losses, protected directions |
-//! | `samples`, `settings` | what the tasks look like, how the runs were set |
-//! | `charts` | what several sections share |
+//! | `losses`, `ranks` | training losses, protected directions |
+//! | `samples`, `settings` | sample images, settings of the runs |
+//! | `charts` | helpers shared by several sections |
 //!
 //! A section without data is left out.
 
@@ -39,6 +39,7 @@ use crate::page::document;
 
 pub(super) use outcome::{Outcome, outcome};
 
+/// Returns the page of all sections.
 pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> Markup {
     let first = &loaded.runs[0];
     let order = first.accuracy.order();
@@ -53,7 +54,9 @@ pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> 
         (differences::differences(groups))
         (selection::selection(groups, order))
         (breaches::breaches(groups, order))
-        @if !trained.is_empty() && zero.is_some() && order.len() > 1 { (curves::hero(&trained, order.len())) }
+        @if !trained.is_empty() && zero.is_some() && order.len() > 1 {
+            (curves::change_from_pretrained(&trained, order.len()))
+        }
         @if !trained.is_empty() { (curves::per_task(&trained, order, zero.as_ref())) }
         (matrices::heat_maps(&trained, order))
         (geometry::geometry(groups, order.len()))

@@ -1,21 +1,20 @@
-//! The sentence at the top: what came out of the runs.
+//! Outcome of the runs in a sentence, the title of the page.
 
+use crate::format::{decimal, plural};
 use crate::report::group::{Figures, Group, Spread};
 use crate::report::load::{Status, pretrained};
 use crate::report::paired::{Difference, difference};
-use crate::words::decimal;
-use crate::words::plural;
 
-/// What came out, from the numbers.
+/// Outcome of the runs, derived from their figures.
 pub(in crate::report) struct Outcome {
-    /// One plain sentence.
+    /// The outcome in one sentence.
     pub sentence: String,
-    /// The figures it rests on; may be empty.
+    /// The figures that support it; may be empty.
     pub detail: String,
 }
 
 impl Outcome {
-    fn plain(sentence: String) -> Self {
+    fn without_detail(sentence: String) -> Self {
         Self {
             sentence,
             detail: String::new(),
@@ -29,8 +28,8 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-/// A difference in words: separated or not; none with one seed.
-fn apart(difference: &Difference) -> Option<String> {
+/// Describes a difference and whether its interval excludes zero; `None` with one seed.
+fn describe_difference(difference: &Difference) -> Option<String> {
     let (low, high) = difference.interval?;
     let interval = format!("{} to {}", decimal(low, 1, true), decimal(high, 1, true));
     let mean = decimal(difference.mean, 1, true);
@@ -40,7 +39,10 @@ fn apart(difference: &Difference) -> Option<String> {
     })
 }
 
-/// The outcome of the runs. Unfinished ones never take part in a comparison.
+/// Returns the outcome of the runs. Comparisons use finished runs only.
+///
+/// The first of these that the runs allow: `gnsp` against `finetune`, the only finished method, the
+/// best of several, an unfinished run, the pretrained model.
 pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
     let done: Vec<&Group<'_>> = groups.iter().filter(|g| g.is_complete()).collect();
     let tasks = groups.first().map_or(0, |g| g.runs[0].accuracy.tasks());
@@ -70,11 +72,13 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
         );
         let paired = |figure| difference(gnsp, base, figure);
         if let (Some(transfer), Some(last)) = (paired(|f| f.transfer), paired(|f| f.last))
-            && let (Some(kept), Some(ended)) = (apart(&transfer), apart(&last))
+            && let Some(transfer_text) = describe_difference(&transfer)
+            && let Some(last_text) = describe_difference(&last)
         {
             return Outcome {
                 sentence: format!(
-                    "{after}, gnsp against finetune: zero-shot transfer {kept}; final accuracy over all tasks {ended}."
+                    "{after}, gnsp against finetune: zero-shot transfer {transfer_text}; final \
+                     accuracy over all tasks {last_text}."
                 ),
                 detail: format!(
                     "Points, with 95 % intervals over {}. {figures}",
@@ -82,7 +86,7 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
                 ),
             };
         }
-        // Differences of the figures as printed, so that a reader who subtracts agrees.
+        // Differences of the figures as printed, so that they equal what a reader subtracts.
         let printed = |v: f64| (v * 10.0).round() / 10.0;
         let kept = match printed(printed(t) - printed(bt)) {
             0.0 => "the same zero-shot transfer as finetune".to_string(),
@@ -126,13 +130,13 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
                     None => format!(" (pretrained model: {} %)", decimal(l, 1, false)),
                 })
                 .unwrap_or_default();
-            return Outcome::plain(format!(
+            return Outcome::without_detail(format!(
                 "{after}, {name} reaches {} % on average over all tasks{transfer}{zero}.",
                 decimal(last, 1, false)
             ));
         }
         (n, Some((a, t)), Some((b, l))) => {
-            return Outcome::plain(format!(
+            return Outcome::without_detail(format!(
                 "{after} and {n} methods, {a} kept the most zero-shot transfer ({} %) and {b} \
                  has the highest final accuracy ({} %).",
                 decimal(t, 1, false),
@@ -140,7 +144,7 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
             ));
         }
         (n, None, Some((b, l))) => {
-            return Outcome::plain(format!(
+            return Outcome::without_detail(format!(
                 "{after} and {n} methods, {b} has the highest final accuracy ({} %).",
                 decimal(l, 1, false)
             ));
@@ -150,7 +154,7 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
     let partial = groups.iter().find(|g| g.status() == Status::Partial);
     if let Some(g) = partial {
         let rows = g.runs.iter().map(|r| r.accuracy.rows().len()).max();
-        return Outcome::plain(format!(
+        return Outcome::without_detail(format!(
             "No training run is finished yet: {} has been evaluated after {} of {}.",
             g.name,
             rows.unwrap_or(0),
@@ -158,7 +162,7 @@ pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
         ));
     }
     let zero = groups.first().and_then(|g| g.figures.last);
-    Outcome::plain(match zero {
+    Outcome::without_detail(match zero {
         Some(z) => format!(
             "The pretrained model reaches {} % on average over {} without any training.",
             decimal(z.mean, 1, false),

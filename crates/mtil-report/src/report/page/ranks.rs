@@ -1,9 +1,9 @@
-//! Protected directions per layer.
+//! Section with the protected directions per layer.
 
 use maud::{Markup, html};
 
 use crate::report::group::Group;
-use crate::report::load::RunData;
+use crate::report::load::{Ranks, RunData};
 use crate::svg::swatch;
 
 pub(super) fn ranks(groups: &[Group<'_>], order: &[String]) -> Markup {
@@ -19,18 +19,24 @@ pub(super) fn ranks(groups: &[Group<'_>], order: &[String]) -> Markup {
     }
     html! {
         section {
-            h2 { "How much of each layer is protected" }
-            p { "Input directions of each layer that later training must leave alone, out of all its input directions, after each task. A full cell has no free direction left." }
+            h2 { "Protected directions per layer" }
+            p {
+                "Input directions of each layer that later training must not change, out of all "
+                "its input directions, after each task. A full cell has no free direction left."
+            }
             div class={ "maps" @if order.len() > 7 { " wide" } } {
                 @for (g, r) in runs {
                     figure.map {
-                        div.scroll tabindex="0" role="region" aria-label={ "Protected directions per layer of " (g.name) } {
+                        div.scroll tabindex="0" role="region"
+                            aria-label={ "Protected directions per layer of " (g.name) } {
                             table.heat.ranks {
                                 caption { (swatch(g.colour)) " " b { (g.name) } }
                                 thead {
                                     tr {
                                         th scope="col" { "layer" }
-                                        @for t in r.ranks.keys() { th scope="col" { span { (order[*t]) } } }
+                                        @for t in r.ranks.keys() {
+                                            th scope="col" { span { (order[*t]) } }
+                                        }
                                     }
                                 }
                                 tbody {
@@ -38,14 +44,7 @@ pub(super) fn ranks(groups: &[Group<'_>], order: &[String]) -> Markup {
                                         tr {
                                             th scope="row" { (path.trim_end_matches(".weight")) }
                                             @for layers in r.ranks.values() {
-                                                @match layers.iter().find(|(p, _)| *p == path) {
-                                                    Some((_, [k, n])) if *n > 0 => {
-                                                        @let share = *k as f64 / *n as f64;
-                                                        td.fill style={ "--a:" (format!("{:.2}", share.min(1.0) * 0.55)) }
-                                                            title={ (k) " of " (n) " directions" } { (k) small { "/" (n) } }
-                                                    },
-                                                    _ => td { "–" },
-                                                }
+                                                (rank_cell(layers, &path))
                                             }
                                         }
                                     }
@@ -59,7 +58,22 @@ pub(super) fn ranks(groups: &[Group<'_>], order: &[String]) -> Markup {
     }
 }
 
-/// Layers in the order of the model: block 10 after block 9.
+/// Cell of the layer `path` after one task, shaded by the share of protected directions.
+fn rank_cell(layers: &Ranks, path: &str) -> Markup {
+    let found = layers.iter().find(|(p, _)| p == path);
+    let Some((_, [k, n])) = found.filter(|(_, [_, n])| *n > 0) else {
+        return html! { td { "–" } };
+    };
+    let share = *k as f64 / *n as f64;
+    let shade = format!("{:.2}", share.min(1.0) * 0.55);
+    html! {
+        td.fill style={ "--a:" (shade) } title={ (k) " of " (n) " directions" } {
+            (k) small { "/" (n) }
+        }
+    }
+}
+
+/// Returns the layers in the order of the model, with block 10 after block 9.
 fn layer_paths(r: &RunData) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     for layers in r.ranks.values() {

@@ -1,4 +1,4 @@
-//! Sample images of the tasks.
+//! Section with sample images of the tasks.
 
 use maud::{Markup, html};
 
@@ -8,14 +8,18 @@ pub(super) fn samples(samples: &[Samples]) -> Markup {
     html! {
         @if !samples.is_empty() {
             section {
-                h2 { "What the tasks look like" }
+                h2 { "Sample images" }
                 div.tasks {
                     @for s in samples {
                         div.sample-task {
                             h3 { (s.index + 1) ". " (s.task) }
                             div.samples {
                                 @for (class, data) in &s.images {
-                                    figure { img src=(data) alt={ "Sample of class " (class) } loading="lazy"; figcaption { (class) } }
+                                    figure {
+                                        img src=(data) alt={ "Sample of class " (class) }
+                                            loading="lazy";
+                                        figcaption { (class) }
+                                    }
                                 }
                             }
                         }

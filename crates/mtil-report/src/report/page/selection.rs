@@ -1,9 +1,9 @@
-//! What was chosen for each task, and from what.
+//! Section with the settings selected per task, with their candidates.
 
 use maud::{Markup, html};
 
+use crate::format::decimal;
 use crate::report::{group::Group, load::Selected};
-use crate::words::decimal;
 
 pub(super) fn selection(groups: &[Group<'_>], order: &[String]) -> Markup {
     let runs: Vec<_> = groups
@@ -24,19 +24,29 @@ pub(super) fn selection(groups: &[Group<'_>], order: &[String]) -> Markup {
     };
     html! {
         section {
-            h2 { "What was chosen for each task" }
+            h2 { "Settings selected per task" }
             p {
-                "Each value was tried on nine tenths of the training images. Its score is the mean of the accuracy in % on the others and of what is "
-                "left of the pretrained model's R@1 on reference pairs, in %; test images play no part. An asterisk marks the chosen one."
+                "Each candidate was trained on nine tenths of the training images. Its score is "
+                "the mean of two percentages: the accuracy on the remaining training images, and "
+                "the share of the pretrained model's R@1 on reference pairs that is left. Test "
+                "images are not used. An asterisk marks the selected value."
             }
-            div.scroll tabindex="0" role="region" aria-label="Values chosen for each task" {
+            div.scroll tabindex="0" role="region" aria-label="Values selected for each task" {
                 table {
-                    thead { tr { th scope="col" { "Method" } th scope="col" { "Task" } th scope="col" { "Setting" } th scope="col" { "Value and score" } } }
+                    thead { tr {
+                        th scope="col" { "Method" }
+                        th scope="col" { "Task" }
+                        th scope="col" { "Setting" }
+                        th scope="col" { "Value and score" }
+                    } }
                     tbody {
                         @for (group, run) in &runs {
                             @for (task, selected) in &run.selected {
                                 tr {
-                                    th scope="row" { (group.name) @if group.runs.len() > 1 { ", seed " (run.file.seed) } }
+                                    th scope="row" {
+                                        (group.name)
+                                        @if group.runs.len() > 1 { ", seed " (run.file.seed) }
+                                    }
                                     td { (order[*task]) }
                                     td { (selected.key) }
                                     td { (scores(selected)) }

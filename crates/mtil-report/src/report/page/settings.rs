@@ -1,4 +1,4 @@
-//! Versions and settings of the runs.
+//! Section with the versions and settings of the runs.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,9 @@ pub(super) fn settings(loaded: &Loaded) -> Markup {
             @if !versions.is_empty() {
                 p {
                     "Versions: "
-                    @for (i, (k, v)) in versions.iter().enumerate() { @if i > 0 { ", " } (k) " " (v.join(" / ")) }
+                    @for (i, (k, v)) in versions.iter().enumerate() {
+                        @if i > 0 { ", " } (k) " " (v.join(" / "))
+                    }
                     "."
                 }
             }
@@ -31,10 +33,19 @@ pub(super) fn settings(loaded: &Loaded) -> Markup {
                         Some(text) => pre { code { (text) } },
                         None => p { "This run has no config.toml." },
                     }
-                    @if !r.has_metrics { p { "This run has no metrics.json: gap, retrieval, time and memory are unknown." } }
+                    @if !r.has_metrics {
+                        p {
+                            "This run has no metrics.json: gap, retrieval, time and memory are "
+                            "unknown."
+                        }
+                    }
                 }
             }
-            footer { p { "Made by mtil-bench " (env!("CARGO_PKG_VERSION")) " from the files of the run directories alone. Hover or tap points and cells for exact values." } }
+            footer { p {
+                "Written by mtil-bench " (env!("CARGO_PKG_VERSION"))
+                " from the files of the run directories alone. Hover or tap points and cells for "
+                "exact values."
+            } }
         }
     }
 }

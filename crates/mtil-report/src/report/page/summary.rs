@@ -1,19 +1,19 @@
-//! The headline table.
+//! Section with the headline table.
 
 use maud::{Markup, PreEscaped, html};
 
+use crate::format::{bytes, count, decimal, duration, plural};
 use crate::report::group::{Figures, Group, Spread};
 use crate::report::load::Status;
 use crate::svg::{colour_class, swatch};
-use crate::words::{bytes, count, decimal, duration, plural};
 use mtil_engine::metrics::AccuracyMatrix;
 
-/// A column of the headline table.
+/// Column of the headline table.
 struct Column {
     name: &'static str,
-    /// Second line of the head; such a column is left out when nobody has a value for it.
+    /// Second line of the head. A column with a variant is left out if no run has a value for it.
     variant: Option<&'static str>,
-    /// Arrow in the head: which way is better.
+    /// Arrow in the head: the better direction.
     better: &'static str,
     definition: &'static str,
     get: fn(&Figures) -> Option<Spread>,
@@ -92,8 +92,8 @@ const COLUMNS: [Column; 8] = [
         name: "Average",
         variant: Some(AGNOSTIC),
         better: "↑",
-        definition: "Average when the model is not told which task an image is from: it chooses \
-            among the classes of several tasks at once.",
+        definition: "Average without task identity: the model chooses among the classes of \
+            several tasks at once.",
         get: |f| f.average_agnostic,
         higher: true,
         signed: false,
@@ -103,7 +103,7 @@ const COLUMNS: [Column; 8] = [
         name: "Last",
         variant: Some(AGNOSTIC),
         better: "↑",
-        definition: "Last when the model is not told which task an image is from.",
+        definition: "Last without task identity.",
         get: |f| f.last_agnostic,
         higher: true,
         signed: false,
@@ -111,7 +111,7 @@ const COLUMNS: [Column; 8] = [
     },
 ];
 
-/// Of the accuracies in `matrix_all.json`.
+/// Variant of the columns from `matrix_all.json`.
 const AGNOSTIC: &str = "task-agnostic";
 
 const GAP: &str = "Modality gap: distance between the mean image embedding and the mean text \
@@ -122,21 +122,21 @@ const RECALL: &str = "Retrieval R@1: how often, in percent, the right caption is
     for an image, and the right image for a caption (mean of the two), on held-out pairs, \
     before training and after the last task.";
 
-const MEMORY: &str = "Largest resident memory of the process";
-const KEPT: &str = "What the method keeps from one task to the next beside the model itself: \
-    examples, statistics, earlier weights.";
-const TRAINABLE: &str = "Parameters that training may change.";
+const MEMORY: &str = "Peak resident memory of the process";
+const KEPT: &str = "State that the method carries from task to task besides the model: rehearsal \
+    images, statistics, earlier weights.";
+const TRAINABLE: &str = "Number of trainable parameters.";
 
-/// What a run cost: name, definition, value in words.
+/// Cost of a run: name, definition, formatted value.
 type Cost = (&'static str, &'static str, fn(&Figures) -> Option<String>);
 
-/// A cost is shown when some run has recorded it.
+/// Costs. A column is shown if some run has recorded it.
 const COSTS: [Cost; 4] = [
     ("Time", "Wall-clock time of the run, mean over seeds", |f| {
         f.seconds.map(|s| duration(s.mean))
     }),
     ("Memory", MEMORY, |f| {
-        f.memory.map(|s| format!("{:.0} MB", s.mean))
+        f.memory.map(|s| bytes(s.mean as u64))
     }),
     ("Kept", KEPT, |f| f.kept.map(|s| bytes(s.mean as u64))),
     ("Trainable", TRAINABLE, |f| {
@@ -144,7 +144,7 @@ const COSTS: [Cost; 4] = [
     }),
 ];
 
-/// One row of the headline table.
+/// Row of the headline table.
 struct Row<'a> {
     name: String,
     hint: Option<String>,
@@ -154,7 +154,7 @@ struct Row<'a> {
     ranked: bool,
 }
 
-/// The figures of the pretrained model: those of a matrix whose rows are all its own.
+/// Returns the figures of the pretrained model, those of its constant matrix.
 fn pretrained_figures(groups: &[Group<'_>], zero: &AccuracyMatrix) -> Figures {
     let one = |v: Option<f64>| v.map(|mean| Spread { mean, sd: None });
     let zero_group = groups.iter().find(|g| g.status() == Status::ZeroShot);
@@ -189,7 +189,7 @@ fn pretrained_figures(groups: &[Group<'_>], zero: &AccuracyMatrix) -> Figures {
     }
 }
 
-/// The pretrained model, then each method with its seeds below it.
+/// Returns the rows: the pretrained model, then each method with its seeds below it.
 fn rows<'a>(
     groups: &'a [Group<'_>],
     seeds: &'a [Vec<Figures>],
@@ -239,6 +239,7 @@ fn rows<'a>(
     rows
 }
 
+/// Returns the section.
 pub(super) fn headline(
     groups: &[Group<'_>],
     zero: Option<&AccuracyMatrix>,
@@ -247,7 +248,7 @@ pub(super) fn headline(
     let constant = zero.map(|zero| pretrained_figures(groups, zero));
     let seeds: Vec<Vec<Figures>> = groups
         .iter()
-        .map(|g| g.runs.iter().map(|r| Figures::of(&[r])).collect())
+        .map(|g| g.runs.iter().map(|r| Figures::from_runs(&[r])).collect())
         .collect();
     let rows = rows(groups, &seeds, constant.as_ref());
     let ranked: Vec<&Figures> = rows
@@ -255,20 +256,20 @@ pub(super) fn headline(
         .filter(|r| r.ranked)
         .map(|r| r.figures)
         .collect();
-    // "Best of one" says nothing.
+    // With a single method nothing is marked as the best.
     let best = |score: &dyn Fn(&Figures) -> Option<f64>| {
         (ranked.len() > 1)
             .then(|| ranked.iter().filter_map(|f| score(f)).reduce(f64::max))
             .flatten()
     };
-    // Equal as printed is equal.
-    let is = |best: Option<f64>, v: Option<f64>, eps: f64| match (best, v) {
+    // Values that are equal as printed are all best.
+    let is_best = |best: Option<f64>, v: Option<f64>, eps: f64| match (best, v) {
         (Some(b), Some(v)) => (b - v).abs() < eps,
         _ => false,
     };
-    let kept = |f: &Figures| f.gap.map(|(a, b)| -(a.mean - b.mean).abs());
-    let found = |f: &Figures| f.recall.map(|(_, b)| b.mean);
-    let (best_gap, best_recall) = (best(&kept), best(&found));
+    let gap_score = |f: &Figures| f.gap.map(|(a, b)| -(a.mean - b.mean).abs());
+    let recall_score = |f: &Figures| f.recall.map(|(_, b)| b.mean);
+    let (best_gap, best_recall) = (best(&gap_score), best(&recall_score));
     let any = |f: &dyn Fn(&Figures) -> bool| rows.iter().any(|r| f(r.figures));
     let columns = COLUMNS.iter();
     let columns: Vec<&Column> = columns
@@ -284,25 +285,39 @@ pub(super) fn headline(
     let has_recall = any(&|f| f.recall.is_some());
     html! {
         section {
-            h2 { "Every method at a glance" }
+            h2 { "Summary" }
             div.scroll tabindex="0" role="region" aria-label="Headline figures of all methods" {
                 table.headline {
                     caption { span {
-                        "Accuracies in %, top-1, over " (plural(tasks, "task")) "; sorted by Average. "
-                        "Arrows: which way is better. " b.best { "Best" } " of the finished methods in bold; the tick on each bar is the pretrained model."
+                        "Top-1 accuracies in % over " (plural(tasks, "task"))
+                        "; sorted by Average. Arrows show the better direction. " b.best { "Best" }
+                        " of the finished methods in bold; the tick on each bar is the pretrained "
+                        "model."
                     } }
                     thead {
                         tr {
                             th scope="col" { "Method" }
                             @for c in &columns {
                                 th scope="col" {
-                                    abbr title=(c.definition) { (c.name) } (PreEscaped("&nbsp;")) (c.better)
+                                    abbr title=(c.definition) { (c.name) }
+                                    (PreEscaped("&nbsp;")) (c.better)
                                     @if let Some(variant) = c.variant { br; small { (variant) } }
                                 }
                             }
-                            @if has_gap { th scope="col" { abbr title=(GAP) { "Gap" } br; small { "before → after" } } }
-                            @if has_recall { th scope="col" { abbr title=(RECALL) { "R@1" } (PreEscaped("&nbsp;↑")) br; small { "before → after" } } }
-                            @for (name, definition, _) in &costs { th scope="col" { abbr title=(definition) { (name) } } }
+                            @if has_gap {
+                                th scope="col" {
+                                    abbr title=(GAP) { "Gap" } br; small { "before → after" }
+                                }
+                            }
+                            @if has_recall {
+                                th scope="col" {
+                                    abbr title=(RECALL) { "R@1" } (PreEscaped("&nbsp;↑")) br;
+                                    small { "before → after" }
+                                }
+                            }
+                            @for (name, definition, _) in &costs {
+                                th scope="col" { abbr title=(definition) { (name) } }
+                            }
                         }
                     }
                     tbody {
@@ -316,42 +331,65 @@ pub(super) fn headline(
                                 @for (c, b) in columns.iter().zip(&bests) {
                                     @let v = (c.get)(row.figures);
                                     @let score = v.map(|s| if c.higher { s.mean } else { -s.mean });
-                                    td class=[(row.ranked && is(*b, score, 0.05)).then_some("best")] {
+                                    @let best = row.ranked && is_best(*b, score, 0.05);
+                                    td class=[best.then_some("best")] {
                                         (spread(v, 1, c.signed))
-                                        @if let (true, Some(s)) = (c.bar && row.class != "seed", v) {
-                                            (bar(s.mean, constant.as_ref().and_then(c.get).map(|s| s.mean), row.colour))
+                                        @let has_bar = c.bar && row.class != "seed";
+                                        @if let (true, Some(s)) = (has_bar, v) {
+                                            @let zero = constant.as_ref().and_then(c.get);
+                                            (bar(s.mean, zero.map(|s| s.mean), row.colour))
                                         }
                                     }
                                 }
                                 @if has_gap {
-                                    td class=[(row.ranked && is(best_gap, kept(row.figures), 0.0005)).then_some("best")] { (pair(row.figures.gap, 3, row.class)) }
+                                    @let score = gap_score(row.figures);
+                                    @let best = row.ranked && is_best(best_gap, score, 0.0005);
+                                    td class=[best.then_some("best")] {
+                                        (pair(row.figures.gap, 3, row.class))
+                                    }
                                 }
                                 @if has_recall {
-                                    td class=[(row.ranked && is(best_recall, found(row.figures), 0.05)).then_some("best")] { (pair(row.figures.recall, 1, row.class)) }
+                                    @let score = recall_score(row.figures);
+                                    @let best = row.ranked && is_best(best_recall, score, 0.05);
+                                    td class=[best.then_some("best")] {
+                                        (pair(row.figures.recall, 1, row.class))
+                                    }
                                 }
-                                @for (.., get) in &costs { td { (get(row.figures).unwrap_or("–".into())) } }
+                                @for (.., get) in &costs {
+                                    td { (get(row.figures).unwrap_or("–".into())) }
+                                }
                             }
                         }
                     }
                 }
             }
-            (words(&columns, &costs, has_gap, has_recall))
+            (definitions(&columns, &costs, has_gap, has_recall))
         }
     }
 }
 
-/// The definitions below the table.
-fn words(columns: &[&Column], costs: &[&Cost], has_gap: bool, has_recall: bool) -> Markup {
+/// Definitions below the table.
+fn definitions(columns: &[&Column], costs: &[&Cost], has_gap: bool, has_recall: bool) -> Markup {
     html! {
         details.words {
-            summary { "What the figures mean" }
+            summary { "Definitions" }
             dl {
-                @for c in columns { dt { (c.name) @if let Some(variant) = c.variant { ", " (variant) } } dd { (c.definition) } }
+                @for c in columns {
+                    dt { (c.name) @if let Some(variant) = c.variant { ", " (variant) } }
+                    dd { (c.definition) }
+                }
                 @if has_gap { dt { "Gap" } dd { (GAP) } }
                 @if has_recall { dt { "R@1" } dd { (RECALL) } }
-                @for (name, definition, _) in costs.iter().filter(|(_, d, _)| [KEPT, TRAINABLE].contains(d)) { dt { (name) } dd { (definition) } }
+                @for (name, definition, _) in costs {
+                    @if [KEPT, TRAINABLE].contains(definition) {
+                        dt { (name) } dd { (definition) }
+                    }
+                }
             }
-            p { "Transfer, Average and Last are computed as in ZSCL (mtil/results.ipynb), BWT and Forgetting as in Mammoth (utils/metrics.py)." }
+            p {
+                "Transfer, Average and Last are computed as in ZSCL (mtil/results.ipynb), BWT and "
+                "Forgetting as in Mammoth (utils/metrics.py)."
+            }
         }
     }
 }
@@ -373,7 +411,10 @@ fn pair(p: Option<(Spread, Spread)>, decimals: usize, class: &str) -> Markup {
         @match p {
             None => span.none { "–" },
             Some((a, _)) if class == "reference" => (decimal(a.mean, decimals, false)),
-            Some((a, b)) => { span.before { (decimal(a.mean, decimals, false)) " → " } (decimal(b.mean, decimals, false)) }
+            Some((a, b)) => {
+                span.before { (decimal(a.mean, decimals, false)) " → " }
+                (decimal(b.mean, decimals, false))
+            }
         }
     }
 }

@@ -3,9 +3,9 @@
 use maud::{Markup, html};
 
 use super::{colour_class, f, marker, ticks};
-use crate::words::decimal;
+use crate::format::decimal;
 
-/// One line of a chart.
+/// Line of a [`LineChart`].
 #[derive(Clone)]
 pub struct Line {
     /// Name in tooltips and at the end of the line.
@@ -14,19 +14,34 @@ pub struct Line {
     pub colour: Option<usize>,
     /// Points from left to right.
     pub points: Vec<(f64, f64)>,
-    /// Whether to draw it thicker.
+    /// Draws a thicker line.
     pub strong: bool,
-    /// Whether to mark the points.
+    /// Draws markers at the points.
     pub markers: bool,
 }
 
-/// A line chart.
-pub struct Lines {
-    /// Read aloud by screen readers: what the chart shows.
+/// Line chart.
+///
+/// # Example
+/// ```
+/// use mtil_report::svg::{Line, LineChart};
+///
+/// let line = Line {
+///     label: "gnsp".into(),
+///     colour: Some(0),
+///     points: vec![(0.0, 60.0), (1.0, 75.0)],
+///     strong: true,
+///     markers: true,
+/// };
+/// let chart = LineChart { title: "Accuracy".into(), lines: vec![line], ..Default::default() };
+/// assert!(chart.render().into_string().starts_with("<svg"));
+/// ```
+pub struct LineChart {
+    /// Accessible title: what the chart shows.
     pub title: String,
-    /// Width of the whole picture, in pixels.
+    /// Width of the image in pixels.
     pub width: f64,
-    /// Height of the whole picture, in pixels.
+    /// Height of the image in pixels.
     pub height: f64,
     /// First and last value of the horizontal axis.
     pub x: (f64, f64),
@@ -34,27 +49,27 @@ pub struct Lines {
     pub y: (f64, f64),
     /// Decimals of the y tick labels.
     pub decimals: usize,
-    /// Whether tick labels carry a sign.
+    /// Shows a sign in the y tick labels.
     pub signed: bool,
     /// Ticks of the horizontal axis with their labels.
     pub x_ticks: Vec<(f64, String)>,
     /// Name of the horizontal axis.
     pub x_name: String,
-    /// The lines, the last one on top.
+    /// LineChart, the last one on top.
     pub lines: Vec<Line>,
-    /// Dashed horizontal line with its name.
+    /// Dashed horizontal reference line with its name.
     pub level: Option<(f64, String)>,
-    /// Vertical line and tinted region to its right: the moment of training.
+    /// Position of a vertical line with a tinted region to its right: the training of the task.
     pub trained: Option<f64>,
-    /// Thin vertical lines.
+    /// Positions of thin vertical lines.
     pub borders: Vec<f64>,
-    /// Names at the end of the lines, in a margin of this width.
+    /// Width of a right margin with labels at the line ends.
     pub end_labels: Option<f64>,
-    /// Unit of the values, in tooltips.
+    /// Unit of the values in tooltips.
     pub unit: &'static str,
 }
 
-impl Default for Lines {
+impl Default for LineChart {
     fn default() -> Self {
         Self {
             title: String::new(),
@@ -76,8 +91,8 @@ impl Default for Lines {
     }
 }
 
-impl Lines {
-    /// Draws the chart.
+impl LineChart {
+    /// Renders the chart as an SVG element.
     pub fn render(&self) -> Markup {
         let (w, h) = (self.width, self.height);
         let left = 34.0;
@@ -86,6 +101,7 @@ impl Lines {
         let bottom = if self.x_name.is_empty() { 20.0 } else { 34.0 };
         let x_span = (self.x.1 - self.x.0).max(1e-9);
         let y_span = (self.y.1 - self.y.0).max(1e-9);
+        // From data to pixel coordinates.
         let px = |x: f64| left + (x - self.x.0) / x_span * (w - left - right);
         let py = |y: f64| {
             let y = y.clamp(self.y.0, self.y.1);
@@ -97,7 +113,8 @@ impl Lines {
             svg class="chart" viewBox={ "0 0 " (w) " " (h) } role="img" aria-label=(self.title) {
                 title { (self.title) }
                 @if let Some(at) = self.trained {
-                    rect class="trained" x=(f(px(at))) y=(f(top)) width=(f((w - right - px(at)).max(0.0)))
+                    @let width = (w - right - px(at)).max(0.0);
+                    rect class="trained" x=(f(px(at))) y=(f(top)) width=(f(width))
                         height=(f(h - top - bottom)) {}
                 }
                 @for b in &self.borders {
@@ -111,10 +128,13 @@ impl Lines {
                     }
                 }
                 @for (x, name) in &self.x_ticks {
-                    text class="tick" x=(f(px(*x))) y=(f(h - bottom + 14.0)) text-anchor="middle" { (name) }
+                    text class="tick" x=(f(px(*x))) y=(f(h - bottom + 14.0)) text-anchor="middle" {
+                        (name)
+                    }
                 }
                 @if !self.x_name.is_empty() {
-                    text class="axis" x=(f((left + w - right) / 2.0)) y=(f(h - 4.0)) text-anchor="middle" {
+                    @let centre = (left + w - right) / 2.0;
+                    text class="axis" x=(f(centre)) y=(f(h - 4.0)) text-anchor="middle" {
                         (self.x_name)
                     }
                 }
@@ -131,24 +151,31 @@ impl Lines {
                         path class="ln" d=(path(&line.points, &px, &py)) {}
                         @if line.markers || line.points.len() == 1 {
                             @for (x, y) in &line.points {
+                                @let value = decimal(*y, self.decimals.max(1), self.signed);
                                 path class="mk" d=(marker(line.colour, px(*x), py(*y), 3.0)) {
-                                    title { (line.label) ", " (stage(*x)) ": " (decimal(*y, self.decimals.max(1), self.signed)) (self.unit) }
+                                    title {
+                                        (line.label) ", " (stage(*x)) ": " (value) (self.unit)
+                                    }
                                 }
                             }
                         }
                     }
                 }
                 @if self.end_labels.is_some() {
-                    @for (y, label, colour) in self.labels(&py, top, h - bottom) {
-                        text class={ "end " (colour_class(colour)) } x=(f(w - right + 8.0)) y=(f(y + 4.0)) { (label) }
+                    @for (y, label, colour) in self.end_label_positions(&py, top, h - bottom) {
+                        @let x = w - right + 8.0;
+                        text class={ "end " (colour_class(colour)) } x=(f(x)) y=(f(y + 4.0)) {
+                            (label)
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Names of the lines at their ends, moved apart where they would overlap.
-    fn labels(
+    /// Returns the labels at the line ends with their heights, moved apart where they would
+    /// overlap.
+    fn end_label_positions(
         &self,
         py: &dyn Fn(f64) -> f64,
         top: f64,
@@ -164,7 +191,7 @@ impl Lines {
         for i in 1..all.len() {
             all[i].0 = all[i].0.max(all[i - 1].0 + gap);
         }
-        // Pushed below the chart: move the stack up again.
+        // The pass above may push labels below the chart. This one moves them up again.
         let mut floor = bottom + 6.0;
         for label in all.iter_mut().rev() {
             label.0 = label.0.min(floor).max(top);
@@ -174,6 +201,7 @@ impl Lines {
     }
 }
 
+/// Describes a number of trained tasks, for tooltips.
 fn stage(x: f64) -> String {
     match x.round() as i64 {
         0 => "before training".into(),
@@ -182,6 +210,7 @@ fn stage(x: f64) -> String {
     }
 }
 
+/// Returns the SVG path through the points.
 fn path(points: &[(f64, f64)], px: &dyn Fn(f64) -> f64, py: &dyn Fn(f64) -> f64) -> String {
     let mut d = String::new();
     for (i, (x, y)) in points.iter().enumerate() {

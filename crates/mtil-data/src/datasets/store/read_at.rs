@@ -1,4 +1,4 @@
-//! Bytes that can be read anywhere, by many threads at once.
+//! Positional reads from several threads.
 
 use std::{
     fs::File,
@@ -6,19 +6,19 @@ use std::{
     sync::Arc,
 };
 
-/// Bytes of a known length.
-pub(super) trait RandomRead: Send + Sync {
-    /// Number of bytes.
+/// A byte sequence of known length with positional reads.
+pub(super) trait ReadAt: Send + Sync {
+    /// Returns the number of bytes.
     fn len(&self) -> u64;
 
-    /// Fills `buf` from `offset` on.
+    /// Fills `buf` with the bytes at `offset`.
     ///
     /// # Errors
-    /// `UnexpectedEof` when there are fewer bytes, and what the source says.
+    /// `UnexpectedEof` if there are fewer bytes, or an error of the source.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 }
 
-/// Fails unless `count` bytes from `offset` on lie within `len`.
+/// Requires that `count` bytes at `offset` are within `len`.
 pub(super) fn check_range(offset: u64, count: usize, len: u64) -> io::Result<()> {
     match offset.checked_add(count as u64) {
         Some(end) if end <= len => Ok(()),
@@ -43,7 +43,7 @@ impl DiskFile {
     }
 }
 
-impl RandomRead for DiskFile {
+impl ReadAt for DiskFile {
     fn len(&self) -> u64 {
         self.len
     }
@@ -74,16 +74,16 @@ impl RandomRead for DiskFile {
     }
 }
 
-/// A part of other bytes.
+/// A contiguous part of another source.
 pub(super) struct Part {
-    source: Arc<dyn RandomRead>,
+    source: Arc<dyn ReadAt>,
     start: u64,
     len: u64,
 }
 
 impl Part {
-    /// Fails unless the part lies within the source.
-    pub(super) fn new(source: Arc<dyn RandomRead>, start: u64, len: u64) -> io::Result<Self> {
+    /// Returns an error unless the part is within the source.
+    pub(super) fn new(source: Arc<dyn ReadAt>, start: u64, len: u64) -> io::Result<Self> {
         match start.checked_add(len) {
             Some(end) if end <= source.len() => Ok(Self { source, start, len }),
             _ => Err(io::Error::new(
@@ -97,7 +97,7 @@ impl Part {
     }
 }
 
-impl RandomRead for Part {
+impl ReadAt for Part {
     fn len(&self) -> u64 {
         self.len
     }
@@ -108,20 +108,20 @@ impl RandomRead for Part {
     }
 }
 
-/// Bytes read at a time by a [`Cursor`].
+/// Buffer size of a [`Cursor`].
 const CHUNK: usize = 8 << 10;
 
-/// Random bytes as a buffered reader with a position.
+/// A buffered sequential reader of a source.
 pub(super) struct Cursor {
-    source: Arc<dyn RandomRead>,
+    source: Arc<dyn ReadAt>,
     position: u64,
-    /// Bytes of the source from `start` on.
+    /// Bytes of the source at `start`.
     buffer: Vec<u8>,
     start: u64,
 }
 
 impl Cursor {
-    pub(super) fn new(source: Arc<dyn RandomRead>) -> Self {
+    pub(super) fn new(source: Arc<dyn ReadAt>) -> Self {
         Self {
             source,
             position: 0,
@@ -130,7 +130,7 @@ impl Cursor {
         }
     }
 
-    /// Passes over `count` bytes; `UnexpectedEof` when there are fewer.
+    /// Skips `count` bytes. Returns `UnexpectedEof` if there are fewer.
     pub(super) fn skip(&mut self, count: u64) -> io::Result<()> {
         match self.position.checked_add(count) {
             Some(end) if end <= self.source.len() => {
@@ -142,7 +142,7 @@ impl Cursor {
     }
 }
 
-/// The same source and position with a buffer of its own.
+/// A clone has the same source and position, and its own buffer.
 impl Clone for Cursor {
     fn clone(&self) -> Self {
         Self {
@@ -200,7 +200,7 @@ pub(super) mod tests {
     /// Bytes in memory.
     pub(in super::super) struct Memory(pub(in super::super) Vec<u8>);
 
-    impl RandomRead for Memory {
+    impl ReadAt for Memory {
         fn len(&self) -> u64 {
             self.0.len() as u64
         }
@@ -237,7 +237,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_part_stays_within_its_source() {
-        let source: Arc<dyn RandomRead> = Arc::new(Memory(b"abcdef".to_vec()));
+        let source: Arc<dyn ReadAt> = Arc::new(Memory(b"abcdef".to_vec()));
         let part = Part::new(Arc::clone(&source), 2, 3).unwrap();
         let mut buf = [0; 2];
         part.read_at(1, &mut buf).unwrap();

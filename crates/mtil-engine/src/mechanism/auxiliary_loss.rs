@@ -1,4 +1,5 @@
-//! What mechanisms add to the updates of a task: images, losses, gradients.
+//! Auxiliary losses: images, losses and gradients that mechanisms add to the training steps of a
+//! task.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -17,14 +18,17 @@ use serde::{
 use crate::{batch::Images, error::RunError, eval::prompt};
 use mtil_data::suite::Suite;
 
-/// A weighted loss and its name.
+/// Name and weighted value of a loss.
 pub(crate) type Loss = (&'static str, Tensor<1>);
 
-/// What a mechanism adds to the updates of one task.
-pub(crate) trait TaskPart {
-    /// The images of update `step` of `steps`, `[images, 3, side, side]` on the tape; none where it
-    /// has none. Updates are asked for in their order, from any one on.
-    fn draw(
+/// Losses and gradients that a mechanism adds to the training steps of one task.
+pub(crate) trait AuxiliaryLoss {
+    /// Returns the images of training step `step` of `steps` on the autodiff device, if it has any.
+    /// Steps are requested in order, starting at any one.
+    ///
+    /// # Shapes
+    /// - output: `[images, 3, side, side]`
+    fn next_batch(
         &mut self,
         _step: usize,
         _steps: usize,
@@ -34,64 +38,75 @@ pub(crate) trait TaskPart {
         Ok(None)
     }
 
-    /// Computes anew what a part with images that stay the same may keep.
+    /// Recomputes the teacher's features of a fixed batch, where they are not cached.
     fn refresh(&mut self) {}
 
-    /// Tasks whose classes the losses of the drawn images are over.
-    fn tasks_drawn(&self) -> Vec<usize> {
+    /// Tasks of the classes that the losses of the current images use.
+    fn batch_tasks(&self) -> Vec<usize> {
         Vec::new()
     }
 
-    /// All tasks whose classes it may need.
+    /// All tasks whose classes the losses may use.
     fn tasks(&self) -> Vec<usize> {
         Vec::new()
     }
 
-    /// The losses of the drawn images, from their normalised features.
-    fn losses(&self, _: Tensor<2>, _: &mut Towers<'_>) -> Vec<Loss> {
+    /// Returns the losses of the current images, given their normalised features.
+    ///
+    /// # Shapes
+    /// - features: `[images, width]`
+    fn losses(&self, _: Tensor<2>, _: &mut LossContext<'_>) -> Vec<Loss> {
         Vec::new()
     }
 
-    /// Whether its images are the reference pairs.
-    fn is_reference(&self) -> bool {
+    /// Returns whether the images are the reference pairs.
+    fn uses_reference_pairs(&self) -> bool {
         false
     }
 
-    /// Whether it weighs by the gradient of the reference pairs alone, which then get a pass of
-    /// their own.
-    fn weighs_by_reference(&self) -> bool {
+    /// Returns whether the penalty is weighted by the gradient of the reference pairs alone, which
+    /// then need a separate forward and backward pass.
+    fn weights_by_reference_gradient(&self) -> bool {
         false
     }
 
-    /// Adds to the gradients without a tape; the value of what they are the gradient of.
-    /// `gradients` are those of all losses, or of the reference pairs alone where it
-    /// [weighs by them](Self::weighs_by_reference).
-    fn penalise(&self, _: &ClipModel, _: &mut GradientsParams) -> Option<(&'static str, f32)> {
+    /// Adds the gradient of a penalty in closed form, without autodiff. Returns the name and the
+    /// value of the penalty. `gradients` are those of all losses, or of the reference pairs alone
+    /// if [`weights_by_reference_gradient`](Self::weights_by_reference_gradient).
+    fn add_penalty_gradient(
+        &self,
+        _: &ClipModel,
+        _: &mut GradientsParams,
+    ) -> Option<(&'static str, f32)> {
         None
     }
 
-    /// Something to know before the first update, given the model's logit scale.
-    fn note(&self, _logit_scale: f64) -> Option<String> {
+    /// Returns a warning before the first training step, given the model's logit scale.
+    fn warning(&self, _logit_scale: f64) -> Option<String> {
         None
     }
 }
 
-/// The student as losses see it.
-pub(crate) struct Towers<'a> {
-    /// Text features, not normalised.
+/// The student's towers and class features, as inputs of losses.
+pub(crate) struct LossContext<'a> {
+    /// Encodes texts; features `[texts, width]`, not normalised.
     pub encode_text: &'a mut dyn FnMut(&TokenBatch) -> Tensor<2>,
-    /// `[1, 1]`.
+    /// Logit scale `[1, 1]`.
     pub scale: Tensor<2>,
-    /// Normalised features of the classes of each task.
+    /// Normalised features of the classes of each task, `[classes, width]`.
     pub classes: &'a BTreeMap<usize, Tensor<2>>,
     /// Label smoothing of classification.
     pub smoothing: f64,
     pub device: &'a Device,
 }
 
-impl Towers<'_> {
-    /// The mean over images of the smoothed cross-entropy of each among the classes of its own
-    /// task. `labels` are tasks and classes.
+impl LossContext<'_> {
+    /// Returns the mean smoothed cross-entropy of the images, each among the classes of its own
+    /// task. `labels` are pairs of task and class.
+    ///
+    /// # Shapes
+    /// - features: `[images, width]`
+    /// - output: `[1]`
     pub fn classify(&self, features: Tensor<2>, labels: &[(usize, usize)]) -> Tensor<1> {
         let int = |values: Vec<i64>| {
             let n = values.len();
@@ -107,6 +122,8 @@ impl Towers<'_> {
             let labels = labels.iter().map(|(_, label)| *label as i64).collect();
             return loss(features, first, labels);
         }
+        // The tasks have different numbers of classes, so each has its own logits. Its mean loss is
+        // weighted by its share of the batch.
         let mut sum: Option<Tensor<1>> = None;
         for task in self.classes.keys() {
             let of_task = labels.iter().enumerate().filter(|(_, (t, _))| t == task);
@@ -127,7 +144,7 @@ impl Towers<'_> {
     }
 }
 
-/// The prompts of the classes of a task under its first template.
+/// Returns the prompts of a task's classes with its first template.
 pub(crate) fn prompt_texts(suite: &Suite, task: usize) -> Vec<String> {
     let task = &suite.tasks[task];
     let template = &task.templates[0];
@@ -135,8 +152,8 @@ pub(crate) fn prompt_texts(suite: &Suite, task: usize) -> Vec<String> {
     prompts.collect()
 }
 
-/// The same as tokens.
-pub(crate) fn prompts(
+/// Tokenises the prompts of [`prompt_texts`].
+pub(crate) fn tokenize_prompts(
     checkpoint: &Clip,
     suite: &Suite,
     task: usize,
@@ -146,13 +163,21 @@ pub(crate) fn prompts(
     Ok(checkpoint.tokenizer.encode(&texts, context)?)
 }
 
-/// The parts of a loss, weighted, by their names: the classification of the task's images is
-/// `task`.
+/// Weighted parts of a loss by name. The classification loss of the task's images is `task`.
+///
+/// ```
+/// use mtil_engine::run::LossParts;
+///
+/// let mut parts = LossParts::default();
+/// parts.add("task", 1.0);
+/// parts.add("cd", 0.5);
+/// assert_eq!((parts.get("cd"), parts.total()), (0.5, 1.5));
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LossParts(Vec<(Cow<'static, str>, f32)>);
 
 impl LossParts {
-    /// Adds to the part called `name`.
+    /// Adds `value` to the part `name`.
     pub fn add(&mut self, name: impl Into<Cow<'static, str>>, value: f32) {
         let name = name.into();
         match self.0.iter_mut().find(|(other, _)| *other == name) {
@@ -161,18 +186,18 @@ impl LossParts {
         }
     }
 
-    /// The part called `name`; 0 where there is none.
+    /// Returns the part `name`, or 0 if there is none.
     pub fn get(&self, name: &str) -> f32 {
         let part = self.0.iter().find(|(other, _)| other == name);
         part.map_or(0.0, |(_, value)| *value)
     }
 
-    /// The parts and their names, in the order in which they were computed.
+    /// Iterates over names and parts, in the order in which they were first added.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f32)> {
         self.0.iter().map(|(name, value)| (name.as_ref(), *value))
     }
 
-    /// Their sum.
+    /// Returns the sum of the parts.
     pub fn total(&self) -> f32 {
         self.iter().map(|(_, value)| value).sum()
     }
@@ -225,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_keep_their_order_and_survive_their_record() {
+    fn parts_keep_their_order_and_survive_serialisation() {
         let mut parts = LossParts::default();
         parts.add("task", 1.0);
         parts.add("cd", 0.5);

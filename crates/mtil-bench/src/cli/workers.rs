@@ -1,10 +1,10 @@
-//! Several runs at once, each in a process of its own.
+//! Parallel runs in worker processes.
 //!
-//! The processes are workers: this program again with the same arguments, so that each has the same
-//! list of runs, and with a variable that says so. A worker reads the numbers of runs from its
-//! standard input, a line each, and says on its standard output, a JSON object a line, how far it
-//! is. When its input ends it ends its run at the next update, so that nobody works for a display
-//! that is gone.
+//! A worker is this program with the same arguments, so that it builds the same list of runs, and
+//! with an environment variable that marks it as a worker. It reads indices of runs from standard
+//! input, one per line, and writes progress to standard output, one JSON object per line. At the
+//! end of its input it stops its run at the next training step, so that no worker outlives the
+//! process that started it.
 
 use std::{
     collections::VecDeque,
@@ -26,111 +26,112 @@ use mtil_engine::run::{Event, Progress};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    RESUMABLE,
     job::Job,
-    output::{Said, Words},
+    output::{EventFormatter, ProgressMessage},
 };
 
-/// Set for workers: which of the program's calls of runs they serve, from 0. What earlier calls did
-/// is in their folders.
+/// Environment variable of workers: the index of the [`role`] call that they serve. The results of
+/// earlier calls are in the run directories.
 const WORKER: &str = "MTIL_BENCH_WORKER";
-/// Rayon's, which the products and the kernels follow.
+/// Environment variable of Rayon, which also sets the threads of the matrix products and kernels.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
-/// Gives a process its share of the threads, where nobody has said how many.
+/// Gives a process its share of the threads, unless the user has set the number of threads.
 pub fn share_threads(command: &mut Command, parallel: usize) {
     if std::env::var_os(THREADS).is_none() {
         command.env(THREADS, (processors() / parallel).max(1).to_string());
     }
 }
 
-/// Whether this process is a worker.
+/// Returns whether this process is a worker.
 pub fn is_worker() -> bool {
     std::env::var_os(WORKER).is_some()
 }
 
-/// Calls of runs so far.
+/// Number of [`role`] calls so far.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 
-/// What a process does with a call of runs.
+/// Role of a process in the execution of a list of runs.
 pub enum Role {
-    /// It conducts them, as this call of the program.
-    Conductor(usize),
-    /// It does those that it is told to.
+    /// Executes the runs, or distributes them to workers. Holds the index of the call.
+    Coordinator(usize),
+    /// Executes the runs that the coordinator assigns.
     Worker,
-    /// It is a worker of a later call, and reads what these runs left.
+    /// A worker of a later list, which only reads the results of this one.
     Reader,
 }
 
-/// What this process does with its next call of runs.
+/// Returns the role of this process for its next list of runs.
 pub fn role() -> Role {
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
     match std::env::var(WORKER) {
-        Err(_) => Role::Conductor(call),
+        Err(_) => Role::Coordinator(call),
         Ok(served) if served == call.to_string() => Role::Worker,
         Ok(_) => Role::Reader,
     }
 }
 
-/// What a worker says.
+/// A message from a worker to the coordinator.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Line {
-    /// It has opened everything and waits for runs.
+enum WorkerMessage {
+    /// The model and the suite are loaded; the worker waits for runs.
     Ready,
-    /// Of its run.
-    Said(Said),
-    /// Its run is over.
-    End(End),
+    /// Progress of its run.
+    Progress(ProgressMessage),
+    /// Its run has ended.
+    End(RunEnd),
 }
 
-/// How a run ended.
+/// Outcome of a run in a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum End {
+pub enum RunEnd {
     /// All tasks are done.
     Complete,
     /// Stopped on request.
     Stopped,
-    /// By the drift guard.
+    /// Ended by a rule of the drift guard.
     Guarded(String),
-    /// With an error.
+    /// Failed with an error.
     Failed(String),
 }
 
-fn say(line: &Line) {
+fn send(message: &WorkerMessage) {
     let mut out = std::io::stdout().lock();
-    // Whoever listened is gone: the end of the input says so too.
-    let _ = serde_json::to_writer(&mut out, line);
+    // Errors are ignored: if the coordinator is gone, the input ends too and stops the run.
+    let _ = serde_json::to_writer(&mut out, message);
     let _ = writeln!(out);
     let _ = out.flush();
 }
 
-/// Progress of a worker's run, a few times a second.
+/// Sends the progress of a worker's run a few times a second.
 struct Reporter {
-    words: Words,
+    formatter: EventFormatter,
     last: Option<Instant>,
 }
 
 impl Progress for Reporter {
     fn event(&mut self, event: &Event) {
         const EVERY: Duration = Duration::from_millis(250);
-        for said in self.words.of(event) {
-            if let Said::At { .. } = said {
+        for message in self.formatter.format(event) {
+            if let ProgressMessage::Position { .. } = message {
                 if self.last.is_some_and(|last| last.elapsed() < EVERY) {
                     continue;
                 }
                 self.last = Some(Instant::now());
             }
-            say(&Line::Said(said));
+            send(&WorkerMessage::Progress(message));
         }
     }
 }
 
-/// Works as a worker until its input ends: `run` does one of its runs.
-pub fn serve(
+/// Serves as a worker until the input ends. `run` executes one run.
+pub fn serve_worker(
     jobs: &[Job],
     stop: &Arc<AtomicBool>,
-    mut run: impl FnMut(&Job, &mut dyn Progress) -> End,
+    mut run: impl FnMut(&Job, &mut dyn Progress) -> RunEnd,
 ) {
     let (numbers, next) = mpsc::channel();
     let flag = stop.clone();
@@ -142,67 +143,75 @@ pub fn serve(
         }
         flag.store(true, Ordering::Relaxed);
     });
-    say(&Line::Ready);
+    send(&WorkerMessage::Ready);
     for line in next {
         let job = line.trim().parse().ok().and_then(|n: usize| jobs.get(n));
         let mut progress = Reporter {
-            words: Words::default(),
+            formatter: EventFormatter::default(),
             last: None,
         };
         let end = match job {
             Some(job) => run(job, &mut progress),
-            None => End::Failed(format!("there is no run {line}")),
+            None => RunEnd::Failed(format!("there is no run {line}")),
         };
-        say(&Line::End(end));
+        send(&WorkerMessage::End(end));
     }
 }
 
-/// What a worker's thread tells the display.
-enum News {
+/// An event for the display. The first two numbers are the indices of the worker and the run.
+enum WorkerEvent {
     Begun(usize, usize),
-    Said(usize, usize, Said),
-    Ended(usize, usize, End),
-    /// A line of its errors.
+    Progress(usize, usize, ProgressMessage),
+    Ended(usize, usize, RunEnd),
+    /// A line of standard error.
     Error(String),
 }
 
-/// Does the runs of a call, `parallel` at once; how each ended, in their order. Runs that were not
-/// begun have none.
-pub fn conduct(call: usize, jobs: &[Job], parallel: usize, stop: &AtomicBool) -> Vec<Option<End>> {
+/// Executes runs in `parallel` workers and returns the outcome of each, `None` for runs that were
+/// not started.
+pub fn run_jobs(
+    call: usize,
+    jobs: &[Job],
+    parallel: usize,
+    stop: &AtomicBool,
+) -> Vec<Option<RunEnd>> {
     let parallel = parallel.min(jobs.len());
     let queue: Mutex<VecDeque<usize>> = Mutex::new((0..jobs.len()).collect());
-    let mut ends: Vec<Option<End>> = vec![None; jobs.len()];
-    let (tell, news) = mpsc::channel();
+    let mut ends: Vec<Option<RunEnd>> = vec![None; jobs.len()];
+    let (sender, events) = mpsc::channel();
     let mut display = Display::new(jobs, parallel);
     thread::scope(|scope| {
         for worker in 0..parallel {
-            let (tell, queue) = (tell.clone(), &queue);
-            scope.spawn(move || work(call, worker, parallel, queue, stop, &tell));
+            let (sender, queue) = (sender.clone(), &queue);
+            scope.spawn(move || worker_loop(call, worker, parallel, queue, stop, &sender));
         }
-        drop(tell);
-        for news in news {
-            if let News::Ended(_, job, end) = &news {
+        drop(sender);
+        for event in events {
+            if let WorkerEvent::Ended(_, job, end) = &event {
                 ends[*job] = Some(end.clone());
             }
-            display.show(news);
+            display.show(event);
         }
     });
     display.finish();
-    // What no worker came to: none could be started any more.
+    // Runs remain in the queue only if no more workers could be started.
     let left = queue.into_inner().unwrap_or_else(PoisonError::into_inner);
     if !stop.load(Ordering::Relaxed) {
         for job in left {
-            ends[job] = Some(End::Failed("no process could be started for it".to_owned()));
+            ends[job] = Some(RunEnd::Failed(
+                "no process could be started for it".to_owned(),
+            ));
         }
     }
     ends
 }
 
-/// A worker as its thread sees it.
+/// A worker process.
 struct Worker {
     child: Child,
     input: Option<ChildStdin>,
-    lines: mpsc::Receiver<Line>,
+    messages: mpsc::Receiver<WorkerMessage>,
+    /// The last lines of standard error.
     errors: Arc<Mutex<VecDeque<String>>>,
 }
 
@@ -211,7 +220,7 @@ impl Worker {
         call: usize,
         parallel: usize,
         ready: Arc<AtomicBool>,
-        tell: mpsc::Sender<News>,
+        sender: mpsc::Sender<WorkerEvent>,
     ) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
@@ -222,7 +231,7 @@ impl Worker {
             .stderr(Stdio::piped());
         share_threads(&mut command, parallel);
         let mut child = command.spawn()?;
-        let (send, lines) = mpsc::channel();
+        let (send, messages) = mpsc::channel();
         let errors = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(output) = child.stdout.take() {
             thread::spawn(move || {
@@ -239,9 +248,9 @@ impl Worker {
             let last = errors.clone();
             thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    // What comes before is what this process has said itself.
+                    // Before it is ready, a worker repeats the messages of this process.
                     if ready.load(Ordering::Relaxed) {
-                        let _ = tell.send(News::Error(line.clone()));
+                        let _ = sender.send(WorkerEvent::Error(line.clone()));
                     }
                     let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
                     last.push_back(line);
@@ -254,13 +263,13 @@ impl Worker {
         Ok(Self {
             input: child.stdin.take(),
             child,
-            lines,
+            messages,
             errors,
         })
     }
 
-    /// Why it is gone.
-    fn end(&mut self) -> String {
+    /// Waits for the process and describes why it exited.
+    fn exit_reason(&mut self) -> String {
         self.input = None;
         let status = self.child.wait();
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
@@ -270,7 +279,7 @@ impl Worker {
         if !last.is_empty() {
             reason += &format!(": {}", last.join("\n"));
         }
-        reason + ". What was saved is kept: the same command goes on from there"
+        format!("{reason}. {RESUMABLE}")
     }
 }
 
@@ -281,14 +290,14 @@ impl Drop for Worker {
     }
 }
 
-/// Takes runs from the queue and has workers do them, one at a time.
-fn work(
+/// Takes runs from the queue and executes them in a worker process, one at a time.
+fn worker_loop(
     call: usize,
     number: usize,
     parallel: usize,
     queue: &Mutex<VecDeque<usize>>,
     stop: &AtomicBool,
-    tell: &mpsc::Sender<News>,
+    sender: &mpsc::Sender<WorkerEvent>,
 ) {
     let mut worker: Option<Worker> = None;
     loop {
@@ -302,46 +311,47 @@ fn work(
         let Some(job) = next else {
             return;
         };
-        let _ = tell.send(News::Begun(number, job));
+        let _ = sender.send(WorkerEvent::Begun(number, job));
         let end = match &mut worker {
-            Some(worker) => worker.run(job, number, stop, tell),
-            None => start(call, parallel, stop, tell).and_then(|started| {
+            Some(worker) => worker.run(job, number, stop, sender),
+            None => start(call, parallel, stop, sender).and_then(|started| {
                 let worker = worker.insert(started);
-                worker.run(job, number, stop, tell)
+                worker.run(job, number, stop, sender)
             }),
         };
-        let end = end.unwrap_or_else(|gone| {
+        let end = end.unwrap_or_else(|exited| {
             worker = None;
-            End::Failed(gone.to_string())
+            RunEnd::Failed(exited.to_string())
         });
-        let _ = tell.send(News::Ended(number, job, end));
+        let _ = sender.send(WorkerEvent::Ended(number, job, end));
     }
 }
 
-/// A worker that has said that it is ready.
+/// Starts a worker and waits until it is ready.
 fn start(
     call: usize,
     parallel: usize,
     stop: &AtomicBool,
-    tell: &mpsc::Sender<News>,
+    sender: &mpsc::Sender<WorkerEvent>,
 ) -> Result<Worker> {
     let ready = Arc::new(AtomicBool::new(false));
-    let mut worker = Worker::start(call, parallel, ready.clone(), tell.clone())?;
+    let mut worker = Worker::start(call, parallel, ready.clone(), sender.clone())?;
     match worker.next(stop) {
-        Some(Line::Ready) => {
+        Some(WorkerMessage::Ready) => {
             ready.store(true, Ordering::Relaxed);
             Ok(worker)
         }
-        _ => Err(eyre!("{}", worker.end())),
+        _ => Err(eyre!("{}", worker.exit_reason())),
     }
 }
 
 impl Worker {
-    /// Its next line; none when it is gone. A stop closes its input, which ends its run.
-    fn next(&mut self, stop: &AtomicBool) -> Option<Line> {
+    /// Waits for the next message; `None` if the worker has exited. A stop request closes the
+    /// worker's input, which ends its run.
+    fn next(&mut self, stop: &AtomicBool) -> Option<WorkerMessage> {
         loop {
-            match self.lines.recv_timeout(Duration::from_millis(100)) {
-                Ok(line) => return Some(line),
+            match self.messages.recv_timeout(Duration::from_millis(100)) {
+                Ok(message) => return Some(message),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return None,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     if stop.load(Ordering::Relaxed) {
@@ -352,33 +362,33 @@ impl Worker {
         }
     }
 
-    /// Does one run.
+    /// Executes one run.
     fn run(
         &mut self,
         job: usize,
         number: usize,
         stop: &AtomicBool,
-        tell: &mpsc::Sender<News>,
-    ) -> Result<End> {
-        let asked = self.input.as_mut().map(|input| writeln!(input, "{job}"));
-        if !matches!(asked, Some(Ok(()))) && !stop.load(Ordering::Relaxed) {
-            return Err(eyre!("{}", self.end()));
+        sender: &mpsc::Sender<WorkerEvent>,
+    ) -> Result<RunEnd> {
+        let written = self.input.as_mut().map(|input| writeln!(input, "{job}"));
+        if !matches!(written, Some(Ok(()))) && !stop.load(Ordering::Relaxed) {
+            return Err(eyre!("{}", self.exit_reason()));
         }
         loop {
             match self.next(stop) {
-                Some(Line::Said(said)) => {
-                    let _ = tell.send(News::Said(number, job, said));
+                Some(WorkerMessage::Progress(message)) => {
+                    let _ = sender.send(WorkerEvent::Progress(number, job, message));
                 }
-                Some(Line::End(end)) => return Ok(end),
-                Some(Line::Ready) => {}
-                None if stop.load(Ordering::Relaxed) => return Ok(End::Stopped),
-                None => return Err(eyre!("{}", self.end())),
+                Some(WorkerMessage::End(end)) => return Ok(end),
+                Some(WorkerMessage::Ready) => {}
+                None if stop.load(Ordering::Relaxed) => return Ok(RunEnd::Stopped),
+                None => return Err(eyre!("{}", self.exit_reason())),
             }
         }
     }
 }
 
-/// One display for all workers.
+/// Progress bars of all workers.
 struct Display {
     names: Vec<String>,
     all: MultiProgress,
@@ -429,17 +439,17 @@ impl Display {
         }
     }
 
-    fn show(&mut self, news: News) {
-        match news {
-            News::Begun(worker, job) => {
+    fn show(&mut self, event: WorkerEvent) {
+        match event {
+            WorkerEvent::Begun(worker, job) => {
                 self.begun[job] = Some(Instant::now());
                 self.workers[worker].set_message(self.names[job].clone());
                 self.workers[worker].set_position(0);
             }
-            News::Said(
+            WorkerEvent::Progress(
                 worker,
                 job,
-                Said::At {
+                ProgressMessage::Position {
                     message, done, of, ..
                 },
             ) => {
@@ -448,27 +458,27 @@ impl Display {
                 bar.set_position(done as u64);
                 bar.set_message(format!("{}: {message}", self.names[job]));
             }
-            News::Said(_, job, Said::Line(text)) => {
-                // Of many runs, what is said of each stage is too much.
+            WorkerEvent::Progress(_, job, ProgressMessage::Line(text)) => {
+                // With many runs, the lines of every stage are too many.
                 if text.starts_with("note:") || text.contains("drift guard") {
                     self.line(&format!("{}: {text}", self.names[job]));
                 }
             }
-            News::Said(_, _, Said::Done) => {}
-            News::Error(text) => self.line(&text),
-            News::Ended(worker, job, end) => {
+            WorkerEvent::Progress(_, _, ProgressMessage::Done) => {}
+            WorkerEvent::Error(text) => self.line(&text),
+            WorkerEvent::Ended(worker, job, end) => {
                 self.workers[worker].set_message("");
                 self.done += 1;
                 self.total.set_position(self.done as u64);
                 let seconds = self.begun[job].map_or(0.0, |begun| begun.elapsed().as_secs_f64());
-                let how = match end {
-                    End::Complete => format!("complete, {seconds:.0} s"),
-                    End::Stopped => "stopped".to_owned(),
-                    End::Guarded(message) => format!("ended by the drift guard: {message}"),
-                    End::Failed(reason) => format!("failed: {reason}"),
+                let outcome = match end {
+                    RunEnd::Complete => format!("complete, {seconds:.0} s"),
+                    RunEnd::Stopped => "stopped".to_owned(),
+                    RunEnd::Guarded(message) => format!("ended by the drift guard: {message}"),
+                    RunEnd::Failed(reason) => format!("failed: {reason}"),
                 };
                 self.line(&format!(
-                    "[{}/{}] {}: {how}",
+                    "[{}/{}] {}: {outcome}",
                     self.done,
                     self.names.len(),
                     self.names[job]
@@ -484,7 +494,7 @@ impl Display {
     }
 }
 
-/// The error of a run that failed in a worker.
+/// Returns the error of a run that failed in a worker.
 pub fn failure(job: &Job, reason: &str) -> Report {
     eyre!("{}: {reason}", job.folder.display())
 }

@@ -1,5 +1,4 @@
-//! Images of several tasks together: those kept of earlier tasks, and the training sets of all
-//! tasks for joint training.
+//! Training images of one or several tasks, for rehearsal and joint training.
 
 use std::sync::Arc;
 
@@ -10,13 +9,13 @@ use mtil_data::{
     suite::{LabelledImages, Suite},
 };
 
-/// Training images by task and index, as one source.
-pub(crate) struct Joined {
+/// Concatenation of training images of several tasks, given by task and index.
+pub(crate) struct ConcatImages {
     tasks: Vec<Arc<dyn ImageSource>>,
     items: Vec<(usize, usize)>,
 }
 
-impl Joined {
+impl ConcatImages {
     pub fn new(suite: &Suite, items: Vec<(usize, usize)>) -> Self {
         let tasks = suite.tasks.iter().map(|t| t.train.images.clone()).collect();
         Self { tasks, items }
@@ -28,7 +27,7 @@ impl Joined {
     }
 }
 
-impl ImageSource for Joined {
+impl ImageSource for ConcatImages {
     fn len(&self) -> usize {
         self.items.len()
     }
@@ -49,15 +48,15 @@ impl ImageSource for Joined {
     }
 }
 
-/// Labelled images of one or several tasks.
-pub(crate) struct Items {
+/// Labelled training images of one or several tasks.
+pub(crate) struct TrainingImages {
     source: Arc<dyn ImageSource>,
     /// Task and class of each image.
     labels: Vec<(usize, usize)>,
 }
 
-impl Items {
-    /// The training set of a task.
+impl TrainingImages {
+    /// Returns the training set of a task.
     pub fn of_task(suite: &Suite, task: usize) -> Self {
         let train: &LabelledImages = &suite.tasks[task].train;
         Self {
@@ -66,22 +65,22 @@ impl Items {
         }
     }
 
-    /// The training sets of all tasks.
+    /// Returns the training sets of all tasks.
     pub fn all(suite: &Suite) -> Self {
         let sizes = suite.tasks.iter().map(|t| t.train.labels.len()).enumerate();
         let items = sizes
             .flat_map(|(task, n)| (0..n).map(move |i| (task, i)))
             .collect();
-        Self::chosen(suite, items)
+        Self::subset(suite, items)
     }
 
-    /// Training images by task and index.
-    pub fn chosen(suite: &Suite, items: Vec<(usize, usize)>) -> Self {
+    /// Returns the training images `items`, given by task and index.
+    pub fn subset(suite: &Suite, items: Vec<(usize, usize)>) -> Self {
         let label =
             |(task, index): &(usize, usize)| (*task, suite.tasks[*task].train.labels[*index]);
         Self {
             labels: items.iter().map(label).collect(),
-            source: Arc::new(Joined::new(suite, items)),
+            source: Arc::new(ConcatImages::new(suite, items)),
         }
     }
 
@@ -93,12 +92,12 @@ impl Items {
         self.source.clone()
     }
 
-    /// Task and class of the images `indices`.
+    /// Returns task and class of the images `indices`.
     pub fn labels(&self, indices: &[usize]) -> Vec<(usize, usize)> {
         indices.iter().map(|i| self.labels[*i]).collect()
     }
 
-    /// The tasks that have an image here.
+    /// Returns the tasks that have images here, in ascending order.
     pub fn tasks(&self) -> Vec<usize> {
         let mut tasks: Vec<usize> = self.labels.iter().map(|(task, _)| *task).collect();
         tasks.sort_unstable();

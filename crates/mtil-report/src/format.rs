@@ -1,28 +1,35 @@
-//! Numbers in words: for tables, pages and what a command prints. What is not a finite number is a
-//! dash.
+//! Number formatting for tables, pages and the command line. NaN and infinities become a dash.
 
-/// In place of a figure that there is not.
+/// Placeholder of a missing figure.
 pub const NONE: &str = "–";
 
-/// Three significant digits, thousands with commas; two and a power of ten far from one. At most
-/// seven characters.
+/// Formats a number with three significant digits and commas between thousands, or with two digits
+/// and an exponent if it is very large or small. The text has at most seven characters.
+///
+/// # Example
+/// ```
+/// use mtil_report::format::number;
+///
+/// assert_eq!(number(0.1234), "0.123");
+/// assert_eq!(number(1234.0), "1,230");
+/// ```
 pub fn number(v: f64) -> String {
     let size = v.abs();
     match size {
         _ if !v.is_finite() => NONE.into(),
         0.0 => "0".into(),
-        s if s >= 999_500.0 => power(v),
+        s if s >= 999_500.0 => scientific(v),
         s if s >= 999.5 => thousands(v),
         s if s >= 99.95 => format!("{v:.0}"),
         s if s >= 9.995 => format!("{v:.1}"),
         s if s >= 0.9995 => format!("{v:.2}"),
         s if s >= 0.09995 => format!("{v:.3}"),
         s if s >= 0.009995 => format!("{v:.4}"),
-        _ => power(v),
+        _ => scientific(v),
     }
 }
 
-/// `12,300`: the digits behind the third are zeros.
+/// Formats a large number with three significant digits: `12,300`.
 fn thousands(v: f64) -> String {
     let step = 10f64.powf(v.abs().log10().floor() - 2.0);
     let digits = format!("{:.0}", (v.abs() / step).round() * step);
@@ -39,17 +46,19 @@ fn thousands(v: f64) -> String {
     }
 }
 
-/// `1.2e-5`.
-fn power(v: f64) -> String {
+/// Formats a number in scientific notation: `1.2e-5`.
+fn scientific(v: f64) -> String {
     match v.is_finite() {
         true => format!("{v:.1e}"),
         false => NONE.into(),
     }
 }
 
-/// A number with the typographic minus, never "−0".
+/// Formats a number with a fixed number of decimals and a typographic minus, never "−0". With
+/// `signed`, positive numbers get a plus.
 pub fn decimal(v: f64, decimals: usize, signed: bool) -> String {
-    // Two ways of summing must not print two numbers: 57.35 and 57.349999999999994.
+    // Rounding errors of different summations must not change the text: 57.35 and
+    // 57.349999999999994.
     let v = (v * 1e9).round() / 1e9;
     let text = format!("{:.*}", decimals, v.abs());
     let zero = text.chars().all(|c| c == '0' || c == '.');
@@ -60,7 +69,7 @@ pub fn decimal(v: f64, decimals: usize, signed: bool) -> String {
     }
 }
 
-/// A round number, as at a tick: `0.05`, `20`, `5,000`, `1e-6`.
+/// Formats a round number, such as a tick label: `0.05`, `20`, `5,000`, `1e-6`.
 pub fn round_number(v: f64) -> String {
     match v.abs() {
         _ if !v.is_finite() => NONE.into(),
@@ -75,7 +84,7 @@ pub fn round_number(v: f64) -> String {
     }
 }
 
-/// A round duration, as at a tick: `5 ms`, `20 s`, `1,000 s`.
+/// Formats a round duration, such as a tick label: `5 ms`, `20 s`, `1,000 s`.
 pub fn round_duration(seconds: f64) -> String {
     match seconds {
         s if s < 0.9995e-6 => format!("{} ns", round_number(s * 1e9)),
@@ -85,7 +94,7 @@ pub fn round_duration(seconds: f64) -> String {
     }
 }
 
-/// `85.0 µs`, `12.3 ms`, `1.24 s`, `2 min 05 s`, `1 h 02 min`.
+/// Formats a duration: `85.0 µs`, `12.3 ms`, `1.24 s`, `2 min 05 s`, `1 h 02 min`.
 pub fn duration(seconds: f64) -> String {
     match seconds {
         s if !s.is_finite() => NONE.into(),
@@ -104,7 +113,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A round number of bytes, as at a tick: `0`, `50 MB`, `2.5 GB`.
+/// Formats a round number of bytes, such as a tick label: `0`, `50 MB`, `2.5 GB`.
 pub fn round_bytes(n: f64) -> String {
     let text = bytes(n as u64);
     match text.split_once(' ') {
@@ -117,13 +126,13 @@ pub fn round_bytes(n: f64) -> String {
     }
 }
 
-/// A relative difference: `0`, `3.1e-6`.
+/// Formats a relative difference: `0`, `3.1e-6`.
 pub fn difference(v: f64) -> String {
-    if v == 0.0 { "0".into() } else { power(v) }
+    if v == 0.0 { "0".into() } else { scientific(v) }
 }
 
-/// A ratio in a sentence: `1.4`, `41`.
-pub fn about_times(v: f64) -> String {
+/// Formats a ratio for a sentence: `1.4`, `41`.
+pub fn ratio(v: f64) -> String {
     match v {
         v if !v.is_finite() => NONE.into(),
         v if v >= 999.5 => number(v),
@@ -133,19 +142,19 @@ pub fn about_times(v: f64) -> String {
     }
 }
 
-/// `1 image`, `2 images`.
+/// Formats a count with its noun: `1 image`, `2 images`.
 pub fn plural(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// With a capital at its start.
+/// Returns the text with its first letter in upper case.
 pub fn sentence_start(text: &str) -> String {
     let mut chars = text.chars();
     let first = chars.next().into_iter().flat_map(char::to_uppercase);
     first.chain(chars).collect()
 }
 
-/// `a`, `a and b`, `a, b and c`.
+/// Joins items: `a`, `a and b`, `a, b and c`.
 pub fn list<T: AsRef<str>>(items: &[T]) -> String {
     match items {
         [] => String::new(),
@@ -157,12 +166,12 @@ pub fn list<T: AsRef<str>>(items: &[T]) -> String {
     }
 }
 
-/// `value` with a decimal prefix: `17.6 G`, `950`.
+/// Formats a number with a decimal prefix: `17.6 G`, `950`.
 pub fn count(value: f64) -> String {
     const PREFIXES: [&str; 7] = ["", "k", "M", "G", "T", "P", "E"];
     let mut index = 0;
     let mut scaled = value;
-    // 999.5 would be shown as 1000.
+    // 999.5 would round to 1000.
     while scaled.abs() >= 999.5 && index + 1 < PREFIXES.len() {
         scaled /= 1000.0;
         index += 1;
@@ -175,7 +184,7 @@ pub fn count(value: f64) -> String {
     }
 }
 
-/// Bytes with decimal prefixes: `484 MB`.
+/// Formats a number of bytes with a decimal prefix: `484 MB`.
 pub fn bytes(value: u64) -> String {
     match count(value as f64) {
         text if text.contains(' ') => format!("{text}B"),
@@ -183,11 +192,10 @@ pub fn bytes(value: u64) -> String {
     }
 }
 
-/// A duration that is not known to the second, as of a plan: `40 s`, `1.2 min`, `12 min`, `3.2 h`,
-/// `2.1 d`.
-pub fn about(seconds: f64) -> String {
+/// Formats an estimated duration: `40 s`, `1.2 min`, `12 min`, `3.2 h`, `2.1 d`.
+pub fn approximate_duration(seconds: f64) -> String {
     let (minutes, hours) = (seconds / 60.0, seconds / 3600.0);
-    // The limits are where the smaller unit would be shown as the next one's beginning.
+    // Each limit is where the text would round up to one of the next unit.
     if seconds < 59.5 {
         format!("{seconds:.0} s")
     } else if minutes < 9.95 {
@@ -201,7 +209,7 @@ pub fn about(seconds: f64) -> String {
     }
 }
 
-/// Decimals for three significant digits of a number below 1000.
+/// Returns the number of decimals for three significant digits of a number below 1000.
 fn digits(value: f64) -> usize {
     match value.abs() {
         v if v < 9.995 => 2,
@@ -237,7 +245,7 @@ mod tests {
             assert_eq!(number(v), text, "{v}");
         }
         for v in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            for text in [number(v), duration(v), difference(v), about_times(v)] {
+            for text in [number(v), duration(v), difference(v), ratio(v)] {
                 assert_eq!(text, NONE);
             }
         }
@@ -293,7 +301,7 @@ mod tests {
 
     #[test]
     fn ratios() {
-        for (v, shown, said) in [
+        for (v, in_table, in_sentence) in [
             (0.004, "4.0e-3", "0.0"),
             (0.3131, "0.313", "0.3"),
             (1.0, "1.00", "1.00"),
@@ -301,7 +309,7 @@ mod tests {
             (41.23, "41.2", "41"),
             (2343.0, "2,340", "2,340"),
         ] {
-            assert_eq!((number(v), about_times(v)), (shown.into(), said.into()));
+            assert_eq!((number(v), ratio(v)), (in_table.into(), in_sentence.into()));
         }
     }
 
@@ -340,7 +348,7 @@ mod tests {
             (47.96, "2.0 d"),
             (50.4, "2.1 d"),
         ] {
-            assert_eq!(about(value * 3600.0), text, "{value}");
+            assert_eq!(approximate_duration(value * 3600.0), text, "{value}");
         }
     }
 

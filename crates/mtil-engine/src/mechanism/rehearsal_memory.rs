@@ -1,11 +1,10 @@
-//! Which images of earlier tasks are kept for replay: iCaRL's memory, and the samples of experience
-//! replay.
+//! Rehearsal memory: selection of exemplars of earlier tasks by herding or at random.
 //!
-//! Pure logic on features and indices. An image is a task and an index into that task's training
-//! set. iCaRL as the MTIL benchmark runs it (ZSCL `mtil/src/dynamic_dataset.py` and
-//! `mtil/src/models/icarl.py`) keeps a set for each dataset, not for each class, and selects by
-//! herding (Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR
-//! 2017).
+//! The functions here work on features and indices only. An image is identified by its task and its
+//! index in that task's training set. iCaRL in the MTIL benchmark (ZSCL
+//! `mtil/src/dynamic_dataset.py` and `mtil/src/models/icarl.py`) keeps one set per dataset, not per
+//! class, and selects by herding (Rebuffi et al., "iCaRL: Incremental Classifier and Representation
+//! Learning", CVPR 2017).
 
 use std::cmp::Ordering;
 
@@ -14,13 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use mtil_data::seeds::derive;
 
-/// Images that the published code looks at in a training set, from its start (`dynamic_dataset.py`,
-/// `getNewDataset`).
+/// Number of images, from the start of a training set, that the reference implementation scans
+/// (`dynamic_dataset.py`, `getNewDataset`).
 pub const REFERENCE_SCAN: usize = 30_000;
 
-/// Why a memory cannot be made or used.
+/// Errors of a rehearsal memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ExemplarError {
+pub enum RehearsalError {
     /// The number of values is not rows times columns.
     #[error("features: {values} values are not {rows} rows of {columns}")]
     Shape {
@@ -45,13 +44,13 @@ pub enum ExemplarError {
         /// Name of the setting.
         name: &'static str,
     },
-    /// A task is in the memory already.
-    #[error("task {task} has exemplars already")]
+    /// The task is already in the memory.
+    #[error("task {task} is already in the rehearsal memory")]
     Repeated {
         /// The task.
         task: usize,
     },
-    /// An index that is no image of the training set.
+    /// An index is out of range of the training set.
     #[error("task {task}: exemplar {index} is out of range: the training set has {images} images")]
     OutOfRange {
         /// The task.
@@ -61,26 +60,26 @@ pub enum ExemplarError {
         /// Images of the training set.
         images: usize,
     },
-    /// More exemplars than the new set may have.
+    /// The new set has more images than its quota.
     #[error("task {task}: {given} exemplars are more than the {room} that a new set may have")]
     TooMany {
         /// The task.
         task: usize,
-        /// Exemplars given.
+        /// Images given.
         given: usize,
-        /// Exemplars allowed.
+        /// Images allowed.
         room: usize,
     },
 }
 
-/// How many images a new set may have when there are `t ≥ 2` sets with it, of a budget of `K`
-/// images. In both cases the older sets are cut to their first `⌊K/t⌋`, and the first set of all
-/// may have `K`.
+/// Number of images of a new set, the `t`-th (`t ≥ 2`), in a memory of `K` images. In both cases
+/// the older sets are truncated to their first `⌊K/t⌋` images, and the first set of all may have
+/// `K`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quota {
-    /// `K − ⌊K/t⌋`, as in the published code (`dynamic_dataset.py:59-60`): from the third set on,
-    /// the memory is larger than `K`.
+    /// `K − ⌊K/t⌋`, as in the reference implementation (`dynamic_dataset.py:59-60`). From the third
+    /// set on, the memory exceeds `K`.
     #[default]
     Reference,
     /// `⌊K/t⌋`, as in the paper: the memory never exceeds `K`.
@@ -88,7 +87,7 @@ pub enum Quota {
 }
 
 impl Quota {
-    /// Images that set number `sets`, counted from 1, may have.
+    /// Returns the largest size of set number `sets`, counted from 1.
     pub fn new_set(self, budget: usize, sets: usize) -> usize {
         match (self, sets) {
             (_, 0 | 1) => budget,
@@ -98,20 +97,30 @@ impl Quota {
     }
 }
 
-/// The kept images of a task, the most wanted first.
+/// Images of a task in descending order of preference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Set {
     task: usize,
-    /// Images of the training set.
+    /// Size of the training set.
     images: usize,
     indices: Vec<usize>,
 }
 
-/// A memory of images of earlier tasks.
+/// Rehearsal memory: indices of images of earlier tasks, within a budget.
+///
+/// ```
+/// use mtil_engine::run::{Quota, RehearsalMemory};
+///
+/// let mut memory = RehearsalMemory::new(4, Quota::Fixed)?;
+/// memory.add_task(0, 9, vec![8, 7, 6, 5])?;
+/// memory.add_task(1, 5, vec![0, 1])?;
+/// assert_eq!(memory.items(), [(0, 8), (0, 7), (1, 0), (1, 1)]);
+/// # Ok::<(), mtil_engine::run::RehearsalError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked")]
-pub struct Exemplars {
+pub struct RehearsalMemory {
     budget: usize,
     quota: Quota,
     sets: Vec<Set>,
@@ -125,10 +134,10 @@ struct Unchecked {
     sets: Vec<Set>,
 }
 
-impl TryFrom<Unchecked> for Exemplars {
-    type Error = ExemplarError;
+impl TryFrom<Unchecked> for RehearsalMemory {
+    type Error = RehearsalError;
 
-    fn try_from(stored: Unchecked) -> Result<Self, ExemplarError> {
+    fn try_from(stored: Unchecked) -> Result<Self, RehearsalError> {
         let mut checked = Self::new(stored.budget, stored.quota)?;
         for set in stored.sets {
             checked.check(set.task, set.images, &set.indices, stored.budget)?;
@@ -138,15 +147,15 @@ impl TryFrom<Unchecked> for Exemplars {
     }
 }
 
-impl Exemplars {
-    /// An empty memory for `budget` images.
+impl RehearsalMemory {
+    /// Creates an empty memory for `budget` images.
     ///
     /// # Errors
-    /// For a budget of 0.
-    pub fn new(budget: usize, quota: Quota) -> Result<Self, ExemplarError> {
+    /// [`RehearsalError::Zero`] for a budget of 0.
+    pub fn new(budget: usize, quota: Quota) -> Result<Self, RehearsalError> {
         if budget == 0 {
-            return Err(ExemplarError::Zero {
-                name: "exemplar budget",
+            return Err(RehearsalError::Zero {
+                name: "rehearsal budget",
             });
         }
         Ok(Self {
@@ -156,67 +165,68 @@ impl Exemplars {
         })
     }
 
-    /// The budget.
+    /// Returns the budget.
     pub fn budget(&self) -> usize {
         self.budget
     }
 
-    /// How the budget is shared.
+    /// Returns the quota of new sets.
     pub fn quota(&self) -> Quota {
         self.quota
     }
 
-    /// Images in the memory.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.sets.iter().map(|set| set.indices.len()).sum()
     }
 
-    /// Whether there is no image.
+    /// Returns whether the memory is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes of the images as `side × side` pixels of three `u8`. The published code keeps
-    /// normalised `f32`, four times as much.
+    /// Returns the bytes of the images as `side × side` pixels of three `u8`. The reference
+    /// implementation stores normalised `f32`, four times as much.
     pub fn bytes(&self, side: usize) -> u64 {
         let side = side as u64;
         (self.len() as u64).saturating_mul(side.saturating_mul(side).saturating_mul(3))
     }
 
-    /// Task and index of every image, task by task.
+    /// Returns task and index of every image, task by task.
     pub fn items(&self) -> Vec<(usize, usize)> {
         self.sets()
             .flat_map(|(task, indices)| indices.iter().map(move |index| (task, *index)))
             .collect()
     }
 
-    /// Each task with its images, in the order of their arrival.
+    /// Iterates over tasks and their images, in the order in which they were added.
     pub fn sets(&self) -> impl Iterator<Item = (usize, &[usize])> {
         self.sets.iter().map(|set| (set.task, &set.indices[..]))
     }
 
-    /// Images that the next set may have.
-    pub fn room(&self) -> usize {
+    /// Returns the largest size of the next set.
+    pub fn capacity(&self) -> usize {
         self.quota.new_set(self.budget, self.sets.len() + 1)
     }
 
-    /// Adds the set of a task and cuts the older ones to their first `⌊budget/t⌋` images, `t` sets
-    /// with the new one.
+    /// Adds the set of a task, and truncates the older sets to their first `⌊budget/t⌋` images,
+    /// where `t` counts the new set.
     ///
-    /// `chosen` are indices into the training set of `images` images, the most wanted first, at
-    /// most [`room`](Self::room): from [`first`], [`herding`], [`herding_reference`], [`random`] or
-    /// [`balanced`]. They may repeat, which those of [`herding_reference`] do.
+    /// `chosen` are at most [`capacity`](Self::capacity) indices into the training set of `images`
+    /// images, in descending order of preference: from [`first`], [`herding`],
+    /// [`herding_reference`], [`random`] or [`balanced`]. Those of [`herding_reference`] may
+    /// repeat.
     ///
     /// # Errors
-    /// For a task that is there already, an index out of range, and too many indices; the memory is
-    /// then unchanged.
-    pub fn admit(
+    /// For a task that is already in the memory, an index out of range, and too many indices; the
+    /// memory is then unchanged.
+    pub fn add_task(
         &mut self,
         task: usize,
         images: usize,
         chosen: Vec<usize>,
-    ) -> Result<(), ExemplarError> {
-        self.check(task, images, &chosen, self.room())?;
+    ) -> Result<(), RehearsalError> {
+        self.check(task, images, &chosen, self.capacity())?;
         let share = self.budget / (self.sets.len() + 1);
         for set in &mut self.sets {
             set.indices.truncate(share);
@@ -235,19 +245,19 @@ impl Exemplars {
         images: usize,
         chosen: &[usize],
         room: usize,
-    ) -> Result<(), ExemplarError> {
+    ) -> Result<(), RehearsalError> {
         if self.sets.iter().any(|set| set.task == task) {
-            return Err(ExemplarError::Repeated { task });
+            return Err(RehearsalError::Repeated { task });
         }
         if let Some(index) = chosen.iter().find(|index| **index >= images) {
-            return Err(ExemplarError::OutOfRange {
+            return Err(RehearsalError::OutOfRange {
                 task,
                 index: *index,
                 images,
             });
         }
         if chosen.len() > room {
-            return Err(ExemplarError::TooMany {
+            return Err(RehearsalError::TooMany {
                 task,
                 given: chosen.len(),
                 room,
@@ -257,25 +267,27 @@ impl Exemplars {
     }
 }
 
-/// The images of the first set of the published memory: the first `count` in dataset order, of at
-/// most [`REFERENCE_SCAN`].
+/// Selects the first `count` images in dataset order, of at most [`REFERENCE_SCAN`]: the first set
+/// of the reference implementation.
 pub fn first(images: usize, count: usize) -> Vec<usize> {
     (0..count.min(images).min(REFERENCE_SCAN)).collect()
 }
 
-/// iCaRL's herding: pick after pick, the image that brings the mean of the picked features nearest
-/// to the mean `μ` of all,
+/// Herding of iCaRL: greedily picks the image that brings the mean of the picked features closest
+/// to the mean `μ` of all features,
 ///
 /// ```text
 /// argmin over the rows x not picked yet of ‖μ − (Σ picked + x)/(k + 1)‖²        k picked so far
 /// ```
 ///
-/// of equal ones the first. Any number of first picks is thus a selection of its own, which makes
-/// cutting a set simple.
+/// The first of equal rows wins. Every prefix of the picks is itself a selection by herding, so a
+/// set can simply be truncated.
 ///
-/// `features` is row-major `[rows, columns]`, of unit length as in the published code. Gives
-/// `min(count, rows)` rows in the order of the picks. Takes `rows · columns` multiplications a
-/// pick, in `f64`.
+/// Returns `min(count, rows)` rows in the order of the picks. A pick takes `rows · columns`
+/// multiplications in `f64`.
+///
+/// # Shapes
+/// - features: `[rows, columns]`, row-major, of unit length in the reference implementation
 ///
 /// # Errors
 /// For a number of values that is not `rows · columns`, and for values that are not finite.
@@ -284,53 +296,55 @@ pub fn herding(
     rows: usize,
     columns: usize,
     count: usize,
-) -> Result<Vec<usize>, ExemplarError> {
-    Ok(picks(features, rows, columns, count)?
+) -> Result<Vec<usize>, RehearsalError> {
+    Ok(herding_picks(features, rows, columns, count)?
         .into_iter()
         .map(|pick| pick.row)
         .collect())
 }
 
-/// Herding with the defect of the published code (`dynamic_dataset.py:65-80`): a picked row is
-/// deleted from the features but not from the images, so each pick takes the image at the row's
-/// position among the rows that are left. The result is mostly not the image that was picked, and
-/// may repeat.
+/// Herding with the defect of the reference implementation (`dynamic_dataset.py:65-80`). It deletes
+/// a picked row from the features but not from the images, so each pick takes the image at the
+/// row's position among the remaining rows. This is usually not the picked image, and images may
+/// repeat.
 ///
-/// The features there are those of the first [`REFERENCE_SCAN`] images. Arguments and errors as for
-/// [`herding`].
+/// The reference implementation uses the features of the first [`REFERENCE_SCAN`] images. Arguments
+/// and errors are those of [`herding`].
 pub fn herding_reference(
     features: &[f32],
     rows: usize,
     columns: usize,
     count: usize,
-) -> Result<Vec<usize>, ExemplarError> {
-    Ok(picks(features, rows, columns, count)?
+) -> Result<Vec<usize>, RehearsalError> {
+    Ok(herding_picks(features, rows, columns, count)?
         .into_iter()
         .map(|pick| pick.position)
         .collect())
 }
 
+/// One pick of herding.
 struct Pick {
     row: usize,
-    /// The row's position among those not picked before it.
+    /// Position of the row among those not picked before.
     position: usize,
 }
 
-fn picks(
+/// Picks rows greedily by the herding criterion.
+fn herding_picks(
     features: &[f32],
     rows: usize,
     columns: usize,
     count: usize,
-) -> Result<Vec<Pick>, ExemplarError> {
+) -> Result<Vec<Pick>, RehearsalError> {
     if rows.checked_mul(columns) != Some(features.len()) {
-        return Err(ExemplarError::Shape {
+        return Err(RehearsalError::Shape {
             values: features.len(),
             rows,
             columns,
         });
     }
     if let Some(i) = features.iter().position(|x| !x.is_finite()) {
-        return Err(ExemplarError::NotFinite {
+        return Err(RehearsalError::NotFinite {
             row: i / columns,
             column: i % columns,
         });
@@ -343,28 +357,28 @@ fn picks(
             .for_each(|(m, x)| *m += f64::from(*x));
     }
     mean.iter_mut().for_each(|m| *m /= rows.max(1) as f64);
-    let squares: Vec<f64> = (0..rows)
+    let squared_norms: Vec<f64> = (0..rows)
         .map(|i| row(i).iter().map(|x| f64::from(*x).powi(2)).sum())
         .collect();
 
-    let mut left: Vec<usize> = (0..rows).collect();
-    // (k + 1)·μ − Σ picked. The squared distance is, but for terms and a factor that all rows
-    // share, ‖x‖² − 2·x·wanted.
-    let mut wanted = mean.clone();
+    let mut remaining: Vec<usize> = (0..rows).collect();
+    // target = (k + 1)·μ − Σ picked. Up to terms and a factor common to all rows, the squared
+    // distance is ‖x‖² − 2·x·target.
+    let mut target = mean.clone();
     let mut picks = Vec::with_capacity(count.min(rows));
-    while picks.len() < count && !left.is_empty() {
-        let best = left
+    while picks.len() < count && !remaining.is_empty() {
+        let best = remaining
             .par_iter()
             .with_min_len(256)
             .enumerate()
-            .map(|(position, i)| (squares[*i] - 2.0 * dot(row(*i), &wanted), position))
+            .map(|(position, i)| (squared_norms[*i] - 2.0 * dot(row(*i), &target), position))
             .reduce_with(|a, b| match a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)) {
                 Ordering::Greater => b,
                 _ => a,
             });
         let Some((_, position)) = best else { break };
-        let picked = left.remove(position);
-        for ((w, m), x) in wanted.iter_mut().zip(&mean).zip(row(picked)) {
+        let picked = remaining.remove(position);
+        for ((w, m), x) in target.iter_mut().zip(&mean).zip(row(picked)) {
             *w += m - f64::from(*x);
         }
         picks.push(Pick {
@@ -375,7 +389,8 @@ fn picks(
     Ok(picks)
 }
 
-/// In eight sums, which a processor adds side by side; the order is the same on every machine.
+/// Dot product in eight partial sums, for SIMD; the order of additions is the same on every
+/// machine.
 fn dot(x: &[f32], y: &[f64]) -> f64 {
     let (x, x_rest) = x.as_chunks::<8>();
     let (y, y_rest) = y.as_chunks::<8>();
@@ -393,7 +408,7 @@ fn dot(x: &[f32], y: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// `min(count, images)` different images in a random order, a function of the seed.
+/// Selects `min(count, images)` distinct images in random order, as a function of the seed.
 pub fn random(images: usize, count: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..images).collect();
     order.sort_by_cached_key(|index| (derive(seed, &[*index as u64]), *index));
@@ -401,9 +416,9 @@ pub fn random(images: usize, count: usize, seed: u64) -> Vec<usize> {
     order
 }
 
-/// `min(count, labels.len())` different images, a function of the seed: one of each class, then a
-/// second of each, and so on, the images of a class in a random order. The first images of a
-/// selection are a selection of their own, so a set stays balanced when it is cut.
+/// Selects `min(count, labels.len())` distinct images, as a function of the seed: one of each
+/// class, then a second of each, and so on, with the images of a class in random order. Every
+/// prefix is itself a balanced selection, so a set stays balanced when it is truncated.
 pub fn balanced(labels: &[usize], count: usize, seed: u64) -> Vec<usize> {
     let mut taken = std::collections::HashMap::new();
     let mut ranked: Vec<(usize, u64, usize)> = random(labels.len(), labels.len(), seed)
@@ -411,7 +426,8 @@ pub fn balanced(labels: &[usize], count: usize, seed: u64) -> Vec<usize> {
         .map(|index| {
             let rank = taken.entry(labels[index]).or_insert(0usize);
             *rank += 1;
-            // Within a round, classes in a random order that does not depend on their number.
+            // Within a round, the classes are in a random order that does not depend on their
+            // labels.
             (*rank, derive(seed, &[*rank as u64, index as u64]), index)
         })
         .collect();
@@ -443,25 +459,25 @@ mod tests {
     }
 
     #[test]
-    fn three_tasks_keep_the_images_of_the_plain_formulas() {
+    fn selections_of_three_tasks_equal_the_python_reference() {
         let reference: Reference =
             serde_json::from_str(include_str!("../testdata/exemplars.json")).unwrap();
         for (quota, stages) in [
             (Quota::Fixed, &reference.fixed),
             (Quota::Reference, &reference.reference),
         ] {
-            let mut memory = Exemplars::new(reference.budget, quota).unwrap();
+            let mut memory = RehearsalMemory::new(reference.budget, quota).unwrap();
             for (t, (task, expected)) in reference.tasks.iter().zip(stages).enumerate() {
-                let room = memory.room();
+                let room = memory.capacity();
                 let select = |f: fn(&[f32], usize, usize, usize) -> _| {
                     f(&task.features, task.rows, reference.columns, room)
                 };
-                let chosen: Result<Vec<usize>, ExemplarError> = match (quota, t) {
+                let chosen: Result<Vec<usize>, RehearsalError> = match (quota, t) {
                     (Quota::Reference, 0) => Ok(first(task.rows, room)),
                     (Quota::Reference, _) => select(herding_reference),
                     (Quota::Fixed, _) => select(herding),
                 };
-                memory.admit(t, task.rows, chosen.unwrap()).unwrap();
+                memory.add_task(t, task.rows, chosen.unwrap()).unwrap();
                 let found: Vec<(usize, &[usize])> = memory.sets().collect();
                 let expected: Vec<_> = expected.iter().map(|set| &set[..]).enumerate().collect();
                 assert_eq!(found, expected, "{quota:?}");
@@ -474,10 +490,10 @@ mod tests {
         }
     }
 
-    /// The picks of a memory that is large enough for several threads and for both parts of `dot`,
-    /// against the formula as written.
+    /// Compares the picks with the formula, for enough rows for several threads and for both parts
+    /// of `dot`.
     #[test]
-    fn herding_is_the_formula() {
+    fn herding_follows_the_formula() {
         let (rows, columns, count) = (700, 11, 40);
         let features: Vec<f32> = (0..(rows * columns) as u64)
             .map(|i| (derive(3, &[i]) % 10_000) as f32 / 1e4 - 0.3)
@@ -513,9 +529,9 @@ mod tests {
             picked.push(best);
         }
         assert_eq!(herding(&features, rows, columns, count).unwrap(), picked);
-        // Fewer picks are the first of more.
+        // Fewer picks are a prefix.
         assert_eq!(herding(&features, rows, columns, 7).unwrap(), picked[..7]);
-        // Where the defect leads.
+        // The defect takes positions among the remaining rows.
         let wrong = herding_reference(&features, rows, columns, count).unwrap();
         for (k, position) in wrong.iter().enumerate() {
             let before = picked[..k].iter().filter(|i| **i < picked[k]).count();
@@ -524,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_features_are_picked_in_order_and_all_images_when_asked_for_more() {
+    fn equal_features_are_picked_in_order() {
         assert_eq!(herding(&[1.0; 12], 4, 3, 9).unwrap(), [0, 1, 2, 3]);
         assert_eq!(
             herding_reference(&[1.0; 12], 4, 3, 9).unwrap(),
@@ -534,22 +550,22 @@ mod tests {
     }
 
     #[test]
-    fn unusable_features_are_refused() {
+    fn invalid_features_are_refused() {
         let error = herding(&[0.0; 5], 2, 3, 1).unwrap_err();
         assert_eq!(
             error,
-            ExemplarError::Shape {
+            RehearsalError::Shape {
                 values: 5,
                 rows: 2,
                 columns: 3
             }
         );
         let error = herding(&[0.0, 0.0, 0.0, f32::NAN], 2, 2, 1).unwrap_err();
-        assert_eq!(error, ExemplarError::NotFinite { row: 1, column: 1 });
+        assert_eq!(error, RehearsalError::NotFinite { row: 1, column: 1 });
     }
 
     #[test]
-    fn quotas_are_those_of_the_code_and_of_the_paper() {
+    fn quotas_follow_the_code_and_the_paper() {
         let quotas = |quota: Quota| [1, 2, 3, 11].map(|t| quota.new_set(10_000, t));
         assert_eq!(quotas(Quota::Reference), [10_000, 5_000, 6_667, 9_091]);
         assert_eq!(quotas(Quota::Fixed), [10_000, 5_000, 3_333, 909]);
@@ -558,42 +574,45 @@ mod tests {
     }
 
     #[test]
-    fn wrong_sets_leave_the_memory_as_it_was() {
-        let mut memory = Exemplars::new(4, Quota::Fixed).unwrap();
-        memory.admit(0, 9, vec![8, 7, 6, 5]).unwrap();
+    fn invalid_sets_leave_the_memory_unchanged() {
+        let mut memory = RehearsalMemory::new(4, Quota::Fixed).unwrap();
+        memory.add_task(0, 9, vec![8, 7, 6, 5]).unwrap();
         let before = memory.clone();
         assert_eq!(
-            memory.admit(0, 9, vec![]),
-            Err(ExemplarError::Repeated { task: 0 })
+            memory.add_task(0, 9, vec![]),
+            Err(RehearsalError::Repeated { task: 0 })
         );
-        let error = memory.admit(1, 2, vec![2]).unwrap_err();
+        let error = memory.add_task(1, 2, vec![2]).unwrap_err();
         assert_eq!(
             error,
-            ExemplarError::OutOfRange {
+            RehearsalError::OutOfRange {
                 task: 1,
                 index: 2,
                 images: 2
             }
         );
-        let error = memory.admit(1, 5, vec![0, 1, 2]).unwrap_err();
+        let error = memory.add_task(1, 5, vec![0, 1, 2]).unwrap_err();
         assert_eq!(
             error,
-            ExemplarError::TooMany {
+            RehearsalError::TooMany {
                 task: 1,
                 given: 3,
                 room: 2
             }
         );
         assert_eq!(memory, before);
-        assert!(Exemplars::new(0, Quota::Fixed).is_err());
+        assert!(RehearsalMemory::new(0, Quota::Fixed).is_err());
     }
 
     #[test]
-    fn a_stored_memory_is_checked() {
-        let mut memory = Exemplars::new(4, Quota::Reference).unwrap();
-        memory.admit(2, 9, vec![8, 7]).unwrap();
+    fn a_deserialised_memory_is_checked() {
+        let mut memory = RehearsalMemory::new(4, Quota::Reference).unwrap();
+        memory.add_task(2, 9, vec![8, 7]).unwrap();
         let text = serde_json::to_string(&memory).unwrap();
-        assert_eq!(serde_json::from_str::<Exemplars>(&text).unwrap(), memory);
+        assert_eq!(
+            serde_json::from_str::<RehearsalMemory>(&text).unwrap(),
+            memory
+        );
         for (from, to) in [
             ("\"images\":9", "\"images\":8"),
             ("\"budget\":4", "\"budget\":1"),
@@ -603,14 +622,14 @@ mod tests {
             assert!(text.contains(from), "{text}");
             let changed = text.replace(from, to);
             assert!(
-                serde_json::from_str::<Exemplars>(&changed).is_err(),
+                serde_json::from_str::<RehearsalMemory>(&changed).is_err(),
                 "{changed}"
             );
         }
     }
 
     #[test]
-    fn random_selections_follow_the_seed_and_balanced_ones_the_classes() {
+    fn random_and_balanced_selections_are_functions_of_the_seed() {
         let drawn = random(100, 30, 1);
         assert_eq!(drawn.iter().collect::<BTreeSet<_>>().len(), 30);
         assert_eq!(drawn, random(100, 30, 1));

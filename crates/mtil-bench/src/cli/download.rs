@@ -1,9 +1,9 @@
-//! Bringing weights of the zoo to this machine, with a bar.
+//! Download of the zoo's weights, with a progress bar.
 
 use clip_model::zoo::{Entry, Fetched, Layout};
 use eyre::Result;
 
-/// Looks in the cache, and fetches what is not there unless `offline`.
+/// Looks up a model in the cache, and downloads missing files unless `offline`.
 #[cfg(feature = "fetch")]
 pub fn fetch(entry: &Entry, offline: bool, layout: Option<Layout>) -> Result<Fetched> {
     let mut options = clip_model::zoo::FetchOptions::from_env()?;
@@ -17,19 +17,20 @@ pub fn fetch(entry: &Entry, offline: bool, layout: Option<Layout>) -> Result<Fet
     Ok(fetched?)
 }
 
-/// Looks in the cache.
+/// Looks up a model in the cache.
 #[cfg(not(feature = "fetch"))]
 pub fn fetch(entry: &Entry, _offline: bool, layout: Option<Layout>) -> Result<Fetched> {
     use clip_model::zoo::ZooError;
     match clip_model::zoo::Cache::from_env()?.lookup(entry, layout) {
         Err(e @ ZooError::NotCached { .. }) => Err(eyre::eyre!(
-            "{e}\nthis program was built without downloading; build it with the feature `fetch`: cargo install --path crates/mtil-bench --features fetch"
+            "{e}\nthis program was built without downloads; build it with the feature `fetch`: \
+             cargo install --path crates/mtil-bench --features fetch"
         )),
         other => Ok(other?),
     }
 }
 
-/// A bar when standard error is a terminal, a line for every tenth otherwise.
+/// A progress bar if standard error is a terminal, a line for every tenth of a file otherwise.
 #[cfg(feature = "fetch")]
 struct DownloadBar {
     name: String,
@@ -42,7 +43,7 @@ struct DownloadBar {
 impl DownloadBar {
     fn new(name: &str) -> Self {
         let bar = indicatif::ProgressBar::new_spinner();
-        // Hashing what is in the cache takes seconds for gigabytes.
+        // Hashing gigabytes of cached files takes seconds.
         bar.set_message(format!("{name}: looking in the cache"));
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         Self {
@@ -59,7 +60,8 @@ impl DownloadBar {
             self.tenth = 0;
             let template = match total {
                 Some(_) => {
-                    "{msg} {bar:20} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left"
+                    "{msg} {bar:20} {decimal_bytes}/{decimal_total_bytes} \
+                     {decimal_bytes_per_sec} {eta} left"
                 }
                 None => "{msg} {decimal_bytes} {decimal_bytes_per_sec}",
             };

@@ -1,4 +1,4 @@
-//! What a checkpoint is.
+//! Description of a checkpoint as text and as JSON.
 
 use std::path::{Path, PathBuf};
 
@@ -11,49 +11,49 @@ use eyre::{Result, bail};
 use indicatif::DecimalBytes;
 use serde_json::{Value, json};
 
-/// What is known of a checkpoint without reading its weights.
-pub struct Facts {
-    /// What the library says of the weights and the shape.
+/// Properties of a checkpoint that are known without reading its weights.
+pub struct CheckpointSummary {
+    /// Container and architecture of the weights.
     pub description: Description,
-    /// How images are prepared.
-    pub images: ImageFacts,
-    /// How texts become ids.
-    pub tokenizer: TokenizerFacts,
+    /// Image preprocessing.
+    pub images: ImageSummary,
+    /// Tokenizer.
+    pub tokenizer: TokenizerSource,
 }
 
-/// How images are prepared, and what says so.
-pub struct ImageFacts {
+/// Image preprocessing, and the file that defines it.
+pub struct ImageSummary {
     from: String,
     text: String,
     settings: Value,
-    /// Side in pixels that images come out with, where the settings are known.
+    /// Size of the preprocessed images in pixels, if known.
     pub size: Option<usize>,
 }
 
-/// How texts become ids.
-pub enum TokenizerFacts {
-    /// A file beside the weights.
+/// Source of the tokenizer, and the size of its vocabulary.
+pub enum TokenizerSource {
+    /// A file.
     File(PathBuf, usize),
-    /// The program's own.
+    /// Part of the embedded model.
     Own(usize),
-    /// None, but OpenAI's fits.
+    /// OpenAI's tokenizer, because there is no file and it fits the model.
     BuiltIn(usize),
-    /// None that fits.
+    /// No tokenizer fits.
     Absent,
 }
 
-impl Facts {
-    /// Looks beside the weights, and at `tokenizer` if that lies elsewhere.
+impl CheckpointSummary {
+    /// Reads the files next to the weights, and `tokenizer` if it is elsewhere.
     ///
     /// # Errors
-    /// When a file that is there is unusable.
+    /// If an existing file is unusable.
     pub fn of(description: Description, tokenizer: Option<&Path>) -> Result<Self> {
         let folder = match description.weights.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let images = ImageFacts::of(&description, folder)?;
-        let tokenizer = TokenizerFacts::of(&description.config, folder, tokenizer)?;
+        let images = ImageSummary::of(&description, folder)?;
+        let tokenizer = TokenizerSource::of(&description.config, folder, tokenizer)?;
         Ok(Self {
             description,
             images,
@@ -61,7 +61,7 @@ impl Facts {
         })
     }
 
-    /// The facts of a model that lies in memory.
+    /// Returns the summary of a model in memory.
     pub fn in_memory(
         description: Description,
         preprocess: &Preprocess,
@@ -69,15 +69,15 @@ impl Facts {
     ) -> Self {
         Self {
             description,
-            images: ImageFacts::from_settings("the program", preprocess),
-            tokenizer: TokenizerFacts::Own(tokenizer.vocab_size()),
+            images: ImageSummary::from_settings("the program", preprocess),
+            tokenizer: TokenizerSource::Own(tokenizer.vocab_size()),
         }
     }
 
-    /// Whether the parts belong together.
+    /// Checks that preprocessing and tokenizer fit the model.
     ///
     /// # Errors
-    /// Saying which do not.
+    /// Names the file that does not fit.
     pub fn check(&self) -> Result<()> {
         let config = &self.description.config;
         let (size, wanted) = (self.images.size, config.vision.image_size);
@@ -85,15 +85,15 @@ impl Facts {
             && size != wanted
         {
             bail!(
-                "{}: images are prepared at {size} pixels, the model takes {wanted}",
+                "{}: images are preprocessed to {size} pixels, the model expects {wanted}",
                 self.images.from
             );
         }
-        if let TokenizerFacts::File(path, tokens) = &self.tokenizer
+        if let TokenizerSource::File(path, tokens) = &self.tokenizer
             && *tokens > config.text.vocab_size
         {
             bail!(
-                "{}: {tokens} tokens, the model knows {}",
+                "{}: {tokens} tokens, the vocabulary of the model has {}",
                 path.display(),
                 config.text.vocab_size
             );
@@ -101,7 +101,7 @@ impl Facts {
         Ok(())
     }
 
-    /// Name and value, a line each.
+    /// Returns the summary as text: a name and a value per line.
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let d = &self.description;
         let (v, t) = (&d.config.vision, &d.config.text);
@@ -175,15 +175,15 @@ impl Facts {
         ]
     }
 
-    /// The same for programs.
+    /// Returns the summary as JSON.
     pub fn json(&self) -> Value {
         let d = &self.description;
         let (v, t) = (&d.config.vision, &d.config.text);
         let tokenizer = match &self.tokenizer {
-            TokenizerFacts::File(path, tokens) => json!({"from": path, "tokens": tokens}),
-            TokenizerFacts::Own(tokens) => json!({"from": "the program", "tokens": tokens}),
-            TokenizerFacts::BuiltIn(tokens) => json!({"from": "OpenAI", "tokens": tokens}),
-            TokenizerFacts::Absent => Value::Null,
+            TokenizerSource::File(path, tokens) => json!({"from": path, "tokens": tokens}),
+            TokenizerSource::Own(tokens) => json!({"from": "the program", "tokens": tokens}),
+            TokenizerSource::BuiltIn(tokens) => json!({"from": "OpenAI", "tokens": tokens}),
+            TokenizerSource::Absent => Value::Null,
         };
         let vision_kind = match v.kind {
             VisionKind::Clip => "clip",
@@ -209,7 +209,7 @@ impl Facts {
             "weights": d.weights,
             "bytes": d.bytes,
             "container": d.container.to_string(),
-            "names": names_of(d.layout),
+            "names": layout_name(d.layout),
             "tensors": d.tensors,
             "parameters": d.config.parameters(),
             "image": vision,
@@ -233,7 +233,7 @@ impl Facts {
     }
 }
 
-impl ImageFacts {
+impl ImageSummary {
     fn of(description: &Description, folder: &Path) -> Result<Self> {
         match Preprocess::load(folder) {
             Ok(preprocess) => {
@@ -259,7 +259,7 @@ impl ImageFacts {
         }
         let preprocess = description.config.default_preprocess();
         Ok(Self::from_settings(
-            "the kind of the model, no file says it",
+            "the kind of the model, no file defines it",
             &preprocess,
         ))
     }
@@ -274,9 +274,9 @@ impl ImageFacts {
             Interpolation::Bicubic => "bicubic",
             Interpolation::Bilinear => "bilinear",
         };
-        let crop = p.crop.map_or(String::new(), |(h, w)| {
-            format!(", the middle {w} x {h} cut out")
-        });
+        let crop = p
+            .crop
+            .map_or(String::new(), |(h, w)| format!(", center crop {w} x {h}"));
         Self {
             from: from.to_owned(),
             text: format!(
@@ -289,7 +289,8 @@ impl ImageFacts {
     }
 }
 
-/// `preprocess_cfg`, where the library takes the shape from `open_clip_config.json` too.
+/// Reads `preprocess_cfg` of `open_clip_config.json`, for models whose architecture the library
+/// takes from that file.
 fn open_clip_settings(description: &Description, folder: &Path) -> Option<Value> {
     if description.layout == KeyLayout::HuggingFace
         || description.container == Container::TorchScript
@@ -301,7 +302,7 @@ fn open_clip_settings(description: &Description, folder: &Path) -> Option<Value>
     Some(config.get_mut("preprocess_cfg")?.take()).filter(Value::is_object)
 }
 
-impl TokenizerFacts {
+impl TokenizerSource {
     fn of(config: &ClipConfig, folder: &Path, file: Option<&Path>) -> Result<Self> {
         let beside = folder.join("tokenizer.json");
         let file = file
@@ -322,16 +323,16 @@ impl TokenizerFacts {
             Self::File(path, tokens) => format!("{}, {} tokens", path.display(), grouped(*tokens)),
             Self::Own(tokens) => format!("{} tokens (from the program)", grouped(*tokens)),
             Self::BuiltIn(tokens) => {
-                format!("OpenAI's, {} tokens; no file is there", grouped(*tokens))
+                format!("OpenAI's, {} tokens; there is no file", grouped(*tokens))
             }
             Self::Absent => {
-                "none: put the model's tokenizer.json beside the weights to embed texts".to_owned()
+                "none: put the model's tokenizer.json next to the weights to embed texts".to_owned()
             }
         }
     }
 }
 
-fn names_of(layout: KeyLayout) -> &'static str {
+fn layout_name(layout: KeyLayout) -> &'static str {
     match layout {
         KeyLayout::HuggingFace => "hugging-face",
         KeyLayout::OpenAi => "openai",
@@ -339,7 +340,7 @@ fn names_of(layout: KeyLayout) -> &'static str {
     }
 }
 
-/// The activations of both towers.
+/// Returns the activations of both towers as text.
 pub fn activation(config: &ClipConfig) -> String {
     let name = |activation| match activation {
         Activation::QuickGelu => "quick_gelu",
@@ -354,7 +355,7 @@ pub fn activation(config: &ClipConfig) -> String {
     }
 }
 
-/// 149,620,737.
+/// Formats a number with thousands separators: `149,620,737`.
 pub fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();

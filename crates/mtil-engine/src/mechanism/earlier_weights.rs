@@ -1,21 +1,21 @@
-//! Earlier weights: what a task starts from, is compared with, or learns from.
+//! Earlier weights: initialisation of a task, reference of a penalty, teacher of a distillation.
 
 use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
-use super::{setting::Needs, state::State};
+use super::{context::RequiredWeights, state::RunState};
 
-/// Which weights something starts from or is compared with.
+/// Weights that a task starts from or that are interpolated with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// Those at the start of the task.
+    /// The weights at the start of the task.
     Previous,
-    /// The pretrained ones.
+    /// The pretrained weights.
     Pretrained,
 }
 
-/// Whose features the distillation compares with.
+/// The teacher of a distillation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Teacher {
@@ -26,16 +26,16 @@ pub enum Teacher {
 }
 
 impl Teacher {
-    /// What it needs.
-    pub(crate) fn needs(self) -> Needs {
-        Needs {
+    /// Returns the earlier weights that the run must keep.
+    pub(crate) fn needs(self) -> RequiredWeights {
+        RequiredWeights {
             pretrained: self == Self::Pretrained,
             start: self == Self::Previous,
         }
     }
 
-    /// The model.
-    pub(crate) fn of<'a>(self, checkpoint: &'a Clip, state: &'a State) -> &'a ClipModel {
+    /// Returns the teacher model.
+    pub(crate) fn resolve<'a>(self, checkpoint: &'a Clip, state: &'a RunState) -> &'a ClipModel {
         match (self, &state.start) {
             (Self::Previous, Some(start)) => start,
             _ => &checkpoint.model,
@@ -44,16 +44,16 @@ impl Teacher {
 }
 
 impl Start {
-    /// What it needs.
-    pub(crate) fn needs(self) -> Needs {
-        Needs {
+    /// Returns the earlier weights that the run must keep.
+    pub(crate) fn needs(self) -> RequiredWeights {
+        RequiredWeights {
             pretrained: self == Self::Pretrained,
             start: self == Self::Previous,
         }
     }
 
-    /// The weights.
-    pub(crate) fn of<'a>(self, checkpoint: &'a Clip, state: &'a State) -> &'a ClipModel {
+    /// Returns the model with these weights.
+    pub(crate) fn resolve<'a>(self, checkpoint: &'a Clip, state: &'a RunState) -> &'a ClipModel {
         match (self, &state.start) {
             (Self::Previous, Some(start)) => start,
             _ => &checkpoint.model,

@@ -1,19 +1,19 @@
-//! What is wrong with an archive, and the longest file that is read of one.
+//! Errors of archives, and the size limit of files.
 
 use std::io;
 
-/// Longest file that is read, in bytes. The longest of the supported datasets is CIFAR's `train`
+/// Maximum size of a file in bytes. The largest file of the supported datasets is CIFAR's `train`
 /// with 155 MB.
 pub(super) const MAX_FILE: u64 = 1 << 30;
 
-/// What is wrong with an archive.
+/// Defect of an archive or of one of its members.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct ArchiveError {
     pub(super) member: Option<String>,
     pub(super) reason: String,
 }
 
-impl Fault {
+impl ArchiveError {
     pub(super) fn of_archive(reason: impl Into<String>) -> Self {
         Self {
             member: None,
@@ -29,7 +29,7 @@ impl Fault {
     }
 }
 
-impl From<io::Error> for Fault {
+impl From<io::Error> for ArchiveError {
     fn from(error: io::Error) -> Self {
         Self::of_archive(error.to_string())
     }

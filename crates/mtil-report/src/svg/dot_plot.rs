@@ -1,86 +1,112 @@
-//! Rows of points on a common axis, in groups, as inline SVG: a row is a device, its value is
-//! written beside its point. Unlike bars, points may stand on a logarithmic axis, and rows have
-//! room for names.
+//! Dot plots: groups of rows with points on a common axis, and each row's value beside its point.
+//!
+//! Unlike bars, points may have a logarithmic axis, and rows leave room for names.
 
 use maud::{Markup, html};
 
 use super::{colour_class, f, marker, ticks};
 
+/// Width of the image.
 const WIDTH: f64 = 480.0;
-/// Height of a row, of the name of a group, and the space behind a group.
+/// Height of a row.
 const ROW: f64 = 16.0;
+/// Height of the name of a group.
 const NAME: f64 = 17.0;
+/// Space below a group.
 const GAP: f64 = 6.0;
-/// Space below for tick labels and the name of the axis.
+/// Bottom margin, for tick labels and the name of the axis.
 const BOTTOM: f64 = 34.0;
-/// Charts higher than this have tick labels at the top, too.
+/// Height above which a chart has tick labels at the top, too.
 const TALL: f64 = 330.0;
-/// About how wide a character is, in the 11 px of a chart.
+/// Approximate width of a character at the charts' font size of 11 px.
 const CHARACTER: f64 = 6.1;
-/// Longest name of a row, in characters.
+/// Maximum length of the label of a row, in characters.
 const LABEL: usize = 18;
 
-/// The axis of values.
+/// Scale of the value axis.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Axis {
-    /// Logarithmic; what is not positive stands at the left edge.
+    /// Logarithmic, with points. Values that are not positive are at the left edge.
     Log,
-    /// From zero, with bars.
+    /// Linear from zero, with bars.
     FromZero,
 }
 
-/// A point of a row.
+/// Point of a row.
 pub struct Mark {
-    /// Its value.
+    /// Value of the point.
     pub at: f64,
-    /// Drawn hollow.
+    /// Draws a hollow marker.
     pub open: bool,
-    /// Shown when pointed at.
+    /// Tooltip.
     pub tip: String,
 }
 
-/// A row: a device, say.
+/// Row of a dot plot, such as a device.
 pub struct Row {
-    /// Its name, at the left; long ones are cut.
+    /// Label at the left; truncated if it is long.
     pub label: String,
     /// Index into the palette, `None` for the neutral colour.
     pub colour: Option<usize>,
-    /// Its points.
+    /// Points of the row.
     pub marks: Vec<Mark>,
-    /// A thin line from one value to another.
+    /// Ends of a thin line, such as a range.
     pub span: Option<(f64, f64)>,
-    /// Written behind the last point, or in place of points.
+    /// Text after the last point, or in place of points.
     pub value: String,
-    /// Whether the value is to be noticed.
+    /// Highlights the text as a problem.
     pub bad: bool,
 }
 
-/// Rows that belong together.
+/// Group of rows under a common name.
 pub struct Group {
-    /// Written above them.
+    /// Name above the rows.
     pub name: String,
-    /// From top to bottom.
+    /// DotPlot from top to bottom.
     pub rows: Vec<Row>,
 }
 
-/// A chart of rows.
-pub struct Rows {
-    /// Read aloud by screen readers: what the chart shows.
+/// Dot plot.
+///
+/// # Example
+/// ```
+/// use mtil_report::{format::round_number, svg::{Axis, DotPlot, Group, Mark, Row}};
+///
+/// let row = Row {
+///     label: "flex".into(),
+///     colour: Some(0),
+///     marks: vec![Mark { at: 12.0, open: false, tip: "12 images/s".into() }],
+///     span: None,
+///     value: "12".into(),
+///     bad: false,
+/// };
+/// let chart = DotPlot {
+///     title: "Speed".into(),
+///     axis: Axis::Log,
+///     axis_name: "images/s".into(),
+///     tick: round_number,
+///     groups: vec![Group { name: "ViT-B/16".into(), rows: vec![row] }],
+///     level: None,
+/// };
+/// assert!(chart.render().into_string().starts_with("<svg"));
+/// ```
+pub struct DotPlot {
+    /// Accessible title: what the chart shows.
     pub title: String,
-    /// Logarithmic, or from zero.
+    /// Scale of the value axis.
     pub axis: Axis,
-    /// Its name, below.
+    /// Name below the axis.
     pub axis_name: String,
-    /// What is written at a tick.
+    /// Formatter of the tick labels.
     pub tick: fn(f64) -> String,
-    /// From top to bottom.
+    /// Groups from top to bottom.
     pub groups: Vec<Group>,
-    /// Dashed vertical line with its name.
+    /// Dashed vertical reference line with its name.
     pub level: Option<(f64, String)>,
 }
 
-impl Rows {
-    /// The finite values that the axis must cover.
+impl DotPlot {
+    /// Returns the finite values that the axis must cover.
     fn values(&self) -> impl Iterator<Item = f64> {
         let rows = self.groups.iter().flat_map(|g| &g.rows);
         rows.flat_map(|r| {
@@ -91,7 +117,7 @@ impl Rows {
         .filter(|v| v.is_finite())
     }
 
-    /// The ends of the axis and its ticks.
+    /// Returns the ends of the axis and its ticks.
     fn scale(&self) -> (f64, f64, Vec<f64>) {
         match self.axis {
             Axis::Log => log_scale(self.values().filter(|v| *v > 0.0)),
@@ -103,10 +129,11 @@ impl Rows {
         }
     }
 
-    /// Draws the chart.
+    /// Renders the chart as an SVG element.
     pub fn render(&self) -> Markup {
         let rows = || self.groups.iter().flat_map(|g| &g.rows);
         let widest = |get: fn(&Row) -> usize| rows().map(get).max().unwrap_or(0) as f64;
+        // The margins leave room for the longest label and the longest value.
         let left = 10.0 + CHARACTER * widest(|r| r.label.chars().count().min(LABEL));
         let right = 16.0
             + CHARACTER
@@ -132,10 +159,10 @@ impl Rows {
             };
             left + share.clamp(0.0, 1.0) * (WIDTH - left - right)
         };
-        let ticks = spaced(ticks.into_iter().map(|t| (px(t), (self.tick)(t))).collect());
+        let ticks = thin_out(ticks.into_iter().map(|t| (px(t), (self.tick)(t))).collect());
         let end = top + inner;
         let mut y = top;
-        // Each name with the height of its base line, each row with that of its middle.
+        // The baseline of each group name and the middle of each row.
         let mut names = Vec::new();
         let mut placed = Vec::new();
         for group in &self.groups {
@@ -148,14 +175,18 @@ impl Rows {
             y += GAP;
         }
         html! {
-            svg.chart viewBox={ "0 0 " (WIDTH) " " (f(height)) } role="img" aria-label=(self.title) {
+            @let view_box = format!("0 0 {WIDTH} {}", f(height));
+            svg.chart viewBox=(view_box) role="img" aria-label=(self.title) {
                 title { (self.title) }
                 @for (x, name) in &ticks {
                     path.grid d={ "M" (f(*x)) " " (f(top)) "V" (f(end)) } {}
                     text.tick x=(f(*x)) y=(f(end + 14.0)) text-anchor="middle" { (name) }
                     @if inner > TALL { text.tick x=(f(*x)) y="12" text-anchor="middle" { (name) } }
                 }
-                text.axis x=(f((left + WIDTH - right) / 2.0)) y=(f(height - 4.0)) text-anchor="middle" { (self.axis_name) }
+                @let centre = (left + WIDTH - right) / 2.0;
+                text.axis x=(f(centre)) y=(f(height - 4.0)) text-anchor="middle" {
+                    (self.axis_name)
+                }
                 @if let Some((at, name)) = &self.level {
                     path.level d={ "M" (f(px(*at))) " " (f(top)) "V" (f(end)) } {}
                     text.axis x=(f(px(*at))) y=(f(top - 3.0)) text-anchor="middle" { (name) }
@@ -166,7 +197,7 @@ impl Rows {
         }
     }
 
-    /// One row, its middle at `y`.
+    /// Renders a row with its middle at `y`.
     fn row(&self, row: &Row, y: f64, left: f64, px: &dyn Fn(f64) -> f64) -> Markup {
         let marks: Vec<&Mark> = row.marks.iter().filter(|m| m.at.is_finite()).collect();
         let span = row.span.filter(|(a, b)| a.is_finite() && b.is_finite());
@@ -175,7 +206,7 @@ impl Rows {
         html! {
             g class=(colour_class(row.colour)) {
                 text.dev x=(f(left - 6.0)) y=(f(y + 3.5)) text-anchor="end" {
-                    (shortened(&row.label))
+                    (truncated(&row.label))
                     @if row.label.chars().count() > LABEL { title { (row.label) } }
                 }
                 @if let Some((a, b)) = span {
@@ -183,7 +214,10 @@ impl Rows {
                 }
                 @for mark in &marks {
                     @if self.axis == Axis::FromZero && !mark.open {
-                        rect.col x=(f(left)) y=(f(y - 4.5)) width=(f(px(mark.at) - left)) height="9" { title { (mark.tip) } }
+                        @let width = px(mark.at) - left;
+                        rect.col x=(f(left)) y=(f(y - 4.5)) width=(f(width)) height="9" {
+                            title { (mark.tip) }
+                        }
                     } @else {
                         path class=(if mark.open { "mk open" } else { "mk" })
                             d=(marker(row.colour, px(mark.at), y, 3.8)) { title { (mark.tip) } }
@@ -202,9 +236,8 @@ impl Rows {
     }
 }
 
-/// So many of the ticks, in even steps, that their labels do not touch: places from left to right,
-/// and labels.
-fn spaced(ticks: Vec<(f64, String)>) -> Vec<(f64, String)> {
+/// Keeps every n-th tick (position and label) with the smallest n for which labels do not overlap.
+fn thin_out(ticks: Vec<(f64, String)>) -> Vec<(f64, String)> {
     let width = |label: &str| CHARACTER * label.chars().count() as f64;
     let fits = |every: &usize| {
         let kept: Vec<&(f64, String)> = ticks.iter().step_by(*every).collect();
@@ -215,15 +248,18 @@ fn spaced(ticks: Vec<(f64, String)>) -> Vec<(f64, String)> {
     ticks.into_iter().step_by(every).collect()
 }
 
-fn shortened(label: &str) -> String {
+/// Truncates a label to [`LABEL`] characters.
+fn truncated(label: &str) -> String {
     match label.chars().count() > LABEL {
         true => label.chars().take(LABEL - 1).chain(['…']).collect(),
         false => label.to_owned(),
     }
 }
 
-/// Ends at 1, 2 or 5 times a power of ten around all values, which are positive, and at most about
-/// seven ticks: of that series within a decade or so, otherwise powers of ten.
+/// Returns the ends and ticks of a logarithmic axis for positive values.
+///
+/// The ends are 1, 2 or 5 times a power of ten. A short axis has ticks at all of these, a long one
+/// at powers of ten; there are at most seven.
 fn log_scale(values: impl Iterator<Item = f64>) -> (f64, f64, Vec<f64>) {
     let (lo, hi) = values.fold((f64::MAX, f64::MIN_POSITIVE), |(lo, hi), v| {
         (lo.min(v), hi.max(v))
@@ -232,7 +268,7 @@ fn log_scale(values: impl Iterator<Item = f64>) -> (f64, f64, Vec<f64>) {
     let series = |power: i32| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(power));
     let powers = (lo.log10().floor() as i32 - 1)..=(hi.log10().floor() as i32 + 1);
     let steps: Vec<f64> = powers.clone().flat_map(series).collect();
-    // A little air, so that no point lies on the edge.
+    // A margin of 8 %, so that no point lies on the edge.
     let below = |s: &&f64| **s <= lo / 1.08;
     let above = |s: &&f64| **s >= hi * 1.08;
     let low = steps.iter().rev().find(below).copied().unwrap_or(lo / 2.0);
@@ -278,14 +314,14 @@ mod tests {
     }
 
     #[test]
-    fn labels_of_ticks_do_not_touch() {
+    fn tick_labels_do_not_overlap() {
         let at = |step: f64| {
             (0..7)
                 .map(|i| (f64::from(i) * step, "100 ms".to_owned()))
                 .collect()
         };
         let places = |step: f64| {
-            spaced(at(step))
+            thin_out(at(step))
                 .into_iter()
                 .map(|t| t.0)
                 .collect::<Vec<_>>()
@@ -293,11 +329,11 @@ mod tests {
         assert_eq!(places(50.0).len(), 7);
         assert_eq!(places(30.0), [0.0, 60.0, 120.0, 180.0]);
         assert_eq!(places(1.0), [0.0]);
-        assert_eq!(spaced(Vec::new()), []);
+        assert_eq!(thin_out(Vec::new()), []);
     }
 
     #[test]
-    fn what_is_not_a_number_is_not_drawn() {
+    fn values_that_are_not_finite_are_not_drawn() {
         let mark = |at: f64| Mark {
             at,
             open: false,
@@ -312,7 +348,7 @@ mod tests {
             bad: false,
         };
         for axis in [Axis::Log, Axis::FromZero] {
-            let chart = Rows {
+            let chart = DotPlot {
                 title: "t".into(),
                 axis,
                 axis_name: String::new(),

@@ -1,5 +1,4 @@
-//! GNSP's training step on images that stay the same: the step of a run without its loader, for
-//! timings and ablations.
+//! GNSP training steps on a fixed batch, without image loading, for benchmarks and ablations.
 
 use std::collections::BTreeMap;
 
@@ -13,103 +12,120 @@ use gnsp_optimizer::{Layout, Memory, Policy, Protection, Site};
 
 use super::{
     Optimizations,
-    step::{TaskLosses, UpdateImages},
+    step::{StepImages, TaskLosses},
     student::Student,
-    train::projected,
+    train::build_optimizer,
 };
 use crate::{
     error::RunError,
     mechanism::{
-        alignment::{Alignment, Pairs},
-        task_part::{Loss, TaskPart, Towers},
+        alignment::{Alignment, ReferenceBatch},
+        auxiliary_loss::{AuxiliaryLoss, Loss, LossContext},
     },
     method::{Compute, Method},
-    precision::widened,
-    tape::{on_tape, with_tape},
+    precision::to_f32,
+    tape::{autodiff_device, on_tape},
 };
 
-/// What a [`Step`] is computed from.
+/// Inputs of a [`GnspStep`].
 #[derive(Clone)]
 pub struct StepInputs {
-    /// `[images, 3, side, side]`, on the plain device.
+    /// Task images `[images, 3, side, side]`, without autodiff.
     pub pixels: Tensor<4>,
     /// The class of each image.
     pub labels: Vec<usize>,
-    /// One prompt a class.
+    /// One prompt per class.
     pub class_tokens: TokenBatch,
-    /// `[pairs, 3, side, side]`, on the plain device.
+    /// Reference images `[pairs, 3, side, side]`, without autodiff.
     pub reference_pixels: Tensor<4>,
     /// The text of each pair.
     pub reference_tokens: TokenBatch,
-    /// Pairs with the same text have the same number.
+    /// The label of each pair; pairs with the same text have the same label.
     pub reference_labels: Vec<usize>,
 }
 
-/// How a [`Step`] is made.
+/// Options of a [`GnspStep`].
+///
+/// ```
+/// use mtil_engine::run::{Optimizations, StepOptions};
+///
+/// let options = StepOptions { checkpointing: true, ..StepOptions::default() };
+/// assert_eq!(options.optimizations, Optimizations::default());
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StepOptions {
-    /// What makes it cheap.
+    /// The enabled optimisations.
     pub optimizations: Optimizations,
-    /// Where the projectors act.
+    /// Site of the projection.
     pub site: Site,
-    /// Activations are computed again in the backward pass, not kept: less memory, more time, the
-    /// same result.
+    /// Recomputes activations in the backward pass: less memory, more time, the same result.
     pub checkpointing: bool,
-    /// The towers compute in `bf16`; weights, moments and losses stay in `f32`.
+    /// Computes the towers in `bf16`; weights, moments and losses stay in `f32`.
     pub bf16: bool,
 }
 
-/// Updates of a student on one batch of a task after the first, by the functions that a run calls.
-/// The method is `gnsp`, or `gnsp-update` where the projectors act on the update.
-pub struct Step {
+/// GNSP training steps on one batch of a task after the first, with the functions of a run. The
+/// method is `gnsp`, or `gnsp-update` where the optimizer's update is projected.
+///
+/// ```no_run
+/// use clip_model::ClipModel;
+/// use gnsp_optimizer::Memory;
+/// use mtil_engine::run::{GnspStep, RunError, StepInputs, StepOptions};
+///
+/// # fn example(model: &ClipModel, memory: &Memory, inputs: StepInputs) -> Result<(), RunError> {
+/// let mut step = GnspStep::new(model, memory, inputs, StepOptions::default())?;
+/// println!("{}", step.run());
+/// # Ok(())
+/// # }
+/// ```
+pub struct GnspStep {
     losses: TaskLosses,
-    /// None while the optimizer has it.
+    /// Absent only during the optimizer's step.
     student: Option<Student>,
     optimizer: ModuleOptimizer,
-    /// Dense projectors, where the factored ones are switched off.
-    dense: Vec<Dense>,
-    /// The gradients that are kept, where frozen weights have some too.
+    /// Dense projectors, if the factored ones are disabled.
+    dense: Vec<DenseProjector>,
+    /// Parameters whose gradients are used, if frozen weights have gradients too.
     trained: Option<Vec<ParamId>>,
-    images: UpdateImages,
+    images: StepImages,
     steps: usize,
 }
 
-/// The projector of a parameter as a matrix of `n · n`.
-struct Dense {
+/// The projector of a parameter as a dense matrix `[n, n]`.
+struct DenseProjector {
     id: ParamId,
     layout: Layout,
     matrix: Tensor<2>,
 }
 
-/// Of every update: the published runs' smallest (GNSP `configs/mtil_order_I.json`).
+/// Learning rate of every step: the smallest of the published runs (GNSP
+/// `configs/mtil_order_I.json`).
 const LEARNING_RATE: f64 = 1e-5;
-/// The first task is trained as a whole, later ones are projected.
+/// Index of the task. The first task, 0, is not projected.
 const TASK: usize = 1;
 
-impl Step {
-    /// `model` on the plain device is both student and teacher; `memory` is what it remembers of
-    /// earlier tasks.
+impl GnspStep {
+    /// Creates a step from `model` (without autodiff), as student and teacher, and the Gram
+    /// matrices `memory` of earlier tasks.
     ///
     /// # Errors
-    /// When the memory is not one of this model, or the model lacks what GNSP trains.
+    /// When the memory does not fit the model, or the model lacks parameters that GNSP trains.
     pub fn new(
         model: &ClipModel,
         memory: &Memory,
         inputs: StepInputs,
         options: StepOptions,
     ) -> Result<Self, RunError> {
-        let policy = Policy {
-            site: options.site,
-            ..Policy::gnsp()
-        };
-        let protection = memory.protection(model, &policy)?;
+        let mut memory = memory.clone();
+        memory.set_policy(Policy::gnsp().with_site(options.site))?;
+        let protection = memory.protection(model)?;
         Self::with_protection(model, &protection, inputs, options)
     }
 
-    /// As [`new`](Self::new), with projectors that were computed before; where they act is theirs.
+    /// Like [`new`](Self::new), with given projectors. The site of the projection is theirs.
     ///
     /// # Errors
-    /// When the model lacks what GNSP trains.
+    /// When the model lacks parameters that GNSP trains.
     pub fn with_protection(
         model: &ClipModel,
         protection: &Protection,
@@ -127,9 +143,11 @@ impl Step {
             method.compute = Compute::Bf16;
         }
         let plain = model.device();
-        let device = with_tape(&plain, options.checkpointing);
+        let device = autodiff_device(&plain, options.checkpointing);
         let student = on_tape(model.clone(), &device);
         let (mut student, _) = Student::of_weights(student, &method.trainable(), TASK)?;
+        // The ablation of `tape` also computes the gradients of frozen weights of the image tower,
+        // and drops them before the step.
         let trained = (!optimizations.tape).then(|| {
             let clip = student.clip.clone();
             student.clip = clip.unfreeze_group(ParamGroup::from_predicate("visual."));
@@ -140,21 +158,21 @@ impl Step {
         let dense = dense.map(|(path, protected)| {
             let n = protected.null_space.features();
             let values = TensorData::new(protected.null_space.dense(), [n, n]);
-            Dense {
+            DenseProjector {
                 id: clip_model::parameter_id(path),
                 layout: protected.layout,
                 matrix: Tensor::from_data(values, &plain),
             }
         });
-        let dense: Vec<Dense> = dense.collect();
+        let dense: Vec<DenseProjector> = dense.collect();
         let protection = Some(protection).filter(|_| optimizations.factored);
-        let optimizer = projected(&method, protection, optimizations.fused);
+        let optimizer = build_optimizer(&method, protection, optimizations.fused);
 
-        let text = |tokens| widened(normalize(optimizations.encode_text(model, tokens)));
+        let text = |tokens| to_f32(normalize(optimizations.encode_text(model, tokens)));
         let class_features = optimizations
             .class_texts
             .then(|| BTreeMap::from([(TASK, text(&inputs.class_tokens))]));
-        let tracked = |pixels: Tensor<4>| Tensor::from_data(pixels.into_data(), &device);
+        let on_autodiff = |pixels: Tensor<4>| Tensor::from_data(pixels.into_data(), &device);
         let tokens = inputs.reference_tokens;
         let [teacher_image, teacher_text] = features(
             model,
@@ -162,18 +180,18 @@ impl Step {
             &tokens,
             optimizations,
         );
-        let pairs = Pairs {
+        let pairs = ReferenceBatch {
             student_text: optimizations
                 .reference_features
                 .then(|| teacher_text.clone()),
             teacher_image,
             teacher_text,
-            pixels: tracked(inputs.reference_pixels),
+            pixels: on_autodiff(inputs.reference_pixels),
             tokens,
             labels: inputs.reference_labels,
         };
         let pixels = pairs.pixels.clone();
-        let part = FixedPairs {
+        let reference = FixedReferencePairs {
             settings: method.alignment(),
             pairs,
             teacher: (!optimizations.reference_features).then(|| model.clone()),
@@ -185,7 +203,7 @@ impl Step {
                 index: TASK,
                 seed: 0,
                 devices: vec![device.clone()],
-                parts: vec![Box::new(part)],
+                auxiliary: vec![Box::new(reference)],
                 prompts: BTreeMap::from([(TASK, inputs.class_tokens)]),
                 class_features,
                 optimizations,
@@ -194,57 +212,59 @@ impl Step {
             optimizer,
             dense,
             trained,
-            images: UpdateImages {
-                pixels: tracked(inputs.pixels),
+            images: StepImages {
+                pixels: on_autodiff(inputs.pixels),
                 labels: inputs.labels.into_iter().map(|l| (TASK, l)).collect(),
-                drawn: vec![Some(pixels)],
+                auxiliary: vec![Some(pixels)],
             },
             steps: 0,
         })
     }
 
-    /// One update; its loss. Where that is not finite the weights are left as they are.
+    /// Does one training step and returns its loss. If it is not finite, the weights are unchanged.
     pub fn run(&mut self) -> f32 {
         let (loss, gradients) = self.gradients();
         if let Some(gradients) = gradients {
-            // A weight that somebody else holds too is copied by the update, not changed in place.
-            let student = self.student.take().expect("an update gives it back");
-            self.student = Some(student.updated(&mut self.optimizer, LEARNING_RATE, gradients));
+            // The optimizer gets the only copy of the weights, so that it updates them in place.
+            let student = self.student.take().expect("the step returns it");
+            self.student = Some(student.step(&mut self.optimizer, LEARNING_RATE, gradients));
         }
         self.steps += 1;
         loss
     }
 
-    /// The loss, and the gradients of what trains, projected where the optimizer does not do that;
-    /// none where the loss is not finite.
+    /// Computes the loss and the gradients of the trainable parameters; none if the loss is not
+    /// finite. With dense projectors the gradients are projected here, not by the optimizer.
     pub fn gradients(&mut self) -> (f32, Option<GradientsParams>) {
-        for part in &mut self.losses.parts {
-            part.refresh();
+        for loss in &mut self.losses.auxiliary {
+            loss.refresh();
         }
-        let student = self.student.as_mut().expect("an update gives it back");
+        let student = self.student.as_mut().expect("the step returns it");
         let (loss, mut gradients) = self.losses.gradients(student, &self.images, self.steps);
         if let Some(gradients) = &mut gradients {
             if let Some(trained) = &self.trained {
-                student.clip.visit(&mut Only(trained, gradients));
+                student.clip.visit(&mut KeepOnly(trained, gradients));
             }
             if !self.dense.is_empty() {
-                student.clip.visit(&mut Project(&self.dense, gradients));
+                student
+                    .clip
+                    .visit(&mut ProjectGradients(&self.dense, gradients));
             }
         }
         (loss.total, gradients)
     }
 }
 
-/// Reference pairs that stay the same.
-struct FixedPairs {
+/// Losses on a fixed batch of reference pairs.
+struct FixedReferencePairs {
     settings: Alignment,
-    pairs: Pairs,
-    /// Where its features are computed in every step.
+    pairs: ReferenceBatch,
+    /// The teacher, if its features are recomputed in every step.
     teacher: Option<ClipModel>,
     optimizations: Optimizations,
 }
 
-impl TaskPart for FixedPairs {
+impl AuxiliaryLoss for FixedReferencePairs {
     fn refresh(&mut self) {
         if let Some(teacher) = &self.teacher {
             let pixels = self.pairs.pixels.clone().inner();
@@ -254,21 +274,21 @@ impl TaskPart for FixedPairs {
         }
     }
 
-    fn losses(&self, features: Tensor<2>, towers: &mut Towers<'_>) -> Vec<Loss> {
+    fn losses(&self, features: Tensor<2>, towers: &mut LossContext<'_>) -> Vec<Loss> {
         self.settings.losses(&self.pairs, features, towers)
     }
 }
 
-/// The method whose step is timed.
+/// Returns the built-in method with this site.
 fn method(site: Site) -> Method {
     let name = match site {
         Site::Gradient => "gnsp",
         Site::Update => "gnsp-update",
     };
-    Method::load(name, "", &[]).expect("it is one of the program's own")
+    Method::load(name, "", &[]).expect("the method is built in")
 }
 
-/// Normalised features of pairs on the plain device: images, texts.
+/// Returns the normalised image and text features of pairs, without autodiff.
 fn features(
     model: &ClipModel,
     pixels: Tensor<4>,
@@ -279,13 +299,13 @@ fn features(
         optimizations.encode_image(model, pixels),
         optimizations.encode_text(model, tokens),
     ]
-    .map(|features| widened(normalize(features)))
+    .map(|features| to_f32(normalize(features)))
 }
 
-/// Removes the gradients of all other parameters.
-struct Only<'a>(&'a [ParamId], &'a mut GradientsParams);
+/// Module visitor that removes the gradients of all other parameters.
+struct KeepOnly<'a>(&'a [ParamId], &'a mut GradientsParams);
 
-impl ModuleVisitor for Only<'_> {
+impl ModuleVisitor for KeepOnly<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if !self.0.contains(&param.id) {
             self.1.remove::<D>(param.id);
@@ -293,10 +313,10 @@ impl ModuleVisitor for Only<'_> {
     }
 }
 
-/// Multiplies gradients by dense projectors.
-struct Project<'a>(&'a [Dense], &'a mut GradientsParams);
+/// Module visitor that multiplies gradients by dense projectors.
+struct ProjectGradients<'a>(&'a [DenseProjector], &'a mut GradientsParams);
 
-impl ModuleVisitor for Project<'_> {
+impl ModuleVisitor for ProjectGradients<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(dense) = self.0.iter().find(|dense| dense.id == param.id) else {
             return;

@@ -1,5 +1,4 @@
-//! `suite`: what there is, what is in a suite, whether datasets are whole, and a suite as image
-//! folders.
+//! `suite`: the list of suites, checks of suites and datasets, and export to image folders.
 
 use std::{path::Path, sync::Mutex};
 
@@ -15,13 +14,13 @@ use mini_world::{Conflict, disagreement, parse_conflict};
 use mtil_data::{
     datasets::{
         Spec,
-        check::{CheckEvent, DatasetReport, State, check},
+        check::{CheckEvent, DatasetReport, DatasetState, check},
         mtil,
     },
     suite::export,
 };
 
-/// `suite`.
+/// Runs `suite`.
 pub fn suite(args: &SuiteArgs) -> Result<()> {
     match &args.verb {
         SuiteVerb::List => {
@@ -57,7 +56,7 @@ fn list() {
         mini_world::NAME
     );
     println!(
-        "{:20} other tasks of the same world, on which settings are chosen",
+        "{:20} other tasks of the same world, for choosing settings",
         mini_world::DEV_NAME
     );
     for (name, order) in [
@@ -70,7 +69,8 @@ fn list() {
         println!("{:20} {}", format!("{kind}:DIAL"), kind.about());
     }
     println!(
-        "FILE.toml            your own image folders; datasets/example-suite.toml explains every key"
+        "FILE.toml            your own image folders; datasets/example-suite.toml explains every \
+         key"
     );
 }
 
@@ -116,11 +116,12 @@ fn describe(name: &str, args: &CheckArgs) -> Result<()> {
     Ok(())
 }
 
-/// Says of every dataset whether it is there and whole; an error when one is not usable.
+/// Reports the state of every dataset. Returns an error if a required one is not usable.
 fn check_datasets(args: &CheckArgs) -> Result<()> {
     let Some(data) = &args.data else {
         bail!(
-            "give a suite (`mtil-bench suite check mini`), or --data DIR to look for the datasets of MTIL there"
+            "give a suite (`mtil-bench suite check mini`), or --data DIR to check the datasets of \
+             MTIL in it"
         );
     };
     if !data.is_dir() {
@@ -137,7 +138,7 @@ fn check_datasets(args: &CheckArgs) -> Result<()> {
         any_size: args.any_size,
         ..Selection::default()
     };
-    let bars = Bars::new(keys.len());
+    let bars = ProgressBars::new(keys.len());
     let reports = check(data, &keys, args.deep, &selection.dataset_options(), &|e| {
         bars.event(e)
     });
@@ -151,10 +152,10 @@ fn check_datasets(args: &CheckArgs) -> Result<()> {
     }
     let usable = reports.iter().filter(|r| r.is_usable()).count();
     eprintln!("{usable} of {} datasets can be used", reports.len());
-    // What the suites can do without may be missing, but not be broken.
+    // Optional datasets may be missing, but not damaged.
     let needed = |key: &str| !args.datasets.is_empty() || mtil::ORDER_1.contains(&key);
     let lacking = reports.iter().filter(|r| match r.state {
-        State::NotFound { .. } => needed(&r.key),
+        DatasetState::NotFound { .. } => needed(&r.key),
         _ => !r.is_usable(),
     });
     let lacking: Vec<&str> = lacking.map(|r| r.key.as_str()).collect();
@@ -164,14 +165,14 @@ fn check_datasets(args: &CheckArgs) -> Result<()> {
     Ok(())
 }
 
-/// One bar for the datasets, one for each that is decoded.
-struct Bars {
+/// A bar for the datasets, and one for each dataset that is being decoded.
+struct ProgressBars {
     all: MultiProgress,
     datasets: ProgressBar,
     decoded: Mutex<std::collections::BTreeMap<String, ProgressBar>>,
 }
 
-impl Bars {
+impl ProgressBars {
     fn new(datasets: usize) -> Self {
         let all = MultiProgress::new();
         let bar = all.add(ProgressBar::new(datasets as u64));
@@ -220,7 +221,7 @@ fn set_style(bar: &ProgressBar, template: &str) {
 
 fn print(report: &DatasetReport, data: &Path) {
     match &report.state {
-        State::Complete {
+        DatasetState::Complete {
             parts,
             bytes,
             unreadable,
@@ -233,10 +234,10 @@ fn print(report: &DatasetReport, data: &Path) {
                         text += &format!(" ({captions} captions)");
                     }
                     if let Some([(_, fewest), (_, most)]) = &part.classes {
-                        text += &format!(" ({fewest} to {most} a class)");
+                        text += &format!(" ({fewest} to {most} per class)");
                     }
                     if part.left_out > 0 {
-                        text += &format!(" ({} left out)", part.left_out);
+                        text += &format!(" ({} skipped)", part.left_out);
                     }
                     text
                 })
@@ -258,7 +259,7 @@ fn print(report: &DatasetReport, data: &Path) {
                 println!("{:18}   and {} more", "", unreadable.len() - 10);
             }
         }
-        State::NotFound {
+        DatasetState::NotFound {
             looked_for,
             layout,
             get,
@@ -275,14 +276,14 @@ fn print(report: &DatasetReport, data: &Path) {
             println!("{:18}   from {}", "", get.join(", "));
             println!("{:18}   terms: {terms}", "");
         }
-        State::Wrong(reason) => println!("{:18} wrong: {reason}", report.key),
+        DatasetState::Wrong(reason) => println!("{:18} wrong: {reason}", report.key),
     }
 }
 
 fn as_json(reports: &[DatasetReport]) -> Vec<serde_json::Value> {
     let one = |report: &DatasetReport| {
         let state = match &report.state {
-            State::Complete {
+            DatasetState::Complete {
                 parts,
                 bytes,
                 unreadable,
@@ -290,21 +291,23 @@ fn as_json(reports: &[DatasetReport]) -> Vec<serde_json::Value> {
                 "state": if unreadable.is_empty() { "complete" } else { "damaged" },
                 "bytes": bytes,
                 "parts": parts.iter().map(|p| json!({
-                    "name": p.name, "images": p.images, "captions": p.captions, "left_out": p.left_out,
+                    "name": p.name, "images": p.images, "captions": p.captions,
+                    "left_out": p.left_out,
                     "fewest": p.classes.as_ref().map(|[few, _]| few),
                     "most": p.classes.as_ref().map(|[_, most]| most),
                 })).collect::<Vec<_>>(),
                 "unreadable": unreadable,
             }),
-            State::NotFound {
+            DatasetState::NotFound {
                 looked_for,
                 layout,
                 get,
                 terms,
             } => json!({
-                "state": "not found", "looked_for": looked_for, "layout": layout, "get": get, "terms": terms,
+                "state": "not found", "looked_for": looked_for, "layout": layout, "get": get,
+                "terms": terms,
             }),
-            State::Wrong(reason) => json!({"state": "wrong", "reason": reason}),
+            DatasetState::Wrong(reason) => json!({"state": "wrong", "reason": reason}),
         };
         json!({"dataset": report.key, "title": report.title, "result": state})
     };

@@ -1,0 +1,116 @@
+//! Arguments of a mechanism's hooks: the run, the task, the rest of the method.
+
+use std::sync::atomic::AtomicBool;
+
+use burn::tensor::Device;
+use clip_model::{Clip, ClipModel};
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Images;
+use mtil_data::suite::Suite;
+
+/// The key of the mechanism that has no table of its own in a method file.
+pub(crate) const ALIGNMENT: &str = "cd, map, hold_means";
+
+/// Model, data and device of a run.
+#[derive(Clone, Copy)]
+pub(crate) struct RunContext<'a> {
+    /// The pretrained model, without autodiff.
+    pub checkpoint: &'a Clip,
+    pub suite: &'a Suite,
+    pub images: &'a Images,
+    /// The autodiff device.
+    pub device: &'a Device,
+    pub seed: u64,
+}
+
+/// A run at one of its tasks.
+pub(crate) struct TaskContext<'a> {
+    pub run: RunContext<'a>,
+    pub index: usize,
+    /// True for the last task.
+    pub last: bool,
+    /// The model at the start of the task, if its text tower is frozen.
+    pub frozen: Option<&'a ClipModel>,
+}
+
+/// Cancellation and progress of long work between training steps.
+pub(crate) struct Monitor<'a> {
+    pub stop: &'a AtomicBool,
+    /// Called with the finished and the total number of parts.
+    pub progress: &'a mut dyn FnMut(Phase, usize, usize),
+}
+
+/// Phases of a run besides training steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Evaluation, one part per task.
+    Evaluation,
+    /// Gram accumulation, one part per batch.
+    Gram,
+    /// Encoding of a task's training images, one part per batch.
+    Encoding,
+}
+
+/// Earlier weights that a method needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RequiredWeights {
+    /// The pretrained weights, after the start of the first task.
+    pub pretrained: bool,
+    /// The weights at the start of a task, until its end.
+    pub start: bool,
+}
+
+impl RequiredWeights {
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            pretrained: self.pretrained || other.pretrained,
+            start: self.start || other.start,
+        }
+    }
+}
+
+/// Summary of a method for the checks of its mechanisms.
+pub(crate) struct MethodOutline {
+    /// The keys of all mechanisms.
+    pub keys: Vec<&'static str>,
+    /// True if there is a loss on reference pairs.
+    pub uses_reference: bool,
+    /// True if each task has its own model.
+    pub per_task: bool,
+    /// True if a distillation uses rehearsal images.
+    pub distils_rehearsal_images: bool,
+}
+
+impl MethodOutline {
+    /// Returns an error unless `key` is the only mechanism besides those in `but`.
+    pub fn exclusive(&self, key: &str, but: &[&str]) -> Result<(), String> {
+        let other = self
+            .keys
+            .iter()
+            .find(|other| **other != key && **other != ALIGNMENT && !but.contains(other));
+        match other {
+            Some(other) => Err(format!("`{key}` and `{other}` do not go together")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns an error unless `value` is from `low` to `high`.
+pub(crate) fn in_range(key: &str, value: f64, low: f64, high: f64) -> Result<(), String> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{key}` must be from {low} to {high}, it is {value}"
+    ))
+}
+
+/// Returns an error unless `value` is at least 1.
+pub(crate) fn at_least_one(key: &str, value: usize) -> Result<(), String> {
+    match value {
+        0 => Err(format!("`{key}` must be at least 1")),
+        _ => Ok(()),
+    }
+}
