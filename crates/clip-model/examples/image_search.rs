@@ -262,12 +262,11 @@ struct Index {
     model: String,
     fingerprint: String,
     folder: PathBuf,
-    /// By path within the folder.
+    /// Images by path relative to `folder`.
     images: BTreeMap<String, Image>,
 }
 
-/// Metadata of an index file: everything but the features, which are the rows of the tensor
-/// `features`.
+/// Metadata of an index file. The features are stored as the rows of the tensor `features`.
 #[derive(Serialize, Deserialize)]
 struct Metadata {
     model: String,

@@ -1,11 +1,11 @@
-//! How much of a hundred updates ends up inside the protected directions, for both sites and three
-//! optimizers: what the published order of operations (project the gradient, then let the optimizer
-//! step) leaves of the projection.
+//! Leak of the projection at both sites with three optimizers: the share of the weight's change
+//! inside the protected directions after a hundred steps.
 //!
-//! A weight `[768, 64]` that starts at zero is stepped with random gradients at a learning rate of
-//! 1e-5. `k` random directions of the 768 are protected. The scales of the gradient's entries are
-//! either all the same or log-normal: spread as those of a network's weights are, with a standard
-//! deviation of half a power of ten.
+//! The reference implementation projects the gradient before the optimizer's step; `Site::Update`
+//! projects the update. The weight `[768, 64]` starts at zero and is trained with random gradients
+//! at a learning rate of 1e-5. `k` random directions of the 768 are protected. The scales of the
+//! gradient entries are either equal or log-normal, with a standard deviation of half a power of
+//! ten, as in a network.
 //!
 //! ```text
 //! cargo run --release -p gnsp-optimizer --example leak [PLOT.svg]
@@ -66,13 +66,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What one optimizer at one site leaks for every `k`.
+/// Leaks of one optimizer at one site, for each `k`.
 struct Row {
     label: String,
+    /// Distribution of the gradient scales.
     scales: &'static str,
     leaks: Vec<f64>,
 }
 
+/// Formats a leak.
 fn number(leak: f64) -> String {
     if leak < 1e-3 {
         return format!("{leak:.0e}");
@@ -80,11 +82,12 @@ fn number(leak: f64) -> String {
     format!("{leak:.2}")
 }
 
-/// The share of a random direction inside `k` of the features.
+/// Expected share of a random direction inside `k` of the features.
 fn random_share(k: usize) -> f64 {
     (k as f64 / FEATURES as f64).sqrt()
 }
 
+/// Draws standard normal numbers (Box and Muller).
 fn normal(shape: [usize; 2], rng: &mut ChaCha8Rng) -> Tensor<2> {
     let mut uniform = || rng.random_range(f64::EPSILON..1.0);
     let numbers: Vec<f32> = (0..shape[0] * shape[1])
@@ -96,6 +99,9 @@ fn normal(shape: [usize; 2], rng: &mut ChaCha8Rng) -> Tensor<2> {
     Tensor::from_data(TensorData::new(numbers, shape), &Device::default())
 }
 
+/// Measures the leak of an optimizer for each `k`.
+///
+/// `spread` is the standard deviation of the gradient scales, in powers of ten.
 fn leaks<O: Optimizer>(inner: O, site: Site, spread: f64) -> Result<Vec<f64>, Box<dyn Error>> {
     PROTECTED
         .iter()
@@ -121,7 +127,7 @@ fn leaks<O: Optimizer>(inner: O, site: Site, spread: f64) -> Result<Vec<f64>, Bo
         .collect()
 }
 
-/// An SVG of the leak over `k`, on a logarithmic axis.
+/// Plots the leak over `k` on a logarithmic axis, as SVG.
 fn plot(rows: &[Row]) -> String {
     const COLOURS: [&str; 3] = ["#1f77b4", "#d62728", "#2ca02c"];
     const LOWEST: f64 = -9.0;
@@ -131,8 +137,14 @@ fn plot(rows: &[Row]) -> String {
     for power in (LOWEST as i32..=0).step_by(3) {
         let at = y(10f64.powi(power));
         marks += &format!(
-            r##"<line x1="70" x2="500" y1="{at}" y2="{at}" stroke="#ddd"/><text x="62" y="{}" text-anchor="end">10<tspan dy="-5" font-size="9">{power}</tspan></text>"##,
-            at + 4.0
+            concat!(
+                r##"<line x1="70" x2="500" y1="{at}" y2="{at}" stroke="#ddd"/>"##,
+                r#"<text x="62" y="{baseline}" text-anchor="end">10"#,
+                r#"<tspan dy="-5" font-size="9">{power}</tspan></text>"#,
+            ),
+            at = at,
+            baseline = at + 4.0,
+            power = power,
         );
     }
     for k in PROTECTED {
@@ -165,11 +177,18 @@ fn plot(rows: &[Row]) -> String {
     );
     for (i, row) in rows.iter().filter(|row| row.scales == "spread").enumerate() {
         let colour = COLOURS[i % 3];
-        // Full points for the gradient site, hollow ones for the update site.
+        // Filled markers for the gradient site, hollow ones for the update site.
         let fill = if i < 3 { colour } else { "white" };
         let point = |x: f64, y: f64| {
             format!(
-                r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="{fill}" stroke="{colour}" stroke-width="2"/>"#
+                concat!(
+                    r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="{fill}" "#,
+                    r#"stroke="{colour}" stroke-width="2"/>"#,
+                ),
+                x = x,
+                y = y,
+                fill = fill,
+                colour = colour,
             )
         };
         let points: Vec<(f64, f64)> = PROTECTED
@@ -182,11 +201,12 @@ fn plot(rows: &[Row]) -> String {
         marks += &key(i, point(7.0, 0.0), &row.label);
     }
     format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 400" font-family="sans-serif" font-size="12">
+        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 400" {font}>
 <rect width="720" height="400" fill="white"/>
 <text x="70" y="22" font-size="15">Share of 100 updates inside the protected directions</text>
 <text x="285" y="384" text-anchor="middle">protected directions k, of {FEATURES}</text>
 {marks}</svg>
-"##
+"##,
+        font = r#"font-family="sans-serif" font-size="12""#,
     )
 }

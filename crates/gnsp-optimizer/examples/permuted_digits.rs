@@ -1,10 +1,10 @@
-//! Five tasks of permuted digits with one ten-way head: how much of the earlier ones is forgotten
-//! by plain AdamW, with the gradient projected, and with the update projected.
+//! Forgetting on five permuted-digits tasks with one ten-way head: plain AdamW, projected gradient
+//! and projected update.
 //!
-//! Every task shuffles the pixels of the same drawn digits in its own way, so that nothing about
-//! the pictures helps from one task to the next and all of them compete for the same weights.
-//! The two projections protect the same directions; only where the projector acts differs. The
-//! program fails if the projected update does not forget least.
+//! Each task applies its own pixel permutation to the same synthetic digits. Nothing about the
+//! images transfers between tasks, so all tasks compete for the same weights. Both projections
+//! protect the same directions and differ only in the projected tensor. The program fails if the
+//! projected update does not forget least.
 //!
 //! ```text
 //! cargo run --release -p gnsp-optimizer --example permuted_digits -- --seeds 5
@@ -22,11 +22,11 @@ use common::digits::{Digits, permutation};
 use common::generator;
 use common::mlp::Mlp;
 use common::report::print_table;
-use common::sequence::{Method, Outcome, Schedule, Task, learn, mean};
+use common::sequence::{Method, Outcome, Schedule, Task, mean, train_sequence};
 
 const TASKS: usize = 5;
-/// Share of the spectrum of every layer's inputs that is left free: less keeps more of the earlier
-/// tasks and leaves less for the later ones.
+/// Share of the spectrum of each layer's inputs that stays unprotected. A smaller share preserves
+/// more of earlier tasks and leaves less capacity for later ones.
 const TAIL: f64 = 0.07;
 const METHODS: [Method; 3] = [
     Method::Plain,
@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     check(&outcomes)
 }
 
-/// The number after `--seeds`.
+/// Parses the number of seeds from the command line.
 fn seeds() -> Result<u64, Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let seeds = match arguments.as_slice() {
@@ -73,8 +73,9 @@ fn seeds() -> Result<u64, Box<dyn Error>> {
     Ok(seeds)
 }
 
-/// One method on the tasks of one seed. All methods start from the same weights and see the same
-/// batches.
+/// Trains one method on the tasks of one seed.
+///
+/// All methods have the same initial weights and batches.
 fn run(method: Method, seed: u64) -> Result<Outcome, Box<dyn Error>> {
     let policy = Policy::default().with_rank(RankRule::TailShare(TAIL));
     let schedule = Schedule {
@@ -85,7 +86,7 @@ fn run(method: Method, seed: u64) -> Result<Outcome, Box<dyn Error>> {
     };
     let model = Mlp::new(&Device::default().autodiff(), &mut generator(seed, 0));
     let order = &mut generator(seed, 1);
-    learn(model, &tasks(seed), method, &policy, &schedule, order)
+    train_sequence(model, &tasks(seed), method, &policy, &schedule, order)
 }
 
 fn tasks(seed: u64) -> Vec<Task> {
@@ -94,13 +95,13 @@ fn tasks(seed: u64) -> Vec<Task> {
     let mut tasks = Vec::with_capacity(TASKS);
     for _ in 0..TASKS {
         let order = permutation(rng);
-        let permuted = |picture: &[f32]| order.iter().map(|pixel| picture[*pixel]).collect();
+        let permuted = |image: &[f32]| order.iter().map(|pixel| image[*pixel]).collect();
         tasks.push(Task::new(&train, &test, permuted));
     }
     tasks
 }
 
-/// The projected update must forget least, on average over the seeds.
+/// Checks that the projected update forgets least, on average over the seeds.
 fn check(outcomes: &[Vec<Outcome>; 3]) -> Result<(), Box<dyn Error>> {
     let [plain, gradient, update] = outcomes
         .each_ref()

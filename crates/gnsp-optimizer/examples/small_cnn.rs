@@ -1,8 +1,9 @@
-//! A small convolutional network on four tasks of digits: as drawn, inverted, turned by 90 degrees,
-//! and on a striped background. Plain AdamW against the projected update.
+//! Projected update against plain AdamW with a small convolutional network, on four digit tasks:
+//! original, inverted, rotated by 90 degrees, and on a striped background.
 //!
-//! The inputs of a convolution's filters are patches, so patches are recorded: `recorder.conv2d` unfolds them as the layer does, with its stride, padding and groups. Every
-//! group of the second layer sees channels of its own and has directions of its own.
+//! The input rows of a convolution are patches. `recorder.conv2d` unfolds them with the stride,
+//! padding and groups of the layer. Each group of the second layer has its own input channels and
+//! its own protected directions.
 //!
 //! ```text
 //! cargo run --release -p gnsp-optimizer --example small_cnn
@@ -23,11 +24,11 @@ use rand_chacha::ChaCha8Rng;
 
 use common::digits::{CLASSES, Digits, SIDE};
 use common::report::print_table;
-use common::sequence::{Method, Schedule, Task, learn};
+use common::sequence::{Method, Schedule, Task, train_sequence};
 use common::{Classifier, generator};
 
 const SEED: u64 = 0;
-/// Share of the spectrum of every layer's inputs that is left free.
+/// Share of the spectrum of each layer's inputs that stays unprotected.
 const TAIL: f64 = 0.07;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -40,10 +41,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let tasks = tasks();
     let run = |method| {
-        // Both methods start from the same weights and see the same batches.
+        // Both methods have the same initial weights and batches.
         let model = Cnn::new(&Device::default().autodiff(), &mut generator(SEED, 0));
         let order = &mut generator(SEED, 1);
-        learn(model, &tasks, method, &policy, &schedule, order)
+        train_sequence(model, &tasks, method, &policy, &schedule, order)
     };
     let plain = [run(Method::Plain)?];
     let update = [run(Method::Projected(Site::Update))?];
@@ -70,28 +71,28 @@ fn tasks() -> Vec<Task> {
     vec![
         Task::new(&train, &test, <[f32]>::to_vec),
         Task::new(&train, &test, inverted),
-        Task::new(&train, &test, turned),
+        Task::new(&train, &test, rotated),
         Task::new(&train, &test, striped),
     ]
 }
 
-/// Dark strokes instead of bright ones; pixels count from the grey of the ground.
-fn inverted(picture: &[f32]) -> Vec<f32> {
-    picture.iter().map(|pixel| -pixel).collect()
+/// Inverts the image. The background is 0, so strokes become negative.
+fn inverted(image: &[f32]) -> Vec<f32> {
+    image.iter().map(|pixel| -pixel).collect()
 }
 
-/// Turned by 90 degrees.
-fn turned(picture: &[f32]) -> Vec<f32> {
+/// Rotates the image by 90 degrees.
+fn rotated(image: &[f32]) -> Vec<f32> {
     let pixels = (0..SIDE * SIDE).map(|i| (i / SIDE, i % SIDE));
     pixels
-        .map(|(row, column)| picture[(SIDE - 1 - column) * SIDE + row])
+        .map(|(row, column)| image[(SIDE - 1 - column) * SIDE + row])
         .collect()
 }
 
-/// On horizontal stripes, two rows each.
-fn striped(picture: &[f32]) -> Vec<f32> {
+/// Adds horizontal stripes of two rows each.
+fn striped(image: &[f32]) -> Vec<f32> {
     let stripe = |i: usize| if i / SIDE % 4 < 2 { 0.5 } else { -0.5 };
-    let pixels = picture.iter().enumerate();
+    let pixels = image.iter().enumerate();
     pixels.map(|(i, pixel)| pixel + stripe(i)).collect()
 }
 
@@ -109,7 +110,7 @@ impl Cnn {
 
     fn new(device: &Device, rng: &mut ChaCha8Rng) -> Self {
         let [first, second] = Self::CHANNELS;
-        let features = second * SIDE.div_ceil(4).pow(2); // Each convolution halves the picture.
+        let features = second * SIDE.div_ceil(4).pow(2); // Each convolution halves the image.
         let conv = |channels, kernel: usize| {
             let padding = kernel / 2;
             Conv2dConfig::new(channels, [kernel, kernel])
@@ -131,7 +132,7 @@ impl Cnn {
         common::initialize(cnn, rng)
     }
 
-    fn pictures(pixels: Tensor<2>) -> Tensor<4> {
+    fn images(pixels: Tensor<2>) -> Tensor<4> {
         let count = pixels.dims()[0];
         pixels.reshape([count, 1, SIDE, SIDE])
     }
@@ -139,16 +140,16 @@ impl Cnn {
 
 impl Classifier for Cnn {
     fn forward(&self, pixels: Tensor<2>) -> Tensor<2> {
-        let x = relu(self.first.forward(Self::pictures(pixels)));
+        let x = relu(self.first.forward(Self::images(pixels)));
         let x = relu(self.second.forward(x));
         self.head.forward(x.flatten(1, 3))
     }
 
     fn record(&self, pixels: Tensor<2>, recorder: &mut Recorder) -> Result<(), GnspError> {
         let rows = pixels.dims()[0];
-        let x = Self::pictures(pixels);
+        let x = Self::images(pixels);
         recorder.conv2d("first.weight", &self.first, x.clone())?;
-        recorder.bias("first.bias", rows)?; // Biases freeze with the first task.
+        recorder.bias("first.bias", rows)?; // Freezes the bias after the first task.
         let x = relu(self.first.forward(x));
         recorder.conv2d("second.weight", &self.second, x.clone())?;
         recorder.bias("second.bias", rows)?;

@@ -1,10 +1,9 @@
-//! A wrapped optimizer in Burn's own training loop, `SupervisedTraining`: checkpoints, resuming
-//! after a crash, and two devices.
+//! Projected optimizer in Burn's `SupervisedTraining`: checkpoints, resuming, and two devices.
 //!
-//! The wrapped optimizer is an ordinary `ModuleOptimizer`, and its state is that of the optimizer
-//! inside. So task 2 is trained twice, once straight through and once from the checkpoint of
-//! a run that ended half-way, and the weights come out the same, bit for bit. A run with plain
-//! AdamW shows how far the outputs on task 1 would have moved. The program fails if any of this
+//! The wrapped optimizer is an ordinary `ModuleOptimizer` with the state of its inner optimizer.
+//! The example trains task 2 twice: once without interruption, and once from the checkpoint of a
+//! run that ended half-way. The resulting weights are equal bit for bit. A run with plain AdamW
+//! shows the change of the outputs on task 1 without projection. The program fails if any of this
 //! does not hold.
 //!
 //! ```text
@@ -44,7 +43,7 @@ const SEED: u64 = 0;
 const EPOCHS: usize = 4;
 const BATCH_SIZE: usize = 50;
 const LEARNING_RATE: f64 = 1e-3;
-/// More than rounding leaves in the protected directions, and less than any leak.
+/// Threshold between rounding error in the protected directions and an actual leak.
 const LARGEST_LEAK: f64 = 1e-5;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -69,15 +68,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let run = Run::new(at("straight"), EPOCHS);
     let straight = run.train(&second, start(), wrapped(&protection), one())?;
 
-    // The same in two halves. Nothing but files is left of the first one.
+    // The same in two halves. The second one starts from the files of the first one alone.
     let run = Run::new(at("halves"), EPOCHS / 2);
     run.train(&second, start(), wrapped(&protection), one())?;
     let protection = Memory::load(at("memory.safetensors"))?.protection(&fresh())?;
     let run = Run::new(at("halves"), EPOCHS).resume(EPOCHS / 2);
     let resumed = run.train(&second, fresh(), wrapped(&protection), one())?;
 
-    // Two workers share every step's gradients. On a computer without a second device both run on
-    // the same one.
+    // Two workers share the gradients of every step. Here both run on the same device.
     let devices = vec![device.clone(), device.clone()];
     let two = ExecutionStrategy::multi(devices, MultiDeviceOptim::OptimMainDevice);
     let run = Run::new(at("two"), EPOCHS);
@@ -109,7 +107,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let shared = report("protected, 2 workers", &shared)?;
 
     if bits(&straight) != bits(&resumed) {
-        return Err("the resumed training came to other weights".into());
+        return Err("the resumed training has other weights".into());
     }
     println!("\nResumed from the checkpoint, the weights are the same bit for bit.");
     if protected.moved >= plain.moved {
@@ -126,7 +124,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// How far a training moved what task 1 had come to.
+/// Effect of a training on task 1.
 struct Row {
     moved: f64,
     interference: f64,
@@ -139,7 +137,7 @@ fn tasks() -> [Task; 2] {
     let (train, test) = (Digits::draw(2000, rng), Digits::draw(1000, rng));
     [(); 2].map(|()| {
         let order = permutation(rng);
-        let permuted = |picture: &[f32]| order.iter().map(|pixel| picture[*pixel]).collect();
+        let permuted = |image: &[f32]| order.iter().map(|pixel| image[*pixel]).collect();
         Task::new(&train, &test, permuted)
     })
 }
@@ -152,16 +150,16 @@ fn wrapped(protection: &Protection) -> ModuleOptimizer {
     protection.wrap(&adamw())
 }
 
-/// Norm of the change of the logits on the pictures of a task, relative to that of the logits.
+/// Computes the norm of the change of the logits on a task, relative to the norm of the logits.
 fn outputs_moved(before: &Mlp, after: &Mlp, task: &Task) -> f64 {
-    let (pictures, _) = task.train.all(&Device::default());
+    let (images, _) = task.train.all(&Device::default());
     let norm = |x: Tensor<2>| f64::from(x.square().sum().sqrt().into_scalar::<f32>());
-    let from = before.valid().forward(pictures.clone());
-    let to = after.valid().forward(pictures);
+    let from = before.valid().forward(images.clone());
+    let to = after.valid().forward(images);
     norm(to - from.clone()) / norm(from)
 }
 
-/// A training with its checkpoints in a folder.
+/// Training run with checkpoints in a directory.
 struct Run {
     directory: PathBuf,
     epochs: usize,
@@ -177,7 +175,7 @@ impl Run {
         }
     }
 
-    /// Goes on after the checkpoint of an epoch.
+    /// Resumes from the checkpoint of an epoch.
     fn resume(self, epoch: usize) -> Self {
         Self {
             from: Some(epoch),
@@ -200,7 +198,7 @@ impl Run {
             .with_training_strategy(strategy.into())
             .with_metric_logger(InMemoryMetricLogger::new())
             .metric_valid_numeric(LossMetric::new())
-            .with_application_logger(None) // It would replace the panic hook of the process.
+            .with_application_logger(None) // The default replaces the panic hook of the process.
             .renderer(Box::new(Quiet));
         if let Some(epoch) = self.from {
             training = training.checkpoint(epoch);
@@ -214,11 +212,11 @@ impl Run {
     }
 }
 
-/// Batches in the order of the digits, which are drawn at random anyway: a loader that shuffles
-/// starts its order anew when it is resumed, and the halves would not be those of the whole.
+/// Creates a loader that does not shuffle; the digits are in random order already. A shuffling
+/// loader restarts its random order when resumed, so a resumed run would see other batches.
 fn loader(digits: &Digits) -> Arc<dyn DataLoader<Batch>> {
-    let items = digits.iter().map(|(picture, label)| Item {
-        picture: picture.to_vec(),
+    let items = digits.iter().map(|(image, label)| Item {
+        image: image.to_vec(),
         label,
     });
     DataLoaderBuilder::new(Stack)
@@ -228,13 +226,13 @@ fn loader(digits: &Digits) -> Arc<dyn DataLoader<Batch>> {
 
 #[derive(Clone, Debug)]
 struct Item {
-    picture: Vec<f32>,
+    image: Vec<f32>,
     label: i32,
 }
 
 #[derive(Clone, Debug)]
 pub struct Batch {
-    pictures: Tensor<2>,
+    images: Tensor<2>,
     labels: Tensor<1, Int>,
 }
 
@@ -243,9 +241,9 @@ struct Stack;
 impl Batcher<Item, Batch> for Stack {
     fn batch(&self, items: Vec<Item>, device: &Device) -> Batch {
         let labels = items.iter().map(|item| item.label).collect();
-        let pixels = items.into_iter().flat_map(|item| item.picture).collect();
-        let (pictures, labels) = tensors(pixels, labels, device);
-        Batch { pictures, labels }
+        let pixels = items.into_iter().flat_map(|item| item.image).collect();
+        let (images, labels) = tensors(pixels, labels, device);
+        Batch { images, labels }
     }
 }
 
@@ -269,7 +267,7 @@ impl InferenceStep for Mlp {
 }
 
 fn classify(model: &Mlp, batch: Batch) -> ClassificationOutput {
-    let logits = model.forward(batch.pictures);
+    let logits = model.forward(batch.images);
     let loss = CrossEntropyLossConfig::new()
         .init(&logits.device())
         .forward(logits.clone(), batch.labels.clone());

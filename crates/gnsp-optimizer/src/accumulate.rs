@@ -1,80 +1,95 @@
-//! Gram accumulation, batch by batch, on the device of the inputs.
+//! Gram accumulation over batches, on the device of the inputs.
 
 use burn::tensor::{Int, Tensor};
 
 use crate::moment::{Moment, Scratch, device_error};
 use crate::{GnspError, Gram, GramNormalization};
 
-/// Sums the second moments `XᵀX` of batches of rows, on the device of the rows.
+/// Running sum of the second moments `XᵀX` of batches of rows, on the device of the rows.
 ///
-/// With both norms the result is `A/‖A‖_F` for `A = Σ_b X_bᵀX_b / ‖X_bᵀX_b‖_F` (GNSP
-/// `src/models/get_data_matrix.py:86-116`). All arithmetic on the device is in `f32`, and the
-/// memory is that of two matrices however many rows are added. On Burn's host backend only the
-/// triangles of the symmetric matrices are computed and kept.
+/// With [`GramNormalization::PerBatchAndTask`] the result is `A/‖A‖_F` for
+/// `A = Σ_b X_bᵀX_b / ‖X_bᵀX_b‖_F` (GNSP `src/models/get_data_matrix.py:86-116`). The arithmetic on
+/// the device is in `f32`. It needs the memory of two matrices, independent of the number of rows.
+/// On Burn's host backend only the triangles of the symmetric matrices are computed and stored.
+///
+/// # Example
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use gnsp_optimizer::{GramAccumulator, GramNormalization};
+///
+/// let mut accumulator = GramAccumulator::new(2, GramNormalization::None);
+/// for batch in [[[1.0, 2.0]], [[3.0, 0.0]]] {
+///     accumulator.add(Tensor::from_floats(batch, &Device::default()))?;
+/// }
+/// assert_eq!(accumulator.finish()?.dense(), [10.0, 2.0, 2.0, 4.0]);
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct GramAccumulator {
     features: usize,
     normalization: GramNormalization,
     sum: Sum,
-    whole: bool,
+    full_matrices: bool,
     batches: usize,
     zero_batches: usize,
 }
 
 #[derive(Clone, Debug)]
-// A tensor handle is some hundred bytes; there is one sum for each layer.
+// A tensor handle takes a few hundred bytes, once per layer.
 #[allow(clippy::large_enum_variant)]
 enum Sum {
-    /// Once there was a batch.
+    /// `None` before the first batch.
     Dense(Option<Moment>),
     /// The count of each one-hot input.
     Diagonal(Vec<f64>),
 }
 
 impl GramAccumulator {
-    /// Starts an empty sum for rows of `features` numbers.
+    /// Creates an empty sum for rows of `features` values.
     pub fn new(features: usize, normalization: GramNormalization) -> Self {
-        Self::start(features, normalization, Sum::Dense(None))
+        Self::with_sum(features, normalization, Sum::Dense(None))
     }
 
-    /// Starts an empty diagonal sum for the tokens of an embedding: their rows would be one-hot.
+    /// Creates an empty diagonal sum for the tokens of an embedding, which are one-hot inputs.
     pub fn diagonal(vocabulary: usize, normalization: GramNormalization) -> Self {
-        Self::start(
+        Self::with_sum(
             vocabulary,
             normalization,
             Sum::Diagonal(vec![0.0; vocabulary]),
         )
     }
 
-    fn start(features: usize, normalization: GramNormalization, sum: Sum) -> Self {
+    fn with_sum(features: usize, normalization: GramNormalization, sum: Sum) -> Self {
         Self {
             features,
             normalization,
             sum,
-            whole: false,
+            full_matrices: false,
             batches: 0,
             zero_batches: 0,
         }
     }
 
-    /// Computes whole matrices on Burn's host backend too: the same up to rounding, for
-    /// comparisons.
+    /// Computes full matrices on Burn's host backend as well, for comparisons.
+    ///
+    /// The result is the same up to rounding error.
     pub fn with_whole_matrices(mut self) -> Self {
-        self.whole = true;
+        self.full_matrices = true;
         self
     }
 
-    /// The number of features of a row.
+    /// Returns the number of features of a row.
     pub fn features(&self) -> usize {
         self.features
     }
 
-    /// Adds the second moment of one batch.
+    /// Adds the second moment of a batch.
     ///
-    /// Two numbers are read back from the device to check it, so this waits for the device. A
-    /// batch whose second moment is zero (no rows, only zeros, or values so small that their
-    /// squares vanish in `f32`) adds nothing; it is counted in
-    /// [`zero_batches`](Self::zero_batches). Rows on an autodiff device are taken off it.
+    /// This reads two numbers back for validation, so it waits for the device. A batch whose second
+    /// moment is zero (no rows, only zeros, or values whose squares underflow `f32`) adds nothing
+    /// and is counted in [`zero_batches`](Self::zero_batches). Rows on an autodiff device are
+    /// detached from its tape.
     ///
     /// # Shapes
     ///
@@ -82,20 +97,20 @@ impl GramAccumulator {
     ///
     /// # Errors
     ///
-    /// Rows of another width, a second moment that is not finite, a diagonal sum, or a device that
-    /// cannot be read. The sum is then what it was before.
+    /// Returns an error if the rows have another width, if the second moment is not finite, if the
+    /// sum is diagonal, or if the device cannot be read. The sum is then unchanged.
     pub fn add(&mut self, rows: Tensor<2>) -> Result<(), GnspError> {
         self.add_with(rows, &mut Scratch::default())
     }
 
-    /// [`add`](Self::add) with memory that is used again.
+    /// Like [`add`](Self::add), with reused buffers.
     pub(crate) fn add_with(
         &mut self,
         rows: Tensor<2>,
         scratch: &mut Scratch,
     ) -> Result<(), GnspError> {
         let [count, width] = rows.dims();
-        // Burn reads a 0 in a new shape as "the dimension that was here".
+        // Not a reshape: Burn interprets a 0 in a new shape as "keep this dimension".
         let rows = match count {
             0 => Tensor::zeros([1, 0, width], &rows.device()),
             _ => rows.unsqueeze(),
@@ -104,7 +119,7 @@ impl GramAccumulator {
         self.add_moment(moment)
     }
 
-    /// Adds the second moments of one batch of the inputs of every group.
+    /// Adds the second moments of a batch of inputs for every group.
     ///
     /// # Shapes
     ///
@@ -112,18 +127,23 @@ impl GramAccumulator {
     ///
     /// # Errors
     ///
-    /// As [`add`](Self::add), and another number of groups than before.
+    /// See [`add`](Self::add). It also returns an error if the number of groups differs from that
+    /// of earlier batches.
     pub fn add_grouped(&mut self, rows: Tensor<3>) -> Result<(), GnspError> {
         let moment = self.moment(rows, &mut Scratch::default())?;
         self.add_moment(moment)
     }
 
-    /// Adds one batch of tokens to a [`diagonal`](Self::diagonal) sum.
+    /// Adds a batch of tokens to a [`diagonal`](Self::diagonal) sum.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: any shape
     ///
     /// # Errors
     ///
-    /// A token outside the vocabulary, a sum that is not diagonal, or a device that cannot be
-    /// read. The sum is then what it was before.
+    /// Returns an error if a token is outside the vocabulary, if the sum is not diagonal, or if
+    /// the device cannot be read. The sum is then unchanged.
     pub fn add_tokens<const D: usize>(&mut self, tokens: Tensor<D, Int>) -> Result<(), GnspError> {
         let Sum::Diagonal(sum) = &mut self.sum else {
             return Err(GnspError::Kind {
@@ -160,7 +180,7 @@ impl GramAccumulator {
         Ok(())
     }
 
-    /// Adds one batch of so many rows whose one feature is 1 to a diagonal sum of one feature.
+    /// Adds a batch of `rows` inputs of the constant 1 to a diagonal sum of one feature.
     pub(crate) fn add_count(&mut self, rows: usize) {
         self.batches += 1;
         self.zero_batches += usize::from(rows == 0);
@@ -173,8 +193,13 @@ impl GramAccumulator {
         }
     }
 
-    /// The second moments of rows, not yet part of the sum. Those of
-    /// the parts of a batch add up to those of the batch.
+    /// Computes the second moments of rows without adding them.
+    ///
+    /// The second moments of a batch are the sum of those of its parts.
+    ///
+    /// # Shapes
+    ///
+    /// - rows: `[groups, N, features]`
     pub(crate) fn moment(
         &self,
         rows: Tensor<3>,
@@ -196,10 +221,10 @@ impl GramAccumulator {
         if width == 0 || groups == 0 {
             return Err(GnspError::NoFeatures);
         }
-        Ok(Moment::of(rows, self.whole, scratch))
+        Ok(Moment::from_rows(rows, self.full_matrices, scratch))
     }
 
-    /// Adds the second moments of one batch.
+    /// Adds the second moments of a batch.
     pub(crate) fn add_moment(&mut self, moment: Moment) -> Result<(), GnspError> {
         if let Sum::Dense(Some(sum)) = &self.sum
             && sum.groups() != moment.groups()
@@ -209,16 +234,16 @@ impl GramAccumulator {
                 found: moment.groups(),
             });
         }
-        let (largest, norm) = moment.size()?;
+        let (largest, norm) = moment.max_and_norm()?;
         if !largest.is_finite() || !norm.is_finite() {
             return Err(GnspError::NotFinite);
         }
         self.batches += 1;
-        // Below one (with room for an inexact division) only when the largest entry was below the
-        // smallest normal number.
+        // The largest entry is divided by itself, so the norm is at least 1 (up to rounding) unless
+        // that entry is zero or subnormal.
         if norm < 0.5 {
             self.zero_batches += 1;
-            // Remembers the groups.
+            // Stores the number of groups.
             if let Sum::Dense(sum @ None) = &mut self.sum {
                 *sum = Some(moment.zeros_like());
             }
@@ -235,11 +260,12 @@ impl GramAccumulator {
         Ok(())
     }
 
-    /// Joins what another accumulator has seen of the same task, on this machine or another.
+    /// Adds the sum of another accumulator for the same task, from this machine or another.
     ///
     /// # Errors
     ///
-    /// Another number of features or groups, or another kind of sum.
+    /// Returns an error if the numbers of features or groups differ, or if only one of the sums is
+    /// diagonal.
     pub fn merge(&mut self, other: Self) -> Result<(), GnspError> {
         if self.features != other.features {
             return Err(GnspError::Width {
@@ -280,21 +306,22 @@ impl GramAccumulator {
         Ok(())
     }
 
-    /// The number of batches added, the zero ones included.
+    /// Returns the number of batches added, including zero batches.
     pub fn batches(&self) -> usize {
         self.batches
     }
 
-    /// The number of batches that added nothing.
+    /// Returns the number of batches whose second moment was zero.
     pub fn zero_batches(&self) -> usize {
         self.zero_batches
     }
 
-    /// Reads the sum back. A sum of only zero batches is a zero matrix.
+    /// Reads the sum back as a Gram matrix. Zero batches alone give a zero matrix.
     ///
     /// # Errors
     ///
-    /// No batch was added, the sum overflowed `f32`, or the device cannot be read.
+    /// Returns an error if no batch was added, if the sum overflowed `f32`, or if the device cannot
+    /// be read.
     pub fn finish(self) -> Result<Gram, GnspError> {
         if self.batches == 0 {
             return Err(GnspError::NoBatches);
@@ -326,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn both_norms_match_numpy() {
+    fn normalization_per_batch_and_task_matches_numpy() {
         let gram = accumulate(GramNormalization::PerBatchAndTask)
             .finish()
             .unwrap();
@@ -348,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn without_norms_it_is_the_plain_second_moment() {
+    fn without_normalization_it_is_the_second_moment() {
         let gram = accumulate(GramNormalization::None).finish().unwrap();
         assert_close(
             &gram.dense(),
@@ -368,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn frobenius_norms_forget_the_scale() {
+    fn normalization_removes_the_scale() {
         for scale in [1e-15, 1e-6, 1.0, 1e6, 1e15] {
             let mut accumulator = GramAccumulator::new(3, GramNormalization::PerBatchAndTask);
             accumulator.add(grid(4, 3, scale, 0.7)).unwrap();
@@ -382,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn rejected_rows_leave_the_sum_as_it_was() {
+    fn rejected_rows_leave_the_sum_unchanged() {
         let mut accumulator = accumulate(GramNormalization::PerBatchAndTask);
         let wide = accumulator.add(grid(2, 4, 1.0, 1.0)).unwrap_err();
         assert!(matches!(
@@ -434,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_the_autodiff_device_are_taken_off_it() {
+    fn rows_on_an_autodiff_device_are_detached() {
         let mut accumulator = GramAccumulator::new(3, GramNormalization::PerBatchAndTask);
         let rows = grid(4, 3, 1.0, 0.7).autodiff().require_grad();
         accumulator.add(rows).unwrap();
@@ -448,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_summed_apart_and_normalised_together() {
+    fn groups_have_separate_sums_and_a_common_norm() {
         let rows = Tensor::cat(
             vec![
                 grid(4, 3, 1.0, 0.7).unsqueeze::<3>(),
@@ -499,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_made_apart_are_the_whole() {
+    fn merged_parts_equal_the_whole() {
         let mut first = GramAccumulator::new(3, GramNormalization::PerBatch);
         first.add(grid(4, 3, 1.0, 0.7)).unwrap();
         let mut second = GramAccumulator::new(3, GramNormalization::PerBatch);

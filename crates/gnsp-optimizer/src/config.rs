@@ -1,11 +1,12 @@
-//! Configurations of optimizers, as [`Protection::wrap`](crate::Protection::wrap) takes them.
+//! Optimizer configurations accepted by [`Protection::wrap`](crate::Protection::wrap).
 
 use burn::optim::{ModuleOptimizer, Optimizer};
 
-/// A configuration that makes one optimizer for a whole module, and others for single parameters.
+/// Configuration that builds an optimizer for a single parameter and one for a whole module.
 ///
-/// All of Burn's have it, but for L-BFGS, which steps a whole module at once. Implement it for a
-/// configuration of your own; its gradient clipping goes into the first one.
+/// All of Burn's configurations implement it except L-BFGS, which steps a whole module at once.
+/// A custom implementation applies its gradient clipping in
+/// [`module_optimizer`](Self::module_optimizer).
 ///
 /// # Example
 ///
@@ -28,17 +29,17 @@ use burn::optim::{ModuleOptimizer, Optimizer};
 /// }
 /// ```
 pub trait OptimizerConfig {
-    /// The optimizer of one parameter.
+    /// Optimizer of a single parameter.
     type Optimizer: Optimizer;
 
-    /// The optimizer that projected parameters are stepped by, without gradient clipping.
+    /// Builds the optimizer of each projected parameter, without gradient clipping.
     fn optimizer(&self) -> Self::Optimizer;
 
-    /// The optimizer of all other parameters, with gradient clipping.
+    /// Builds the optimizer of all other parameters, with gradient clipping.
     fn module_optimizer(&self) -> ModuleOptimizer;
 }
 
-macro_rules! configurations {
+macro_rules! impl_optimizer_config {
     ($($config:ident => $optimizer:ident),* $(,)?) => {
         $(impl OptimizerConfig for burn::optim::$config {
             type Optimizer = burn::optim::$optimizer;
@@ -54,7 +55,7 @@ macro_rules! configurations {
     };
 }
 
-configurations! {
+impl_optimizer_config! {
     AdaGradConfig => AdaGrad,
     AdafactorConfig => Adafactor,
     AdamConfig => Adam,

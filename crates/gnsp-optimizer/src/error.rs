@@ -1,4 +1,4 @@
-//! The error type of the crate.
+//! Error type of the crate.
 
 use std::path::PathBuf;
 
@@ -6,9 +6,9 @@ use safetensors::SafeTensorError;
 
 use crate::{Layout, RankRule};
 
-/// A fact that keeps a memory, a recorder or a protection from doing what was asked.
+/// Error of a memory, a recorder, a null space or a policy.
 ///
-/// Whatever failed is unchanged: a memory holds what it held before.
+/// An operation on a [`Memory`](crate::Memory) that fails leaves it unchanged.
 ///
 /// # Example
 ///
@@ -22,7 +22,7 @@ use crate::{Layout, RankRule};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GnspError {
-    // Choices of a policy.
+    // Settings of a policy.
     /// A tail share outside `(0, 1)`.
     #[error("the tail share must be above 0 and below 1, got {0}")]
     TailShare(f64),
@@ -30,33 +30,34 @@ pub enum GnspError {
     #[error("the explained energy must be above 0 and below 1, got {0}")]
     ExplainedEnergy(f64),
     /// A ratio to the smallest eigenvalue below 1, or not finite.
-    #[error("the ratio to the smallest value must be a number from 1 up, got {0}")]
+    #[error("the ratio to the smallest eigenvalue must be finite and at least 1, got {0}")]
     RatioToSmallest(f64),
     /// A fixed rank above the number of directions.
     #[error("cannot protect {rank} of {features} directions")]
     RankTooLarge {
-        /// The directions asked for.
+        /// The requested number of protected directions.
         rank: usize,
-        /// The directions there are.
+        /// The total number of directions.
         features: usize,
     },
-    /// A softness that is negative or not finite.
-    #[error("the softness of a scaled projection must be a number from 0 up, got {0}")]
+    /// A scale `α` of a scaled projection that is negative or not finite.
+    #[error("the scale of a scaled projection must be finite and at least 0, got {0}")]
     Softness(f64),
     /// A forgetting factor outside `(0, 1]`.
     #[error("the forgetting factor must be above 0 and at most 1, got {0}")]
     Decay(f64),
-    /// A rank rule that a growing basis cannot follow: what the basis has is zero for it.
+    /// A rank rule that a growing basis does not support: it needs the full spectrum, and the
+    /// eigenvalues of the directions that the basis contains are zero.
     #[error("a growing basis needs a share or a fixed rank, not {0:?}")]
     BasisRule(RankRule),
-    /// A policy that does not fit what the memory holds already.
+    /// A policy that is incompatible with the tasks stored in the memory.
     #[error("the memory was recorded with {field} {recorded}, the policy has {asked}")]
     OtherPolicy {
         /// The field of the policy.
         field: &'static str,
         /// Its value when the memory was recorded.
         recorded: String,
-        /// Its value in the policy that was given.
+        /// Its value in the new policy.
         asked: String,
     },
 
@@ -66,24 +67,24 @@ pub enum GnspError {
     Parameter {
         /// Path of the parameter.
         path: String,
-        /// The fact.
+        /// The error.
         source: Box<GnspError>,
     },
-    /// The module has no float parameter of this path.
+    /// A path that no float parameter of the module has.
     #[error("the module has no parameter `{path}`{}", did_you_mean(.near))]
     UnknownParameter {
         /// The path.
         path: String,
-        /// The most similar paths of the module, the nearest first.
+        /// The most similar paths of the module, nearest first.
         near: Vec<String>,
     },
     /// A group that matches no float parameter of the module.
     #[error("the parameter group matches no parameter of the module")]
     EmptyGroup,
-    /// A parameter whose shape does not have the recorded inputs.
+    /// A parameter whose shape does not match the recorded inputs.
     #[error(
-        "parameter `{path}` has shape {shape:?}: as {layout:?} that does not have the {groups} × {features} \
-         inputs that were recorded"
+        "parameter `{path}` of shape {shape:?} does not match the recorded inputs: {layout:?} with \
+         {groups} × {features} features"
     )]
     Shape {
         /// The path.
@@ -92,33 +93,32 @@ pub enum GnspError {
         shape: Vec<usize>,
         /// The layout it was recorded in.
         layout: Layout,
-        /// The groups recorded.
+        /// The recorded number of groups.
         groups: usize,
-        /// The features recorded, of each group.
+        /// The recorded number of features per group.
         features: usize,
     },
     /// A parameter that was recorded in another layout before.
-    #[error("`{path}` was recorded as {kept:?} and is now recorded as {asked:?}")]
+    #[error("parameter `{path}` was recorded as {kept:?} and is now recorded as {asked:?}")]
     Layout {
         /// Path of the parameter.
         path: String,
         /// The layout of the earlier inputs.
         kept: Layout,
-        /// The layout of these.
+        /// The layout of the new inputs.
         asked: Layout,
     },
-    /// A parameter whose history is kept in another way.
-    #[error("parameter `{path}`: its history is kept as {kept}, not as {asked}")]
+    /// A parameter whose stored history has another rule or layout.
+    #[error("parameter `{path}`: its history is {kept}, not {asked}")]
     History {
         /// Path of the parameter.
         path: String,
-        /// The way of its earlier tasks.
+        /// The stored history rule and layout.
         kept: String,
-        /// The way that was asked for.
+        /// The requested history rule and layout.
         asked: String,
     },
-    /// A module before or after training that lacks a recorded parameter, or has it in another
-    /// shape.
+    /// A recorded parameter that is missing or has another shape in a compared module.
     #[error("the module {module} training has no parameter `{path}` with the recorded inputs")]
     Compared {
         /// The path.
@@ -144,48 +144,48 @@ pub enum GnspError {
         /// Features of the rows.
         found: usize,
     },
-    /// A NaN or an infinity, in the rows or made by squaring them in `f32`.
+    /// A NaN or an infinity, in the rows or from an overflow of their squares in `f32`.
     #[error("the Gram matrix is not finite")]
     NotFinite,
-    /// A Gram matrix of no features.
+    /// A Gram matrix without features.
     #[error("a Gram matrix needs at least one feature")]
     NoFeatures,
-    /// A Gram matrix that was finished before a batch was added.
+    /// A Gram accumulator that was finished without any batch.
     #[error("no batch was added to the Gram matrix")]
     NoBatches,
     /// Two matrices of which only one is diagonal.
     #[error("a {found} Gram matrix does not fit a {expected} one")]
     Kind {
-        /// `"dense"` or `"diagonal"`: the kind of the matrix.
+        /// The kind of the stored matrix, `"dense"` or `"diagonal"`.
         expected: &'static str,
-        /// The kind of the other.
+        /// The kind of the other matrix.
         found: &'static str,
     },
-    /// Two matrices of different numbers of groups.
+    /// Two matrices with different numbers of groups.
     #[error("the Gram matrix has {expected} groups, the other {found}")]
     Groups {
-        /// Groups of the matrix.
+        /// Groups of the stored matrix.
         expected: usize,
-        /// Groups of the other.
+        /// Groups of the other matrix.
         found: usize,
     },
-    /// A token beyond the vocabulary.
+    /// A token outside the vocabulary.
     #[error("token {id} is outside the vocabulary of {vocabulary}")]
     Token {
         /// The token.
         id: i64,
-        /// The number of tokens there are.
+        /// The size of the vocabulary.
         vocabulary: usize,
     },
-    /// A matrix without `features · features` entries.
+    /// A number of entries that does not match the number of features.
     #[error("a Gram matrix of {features} features does not have {entries} entries")]
     Size {
         /// The number of features.
         features: usize,
-        /// The entries given.
+        /// The number of entries.
         entries: usize,
     },
-    /// Two mirrored entries that differ by more than rounding.
+    /// Two mirrored entries that differ by more than rounding error.
     #[error("entries ({row}, {column}) and ({column}, {row}) of the Gram matrix differ")]
     NotSymmetric {
         /// Row of the first entry.
@@ -193,19 +193,19 @@ pub enum GnspError {
         /// Column of the first entry.
         column: usize,
     },
-    /// A negative diagonal entry: no sum of squares is negative.
+    /// A negative diagonal entry, which no sum of squares has.
     #[error("diagonal entry {index} of the Gram matrix is negative")]
     NegativeDiagonal {
         /// Index of the entry.
         index: usize,
     },
-    /// Eigenvalues that did not converge.
+    /// An eigensolver that did not converge.
     #[error("the eigenvalues of a Gram matrix of {features} features did not converge")]
     NoConvergence {
         /// Features of the Gram matrix.
         features: usize,
     },
-    /// A device that failed to compute, or to hand over a value.
+    /// A device that failed to compute or to return a value.
     #[error("the device could not be read: {0}")]
     Device(String),
 
@@ -218,16 +218,16 @@ pub enum GnspError {
         /// The cause.
         source: std::io::Error,
     },
-    /// A file that is not a whole safetensors file, or could not be written as one.
-    #[error("{}: not a whole safetensors file: {source}", file.display())]
+    /// A file that is not a complete safetensors file, or could not be written as one.
+    #[error("{}: not a complete safetensors file: {source}", file.display())]
     Format {
         /// The file.
         file: PathBuf,
         /// The cause.
         source: SafeTensorError,
     },
-    /// A safetensors file that no memory was saved to.
-    #[error("{}: no metadata `gnsp_memory`: this is not a saved memory", file.display())]
+    /// A safetensors file that is not a saved memory.
+    #[error("{}: not a saved memory: no metadata `gnsp_memory`", file.display())]
     MissingMetadata {
         /// The file.
         file: PathBuf,
@@ -240,15 +240,15 @@ pub enum GnspError {
         /// The cause.
         source: serde_json::Error,
     },
-    /// A version of the format that this crate does not read.
-    #[error("{}: memory format version {found} is none of 2 and 3", file.display())]
+    /// An unsupported version of the format.
+    #[error("{}: memory format version {found}, supported are 2 and 3", file.display())]
     Version {
         /// The file.
         file: PathBuf,
         /// The version found.
         found: u32,
     },
-    /// A parameter that is in the metadata alone, or in the tensors alone.
+    /// A parameter that is only in the metadata or only in the tensors.
     #[error("{}: parameter `{key}` is in the {present} only", file.display())]
     Unmatched {
         /// The file.
@@ -258,32 +258,32 @@ pub enum GnspError {
         /// `"metadata"` or `"tensors"`.
         present: &'static str,
     },
-    /// A tensor of another type or size than the metadata says.
+    /// A tensor whose type or shape differs from the metadata.
     #[error("{}: parameter `{key}`: expected {expected}, found {found}", file.display())]
     Tensor {
         /// The file.
         file: PathBuf,
         /// The parameter.
         key: String,
-        /// Type and shape that the metadata asks for.
+        /// Type and shape according to the metadata.
         expected: String,
         /// Type and shape of the tensor.
         found: String,
     },
-    /// Numbers of a tensor that are no Gram matrix, or no directions.
+    /// Values of a tensor that are not a valid Gram matrix or not valid directions.
     #[error("{}: parameter `{key}`: {source}", file.display())]
     Values {
         /// The file.
         file: PathBuf,
         /// The parameter.
         key: String,
-        /// The fact.
+        /// The error.
         source: Box<GnspError>,
     },
 }
 
 impl GnspError {
-    /// This error, of the parameter at `path`.
+    /// Adds the path of the parameter that the error is about.
     pub(crate) fn at(self, path: &str) -> Self {
         Self::Parameter {
             path: path.to_owned(),
@@ -292,7 +292,7 @@ impl GnspError {
     }
 }
 
-/// `; did you mean …?`, or nothing.
+/// Returns `; did you mean …?`, or an empty string without suggestions.
 fn did_you_mean(near: &[String]) -> String {
     if near.is_empty() {
         return String::new();

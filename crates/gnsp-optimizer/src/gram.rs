@@ -4,31 +4,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::GnspError;
 
-/// The largest difference of two mirrored entries, relative to the largest entry, of a matrix that
-/// counts as symmetric. Matrix products in `f32` stay two orders of magnitude below.
+/// Largest difference of two mirrored entries, relative to the largest entry, of a matrix that
+/// counts as symmetric. Matrix products in `f32` stay two orders of magnitude below it.
 const ASYMMETRY: f32 = 1e-3;
 
-/// Division of second moments by their Frobenius norms.
+/// Normalization of Gram matrices by their Frobenius norms.
 ///
-/// GNSP divides twice (GNSP `src/models/get_data_matrix.py:86-116`); the other methods not at all.
-/// In a configuration file it is `"per-batch-and-task"`, `"none"`, …
+/// GNSP normalizes per batch and per task (GNSP `src/models/get_data_matrix.py:86-116`); the other
+/// methods do not normalize. In a configuration file it is `"per-batch-and-task"`, `"none"`, …
+///
+/// # Example
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use gnsp_optimizer::{GramAccumulator, GramNormalization};
+///
+/// let mut gram = GramAccumulator::new(1, GramNormalization::PerBatch);
+/// for batch in [[[1.0], [1.0]], [[7.0], [9.0]]] {
+///     gram.add(Tensor::from_floats(batch, &Device::default()))?;
+/// }
+/// // Each batch contributes 1, independent of its scale.
+/// assert!((gram.finish()?.packed()[0] - 2.0).abs() < 1e-6);
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GramNormalization {
-    /// No division: every row has equal weight.
+    /// No normalization: every row has equal weight.
     None,
-    /// The second moment of each batch is divided by its norm before it is added: every batch has
-    /// equal weight, a smaller last one too.
+    /// Divides the Gram matrix of each batch by its norm before adding it: every batch has equal
+    /// weight, including a smaller last one.
     PerBatch,
-    /// The sum over the batches of a task is divided by its norm: every task has equal weight.
+    /// Divides the sum over the batches of a task by its norm: every task has equal weight.
     PerTask,
-    /// Both.
+    /// Normalizes per batch and per task.
     #[default]
     PerBatchAndTask,
 }
 
 impl GramNormalization {
-    /// The normalization of batches, of tasks, of both or none.
+    /// Returns the variant that normalizes per batch, per task, both or neither.
     pub fn of(batches: bool, tasks: bool) -> Self {
         match (batches, tasks) {
             (false, false) => Self::None,
@@ -38,23 +53,40 @@ impl GramNormalization {
         }
     }
 
+    /// Returns whether each batch is normalized.
     pub(crate) fn batches(self) -> bool {
         matches!(self, Self::PerBatch | Self::PerBatchAndTask)
     }
 
+    /// Returns whether the sum over a task is normalized.
     pub(crate) fn tasks(self) -> bool {
         matches!(self, Self::PerTask | Self::PerBatchAndTask)
     }
 }
 
-/// Symmetric matrices of second moments on the host: one for each group of a parameter, or one
-/// diagonal matrix where the inputs are one-hot.
+/// Gram matrix (uncentred second moment) of a layer's input rows, on the host.
 ///
-/// Only the upper triangles are kept. Entries are finite and no diagonal entry is negative.
+/// It has one symmetric matrix for each group of a parameter, or a single diagonal matrix for
+/// one-hot inputs. Only upper triangles are stored. All entries are finite, and no diagonal entry
+/// is negative.
+///
+/// # Example
+///
+/// ```
+/// use gnsp_optimizer::Gram;
+///
+/// let gram = Gram::from_matrix(2, vec![3.0, 1.0, 1.0, 2.0])?;
+/// assert_eq!(gram.packed(), [3.0, 1.0, 2.0]);
+/// assert_eq!(gram.trace(0), 5.0);
+///
+/// let sum = gram.clone().plus(&gram)?;
+/// assert_eq!(sum.dense(), [6.0, 2.0, 2.0, 4.0]);
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gram {
     kind: Kind,
-    /// The upper triangle of each group, row by row; or the diagonal.
+    /// Row-major upper triangles of all groups, or the diagonal.
     values: Vec<f32>,
 }
 
@@ -65,34 +97,35 @@ enum Kind {
 }
 
 impl Gram {
-    /// Makes a Gram matrix of `features · features` row-major entries.
+    /// Creates a Gram matrix from `features · features` row-major entries.
     ///
-    /// Mirrored entries that differ by rounding are replaced by their mean.
+    /// Mirrored entries that differ by rounding error are replaced by their mean.
     ///
     /// # Errors
     ///
-    /// No features, a wrong number of entries, an entry that is not finite, mirrored entries that
-    /// differ by more than rounding, or a negative diagonal entry.
+    /// Returns an error if there are no features, if the number of entries is wrong, if an entry
+    /// is not finite, if mirrored entries differ by more than rounding error, or if a diagonal
+    /// entry is negative.
     pub fn from_matrix(features: usize, matrix: Vec<f32>) -> Result<Self, GnspError> {
         Self::from_groups(1, features, &matrix)
     }
 
-    /// As [`from_matrix`](Self::from_matrix), one matrix after the other for every group.
+    /// Creates a Gram matrix from the concatenated matrices of all groups.
     ///
     /// # Errors
     ///
-    /// As [`from_matrix`](Self::from_matrix).
+    /// See [`from_matrix`](Self::from_matrix).
     pub fn from_groups(
         groups: usize,
         features: usize,
         matrices: &[f32],
     ) -> Result<Self, GnspError> {
-        let one = features.saturating_mul(features);
-        Self::check_size(features, one.checked_mul(groups), matrices.len())?;
+        let entries = features.saturating_mul(features);
+        Self::check_size(features, entries.checked_mul(groups), matrices.len())?;
         check_finite(matrices)?;
         let largest = matrices.iter().fold(0f32, |most, x| most.max(x.abs()));
         let mut values = Vec::with_capacity(groups * packed_len(features).unwrap_or(0));
-        for matrix in matrices.chunks_exact(one) {
+        for matrix in matrices.chunks_exact(entries) {
             for row in 0..features {
                 for column in row..features {
                     // In f64: the difference and the sum of two finite f32 may overflow.
@@ -108,18 +141,18 @@ impl Gram {
         Self::from_packed(groups, features, values)
     }
 
-    /// Makes a Gram matrix of upper triangles, row by row, one after the other for every group.
+    /// Creates a Gram matrix from the concatenated row-major upper triangles of all groups.
     ///
     /// # Errors
     ///
-    /// No features, a wrong number of entries, an entry that is not finite, or a negative diagonal
-    /// entry.
+    /// Returns an error if there are no features, if the number of entries is wrong, if an entry
+    /// is not finite, or if a diagonal entry is negative.
     pub fn from_packed(
         groups: usize,
         features: usize,
         values: Vec<f32>,
     ) -> Result<Self, GnspError> {
-        let entries = packed_len(features).and_then(|one| one.checked_mul(groups));
+        let entries = packed_len(features).and_then(|len| len.checked_mul(groups));
         Self::check_size(features, entries, values.len())?;
         check_finite(&values)?;
         let gram = Self {
@@ -134,11 +167,11 @@ impl Gram {
         Ok(gram)
     }
 
-    /// Makes a diagonal Gram matrix: for one-hot inputs, how often each was seen.
+    /// Creates a diagonal Gram matrix. For one-hot inputs the diagonal is the count of each.
     ///
     /// # Errors
     ///
-    /// No features, or an entry that is negative or not finite.
+    /// Returns an error if there are no features, or if an entry is negative or not finite.
     pub fn from_diagonal(values: Vec<f32>) -> Result<Self, GnspError> {
         Self::check_size(values.len(), Some(values.len()), values.len())?;
         check_finite(&values)?;
@@ -165,7 +198,7 @@ impl Gram {
         Ok(())
     }
 
-    /// The number `n` of input features, of each group.
+    /// Returns the number `n` of input features per group.
     pub fn features(&self) -> usize {
         match self.kind {
             Kind::Dense { features, .. } => features,
@@ -173,7 +206,7 @@ impl Gram {
         }
     }
 
-    /// The number of groups; 1 for anything but a grouped convolution.
+    /// Returns the number of groups, which is 1 except for grouped convolutions.
     pub fn groups(&self) -> usize {
         match self.kind {
             Kind::Dense { groups, .. } => groups,
@@ -181,17 +214,17 @@ impl Gram {
         }
     }
 
-    /// Returns whether only the diagonal is kept.
+    /// Returns whether only the diagonal is stored.
     pub fn is_diagonal(&self) -> bool {
         self.kind == Kind::Diagonal
     }
 
-    /// The entries that are kept: the upper triangle of every group, row by row, or the diagonal.
+    /// Returns the stored entries: the row-major upper triangles of all groups, or the diagonal.
     pub fn packed(&self) -> &[f32] {
         &self.values
     }
 
-    /// The `n · n` row-major entries of every group, one after the other.
+    /// Returns the concatenated row-major `n · n` matrices of all groups.
     pub fn dense(&self) -> Vec<f32> {
         let n = self.features();
         let mut dense = vec![0.0; self.groups() * n * n];
@@ -204,8 +237,7 @@ impl Gram {
         dense
     }
 
-    /// Calls `f(row, column, value)` for every entry of a group on or above the diagonal that is
-    /// kept.
+    /// Calls `f(row, column, value)` for every stored entry of a group.
     pub(crate) fn for_upper(&self, group: usize, mut f: impl FnMut(usize, usize, f32)) {
         let n = self.features();
         if self.is_diagonal() {
@@ -219,17 +251,19 @@ impl Gram {
         }
     }
 
+    /// Returns the stored entries of a group.
     fn group(&self, group: usize) -> &[f32] {
-        let one = self.values.len() / self.groups();
-        &self.values[group * one..][..one]
+        let len = self.values.len() / self.groups();
+        &self.values[group * len..][..len]
     }
 
-    /// The diagonal of a group.
+    /// Iterates over the diagonal of a group.
     pub(crate) fn diagonal_of(&self, group: usize) -> impl Iterator<Item = f32> + '_ {
         let n = self.features();
         let values = self.group(group);
         let diagonal = self.is_diagonal();
-        // Row i of the triangle has n − i entries.
+        // Row i of the triangle has n − i entries, so its diagonal entry follows i·n − i·(i − 1)/2
+        // others.
         (0..n).map(move |i| {
             values[if diagonal {
                 i
@@ -239,28 +273,32 @@ impl Gram {
         })
     }
 
-    /// The trace of a group: the sum of its eigenvalues.
+    /// Returns the trace of a group: the sum of its eigenvalues.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is no such group.
     pub fn trace(&self, group: usize) -> f64 {
         self.diagonal_of(group).map(f64::from).sum()
     }
 
-    /// The sum of the squares of all entries of a group.
+    /// Returns the squared Frobenius norm of a group.
     pub(crate) fn squares(&self, group: usize) -> f64 {
         let square = |x: f32| f64::from(x) * f64::from(x);
-        let kept: f64 = self.group(group).iter().map(|x| square(*x)).sum();
+        let stored: f64 = self.group(group).iter().map(|x| square(*x)).sum();
         if self.is_diagonal() {
-            return kept;
+            return stored;
         }
-        2.0 * kept - self.diagonal_of(group).map(square).sum::<f64>()
+        2.0 * stored - self.diagonal_of(group).map(square).sum::<f64>()
     }
 
-    /// The Frobenius norm, of all groups together.
+    /// Returns the Frobenius norm over all groups.
     pub fn norm(&self) -> f64 {
         let squares: f64 = (0..self.groups()).map(|group| self.squares(group)).sum();
         squares.sqrt()
     }
 
-    /// This matrix divided by its Frobenius norm; a zero matrix stays as it is.
+    /// Divides the matrix by its Frobenius norm. A zero matrix is returned unchanged.
     pub fn normalized(self) -> Self {
         let norm = self.norm();
         if norm > 0.0 {
@@ -269,7 +307,7 @@ impl Gram {
         self
     }
 
-    /// This matrix times a number above zero that keeps it within the range of `f32`.
+    /// Multiplies the matrix by a positive factor that must not overflow `f32`.
     pub(crate) fn scaled(mut self, factor: f64) -> Self {
         for x in &mut self.values {
             *x = (f64::from(*x) * factor) as f32;
@@ -277,12 +315,12 @@ impl Gram {
         self
     }
 
-    /// The sum of two Gram matrices.
+    /// Adds two Gram matrices.
     ///
     /// # Errors
     ///
-    /// Different numbers of features or groups, a diagonal matrix and one that is not, or a sum
-    /// that overflows `f32`.
+    /// Returns an error if the numbers of features or groups differ, if only one of the matrices is
+    /// diagonal, or if the sum overflows `f32`.
     pub fn plus(mut self, other: &Gram) -> Result<Self, GnspError> {
         self.check_fits(other)?;
         for (x, y) in self.values.iter_mut().zip(&other.values) {
@@ -292,7 +330,7 @@ impl Gram {
         Ok(self)
     }
 
-    /// Checks that two matrices can be added.
+    /// Checks that two matrices have the same kind and size.
     pub(crate) fn check_fits(&self, other: &Gram) -> Result<(), GnspError> {
         let name = |gram: &Gram| match gram.kind {
             Kind::Dense { .. } => "dense",
@@ -320,7 +358,7 @@ impl Gram {
     }
 }
 
-/// The entries of an upper triangle, or nothing where the number overflows.
+/// Returns the number of entries of an upper triangle, or `None` on overflow.
 pub(crate) fn packed_len(features: usize) -> Option<usize> {
     Some(features.checked_mul(features.checked_add(1)?)? / 2)
 }
@@ -337,7 +375,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn matrices_that_are_no_gram_are_refused() {
+    fn invalid_matrices_are_refused() {
         use GnspError::*;
         let refuse = |features, matrix: &[f32]| Gram::from_matrix(features, matrix.to_vec());
         assert!(matches!(refuse(0, &[]), Err(NoFeatures)));
@@ -369,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn the_triangles_are_the_matrices() {
+    fn packed_and_dense_forms_agree() {
         let matrices: Vec<f32> = vec![1., 2., 3., 2., 4., 5., 3., 5., 6.];
         let both: Vec<f32> = matrices.iter().chain(&matrices).copied().collect();
         let gram = Gram::from_groups(2, 3, &both).unwrap();

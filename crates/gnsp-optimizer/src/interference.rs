@@ -1,4 +1,4 @@
-//! Interference: the change of a layer's outputs on earlier tasks' inputs.
+//! Interference and leak: diagnostics of a layer's change on the inputs of earlier tasks.
 
 use std::collections::BTreeMap;
 
@@ -9,21 +9,30 @@ use faer::Mat;
 use crate::memory::{Content, Entry};
 use crate::{GnspError, Layout, Memory, Protection};
 
-/// The change of a parameter's outputs on its recorded inputs.
+/// Change of a layer's outputs on its recorded inputs.
 ///
-/// With the remembered second moments `G`, `moved² = tr(ΔᵀGΔ)` and `outputs² = tr(WᵀGW)`: the root
-/// mean squares, up to a factor that both share, of the change of the answers and of the answers
-/// before. Of stored directions `U`, `‖Uᵀ·Δ‖` and `‖Uᵀ·W‖`.
+/// With the stored Gram matrix `G`, `moved² = tr(ΔᵀGΔ)` and `outputs² = tr(WᵀGW)`. Up to a common
+/// factor, these are the root mean squares of the change of the outputs and of the outputs before
+/// training. For stored directions `U` they are `‖Uᵀ·Δ‖` and `‖Uᵀ·W‖`.
+///
+/// # Example
+///
+/// ```
+/// use gnsp_optimizer::Interference;
+///
+/// let interference = Interference { moved: 0.5, outputs: 10.0 };
+/// assert_eq!(interference.relative(), 0.05);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Interference {
-    /// Size of the change of the answers.
+    /// Norm of the change of the outputs.
     pub moved: f64,
-    /// Size of the answers before.
+    /// Norm of the outputs before training.
     pub outputs: f64,
 }
 
 impl Interference {
-    /// The change relative to the answers: 0 where nothing moved.
+    /// Returns the change relative to the outputs, or 0 if nothing changed.
     pub fn relative(&self) -> f64 {
         if self.moved == 0.0 {
             return 0.0;
@@ -33,25 +42,26 @@ impl Interference {
 }
 
 impl Memory {
-    /// The change of every recorded parameter's outputs on its recorded inputs between two states of
-    /// a module, for logging after a task.
+    /// Measures the change of each layer's outputs on its recorded inputs between two states of a
+    /// module, by parameter path.
     ///
-    /// This counts all remembered inputs, what the rank cut left unprotected too. It is exact to
-    /// about `1e-4` of the change of the weights, since the second moments are kept in `f32`; see
-    /// [`Protection::leak`] for the protected part alone. The arithmetic is in `f64` on the host.
+    /// It covers all recorded inputs, including those that the rank cut left unprotected;
+    /// [`Protection::leak`] covers the protected directions alone. The Gram matrices are stored in
+    /// `f32`, so the result is exact to about `1e-4` of the change of the weights. The arithmetic
+    /// is in `f64` on the host.
     ///
     /// # Errors
     ///
-    /// A parameter that one of the modules lacks or has in another shape, or a device that cannot
-    /// be read.
+    /// Returns an error if one of the modules lacks a recorded parameter or has it in another
+    /// shape, or if the device cannot be read.
     pub fn interference<M: Module>(
         &self,
         before: &M,
         after: &M,
     ) -> Result<BTreeMap<String, Interference>, GnspError> {
         let layouts = |path: &str| self.entries.get(path).map(|entry| entry.layout);
-        let before = Values::of(before, layouts)?;
-        let after = Values::of(after, layouts)?;
+        let before = ParameterMatrices::of(before, layouts)?;
+        let after = ParameterMatrices::of(after, layouts)?;
         self.entries
             .iter()
             .map(|(path, entry)| {
@@ -74,21 +84,22 @@ impl Memory {
 }
 
 impl Protection {
-    /// The share of the change of every protected parameter that lies inside the protected
-    /// directions, `‖Uᵀ·Δ‖ / ‖Δ‖`: 0 where a step kept to the null space exactly, or where nothing
-    /// changed.
+    /// Measures the share of each parameter's change in the protected directions,
+    /// `‖Uᵀ·Δ‖ / ‖Δ‖`, by parameter path.
+    ///
+    /// It is 0 if the change lies exactly in the null space, or if nothing changed.
     ///
     /// # Errors
     ///
-    /// As [`Memory::interference`].
+    /// See [`Memory::interference`].
     pub fn leak<M: Module>(
         &self,
         before: &M,
         after: &M,
     ) -> Result<BTreeMap<String, f64>, GnspError> {
         let layouts = |path: &str| self.get(path).map(|protected| protected.layout);
-        let before = Values::of(before, layouts)?;
-        let after = Values::of(after, layouts)?;
+        let before = ParameterMatrices::of(before, layouts)?;
+        let after = ParameterMatrices::of(after, layouts)?;
         self.iter()
             .map(|(path, protected)| {
                 let space = &protected.null_space;
@@ -102,7 +113,7 @@ impl Protection {
                 let mut all = 0.0;
                 for (group, (from, to)) in from.iter().zip(to).enumerate() {
                     let change = to - from;
-                    inside += space.taken_out(group, &change);
+                    inside += space.removed_energy(group, &change);
                     all += change.squared_norm_l2();
                 }
                 let share = if all == 0.0 {
@@ -117,12 +128,13 @@ impl Protection {
 }
 
 impl Entry {
+    /// Returns whether a parameter has the recorded groups and features.
     fn fits(&self, values: &[Mat<f64>]) -> bool {
         let (groups, features) = self.inputs();
         values.len() == groups && values.iter().all(|matrix| matrix.nrows() == features)
     }
 
-    /// `tr(xᵀ·G·x)` of a group, or `‖Uᵀ·x‖²`.
+    /// Computes `tr(xᵀ·G·x)` of a group, or `‖Uᵀ·x‖²` for stored directions.
     fn energy(&self, group: usize, x: &Mat<f64>) -> f64 {
         let (n, columns) = (x.nrows(), x.ncols());
         match &self.content {
@@ -153,15 +165,16 @@ impl Entry {
     }
 }
 
-/// Parameters of a module as matrices of input features, one for each group.
-struct Values<F> {
+/// Visitor that reads parameters as `[features, columns]` matrices, one for each group.
+struct ParameterMatrices<F> {
     layouts: F,
     stack: Vec<String>,
     found: BTreeMap<String, Vec<Mat<f64>>>,
     error: Option<GnspError>,
 }
 
-impl<F: Fn(&str) -> Option<Layout>> Values<F> {
+impl<F: Fn(&str) -> Option<Layout>> ParameterMatrices<F> {
+    /// Reads the parameters for which `layouts` returns a layout.
     fn of<M: Module>(module: &M, layouts: F) -> Result<Self, GnspError> {
         let mut values = Self {
             layouts,
@@ -176,6 +189,7 @@ impl<F: Fn(&str) -> Option<Layout>> Values<F> {
         }
     }
 
+    /// Returns a parameter, or [`GnspError::Compared`] if it is missing or does not fit.
     fn get(
         &self,
         path: &str,
@@ -190,7 +204,7 @@ impl<F: Fn(&str) -> Option<Layout>> Values<F> {
     }
 }
 
-impl<F: Fn(&str) -> Option<Layout>> ModuleVisitor for Values<F> {
+impl<F: Fn(&str) -> Option<Layout>> ModuleVisitor for ParameterMatrices<F> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let path = self.stack.join(".");
         let tensor = param.val().inner();
@@ -198,7 +212,7 @@ impl<F: Fn(&str) -> Option<Layout>> ModuleVisitor for Values<F> {
             return;
         };
         if layout.features(&tensor.dims()).is_none() {
-            return; // Reported as not having the remembered inputs.
+            return; // `get` reports it as missing.
         }
         let split = layout.split(tensor);
         let [groups, rows, columns] = split.dims();
@@ -251,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_change_of_the_answers() {
+    fn interference_is_the_change_of_the_outputs() {
         let (before, inputs) = (model(), random(4, 8, 1.0, 1));
         let mut memory = Memory::new(Policy::default());
         let mut recorder = memory.recorder(&before);
@@ -260,9 +274,9 @@ mod tests {
         memory.absorb(recorder).unwrap();
         let after = step(&before, &mut SgdConfig::new().init(), 1e-2);
         let found = memory.interference(&before, &after).unwrap();
-        let answers = |model: &Linear| inputs.clone().matmul(model.weight.val().inner());
-        let change = answers(&after) - answers(&before);
-        let expected = f64::from(norm(&change) / norm(&answers(&before)));
+        let outputs = |model: &Linear| inputs.clone().matmul(model.weight.val().inner());
+        let change = outputs(&after) - outputs(&before);
+        let expected = f64::from(norm(&change) / norm(&outputs(&before)));
         let relative = found["weight"].relative();
         assert!(
             (relative - expected).abs() < 1e-5 * expected,
@@ -277,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_protected_step_moves_nothing_and_leaks_nothing() {
+    fn a_projected_update_has_no_interference_and_no_leak() {
         let before = model();
         let mut memory = Memory::new(Policy::default());
         let mut recorder = memory.recorder(&before);
@@ -301,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn another_module_is_refused() {
+    fn a_module_of_another_shape_is_refused() {
         let mut memory = Memory::new(Policy::default());
         let other = LinearConfig::new(7, 3).init(&device());
         let mut recorder = memory.recorder(&other);

@@ -1,39 +1,55 @@
-//! Layouts: parameters as matrices whose rows are input features.
+//! Parameter layouts: a weight as matrices whose rows are input features.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// The layout of a parameter as `groups` matrices of shape `[features, columns]`: a layer maps a row
-/// of inputs `x` to `x · matrix`.
+/// Layout of a parameter as `groups` matrices `[features, columns]`, such that its layer maps an
+/// input row `x` to `x · matrix`.
 ///
-/// A projector acts on the features. In a saved memory a layout is `"inputs-first"`,
+/// The projector acts on the features. In a saved memory a layout is `"inputs-first"`,
 /// `{ "inputs-last": { "groups": 1 } }`, …
+///
+/// # Example
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use gnsp_optimizer::Layout;
+///
+/// // A grouped convolution: [out, in / groups, height, width].
+/// let layout = Layout::InputsLast { groups: 2 };
+/// assert_eq!(layout.features(&[8, 3, 5, 5]), Some((2, 75)));
+///
+/// let weight = Tensor::<4>::zeros([8, 3, 5, 5], &Device::default());
+/// let matrices = layout.split(weight);
+/// assert_eq!(matrices.dims(), [2, 75, 4]);
+/// assert_eq!(layout.join(matrices, [8, 3, 5, 5]).dims(), [8, 3, 5, 5]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
-    /// The first dimension counts the inputs: a Burn `Linear` weight `[in, out]` of either
-    /// `LinearLayout` (both look like this to an optimizer), or a raw matrix used as `x · W`.
+    /// The first dimension is the input: a Burn `Linear` weight `[in, out]` of either
+    /// `LinearLayout` (an optimizer sees both in this form), or a raw matrix used as `x · W`.
     InputsFirst,
-    /// The first dimension counts the outputs and all others the inputs: a convolution
-    /// `[out, in / groups, kernel…]`, whose inputs are patches, or a raw matrix `[out, in]`.
-    /// Every group of filters has input features of its own.
+    /// The first dimension is the output, all others are the input: a convolution
+    /// `[out, in / groups, kernel…]`, whose input rows are patches, or a raw matrix `[out, in]`.
+    /// Each group of filters has its own input features.
     InputsLast {
-        /// Groups of the convolution; 1 for a matrix.
+        /// The number of groups of the convolution; 1 for a matrix.
         groups: usize,
     },
     /// A table `[vocabulary, width]` whose inputs are one-hot rows. The inputs of different
     /// tokens are orthogonal, so its Gram matrix is diagonal.
     Embedding,
-    /// A bias: one input feature, the constant 1. Protecting it freezes the bias.
+    /// A bias: its one input feature is the constant 1. Protecting it freezes the bias.
     Bias,
-    /// The whole parameter as one column of as many features as it has entries, for directions
-    /// stored in the space of the parameter itself (OGD).
+    /// The flattened parameter as a single column, with one feature per entry: for directions in
+    /// parameter space (OGD).
     Whole,
 }
 
 impl Layout {
-    /// The groups and the features of each for a parameter of this shape, or nothing where the
-    /// layout does not fit it.
+    /// Returns the number of groups and the features per group of a parameter of this shape, or
+    /// `None` if the shape does not fit the layout.
     pub fn features(&self, shape: &[usize]) -> Option<(usize, usize)> {
         let entries = shape.iter().product();
         match *self {
@@ -48,11 +64,16 @@ impl Layout {
         }
     }
 
-    /// Reads a parameter, or a gradient of one, as `[groups, features, columns]`.
+    /// Reshapes a parameter or its gradient to one matrix per group.
+    ///
+    /// # Shapes
+    ///
+    /// - x: the shape of the parameter
+    /// - output: `[groups, features, columns]`
     ///
     /// # Panics
     ///
-    /// When the layout does not fit the shape.
+    /// Panics if the shape does not fit the layout.
     pub fn split<const D: usize>(&self, x: Tensor<D>) -> Tensor<3> {
         let shape = x.dims();
         let Some((groups, features)) = self.features(&shape) else {
@@ -65,7 +86,16 @@ impl Layout {
         }
     }
 
-    /// Undoes [`split`](Self::split).
+    /// Reshapes matrices back to a parameter: the inverse of [`split`](Self::split).
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[groups, features, columns]`
+    /// - output: `shape`, the shape of the parameter
+    ///
+    /// # Panics
+    ///
+    /// Panics if `x` and `shape` have different numbers of entries.
     pub fn join<const D: usize>(&self, x: Tensor<3>, shape: [usize; D]) -> Tensor<D> {
         match self {
             Self::InputsLast { .. } => x.swap_dims(1, 2).reshape(shape),

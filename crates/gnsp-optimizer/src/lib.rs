@@ -1,9 +1,9 @@
 #![doc = include_str!("../README.md")]
 #![warn(missing_docs)]
-// Constants are quoted digit for digit from the reference scripts.
+// Test constants have all digits that the reference scripts print.
 #![cfg_attr(test, allow(clippy::excessive_precision))]
 
-// Gram matrices: their accumulation, and the memory of all tasks.
+// Gram matrices: accumulation over a task, and the memory across tasks.
 mod accumulate;
 mod gram;
 mod layout;
@@ -14,14 +14,14 @@ mod paths;
 mod recorded;
 mod recorder;
 
-// Null spaces: the protected directions of a Gram matrix.
+// Null spaces: eigendecomposition and rank rules.
 mod null_space;
 mod policy;
 mod rank;
 mod solver;
 mod strength;
 
-// Training within them, and its evaluation.
+// Projected training and its diagnostics.
 mod config;
 mod interference;
 mod projected;

@@ -1,4 +1,4 @@
-//! The second moments of a batch of rows.
+//! Second moments of a batch of rows, on a device or as packed triangles on the host.
 
 use burn::tensor::{FloatDType, Tensor};
 use faer::{MatMut, MatRef, Par};
@@ -6,18 +6,18 @@ use rayon::prelude::*;
 
 use crate::GnspError;
 
-/// Second moments `XᵀX` of the rows of each group.
+/// Second moments `XᵀX` of the rows, one matrix per group.
 #[derive(Clone, Debug)]
-// A tensor handle is some hundred bytes; there is one of these for each layer.
+// A tensor handle takes a few hundred bytes, once per layer.
 #[allow(clippy::large_enum_variant)]
 pub(crate) enum Moment {
-    /// `[groups, features, features]`, where the rows are.
+    /// `[groups, features, features]`, on the device of the rows.
     Device(Tensor<3>),
-    /// Upper triangles, row by row.
+    /// Packed upper triangles.
     Host(Packed),
 }
 
-/// Upper triangles on the host, row by row, one after the other for every group.
+/// Concatenated row-major upper triangles of all groups, on the host.
 #[derive(Clone, Debug)]
 pub(crate) struct Packed {
     pub groups: usize,
@@ -25,14 +25,16 @@ pub(crate) struct Packed {
     pub values: Vec<f32>,
 }
 
-/// Memory that one product after the other uses: the system need not clear it anew for each.
+/// Buffers that successive products reuse, so that the system does not zero new pages for each.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    square: Vec<f32>,
-    spread: Vec<f32>,
+    /// The product of one group.
+    product: Vec<f32>,
+    /// Rows with padding between them, see [`pad_rows`].
+    padded: Vec<f32>,
 }
 
-/// There is nothing in it that a copy needs.
+/// Clones are empty: the contents are temporary.
 impl Clone for Scratch {
     fn clone(&self) -> Self {
         Self::default()
@@ -46,13 +48,18 @@ impl std::fmt::Debug for Scratch {
 }
 
 impl Moment {
-    /// Of `rows` `[groups, N, features]`, none of them zero. On the host it is computed as a
-    /// symmetric matrix, by half of the products, and kept as a triangle, unless it shall be
-    /// `whole`.
-    pub fn of(rows: Tensor<3>, whole: bool, scratch: &mut Scratch) -> Self {
+    /// Computes the second moments of rows.
+    ///
+    /// On the host only the triangle is computed and stored, with half of the multiplications,
+    /// unless `full` is set.
+    ///
+    /// # Shapes
+    ///
+    /// - rows: `[groups, N, features]`, with at least one group and one feature
+    pub fn from_rows(rows: Tensor<3>, full: bool, scratch: &mut Scratch) -> Self {
         let rows = rows.inner().cast(FloatDType::F32);
         let [groups, count, features] = rows.dims();
-        if whole || !is_host(&rows) {
+        if full || !is_host(&rows) {
             return Self::Device(match count {
                 0 => Tensor::zeros([groups, features, features], &rows.device()),
                 _ => rows.clone().swap_dims(1, 2).matmul(rows),
@@ -60,19 +67,19 @@ impl Moment {
         }
         let data = rows.into_data();
         let mut values = Vec::with_capacity(groups * features * (features + 1) / 2);
-        let Scratch { square, spread } = scratch;
-        if square.len() < features * features {
-            square.resize(features * features, 0.0);
+        let Scratch { product, padded } = scratch;
+        if product.len() < features * features {
+            product.resize(features * features, 0.0);
         }
-        let square = &mut square[..features * features];
+        let product = &mut product[..features * features];
         let numbers = data.as_slice::<f32>().unwrap_or_default();
         for group in 0..groups {
             let rows = &numbers[group * count * features..(group + 1) * count * features];
-            let x = spaced(rows, count, features, spread);
-            // The lower triangle by columns is the upper one by rows.
-            let out = MatMut::from_column_major_slice_mut(square, features, features);
+            let x = pad_rows(rows, count, features, padded);
+            // A column-major lower triangle is a row-major upper one.
+            let out = MatMut::from_column_major_slice_mut(product, features, features);
             host_gemm::gram_lower(out, x, Par::rayon(0));
-            for (i, row) in square.chunks_exact(features).enumerate() {
+            for (i, row) in product.chunks_exact(features).enumerate() {
                 values.extend_from_slice(&row[i..]);
             }
         }
@@ -90,7 +97,7 @@ impl Moment {
         }
     }
 
-    /// Of the same groups, zero.
+    /// Returns zero moments of the same shape.
     pub fn zeros_like(&self) -> Self {
         match self {
             Self::Device(moment) => Self::Device(moment.zeros_like()),
@@ -101,10 +108,10 @@ impl Moment {
         }
     }
 
-    /// The largest absolute entry, and the Frobenius norm of the matrices divided by it: squares of
-    /// the entries themselves leave the range of `f32` where the entries do not. Waits for the
-    /// device.
-    pub fn size(&self) -> Result<(f32, f32), GnspError> {
+    /// Returns the largest absolute entry, and the Frobenius norm of the matrices divided by it.
+    ///
+    /// The squares of the undivided entries can overflow or underflow `f32`. Waits for the device.
+    pub fn max_and_norm(&self) -> Result<(f32, f32), GnspError> {
         let packed = match self {
             Self::Host(packed) => packed,
             Self::Device(moment) => {
@@ -122,10 +129,10 @@ impl Moment {
                 return Ok((largest, norm));
             }
         };
-        // Rows are summed apart and then in order, so that the sum is the same however the work was
-        // shared out. Squares of `f32` do not leave the range of `f64`, and a sum of them is finite
-        // where all numbers are.
-        let sizes: Vec<(f32, f64)> = packed
+        // Each row has its own sum, and the sums are added in order, so the result does not depend
+        // on the number of threads. Squares of `f32` do not overflow `f64`, so the sum is finite
+        // exactly if all entries are.
+        let row_sums: Vec<(f32, f64)> = packed
             .rows()
             .into_par_iter()
             .map(|row| {
@@ -134,8 +141,8 @@ impl Moment {
                 let mut squares = [0.0f64; LANES];
                 let lanes = row.chunks_exact(LANES);
                 let rest = lanes.remainder();
-                for some in lanes.chain((!rest.is_empty()).then_some(rest)) {
-                    for ((largest, squares), x) in largest.iter_mut().zip(&mut squares).zip(some) {
+                for chunk in lanes.chain((!rest.is_empty()).then_some(rest)) {
+                    for ((largest, squares), x) in largest.iter_mut().zip(&mut squares).zip(chunk) {
                         *largest = largest.max(x.abs());
                         *squares += square(*x);
                     }
@@ -144,16 +151,20 @@ impl Moment {
                 (largest, 2.0 * squares.iter().sum::<f64>() - square(row[0]))
             })
             .collect();
-        let norm = sizes.iter().map(|(_, squares)| squares).sum::<f64>().sqrt();
+        let norm = row_sums
+            .iter()
+            .map(|(_, squares)| squares)
+            .sum::<f64>()
+            .sqrt();
         if !norm.is_finite() {
             return Ok((f32::NAN, f32::NAN));
         }
-        let largest = sizes.iter().fold(0.0, |most, (one, _)| one.max(most));
+        let largest = row_sums.iter().fold(0.0, |most, (one, _)| one.max(most));
         let divisor = f64::from(largest.max(f32::MIN_POSITIVE));
         Ok((largest, (norm / divisor) as f32))
     }
 
-    /// Adds another, divided by both. On an error it is what it was.
+    /// Adds `other / largest / norm`. On an error `self` is unchanged.
     pub fn add_divided(&mut self, other: Self, largest: f32, norm: f32) -> Result<(), GnspError> {
         let (Self::Host(own), Self::Host(other)) = (&mut *self, &other) else {
             return self.add(other.divided(largest, norm));
@@ -164,7 +175,7 @@ impl Moment {
         Ok(())
     }
 
-    /// Divided by both.
+    /// Divides by `largest` and by `norm`.
     pub fn divided(self, largest: f32, norm: f32) -> Self {
         match self {
             Self::Device(moment) => Self::Device(moment / largest.max(f32::MIN_POSITIVE) / norm),
@@ -177,7 +188,7 @@ impl Moment {
         }
     }
 
-    /// Adds another of the same groups and features. On an error it is what it was.
+    /// Adds moments of the same groups and features. On an error `self` is unchanged.
     pub fn add(&mut self, other: Self) -> Result<(), GnspError> {
         match (&mut *self, other) {
             (Self::Device(own), Self::Device(other)) => {
@@ -193,7 +204,8 @@ impl Moment {
         Ok(())
     }
 
-    /// Reads the moments back. Of mirrored entries that differ by rounding the mean is taken.
+    /// Reads the upper triangles back to the host. Mirrored entries that differ by rounding error
+    /// are replaced by their mean.
     fn packed(self) -> Result<Packed, GnspError> {
         match self {
             Self::Host(packed) => Ok(packed),
@@ -209,7 +221,7 @@ impl Moment {
         }
     }
 
-    /// The Gram matrix they are.
+    /// Reads the moments back as a Gram matrix.
     pub fn gram(self) -> Result<crate::Gram, GnspError> {
         match self {
             Self::Host(packed) => {
@@ -224,36 +236,36 @@ impl Moment {
     }
 }
 
-/// Sums of a row that are made side by side.
+/// Number of independent partial sums of a row, for vectorisation.
 const LANES: usize = 8;
 
-/// A row that is a multiple of so many numbers long makes the entries of a column share few places
-/// of the processor's cache.
-const PAGE: usize = 1024;
-/// Numbers between such rows: a line of the cache.
-const APART: usize = 16;
+/// Row strides, in `f32`s, that cause conflict misses: the entries of a column map to few cache
+/// sets if the stride is a multiple of this power of two.
+const CONFLICT_STRIDE: usize = 1024;
+/// Padding of such rows, in `f32`s: one cache line.
+const ROW_PADDING: usize = 16;
 
-/// `rows` as a matrix, copied into `spread` where their length would slow the product down: at 3072
-/// features and 3,152 rows it takes 473 ms with the copy and 657 ms without (two processors,
-/// medians of five).
-fn spaced<'a>(
+/// Returns `rows` as a matrix, copied to `padded` with padding between rows if their stride causes
+/// conflict misses. With 3072 features and 3,152 rows the product takes 473 ms with the copy and
+/// 657 ms without (two processors, medians of five).
+fn pad_rows<'a>(
     rows: &'a [f32],
     count: usize,
     features: usize,
-    spread: &'a mut Vec<f32>,
+    padded: &'a mut Vec<f32>,
 ) -> MatRef<'a, f32> {
-    if features == 0 || !features.is_multiple_of(PAGE) {
+    if features == 0 || !features.is_multiple_of(CONFLICT_STRIDE) {
         return MatRef::from_row_major_slice(rows, count, features);
     }
-    let width = features + APART;
-    if spread.len() < count * width {
-        spread.resize(count * width, 0.0);
+    let width = features + ROW_PADDING;
+    if padded.len() < count * width {
+        padded.resize(count * width, 0.0);
     }
-    let spread = &mut spread[..count * width];
+    let padded = &mut padded[..count * width];
     let pairs = rows.par_chunks_exact(features);
-    let pairs = pairs.zip(spread.par_chunks_exact_mut(width));
+    let pairs = pairs.zip(padded.par_chunks_exact_mut(width));
     pairs.for_each(|(from, to)| to[..features].copy_from_slice(from));
-    MatRef::from_row_major_slice(spread, count, width).subcols(0, features)
+    MatRef::from_row_major_slice(padded, count, width).subcols(0, features)
 }
 
 impl Packed {
@@ -262,14 +274,14 @@ impl Packed {
         pairs.for_each(|(own, other)| *own += other);
     }
 
-    /// The rows of all triangles, each from its diagonal entry on.
+    /// Returns the rows of all triangles. Each starts at its diagonal entry.
     fn rows(&self) -> Vec<&[f32]> {
         let mut rest = self.values.as_slice();
         let mut rows = Vec::with_capacity(self.groups * self.features);
         for row in 0..self.groups * self.features {
-            let (one, behind) = rest.split_at(self.features - row % self.features);
-            rows.push(one);
-            rest = behind;
+            let (first, remaining) = rest.split_at(self.features - row % self.features);
+            rows.push(first);
+            rest = remaining;
         }
         rows
     }
@@ -308,11 +320,16 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_the_same_with_room_between_them() {
-        let numbers: Vec<f32> = (0..3 * PAGE).map(|i| i as f32).collect();
-        let mut spread = Vec::new();
-        for (count, features) in [(3, PAGE), (6, PAGE / 2), (0, PAGE), (0, 0)] {
-            let x = spaced(&numbers[..count * features], count, features, &mut spread);
+    fn padding_does_not_change_the_rows() {
+        let numbers: Vec<f32> = (0..3 * CONFLICT_STRIDE).map(|i| i as f32).collect();
+        let mut padded = Vec::new();
+        for (count, features) in [
+            (3, CONFLICT_STRIDE),
+            (6, CONFLICT_STRIDE / 2),
+            (0, CONFLICT_STRIDE),
+            (0, 0),
+        ] {
+            let x = pad_rows(&numbers[..count * features], count, features, &mut padded);
             assert_eq!((x.nrows(), x.ncols()), (count, features));
             for i in 0..count {
                 for j in 0..features {
@@ -320,18 +337,18 @@ mod tests {
                 }
             }
         }
-        // Of the matrix with room and rows; the ones after it needed none.
-        assert_eq!(spread.len(), 3 * (PAGE + APART));
+        // Only the first of the matrices needs padding.
+        assert_eq!(padded.len(), 3 * (CONFLICT_STRIDE + ROW_PADDING));
     }
 
     #[test]
-    fn triangles_are_those_of_the_product() {
+    fn triangles_match_the_full_product() {
         let product = Moment::Device(rows().swap_dims(1, 2).matmul(rows()));
-        let triangles = Moment::of(rows(), false, &mut Scratch::default());
+        let triangles = Moment::from_rows(rows(), false, &mut Scratch::default());
         assert!(matches!(triangles, Moment::Host(_)));
         assert_eq!(triangles.groups(), 2);
-        let (largest, norm) = product.size().unwrap();
-        let (ours, our_norm) = triangles.size().unwrap();
+        let (largest, norm) = product.max_and_norm().unwrap();
+        let (ours, our_norm) = triangles.max_and_norm().unwrap();
         assert!((largest - ours).abs() < 1e-5 * largest);
         assert!((norm - our_norm).abs() < 1e-5 * norm);
         let want = product.packed().unwrap().values;
@@ -343,12 +360,12 @@ mod tests {
     }
 
     #[test]
-    fn moments_of_both_kinds_add_up() {
+    fn host_and_device_moments_can_be_added() {
         let mut sum = Moment::Device(rows().swap_dims(1, 2).matmul(rows()));
-        sum.add(Moment::of(rows(), false, &mut Scratch::default()))
+        sum.add(Moment::from_rows(rows(), false, &mut Scratch::default()))
             .unwrap();
         let sum = sum.packed().unwrap();
-        let one = Moment::of(rows(), false, &mut Scratch::default())
+        let one = Moment::from_rows(rows(), false, &mut Scratch::default())
             .packed()
             .unwrap();
         for (sum, one) in sum.values.iter().zip(&one.values) {
@@ -357,20 +374,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_has_no_size() {
+    fn moments_that_are_not_finite_have_no_norm() {
         let rows = rows() * f32::NAN;
-        let (largest, norm) = Moment::of(rows, false, &mut Scratch::default())
-            .size()
+        let (largest, norm) = Moment::from_rows(rows, false, &mut Scratch::default())
+            .max_and_norm()
             .unwrap();
         assert!(largest.is_nan() && norm.is_nan());
     }
 
     #[test]
-    fn entries_whose_squares_vanish_have_a_norm() {
-        let moment = Moment::of(rows() * 1e-17, false, &mut Scratch::default());
-        let (largest, norm) = moment.size().unwrap();
-        let (_, want) = Moment::of(rows(), false, &mut Scratch::default())
-            .size()
+    fn entries_whose_squares_underflow_have_a_norm() {
+        let moment = Moment::from_rows(rows() * 1e-17, false, &mut Scratch::default());
+        let (largest, norm) = moment.max_and_norm().unwrap();
+        let (_, want) = Moment::from_rows(rows(), false, &mut Scratch::default())
+            .max_and_norm()
             .unwrap();
         assert!(largest > 0.0);
         assert!((norm - want).abs() < 1e-4 * want);

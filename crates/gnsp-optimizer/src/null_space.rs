@@ -1,4 +1,4 @@
-//! Null-space projectors: onto the directions in which the recorded inputs (nearly) vanish.
+//! Null-space projectors: orthogonal projections onto the free directions of an input space.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -8,57 +8,78 @@ use faer::Mat;
 
 use crate::{GnspError, Gram, Policy, RankRule, solver};
 
-/// The stored form of the projector: the cheapest to apply.
+/// Representation of the projector, chosen for the lowest cost of applying it.
 ///
 /// All matrices are row-major, one for each group.
 enum Form {
-    /// Nothing is protected.
+    /// No direction is protected.
     Identity,
-    /// Everything is protected.
+    /// All directions are protected.
     Zero,
-    /// `x − U·(w ∘ (Uᵀ·x))` with the protected directions `U` `[n, columns]` and, for a soft
+    /// `x − U·(w ∘ (Uᵀ·x))` with the protected directions `U` `[n, columns]` and, for a scaled
     /// projection, their strengths `w`.
-    Remove {
+    ProtectedBasis {
         columns: usize,
         directions: Vec<f32>,
         strengths: Option<Vec<f32>>,
     },
-    /// `N·(Nᵀ·x)` with the free directions `N` `[n, columns]`: the same matrix as `Remove` with
-    /// full strength, for fewer columns than that, or where it would have to be applied twice.
-    Keep {
+    /// `N·(Nᵀ·x)` with the free directions `N` `[n, columns]`: the same projector as
+    /// `ProtectedBasis` with full strength. It needs a single pass, and fewer columns if most
+    /// directions are protected.
+    FreeBasis {
         columns: usize,
         directions: Vec<f32>,
     },
-    /// `P·x`: for a soft projection of more than half of the directions.
+    /// `P·x`, for a scaled projection of more than half of the directions.
     Dense(Vec<f32>),
-    /// Every row times a number of its own: the projector of a diagonal Gram matrix.
-    Rows(Vec<f32>),
+    /// A diagonal projector, for a diagonal Gram matrix.
+    Diagonal(Vec<f32>),
 }
 
-/// From this share of the features on, keeping the free directions is no dearer than removing the
-/// protected ones twice.
-const KEEP_FROM: f64 = 1.0 / 3.0;
+/// Smallest share of protected directions at which one pass over the free directions costs at most
+/// as much as two passes over the protected ones.
+const FREE_BASIS_MIN_SHARE: f64 = 1.0 / 3.0;
 
-/// The free directions of an input space of `n` features, of which `k` are protected.
+/// Null space of a layer's inputs: the projector onto the free directions among `n` features, of
+/// which `k` are protected.
 ///
 /// `P = I − U·Uᵀ` for the top `k` eigenvectors `U` of a Gram matrix
 /// (GNSP `src/models/finetune_gnsp.py:108-170, 429-448`, which forms the dense `P`; here only the
-/// factor `U`, or the free directions where these are cheaper, is kept). `P` is symmetric,
+/// factor `U` is stored, or the free directions if these are cheaper). `P` is symmetric,
 /// `P² = P`, and `P·G` is the part of the Gram matrix `G` that the rank rule left unprotected.
-/// A [soft](crate::Strength::Scaled) projection is `P = I − U·Λ·Uᵀ`: symmetric, with eigenvalues in
-/// `0..=1`, and not idempotent.
+/// A [scaled](crate::Strength::Scaled) projection is `P = I − U·Λ·Uᵀ`: symmetric, with eigenvalues
+/// in `0..=1`, and not idempotent.
 ///
-/// The parameter of a grouped convolution has a null space for every group; they are kept together.
-/// The factors are kept on the host and copied once to every device they are used on.
+/// A grouped convolution has one null space for each group, all stored in one value. The factors
+/// are stored on the host and copied once to each device that uses them.
+///
+/// # Example
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use gnsp_optimizer::{Gram, NullSpace, RankRule};
+///
+/// // The inputs vary mostly along the first feature.
+/// let gram = Gram::from_matrix(2, vec![100.0, 0.0, 0.0, 1.0])?;
+/// let space = NullSpace::from_gram(&gram, RankRule::TailShare(0.1))?;
+/// assert_eq!((space.rank(), space.free()), (1, 1));
+///
+/// let update = Tensor::<2>::ones([2, 3], &Device::default());
+/// let projected = space.project(update);
+/// assert!(space.residual_in_protected(projected) < 1e-6);
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 pub struct NullSpace {
     groups: usize,
     features: usize,
     ranks: Vec<usize>,
-    /// The known eigenvalues of every group, and the sum of all; nothing for stored directions.
+    /// The known eigenvalues of each group and the sum of all of them. `None` for stored
+    /// directions.
     spectra: Option<Vec<(Vec<f64>, f64)>>,
     form: Form,
-    /// The factor of the projector.
+    /// Scalar factor of the projector.
     scale: f64,
+    /// Copies of the tensors of `form` on the devices that have used them.
     on_device: Mutex<Vec<(Device, Vec<Tensor<3>>)>>,
 }
 
@@ -74,11 +95,13 @@ impl fmt::Debug for NullSpace {
 }
 
 impl NullSpace {
-    /// Computes the hard null space of a Gram matrix; `rule` says how much of it is protected.
+    /// Computes the null space of a Gram matrix with hard protection. `rule` chooses the number of
+    /// protected directions.
     ///
     /// # Errors
     ///
-    /// A rule that does not fit the matrix, or eigenvalues that did not converge.
+    /// Returns an error if the parameter of the rule is out of range for the matrix, or if the
+    /// eigensolver did not converge.
     pub fn from_gram(gram: &Gram, rule: RankRule) -> Result<Self, GnspError> {
         let policy = Policy {
             rank: rule,
@@ -87,14 +110,15 @@ impl NullSpace {
         Self::build(gram, &policy, None)
     }
 
-    /// Computes the null space of a Gram matrix by the rank rule, the strength, the solver and the
-    /// normalisation of a policy. `device` is where [`Solver::Device`](crate::Solver::Device)
-    /// works; the other solvers run on the host.
+    /// Computes the null space of a Gram matrix with the rank rule, strength, solver and projector
+    /// normalization of a policy.
+    ///
+    /// [`Solver::Device`](crate::Solver::Device) runs on `device`, the other solvers on the host.
     ///
     /// # Errors
     ///
-    /// A rule or a strength that does not fit, eigenvalues that did not converge, or a device that
-    /// cannot be read.
+    /// Returns an error if the rank rule or the strength is out of range, if the eigensolver did
+    /// not converge, or if the device cannot be read.
     pub fn from_policy(gram: &Gram, policy: &Policy, device: &Device) -> Result<Self, GnspError> {
         Self::build(gram, policy, Some(device))
     }
@@ -104,52 +128,54 @@ impl NullSpace {
         if gram.is_diagonal() {
             return Self::from_diagonal(gram, policy);
         }
-        let found = (0..gram.groups())
+        let eigenpairs = (0..gram.groups())
             .map(|group| solver::solve(gram, group, policy.rank, policy.solver, device))
             .collect::<Result<Vec<_>, _>>()?;
-        let ranks: Vec<usize> = found.iter().map(|leading| leading.rank).collect();
-        let (n, most) = (gram.features(), ranks.iter().copied().max().unwrap_or(0));
-        let strengths = found.iter().map(|leading| {
+        let ranks: Vec<usize> = eigenpairs.iter().map(|leading| leading.rank).collect();
+        let (n, max_rank) = (gram.features(), ranks.iter().copied().max().unwrap_or(0));
+        let strengths = eigenpairs.iter().map(|leading| {
             let shares = policy.strength.shares(&leading.values[..leading.rank])?;
             Some(shares.into_iter().map(|x| x as f32).collect())
         });
         let strengths: Option<Vec<Vec<f32>>> = strengths.collect();
+        // The cheapest representation to apply: every optimizer step uses it, the solver runs once
+        // per task.
         let form = if ranks.iter().all(|rank| *rank == 0) {
             Form::Identity
         } else if let Some(strengths) = strengths {
-            let protected = found.iter().map(|one| one.protected.as_slice());
-            if 2 * most > n {
-                Form::Dense(dense_soft(n, protected.zip(&strengths)))
+            let protected = eigenpairs.iter().map(|one| one.protected.as_slice());
+            if 2 * max_rank > n {
+                Form::Dense(dense_scaled(n, protected.zip(&strengths)))
             } else {
-                Form::Remove {
-                    columns: most,
-                    directions: padded(n, &ranks, most, protected),
-                    strengths: Some(strengths.iter().flat_map(|s| pad(s, most)).collect()),
+                Form::ProtectedBasis {
+                    columns: max_rank,
+                    directions: pad_columns(n, &ranks, max_rank, protected),
+                    strengths: Some(strengths.iter().flat_map(|s| pad(s, max_rank)).collect()),
                 }
             }
         } else if ranks.iter().all(|rank| *rank == n) {
             Form::Zero
-        } else if most as f64 >= KEEP_FROM * n as f64
-            && let Some(free) = found
+        } else if max_rank as f64 >= FREE_BASIS_MIN_SHARE * n as f64
+            && let Some(free) = eigenpairs
                 .iter()
                 .map(|one| one.free.as_deref())
                 .collect::<Option<Vec<_>>>()
         {
             let widths: Vec<usize> = ranks.iter().map(|rank| n - rank).collect();
             let columns = widths.iter().copied().max().unwrap_or(0);
-            Form::Keep {
+            Form::FreeBasis {
                 columns,
-                directions: padded(n, &widths, columns, free.into_iter()),
+                directions: pad_columns(n, &widths, columns, free.into_iter()),
             }
         } else {
-            let protected = found.iter().map(|one| one.protected.as_slice());
-            Form::Remove {
-                columns: most,
-                directions: padded(n, &ranks, most, protected),
+            let protected = eigenpairs.iter().map(|one| one.protected.as_slice());
+            Form::ProtectedBasis {
+                columns: max_rank,
+                directions: pad_columns(n, &ranks, max_rank, protected),
                 strengths: None,
             }
         };
-        let spectra = found
+        let spectra = eigenpairs
             .into_iter()
             .enumerate()
             .map(|(group, leading)| (leading.values, gram.trace(group)))
@@ -157,7 +183,7 @@ impl NullSpace {
         Ok(Self::new(n, ranks, Some(spectra), form).normalized(policy.normalize))
     }
 
-    /// The eigenvectors of a diagonal matrix are the rows themselves.
+    /// Computes the null space of a diagonal Gram matrix, whose eigenvectors are unit vectors.
     fn from_diagonal(gram: &Gram, policy: &Policy) -> Result<Self, GnspError> {
         let n = gram.features();
         let counts = gram.packed();
@@ -171,14 +197,15 @@ impl NullSpace {
             rows[*row] = shares.as_ref().map_or(0.0, |shares| 1.0 - shares[j] as f32);
         }
         let spectra = vec![(values, gram.trace(0))];
-        Ok(Self::new(n, vec![rank], Some(spectra), Form::Rows(rows)).normalized(policy.normalize))
+        Ok(
+            Self::new(n, vec![rank], Some(spectra), Form::Diagonal(rows))
+                .normalized(policy.normalize),
+        )
     }
 
-    /// The null space of stored orthonormal directions, all of them protected.
+    /// Creates the null space of stored orthonormal directions, all of them protected.
     ///
-    /// # Arguments
-    ///
-    /// - groups: for every group the `k · n` row-major entries of its `k` directions.
+    /// `groups` has the `k · n` row-major entries of the `k` directions of each group.
     pub(crate) fn from_directions(features: usize, groups: &[Vec<f32>]) -> Self {
         let ranks: Vec<usize> = groups.iter().map(|rows| rows.len() / features).collect();
         let most = ranks.iter().copied().max().unwrap_or(0);
@@ -195,7 +222,7 @@ impl NullSpace {
                     }
                 }
             }
-            Form::Remove {
+            Form::ProtectedBasis {
                 columns: most,
                 directions,
                 strengths: None,
@@ -221,7 +248,8 @@ impl NullSpace {
         }
     }
 
-    /// Divides the projector by its Frobenius norm, the root of the number of free directions.
+    /// Divides the projector by its Frobenius norm, the square root of the number of free
+    /// directions, if `normalize` is set.
     fn normalized(mut self, normalize: bool) -> Self {
         let free = self.free();
         if normalize && free > 0 {
@@ -230,43 +258,44 @@ impl NullSpace {
         self
     }
 
-    /// The number `n` of input features, of each group.
+    /// Returns the number `n` of input features per group.
     pub fn features(&self) -> usize {
         self.features
     }
 
-    /// The number of groups; 1 for anything but a grouped convolution.
+    /// Returns the number of groups, which is 1 except for grouped convolutions.
     pub fn groups(&self) -> usize {
         self.groups
     }
 
-    /// The number of directions there are: features times groups.
+    /// Returns the total number of directions: features times groups.
     pub fn dimensions(&self) -> usize {
         self.groups * self.features
     }
 
-    /// The number of protected directions, of all groups together.
+    /// Returns the number of protected directions, summed over groups.
     pub fn rank(&self) -> usize {
         self.ranks.iter().sum()
     }
 
-    /// The number of protected directions of each group.
+    /// Returns the number of protected directions of each group.
     pub fn ranks(&self) -> &[usize] {
         &self.ranks
     }
 
-    /// The number of directions left to learn in, of all groups together.
+    /// Returns the number of free directions, summed over groups.
     pub fn free(&self) -> usize {
         self.dimensions() - self.rank()
     }
 
-    /// The eigenvalues of the Gram matrix of a group that are known, in descending order: all of
-    /// them, or the protected ones where a partial solver found no more; empty for stored
-    /// directions.
+    /// Returns the known eigenvalues of a group's Gram matrix, in descending order.
+    ///
+    /// These are all eigenvalues, or only the protected ones after a partial decomposition. Empty
+    /// for stored directions.
     ///
     /// # Panics
     ///
-    /// When there is no such group.
+    /// Panics if there is no such group.
     pub fn spectrum(&self, group: usize) -> &[f64] {
         assert!(group < self.groups, "no group {group} of {}", self.groups);
         self.spectra
@@ -274,16 +303,18 @@ impl NullSpace {
             .map_or(&[], |spectra| &spectra[group].0)
     }
 
-    /// The share of the sum of all eigenvalues that is protected, in `0..=1`; 0 for a zero Gram
-    /// matrix, nothing for stored directions, which have no eigenvalues.
+    /// Returns the protected share of the sum of all eigenvalues, in `0..=1`.
+    ///
+    /// It is 0 for a zero Gram matrix, and `None` for stored directions, which have no
+    /// eigenvalues.
     pub fn protected_share(&self) -> Option<f64> {
         let spectra = self.spectra.as_ref()?;
         let total: f64 = spectra.iter().map(|(_, total)| total).sum();
         if total == 0.0 {
             return Some(0.0);
         }
-        let kept = spectra.iter().zip(&self.ranks);
-        let protected: f64 = kept
+        let groups = spectra.iter().zip(&self.ranks);
+        let protected: f64 = groups
             .map(|((values, _), k)| values[..*k].iter().sum::<f64>())
             .sum();
         Some((protected / total).min(1.0))
@@ -291,39 +322,43 @@ impl NullSpace {
 
     /// Projects every column of `x` onto the free directions: `P·x`.
     ///
-    /// With nothing protected this is `x`, with everything protected zeros. The result has the
-    /// device and the dtype of `x`; the arithmetic is in `f32`. What is left inside the protected
-    /// directions is below `1e-6` of the norm of the result, also where most of `x` lies inside
-    /// them, since `x − U(Uᵀx)` is applied twice.
+    /// The result has the device and the dtype of `x`; the arithmetic is in `f32`. The component
+    /// that remains in the protected directions is below `1e-6` of the norm of the result, even if
+    /// most of `x` lies in them, because `x − U(Uᵀx)` is applied twice.
     ///
     /// # Shapes
     ///
     /// - x: `[n, columns]`, a weight in Burn's layout `[in, out]`
-    /// - output: as `x`
+    /// - output: `[n, columns]`
     ///
     /// # Panics
     ///
-    /// When `x` does not have `n` rows, or when there are several groups.
+    /// Panics if `x` does not have `n` rows, or if there are several groups.
     pub fn project(&self, x: Tensor<2>) -> Tensor<2> {
         self.project_groups(x.unsqueeze()).squeeze_dim(0)
     }
 
-    /// As [`project`](Self::project), for the matrices of all groups.
+    /// Projects the matrices of all groups, like [`project`](Self::project).
     ///
     /// # Shapes
     ///
     /// - x: `[groups, n, columns]`
-    /// - output: as `x`
+    /// - output: `[groups, n, columns]`
     ///
     /// # Panics
     ///
-    /// When `x` has other groups or rows.
+    /// Panics if the number of groups or rows of `x` does not match.
     pub fn project_groups(&self, x: Tensor<3>) -> Tensor<3> {
         self.apply(x, true)
     }
 
-    /// Projects once: what is left inside the protected directions is below `1e-6` of `x`, and not
-    /// of the result.
+    /// Projects in a single pass. The component that remains in the protected directions is below
+    /// `1e-6` of the norm of `x`, not of the result.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[groups, n, columns]`
+    /// - output: `[groups, n, columns]`
     pub(crate) fn project_once(&self, x: Tensor<3>) -> Tensor<3> {
         self.apply(x, false)
     }
@@ -337,17 +372,17 @@ impl NullSpace {
             form => {
                 let x = x.cast(FloatDType::F32);
                 let result = match form {
-                    // One pass leaves rounding of the size of x; where x lies mostly inside U, that
-                    // is not small beside the result. The second pass removes it.
-                    Form::Remove {
+                    // One pass leaves rounding error proportional to x. If x lies mostly inside U,
+                    // that is large relative to the result. The second pass removes it.
+                    Form::ProtectedBasis {
                         strengths: None, ..
                     } if twice => {
                         let once = x.clone() - self.component(x);
                         once.clone() - self.component(once)
                     }
-                    Form::Remove { .. } => x.clone() - self.component(x),
-                    // The result is a combination of free directions whatever x is.
-                    Form::Keep { .. } => self.component(x),
+                    Form::ProtectedBasis { .. } => x.clone() - self.component(x),
+                    // One pass is enough: the result is always a combination of free directions.
+                    Form::FreeBasis { .. } => self.component(x),
                     Form::Dense(_) => self.tensor(&x.device(), 0).matmul(x),
                     _ => self.tensor(&x.device(), 0) * x,
                 };
@@ -360,10 +395,10 @@ impl NullSpace {
         result * self.scale
     }
 
-    /// The Frobenius norm of what a projection takes out of `x`, in `f32`: for a hard one the part
-    /// inside the protected directions, `‖Uᵀx‖`.
+    /// Returns the Frobenius norm of the part of `x` that the projection removes, in `f32`.
     ///
-    /// A diagnostic: it waits for the device.
+    /// With hard protection this is the component in the protected directions, `‖Uᵀx‖`. It is
+    /// meant for diagnostics, because it waits for the device.
     ///
     /// # Shapes
     ///
@@ -371,34 +406,39 @@ impl NullSpace {
     ///
     /// # Panics
     ///
-    /// When `x` does not have `n` rows, when there are several groups, or when the device cannot be
-    /// read.
+    /// Panics if `x` does not have `n` rows, if there are several groups, or if the device cannot
+    /// be read.
     pub fn residual_in_protected(&self, x: Tensor<2>) -> f32 {
         self.residual_of_groups(x.unsqueeze())
     }
 
-    /// As [`residual_in_protected`](Self::residual_in_protected), for the matrices of all groups.
+    /// Like [`residual_in_protected`](Self::residual_in_protected), for the matrices of all groups.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[groups, n, columns]`
     ///
     /// # Panics
     ///
-    /// When `x` has other groups or rows, or when the device cannot be read.
+    /// Panics if the number of groups or rows of `x` does not match, or if the device cannot be
+    /// read.
     pub fn residual_of_groups(&self, x: Tensor<3>) -> f32 {
         self.check(&x);
         let x = x.inner().cast(FloatDType::F32);
         let part = match self.form {
             Form::Identity => return 0.0,
             Form::Zero => x,
-            Form::Remove { .. } => self.component(x),
-            Form::Keep { .. } => x.clone() - self.component(x),
+            Form::ProtectedBasis { .. } => self.component(x),
+            Form::FreeBasis { .. } => x.clone() - self.component(x),
             Form::Dense(_) => x.clone() - self.tensor(&x.device(), 0).matmul(x),
-            Form::Rows(_) => x.clone() - self.tensor(&x.device(), 0) * x,
+            Form::Diagonal(_) => x.clone() - self.tensor(&x.device(), 0) * x,
         };
         part.square().sum().sqrt().into_scalar()
     }
 
-    /// The square of what [`residual_of_groups`](Self::residual_of_groups) measures, of one group,
-    /// in `f64` on the host.
-    pub(crate) fn taken_out(&self, group: usize, x: &Mat<f64>) -> f64 {
+    /// Returns the squared Frobenius norm of the part of `x` that the projection removes, for one
+    /// group, in `f64` on the host. `x` is `[n, columns]`.
+    pub(crate) fn removed_energy(&self, group: usize, x: &Mat<f64>) -> f64 {
         let n = self.features;
         let directions = |columns: usize, all: &[f32]| {
             Mat::from_fn(n, columns, |i, j| {
@@ -408,7 +448,7 @@ impl NullSpace {
         match &self.form {
             Form::Identity => 0.0,
             Form::Zero => x.squared_norm_l2(),
-            Form::Remove {
+            Form::ProtectedBasis {
                 columns,
                 directions: all,
                 strengths,
@@ -424,7 +464,7 @@ impl NullSpace {
                 }
                 inside.squared_norm_l2()
             }
-            Form::Keep {
+            Form::FreeBasis {
                 columns,
                 directions: all,
             } => {
@@ -432,15 +472,16 @@ impl NullSpace {
                 (x - &free * (free.transpose() * x)).squared_norm_l2()
             }
             Form::Dense(entries) => (x - directions(n, entries) * x).squared_norm_l2(),
-            Form::Rows(rows) => (0..n)
+            Form::Diagonal(rows) => (0..n)
                 .map(|i| (1.0 - f64::from(rows[i])).powi(2) * x.row(i).squared_norm_l2())
                 .sum(),
         }
     }
 
-    /// The dense projector `P`, row-major `[n, n]` for every group, computed on the host in `f64`.
+    /// Returns the dense projector `P`, a row-major `[n, n]` matrix for each group, computed on the
+    /// host in `f64`.
     ///
-    /// For inspection of small layers; [`project`](Self::project) never forms it.
+    /// It is meant for the inspection of small layers. [`project`](Self::project) never forms it.
     pub fn dense(&self) -> Vec<f32> {
         let n = self.features;
         let mut dense = vec![0.0; self.groups * n * n];
@@ -458,17 +499,17 @@ impl NullSpace {
                     let entry = match &self.form {
                         Form::Identity => identity,
                         Form::Zero => 0.0,
-                        Form::Remove {
+                        Form::ProtectedBasis {
                             columns,
                             directions,
                             strengths,
                         } => identity - product(*columns, directions, strengths.as_deref()),
-                        Form::Keep {
+                        Form::FreeBasis {
                             columns,
                             directions,
                         } => product(*columns, directions, None),
                         Form::Dense(entries) => f64::from(entries[(group * n + row) * n + column]),
-                        Form::Rows(rows) => identity * f64::from(rows[row]),
+                        Form::Diagonal(rows) => identity * f64::from(rows[row]),
                     };
                     matrix[row * n + column] = (self.scale * entry) as f32;
                 }
@@ -477,6 +518,7 @@ impl NullSpace {
         dense
     }
 
+    /// Panics if the groups and rows of `x` do not match.
     fn check(&self, x: &Tensor<3>) {
         let [groups, rows, columns] = x.dims();
         assert!(
@@ -488,12 +530,12 @@ impl NullSpace {
         );
     }
 
-    /// `F·(w ∘ (Fᵀ·x))` for the kept directions `F` and their strengths.
+    /// Computes `F·(w ∘ (Fᵀ·x))` for the stored directions `F` and their strengths `w`.
     fn component(&self, x: Tensor<3>) -> Tensor<3> {
         let device = x.device();
         let factor = self.tensor(&device, 0);
         let mut inside = factor.clone().swap_dims(1, 2).matmul(x);
-        if let Form::Remove {
+        if let Form::ProtectedBasis {
             strengths: Some(_), ..
         } = self.form
         {
@@ -502,10 +544,10 @@ impl NullSpace {
         factor.matmul(inside)
     }
 
-    /// A tensor of the form on a device, copied there on first use.
+    /// Returns a tensor of the stored form on a device, copied there on first use.
     fn tensor(&self, device: &Device, index: usize) -> Tensor<3> {
         let device = device.clone().inner();
-        // A panic of another thread cannot leave the list half written.
+        // A poisoned lock is safe to use: a panic cannot leave an entry incomplete.
         let mut known = self
             .on_device
             .lock()
@@ -519,8 +561,8 @@ impl NullSpace {
         };
         let n = self.features;
         let tensors = match &self.form {
-            Form::Identity | Form::Zero => unreachable!("they need no tensor"),
-            Form::Remove {
+            Form::Identity | Form::Zero => unreachable!("these forms have no tensor"),
+            Form::ProtectedBasis {
                 columns,
                 directions,
                 strengths,
@@ -529,12 +571,12 @@ impl NullSpace {
                 tensors.extend(strengths.iter().map(|s| upload(s, *columns, 1)));
                 tensors
             }
-            Form::Keep {
+            Form::FreeBasis {
                 columns,
                 directions,
             } => vec![upload(directions, n, *columns)],
             Form::Dense(entries) => vec![upload(entries, n, n)],
-            Form::Rows(rows) => vec![upload(rows, n, 1)],
+            Form::Diagonal(rows) => vec![upload(rows, n, 1)],
         };
         let tensor = tensors[index].clone();
         known.push((device, tensors));
@@ -542,8 +584,9 @@ impl NullSpace {
     }
 }
 
-/// The row-major `[n, widths[g]]` matrices of all groups, made as wide as the widest with zeros.
-fn padded<'a>(
+/// Concatenates the row-major `[n, widths[g]]` matrices of all groups, each padded with zero
+/// columns to `[n, widest]`.
+fn pad_columns<'a>(
     n: usize,
     widths: &[usize],
     widest: usize,
@@ -558,13 +601,14 @@ fn padded<'a>(
     all
 }
 
+/// Pads a row with zeros.
 fn pad(values: &[f32], length: usize) -> impl Iterator<Item = f32> + '_ {
     let zeros = std::iter::repeat_n(0.0, length - values.len());
     values.iter().copied().chain(zeros)
 }
 
-/// `I − U·Λ·Uᵀ` of every group, in `f64` until the end.
-fn dense_soft<'a>(n: usize, groups: impl Iterator<Item = (&'a [f32], &'a Vec<f32>)>) -> Vec<f32> {
+/// Computes the dense `I − U·Λ·Uᵀ` of every group, in `f64` before the final rounding.
+fn dense_scaled<'a>(n: usize, groups: impl Iterator<Item = (&'a [f32], &'a Vec<f32>)>) -> Vec<f32> {
     let mut all = Vec::new();
     for (directions, strengths) in groups {
         let k = strengths.len();
@@ -747,13 +791,13 @@ mod tests {
                 let name = format!("{name}, {rule:?}, rank {}", space.rank());
                 assert!(space.spectrum(0).is_sorted_by(|a, b| a >= b), "{name}");
                 let p = space.project(eye(n));
-                // P is symmetric and the same as the dense one, and applying it twice is once.
+                // P is symmetric and idempotent, and equals the dense one.
                 let dense = space.dense();
                 assert_close_named(&values(p.clone()), &dense, 2e-6, &name);
                 let transposed = values(p.clone().transpose());
                 assert_close_named(&values(p.clone()), &transposed, 2e-6, &name);
                 assert_close_named(&values(space.project(p)), &dense, 2e-6, &name);
-                // It only shortens, and what it leaves lies outside the protected directions.
+                // P is a contraction, and its image is orthogonal to the protected directions.
                 let x = random(n, 3, 1.0, 9);
                 let projected = space.project(x.clone());
                 assert!(norm(&projected) <= norm(&x) * 1.000_01, "{name}");
@@ -764,7 +808,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_the_gram_is_the_unprotected_tail() {
+    fn the_projected_gram_is_the_unprotected_tail() {
         for (name, gram) in spectra() {
             let n = gram.features();
             let space = NullSpace::from_gram(&gram, RankRule::TailShare(0.05)).unwrap();
@@ -782,7 +826,7 @@ mod tests {
     }
 
     #[test]
-    fn the_leak_stays_small_where_nearly_all_lies_inside_the_protected_directions() {
+    fn the_leak_stays_small_for_inputs_mostly_in_protected_directions() {
         for (n, k) in [(64, 8), (768, 77), (768, 250), (768, 300)] {
             let gram = gram_of(random(k, n, 1.0, 5));
             let space = NullSpace::from_gram(&gram, RankRule::FixedRank(k)).unwrap();
@@ -790,14 +834,14 @@ mod tests {
             let inside = inside.clone() - space.project(inside);
             let x = inside + random(n, 16, 1e-3, 7);
             let relative = |y: Tensor<2>| space.residual_in_protected(y.clone()) / norm(&y);
-            if let Form::Remove { .. } = space.form {
-                // One pass is not enough, which is why `project` makes two.
+            if let Form::ProtectedBasis { .. } = space.form {
+                // One pass is not enough, hence the two of `project`.
                 let once = space.project_once(x.clone().unsqueeze()).squeeze_dim(0);
                 assert!(relative(once) > 2e-6, "{n} {k}");
             } else {
                 assert_eq!(
                     k, 300,
-                    "above a third of the features the free ones are kept"
+                    "from a third of the features on the free basis is stored"
                 );
             }
             let twice = relative(space.project(x));
@@ -806,10 +850,10 @@ mod tests {
     }
 
     #[test]
-    fn a_soft_projector_takes_out_less_of_weaker_directions() {
+    fn a_scaled_projector_removes_less_of_weaker_directions() {
         // Standard deviations 4, 2, 1 of three features.
         let gram = Gram::from_matrix(3, vec![16., 0., 0., 0., 4., 0., 0., 0., 1.]).unwrap();
-        for (rank, solver_form) in [(1, "removes"), (3, "is dense")] {
+        for (rank, form_name) in [(1, "protected basis"), (3, "dense")] {
             let policy = Policy {
                 rank: RankRule::FixedRank(rank),
                 strength: Strength::Scaled(10.0),
@@ -825,13 +869,37 @@ mod tests {
                 }
             };
             let expected = [kept(0), 0., 0., 0., kept(1), 0., 0., 0., kept(2)];
-            assert_close_named(&values(space.project(eye(3))), &expected, 1e-6, solver_form);
-            assert_close_named(&space.dense(), &expected, 1e-6, solver_form);
+            assert_close_named(&values(space.project(eye(3))), &expected, 1e-6, form_name);
+            assert_close_named(&space.dense(), &expected, 1e-6, form_name);
         }
     }
 
+    /// A convolution with a group that saw only zeros, which protects nothing there.
     #[test]
-    fn groups_have_projectors_of_their_own() {
+    fn a_group_of_rank_zero_leaves_the_strength_of_the_others() {
+        let scaled = [16., 0., 0., 0., 4., 0., 0., 0., 1.];
+        let both: Vec<f32> = scaled.into_iter().chain([0.0; 9]).collect();
+        let policy = Policy {
+            rank: RankRule::TailShare(0.5),
+            strength: Strength::Scaled(10.0),
+            ..Policy::default()
+        };
+        let alone = Gram::from_matrix(3, scaled.to_vec()).unwrap();
+        let alone = NullSpace::from_policy(&alone, &policy, &device()).unwrap();
+        let gram = Gram::from_groups(2, 3, &both).unwrap();
+        let space = NullSpace::from_policy(&gram, &policy, &device()).unwrap();
+        assert_eq!(space.ranks(), [alone.rank(), 0]);
+        let x = random(6, 2, 1.0, 3).reshape([2, 3, 2]);
+        let projected = space.project_groups(x.clone());
+        let expected = alone.project(x.clone().narrow(0, 0, 1).squeeze_dim(0));
+        let found = projected.clone().narrow(0, 0, 1);
+        assert_close(&values(found), &values(expected), 1e-6);
+        let unchanged = x.narrow(0, 1, 1);
+        assert_close(&values(projected.narrow(0, 1, 1)), &values(unchanged), 1e-6);
+    }
+
+    #[test]
+    fn each_group_has_its_own_projector() {
         let (a, b) = (random_gram(3, 9, 1), random_gram(20, 9, 2));
         let both: Vec<f32> = a.dense().into_iter().chain(b.dense()).collect();
         let gram = Gram::from_groups(2, 9, &both).unwrap();
@@ -852,7 +920,7 @@ mod tests {
     }
 
     #[test]
-    fn one_hot_inputs_have_a_projector_of_rows() {
+    fn one_hot_inputs_have_a_diagonal_projector() {
         let gram = Gram::from_diagonal(vec![1.0, 0.0, 6.0, 3.0]).unwrap();
         let space = NullSpace::from_gram(&gram, RankRule::TailShare(0.2)).unwrap();
         assert_eq!((space.rank(), space.free()), (2, 2));

@@ -1,29 +1,50 @@
-//! Patches: the inputs of a convolution's filters as rows (`im2col`).
+//! Patch extraction (`im2col`): the receptive fields of a convolution as rows.
 
 use burn::nn::conv::{Conv1d, Conv2d};
 use burn::nn::{PaddingConfig1d, PaddingConfig2d};
 use burn::tensor::{Tensor, ops::PadMode, s};
 
-/// The geometry of a convolution's patches.
+/// Geometry of the patches (receptive fields) of a convolution.
+///
+/// [`Recorder::conv2d`](crate::Recorder::conv2d) and
+/// [`Recorder::conv1d`](crate::Recorder::conv1d) take it, or a Burn layer, which converts to it.
+///
+/// # Example
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use gnsp_optimizer::{Padding, Patches};
+///
+/// let patches = Patches {
+///     kernel: [3, 3],
+///     stride: [2, 2],
+///     dilation: [1, 1],
+///     padding: Padding::Explicit([[1, 1], [1, 1]]),
+///     groups: 1,
+/// };
+/// let x = Tensor::<4>::zeros([2, 4, 8, 8], &Device::default());
+/// // 2 images with 4 × 4 positions; 4 channels with 3 × 3 entries.
+/// assert_eq!(patches.rows(x).dims(), [1, 32, 36]);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patches {
     /// Height and width of the kernel.
     pub kernel: [usize; 2],
-    /// Step from one patch to the next.
+    /// Vertical and horizontal distance between adjacent patches.
     pub stride: [usize; 2],
-    /// Step from one entry of a patch to the next.
+    /// Vertical and horizontal distance between adjacent entries of a patch.
     pub dilation: [usize; 2],
-    /// Zeros around the input.
+    /// Zero padding of the input.
     pub padding: Padding,
-    /// Groups of channels.
+    /// Number of channel groups.
     pub groups: usize,
 }
 
-/// Zeros around the input of a convolution.
+/// Zero padding of the input of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Padding {
-    /// As many as make the output as large as the input divided by the stride, the odd one at the
-    /// end; as Burn's `Same`.
+    /// Pads such that the output size is the input size divided by the stride, rounded up, like
+    /// Burn's `Same`. If the padding is odd, the larger half is at the end.
     Same,
     /// `[[top, bottom], [left, right]]`.
     Explicit([[usize; 2]; 2]),
@@ -47,7 +68,7 @@ impl From<&Conv2d> for Patches {
     }
 }
 
-/// The signal is a picture of height one.
+/// Treats the signal as an image of height 1.
 impl From<&Conv1d> for Patches {
     fn from(layer: &Conv1d) -> Self {
         Self {
@@ -67,31 +88,40 @@ impl From<&Conv1d> for Patches {
 }
 
 impl Patches {
-    /// The features of a group for an input of this many channels.
+    /// Returns the number of features per group for an input with this number of channels.
     pub fn features(&self, channels: usize) -> usize {
         channels / self.groups.max(1) * self.kernel[0] * self.kernel[1]
     }
 
-    /// Reads an input as rows, one for each position of the filters.
+    /// Extracts one row for each position of the filters.
+    ///
+    /// The entries of a row have the order of a flattened filter. An input smaller than the kernel
+    /// has no rows.
     ///
     /// # Shapes
     ///
     /// - x: `[N, channels, height, width]`
-    /// - output: `[groups, N · out_height · out_width, channels / groups · kernel]`, the entries of
-    ///   a row in the order of a filter; no rows where the input is smaller than the kernel
+    /// - output: `[groups, N · out_height · out_width, channels / groups · kernel]`
+    ///
+    /// # Panics
+    ///
+    /// Panics if the number of channels is not a multiple of the number of groups.
     pub fn rows(&self, x: Tensor<4>) -> Tensor<3> {
         let x = self.pad(x.inner());
         let [count, channels, height, width] = x.dims();
         let [kernel_height, kernel_width] = self.kernel;
         let outputs = |axis: usize, size: usize| {
-            let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
-            (size + 1).saturating_sub(reach).div_ceil(self.stride[axis])
+            let extent = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
+            (size + 1)
+                .saturating_sub(extent)
+                .div_ceil(self.stride[axis])
         };
         let (rows, columns) = (outputs(0, height), outputs(1, width));
         let (groups, entries) = (self.groups, self.features(channels));
         if rows * columns * count == 0 {
             return Tensor::zeros([groups, 0, entries], &x.device());
         }
+        // One strided slice for each kernel entry: all inputs that this entry is multiplied with.
         let mut shifted = Vec::with_capacity(kernel_height * kernel_width);
         for ky in 0..kernel_height {
             for kx in 0..kernel_width {
@@ -120,7 +150,7 @@ impl Patches {
         let [_, _, height, width] = x.dims();
         let pairs = match self.padding {
             Padding::Explicit(pairs) => pairs,
-            // As Burn does it, which leaves dilation out.
+            // Like Burn, which ignores the dilation here.
             Padding::Same => [(0, height), (1, width)].map(|(axis, size): (usize, usize)| {
                 let last = size.div_ceil(self.stride[axis]).saturating_sub(1);
                 let needed = last * self.stride[axis] + self.kernel[axis];
@@ -143,22 +173,22 @@ mod tests {
     use crate::test_utils::*;
     use burn::nn::conv::{Conv1dConfig, Conv2dConfig};
 
-    /// The rows times the filters are the convolution.
+    /// Asserts that the product of rows and filters is the convolution.
     fn assert_convolves(layer: &Conv2d, x: Tensor<4>) {
         let layout = Layout::InputsLast {
             groups: layer.groups,
         };
         let rows = Patches::from(layer).rows(x.clone());
-        let answers = rows.matmul(layout.split(layer.weight.val()));
+        let products = rows.matmul(layout.split(layer.weight.val()));
         let expected = layer.forward(x);
         let [count, filters, height, width] = expected.dims();
         let groups = layer.groups;
-        let answers = answers
+        let products = products
             .reshape([groups, count, height, width, filters / groups])
             .permute([1, 0, 4, 2, 3])
             .reshape([count, filters, height, width]);
         assert_close_named(
-            &values(answers),
+            &values(products),
             &values(expected),
             1e-4,
             &format!("{layer:?}"),
@@ -166,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn patches_times_filters_are_the_convolution() {
+    fn the_product_of_patches_and_filters_is_the_convolution() {
         let x = random(2 * 4 * 7, 6, 1.0, 1).reshape([2, 4, 7, 6]);
         let base = Conv2dConfig::new([4, 6], [3, 2]).with_bias(false);
         for config in [
@@ -190,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_pictures_of_height_one() {
+    fn signals_are_images_of_height_one() {
         let layer = Conv1dConfig::new(4, 6, 3)
             .with_stride(2)
             .with_groups(2)
@@ -200,14 +230,14 @@ mod tests {
         let x = random(3 * 4, 9, 1.0, 2).reshape([3, 4, 9]);
         let rows = Patches::from(&layer).rows(x.clone().unsqueeze_dim(2));
         let layout = Layout::InputsLast { groups: 2 };
-        let answers = rows.matmul(layout.split(layer.weight.val()));
+        let products = rows.matmul(layout.split(layer.weight.val()));
         let expected = layer.forward(x);
         let [count, filters, length] = expected.dims();
-        let answers = answers
+        let products = products
             .reshape([2, count, length, filters / 2])
             .permute([1, 0, 3, 2])
             .reshape([count, filters, length]);
-        assert_close(&values(answers), &values(expected), 1e-4);
+        assert_close(&values(products), &values(expected), 1e-4);
     }
 
     #[test]

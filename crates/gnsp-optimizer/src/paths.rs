@@ -1,4 +1,4 @@
-//! The float parameters of a module, by path.
+//! Paths, ids and shapes of a module's float parameters.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 
 use crate::{GnspError, Layout};
 
-/// The number of similar paths that an error names.
+/// Number of similar paths in an error about an unknown one.
 const SUGGESTIONS: usize = 3;
 
 /// Ids and shapes of a module's float parameters, by path.
@@ -17,6 +17,7 @@ pub(crate) struct ModulePaths {
 }
 
 impl ModulePaths {
+    /// Collects the float parameters of a module.
     pub fn of<M: Module>(module: &M) -> Self {
         let mut visitor = Visitor::default();
         module.visit(&mut visitor);
@@ -25,7 +26,7 @@ impl ModulePaths {
         }
     }
 
-    /// Parameters of these shapes, whose ids are arbitrary.
+    /// Creates parameters of these shapes with new ids.
     #[cfg(test)]
     pub fn of_shapes(shapes: &[(&str, &[usize])]) -> Self {
         let found = shapes
@@ -36,7 +37,7 @@ impl ModulePaths {
         }
     }
 
-    /// The path of the parameter with this id.
+    /// Returns the path of the parameter with this id.
     pub fn path(&self, id: ParamId) -> Option<&str> {
         let mut found = self.found.iter();
         found
@@ -44,11 +45,11 @@ impl ModulePaths {
             .map(|(path, _)| path.as_str())
     }
 
-    /// Those that `group` matches.
+    /// Keeps the parameters that match `group`.
     ///
     /// # Errors
     ///
-    /// A group that matches none.
+    /// [`GnspError::EmptyGroup`] if none matches.
     pub fn only(mut self, group: &ParamGroup) -> Result<Self, GnspError> {
         self.found
             .retain(|path, (id, _)| group.matches(id, Some(path)));
@@ -62,7 +63,7 @@ impl ModulePaths {
         self.found.contains_key(path)
     }
 
-    /// Checks that the parameter at `path` has inputs of so many groups and features.
+    /// Checks that the parameter at `path` exists and has this number of groups and features.
     pub fn check(
         &self,
         path: &str,
@@ -87,12 +88,12 @@ impl ModulePaths {
         Ok(())
     }
 
-    /// The paths most like a text, the nearest first.
-    fn nearest(&self, text: &str) -> Vec<String> {
+    /// Returns the paths with the smallest edit distance from `unknown`, nearest first.
+    fn nearest(&self, unknown: &str) -> Vec<String> {
         let mut ranked: Vec<(usize, &String)> = self
             .found
             .keys()
-            .map(|path| (strsim::levenshtein(text, path), path))
+            .map(|path| (strsim::levenshtein(unknown, path), path))
             .collect();
         ranked.sort();
         let nearest = ranked.into_iter().take(SUGGESTIONS);
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_keeps_what_it_matches_and_is_refused_when_that_is_nothing() {
+    fn a_group_selects_parameters_and_must_match_one() {
         let net = net();
         let paths = ModulePaths::of(&net);
         assert_eq!(paths.path(net.head.weight.id), Some("head.weight"));
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_paths_are_answered_with_similar_ones() {
+    fn an_error_about_an_unknown_path_names_similar_ones() {
         let paths = ModulePaths::of(&net());
         let layout = Layout::InputsFirst;
         paths.check("layers.0.weight", layout, (1, 3)).unwrap();

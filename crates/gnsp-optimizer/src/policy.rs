@@ -1,10 +1,10 @@
-//! The choices of a null-space method.
+//! Policies: the settings of a null-space projection method.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{GnspError, GramNormalization, History, RankRule, Site, Solver, Strength};
 
-/// The choices of a null-space method. The published ones are presets.
+/// Settings of a null-space projection method, with the published methods as presets.
 ///
 /// # Example
 ///
@@ -16,12 +16,12 @@ use crate::{GnspError, GramNormalization, History, RankRule, Site, Solver, Stren
 /// # Ok::<(), gnsp_optimizer::GnspError>(())
 /// ```
 ///
-/// | preset | site | protected | history | batches, tasks |
+/// | preset | site | rank rule | history | Gram normalization |
 /// |---|---|---|---|---|
-/// | [`gnsp`](Self::gnsp) | gradient | tail share 0.15 | sum | each divided by its norm |
-/// | [`gnsp_update`](Self::gnsp_update), the default | update | tail share 0.15 | sum | each divided by its norm |
-/// | [`gpm`](Self::gpm) | gradient | explained energy 0.97 | growing basis | as they are |
-/// | [`adam_nscl`](Self::adam_nscl) | update | all above 10 × the smallest | sum | as they are |
+/// | [`gnsp`](Self::gnsp) | gradient | tail share 0.15 | sum | per batch and task |
+/// | [`gnsp_update`](Self::gnsp_update) (default) | update | tail share 0.15 | sum | per batch and task |
+/// | [`gpm`](Self::gpm) | gradient | explained energy 0.97 | growing basis | none |
+/// | [`adam_nscl`](Self::adam_nscl) | update | all above 10 × the smallest | sum | none |
 /// | [`ogd`](Self::ogd) | gradient | all stored gradients | (gradients) | – |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -29,17 +29,17 @@ use crate::{GnspError, GramNormalization, History, RankRule, Site, Solver, Stren
 pub struct Policy {
     /// The tensor that is projected: the gradient or the update.
     pub site: Site,
-    /// The number of protected directions.
+    /// The rule for the number of protected directions.
     pub rank: RankRule,
     /// The strength of their protection.
     pub strength: Strength,
-    /// The way tasks are joined.
+    /// The rule that combines the Gram matrices of successive tasks.
     pub history: History,
-    /// Division of second moments by their norms.
+    /// Normalization of Gram matrices by their Frobenius norms.
     pub normalization: GramNormalization,
-    /// Division of the projector by its Frobenius norm, the root of the number of free
-    /// directions, so that updates shrink with what is left free. The published code of Adam-NSCL
-    /// does this (`optim/adam_svd.py`, `get_transforms`); its paper does not.
+    /// Divides the projector by its Frobenius norm, the square root of the number of free
+    /// directions. The published code of Adam-NSCL does this (`optim/adam_svd.py`,
+    /// `get_transforms`); its paper does not.
     pub normalize: bool,
     /// The eigenvalue solver.
     pub solver: Solver,
@@ -64,13 +64,13 @@ impl Policy {
         self
     }
 
-    /// Sets the way tasks are joined.
+    /// Sets the rule that combines the Gram matrices of successive tasks.
     pub fn with_history(mut self, history: History) -> Self {
         self.history = history;
         self
     }
 
-    /// Sets the division of second moments by their norms.
+    /// Sets the normalization of Gram matrices.
     pub fn with_normalization(mut self, normalization: GramNormalization) -> Self {
         self.normalization = normalization;
         self
@@ -88,12 +88,15 @@ impl Policy {
         self
     }
 
-    /// Checks everything that does not depend on a model, so that a mistake in a configuration is
-    /// found before the first task is trained and not after it.
+    /// Validates the settings that do not depend on a model.
+    ///
+    /// Call it before training, because the first projection is computed only after a task.
     ///
     /// # Errors
     ///
-    /// The first choice that is out of range.
+    /// Returns the first setting that is out of range, and
+    /// [`BasisRule`](GnspError::BasisRule) for [`History::Basis`] with
+    /// [`RankRule::RatioToSmallest`].
     pub fn check(&self) -> Result<(), GnspError> {
         self.rank.check(usize::MAX)?;
         self.strength.check()?;
@@ -108,7 +111,7 @@ impl Policy {
         }
     }
 
-    /// GNSP as published: the gradient is projected before the optimizer sees it (arXiv 2507.19839;
+    /// GNSP as published: projects the gradient before the optimizer's step (arXiv 2507.19839;
     /// GNSP `configs/mtil_order_I.json`, `src/models/finetune_gnsp.py:108-170`).
     pub fn gnsp() -> Self {
         Self {
@@ -122,7 +125,7 @@ impl Policy {
         }
     }
 
-    /// GNSP with the update projected, which keeps the promise for every optimizer.
+    /// GNSP with the update projected, which keeps the step in the null space for every optimizer.
     pub fn gnsp_update() -> Self {
         Self {
             site: Site::Update,
@@ -130,10 +133,12 @@ impl Policy {
         }
     }
 
-    /// Gradient Projection Memory: a basis that grows by what explains the share `rank` of a new
-    /// task's inputs together with the basis so far (Saha, Garg and Roy 2021, arXiv 2103.09762).
-    /// Its experiments train with SGD, from a share of 0.97 on CIFAR-100 and 0.95 to 0.99 by layer
-    /// on permuted MNIST.
+    /// Gradient Projection Memory: a growing basis of protected directions (Saha, Garg and Roy
+    /// 2021, arXiv 2103.09762).
+    ///
+    /// Each task adds directions until the basis explains the share `rank` of the task's inputs.
+    /// The paper trains with SGD, starting from a share of 0.97 on CIFAR-100 and 0.95 to 0.99,
+    /// depending on the layer, on permuted MNIST.
     pub fn gpm() -> Self {
         Self {
             site: Site::Gradient,
@@ -144,10 +149,11 @@ impl Policy {
         }
     }
 
-    /// Adam-NSCL: the update of Adam is projected onto the directions whose covariance is at most
-    /// 10 times the smallest (Wang et al. 2021, CVPR; code ShipengWang/Adam-NSCL, `svd_thres` 10
-    /// for ten tasks of CIFAR-100 and 30 for twenty). Here every row counts, where that code
-    /// averages the inputs of a batch first.
+    /// Adam-NSCL: projects the update of Adam onto the directions whose eigenvalue is at most 10
+    /// times the smallest (Wang et al. 2021, CVPR; code ShipengWang/Adam-NSCL, `svd_thres` 10
+    /// for ten tasks of CIFAR-100 and 30 for twenty).
+    ///
+    /// Here every row is counted; that code first averages the inputs of a batch.
     pub fn adam_nscl() -> Self {
         Self {
             site: Site::Update,
@@ -158,10 +164,12 @@ impl Policy {
         }
     }
 
-    /// Orthogonal Gradient Descent: what is stored are gradients of the model's outputs
-    /// ([`Memory::absorb_gradients`](crate::Memory::absorb_gradients)), and a step is orthogonal to
-    /// all of them (Farajtabar et al. 2020, arXiv 1910.07104). Here it is so for every parameter by
-    /// itself, which is stricter than for all parameters together.
+    /// Orthogonal Gradient Descent: keeps steps orthogonal to stored gradients of the model's
+    /// outputs (Farajtabar et al. 2020, arXiv 1910.07104).
+    ///
+    /// Store them with [`Memory::absorb_gradients`](crate::Memory::absorb_gradients). Each
+    /// parameter is orthogonal to its own gradients, which is stricter than orthogonality of all
+    /// parameters together.
     pub fn ogd() -> Self {
         Self {
             site: Site::Gradient,
@@ -181,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn choices_out_of_range_are_found_before_a_model_is_there() {
+    fn settings_out_of_range_are_refused_without_a_model() {
         for preset in [
             Policy::gnsp(),
             Policy::gnsp_update(),
@@ -210,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_file_says_what_differs_from_the_default() {
+    fn a_configuration_file_overrides_the_defaults() {
         let text = r#"{"site":"gradient","rank":{"explained-energy":0.99},"history":"basis"}"#;
         let policy: Policy = serde_json::from_str(text).unwrap();
         let expected = Policy {

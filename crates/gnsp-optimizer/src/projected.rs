@@ -1,4 +1,4 @@
-//! Projected optimizers: steps that stay in the null space of the recorded inputs.
+//! Null-space projection of an optimizer's gradients or updates.
 
 use std::sync::Arc;
 
@@ -8,41 +8,75 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Layout, NullSpace};
 
-/// The place of the projection within a step.
+/// Tensor that is projected in an optimizer step: the gradient or the update.
+///
+/// # Example
+///
+/// ```
+/// use gnsp_optimizer::{Policy, Site};
+///
+/// assert_eq!(Policy::default().site, Site::Update);
+/// let as_published = Policy::default().with_site(Site::Gradient);
+/// assert_eq!(as_published, Policy::gnsp());
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Site {
-    /// `"gradient"`: the gradient, before the inner optimizer sees it. The published GNSP code
-    /// does this (GNSP `src/models/finetune_gnsp.py:429-450`). Only an optimizer linear in the
-    /// gradient keeps the step in the null space then: the element-wise division of Adam and the
-    /// signs of Lion mix the coordinates, and weight decay adds a multiple of the weight.
+    /// `"gradient"`: projects the gradient before the inner optimizer's step, as the published GNSP
+    /// code does (GNSP `src/models/finetune_gnsp.py:429-450`).
+    ///
+    /// The step then stays in the null space only for optimizers that are linear in the gradient.
+    /// The element-wise division of Adam and the signs of Lion mix the coordinates, and weight
+    /// decay adds a multiple of the weight.
     Gradient,
-    /// `"update"`: the change of the weight, after everything the inner optimizer does. The step
-    /// is in the null space whatever the inner optimizer is.
+    /// `"update"`: projects the change of the weight after the inner optimizer's step. The step is
+    /// in the null space for every inner optimizer.
     #[default]
     Update,
 }
 
-/// Wraps an optimizer so that its steps on one parameter stay in a null space.
+/// Optimizer of one parameter whose steps are projected onto a null space.
 ///
-/// The parameter is read as matrices of input features by its [`Layout`]. With inputs `x`
-/// recorded in the Gram matrix, a step `Δ = P·Δ` changes the outputs by `x·Δ ≈ 0`.
+/// [`Protection::wrap`](crate::Protection::wrap) creates one for each protected parameter of a
+/// module. The [`Layout`] of the parameter defines its input features. For inputs `x` recorded in
+/// the Gram matrix, a step `Δ = P·Δ` changes the outputs by `x·Δ ≈ 0`.
 ///
-/// The state is the inner optimizer's, so checkpoints of the two are interchangeable.
+/// The state is that of the inner optimizer, so their checkpoints are interchangeable.
 ///
-/// # How exact it is
+/// # Accuracy
 ///
-/// The projected change is in the null space to better than `1e-6` of its norm. Adding it to the
-/// weight rounds every entry of the result to `f32`, by at most `6e-8` of that entry, in any
-/// direction: a step much smaller than the weight therefore leaves up to `6e-8·‖w‖` in the
-/// protected directions, whatever the projector does. That bounds the change of the outputs on
-/// recorded inputs, relative to the outputs: about `1e-7` a step, growing with the
-/// square root of the number of steps.
+/// The projected update is in the null space to better than `1e-6` of its norm. Adding it to the
+/// weight rounds every entry of the result to `f32`, by at most `6e-8` of that entry. A step much
+/// smaller than the weight therefore leaves up to `6e-8·‖w‖` in the protected directions,
+/// independent of the projector. The resulting change of the outputs on recorded inputs, relative
+/// to the outputs, is about `1e-7` per step and grows with the square root of the number of steps.
 ///
 /// # Panics
 ///
-/// A step panics when the parameter does not have the features of the null space;
-/// [`Memory::protection`](crate::Memory::protection) finds that beforehand.
+/// A step panics if the parameter does not have the features of the null space.
+/// [`Memory::protection`](crate::Memory::protection) checks this in advance.
+///
+/// # Example
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use burn::optim::{Optimizer, SgdConfig};
+/// use burn::tensor::{Device, Tensor};
+/// use gnsp_optimizer::{Gram, Layout, NullSpace, Projected, RankRule, Site};
+///
+/// let gram = Gram::from_matrix(2, vec![1.0, 0.0, 0.0, 0.0])?;
+/// let space = Arc::new(NullSpace::from_gram(&gram, RankRule::TailShare(0.1))?);
+/// let sgd = SgdConfig::new().build();
+/// let optimizer = Projected::new(sgd, Layout::InputsFirst, space, Site::Update);
+///
+/// let device = Device::default();
+/// let (weight, gradient) = (Tensor::<2>::zeros([2, 1], &device), Tensor::ones([2, 1], &device));
+/// let (weight, _) = optimizer.step(0.5, weight, gradient, None);
+/// // Only the second feature, which had no inputs, is trained.
+/// assert_eq!(weight.into_data().try_into_vec::<f32>().unwrap(), [0.0, -0.5]);
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Projected<O> {
     inner: O,
@@ -52,7 +86,7 @@ pub struct Projected<O> {
 }
 
 impl<O> Projected<O> {
-    /// Wraps `inner` for a parameter of this layout.
+    /// Wraps the optimizer `inner` for a parameter of this layout.
     pub fn new(inner: O, layout: Layout, null_space: Arc<NullSpace>, site: Site) -> Self {
         Self {
             inner,
@@ -76,7 +110,8 @@ impl<O: Optimizer> Optimizer for Projected<O> {
         match self.site {
             Site::Gradient => {
                 let shape = grad.dims();
-                // Once, as published: what the optimizer makes of the rest is larger by far.
+                // A single pass, as published: the leak of the inner optimizer is much larger than
+                // the rounding error that a second pass removes.
                 let grad = self.null_space.project_once(self.layout.split(grad));
                 self.inner
                     .step(lr, tensor, self.layout.join(grad, shape), state)
@@ -135,7 +170,7 @@ mod tests {
             space(&reference_gram(), RankRule::TailShare(0.3)),
             Site::Gradient,
         );
-        // The reference is in PyTorch's [out, in]: transposed on the way in and out.
+        // The reference has PyTorch's layout [out, in].
         let mut weight = grid(2, 6, 0.5, 1.3).transpose();
         let mut state = None;
         for step in 0..3 {
@@ -162,8 +197,8 @@ mod tests {
         );
     }
 
-    /// Steps of an optimizer from a weight, with random gradients of random scale.
-    fn walk<O: Optimizer>(optimizer: &O, mut weight: Tensor<2>, steps: u64, lr: f64) -> Tensor<2> {
+    /// Trains a weight with random gradients of varying scale.
+    fn train<O: Optimizer>(optimizer: &O, mut weight: Tensor<2>, steps: u64, lr: f64) -> Tensor<2> {
         let [rows, columns] = weight.dims();
         let mut state = None;
         for step in 0..steps {
@@ -174,10 +209,10 @@ mod tests {
         weight
     }
 
-    /// From a zero weight nothing but the projector decides where the steps lead.
+    /// The leak of a training from a zero weight, which excludes the rounding error of the sum.
     fn leak_from_zero<O: Optimizer>(inner: O, space: &Arc<NullSpace>, site: Site) -> f32 {
         let optimizer = Projected::new(inner, Layout::InputsFirst, space.clone(), site);
-        let weight = walk(
+        let weight = train(
             &optimizer,
             Tensor::zeros([space.features(), 24], &device()),
             20,
@@ -187,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn updates_do_not_leak_whatever_the_optimizer() {
+    fn projected_updates_do_not_leak_with_any_optimizer() {
         for (features, k) in [(48, 1), (48, 12), (48, 40), (200, 77)] {
             let space = space(&random_gram(60, features, 3), RankRule::FixedRank(k));
             for (name, leak) in [
@@ -201,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_leak_through_adaptive_optimizers_only() {
+    fn projected_gradients_leak_through_adaptive_optimizers_only() {
         let space = space(&random_gram(60, 48, 3), RankRule::FixedRank(12));
         assert!(leak_from_zero(sgd(), &space, Site::Gradient) < 1e-6);
         assert!(leak_from_zero(adamw(0.0), &space, Site::Gradient) > 1e-2);
@@ -209,21 +244,21 @@ mod tests {
     }
 
     fn output_change<O: Optimizer>(inner: O, lr: f64) -> f32 {
-        // Fewer remembered rows than features, all their directions protected.
+        // Fewer recorded rows than features, all their directions protected.
         let (rows, features) = (20, 64);
         let inputs = random(rows, features, 1.0, 3);
         let space = space(&random_gram(rows, features, 3), RankRule::TailShare(1e-6));
         assert!(space.rank() >= rows && space.rank() < features);
         let weight = random(features, 32, 0.1, 4);
         let optimizer = Projected::new(inner, Layout::InputsFirst, space, Site::Update);
-        let trained = walk(&optimizer, weight.clone(), 100, lr);
+        let trained = train(&optimizer, weight.clone(), 100, lr);
         assert!(norm(&(trained.clone() - weight.clone())) > 1e-3 * norm(&weight));
         let before = inputs.clone().matmul(weight);
         norm(&(inputs.matmul(trained) - before.clone())) / norm(&before)
     }
 
     #[test]
-    fn outputs_on_remembered_inputs_do_not_change() {
+    fn outputs_on_recorded_inputs_do_not_change() {
         for lr in [1e-2, 1e-3, 1e-4] {
             for (name, change) in [
                 // Gradients reach 100 here: at the same rate the weight of SGD would grow a
@@ -238,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_says_which_entries_are_inputs() {
+    fn the_layout_defines_the_input_features() {
         let space = space(&reference_gram(), RankRule::FixedRank(2));
         let sgd = SgdConfig::new().build();
         let step = |layout, zero, grad: Tensor<4>| {
@@ -264,11 +299,11 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_protection_changes_nothing_and_a_full_one_stops_the_weight() {
+    fn an_empty_protection_changes_nothing_and_a_full_one_freezes_the_weight() {
         let weight = random(6, 4, 1.0, 1);
         let nothing = space(&reference_gram(), RankRule::FixedRank(0));
         let all = space(&reference_gram(), RankRule::FixedRank(6));
-        let free = walk(&adamw(0.1), weight.clone(), 5, 1e-2);
+        let free = train(&adamw(0.1), weight.clone(), 5, 1e-2);
         let gradient = Projected::new(
             adamw(0.1),
             Layout::InputsFirst,
@@ -276,15 +311,15 @@ mod tests {
             Site::Gradient,
         );
         assert_eq!(
-            values(walk(&gradient, weight.clone(), 5, 1e-2)),
+            values(train(&gradient, weight.clone(), 5, 1e-2)),
             values(free.clone())
         );
         let update = Projected::new(adamw(0.1), Layout::InputsFirst, nothing, Site::Update);
-        let walked = walk(&update, weight.clone(), 5, 1e-2);
-        assert_close(&values(walked), &values(free), 1e-6);
+        let trained = train(&update, weight.clone(), 5, 1e-2);
+        assert_close(&values(trained), &values(free), 1e-6);
         let stopped = Projected::new(adamw(0.1), Layout::InputsFirst, all, Site::Update);
         assert_eq!(
-            values(walk(&stopped, weight.clone(), 5, 1e-2)),
+            values(train(&stopped, weight.clone(), 5, 1e-2)),
             values(weight)
         );
     }

@@ -1,4 +1,4 @@
-//! The null spaces of a module's protected parameters, and the optimizer that keeps to them.
+//! Protection of a module for the next task: null spaces by parameter, and the wrapped optimizer.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,28 +15,56 @@ use crate::{
     GnspError, Layout, Memory, NullSpace, OptimizerConfig, Policy, Projected, RankRule, Site,
 };
 
-/// From this many features on, parameters are decomposed a few at a time, each on all cores: the
-/// copies in `f64` of all at once would take too much memory.
-const LARGE: usize = 1024;
+/// Smallest number of features of a large parameter. Large parameters are decomposed a few at a
+/// time, each on all cores, because the `f64` copies of all of them need too much memory.
+const LARGE_FEATURES: usize = 1024;
 
-/// The number of large parameters decomposed at a time. Two fill the pauses that one leaves.
-const AT_ONCE: usize = 2;
+/// Number of large parameters decomposed concurrently. The second one uses the cores that the
+/// serial parts of the first one leave idle.
+const CONCURRENT_LARGE: usize = 2;
 
-/// Below this share of free directions a parameter is said to be nearly full.
+/// Share of free directions below which a parameter is reported as nearly full.
 const NEARLY_FULL: f64 = 0.02;
 
-/// The protection of one parameter.
+/// Protection of one parameter.
 #[derive(Clone, Debug)]
 pub struct Protected {
     /// The layout of the parameter.
     pub layout: Layout,
-    /// The directions that are free.
+    /// The null space of its recorded inputs.
     pub null_space: Arc<NullSpace>,
 }
 
-/// The null spaces of all protected parameters of a module, by path, for the next task.
+/// Null spaces of all protected parameters of a module, by path, for the training of the next task.
 ///
-/// Its `Display` is a table of what is protected and what is left.
+/// [`Memory::protection`] creates it. Its `Display` is a table of the protected and free directions
+/// of each parameter.
+///
+/// # Example
+///
+/// ```
+/// use burn::nn::LinearConfig;
+/// use burn::optim::{AdamWConfig, GradientsParams};
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use gnsp_optimizer::{Memory, Policy};
+///
+/// let device = Device::default().autodiff();
+/// let model = LinearConfig::new(8, 4).init(&device);
+/// let inputs = Tensor::<2>::random([3, 8], Distribution::Default, &device);
+/// let mut memory = Memory::new(Policy::gnsp_update());
+/// let mut recorder = memory.recorder(&model);
+/// recorder.linear("weight", inputs.clone())?;
+/// memory.absorb(recorder)?;
+///
+/// let protection = memory.protection(&model)?;
+/// println!("{protection}");
+/// let mut optimizer = protection.wrap(&AdamWConfig::new());
+/// let gradients = model.forward(inputs).square().sum().backward();
+/// let gradients = GradientsParams::from_grads(gradients, &model);
+/// let trained = optimizer.step(1e-2, model.clone(), gradients);
+/// assert!(protection.leak(&model, &trained)?["weight"] < 1e-4);
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Protection {
     site: Site,
@@ -44,16 +72,17 @@ pub struct Protection {
 }
 
 impl Memory {
-    /// Computes the null space of every recorded parameter: updates within it leave the outputs on
-    /// recorded inputs unchanged.
+    /// Computes the null space of every recorded parameter. Updates within it do not change the
+    /// outputs on recorded inputs.
     ///
-    /// This is the expensive step at the start of a task: an eigendecomposition for each parameter
-    /// (its cost is in `BENCHMARKS.md` of the repository).
+    /// This is the expensive part of the method: an eigendecomposition for each parameter, once per
+    /// task (`BENCHMARKS.md` of the repository has its cost).
     ///
     /// # Errors
     ///
-    /// A parameter that the module does not have or that has other inputs, which is what a memory
-    /// of another model looks like; a policy out of range; or eigenvalues that did not converge.
+    /// Returns an error if the module lacks a recorded parameter or has it in another shape, which
+    /// happens with a memory of another model. Also if a setting of the policy is out of range, or
+    /// if an eigensolver did not converge.
     pub fn protection<M: Module>(&self, module: &M) -> Result<Protection, GnspError> {
         let paths = ModulePaths::of(module);
         for (path, entry) in &self.entries {
@@ -70,15 +99,16 @@ impl Memory {
             }
             Err(error) => Err(error.at(path)),
         };
-        let is_large = |(_, entry): &(&String, &Entry)| entry.features() >= LARGE;
+        // Small parameters are decomposed in parallel, large ones a few at a time.
+        let is_large = |(_, entry): &(&String, &Entry)| entry.features() >= LARGE_FEATURES;
         let (large, small): (Vec<_>, Vec<_>) = self.entries.iter().partition(is_large);
         let mut parameters: BTreeMap<_, _> = small
             .into_par_iter()
             .map(protect)
             .collect::<Result<_, _>>()?;
-        for some in large.chunks(AT_ONCE) {
-            let some = some.par_iter().copied().map(protect);
-            parameters.extend(some.collect::<Result<Vec<_>, _>>()?);
+        for chunk in large.chunks(CONCURRENT_LARGE) {
+            let protected = chunk.par_iter().copied().map(protect);
+            parameters.extend(protected.collect::<Result<Vec<_>, _>>()?);
         }
         Ok(Protection {
             site: policy.site,
@@ -88,11 +118,12 @@ impl Memory {
 }
 
 impl Entry {
+    /// Returns the number of features of the eigenproblem.
     fn features(&self) -> usize {
         match &self.content {
             Content::Gram(gram) if gram.is_diagonal() => 1,
             Content::Gram(gram) => gram.features(),
-            Content::Directions(_) => 1, // There is nothing to decompose.
+            Content::Directions(_) => 1, // Already orthonormal.
         }
     }
 
@@ -102,11 +133,12 @@ impl Entry {
                 directions.features,
                 &directions.groups,
             )),
-            // One direction, the constant 1, or rows that were chosen when they were absorbed.
-            Content::Gram(gram) if self.layout == Layout::Bias || self.is_chosen() => {
-                let seen = gram.packed().iter().filter(|x| **x > 0.0).count();
+            // A bias has one direction, the constant 1. The rows of a growing basis were selected
+            // when the task was absorbed. Both are protected in full, without the rank rule.
+            Content::Gram(gram) if self.layout == Layout::Bias || self.is_row_mask() => {
+                let protected = gram.packed().iter().filter(|x| **x > 0.0).count();
                 let all = Policy {
-                    rank: RankRule::FixedRank(seen),
+                    rank: RankRule::FixedRank(protected),
                     normalize: false,
                     ..policy.clone()
                 };
@@ -116,26 +148,28 @@ impl Entry {
         }
     }
 
-    /// Returns whether the entries of a diagonal matrix are marks and not counts.
-    fn is_chosen(&self) -> bool {
+    /// Returns whether a diagonal matrix is a mask of protected rows instead of their counts.
+    fn is_row_mask(&self) -> bool {
         self.history == crate::History::Basis
     }
 }
 
 impl Protection {
-    /// Makes the optimizer of a configuration, with every protected parameter's steps projected.
+    /// Builds the optimizer of a configuration, with projected steps for protected parameters.
     ///
-    /// Parameters that are not protected are stepped by the plain optimizer. The configuration's
-    /// gradient clipping holds for all, before the projection.
+    /// All other parameters use the plain optimizer. The gradient clipping of the configuration
+    /// applies to all parameters, before the projection.
     ///
-    /// Make it at the start of a task, and load a saved optimizer state into it afterwards.
+    /// Build it at the start of each task. To resume, load the saved optimizer state into it.
     pub fn wrap<C: OptimizerConfig>(&self, config: &C) -> ModuleOptimizer {
         self.wrap_with(config.module_optimizer(), config.optimizer())
     }
 
-    /// As [`wrap`](Self::wrap), for parameter groups of one's own in `optimizer`: `inner` steps the
-    /// protected parameters, whatever group they were in, with the gradient clipping of the first
-    /// group. States of theirs are dropped, as Burn does when a group is added.
+    /// Like [`wrap`](Self::wrap), for an `optimizer` that already has parameter groups.
+    ///
+    /// `inner` becomes the optimizer of all protected parameters, regardless of their group, with
+    /// the gradient clipping of the first group. Existing states of these parameters are dropped,
+    /// as always when a group is added in Burn.
     pub fn wrap_with<O: Optimizer>(
         &self,
         mut optimizer: ModuleOptimizer,
@@ -153,24 +187,25 @@ impl Protection {
         optimizer
     }
 
-    /// Leaves the parameters outside `group`, which is asked by path, unprotected.
+    /// Removes the protection of all parameters outside `group`, which is matched by path.
     pub fn keep(&mut self, group: &ParamGroup) {
         self.parameters.retain(|path, _| matches_path(group, path));
     }
 
-    /// The protection of the parameter at `path`.
+    /// Returns the protection of the parameter at `path`.
     pub fn get(&self, path: &str) -> Option<&Protected> {
         self.parameters.get(path)
     }
 
-    /// All parameters, in alphabetical order of their paths.
+    /// Iterates over the protected parameters, in alphabetical order of their paths.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Protected)> {
         self.parameters.iter().map(|(path, p)| (path.as_str(), p))
     }
 
-    /// The parameters with nearly no free direction left, less than one in fifty: they will hardly
-    /// learn anything new. Worth a warning to whoever watches; biases are meant to be full and are
-    /// left out.
+    /// Iterates over the parameters with less than 2 % free directions, which can hardly learn
+    /// anything new.
+    ///
+    /// Applications should warn about them. Protected biases are always full and are left out.
     pub fn nearly_full(&self) -> impl Iterator<Item = (&str, &Protected)> {
         self.iter().filter(|(_, protected)| {
             let space = &protected.null_space;
@@ -204,7 +239,7 @@ impl fmt::Display for Protection {
                 None => write!(f, "–")?,
             }
             if full.contains(&path.as_str()) {
-                write!(f, "  nearly full: it will hardly learn")?;
+                write!(f, "  nearly full: can hardly learn")?;
             }
             writeln!(f)?;
         }
@@ -307,22 +342,22 @@ mod tests {
         let mut projected = protection(Site::Update).wrap(&config);
         let free = plain.step(1e-2, start.clone(), start.gradients(0));
         let kept = projected.step(1e-2, start.clone(), start.gradients(0));
-        // The first step starts from the same gradients: all but the named weight are equal.
+        // Both first steps have the same gradients, so all other parameters are equal.
         assert_eq!(free.parameters()[1..], kept.parameters()[1..]);
         assert_ne!(free.parameters()[0], kept.parameters()[0]);
         assert!(leak(&free) > 0.1, "{}", leak(&free));
         assert!(leak(&kept) < 1e-5, "{}", leak(&kept));
     }
 
-    /// Training, saving and resuming gives the same bits as training on.
+    /// Asserts that saving and resuming gives the same bits as uninterrupted training.
     fn assert_resumes(create: impl Fn() -> ModuleOptimizer) {
         let mut original = create();
         let model = train(&mut original, Mlp::new(), 0..3);
         let bytes = original.into_bytes().unwrap();
         let mut restored = create().from_bytes(bytes).unwrap();
-        let on = train(&mut original, model.clone(), 3..6);
-        let again = train(&mut restored, model, 3..6);
-        assert_eq!(on.parameters(), again.parameters());
+        let continued = train(&mut original, model.clone(), 3..6);
+        let resumed = train(&mut restored, model, 3..6);
+        assert_eq!(continued.parameters(), resumed.parameters());
     }
 
     #[test]
@@ -369,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn clipping_holds_for_projected_parameters_too() {
+    fn gradient_clipping_applies_to_projected_parameters() {
         let config =
             SgdConfig::new().with_gradient_clipping(Some(GradientClippingConfig::Norm(1e-3)));
         let mut optimizer = protection(Site::Update).wrap(&config);
@@ -387,11 +422,11 @@ mod tests {
     }
 
     #[test]
-    fn groups_of_learning_rates_reach_projected_parameters() {
+    fn learning_rate_groups_apply_to_projected_parameters() {
         let config = SgdConfig::new();
         let start = Mlp::new();
         let mut optimizer = protection(Site::Update).wrap(&config);
-        // A learning rate is a scheduler that stays where it is.
+        // A number is a constant schedule.
         let mut rates = ModuleLrScheduler::new(1e-2).with_group(
             ParamGroup::from_path("layers.0.weight"),
             DynLrScheduler::from(0.0),

@@ -4,57 +4,69 @@ use serde::{Deserialize, Serialize};
 
 use crate::GnspError;
 
-/// The rule that chooses the number `k` of protected directions from a spectrum.
+/// Rule that chooses the number `k` of protected directions from a spectrum.
 ///
-/// The `S_j` below are the eigenvalues of the Gram matrix in descending order, that is squares of
-/// the singular values of the inputs. An all-zero spectrum, nothing seen, gives `k = 0` for all
-/// rules but a fixed rank. In a configuration file a rule is `{ tail-share = 0.01 }`,
+/// `S_j` are the eigenvalues of the Gram matrix in descending order: the squares of the singular
+/// values of the inputs. An all-zero spectrum (no inputs) gives `k = 0` for every rule except
+/// [`FixedRank`](Self::FixedRank). In a configuration file a rule is `{ tail-share = 0.01 }`,
 /// `{ fixed-rank = 64 }`, …
+///
+/// # Example
+///
+/// ```
+/// use gnsp_optimizer::RankRule;
+///
+/// let spectrum = [4.0, 2.0, 1.0, 1.0];
+/// assert_eq!(RankRule::TailShare(0.3).rank(&spectrum)?, 2);
+/// assert_eq!(RankRule::ExplainedEnergy(0.9).rank(&spectrum)?, 4);
+/// assert_eq!(RankRule::RatioToSmallest(2.0).rank(&spectrum)?, 1);
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RankRule {
-    /// The smallest `k` for which the eigenvalues that are *not* protected sum to less than the
-    /// share `ρ` of all: `Σ_{j≥k} S_j / Σ_j S_j < ρ`, strictly, with `0 < ρ < 1`
+    /// The smallest `k` whose *unprotected* eigenvalues sum to less than the share `ρ` of the
+    /// total: `Σ_{j≥k} S_j / Σ_j S_j < ρ`, strictly, with `0 < ρ < 1`
     /// (GNSP `src/models/finetune_gnsp.py:134-147`). A smaller `ρ` protects more. For an all-zero
     /// spectrum the reference code protects all directions but one.
     TailShare(f64),
     /// The smallest `k` that explains the share `ε` of the energy of the inputs:
     /// `Σ_{j<k} S_j ≥ ε·Σ_j S_j`, with `0 < ε < 1` (Saha, Garg and Roy 2021, *Gradient Projection
-    /// Memory*, arXiv 2103.09762, eq. 5). The published code takes one direction fewer on the
-    /// first task, those whose running sum is still below `ε` (GPM `main_pmnist.py`,
-    /// `update_GPM`).
+    /// Memory*, arXiv 2103.09762, eq. 5). On the first task the published code takes one direction
+    /// fewer: those whose cumulative sum is still below `ε` (GPM `main_pmnist.py`, `update_GPM`).
     ExplainedEnergy(f64),
-    /// Free are the directions with `S_j ≤ a·S_n`, at most `a ≥ 1` times the smallest
+    /// The directions with `S_j > a·S_n`; those at most `a ≥ 1` times the smallest are free
     /// (Wang et al. 2021, *Training Networks in Null Space of Feature Covariance for Continual
     /// Learning*, CVPR; Adam-NSCL `optim/adam_svd.py`, `get_transforms`). A larger `a` protects
-    /// less. It needs the whole spectrum, and its smallest value must be more than rounding: where
-    /// fewer rows than features were seen, exactly the unseen directions are free.
+    /// less. The rule needs the full spectrum, with a smallest eigenvalue above rounding error: if
+    /// fewer rows than features were recorded, exactly the directions without inputs are free.
     RatioToSmallest(f64),
-    /// This `k` whatever the spectrum. Directions in which the spectrum is zero are chosen
-    /// arbitrarily when `k` exceeds its rank.
+    /// This `k` for every spectrum. If `k` exceeds the rank of the Gram matrix, the remaining
+    /// directions are chosen arbitrarily among those with eigenvalue zero.
     FixedRank(usize),
 }
 
-/// Eigenvalues below this share of the largest are rounding of a Gram matrix kept in `f32`, and
-/// count as zero where the smallest one is asked for.
+/// Share of the largest eigenvalue below which the smallest one counts as zero: it is rounding
+/// error of a Gram matrix stored in `f32`.
 const ROUNDING: f64 = 1e-7;
 
 impl RankRule {
-    /// The number of protected directions for all eigenvalues in descending order.
+    /// Returns the number of protected directions, from all eigenvalues in descending order.
     ///
-    /// Negative eigenvalues, which only rounding makes, count as zero.
+    /// Negative eigenvalues are rounding errors and count as zero.
     ///
     /// # Errors
     ///
-    /// A parameter out of its range, or a fixed rank above the number of eigenvalues.
+    /// Returns an error if the parameter of the rule is out of range, or if a fixed rank exceeds
+    /// the number of eigenvalues.
     pub fn rank(&self, spectrum: &[f64]) -> Result<usize, GnspError> {
-        // From the smallest up, so that small values are not lost beside large ones.
+        // Summed in ascending order to limit rounding error.
         let total = spectrum.iter().rev().map(|x| x.max(0.0)).sum();
         let rank = self.rank_of_leading(spectrum, total, spectrum.len())?;
         Ok(rank.unwrap_or(spectrum.len()))
     }
 
-    /// Checks the parameter against the number of features.
+    /// Checks the range of the parameter, and a fixed rank against the number of features.
     pub(crate) fn check(&self, features: usize) -> Result<(), GnspError> {
         let share = |x: f64| x > 0.0 && x < 1.0;
         match *self {
@@ -70,12 +82,12 @@ impl RankRule {
         }
     }
 
-    /// The number of protected directions when only the largest eigenvalues are known, and the sum
-    /// of all of them (the trace of the matrix); nothing when these do not decide it.
+    /// Returns the number of protected directions from the leading eigenvalues and the sum of all
+    /// of them (the trace), or `None` if these do not determine it.
     ///
     /// # Errors
     ///
-    /// As [`rank`](Self::rank).
+    /// See [`rank`](Self::rank).
     pub(crate) fn rank_of_leading(
         &self,
         leading: &[f64],
@@ -83,44 +95,45 @@ impl RankRule {
         features: usize,
     ) -> Result<Option<usize>, GnspError> {
         self.check(features)?;
-        let whole = leading.len() == features;
+        let complete = leading.len() == features;
         if let Self::FixedRank(rank) = *self {
             return Ok((rank <= leading.len()).then_some(rank));
         }
         if total <= 0.0 {
             return Ok(Some(0));
         }
-        // What is left after the first k values. Where all are known it is summed from the
-        // smallest up, so that a small rest does not come out as the rounding of large numbers.
-        let mut rests = vec![0.0; leading.len() + 1];
-        rests[leading.len()] = if whole {
+        // tails[k] is the sum of all eigenvalues but the first k. A complete spectrum is summed in
+        // ascending order: subtracting from the trace would drown a small tail in rounding error.
+        let mut tails = vec![0.0; leading.len() + 1];
+        tails[leading.len()] = if complete {
             0.0
         } else {
             let known: f64 = leading.iter().map(|x| x.max(0.0)).sum();
             (total - known).max(0.0)
         };
         for (k, value) in leading.iter().enumerate().rev() {
-            rests[k] = rests[k + 1] + value.max(0.0);
+            tails[k] = tails[k + 1] + value.max(0.0);
         }
         Ok(match *self {
-            Self::TailShare(share) => rests.iter().position(|rest| rest / total < share),
-            Self::ExplainedEnergy(share) => rests
+            Self::TailShare(share) => tails.iter().position(|tail| tail / total < share),
+            Self::ExplainedEnergy(share) => tails
                 .iter()
-                .position(|rest| 1.0 - rest / total >= share)
-                .or(whole.then_some(features)),
-            Self::RatioToSmallest(ratio) => whole.then(|| {
+                .position(|tail| 1.0 - tail / total >= share)
+                .or(complete.then_some(features)),
+            Self::RatioToSmallest(ratio) => complete.then(|| {
                 let floor = ROUNDING * leading[0].max(0.0);
                 let smallest = leading[features - 1];
                 let smallest = if smallest > floor { smallest } else { 0.0 };
                 let limit = (ratio * smallest).max(floor);
                 leading.iter().filter(|value| **value > limit).count()
             }),
-            Self::FixedRank(_) => unreachable!("answered above"),
+            Self::FixedRank(_) => unreachable!("returned above"),
         })
     }
 
-    /// Returns whether `known` of the largest eigenvalues, whose sum is `seen`, may decide the rule.
-    pub(crate) fn possible(&self, seen: f64, known: usize, total: f64) -> bool {
+    /// Returns `false` if the `known` largest eigenvalues, whose sum is `seen`, cannot determine
+    /// the rank.
+    pub(crate) fn may_be_decided(&self, seen: f64, known: usize, total: f64) -> bool {
         match *self {
             Self::TailShare(share) => seen > (1.0 - share) * total,
             Self::ExplainedEnergy(share) => seen >= share * total,
@@ -129,12 +142,11 @@ impl RankRule {
         }
     }
 
-    /// The least number of directions that this rule can protect of a matrix with this trace and
-    /// this sum of squared entries, whatever its spectrum.
+    /// Returns a lower bound on the rank, from the trace and the squared Frobenius norm.
     ///
-    /// `Σ_{j<k} S_j ≤ √k·‖G‖_F` (Cauchy and Schwarz), so whatever share of the trace must be
-    /// protected needs that many directions.
-    pub(crate) fn least(&self, total: f64, squares: f64) -> f64 {
+    /// By Cauchy–Schwarz `Σ_{j<k} S_j ≤ √k·‖G‖_F`, so protecting a share `s` of the trace needs
+    /// `k ≥ (s·tr G)² / ‖G‖_F²` directions.
+    pub(crate) fn min_rank(&self, total: f64, squares: f64) -> f64 {
         let share = match *self {
             Self::TailShare(share) => 1.0 - share,
             Self::ExplainedEnergy(share) => share,
@@ -180,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn energy_is_explained_from_the_share_on() {
+    fn the_explained_energy_reaches_the_share() {
         let spectrum = [4.0, 2.0, 1.0, 1.0];
         for (share, expected) in [(0.5, 1), (0.500001, 2), (0.75, 2), (0.9, 4), (0.99, 4)] {
             let rank = RankRule::ExplainedEnergy(share).rank(&spectrum);
@@ -196,7 +208,7 @@ mod tests {
             let rank = RankRule::RatioToSmallest(ratio).rank(&spectrum);
             assert_eq!(rank.unwrap(), expected, "ratio {ratio}");
         }
-        // Where nothing was seen in some directions, those are free and no others.
+        // If some directions have no inputs, exactly those are free.
         let rule = RankRule::RatioToSmallest(10.0);
         assert_eq!(rule.rank(&[1.0, 1e-3, 0.0, 0.0]).unwrap(), 2);
         assert_eq!(rule.rank(&[1.0, 1e-3, 1e-12, -1e-13]).unwrap(), 2);
@@ -204,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_values_decide_as_soon_as_they_can() {
+    fn leading_eigenvalues_decide_as_soon_as_possible() {
         let spectrum = [4.0, 2.0, 1.0, 1.0];
         let of = |rule: RankRule, known| rule.rank_of_leading(&spectrum[..known], 8.0, 4).unwrap();
         for rule in [
@@ -215,12 +227,12 @@ mod tests {
             assert_eq!(of(rule, 1), None, "{rule:?}");
             assert_eq!(of(rule, 2), Some(2), "{rule:?}");
             assert_eq!(of(rule, 4), Some(2), "{rule:?}");
-            assert!(rule.least(8.0, 22.0) <= 2.0, "{rule:?}");
+            assert!(rule.min_rank(8.0, 22.0) <= 2.0, "{rule:?}");
         }
         assert_eq!(of(RankRule::RatioToSmallest(1.0), 3), None);
         assert_eq!(of(RankRule::RatioToSmallest(1.0), 4), Some(2));
         // Of a flat spectrum the share itself must be protected.
-        assert!((RankRule::TailShare(0.25).least(8.0, 8.0) - 4.5).abs() < 1e-12);
+        assert!((RankRule::TailShare(0.25).min_rank(8.0, 8.0) - 4.5).abs() < 1e-12);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Layers that hand their inputs to a recorder.
+//! Layer wrapper that passes its inputs to the active recorder.
 
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -13,10 +13,10 @@ use burn::tensor::{Device, Int, Tensor};
 
 use crate::{GnspError, Recorder};
 
-/// A layer whose inputs a [`Recorder`] sees while its model runs within [`Recorder::record`].
+/// Layer whose inputs are recorded while its model runs within [`Recorder::record`].
 ///
-/// It stands in for the layer in a model: parameters keep their paths and ids, and records of the
-/// plain model load. A model needs two changes, and its forward pass none:
+/// It replaces the layer in a model: parameters keep their paths and ids, and records of the plain
+/// model load. The forward pass of the model does not change:
 ///
 /// ```diff
 /// -    fc: Linear,
@@ -26,9 +26,9 @@ use crate::{GnspError, Recorder};
 /// +    fc: LinearConfig::new(8, 4).init(device).into(),
 /// ```
 ///
-/// There are `Linear`, `Conv1d`, `Conv2d` and `Embedding`; [`Deref`] gives the layer and its fields.
-/// The weight is recorded, the bias is not (see [`Recorder::bias`]). Outside of
-/// [`Recorder::record`] the layer is as fast as the plain one.
+/// `Linear`, `Conv1d`, `Conv2d` and `Embedding` have a forward pass. [`Deref`] gives access to the
+/// layer and its fields. The inputs of the weight are recorded; biases are not, see
+/// [`Recorder::bias`]. Outside [`Recorder::record`] the layer is as fast as the plain one.
 ///
 /// # Example
 ///
@@ -69,7 +69,7 @@ use crate::{GnspError, Recorder};
 pub struct Recorded<L>(L);
 
 impl<L> Recorded<L> {
-    /// The plain layer.
+    /// Returns the plain layer.
     pub fn into_inner(self) -> L {
         self.0
     }
@@ -90,14 +90,14 @@ impl<L> Deref for Recorded<L> {
 }
 
 impl Recorded<Linear> {
-    /// Applies the layer.
+    /// Applies the layer, and records its input within [`Recorder::record`].
     ///
     /// # Shapes
     ///
     /// - input: `[…, d_input]`
     /// - output: `[…, d_output]`
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        hand_over(self.weight.id, |recorder, path| {
+        record_input(self.weight.id, |recorder, path| {
             recorder.linear(path, input.clone())
         });
         self.0.forward(input)
@@ -105,14 +105,14 @@ impl Recorded<Linear> {
 }
 
 impl Recorded<Conv1d> {
-    /// Applies the layer.
+    /// Applies the layer, and records its input within [`Recorder::record`].
     ///
     /// # Shapes
     ///
     /// - input: `[batch, channels_in, length_in]`
     /// - output: `[batch, channels_out, length_out]`
     pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
-        hand_over(self.weight.id, |recorder, path| {
+        record_input(self.weight.id, |recorder, path| {
             recorder.conv1d(path, &self.0, input.clone())
         });
         self.0.forward(input)
@@ -120,14 +120,14 @@ impl Recorded<Conv1d> {
 }
 
 impl Recorded<Conv2d> {
-    /// Applies the layer.
+    /// Applies the layer, and records its input within [`Recorder::record`].
     ///
     /// # Shapes
     ///
     /// - input: `[batch, channels_in, height_in, width_in]`
     /// - output: `[batch, channels_out, height_out, width_out]`
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        hand_over(self.weight.id, |recorder, path| {
+        record_input(self.weight.id, |recorder, path| {
             recorder.conv2d(path, &self.0, input.clone())
         });
         self.0.forward(input)
@@ -135,14 +135,14 @@ impl Recorded<Conv2d> {
 }
 
 impl Recorded<Embedding> {
-    /// Looks tokens up.
+    /// Looks up the embeddings of tokens, and records the tokens within [`Recorder::record`].
     ///
     /// # Shapes
     ///
     /// - input: `[batch, length]`
     /// - output: `[batch, length, d_model]`
     pub fn forward(&self, input: Tensor<2, Int>) -> Tensor<3> {
-        hand_over(self.weight.id, |recorder, path| {
+        record_input(self.weight.id, |recorder, path| {
             let [vocabulary, _] = self.weight.dims();
             recorder.embedding(path, vocabulary, input.clone())
         });
@@ -150,22 +150,22 @@ impl Recorded<Embedding> {
     }
 }
 
-/// A recorder at work, and the first error of a layer.
-struct Active {
+/// The recorder of a forward pass, and the first error of a layer.
+struct ActiveRecorder {
     recorder: Recorder,
     error: Option<GnspError>,
 }
 
 thread_local! {
-    /// The recorder of the forward pass that this thread is in. Burn runs a forward pass on the
-    /// thread that calls it.
-    static ACTIVE: RefCell<Option<Active>> = const { RefCell::new(None) };
+    /// The recorder of this thread's current forward pass. Burn runs a forward pass on the calling
+    /// thread.
+    static ACTIVE: RefCell<Option<ActiveRecorder>> = const { RefCell::new(None) };
 }
 
-/// Gives inputs to the recorder of this thread, if it wants those of this parameter.
-fn hand_over(id: ParamId, record: impl FnOnce(&mut Recorder, &str) -> Result<(), GnspError>) {
+/// Passes inputs to the active recorder of this thread, if it records this parameter.
+fn record_input(id: ParamId, record: impl FnOnce(&mut Recorder, &str) -> Result<(), GnspError>) {
     ACTIVE.with_borrow_mut(|active| {
-        let Some(Active { recorder, error }) = active else {
+        let Some(ActiveRecorder { recorder, error }) = active else {
             return;
         };
         let Some(path) = recorder.path(id) else {
@@ -180,24 +180,24 @@ fn hand_over(id: ParamId, record: impl FnOnce(&mut Recorder, &str) -> Result<(),
 impl Recorder {
     /// Runs a forward pass and records the inputs of the model's [`Recorded`] layers.
     ///
-    /// Give the model on the plain device (`model.valid()`), so that no tape is recorded. Layers of
-    /// other modules than the recorder's are ignored. One recorder is at work on a thread at a
-    /// time: within `forward`, layers hand their inputs to the innermost.
+    /// Use the model on the inner device (`model.valid()`), so that nothing is recorded on the
+    /// autodiff tape. Layers of modules other than the recorder's are ignored. If calls are nested,
+    /// layers pass their inputs to the innermost recorder.
     ///
     /// # Errors
     ///
-    /// The first error of a layer, as of [`linear`](Self::linear). What the other layers saw is
-    /// recorded.
+    /// Returns the first error of a layer, see [`linear`](Self::linear). The inputs of the other
+    /// layers are recorded.
     ///
     /// # Panics
     ///
-    /// Where `forward` panics; the recorder keeps what it has seen.
+    /// Panics if `forward` panics. The recorder keeps the inputs recorded until then.
     pub fn record<T>(&mut self, forward: impl FnOnce() -> T) -> Result<T, GnspError> {
-        /// Ends the recording when it is dropped, after a panic too.
+        /// Deactivates the recorder on drop, also after a panic.
         struct Guard<'a> {
             recorder: &'a mut Recorder,
             error: &'a mut Option<GnspError>,
-            outer: Option<Active>,
+            outer: Option<ActiveRecorder>,
         }
         impl Drop for Guard<'_> {
             fn drop(&mut self) {
@@ -208,9 +208,10 @@ impl Recorder {
             }
         }
 
-        let idle = Self::new(self.policy(), Default::default());
-        let active = Active {
-            recorder: std::mem::replace(self, idle),
+        // The thread-local slot owns the recorder during the pass; a placeholder stays behind.
+        let placeholder = Self::new(self.policy(), Default::default());
+        let active = ActiveRecorder {
+            recorder: std::mem::replace(self, placeholder),
             error: None,
         };
         let mut error = None;
@@ -228,7 +229,7 @@ impl Recorder {
     }
 }
 
-// Written out: the derived implementation would put a name of its own into the paths.
+// Not derived: the derived implementation adds a component to the parameter paths.
 impl<L: Module> Module for Recorded<L> {
     fn collect_devices(&self, devices: Devices) -> Devices {
         self.0.collect_devices(devices)
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[derive(Module, Debug)]
-    struct Watched {
+    struct WithRecorded {
         table: Recorded<Embedding>,
         wave: Recorded<Conv1d>,
         image: Recorded<Conv2d>,
@@ -313,8 +314,8 @@ mod tests {
         }
     }
 
-    fn watched(plain: Plain) -> Watched {
-        Watched {
+    fn with_recorded(plain: Plain) -> WithRecorded {
+        WithRecorded {
             table: plain.table.into(),
             wave: plain.wave.into(),
             image: plain.image.into(),
@@ -322,7 +323,7 @@ mod tests {
         }
     }
 
-    impl Watched {
+    impl WithRecorded {
         fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<4> {
             let x = self.table.forward(tokens).swap_dims(1, 2);
             let x = self.wave.forward(x).unsqueeze_dim(1);
@@ -337,10 +338,10 @@ mod tests {
     #[test]
     fn paths_and_records_are_those_of_the_plain_model() {
         let plain = plain();
-        let copy = watched(self::plain()).load_record(plain.clone().into_record());
-        let original = watched(plain.clone());
-        let answers = |net: &Watched| values(net.forward(tokens()));
-        assert_eq!(answers(&copy), answers(&original));
+        let copy = with_recorded(self::plain()).load_record(plain.clone().into_record());
+        let original = with_recorded(plain.clone());
+        let outputs = |net: &WithRecorded| values(net.forward(tokens()));
+        assert_eq!(outputs(&copy), outputs(&original));
         let memory = Memory::new(Policy::gnsp());
         let mut recorder = memory.recorder(&original);
         recorder.record(|| original.forward(tokens())).unwrap();
@@ -356,8 +357,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recorded_is_what_is_given_by_hand() {
-        let net = watched(plain());
+    fn recorded_layers_match_explicit_calls() {
+        let net = with_recorded(plain());
         let memory = Memory::new(Policy::gnsp());
         let mut seen = memory.recorder(&net);
         seen.record(|| net.forward(tokens())).unwrap();
@@ -375,8 +376,8 @@ mod tests {
     }
 
     #[test]
-    fn errors_and_panics_leave_the_recorder_with_what_it_has() {
-        let net = watched(plain());
+    fn errors_and_panics_keep_earlier_records() {
+        let net = with_recorded(plain());
         let memory = Memory::new(Policy::gnsp());
         let mut recorder = memory.recorder(&net);
         let head = |value: f32| {
@@ -393,7 +394,7 @@ mod tests {
             recorder.record(|| panic!("in the model"))
         }));
         assert!(panicked.is_err());
-        // Nobody listens outside.
+        // Not recorded: no recorder is active.
         head(2.0);
         let mut once = memory.recorder(&net);
         once.record(|| head(1.0)).unwrap();
@@ -401,8 +402,8 @@ mod tests {
     }
 
     #[test]
-    fn an_inner_recorder_hears_its_own_model_and_the_outer_one_goes_on() {
-        let (net, other) = (watched(plain()), watched(plain()));
+    fn nested_recorders_record_their_own_models() {
+        let (net, other) = (with_recorded(plain()), with_recorded(plain()));
         let memory = Memory::new(Policy::gnsp());
         let (mut outer, mut inner) = (memory.recorder(&net), memory.recorder(&other));
         let x = random(2, 3, 1.0, 1);

@@ -1,4 +1,4 @@
-//! Gram accumulation of the layers' inputs over the data of a task.
+//! Gram accumulation of all protected layers over a task's data.
 
 use std::collections::BTreeMap;
 
@@ -9,85 +9,106 @@ use crate::moment::{Moment, Scratch};
 use crate::paths::ModulePaths;
 use crate::{GnspError, Gram, GramAccumulator, History, Layout, Patches, Policy};
 
-/// Numbers of unfolded patches that are held at once.
+/// Largest number of values of the patches unfolded at a time.
 const PATCH_BUDGET: usize = 1 << 24;
 
-/// Accumulates the Gram matrices of layers' inputs, one for each parameter path.
+/// Accumulator of the Gram matrices of layer inputs, by parameter path.
 ///
-/// [`Memory::recorder`](crate::Memory::recorder) makes one for a module when the training of a task
-/// is over. Run the trained model over the task once more, on the plain device (`model.valid()`) so
-/// that no tape is recorded, and give the inputs of its layers to the recorder. There are two ways,
-/// which can be mixed:
+/// After training on a task, create a recorder with [`Memory::recorder`](crate::Memory::recorder),
+/// run the trained model over the task's data once more, and pass the recorder to
+/// [`Memory::absorb`](crate::Memory::absorb). Use the inner device (`model.valid()`), so that
+/// nothing is recorded on the autodiff tape. There are two ways to record inputs, which can be
+/// combined:
 ///
-/// - layers of type [`Recorded`](crate::Recorded) hand them over within [`record`](Self::record);
-/// - the methods named after layers ([`linear`](Self::linear), …) take them by hand.
+/// - layers of type [`Recorded`](crate::Recorded) are recorded within [`record`](Self::record);
+/// - the methods named after layers ([`linear`](Self::linear), …) take the inputs explicitly.
 ///
-/// Then [`Memory::absorb`](crate::Memory::absorb) the recorder.
+/// A recorder needs the memory of two matrices for each parameter, independent of the number of
+/// batches. On Burn's host backend it needs one triangle for each parameter, and buffers for the
+/// product of the largest layer.
 ///
-/// It takes the memory of two matrices for each parameter, however many batches there are; on
-/// Burn's host backend one triangle for each, and what the largest layer needs for a product.
+/// # Example
+///
+/// ```
+/// use burn::nn::LinearConfig;
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use gnsp_optimizer::{Memory, Policy};
+///
+/// let device = Device::default();
+/// let model = LinearConfig::new(8, 4).init(&device);
+/// let mut memory = Memory::new(Policy::gnsp_update());
+///
+/// let mut recorder = memory.recorder(&model);
+/// for _ in 0..3 {
+///     let batch = Tensor::<2>::random([16, 8], Distribution::Default, &device);
+///     recorder.linear("weight", batch)?;
+/// }
+/// memory.absorb(recorder)?;
+/// assert_eq!(memory.gram("weight").map(|gram| gram.features()), Some(8));
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Recorder {
     policy: Policy,
     paths: ModulePaths,
     histories: BTreeMap<String, History>,
-    sums: BTreeMap<String, (Layout, GramAccumulator)>,
+    accumulators: BTreeMap<String, (Layout, GramAccumulator)>,
     scratch: Scratch,
-    whole: bool,
-    /// Parameters outside `paths` are ignored, and not unknown.
-    limited: bool,
+    full_matrices: bool,
+    /// Set by [`Self::only`]: parameters outside `paths` are ignored instead of refused.
+    restricted: bool,
 }
 
 impl Recorder {
-    /// An empty recorder for the parameters of `paths`.
+    /// Creates an empty recorder for the parameters of `paths`.
     pub(crate) fn new(policy: &Policy, paths: ModulePaths) -> Self {
         Self {
             policy: policy.clone(),
             paths,
             histories: BTreeMap::new(),
-            sums: BTreeMap::new(),
+            accumulators: BTreeMap::new(),
             scratch: Scratch::default(),
-            whole: false,
-            limited: false,
+            full_matrices: false,
+            restricted: false,
         }
     }
 
-    /// As [`GramAccumulator::with_whole_matrices`].
+    /// Computes full matrices on Burn's host backend, see
+    /// [`GramAccumulator::with_whole_matrices`].
     pub fn with_whole_matrices(mut self) -> Self {
-        self.whole = true;
+        self.full_matrices = true;
         self
     }
 
-    /// Records the parameters of `group` alone, and ignores the inputs of all others.
+    /// Records only the parameters of `group` and ignores the inputs of all others.
     ///
     /// # Errors
     ///
-    /// A group that matches no parameter of the module.
+    /// [`GnspError::EmptyGroup`] if the group matches no parameter of the module.
     pub fn only(mut self, group: &ParamGroup) -> Result<Self, GnspError> {
         self.paths = self.paths.only(group)?;
-        self.limited = true;
+        self.restricted = true;
         Ok(self)
     }
 
-    /// Joins the tasks of one parameter in another way than the policy's.
+    /// Overrides the policy's history rule for one parameter.
     pub fn with_history(mut self, path: impl Into<String>, history: History) -> Self {
         self.histories.insert(path.into(), history);
         self
     }
 
-    /// Returns whether inputs of this parameter are recorded. Saves the work of preparing those that are
-    /// not.
+    /// Returns whether the inputs of this parameter are recorded, so that the caller can skip the
+    /// preparation of ignored ones.
     pub fn wants(&self, path: &str) -> bool {
-        !self.limited || self.paths.contains(path)
+        !self.restricted || self.paths.contains(path)
     }
 
-    /// The path of a parameter whose inputs are recorded.
+    /// Returns the path of a parameter, or `None` if it is not recorded.
     pub(crate) fn path(&self, id: ParamId) -> Option<String> {
         self.paths.path(id).map(str::to_owned)
     }
 
-    /// Records inputs of a weight `[in, out]` that is used as `x · W`: a Burn `Linear`, or a raw
-    /// matrix.
+    /// Records the inputs of a weight `[in, out]` used as `x · W`: a Burn `Linear` or a raw matrix.
     ///
     /// # Shapes
     ///
@@ -95,12 +116,14 @@ impl Recorder {
     ///
     /// # Errors
     ///
-    /// Another width than before, or numbers that are not finite.
+    /// Returns an error if the module has no such parameter, if the width does not match the
+    /// parameter, if the parameter was recorded in another layout before, if the second moments
+    /// are not finite, or if the device cannot be read. Earlier records are kept.
     pub fn linear<const D: usize>(&mut self, path: &str, x: Tensor<D>) -> Result<(), GnspError> {
         self.rows(path, Layout::InputsFirst, x)
     }
 
-    /// Records inputs of a raw matrix `[out, in]` that is used as `x · Wᵀ`.
+    /// Records the inputs of a raw matrix `[out, in]` used as `x · Wᵀ`.
     ///
     /// # Shapes
     ///
@@ -108,7 +131,7 @@ impl Recorder {
     ///
     /// # Errors
     ///
-    /// As [`linear`](Self::linear).
+    /// See [`linear`](Self::linear).
     pub fn linear_transposed<const D: usize>(
         &mut self,
         path: &str,
@@ -117,8 +140,8 @@ impl Recorder {
         self.rows(path, Layout::InputsLast { groups: 1 }, x)
     }
 
-    /// Records inputs of the weight of a one-dimensional convolution, or of any layer with the
-    /// same patches.
+    /// Records the inputs of the weight of a one-dimensional convolution, or of another layer with
+    /// the same patches.
     ///
     /// # Shapes
     ///
@@ -126,7 +149,7 @@ impl Recorder {
     ///
     /// # Errors
     ///
-    /// As [`linear`](Self::linear).
+    /// See [`linear`](Self::linear).
     pub fn conv1d(
         &mut self,
         path: &str,
@@ -136,8 +159,10 @@ impl Recorder {
         self.conv2d(path, layer, x.unsqueeze_dim(2))
     }
 
-    /// Records inputs of the weight of a two-dimensional convolution: every patch that a filter
-    /// sees is a row. Patches are unfolded some images at a time.
+    /// Records the inputs of the weight of a two-dimensional convolution.
+    ///
+    /// The input rows are the patches that the filters are applied to. They are unfolded for
+    /// several images at a time, within a memory limit.
     ///
     /// # Shapes
     ///
@@ -145,7 +170,7 @@ impl Recorder {
     ///
     /// # Errors
     ///
-    /// As [`linear`](Self::linear).
+    /// See [`linear`](Self::linear).
     pub fn conv2d(
         &mut self,
         path: &str,
@@ -164,13 +189,15 @@ impl Recorder {
         let x = x.inner();
         let mut scratch = std::mem::take(&mut self.scratch);
         let gram = self.accumulator(path, layout, features)?;
-        let each = (patches.groups * features * height * width).max(1);
-        let step = (PATCH_BUDGET / each).max(1);
+        let per_image = (patches.groups * features * height * width).max(1);
+        let step = (PATCH_BUDGET / per_image).max(1);
+        // The moments of all parts are summed first: the normalization per batch divides the batch
+        // as a whole, and an error must leave the accumulator unchanged.
         let mut moment: Option<Moment> = None;
         let mut result = Ok(());
         for from in (0..count).step_by(step) {
-            let some = x.clone().narrow(0, from, step.min(count - from));
-            let added = gram.moment(patches.rows(some), &mut scratch);
+            let images = x.clone().narrow(0, from, step.min(count - from));
+            let added = gram.moment(patches.rows(images), &mut scratch);
             let added = added.and_then(|part| {
                 match &mut moment {
                     Some(sum) => sum.add(part)?,
@@ -190,11 +217,17 @@ impl Recorder {
         result.map_err(|error| error.at(path))
     }
 
-    /// Records tokens that were looked up in a table `[vocabulary, width]`.
+    /// Records the tokens looked up in an embedding table `[vocabulary, width]`.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: any shape
     ///
     /// # Errors
     ///
-    /// A token outside the vocabulary, or another vocabulary than before.
+    /// Returns an error if the module has no such parameter, if `vocabulary` does not match it, if
+    /// the parameter was recorded in another layout before, if a token is outside the vocabulary,
+    /// or if the device cannot be read.
     pub fn embedding<const D: usize>(
         &mut self,
         path: &str,
@@ -208,13 +241,15 @@ impl Recorder {
         gram.add_tokens(tokens).map_err(|error| error.at(path))
     }
 
-    /// Records that a bias was added to `rows` rows. Its one input is the constant 1, so whatever
-    /// policy protects anything protects all of it: the bias is frozen. Leave biases out to let
-    /// them train, at the price of moving all outputs alike.
+    /// Records the addition of a bias to `rows` rows, which protects and thus freezes the bias.
+    ///
+    /// Its only input is the constant 1, so there is a single direction. Do not record biases
+    /// that should train; they then shift all outputs equally.
     ///
     /// # Errors
     ///
-    /// The parameter was recorded as something else before.
+    /// Returns an error if the module has no such parameter, or if the parameter was recorded in
+    /// another layout before.
     pub fn bias(&mut self, path: &str, rows: usize) -> Result<(), GnspError> {
         if !self.wants(path) {
             return Ok(());
@@ -223,6 +258,7 @@ impl Recorder {
         Ok(())
     }
 
+    /// Records the rows of a linear map.
     fn rows<const D: usize>(
         &mut self,
         path: &str,
@@ -246,7 +282,7 @@ impl Recorder {
         added.map_err(|error| error.at(path))
     }
 
-    /// The sum of a parameter, started on first use.
+    /// Returns the accumulator of a parameter, created on first use after checking the path.
     fn accumulator(
         &mut self,
         path: &str,
@@ -254,7 +290,7 @@ impl Recorder {
         features: usize,
     ) -> Result<&mut GramAccumulator, GnspError> {
         let normalization = self.policy.normalization;
-        if !self.sums.contains_key(path) {
+        if !self.accumulators.contains_key(path) {
             let groups = match layout {
                 Layout::InputsLast { groups } => groups,
                 _ => 1,
@@ -264,14 +300,14 @@ impl Recorder {
                 Layout::Embedding | Layout::Bias => {
                     GramAccumulator::diagonal(features, normalization)
                 }
-                _ if self.whole => {
+                _ if self.full_matrices => {
                     GramAccumulator::new(features, normalization).with_whole_matrices()
                 }
                 _ => GramAccumulator::new(features, normalization),
             };
-            self.sums.insert(path.to_string(), (layout, gram));
+            self.accumulators.insert(path.to_string(), (layout, gram));
         }
-        let (kept, gram) = self.sums.get_mut(path).expect("there by now");
+        let (kept, gram) = self.accumulators.get_mut(path).expect("inserted above");
         if *kept != layout {
             return Err(GnspError::Layout {
                 path: path.to_string(),
@@ -289,38 +325,38 @@ impl Recorder {
         Ok(gram)
     }
 
-    /// Joins what another recorder has seen of the same task, on this machine or another.
+    /// Adds the sums of another recorder for the same task, from this machine or another.
     ///
     /// # Errors
     ///
-    /// A parameter recorded in another layout or size. Parameters before it, in alphabetical order,
-    /// are joined by then.
+    /// Returns an error if a parameter was recorded in another layout or size. The parameters
+    /// before it in alphabetical order are already merged then.
     pub fn merge(&mut self, other: Self) -> Result<(), GnspError> {
-        for (path, (layout, gram)) in other.sums {
+        for (path, (layout, gram)) in other.accumulators {
             let own = self.accumulator(&path, layout, gram.features())?;
             own.merge(gram).map_err(|error| error.at(&path))?;
         }
         Ok(())
     }
 
-    /// The paths recorded so far, in alphabetical order.
+    /// Iterates over the paths recorded so far, in alphabetical order.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
-        self.sums.keys().map(String::as_str)
+        self.accumulators.keys().map(String::as_str)
     }
 
-    /// The policy.
+    /// Returns the policy.
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Reads everything back from the device.
+    /// Reads the Gram matrices back from the device, by path.
     ///
     /// # Errors
     ///
-    /// A sum that overflowed `f32`, or a device that cannot be read.
+    /// Returns an error if a sum overflowed `f32`, or if the device cannot be read.
     pub fn finish(self) -> Result<BTreeMap<String, TaskGram>, GnspError> {
         let (policy, histories) = (self.policy, self.histories);
-        self.sums
+        self.accumulators
             .into_iter()
             .filter(|(_, (_, sum))| sum.batches() > 0)
             .map(|(path, (layout, sum))| {
@@ -337,14 +373,14 @@ impl Recorder {
     }
 }
 
-/// The Gram matrix of one parameter's inputs over one task.
+/// Gram matrix of a parameter's inputs over one task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskGram {
     /// The layout of the parameter.
     pub layout: Layout,
-    /// The second moments of its inputs.
+    /// The Gram matrix of its inputs.
     pub gram: Gram,
-    /// The way they join those of earlier tasks.
+    /// The rule that combines it with those of earlier tasks.
     pub history: History,
 }
 
@@ -385,12 +421,12 @@ mod tests {
     }
 
     #[test]
-    fn patches_of_many_images_come_in_parts() {
+    fn patches_of_many_images_are_unfolded_in_parts() {
         let layer = Conv2dConfig::new([2, 4], [3, 3])
             .with_groups(2)
             .with_bias(false)
             .init(&device());
-        // 18 numbers for each of 64² positions: 227 images fit into the budget.
+        // 18 values for each of 64² positions: 227 images fit into the budget.
         let x = random(300 * 2 * 64, 64, 1.0, 2).reshape([300, 2, 64, 64]);
         let mut recorder = recorder(&plain(), &[("w", &[4, 1, 3, 3])]);
         recorder.conv2d("w", &layer, x.clone()).unwrap();
@@ -442,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn recorders_of_two_machines_join() {
+    fn recorders_of_two_machines_are_merged() {
         let (x, y) = (random(4, 3, 1.0, 1), random(6, 3, 1.0, 2));
         let shapes: [(&str, &[usize]); 2] = [("a", &[3, 2]), ("b", &[3, 2])];
         let mut first = recorder(&plain(), &shapes);

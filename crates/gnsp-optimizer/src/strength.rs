@@ -1,30 +1,51 @@
-//! The strength of the protection, by direction.
+//! Projection strength per direction: hard, or scaled by the spectrum (SGP).
 
 use serde::{Deserialize, Serialize};
 
 use crate::GnspError;
 
-/// The share of an update that is taken out in a protected direction.
+/// Share of an update that the projection removes in each protected direction.
 ///
 /// In a configuration file it is `"hard"` or `{ scaled = 10.0 }`.
+///
+/// # Example
+///
+/// ```
+/// use burn::tensor::Device;
+/// use gnsp_optimizer::{Gram, NullSpace, Policy, RankRule, Strength};
+///
+/// let gram = Gram::from_matrix(2, vec![4.0, 0.0, 0.0, 1.0])?;
+/// let policy = Policy::default().with_rank(RankRule::FixedRank(2));
+///
+/// let hard = NullSpace::from_policy(&gram, &policy, &Device::default())?;
+/// assert_eq!(hard.dense(), [0.0; 4]);
+///
+/// // The weaker direction keeps 1 − (1 + 1)·1 / (1·1 + 2) = 1/3 of an update.
+/// let policy = policy.with_strength(Strength::Scaled(1.0));
+/// let scaled = NullSpace::from_policy(&gram, &policy, &Device::default())?;
+/// assert!((scaled.dense()[3] - 1.0 / 3.0).abs() < 1e-6);
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strength {
-    /// `"hard"`: all of it.
+    /// `"hard"`: the whole component is removed.
     #[default]
     Hard,
-    /// `{ scaled = α }`: `λ = (α + 1)·σ / (α·σ + σ_max)` of it, from the singular value `σ` of the
-    /// inputs in that direction (the root of the eigenvalue of the Gram matrix) and the largest
-    /// one. The strongest direction is protected wholly, a weaker one less, and less so for a
-    /// smaller `α ≥ 0` (Saha and Roy 2023, *Continual Learning with Scaled Gradient Projection*,
+    /// `{ scaled = α }`: the share `λ = (α + 1)·σ / (α·σ + σ_max)` is removed.
+    ///
+    /// `σ` is the singular value of the inputs in that direction (the square root of the Gram
+    /// matrix's eigenvalue), and `σ_max` the largest one. The strongest direction is fully
+    /// protected. Weaker directions are protected less, and a smaller `α ≥ 0` protects them still
+    /// less (Saha and Roy 2023, *Continual Learning with Scaled Gradient Projection*,
     /// arXiv 2302.01386, eq. 2; `α` is `scale_coff` in SGP
-    /// `ImageClassification/main_sgp_cifar100.py`). There the importances of the tasks are added
-    /// and cut at 1; here they follow from the spectrum of all tasks together.
+    /// `ImageClassification/main_sgp_cifar100.py`). SGP adds the importances of the tasks and
+    /// clips the sum at 1. Here they follow from the joint spectrum of all tasks.
     Scaled(f64),
 }
 
 impl Strength {
-    /// Checks the parameter.
+    /// Checks that `α` is finite and not negative.
     pub(crate) fn check(&self) -> Result<(), GnspError> {
         match *self {
             Self::Scaled(alpha) if !(alpha >= 0.0 && alpha.is_finite()) => {
@@ -34,16 +55,18 @@ impl Strength {
         }
     }
 
-    /// The shares for eigenvalues of a Gram matrix in descending order, in `0..=1`; nothing where
-    /// all are 1.
+    /// Returns the removed share in `0..=1` for each eigenvalue of a Gram matrix, given in
+    /// descending order, or `None` for hard protection, whatever the eigenvalues are.
     pub(crate) fn shares(&self, eigenvalues: &[f64]) -> Option<Vec<f64>> {
         let Self::Scaled(alpha) = *self else {
             return None;
         };
-        let largest = eigenvalues.first()?.max(0.0).sqrt();
+        let largest = eigenvalues
+            .first()
+            .map_or(0.0, |value| value.max(0.0).sqrt());
         let share = |value: &f64| {
             let sigma = value.max(0.0).sqrt();
-            // A direction in which nothing was seen is not protected.
+            // A direction without any input is not protected.
             let denominator = alpha * sigma + largest;
             if denominator > 0.0 {
                 ((alpha + 1.0) * sigma / denominator).min(1.0)
@@ -69,6 +92,7 @@ mod tests {
             assert!((share - expected).abs() < 1e-12, "{share}");
         }
         assert_eq!(Strength::Hard.shares(&[1.0]), None);
+        assert_eq!(Strength::Scaled(1.0).shares(&[]), Some(Vec::new()));
         assert_eq!(Strength::Scaled(1.0).shares(&[0.0]), Some(vec![0.0]));
     }
 

@@ -10,7 +10,7 @@ pub fn device() -> Device {
     Device::default()
 }
 
-/// `grid(rows, cols, a, b)` of `tests/reference/projector.py`.
+/// Deterministic matrix `grid(rows, cols, a, b)` of `tests/reference/projector.py`.
 pub fn grid(rows: usize, cols: usize, a: f64, b: f64) -> Tensor<2> {
     let numbers: Vec<f32> = (1..=rows * cols)
         .map(|i| (a * (b * i as f64).sin()) as f32)
@@ -24,7 +24,7 @@ pub fn reference_gram() -> Gram {
     gram_of(features)
 }
 
-/// Uniform values in `-scale..scale`, a pure function of the seed.
+/// Uniform values in `-scale..scale`, drawn from a seed.
 pub fn random(rows: usize, cols: usize, scale: f32, seed: u64) -> Tensor<2> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let numbers: Vec<f32> = (0..rows * cols)

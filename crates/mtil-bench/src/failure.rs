@@ -8,6 +8,8 @@ use std::{
 
 use eyre::Report;
 
+use crate::advice::advice;
+
 /// Number of running calls of [`catch_panic`]. It is global, because a backend may panic on its own
 /// threads.
 static SILENCED: AtomicUsize = AtomicUsize::new(0);
@@ -15,9 +17,9 @@ static SILENCED: AtomicUsize = AtomicUsize::new(0);
 /// Exit status that a shell reports for a process killed by SIGPIPE.
 const BROKEN_PIPE: i32 = 141;
 
-/// Prints an error followed by its causes. `verbose` adds a line for each cause.
+/// Prints an error with its causes and the advice on it. `verbose` adds a line for each cause.
 pub fn report(error: &Report, verbose: bool) {
-    eprintln!("{}{}", label(), one_line(error));
+    eprintln!("{}{}", label(), describe(error));
     if verbose {
         for (depth, cause) in error.chain().enumerate() {
             eprintln!("  {depth}: {cause}");
@@ -68,6 +70,17 @@ fn label() -> &'static str {
         "\u{1b}[1;31merror:\u{1b}[0m "
     } else {
         "error: "
+    }
+}
+
+/// Returns an error with its causes, followed by the advice on it, in one line. An error that has
+/// several lines of its own, such as a list of differences, gets one more.
+pub fn describe(error: &Report) -> String {
+    let text = one_line(error);
+    match advice(error) {
+        Some(advice) if text.contains('\n') => format!("{text}\n{advice}"),
+        Some(advice) => format!("{text}; {advice}"),
+        None => text,
     }
 }
 

@@ -6,6 +6,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`cli`] | subcommands and their arguments |
+//! | [`advice`] | the arguments that resolve errors of the libraries |
 //! | [`device`] | device names and the backends of this build |
 //! | [`process`] | environment variables and thread pool of the process |
 //! | [`failure`] | errors and panics on standard error |
@@ -15,6 +16,7 @@
 //! | [`pretrain`] | contrastive pretraining of the embedded CLIP |
 #![warn(missing_docs)]
 
+pub mod advice;
 pub mod cli;
 pub mod compare;
 pub mod device;

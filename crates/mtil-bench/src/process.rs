@@ -66,8 +66,8 @@ pub fn log_to_stderr(verbose: bool) {
 /// Makes the calling thread a member of Rayon's global pool.
 ///
 /// Handing a small matrix product to a sleeping thread takes longer than computing it: a fifth of
-/// the time of the embedded suite (BENCHMARKS.md). The number of threads, and with it every result,
-/// does not change.
+/// the time of the embedded suite (BENCHMARKS.md). The number of threads does not change. Results do
+/// not depend on it.
 ///
 /// Call it in `main` before anything is computed; later it has no effect. It also has none with a
 /// single thread (`RAYON_NUM_THREADS=1`), because another thread must compute while this one waits.

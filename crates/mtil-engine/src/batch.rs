@@ -27,9 +27,7 @@ use mtil_data::data::{
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
     /// An image could not be read or preprocessed.
-    #[error(
-        "{0}; repair or remove it, or pass --skip-bad-images to count and leave out such images"
-    )]
+    #[error(transparent)]
     Image(DataError),
     /// The images cannot be batched.
     #[error(transparent)]

@@ -13,11 +13,7 @@ use mtil_data::data::DataError;
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A file of the run could not be read or written.
-    #[error(
-        "cannot access {}: {source}; \
-         the run can be continued with the same --out once this is mended",
-        path.display()
-    )]
+    #[error("cannot access {}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -34,7 +30,7 @@ pub enum RunError {
     },
     /// The directory holds a run of another request.
     #[error(
-        "{} holds a run of another request; choose another --out, or ask for the same:\n{}",
+        "{} holds a run of another request:\n{}",
         path.display(),
         differences.join("\n")
     )]
@@ -45,17 +41,15 @@ pub enum RunError {
         differences: Vec<String>,
     },
     /// Another process holds the lock of the directory.
-    #[error("{} is in use by another process; wait for it or choose another --out", path.display())]
+    #[error("{} is in use by another process", path.display())]
     Locked {
         /// The run directory.
         path: PathBuf,
     },
     /// The loss became NaN or infinite.
     #[error(
-        "the loss of task `{task}` became {loss} at step {step} of {steps}; the last good state \
-         is kept. Lower the learning rate (--set lr=…, --set lr_later=…, or of this task alone \
-         --set task.NAME.lr=…; it is {lr:.2e} here) or raise --set warmup=…, and start in a new \
-         --out"
+        "the loss of task `{task}` became {loss} at step {step} of {steps}, at a learning rate of \
+         {lr:.2e}; the last good state is kept"
     )]
     Diverged {
         /// Name of the task.
@@ -78,33 +72,25 @@ pub enum RunError {
         source: gnsp_optimizer::GnspError,
     },
     /// Adapters are trained on one device only.
-    #[error(
-        "method `{method}` trains adapters, which several devices cannot share yet; \
-         leave out --peers"
-    )]
+    #[error("method `{method}` trains adapters, which several devices cannot share yet")]
     Peers {
         /// Name of the method.
         method: String,
     },
     /// Adapters are trained in `f32` only.
-    #[error(
-        "method `{method}` trains adapters, which are computed in f32 only; leave out compute=bf16"
-    )]
+    #[error("method `{method}` trains adapters, which are computed in f32 only")]
     Compute {
         /// Name of the method.
         method: String,
     },
     /// A device, or one of its peers, does not support bf16.
-    #[error(
-        "device `{device}`, or one of its peers, does not compute in bf16; \
-         leave out compute=bf16 (of the GPUs only `cuda` has it)"
-    )]
+    #[error("device `{device}`, or one of its peers, does not compute in bf16")]
     NoSuchCompute {
         /// The device of the run.
         device: String,
     },
     /// A hyper-parameter cannot be selected for each task.
-    #[error("--select: {0}")]
+    #[error("no hyper-parameter can be selected for each task: {0}")]
     Select(String),
     /// A changed method is invalid.
     #[error(transparent)]
@@ -139,10 +125,7 @@ pub enum RunError {
     #[error(transparent)]
     Guard(#[from] crate::guard::GuardError),
     /// The kernel of all training images exceeds the memory limit.
-    #[error(
-        "the kernel of {images} training images takes {gigabytes:.0} GB; \
-         train on fewer (--shots 16, as published), or take the method rail-primal"
-    )]
+    #[error("the kernel of {images} training images takes {gigabytes:.0} GB")]
     TooManyToKeep {
         /// Training images of all tasks.
         images: usize,

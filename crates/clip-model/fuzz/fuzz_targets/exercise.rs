@@ -1,4 +1,4 @@
-//! What every target does with its bytes.
+//! Common body of the fuzz targets: opens a weight file and reads all tensors.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! A multilayer perceptron.
+//! Multilayer perceptron.
 
 use burn::module::{Initializer, Module};
 use burn::nn::{Linear, LinearConfig};
@@ -17,7 +17,7 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// Two hidden layers of 128 units.
+    /// Creates an MLP with two hidden layers of 128 units.
     pub fn new(device: &Device, rng: &mut ChaCha8Rng) -> Self {
         let widths = [PIXELS, 128, 128, CLASSES];
         let layers = widths.windows(2).map(|width| {
@@ -34,17 +34,18 @@ impl Mlp {
 }
 
 impl Classifier for Mlp {
-    fn forward(&self, pictures: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, images: Tensor<2>) -> Tensor<2> {
         let layers = self.layers.iter().enumerate();
-        layers.fold(pictures, |x, (i, layer)| {
+        layers.fold(images, |x, (i, layer)| {
             layer.forward(if i == 0 { x } else { relu(x) })
         })
     }
 
-    fn record(&self, pictures: Tensor<2>, recorder: &mut Recorder) -> Result<(), GnspError> {
-        let rows = pictures.dims()[0];
-        recorder.record(|| self.forward(pictures))?;
-        // The weights are recorded by now. Recorded biases are frozen from the second task on.
+    fn record(&self, images: Tensor<2>, recorder: &mut Recorder) -> Result<(), GnspError> {
+        let rows = images.dims()[0];
+        recorder.record(|| self.forward(images))?;
+        // `Recorded` layers record their weights only. Recorded biases are frozen from the second
+        // task on.
         (0..self.layers.len()).try_for_each(|i| recorder.bias(&format!("layers.{i}.bias"), rows))
     }
 }

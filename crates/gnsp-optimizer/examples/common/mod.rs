@@ -1,5 +1,5 @@
-//! What the examples share: drawn digits, models, training on a sequence of tasks, tables.
-#![allow(dead_code)] // Every example is a crate of its own and uses a part of this.
+//! Shared parts of the examples: synthetic digits, models, training on task sequences, tables.
+#![allow(dead_code)] // Each example is a separate crate and uses only a part.
 
 pub mod digits;
 pub mod mlp;
@@ -14,25 +14,25 @@ use gnsp_optimizer::{GnspError, Recorder};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// A classifier of pictures whose layers can be recorded.
+/// Image classifier whose layer inputs can be recorded.
 pub trait Classifier: Module {
-    /// Logits of pictures: `[N, pixels]` to `[N, classes]`.
-    fn forward(&self, pictures: Tensor<2>) -> Tensor<2>;
+    /// Computes logits `[N, classes]` of images `[N, pixels]`.
+    fn forward(&self, images: Tensor<2>) -> Tensor<2>;
 
-    /// The same pass, which gives the inputs of every layer to a recorder.
-    fn record(&self, pictures: Tensor<2>, recorder: &mut Recorder) -> Result<(), GnspError>;
+    /// Runs the forward pass and records the inputs of every layer.
+    fn record(&self, images: Tensor<2>, recorder: &mut Recorder) -> Result<(), GnspError>;
 }
 
-/// A generator of its own for each purpose, so that no draw shifts those of another.
+/// Creates an independent random generator for each purpose.
 pub fn generator(seed: u64, purpose: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(purpose);
     rng
 }
 
-/// Draws the weights of a module from our own generator: uniform within `1/√fan_in`, biases zero.
+/// Initializes the weights of a module uniformly within `1/√fan_in`, and the biases with zeros.
 ///
-/// The generator of a device is global, so what it gives depends on everything else that draws.
+/// Burn's random generator is global to a device, so its numbers depend on all earlier draws.
 pub fn initialize<M: Module>(module: M, rng: &mut ChaCha8Rng) -> M {
     module.map(&mut Initialize { rng })
 }
@@ -59,7 +59,7 @@ impl ModuleMapper for Initialize<'_> {
     }
 }
 
-/// The bits of all parameters, one after the other.
+/// Returns the bits of all parameters.
 pub fn bits<M: Module>(module: &M) -> Vec<u32> {
     let mut bits = Bits(Vec::new());
     module.visit(&mut bits);

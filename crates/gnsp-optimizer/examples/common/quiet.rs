@@ -1,4 +1,4 @@
-//! A renderer that shows nothing. Burn's own prints a line for every batch.
+//! Silent metrics renderer for Burn's training loop, whose default prints a line for every batch.
 
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn::train::metric::MetricDefinition;
@@ -7,7 +7,7 @@ use burn::train::renderer::{
     MetricsRendererTraining,
 };
 
-/// Shows nothing.
+/// Renderer without output.
 pub struct Quiet;
 
 impl MetricsRenderer for Quiet {

@@ -1,21 +1,22 @@
-//! Tables of results.
+//! Result tables.
 
 use super::sequence::{Outcome, mean};
 
 impl Outcome {
-    /// Accuracy on every task after the last, in percent.
+    /// Returns the accuracy on each task after the last one, in percent.
     pub fn last(&self) -> Vec<f64> {
         let last = self.accuracy.last().into_iter().flatten();
         last.map(|accuracy| 100.0 * accuracy).collect()
     }
 
-    /// Accuracy on every task right after it was learned, mean in percent.
+    /// Returns the mean accuracy on each task right after training on it, in percent.
     pub fn learned(&self) -> f64 {
         let diagonal = self.accuracy.iter().enumerate();
         100.0 * mean(diagonal.map(|(task, accuracy)| accuracy[task]))
     }
 
-    /// What was lost of the best accuracy on every task but the last, mean in percentage points.
+    /// Returns the forgetting in percentage points: the mean drop from the best to the last
+    /// accuracy, over all tasks but the last.
     pub fn forgetting(&self) -> f64 {
         let earlier = self.accuracy.len() - 1;
         let lost = self.last().into_iter().take(earlier).enumerate();
@@ -28,6 +29,7 @@ impl Outcome {
         }))
     }
 
+    /// Returns the values of a table row.
     fn columns(&self) -> Vec<f64> {
         let last = self.last();
         let measures = [
@@ -41,8 +43,8 @@ impl Outcome {
     }
 }
 
-/// Prints a row for every method: the mean over its outcomes, and their standard deviation where
-/// there are several.
+/// Prints a row for each method: the mean over its outcomes and, for several, their standard
+/// deviation.
 pub fn print_table(methods: &[(&str, &[Outcome])]) {
     let several = methods.iter().any(|(_, outcomes)| outcomes.len() > 1);
     let [percent, share] = if several { [10, 17] } else { [6, 7] };
@@ -76,17 +78,17 @@ pub fn print_table(methods: &[(&str, &[Outcome])]) {
     }
 }
 
-/// `mean ± standard deviation`.
+/// Formats numbers as `mean ± standard deviation`.
 fn cell(numbers: &[f64], scientific: bool) -> String {
     let number = |x: f64| match scientific {
         true => format!("{x:.1e}"),
         false => format!("{x:.1}"),
     };
-    let middle = mean(numbers.iter().copied());
+    let average = mean(numbers.iter().copied());
     if numbers.len() < 2 {
-        return number(middle);
+        return number(average);
     }
-    let squares: f64 = numbers.iter().map(|x| (x - middle).powi(2)).sum();
+    let squares: f64 = numbers.iter().map(|x| (x - average).powi(2)).sum();
     let deviation = (squares / (numbers.len() - 1) as f64).sqrt();
-    format!("{} ± {}", number(middle), number(deviation))
+    format!("{} ± {}", number(average), number(deviation))
 }

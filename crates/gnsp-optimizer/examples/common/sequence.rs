@@ -1,4 +1,4 @@
-//! Training on one task after the other, with and without protection of those before.
+//! Sequential training on several tasks, with and without null-space projection.
 
 use std::error::Error;
 
@@ -10,25 +10,25 @@ use rand_chacha::ChaCha8Rng;
 use super::Classifier;
 use super::digits::Digits;
 
-/// The pictures of a task.
+/// Training and test images of a task.
 pub struct Task {
-    /// To learn from.
+    /// Training images.
     pub train: Digits,
-    /// To measure the accuracy with.
+    /// Test images.
     pub test: Digits,
 }
 
 impl Task {
-    /// Both splits of the same digits, changed in one way.
-    pub fn new(train: &Digits, test: &Digits, change: impl Fn(&[f32]) -> Vec<f32>) -> Self {
+    /// Creates a task by transforming the images of both splits.
+    pub fn new(train: &Digits, test: &Digits, transform: impl Fn(&[f32]) -> Vec<f32>) -> Self {
         Self {
-            train: train.map(&change),
-            test: test.map(&change),
+            train: train.map(&transform),
+            test: test.map(&transform),
         }
     }
 }
 
-/// How a task is trained.
+/// Training hyper-parameters of a task.
 pub struct Schedule {
     pub epochs: usize,
     pub batch_size: usize,
@@ -36,17 +36,17 @@ pub struct Schedule {
     pub optimizer: AdamWConfig,
 }
 
-/// What is done against forgetting.
+/// Continual-learning method.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// Nothing: the optimizer as it is.
+    /// The plain optimizer.
     Plain,
-    /// Steps in the null space of what the tasks before have fed to each layer.
+    /// Steps projected onto the null space of each layer's inputs in earlier tasks.
     Projected(Site),
 }
 
 impl Method {
-    /// What tables call it.
+    /// Returns the name of the method in tables.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Plain => "plain AdamW",
@@ -63,24 +63,22 @@ impl Method {
     }
 }
 
-/// The figures of a sequence of tasks.
+/// Results of a task sequence.
 #[derive(Default)]
 pub struct Outcome {
-    /// Accuracy on every task, after every task.
+    /// Accuracy matrix: row `t` has the accuracies on all tasks after task `t`.
     pub accuracy: Vec<Vec<f64>>,
-    /// Per task but the first: relative change of the outputs on recorded inputs, mean over the
-    /// parameters.
+    /// Mean interference over the parameters, for each task after the first.
     pub interference: Vec<f64>,
-    /// Per task but the first: share of the change within protected directions, mean over the
-    /// parameters.
+    /// Mean leak over the parameters, for each task after the first.
     pub leak: Vec<f64>,
 }
 
-/// Trains the model on all tasks and measures it after each.
+/// Trains a model on a sequence of tasks and evaluates it after each.
 ///
-/// The plain optimizer is measured against the same memory and the same directions; it only does
-/// not keep to them.
-pub fn learn<C: Classifier>(
+/// Interference and leak of the plain optimizer are measured with the same memory and the same
+/// protected directions.
+pub fn train_sequence<C: Classifier>(
     mut model: C,
     tasks: &[Task],
     method: Method,
@@ -100,11 +98,12 @@ pub fn learn<C: Classifier>(
         let mut optimizer = method.optimizer(&schedule.optimizer, &protection);
         model = train(model, &mut optimizer, &task.train, schedule, rng);
 
+        // The first task has no earlier one to interfere with.
         if !memory.is_empty() {
-            let moved = memory.interference(&before, &model)?;
+            let interference = memory.interference(&before, &model)?;
             outcome
                 .interference
-                .push(mean(moved.values().map(|moved| moved.relative())));
+                .push(mean(interference.values().map(|one| one.relative())));
             let leak = protection.leak(&before, &model)?;
             outcome.leak.push(mean(leak.values().copied()));
         }
@@ -116,7 +115,7 @@ pub fn learn<C: Classifier>(
     Ok(outcome)
 }
 
-/// Trains on one task.
+/// Trains a model on one task.
 fn train<C: Classifier>(
     mut model: C,
     optimizer: &mut ModuleOptimizer,
@@ -127,8 +126,8 @@ fn train<C: Classifier>(
     let device = model.devices()[0].clone();
     let loss = CrossEntropyLossConfig::new().init(&device);
     for _ in 0..schedule.epochs {
-        for (pictures, labels) in digits.shuffled(schedule.batch_size, &device, rng) {
-            let loss = loss.forward(model.forward(pictures), labels);
+        for (images, labels) in digits.shuffled(schedule.batch_size, &device, rng) {
+            let loss = loss.forward(model.forward(images), labels);
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
             model = optimizer.step(schedule.learning_rate, model, gradients);
         }
@@ -136,31 +135,31 @@ fn train<C: Classifier>(
     model
 }
 
-/// Records the inputs of the trained model's layers over a task.
+/// Accumulates the Gram matrices of a trained model over a task's data.
 pub fn record<C: Classifier>(
     memory: &mut Memory,
     model: &C,
     task: &Task,
 ) -> Result<(), Box<dyn Error>> {
-    let model = model.valid(); // On the plain device: no tape is recorded.
-    let (pictures, _) = task.train.all(&model.devices()[0]);
+    let model = model.valid(); // Without autodiff: no tape is recorded.
+    let (images, _) = task.train.all(&model.devices()[0]);
     let mut recorder = memory.recorder(&model);
-    for pictures in pictures.split(500, 0) {
-        model.record(pictures, &mut recorder)?;
+    for images in images.split(500, 0) {
+        model.record(images, &mut recorder)?;
     }
     memory.absorb(recorder)?;
     Ok(())
 }
 
-/// Share of the test pictures that are classified right.
+/// Computes the test accuracy on a task.
 pub fn accuracy<C: Classifier>(model: &C, task: &Task) -> f64 {
     let model = model.valid();
-    let (pictures, labels) = task.test.all(&model.devices()[0]);
-    let found = model.forward(pictures).argmax(1).flatten::<1>(0, 1);
-    f64::from(found.equal(labels).float().mean().into_scalar::<f32>())
+    let (images, labels) = task.test.all(&model.devices()[0]);
+    let predicted = model.forward(images).argmax(1).flatten::<1>(0, 1);
+    f64::from(predicted.equal(labels).float().mean().into_scalar::<f32>())
 }
 
-/// Mean of the numbers.
+/// Computes the arithmetic mean.
 pub fn mean(numbers: impl IntoIterator<Item = f64>) -> f64 {
     let numbers: Vec<f64> = numbers.into_iter().collect();
     numbers.iter().sum::<f64>() / numbers.len() as f64

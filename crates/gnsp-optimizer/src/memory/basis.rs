@@ -4,10 +4,11 @@ use faer::Mat;
 
 use crate::{GnspError, Gram, RankRule, Solver, solver::solve};
 
-/// The share of a new direction that must be new for it to be kept: less is rounding.
-const NEW: f64 = 1e-3;
+/// Smallest norm of the new component of a direction, relative to the direction, that is not
+/// treated as rounding error.
+const MIN_NOVELTY: f64 = 1e-3;
 
-/// Orthonormal directions of every group, row-major `[k, n]`.
+/// Orthonormal directions of each group, row-major `[k, n]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Directions {
     pub features: usize,
@@ -15,6 +16,7 @@ pub(crate) struct Directions {
 }
 
 impl Directions {
+    /// Creates a basis without directions.
     pub fn empty(groups: usize, features: usize) -> Self {
         Self {
             features,
@@ -22,16 +24,17 @@ impl Directions {
         }
     }
 
-    /// The number of directions of a group.
+    /// Returns the number of directions of a group.
     pub fn rank(&self, group: usize) -> usize {
         self.groups[group].len() / self.features
     }
 
-    /// The numbers kept.
-    pub fn numbers(&self) -> usize {
+    /// Returns the number of stored values.
+    pub fn len(&self) -> usize {
         self.groups.iter().map(Vec::len).sum()
     }
 
+    /// Checks the number of features.
     pub fn check_width(&self, features: usize) -> Result<(), GnspError> {
         if self.features == features {
             return Ok(());
@@ -42,6 +45,7 @@ impl Directions {
         })
     }
 
+    /// Checks that a Gram matrix is dense and has the groups and features of the basis.
     pub fn check_fits(&self, gram: &Gram) -> Result<(), GnspError> {
         self.check_width(gram.features())?;
         if gram.is_diagonal() {
@@ -59,33 +63,34 @@ impl Directions {
         Ok(())
     }
 
-    /// The basis with the leading directions of what it does not explain of a new task
-    /// (arXiv 2103.09762, eq. 8 and 9).
-    pub fn grown(&self, gram: &Gram, rule: RankRule) -> Result<Self, GnspError> {
-        let mut grown = self.clone();
+    /// Extends the basis by the leading directions of the part of a new task that it does not
+    /// explain (arXiv 2103.09762, eq. 8 and 9).
+    pub fn extended(&self, gram: &Gram, rule: RankRule) -> Result<Self, GnspError> {
+        let mut extended = self.clone();
         for group in 0..self.groups.len() {
             let total = gram.trace(group);
-            let rest = self.unexplained(gram, group);
-            let left = rest.trace(0);
-            let Some(rule) = rule_of_rest(rule, total, left, self.features - self.rank(group))
-                .map_err(GnspError::BasisRule)?
+            let residual = self.residual(gram, group);
+            let unexplained = residual.trace(0);
+            let Some(rule) =
+                residual_rule(rule, total, unexplained, self.features - self.rank(group))
+                    .map_err(GnspError::BasisRule)?
             else {
                 rule.check(self.features)?;
                 continue;
             };
-            let found = solve(&rest, 0, rule, Solver::Auto, None)?;
+            let found = solve(&residual, 0, rule, Solver::Auto, None)?;
             for j in 0..found.rank {
                 let column: Vec<f32> = (0..self.features)
                     .map(|i| found.protected[i * found.rank + j])
                     .collect();
-                grown.add(group, &column);
+                extended.add(group, &column);
             }
         }
-        Ok(grown)
+        Ok(extended)
     }
 
-    /// `(I − QQᵀ)·G·(I − QQᵀ)` for the directions `Q` of a group.
-    fn unexplained(&self, gram: &Gram, group: usize) -> Gram {
+    /// Computes `(I − QQᵀ)·G·(I − QQᵀ)` for the directions `Q` of a group.
+    fn residual(&self, gram: &Gram, group: usize) -> Gram {
         let n = self.features;
         let mut matrix = Mat::<f64>::zeros(n, n);
         gram.for_upper(group, |row, column, value| {
@@ -103,7 +108,7 @@ impl Directions {
             .flat_map(|row| (row..n).map(move |column| (row, column)))
             .map(|(row, column)| {
                 let value = (matrix[(row, column)] + matrix[(column, row)]) / 2.0;
-                // Rounding must not make a sum of squares negative.
+                // Rounding errors can make a zero diagonal entry negative, which `Gram` refuses.
                 if row == column {
                     value.max(0.0) as f32
                 } else {
@@ -111,40 +116,44 @@ impl Directions {
                 }
             })
             .collect();
-        Gram::from_packed(1, n, values).expect("a projected Gram matrix is one")
+        Gram::from_packed(1, n, values).expect("a projected Gram matrix is valid")
     }
 
-    /// Adds what is left of a direction beside the others, made a unit vector, and says whether
-    /// anything was.
+    /// Orthonormalises a direction against the basis and adds it. Returns whether it was added.
     pub fn add(&mut self, group: usize, direction: &[f32]) -> bool {
         let n = self.features;
         if self.rank(group) == n {
             return false;
         }
-        let mut rest: Vec<f64> = direction.iter().map(|x| f64::from(*x)).collect();
+        let mut residual: Vec<f64> = direction.iter().map(|x| f64::from(*x)).collect();
         let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
-        let length = norm(&rest);
+        let length = norm(&residual);
         if length == 0.0 {
             return false;
         }
-        // Twice: the first pass leaves rounding of the size of the whole direction.
+        // Gram–Schmidt in two passes: the first one leaves rounding error proportional to the whole
+        // direction.
         for _ in 0..2 {
             for row in self.groups[group].chunks_exact(n) {
-                let dot: f64 = row.iter().zip(&rest).map(|(a, b)| f64::from(*a) * b).sum();
-                for (x, a) in rest.iter_mut().zip(row) {
+                let dot: f64 = row
+                    .iter()
+                    .zip(&residual)
+                    .map(|(a, b)| f64::from(*a) * b)
+                    .sum();
+                for (x, a) in residual.iter_mut().zip(row) {
                     *x -= dot * f64::from(*a);
                 }
             }
         }
-        let left = norm(&rest);
-        if left < NEW * length {
+        let new_length = norm(&residual);
+        if new_length < MIN_NOVELTY * length {
             return false;
         }
-        self.groups[group].extend(rest.iter().map(|x| (x / left) as f32));
+        self.groups[group].extend(residual.iter().map(|x| (x / new_length) as f32));
         true
     }
 
-    /// The directions of both.
+    /// Returns an orthonormal basis of the joint span.
     pub fn span_with(&self, other: &Self) -> Result<Self, GnspError> {
         self.check_width(other.features)?;
         if self.groups.len() != other.groups.len() {
@@ -163,65 +172,68 @@ impl Directions {
     }
 }
 
-/// The rule for what is unexplained, whose trace is `left` of `total`; nothing where enough is
-/// explained already.
-fn rule_of_rest(
+/// Translates a rule for a whole task, whose Gram matrix has trace `total`, to a rule for its
+/// residual with trace `unexplained` and at most `free` directions.
+///
+/// Returns `None` if the basis already explains enough, and `Err(rule)` for a rule that a growing
+/// basis does not support.
+fn residual_rule(
     rule: RankRule,
     total: f64,
-    left: f64,
-    room: usize,
+    unexplained: f64,
+    free: usize,
 ) -> Result<Option<RankRule>, RankRule> {
     let share = match rule {
         RankRule::ExplainedEnergy(share) => share,
         RankRule::TailShare(share) => 1.0 - share,
-        RankRule::FixedRank(rank) => return Ok(Some(RankRule::FixedRank(rank.min(room)))),
+        RankRule::FixedRank(rank) => return Ok(Some(RankRule::FixedRank(rank.min(free)))),
         RankRule::RatioToSmallest(_) => return Err(rule),
     };
-    let missing = share * total - (total - left);
-    // A share outside its range is left to the rule itself to refuse.
+    let missing = share * total - (total - unexplained);
+    // The rule itself refuses a share out of range.
     if !(share > 0.0 && share < 1.0) {
         return Ok(Some(rule));
     }
-    if left <= 0.0 || missing <= 0.0 {
+    if unexplained <= 0.0 || missing <= 0.0 {
         return Ok(None);
     }
     Ok(Some(RankRule::ExplainedEnergy(
-        (missing / left).min(1.0 - f64::EPSILON),
+        (missing / unexplained).min(1.0 - f64::EPSILON),
     )))
 }
 
-/// The protected rows of a diagonal Gram matrix, as 0 and 1, with those that a new task adds.
-pub(super) fn grown_rows(
+/// Extends the mask (0 and 1) of protected rows of a diagonal Gram matrix by those of a new task.
+pub(super) fn extended_rows(
     past: Option<&Gram>,
     gram: &Gram,
     rule: RankRule,
 ) -> Result<Gram, GnspError> {
     let counts = gram.packed();
     let mut rows = past.map_or_else(|| vec![0.0; counts.len()], |past| past.packed().to_vec());
-    let left: Vec<f32> = counts
+    let residual: Vec<f32> = counts
         .iter()
         .zip(&rows)
         .map(|(count, row)| if *row > 0.0 { 0.0 } else { *count })
         .collect();
     let total: f64 = counts.iter().map(|x| f64::from(*x)).sum();
-    let unexplained: f64 = left.iter().map(|x| f64::from(*x)).sum();
-    let room = rows.iter().filter(|row| **row == 0.0).count();
-    let rule = rule_of_rest(rule, total, unexplained, room).map_err(GnspError::BasisRule)?;
+    let unexplained: f64 = residual.iter().map(|x| f64::from(*x)).sum();
+    let free = rows.iter().filter(|row| **row == 0.0).count();
+    let rule = residual_rule(rule, total, unexplained, free).map_err(GnspError::BasisRule)?;
     if let Some(rule) = rule {
-        let mut order: Vec<usize> = (0..left.len()).collect();
-        order.sort_by(|a, b| left[*b].total_cmp(&left[*a]));
-        let values: Vec<f64> = order.iter().map(|i| f64::from(left[*i])).collect();
+        let mut order: Vec<usize> = (0..residual.len()).collect();
+        order.sort_by(|a, b| residual[*b].total_cmp(&residual[*a]));
+        let values: Vec<f64> = order.iter().map(|i| f64::from(residual[*i])).collect();
         let rank = rule.rank(&values)?;
         for row in &order[..rank] {
             rows[*row] = 1.0;
         }
     }
-    Ok(Gram::from_diagonal(rows).expect("zeros and ones"))
+    Ok(Gram::from_diagonal(rows).expect("a mask is a valid diagonal"))
 }
 
-/// The rows protected in either.
-pub(super) fn rows_of_either(a: &Gram, b: &Gram) -> Gram {
+/// Returns the union of two masks of protected rows.
+pub(super) fn union_of_rows(a: &Gram, b: &Gram) -> Gram {
     let rows = a.packed().iter().zip(b.packed());
     let rows = rows.map(|(a, b)| a.max(*b)).collect();
-    Gram::from_diagonal(rows).expect("zeros and ones")
+    Gram::from_diagonal(rows).expect("a mask is a valid diagonal")
 }

@@ -1,4 +1,4 @@
-//! Memory files, in the safetensors format.
+//! Memory files in the safetensors format.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -12,14 +12,14 @@ use super::{Content, Directions, Entry, History, Memory};
 use crate::gram::packed_len;
 use crate::{GnspError, Gram, Layout, Policy};
 
-/// The key of the metadata of a memory file.
+/// Metadata key of a memory file.
 const METADATA_KEY: &str = "gnsp_memory";
-/// The version of the format that is written.
+/// Version of the format that is written.
 const FORMAT_VERSION: u32 = 3;
-/// The version before, without the policy.
-const WITHOUT_POLICY: u32 = 2;
+/// Earlier version, without the policy.
+const VERSION_WITHOUT_POLICY: u32 = 2;
 
-/// The metadata of a memory file.
+/// Metadata of a memory file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
@@ -29,6 +29,7 @@ struct Metadata {
     parameters: BTreeMap<String, ParameterMetadata>,
 }
 
+/// Metadata of one parameter.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ParameterMetadata {
@@ -39,19 +40,20 @@ struct ParameterMetadata {
     tasks: usize,
 }
 
+/// Kind of the stored tensor.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum ContentMetadata {
-    /// Upper triangles, row by row, one after the other for every group.
+    /// Concatenated row-major upper triangles of all groups.
     Gram { groups: usize },
-    /// A diagonal.
+    /// A diagonal Gram matrix.
     Diagonal,
-    /// Rows of unit length: so many for each group.
+    /// Orthonormal directions as rows, `ranks[g]` of them for group `g`.
     Directions { ranks: Vec<usize> },
 }
 
 impl ContentMetadata {
-    /// The shape of the tensor, or nothing where a number overflows.
+    /// Returns the shape of the tensor, or `None` on overflow.
     fn shape(&self, features: usize) -> Option<Vec<usize>> {
         Some(match self {
             Self::Gram { groups } => vec![packed_len(features)?.checked_mul(*groups)?],
@@ -66,14 +68,16 @@ impl ContentMetadata {
     }
 }
 
-/// Numbers that are written without a copy where the machine is little-endian.
-struct Numbers<'a> {
+/// Tensor to write. A contiguous one is not copied on little-endian machines.
+struct TensorView<'a> {
     shape: Vec<usize>,
+    /// The values, if they are contiguous.
+    contiguous: Option<&'a [f32]>,
+    /// The values in several parts otherwise.
     parts: &'a [Vec<f32>],
-    one: Option<&'a [f32]>,
 }
 
-impl View for Numbers<'_> {
+impl View for TensorView<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
@@ -83,7 +87,7 @@ impl View for Numbers<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match self.one {
+        match self.contiguous {
             Some(values) if cfg!(target_endian = "little") => {
                 Cow::Borrowed(bytemuck::cast_slice(values))
             }
@@ -101,16 +105,18 @@ impl View for Numbers<'_> {
 }
 
 impl Memory {
-    /// Writes the memory to a safetensors file, with one `f32` tensor for each parameter under its
-    /// path: the upper triangles of its Gram matrices (`groups · n(n+1)/2` numbers), the diagonal
-    /// of a diagonal one, or its directions (`[k, n]`).
+    /// Writes the memory to a safetensors file.
     ///
-    /// The file appears whole or not at all: it is written under another name in the same folder
-    /// and then renamed. The same memory always gives the same bytes.
+    /// Each parameter is one `f32` tensor, named by its path: the upper triangles of its Gram
+    /// matrices (`groups · n(n+1)/2` numbers), the diagonal of a diagonal one, or its directions
+    /// (`[k, n]`).
+    ///
+    /// The file is replaced atomically: it is written under another name in the same folder and
+    /// then renamed. The same memory always gives the same bytes.
     ///
     /// # Errors
     ///
-    /// Whatever writing the file meets.
+    /// Returns an error if the file cannot be written.
     pub fn save(&self, file: impl AsRef<Path>) -> Result<(), GnspError> {
         let file = file.as_ref();
         let io = |source| GnspError::Io {
@@ -122,22 +128,27 @@ impl Memory {
             _ => Path::new("."),
         };
         let scratch = tempfile::Builder::new().tempfile_in(folder).map_err(io)?;
-        // One key only: a map of several would be written in any order.
+        // A single key, because a `HashMap` with several is written in random order.
         let metadata = HashMap::from([(
             METADATA_KEY.to_string(),
             serde_json::to_string(&self.metadata()).expect("strings and numbers are valid JSON"),
         )]);
         let tensors = self.entries.iter().map(|(path, entry)| {
-            let described = entry.describe();
-            let shape = described
+            let metadata = entry.metadata();
+            let shape = metadata
                 .content
-                .shape(described.features)
-                .expect("what is in memory does not overflow");
-            let (parts, one) = match &entry.content {
+                .shape(metadata.features)
+                .expect("sizes in memory do not overflow");
+            let (parts, contiguous) = match &entry.content {
                 Content::Gram(gram) => (&[][..], Some(gram.packed())),
                 Content::Directions(directions) => (directions.groups.as_slice(), None),
             };
-            (path, Numbers { shape, parts, one })
+            let tensor = TensorView {
+                shape,
+                contiguous,
+                parts,
+            };
+            (path, tensor)
         });
         safetensors::serialize_to_file(tensors, Some(metadata), scratch.path()).map_err(
             |source| match source {
@@ -148,8 +159,8 @@ impl Memory {
                 },
             },
         )?;
-        // The function above puts a file of its own, private and perhaps not on the disk yet, in
-        // the place of the scratch file. Ours are results meant to be read by others.
+        // `serialize_to_file` replaces the scratch file by one that is private and perhaps not
+        // synced. Memory files are results that other users may read.
         let written = std::fs::File::open(scratch.path()).map_err(io)?;
         #[cfg(unix)]
         {
@@ -162,30 +173,31 @@ impl Memory {
         Ok(())
     }
 
+    /// Returns the metadata of the file.
     fn metadata(&self) -> Metadata {
         let parameters = self.entries.iter();
         Metadata {
             version: FORMAT_VERSION,
             policy: Some(self.policy.clone()),
             parameters: parameters
-                .map(|(path, entry)| (path.clone(), entry.describe()))
+                .map(|(path, entry)| (path.clone(), entry.metadata()))
                 .collect(),
         }
     }
 
-    /// Reads a memory that [`save`](Self::save) wrote.
+    /// Reads a memory written by [`save`](Self::save).
     ///
-    /// Files of version 2, which earlier versions of this crate wrote, have no policy: the memory
-    /// then has the default one, with the history of its first parameter. Give it the policy it was
+    /// Files of version 2, from earlier versions of this crate, have no policy. The memory then has
+    /// the default policy with the history rule of its first parameter. Set the policy that it was
     /// recorded with by [`set_policy`](Self::set_policy).
     ///
-    /// [`protection`](Self::protection) checks whether it fits a model.
+    /// [`protection`](Self::protection) checks whether the memory fits a model.
     ///
     /// # Errors
     ///
-    /// Anything but a whole file of the known version whose metadata and tensors agree and whose
-    /// numbers are what they are said to be. The error names the file and, where there is one, the
-    /// parameter.
+    /// Returns an error if the file cannot be read, is incomplete or has an unsupported version, if
+    /// its metadata and tensors disagree, or if a tensor is not valid. The error names the file and
+    /// the parameter, if there is one.
     pub fn load(file: impl AsRef<Path>) -> Result<Self, GnspError> {
         let file = file.as_ref();
         let name = || file.to_path_buf();
@@ -208,19 +220,20 @@ impl Memory {
             file: name(),
             source,
         };
-        // The version alone first: another version may have other fields.
+        // Only the version is parsed first, because other versions may have other fields.
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
         let Version { version } = serde_json::from_str(text).map_err(json)?;
-        if version != FORMAT_VERSION && version != WITHOUT_POLICY {
+        if version != FORMAT_VERSION && version != VERSION_WITHOUT_POLICY {
             return Err(GnspError::Version {
                 file: name(),
                 found: version,
             });
         }
         let metadata: Metadata = serde_json::from_str(text).map_err(json)?;
+        // The metadata and the tensors must have the same parameters.
         for key in tensors.names() {
             if !metadata.parameters.contains_key(key) {
                 return Err(GnspError::Unmatched {
@@ -260,7 +273,7 @@ impl Memory {
             };
         }
         let recorded = metadata.policy.as_ref().map(|policy| policy.normalization);
-        // A file of version 2 tells the history of its parameters, and nothing else of a policy.
+        // Of a policy, version 2 stores only the history rules, by parameter.
         let histories = || entries.values().next().map(|entry: &Entry| entry.history);
         let policy = metadata.policy.unwrap_or_else(|| Policy {
             history: histories().unwrap_or_default(),
@@ -275,7 +288,8 @@ impl Memory {
 }
 
 impl Entry {
-    fn describe(&self) -> ParameterMetadata {
+    /// Returns the metadata of the entry.
+    fn metadata(&self) -> ParameterMetadata {
         let (content, features) = match &self.content {
             Content::Gram(gram) if gram.is_diagonal() => {
                 (ContentMetadata::Diagonal, gram.features())
@@ -301,7 +315,7 @@ impl Entry {
 }
 
 impl ParameterMetadata {
-    /// The entry of the right number of little-endian `f32`.
+    /// Decodes an entry from little-endian `f32` values, whose number matches the metadata.
     fn read(self, bytes: &[u8]) -> Result<Entry, GnspError> {
         let values: Vec<f32> = bytes
             .as_chunks::<4>()
@@ -325,9 +339,9 @@ impl ParameterMetadata {
                 let mut rest = values.as_slice();
                 let mut groups = Vec::with_capacity(ranks.len());
                 for rank in ranks {
-                    let (own, after) = rest.split_at(rank * n);
-                    groups.push(own.to_vec());
-                    rest = after;
+                    let (group, remaining) = rest.split_at(rank * n);
+                    groups.push(group.to_vec());
+                    rest = remaining;
                 }
                 Content::Directions(Directions {
                     features: n,
@@ -349,13 +363,13 @@ mod tests {
     use super::*;
     use crate::test_utils::*;
     use crate::{GramNormalization, RankRule, TaskGram};
-    use safetensors::tensor::TensorView;
+    use safetensors::tensor;
 
     fn empty() -> Memory {
         Memory::new(Policy::gpm().with_rank(RankRule::ExplainedEnergy(0.9)))
     }
 
-    /// One parameter of every kind.
+    /// A memory with one parameter of every kind.
     fn every_kind() -> Memory {
         let mut memory = empty();
         let pairs: Vec<f32> = (0..2).flat_map(|i| random_gram(9, 3, i).dense()).collect();
@@ -410,7 +424,7 @@ mod tests {
         let first = std::fs::read(&file).unwrap();
         let loaded = Memory::load(&file).unwrap();
         assert_eq!(loaded, memory);
-        loaded.save(&file).unwrap(); // over the old file
+        loaded.save(&file).unwrap(); // Replaces the file.
         assert_eq!(std::fs::read(&file).unwrap(), first);
         let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "no scratch file is left");
@@ -444,8 +458,8 @@ mod tests {
         assert!(matches!(Memory::load(&file), Err(GnspError::Io { .. })));
     }
 
-    /// Writes a file with these metadata and one tensor, and loads it.
-    fn try_load_made(
+    /// Writes a file with this metadata and one tensor, and loads it.
+    fn try_load_with(
         metadata: Option<&str>,
         name: &str,
         dtype: Dtype,
@@ -454,7 +468,7 @@ mod tests {
     ) -> Result<Memory, GnspError> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("made.safetensors");
-        let tensor = TensorView::new(dtype, shape, bytes).unwrap();
+        let tensor = tensor::TensorView::new(dtype, shape, bytes).unwrap();
         let metadata =
             metadata.map(|text| HashMap::from([(METADATA_KEY.to_string(), text.to_string())]));
         let made = safetensors::serialize([(name, tensor)], metadata).unwrap();
@@ -462,21 +476,27 @@ mod tests {
         Memory::load(&file)
     }
 
-    fn load_made(
+    /// The error of loading a file with this metadata and one tensor.
+    fn load_error_of(
         metadata: Option<&str>,
         name: &str,
         dtype: Dtype,
         shape: Vec<usize>,
         bytes: &[u8],
     ) -> GnspError {
-        let error = try_load_made(metadata, name, dtype, shape, bytes).unwrap_err();
+        let error = try_load_with(metadata, name, dtype, shape, bytes).unwrap_err();
         assert!(error.to_string().contains("made.safetensors"), "{error}");
         error
     }
 
     fn parameter(content: &str, features: usize) -> String {
         format!(
-            r#"{{"layout":"inputs-first","content":{content},"features":{features},"history":"sum","tasks":1}}"#
+            concat!(
+                r#"{{"layout":"inputs-first","content":{content},"features":{features},"#,
+                r#""history":"sum","tasks":1}}"#,
+            ),
+            content = content,
+            features = features,
         )
     }
 
@@ -490,9 +510,9 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_policy_takes_one_afterwards() {
+    fn the_policy_of_a_version_2_file_can_be_set() {
         let good = floats(&[1.0, 0.5, 1.0]);
-        let memory = try_load_made(Some(&metadata(2)), "w", Dtype::F32, vec![3], &good);
+        let memory = try_load_with(Some(&metadata(2)), "w", Dtype::F32, vec![3], &good);
         let mut memory = memory.unwrap();
         assert_eq!(memory.gram("w").unwrap().packed(), [1.0, 0.5, 1.0]);
         assert_eq!(memory.policy(), &Policy::default());
@@ -500,14 +520,14 @@ mod tests {
         memory.set_policy(other).unwrap();
         assert!(
             memory.set_policy(Policy::gpm()).is_err(),
-            "a basis is no sum"
+            "the history rule differs"
         );
     }
 
     #[test]
     fn foreign_metadata_is_refused() {
         let good = floats(&[1.0, 0.5, 1.0]);
-        let load = |text: Option<&str>| load_made(text, "w", Dtype::F32, vec![3], &good);
+        let load = |text: Option<&str>| load_error_of(text, "w", Dtype::F32, vec![3], &good);
         assert!(matches!(load(None), GnspError::MissingMetadata { .. }));
         assert!(matches!(load(Some("{")), GnspError::Metadata { .. }));
         for version in [1, 4] {
@@ -523,8 +543,9 @@ mod tests {
     fn tensors_that_disagree_with_the_metadata_are_refused() {
         let good = floats(&[1.0, 0.5, 1.0]);
         let text = metadata(2);
-        let load =
-            |name, dtype, shape, bytes: &[u8]| load_made(Some(&text), name, dtype, shape, bytes);
+        let load = |name, dtype, shape, bytes: &[u8]| {
+            load_error_of(Some(&text), name, dtype, shape, bytes)
+        };
         let error = load("other", Dtype::F32, vec![3], &good);
         assert!(matches!(&error, GnspError::Unmatched { key, .. } if key == "other"));
         for (dtype, shape) in [(Dtype::I32, vec![3]), (Dtype::F32, vec![3, 1])] {
@@ -532,17 +553,17 @@ mod tests {
             assert!(matches!(&error, GnspError::Tensor { key, .. } if key == "w"));
         }
         for features in [3, 0, usize::MAX, 1 << 32] {
-            let error = load_made(Some(&metadata(features)), "w", Dtype::F32, vec![3], &good);
+            let error = load_error_of(Some(&metadata(features)), "w", Dtype::F32, vec![3], &good);
             assert!(matches!(error, GnspError::Tensor { .. }), "{features}");
         }
-        let error = load_made(Some(&metadata(0)), "w", Dtype::F32, vec![0], &[]);
+        let error = load_error_of(Some(&metadata(0)), "w", Dtype::F32, vec![0], &[]);
         assert!(matches!(error, GnspError::Values { .. }));
         let huge = parameter(
             &format!(r#"{{"directions":{{"ranks":[1,{}]}}}}"#, usize::MAX),
             3,
         );
         let text = format!(r#"{{"version":2,"parameters":{{"w":{huge}}}}}"#);
-        let error = load_made(Some(&text), "w", Dtype::F32, vec![3], &good);
+        let error = load_error_of(Some(&text), "w", Dtype::F32, vec![3], &good);
         assert!(matches!(error, GnspError::Tensor { .. }));
     }
 
@@ -551,7 +572,7 @@ mod tests {
         let one = parameter(r#"{"gram":{"groups":1}}"#, 2);
         let text = format!(r#"{{"version":2,"parameters":{{"v":{one},"w":{one}}}}}"#);
         let good = floats(&[1.0, 0.5, 1.0]);
-        let error = load_made(Some(&text), "w", Dtype::F32, vec![3], &good);
+        let error = load_error_of(Some(&text), "w", Dtype::F32, vec![3], &good);
         assert!(matches!(
             &error,
             GnspError::Unmatched { key, present: "metadata", .. } if key == "v"
@@ -565,18 +586,18 @@ mod tests {
             [f32::INFINITY, 0.0, 1.0],
             [-1.0, 0.0, 1.0],
         ] {
-            let error = load_made(Some(&metadata(2)), "w", Dtype::F32, vec![3], &floats(&bad));
+            let error = load_error_of(Some(&metadata(2)), "w", Dtype::F32, vec![3], &floats(&bad));
             assert!(matches!(&error, GnspError::Values { key, .. } if key == "w"));
         }
         let directions = parameter(r#"{"directions":{"ranks":[1]}}"#, 3);
         let text = format!(r#"{{"version":2,"parameters":{{"w":{directions}}}}}"#);
         let bad = floats(&[1.0, f32::NAN, 1.0]);
-        let error = load_made(Some(&text), "w", Dtype::F32, vec![1, 3], &bad);
+        let error = load_error_of(Some(&text), "w", Dtype::F32, vec![1, 3], &bad);
         assert!(matches!(error, GnspError::Values { .. }));
     }
 
     #[test]
-    fn a_file_cut_anywhere_is_refused() {
+    fn a_truncated_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("memory.safetensors");
         every_kind().save(&file).unwrap();
@@ -602,7 +623,7 @@ mod tests {
                 let mut changed = whole.clone();
                 changed[at] ^= flip;
                 std::fs::write(&file, changed).unwrap();
-                let _ = Memory::load(&file); // a value or an error, never a panic
+                let _ = Memory::load(&file); // A memory or an error, never a panic.
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The second moments of all earlier tasks, by parameter.
+//! Memory across tasks: accumulated Gram matrices or bases of all protected parameters.
 
 mod basis;
 mod file;
@@ -14,7 +14,23 @@ use crate::paths::ModulePaths;
 use crate::{GnspError, Gram, GramNormalization, Layout, Policy, RankRule, Recorder, TaskGram};
 use basis::Directions;
 
-/// The way a new task joins the history of a parameter.
+/// Rule that combines a new task's Gram matrix `G` with the stored history `M` of a parameter.
+///
+/// # Example
+///
+/// ```
+/// use gnsp_optimizer::{Gram, GnspError, History, Layout, Memory, Policy, TaskGram};
+///
+/// let history = History::Decay(0.5);
+/// let mut memory = Memory::new(Policy::gnsp().with_history(history));
+/// for value in [4.0, 3.0] {
+///     let gram = Gram::from_matrix(1, vec![value])?;
+///     let layout = Layout::InputsFirst;
+///     memory.absorb_gram("weight", TaskGram { layout, gram, history })?;
+/// }
+/// assert_eq!(memory.gram("weight").unwrap().packed(), [5.0]);
+/// # Ok::<(), GnspError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum History {
@@ -28,14 +44,15 @@ pub enum History {
     Renormalize,
     /// `{ decay = γ }`: `M ← γ·M + G` with a forgetting factor `0 < γ ≤ 1`.
     Decay(f64),
-    /// `"basis"`: only directions are kept. A task adds the leading directions of what the basis
-    /// does not explain of it yet, as many as the policy's rank rule asks for, and none is ever
-    /// dropped (Gradient Projection Memory, arXiv 2103.09762, eq. 8 and 9). It costs `n·k` numbers
-    /// instead of `n²/2`.
+    /// `"basis"`: stores a growing basis of protected directions. Each task adds the leading
+    /// directions of the part of `G` that the basis does not explain, until the policy's rank rule
+    /// holds. No direction is ever dropped (Gradient Projection Memory, arXiv 2103.09762, eq. 8
+    /// and 9). It stores `n·k` numbers instead of `n²/2`.
     Basis,
 }
 
 impl History {
+    /// Returns whether both are the same rule, regardless of its parameter.
     fn same_kind(&self, other: &Self) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other)
     }
@@ -44,9 +61,9 @@ impl History {
 /// The stored history of a parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Content {
-    /// Second moments.
+    /// A Gram matrix. For one-hot inputs with a growing basis, a mask of protected rows.
     Gram(Gram),
-    /// Protected directions.
+    /// A basis of protected directions.
     Directions(Directions),
 }
 
@@ -59,8 +76,8 @@ pub(crate) struct Entry {
     pub tasks: usize,
 }
 
-/// The accumulated Gram matrices or directions of all protected parameters, by path, and the policy
-/// they are recorded and used by.
+/// Memory of all earlier tasks: a policy, and the accumulated Gram matrices or directions of all
+/// protected parameters, by path.
 ///
 /// # Example
 ///
@@ -72,12 +89,12 @@ pub(crate) struct Entry {
 /// let model = LinearConfig::new(8, 4).init(&device);
 /// let mut memory = Memory::new(Policy::gnsp_update());
 ///
-/// // After the training of a task: the inputs of its layers, batch by batch.
+/// // After training on a task: record the inputs of its layers, batch by batch.
 /// let mut recorder = memory.recorder(&model);
 /// recorder.linear("weight", Tensor::<2>::random([3, 8], Distribution::Default, &device))?;
 /// memory.absorb(recorder)?;
 ///
-/// // Before the next task: the directions that updates may take.
+/// // Before the next task: compute the directions in which updates are free.
 /// let protection = memory.protection(&model)?;
 /// assert!(protection.get("weight").is_some_and(|p| p.null_space.free() >= 5));
 /// # Ok::<(), gnsp_optimizer::GnspError>(())
@@ -85,13 +102,13 @@ pub(crate) struct Entry {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
     policy: Policy,
-    /// The normalization that the entries were recorded with; none where that is not known.
+    /// The normalization that the entries were recorded with, if known.
     recorded: Option<GramNormalization>,
     pub(crate) entries: BTreeMap<String, Entry>,
 }
 
 impl Memory {
-    /// A memory of no task, for one policy.
+    /// Creates an empty memory for a policy.
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
@@ -100,17 +117,18 @@ impl Memory {
         }
     }
 
-    /// The policy.
+    /// Returns the policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Replaces the policy: another rank rule, strength, site or solver from the next task on.
+    /// Replaces the policy, for example to change the rank rule, strength, site or solver between
+    /// tasks.
     ///
     /// # Errors
     ///
-    /// [`GnspError::OtherPolicy`] where the history or the normalization is not that of the tasks
-    /// so far. The memory keeps its policy then.
+    /// [`GnspError::OtherPolicy`] if the history rule or the normalization differs from that of the
+    /// stored tasks. The policy is then unchanged.
     pub fn set_policy(&mut self, policy: Policy) -> Result<(), GnspError> {
         let differs = |field, recorded, asked| {
             Err(GnspError::OtherPolicy {
@@ -133,20 +151,21 @@ impl Memory {
         Ok(())
     }
 
-    /// Starts to record a task that `module` has learned.
+    /// Creates a recorder for the inputs of `module` on a task it was trained on.
     ///
-    /// The recorder knows the paths and shapes of the module's parameters, so that a wrong path is
-    /// an error at its first batch.
+    /// The recorder knows the paths and shapes of the module's parameters, so it reports a wrong
+    /// path at the first batch.
     pub fn recorder<M: Module>(&self, module: &M) -> Recorder {
         Recorder::new(&self.policy, ModulePaths::of(module))
     }
 
-    /// Joins a task's Gram matrices to the history of every parameter.
+    /// Adds the Gram matrices of a task to the memory.
     ///
     /// # Errors
     ///
-    /// Numbers that cannot be read, a recorder of another policy, or a parameter that does not fit
-    /// its history. The memory is then unchanged.
+    /// Returns an error if a Gram matrix cannot be read or is not finite, if the recorder has
+    /// another normalization, or if a parameter does not match its stored history. The memory is
+    /// then unchanged.
     pub fn absorb(&mut self, recorder: Recorder) -> Result<(), GnspError> {
         let (rule, normalization) = (recorder.policy().rank, recorder.policy().normalization);
         if let Some(recorded) = self.recorded
@@ -158,36 +177,44 @@ impl Memory {
                 asked: format!("{normalization:?}"),
             });
         }
-        let mut joined = Vec::new();
+        // Collected first, so that an error leaves the memory unchanged.
+        let mut updated = Vec::new();
         for (path, recorded) in recorder.finish()? {
-            let entry = self.joined(&path, recorded, rule)?;
-            joined.push((path, entry));
+            let entry = self.with_task(&path, recorded, rule)?;
+            updated.push((path, entry));
         }
         self.recorded = Some(normalization);
-        self.entries.extend(joined);
+        self.entries.extend(updated);
         Ok(())
     }
 
-    /// Joins a Gram matrix made elsewhere to the history of a parameter. The first one is stored
-    /// unchanged. The policy's rank rule matters to [`History::Basis`] only.
+    /// Adds a Gram matrix from another source to the history of one parameter.
+    ///
+    /// The first matrix of a parameter is stored unchanged, except with [`History::Basis`], which
+    /// applies the policy's rank rule.
     ///
     /// # Errors
     ///
-    /// As [`absorb`](Self::absorb).
+    /// See [`absorb`](Self::absorb).
     pub fn absorb_gram(
         &mut self,
         path: impl Into<String>,
         recorded: TaskGram,
     ) -> Result<(), GnspError> {
         let path = path.into();
-        let entry = self.joined(&path, recorded, self.policy.rank)?;
+        let entry = self.with_task(&path, recorded, self.policy.rank)?;
         self.recorded.get_or_insert(self.policy.normalization);
         self.entries.insert(path, entry);
         Ok(())
     }
 
-    /// The entry of a parameter with one task more.
-    fn joined(&self, path: &str, recorded: TaskGram, rule: RankRule) -> Result<Entry, GnspError> {
+    /// Returns the entry of a parameter with one more task.
+    fn with_task(
+        &self,
+        path: &str,
+        recorded: TaskGram,
+        rule: RankRule,
+    ) -> Result<Entry, GnspError> {
         let TaskGram {
             layout,
             gram,
@@ -204,22 +231,25 @@ impl Memory {
             past.check_kind(path, layout, history)?;
         }
         let tasks = past.map_or(0, |past| past.tasks) + 1;
+        // A basis applies the rank rule now; sums apply it when the protection is computed.
         let content = match (past.map(|past| &past.content), history) {
             (None, History::Basis) if gram.is_diagonal() => {
-                Content::Gram(basis::grown_rows(None, &gram, rule).map_err(|e| e.at(path))?)
+                Content::Gram(basis::extended_rows(None, &gram, rule).map_err(|e| e.at(path))?)
             }
             (None, History::Basis) => {
                 let empty = Directions::empty(gram.groups(), gram.features());
-                Content::Directions(empty.grown(&gram, rule).map_err(|e| e.at(path))?)
+                Content::Directions(empty.extended(&gram, rule).map_err(|e| e.at(path))?)
             }
             (None, _) => Content::Gram(gram),
             (Some(Content::Directions(past)), _) => {
                 past.check_fits(&gram).map_err(gram_error)?;
-                Content::Directions(past.grown(&gram, rule).map_err(|e| e.at(path))?)
+                Content::Directions(past.extended(&gram, rule).map_err(|e| e.at(path))?)
             }
             (Some(Content::Gram(past)), History::Basis) => {
                 past.check_fits(&gram).map_err(gram_error)?;
-                Content::Gram(basis::grown_rows(Some(past), &gram, rule).map_err(|e| e.at(path))?)
+                Content::Gram(
+                    basis::extended_rows(Some(past), &gram, rule).map_err(|e| e.at(path))?,
+                )
             }
             (Some(Content::Gram(past)), _) => {
                 let past = past.clone();
@@ -239,20 +269,21 @@ impl Memory {
         })
     }
 
-    /// Stores the gradients of the parameters of `group` as directions that later steps must be
-    /// orthogonal to, for [`Policy::ogd`](crate::Policy::ogd): orthogonal gradient descent
-    /// (Farajtabar et al. 2020, arXiv 1910.07104, algorithm 1). Call it with the gradients of one
-    /// output of the model on one sample; that paper takes the logit of the right class, for some
-    /// samples of each task.
+    /// Stores the gradients of the parameters in `group` as protected directions, for
+    /// [`Policy::ogd`](crate::Policy::ogd). Returns the number of directions added.
     ///
-    /// The part of a gradient that the stored ones do not span is kept as one direction of as many numbers as the
-    /// parameter has; less than a thousandth of it, or a gradient of zero, adds nothing. Returns
-    /// how many directions were added.
+    /// This is orthogonal gradient descent (Farajtabar et al. 2020, arXiv 1910.07104, algorithm 1).
+    /// Call it with the gradients of one output of the model on one sample. The paper uses the
+    /// logit of the correct class, for some samples of each task.
+    ///
+    /// The component of a gradient orthogonal to the stored ones becomes a new direction, with as
+    /// many numbers as the parameter has entries. A component of less than a thousandth of the
+    /// gradient's norm, or a zero gradient, adds nothing.
     ///
     /// # Errors
     ///
-    /// A group that matches no parameter, a gradient that is not finite or cannot be read, or a
-    /// parameter whose inputs are recorded already. The memory is then unchanged.
+    /// Returns an error if the group matches no parameter, if a gradient is not finite or cannot be
+    /// read, or if inputs of a parameter were recorded already. The memory is then unchanged.
     pub fn absorb_gradients<M: Module>(
         &mut self,
         module: &M,
@@ -267,7 +298,7 @@ impl Memory {
             found: HashMap::new(),
         };
         module.visit(&mut read);
-        let mut joined = Vec::new();
+        let mut updated = Vec::new();
         let mut added = 0;
         for (path, gradient) in read.found {
             let gradient = gradient.map_err(|reason| GnspError::Gradient {
@@ -279,7 +310,7 @@ impl Memory {
                 Some(entry) => {
                     entry.check_kind(&path, Layout::Whole, History::Basis)?;
                     let Content::Directions(directions) = &entry.content else {
-                        unreachable!("whole parameters are kept as directions");
+                        unreachable!("`Layout::Whole` entries are directions");
                     };
                     let width = directions.check_width(gradient.len());
                     width.map_err(|error| error.at(&path))?;
@@ -293,26 +324,27 @@ impl Memory {
                 history: History::Basis,
                 tasks,
             };
-            joined.push((path, entry));
+            updated.push((path, entry));
         }
         self.recorded.get_or_insert(self.policy.normalization);
-        self.entries.extend(joined);
+        self.entries.extend(updated);
         Ok(added)
     }
 
-    /// Joins a memory made elsewhere, on another machine or by another sequence of tasks.
+    /// Merges another memory, from another machine or of other tasks.
     ///
-    /// Sums are added, after division by their norms where the history renormalises; of growing
-    /// bases and stored gradients the span of both is kept.
+    /// Gram matrices are added, with [`History::Renormalize`] after division by their norms. Of
+    /// growing bases and stored gradients the joint span is stored.
     ///
     /// # Errors
     ///
-    /// A parameter that is kept in another way or size. The memory is then what it was before.
+    /// Returns an error if a parameter has another history rule, layout or size. The memory is then
+    /// unchanged.
     pub fn merge(&mut self, other: &Self) -> Result<(), GnspError> {
-        let mut joined = Vec::new();
+        let mut updated = Vec::new();
         for (path, theirs) in &other.entries {
             let Some(own) = self.entries.get(path) else {
-                joined.push((path.clone(), theirs.clone()));
+                updated.push((path.clone(), theirs.clone()));
                 continue;
             };
             own.check_kind(path, theirs.layout, theirs.history)?;
@@ -325,7 +357,7 @@ impl Memory {
                         }
                         History::Basis => {
                             a.check_fits(b).map_err(gram_error)?;
-                            Ok(basis::rows_of_either(a, b))
+                            Ok(basis::union_of_rows(a, b))
                         }
                         _ => a.clone().plus(b),
                     };
@@ -334,21 +366,21 @@ impl Memory {
                 (Content::Directions(a), Content::Directions(b)) => {
                     Content::Directions(a.span_with(b).map_err(gram_error)?)
                 }
-                _ => unreachable!("the kinds were compared"),
+                _ => unreachable!("`check_kind` compared them"),
             };
             let entry = Entry {
                 content,
                 tasks: own.tasks + theirs.tasks,
                 ..own.clone()
             };
-            joined.push((path.clone(), entry));
+            updated.push((path.clone(), entry));
         }
         self.recorded = self.recorded.or(other.recorded);
-        self.entries.extend(joined);
+        self.entries.extend(updated);
         Ok(())
     }
 
-    /// The accumulated Gram matrix of a parameter; nothing where directions are kept instead.
+    /// Returns the accumulated Gram matrix of a parameter, or `None` if it has directions instead.
     pub fn gram(&self, path: &str) -> Option<&Gram> {
         match &self.entries.get(path)?.content {
             Content::Gram(gram) => Some(gram),
@@ -356,43 +388,43 @@ impl Memory {
         }
     }
 
-    /// The paths of the parameters, in alphabetical order.
+    /// Iterates over the paths of the parameters, in alphabetical order.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Forgets the parameters outside `group`, which is asked by path.
+    /// Removes the parameters outside `group`, which is matched by path.
     pub fn keep(&mut self, group: &ParamGroup) {
         self.entries.retain(|path, _| matches_path(group, path));
     }
 
-    /// The number of parameters.
+    /// Returns the number of parameters.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Returns whether no parameter has a history.
+    /// Returns whether the memory has no parameters.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The number of tasks absorbed; where parameters differ, the largest number.
+    /// Returns the number of absorbed tasks, the largest one if it differs between parameters.
     pub fn tasks(&self) -> usize {
         self.entries.values().map(|e| e.tasks).max().unwrap_or(0)
     }
 
-    /// The numbers that are kept, in bytes: what a method must carry from task to task.
+    /// Returns the size of the stored numbers in bytes.
     pub fn bytes(&self) -> usize {
         let numbers = self.entries.values().map(|entry| match &entry.content {
             Content::Gram(gram) => gram.packed().len(),
-            Content::Directions(directions) => directions.numbers(),
+            Content::Directions(directions) => directions.len(),
         });
         size_of::<f32>() * numbers.sum::<usize>()
     }
 }
 
 impl Entry {
-    /// The groups that are remembered, and the features of each.
+    /// Returns the number of groups and the features per group.
     pub(crate) fn inputs(&self) -> (usize, usize) {
         match &self.content {
             Content::Gram(gram) => (gram.groups(), gram.features()),
@@ -400,6 +432,7 @@ impl Entry {
         }
     }
 
+    /// Checks that a task has the stored layout and history rule.
     fn check_kind(&self, path: &str, layout: Layout, history: History) -> Result<(), GnspError> {
         if self.layout == layout && self.history.same_kind(&history) {
             return Ok(());
@@ -412,13 +445,13 @@ impl Entry {
     }
 }
 
-/// Returns whether a group matches a parameter by its path. Burn asks for an id too; groups of ids match
-/// nothing here.
+/// Returns whether a group matches a parameter by path. Groups of ids match nothing: Burn requires
+/// an id, and this passes a placeholder.
 pub(crate) fn matches_path(group: &ParamGroup, path: &str) -> bool {
     group.matches(&ParamId::from(0), Some(path))
 }
 
-/// Reads the gradients of some parameters.
+/// Visitor that reads the gradients of the parameters in `paths`.
 struct Gradients<'a> {
     stack: Vec<String>,
     paths: &'a ModulePaths,

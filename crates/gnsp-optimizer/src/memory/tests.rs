@@ -75,7 +75,8 @@ fn histories_match_numpy() {
         ],
         1e-6,
     );
-    // The first task has norm one, so two tasks are the same in both histories.
+    // The first task has norm 1, so with two tasks both rules agree. The third task shows the
+    // difference.
     for gram in [&first, &second, &second] {
         absorb(
             &mut memory,
@@ -103,7 +104,7 @@ fn histories_match_numpy() {
 }
 
 #[test]
-fn a_forgetting_factor_weighs_older_tasks_less() {
+fn a_forgetting_factor_discounts_older_tasks() {
     let (first, second) = tasks();
     let mut memory = empty();
     for gram in [&first, &second] {
@@ -143,10 +144,10 @@ fn a_gram_that_does_not_fit_changes_nothing() {
     assert_eq!(memory, two_parameters());
 }
 
-/// Directions as columns of a projector.
+/// The dense projector of a growing basis.
 fn projector(memory: &Memory, path: &str) -> Vec<f32> {
     let Content::Directions(directions) = &memory.entries[path].content else {
-        panic!("{path} keeps no directions");
+        panic!("{path} has no directions");
     };
     crate::NullSpace::from_directions(directions.features, &directions.groups).dense()
 }
@@ -162,7 +163,7 @@ fn a_growing_basis_matches_the_published_algorithm() {
     ] {
         absorb(&mut memory, "w", gram_of(rows), History::Basis);
         let Content::Directions(directions) = &memory.entries["w"].content else {
-            panic!("a basis keeps directions");
+            panic!("a basis has directions");
         };
         ranks.push(directions.rank(0));
     }
@@ -211,7 +212,7 @@ fn a_basis_grows_only_by_what_it_does_not_explain() {
 }
 
 #[test]
-fn memories_of_two_machines_join() {
+fn memories_of_two_machines_are_merged() {
     let (first, second) = tasks();
     let mut left = empty();
     let mut right = empty();
@@ -250,7 +251,7 @@ fn memories_of_two_machines_join() {
     assert_eq!(left.gram("alone"), Some(&first));
     assert_eq!(left.tasks(), 2);
     let Content::Directions(basis) = &left.entries["basis"].content else {
-        panic!("a basis keeps directions");
+        panic!("a basis has directions");
     };
     assert_eq!(basis.rank(0), 4);
     let before = left.clone();
@@ -269,7 +270,7 @@ fn gradients(model: &Linear, x: Tensor<2>) -> GradientsParams {
 }
 
 #[test]
-fn gradients_are_kept_as_directions() {
+fn gradients_are_stored_as_directions() {
     let model = LinearConfig::new(4, 2).init(&device().autodiff());
     let group = ParamGroup::from_path("weight");
     let mut memory = empty();
@@ -336,12 +337,12 @@ const GPM_PROJECTOR: [f32; 36] = [
 ];
 
 #[test]
-fn the_policy_is_that_of_the_record() {
+fn the_policy_must_match_the_stored_tasks() {
     let model = LinearConfig::new(3, 2).init(&device());
     let mut memory = Memory::new(Policy::gnsp());
     let mut recorder = memory.recorder(&model);
     recorder.linear("weight", random(4, 3, 1.0, 1)).unwrap();
-    // Before anything is recorded, all may change.
+    // An empty memory accepts any policy.
     memory.set_policy(Policy::gpm()).unwrap();
     memory.set_policy(Policy::gnsp()).unwrap();
     memory.absorb(recorder).unwrap();

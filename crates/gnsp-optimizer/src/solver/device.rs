@@ -1,14 +1,14 @@
-//! A space for the Krylov method whose vectors stay on a device, in `f32`.
+//! Krylov vector space on a device, in `f32`.
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use faer::{Mat, MatRef};
 
-use super::{host::normal, krylov::Space};
+use super::{host::normal, krylov::VectorSpace};
 use crate::{GnspError, Gram};
 
-/// A group as a matrix on a device.
+/// A group as a dense matrix in `f32`, whose vectors are on a device.
 pub(super) struct DeviceSpace {
-    /// Divided by its largest entry.
+    /// The matrix divided by its largest entry.
     matrix: Tensor<2>,
     largest: f32,
 }
@@ -16,7 +16,7 @@ pub(super) struct DeviceSpace {
 impl DeviceSpace {
     pub(super) fn new(gram: &Gram, group: usize, device: &Device) -> Self {
         let n = gram.features();
-        // No entry of a matrix of second moments is larger than the largest of its diagonal.
+        // The largest entry of a positive semi-definite matrix is on its diagonal.
         let largest = gram.diagonal_of(group).fold(f32::MIN_POSITIVE, f32::max);
         let mut matrix = vec![0.0; n * n];
         gram.for_upper(group, |row, column, value| {
@@ -29,7 +29,8 @@ impl DeviceSpace {
         }
     }
 
-    fn small(&self, s: MatRef<'_, f64>) -> Tensor<2> {
+    /// Copies a small matrix to the device.
+    fn upload_small(&self, s: MatRef<'_, f64>) -> Tensor<2> {
         let (rows, columns) = (s.nrows(), s.ncols());
         let mut values = Vec::with_capacity(rows * columns);
         for i in 0..rows {
@@ -48,8 +49,8 @@ fn read(x: Tensor<2>) -> Result<Vec<f32>, GnspError> {
         .map_err(|error| GnspError::Device(error.to_string()))
 }
 
-impl Space for DeviceSpace {
-    type Panel = Tensor<2>;
+impl VectorSpace for DeviceSpace {
+    type Block = Tensor<2>;
 
     fn features(&self) -> usize {
         self.matrix.dims()[0]
@@ -59,7 +60,7 @@ impl Space for DeviceSpace {
         f64::from(f32::EPSILON)
     }
 
-    fn unit(&self) -> f64 {
+    fn scale(&self) -> f64 {
         f64::from(self.largest)
     }
 
@@ -92,7 +93,7 @@ impl Space for DeviceSpace {
     }
 
     fn times(&self, a: &Tensor<2>, s: MatRef<'_, f64>) -> Tensor<2> {
-        a.clone().matmul(self.small(s))
+        a.clone().matmul(self.upload_small(s))
     }
 
     fn append(&self, a: Option<Tensor<2>>, b: Tensor<2>) -> Tensor<2> {

@@ -1,17 +1,21 @@
-//! Solvers on the host, in `f64`.
+//! Full eigendecomposition and Krylov vector space on the host, in `f64`.
 
 use faer::{Mat, MatRef, Side};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Leading, krylov::Space};
+use super::{LeadingEigenpairs, krylov::VectorSpace};
 use crate::{GnspError, Gram, RankRule};
 
-/// Decomposes a group wholly.
+/// Computes all eigenpairs of a group.
 ///
-/// A symmetric solver and not a singular value decomposition: the matrix is symmetric and
-/// positive semi-definite, so both give the same subspaces, and this one costs a fraction.
-pub(crate) fn full(gram: &Gram, group: usize, rule: RankRule) -> Result<Leading, GnspError> {
+/// The matrix is symmetric and positive semi-definite, so a symmetric eigensolver finds the same
+/// subspaces as a singular value decomposition, at a fraction of the cost.
+pub(crate) fn full(
+    gram: &Gram,
+    group: usize,
+    rule: RankRule,
+) -> Result<LeadingEigenpairs, GnspError> {
     let n = gram.features();
     let none = GnspError::NoConvergence { features: n };
     let solved = lower(gram, group)
@@ -23,7 +27,7 @@ pub(crate) fn full(gram: &Gram, group: usize, rule: RankRule) -> Result<Leading,
         return Err(GnspError::NoConvergence { features: n });
     }
     let rank = rule.rank(&values)?;
-    // Row-major, from the largest down.
+    // Eigenvectors as row-major columns, in descending order of their eigenvalues.
     let columns = |from: usize, to: usize| {
         let mut columns = Vec::with_capacity(n * (to - from));
         for row in 0..n {
@@ -31,7 +35,7 @@ pub(crate) fn full(gram: &Gram, group: usize, rule: RankRule) -> Result<Leading,
         }
         columns
     };
-    Ok(Leading {
+    Ok(LeadingEigenpairs {
         protected: columns(0, rank),
         free: Some(columns(rank, n)),
         values,
@@ -39,7 +43,7 @@ pub(crate) fn full(gram: &Gram, group: usize, rule: RankRule) -> Result<Leading,
     })
 }
 
-/// The lower triangle of a group; zeros above.
+/// Returns the lower triangle of a group, with zeros above it.
 fn lower(gram: &Gram, group: usize) -> Mat<f64> {
     let n = gram.features();
     let mut matrix = Mat::zeros(n, n);
@@ -49,27 +53,28 @@ fn lower(gram: &Gram, group: usize) -> Mat<f64> {
     matrix
 }
 
-/// Columns of standard normal numbers.
+/// Draws standard normal numbers from a seed (Box and Muller).
 pub(super) fn normal(count: usize, seed: u64) -> Vec<f64> {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
-    // 53 bits, above zero: the logarithm must exist.
+    // 53 random bits, never zero: the logarithm must be finite.
     let mut uniform = || ((generator.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
     (0..count)
         .map(|_| (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos())
         .collect()
 }
 
-/// A group as a dense matrix in `f64`.
+/// A group as a dense matrix in `f64`, whose vectors are on the host.
 pub(super) struct HostSpace {
     matrix: Mat<f64>,
 }
 
 impl HostSpace {
     pub(super) fn new(gram: &Gram, group: usize) -> Self {
-        /// Columns that are read side by side: their cache lines fit into the fastest cache.
+        /// Width of a strip of rows, whose cache lines stay in the L1 cache while it is mirrored.
         const STRIP: usize = 64;
         let mut matrix = lower(gram, group);
         let n = matrix.ncols();
+        // Mirrors the triangle strip by strip, because one side is read with a large stride.
         for strip in (0..n).step_by(STRIP) {
             for column in strip + 1..n {
                 for row in strip..column.min(strip + STRIP) {
@@ -81,8 +86,8 @@ impl HostSpace {
     }
 }
 
-impl Space for HostSpace {
-    type Panel = Mat<f64>;
+impl VectorSpace for HostSpace {
+    type Block = Mat<f64>;
 
     fn features(&self) -> usize {
         self.matrix.nrows()
@@ -99,8 +104,8 @@ impl Space for HostSpace {
     }
 
     fn apply(&self, x: &Mat<f64>) -> Mat<f64> {
-        // The matrix is symmetric, and this side of the product is the faster one for few columns
-        // (1.5 to 2 times, measured at n = 3072).
+        // Computed as (xᵀ·G)ᵀ, since G is symmetric: 1.5 to 2 times as fast as G·x for few columns,
+        // measured at n = 3072.
         let x = x.transpose().to_owned();
         (x * &self.matrix).transpose().to_owned()
     }

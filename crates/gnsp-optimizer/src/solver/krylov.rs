@@ -1,72 +1,77 @@
-//! A block Krylov method for the leading eigenpairs, in any precision and on any device.
+//! Block Krylov method for the leading eigenpairs, generic over precision and device.
 //!
-//! From a random block `V`, the space of `V, G·V, G²·V, …` is spanned step by step by an
-//! orthonormal basis, each step made orthogonal to all before (block Lanczos with full
-//! orthogonalisation; Golub and Underwood 1977). The leading eigenvectors of `G` appear in it long
-//! before it is the whole space: large eigenvalues first, which are the ones a rank rule protects.
-//! The trace of `G` says how much of the spectrum is still missing, so the cut is known as soon as
-//! enough of it is found.
+//! Starting from a random block `V`, the method extends an orthonormal basis of the Krylov space
+//! `V, G·V, G²·V, …` block by block, and orthogonalises each block against all earlier ones (block
+//! Lanczos with full orthogonalisation; Golub and Underwood 1977). The eigenvectors of large
+//! eigenvalues, which a rank rule protects, converge first, long before the basis spans the whole
+//! space. The trace of `G` gives the sum of the eigenvalues that are still missing, so the rank is
+//! known once enough of the spectrum is found.
 
 use faer::{Mat, MatRef, Side};
 
-use super::Leading;
+use super::LeadingEigenpairs;
 use crate::{GnspError, RankRule};
 
-/// The space of the vectors: on the host in `f64`, or on a device in `f32`. Everything as long as the
-/// features happens in a space; what is as small as the basis is solved here.
-pub(super) trait Space {
-    /// Columns of `n` numbers.
-    type Panel: Clone;
+/// Vector space of the method, on the host in `f64` or on a device in `f32`.
+///
+/// It performs all operations on vectors of `n` features. Problems of the size of the basis are
+/// solved on the host in this module.
+pub(super) trait VectorSpace {
+    /// A block of vectors, as columns of `n` numbers.
+    type Block: Clone;
 
-    /// The number `n` of features.
+    /// Returns the number `n` of features.
     fn features(&self) -> usize;
-    /// The rounding of one operation.
+    /// Returns the machine epsilon of the arithmetic.
     fn precision(&self) -> f64;
-    /// The divisor of the matrix, which keeps its squares within the range of the numbers.
-    fn unit(&self) -> f64 {
+    /// Returns the divisor of the matrix, which prevents an overflow of squared entries.
+    fn scale(&self) -> f64 {
         1.0
     }
-    /// Columns of random numbers, the same for the same seed.
-    fn random(&self, columns: usize, seed: u64) -> Self::Panel;
-    /// `G·x`.
-    fn apply(&self, x: &Self::Panel) -> Self::Panel;
-    /// `aᵀ·b`.
-    fn dot(&self, a: &Self::Panel, b: &Self::Panel) -> Result<Mat<f64>, GnspError>;
-    /// `x − a·s`.
-    fn minus(&self, x: &Self::Panel, a: &Self::Panel, s: MatRef<'_, f64>) -> Self::Panel;
-    /// `a·s`.
-    fn times(&self, a: &Self::Panel, s: MatRef<'_, f64>) -> Self::Panel;
-    /// The columns of both, one after the other.
-    fn append(&self, a: Option<Self::Panel>, b: Self::Panel) -> Self::Panel;
-    /// The columns, row-major.
-    fn read(&self, x: &Self::Panel) -> Result<Vec<f32>, GnspError>;
+    /// Draws a block of random vectors from a seed.
+    fn random(&self, columns: usize, seed: u64) -> Self::Block;
+    /// Computes `G·x`.
+    fn apply(&self, x: &Self::Block) -> Self::Block;
+    /// Computes `aᵀ·b`.
+    fn dot(&self, a: &Self::Block, b: &Self::Block) -> Result<Mat<f64>, GnspError>;
+    /// Computes `x − a·s`.
+    fn minus(&self, x: &Self::Block, a: &Self::Block, s: MatRef<'_, f64>) -> Self::Block;
+    /// Computes `a·s`.
+    fn times(&self, a: &Self::Block, s: MatRef<'_, f64>) -> Self::Block;
+    /// Concatenates the columns of two blocks.
+    fn append(&self, a: Option<Self::Block>, b: Self::Block) -> Self::Block;
+    /// Reads a block back, row-major.
+    fn read(&self, x: &Self::Block) -> Result<Vec<f32>, GnspError>;
 }
 
-/// The largest distance of the found projector from the true one, relative in the Frobenius norm.
+/// Largest accepted error of the projector, in the Frobenius norm relative to `√n`.
 const TOLERANCE: f64 = 1e-6;
 
-/// Columns that look for directions which the basis has missed.
+/// Number of random vectors that search for directions missed by the basis.
 const PROBES: usize = 8;
 
-/// The leading eigenpairs that the rule protects, or nothing when they are not found in a third of
-/// the space or the result does not pass its checks.
-pub(super) fn leading<S: Space>(
+/// Computes the leading eigenpairs that the rule protects.
+///
+/// Returns `None` if a basis of a third of the dimensions does not contain them, or if the result
+/// does not pass its checks. `total` is the trace of the matrix, `squares` its squared Frobenius
+/// norm.
+pub(super) fn leading_eigenpairs<S: VectorSpace>(
     space: &S,
     rule: RankRule,
     total: f64,
     squares: f64,
-) -> Result<Option<Leading>, GnspError> {
+) -> Result<Option<LeadingEigenpairs>, GnspError> {
     let n = space.features();
     let eps = space.precision();
-    let unit = space.unit();
-    let (total, squares) = (total / unit, squares / unit / unit);
-    // Multiples of 12 suit the kernels of the products on the host.
+    let divisor = space.scale();
+    let (total, squares) = (total / divisor, squares / divisor / divisor);
+    // Multiples of 12 suit the matrix product kernels of the host.
     let block = if n < 1024 { 12 } else { 24 };
     let scale = squares.sqrt();
-    let mut basis: Option<S::Panel> = None;
+    let mut basis: Option<S::Block> = None;
     let mut projected = Mat::<f64>::zeros(0, 0);
     let mut seed = 0;
-    let mut pace = Pace::default();
+    let mut schedule = CheckSchedule::default();
     let Some(mut next) = orthonormal(space, None, space.random(block, seed), 0.0, false)? else {
         return Ok(None);
     };
@@ -78,37 +83,40 @@ pub(super) fn leading<S: Space>(
             return Ok(None);
         }
         let image = space.apply(&next.0);
-        let whole = space.append(basis.take(), next.0);
-        // G in the basis so far; what the new block adds to it, and what sticks out.
-        let inside = space.dot(&whole, &image)?;
-        let outside = space.minus(&image, &whole, inside.as_ref());
-        projected = grown(&projected, &inside);
+        let joint = space.append(basis.take(), next.0);
+        // The new columns of QᵀGQ for the basis Q, and the part of G·V outside the basis, which
+        // spans the next block.
+        let inside = space.dot(&joint, &image)?;
+        let outside = space.minus(&image, &joint, inside.as_ref());
+        projected = append_columns(&projected, &inside);
 
         let fresh = orthonormal(
             space,
-            Some(&whole),
+            Some(&joint),
             outside.clone(),
             4.0 * eps * scale,
             true,
         )?;
         let coupling = match &fresh {
-            Some((panel, _)) => space.dot(panel, &outside)?,
+            Some((block, _)) => space.dot(block, &outside)?,
             None => Mat::zeros(0, added),
         };
         let seen: f64 = (0..size).map(|i| projected[(i, i)]).sum();
-        if rule.possible(seen, size, total)
-            && pace.is_due()
-            && let Some(found) = decide(&projected, &coupling, rule, total, n, eps, &mut pace)?
+        // The eigenproblem of the basis is solved only if its result may decide the rank.
+        if rule.may_be_decided(seen, size, total)
+            && schedule.is_due()
+            && let Some(found) =
+                converged(&projected, &coupling, rule, total, n, eps, &mut schedule)?
         {
-            if found.rank > 0 && missed(space, &whole, &found, seed + 1)? {
+            if found.rank > 0 && misses_direction(space, &joint, &found, seed + 1)? {
                 return Ok(None);
             }
-            let vectors = space.times(&whole, found.vectors.subcols(0, found.rank));
-            return Ok(Some(Leading {
+            let vectors = space.times(&joint, found.vectors.subcols(0, found.rank));
+            return Ok(Some(LeadingEigenpairs {
                 protected: space.read(&vectors)?,
                 values: found.values[..found.rank]
                     .iter()
-                    .map(|x| unit * x)
+                    .map(|x| divisor * x)
                     .collect(),
                 rank: found.rank,
                 free: None,
@@ -117,50 +125,57 @@ pub(super) fn leading<S: Space>(
         next = match fresh {
             Some(fresh) => fresh,
             None => {
-                // The space is closed under G. Equal eigenvalues may still hide outside it.
+                // The basis spans an invariant subspace of G. Further directions of a multiple
+                // eigenvalue may lie outside it, so restart with a random block.
                 seed += 1;
                 let random = space.random(block, seed);
-                match orthonormal(space, Some(&whole), random, 0.0, false)? {
+                match orthonormal(space, Some(&joint), random, 0.0, false)? {
                     Some(fresh) => fresh,
                     None => return Ok(None),
                 }
             }
         };
-        basis = Some(whole);
+        basis = Some(joint);
     }
 }
 
-/// The part of the spectrum that the basis decides.
-struct Ritz {
+/// Ritz pairs: approximate eigenpairs from the basis, in descending order.
+struct RitzPairs {
     values: Vec<f64>,
-    /// Descending, as columns in the basis.
+    /// Coefficients in the basis, as columns.
     vectors: Mat<f64>,
+    /// The number of protected directions.
     rank: usize,
 }
 
-/// When to look again: the small eigenproblem of the whole basis is not worth solving at every
-/// step, and its error falls by about the same factor from one to the next.
+/// Schedule of the convergence checks.
+///
+/// Solving the eigenproblem of the basis after every block is too expensive. The error falls by
+/// about the same factor with each block, so the next check is extrapolated from the last two.
 #[derive(Default)]
-struct Pace {
-    /// Steps since the last look, and how many to let pass.
+struct CheckSchedule {
+    /// Blocks since the last check.
     waited: usize,
+    /// Blocks to skip before the next check.
     wait: usize,
+    /// Rank and error at the last check.
     last: Option<(usize, f64)>,
 }
 
-impl Pace {
+impl CheckSchedule {
+    /// Counts a block, and returns whether to check now.
     fn is_due(&mut self) -> bool {
         self.waited += 1;
         self.waited > self.wait
     }
 
-    /// Takes note of an error and of what is allowed.
-    fn note(&mut self, rank: usize, error: f64, allowed: f64) {
+    /// Records the error of a check and computes when to check again.
+    fn record(&mut self, rank: usize, error: f64, allowed: f64) {
         let steps = self.waited as f64;
         self.wait = match self.last {
             Some((before, earlier)) if before == rank && error < earlier && error > 0.0 => {
                 let factor = (error / earlier).powf(1.0 / steps);
-                // One step less: the error falls faster and faster.
+                // One block less, because the convergence accelerates.
                 let needed = (allowed / error).ln() / factor.ln() - 1.0;
                 (needed as usize).min(4)
             }
@@ -171,16 +186,19 @@ impl Pace {
     }
 }
 
-/// The rank and the eigenpairs, once the rule is decided and the pairs have converged.
-fn decide(
+/// Returns the Ritz pairs if they decide the rule and the protected ones have converged.
+///
+/// `projected` is `QᵀGQ` for the basis `Q`, `coupling` the product of the next block with the image
+/// of the last one.
+fn converged(
     projected: &Mat<f64>,
     coupling: &Mat<f64>,
     rule: RankRule,
     total: f64,
     features: usize,
     eps: f64,
-    pace: &mut Pace,
-) -> Result<Option<Ritz>, GnspError> {
+    schedule: &mut CheckSchedule,
+) -> Result<Option<RitzPairs>, GnspError> {
     let size = projected.nrows();
     let solved = projected
         .self_adjoint_eigen(Side::Lower)
@@ -191,7 +209,7 @@ fn decide(
     let Some(rank) = rule.rank_of_leading(&values, total, features)? else {
         return Ok(None);
     };
-    let found = Ritz {
+    let found = RitzPairs {
         values,
         vectors,
         rank,
@@ -200,43 +218,45 @@ fn decide(
         return Ok(Some(found));
     }
     if rank >= size {
-        return Ok(None); // The gap behind the last one is not known.
+        return Ok(None); // The gap after the last protected eigenvalue is unknown.
     }
-    // ‖G·u − θ·u‖ of a pair is what its last block sends outside the basis.
+    // The residual ‖G·u − θ·u‖ comes from the coefficients of the last block alone: G maps all
+    // earlier blocks into the basis.
     let last = size - coupling.ncols();
     let tails = found.vectors.submatrix(last, 0, size - last, rank);
     let residuals = coupling * tails;
-    let behind = found.values[rank];
+    let next = found.values[rank];
     let mut error = 0.0;
     for i in 0..rank {
         let residual = residuals.col(i).norm_l2();
-        // At the rounding of G itself no more can be had.
+        // Smaller residuals are rounding errors of G.
         if residual > 8.0 * eps * found.values[0] {
-            error += (residual / (found.values[i] - behind)).powi(2);
+            error += (residual / (found.values[i] - next)).powi(2);
         }
     }
-    // A subspace that is off by the angles θ has a projector that is off by √2·‖sin θ‖.
+    // Principal angles θ between subspaces give a distance √2·‖sin θ‖ of their projectors.
     let allowed = TOLERANCE * (features as f64).sqrt();
     let error = (2.0 * error).sqrt();
-    pace.note(rank, error, allowed);
+    schedule.record(rank, error, allowed);
     Ok((error <= allowed).then_some(found))
 }
 
-/// Returns whether a direction outside the basis has a larger eigenvalue than one of the found.
-fn missed<S: Space>(
+/// Returns whether block power iteration outside the basis finds an eigenvalue above the smallest
+/// protected one.
+fn misses_direction<S: VectorSpace>(
     space: &S,
-    basis: &S::Panel,
-    found: &Ritz,
+    basis: &S::Block,
+    found: &RitzPairs,
     seed: u64,
 ) -> Result<bool, GnspError> {
     let mut probe = space.random(PROBES, seed);
     let smallest = found.values[found.rank - 1];
     for _ in 0..3 {
-        let Some((panel, columns)) = orthonormal(space, Some(basis), probe, 0.0, false)? else {
+        let Some((block, columns)) = orthonormal(space, Some(basis), probe, 0.0, false)? else {
             return Ok(false);
         };
-        probe = space.apply(&panel);
-        let inside = space.dot(&panel, &probe)?;
+        probe = space.apply(&block);
+        let inside = space.dot(&block, &probe)?;
         let solved =
             inside
                 .self_adjoint_eigen(Side::Lower)
@@ -251,29 +271,29 @@ fn missed<S: Space>(
     Ok(false)
 }
 
-/// An orthonormal basis, orthogonal to `basis` too, of the columns longer than `floor`, and how
-/// many columns it has; nothing when none is left.
+/// Orthonormalises the columns that are longer than `floor`, also against `basis`.
 ///
-/// From the eigenvectors of the columns' small Gram matrix, scaled to a unit diagonal (SVQB;
-/// Stathopoulos and Wu 2002), twice: the second pass removes what the first one leaves by rounding.
-/// `prepared` columns are orthogonal to the basis already, up to rounding.
-fn orthonormal<S: Space>(
+/// Returns the block and its number of columns, or `None` if no column is left. It uses the
+/// eigenvectors of the columns' Gram matrix, scaled to a unit diagonal (SVQB; Stathopoulos and Wu
+/// 2002), in two passes: the second one removes the rounding error of the first. Set
+/// `preorthogonalized` for columns that are orthogonal to the basis up to rounding.
+fn orthonormal<S: VectorSpace>(
     space: &S,
-    basis: Option<&S::Panel>,
-    mut panel: S::Panel,
+    basis: Option<&S::Block>,
+    mut block: S::Block,
     floor: f64,
-    prepared: bool,
-) -> Result<Option<(S::Panel, usize)>, GnspError> {
+    preorthogonalized: bool,
+) -> Result<Option<(S::Block, usize)>, GnspError> {
     let mut columns = 0;
     for pass in 0..2 {
-        // Columns that were made orthogonal before are not quite so once they are scaled up.
+        // Rounding errors of orthogonal columns grow when the first pass scales the columns up.
         if let Some(basis) = basis
-            && !(pass == 0 && prepared)
+            && !(pass == 0 && preorthogonalized)
         {
-            let inside = space.dot(basis, &panel)?;
-            panel = space.minus(&panel, basis, inside.as_ref());
+            let inside = space.dot(basis, &block)?;
+            block = space.minus(&block, basis, inside.as_ref());
         }
-        let gram = space.dot(&panel, &panel)?;
+        let gram = space.dot(&block, &block)?;
         let floor = if pass == 0 { floor * floor } else { 0.0 };
         let long: Vec<usize> = (0..gram.ncols())
             .filter(|i| gram[(*i, *i)] > floor)
@@ -291,7 +311,8 @@ fn orthonormal<S: Space>(
                     features: space.features(),
                 })?;
         let values = solved.S().column_vector();
-        // Smaller ones are the rounding of the products; the second pass needs them well above.
+        // Smaller eigenvalues are rounding errors of the products. The threshold leaves a margin
+        // that the second pass needs.
         let smallest = space.precision().powf(0.75) * long.len() as f64;
         let kept: Vec<usize> = (0..long.len()).filter(|j| values[*j] > smallest).collect();
         if kept.is_empty() {
@@ -304,13 +325,13 @@ fn orthonormal<S: Space>(
             }
         }
         columns = kept.len();
-        panel = space.times(&panel, mix.as_ref());
+        block = space.times(&block, mix.as_ref());
     }
-    Ok(Some((panel, columns)))
+    Ok(Some((block, columns)))
 }
 
-/// The symmetric matrix with these last columns.
-fn grown(matrix: &Mat<f64>, columns: &Mat<f64>) -> Mat<f64> {
+/// Extends a symmetric matrix by columns, and by the rows that mirror them.
+fn append_columns(matrix: &Mat<f64>, columns: &Mat<f64>) -> Mat<f64> {
     let (old, size) = (matrix.nrows(), columns.nrows());
     Mat::from_fn(size, size, |i, j| match (i >= old, j >= old) {
         (false, false) => matrix[(i, j)],

@@ -1,4 +1,4 @@
-//! Solvers for the leading eigenvectors of a Gram matrix, as many as the rank rule asks for.
+//! Eigenvalue solvers for the leading eigenvectors of a Gram matrix.
 
 mod device;
 mod host;
@@ -11,76 +11,98 @@ use crate::{GnspError, Gram, RankRule};
 
 pub(crate) use host::full;
 
-/// Below this many features the whole decomposition takes no time worth saving.
+/// Smallest number of features for which a partial decomposition is worthwhile.
 const SMALLEST_PARTIAL: usize = 96;
 
-/// The eigenvalue solver.
+/// Eigenvalue solver.
 ///
-/// All give the same subspace up to rounding, except where eigenvalues at the cut are equal: then
-/// no choice between their directions is better than another.
+/// All solvers compute the same subspace up to rounding error, unless eigenvalues at the rank cut
+/// are equal. The choice among their directions is then arbitrary.
+///
+/// # Example
+///
+/// ```
+/// use burn::tensor::Device;
+/// use gnsp_optimizer::{Gram, NullSpace, Policy, RankRule, Solver};
+///
+/// let gram = Gram::from_matrix(2, vec![4.0, 0.0, 0.0, 1.0])?;
+/// let policy = Policy::gnsp_update()
+///     .with_rank(RankRule::FixedRank(1))
+///     .with_solver(Solver::Full);
+/// let space = NullSpace::from_policy(&gram, &policy, &Device::default())?;
+/// assert_eq!(space.spectrum(0), [4.0, 1.0]);
+/// # Ok::<(), gnsp_optimizer::GnspError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Solver {
-    /// `"auto"`: `Partial` where the rank rule can be decided from few directions, otherwise
-    /// `Full`.
+    /// `"auto"`: [`Partial`](Self::Partial) if the rank rule may be decided from few directions,
+    /// otherwise [`Full`](Self::Full).
     #[default]
     Auto,
-    /// `"full"`: a symmetric eigensolver for all directions, on the host in `f64`; about `10·n³`
-    /// operations.
+    /// `"full"`: a symmetric eigensolver for all directions, on the host in `f64`, with about
+    /// `10·n³` operations.
     Full,
-    /// `"partial"`: only the directions that the rule needs, by a block Krylov method on the host
-    /// in `f64`; about `2·n²` operations for each of two to four times as many directions as are
-    /// protected. Falls back to `Full` where the result does not pass its own checks, or where
-    /// more than a quarter of the directions would be needed.
+    /// `"partial"`: a block Krylov method for the directions that the rule needs, on the host in
+    /// `f64`. It takes about `2·n²` operations for each basis vector, and needs two to four times
+    /// as many basis vectors as protected directions. Falls back to [`Full`](Self::Full) if the
+    /// result does not pass its checks, or if more than a quarter of the directions are needed.
     Partial,
-    /// `"device"`: as `Partial`, with all large products on the device of the null space, in `f32`;
-    /// for GPUs. It is as exact as `f32` allows, which is about `1e-6` of the largest eigenvalue
-    /// divided by the gap at the cut, and falls back as `Partial` does.
+    /// `"device"`: like [`Partial`](Self::Partial), with all large products in `f32` on the device
+    /// of the null space; meant for GPUs. Its error is about `1e-6` of the largest eigenvalue
+    /// divided by the spectral gap at the rank cut. Falls back to [`Full`](Self::Full) like
+    /// [`Partial`](Self::Partial).
     Device,
 }
 
-/// The leading eigenpairs that a rule asked for.
-pub(crate) struct Leading {
-    /// The known eigenvalues in descending order: all, or the protected ones.
+/// LeadingEigenpairs eigenpairs of a Gram matrix, up to the rank of a rule.
+pub(crate) struct LeadingEigenpairs {
+    /// The known eigenvalues in descending order: all of them, or the protected ones.
     pub values: Vec<f64>,
     /// The number of directions that the rule protects.
     pub rank: usize,
-    /// The orthonormal columns, row-major `[n, columns]`: the first `rank` directions, or where all
-    /// are known and asked for, the free ones.
+    /// The first `rank` eigenvectors as columns, row-major `[n, rank]`.
     pub protected: Vec<f32>,
-    /// The `n − rank` free directions, row-major, where all are known.
+    /// The other eigenvectors, row-major `[n, n − rank]`, after a full decomposition.
     pub free: Option<Vec<f32>>,
 }
 
-/// Finds the directions of a group that the rule protects. Only [`Solver::Device`] uses the device;
-/// without one it works on the host.
+/// Computes the eigenpairs of a group that the rule protects.
+///
+/// Only [`Solver::Device`] uses the device. Without one it runs on the host.
 pub(crate) fn solve(
     gram: &Gram,
     group: usize,
     rule: RankRule,
     solver: Solver,
     device: Option<&Device>,
-) -> Result<Leading, GnspError> {
+) -> Result<LeadingEigenpairs, GnspError> {
     let features = gram.features();
     rule.check(features)?;
     let (total, squares) = (gram.trace(group), gram.squares(group));
-    // More than a quarter: the whole decomposition is as fast, and gives the free directions.
-    let few = rule.least(total, squares) <= features as f64 / 4.0 && total > 0.0;
+    // Above a quarter of the directions a full decomposition is as fast, and it also returns the
+    // free directions.
+    let low_rank = rule.min_rank(total, squares) <= features as f64 / 4.0 && total > 0.0;
     let partial = match solver {
-        Solver::Auto | Solver::Partial => few && features >= SMALLEST_PARTIAL,
-        Solver::Device => few,
+        Solver::Auto | Solver::Partial => low_rank && features >= SMALLEST_PARTIAL,
+        Solver::Device => low_rank,
         Solver::Full => false,
     };
     if partial {
-        let found = match device {
+        let eigenpairs = match device {
             Some(device) if solver == Solver::Device => {
                 let space = device::DeviceSpace::new(gram, group, device);
-                krylov::leading(&space, rule, total, squares)?
+                krylov::leading_eigenpairs(&space, rule, total, squares)?
             }
-            _ => krylov::leading(&host::HostSpace::new(gram, group), rule, total, squares)?,
+            _ => krylov::leading_eigenpairs(
+                &host::HostSpace::new(gram, group),
+                rule,
+                total,
+                squares,
+            )?,
         };
-        if let Some(found) = found {
-            return Ok(found);
+        if let Some(eigenpairs) = eigenpairs {
+            return Ok(eigenpairs);
         }
     }
     full(gram, group, rule)
@@ -91,9 +113,9 @@ mod tests {
     use super::*;
     use crate::test_utils::*;
 
-    /// The Gram matrix of random rows whose features have these standard deviations, mixed by a
-    /// rotation of random planes.
-    fn shaped(deviations: &[f64], rows: usize, seed: u64) -> Gram {
+    /// The Gram matrix of random rows whose features have these standard deviations, times a random
+    /// mixing matrix.
+    fn gram_with_spectrum(deviations: &[f64], rows: usize, seed: u64) -> Gram {
         let n = deviations.len();
         let scale = burn::tensor::Tensor::<1>::from_floats(
             deviations
@@ -108,13 +130,13 @@ mod tests {
         gram_of(x.matmul(mix))
     }
 
-    fn difference(a: &Leading, b: &Leading) -> f64 {
+    /// Distance of the projectors onto the protected directions, relative to `√n`.
+    fn difference(a: &LeadingEigenpairs, b: &LeadingEigenpairs) -> f64 {
         assert_eq!(a.rank, b.rank);
         if a.rank == 0 {
             return 0.0;
         }
         let n = a.protected.len() / a.rank;
-        // ‖UUᵀ − VVᵀ‖² = 2k − 2‖UᵀV‖², up to rounding.
         let (u, v) = (&a.protected, &b.protected);
         let k = a.rank;
         let mut difference = 0.0;
@@ -136,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_partial_solver_finds_what_the_full_one_finds() {
+    fn partial_and_device_solvers_match_the_full_one() {
         let rules = [
             RankRule::TailShare(0.5),
             RankRule::TailShare(0.15),
@@ -145,11 +167,11 @@ mod tests {
             RankRule::FixedRank(0),
         ];
         for (n, exponent) in [(120, 2.0), (160, 1.0), (200, 0.7)] {
-            let gram = shaped(&power_law(n, exponent), 2 * n, n as u64);
+            let gram = gram_with_spectrum(&power_law(n, exponent), 2 * n, n as u64);
             for rule in rules {
                 let full = full(&gram, 0, rule).unwrap();
                 let name = format!("{n}, {exponent}, {rule:?}, rank {}", full.rank);
-                // In f32 the rounding of the largest eigenvalue is not small beside a gap.
+                // In f32 the rounding error of the largest eigenvalue matters relative to the gap.
                 let gap = (full.rank > 0).then(|| {
                     (full.values[full.rank - 1] - full.values[full.rank]) / full.values[0]
                 });
@@ -172,8 +194,8 @@ mod tests {
     }
 
     #[test]
-    fn few_rows_end_the_search_early() {
-        // Of rank 5: the Krylov space is exhausted at once.
+    fn low_rank_matrices_end_the_search_early() {
+        // The rank is 5, so the first block spans the whole range.
         let gram = random_gram(5, 300, 4);
         for solver in [Solver::Partial, Solver::Device] {
             let found =
@@ -185,7 +207,7 @@ mod tests {
 
     #[test]
     fn equal_eigenvalues_are_all_found() {
-        // A hundred times 1 and then 1/100: more equal values than a block has columns.
+        // 100 eigenvalues 1, then 1/100: more equal values than a block has columns.
         let n = 400;
         let mut matrix = vec![0.0; n * n];
         for i in 0..n {

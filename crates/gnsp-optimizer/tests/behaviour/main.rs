@@ -1,4 +1,4 @@
-//! What holds for every policy, site, optimizer and kind of parameter.
+//! Behaviour tests over all policies, sites, optimizers and kinds of parameters.
 
 mod properties;
 
@@ -19,7 +19,7 @@ const CHANNELS: usize = 4;
 const INPUTS: usize = 12;
 const VOCABULARY: usize = 11;
 
-/// One parameter of every kind, and two that are not protected.
+/// Module with one parameter of every kind, and two layers that are not protected.
 #[derive(Module, Debug)]
 struct Net {
     linear: Linear,
@@ -47,7 +47,7 @@ fn tensor<const D: usize>(shape: [usize; D], scale: f32, seed: u64) -> Tensor<D>
 }
 
 impl Net {
-    /// With small weights, so that what a step rounds is small beside the step.
+    /// Small weights keep the rounding error of a step small relative to the step.
     fn new() -> Self {
         let device = Device::default().autodiff();
         let linear = LinearConfig::new(INPUTS, 10);
@@ -78,7 +78,7 @@ impl Net {
         net.map(&mut Small(0))
     }
 
-    /// What its layers see of a task.
+    /// Records random inputs of a task.
     fn record(&self, recorder: &mut Recorder, seed: u64) -> Result<(), GnspError> {
         for batch in 0..2 {
             let seed = 100 * seed + batch;
@@ -88,12 +88,12 @@ impl Net {
             recorder.linear("column.weight", rows.clone())?;
             recorder.linear("matrix", rows.clone())?;
             recorder.linear_transposed("transposed", rows)?;
-            // As many patches as rows above: fewer than they have features.
+            // As many patches as rows above, fewer than they have features.
             let signal = tensor([1, CHANNELS, 4], 1.0, seed);
             recorder.conv1d("conv1d.weight", &self.conv1d, signal)?;
-            let picture = tensor([1, CHANNELS, 4, 2], 1.0, seed);
-            recorder.conv2d("conv2d.weight", &self.conv2d, picture.clone())?;
-            recorder.conv2d("depthwise.weight", &self.depthwise, picture)?;
+            let image = tensor([1, CHANNELS, 4, 2], 1.0, seed);
+            recorder.conv2d("conv2d.weight", &self.conv2d, image.clone())?;
+            recorder.conv2d("depthwise.weight", &self.depthwise, image)?;
             let tokens = [(seed % 7) as i64, 3, 3, 5];
             let tokens = Tensor::<1, Int>::from_ints(tokens, &Device::default());
             recorder.embedding("embedding.weight", VOCABULARY, tokens)?;
@@ -101,7 +101,7 @@ impl Net {
         Ok(())
     }
 
-    /// The protected parameters.
+    /// Paths of the protected parameters.
     const PROTECTED: [&str; 9] = [
         "linear.weight",
         "linear.bias",
@@ -119,30 +119,30 @@ impl Net {
     }
 
     fn values(&self) -> BTreeMap<String, Vec<f32>> {
-        let mut values = Read::default();
+        let mut values = ReadValues::default();
         self.visit(&mut values);
         values.found
     }
 
-    /// Gradients of very different sizes for everything but what is frozen.
+    /// Gradients of very different scales for all parameters that are not frozen.
     fn gradients(&self, seed: u64) -> GradientsParams {
-        let mut made = Make {
+        let mut visitor = RandomGradients {
             gradients: GradientsParams::new(),
             frozen: [self.frozen.weight.id, self.frozen.bias.as_ref().unwrap().id],
             seed: 1000 * seed,
         };
-        self.visit(&mut made);
-        made.gradients
+        self.visit(&mut visitor);
+        visitor.gradients
     }
 }
 
 #[derive(Default)]
-struct Read {
+struct ReadValues {
     stack: Vec<String>,
     found: BTreeMap<String, Vec<f32>>,
 }
 
-impl ModuleVisitor for Read {
+impl ModuleVisitor for ReadValues {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let values = param.val().inner().into_data().try_into_vec().unwrap();
         self.found.insert(self.stack.join("."), values);
@@ -157,13 +157,13 @@ impl ModuleVisitor for Read {
     }
 }
 
-struct Make {
+struct RandomGradients {
     gradients: GradientsParams,
     frozen: [burn::module::ParamId; 2],
     seed: u64,
 }
 
-impl ModuleVisitor for Make {
+impl ModuleVisitor for RandomGradients {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if self.frozen.contains(&param.id) {
             return;
@@ -175,7 +175,7 @@ impl ModuleVisitor for Make {
     }
 }
 
-/// The policies: what they are called, and whether they cut hard.
+/// Names and policies under test.
 fn policies() -> Vec<(&'static str, Policy)> {
     let with = |rank| Policy::gnsp().with_rank(rank);
     vec![
@@ -238,7 +238,7 @@ fn projectors_are_projectors() {
             );
             assert!(space.rank() > 0, "{name}: nothing is protected");
             let n = space.features();
-            // A normalised projector is a multiple of one.
+            // A normalised projector is a scaled one.
             let normalised = policy.normalize && protected.layout != Layout::Bias;
             let scale = if normalised {
                 (space.free() as f64).sqrt()
@@ -261,7 +261,7 @@ fn projectors_are_projectors() {
                 let Some(gram) = memory.gram(path) else {
                     continue;
                 };
-                // What is kept of the Gram matrix: (I − P)·G·(I − P). Nothing of it passes P.
+                // P annihilates the protected part of the Gram matrix, (I − P)·G·(I − P).
                 let one = gram.dense()[group * n * n..][..n * n].to_vec();
                 let g = matrix(&one, n);
                 let taken = faer::Mat::<f64>::identity(n, n) - &p;
@@ -273,11 +273,11 @@ fn projectors_are_projectors() {
     }
 }
 
-/// An optimizer without and with the projection around it.
+/// Creates an optimizer without and with projection.
 type Create = Box<dyn Fn(&Protection) -> [ModuleOptimizer; 2]>;
 
-/// Every optimizer of Burn that steps one parameter at a time, with a learning rate; L-BFGS steps a
-/// whole module and is none.
+/// All optimizers of Burn that step one parameter at a time, with a learning rate. L-BFGS steps a
+/// whole module.
 fn optimizers() -> Vec<(&'static str, f64, Create)> {
     fn entry<O: Optimizer>(
         name: &'static str,
@@ -296,7 +296,7 @@ fn optimizers() -> Vec<(&'static str, f64, Create)> {
         .with_momentum(momentum())
         .with_weight_decay(decay());
     let muon = |protection: &Protection| {
-        // Muon takes matrices only; AdamW steps the rest, as its authors recommend.
+        // Muon supports matrices only; AdamW steps the rest, as its authors recommend.
         let rest = || AdamWConfig::new().init();
         let group = |optimizer: ModuleOptimizer| {
             let matrices = ["linear.weight", "column.weight", "matrix", "transposed"];
@@ -365,9 +365,10 @@ fn optimizers() -> Vec<(&'static str, f64, Create)> {
     ]
 }
 
-/// Some of `all`: on another device than the host a step is slow without a GPU, where these tests
-/// run on a software driver.
-fn chosen<T>(all: Vec<T>, name: fn(&T) -> &str, on_a_device: &[&str]) -> Vec<T> {
+/// Selects all items on the host and `on_a_device` elsewhere.
+///
+/// Without a GPU, device tests run on a software driver, on which a step is slow.
+fn select<T>(all: Vec<T>, name: fn(&T) -> &str, on_a_device: &[&str]) -> Vec<T> {
     let device = std::env::var("BURN_DEVICE").is_ok_and(|device| device != "flex");
     let all = all.into_iter();
     all.filter(|one| !device || on_a_device.contains(&name(one)))
@@ -382,12 +383,12 @@ fn train(optimizer: &mut ModuleOptimizer, net: Net, lr: f64, steps: std::ops::Ra
 }
 
 #[test]
-fn steps_keep_the_promise() {
+fn projected_steps_stay_in_the_null_space() {
     let start = Net::new();
     let mut combinations = 0;
     let mut worst: (f64, String) = (0.0, String::new());
-    let policies = chosen(policies(), |p| p.0, &["gnsp"]);
-    let optimizers = chosen(optimizers(), |o| o.0, &["sgd", "adamw"]);
+    let policies = select(policies(), |p| p.0, &["gnsp"]);
+    let optimizers = select(optimizers(), |o| o.0, &["sgd", "adamw"]);
     for (policy_name, policy) in &policies {
         for site in [Site::Update, Site::Gradient] {
             let policy = policy.clone().with_site(site);
@@ -395,13 +396,14 @@ fn steps_keep_the_promise() {
             let protection = memory.protection(&start).unwrap();
             for (optimizer_name, lr, create) in &optimizers {
                 let name = format!("{policy_name}, {site:?}, {optimizer_name}");
+                // Four steps without projection, and four with it, saved after two.
                 let [mut plain, mut wrapped] = create(&protection);
                 let free = train(&mut plain, start.clone(), *lr, 0..4);
                 let half = train(&mut wrapped, start.clone(), *lr, 0..2);
                 let saved = wrapped.into_bytes().unwrap();
                 let after = train(&mut wrapped, half.clone(), *lr, 2..4);
 
-                // Interrupted, saved and resumed is the same.
+                // Saving and resuming gives the same bits.
                 let [_, fresh] = create(&protection);
                 let mut resumed = fresh.from_bytes(saved).unwrap();
                 let again = train(&mut resumed, half, *lr, 2..4);
@@ -451,13 +453,13 @@ fn steps_keep_the_promise() {
     assert_eq!(combinations, each * start.values().len());
 }
 
-/// The module with these values.
+/// Returns the module with these values.
 fn with_values(net: &Net, values: &BTreeMap<String, Vec<f32>>) -> Net {
-    struct Write<'a> {
+    struct WriteValues<'a> {
         stack: Vec<String>,
         values: &'a BTreeMap<String, Vec<f32>>,
     }
-    impl burn::module::ModuleMapper for Write<'_> {
+    impl burn::module::ModuleMapper for WriteValues<'_> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let values = self.values[&self.stack.join(".")].clone();
             param.map(|old| {
@@ -476,14 +478,14 @@ fn with_values(net: &Net, values: &BTreeMap<String, Vec<f32>>) -> Net {
             self.stack.pop();
         }
     }
-    net.clone().map(&mut Write {
+    net.clone().map(&mut WriteValues {
         stack: Vec::new(),
         values,
     })
 }
 
 #[test]
-fn a_soft_update_is_the_projected_update() {
+fn a_scaled_projection_projects_the_update() {
     let start = Net::new();
     let policy = Policy::default()
         .with_site(Site::Update)
@@ -504,8 +506,8 @@ fn a_soft_update_is_the_projected_update() {
 }
 
 #[test]
-fn gradients_that_stay_linear_keep_to_the_null_space_too() {
-    // SGD without momentum or decay is the only one for which both sites are the same.
+fn projected_gradients_of_sgd_stay_in_the_null_space() {
+    // Both sites agree only for SGD without momentum or decay.
     let start = Net::new();
     let policy = Policy::gnsp().with_site(Site::Gradient);
     let memory = memory(&start, "gnsp", &policy);

@@ -1,4 +1,4 @@
-//! Projectors of random spectra.
+//! Property tests of projectors for random spectra.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use faer::Mat;
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
-/// A Gram matrix of `features` features with eigenvalues `spectrum` in random directions.
+/// Creates a Gram matrix with eigenvalues `spectrum` and random eigenvectors.
 fn gram_of(features: usize, spectrum: &[f64], seed: u64) -> Gram {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let random = Mat::from_fn(features, features, |_, _| rng.random_range(-1.0..1.0));
@@ -17,7 +17,7 @@ fn gram_of(features: usize, spectrum: &[f64], seed: u64) -> Gram {
     });
     let matrix = &scaled * q.transpose();
     let values = (0..features * features).map(|i| matrix[(i / features, i % features)] as f32);
-    // Rounding may leave a tiny negative diagonal entry of a singular matrix.
+    // Rounding errors can make a diagonal entry of a singular matrix negative.
     let values = values
         .enumerate()
         .map(|(i, x)| {
@@ -49,7 +49,11 @@ fn values(x: Tensor<2>) -> Vec<f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     /// Rank-deficient, all-zero and full-rank matrices, of one feature and of many, at tiny and
     /// huge scales, with every rule, strength and solver.
@@ -61,7 +65,12 @@ proptest! {
         magnitude in -30i32..30,
         rule in rule(),
         alpha in prop::option::of(0.0..20.0f64),
-        solver in prop_oneof![Just(Solver::Auto), Just(Solver::Full), Just(Solver::Partial), Just(Solver::Device)],
+        solver in prop_oneof![
+            Just(Solver::Auto),
+            Just(Solver::Full),
+            Just(Solver::Partial),
+            Just(Solver::Device),
+        ],
         seed in any::<u64>(),
     ) {
         let rank = rank.min(features);
@@ -95,11 +104,10 @@ proptest! {
                 }
             }
         }
-        // It never lengthens, and what a hard one leaves is outside the protected directions.
-        let x = Tensor::<2>::from_data(
-            TensorData::new((0..features * 2).map(|i| (i as f32 * 1.7).sin()).collect::<Vec<_>>(), [features, 2]),
-            &Device::default(),
-        );
+        // A contraction; with hard protection its image is orthogonal to the protected directions.
+        let waves: Vec<f32> = (0..features * 2).map(|i| (i as f32 * 1.7).sin()).collect();
+        let data = TensorData::new(waves, [features, 2]);
+        let x = Tensor::<2>::from_data(data, &Device::default());
         let norm = |x: &Tensor<2>| x.clone().square().sum().sqrt().into_scalar::<f32>();
         let projected = space.project(x.clone());
         prop_assert!(norm(&projected) <= 1.00001 * norm(&x));

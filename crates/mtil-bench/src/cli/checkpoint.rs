@@ -128,15 +128,15 @@ pub fn load_with(
             format!("{:x}", Sha256::digest(embedded::CLIP_MINI.weights)),
         ),
         ModelSource::Path(path) => {
-            let sha256 = with_help(Clip::describe(&path, options))?.sha256()?;
-            let clip = with_help(Clip::load_with(&path, options, device))?;
+            let sha256 = Clip::describe(&path, options)?.sha256()?;
+            let clip = Clip::load_with(&path, options, device)?;
             (clip, word.to_owned(), sha256)
         }
         ModelSource::Zoo(entry) => {
             let fetched = fetch(&entry, false, None)?;
             let sha256 = fetched.files.iter().find(|f| f.role == Role::Weights);
             let sha256 = sha256.map(|f| f.sha256.clone()).unwrap_or_default();
-            let clip = with_help(Clip::load_fetched(&entry, &fetched, options, device))?;
+            let clip = Clip::load_fetched(&entry, &fetched, options, device)?;
             (clip, entry.name.clone(), sha256)
         }
     };
@@ -153,20 +153,4 @@ pub fn options_for(entry: &Entry, layout: Layout, mut options: LoadOptions) -> L
         options.architecture = architecture(&entry.architecture);
     }
     options
-}
-
-/// Adds to an error of the library the arguments that resolve it.
-pub fn with_help<T>(result: Result<T, clip_model::CheckpointError>) -> Result<T> {
-    use clip_model::CheckpointError as E;
-    let help = match &result {
-        Err(E::ActivationUnknown { .. }) => {
-            "add --activation quick_gelu, --activation gelu or --activation gelu_pytorch_tanh, or \
-             --architecture NAME (see `mtil-bench model list --architectures`)"
-        }
-        Err(E::NeedsConfig { .. }) => {
-            "add --architecture NAME (see `mtil-bench model list --architectures`)"
-        }
-        _ => return Ok(result?),
-    };
-    result.map_err(|e| eyre!("{e}\n{help}"))
 }

@@ -19,7 +19,10 @@ use super::{
     selection::Selected,
     workers::{self, Role, RunEnd},
 };
-use crate::device;
+use crate::{
+    device,
+    failure::{catch_panic, describe},
+};
 use mtil_data::{nearest, suite::Suite};
 use mtil_engine::{
     guard::Guard,
@@ -155,7 +158,7 @@ impl RunResults {
             1 => Err(self.failures.remove(0)),
             n => {
                 for failure in &self.failures {
-                    eprintln!("error: {failure:#}");
+                    eprintln!("error: {}", describe(failure));
                 }
                 Err(eyre!("{n} runs failed; the others are in the report"))
             }
@@ -192,7 +195,7 @@ pub fn execute(
                 Ok(Outcome::Complete(_)) => RunEnd::Complete,
                 Ok(Outcome::Stopped) => RunEnd::Stopped,
                 Ok(Outcome::Guarded(message)) => RunEnd::Guarded(message),
-                Err(failure) => RunEnd::Failed(format!("{failure:#}")),
+                Err(failure) => RunEnd::Failed(describe(&failure)),
             }
         });
         std::process::exit(0);
@@ -248,7 +251,7 @@ pub fn execute(
             }
             Err(failure) => {
                 if jobs.len() > 1 {
-                    eprintln!("failed: {failure:#}");
+                    eprintln!("failed: {}", describe(&failure));
                 }
                 executed.failures.push(failure);
             }
@@ -282,7 +285,7 @@ fn execute_one(
     if !device::is_accelerator(word) {
         return run().map_err(Into::into);
     }
-    let outcome = crate::failure::catch_panic(&mut run).map_err(|reason| {
+    let outcome = catch_panic(&mut run).map_err(|reason| {
         let need = memory_need(std::slice::from_ref(job), &model.clip);
         device_failure(word, &reason, &memory_hint(need))
     });

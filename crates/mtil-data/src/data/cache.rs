@@ -59,7 +59,7 @@ const PAGE: u64 = 4096;
 pub enum CacheError {
     /// The folder or the file cannot be created or read.
     #[error(
-        "cannot use the image cache {}: {source}; choose another folder for it, or none",
+        "cannot use the image cache {}: {source}",
         path.display()
     )]
     Open {

@@ -50,7 +50,7 @@ pub enum AnalyticError {
         classes: usize,
     },
     /// The number of classes decreased.
-    #[error("{to} classes after {from}: give the number of classes of all tasks so far")]
+    #[error("{to} classes after {from}: the number of classes of all tasks so far cannot decrease")]
     FewerClasses {
         /// Classes learnt so far.
         from: usize,
@@ -70,8 +70,8 @@ pub enum AnalyticError {
     /// The Cholesky factorisation failed: a matrix that is positive definite in exact arithmetic
     /// is not in `f64`.
     #[error(
-        "the regression cannot be solved: {matrix} is not positive definite to rounding; \
-         raise lambda (it is {lambda:e}) and start anew"
+        "the regression cannot be solved: {matrix} is not positive definite to rounding, with \
+         lambda = {lambda:e}"
     )]
     NotPositiveDefinite {
         /// Formula of the matrix.

@@ -36,7 +36,7 @@ pub enum MeasureError {
         columns: usize,
     },
     /// A matrix without rows or without columns.
-    #[error("{what}: a matrix of {rows} x {columns} is empty; give at least one row and column")]
+    #[error("{what}: a matrix of {rows} x {columns} is empty")]
     Empty {
         /// Name of the matrix.
         what: String,
@@ -46,10 +46,7 @@ pub enum MeasureError {
         columns: usize,
     },
     /// A value is NaN or infinite.
-    #[error(
-        "{what}: row {row}, column {column} is {value}; the model that made it has diverged or \
-         overflowed, or an input was not finite"
-    )]
+    #[error("{what}: row {row}, column {column} is {value}, which is not finite")]
     NotFinite {
         /// Name of the matrix.
         what: String,

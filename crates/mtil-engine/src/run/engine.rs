@@ -722,8 +722,7 @@ impl Engine<'_> {
         let Some(last) = state.position.evaluations.last() else {
             return Err(RunError::Corrupt {
                 path: self.directory.files().states()[0].clone(),
-                reason: "the evaluations of earlier tasks are missing; start in a new --out"
-                    .to_owned(),
+                reason: "the evaluations of earlier tasks are missing".to_owned(),
             });
         };
         let mut evaluation = last.clone();

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cli::{
         args::InfoArgs,
-        checkpoint::{EMBEDDED, ModelSource, options_for, with_help},
+        checkpoint::{EMBEDDED, ModelSource, options_for},
     },
     device,
 };
@@ -30,7 +30,7 @@ pub fn info(args: &InfoArgs) -> Result<()> {
             show(args, EMBEDDED, &summary.lines(), &summary.json())
         }
         ModelSource::Path(path) => {
-            let summary = CheckpointSummary::of(with_help(Clip::describe(&path, &options))?, None)?;
+            let summary = CheckpointSummary::of(Clip::describe(&path, &options)?, None)?;
             show(args, &args.model, &summary.lines(), &summary.json())
         }
         ModelSource::Zoo(entry) => {
@@ -52,7 +52,7 @@ pub fn info(args: &InfoArgs) -> Result<()> {
                 let path = |wanted| files.iter().find(|(kind, _)| *kind == wanted);
                 if let Some((_, weights)) = path(Role::Weights) {
                     let options = options_for(&entry, cached.layout, options);
-                    let description = with_help(Clip::describe(weights, &options))?;
+                    let description = Clip::describe(weights, &options)?;
                     let tokenizer = path(Role::Tokenizer).map(|(_, path)| path.as_path());
                     let summary = CheckpointSummary::of(description, tokenizer)?;
                     lines.extend(summary.lines());

@@ -15,10 +15,7 @@ use super::{
     summary::{CheckpointSummary, TokenizerSource, grouped},
 };
 use crate::{
-    cli::{
-        args::VerifyArgs,
-        checkpoint::{ModelSource, with_help},
-    },
+    cli::{args::VerifyArgs, checkpoint::ModelSource},
     device,
 };
 
@@ -147,11 +144,11 @@ struct Checked {
 }
 
 fn check(path: &Path, options: &LoadOptions) -> Result<Checked> {
-    let summary = CheckpointSummary::of(with_help(Clip::describe(path, options))?, None)?;
+    let summary = CheckpointSummary::of(Clip::describe(path, options)?, None)?;
     summary.check()?;
     let device = device::parse(device::compiled_in()[0])?;
     // Loading reads every tensor and checks its shape and values. The model is not needed.
-    drop(with_help(ClipModel::load(path, options, &device))?);
+    drop(ClipModel::load(path, options, &device)?);
     let sha256 = summary.description.sha256()?;
     let name = name_of(&Registry::embedded()?, &sha256);
     Ok(Checked {

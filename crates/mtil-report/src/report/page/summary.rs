@@ -22,6 +22,14 @@ struct Column {
     bar: bool,
 }
 
+impl Column {
+    /// Returns the value of a row with the sign that makes higher better.
+    fn score(&self, figures: &Figures) -> Option<f64> {
+        let value = (self.get)(figures)?.mean;
+        Some(if self.higher { value } else { -value })
+    }
+}
+
 const COLUMNS: [Column; 8] = [
     Column {
         name: "Transfer",
@@ -135,9 +143,7 @@ const COSTS: [Cost; 4] = [
     ("Time", "Wall-clock time of the run, mean over seeds", |f| {
         f.seconds.map(|s| duration(s.mean))
     }),
-    ("Memory", MEMORY, |f| {
-        f.memory.map(|s| bytes(s.mean as u64))
-    }),
+    ("Memory", MEMORY, |f| f.memory.map(|s| bytes(s.mean as u64))),
     ("Kept", KEPT, |f| f.kept.map(|s| bytes(s.mean as u64))),
     ("Trainable", TRAINABLE, |f| {
         f.trainable.map(|s| count(s.mean))
@@ -251,38 +257,7 @@ pub(super) fn headline(
         .map(|g| g.runs.iter().map(|r| Figures::from_runs(&[r])).collect())
         .collect();
     let rows = rows(groups, &seeds, constant.as_ref());
-    let ranked: Vec<&Figures> = rows
-        .iter()
-        .filter(|r| r.ranked)
-        .map(|r| r.figures)
-        .collect();
-    // With a single method nothing is marked as the best.
-    let best = |score: &dyn Fn(&Figures) -> Option<f64>| {
-        (ranked.len() > 1)
-            .then(|| ranked.iter().filter_map(|f| score(f)).reduce(f64::max))
-            .flatten()
-    };
-    // Values that are equal as printed are all best.
-    let is_best = |best: Option<f64>, v: Option<f64>, eps: f64| match (best, v) {
-        (Some(b), Some(v)) => (b - v).abs() < eps,
-        _ => false,
-    };
-    let gap_score = |f: &Figures| f.gap.map(|(a, b)| -(a.mean - b.mean).abs());
-    let recall_score = |f: &Figures| f.recall.map(|(_, b)| b.mean);
-    let (best_gap, best_recall) = (best(&gap_score), best(&recall_score));
-    let any = |f: &dyn Fn(&Figures) -> bool| rows.iter().any(|r| f(r.figures));
-    let columns = COLUMNS.iter();
-    let columns: Vec<&Column> = columns
-        .filter(|c| c.variant.is_none() || any(&|f| (c.get)(f).is_some()))
-        .collect();
-    let costs = COSTS.iter().filter(|(.., get)| any(&|f| get(f).is_some()));
-    let costs: Vec<&Cost> = costs.collect();
-    let bests: Vec<Option<f64>> = columns
-        .iter()
-        .map(|c| best(&|f| (c.get)(f).map(|s| if c.higher { s.mean } else { -s.mean })))
-        .collect();
-    let has_gap = any(&|f| f.gap.is_some());
-    let has_recall = any(&|f| f.recall.is_some());
+    let table = Table::new(&rows, constant.as_ref());
     html! {
         section {
             h2 { "Summary" }
@@ -294,78 +269,142 @@ pub(super) fn headline(
                         " of the finished methods in bold; the tick on each bar is the pretrained "
                         "model."
                     } }
-                    thead {
-                        tr {
-                            th scope="col" { "Method" }
-                            @for c in &columns {
-                                th scope="col" {
-                                    abbr title=(c.definition) { (c.name) }
-                                    (PreEscaped("&nbsp;")) (c.better)
-                                    @if let Some(variant) = c.variant { br; small { (variant) } }
-                                }
-                            }
-                            @if has_gap {
-                                th scope="col" {
-                                    abbr title=(GAP) { "Gap" } br; small { "before → after" }
-                                }
-                            }
-                            @if has_recall {
-                                th scope="col" {
-                                    abbr title=(RECALL) { "R@1" } (PreEscaped("&nbsp;↑")) br;
-                                    small { "before → after" }
-                                }
-                            }
-                            @for (name, definition, _) in &costs {
-                                th scope="col" { abbr title=(definition) { (name) } }
-                            }
-                        }
+                    thead { (table.head()) }
+                    tbody { @for row in &rows { (table.row(row)) } }
+                }
+            }
+            (definitions(&table.columns, &table.costs, table.has_gap, table.has_recall))
+        }
+    }
+}
+
+/// The columns of the table that have a value, with the best score of each.
+struct Table<'a> {
+    columns: Vec<&'static Column>,
+    costs: Vec<&'static Cost>,
+    has_gap: bool,
+    has_recall: bool,
+    /// Best score of each column, higher being better.
+    bests: Vec<Option<f64>>,
+    best_gap: Option<f64>,
+    best_recall: Option<f64>,
+    /// The pretrained model.
+    constant: Option<&'a Figures>,
+}
+
+impl<'a> Table<'a> {
+    fn new(rows: &[Row<'_>], constant: Option<&'a Figures>) -> Self {
+        let ranked: Vec<&Figures> = rows
+            .iter()
+            .filter(|r| r.ranked)
+            .map(|r| r.figures)
+            .collect();
+        // With a single method nothing is marked as the best.
+        let best = |score: &dyn Fn(&Figures) -> Option<f64>| {
+            (ranked.len() > 1)
+                .then(|| ranked.iter().filter_map(|f| score(f)).reduce(f64::max))
+                .flatten()
+        };
+        let any = |f: &dyn Fn(&Figures) -> bool| rows.iter().any(|r| f(r.figures));
+        let columns: Vec<&Column> = COLUMNS
+            .iter()
+            .filter(|c| c.variant.is_none() || any(&|f| (c.get)(f).is_some()))
+            .collect();
+        Self {
+            costs: COSTS
+                .iter()
+                .filter(|(.., get)| any(&|f| get(f).is_some()))
+                .collect(),
+            has_gap: any(&|f| f.gap.is_some()),
+            has_recall: any(&|f| f.recall.is_some()),
+            bests: columns.iter().map(|c| best(&|f| c.score(f))).collect(),
+            best_gap: best(&gap_score),
+            best_recall: best(&recall_score),
+            columns,
+            constant,
+        }
+    }
+
+    fn head(&self) -> Markup {
+        html! {
+            tr {
+                th scope="col" { "Method" }
+                @for c in &self.columns {
+                    th scope="col" {
+                        abbr title=(c.definition) { (c.name) }
+                        (PreEscaped("&nbsp;")) (c.better)
+                        @if let Some(variant) = c.variant { br; small { (variant) } }
                     }
-                    tbody {
-                        @for row in &rows {
-                            tr class=(row.class) {
-                                th scope="row" {
-                                    @if row.class != "seed" { (swatch(row.colour)) " " }
-                                    (row.name)
-                                    @if let Some(hint) = &row.hint { br; small { (hint) } }
-                                }
-                                @for (c, b) in columns.iter().zip(&bests) {
-                                    @let v = (c.get)(row.figures);
-                                    @let score = v.map(|s| if c.higher { s.mean } else { -s.mean });
-                                    @let best = row.ranked && is_best(*b, score, 0.05);
-                                    td class=[best.then_some("best")] {
-                                        (spread(v, 1, c.signed))
-                                        @let has_bar = c.bar && row.class != "seed";
-                                        @if let (true, Some(s)) = (has_bar, v) {
-                                            @let zero = constant.as_ref().and_then(c.get);
-                                            (bar(s.mean, zero.map(|s| s.mean), row.colour))
-                                        }
-                                    }
-                                }
-                                @if has_gap {
-                                    @let score = gap_score(row.figures);
-                                    @let best = row.ranked && is_best(best_gap, score, 0.0005);
-                                    td class=[best.then_some("best")] {
-                                        (pair(row.figures.gap, 3, row.class))
-                                    }
-                                }
-                                @if has_recall {
-                                    @let score = recall_score(row.figures);
-                                    @let best = row.ranked && is_best(best_recall, score, 0.05);
-                                    td class=[best.then_some("best")] {
-                                        (pair(row.figures.recall, 1, row.class))
-                                    }
-                                }
-                                @for (.., get) in &costs {
-                                    td { (get(row.figures).unwrap_or("–".into())) }
-                                }
-                            }
+                }
+                @if self.has_gap {
+                    th scope="col" {
+                        abbr title=(GAP) { "Gap" } br; small { "before → after" }
+                    }
+                }
+                @if self.has_recall {
+                    th scope="col" {
+                        abbr title=(RECALL) { "R@1" } (PreEscaped("&nbsp;↑")) br;
+                        small { "before → after" }
+                    }
+                }
+                @for (name, definition, _) in &self.costs {
+                    th scope="col" { abbr title=(definition) { (name) } }
+                }
+            }
+        }
+    }
+
+    fn row(&self, row: &Row<'_>) -> Markup {
+        // Values that are equal as printed are all best.
+        let class = |best: Option<f64>, score: Option<f64>, eps: f64| match (best, score) {
+            (Some(best), Some(score)) if row.ranked && (best - score).abs() < eps => Some("best"),
+            _ => None,
+        };
+        let f = row.figures;
+        html! {
+            tr class=(row.class) {
+                th scope="row" {
+                    @if row.class != "seed" { (swatch(row.colour)) " " }
+                    (row.name)
+                    @if let Some(hint) = &row.hint { br; small { (hint) } }
+                }
+                @for (c, best) in self.columns.iter().zip(&self.bests) {
+                    @let v = (c.get)(f);
+                    td class=[class(*best, c.score(f), 0.05)] {
+                        (spread(v, 1, c.signed))
+                        @let has_bar = c.bar && row.class != "seed";
+                        @if let (true, Some(s)) = (has_bar, v) {
+                            @let zero = self.constant.and_then(c.get);
+                            (bar(s.mean, zero.map(|s| s.mean), row.colour))
                         }
                     }
                 }
+                @if self.has_gap {
+                    td class=[class(self.best_gap, gap_score(f), 0.0005)] {
+                        (pair(f.gap, 3, row.class))
+                    }
+                }
+                @if self.has_recall {
+                    td class=[class(self.best_recall, recall_score(f), 0.05)] {
+                        (pair(f.recall, 1, row.class))
+                    }
+                }
+                @for (.., get) in &self.costs {
+                    td { (get(f).unwrap_or("–".into())) }
+                }
             }
-            (definitions(&columns, &costs, has_gap, has_recall))
         }
     }
+}
+
+fn gap_score(figures: &Figures) -> Option<f64> {
+    figures
+        .gap
+        .map(|(before, after)| -(before.mean - after.mean).abs())
+}
+
+fn recall_score(figures: &Figures) -> Option<f64> {
+    figures.recall.map(|(_, after)| after.mean)
 }
 
 /// Definitions below the table.
