@@ -363,6 +363,9 @@ pub fn run(args: RunArgs) -> Result<()> {
     let select = args.select.as_deref().map(Select::parse).transpose();
     let select = select.map_err(|reason| eyre!("--select: {reason}"))?;
     if let Some(select) = &select {
+        if !methods.iter().any(|(_, method)| method.trains) {
+            bail!("--select: none of these methods trains, so there is nothing to select");
+        }
         for (_, method) in methods.iter().filter(|(_, method)| method.trains) {
             select.candidates(method)?;
         }

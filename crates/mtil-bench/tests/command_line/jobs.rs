@@ -55,6 +55,13 @@ fn invalid_numbers_of_jobs_are_reported() {
     );
 }
 
+#[test]
+fn selection_needs_a_method_that_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let untrained = ["--methods", "zero-shot", "--select", "lr=1e-4,1e-3"];
+    fails(folder.path(), &untrained, &["--select", "trains"]);
+}
+
 /// If a worker is killed, its run is reported as failed, and the others complete.
 #[cfg(target_os = "linux")]
 #[test]
