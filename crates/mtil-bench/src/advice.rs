@@ -97,4 +97,23 @@ mod tests {
         assert_eq!(advice(&wrapped), advice(&plain));
         assert_eq!(advice(&eyre::eyre!("another error")), None);
     }
+
+    #[test]
+    fn advice_names_the_argument() {
+        let diverged = RunError::Diverged {
+            task: "shapes".to_owned(),
+            step: 1,
+            steps: 120,
+            loss: f32::NAN,
+            lr: 1.0,
+        };
+        let method = || "lora".to_owned();
+        for (error, argument) in [
+            (diverged, "--set lr="),
+            (RunError::Peers { method: method() }, "--peers"),
+            (RunError::Compute { method: method() }, "compute=bf16"),
+        ] {
+            assert!(on_run(&error).unwrap().contains(argument), "{error}");
+        }
+    }
 }

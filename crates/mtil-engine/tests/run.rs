@@ -491,8 +491,10 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_state() {
     let request = request("finetune", &["lr=1e30", "warmup=0"]);
     let error = start(&request, &suite(2), &out, NEVER).unwrap_err();
     assert!(matches!(error, RunError::Diverged { .. }), "{error}");
-    let message = error.to_string();
-    assert!(message.contains("--set lr="), "{message}");
+    assert!(
+        error.to_string().contains("at a learning rate of"),
+        "{error}"
+    );
     // The state before the first update is still there and whole.
     assert!(out.join("state/position.json").exists());
     assert!(
@@ -702,7 +704,10 @@ fn adapters_are_not_computed_in_a_narrower_format() {
     let options = RunOptions::default();
     let out = folder.path().join("lora");
     let error = start_on(&request, &suite(1), &out, NEVER, &options).unwrap_err();
-    assert!(error.to_string().contains("compute=bf16"), "{error}");
+    assert!(
+        matches!(&error, RunError::Compute { method } if method == "lora"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -714,5 +719,8 @@ fn adapters_are_not_spread_over_devices() {
     };
     let out = folder.path().join("lora");
     let error = start_on(&request("lora", &[]), &suite(1), &out, NEVER, &options).unwrap_err();
-    assert!(error.to_string().contains("--peers"), "{error}");
+    assert!(
+        matches!(&error, RunError::Peers { method } if method == "lora"),
+        "{error}"
+    );
 }
