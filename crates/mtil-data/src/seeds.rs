@@ -53,7 +53,7 @@ pub const REFERENCE_ORDER: u64 = 17;
 /// Tag of the images held out of a training set.
 pub const HELD_OUT: u64 = 18;
 
-/// Hashes a text to a number, for use as a purpose in [`derive`].
+/// Hashes a text to a number, for use as a purpose in [`derive()`].
 pub fn hash_text(text: &str) -> u64 {
     let digest = Sha256::digest(text.as_bytes());
     u64::from_le_bytes(std::array::from_fn(|i| digest[i]))

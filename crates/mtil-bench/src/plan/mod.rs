@@ -3,7 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`trial`] | a short run, timed by the events of the engine |
-//! | [`estimate`] | extrapolation from the trial to the whole run |
+//! | [`mod@estimate`] | extrapolation from the trial to the whole run |
 //! | [`memory`] | device memory, counted from the architecture |
 
 pub mod estimate;

@@ -213,8 +213,8 @@ impl RehearsalMemory {
     /// where `t` counts the new set.
     ///
     /// `chosen` are at most [`capacity`](Self::capacity) indices into the training set of `images`
-    /// images, in descending order of preference: from [`first`], [`herding`],
-    /// [`herding_reference`], [`random`] or [`balanced`]. Those of [`herding_reference`] may
+    /// images, in descending order of preference: from `first`, `herding`,
+    /// `herding_reference`, `random` or `balanced`. Those of `herding_reference` may
     /// repeat.
     ///
     /// # Errors

@@ -15,7 +15,7 @@
 //! | `optimizations` | ablation of the optimisations of the training step |
 //! | `gnsp_step` | GNSP training steps on a fixed batch, for benchmarks |
 //!
-//! Mechanisms beyond training on a task's own images are in [`mechanism`](crate::mechanism).
+//! Mechanisms beyond training on a task's own images are in `mechanism`.
 
 mod directory;
 mod engine;
