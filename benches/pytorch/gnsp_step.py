@@ -679,33 +679,20 @@ def last_line(*command):
 
 def check(options):
     """Asserts that all variants have the same losses and Gram traces, each in its own process."""
+    arguments = (options.folder, "--steps", "1", "--device", options.device)
+
+    def one_step(verb):
+        return last_line(sys.executable, __file__, verb, *arguments)
+
     found = {}
     for verb in ("reference", "tuned", "compiled"):
-        found[verb] = last_line(
-            sys.executable,
-            __file__,
-            verb,
-            options.folder,
-            "--steps",
-            "1",
-            "--device",
-            options.device,
-        )["losses"]
+        found[verb] = one_step(verb)["losses"]
         print(f"{verb}: {found[verb]}")
     for verb, losses in found.items():
         worst = max(abs(a - b) / abs(b) for a, b in zip(losses, found["reference"]))
         assert worst < 1e-4, f"{verb} differs from the reference by {worst:.1e}"
     for verb in ("gram", "gram-streamed"):
-        found[verb] = last_line(
-            sys.executable,
-            __file__,
-            verb,
-            options.folder,
-            "--steps",
-            "1",
-            "--device",
-            options.device,
-        )["traces"]
+        found[verb] = one_step(verb)["traces"]
     worst = max(
         abs(found["gram-streamed"][name] / trace - 1) for name, trace in found["gram"].items()
     )
