@@ -55,6 +55,22 @@ pub(super) fn to_rgb(image: Raster<'_, u8>) -> Raster<'_, u8> {
     }
 }
 
+/// Converts cyan, magenta, yellow and black to RGB, like `convert("RGB")`.
+pub(super) fn cmyk_to_rgb(inks: &[u8]) -> Vec<u8> {
+    let (pixels, _) = inks.as_chunks::<4>();
+    pixels
+        .iter()
+        .flat_map(|&[cyan, magenta, yellow, black]| {
+            let white = 255 - u32::from(black);
+            [cyan, magenta, yellow].map(|ink| {
+                let product = u32::from(ink) * white + 128;
+                // The rounded share of the ink is at most `white`.
+                (white - (((product >> 8) + product) >> 8)) as u8
+            })
+        })
+        .collect()
+}
+
 /// Converts to three channels and composites alpha over white, like `alpha_composite` on an opaque
 /// white image and `convert("RGB")`.
 pub(super) fn composite_on_white(image: Raster<'_, u8>) -> Raster<'_, u8> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{ConvertRgb, Interpolation, Preprocess, Resize};
+use crate::files::write_atomically;
 
 /// Pillow's constants for bilinear and bicubic.
 const BILINEAR: u64 = 2;
@@ -363,13 +364,14 @@ impl Preprocess {
         format!("{value:#}\n")
     }
 
-    /// Writes `preprocessor_config.json` to a directory.
+    /// Writes `preprocessor_config.json` to a directory atomically.
     ///
     /// # Errors
     /// [`PreprocessError::Io`] if the file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), PreprocessError> {
         let path = dir.join("preprocessor_config.json");
-        std::fs::write(&path, self.to_json()).map_err(|source| PreprocessError::Io { path, source })
+        write_atomically(&path, self.to_json().as_bytes())
+            .map_err(|source| PreprocessError::Io { path, source })
     }
 }
 
@@ -462,6 +464,22 @@ mod tests {
             read(json!([1])),
             Err(PreprocessError::Unsupported { .. })
         ));
+    }
+
+    #[test]
+    fn saved_settings_replace_the_old_file_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("preprocessor_config.json");
+        let kept = dir.path().join("kept.json");
+        std::fs::write(&path, "old").unwrap();
+        // A write in place would change the other name of the old file too.
+        std::fs::hard_link(&path, &kept).unwrap();
+        Preprocess::clip(96).save(dir.path()).unwrap();
+        assert_eq!(std::fs::read(&kept).unwrap(), b"old");
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            Preprocess::clip(96).to_json()
+        );
     }
 
     #[test]

@@ -41,7 +41,10 @@ use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
 
 pub use config::PreprocessError;
-pub use decode::{ImageError, MAX_PIXELS, Mode, SourceImage, decode, decode_file, decode_source};
+pub use decode::{
+    DecodeOptions, ImageError, MAX_PIXELS, Mode, SourceImage, decode, decode_file,
+    decode_file_with, decode_source, decode_source_with, decode_with,
+};
 
 pub(crate) use raster::Taps;
 use raster::{Raster, Window};
@@ -113,7 +116,7 @@ pub enum PassOrder {
     HorizontalFirst,
 }
 
-/// Conversion of 16-bit grey images (PNG only) to 8 bits.
+/// Conversion of 16-bit grey images (PNG and TIFF) to 8 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Grey16 {
     /// Clip values above 255, as in Pillow. A 16-bit photo becomes almost entirely white.

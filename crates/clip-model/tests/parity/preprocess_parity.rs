@@ -1,15 +1,15 @@
 //! Parity of preprocessed pixels with Pillow + torchvision and `transformers`, for images of every
 //! kind. `tests/reference/preprocess_cases.py` makes the fixtures.
 //!
-//! Lossless images must be identical. JPEG and lossy WebP have other decoders than Pillow's
-//! (libjpeg-turbo, libwebp), so their difference after the whole pipeline is bounded, slightly
-//! above the measured one.
+//! Lossless images (PNG, BMP, GIF, TIFF, lossless WebP) must be identical. JPEG and lossy WebP have
+//! other decoders than Pillow's (libjpeg-turbo, libwebp), so their difference after the whole
+//! pipeline is bounded, slightly above the measured one.
 
 use std::path::PathBuf;
 
 use burn::tensor::Device;
 use clip_model::preprocess::{
-    ConvertRgb, CropOffset, PassOrder, Preprocess, Resize, decode_source,
+    ConvertRgb, CropOffset, PassOrder, Preprocess, Resize, decode_file, decode_source,
 };
 use image::RgbImage;
 use serde::Deserialize;
@@ -127,7 +127,7 @@ fn compare(exact: bool) -> Vec<(String, Drift)> {
 #[test]
 fn lossless_images_are_identical_to_pillow() {
     let results = compare(true);
-    assert!(results.len() >= 90, "{}", results.len());
+    assert!(results.len() >= 270, "{}", results.len());
     let wrong: Vec<String> = results
         .iter()
         .filter(|(_, d)| d.different > 0)
@@ -160,9 +160,12 @@ fn lossy_images_differ_within_bounds() {
         );
     }
     for (name, d) in &results {
-        // CMYK images are always converted to RGB before resizing.
-        let converted_early =
-            name.starts_with("cmyk.jpg after") || name.starts_with("ycck.jpg after");
+        // Pillow resizes the four inks and converts them to RGB after it. Here CMYK is converted
+        // during decoding, and the product of an ink and black differs where a filter mixes them:
+        // by up to 70 levels beside edges, and by less than one on average.
+        let converted_early = ["cmyk.jpg", "ycck.jpg", "cmyk.tif", "cmyk16.tif"]
+            .iter()
+            .any(|source| name.starts_with(&format!("{source} after")));
         let (max, mean) = if converted_early {
             (70, 0.9)
         } else {
@@ -207,6 +210,18 @@ fn batches_become_tensors() {
 }
 
 #[test]
+fn the_name_of_a_file_does_not_matter() {
+    let folder = tempfile::tempdir().unwrap();
+    for source in ["bmp8_rle.bmp", "gif.gif", "tif_lzw.tif", "rgb_odd.png"] {
+        let bytes = std::fs::read(data("src").join(source)).unwrap();
+        let path = folder.path().join(format!("{source}.jpg"));
+        std::fs::write(&path, &bytes).unwrap();
+        let expected = decode_source(&bytes, source).unwrap().into_pixels();
+        assert_eq!(decode_file(&path).unwrap(), expected, "{source}");
+    }
+}
+
+#[test]
 fn damaged_files_of_every_kind_never_panic() {
     for entry in std::fs::read_dir(data("src")).unwrap() {
         let path = entry.unwrap().path();
@@ -223,9 +238,12 @@ fn damaged_files_of_every_kind_never_panic() {
                 false
             }
         };
-        // A truncation is an error, except in the last bytes, which hold no pixel data.
+        // A truncation is an error, except in the last bytes, which hold no pixel data, in later
+        // frames and in the tiles' padding.
         let step = (bytes.len() / 37).max(1);
-        for length in (0..bytes.len().saturating_sub(24)).step_by(step) {
+        let more = ["gif_animated.gif", "tif_tiled.tif"].contains(&name.as_str());
+        let needed = if more { bytes.len() / 4 } else { bytes.len() };
+        for length in (0..needed.saturating_sub(24)).step_by(step) {
             assert!(
                 !decodes(&bytes[..length]),
                 "{name} cut at {length} of {}",
