@@ -19,7 +19,7 @@ use clip_model::{Clip, Prediction, ZeroShotClassifier, preprocess::decode_file};
 struct Args {
     /// Checkpoint (a folder or a file), or a name in the zoo
     model: String,
-    /// JPEG, PNG or WebP files
+    /// JPEG, PNG, WebP, BMP, GIF or TIFF files
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// Names of the classes, separated by commas

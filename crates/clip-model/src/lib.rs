@@ -17,6 +17,8 @@
 mod checkpoint;
 mod config;
 mod error;
+#[doc(hidden)]
+pub mod files;
 mod model;
 pub mod preprocess;
 pub mod tokenizer;

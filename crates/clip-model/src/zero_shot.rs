@@ -1,15 +1,23 @@
 //! Image and text features, and zero-shot classification.
 
+use std::collections::HashMap;
+
 use burn::tensor::{FloatDType, Tensor, activation};
 use image::DynamicImage;
 use rayon::prelude::*;
 
 use crate::{
-    checkpoint::Clip, model::normalize, preprocess::PreprocessError, tokenizer::TokenizerError,
+    checkpoint::Clip,
+    model::normalize,
+    preprocess::PreprocessError,
+    tokenizer::{TokenizerError, distinct_from, nfc},
 };
 
 /// Images per batch. Larger batches are no faster and take more memory.
 const IMAGE_BATCH: usize = 32;
+
+/// Largest number of tokens of a text beyond its bytes: special tokens, and a space before it.
+const EXTRA_TOKENS: usize = 3;
 
 /// Error of encoding images and texts, or of classifying images.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +31,20 @@ pub enum ClassifyError {
     Template {
         /// The template.
         template: String,
+    },
+    /// The model cannot distinguish two labels.
+    #[error(
+        "the labels `{first}` and `{}` are the same to the model: their texts have equal tokens \
+         within its context of {context}, or equal characters",
+        distinct_from(first, second)
+    )]
+    EqualLabels {
+        /// The first label.
+        first: String,
+        /// The second label.
+        second: String,
+        /// Context length of the model.
+        context: usize,
     },
     /// The texts cannot be tokenized.
     #[error(transparent)]
@@ -76,6 +98,73 @@ impl Clip {
         let tokens = self.tokenizer.encode(texts, context)?;
         Ok(normalize(self.model.encode_text(&tokens)))
     }
+
+    /// Returns how many of `texts` are longer than the context and therefore truncated.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] if the tokenizer fails.
+    pub fn count_truncated(&self, texts: &[impl AsRef<str>]) -> Result<usize, TokenizerError> {
+        let context = self.config.text.max_position_embeddings;
+        // Millions of captions are common, most of them short or repeated.
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        for text in texts.iter().map(AsRef::as_ref) {
+            if !text.is_ascii() || text.len() + EXTRA_TOKENS > context {
+                *counts.entry(text).or_default() += 1;
+            }
+        }
+        let tokenizer = &self.tokenizer;
+        counts
+            .into_par_iter()
+            .map(|(text, count)| -> Result<usize, TokenizerError> {
+                Ok(count * tokenizer.encode_counted(&[text], context)?.1)
+            })
+            .sum()
+    }
+
+    /// Checks that the model can distinguish labels: their texts have different tokens under at
+    /// least one template, and they differ in Unicode's normalization form C.
+    ///
+    /// Each label replaces `{}` in each template.
+    ///
+    /// ```
+    /// use burn::tensor::Device;
+    /// use clip_model::Clip;
+    ///
+    /// let clip = Clip::load("../../datasets/mini/clip-mini".as_ref(), &Device::default())?;
+    /// assert!(clip.check_labels(&["circle", "square"], &["a {}."]).is_ok());
+    /// assert!(clip.check_labels(&["circle", "square", "Circle"], &["a {}."]).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ClassifyError::EqualLabels`] names the first two labels that are equal;
+    /// [`ClassifyError::Tokenizer`] if the tokenizer fails.
+    pub fn check_labels(
+        &self,
+        labels: &[impl AsRef<str>],
+        templates: &[impl AsRef<str>],
+    ) -> Result<(), ClassifyError> {
+        let context = self.config.text.max_position_embeddings;
+        let (mut by_name, mut by_tokens) = (HashMap::new(), HashMap::new());
+        for label in labels.iter().map(AsRef::as_ref) {
+            let texts: Vec<String> = templates.iter().map(|t| fill(t, label)).collect();
+            let tokens = self.tokenizer.encode(&texts, context)?.ids;
+            let earlier = by_name.insert(nfc(label), label);
+            if let Some(first) = earlier.or(by_tokens.insert(tokens, label)) {
+                return Err(ClassifyError::EqualLabels {
+                    first: first.to_owned(),
+                    second: label.to_owned(),
+                    context,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Replaces `{}` in a template by a label.
+fn fill(template: &impl AsRef<str>, label: &str) -> String {
+    template.as_ref().replace("{}", label)
 }
 
 /// A predicted class with its probability.
@@ -120,7 +209,8 @@ impl ZeroShotClassifier {
     ///
     /// # Errors
     /// [`ClassifyError::NoTexts`] without labels or templates, [`ClassifyError::Template`] for
-    /// a template without `{}`.
+    /// a template without `{}`, [`ClassifyError::EqualLabels`] for labels that the model cannot
+    /// distinguish.
     pub fn new(
         clip: &Clip,
         labels: &[impl AsRef<str>],
@@ -134,12 +224,10 @@ impl ZeroShotClassifier {
                 template: bad.as_ref().to_owned(),
             });
         }
+        clip.check_labels(labels, templates)?;
         let texts: Vec<String> = labels
             .iter()
-            .flat_map(|label| {
-                let fill = |t: &_| AsRef::<str>::as_ref(t).replace("{}", label.as_ref());
-                templates.iter().map(fill)
-            })
+            .flat_map(|label| templates.iter().map(|t| fill(t, label.as_ref())))
             .collect();
         let features = clip.encode_text(&texts)?;
         let [_, e] = features.dims();
@@ -211,5 +299,63 @@ impl ZeroShotClassifier {
                     .collect()
             })
             .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    /// The embedded model's checkpoint, with a context of 24 tokens.
+    fn mini() -> Clip {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets/mini/clip-mini");
+        Clip::load(folder.as_ref(), &Device::default()).unwrap()
+    }
+
+    #[test]
+    fn texts_longer_than_the_context_are_counted() {
+        let clip = mini();
+        let context = clip.config.text.max_position_embeddings;
+        // A digit is a token of its own.
+        let digits = |count: usize| "7 ".repeat(count);
+        let fits = digits(context - 2);
+        let longer = digits(context - 1);
+        let texts = [fits.as_str(), longer.as_str(), longer.as_str(), "a dog", ""];
+        assert_eq!(clip.count_truncated(&texts).unwrap(), 2);
+        let (_, truncated) = clip.tokenizer.encode_counted(&texts, context).unwrap();
+        assert_eq!(truncated, 2);
+        assert_eq!(clip.count_truncated(&[] as &[&str]).unwrap(), 0);
+    }
+
+    #[test]
+    fn labels_that_are_equal_to_the_model_are_refused_by_name() {
+        let clip = mini();
+        let refused = |labels: &[&str], template: &str| {
+            let error = ZeroShotClassifier::new(&clip, labels, &[template]).unwrap_err();
+            assert!(
+                matches!(error, ClassifyError::EqualLabels { .. }),
+                "{error}"
+            );
+            error.to_string()
+        };
+        let long = "7 ".repeat(40);
+        let (a, b) = (format!("{long}dog"), format!("{long}cat"));
+        let message = refused(&["fox", &a, &b], "a {}.");
+        assert!(message.contains(&format!("`{a}` and `{b}`")), "{message}");
+        assert!(message.contains("context of 24"), "{message}");
+        let message = refused(&["caf\u{e9}", "cafe\u{301}"], "a {}.");
+        assert!(
+            message.contains("`caf\u{e9}` and `cafe\\u{301}`"),
+            "{message}"
+        );
+        refused(&["dog", "cat", "dog"], "a {}.");
+        refused(&["dog", "Dog"], "a {}.");
+        // The label is beyond the context.
+        refused(&["dog", "cat"], &format!("{long}{{}}"));
+        // Another template tells them apart.
+        let templates = [format!("{long}{{}}"), "a {}.".to_owned()];
+        ZeroShotClassifier::new(&clip, &["dog", "cat"], &templates).unwrap();
     }
 }

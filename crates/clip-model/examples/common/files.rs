@@ -5,8 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Returns the JPEG, PNG and WebP files in `folder` and its subfolders, sorted by path. Links to
-/// folders are not followed.
+/// Suffixes of image files.
+const SUFFIXES: [&str; 10] = [
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff",
+];
+
+/// Returns the image files in `folder` and its subfolders, sorted by path. Hidden entries are
+/// passed over, and links to folders are not followed.
 pub fn image_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -14,6 +19,10 @@ pub fn image_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
         for entry in fs::read_dir(&folder).map_err(|e| with_path(&folder, &e))? {
             let entry = entry?;
             let path = entry.path();
+            // macOS adds `._*` files to archives and network drives.
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
             if entry.file_type()?.is_dir() {
                 folders.push(path);
             } else if is_image(&path) && path.is_file() {
@@ -27,7 +36,7 @@ pub fn image_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn is_image(path: &Path) -> bool {
     path.extension().is_some_and(|extension| {
-        ["jpg", "jpeg", "png", "webp"]
+        SUFFIXES
             .iter()
             .any(|known| extension.eq_ignore_ascii_case(known))
     })

@@ -1,9 +1,11 @@
 //! Detection of a checkpoint's files, layout and configuration.
 //!
 //! Weights, configuration, tokenizer and image settings are recognised by the content of the files.
-//! Only a file of unknown content counts as weights because of its extension, so that opening it
-//! gives the error. Without a configuration file, the configuration is inferred from the shapes of
-//! the tensors.
+//! Of several files with the same role, the one with the name that `transformers` or open_clip look
+//! for is taken: editors and people leave copies beside it. Other files are passed over, whatever
+//! they hold. Only a file of unknown content counts as weights because of its extension, so that
+//! opening it gives the error. Without a configuration file, the configuration is inferred from the
+//! shapes of the tensors.
 
 use std::{
     collections::HashMap,
@@ -25,8 +27,19 @@ use crate::{
     weights::{Container, WeightFile},
 };
 
-/// Larger JSON files are ignored. Tokenizers are the largest ones (Gemma's has 34 MB).
+/// Larger JSON files are not read, except a `tokenizer.json`.
 const MAX_JSON_BYTES: u64 = 128 << 20;
+
+/// A larger `tokenizer.json` is not read. Gemma's has 34 MB.
+const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
+
+/// Names under which `transformers` and open_clip save weights.
+const WEIGHTS: [&str; 4] = [
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+];
 
 /// The files of a checkpoint.
 #[derive(Debug, Default)]
@@ -39,7 +52,11 @@ pub(crate) struct Files {
     processor: Option<PathBuf>,
 }
 
+/// Image settings, and the file that states them.
+pub(crate) type ImageSettings = (Preprocess, PathBuf);
+
 /// Role of a JSON file in a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum JsonRole {
     HuggingFace,
     OpenClip,
@@ -47,6 +64,42 @@ enum JsonRole {
     Tokenizer,
     ImageProcessor,
     Processor,
+}
+
+/// The JSON files of a directory, in the order of their names.
+#[derive(Default)]
+struct JsonFiles(Vec<(JsonRole, PathBuf)>);
+
+impl JsonRole {
+    /// Returns the role that a file has by its name.
+    fn of_name(path: &Path) -> Option<Self> {
+        Some(match path.file_name()?.to_str()? {
+            "config.json" => Self::HuggingFace,
+            "open_clip_config.json" => Self::OpenClip,
+            "tokenizer.json" => Self::Tokenizer,
+            "preprocessor_config.json" => Self::ImageProcessor,
+            "processor_config.json" => Self::Processor,
+            name => {
+                let indexed = name.strip_suffix(".index.json")?;
+                return WEIGHTS.contains(&indexed).then_some(Self::Index);
+            }
+        })
+    }
+}
+
+impl JsonFiles {
+    /// Returns the file with a role: the one with the name for it, or the last one with the
+    /// extension `.json`, or the last one.
+    fn get(&self, role: JsonRole) -> Option<PathBuf> {
+        let rank = |path: &Path| match JsonRole::of_name(path) {
+            Some(named) if named == role => 0,
+            _ if path.extension().is_some_and(|e| e == "json") => 1,
+            _ => 2,
+        };
+        let files = self.0.iter().filter(|(found, _)| *found == role);
+        let best = files.rev().min_by_key(|(_, path)| rank(path));
+        best.map(|(_, path)| path.clone())
+    }
 }
 
 impl Files {
@@ -66,12 +119,8 @@ impl Files {
 
     /// Searches a directory. Weights are searched for only if `weights` is `None`.
     fn in_directory(dir: &Path, weights: Option<&Path>) -> Result<Self, CheckpointError> {
-        let mut found = Self {
-            weights: weights.map(Path::to_owned),
-            ..Self::default()
-        };
-        let (mut indices, mut safetensors, mut pickles) = (Vec::new(), Vec::new(), Vec::new());
-        let mut unknown = Vec::new();
+        let mut json = JsonFiles::default();
+        let mut candidates = Candidates::default();
         let mut entries = fs::read_dir(dir)
             .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
             .map_err(|e| CheckpointError::io(dir, e))?;
@@ -81,47 +130,59 @@ impl Files {
             if !path.is_file() {
                 continue;
             }
-            let (head, size) = read_head(&path).map_err(|e| CheckpointError::io(&path, e))?;
+            let (head, size) = match read_head(&path) {
+                Ok(head) => head,
+                Err(e) if has_known_name(&path) => return Err(CheckpointError::io(&path, e)),
+                // An empty head is of unknown content.
+                Err(_) => (Vec::new(), 0),
+            };
             match head.iter().find(|b| !b.is_ascii_whitespace()) {
-                _ if head.starts_with(b"PK\x03\x04") || is_pickle(&head) => pickles.push(path),
-                _ if is_safetensors(&head) => safetensors.push(path),
-                Some(b'{') if size <= MAX_JSON_BYTES => match json_kind(&path) {
+                _ if head.starts_with(b"PK\x03\x04") || is_pickle(&head) => {
+                    candidates.pickles.push(path)
+                }
+                _ if is_safetensors(&head) => candidates.safetensors.push(path),
+                Some(b'{') => match json_role(&path, size) {
                     // Beside an explicitly named weights file, invalid JSON is not an error.
                     Err(reason) if weights.is_none() => {
                         return Err(CheckpointError::config(&path, "", reason));
                     }
-                    Err(_) | Ok(None) => {}
-                    Ok(Some(JsonRole::HuggingFace)) => found.hugging_face = Some(path),
-                    Ok(Some(JsonRole::OpenClip)) => found.open_clip = Some(path),
-                    Ok(Some(JsonRole::Tokenizer)) => found.tokenizer = Some(path),
-                    Ok(Some(JsonRole::ImageProcessor)) => found.image_processor = Some(path),
-                    Ok(Some(JsonRole::Processor)) => found.processor = Some(path),
-                    Ok(Some(JsonRole::Index)) => indices.push(path),
+                    Ok(Some(role)) => json.0.push((role, path)),
+                    _ if has_weights_extension(&path) => candidates.unknown.push(path),
+                    _ => {}
                 },
-                _ if has_weights_extension(&path) => unknown.push(path),
+                _ if has_weights_extension(&path) => candidates.unknown.push(path),
                 _ => {}
             }
         }
-        if found.weights.is_none() {
-            // An index comes first: its shards are safetensors files or pickles themselves.
-            let candidates = [indices, safetensors, pickles, unknown]
-                .into_iter()
-                .find(|c| !c.is_empty())
-                .ok_or_else(|| CheckpointError::NoWeights {
-                    path: dir.to_owned(),
-                })?;
-            found.weights = Some(choose_weights(dir, candidates)?);
-        }
-        Ok(found)
+        let indices = json.0.iter().filter(|(role, _)| *role == JsonRole::Index);
+        candidates.indices = indices.map(|(_, path)| path.clone()).collect();
+        let weights = match weights {
+            Some(path) => path.to_owned(),
+            None => candidates.choose(dir)?,
+        };
+        let processor = json.get(JsonRole::Processor);
+        let named = |path: &PathBuf| has_known_name(path);
+        let image_processor = json.get(JsonRole::ImageProcessor);
+        Ok(Self {
+            weights: Some(weights),
+            hugging_face: json.get(JsonRole::HuggingFace),
+            open_clip: json.get(JsonRole::OpenClip),
+            tokenizer: json.get(JsonRole::Tokenizer),
+            // Both state the image settings.
+            image_processor: image_processor
+                .filter(|path| named(path) || !processor.as_ref().is_some_and(named)),
+            processor,
+        })
     }
 
-    /// Returns the configuration of the model, and the image settings of `open_clip_config.json`.
+    /// Returns the configuration of the model, the file that states it, and the image settings of
+    /// `open_clip_config.json`.
     pub(crate) fn config(
         &self,
         weights: &WeightFile<'_>,
         layout: KeyLayout,
         options: &LoadOptions,
-    ) -> Result<(ClipConfig, Option<Preprocess>), CheckpointError> {
+    ) -> Result<ReadConfig, CheckpointError> {
         // OpenAI's archives describe themselves; a configuration beside one belongs to another
         // model.
         let hugging_face = || {
@@ -136,36 +197,41 @@ impl Files {
         };
         let requested = &options.architecture;
         // If both configuration files are present, the tensor names decide.
-        let (mut config, preprocess) = match (requested, layout, hugging_face(), open_clip()) {
-            (Some(config), ..) => (config.clone(), None),
-            (_, KeyLayout::HuggingFace, Some(path), _) | (_, _, Some(path), None) => {
-                (ClipConfig::load(path)?, None)
-            }
+        let mut read = match (requested, layout, hugging_face(), open_clip()) {
+            (Some(config), ..) => ReadConfig::without_file(config.clone()),
+            (_, KeyLayout::HuggingFace, Some(path), _) | (_, _, Some(path), None) => ReadConfig {
+                path: Some(path.clone()),
+                ..ReadConfig::without_file(ClipConfig::load(path)?)
+            },
             (_, _, _, Some(path)) => {
                 let text = fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
                 let read = OpenClipConfig::from_json(&text, path)?;
-                (read.model, read.preprocess)
+                ReadConfig {
+                    config: read.model,
+                    path: Some(path.clone()),
+                    image_settings: read.preprocess.map(|settings| (settings, path.clone())),
+                }
             }
-            (_, _, None, None) => (infer(weights, layout, options)?, None),
+            (_, _, None, None) => ReadConfig::without_file(infer(weights, layout, options)?),
         };
         if let Some(activation) = options.activation {
-            config.vision.hidden_act = activation;
-            config.text.hidden_act = activation;
+            read.config.vision.hidden_act = activation;
+            read.config.text.hidden_act = activation;
         }
-        Ok((config, preprocess))
+        Ok(read)
     }
 
     /// Returns the image settings of `preprocessor_config.json` or `processor_config.json`, or
     /// `None` if the layout has no such file.
-    pub(crate) fn preprocess(&self) -> Result<Option<Preprocess>, CheckpointError> {
+    pub(crate) fn image_settings(&self) -> Result<Option<ImageSettings>, CheckpointError> {
         if let Some(path) = &self.image_processor {
             let text = fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
-            return Ok(Some(Preprocess::from_json(&text, path)?));
+            return Ok(Some((Preprocess::from_json(&text, path)?, path.clone())));
         }
         if let Some(path) = &self.processor {
             let text = fs::read_to_string(path).map_err(|e| CheckpointError::io(path, e))?;
             if let Some(settings) = Preprocess::from_processor(&text, path)? {
-                return Ok(Some(settings));
+                return Ok(Some((settings, path.clone())));
             }
         }
         match &self.hugging_face {
@@ -179,35 +245,96 @@ impl Files {
     }
 }
 
-/// Chooses one of several weights files: the only CLIP, or the only one with Hugging Face's names.
-/// Repositories often hold a model both with Hugging Face's names and with open_clip's.
+/// Configuration of a checkpoint, and the file that states it.
+pub(crate) struct ReadConfig {
+    pub config: ClipConfig,
+    /// `None` for a requested configuration, and for one inferred from the tensors.
+    pub path: Option<PathBuf>,
+    /// Those of `open_clip_config.json`.
+    pub image_settings: Option<ImageSettings>,
+}
+
+impl ReadConfig {
+    fn without_file(config: ClipConfig) -> Self {
+        Self {
+            config,
+            path: None,
+            image_settings: None,
+        }
+    }
+}
+
+/// Files of a directory that may be its weights, by their container.
+#[derive(Default, Clone)]
+struct Candidates {
+    indices: Vec<PathBuf>,
+    safetensors: Vec<PathBuf>,
+    pickles: Vec<PathBuf>,
+    /// Files of unknown content with an extension of weights.
+    unknown: Vec<PathBuf>,
+}
+
+impl Candidates {
+    /// Chooses the weights of `dir`. Copies under other names, such as `model.safetensors.bak`, are
+    /// considered only if no file with a usual name is a CLIP.
+    fn choose(self, dir: &Path) -> Result<PathBuf, CheckpointError> {
+        let mut named = self.clone();
+        let files = [
+            &mut named.indices,
+            &mut named.safetensors,
+            &mut named.pickles,
+            &mut named.unknown,
+        ];
+        for files in files {
+            files.retain(|path| has_usual_name(path));
+        }
+        match named.only_clip(dir) {
+            // A damaged file with a known name is an error, whatever is beside it.
+            Ok(file) if has_known_name(&file) || layout(&file).is_some() => Ok(file),
+            _ => self.only_clip(dir),
+        }
+    }
+
+    /// Returns the only CLIP of the first container in the directory, or its only file.
+    fn only_clip(self, dir: &Path) -> Result<PathBuf, CheckpointError> {
+        // An index comes first: its shards are safetensors files or pickles themselves.
+        let containers = [self.indices, self.safetensors, self.pickles, self.unknown];
+        let files = containers.into_iter().find(|files| !files.is_empty());
+        let files = files.ok_or_else(|| CheckpointError::NoWeights {
+            path: dir.to_owned(),
+        })?;
+        choose_weights(dir, files)
+    }
+}
+
+/// Returns the layout of a weights file, or `None` if it cannot be read or is not a CLIP.
+fn layout(file: &Path) -> Option<KeyLayout> {
+    let opened = WeightFile::open(file).ok()?.without_wrappers();
+    KeyLayout::detect(opened.names())
+}
+
+/// Chooses one of several weights files: the only CLIP, or the only one with Hugging Face's names,
+/// or the only one with a known name. Repositories often hold a model both with Hugging Face's
+/// names and with open_clip's.
 fn choose_weights(dir: &Path, mut files: Vec<PathBuf>) -> Result<PathBuf, CheckpointError> {
     if files.len() > 1 {
-        let layout = |file: &PathBuf| {
-            let opened = WeightFile::open(file).ok()?;
-            KeyLayout::detect(opened.names())
-        };
         let clips: Vec<_> = files
             .iter()
             .filter_map(|file| Some((file, layout(file)?)))
             .collect();
-        let is_hugging_face =
-            |(_, layout): &&(&PathBuf, KeyLayout)| *layout == KeyLayout::HuggingFace;
-        let chosen = match (
-            clips.as_slice(),
-            clips.iter().filter(is_hugging_face).count(),
-        ) {
-            ([one], _) => Some(one.0.clone()),
-            (_, 1) => clips
+        let only = |is_wanted: &dyn Fn(&Path, KeyLayout) -> bool| {
+            let mut wanted = clips
                 .iter()
-                .find(is_hugging_face)
-                .map(|(file, _)| (*file).clone()),
-            _ => None,
+                .filter(|(file, layout)| is_wanted(file, *layout));
+            let (file, _) = wanted.next()?;
+            wanted.next().is_none().then(|| (*file).clone())
         };
-        files = match chosen {
-            Some(file) => vec![file],
-            None => files,
-        };
+        let chosen = only(&|_, _| true)
+            .or_else(|| only(&|_, layout| layout == KeyLayout::HuggingFace))
+            .or_else(|| only(&|file, _| has_known_name(file)));
+        if let Some(file) = chosen {
+            files = vec![file];
+        }
     }
     match <[PathBuf; 1]>::try_from(files) {
         Ok([one]) => Ok(one),
@@ -246,9 +373,44 @@ fn has_weights_extension(path: &Path) -> bool {
     matches!(extension, Some("safetensors" | "bin" | "pt" | "pth"))
 }
 
-/// Returns the role of a JSON file, or `None` if it has none. An error is the reason why the file
-/// is not JSON.
-fn json_kind(path: &Path) -> Result<Option<JsonRole>, String> {
+/// Returns whether a file has the name of an index or of whole weights, and not that of a copy,
+/// such as `model.safetensors~`, or of a shard.
+fn has_usual_name(path: &Path) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let is_index = path.extension().is_some_and(|e| e == "json");
+    is_index || has_weights_extension(path) && !stem.contains("-of-")
+}
+
+/// Returns whether `transformers` or open_clip look for a file of this name.
+fn has_known_name(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    JsonRole::of_name(path).is_some() || name.is_some_and(|name| WEIGHTS.contains(&name))
+}
+
+/// Returns the role of a JSON file of `size` bytes, or `None` if it has none. A file with another
+/// name than those of a checkpoint has none if it is not JSON, or too large. Otherwise an error is
+/// the reason why the file cannot be used.
+fn json_role(path: &Path, size: u64) -> Result<Option<JsonRole>, String> {
+    let named = JsonRole::of_name(path);
+    let limit = match named {
+        Some(JsonRole::Tokenizer) => MAX_TOKENIZER_BYTES,
+        _ => MAX_JSON_BYTES,
+    };
+    if size > limit {
+        return match named {
+            Some(_) => Err(format!("it has {size} bytes, at most {limit} are read")),
+            None => Ok(None),
+        };
+    }
+    match role_by_keys(path) {
+        Err(_) if !has_known_name(path) => Ok(None),
+        role => role,
+    }
+}
+
+/// Returns the role of a JSON file by its keys, or `None` if it has none. An error is the reason
+/// why the file is not JSON.
+fn role_by_keys(path: &Path) -> Result<Option<JsonRole>, String> {
     let bytes = fs::read(path).map_err(|e| e.to_string())?;
     // Only the top-level keys are needed.
     let keys: HashMap<String, IgnoredAny> = serde_json::from_slice(&bytes)
@@ -509,5 +671,190 @@ impl TensorNames {
                 ..Self::of(KeyLayout::OpenAi)
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory with files of these names and contents.
+    fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        folder
+    }
+
+    const HUGGING_FACE: &str = r#"{"vision_config": {}, "text_config": {}}"#;
+    const OPEN_CLIP: &str = r#"{"model_cfg": {}}"#;
+    const INDEX: &str = r#"{"weight_map": {}}"#;
+    const IMAGES: &str = r#"{"image_processor_type": "CLIPImageProcessor"}"#;
+    const PROCESSOR: &str = r#"{"image_processor": {}}"#;
+    const TOKENIZER: &str = r#"{"added_tokens": [], "model": {}}"#;
+
+    fn found(files: &[(&str, &str)]) -> (tempfile::TempDir, Files) {
+        let folder = directory(files);
+        let found = Files::in_directory(folder.path(), Some(Path::new("w.pt"))).unwrap();
+        (folder, found)
+    }
+
+    fn name(path: &Option<PathBuf>) -> &str {
+        path.as_ref()
+            .map_or("", |path| path.file_name().unwrap().to_str().unwrap())
+    }
+
+    #[test]
+    fn known_names_come_before_other_names() {
+        let (_folder, files) = found(&[
+            ("config.json", HUGGING_FACE),
+            ("config.json.bak", HUGGING_FACE),
+            ("config.json~", HUGGING_FACE),
+            ("open_clip_config.json", OPEN_CLIP),
+            ("open_clip_config.json~", OPEN_CLIP),
+            ("z.json", HUGGING_FACE),
+            ("z_open_clip.json", OPEN_CLIP),
+            ("preprocessor_config.json", IMAGES),
+            ("preprocessor_config.json~", IMAGES),
+            ("processor_config.json", PROCESSOR),
+            ("processor_config.json~", PROCESSOR),
+            ("tokenizer.json", TOKENIZER),
+            ("tokenizer.json.orig", TOKENIZER),
+        ]);
+        assert_eq!(name(&files.hugging_face), "config.json");
+        assert_eq!(name(&files.open_clip), "open_clip_config.json");
+        assert_eq!(name(&files.image_processor), "preprocessor_config.json");
+        assert_eq!(name(&files.processor), "processor_config.json");
+        assert_eq!(name(&files.tokenizer), "tokenizer.json");
+        for known in [
+            "model.safetensors.index.json",
+            "pytorch_model.bin.index.json",
+        ] {
+            let copies = [".bak", "~"].map(|suffix| format!("{known}{suffix}"));
+            let names = [known, &copies[0], &copies[1], "a.json~"];
+            let folder = directory(&names.map(|name| (name, INDEX)));
+            let files = Files::in_directory(folder.path(), None).unwrap();
+            assert_eq!(name(&files.weights), known);
+        }
+    }
+
+    #[test]
+    fn other_names_are_used_where_the_known_ones_are_absent() {
+        let (_folder, files) = found(&[
+            ("a.json", HUGGING_FACE),
+            ("a.json~", HUGGING_FACE),
+            ("b.dat", TOKENIZER),
+            ("c.dat", TOKENIZER),
+            ("images.json", IMAGES),
+        ]);
+        assert_eq!(name(&files.hugging_face), "a.json");
+        assert_eq!(name(&files.tokenizer), "c.dat");
+        assert_eq!(name(&files.image_processor), "images.json");
+        // The image settings are in a file with a known name.
+        let (_folder, files) = found(&[
+            ("preprocessor_config.json~", IMAGES),
+            ("processor_config.json", PROCESSOR),
+        ]);
+        assert_eq!(name(&files.image_processor), "");
+        assert_eq!(name(&files.processor), "processor_config.json");
+    }
+
+    #[test]
+    fn only_a_file_with_a_known_name_must_be_json() {
+        let others = [
+            ("results.jsonl", "{\"a\": 1}\n{\"a\": 2}\n"),
+            ("chat_template.jinja", "{% for message in messages %}"),
+            ("config.json~", "{\"vision_config\": "),
+        ];
+        let weights = ("model.safetensors", "not opened here");
+        let folder = directory(&[&others[..], &[weights]].concat());
+        let files = Files::in_directory(folder.path(), None).unwrap();
+        assert_eq!(name(&files.weights), "model.safetensors");
+        assert_eq!(name(&files.hugging_face), "");
+        for known in ["config.json", "tokenizer.json", "model.safetensors"] {
+            fs::write(folder.path().join(known), "{\"vision_config\": ").unwrap();
+            let error = Files::in_directory(folder.path(), None).unwrap_err();
+            let message = error.to_string();
+            assert!(
+                message.contains(&format!("{known}: it is not JSON")),
+                "{message}"
+            );
+            fs::remove_file(folder.path().join(known)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_large_file_is_refused_under_a_known_name_and_passed_over_under_another() {
+        let folder = directory(&[
+            ("tokenizer.json", TOKENIZER),
+            ("config.json", HUGGING_FACE),
+            ("other.json", HUGGING_FACE),
+        ]);
+        let role = |name: &str, size| json_role(&folder.path().join(name), size);
+        let refused = |limit| {
+            Err(format!(
+                "it has {} bytes, at most {limit} are read",
+                limit + 1
+            ))
+        };
+        let (limit, of_tokenizer) = (MAX_JSON_BYTES, MAX_TOKENIZER_BYTES);
+        assert_eq!(role("config.json", limit), Ok(Some(JsonRole::HuggingFace)));
+        assert_eq!(role("config.json", limit + 1), refused(limit));
+        assert_eq!(role("other.json", limit), Ok(Some(JsonRole::HuggingFace)));
+        assert_eq!(role("other.json", limit + 1), Ok(None));
+        let tokenizer = Ok(Some(JsonRole::Tokenizer));
+        assert_eq!(role("tokenizer.json", of_tokenizer), tokenizer);
+        assert_eq!(
+            role("tokenizer.json", of_tokenizer + 1),
+            refused(of_tokenizer)
+        );
+    }
+
+    #[test]
+    fn weights_with_a_usual_name_come_before_their_copies() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
+        let clip = data.join("clip/tiny/model.safetensors");
+        let pickle = data.join("zoo/hf_clip/pytorch_model.bin");
+        let readme = data.join("zoo/manifest.json");
+        let chosen = |files: &[(&str, &Path)]| {
+            let folder = tempfile::tempdir().unwrap();
+            for (name, from) in files {
+                fs::copy(from, folder.path().join(name)).unwrap();
+            }
+            Files::in_directory(folder.path(), None).map(|files| name(&files.weights).to_owned())
+        };
+        let copies = [
+            ("model.safetensors", &*clip),
+            ("model.safetensors.bak", &*clip),
+            ("model.safetensors~", &*clip),
+            ("model (copy).safetensors", &*clip),
+        ];
+        assert_eq!(chosen(&copies).unwrap(), "model.safetensors");
+        let of_a_copy = [
+            ("pytorch_model.bin", &*pickle),
+            ("model.safetensors~", &*clip),
+        ];
+        assert_eq!(chosen(&of_a_copy).unwrap(), "pytorch_model.bin");
+        let other_names = [("notes.bin", &*readme), ("a.dat", &*clip)];
+        assert_eq!(chosen(&other_names).unwrap(), "a.dat");
+        let error = chosen(&[("a.safetensors", &*clip), ("b.safetensors", &*clip)]).unwrap_err();
+        assert!(
+            matches!(error, CheckpointError::SeveralWeights { .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_file_with_a_known_name_is_not_replaced_by_its_copy() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
+        let clip = data.join("clip/tiny/model.safetensors");
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("model.safetensors.bak");
+        fs::copy(&clip, copy).unwrap();
+        let damaged = &fs::read(&clip).unwrap()[..1000];
+        fs::write(folder.path().join("model.safetensors"), damaged).unwrap();
+        let files = Files::in_directory(folder.path(), None).unwrap();
+        assert_eq!(name(&files.weights), "model.safetensors");
     }
 }

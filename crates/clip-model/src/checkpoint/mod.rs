@@ -28,7 +28,7 @@ use crate::{
     config::{Activation, ClipConfig},
     error::CheckpointError,
     model::ClipModel,
-    preprocess::Preprocess,
+    preprocess::{Preprocess, PreprocessError},
     tokenizer::Tokenizer,
     weights::{Container, WeightFile},
 };
@@ -37,7 +37,7 @@ pub use names::KeyLayout;
 pub use read::load_weights;
 pub use write::{Dtype, save_weights, write_weights};
 
-use detect::Files;
+use detect::{Files, ImageSettings, ReadConfig};
 
 /// A CLIP: model, configuration, tokenizer and preprocessing.
 ///
@@ -110,6 +110,15 @@ pub struct Description {
     pub tensors: usize,
     /// Configuration of the model.
     pub config: ClipConfig,
+    /// The file that states the configuration; `None` if the options do, or if it is inferred from
+    /// the tensors.
+    pub config_file: Option<PathBuf>,
+    /// Image settings; `None` if the layout requires a file of them and it is missing.
+    pub preprocess: Option<Preprocess>,
+    /// The file that states the image settings; `None` if they are those of the kind of model.
+    pub preprocess_file: Option<PathBuf>,
+    /// The file of the tokenizer; `None` if there is none.
+    pub tokenizer_file: Option<PathBuf>,
 }
 
 impl Description {
@@ -168,23 +177,12 @@ impl Clip {
             bytes = opened.weights.len_bytes(),
             "loading a checkpoint"
         );
-        // Settings in a file of their own take precedence over those of `open_clip_config.json`.
-        let preprocess = match opened.files.preprocess()? {
-            Some(preprocess) => preprocess,
-            None => opened
-                .preprocess
-                .clone()
-                .unwrap_or_else(|| opened.config.default_preprocess()),
-        };
+        let (preprocess, _) = opened.preprocess()?;
         let preprocess = match options.image_size {
             Some(size) => preprocess.with_image_size(size as u32),
             None => preprocess,
         };
-        let file = options
-            .tokenizer
-            .as_ref()
-            .or(opened.files.tokenizer.as_ref());
-        let tokenizer = match file {
+        let tokenizer = match opened.tokenizer(options) {
             Some(file) => Tokenizer::from_file(file, config.text.kind)?,
             None => Tokenizer::default_for(&config.text, path)?,
         };
@@ -224,6 +222,7 @@ impl Clip {
         };
         processor.check(dir, &config)?;
         let weights = WeightFile::from_bytes(files.weights, &dir.join("model.safetensors"))?;
+        let weights = weights.without_wrappers();
         let layout = read::layout_of(&weights)?;
         Ok(Self {
             model: read::read(&weights, layout, &config, &config, device)?,
@@ -239,6 +238,11 @@ impl Clip {
     /// See [`load`](Self::load).
     pub fn describe(path: &Path, options: &LoadOptions) -> Result<Description, CheckpointError> {
         let opened = OpenCheckpoint::new(path, options)?;
+        let (preprocess, preprocess_file) = match opened.preprocess() {
+            Ok((preprocess, file)) => (Some(preprocess), file),
+            Err(CheckpointError::Preprocess(PreprocessError::NotFound { .. })) => (None, None),
+            Err(e) => return Err(e),
+        };
         Ok(Description {
             weights: opened.weights.path().to_owned(),
             container: opened.weights.container(),
@@ -246,7 +250,11 @@ impl Clip {
             files: opened.weights.paths().map(Path::to_owned).collect(),
             bytes: opened.weights.len_bytes(),
             tensors: opened.weights.names().count(),
+            preprocess,
+            preprocess_file,
+            tokenizer_file: opened.tokenizer(options).map(Path::to_owned),
             config: opened.config,
+            config_file: opened.config_file,
         })
     }
 }
@@ -273,7 +281,9 @@ struct OpenCheckpoint {
     weights: WeightFile<'static>,
     layout: KeyLayout,
     config: ClipConfig,
-    preprocess: Option<Preprocess>,
+    config_file: Option<PathBuf>,
+    /// Those of `open_clip_config.json`.
+    image_settings: Option<ImageSettings>,
 }
 
 impl OpenCheckpoint {
@@ -285,16 +295,37 @@ impl OpenCheckpoint {
             .ok_or_else(|| CheckpointError::NoWeights {
                 path: path.to_owned(),
             })?;
-        let weights = WeightFile::open(weights)?;
+        let weights = WeightFile::open(weights)?.without_wrappers();
         let layout = read::layout_of(&weights)?;
-        let (config, preprocess) = files.config(&weights, layout, options)?;
+        let ReadConfig {
+            config,
+            path: config_file,
+            image_settings,
+        } = files.config(&weights, layout, options)?;
         Ok(Self {
             files,
             weights,
             layout,
             config,
-            preprocess,
+            config_file,
+            image_settings,
         })
+    }
+
+    /// Returns the image settings, and the file that states them. Those in a file of their own take
+    /// precedence over those of `open_clip_config.json`.
+    fn preprocess(&self) -> Result<(Preprocess, Option<PathBuf>), CheckpointError> {
+        let settings = self.files.image_settings()?;
+        Ok(match settings.or_else(|| self.image_settings.clone()) {
+            Some((preprocess, path)) => (preprocess, Some(path)),
+            None => (self.config.default_preprocess(), None),
+        })
+    }
+
+    /// Returns the file of the tokenizer.
+    fn tokenizer<'a>(&'a self, options: &'a LoadOptions) -> Option<&'a Path> {
+        let requested = options.tokenizer.as_deref();
+        requested.or(self.files.tokenizer.as_deref())
     }
 
     /// Returns the configuration of the model to build: that of the file, with the requested image
@@ -400,5 +431,131 @@ mod tests {
         ];
         let (found, expected) = digests("zoo/siglip_hf_sharded", &files);
         assert_eq!(found, expected);
+    }
+
+    fn data(folder: &str) -> PathBuf {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
+        data.join(folder)
+    }
+
+    /// Copies the files of a folder in `tests/data` to a temporary one.
+    fn copied(folder: &str) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(data(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap();
+            if name != "expected.safetensors" {
+                fs::copy(&path, copy.path().join(name)).unwrap();
+            }
+        }
+        copy
+    }
+
+    fn text_features(clip: &Clip) -> Vec<f32> {
+        let features = clip.encode_text(&["a red circle", "a dog"]).unwrap();
+        features.into_data().iter::<f32>().collect()
+    }
+
+    #[test]
+    fn copies_and_unrelated_files_change_neither_the_model_nor_its_description() {
+        let device = Device::default();
+        let expected = Clip::load(&data("clip/tiny"), &device).unwrap();
+        let folder = copied("clip/tiny");
+        let path = |name: &str| folder.path().join(name);
+        let other = data("clip/gelu/config.json");
+        fs::copy(&other, path("config.json~")).unwrap();
+        fs::copy(&other, path("config.json.bak")).unwrap();
+        let images = fs::read_to_string(path("preprocessor_config.json")).unwrap();
+        fs::write(
+            path("preprocessor_config.json~"),
+            images.replace("32", "48"),
+        )
+        .unwrap();
+        fs::write(path("results.jsonl"), "{\"a\": 1}\n{\"a\": 2}\n").unwrap();
+        fs::write(path("chat_template.jinja"), "{% set a = 1 %}").unwrap();
+        let clip = Clip::load(folder.path(), &device).unwrap();
+        assert_eq!(clip.config, expected.config);
+        assert_eq!(clip.preprocess, expected.preprocess);
+        assert_eq!(text_features(&clip), text_features(&expected));
+
+        let description = Clip::describe(folder.path(), &LoadOptions::default()).unwrap();
+        assert_eq!(description.config, clip.config);
+        assert_eq!(description.preprocess.as_ref(), Some(&clip.preprocess));
+        for (file, name) in [
+            (&description.config_file, "config.json"),
+            (&description.preprocess_file, "preprocessor_config.json"),
+            (&description.tokenizer_file, "tokenizer.json"),
+        ] {
+            assert_eq!(file.as_ref(), Some(&path(name)));
+        }
+
+        // Without the known name, the description has the file that is loaded.
+        fs::rename(
+            path("preprocessor_config.json"),
+            path("preprocessor_config.json~"),
+        )
+        .unwrap();
+        fs::remove_file(path("processor_config.json")).unwrap();
+        let description = Clip::describe(folder.path(), &LoadOptions::default()).unwrap();
+        let copy = path("preprocessor_config.json~");
+        assert_eq!(description.preprocess_file, Some(copy.clone()));
+        fs::remove_file(copy).unwrap();
+        let description = Clip::describe(folder.path(), &LoadOptions::default()).unwrap();
+        assert_eq!(description.preprocess, None);
+        assert!(Clip::load(folder.path(), &device).is_err());
+    }
+
+    /// Adds `prefix` to the names of the tensors in a safetensors file.
+    fn add_prefix(path: &Path, prefix: &str) {
+        let bytes = fs::read(path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file.tensors().into_iter();
+        let tensors = tensors.map(|(name, view)| (format!("{prefix}{name}"), view));
+        let renamed = safetensors::serialize(tensors, None).unwrap();
+        fs::write(path, renamed).unwrap();
+    }
+
+    #[test]
+    fn prefixes_of_wrappers_are_recognised_in_safetensors() {
+        let device = Device::default();
+        let expected = text_features(&Clip::load(&data("clip/tiny"), &device).unwrap());
+        for prefix in ["module.", "_orig_mod.", "model.", "module._orig_mod."] {
+            let folder = copied("clip/tiny");
+            let weights = folder.path().join("model.safetensors");
+            add_prefix(&weights, prefix);
+            let clip = Clip::load(folder.path(), &device).unwrap();
+            assert_eq!(text_features(&clip), expected, "{prefix}");
+            let config = clip.config;
+            load_weights(&config, &weights, &device).unwrap();
+        }
+        let folder = copied("clip/tiny");
+        add_prefix(&folder.path().join("model.safetensors"), "network.");
+        let error = Clip::load(folder.path(), &device).unwrap_err();
+        assert!(matches!(error, CheckpointError::NotClip { .. }), "{error}");
+    }
+
+    #[test]
+    fn prefixes_of_wrappers_are_recognised_in_shards() {
+        let folder = copied("zoo/siglip_hf_sharded");
+        let path = |name: &str| folder.path().join(name);
+        for shard in ["1", "2"] {
+            add_prefix(
+                &path(&format!("model-0000{shard}-of-00002.safetensors")),
+                "_orig_mod.",
+            );
+        }
+        let index = path("model.safetensors.index.json");
+        let text = fs::read_to_string(&index).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let map = json["weight_map"].as_object().unwrap().clone().into_iter();
+        let map: serde_json::Map<_, _> = map
+            .map(|(name, shard)| (format!("_orig_mod.{name}"), shard))
+            .collect();
+        json["weight_map"] = map.into();
+        fs::write(&index, json.to_string()).unwrap();
+        let options = LoadOptions::default();
+        ClipModel::load(folder.path(), &options, &Device::default()).unwrap();
+        let description = Clip::describe(folder.path(), &options).unwrap();
+        assert_eq!(description.layout, KeyLayout::HuggingFace);
     }
 }

@@ -26,7 +26,7 @@ pub fn load_weights(
     path: &Path,
     device: &Device,
 ) -> Result<ClipModel, CheckpointError> {
-    let file = WeightFile::open(path)?;
+    let file = WeightFile::open(path)?.without_wrappers();
     let layout = layout_of(&file)?;
     read(&file, layout, config, config, device)
 }

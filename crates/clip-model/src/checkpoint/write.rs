@@ -1,11 +1,12 @@
 //! Saving of models in the layouts of `transformers` and open_clip.
 
-use std::{fs, io::Write as _, path::Path};
+use std::{fs, path::Path};
 
 use super::{Clip, names::KeyLayout};
 use crate::{
     config::{ClipConfig, OpenClipConfig, TextKind},
     error::CheckpointError,
+    files::write_atomically,
     model::{ClipModel, visit_params, visit_shapes},
     tokenizer::ClipTokenizer,
     weights::{ElementType, SafetensorsWriter},
@@ -36,7 +37,7 @@ impl Clip {
     /// Writes a Hugging Face directory, for [`load`](Self::load) and for `transformers`
     /// (`CLIPModel` or `SiglipModel`, tokenizers, `CLIPImageProcessor`).
     ///
-    /// The configuration and the weights are written atomically, the weights last.
+    /// Every file is written atomically, the weights last.
     ///
     /// # Errors
     /// [`CheckpointError::Io`] if a file cannot be written; [`CheckpointError::NoSuchFormat`] for a
@@ -44,7 +45,7 @@ impl Clip {
     pub fn save(&self, dir: &Path, dtype: Dtype) -> Result<(), CheckpointError> {
         let config = self.config.to_json()?;
         fs::create_dir_all(dir).map_err(|e| CheckpointError::io(dir, e))?;
-        write_atomically(&dir.join("config.json"), config.as_bytes())?;
+        write(&dir.join("config.json"), config.as_bytes())?;
         self.save_tokenizer(dir)?;
         self.preprocess.save(dir)?;
         save_weights(
@@ -89,7 +90,7 @@ impl Clip {
             KeyLayout::OpenAi
         };
         fs::create_dir_all(dir).map_err(|e| CheckpointError::io(dir, e))?;
-        write_atomically(
+        write(
             &dir.join("open_clip_config.json"),
             config.to_json().as_bytes(),
         )?;
@@ -104,11 +105,10 @@ impl Clip {
     }
 
     fn save_tokenizer(&self, dir: &Path) -> Result<(), CheckpointError> {
-        let context = self.config.text.max_position_embeddings;
         self.tokenizer.save(&dir.join("tokenizer.json"))?;
-        write_atomically(
+        write(
             &dir.join("tokenizer_config.json"),
-            self.tokenizer.config_json(context).as_bytes(),
+            self.tokenizer.config_json(&self.config.text).as_bytes(),
         )
     }
 }
@@ -180,22 +180,7 @@ pub fn write_weights(
     Ok(writer.finish()?)
 }
 
-/// Writes `bytes` to a temporary file beside `path`, then renames it.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    // Temporary files are private by default; checkpoints should be readable by others.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        builder.permissions(fs::Permissions::from_mode(0o644));
-    }
-    let write = || -> std::io::Result<()> {
-        let mut file = builder.tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(|e| CheckpointError::io(path, e))
+/// Writes a file of a checkpoint atomically.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    write_atomically(path, bytes).map_err(|e| CheckpointError::io(path, e))
 }

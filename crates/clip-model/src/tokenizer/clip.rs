@@ -16,7 +16,10 @@ use std::path::Path;
 use serde_json::json;
 use tokenizers::Tokenizer;
 
-use super::{RowEncoder, TokenBatch, TokenizerError, Truncation, check_largest, parse, read};
+use super::{
+    RowEncoder, SpecialTokens, TokenBatch, TokenizerError, Truncation, check_largest, parse, read,
+    save,
+};
 
 /// Start and end tokens of OpenAI and Hugging Face, and of the GNSP and ZSCL repositories
 /// (`clip/tokenizer.py:74`).
@@ -306,6 +309,16 @@ impl ClipTokenizer {
         })
     }
 
+    pub(super) fn special_tokens(&self) -> SpecialTokens {
+        let end = self.inner.id_to_token(self.eos);
+        vec![
+            ("bos_token", self.inner.id_to_token(self.bos)),
+            ("eos_token", end.clone()),
+            ("unk_token", end.clone()),
+            ("pad_token", end),
+        ]
+    }
+
     /// Returns the size of the vocabulary, special tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
@@ -351,15 +364,12 @@ impl ClipTokenizer {
         &self.json
     }
 
-    /// Writes the `tokenizer.json`.
+    /// Writes the `tokenizer.json` atomically.
     ///
     /// # Errors
     /// [`TokenizerError::Io`] if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
-        std::fs::write(path, &self.json).map_err(|source| TokenizerError::Io {
-            path: path.to_owned(),
-            source,
-        })
+        save(path, &self.json)
     }
 }
 

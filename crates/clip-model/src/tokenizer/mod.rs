@@ -13,7 +13,10 @@ use std::path::{Path, PathBuf};
 pub use clip::ClipTokenizer;
 pub use siglip::{Cleaning, SiglipTokenizer};
 
-use crate::config::{TextConfig, TextKind};
+use crate::{
+    config::{TextConfig, TextKind},
+    files::write_atomically,
+};
 
 /// OpenAI's merges, for checkpoints without a tokenizer (source and licence: `assets/README.md`).
 const OPENAI_MERGES: &[u8] = include_bytes!("../../assets/openai_merges.txt.gz");
@@ -141,40 +144,40 @@ impl Tokenizer {
         either!(self, t => t.to_bytes())
     }
 
-    /// Writes the `tokenizer.json`.
+    /// Writes the `tokenizer.json` atomically.
     ///
     /// # Errors
     /// [`TokenizerError::Io`] if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
-        std::fs::write(path, self.to_bytes()).map_err(|source| TokenizerError::Io {
-            path: path.to_owned(),
-            source,
-        })
+        save(path, self.to_bytes())
     }
 
     /// Returns the text of a `tokenizer_config.json`, which `transformers` needs beside
-    /// `tokenizer.json`.
-    pub(crate) fn config_json(&self, context_length: usize) -> String {
-        let value = match self {
-            Self::Clip(_) => serde_json::json!({
-                "tokenizer_class": "CLIPTokenizerFast",
-                "model_max_length": context_length,
-                "bos_token": "<|startoftext|>",
-                "eos_token": "<|endoftext|>",
-                "unk_token": "<|endoftext|>",
-                "pad_token": "<|endoftext|>",
-            }),
-            Self::Siglip(_) => serde_json::json!({
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "model_max_length": context_length,
-                "eos_token": "</s>",
-                "unk_token": "<unk>",
-                "pad_token": "</s>",
-            }),
+    /// `tokenizer.json`, for a text tower with configuration `text`.
+    pub(crate) fn config_json(&self, text: &TextConfig) -> String {
+        let (class, tokens) = match self {
+            Self::Clip(clip) => ("CLIPTokenizerFast", clip.special_tokens()),
+            Self::Siglip(siglip) => (
+                "PreTrainedTokenizerFast",
+                siglip.special_tokens(text.pad_token_id),
+            ),
         };
+        let mut value = serde_json::json!({
+            "tokenizer_class": class,
+            "model_max_length": text.max_position_embeddings,
+        });
+        // `transformers` adds a token that is not in `tokenizer.json` to the vocabulary.
+        for (role, token) in tokens {
+            if let Some(token) = token {
+                value[role] = token.into();
+            }
+        }
         format!("{value:#}\n")
     }
 }
+
+/// Special tokens by their keys in `tokenizer_config.json`; `None` if the vocabulary lacks one.
+type SpecialTokens = Vec<(&'static str, Option<String>)>;
 
 /// Encoding of texts as rows, shared by both kinds of tokenizer.
 struct RowEncoder<'a> {
@@ -226,6 +229,37 @@ fn check_largest(name: &str, largest: u32, model: usize) -> Result<(), Tokenizer
     })
 }
 
+/// Returns a text in Unicode's normalization form C. Texts that look the same, because one has `é`
+/// and the other `e` with a combining accent, are equal in it.
+///
+/// ```
+/// use clip_model::tokenizer::nfc;
+///
+/// assert_ne!("cafe\u{301}", "caf\u{e9}");
+/// assert_eq!(nfc("cafe\u{301}"), "caf\u{e9}");
+/// ```
+pub fn nfc(text: &str) -> String {
+    let mut text = tokenizers::NormalizedString::from(text);
+    text.nfc();
+    text.get().to_owned()
+}
+
+/// Returns `second` for a message that names both, with escapes if it only looks like `first`.
+///
+/// ```
+/// use clip_model::tokenizer::distinct_from;
+///
+/// assert_eq!(distinct_from("caf\u{e9}", "cafe\u{301}"), "cafe\\u{301}");
+/// assert_eq!(distinct_from("caf\u{e9}", "Caf\u{e9}"), "Caf\u{e9}");
+/// ```
+pub fn distinct_from(first: &str, second: &str) -> String {
+    if first != second && nfc(first) == nfc(second) {
+        second.escape_default().to_string()
+    } else {
+        second.to_owned()
+    }
+}
+
 /// Returns whether a file looks like merges: gzip, or text that begins with a comment.
 fn is_merges(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0x1f, 0x8b])
@@ -241,6 +275,14 @@ fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
             std::io::ErrorKind::NotFound => TokenizerError::NotFound { path },
             _ => TokenizerError::Io { path, source },
         }
+    })
+}
+
+/// Writes the file of a tokenizer atomically.
+fn save(path: &Path, json: &[u8]) -> Result<(), TokenizerError> {
+    write_atomically(path, json).map_err(|source| TokenizerError::Io {
+        path: path.to_owned(),
+        source,
     })
 }
 
@@ -413,4 +455,95 @@ pub enum TokenizerError {
         /// The error of the tokenizer.
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The `tokenizer_config.json` of a tokenizer in `tests/data/zoo`, and the tokenizer.
+    fn saved(folder: &str, pad: u32) -> (Value, SiglipTokenizer) {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/zoo");
+        let tokenizer = SiglipTokenizer::from_file(&data.join(folder).join("tokenizer.json"));
+        let tokenizer = tokenizer.unwrap();
+        let text = TextConfig {
+            pad_token_id: pad,
+            max_position_embeddings: 64,
+            kind: TextKind::Siglip,
+            ..TextConfig::default()
+        };
+        let json = Tokenizer::from(tokenizer.clone()).config_json(&text);
+        (serde_json::from_str(&json).unwrap(), tokenizer)
+    }
+
+    #[test]
+    fn the_configuration_of_a_siglip_tokenizer_has_the_special_tokens_of_transformers() {
+        // Those of `SiglipTokenizer` and of `Siglip2Tokenizer` in transformers 5.24.0.
+        let first = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": 64,
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": "</s>",
+        });
+        assert_eq!(saved("siglip_tokenizer", 1).0, first);
+        let (second, tokenizer) = saved("siglip2_tokenizer", 0);
+        let expected = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": 64,
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+            "mask_token": "<mask>",
+        });
+        assert_eq!(second, expected);
+        assert_eq!(tokenizer.special_tokens(1)[3].1.as_deref(), Some("<eos>"));
+        assert_eq!(tokenizer.special_tokens(9999)[3].1, None);
+    }
+
+    #[test]
+    fn the_configuration_of_a_clip_tokenizer_has_its_own_special_tokens() {
+        let openai = Tokenizer::from(ClipTokenizer::openai());
+        let config: Value =
+            serde_json::from_str(&openai.config_json(&TextConfig::default())).unwrap();
+        assert_eq!(config["bos_token"], "<|startoftext|>");
+        for role in ["eos_token", "unk_token", "pad_token"] {
+            assert_eq!(config[role], "<|endoftext|>");
+        }
+        let toy = ClipTokenizer::from_openai_merges(b"#version: 0.2\nc a\n", "toy").unwrap();
+        let other = String::from_utf8(toy.to_bytes().to_vec()).unwrap();
+        let other = other
+            .replace("<|startoftext|>", "<start_of_text>")
+            .replace("<|endoftext|>", "<end_of_text>");
+        let other = ClipTokenizer::from_bytes(other.as_bytes(), "other").unwrap();
+        let tokens = other.special_tokens();
+        assert_eq!(tokens[0].1.as_deref(), Some("<start_of_text>"));
+        assert_eq!(tokens[1].1.as_deref(), Some("<end_of_text>"));
+    }
+
+    #[test]
+    fn a_saved_tokenizer_replaces_the_old_file_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let kept = folder.path().join("kept.json");
+        let siglip = saved("siglip_tokenizer", 1).1;
+        let clip = ClipTokenizer::from_openai_merges(b"#version: 0.2\nc a\n", "toy").unwrap();
+        let tokenizers = [Tokenizer::from(siglip), Tokenizer::from(clip.clone())];
+        for tokenizer in &tokenizers {
+            std::fs::write(&path, "old").unwrap();
+            // A write in place would change the other name of the old file too.
+            std::fs::hard_link(&path, &kept).unwrap();
+            tokenizer.save(&path).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), tokenizer.to_bytes());
+            assert_eq!(std::fs::read(&kept).unwrap(), b"old");
+            std::fs::remove_file(&kept).unwrap();
+        }
+        std::fs::hard_link(&path, &kept).unwrap();
+        clip.save(&path).unwrap();
+        std::fs::write(&path, "new").unwrap();
+        assert_eq!(std::fs::read(&kept).unwrap(), clip.to_bytes());
+    }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use super::{RowEncoder, TokenBatch, TokenizerError, check_largest, parse, read};
+use super::{RowEncoder, SpecialTokens, TokenBatch, TokenizerError, check_largest, parse, read};
 
 /// Cleaning of a text before tokenization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -156,6 +156,19 @@ impl SiglipTokenizer {
             // Character by character, like the normalizer `Lowercase` of the package `tokenizers`.
             Cleaning::Lowercase => text.chars().flat_map(char::to_lowercase).collect(),
         }
+    }
+
+    /// The padding token is that of the text tower, with the id `pad`: version 1 pads with the end
+    /// token.
+    pub(super) fn special_tokens(&self, pad: u32) -> SpecialTokens {
+        let known = |token: &str| self.inner.token_to_id(token).map(|_| token.to_owned());
+        vec![
+            ("bos_token", known("<bos>")),
+            ("eos_token", self.inner.id_to_token(self.eos)),
+            ("unk_token", known("<unk>")),
+            ("pad_token", self.inner.id_to_token(pad)),
+            ("mask_token", known("<mask>")),
+        ]
     }
 
     /// Returns the size of the vocabulary, special tokens included.

@@ -171,6 +171,13 @@ impl<'a> WeightFile<'a> {
         })
     }
 
+    /// Removes the prefixes that wrappers of a model (`DataParallel`, `torch.compile`, Lightning)
+    /// add to the names of all tensors.
+    pub(crate) fn without_wrappers(mut self) -> Self {
+        self.contents.strip_wrappers();
+        self
+    }
+
     /// Returns the path of the opened file; for a sharded set, of the index.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -341,6 +348,7 @@ fn unknown_format(source: &Source<'_>, path: &Path) -> WeightError {
 mod tests {
     use std::fs;
 
+    use ::safetensors::{Dtype, tensor::TensorView};
     use serde_json::Value;
 
     use super::*;
@@ -433,6 +441,39 @@ mod tests {
             assert_eq!(file.integer("vocab_size").unwrap(), Some(49408), "{name}");
             assert_eq!(file.integer("nothing").unwrap(), None);
         }
+    }
+
+    #[test]
+    fn prefixes_of_wrappers_are_removed_from_all_names_or_none() {
+        let names = |tensors: &[&str]| {
+            let views = tensors.iter().map(|name| {
+                let view = TensorView::new(Dtype::U8, vec![1], &[7]).unwrap();
+                (*name, view)
+            });
+            let bytes = ::safetensors::serialize(views, None).unwrap();
+            let file = WeightFile::from_bytes(bytes, Path::new("w")).unwrap();
+            let file = file.without_wrappers();
+            let names: Vec<_> = file.names().map(str::to_owned).collect();
+            for name in &names {
+                assert_eq!(file.read_i64(name).unwrap(), [7]);
+            }
+            names
+        };
+        for prefix in [
+            "",
+            "module.",
+            "_orig_mod.",
+            "model.",
+            "module._orig_mod.",
+            "_orig_mod.module.",
+            "model._orig_mod.",
+        ] {
+            let [a, b] = ["a.weight", "b"].map(|name| format!("{prefix}{name}"));
+            assert_eq!(names(&[&a, &b]), ["a.weight", "b"], "{prefix}");
+        }
+        assert_eq!(names(&["model.a", "b"]), ["b", "model.a"]);
+        assert_eq!(names(&["model.", "model.a"]), ["model.", "model.a"]);
+        assert_eq!(names(&["models.a"]), ["models.a"]);
     }
 
     #[test]

@@ -13,9 +13,12 @@ use super::{
 };
 
 /// Keys of the state dict in the checkpoints of training scripts.
-const WRAPPERS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
+const WRAPPERS: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
 /// Prefix that `DataParallel` adds to every name.
 const PARALLEL_PREFIX: &str = "module.";
+/// Prefixes that wrappers of a model add to every name: `DataParallel`, `torch.compile`, and
+/// Lightning's module with the model as its attribute `model`.
+const WRAPPER_PREFIXES: [&str; 3] = [PARALLEL_PREFIX, "_orig_mod.", "model."];
 /// Maximum number of tensors and of modules in a file. The largest CLIP models have about 1,000.
 const MAX_TENSORS: usize = 1 << 16;
 /// Maximum length of a tensor's name in bytes.
@@ -28,6 +31,33 @@ const MAX_DEPTH: usize = 64;
 pub(super) struct Contents {
     pub(super) tensors: BTreeMap<String, TensorInfo>,
     pub(super) scalars: BTreeMap<String, i64>,
+}
+
+impl Contents {
+    /// Removes `prefix` from all names and returns true, if every tensor has it.
+    fn strip_prefix(&mut self, prefix: &str) -> bool {
+        let has_prefix = |name: &String| name.len() > prefix.len() && name.starts_with(prefix);
+        if self.tensors.is_empty() || !self.tensors.keys().all(has_prefix) {
+            return false;
+        }
+        let strip = |name: String| match name.strip_prefix(prefix) {
+            Some(rest) => rest.to_owned(),
+            None => name,
+        };
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        self.tensors = tensors.map(|(name, info)| (strip(name), info)).collect();
+        let scalars = std::mem::take(&mut self.scalars).into_iter();
+        self.scalars = scalars.map(|(name, value)| (strip(name), value)).collect();
+        true
+    }
+
+    /// Removes the prefixes of wrappers, however many enclose each other, from all names.
+    pub(super) fn strip_wrappers(&mut self) {
+        while WRAPPER_PREFIXES
+            .iter()
+            .any(|prefix| self.strip_prefix(prefix))
+        {}
+    }
 }
 
 /// Collects the tensors of an unpickled object: of the root's TorchScript modules, of a mapping, or
@@ -58,26 +88,7 @@ pub(super) fn collect_tensors(
     if contents.tensors.is_empty() {
         return Err(no_state_dict(section, "holds no tensors"));
     }
-    if contents
-        .tensors
-        .keys()
-        .all(|name| name.len() > PARALLEL_PREFIX.len() && name.starts_with(PARALLEL_PREFIX))
-    {
-        let strip = |name: String| match name.strip_prefix(PARALLEL_PREFIX) {
-            Some(rest) => rest.to_owned(),
-            None => name,
-        };
-        contents.tensors = contents
-            .tensors
-            .into_iter()
-            .map(|(k, v)| (strip(k), v))
-            .collect();
-        contents.scalars = contents
-            .scalars
-            .into_iter()
-            .map(|(k, v)| (strip(k), v))
-            .collect();
-    }
+    contents.strip_prefix(PARALLEL_PREFIX);
     Ok(contents)
 }
 
@@ -336,6 +347,12 @@ mod tests {
         assert_eq!(
             found(&[("module.a", weights()), ("b", weights())]),
             ["b", "module.a"]
+        );
+        // DeepSpeed's states, of a model in `DataParallel`.
+        let inner = dict(&[("module.a", weights())]);
+        assert_eq!(
+            found(&[("ds_version", text("0")), ("module", inner)]),
+            ["a"]
         );
     }
 

@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use tempfile::NamedTempFile;
 
 use super::{ElementType, WeightError, tensor::element_count};
+use crate::files::{parent_folder, temporary_file_beside};
 
 /// Number of values converted at a time.
 const CHUNK_VALUES: usize = 1 << 18;
@@ -115,16 +116,10 @@ impl SafetensorsWriter {
         }
 
         let start = || -> std::io::Result<NamedTempFile> {
-            let mut builder = tempfile::Builder::new();
-            // Temporary files are private by default; weights should be readable by other users.
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::PermissionsExt as _;
-                builder.permissions(fs::Permissions::from_mode(0o644));
-            }
-            let mut file = builder.tempfile_in(parent_folder(path))?;
-            file.write_all(&(header.len() as u64).to_le_bytes())?;
-            file.write_all(&header)?;
+            let file = temporary_file_beside(path)?;
+            let mut out = file.as_file();
+            out.write_all(&(header.len() as u64).to_le_bytes())?;
+            out.write_all(&header)?;
             file.as_file().set_len(data_start + end)?;
             Ok(file)
         };
@@ -151,7 +146,8 @@ impl SafetensorsWriter {
             return Err(invalid(format!("has {given} values, {count} are declared")));
         }
         let io = |e| WeightError::io(&self.path, e);
-        self.file.seek(SeekFrom::Start(slot.start)).map_err(io)?;
+        let mut out = self.file.as_file();
+        out.seek(SeekFrom::Start(slot.start)).map_err(io)?;
         let mut bytes = Vec::with_capacity(values.len().min(CHUNK_VALUES) * slot.dtype.size());
         for part in values.chunks(CHUNK_VALUES) {
             bytes.clear();
@@ -173,7 +169,7 @@ impl SafetensorsWriter {
                     dtype: slot.dtype,
                 });
             }
-            self.file.write_all(&bytes).map_err(io)?;
+            out.write_all(&bytes).map_err(io)?;
         }
         Ok(())
     }
@@ -215,14 +211,6 @@ fn encode<const N: usize>(
         bytes.extend_from_slice(&encoded);
         fits & finite
     })
-}
-
-/// Returns the folder of a file, `.` for a bare file name.
-fn parent_folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }
 
 fn write_error(path: &Path, name: &str, reason: impl Into<String>) -> WeightError {

@@ -26,6 +26,7 @@ use super::{
     http::{Client, Download, Progress, RetryPolicy, Token, host, redacted},
     registry::is_safe_part,
 };
+use crate::files::write_atomically;
 
 /// Default of `HF_ENDPOINT`.
 const ENDPOINT: &str = "https://huggingface.co";
@@ -465,20 +466,11 @@ fn create_link(blob: &Path, link: &Path, _name: &str) -> std::io::Result<()> {
 }
 
 fn write_ref(path: &Path, commit: &str) -> Result<(), ZooError> {
-    let error = |e| ZooError::io(path, e);
     create_parent(path)?;
     if fs::read_to_string(path).is_ok_and(|old| old.trim() == commit) {
         return Ok(());
     }
-    let mut builder = tempfile::Builder::new();
-    // Readable by other users of a shared cache; the umask still applies.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = builder.tempfile_in(folder).map_err(error)?;
-    std::io::Write::write_all(&mut file, commit.as_bytes()).map_err(error)?;
-    file.persist(path).map_err(|e| error(e.error))?;
-    Ok(())
+    write_atomically(path, commit.as_bytes()).map_err(|e| ZooError::io(path, e))
 }
 
 /// Acquires the exclusive lock of a file, waiting for other processes and threads. Dropping the
