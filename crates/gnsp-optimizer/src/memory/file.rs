@@ -127,7 +127,11 @@ impl Memory {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let scratch = tempfile::Builder::new().tempfile_in(folder).map_err(io)?;
+        // The names of the temporary files of `clip-model` and `mtil-data`, which remove those of
+        // killed processes. `safetensors` names its own.
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix(".mtil-").suffix(".tmp");
+        let scratch = builder.tempfile_in(folder).map_err(io)?;
         // A single key, because a `HashMap` with several is written in random order.
         let metadata = HashMap::from([(
             METADATA_KEY.to_string(),
