@@ -17,4 +17,4 @@ mod nearest;
 pub mod seeds;
 pub mod suite;
 
-pub use nearest::nearest;
+pub use nearest::{did_you_mean, nearest};

@@ -22,7 +22,10 @@
 //! | padding to a multiple of 4096 | zeros |
 //! | side · side · 3 per image | slots: the pixels of each image, row by row |
 //!
-//! A checksum is the CRC-32 of the image's index (8 bytes) and its pixels, with 1 in place of 0.
+//! A checksum is the CRC-32 of the image's index (8 bytes), the time of the last change of its file
+//! (nanoseconds since 1970, 8 bytes; absent for images that are in no file), and its pixels, with 1
+//! in place of 0. Earlier versions left out the time. Their slots are used for files that have not
+//! changed since the cache was created.
 //!
 //! # Consistency
 //!
@@ -33,15 +36,19 @@
 //! folder may be deleted at any time: processes that have the file open continue with the deleted
 //! file.
 //!
-//! A dataset is identified by the [`ImageSource::identity`] of its images. If an image is replaced
-//! by another of the same name and size, delete the folder.
+//! A dataset is identified by the [`ImageSource::identity`] of its images, names and sizes for
+//! files. A slot is that of one image, as it was at the time of its last change
+//! ([`ImageSource::modified`]): a replaced image is decoded again, even if it has the same name and
+//! size.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use clip_model::files::temporary_file_beside;
 use image::RgbImage;
 use sha2::{Digest, Sha256};
 
@@ -96,7 +103,8 @@ pub struct CacheStats {
     pub hits: u64,
     /// Images not found.
     pub misses: u64,
-    /// Images that were corrupt or could not be read. They do not count as misses.
+    /// Images that were corrupt or could not be read. They do not count as misses. A corrupt image
+    /// of a file with a time of change counts as a miss: it could be of the file before a change.
     pub damaged: u64,
     /// Images written.
     pub stored: u64,
@@ -132,6 +140,10 @@ pub struct PixelCache {
     path: PathBuf,
     file: PositionalFile,
     layout: FileLayout,
+    /// Time of the last change of each image.
+    modified: Vec<Option<SystemTime>>,
+    /// Time of the creation of the file, if the file system has it.
+    created: Option<SystemTime>,
     hits: AtomicU64,
     misses: AtomicU64,
     damaged: AtomicU64,
@@ -167,6 +179,8 @@ impl PixelCache {
         let file = layout.open(folder, &path)?;
         Ok(Self {
             path,
+            created: file.metadata().and_then(|m| m.created()).ok(),
+            modified: (0..source.len()).map(|i| source.modified(i)).collect(),
             file: PositionalFile::new(file),
             layout,
             hits: AtomicU64::new(0),
@@ -205,8 +219,14 @@ impl PixelCache {
             self.misses.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        if read.is_err() || u32::from_le_bytes(entry) != checksum(index, &pixels) {
-            self.damaged.fetch_add(1, Ordering::Relaxed);
+        let entry = u32::from_le_bytes(entry);
+        if read.is_err() || !self.is_current(index, entry, &pixels) {
+            // The pixels of a file before it was changed are whole, but of no use.
+            let counter = match read {
+                Ok(()) if self.modified[index].is_some() => &self.misses,
+                _ => &self.damaged,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         self.hits.fetch_add(1, Ordering::Relaxed);
@@ -225,7 +245,7 @@ impl PixelCache {
         {
             return;
         }
-        let entry = checksum(index, image.as_raw()).to_le_bytes();
+        let entry = checksum(index, self.modified[index], image.as_raw()).to_le_bytes();
         let written = self
             .file
             .write(image.as_raw(), self.layout.slot_offset(index))
@@ -251,6 +271,16 @@ impl PixelCache {
             damaged: self.damaged.load(Ordering::Relaxed),
             stored: self.stored.load(Ordering::Relaxed),
         }
+    }
+
+    /// Returns whether `entry` is the checksum of `pixels`, and these are of the file as it is.
+    fn is_current(&self, index: usize, entry: u32, pixels: &[u8]) -> bool {
+        let modified = self.modified[index];
+        let unchanged = modified
+            .zip(self.created)
+            .is_some_and(|(modified, created)| modified < created);
+        entry == checksum(index, modified, pixels)
+            || unchanged && entry == checksum(index, None, pixels)
     }
 
     fn disable(&self, source: io::Error) {
@@ -344,7 +374,7 @@ impl FileLayout {
         held.lock().map_err(failed(&lock))?;
         match self.existing(path).map_err(failed(path))? {
             Some(file) => Ok(file),
-            None => self.create(folder, path).map_err(failed(path)),
+            None => self.create(path).map_err(failed(path)),
         }
     }
 
@@ -365,15 +395,9 @@ impl FileLayout {
 
     /// Creates the file under a temporary name and renames it, so no process sees an incomplete
     /// file.
-    fn create(&self, folder: &Path, path: &Path) -> io::Result<File> {
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            builder.permissions(fs::Permissions::from_mode(0o644));
-        }
-        let mut file = builder.tempfile_in(folder)?;
-        io::Write::write_all(&mut file, &self.header())?;
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let file = temporary_file_beside(path)?;
+        io::Write::write_all(&mut file.as_file(), &self.header())?;
         file.as_file().set_len(self.length)?;
         file.persist(path).map_err(|e| e.error)
     }
@@ -439,10 +463,18 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Returns the checksum of image `index`. It is never 0, which marks an absent image.
-fn checksum(index: usize, pixels: &[u8]) -> u32 {
+/// Returns the checksum of image `index`, whose file was changed at `modified`. It is never 0,
+/// which marks an absent image.
+fn checksum(index: usize, modified: Option<SystemTime>, pixels: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&(index as u64).to_le_bytes());
+    if let Some(time) = modified {
+        let nanoseconds = match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => after.as_nanos() as u64,
+            Err(before) => (before.duration().as_nanos() as u64).wrapping_neg(),
+        };
+        crc.update(&nanoseconds.to_le_bytes());
+    }
     crc.update(pixels);
     crc.finalize().max(1)
 }
@@ -519,6 +551,66 @@ mod tests {
             ..CacheStats::default()
         };
         assert_eq!(cache.stats(), expected);
+    }
+
+    /// Images of files that were changed at the given number of seconds after 1970.
+    struct Changed(u64);
+
+    impl ImageSource for Changed {
+        fn len(&self) -> usize {
+            COUNT
+        }
+
+        fn name(&self, index: usize) -> String {
+            Numbered("a").name(index)
+        }
+
+        fn modified(&self, index: usize) -> Option<SystemTime> {
+            // All but the first files are old.
+            let seconds = if index == 0 { self.0 } else { 1000 };
+            Some(UNIX_EPOCH + std::time::Duration::from_secs(seconds))
+        }
+
+        fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+            Numbered("a").load(index)
+        }
+    }
+
+    fn open_changed(folder: &Path, seconds: u64) -> PixelCache {
+        PixelCache::open(folder, &Changed(seconds), "test", SIDE).unwrap()
+    }
+
+    #[test]
+    fn the_pixels_of_a_changed_file_are_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = open_changed(dir.path(), 1000);
+        cache.put(0, &crop(0));
+        cache.put(1, &crop(1));
+        assert_eq!(cache.get(0), Some(crop(0)));
+        for seconds in [999, 1001] {
+            let cache = open_changed(dir.path(), seconds);
+            assert_eq!(cache.get(0), None);
+            assert_eq!(cache.get(1), Some(crop(1)));
+            let stats = cache.stats();
+            assert_eq!((stats.hits, stats.misses, stats.damaged), (1, 1, 0));
+        }
+        // The same file with the new pixels.
+        let cache = open_changed(dir.path(), 2000);
+        cache.put(0, &crop(7));
+        assert_eq!(cache.get(0), Some(crop(7)));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "and the lock");
+    }
+
+    #[test]
+    fn slots_of_earlier_versions_are_used_for_files_that_are_older_than_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        // Without times, checksums are those of earlier versions.
+        let cache = filled(dir.path());
+        let knows_creation = cache.created.is_some();
+        let later = UNIX_EPOCH.elapsed().unwrap().as_secs() + 1000;
+        let cache = open_changed(dir.path(), later);
+        assert_eq!(cache.get(0), None);
+        assert_eq!(cache.get(1), knows_creation.then(|| crop(1)));
     }
 
     #[test]

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::folder::{ImageFile, check_fraction, classes_in, random_mask, single_file};
-use super::{DataError, FolderOptions, ImageFiles};
-use crate::nearest;
+use clip_model::preprocess::DecodeOptions;
 
-/// Names of the column with the image's path. The first that exists is taken.
-const FILE_COLUMNS: [&str; 5] = ["file", "filename", "file_name", "image", "filepath"];
-/// Names of the column with the caption.
-const CAPTION_COLUMNS: [&str; 3] = ["caption", "title", "text"];
+use super::folder::{check_fraction, classes_in, random_mask};
+use super::image_files::{ImageFile, single_file};
+use super::table::{Caption, Header, TableError};
+use super::{DataError, FolderOptions, FolderWarning, ImageFiles};
+use crate::{did_you_mean, nearest};
 
 /// Indefinite article before the class name in a caption template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +43,8 @@ pub struct CaptionFolder {
     root: PathBuf,
     files: Vec<ImageFile>,
     captions: Vec<String>,
+    warnings: Vec<FolderWarning>,
+    decode: DecodeOptions,
 }
 
 impl CaptionFolder {
@@ -52,12 +53,13 @@ impl CaptionFolder {
     /// The header names a column for the file (`file`, `filename`, `file_name`, `image` or
     /// `filepath`) and one for the caption (`caption`, `title` or `text`), in any order and among
     /// any other columns. Each row is one caption. Paths are relative to `root`. White space around
-    /// values is removed.
+    /// values is removed. In a table separated by tabs a quotation mark is part of a value, unless
+    /// it encloses the whole value as in CSV.
     ///
     /// # Errors
     /// [`DataError::MissingFolder`], [`DataError::Io`] if the table cannot be read, and
-    /// [`DataError::Captions`] with the line for a missing column, a row of another length, an
-    /// empty caption, or an image that does not exist.
+    /// [`DataError::Captions`] with the line for a missing column, a row of another length, a
+    /// quoted value that contains other rows, an empty caption, or an image that does not exist.
     pub fn from_table(root: &Path, table: &str) -> Result<Self, DataError> {
         if !root.is_dir() {
             return Err(DataError::MissingFolder {
@@ -69,83 +71,37 @@ impl CaptionFolder {
             path: path.clone(),
             source,
         })?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let fail = |line, reason| DataError::Captions {
             path: path.clone(),
             line,
             reason,
         };
-        let header = text.lines().next().unwrap_or_default();
-        // The separator is the more frequent one in the header: captions contain commas too.
-        let tabs = header.matches('\t').count() > header.matches(',').count();
-        let mut reader = csv::ReaderBuilder::new()
-            .delimiter(if tabs { b'\t' } else { b',' })
-            .trim(csv::Trim::All)
-            .from_reader(text.as_bytes());
-        let malformed = |error: csv::Error| {
-            let line = error.position().map_or(1, csv::Position::line);
-            let reason = match error.kind() {
-                csv::ErrorKind::UnequalLengths {
-                    expected_len, len, ..
-                } => format!(
-                    "{len} values where the header has {expected_len}: \
-                     put a value that contains the separator into double quotes"
-                ),
-                _ => error.to_string(),
-            };
-            fail(line, reason)
-        };
-        let headers = reader.headers().map_err(malformed)?.clone();
-        let column = |names: &[&str]| {
-            let known = |name: &&str| headers.iter().position(|h| h.eq_ignore_ascii_case(name));
-            names.iter().find_map(known).ok_or_else(|| {
-                let near = headers
-                    .iter()
-                    .find_map(|h| nearest(h, names.iter().copied()));
-                fail(
-                    1,
-                    format!(
-                        "no column `{}`: the header is `{header}`, and one of {} is needed{}",
-                        names[0],
-                        names.join(", "),
-                        near.map_or_else(String::new, |n| format!(" (did you mean `{n}`?)"))
-                    ),
-                )
-            })
-        };
-        let (file, caption) = (column(&FILE_COLUMNS)?, column(&CAPTION_COLUMNS)?);
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let rows = captions(text, root).map_err(|error| fail(error.line, error.reason))?;
         let mut found = Self {
             root: root.to_owned(),
             files: Vec::new(),
             captions: Vec::new(),
+            warnings: Vec::new(),
+            decode: DecodeOptions::default(),
         };
         // An image with several captions is looked up on disk once.
         let mut known: HashMap<String, ImageFile> = HashMap::new();
-        for row in reader.records() {
-            let row = row.map_err(malformed)?;
-            let line = row.position().map_or(0, csv::Position::line);
-            // Cannot panic: the reader requires rows as long as the header.
-            let (name, caption) = (&row[file], &row[caption]);
-            if name.is_empty() {
-                return Err(fail(line, "no file is named".into()));
-            }
-            if caption.is_empty() {
-                return Err(fail(line, format!("the caption of {name} is empty")));
-            }
-            if !known.contains_key(name) {
-                let image = single_file(root, name).map_err(|error| {
+        for Caption { line, file, text } in rows {
+            if !known.contains_key(&file) {
+                let image = single_file(root, &file).map_err(|error| {
                     fail(
                         line,
                         format!(
-                            "image {name} does not exist or cannot be read below {}: {error}",
+                            "image {file} does not exist or cannot be read below {}: {error}",
                             root.display()
                         ),
                     )
                 })?;
-                known.insert(name.to_owned(), image);
+                known.insert(file.clone(), image);
             }
-            found.files.push(known[name].clone());
-            found.captions.push(caption.to_owned());
+            found.files.push(known[&file].clone());
+            found.captions.push(text);
         }
         if found.files.is_empty() {
             return Err(fail(1, "the table has a header but no row".into()));
@@ -187,8 +143,10 @@ impl CaptionFolder {
             root: root.to_owned(),
             files: Vec::new(),
             captions: Vec::new(),
+            warnings: Vec::new(),
+            decode: DecodeOptions::default(),
         };
-        for class in classes_in(root, None, &options)? {
+        for class in classes_in(root, None, &options, &mut found.warnings)? {
             let caption = with_class_name(template, article, &class.name);
             found
                 .captions
@@ -196,6 +154,18 @@ impl CaptionFolder {
             found.files.extend(class.files);
         }
         Ok(found)
+    }
+
+    /// Decodes the images with these options.
+    #[must_use]
+    pub fn with_decode_options(mut self, options: DecodeOptions) -> Self {
+        self.decode = options;
+        self
+    }
+
+    /// Returns the content of the folder that is not read, or may be meant otherwise.
+    pub fn warnings(&self) -> &[FolderWarning] {
+        &self.warnings
     }
 
     /// Returns the number of pairs.
@@ -238,7 +208,10 @@ impl CaptionFolder {
             root: self.root.clone(),
             files: Vec::new(),
             captions: Vec::new(),
+            warnings: Vec::new(),
+            decode: self.decode,
         });
+        parts[0].warnings = self.warnings;
         for ((file, caption), image) in self.files.into_iter().zip(self.captions).zip(image) {
             let part = &mut parts[usize::from(out[image])];
             part.files.push(file);
@@ -266,11 +239,32 @@ impl CaptionFolder {
 
     /// Returns the images and the caption of each.
     pub fn into_parts(self) -> (Arc<ImageFiles>, Vec<String>) {
-        (
-            Arc::new(ImageFiles::new(&self.root, self.files)),
-            self.captions,
-        )
+        let images = ImageFiles::new(&self.root, self.files).with_decode_options(self.decode);
+        (Arc::new(images), self.captions)
     }
+}
+
+/// Returns the captions of a table with a header.
+fn captions(table: &str, root: &Path) -> Result<Vec<Caption>, TableError> {
+    let header = Header::read(table)?;
+    let column = |known: &[&str]| {
+        header.column(known).ok_or_else(|| {
+            let mut names = header.names.iter();
+            let near = names.find_map(|name| nearest(name, known.iter().copied()));
+            TableError {
+                line: 1,
+                reason: format!(
+                    "no column `{}`: the header is `{}`, and one of {} is needed{}",
+                    known[0],
+                    header.text,
+                    known.join(", "),
+                    did_you_mean(near.as_deref())
+                ),
+            }
+        })
+    };
+    let columns = [column(&Header::FILE)?, column(&Header::CAPTION)?];
+    header.captions(table, columns, |name| root.join(name).is_file())
 }
 
 /// Returns the template with `{}` replaced by `name`.
@@ -361,6 +355,32 @@ mod tests {
         }
         let commas = read("file\tcaption\na.png\ta cat, asleep\n", &["a.png"]).unwrap();
         assert_eq!(commas.captions, ["a cat, asleep"]);
+    }
+
+    #[test]
+    fn a_quotation_mark_of_a_tab_separated_table_swallows_no_pair() {
+        let images: Vec<String> = (0..20).map(|i| format!("{i}.png")).collect();
+        let caption = |i: usize| format!("{}caption {i}", if i % 7 == 3 { "\"" } else { "" });
+        let images: Vec<&str> = images.iter().map(String::as_str).collect();
+        let rows = (0..20).map(|i| format!("{}\t{}\n", images[i], caption(i)));
+        let table = format!("file\tcaption\n{}", rows.collect::<String>());
+        let found = read(&table, &images).unwrap();
+        assert_eq!(found.captions, (0..20).map(caption).collect::<Vec<_>>());
+        let found = read("caption\tfile\n\"a \"\"cat\"\"\"\ta.png\n", &["a.png"]).unwrap();
+        assert_eq!(found.captions, ["a \"cat\""]);
+    }
+
+    #[test]
+    fn a_quoted_value_that_contains_rows_is_an_error_with_its_line() {
+        let table = "file,caption\na.png,one\nb.png,\"two\na.png,three\nb.png,four\n";
+        let message = read(table, &["a.png", "b.png"]).unwrap_err().to_string();
+        assert!(
+            message.contains("captions.csv, line 3: the quoted value `two…`"),
+            "{message}"
+        );
+        // A line of a caption that names no image is part of the caption.
+        let found = read("file,caption\na.png,\"one\nc.png,two\"\n", &["a.png"]).unwrap();
+        assert_eq!(found.captions, ["one\nc.png,two"]);
     }
 
     #[test]

@@ -1,87 +1,31 @@
 //! Image folders in the ImageNet layout: one folder per class, with or without `train/` and
 //! `test/` folders around them.
 //!
-//! Files and folders are sorted by the bytes of their names, so the order is the same on every
-//! file system. Hidden entries (`.name`) and `__MACOSX` are ignored. Class folders are searched
-//! recursively. Symbolic links are followed, but within a class each folder and each file counts
-//! once.
+//! Class folders are searched recursively, by the rules of `image_files`. What is not read, or may
+//! be meant otherwise, is a [`FolderWarning`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use image::DynamicImage;
+use clip_model::{
+    preprocess::DecodeOptions,
+    tokenizer::{distinct_from, nfc},
+};
 
+use super::image_files::{Entries, ImageFile, ImageFiles, OtherFiles, images_in};
 use super::order::{permutation, rng_for};
-use super::{DataError, ImageSource, decode};
+use super::{DataError, FolderWarning};
 use crate::nearest;
 
-const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+/// Folder names of the training split. The first that exists is taken.
+const TRAIN_NAMES: [&str; 2] = ["train", "training"];
 /// Folder names of the test split. The first that exists is taken.
-const TEST_NAMES: [&str; 4] = ["test", "val", "valid", "validation"];
-
-/// One image file.
-#[derive(Debug, Clone)]
-pub(super) struct ImageFile {
-    /// Path relative to the dataset's folder.
-    pub(super) relative: PathBuf,
-    /// Size in bytes.
-    size: u64,
-    /// Canonical path, with links resolved.
-    pub(super) canonical: PathBuf,
-}
-
-/// A list of image files as an [`ImageSource`]. A part of an [`ImageFolder`] or [`CaptionFolder`].
-///
-/// [`CaptionFolder`]: super::CaptionFolder
-#[derive(Debug, Clone)]
-pub struct ImageFiles {
-    root: PathBuf,
-    files: Vec<ImageFile>,
-}
-
-impl ImageFiles {
-    pub(super) fn new(root: &Path, files: Vec<ImageFile>) -> Self {
-        Self {
-            root: root.to_owned(),
-            files,
-        }
-    }
-
-    /// Returns the path of image `index`.
-    ///
-    /// # Panics
-    /// If `index` is out of range.
-    pub fn path(&self, index: usize) -> PathBuf {
-        self.root.join(&self.files[index].relative)
-    }
-}
-
-impl ImageSource for ImageFiles {
-    fn len(&self) -> usize {
-        self.files.len()
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.path(index).display().to_string()
-    }
-
-    /// Returns the path relative to the dataset's folder, and the size of the file.
-    fn identity(&self, index: usize) -> String {
-        let file = &self.files[index];
-        let parts: Vec<_> = file.relative.iter().map(|p| p.to_string_lossy()).collect();
-        format!("{} {}", parts.join("/"), file.size)
-    }
-
-    fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
-        let path = self.path(index);
-        let bytes = std::fs::read(&path).map_err(|source| DataError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        decode(&bytes, &path.display().to_string())
-    }
-}
+const TEST_NAMES: [&str; 5] = ["test", "val", "valid", "validation", "testing"];
+/// Folder names of a validation split.
+const VALIDATION_NAMES: [&str; 3] = ["val", "valid", "validation"];
+/// Folder names of a split that are also words for a class.
+const AMBIGUOUS_NAMES: [&str; 2] = ["training", "testing"];
 
 /// Options of [`ImageFolder::open`].
 #[derive(Debug, Clone, Default)]
@@ -96,6 +40,8 @@ pub struct FolderOptions {
     pub test_fraction: Option<f64>,
     /// Seed of the random split.
     pub seed: u64,
+    /// Decoding of the images.
+    pub decode: DecodeOptions,
 }
 
 /// Default of [`FolderOptions::test_fraction`].
@@ -106,9 +52,9 @@ pub(crate) const DEFAULT_TEST_FRACTION: f64 = 0.2;
 pub enum Layout {
     /// A train and a test folder with class folders in each.
     TrainTest {
-        /// Name of the train folder.
+        /// Name of the train folder: `train`, or else `training`.
         train: String,
-        /// Name of the test folder: `test`, or else `val`, `valid` or `validation`.
+        /// Name of the test folder: `test`, or else `val`, `valid`, `validation` or `testing`.
         test: String,
     },
     /// Class folders, split at random by the seed and the class folder's name.
@@ -171,6 +117,8 @@ pub struct ImageFolder {
     pub test_labels: Vec<usize>,
     /// Layout of the folder.
     pub layout: Layout,
+    /// Content that is not read, or may be meant otherwise.
+    pub warnings: Vec<FolderWarning>,
 }
 
 /// A class folder with its images.
@@ -183,8 +131,10 @@ pub(super) struct ClassFolder {
 impl ImageFolder {
     /// Reads the folder `path`.
     ///
-    /// It contains `train/` and `test/` (or `val/`, `valid/`, `validation/`) with the same class
-    /// folders in both, or class folders that are split at random. Images are listed, not decoded.
+    /// It contains `train/` (or `training/`) and `test/` (or `val/`, `valid/`, `validation/`,
+    /// `testing/`) with the same class folders in both, or class folders that are split at random.
+    /// Folders named `training` and `testing` that hold images, or are beside other class folders,
+    /// are classes. Images are listed, not decoded.
     ///
     /// # Errors
     /// [`DataError`] with the path and a remedy: a missing folder, no class folder, an empty class,
@@ -193,11 +143,10 @@ impl ImageFolder {
     pub fn open(path: &Path, options: &FolderOptions) -> Result<Self, DataError> {
         let fraction = options.test_fraction.unwrap_or(DEFAULT_TEST_FRACTION);
         check_fraction("test_fraction", fraction)?;
-        let folders = subfolders(path)?;
-        let find = |wanted: &str| folders.iter().find(|f| f.eq_ignore_ascii_case(wanted));
-        let (train, test) = (find("train"), TEST_NAMES.iter().find_map(|n| find(n)));
-        let (mut splits, layout) = match (train, test) {
-            (Some(train), Some(test)) => {
+        let folders = Entries::read(path)?.folders;
+        let mut warnings = Vec::new();
+        let (mut splits, layout) = match split_folders(path, &folders)? {
+            Some([train, test]) => {
                 if options.test_fraction.is_some() {
                     return Err(DataError::Layout(format!(
                         "`test_fraction` is given, but {} is already split into `{train}` \
@@ -206,29 +155,22 @@ impl ImageFolder {
                     )));
                 }
                 let splits = [
-                    classes_in(path, Some(train), options)?,
-                    classes_in(path, Some(test), options)?,
+                    classes_in(path, Some(&train), options, &mut warnings)?,
+                    classes_in(path, Some(&test), options, &mut warnings)?,
                 ];
-                check_same_classes(path, [train, test], &splits)?;
-                let layout = Layout::TrainTest {
-                    train: train.clone(),
-                    test: test.clone(),
-                };
-                (splits, layout)
-            }
-            _ => {
-                // A class may be called "train". Only a folder of folders is a split.
-                for (split, missing) in [(train, "test"), (test, "train")] {
-                    if let Some(split) = split
-                        && holds_only_folders(&path.join(split))?
-                    {
-                        return Err(DataError::MissingHalf {
-                            present: path.join(split),
-                            missing,
-                        });
-                    }
+                check_same_classes(path, [&train, &test], &splits)?;
+                let unread = other_folders(&folders, [&train, &test]);
+                if !unread.is_empty() {
+                    warnings.push(FolderWarning::UnreadFolders {
+                        path: path.to_owned(),
+                        splits: [train.clone(), test.clone()],
+                        folders: unread,
+                    });
                 }
-                let all = classes_in(path, None, options)?;
+                (splits, Layout::TrainTest { train, test })
+            }
+            None => {
+                let all = classes_in(path, None, options, &mut warnings)?;
                 let splits = random_split(path, all, fraction, options.seed)?;
                 let layout = Layout::Split {
                     test_fraction: fraction,
@@ -243,15 +185,61 @@ impl ImageFolder {
         let [(train, train_labels), (test, test_labels)] =
             [0, 1].map(|i| flatten(&mut splits[i], &order));
         check_no_overlap(path, &train, &test)?;
+        let images = |files| {
+            let files = ImageFiles::new(path, files);
+            Arc::new(files.with_decode_options(options.decode))
+        };
         Ok(Self {
             class_names,
-            train: Arc::new(ImageFiles::new(path, train)),
+            train: images(train),
             train_labels,
-            test: Arc::new(ImageFiles::new(path, test)),
+            test: images(test),
             test_labels,
             layout,
+            warnings,
         })
     }
+}
+
+/// Returns the names of the train and the test folder among `folders`, if both exist.
+fn split_folders(path: &Path, folders: &[String]) -> Result<Option<[String; 2]>, DataError> {
+    let is = |folder: &str, names: &[&str]| names.iter().any(|n| folder.eq_ignore_ascii_case(n));
+    let find = |names: &[&str]| {
+        let mut names = names.iter();
+        names.find_map(|n| folders.iter().find(|f| f.eq_ignore_ascii_case(n)))
+    };
+    let halves = [find(&TRAIN_NAMES), find(&TEST_NAMES)];
+    let holds_classes = |folder: &String| holds_only_folders(&path.join(folder));
+    if let [Some(train), Some(test)] = halves {
+        let ambiguous = [train, test].iter().any(|f| is(f, &AMBIGUOUS_NAMES));
+        let alone = other_folders(folders, [train, test]).is_empty();
+        if !ambiguous || (alone && holds_classes(train)? && holds_classes(test)?) {
+            return Ok(Some([train.clone(), test.clone()]));
+        }
+    }
+    // A class may be called "train". Only a folder of folders is a split.
+    for (half, missing) in halves.into_iter().zip(["test", "train"]) {
+        if let Some(half) = half
+            && !is(half, &AMBIGUOUS_NAMES)
+            && holds_classes(half)?
+        {
+            return Err(DataError::MissingHalf {
+                present: path.join(half),
+                missing,
+            });
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the folders beside those of the splits. A validation split is none of them: beside a
+/// test split it is common.
+fn other_folders(folders: &[String], splits: [&String; 2]) -> Vec<String> {
+    let is_split = |folder: &String| {
+        let mut validation = VALIDATION_NAMES.iter();
+        splits.contains(&folder) || validation.any(|name| folder.eq_ignore_ascii_case(name))
+    };
+    folders.iter().filter(|f| !is_split(f)).cloned().collect()
 }
 
 /// Requires a fraction strictly between 0 and 1.
@@ -271,9 +259,10 @@ pub(super) fn classes_in(
     root: &Path,
     split: Option<&str>,
     options: &FolderOptions,
+    warnings: &mut Vec<FolderWarning>,
 ) -> Result<Vec<ClassFolder>, DataError> {
     let base = split.map_or_else(|| root.to_owned(), |split| root.join(split));
-    let folders = subfolders(&base)?;
+    let Entries { folders, images } = Entries::read(&base)?;
     if folders.is_empty() {
         return Err(DataError::NoClassFolder { path: base });
     }
@@ -287,6 +276,7 @@ pub(super) fn classes_in(
         }
     }
     let mut classes = Vec::with_capacity(folders.len());
+    let (mut others, mut nested) = (OtherFiles::default(), Vec::new());
     for folder in folders {
         let name = options
             .class_names
@@ -294,17 +284,41 @@ pub(super) fn classes_in(
             .cloned()
             .unwrap_or_else(|| folder.replace('_', " "));
         let below = split.map_or_else(|| PathBuf::from(&folder), |h| Path::new(h).join(&folder));
-        let files = images_in(root, &below)?;
+        let (files, not_images) = images_in(root, &below)?;
         if files.is_empty() {
             return Err(DataError::EmptyClass {
                 class: name,
                 path: root.join(below),
+                others: not_images,
             });
+        }
+        others.append(not_images);
+        if files.iter().all(|f| f.relative.parent() != Some(&below)) {
+            nested.push(folder.clone());
         }
         classes.push(ClassFolder {
             folder,
             name,
             files,
+        });
+    }
+    if others.count() > 0 {
+        warnings.push(FolderWarning::OtherFiles {
+            path: base.clone(),
+            files: others,
+        });
+    }
+    if images > 0 {
+        warnings.push(FolderWarning::LooseImages {
+            path: base.clone(),
+            images,
+        });
+    }
+    if !nested.is_empty() {
+        warnings.push(FolderWarning::OnlyFolders {
+            path: base,
+            classes: nested,
+            of: classes.len(),
         });
     }
     Ok(classes)
@@ -434,17 +448,17 @@ fn label_order(
         .collect()
 }
 
-/// Returns two names that CLIP's tokenizer, which lower-cases and collapses spaces, maps to the
-/// same tokens.
+/// Returns two names that CLIP's tokenizer, which lower-cases, collapses spaces and normalises
+/// Unicode, maps to the same tokens. The second one has escapes if it looks like the first.
 pub(crate) fn duplicate_name<'a>(
     names: impl IntoIterator<Item = &'a str>,
 ) -> Option<(String, String)> {
     let mut seen: HashMap<String, &str> = HashMap::new();
     for name in names {
         let spaced = name.replace('_', " ").to_lowercase();
-        let key = spaced.split_whitespace().collect::<Vec<_>>().join(" ");
+        let key = nfc(&spaced.split_whitespace().collect::<Vec<_>>().join(" "));
         if let Some(first) = seen.insert(key, name) {
-            return Some((first.to_owned(), name.to_owned()));
+            return Some((first.to_owned(), distinct_from(first, name)));
         }
     }
     None
@@ -476,138 +490,15 @@ fn check_no_overlap(path: &Path, train: &[ImageFile], test: &[ImageFile]) -> Res
     }
 }
 
-fn hidden(name: &str) -> bool {
-    name.starts_with('.') || name == "__MACOSX"
-}
-
-/// Returns the names of the folders in `path`, sorted.
-fn subfolders(path: &Path) -> Result<Vec<String>, DataError> {
-    let mut names = Vec::new();
-    for (name, entry) in entries(path)? {
-        // Class names are text, so the folder's name must be valid UTF-8.
-        if metadata(&entry)?.is_dir() {
-            names.push(name.into_string().map_err(|_| {
-                DataError::Layout(format!(
-                    "the name of folder {} is not UTF-8",
-                    entry.display()
-                ))
-            })?);
-        }
-    }
-    Ok(names)
-}
-
 fn holds_only_folders(path: &Path) -> Result<bool, DataError> {
-    let mut folders = false;
-    for (_, entry) in entries(path)? {
-        if metadata(&entry)?.is_dir() {
-            folders = true;
-        } else if is_image(&entry) {
-            return Ok(false);
-        }
-    }
-    Ok(folders)
-}
-
-/// Lists the entries of a folder that are not hidden, sorted by the bytes of their names.
-fn entries(path: &Path) -> Result<Vec<(std::ffi::OsString, PathBuf)>, DataError> {
-    let io = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
-            DataError::MissingFolder {
-                path: path.to_owned(),
-            }
-        }
-        _ => DataError::Io {
-            path: path.to_owned(),
-            source,
-        },
-    };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        if !hidden(&entry.file_name().to_string_lossy()) {
-            found.push((entry.file_name(), entry.path()));
-        }
-    }
-    found.sort_by(|a, b| a.0.as_encoded_bytes().cmp(b.0.as_encoded_bytes()));
-    Ok(found)
-}
-
-/// Returns the metadata of the file that `path` resolves to.
-fn metadata(path: &Path) -> Result<std::fs::Metadata, DataError> {
-    std::fs::metadata(path).map_err(|source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn is_image(path: &Path) -> bool {
-    path.extension()
-        .and_then(|e| e.to_str())
-        .is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)))
-}
-
-/// Lists all images below `root/below`, sorted by path.
-pub(super) fn images_in(root: &Path, below: &Path) -> Result<Vec<ImageFile>, DataError> {
-    let (mut files, mut visited, mut seen) = (Vec::new(), HashSet::new(), HashSet::new());
-    walk(root, below, &mut files, &mut visited)?;
-    files.retain(|f| seen.insert(f.canonical.clone()));
-    Ok(files)
-}
-
-fn walk(
-    root: &Path,
-    below: &Path,
-    files: &mut Vec<ImageFile>,
-    visited: &mut HashSet<PathBuf>,
-) -> Result<(), DataError> {
-    let folder = root.join(below);
-    let canonical = canonicalize(&folder)?;
-    // A link to a parent folder would otherwise recurse forever.
-    if !visited.insert(canonical.clone()) {
-        return Ok(());
-    }
-    for (name, path) in entries(&folder)? {
-        let relative = below.join(&name);
-        let metadata = metadata(&path)?;
-        if metadata.is_dir() {
-            walk(root, &relative, files, visited)?;
-        } else if is_image(&path) {
-            files.push(ImageFile {
-                relative,
-                size: metadata.len(),
-                canonical: if path.is_symlink() {
-                    canonicalize(&path)?
-                } else {
-                    canonical.join(&name)
-                },
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Returns the image file `root/relative`, for datasets with a table of files.
-pub(super) fn single_file(root: &Path, relative: &str) -> Result<ImageFile, DataError> {
-    let path = root.join(relative);
-    let size = metadata(&path)?.len();
-    Ok(ImageFile {
-        relative: relative.into(),
-        size,
-        canonical: canonicalize(&path)?,
-    })
-}
-
-fn canonicalize(path: &Path) -> Result<PathBuf, DataError> {
-    std::fs::canonicalize(path).map_err(|source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    })
+    let found = Entries::read(path)?;
+    Ok(found.images == 0 && !found.folders.is_empty())
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::data::ImageSource as _;
 
     /// Writes a 2x2 PNG of one colour, folders included.
     pub(crate) fn write_png(path: &Path, colour: u8) {
@@ -635,11 +526,10 @@ pub(super) mod tests {
             .to_string()
     }
 
+    /// Names of the files relative to the dataset's folder.
     fn names(files: &ImageFiles) -> Vec<String> {
-        files
-            .files
-            .iter()
-            .map(|f| f.relative.display().to_string())
+        (0..files.len())
+            .map(|i| files.identity(i).rsplit_once(' ').unwrap().0.to_owned())
             .collect()
     }
 
@@ -765,6 +655,96 @@ pub(super) mod tests {
     fn a_class_may_be_called_train() {
         let dir = tree(&["train/1.png", "train/2.png", "bus/1.png", "bus/2.png"]);
         assert_eq!(open(&dir).unwrap().class_names, ["bus", "train"]);
+        let dir = tree(&["training/1.png", "training/2.png", "testing/1", "testing/2"]);
+        assert_eq!(open(&dir).unwrap().class_names, ["testing", "training"]);
+    }
+
+    #[test]
+    fn training_and_testing_folders_are_splits() {
+        for [train, test] in [
+            ["training", "testing"],
+            ["Training", "val"],
+            ["train", "testing"],
+            ["training", "test"],
+        ] {
+            let dir = tree(&[
+                &format!("{train}/a/1.png"),
+                &format!("{train}/b/1.png"),
+                &format!("{test}/a/1.png"),
+                &format!("{test}/b/1.png"),
+            ]);
+            let folder = open(&dir).unwrap();
+            assert_eq!(folder.class_names, ["a", "b"]);
+            let layout = Layout::TrainTest {
+                train: train.into(),
+                test: test.into(),
+            };
+            assert_eq!(folder.layout, layout);
+            assert_eq!(folder.warnings, []);
+        }
+        // Beside other classes they are classes, which hold only folders.
+        let dir = tree(&[
+            "training/x/1.png",
+            "training/x/2.png",
+            "testing/x/1.png",
+            "testing/x/2.png",
+            "exam/1.png",
+            "exam/2.png",
+        ]);
+        let folder = open(&dir).unwrap();
+        assert_eq!(folder.class_names, ["exam", "testing", "training"]);
+        let text = folder.warnings[0].to_string();
+        assert!(text.starts_with("2 of 3 class folders"), "{text}");
+        // A single folder of that name is a class.
+        let dir = tree(&["training/x/1.png", "training/x/2.png", "b/1.png", "b/2.png"]);
+        assert_eq!(open(&dir).unwrap().class_names, ["b", "training"]);
+    }
+
+    #[test]
+    fn what_is_not_read_is_counted() {
+        let dir = tree(&["a/1.png", "a/2.png", "b/1.png", "b/2.png", "loose.png"]);
+        for name in ["a/3.heic", "b/4.heic", "b/notes.txt", "a/._5.png"] {
+            std::fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        let warnings = open(&dir).unwrap().warnings;
+        let texts: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(texts.len(), 2);
+        assert!(texts[0].contains("not read: 2 .heic, 1 .txt"), "{texts:?}");
+        assert!(texts[0].ends_with("3.heic"), "{texts:?}");
+        assert!(texts[1].ends_with("not read: 1"), "{texts:?}");
+    }
+
+    #[test]
+    fn class_folders_that_hold_only_folders_have_a_warning() {
+        let dir = tree(&["x/train/1.png", "x/test/1.png", "y/z/1.png", "y/z/2.png"]);
+        let text = open(&dir).unwrap().warnings[0].to_string();
+        assert!(text.starts_with("2 of 2 class folders in"), "{text}");
+        assert!(text.ends_with("of one class: x, y"), "{text}");
+        // Images beside the inner folder: the folder is surely a class.
+        write_png(&dir.path().join("x/1.png"), 7);
+        let text = open(&dir).unwrap().warnings[0].to_string();
+        assert!(text.starts_with("1 of 2"), "{text}");
+    }
+
+    #[test]
+    fn folders_beside_the_splits_have_a_warning_unless_they_are_a_validation_split() {
+        let dir = tree(&["train/a/1.png", "test/a/1.png", "val/a/1.png"]);
+        assert_eq!(open(&dir).unwrap().warnings, []);
+        write_png(&dir.path().join("more/a/1.png"), 9);
+        let text = open(&dir).unwrap().warnings[0].to_string();
+        assert!(
+            text.starts_with("folders beside train/ and test/"),
+            "{text}"
+        );
+        assert!(text.ends_with("not read: more"), "{text}");
+    }
+
+    #[test]
+    fn folders_of_systems_are_no_classes() {
+        let dir = tree(&["a/1.png", "a/2.png", "a/@eaDir/1.png", "@eaDir/1.png"]);
+        let folder = open(&dir).unwrap();
+        assert_eq!(folder.class_names, ["a"]);
+        assert_eq!(folder.train.len() + folder.test.len(), 2);
     }
 
     #[test]
@@ -789,12 +769,15 @@ pub(super) mod tests {
     fn empty_class() {
         let dir = tree(&["a/1.png", "a/2.png"]);
         std::fs::create_dir(dir.path().join("b")).unwrap();
-        let error = error(&dir, &FolderOptions::default());
-        assert!(error.contains("class `b` is empty"), "{error}");
+        let message = error(&dir, &FolderOptions::default());
+        assert!(message.contains("class `b` is empty"), "{message}");
         assert!(
-            error.contains(&dir.path().join("b").display().to_string()),
-            "{error}"
+            message.contains(&dir.path().join("b").display().to_string()),
+            "{message}"
         );
+        std::fs::write(dir.path().join("b/1.heic"), b"x").unwrap();
+        let message = error(&dir, &FolderOptions::default());
+        assert!(message.contains("no image, but 1 .heic"), "{message}");
     }
 
     #[test]
@@ -914,6 +897,13 @@ pub(super) mod tests {
 
         let dir = tree(&["a/1.png", "a/2.png"]);
         symlink(dir.path().join("gone.png"), dir.path().join("a/3.png")).unwrap();
-        assert!(error(&dir, &FolderOptions::default()).contains("3.png"));
+        let folder = open(&dir).unwrap();
+        assert_eq!(folder.train.len() + folder.test.len(), 3);
+        let images = [&folder.train, &folder.test].map(|images| {
+            let index = (0..images.len()).find(|&i| images.name(i).ends_with("3.png"))?;
+            images.load(index).err()
+        });
+        let error = images.into_iter().flatten().next().unwrap();
+        assert!(error.is_of_an_image(), "{error}");
     }
 }

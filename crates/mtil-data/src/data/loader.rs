@@ -263,9 +263,7 @@ where
                 batch.indices.push(index);
                 batch.images.push(image);
             }
-            Err(error @ (DataError::Io { .. } | DataError::Image { .. }))
-                if policy == BadImagePolicy::Skip =>
-            {
+            Err(error) if error.is_of_an_image() && policy == BadImagePolicy::Skip => {
                 skipped.push((index, error.to_string()));
             }
             Err(error) => return Some(Err(error)),

@@ -1,6 +1,9 @@
 //! Image sources: the interface of every dataset format.
 
-use std::path::PathBuf;
+use std::{fmt::Display, path::PathBuf, time::SystemTime};
+
+use super::OtherFiles;
+use crate::did_you_mean;
 
 /// Error while reading images or captions.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +23,20 @@ pub enum DataError {
         name: String,
         /// Error of the decoder.
         reason: String,
+    },
+    /// An image has more pixels than [`DecodeOptions::max_pixels`] allows.
+    ///
+    /// [`DecodeOptions::max_pixels`]: clip_model::preprocess::DecodeOptions::max_pixels
+    #[error("image {name} has {width} x {height} pixels, more than the maximum of {maximum}")]
+    TooManyPixels {
+        /// The image's name in its source, usually a path.
+        name: String,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The maximum number of pixels.
+        maximum: u64,
     },
     /// Images, folders or settings are inconsistent.
     #[error("{0}")]
@@ -47,15 +64,17 @@ pub enum DataError {
     },
     /// A class folder contains no image.
     #[error(
-        "class `{class}` is empty: {} holds no jpg, jpeg, png or webp file; \
-         add images or remove the folder",
-        path.display()
+        "class `{class}` is empty: {} holds no image{}",
+        path.display(),
+        but_others(others)
     )]
     EmptyClass {
         /// The class.
         class: String,
         /// Its folder.
         path: PathBuf,
+        /// Its files, which are not images.
+        others: OtherFiles,
     },
     /// A class has too few images for a split into train and test.
     #[error(
@@ -157,7 +176,7 @@ pub enum DataError {
     /// Two class names are the same text for the tokenizer.
     #[error(
         "duplicate class name: `{first}` and `{second}` {}are the same text \
-         once `_` reads as a space and letters are lower-cased; \
+         once `_` reads as a space, letters are lower-cased and Unicode is normalised; \
          rename one, or give it another name in `class_names`",
         within(path.as_deref())
     )]
@@ -191,8 +210,22 @@ pub enum DataError {
     },
 }
 
-fn did_you_mean(near: Option<&str>) -> String {
-    near.map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"))
+impl DataError {
+    /// Returns whether one image is at fault, which can be left out.
+    pub fn is_of_an_image(&self) -> bool {
+        matches!(
+            self,
+            Self::Io { .. } | Self::Image { .. } | Self::TooManyPixels { .. }
+        )
+    }
+}
+
+/// Returns the end of a message that names other files, if there are any.
+pub(crate) fn but_others(others: &impl Display) -> String {
+    match others.to_string().as_str() {
+        "" => String::new(),
+        others => format!(", but {others}"),
+    }
 }
 
 fn within(path: Option<&std::path::Path>) -> String {
@@ -246,6 +279,14 @@ pub trait ImageSource: Send + Sync {
     /// on disk. Defaults to the name.
     fn identity(&self, index: usize) -> String {
         self.name(index)
+    }
+
+    /// Returns the time of the last change of the file that holds image `index`, if there is one.
+    ///
+    /// [`PixelCache`](super::PixelCache) compares it, so that the pixels of a replaced file are not
+    /// used. A source that wraps another one passes it on. Defaults to `None`.
+    fn modified(&self, _index: usize) -> Option<SystemTime> {
+        None
     }
 
     /// Decodes image `index`.

@@ -11,11 +11,15 @@ use serde::Deserialize;
 
 use super::{
     error::DatasetError,
+    options::DatasetOptions,
     source::{LabelledPaths, check_images_exist, open_store},
     spec::{Spec, join},
     store::{Store, StoreImages},
 };
-use crate::suite::{CaptionedImages, RetrievalSet};
+use crate::{
+    data::table::{Header, TableError, captions_without_header},
+    suite::{CaptionedImages, RetrievalSet},
+};
 
 /// Split of a caption dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,9 +43,13 @@ type CaptionedPaths = Vec<(String, Vec<String>)>;
 ///
 /// # Errors
 /// [`DatasetError::NotFound`], [`DatasetError::MissingImages`], [`DatasetError::Malformed`].
-pub fn coco(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, DatasetError> {
+pub fn coco(
+    root: &Path,
+    split: CaptionSplit,
+    options: &DatasetOptions,
+) -> Result<RetrievalSet, DatasetError> {
     let spec = Spec::find("COCO")?;
-    let store = open_store(spec, root, &spec.archives())?;
+    let store = open_store(spec, root, &spec.archives(), options)?;
     if split != CaptionSplit::Official {
         if let Some((file, base)) = karpathy_file(spec, &store, "dataset_coco.json") {
             let found = read_karpathy(&store, &file, |image| {
@@ -82,9 +90,13 @@ pub fn coco(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, DatasetErr
 ///
 /// # Errors
 /// As [`coco`].
-pub fn flickr30k(root: &Path, split: CaptionSplit) -> Result<RetrievalSet, DatasetError> {
+pub fn flickr30k(
+    root: &Path,
+    split: CaptionSplit,
+    options: &DatasetOptions,
+) -> Result<RetrievalSet, DatasetError> {
     let spec = Spec::find("Flickr30k")?;
-    let store = open_store(spec, root, &spec.archives())?;
+    let store = open_store(spec, root, &spec.archives(), options)?;
     let folder = |base: &str| {
         let holds = |name: &&&str| {
             store
@@ -339,9 +351,12 @@ pub struct CaptionTable {
 ///
 /// # Errors
 /// [`DatasetError::NotFound`], and as [`caption_table`].
-pub fn conceptual_captions(root: &Path) -> Result<CaptionTable, DatasetError> {
+pub fn conceptual_captions(
+    root: &Path,
+    options: &DatasetOptions,
+) -> Result<CaptionTable, DatasetError> {
     let spec = Spec::find("ConceptualCaptions")?;
-    let store = open_store(spec, root, &[])?;
+    let store = open_store(spec, root, &[], options)?;
     for base in &spec.bases {
         let tables = store.files(base)?.into_iter().filter(|path| {
             let name = &path[base.len() + 1..];
@@ -356,13 +371,16 @@ pub fn conceptual_captions(root: &Path) -> Result<CaptionTable, DatasetError> {
 
 /// Reads `table`, a table of captions and image files, relative to the data root.
 ///
-/// Columns are separated by tabs, or by commas if the first line has no tab. With a header, the
-/// columns `title` and `filepath` are read, which ZSCL's `gather_cc.py` writes. Without one, the
-/// first column is the caption and the second the file. Files are relative to the table's folder
-/// or to the data root.
+/// With a header, its columns `title` and `filepath` are read, which ZSCL's `gather_cc.py` writes,
+/// or those of the names that
+/// [`CaptionFolder::from_table`](crate::data::CaptionFolder::from_table) knows; the format is the
+/// one described there. Without one, the first column is the caption and the second the file, and
+/// columns are separated by tabs, or by commas if the first line has no tab. Files are relative to
+/// the table's folder or to the data root.
 ///
 /// # Errors
-/// [`DatasetError::Malformed`] for a row without both columns, or if all images are missing.
+/// [`DatasetError::Malformed`] for a row of another length than the first, an empty caption, a
+/// quoted value that contains other rows, or if all images are missing.
 pub fn caption_table(store: &Store, table: &str) -> Result<CaptionTable, DatasetError> {
     let malformed = |at: String, reason: String| DatasetError::Malformed {
         file: store.describe(table),
@@ -370,50 +388,37 @@ pub fn caption_table(store: &Store, table: &str) -> Result<CaptionTable, Dataset
         reason,
     };
     let text = store.text(table)?;
-    let first = text.lines().next().unwrap_or_default();
-    let delimiter = if first.contains('\t') { b'\t' } else { b',' };
-    let names: Vec<&str> = first.split(char::from(delimiter)).map(str::trim).collect();
-    let column = |name: &str| names.iter().position(|n| *n == name);
-    let header = column("title").zip(column("filepath"));
-    let (title, file) = header.unwrap_or((0, 1));
     let folder = table.rsplit_once('/').map_or("", |(folder, _)| folder);
     // Listing the folder once is cheaper than a lookup for each of millions of files.
     let there: HashSet<String> = store.files(folder)?.into_iter().collect();
-
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .has_headers(header.is_some())
-        .flexible(true)
-        // Google's file, which has no header, contains quotation marks but no quoted values.
-        .quoting(header.is_some())
-        .from_reader(text.as_bytes());
-    let (mut paths, mut captions, mut missing, mut example) = (Vec::new(), Vec::new(), 0, None);
-    for row in reader.records() {
-        let row = row.map_err(|error| malformed("whole file".into(), error.to_string()))?;
-        let at = || format!("line {}", row.position().map_or(0, csv::Position::line));
-        let (Some(caption), Some(name)) = (row.get(title), row.get(file)) else {
-            return Err(malformed(at(), "expected a caption and a file".into()));
-        };
-        let (caption, name) = (caption.trim(), name.trim());
-        if caption.is_empty() || name.is_empty() {
-            return Err(malformed(at(), "the caption or the file is empty".into()));
-        }
+    let find = |name: &str| {
         let beside = join(folder, name);
-        let path = if there.contains(&beside) {
+        if there.contains(&beside) {
             Some(beside)
-        } else if store.exists(name) {
-            Some(name.to_owned())
         } else {
-            None
-        };
-        match path {
+            store.exists(name).then(|| name.to_owned())
+        }
+    };
+    let in_line = |e: TableError| malformed(format!("line {}", e.line), e.reason);
+    let header = Header::read(&text).map_err(in_line)?;
+    let columns = |file: &[&str], title: &[&str]| header.column(file).zip(header.column(title));
+    let rows = match columns(&["filepath"], &["title"])
+        .or_else(|| columns(&Header::FILE, &Header::CAPTION))
+    {
+        Some((file, title)) => header.captions(&text, [file, title], |name| find(name).is_some()),
+        // Google's file contains quotation marks but no quoted values.
+        None => captions_without_header(&text),
+    };
+    let (mut paths, mut captions, mut missing, mut example) = (Vec::new(), Vec::new(), 0, None);
+    for row in rows.map_err(in_line)? {
+        match find(&row.file) {
             Some(path) => {
                 paths.push(path);
-                captions.push(caption.to_owned());
+                captions.push(row.text);
             }
             None => {
                 missing += 1;
-                example.get_or_insert_with(|| name.to_owned());
+                example.get_or_insert(row.file);
             }
         }
     }
@@ -421,7 +426,7 @@ pub fn caption_table(store: &Store, table: &str) -> Result<CaptionTable, Dataset
         let reason = match example {
             Some(name) => format!(
                 "none of the {missing} images it names is there, such as {name}: download them, \
-                 and name the files in the columns `title` and `filepath`"
+                 and name the columns `caption` and `file`"
             ),
             None => "it has no row".into(),
         };
@@ -486,7 +491,7 @@ mod tests {
     }
 
     fn read(table: &str) -> Result<CaptionTable, DatasetError> {
-        conceptual_captions(root(table).path())
+        conceptual_captions(root(table).path(), &DatasetOptions::default())
     }
 
     #[test]
@@ -498,7 +503,7 @@ mod tests {
             "title,filepath\n\"a \"\"fish\"\"\",images/1.jpg\n\"a bird, two\",3.jpg\nx,no.jpg\n",
         ] {
             let dir = root(table);
-            let found = conceptual_captions(dir.path()).unwrap();
+            let found = conceptual_captions(dir.path(), &DatasetOptions::default()).unwrap();
             assert_eq!(found.table, "cc/val.tsv");
             assert_eq!(
                 found.pairs.captions,
@@ -512,6 +517,47 @@ mod tests {
     }
 
     #[test]
+    fn tables_with_other_headers() {
+        for table in [
+            "file,caption\nimages/1.jpg,a fish\n3.jpg,a bird\n",
+            "Image\tText\nimages/1.jpg\ta fish\n3.jpg\ta bird\n",
+            "id,caption,filename\n0,a fish,images/1.jpg\n1,a bird,3.jpg\n",
+            "\"file\",\"caption\"\n\"images/1.jpg\",\"a fish\"\n\"3.jpg\",\"a bird\"\n",
+            "\ncaption,file\na fish,images/1.jpg\na bird,3.jpg\n",
+        ] {
+            let found = read(table).unwrap();
+            assert_eq!(found.pairs.captions, ["a fish", "a bird"], "{table}");
+        }
+        // The published names come first.
+        let found = read("caption\ttitle\tfilepath\nx\ta fish\t3.jpg\n").unwrap();
+        assert_eq!(found.pairs.captions, ["a fish"]);
+    }
+
+    #[test]
+    fn a_caption_with_an_unquoted_comma_is_an_error_with_its_line() {
+        for table in [
+            "file,caption\n3.jpg,a cat\n3.jpg,a cat, asleep\n",
+            "caption,file\na cat,3.jpg\na cat, asleep,3.jpg\n",
+            "\na cat,3.jpg\na cat, asleep,3.jpg\n",
+        ] {
+            let error = read(table).err().unwrap().to_string();
+            assert!(
+                error.contains("val.tsv, line 3: 3 values where the"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_quotation_mark_swallows_no_row() {
+        let found = read("title\tfilepath\n\"a fish\timages/1.jpg\na bird\t3.jpg\n").unwrap();
+        assert_eq!(found.pairs.captions, ["\"a fish", "a bird"]);
+        let table = "title,filepath\n\"a fish,images/1.jpg\na bird,3.jpg\n";
+        let error = read(table).err().unwrap().to_string();
+        assert!(error.contains("line 2: the quoted value"), "{error}");
+    }
+
+    #[test]
     fn tables_out_of_order() {
         for (table, want) in [
             (
@@ -521,18 +567,20 @@ mod tests {
             ("title\tfilepath\n", "no row"),
             (
                 "title\tfilepath\na fish\n",
-                "line 2: expected a caption and a file",
+                "line 2: 1 values where the header has 2",
             ),
             (
                 "title\tfilepath\n \timages/1.jpg\n",
-                "line 2: the caption or the file is empty",
+                "line 2: the caption of images/1.jpg is empty",
             ),
         ] {
             let error = read(table).err().unwrap().to_string();
             assert!(error.contains(want), "{error}");
         }
         let dir = tempfile::tempdir().unwrap();
-        let error = conceptual_captions(dir.path()).err().unwrap();
+        let error = conceptual_captions(dir.path(), &DatasetOptions::default())
+            .err()
+            .unwrap();
         assert!(matches!(error, DatasetError::NotFound { .. }), "{error}");
     }
 

@@ -199,10 +199,10 @@ fn splits_of(root: &Path, key: &str, options: &DatasetOptions) -> Result<Vec<Par
         vec![(part, set.images)]
     };
     match key {
-        "COCO" => captions::coco(root, CaptionSplit::Auto).map(retrieval),
-        "Flickr30k" => captions::flickr30k(root, CaptionSplit::Auto).map(retrieval),
+        "COCO" => captions::coco(root, CaptionSplit::Auto, options).map(retrieval),
+        "Flickr30k" => captions::flickr30k(root, CaptionSplit::Auto, options).map(retrieval),
         "ConceptualCaptions" => {
-            let table = captions::conceptual_captions(root)?;
+            let table = captions::conceptual_captions(root, options)?;
             let part = PartReport {
                 name: table.table,
                 images: table.pairs.images.len(),
@@ -256,7 +256,7 @@ fn task_splits(task: Task) -> Vec<Part> {
 /// Returns the uncompressed size of the files in the dataset's folder.
 fn total_bytes(spec: &'static Spec, root: &Path, options: &DatasetOptions) -> u64 {
     if spec.key == "ImageNet" {
-        return imagenet::image_bytes(root);
+        return imagenet::image_bytes(root, options);
     }
     let Ok(source) = Source::find(spec, root, options) else {
         return 0;

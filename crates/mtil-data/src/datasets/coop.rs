@@ -32,7 +32,7 @@ pub(super) fn open(
     root: &Path,
     options: &DatasetOptions,
 ) -> Result<Task, DatasetError> {
-    let store = open_store(spec, root, &spec.archives())?;
+    let store = open_store(spec, root, &spec.archives(), options)?;
     let file =
         coop.files
             .iter()

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::{data::but_others, did_you_mean};
+
 /// Error while reading a dataset.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
@@ -26,6 +28,37 @@ pub enum DatasetError {
         root: PathBuf,
         /// Files, folders and archives that were looked for, relative to the root.
         looked_for: Vec<String>,
+        /// Its download location.
+        get: String,
+    },
+    /// Files of a dataset are in the data root, but not the file that it is found by.
+    #[error(
+        "{dataset}: there is {}, but no {}; get it from {get}",
+        present.join(" and "),
+        missing.join(" or ")
+    )]
+    PartlyThere {
+        /// Name of the dataset.
+        dataset: String,
+        /// Its archives and folders that are there.
+        present: Vec<String>,
+        /// Where the missing file was looked for.
+        missing: Vec<String>,
+        /// Its download location.
+        get: String,
+    },
+    /// A dataset or one of its splits has no image.
+    #[error(
+        "{dataset}: {place} has none of its images{}; get it from {get}",
+        but_others(others)
+    )]
+    NoImages {
+        /// Name of the dataset.
+        dataset: String,
+        /// The folder or the split.
+        place: String,
+        /// The files that are there instead, as text; empty for none.
+        others: String,
         /// Its download location.
         get: String,
     },
@@ -208,8 +241,8 @@ pub enum DatasetError {
     /// Images in a list are missing.
     #[error(
         "{dataset}: {missing} of the {of} images that {list} names are missing, \
-         the first is {first}: the archive was not unpacked completely; \
-         unpack it again, or leave it as it is in the data root"
+         the first is {first}: {}",
+        missing_because(elsewhere.as_deref())
     )]
     MissingImages {
         /// The dataset.
@@ -222,6 +255,8 @@ pub enum DatasetError {
         of: usize,
         /// The first missing image.
         first: String,
+        /// A file of its name in another folder.
+        elsewhere: Option<String>,
     },
     /// An image is listed twice, in one split or in both.
     #[error("{dataset}: {path} is named in {first} and again in {second}: remove one of them")]
@@ -312,6 +347,11 @@ fn of_member(member: Option<&str>) -> String {
     member.map_or_else(String::new, |member| format!(", member {member}"))
 }
 
-fn did_you_mean(near: Option<&str>) -> String {
-    near.map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"))
+fn missing_because(elsewhere: Option<&str>) -> String {
+    match elsewhere {
+        Some(path) => format!("there is {path}; move its folder to where it is looked for"),
+        None => "the archive was not unpacked completely; \
+                 unpack it again, or leave it as it is in the data root"
+            .to_owned(),
+    }
 }

@@ -3,13 +3,18 @@
 //! torchvision converts EuroSAT and SUN397 to RGB when it opens an image. Caltech101's grey images
 //! stay grey through crop and resize, which gives the same values in each channel.
 
+use std::path::Path;
+
 use super::{
     error::DatasetError,
     options::{SizeCheck, Sun397Order},
     source::{LabelledPaths, Source},
     splits,
 };
-use crate::suite::Task;
+use crate::{
+    data::{OtherFiles, is_image_with_suffix},
+    suite::Task,
+};
 
 /// Loads Caltech101: category folders with `image_0001.jpg`, `image_0002.jpg`, …
 /// (torchvision `caltech.py`). Samples are sorted by folder name, then by number.
@@ -106,6 +111,13 @@ pub(super) fn sun397(source: &Source<'_>) -> Result<Task, DatasetError> {
     split_samples(source, all)
 }
 
+/// Returns the numbers of files by suffix, as in `27000 .tif`.
+fn suffixes(files: &[String]) -> String {
+    let mut others = OtherFiles::default();
+    files.iter().for_each(|file| others.add(Path::new(file)));
+    others.to_string()
+}
+
 /// Returns an empty list of samples of the dataset's folder.
 fn empty_samples(source: &Source<'_>) -> LabelledPaths {
     LabelledPaths {
@@ -116,13 +128,19 @@ fn empty_samples(source: &Source<'_>) -> LabelledPaths {
 }
 
 fn is_image(file: &str) -> bool {
-    let lower = file.to_ascii_lowercase();
-    // macOS adds `._*` files to archives.
-    !file.starts_with("._") && [".jpg", ".jpeg", ".png"].iter().any(|e| lower.ends_with(e))
+    is_image_with_suffix(file.as_ref(), &["jpg", "jpeg", "png"])
 }
 
 /// Checks the samples against the published release and splits them.
 fn split_samples(source: &Source<'_>, all: LabelledPaths) -> Result<Task, DatasetError> {
+    if all.paths.is_empty() {
+        return Err(DatasetError::NoImages {
+            dataset: source.spec.key.clone(),
+            place: all.list,
+            others: suffixes(&source.store.files(&source.base)?),
+            get: source.spec.download_location(),
+        });
+    }
     source.check_total(&all)?;
     let mut present = vec![false; source.spec.classes.len()];
     all.labels.iter().for_each(|&l| present[l] = true);
@@ -137,4 +155,51 @@ fn split_samples(source: &Source<'_>, all: LabelledPaths) -> Result<Task, Datase
     }
     let (train, test) = source.split(all)?;
     source.task_from_folders(train, test)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use clip_model::Preprocess;
+
+    use super::super::{
+        open,
+        tests::{any, put, samples, unpack},
+    };
+
+    /// Pictures of other formats, and their evaluation crops in Pillow.
+    const PICTURES: [(&str, &str); 5] = [
+        ("bmp24.bmp", "bmp24_bmp_before_32.png"),
+        ("bmp8_rle.bmp", "bmp8_rle_bmp_before_32.png"),
+        ("gif.gif", "bmp8_bmp_before_32.png"),
+        ("gif_transparent.gif", "bmp8_bmp_before_32.png"),
+        ("rgb_odd.png", "rgb_odd_png_before_32.png"),
+    ];
+
+    #[test]
+    fn sun397_holds_bmp_gif_and_png_files_named_jpg() {
+        let pictures =
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../clip-model/tests/data/preprocess");
+        let root = unpack(|path| path.starts_with("SUN397/"));
+        let paths = samples(&open("SUN397", root.path(), &any()).unwrap().train);
+        for ((path, _), (source, _)) in paths.iter().zip(PICTURES) {
+            assert!(path.ends_with(".jpg"), "{path}");
+            let bytes = fs::read(pictures.join("src").join(source)).unwrap();
+            put(root.path(), path, &bytes);
+        }
+        let task = open("SUN397", root.path(), &any()).unwrap();
+        assert_eq!(samples(&task.train), paths);
+        for (index, (source, expected)) in PICTURES.into_iter().enumerate() {
+            let image = task.train.images.load(index).unwrap();
+            let crop = Preprocess::clip(32).eval_u8(&image);
+            let expected = image::open(pictures.join("expected").join(expected)).unwrap();
+            assert_eq!(crop, expected.to_rgb8(), "{source}");
+        }
+        for split in [&task.train, &task.test] {
+            for index in 0..split.labels.len() {
+                split.images.load(index).unwrap();
+            }
+        }
+    }
 }

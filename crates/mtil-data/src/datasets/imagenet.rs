@@ -21,7 +21,7 @@ use super::{
     store::{Archive, Store, StoreImages},
 };
 use crate::{
-    data::{Article, with_class_name},
+    data::{Article, is_image_with_suffix, with_class_name},
     suite::{CaptionedImages, LabelledImages, Task},
 };
 
@@ -29,6 +29,8 @@ use crate::{
 const TEMPLATE: &str = "a photo of a {}";
 /// Files with one synset and its names per line, of the published code and of Kaggle.
 const NAMES: [&str; 2] = ["labels.txt", "LOC_synset_mapping.txt"];
+/// Suffixes of the published images. Files of other kinds would change the draws.
+const SUFFIXES: [&str; 2] = ["jpg", "jpeg"];
 /// Kaggle's labels of the validation images.
 const VAL_LABELS: &str = "LOC_val_solution.csv";
 /// Candidate folders of the original archives.
@@ -60,7 +62,7 @@ pub fn numpy_reference_draw(n: usize, count: usize, seed: u32) -> Vec<usize> {
 /// [`DatasetError::NotFound`], an unknown class folder, or a size that differs from the published
 /// one.
 pub fn reference(root: &Path, options: &DatasetOptions) -> Result<CaptionedImages, DatasetError> {
-    let train = SplitFolder::find(root, SplitKind::Train)?;
+    let train = SplitFolder::find(root, SplitKind::Train, options)?;
     let samples = train.samples()?;
     if options.size_check == SizeCheck::Exact {
         let spec = train.spec;
@@ -80,7 +82,7 @@ pub fn reference(root: &Path, options: &DatasetOptions) -> Result<CaptionedImage
 /// # Errors
 /// As [`reference()`].
 pub fn validation(root: &Path, options: &DatasetOptions) -> Result<CaptionedImages, DatasetError> {
-    let val = SplitFolder::find(root, SplitKind::Val)?;
+    let val = SplitFolder::find(root, SplitKind::Val, options)?;
     let samples = val.samples()?;
     if options.size_check == SizeCheck::Exact {
         check_count(
@@ -99,8 +101,8 @@ pub fn validation(root: &Path, options: &DatasetOptions) -> Result<CaptionedImag
 /// The validation images are the test split. Two of OpenAI's names, "missile" and "sunglasses",
 /// denote two classes each.
 pub(super) fn open(root: &Path, options: &DatasetOptions) -> Result<Task, DatasetError> {
-    let train = SplitFolder::find(root, SplitKind::Train)?;
-    let val = SplitFolder::find(root, SplitKind::Val)?;
+    let train = SplitFolder::find(root, SplitKind::Train, options)?;
+    let val = SplitFolder::find(root, SplitKind::Val, options)?;
     let (of_train, of_val) = (train.samples()?, val.samples()?);
     let spec = train.spec;
     let sizes = Some((spec.train, spec.test));
@@ -115,9 +117,9 @@ pub(super) fn open(root: &Path, options: &DatasetOptions) -> Result<Task, Datase
 }
 
 /// Returns the uncompressed size of the images of both splits in bytes.
-pub(super) fn image_bytes(root: &Path) -> u64 {
+pub(super) fn image_bytes(root: &Path, options: &DatasetOptions) -> u64 {
     let of = |split| {
-        let found = SplitFolder::find(root, split).ok()?;
+        let found = SplitFolder::find(root, split, options).ok()?;
         let sizes = found
             .files
             .par_iter()
@@ -148,9 +150,9 @@ struct SplitFolder {
 }
 
 impl SplitFolder {
-    fn find(root: &Path, split: SplitKind) -> Result<Self, DatasetError> {
+    fn find(root: &Path, split: SplitKind, options: &DatasetOptions) -> Result<Self, DatasetError> {
         let spec = Spec::find("ImageNet")?;
-        let store = open_store(spec, root, &archives(root, split)?)?;
+        let store = open_store(spec, root, &archives(root, split)?, options)?;
         let synsets: HashMap<&str, usize> = spec
             .raw_classes()
             .iter()
@@ -166,7 +168,7 @@ impl SplitFolder {
             let files: Vec<String> = store
                 .files(&base)?
                 .into_iter()
-                .filter(|f| is_image(f))
+                .filter(|f| is_image_with_suffix(f.as_ref(), &SUFFIXES))
                 .collect();
             looked_for.push(format!("{base}/SYNSET/"));
             let of_synset = |path: &String| {
@@ -326,11 +328,6 @@ fn archives(root: &Path, split: SplitKind) -> Result<Vec<Archive>, DatasetError>
     Ok(all)
 }
 
-fn is_image(path: &str) -> bool {
-    let lower = path.to_ascii_lowercase();
-    lower.ends_with(".jpeg") || lower.ends_with(".jpg")
-}
-
 /// Finds one of the files `names` in the parent folders of `base`, starting at the nearest.
 fn find_in_parents(base: &str, names: &[&str], store: &Store) -> Option<String> {
     let mut folder = base;
@@ -350,7 +347,10 @@ fn find_in_parents(base: &str, names: &[&str], store: &Store) -> Option<String> 
 fn read_val_labels(store: &Store, file: &str) -> Result<HashMap<String, String>, DatasetError> {
     let row = |line: &str| {
         let (image, rest) = line.split_once(',')?;
-        Some((image.to_owned(), rest.split_whitespace().next()?.to_owned()))
+        // Some programs write the table with all values in quotation marks.
+        let rest = rest.trim().trim_matches('"');
+        let image = image.trim().trim_matches('"').to_owned();
+        Some((image, rest.split_whitespace().next()?.to_owned()))
     };
     Ok(store.text(file)?.lines().skip(1).filter_map(row).collect())
 }
@@ -368,6 +368,17 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn the_table_of_validation_labels_may_be_quoted() {
+        let root = tempfile::tempdir().unwrap();
+        let table = "ImageId,PredictionString\nval_1,n01440764 1 2 3 4\n\"val_2\",\"n02 1 2\"\n";
+        std::fs::write(root.path().join(VAL_LABELS), table).unwrap();
+        let store = Store::open(root.path(), &[]).unwrap();
+        let labels = read_val_labels(&store, VAL_LABELS).unwrap();
+        assert_eq!(labels["val_1"], "n01440764");
+        assert_eq!(labels["val_2"], "n02");
+    }
 
     #[test]
     fn captions_of_all_synsets_are_the_published_ones() {

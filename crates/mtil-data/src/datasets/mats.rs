@@ -95,10 +95,13 @@ pub(super) fn stanford_cars(source: &Source<'_>) -> Result<Task, DatasetError> {
         }
         Ok(samples)
     };
+    // Kaggle's archive has the images in cars_train/cars_train.
+    let [train, test] = ["cars_train", "cars_test"].map(|name| source.image_folder(name));
+    let (train, test) = (train?, test?);
     source.task_from_lists(
         &[source.path("cars_train"), source.path("cars_test")],
-        read("devkit/cars_train_annos.mat", "cars_train")?,
-        read("cars_test_annos_withlabels.mat", "cars_test")?,
+        read("devkit/cars_train_annos.mat", &train)?,
+        read("cars_test_annos_withlabels.mat", &test)?,
     )
 }
 

@@ -65,10 +65,30 @@ use source::Source;
 /// ```
 pub fn open(key: &str, root: &Path, options: &DatasetOptions) -> Result<Task, DatasetError> {
     let spec = Spec::find(key)?;
-    if let (Protocol::CoOp, Some(coop)) = (options.protocol, &spec.coop) {
-        return coop::open(spec, coop, root, options);
+    let task = match (options.protocol, &spec.coop) {
+        (Protocol::CoOp, Some(coop)) => coop::open(spec, coop, root, options)?,
+        _ if key == "ImageNet" => imagenet::open(root, options)?,
+        _ => loader(key)?(&Source::find(spec, root, options)?)?,
+    };
+    for (split, images) in [("train", &task.train), ("test", &task.test)] {
+        if images.images.is_empty() {
+            return Err(DatasetError::NoImages {
+                dataset: task.name,
+                place: format!("the {split} split"),
+                others: String::new(),
+                get: spec.download_location(),
+            });
+        }
     }
-    let load = match key {
+    Ok(task)
+}
+
+/// Loader of a dataset that was found in a data root.
+type Loader = fn(&Source<'_>) -> Result<Task, DatasetError>;
+
+/// Returns the loader of torchvision's splits of a dataset.
+fn loader(key: &str) -> Result<Loader, DatasetError> {
+    Ok(match key {
         "Aircraft" => lists::aircraft,
         "Caltech101" => folders::caltech101,
         "CIFAR10" => raw::cifar10,
@@ -77,7 +97,6 @@ pub fn open(key: &str, root: &Path, options: &DatasetOptions) -> Result<Task, Da
         "EuroSAT" => folders::eurosat,
         "Flowers" => mats::flowers,
         "Food" => lists::food,
-        "ImageNet" => return imagenet::open(root, options),
         "MNIST" => raw::mnist,
         "OxfordPet" => lists::oxford_pet,
         "StanfordCars" => mats::stanford_cars,
@@ -87,9 +106,10 @@ pub fn open(key: &str, root: &Path, options: &DatasetOptions) -> Result<Task, Da
                 key: key.to_owned(),
             });
         }
-    };
-    load(&Source::find(spec, root, options)?)
+    })
 }
 
+#[cfg(test)]
+mod layout_tests;
 #[cfg(test)]
 mod tests;

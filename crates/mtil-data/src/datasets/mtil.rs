@@ -108,8 +108,8 @@ pub fn suite(name: &str, root: &Path, options: &DatasetOptions) -> Result<MtilSu
         .map(|key| open(key, root, options))
         .collect::<Result<_, _>>()?;
     let retrieval: Vec<RetrievalSet> = [
-        captions::coco(root, CaptionSplit::Auto),
-        captions::flickr30k(root, CaptionSplit::Auto),
+        captions::coco(root, CaptionSplit::Auto, options),
+        captions::flickr30k(root, CaptionSplit::Auto, options),
     ]
     .into_iter()
     .map(ok_if_found)
@@ -155,7 +155,7 @@ fn reference(root: &Path, options: &DatasetOptions) -> Result<Reference, Dataset
         })
     };
     let of_captions = || {
-        let table = captions::conceptual_captions(root)?;
+        let table = captions::conceptual_captions(root, options)?;
         Ok::<_, DatasetError>(Reference {
             pairs: table.pairs,
             imagenet: false,

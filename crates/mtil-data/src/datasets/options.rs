@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use clip_model::preprocess::DecodeOptions;
+
 /// Evaluation protocol: splits and class names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
@@ -86,4 +88,86 @@ pub struct DatasetOptions {
     pub index_lists: BTreeMap<String, IndexLists>,
     /// Source of a suite's reference pairs.
     pub reference: ReferenceSource,
+    /// Decoding of the images.
+    pub decode: DecodeOptions,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        captions::conceptual_captions,
+        check::{DatasetState, check},
+        mtil, open,
+        tests::{any, packed, put, unpack},
+    };
+    use super::*;
+    use crate::data::{DataError, ImageSource};
+
+    /// Requires that the first image is refused, unless it is stored as raw pixels.
+    fn assert_refused(images: &dyn ImageSource) {
+        if images.identity(0).contains('#') {
+            return;
+        }
+        let error = images.load(0).unwrap_err();
+        assert!(
+            matches!(error, DataError::TooManyPixels { maximum: 1, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn decode_options_hold_for_every_image_file() {
+        let options = DatasetOptions {
+            decode: DecodeOptions { max_pixels: 1 },
+            ..any()
+        };
+        let found = mtil::suite("mtil-order-1", &packed(), &options).unwrap();
+        let coop = DatasetOptions {
+            protocol: Protocol::CoOp,
+            ..options.clone()
+        };
+        let mut tasks = found.suite.tasks;
+        tasks.push(open("ImageNet", &packed(), &options).unwrap());
+        tasks.push(open("Caltech101", &packed(), &coop).unwrap());
+        for task in &tasks {
+            assert_refused(task.train.images.as_ref());
+            assert_refused(task.test.images.as_ref());
+        }
+        assert_eq!(found.retrieval.len(), 2);
+        for set in &found.retrieval {
+            assert_refused(set.images.as_ref());
+        }
+        assert_refused(found.suite.reference.images.as_ref());
+        assert_refused(found.suite.held_out.images.as_ref());
+    }
+
+    #[test]
+    fn decode_options_hold_for_caption_tables_and_checks() {
+        let root = unpack(|path| path.starts_with("eurosat/2750"));
+        let image = image::RgbImage::new(2, 1);
+        std::fs::create_dir(root.path().join("cc")).unwrap();
+        image.save(root.path().join("cc/1.png")).unwrap();
+        put(
+            root.path(),
+            "cc/val.tsv",
+            b"title\tfilepath\na fish\t1.png\n",
+        );
+        let options = DatasetOptions {
+            decode: DecodeOptions { max_pixels: 1 },
+            ..any()
+        };
+        let table = conceptual_captions(root.path(), &options).unwrap();
+        assert_refused(table.pairs.images.as_ref());
+        let keys = ["EuroSAT", "ConceptualCaptions"];
+        for report in check(root.path(), &keys, true, &options, &|_| {}) {
+            let DatasetState::Complete {
+                parts, unreadable, ..
+            } = &report.state
+            else {
+                panic!("{report:?}");
+            };
+            let images: usize = parts.iter().map(|part| part.images).sum();
+            assert_eq!(unreadable.len(), images, "{report:?}");
+        }
+    }
 }

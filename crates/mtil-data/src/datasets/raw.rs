@@ -10,6 +10,7 @@ use super::{
     idx,
     pickle::{self, Value},
     source::Source,
+    spec::join,
     store::{PixelLayout, RawImages},
 };
 use crate::{data::ImageSource, suite::Task};
@@ -134,12 +135,18 @@ pub(super) fn mnist(source: &Source<'_>) -> Result<Task, DatasetError> {
 
 fn mnist_split(source: &Source<'_>, split: &str) -> Result<RawSplit, DatasetError> {
     let read = |kind: &str| {
-        let plain = format!("{split}-{kind}-ubyte");
-        let gzipped = format!("{plain}.gz");
-        let file = match source.store.exists(&source.path(&plain)) {
-            false if source.store.exists(&source.path(&gzipped)) => gzipped,
-            _ => plain,
-        };
+        let published = format!("{split}-{kind}-ubyte");
+        // Some copies have a dot in the name, or each file in a folder of its own name.
+        let dotted = published.replacen("-idx", ".idx", 1);
+        let names = [
+            published.clone(),
+            format!("{published}.gz"),
+            dotted.clone(),
+            format!("{dotted}.gz"),
+            join(&published, &published),
+        ];
+        let exists = |name: &String| source.store.exists(&source.path(name));
+        let file = names.into_iter().find(exists).unwrap_or(published);
         let path = source.path(&file);
         Ok::<_, DatasetError>((
             idx::read(&source.store.read(&path)?, &source.describe(&file))?,

@@ -14,7 +14,7 @@ use super::{
     store::{Archive, Store, StoreImages},
 };
 use crate::{
-    data::ImageSource,
+    data::{ImageSource, is_image_name},
     nearest,
     suite::{LabelledImages, Task},
 };
@@ -43,11 +43,12 @@ pub(super) fn open_store(
     spec: &Spec,
     root: &Path,
     archives: &[Archive],
+    options: &DatasetOptions,
 ) -> Result<Store, DatasetError> {
     if !root.is_dir() {
         return Err(spec.not_found(root));
     }
-    Store::open(root, archives)
+    Ok(Store::open(root, archives)?.with_decode_options(options.decode))
 }
 
 impl<'a> Source<'a> {
@@ -60,7 +61,7 @@ impl<'a> Source<'a> {
         root: &Path,
         options: &'a DatasetOptions,
     ) -> Result<Self, DatasetError> {
-        let store = open_store(spec, root, &spec.archives())?;
+        let store = open_store(spec, root, &spec.archives(), options)?;
         for base in &spec.bases {
             let found = match &spec.marker {
                 Some(marker) => store.exists(&join(base, marker)),
@@ -75,7 +76,24 @@ impl<'a> Source<'a> {
                 });
             }
         }
-        Err(spec.not_found(root))
+        Err(not_found(spec, root))
+    }
+
+    /// Returns the folder of images `name`, or the folder of that name in it if this one holds more
+    /// images, as in archives whose only folder is packed again.
+    pub(super) fn image_folder(&self, name: &str) -> Result<String, DatasetError> {
+        let nested = join(name, name);
+        let files = self.store.files(&self.path(name))?;
+        let images = |folder: &str| {
+            let folder = self.path(folder);
+            let is_in = |file: &&String| {
+                let parent = file.rsplit_once('/').map(|(parent, _)| parent);
+                parent == Some(&*folder) && is_image_name(file)
+            };
+            files.iter().filter(is_in).count()
+        };
+        let is_nested = images(&nested) > images(name);
+        Ok(if is_nested { nested } else { name.to_owned() })
     }
 
     /// Returns the path of a file of the dataset, relative to the data root.
@@ -261,6 +279,35 @@ impl<'a> Source<'a> {
     }
 }
 
+/// Returns the error for a dataset that is not in `root`, or not completely.
+fn not_found(spec: &Spec, root: &Path) -> DatasetError {
+    let Some(marker) = &spec.marker else {
+        return spec.not_found(root);
+    };
+    let mut present = Vec::new();
+    for archive in spec.archives() {
+        let files = [archive.file.clone(), join(&archive.mount, &archive.file)];
+        present.extend(files.into_iter().filter(|file| root.join(file).is_file()));
+    }
+    let holds_files = |folder: &&String| {
+        let mut entries = std::fs::read_dir(root.join(folder)).into_iter().flatten();
+        entries.next().is_some()
+    };
+    let folders = spec.bases.iter().filter(holds_files);
+    present.extend(folders.map(|folder| format!("{folder}/")));
+    present.sort();
+    present.dedup();
+    if present.is_empty() {
+        return spec.not_found(root);
+    }
+    DatasetError::PartlyThere {
+        dataset: spec.key.clone(),
+        present,
+        missing: spec.bases.iter().map(|base| join(base, marker)).collect(),
+        get: spec.download_location(),
+    }
+}
+
 pub(super) fn unknown_class(spec: &Spec, class: &str, place: String) -> DatasetError {
     DatasetError::UnknownClass {
         dataset: spec.key.clone(),
@@ -376,10 +423,21 @@ pub(super) fn check_images_exist(
                 missing: 1 + missing.count(),
                 of: samples.paths.len(),
                 first: first.clone(),
+                elsewhere: same_name(&there, first),
             });
         }
     }
     Ok(())
+}
+
+/// Returns the first path with the file name of `path` and that of its folder.
+fn same_name(paths: &HashSet<String>, path: &str) -> Option<String> {
+    let end = |path: &str| {
+        let mut names = path.rsplit('/').map(str::to_owned);
+        [names.next(), names.next()]
+    };
+    let wanted = end(path);
+    paths.iter().filter(|p| end(p) == wanted).min().cloned()
 }
 
 /// Returns the task of two splits in a store.

@@ -153,6 +153,7 @@ fn rows(file: &Path) -> Result<Vec<(usize, String)>, DatasetError> {
         source,
     })?;
     let rows = text
+        .trim_start_matches('\u{feff}')
         .lines()
         .enumerate()
         .map(|(i, row)| (i + 1, row.trim().to_owned()));
@@ -188,7 +189,7 @@ mod tests {
             train: write(&dir, "train.txt", train),
             test: write(&dir, "test.txt", test),
         };
-        let split = Split::from_lists("X", &lists("3\n0\n\n", "1\r\n"), 4).unwrap();
+        let split = Split::from_lists("X", &lists("\u{feff}3\n0\n\n", "1\r\n"), 4).unwrap();
         assert_eq!((split.train, split.test), (vec![3, 0], vec![1]));
         for (train, test, want) in [
             ("3\n4\n", "1", "train.txt, line 2: `4`"),

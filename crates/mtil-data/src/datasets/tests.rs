@@ -21,7 +21,7 @@ use super::{
 use crate::suite::{CaptionedImages, LabelledImages, RetrievalSet};
 
 /// The data root with miniature datasets as archives.
-fn packed() -> PathBuf {
+pub(super) fn packed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/datasets")
 }
 
@@ -32,7 +32,7 @@ fn unpacked() -> &'static Path {
 }
 
 /// Unpacks the files for which `keep` is true into a new data root.
-fn unpack(keep: impl Fn(&str) -> bool) -> TempDir {
+pub(super) fn unpack(keep: impl Fn(&str) -> bool) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for spec in Spec::all() {
         let mut archives = spec.archives();
@@ -51,13 +51,13 @@ fn unpack(keep: impl Fn(&str) -> bool) -> TempDir {
     dir
 }
 
-fn put(root: &Path, path: &str, content: &[u8]) {
+pub(super) fn put(root: &Path, path: &str, content: &[u8]) {
     let file = root.join(path);
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(file, content).unwrap();
 }
 
-fn any() -> DatasetOptions {
+pub(super) fn any() -> DatasetOptions {
     DatasetOptions {
         size_check: SizeCheck::Any,
         ..DatasetOptions::default()
@@ -77,7 +77,7 @@ fn expected() -> Value {
 
 /// Returns the label of each image with its path, or with the first bytes of the SHA-256 of its raw
 /// pixels.
-fn samples(split: &LabelledImages) -> Vec<(String, usize)> {
+pub(super) fn samples(split: &LabelledImages) -> Vec<(String, usize)> {
     let name = |i| {
         let identity = split.images.identity(i);
         if identity.contains('#') {
@@ -273,7 +273,7 @@ fn edit(root: &Path, path: &str, change: impl FnOnce(String) -> String) {
 }
 
 #[track_caller]
-fn contains(message: &str, words: &[&str]) {
+pub(super) fn contains(message: &str, words: &[&str]) {
     assert!(words.iter().all(|w| message.contains(w)), "{message}");
 }
 
@@ -695,14 +695,14 @@ fn caption_sets_are_those_of_torchvision() {
         serde_json::from_value(expected()[key].clone()).unwrap()
     };
     for root in [&packed(), unpacked()] {
-        let set = coco(root, CaptionSplit::Official).unwrap();
+        let set = coco(root, CaptionSplit::Official, &any()).unwrap();
         assert_eq!(set.name, "COCO (val2014)");
         assert_eq!(retrieval(&set), want("COCO"));
         assert_eq!(set.image_of[..6], [0, 0, 0, 0, 0, 1]);
         let first = set.first_captions();
         assert_eq!(first.captions[0], want("COCO")[0].1[0]);
         first.images.load(0).unwrap();
-        let set = flickr30k(root, CaptionSplit::Official).unwrap();
+        let set = flickr30k(root, CaptionSplit::Official, &any()).unwrap();
         assert_eq!(retrieval(&set), want("Flickr30k"));
     }
 }
@@ -710,8 +710,8 @@ fn caption_sets_are_those_of_torchvision() {
 #[test]
 fn karpathys_test_splits() {
     let sets = [
-        coco(&packed(), CaptionSplit::Karpathy).unwrap(),
-        flickr30k(&packed(), CaptionSplit::Auto).unwrap(),
+        coco(&packed(), CaptionSplit::Karpathy, &any()).unwrap(),
+        flickr30k(&packed(), CaptionSplit::Auto, &any()).unwrap(),
     ];
     for (set, key, names) in [
         (&sets[0], "COCO", ["000000581929.jpg", "000000000073.jpg"]),
@@ -732,9 +732,11 @@ fn karpathys_test_splits() {
     }
     // Without its file.
     let root = unpack(|path| path.starts_with("coco/") && !path.contains("dataset_coco"));
-    let error = coco(root.path(), CaptionSplit::Karpathy).err().unwrap();
+    let error = coco(root.path(), CaptionSplit::Karpathy, &any())
+        .err()
+        .unwrap();
     assert!(matches!(error, DatasetError::NotFound { .. }), "{error}");
-    let found = coco(root.path(), CaptionSplit::Auto).unwrap();
+    let found = coco(root.path(), CaptionSplit::Auto, &any()).unwrap();
     assert_eq!(found.name, "COCO (val2014)");
 }
 
@@ -745,12 +747,12 @@ fn kaggles_table_of_flickr30k() {
     // One line of the published table lacks a bar.
     let table = table.replacen("| 4| ", "| 4   ", 1);
     put(root.path(), "flickr30k/results.csv", table.as_bytes());
-    let found = retrieval(&flickr30k(root.path(), CaptionSplit::Official).unwrap());
+    let found = retrieval(&flickr30k(root.path(), CaptionSplit::Official, &any()).unwrap());
     let want: Vec<(String, Vec<String>)> =
         serde_json::from_value(expected()["Flickr30k"].clone()).unwrap();
     assert_eq!(found, want);
     put(root.path(), "flickr30k/results.csv", b"header\nno bar\n");
-    let error = flickr30k(root.path(), CaptionSplit::Official)
+    let error = flickr30k(root.path(), CaptionSplit::Official, &any())
         .err()
         .unwrap()
         .to_string();
@@ -760,7 +762,7 @@ fn kaggles_table_of_flickr30k() {
         "flickr30k/results.csv",
         b"header\n1.jpg| 0| x\n",
     );
-    let error = flickr30k(root.path(), CaptionSplit::Official)
+    let error = flickr30k(root.path(), CaptionSplit::Official, &any())
         .err()
         .unwrap()
         .to_string();

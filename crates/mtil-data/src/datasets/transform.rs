@@ -1,6 +1,6 @@
 //! Transformations of suites: task selection, cyclic shifts, few-shot subsets.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use image::DynamicImage;
 
@@ -155,6 +155,10 @@ impl ImageSource for Subset {
 
     fn identity(&self, index: usize) -> String {
         self.images.identity(self.indices[index])
+    }
+
+    fn modified(&self, index: usize) -> Option<SystemTime> {
+        self.images.modified(self.indices[index])
     }
 
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use sha2::{Digest, Sha256};
 
-use super::{CaptionedImages, LabelledImages, Suite, SuiteError, Task};
+use super::{CaptionedImages, LabelledImages, Suite, SuiteError, SuiteWarning, Task};
 use crate::data::{DataError, ImageSource, duplicate_name};
 
 impl Suite {
@@ -44,6 +44,21 @@ impl Suite {
             check_pairs(&format!("reference set of task `{task}`"), pairs)?;
         }
         check_pairs("held-out part of the reference set", &self.held_out)
+    }
+
+    /// Returns the warnings of the loader about these tasks and the reference set, and one for each
+    /// task with a test image that is also a training image, by [identity](ImageSource::identity).
+    ///
+    /// It asks for the identity of every image, which may take a while.
+    pub fn warnings(&self) -> Vec<SuiteWarning> {
+        let loader = self.extras.warnings.iter().filter(|warning| {
+            let mut tasks = self.tasks.iter();
+            warning
+                .task()
+                .is_none_or(|name| tasks.any(|task| task.name == name))
+        });
+        let shared = self.tasks.iter().filter_map(shared_images);
+        loader.cloned().chain(shared).collect()
     }
 
     /// Returns the SHA-256 of the suite's content in hexadecimal, which a resumed run compares.
@@ -117,6 +132,19 @@ fn hash_text(hash: &mut Sha256, text: &str) {
 fn hash_images(hash: &mut Sha256, images: &dyn ImageSource) {
     hash_number(hash, images.len());
     (0..images.len()).for_each(|i| hash_text(hash, &images.identity(i)));
+}
+
+/// Returns a warning if test images of a task are also training images.
+fn shared_images(task: &Task) -> Option<SuiteWarning> {
+    let [train, test] = [&task.train.images, &task.test.images];
+    let trained: HashSet<String> = (0..train.len()).map(|i| train.identity(i)).collect();
+    let mut shared = (0..test.len()).filter(|&i| trained.contains(&test.identity(i)));
+    let first = shared.next()?;
+    Some(SuiteWarning::SharedImages {
+        task: task.name.clone(),
+        images: 1 + shared.count(),
+        first: test.name(first),
+    })
 }
 
 fn check_task(task: &Task) -> Result<(), SuiteError> {
@@ -219,6 +247,7 @@ pub(super) mod tests {
     use image::DynamicImage;
 
     use super::*;
+    use crate::datasets::store::{PixelLayout, RawImages};
 
     /// Images held in memory.
     pub(in super::super) struct Drawn(pub(in super::super) Vec<DynamicImage>);
@@ -282,6 +311,15 @@ pub(super) mod tests {
         assert!(broken(|s| s.tasks[0].class_names.truncate(1)).contains("at least 2"));
         assert!(broken(|s| s.tasks[0].class_names[1] = "".into()).contains("empty"));
         assert!(broken(|s| s.tasks[0].class_names[1] = "Red".into()).contains("duplicate"));
+        // One accent is a character of its own, and lower-casing comes first.
+        let accents = |s: &mut Suite| {
+            s.tasks[0].class_names = ["caf\u{e9}", "Cafe\u{301}"].map(str::to_owned).to_vec();
+        };
+        assert!(broken(accents).contains("`caf\u{e9}` and `Cafe\u{301}`"));
+        let accents = |s: &mut Suite| {
+            s.tasks[0].class_names = ["caf\u{e9}", "cafe\u{301}"].map(str::to_owned).to_vec();
+        };
+        assert!(broken(accents).contains("`caf\u{e9}` and `cafe\\u{301}`"));
         assert!(broken(|s| s.tasks[0].test.images = drawn(0, 0)).contains("no image in its test"));
         assert!(broken(|s| s.tasks[0].train.labels.truncate(1)).contains("3 images but 1 labels"));
         assert!(broken(|s| s.tasks[0].train.labels[2] = 2).contains("drawn 2 has label 2"));
@@ -289,6 +327,32 @@ pub(super) mod tests {
         assert!(broken(|s| s.held_out.images = drawn(0, 0)).contains("held-out"));
         assert!(broken(|s| s.reference.captions.truncate(1)).contains("1 captions"));
         assert!(broken(|s| s.reference.captions[1] = "".into()).contains("drawn 1 is empty"));
+    }
+
+    #[test]
+    fn a_test_image_that_is_also_a_training_image_is_a_warning() {
+        let images = |pixels| {
+            let images = RawImages::new("set", pixels, 1, 1, PixelLayout::Grey);
+            images.unwrap()
+        };
+        let all = images(vec![0_u8; 5]);
+        let mut suite = small();
+        suite.tasks[0].train.images = Arc::new(all.slice(0..3));
+        suite.tasks[0].test.images = Arc::new(all.slice(3..5));
+        assert_eq!(suite.warnings(), []);
+        suite.tasks[0].test.images = Arc::new(all.slice(2..4));
+        let warning = SuiteWarning::SharedImages {
+            task: "colours".into(),
+            images: 1,
+            first: "set #2".into(),
+        };
+        let text = warning.to_string();
+        assert!(
+            text.starts_with("task `colours`: ") && text.ends_with("1, the first is set #2"),
+            "{text}"
+        );
+        assert_eq!(suite.warnings(), [warning]);
+        suite.check().unwrap();
     }
 
     #[test]

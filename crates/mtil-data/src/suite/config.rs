@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use clip_model::preprocess::DecodeOptions;
 use serde::{Deserialize, Serialize};
 
-use super::{CaptionedImages, Extras, LabelledImages, Suite, SuiteError, Task};
+use super::{CaptionedImages, Extras, LabelledImages, Suite, SuiteError, SuiteWarning, Task};
 use crate::{
-    data::{Article, CaptionFolder, DataError, FolderOptions, ImageFolder},
+    data::{Article, CaptionFolder, DataError, FolderOptions, FolderWarning, ImageFolder},
     nearest,
 };
 
@@ -23,7 +24,8 @@ pub(super) struct SuiteConfig {
     pub(super) split_seed: u64,
     #[serde(default)]
     pub(super) task: Vec<TaskConfig>,
-    pub(super) reference: ReferenceConfig,
+    /// Required; absence has an error of its own.
+    pub(super) reference: Option<ReferenceConfig>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -88,6 +90,10 @@ impl Suite {
     /// # Errors
     /// [`SuiteError`] with the file, the key or the task, and the remedy.
     pub fn from_toml(path: &Path) -> Result<Self, SuiteError> {
+        Self::from_toml_with(path, DecodeOptions::default())
+    }
+
+    fn from_toml_with(path: &Path, decode: DecodeOptions) -> Result<Self, SuiteError> {
         let text = std::fs::read_to_string(path).map_err(|source| SuiteError::Read {
             path: path.to_owned(),
             source,
@@ -98,7 +104,7 @@ impl Suite {
             message: error.to_string().trim_end().to_owned(),
         })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        let suite = config.open(base, path)?;
+        let suite = config.open(base, path, decode)?;
         suite.check()?;
         Ok(suite)
     }
@@ -108,11 +114,20 @@ impl Suite {
     /// # Errors
     /// As [`from_toml`](Self::from_toml), and [`SuiteError::Missing`] if there is no such file.
     pub fn load(path: &Path) -> Result<Self, SuiteError> {
+        Self::load_with(path, DecodeOptions::default())
+    }
+
+    /// Loads a suite as [`load`](Self::load) does. Its images are decoded with the options
+    /// `decode`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(path: &Path, decode: DecodeOptions) -> Result<Self, SuiteError> {
         let inside = path.join(SUITE_FILE);
         if inside.is_file() {
-            Self::from_toml(&inside)
+            Self::from_toml_with(&inside, decode)
         } else if path.is_file() {
-            Self::from_toml(path)
+            Self::from_toml_with(path, decode)
         } else {
             Err(SuiteError::Missing {
                 path: path.to_owned(),
@@ -122,7 +137,17 @@ impl Suite {
 }
 
 impl SuiteConfig {
-    fn open(self, base: &Path, file: &Path) -> Result<Suite, SuiteError> {
+    fn open(self, base: &Path, file: &Path, decode: DecodeOptions) -> Result<Suite, SuiteError> {
+        let reference = self.reference.ok_or_else(|| SuiteError::NoReference {
+            path: file.to_owned(),
+        })?;
+        let mut warnings = Vec::new();
+        let mut warn = |task: Option<&String>, found: &[FolderWarning]| {
+            warnings.extend(found.iter().map(|warning| SuiteWarning::Folder {
+                task: task.cloned(),
+                warning: warning.clone(),
+            }));
+        };
         let mut tasks = Vec::with_capacity(self.task.len());
         for task in self.task {
             let options = FolderOptions {
@@ -130,6 +155,7 @@ impl SuiteConfig {
                 class_names: task.class_names,
                 test_fraction: task.test_fraction,
                 seed: self.split_seed,
+                decode,
             };
             let folder = ImageFolder::open(&base.join(&task.path), &options).map_err(|source| {
                 SuiteError::Task {
@@ -137,6 +163,7 @@ impl SuiteConfig {
                     source,
                 }
             })?;
+            warn(Some(&task.name), &folder.warnings);
             tasks.push(Task {
                 name: task.name,
                 class_names: folder.class_names,
@@ -151,20 +178,25 @@ impl SuiteConfig {
                 },
             });
         }
-        let (reference, held_out) = self.reference.open(base, file, self.split_seed)?;
+        let (reference, held_out) = reference.open(base, file, self.split_seed)?;
+        for pairs in [&reference, &held_out] {
+            warn(None, pairs.warnings());
+        }
+        let captioned = |folder: CaptionFolder| {
+            let (images, captions) = folder.with_decode_options(decode).into_parts();
+            CaptionedImages { images, captions }
+        };
         Ok(Suite {
             name: self.name,
             tasks,
             reference: captioned(reference),
             held_out: captioned(held_out),
-            extras: Extras::default(),
+            extras: Extras {
+                warnings,
+                ..Extras::default()
+            },
         })
     }
-}
-
-fn captioned(folder: CaptionFolder) -> CaptionedImages {
-    let (images, captions) = folder.into_parts();
-    CaptionedImages { images, captions }
 }
 
 impl ReferenceConfig {
@@ -250,9 +282,10 @@ pub(super) mod tests {
             .unwrap();
     }
 
-    const REFERENCE: &str = "[reference]\npath = 'reference'\ncaptions = 'captions.csv'\n";
+    pub(in super::super) const REFERENCE: &str =
+        "[reference]\npath = 'reference'\ncaptions = 'captions.csv'\n";
 
-    fn task(extra: &str) -> String {
+    pub(in super::super) fn task(extra: &str) -> String {
         format!("[[task]]\nname = 'shoes'\npath = 'shoes'\n{extra}\n")
     }
 
@@ -378,7 +411,10 @@ pub(super) mod tests {
     fn missing_keys_and_broken_toml() {
         let message = error(&format!("{}{REFERENCE}", task("")));
         assert!(message.contains("missing field `name`"), "{message}");
-        assert!(error(&format!("name = 'x'\n{}", task(""))).contains("`reference`"));
+        let message = error(&format!("name = 'x'\n{}", task("")));
+        for words in ["my.toml", "no `[reference]`", "image-text pairs"] {
+            assert!(message.contains(words), "{message}");
+        }
         assert!(error("name = ").contains("my.toml"));
         assert!(error(&format!("name = 3\n{REFERENCE}")).contains("string"));
     }
@@ -460,9 +496,66 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn files_that_are_not_read_are_warnings_of_their_task_or_the_reference_set() {
+        let reference = "[reference]\npath = 'shoes'\ntemplate = 'a {}'\n";
+        let dir = suite_folder(&format!("name = 'x'\n{}{reference}", task("")));
+        let suite = Suite::load(&dir.path().join("my.toml")).unwrap();
+        assert_eq!(suite.warnings(), []);
+        std::fs::write(dir.path().join("shoes/sneaker/9.heic"), b"x").unwrap();
+        let mut suite = Suite::load(&dir.path().join("my.toml")).unwrap();
+        let texts = |suite: &Suite| -> Vec<String> {
+            let warnings = suite.warnings();
+            warnings.iter().map(ToString::to_string).collect()
+        };
+        let all = texts(&suite);
+        assert_eq!(all.len(), 2);
+        assert!(
+            all[0].starts_with("task `shoes`: ") && all[0].contains("1 .heic"),
+            "{all:?}"
+        );
+        assert!(
+            all[1].starts_with("reference set: ") && all[1].contains("1 .heic"),
+            "{all:?}"
+        );
+        // A task that is not part of the suite has no warning.
+        suite.tasks[0].name = "boots".into();
+        assert_eq!(texts(&suite).len(), 1);
+    }
+
+    #[test]
     fn the_example_parses() {
         let text = include_str!("../../../../datasets/example-suite.toml");
         let config: SuiteConfig = toml::from_str(text).unwrap();
         assert!(config.task.len() >= 2);
+    }
+
+    #[test]
+    fn decode_options_hold_for_every_image_of_a_suite() {
+        let file = format!("name = 'x'\n{}{REFERENCE}", task(""));
+        let by_template = "[reference]\npath = 'shoes'\ntemplate = 'a {}'\n";
+        for file in [file.clone(), file.replace(REFERENCE, by_template)] {
+            let dir = suite_folder(&file);
+            std::fs::rename(dir.path().join("my.toml"), dir.path().join(SUITE_FILE)).unwrap();
+            for path in [dir.path().to_owned(), dir.path().join(SUITE_FILE)] {
+                // The images have 2 x 2 pixels.
+                for max_pixels in [3, 4] {
+                    let suite = Suite::load_with(&path, DecodeOptions { max_pixels }).unwrap();
+                    for images in [
+                        &suite.tasks[0].train.images,
+                        &suite.tasks[0].test.images,
+                        &suite.reference.images,
+                        &suite.held_out.images,
+                    ] {
+                        match images.load(0) {
+                            Ok(_) => assert_eq!(max_pixels, 4, "{}", images.name(0)),
+                            Err(error) => assert!(
+                                matches!(error, DataError::TooManyPixels { maximum: 3, .. }),
+                                "{error}"
+                            ),
+                        }
+                    }
+                }
+            }
+        }
     }
 }

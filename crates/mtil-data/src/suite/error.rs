@@ -26,6 +26,16 @@ pub enum SuiteError {
         /// The most similar known key.
         help: Option<String>,
     },
+    /// The suite file has no reference set.
+    #[error(
+        "suite file {} has no `[reference]`: the modality gap and retrieval are measured on \
+         image-text pairs",
+        path.display()
+    )]
+    NoReference {
+        /// The file.
+        path: PathBuf,
+    },
     /// Settings of the suite file contradict each other.
     #[error("suite file {}: {message}", path.display())]
     Setting {
@@ -143,6 +153,9 @@ pub enum SuiteError {
         /// The cause.
         message: String,
     },
+    /// The caller ended an export.
+    #[error("stopped on request")]
+    Interrupted,
 }
 
 fn suggestion(near: Option<&str>) -> String {

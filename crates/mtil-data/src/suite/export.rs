@@ -1,6 +1,7 @@
 //! Export of a suite to plain image folders.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use image::DynamicImage;
@@ -8,7 +9,8 @@ use rayon::prelude::*;
 
 use super::config::{ReferenceConfig, SUITE_FILE, SuiteConfig, TaskConfig};
 use super::{CaptionedImages, LabelledImages, Suite, SuiteError, Task};
-use crate::data::{DataError, ImageSource};
+use crate::data::{DataError, ImageSource, is_ignored_name};
+use crate::files::{is_device_name, write_atomically};
 
 /// Number of images written between two progress reports.
 const CHUNK: usize = 64;
@@ -42,21 +44,23 @@ pub struct ExportSummary {
 /// are sorted by label; those of a class keep their order. `suite.toml` is written last, so a
 /// folder that contains it is complete.
 ///
-/// `progress(written, total)` is called with numbers of images.
+/// `progress(written, total)` is called with numbers of images, and may end the export.
 ///
 /// # Errors
 /// [`SuiteError`] if the suite is invalid, a class has no image in a split (which class folders
-/// cannot express), `dir` is not empty, an image cannot be read, or a file cannot be written.
+/// cannot express), `dir` is not empty, an image cannot be read, or a file cannot be written;
+/// [`SuiteError::Interrupted`] if `progress` ends it. What was written is then removed.
 ///
 /// # Examples
 /// ```no_run
-/// use std::path::Path;
+/// use std::{ops::ControlFlow, path::Path};
 ///
 /// use mtil_data::suite::{Suite, export};
 ///
 /// let suite = Suite::load(Path::new("my-suite"))?;
 /// let summary = export(&suite, Path::new("exported"), &mut |written, total| {
 ///     println!("{written} of {total} images");
+///     ControlFlow::Continue(())
 /// })?;
 /// println!("{}", summary.suite_file.display());
 /// # Ok::<(), mtil_data::suite::SuiteError>(())
@@ -64,11 +68,28 @@ pub struct ExportSummary {
 pub fn export(
     suite: &Suite,
     dir: &Path,
-    progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<ExportSummary, SuiteError> {
     suite.check()?;
     suite.tasks.iter().try_for_each(check_every_class)?;
+    let existed = dir.exists();
     create_empty_dir(dir)?;
+    let exported = write(suite, dir, progress);
+    if exported.is_err() {
+        remove_contents(dir);
+        if !existed {
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
+    exported
+}
+
+/// Writes the files of an export to an empty folder.
+fn write(
+    suite: &Suite,
+    dir: &Path,
+    progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<ExportSummary, SuiteError> {
     let pairs = [&suite.reference, &suite.held_out];
     let splits = suite.tasks.iter().flat_map(|t| [&t.train, &t.test]);
     let total = splits.map(|h| h.images.len()).sum::<usize>()
@@ -122,16 +143,16 @@ pub fn export(
         name: suite.name.clone(),
         split_seed: 0,
         task: tasks,
-        reference: ReferenceConfig {
+        reference: Some(ReferenceConfig {
             path: "reference".into(),
             captions: Some("captions.csv".into()),
             held_out: Some("held_out".into()),
             ..ReferenceConfig::default()
-        },
+        }),
     };
     let suite_file = dir.join(SUITE_FILE);
     let text = toml::to_string_pretty(&config).map_err(|e| write_error(&suite_file, e))?;
-    std::fs::write(&suite_file, text).map_err(|e| write_error(&suite_file, e))?;
+    write_atomically(&suite_file, text.as_bytes()).map_err(|e| write_error(&suite_file, e))?;
     Ok(ExportSummary {
         tasks: suite.tasks.len(),
         images: total,
@@ -181,11 +202,21 @@ fn create_empty_dir(dir: &Path) -> Result<(), SuiteError> {
     }
 }
 
+/// Removes everything in `dir`. Errors are ignored, because the error of the export is shown.
+fn remove_contents(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let _ = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => std::fs::remove_dir_all(entry.path()),
+            _ => std::fs::remove_file(entry.path()),
+        };
+    }
+}
+
 /// Writer of images that reports its progress.
 struct Writer<'a> {
     done: usize,
     total: usize,
-    progress: &'a mut dyn FnMut(usize, usize),
+    progress: &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 }
 
 impl Writer<'_> {
@@ -207,13 +238,16 @@ impl Writer<'_> {
         let wrong = |source| SuiteError::Reference { source };
         self.images(pairs.images.as_ref(), &path, &wrong)?;
         let table = base.join("captions.csv");
-        let write = || -> Result<(), csv::Error> {
-            let mut writer = csv::Writer::from_path(&table)?;
+        let write = || -> std::io::Result<()> {
+            let mut writer = csv::Writer::from_writer(Vec::new());
             writer.write_record(["file", "caption"])?;
             for (i, caption) in pairs.captions.iter().enumerate() {
                 writer.write_record([&format!("images/{}", file_name(i)), caption])?;
             }
-            Ok(writer.flush()?)
+            let rows = writer
+                .into_inner()
+                .map_err(csv::IntoInnerError::into_error)?;
+            write_atomically(&table, &rows)
         };
         write().map_err(|e| write_error(&table, e))
     }
@@ -233,7 +267,9 @@ impl Writer<'_> {
                     .map_err(|e| write_error(&path, e))
             })?;
             self.done += end - start;
-            (self.progress)(self.done, self.total);
+            if (self.progress)(self.done, self.total).is_break() {
+                return Err(SuiteError::Interrupted);
+            }
         }
         Ok(())
     }
@@ -275,17 +311,8 @@ fn portable_folder_name(name: &str, used: &mut HashSet<String>) -> String {
         safe.pop();
         safe.push('_');
     }
-    // Windows reserves device names, and `ImageFolder` ignores `__MACOSX`.
-    let stem = safe
-        .split('.')
-        .next()
-        .unwrap_or_default()
-        .to_ascii_lowercase();
-    let device = ["con", "prn", "aux", "nul"].contains(&stem.as_str())
-        || stem.len() == 4
-            && (stem.starts_with("com") || stem.starts_with("lpt"))
-            && stem.ends_with(|c: char| c.is_ascii_digit());
-    if device || safe == "__MACOSX" {
+    // Windows reserves device names, and `ImageFolder` ignores names of systems.
+    if is_device_name(&safe) || is_ignored_name(&safe) {
         safe.push('_');
     }
     let mut candidate = safe.clone();
@@ -322,12 +349,17 @@ mod tests {
         all
     }
 
+    fn proceed(_: usize, _: usize) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
     fn round_trip(suite: &Suite) -> Suite {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         let mut progress = Vec::new();
         let summary = export(suite, &target, &mut |done, total| {
-            progress.push((done, total))
+            progress.push((done, total));
+            ControlFlow::Continue(())
         })
         .unwrap();
         assert_eq!(progress.last(), Some(&(summary.images, summary.images)));
@@ -381,6 +413,8 @@ mod tests {
             "日本",
             "\"q\" = '1'",
             "__MACOSX",
+            "@eaDir",
+            "desktop.ini",
         ];
         task.class_names = names.iter().map(|n| n.to_string()).collect();
         let grey = image::GrayImage::from_pixel(2, 2, image::Luma([9]));
@@ -408,7 +442,7 @@ mod tests {
         let file = dir.path().join("mine.txt");
         std::fs::write(&file, "x").unwrap();
         for target in [dir.path(), &file] {
-            let error = export(&small(), target, &mut |_, _| {}).unwrap_err();
+            let error = export(&small(), target, &mut proceed).unwrap_err();
             assert!(matches!(error, SuiteError::NotEmpty { .. }), "{error}");
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -419,7 +453,7 @@ mod tests {
         let mut suite = small();
         suite.tasks[0].test.labels = vec![1, 1];
         let dir = tempfile::tempdir().unwrap();
-        let error = export(&suite, &dir.path().join("out"), &mut |_, _| {}).unwrap_err();
+        let error = export(&suite, &dir.path().join("out"), &mut proceed).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -433,16 +467,40 @@ mod tests {
     fn an_unreadable_image_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("a");
-        let summary = export(&small(), &source, &mut |_, _| {}).unwrap();
+        let summary = export(&small(), &source, &mut proceed).unwrap();
         let suite = Suite::from_toml(&summary.suite_file).unwrap();
         std::fs::write(source.join("colours/test/red/00001.png"), b"broken").unwrap();
-        let error = export(&suite, &dir.path().join("b"), &mut |_, _| {}).unwrap_err();
+        let error = export(&suite, &dir.path().join("b"), &mut proceed).unwrap_err();
         let message = error.to_string();
         assert!(
             message.contains("colours") && message.contains("00001.png"),
             "{message}"
         );
-        assert!(!dir.path().join("b/suite.toml").exists());
+        assert!(!dir.path().join("b").exists());
+    }
+
+    #[test]
+    fn an_export_that_is_stopped_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let existing = dir.path().join("existing");
+        std::fs::create_dir(&existing).unwrap();
+        let new = dir.path().join("new");
+        for target in [&existing, &new] {
+            let mut calls = 0;
+            let error = export(&small(), target, &mut |_, _| {
+                calls += 1;
+                match calls {
+                    3 => ControlFlow::Break(()),
+                    _ => ControlFlow::Continue(()),
+                }
+            });
+            assert!(matches!(error, Err(SuiteError::Interrupted)), "{error:?}");
+            assert_eq!(calls, 3);
+        }
+        assert_eq!(std::fs::read_dir(&existing).unwrap().count(), 0);
+        assert!(!new.exists());
+        // So the same export works.
+        export(&small(), &existing, &mut proceed).unwrap();
     }
 
     #[cfg(unix)]
@@ -451,7 +509,7 @@ mod tests {
         let error = export(
             &small(),
             Path::new("/proc/no-such-folder/out"),
-            &mut |_, _| {},
+            &mut proceed,
         )
         .unwrap_err();
         assert!(matches!(error, SuiteError::Write { .. }), "{error}");
@@ -466,6 +524,13 @@ mod tests {
         assert_eq!(name("nul.txt"), "nul.txt_");
         assert_eq!(name("..."), "_._");
         assert_eq!(name(""), "");
-        assert_eq!(name(&"x".repeat(300)).len(), LONGEST_NAME);
+        assert_eq!(name("Thumbs.db"), "Thumbs.db_");
+        let long = "x".repeat(300);
+        assert_eq!(name(&long).len(), LONGEST_NAME);
+        // Names that become equal when they are cut.
+        assert_eq!(
+            name(&format!("{long}y")),
+            format!("{}-2", &long[..LONGEST_NAME])
+        );
     }
 }

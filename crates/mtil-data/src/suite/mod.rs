@@ -3,15 +3,19 @@
 
 mod check;
 mod config;
+mod decode;
 mod error;
 mod export;
+mod warning;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::data::ImageSource;
 
+pub use decode::DecodedSet;
 pub use error::SuiteError;
 pub use export::{ExportSummary, export};
+pub use warning::SuiteWarning;
 
 /// A labelled image set: images with a class label each.
 #[derive(Clone)]
@@ -137,6 +141,8 @@ pub struct Extras {
     /// Reference pairs by task name, which replace the suite's. GIFT has a synthetic set for each
     /// task.
     pub references: BTreeMap<String, CaptionedImages>,
+    /// Warnings of the loader, which [`Suite::warnings`] returns together with its own.
+    pub warnings: Vec<SuiteWarning>,
 }
 
 impl Suite {

@@ -3,14 +3,17 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    time::SystemTime,
 };
+
+use clip_model::preprocess::DecodeOptions;
 
 use super::{
     archive::{ArchiveIndex, normalize},
     error::{ArchiveError, MAX_FILE},
     folder,
 };
-use crate::datasets::error::DatasetError;
+use crate::{data::is_ignored_name, datasets::error::DatasetError};
 
 /// An archive in place of the files it contains: tar, tar.gz or zip, detected from content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +47,7 @@ pub struct Archive {
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
+    decode: DecodeOptions,
 }
 
 struct Shared {
@@ -126,7 +130,20 @@ impl Store {
                 root: root.to_owned(),
                 archives,
             }),
+            decode: DecodeOptions::default(),
         })
+    }
+
+    /// Decodes the images of a [`StoreImages`](super::StoreImages) of this store with these
+    /// options.
+    #[must_use]
+    pub fn with_decode_options(mut self, options: DecodeOptions) -> Self {
+        self.decode = options;
+        self
+    }
+
+    pub(super) fn decode_options(&self) -> DecodeOptions {
+        self.decode
     }
 
     /// Returns the data root.
@@ -228,9 +245,10 @@ impl Store {
     /// Lists every regular file below `folder`, recursively.
     ///
     /// Returns paths relative to the data root, sorted by bytes, or an empty list if there is no
-    /// such folder. Links to folders are followed, except to a parent folder. Archives that may
-    /// contain such files are indexed even if they were unpacked. For an archive of 37 GB this
-    /// takes minutes the first time.
+    /// such folder. Folders with an [ignored name](crate::data::is_ignored_name) are left out: they
+    /// hold copies of images. Links to folders are followed, except to a parent folder. Archives
+    /// that may contain such files are indexed even if they were unpacked. For an archive of 37 GB
+    /// this takes minutes the first time.
     ///
     /// # Errors
     /// [`DatasetError::Io`], [`DatasetError::Archive`] or [`DatasetError::Outside`].
@@ -260,6 +278,11 @@ impl Store {
                     .map(|path| format!("{mount}{path}")),
             );
         }
+        let in_ignored_folder = |path: &String| {
+            let folders = path[prefix.len()..].rsplit_once('/');
+            folders.is_some_and(|(folders, _)| folders.split('/').any(is_ignored_name))
+        };
+        found.retain(|path| !in_ignored_folder(path));
         found.sort_unstable();
         found.dedup();
         Ok(found)
@@ -272,6 +295,16 @@ impl Store {
             Location::Disk(_, size) => Some(size),
             Location::Member(_, index, below) => index.size(below),
         }
+    }
+
+    /// Returns the time of the last change of a file, or of the archive that contains it.
+    pub fn modified(&self, path: &str) -> Option<SystemTime> {
+        let path = normalized(path).ok()?;
+        let on_disk = match self.find(&path).ok()?? {
+            Location::Disk(path, _) => path,
+            Location::Member(mounted, _, _) => mounted.path.clone(),
+        };
+        std::fs::metadata(on_disk).ok()?.modified().ok()
     }
 
     /// Returns the human-readable location of a file, such as `/data/food-101/meta/train.json` or
@@ -569,6 +602,37 @@ mod tests {
         let (_root, store) = store_of("nested.zip", &fixture("some.zip"));
         let message = store.read("m/x").unwrap_err().to_string();
         assert!(message.contains("holds no outer/inner.tar.gz"), "{message}");
+    }
+
+    #[test]
+    fn folders_of_systems_are_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        for path in [
+            "set/a/1.jpg",
+            "set/a/@eaDir/1.jpg",
+            "set/.ipynb_checkpoints/1.jpg",
+            "@eaDir/set/1.jpg",
+        ] {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"x").unwrap();
+        }
+        let store = Store::open(root.path(), &[]).unwrap();
+        assert_eq!(store.files("").unwrap(), ["set/a/1.jpg"]);
+        assert_eq!(store.files("set/a").unwrap(), ["set/a/1.jpg"]);
+        assert_eq!(store.files("@eaDir").unwrap(), ["@eaDir/set/1.jpg"]);
+    }
+
+    #[test]
+    fn a_file_has_the_time_of_its_change_and_a_member_that_of_its_archive() {
+        let (root, store) = store_of("one.tgz", &fixture("one.tgz"));
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        let path = root.path().join("one.tgz");
+        let archive = std::fs::File::options().write(true).open(path).unwrap();
+        archive.set_modified(time).unwrap();
+        assert_eq!(store.modified("one.tgz"), Some(time));
+        assert_eq!(store.modified("m/set/images/a/1.jpg"), Some(time));
+        assert_eq!(store.modified("m/none"), None);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Image sources for image files in a store and for raw pixels.
 
-use std::{ops::Range, path::PathBuf, sync::Arc};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::SystemTime};
 
 use image::{DynamicImage, GrayImage, RgbImage};
 
 use super::Store;
 use crate::{
-    data::{DataError, ImageSource, decode},
+    data::{DataError, ImageSource, decode_with},
     datasets::error::DatasetError,
 };
 
@@ -60,6 +60,10 @@ impl ImageSource for StoreImages {
         format!("{path} {}", self.store.size(path).unwrap_or(0))
     }
 
+    fn modified(&self, index: usize) -> Option<SystemTime> {
+        self.store.modified(&self.paths[index])
+    }
+
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
         let path = &self.paths[index];
         let bytes = self.store.read(path).map_err(|error| match error {
@@ -69,7 +73,8 @@ impl ImageSource for StoreImages {
                 source: std::io::Error::other(other.to_string()),
             },
         })?;
-        decode(&bytes, &self.store.describe(path))
+        let name = self.store.describe(path);
+        decode_with(&bytes, &name, self.store.decode_options())
     }
 }
 
@@ -226,6 +231,7 @@ mod tests {
             [9, 8, 7]
         );
         assert_eq!(images.identity(1), "bad.png 8");
+        assert!(images.modified(1).is_some() && images.modified(2).is_none());
         let place = root.path().join("bad.png").display().to_string();
         assert_eq!(images.name(1), place);
         let error = images.load(1).unwrap_err();
