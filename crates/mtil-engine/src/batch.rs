@@ -8,7 +8,10 @@ use std::{
     collections::BTreeSet,
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use burn::tensor::{Device, Tensor};
@@ -57,13 +60,27 @@ pub enum BatchError {
     /// No image of a set can be read.
     #[error("none of {0} can be read")]
     NothingReadable(String),
+    /// The flag of [`Images::with_stop`] is set.
+    #[error("stopped on request")]
+    Interrupted,
+}
+
+impl BatchError {
+    /// Names the set of images in an error that none of them can be read.
+    pub fn of_set(self, set: impl FnOnce() -> String) -> Self {
+        match self {
+            Self::NothingReadable(_) => Self::NothingReadable(set()),
+            other => other,
+        }
+    }
 }
 
 impl From<DataError> for BatchError {
     fn from(error: DataError) -> Self {
-        match error {
-            DataError::Io { .. } | DataError::Image { .. } => Self::Image(error),
-            _ => Self::Data(error),
+        if error.is_of_an_image() {
+            Self::Image(error)
+        } else {
+            Self::Data(error)
         }
     }
 }
@@ -93,6 +110,7 @@ pub struct Images {
     unreadable: Arc<Mutex<BTreeSet<String>>>,
     cache: Option<PathBuf>,
     report: Arc<Mutex<CacheReport>>,
+    stop: Arc<AtomicBool>,
 }
 
 /// Statistics and problems of the cache of preprocessed images.
@@ -125,6 +143,24 @@ impl Images {
             unreadable: Arc::default(),
             cache: None,
             report: Arc::default(),
+            stop: Arc::default(),
+        }
+    }
+
+    /// Ends all work on images within one batch once `stop` is set: from then on every batch is
+    /// [`BatchError::Interrupted`].
+    pub fn with_stop(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
+    }
+
+    /// Checks the flag of [`with_stop`](Self::with_stop), between two parts of longer work.
+    ///
+    /// # Errors
+    /// [`BatchError::Interrupted`] if it is set.
+    pub fn check_stop(&self) -> Result<(), BatchError> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(BatchError::Interrupted),
+            false => Ok(()),
         }
     }
 
@@ -157,7 +193,8 @@ impl Images {
     /// - output: `[images, 3, side, side]`
     ///
     /// # Errors
-    /// [`BatchError::Image`] naming the image, unless bad images are skipped.
+    /// [`BatchError::Image`] naming the image, unless bad images are skipped;
+    /// [`BatchError::Interrupted`].
     pub fn eval(
         &self,
         source: &dyn ImageSource,
@@ -252,6 +289,7 @@ impl Images {
             source,
             indices,
             unreadable: self.unreadable.clone(),
+            stop: Some(self.stop.clone()),
             _cache_tally: CacheTally {
                 cache,
                 report: self.report.clone(),
@@ -288,6 +326,7 @@ impl Images {
             source,
             indices: None,
             unreadable: self.unreadable.clone(),
+            stop: Some(self.stop.clone()),
             _cache_tally: CacheTally {
                 cache: None,
                 report: self.report.clone(),
@@ -373,6 +412,7 @@ impl Images {
         device: &Device,
         prepare: impl Fn(&image::DynamicImage, usize) -> RgbImage + Sync,
     ) -> Result<(Vec<usize>, Option<Tensor<4>>), BatchError> {
+        self.check_stop()?;
         let images: Vec<Result<RgbImage, DataError>> = indices
             .par_iter()
             .enumerate()
@@ -420,6 +460,8 @@ pub struct Prefetcher {
     /// Image indices by loader index; absent where both are the same.
     indices: Option<Arc<[usize]>>,
     unreadable: Arc<Mutex<BTreeSet<String>>>,
+    /// Absent after an interruption.
+    stop: Option<Arc<AtomicBool>>,
     _cache_tally: CacheTally,
 }
 
@@ -433,6 +475,10 @@ impl Iterator for Prefetcher {
     type Item = Result<PreprocessedBatch, BatchError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.stop.as_ref()?.load(Ordering::Relaxed) {
+            self.stop = None;
+            return Some(Err(BatchError::Interrupted));
+        }
         let before = self.loader.bad_images().skipped;
         let batch = match self.loader.next()? {
             Ok(batch) => batch,
@@ -598,6 +644,35 @@ mod tests {
             [vec![8], vec![9], vec![10], vec![], vec![12], vec![13]]
         );
         assert_eq!(images.skipped(), ["picture-11"]);
+    }
+
+    #[test]
+    fn a_stop_interrupts_every_kind_of_batch() {
+        let device = Device::default();
+        let source = Pictures::new(None);
+        let stop = Arc::new(AtomicBool::new(false));
+        let images = images(true).with_stop(stop.clone());
+        let order = || BatchOrder::new(23, 5, 9).unwrap();
+        let mut streams = [
+            images.prefetch_eval(source.clone(), (0..23).collect(), 4),
+            images.prefetch_eval_steps(source.clone(), order(), 0..9),
+            images.prefetch_train(source.clone(), order(), 0..9, 1),
+        ]
+        .map(Result::unwrap);
+        for stream in &mut streams {
+            assert!(stream.next().unwrap().is_ok());
+        }
+        assert!(images.eval(source.as_ref(), &[0], &device).is_ok());
+        stop.store(true, Ordering::Relaxed);
+        for stream in &mut streams {
+            let interrupted = stream.next().unwrap();
+            assert!(matches!(interrupted, Err(BatchError::Interrupted)));
+            assert!(stream.next().is_none());
+        }
+        let now = images.eval(source.as_ref(), &[0], &device);
+        assert!(matches!(now, Err(BatchError::Interrupted)));
+        let now = images.train(source.as_ref(), &[0], &device, 1, 0);
+        assert!(matches!(now, Err(BatchError::Interrupted)));
     }
 
     #[test]

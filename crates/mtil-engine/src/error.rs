@@ -28,6 +28,22 @@ pub enum RunError {
         /// Description of the problem.
         reason: String,
     },
+    /// A file of the resumable state is not the one that was saved.
+    #[error("{}: {fault}", path.display())]
+    State {
+        /// The file, in the folder of the state.
+        path: PathBuf,
+        /// The difference.
+        fault: StateFault,
+    },
+    /// The run has no such task to go back to.
+    #[error("the run cannot go back to task {}: the last one that it trains is {stages}", task + 1)]
+    NoSuchTask {
+        /// Index of the task, from 0.
+        task: usize,
+        /// Number of training stages.
+        stages: usize,
+    },
     /// The directory holds a run of another request.
     #[error(
         "{} holds a run of another request:\n{}",
@@ -112,6 +128,9 @@ pub enum RunError {
     /// A text could not be tokenised.
     #[error(transparent)]
     Text(#[from] clip_model::tokenizer::TokenizerError),
+    /// The model cannot distinguish the classes of a task.
+    #[error(transparent)]
+    Classes(#[from] crate::eval::ClassError),
     /// A checkpoint could not be read or written.
     #[error(transparent)]
     Checkpoint(#[from] clip_model::CheckpointError),
@@ -143,7 +162,43 @@ pub enum RunError {
     Matrix(#[from] MatrixError),
 }
 
+/// Difference of a file of the resumable state from the one that was saved.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateFault {
+    /// The run has results, and no state to resume from.
+    #[error("the run has no saved state to resume from")]
+    NoState,
+    /// The file was saved, and is not there.
+    #[error("missing from the saved state")]
+    Missing,
+    /// The file has another size.
+    #[error("{found} bytes, where the saved state has {expected}")]
+    Size {
+        /// Bytes that were saved.
+        expected: u64,
+        /// Bytes of the file.
+        found: u64,
+    },
+    /// The file has the same size and another content.
+    #[error("the content is not what was saved: its SHA-256 differs")]
+    Content,
+    /// The file was not saved.
+    #[error("not a part of the saved state")]
+    Foreign,
+    /// The state was saved by another run.
+    #[error("the state is that of another run ({0})")]
+    OtherRun(String),
+    /// The file cannot be read.
+    #[error("damaged: {0}")]
+    Unreadable(String),
+}
+
 impl RunError {
+    /// Returns whether the work was stopped on request.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Batch(BatchError::Interrupted))
+    }
+
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),

@@ -8,11 +8,11 @@ use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use crate::batch::{BatchError, Images, PreprocessedBatch};
 use mtil_data::data::ImageSource;
 
-/// Images per batch.
-pub(super) const IMAGE_BATCH: usize = 128;
-/// Texts per call of the text tower. Large, because the prompts of all classes share prefixes,
-/// which the tower computes once per call. The tower divides the texts into batches itself.
-const TEXT_BATCH: usize = 8192;
+/// Images per batch. A stop waits for one, which takes a ViT-B/16 half a minute on two cores.
+pub(crate) const IMAGE_BATCH: usize = 64;
+/// Texts per call of the text tower. Many, because the prompts of all classes share prefixes, which
+/// the tower computes once per call; few enough that a stop need not wait long.
+const TEXT_BATCH: usize = 1024;
 
 /// Image and text towers under evaluation. The features may depend on the task (`task`), where the
 /// task is given.
@@ -82,9 +82,28 @@ pub fn encode_texts_for_task(
     task: Option<usize>,
     texts: &[String],
 ) -> Result<Tensor<2>, BatchError> {
+    encode_texts_while(&|| Ok(()), checkpoint, encoder, task, texts)
+}
+
+/// Like [`encode_texts_for_task`]; ends with the error of `proceed`, which is called before each
+/// batch of texts.
+///
+/// # Shapes
+/// - output: `[texts, embedding]`
+///
+/// # Errors
+/// As [`encode_texts_for_task`], and the error of `proceed`.
+pub fn encode_texts_while(
+    proceed: &dyn Fn() -> Result<(), BatchError>,
+    checkpoint: &Clip,
+    encoder: &dyn Encoder,
+    task: Option<usize>,
+    texts: &[String],
+) -> Result<Tensor<2>, BatchError> {
     let context = checkpoint.config.text.max_position_embeddings;
     let mut features = Vec::new();
     for chunk in texts.chunks(TEXT_BATCH) {
+        proceed()?;
         let tokens = checkpoint.tokenizer.encode(chunk, context)?;
         let rows = normalize(encoder.text(task, &tokens));
         // Texts with a shared prefix are computed together, so the named text need not be the only
@@ -119,6 +138,18 @@ pub fn encode_images(
     indices: &[usize],
     images: &Images,
 ) -> Result<Features, BatchError> {
+    encode_images_with(&mut || {}, encoder, task, source, indices, images)
+}
+
+/// Like [`encode_images`]; `encoded` is called after each batch.
+pub(crate) fn encode_images_with(
+    encoded: &mut dyn FnMut(),
+    encoder: &dyn Encoder,
+    task: Option<usize>,
+    source: &Arc<dyn ImageSource>,
+    indices: &[usize],
+    images: &Images,
+) -> Result<Features, BatchError> {
     let mut all = Features {
         rows: Vec::new(),
         width: 0,
@@ -130,6 +161,7 @@ pub fn encode_images(
             images: crops,
         } = batch?;
         let Some(pixels) = images.tensor(&crops, &encoder.device())? else {
+            encoded();
             continue;
         };
         let features = normalize(encoder.image(task, pixels));
@@ -139,6 +171,7 @@ pub fn encode_images(
         check_finite(&rows, all.width, name)?;
         all.rows.extend(rows);
         all.indices.extend(kept);
+        encoded();
     }
     if all.indices.is_empty() {
         let what = indices

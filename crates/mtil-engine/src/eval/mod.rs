@@ -6,15 +6,20 @@
 //! | `prompts` | prompt templates and the zero-shot classifier built from them |
 //! | `stage` | the evaluator and its results |
 //! | `options` | evaluation protocol |
+//! | `texts` | texts of a suite against the context of a model |
 
 mod encoder;
 mod options;
 mod prompts;
 mod stage;
+mod texts;
 
 pub use encoder::{
-    Encoder, Features, argmax, encode_images, encode_texts, encode_texts_for_task, to_host,
+    Encoder, Features, argmax, encode_images, encode_texts, encode_texts_for_task,
+    encode_texts_while, to_host,
 };
+pub(crate) use encoder::{IMAGE_BATCH, encode_images_with};
 pub use options::{EvalOptions, TaskIdentity};
 pub use prompts::{HeadCache, PromptRule, prompt, zero_shot_head};
 pub use stage::{Evaluation, Evaluator, LabelSpace, Scorer, TaskDetails, TestSubset};
+pub use texts::{ClassError, TruncatedTexts, check_classes};

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use clip_model::{Clip, normalize};
 use serde::{Deserialize, Serialize};
 
-use super::{Encoder, encode_texts_for_task};
+use super::{Encoder, encode_texts_while};
 use crate::batch::BatchError;
 use mtil_data::suite::Task;
 
@@ -75,6 +75,19 @@ pub fn zero_shot_head(
     task: &Task,
     templates: usize,
 ) -> Result<Tensor<2>, BatchError> {
+    zero_shot_head_while(&|| Ok(()), checkpoint, encoder, task_index, task, templates)
+}
+
+/// Like [`zero_shot_head`]; ends with the error of `proceed`, which is called before each batch of
+/// prompts.
+fn zero_shot_head_while(
+    proceed: &dyn Fn() -> Result<(), BatchError>,
+    checkpoint: &Clip,
+    encoder: &dyn Encoder,
+    task_index: Option<usize>,
+    task: &Task,
+    templates: usize,
+) -> Result<Tensor<2>, BatchError> {
     let prompts: Vec<String> = task
         .class_names
         .iter()
@@ -84,7 +97,7 @@ pub fn zero_shot_head(
                 .map(move |t| prompt(t, class))
         })
         .collect();
-    let features = encode_texts_for_task(checkpoint, encoder, task_index, &prompts)?;
+    let features = encode_texts_while(proceed, checkpoint, encoder, task_index, &prompts)?;
     let [_, e] = features.dims();
     let mean = features
         .reshape([task.class_names.len(), templates, e])
@@ -118,10 +131,25 @@ impl HeadCache {
         task: &Task,
         templates: usize,
     ) -> Result<Tensor<2>, BatchError> {
+        self.head_while(&|| Ok(()), checkpoint, encoder, task_index, task, templates)
+    }
+
+    /// Like [`head`](Self::head); ends with the error of `proceed`, which is called before each
+    /// batch of prompts.
+    pub(super) fn head_while(
+        &mut self,
+        proceed: &dyn Fn() -> Result<(), BatchError>,
+        checkpoint: &Clip,
+        encoder: &dyn Encoder,
+        task_index: usize,
+        task: &Task,
+        templates: usize,
+    ) -> Result<Tensor<2>, BatchError> {
         if let Some(head) = self.0.get(&(task_index, templates)) {
             return Ok(head.clone());
         }
-        let head = zero_shot_head(checkpoint, encoder, Some(task_index), task, templates)?;
+        let index = Some(task_index);
+        let head = zero_shot_head_while(proceed, checkpoint, encoder, index, task, templates)?;
         self.0.insert((task_index, templates), head.clone());
         Ok(head)
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     EvalOptions, Features, HeadCache, PromptRule, TaskIdentity,
-    encoder::{Encoder, IMAGE_BATCH, argmax, encode_images, encode_texts_for_task, to_host},
+    encoder::{Encoder, IMAGE_BATCH, argmax, encode_images_with, encode_texts_while, to_host},
 };
 use crate::{
     batch::{BatchError, Images, PreprocessedBatch},
@@ -131,11 +131,12 @@ impl Evaluator<'_> {
     ///
     /// The scores of `scorer`, if there is one, replace the zero-shot logits. The features of a
     /// test set are computed once for all measures. The details are one entry per task, in order,
-    /// or empty unless [`EvalOptions::details`] is set. `progress` receives the number of evaluated
-    /// tasks and the number of tasks.
+    /// or empty unless [`EvalOptions::details`] is set. `progress` receives the numbers of encoded
+    /// and of all image batches, first when the classifiers are built.
     ///
     /// # Errors
-    /// [`BatchError`] naming an image that cannot be read.
+    /// [`BatchError`] naming an image that cannot be read, or the task without a readable test
+    /// image; [`BatchError::Interrupted`].
     pub fn evaluate(
         &self,
         encoder: &dyn Encoder,
@@ -152,10 +153,10 @@ impl Evaluator<'_> {
             self.options.identity != TaskIdentity::Given && encoder.is_task_agnostic();
         let union_head = is_agnostic.then(|| Tensor::cat(task_heads.clone(), 0));
         let subset = self.options.images_at(stage, tasks.len());
+        let mut progress = BatchProgress::new(self.batches(subset), progress);
         let (mut accuracies, mut agnostic, mut details) = (Vec::new(), Vec::new(), Vec::new());
         let mut learned = None;
         for (task_index, task) in tasks.iter().enumerate() {
-            progress(task_index, tasks.len());
             // The reference rule uses one template for a learned task from the next stage on. Its
             // accuracy under that rule now is what backward transfer compares later stages with.
             let later_head = match stage {
@@ -175,6 +176,7 @@ impl Evaluator<'_> {
                 later_head.as_ref(),
                 union_head.as_ref(),
                 subset,
+                &mut progress,
             )?;
             learned = learned.or(later_head.map(|_| result.later_accuracy()));
             accuracies.push(result.accuracy());
@@ -183,17 +185,18 @@ impl Evaluator<'_> {
                 details.push(result.details(task, scorer.is_none())?);
             }
         }
-        progress(tasks.len(), tasks.len());
         // Unreadable images are skipped, and their captions with them.
         let pairs = &self.suite.held_out;
         let all: Vec<usize> = (0..pairs.captions.len()).collect();
-        let images = encode_images(encoder, None, &pairs.images, &all, self.images)?;
+        let encoded = &mut || progress.advance();
+        let images = encode_images_with(encoded, encoder, None, &pairs.images, &all, self.images)
+            .map_err(|e| e.of_set(|| "the held-out images".to_owned()))?;
         let captions: Vec<String> = images
             .indices
             .iter()
             .map(|i| pairs.captions[*i].clone())
             .collect();
-        let texts = encode_texts_for_task(self.checkpoint, encoder, None, &captions)?;
+        let texts = self.encode_captions(encoder, &captions)?;
         let image_of: Vec<usize> = (0..captions.len()).collect();
         let (images, texts) = (normalised_images(&images)?, normalised_texts(texts)?);
         let geometry = Geometry::new(&images, &texts, &image_of, LOGIT_SCALE)?;
@@ -202,7 +205,8 @@ impl Evaluator<'_> {
         let recall = retrieval(&images, &texts, &image_of, Some(&captions))?.recall;
         let mut caption_sets = BTreeMap::new();
         for set in &self.suite.extras.retrieval {
-            caption_sets.insert(set.name.clone(), self.caption_retrieval(encoder, set)?);
+            let found = self.caption_retrieval(encoder, set, &mut progress)?;
+            caption_sets.insert(set.name.clone(), found);
         }
         let evaluation = Evaluation {
             accuracies,
@@ -221,6 +225,28 @@ impl Evaluator<'_> {
         Ok((evaluation, details))
     }
 
+    /// Returns the number of image batches of an evaluation on `subset` test images per task.
+    fn batches(&self, subset: Option<usize>) -> usize {
+        let suite = self.suite;
+        let tests = suite.tasks.iter().map(|task| {
+            let all = task.test.labels.len();
+            subset.map_or(all, |subset| subset.min(all))
+        });
+        let sets = suite.extras.retrieval.iter().map(|set| set.images.len());
+        let sets = sets.chain([suite.held_out.captions.len()]);
+        tests.chain(sets).map(|n| n.div_ceil(IMAGE_BATCH)).sum()
+    }
+
+    /// Encodes captions, which no task is given for.
+    fn encode_captions(
+        &self,
+        encoder: &dyn Encoder,
+        captions: &[String],
+    ) -> Result<Tensor<2>, BatchError> {
+        let proceed = || self.images.check_stop();
+        encode_texts_while(&proceed, self.checkpoint, encoder, None, captions)
+    }
+
     /// Returns the classifier of a task at a stage.
     fn head(
         &self,
@@ -232,23 +258,45 @@ impl Evaluator<'_> {
         let task = &self.suite.tasks[task_index];
         let rule = self.options.prompts;
         let templates = rule.template_count(stage, task_index, task.templates.len());
-        heads.head(self.checkpoint, encoder, task_index, task, templates)
+        let proceed = || self.images.check_stop();
+        heads.head_while(
+            &proceed,
+            self.checkpoint,
+            encoder,
+            task_index,
+            task,
+            templates,
+        )
     }
 
-    /// Returns the accuracy of `encoder` on one task in %.
+    /// Returns the accuracy of `encoder` on one task in %. `progress` is that of
+    /// [`evaluate`](Self::evaluate).
     ///
     /// # Errors
-    /// [`BatchError`] naming an image that cannot be read.
+    /// As [`evaluate`](Self::evaluate).
     pub fn accuracy(
         &self,
         encoder: &dyn Encoder,
         stage: Option<usize>,
         task_index: usize,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<f64, BatchError> {
         let head = self.head(encoder, stage, task_index, &mut HeadCache::default())?;
         let subset = self.options.images_at(stage, self.suite.tasks.len());
-        let result =
-            self.evaluate_task(encoder, None, stage, task_index, &head, None, None, subset)?;
+        let images = self.suite.tasks[task_index].test.labels.len();
+        let images = subset.map_or(images, |subset| subset.min(images));
+        let mut progress = BatchProgress::new(images.div_ceil(IMAGE_BATCH), progress);
+        let result = self.evaluate_task(
+            encoder,
+            None,
+            stage,
+            task_index,
+            &head,
+            None,
+            None,
+            subset,
+            &mut progress,
+        )?;
         Ok(result.accuracy())
     }
 
@@ -277,6 +325,7 @@ impl Evaluator<'_> {
         later_head: Option<&Tensor<2>>,
         union_head: Option<&Tensor<2>>,
         subset: Option<usize>,
+        progress: &mut BatchProgress<'_>,
     ) -> Result<TaskResult, BatchError> {
         let task = &self.suite.tasks[task_index];
         let device = encoder.device();
@@ -300,6 +349,7 @@ impl Evaluator<'_> {
                 images,
             } = batch?;
             let Some(pixels) = self.images.tensor(&images, &device)? else {
+                progress.advance();
                 continue;
             };
             let features = normalize(encoder.image(Some(task_index), pixels));
@@ -344,6 +394,11 @@ impl Evaluator<'_> {
                     result.logits.extend(logits);
                 }
             }
+            progress.advance();
+        }
+        if result.images == 0 {
+            let what = format!("the test images of task `{}`", task.name);
+            return Err(BatchError::NothingReadable(what));
         }
         Ok(result)
     }
@@ -369,9 +424,12 @@ impl Evaluator<'_> {
         &self,
         encoder: &dyn Encoder,
         set: &RetrievalSet,
+        progress: &mut BatchProgress<'_>,
     ) -> Result<RetrievalSummary, BatchError> {
         let all: Vec<usize> = (0..set.images.len()).collect();
-        let images = encode_images(encoder, None, &set.images, &all, self.images)?;
+        let encoded = &mut || progress.advance();
+        let images = encode_images_with(encoded, encoder, None, &set.images, &all, self.images)
+            .map_err(|e| e.of_set(|| format!("the images of caption set `{}`", set.name)))?;
         // The captions of unreadable images are dropped, and the other images renumbered.
         let mut row_of = vec![None; all.len()];
         for (row, index) in images.indices.iter().enumerate() {
@@ -381,13 +439,36 @@ impl Evaluator<'_> {
         let (captions, image_of): (Vec<String>, Vec<usize>) = pairs
             .filter_map(|(caption, image)| Some((caption.clone(), row_of[*image]?)))
             .unzip();
-        let texts = encode_texts_for_task(self.checkpoint, encoder, None, &captions)?;
+        let texts = self.encode_captions(encoder, &captions)?;
         Ok(retrieval(
             &normalised_images(&images)?,
             &normalised_texts(texts)?,
             &image_of,
             None,
         )?)
+    }
+}
+
+/// Progress of an evaluation in batches of images.
+struct BatchProgress<'a> {
+    done: usize,
+    of: usize,
+    report: &'a mut dyn FnMut(usize, usize),
+}
+
+impl<'a> BatchProgress<'a> {
+    fn new(of: usize, report: &'a mut dyn FnMut(usize, usize)) -> Self {
+        report(0, of);
+        Self {
+            done: 0,
+            of,
+            report,
+        }
+    }
+
+    fn advance(&mut self) {
+        self.done += 1;
+        (self.report)(self.done, self.of);
     }
 }
 
@@ -418,7 +499,7 @@ fn masked_argmax(row: &[f32], mask: &[bool]) -> Option<usize> {
     best.map(|(i, _)| i)
 }
 
-/// Counts of correct predictions on one task.
+/// Counts of correct predictions on one task, of at least one image.
 #[derive(Default)]
 struct TaskResult {
     classes: usize,
@@ -434,15 +515,15 @@ struct TaskResult {
 
 impl TaskResult {
     fn accuracy(&self) -> f64 {
-        100.0 * self.correct as f64 / self.images.max(1) as f64
+        100.0 * self.correct as f64 / self.images as f64
     }
 
     fn later_accuracy(&self) -> f64 {
-        100.0 * self.later_correct as f64 / self.images.max(1) as f64
+        100.0 * self.later_correct as f64 / self.images as f64
     }
 
     fn agnostic_accuracy(&self) -> f64 {
-        100.0 * self.agnostic_correct as f64 / self.images.max(1) as f64
+        100.0 * self.agnostic_correct as f64 / self.images as f64
     }
 
     /// Returns the detailed results, with calibration if the scores are logits.

@@ -13,14 +13,20 @@ use serde::{Deserialize, Serialize};
 use super::{
     auxiliary_loss::{AuxiliaryLoss, tokenize_prompts},
     context::{
-        MethodOutline, Monitor, RequiredWeights, RunContext, TaskContext, at_least_one, in_range,
+        MethodOutline, Phase, PhaseProgress, RequiredWeights, RunContext, TaskContext,
+        at_least_one, in_range,
     },
     hooks::Mechanism,
     state::{MechanismState, RunState, load_plain, save_model},
     trainable::Trainable,
     weights::{Weights, add_to_gradients, combine},
 };
-use crate::{batch::Images, error::RunError, eval::to_host, tape::on_tape};
+use crate::{
+    batch::{BatchError, Images},
+    error::RunError,
+    eval::to_host,
+    tape::on_tape,
+};
 use mtil_data::{seeds, suite::Task};
 
 /// Quadratic penalty on the distance from earlier weights. Its gradient is added in closed form,
@@ -160,10 +166,10 @@ impl Mechanism for AnchorMechanism {
         trained: &ClipModel,
         task: &TaskContext<'_>,
         state: &mut RunState,
-        _: &mut Monitor<'_>,
-    ) -> Result<bool, RunError> {
+        progress: &mut PhaseProgress<'_>,
+    ) -> Result<(), RunError> {
         if self.settings.kind != AnchorKind::Fisher || task.last {
-            return Ok(true);
+            return Ok(());
         }
         let run = task.run;
         let model = on_tape(trained.clone(), run.device);
@@ -176,11 +182,12 @@ impl Mechanism for AnchorMechanism {
             seeds::derive(run.seed, &[seeds::FISHER, task.index as u64]),
             run.images,
             run.device,
+            progress,
         )?;
         let old = state.take::<Importance>().map(|i| (i.importance, i.at));
         let (importance, at) = merge_penalties(old, new, trained.clone());
         state.set(Importance { importance, at });
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -291,6 +298,7 @@ fn add_adaptive_penalty<M: Module>(
 /// mean square of the gradient of each image's log-likelihood of its true class, without smoothing
 /// (Kirkpatrick et al. 2017). Images are preprocessed as for evaluation. The result is a model
 /// whose weights are the diagonal.
+#[allow(clippy::too_many_arguments)]
 fn fisher_diagonal(
     model: &ClipModel,
     task: &Task,
@@ -299,12 +307,14 @@ fn fisher_diagonal(
     seed: u64,
     images: &Images,
     device: &Device,
+    progress: &mut PhaseProgress<'_>,
 ) -> Result<ClipModel, RunError> {
     let mut sum = combine(model.valid(), &[], |x, _| x.zeros_like());
     // Datasets are sorted by class, so the first images would cover few classes.
     let all = seeds::sample(task.train.labels.len(), count, seed);
     let mut seen = 0_usize;
-    for index in &all {
+    for (done, index) in all.iter().enumerate() {
+        progress(Phase::Fisher, done, all.len());
         let (kept, pixels) = images.eval(task.train.images.as_ref(), &[*index], device)?;
         let (Some(pixels), [index]) = (pixels, kept.as_slice()) else {
             continue;
@@ -326,6 +336,13 @@ fn fisher_diagonal(
         });
         sum = add_squares(sum, squares);
         seen += 1;
+    }
+    if seen == 0 && !all.is_empty() {
+        let what = format!(
+            "the images of task `{}` for its Fisher information",
+            task.name
+        );
+        return Err(BatchError::NothingReadable(what).into());
     }
     let share = 1.0 / seen.max(1) as f64;
     Ok(combine(sum, &[], |x, _| x.mul_scalar(share)))

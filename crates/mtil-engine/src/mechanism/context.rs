@@ -1,7 +1,5 @@
 //! Arguments of a mechanism's hooks: the run, the task, the rest of the method.
 
-use std::sync::atomic::AtomicBool;
-
 use burn::tensor::Device;
 use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
@@ -34,23 +32,24 @@ pub(crate) struct TaskContext<'a> {
     pub frozen: Option<&'a ClipModel>,
 }
 
-/// Cancellation and progress of long work between training steps.
-pub(crate) struct Monitor<'a> {
-    pub stop: &'a AtomicBool,
-    /// Called with the finished and the total number of parts.
-    pub progress: &'a mut dyn FnMut(Phase, usize, usize),
-}
+/// Receiver of the progress of long work between training steps: the phase, the finished and the
+/// total number of parts.
+pub(crate) type PhaseProgress<'a> = dyn FnMut(Phase, usize, usize) + 'a;
 
 /// Phases of a run besides training steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Evaluation, one part per task.
+    /// Evaluation, one part per batch of images.
     Evaluation,
     /// Gram accumulation, one part per batch.
     Gram,
     /// Encoding of a task's training images, one part per batch.
     Encoding,
+    /// Fisher information of the weights, one part per image.
+    Fisher,
+    /// Selection of rehearsal images, one part per batch of encoded images.
+    Rehearsal,
 }
 
 /// Earlier weights that a method needs.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     batch::{Images, Prefetcher},
     error::RunError,
-    eval::encode_texts,
+    eval::encode_texts_while,
 };
 use mtil_data::{
     data::{BatchOrder, ImageSource},
@@ -140,6 +140,7 @@ impl Mechanism for DistillMechanism {
         let of = DistillationInputs {
             checkpoint: run.checkpoint,
             suite: run.suite,
+            images: run.images,
             index: task.index,
             seed: run.seed,
             batch: batch.unwrap_or(self.batch),
@@ -173,6 +174,7 @@ struct DistillationLoss {
 struct DistillationInputs<'a> {
     checkpoint: &'a Clip,
     suite: &'a Suite,
+    images: &'a Images,
     index: usize,
     seed: u64,
     batch: usize,
@@ -291,7 +293,14 @@ fn texts(settings: &Distill, of: &DistillationInputs<'_>) -> Result<Tensor<2>, R
             return Ok(normalize(of.teacher.encode_text(&tokens)));
         }
     };
-    Ok(encode_texts(of.checkpoint, of.teacher, &texts)?)
+    let proceed = || of.images.check_stop();
+    Ok(encode_texts_while(
+        &proceed,
+        of.checkpoint,
+        of.teacher,
+        None,
+        &texts,
+    )?)
 }
 
 /// Draws texts of a start token, ten ids of the whole vocabulary, and an end token (ZSCL

@@ -7,8 +7,9 @@ use gnsp_optimizer::Protection;
 
 use super::{
     auxiliary_loss::AuxiliaryLoss,
-    context::{MethodOutline, Monitor, Phase, RequiredWeights, RunContext, TaskContext},
-    state::{MechanismState, RunState},
+    context::{MethodOutline, PhaseProgress, RequiredWeights, RunContext, TaskContext},
+    manifest,
+    state::{MechanismState, RunState, state_error},
 };
 use crate::{
     error::RunError,
@@ -105,21 +106,20 @@ pub(crate) trait Mechanism {
         &self,
         _: &TaskContext<'_>,
         _: &mut RunState,
-        _: &mut dyn FnMut(Phase, usize, usize),
+        _: &mut PhaseProgress<'_>,
     ) -> Result<bool, RunError> {
         Ok(false)
     }
 
-    /// Stores the data of a trained task that later tasks need. Returns false, with the state
-    /// unchanged, when stopped.
+    /// Stores the data of a trained task that later tasks need.
     fn finish_task(
         &self,
         _: &ClipModel,
         _: &TaskContext<'_>,
         _: &mut RunState,
-        _: &mut Monitor<'_>,
-    ) -> Result<bool, RunError> {
-        Ok(true)
+        _: &mut PhaseProgress<'_>,
+    ) -> Result<(), RunError> {
+        Ok(())
     }
 
     /// Called at the end of a task, to drop state of its training steps.
@@ -161,16 +161,22 @@ pub(crate) fn initial_run_state(
     with_initial_states(RunState::new(model), mechanisms, context)
 }
 
-/// Loads the state of a run from a folder.
+/// Loads the state of the run `run` from a folder, after a comparison with its manifest.
+///
+/// # Errors
+/// [`RunError::State`] naming the file that is missing, damaged or another one.
 pub(crate) fn load_run_state(
     folder: &Path,
+    run: &str,
     mechanisms: &[Box<dyn Mechanism>],
     context: &RunContext<'_>,
 ) -> Result<RunState, RunError> {
-    let state = RunState::load(folder, context.checkpoint, context.device)?;
+    manifest::verify(folder, run)?;
+    let damaged = |error| state_error(error, folder);
+    let state = RunState::load(folder, context.checkpoint, context.device).map_err(damaged)?;
     let mut state = with_initial_states(state, mechanisms, context)?;
     for mechanism in mechanisms {
-        if let Some(loaded) = mechanism.load(folder, context)? {
+        if let Some(loaded) = mechanism.load(folder, context).map_err(damaged)? {
             state.set_boxed(loaded);
         }
     }

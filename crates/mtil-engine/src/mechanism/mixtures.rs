@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     adapters::normal_values,
-    context::{MethodOutline, Monitor, RunContext, TaskContext, at_least_one, in_range},
+    context::{MethodOutline, PhaseProgress, RunContext, TaskContext, at_least_one, in_range},
     hooks::Mechanism,
     module_file::{self, named_values, restore},
     state::{MechanismState, RunState, read_json, write_json},
@@ -167,12 +167,12 @@ impl Mechanism for Experts {
         _: &ClipModel,
         _: &TaskContext<'_>,
         state: &mut RunState,
-        _: &mut Monitor<'_>,
-    ) -> Result<bool, RunError> {
+        _: &mut PhaseProgress<'_>,
+    ) -> Result<(), RunError> {
         if let Some(mixed) = state.get_mut::<MixtureState>() {
             mixed.usage.freeze(self.top);
         }
-        Ok(true)
+        Ok(())
     }
 
     fn encoder<'a>(

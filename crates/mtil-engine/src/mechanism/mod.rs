@@ -16,7 +16,7 @@
 //! | `hooks`, `context` | the `Mechanism` trait and the arguments of its hooks |
 //! | `auxiliary_loss` | the `AuxiliaryLoss` trait: losses and gradients added to a training step |
 //! | `earlier_weights`, `trainable`, `weights`, `module_file` | helpers shared by mechanisms |
-//! | `state` | the resumable state of a run |
+//! | `state`, `manifest` | the resumable state of a run; the sizes and digests of its files |
 
 pub(crate) mod adapters;
 pub(crate) mod alignment;
@@ -27,6 +27,7 @@ pub(crate) mod context;
 pub(crate) mod distillation;
 pub(crate) mod earlier_weights;
 pub(crate) mod hooks;
+pub(crate) mod manifest;
 pub(crate) mod merge;
 pub(crate) mod mixtures;
 pub(crate) mod module_file;

@@ -1,7 +1,7 @@
 //! Null-space projection of training steps after the first task, from Gram matrices of the layer
 //! inputs of earlier tasks.
 
-use std::{path::Path, sync::atomic::Ordering};
+use std::path::Path;
 
 use clip_model::{Clip, ClipModel};
 use gnsp_optimizer::{
@@ -11,7 +11,7 @@ use gnsp_optimizer::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    context::{MethodOutline, Monitor, Phase, RunContext, TaskContext, at_least_one},
+    context::{MethodOutline, Phase, PhaseProgress, RunContext, TaskContext, at_least_one},
     hooks::Mechanism,
     state::{MechanismState, RunState},
 };
@@ -184,18 +184,16 @@ impl Mechanism for ProjectionMechanism {
         trained: &ClipModel,
         task: &TaskContext<'_>,
         state: &mut RunState,
-        monitor: &mut Monitor<'_>,
-    ) -> Result<bool, RunError> {
+        progress: &mut PhaseProgress<'_>,
+    ) -> Result<(), RunError> {
         if task.last {
-            return Ok(true);
+            return Ok(());
         }
         let fresh = || Memory::new(self.settings.policy(0));
         let mut memory = state.get::<Memory>().cloned().unwrap_or_else(fresh);
-        if !accumulate_grams(&mut memory, trained, self, task, monitor)? {
-            return Ok(false);
-        }
+        accumulate_grams(&mut memory, trained, self, task, progress)?;
         state.set(memory);
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -204,14 +202,14 @@ const PROJ: &str = "visual.proj";
 
 /// Accumulates the Gram matrices of the layer inputs of `model` (without autodiff) over the
 /// training images of a task, and adds them to `memory` (GNSP
-/// `src/models/get_data_matrix.py:86-116`). Returns false, without adding them, when stopped.
+/// `src/models/get_data_matrix.py:86-116`).
 fn accumulate_grams(
     memory: &mut Memory,
     model: &ClipModel,
     projecting: &ProjectionMechanism,
     of: &TaskContext<'_>,
-    monitor: &mut Monitor<'_>,
-) -> Result<bool, RunError> {
+    progress: &mut PhaseProgress<'_>,
+) -> Result<(), RunError> {
     let projection = &projecting.settings;
     let RunContext { images, seed, .. } = of.run;
     let (task, index) = (&of.run.suite.tasks[of.index], of.index);
@@ -245,18 +243,16 @@ fn accumulate_grams(
         images.prefetch_eval_steps(source, order, all)?
     };
     for (batch, prepared) in stream.enumerate() {
-        if monitor.stop.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
-        (monitor.progress)(Phase::Gram, batch, batches);
-        let pixels = images.tensor(&prepared?.images, &device)?;
+        // A stop ends the stream with an error.
+        let prepared = prepared?;
+        progress(Phase::Gram, batch, batches);
+        let pixels = images.tensor(&prepared.images, &device)?;
         if let Some(pixels) = pixels {
             model.encode_image_observed(pixels, &mut observer);
         }
         observer.check().map_err(unusable)?;
     }
-    (monitor.progress)(Phase::Gram, batches, batches);
+    progress(Phase::Gram, batches, batches);
     let recorder = observer.finish().map_err(unusable)?;
-    memory.absorb(recorder).map_err(unusable)?;
-    Ok(true)
+    memory.absorb(recorder).map_err(unusable)
 }

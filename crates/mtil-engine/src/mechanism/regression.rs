@@ -6,12 +6,15 @@ use clip_model::Clip;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    context::{MethodOutline, Phase, RunContext, TaskContext, at_least_one, in_range},
+    context::{
+        MethodOutline, Phase, PhaseProgress, RunContext, TaskContext, at_least_one, in_range,
+    },
     hooks::Mechanism,
     state::{MechanismState, RunState},
 };
 use crate::{
     analytic::{AnalyticError, DualConfig, DualRail, Fusion, PrimalConfig, PrimalRail, Recursion},
+    batch::BatchError,
     error::RunError,
     eval::{LabelSpace, Scorer, to_host},
 };
@@ -136,7 +139,7 @@ impl Mechanism for Analytic {
         &self,
         task: &TaskContext<'_>,
         state: &mut RunState,
-        progress: &mut dyn FnMut(Phase, usize, usize),
+        progress: &mut PhaseProgress<'_>,
     ) -> Result<bool, RunError> {
         let Some(mut regression) = state.take::<Regression>() else {
             return Ok(false);
@@ -243,7 +246,7 @@ impl Regression {
         &mut self,
         settings: &Analytic,
         task: &TaskContext<'_>,
-        progress: &mut dyn FnMut(Phase, usize, usize),
+        progress: &mut PhaseProgress<'_>,
     ) -> Result<(), RunError> {
         let RunContext {
             checkpoint,
@@ -266,6 +269,7 @@ impl Regression {
         let all: Vec<usize> = (0..train.labels.len()).collect();
         let device = model.device();
         let of = all.len().div_ceil(BATCH);
+        let mut seen = 0;
         for (batch, indices) in all.chunks(BATCH).enumerate() {
             progress(Phase::Encoding, batch, of);
             let source = train.images.as_ref();
@@ -276,11 +280,16 @@ impl Regression {
             };
             let Some(pixels) = pixels else { continue };
             let features = to_host(clip_model::normalize(model.encode_image(pixels)));
+            seen += kept.len();
             let labels: Vec<usize> = kept.iter().map(|i| offset + train.labels[*i]).collect();
             match self {
                 Self::Primal(primal) => primal.update(&features, &labels, classes)?,
                 Self::Dual(dual) => dual.update(&features, &labels, classes)?,
             }
+        }
+        if seen == 0 {
+            let what = format!("the training images of task `{}`", suite.tasks[index].name);
+            return Err(BatchError::NothingReadable(what).into());
         }
         match self {
             Self::Primal(primal) => primal.finish()?,

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     auxiliary_loss::{AuxiliaryLoss, Loss, LossContext},
-    context::{MethodOutline, Monitor, RunContext, TaskContext, at_least_one, in_range},
+    context::{
+        MethodOutline, Phase, PhaseProgress, RunContext, TaskContext, at_least_one, in_range,
+    },
     hooks::Mechanism,
     rehearsal_memory::{
         Quota, REFERENCE_SCAN, RehearsalMemory, balanced, first, herding, herding_reference, random,
@@ -19,9 +21,9 @@ use super::{
 use crate::{
     batch::{Images, Prefetcher},
     error::RunError,
-    eval::encode_images,
+    eval::{IMAGE_BATCH, encode_images_with},
 };
-use mtil_data::{data::BatchOrder, seeds, suite::Task};
+use mtil_data::{data::BatchOrder, seeds};
 
 /// Rehearsal on stored images of earlier tasks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -141,27 +143,23 @@ impl Mechanism for Rehearsal {
         trained: &ClipModel,
         task: &TaskContext<'_>,
         state: &mut RunState,
-        _: &mut Monitor<'_>,
-    ) -> Result<bool, RunError> {
+        progress: &mut PhaseProgress<'_>,
+    ) -> Result<(), RunError> {
         if task.last {
-            return Ok(true);
+            return Ok(());
         }
         let memory = match state.get::<RehearsalMemory>() {
             Some(memory) => memory.clone(),
             None => RehearsalMemory::new(self.size, self.quota)?,
         };
-        let run = task.run;
-        let memory = add_task_images(
+        state.set(add_task_images(
             memory,
             self.choice,
-            &run.suite.tasks[task.index],
-            task.index,
+            task,
             trained,
-            run.images,
-            run.seed,
-        )?;
-        state.set(memory);
-        Ok(true)
+            progress,
+        )?);
+        Ok(())
     }
 }
 
@@ -171,12 +169,12 @@ impl Mechanism for Rehearsal {
 fn add_task_images(
     mut memory: RehearsalMemory,
     choice: RehearsalSelection,
-    task: &Task,
-    index: usize,
+    of: &TaskContext<'_>,
     trained: &ClipModel,
-    images: &Images,
-    seed: u64,
+    progress: &mut PhaseProgress<'_>,
 ) -> Result<RehearsalMemory, RunError> {
+    let RunContext { images, seed, .. } = of.run;
+    let (index, task) = (of.index, &of.run.suite.tasks[of.index]);
     let (all, capacity) = (task.train.labels.len(), memory.capacity());
     let seed = seeds::derive(seed, &[seeds::REHEARSAL_SELECTION, index as u64]);
     let chosen = match choice {
@@ -187,7 +185,14 @@ fn add_task_images(
         RehearsalSelection::Herding => {
             let scanned: Vec<usize> = (0..all.min(REFERENCE_SCAN)).collect();
             let source = &task.train.images;
-            let features = encode_images(trained, None, source, &scanned, images)?;
+            let (mut done, batches) = (0, scanned.len().div_ceil(IMAGE_BATCH));
+            let encoded = &mut || {
+                done += 1;
+                progress(Phase::Rehearsal, done, batches);
+            };
+            let set = || format!("the training images of task `{}`", task.name);
+            let features = encode_images_with(encoded, trained, None, source, &scanned, images)
+                .map_err(|e| e.of_set(set))?;
             let (rows, width) = (features.indices.len(), features.width);
             let picks = match memory.quota() {
                 Quota::Reference => herding_reference(&features.rows, rows, width, capacity)?,

@@ -1,15 +1,28 @@
 //! Resumable state of a run: position, weights, optimizer, and the state of mechanisms.
 //!
 //! `state/` is replaced atomically: the new state is written beside it and renamed, so a crash at
-//! any moment leaves the old or the new one.
+//! any moment leaves the old or the new one. Its `manifest` tells whether it is complete.
 
-use std::{any::Any, fs, path::Path};
+use std::{
+    any::Any,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use burn::{optim::ModuleOptimizer, tensor::Device};
-use clip_model::{Clip, ClipModel, Dtype, load_weights, save_weights};
+use clip_model::{
+    CheckpointError, Clip, ClipModel, Dtype, load_weights, save_weights, weights::WeightError,
+};
+use gnsp_optimizer::GnspError;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{error::RunError, eval::Evaluation, guard::Breach};
+use super::manifest;
+use crate::{
+    error::{RunError, StateFault},
+    eval::Evaluation,
+    guard::Breach,
+};
 use mtil_data::files::write_atomically;
 
 /// Position of a run, and its results so far.
@@ -35,6 +48,9 @@ pub struct Position {
     /// True if the drift guard ended the run.
     #[serde(default)]
     pub stopped_by_guard: bool,
+    /// Index of the task that the run was made to go back to, until it is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewound_to: Option<usize>,
 }
 
 /// State that a mechanism carries through a run.
@@ -50,10 +66,10 @@ pub(crate) trait MechanismState: Any {
     fn bytes(&self, checkpoint: &Clip) -> u64;
 }
 
-const MODEL: &str = "model.safetensors";
+pub(crate) const MODEL: &str = "model.safetensors";
 const START: &str = "start.safetensors";
-const OPTIMIZER: &str = "optimizer.bpk";
-const POSITION: &str = "position.json";
+pub(crate) const OPTIMIZER: &str = "optimizer.bpk";
+pub(crate) const POSITION: &str = "position.json";
 
 /// The resumable state of a run.
 pub(crate) struct RunState {
@@ -130,19 +146,17 @@ impl RunState {
     }
 
     /// Writes the state, and that of the optimizer within a task. `folders` are those of the
-    /// current state, of the state being written, and of the previous state.
+    /// current state, of the state being written, and of the previous state. `run` identifies the
+    /// run.
     pub fn save(
         &self,
-        folders: &[std::path::PathBuf; 3],
+        folders: &[PathBuf; 3],
+        run: &str,
         checkpoint: &Clip,
         optimizer: Option<&ModuleOptimizer>,
     ) -> Result<(), RunError> {
-        let [state, new, old] = folders;
-        let remove = |path: &Path| match fs::remove_dir_all(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RunError::io(path, e)),
-            _ => Ok(()),
-        };
-        remove(new)?;
+        let new = &folders[1];
+        remove_folder(new)?;
         fs::create_dir_all(new).map_err(|e| RunError::io(new, e))?;
         save_model(&self.model, &new.join(MODEL), checkpoint)?;
         if let Some(start) = &self.start {
@@ -160,12 +174,8 @@ impl RunState {
             mechanism.save(new, checkpoint)?;
         }
         write_json(&self.position, &new.join(POSITION))?;
-        if state.exists() {
-            remove(old)?;
-            fs::rename(state, old).map_err(|e| RunError::io(state, e))?;
-        }
-        fs::rename(new, state).map_err(|e| RunError::io(new, e))?;
-        remove(old)
+        manifest::write(new, run, &[])?;
+        replace_state(folders)
     }
 
     /// Loads the state from `folder`, without mechanism states. The model is on `device`.
@@ -179,8 +189,65 @@ impl RunState {
         let path = folder.join(OPTIMIZER);
         if path.exists() {
             state.optimizer = fs::read(&path).map_err(|e| RunError::io(&path, e))?;
+        } else if state.position.step > 0 {
+            let fault = StateFault::Missing;
+            return Err(RunError::State { path, fault });
         }
         Ok(state)
+    }
+}
+
+/// Returns an error of loading the state in `folder` as one of the state. The errors of weight
+/// files suggest to fetch the file again, which does not apply here.
+pub(crate) fn state_error(error: RunError, folder: &Path) -> RunError {
+    let fault = |path, fault| RunError::State { path, fault };
+    let unreadable = |path, reason| fault(path, StateFault::Unreadable(reason));
+    let io = |path: PathBuf, source: std::io::Error| match source.kind() {
+        ErrorKind::NotFound => fault(path, StateFault::Missing),
+        _ => RunError::Io { path, source },
+    };
+    match error {
+        RunError::Corrupt { path, reason } => unreadable(path, reason),
+        RunError::Io { path, source } => io(path, source),
+        RunError::Memory(GnspError::Io { file, source }) => io(file, source),
+        RunError::Checkpoint(CheckpointError::Weights(error)) => match error {
+            WeightError::Io { path, source } => io(path, source),
+            WeightError::Truncated {
+                path,
+                part,
+                needed,
+                left,
+            } => unreadable(
+                path,
+                format!("{part} needs {needed} bytes, {left} are left"),
+            ),
+            WeightError::Header { path, reason } => {
+                unreadable(path, format!("invalid header: {reason}"))
+            }
+            error => unreadable(folder.to_owned(), error.to_string()),
+        },
+        RunError::Checkpoint(error) => unreadable(folder.to_owned(), error.to_string()),
+        RunError::Memory(error) => unreadable(folder.to_owned(), error.to_string()),
+        RunError::Analytic(error) => unreadable(folder.to_owned(), error.to_string()),
+        other => other,
+    }
+}
+
+/// Replaces the current state by the new one. A crash leaves one of them, or the previous one.
+pub(crate) fn replace_state([state, new, old]: &[PathBuf; 3]) -> Result<(), RunError> {
+    if state.exists() {
+        remove_folder(old)?;
+        fs::rename(state, old).map_err(|e| RunError::io(state, e))?;
+    }
+    fs::rename(new, state).map_err(|e| RunError::io(new, e))?;
+    remove_folder(old)
+}
+
+/// Removes a folder, if it exists.
+pub(crate) fn remove_folder(path: &Path) -> Result<(), RunError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(RunError::io(path, e)),
+        _ => Ok(()),
     }
 }
 

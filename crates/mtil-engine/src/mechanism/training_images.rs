@@ -42,6 +42,11 @@ impl ImageSource for ConcatImages {
         source.identity(index)
     }
 
+    fn modified(&self, index: usize) -> Option<std::time::SystemTime> {
+        let (source, index) = self.at(index);
+        source.modified(index)
+    }
+
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
         let (source, index) = self.at(index);
         source.load(index)

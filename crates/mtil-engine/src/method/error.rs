@@ -1,16 +1,21 @@
 //! Errors of reading a method.
 
+use mtil_data::did_you_mean;
+
 /// Error of reading a method.
 #[derive(Debug, thiserror::Error)]
 pub enum MethodError {
     /// The name is neither built in nor a file.
     #[error(
-        "there is no method `{name}`; built in are {}; or give the path of a TOML file",
+        "there is no method `{name}`{}; built in are {}; or give the path of a TOML file",
+        did_you_mean(near.as_deref()),
         known.join(", ")
     )]
     Unknown {
         /// Name of the method.
         name: String,
+        /// The most similar built-in method.
+        near: Option<String>,
         /// Names of the built-in methods.
         known: Vec<&'static str>,
     },

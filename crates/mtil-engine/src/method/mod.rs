@@ -273,6 +273,7 @@ fn read_table(name: &str) -> Result<toml::Table, MethodError> {
         None => {
             return Err(MethodError::Unknown {
                 name: name.to_owned(),
+                near: mtil_data::nearest(name, names()),
                 known: names(),
             });
         }
@@ -593,11 +594,33 @@ impl Method {
         own.unwrap_or(self.steps)
     }
 
+    /// Returns the training steps of the learning-rate schedule on the task called `name`.
+    fn scheduled_steps(&self, name: &str) -> usize {
+        let steps = self.steps_of(name);
+        self.schedule_steps.map_or(steps, |s| s.min(steps))
+    }
+
+    /// Returns the training steps of the schedule on the task called `name` if they end within the
+    /// warm-up, so that the learning rate never reaches its peak.
+    ///
+    /// ```
+    /// use mtil_engine::method::Method;
+    ///
+    /// let set = ["steps=80".to_owned(), "warmup=100".to_owned()];
+    /// let method = Method::load("finetune", "mini", &set)?;
+    /// assert_eq!(method.steps_within_warmup("shapes"), Some(80));
+    /// # Ok::<(), mtil_engine::method::MethodError>(())
+    /// ```
+    pub fn steps_within_warmup(&self, name: &str) -> Option<usize> {
+        let trains_steps = self.trains && self.analytic.is_none();
+        let steps = self.scheduled_steps(name);
+        (trains_steps && steps < self.warmup).then_some(steps)
+    }
+
     /// Returns the learning rate of training step `step` (from 0) on task `index`, called `name`:
     /// linear warm-up, then cosine decay to zero (GNSP `src/utils.py:17-32`).
     pub fn lr_at(&self, index: usize, name: &str, step: usize) -> f64 {
-        let steps = self.steps_of(name);
-        let steps = self.schedule_steps.map_or(steps, |s| s.min(steps));
+        let steps = self.scheduled_steps(name);
         self.peak_lr(index, name) * schedule(step, steps, self.warmup)
     }
 
@@ -729,6 +752,25 @@ mod tests {
         }
         let message = Method::load("gsnp", "mini", &[]).unwrap_err().to_string();
         assert!(message.contains("gnsp-update"), "{message}");
+    }
+
+    #[test]
+    fn schedules_that_end_within_the_warm_up_are_found() {
+        let within = |name: &str, set: &[&str]| {
+            let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+            let method = Method::load(name, "mini", &set).unwrap();
+            method.steps_within_warmup("shapes")
+        };
+        assert_eq!(within("gnsp", &["steps=80", "warmup=100"]), Some(80));
+        // The last step has the peak rate.
+        assert_eq!(within("gnsp", &["steps=100", "warmup=100"]), None);
+        let own = ["steps=900", "warmup=100", "task.shapes.steps=99"];
+        assert_eq!(within("gnsp", &own), Some(99));
+        let schedule = ["steps=900", "warmup=100", "schedule_steps=50"];
+        assert_eq!(within("gnsp", &schedule), Some(50));
+        for name in ["zero-shot", "rail-primal"] {
+            assert_eq!(within(name, &["steps=1", "warmup=100"]), None, "{name}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Write,
+    io::{self, Write},
     path::Path,
 };
 
@@ -45,6 +45,9 @@ pub struct Request {
     pub guard: Vec<String>,
     /// Leaves out unreadable images.
     pub skip_bad_images: bool,
+    /// Maximum number of pixels of an image, if larger ones are left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pixels: Option<u64>,
     /// Hyper-parameter that is selected for each task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<Select>,
@@ -82,20 +85,43 @@ impl RunDirectory {
             .map_err(|e| RunError::io(&lock_path, e))?;
         // The operating system releases the lock of an open file when the process ends, even after
         // a crash.
-        let locked = || FileExt::try_lock_exclusive(&lock).map_err(|e| RunError::io(&lock_path, e));
-        if !locked()? {
+        let try_lock = || Lock::of(FileExt::try_lock_exclusive(&lock), &lock_path);
+        let mut state = try_lock()?;
+        if state == Lock::Taken {
             // `RunFiles::is_locked` of another process may hold the lock for a moment.
             std::thread::sleep(std::time::Duration::from_millis(50));
-            if !locked()? {
-                return Err(RunError::Locked {
-                    path: path.to_owned(),
-                });
-            }
+            state = try_lock()?;
         }
         let directory = Self { files, _lock: lock };
-        directory.check_request(request)?;
-        directory.truncate_incomplete_event()?;
+        directory.prepare(state, request)?;
         Ok(directory)
+    }
+
+    /// Checks that the directory is free and holds the run of `request`, and cleans it.
+    fn prepare(&self, lock: Lock, request: &Request) -> Result<(), RunError> {
+        if lock == Lock::Taken {
+            return Err(RunError::Locked {
+                path: self.path().to_owned(),
+            });
+        }
+        self.check_request(request)?;
+        // Without a lock, another process may be writing them.
+        if lock == Lock::Held {
+            self.remove_leftovers();
+        }
+        self.truncate_incomplete_event()
+    }
+
+    /// Removes what killed processes left: temporary files, and states that were being replaced.
+    /// Errors are ignored, because nothing reads these files.
+    fn remove_leftovers(&self) {
+        let [state, new, old] = self.files.states();
+        let _ = fs::remove_dir_all(new);
+        // Without a current state, the previous one is what the run resumes from.
+        if state.exists() {
+            let _ = fs::remove_dir_all(old);
+        }
+        files::remove_temporary_files(self.path());
     }
 
     fn check_request(&self, request: &Request) -> Result<(), RunError> {
@@ -108,7 +134,7 @@ impl RunDirectory {
             let text = fs::read_to_string(&path).map_err(|e| RunError::io(&path, e))?;
             let old = parse_config(&text).map_err(corrupt)?;
             let new = toml::to_string(request).map_err(|e| corrupt(e.to_string()))?;
-            let new: Value = toml::from_str(&new).map_err(|e| corrupt(e.to_string()))?;
+            let new = parse_config(&new).map_err(corrupt)?;
             let mut differences = Vec::new();
             compare("", &old, &new, &mut differences);
             if !differences.is_empty() {
@@ -184,6 +210,39 @@ impl RunDirectory {
     }
 }
 
+/// State of the lock of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lock {
+    /// Held by this process.
+    Held,
+    /// Held by another process.
+    Taken,
+    /// The file system has no locks, like NFS without its lock service. A run works without one.
+    Unsupported,
+}
+
+impl Lock {
+    /// Interprets the result of an attempt to lock the file `path`.
+    fn of(result: io::Result<bool>, path: &Path) -> Result<Self, RunError> {
+        /// `ENOLCK`, which has no [`io::ErrorKind`], on Linux and on BSD and macOS.
+        const NO_LOCKS: i32 = if cfg!(target_os = "linux") { 37 } else { 77 };
+        let unsupported = |e: &io::Error| {
+            e.kind() == io::ErrorKind::Unsupported
+                || cfg!(unix) && e.raw_os_error() == Some(NO_LOCKS)
+        };
+        match result {
+            Ok(true) => Ok(Self::Held),
+            Ok(false) => Ok(Self::Taken),
+            Err(e) if unsupported(&e) => {
+                let path = path.display();
+                tracing::warn!(%path, "no locks here: a second process would not be noticed");
+                Ok(Self::Unsupported)
+            }
+            Err(e) => Err(RunError::io(path, e)),
+        }
+    }
+}
+
 /// Parses a `config.toml` and adds the values that earlier versions did not write.
 fn parse_config(text: &str) -> Result<Value, String> {
     let mut value: Value = toml::from_str(text).map_err(|e| e.to_string())?;
@@ -196,12 +255,18 @@ pub(super) fn read_request(text: &str) -> Result<Request, String> {
     serde_json::from_value(parse_config(text)?).map_err(|e| e.to_string())
 }
 
+/// Maximum number of pixels of an image in earlier versions.
+const EARLIER_MAX_PIXELS: u64 = 89_478_485;
+
 /// Adds the values that earlier versions used but did not write.
 fn add_missing_values(old: &mut Value) {
     let Some(old) = old.as_object_mut() else {
         return;
     };
     old.entry("products").or_insert_with(|| faer().into());
+    if old.get("skip_bad_images") == Some(&Value::Bool(true)) {
+        old.entry("max_pixels").or_insert(EARLIER_MAX_PIXELS.into());
+    }
     if let Some(method) = old.get_mut("method").and_then(Value::as_object_mut) {
         // Earlier versions had one smoothing for both losses.
         let smoothing = method.get("smoothing").cloned().unwrap_or_default();
@@ -266,6 +331,7 @@ mod tests {
             evaluation: EvalOptions::default(),
             guard: Vec::new(),
             skip_bad_images: false,
+            max_pixels: None,
             select: None,
             version: "0".to_owned(),
             method: Method::load("gnsp", "mini", &[]).unwrap(),
@@ -329,6 +395,60 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_on_pixels_is_part_of_a_request_that_leaves_images_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let limited = |max_pixels| Request {
+            skip_bad_images: true,
+            max_pixels,
+            ..request()
+        };
+        // Earlier versions did not write their limit.
+        drop(RunDirectory::open(&path, &limited(None)).unwrap());
+        let config = RunFiles::new(&path).config();
+        assert!(!fs::read_to_string(&config).unwrap().contains("max_pixels"));
+        drop(RunDirectory::open(&path, &limited(Some(89_478_485))).unwrap());
+        let other = RunDirectory::open(&path, &limited(Some(178_956_970)));
+        let message = other.err().unwrap().to_string();
+        let difference = "max_pixels: 89478485 in the directory, 178956970 now";
+        assert!(message.contains(difference), "{message}");
+
+        fs::remove_file(&config).unwrap();
+        drop(RunDirectory::open(&path, &limited(Some(100))).unwrap());
+        drop(RunDirectory::open(&path, &limited(Some(100))).unwrap());
+        assert!(RunDirectory::open(&path, &limited(Some(101))).is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_run_works_on_a_file_system_without_locks() {
+        let attempt = |result| Lock::of(result, "run".as_ref());
+        let (enolck, enosys, eopnotsupp, eio) = (37, 38, 95, 5);
+        for code in [enolck, enosys, eopnotsupp] {
+            let lock = attempt(Err(io::Error::from_raw_os_error(code)));
+            assert_eq!(lock.unwrap(), Lock::Unsupported, "{code}");
+        }
+        let failed = attempt(Err(io::Error::from_raw_os_error(eio)));
+        assert!(matches!(failed, Err(RunError::Io { .. })));
+        assert_eq!(attempt(Ok(true)).unwrap(), Lock::Held);
+        assert_eq!(attempt(Ok(false)).unwrap(), Lock::Taken);
+
+        // Another process may be writing there, so only a lock allows to clean.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let directory = RunDirectory::open(&path, &request()).unwrap();
+        let written = path.join("state.new/model.safetensors");
+        fs::create_dir_all(path.join("state.new")).unwrap();
+        fs::write(&written, "half").unwrap();
+        directory.prepare(Lock::Unsupported, &request()).unwrap();
+        assert!(written.exists());
+        let taken = directory.prepare(Lock::Taken, &request());
+        assert!(matches!(taken, Err(RunError::Locked { .. })));
+        directory.prepare(Lock::Held, &request()).unwrap();
+        assert!(!written.exists());
+    }
+
+    #[test]
     fn an_incomplete_event_is_truncated_before_the_next_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
@@ -347,6 +467,43 @@ mod tests {
         let read = directory.files().events().unwrap();
         assert_eq!(read.events, [note("first"), note("second")]);
         assert_eq!(read.unreadable, 0);
+    }
+
+    #[test]
+    fn leftovers_of_killed_processes_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        drop(RunDirectory::open(&path, &request()).unwrap());
+        let write = |name: &str| {
+            let file = path.join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "x").unwrap();
+        };
+        let kept = [
+            "state/position.json",
+            "checkpoints/task-01/model.safetensors",
+            "checkpoints/.tmpfile",
+            "notes.tmp",
+        ];
+        let removed = [
+            ".tmpAbC123",
+            "checkpoints/task-01/.tmpzzzzzz",
+            "select/01/1e-3/state/.tmp000000",
+            "state.new/model.safetensors",
+            "state.old/model.safetensors",
+        ];
+        kept.iter().chain(&removed).for_each(|name| write(name));
+        drop(RunDirectory::open(&path, &request()).unwrap());
+        for (names, there) in [(&kept[..], true), (&removed[..], false)] {
+            for name in names {
+                assert_eq!(path.join(name).exists(), there, "{name}");
+            }
+        }
+        // A crash between the renames of a save leaves the previous state only.
+        fs::remove_dir_all(path.join("state")).unwrap();
+        write("state.old/position.json");
+        let directory = RunDirectory::open(&path, &request()).unwrap();
+        assert_eq!(directory.files().state(), Some(path.join("state.old")));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     rc::Rc,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -15,20 +15,22 @@ use burn::{
 use clip_model::{Clip, ClipModel, Dtype};
 
 use super::{
-    Event, Progress, Request, RunDirectory, StepRecord,
+    Event, Progress, Request, RunDirectory, RunFiles, StepRecord,
+    rewind::{is_rewound, keep_state, rewind},
+    step::{StepImages, StepLoss},
     student::Student,
     train::{TaskTraining, build_optimizer, protected_ranks},
 };
 use crate::{
     batch::Images,
-    error::RunError,
-    eval::{Encoder, Evaluation, Evaluator, HeadCache, Scorer, TestSubset, to_host},
+    error::{RunError, StateFault},
+    eval::{Encoder, Evaluation, Evaluator, HeadCache, Scorer, TestSubset, check_classes, to_host},
     guard::{Action, Guard, Observation},
     mechanism::{
         auxiliary_loss::AuxiliaryLoss,
-        context::{Monitor, Phase, RunContext, TaskContext},
+        context::{Phase, RunContext, TaskContext},
         hooks::{Mechanism, initial_run_state, load_run_state},
-        state::{Position, RunState},
+        state::{OPTIMIZER, POSITION, Position, RunState},
     },
     method::{Method, Start},
     metrics::MetricsFile,
@@ -53,6 +55,10 @@ pub struct RunOptions {
     /// Recomputes activations in the backward pass (gradient checkpointing): less memory, more
     /// time, the same results.
     pub checkpointing: bool,
+    /// Index of a task to go back to, from 0: it and the later tasks are trained again, from the
+    /// checkpoint of the task before. A method without such checkpoints starts again. Once a run
+    /// has gone back, the same option resumes it.
+    pub from_task: Option<usize>,
 }
 
 impl Default for RunOptions {
@@ -64,6 +70,7 @@ impl Default for RunOptions {
             cache: None,
             peers: Vec::new(),
             checkpointing: false,
+            from_task: None,
         }
     }
 }
@@ -81,10 +88,11 @@ pub enum Outcome {
 }
 
 /// Starts or resumes the run of `request` in `folder`. `checkpoint` is the pretrained model on
-/// `device`, without autodiff. Setting `stop` ends the run cleanly at the next training step.
+/// `device`, without autodiff. Setting `stop` ends the run cleanly within one batch of images, in
+/// training, evaluation and whatever else it does.
 ///
 /// ```no_run
-/// use std::{path::Path, sync::atomic::AtomicBool};
+/// use std::{path::Path, sync::Arc};
 ///
 /// use burn::tensor::Device;
 /// use clip_model::Clip;
@@ -92,7 +100,7 @@ pub enum Outcome {
 /// use mtil_engine::run::{Request, RunError, RunOptions, run};
 ///
 /// # fn example(request: Request, suite: Suite, checkpoint: Clip) -> Result<(), RunError> {
-/// let (device, stop) = (Device::default(), AtomicBool::new(false));
+/// let (device, stop) = (Device::default(), Arc::default());
 /// let folder = Path::new("runs/mini/gnsp");
 /// let options = RunOptions::default();
 /// let outcome = run(&request, &suite, &checkpoint, &device, folder, &options, &stop, &mut ())?;
@@ -111,9 +119,15 @@ pub fn run(
     device: &Device,
     folder: &Path,
     options: &RunOptions,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
     progress: &mut dyn Progress,
 ) -> Result<Outcome, RunError> {
+    // A run that has begun continues as it began.
+    if RunFiles::new(folder).state().is_none() {
+        // Training uses the first template.
+        let templates = if request.method.trains { 1 } else { usize::MAX };
+        check_classes(checkpoint, suite, templates)?;
+    }
     let directory = RunDirectory::open(folder, request)?;
     // Peak memory is reported per run, and this process may have done another run before.
     machine::reset_peak();
@@ -122,7 +136,8 @@ pub fn run(
         checkpoint.preprocess.clone(),
         method.crop_scale,
         request.skip_bad_images,
-    );
+    )
+    .with_stop(stop.clone());
     let names: Vec<String> = suite.tasks.iter().map(|t| t.name.clone()).collect();
     let guard = Guard::parse(&request.guard, &names)?;
     let images = match &options.cache {
@@ -165,12 +180,22 @@ pub fn run(
         seconds_before: 0.0,
         text_changed: false,
     };
-    let outcome = engine.run_tasks(stop, progress);
+    let outcome = match engine.run_tasks(progress) {
+        Err(error) if error.is_interrupted() => Ok(Outcome::Stopped),
+        outcome => outcome,
+    };
+    let reported = engine.report_skipped(progress);
     if let Err(error) = &outcome {
         // The event is for readers of the directory; the caller gets the error in any case.
         let _ = engine.directory.record(&Event::failed(error));
     }
-    outcome
+    // Of several errors the first is the cause.
+    let outcome = outcome?;
+    reported?;
+    if outcome != Outcome::Stopped {
+        engine.emit(Event::Done, progress)?;
+    }
+    Ok(outcome)
 }
 
 type Mechanisms = Rc<[Box<dyn Mechanism>]>;
@@ -193,19 +218,18 @@ pub(super) struct Engine<'a> {
 }
 
 impl Engine<'_> {
-    fn run_tasks(
-        &mut self,
-        stop: &AtomicBool,
-        progress: &mut dyn Progress,
-    ) -> Result<Outcome, RunError> {
+    fn run_tasks(&mut self, progress: &mut dyn Progress) -> Result<Outcome, RunError> {
         let trains = self.request.method.trains;
         let stages = self.stages();
+        if let Some(metrics) = self.results_without_state()? {
+            return Ok(Outcome::Complete(metrics));
+        }
         let mut state = self.open_state(stages, progress)?;
         self.seconds_before = state.position.seconds;
-        // A finished run only reports its results again.
+        // A finished run only reports its results again, or writes them again if they are damaged.
         let done = state.position.task >= stages || state.position.stopped_by_guard;
-        if let (true, Ok(Some(metrics))) = (done, self.directory.files().metrics()) {
-            self.emit(Event::Done, progress)?;
+        let files = self.directory.files();
+        if let (true, Ok(Some(metrics)), Ok(Some(_))) = (done, files.metrics(), files.matrix()) {
             return Ok(outcome(&state.position, metrics));
         }
         // Stage 0: the zero-shot accuracies of the pretrained model.
@@ -220,39 +244,71 @@ impl Engine<'_> {
             state.position.task = stages;
         }
         while state.position.task < stages && !state.position.stopped_by_guard {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(Outcome::Stopped);
+            self.images.check_stop()?;
+            if state.position.step == 0 {
+                let files = self.directory.files();
+                keep_state(files, state.position.task, &self.run_id())?;
             }
-            if !self.run_task(&mut state, stop, progress)? {
-                self.write_results(&state)?;
-                return Ok(Outcome::Stopped);
+            if let Err(error) = self.run_task(&mut state, progress) {
+                if error.is_interrupted() {
+                    self.write_results(&state)?;
+                }
+                return Err(error);
             }
         }
+        state.position.rewound_to = None;
         self.save(&mut state, None)?;
         let metrics = self.write_results(&state)?;
         for text in self.images.cache_report().problems {
             self.emit(Event::Note { text }, progress)?;
         }
-        let names = self.images.skipped();
-        if !names.is_empty() {
-            let count = names.len();
-            self.emit(Event::SkippedImages { count, names }, progress)?;
-        }
-        self.emit(Event::Done, progress)?;
         Ok(outcome(&state.position, metrics))
+    }
+
+    /// Reports the unreadable images that this process left out.
+    fn report_skipped(&self, progress: &mut dyn Progress) -> Result<(), RunError> {
+        let names = self.images.skipped();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let count = names.len();
+        self.emit(Event::SkippedImages { count, names }, progress)
+    }
+
+    /// Returns the results of a complete run whose state was deleted, as to save space.
+    ///
+    /// # Errors
+    /// [`RunError::State`] if the run is not complete: starting again would replace its results.
+    fn results_without_state(&self) -> Result<Option<MetricsFile>, RunError> {
+        let files = self.directory.files();
+        if self.earliest_task().is_some() || files.state().is_some() {
+            return Ok(None);
+        }
+        match (files.metrics()?, files.matrix()?) {
+            (Some(metrics), Some(_)) if metrics.complete => Ok(Some(metrics)),
+            (None, None) => Ok(None),
+            _ => Err(RunError::State {
+                path: files.folder().to_owned(),
+                fault: StateFault::NoState,
+            }),
+        }
     }
 
     /// Loads the state to resume from, or creates that of a new run.
     fn open_state(&self, stages: usize, progress: &mut dyn Progress) -> Result<RunState, RunError> {
         let (mechanisms, context) = (&self.mechanisms, self.context());
+        let rewound_to = self.rewind(stages)?;
         let method = self.request.method.name.clone();
         let Some(folder) = self.directory.files().state() else {
             self.emit(Event::Start { method, stages }, progress)?;
             // The student starts as the pretrained model, on the autodiff device.
             let model = self.checkpoint.model.clone().train();
-            return initial_run_state(model, mechanisms, &context);
+            let mut state = initial_run_state(model, mechanisms, &context)?;
+            state.position.rewound_to = rewound_to;
+            return Ok(state);
         };
-        let state = load_run_state(&folder, mechanisms, &context)?;
+        let mut state = load_run_state(&folder, &self.run_id(), mechanisms, &context)?;
+        state.position.rewound_to = rewound_to;
         let event = Event::Resume {
             method,
             stages,
@@ -261,6 +317,31 @@ impl Engine<'_> {
         };
         self.emit(event, progress)?;
         Ok(state)
+    }
+
+    /// Goes back to the requested task, unless the run has done so and is resumed. Returns the
+    /// task.
+    fn rewind(&self, stages: usize) -> Result<Option<usize>, RunError> {
+        let Some(task) = self.earliest_task() else {
+            return Ok(None);
+        };
+        if task >= stages {
+            return Err(RunError::NoSuchTask { task, stages });
+        }
+        // A method that trains no weights writes no checkpoints.
+        let keeps = self.mechanisms.iter().all(|m| m.trains_weights());
+        let task = if keeps { task } else { 0 };
+        let (files, run) = (self.directory.files(), self.run_id());
+        if !is_rewound(files, task, &run) {
+            rewind(files, task, &run, self.checkpoint)?;
+        }
+        Ok(Some(task))
+    }
+
+    /// The task to go back to, if the method learns any.
+    fn earliest_task(&self) -> Option<usize> {
+        let learns = self.request.method.trains;
+        self.options.from_task.filter(|_| learns)
     }
 
     /// Reports an event to the caller and records it.
@@ -298,14 +379,26 @@ impl Engine<'_> {
         }
     }
 
-    /// Trains and evaluates the current task, and stores what later tasks need. Returns false when
-    /// stopped.
+    /// Returns the identity of the run, by which it recognises its own state. It does not depend on
+    /// a setting that is selected for a task.
+    pub(super) fn run_id(&self) -> String {
+        let Request {
+            suite_fingerprint,
+            model_sha256,
+            seed,
+            method,
+            ..
+        } = self.request;
+        let name = &method.name;
+        format!("suite {suite_fingerprint} model {model_sha256} seed {seed} method {name}")
+    }
+
+    /// Trains and evaluates the current task, and stores what later tasks need.
     fn run_task(
         &mut self,
         state: &mut RunState,
-        stop: &AtomicBool,
         progress: &mut dyn Progress,
-    ) -> Result<bool, RunError> {
+    ) -> Result<(), RunError> {
         let index = state.position.task;
         let started = Instant::now();
         if state.position.step == 0 {
@@ -315,16 +408,11 @@ impl Engine<'_> {
         }
         let trained = match self.fit(state, index, progress)? {
             Some(model) => model,
-            None => match self.train_selected(state, stop, progress)? {
-                Some(trained) => trained,
-                None => return Ok(false),
-            },
+            None => self.train_selected(state, progress)?,
         };
-        // A stop below repeats everything from here on resuming: it is short and deterministic.
+        // A stop below repeats everything from here on resuming: it is deterministic.
         let evaluation = self.evaluate_stage(state, &trained, index, progress)?;
-        if !self.finish_task(state, &trained, index, stop, progress)? {
-            return Ok(false);
-        }
+        self.finish_task(state, &trained, index, progress)?;
         self.check_guard(state, &evaluation, index, progress)?;
         state.position.evaluations.push(evaluation);
         self.end_task(state, trained, index)?;
@@ -335,7 +423,7 @@ impl Engine<'_> {
         self.emit(event, progress)?;
         self.save(state, None)?;
         self.write_results(state)?;
-        Ok(true)
+        Ok(())
     }
 
     /// Initialises the state for the current task.
@@ -368,28 +456,20 @@ impl Engine<'_> {
         Ok(None)
     }
 
-    /// Stores what later tasks need from the trained task. Returns false, with the state unchanged,
-    /// when stopped.
+    /// Stores what later tasks need from the trained task.
     fn finish_task(
         &self,
         state: &mut RunState,
         trained: &ClipModel,
         index: usize,
-        stop: &AtomicBool,
         progress: &mut dyn Progress,
-    ) -> Result<bool, RunError> {
+    ) -> Result<(), RunError> {
         let task = self.task_context(index, None);
-        let mut progress = phase_reporter(progress);
-        let mut monitor = Monitor {
-            stop,
-            progress: &mut progress,
-        };
+        let mut working = phase_reporter(progress);
         for mechanism in self.mechanisms.iter() {
-            if !mechanism.finish_task(trained, &task, state, &mut monitor)? {
-                return Ok(false);
-            }
+            mechanism.finish_task(trained, &task, state, &mut working)?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Advances the state to the next task, and writes the checkpoint.
@@ -425,15 +505,18 @@ impl Engine<'_> {
     fn train_selected(
         &mut self,
         state: &mut RunState,
-        stop: &AtomicBool,
         progress: &mut dyn Progress,
-    ) -> Result<Option<ClipModel>, RunError> {
+    ) -> Result<ClipModel, RunError> {
         let Some(select) = &self.request.select else {
-            return self.train(state, stop, progress);
+            return self.train(state, progress);
         };
-        let Some(method) = self.select(select, state, stop, progress)? else {
-            self.save(state, None)?;
-            return Ok(None);
+        let method = match self.select(select, state, progress) {
+            // The time spent so far is saved.
+            Err(error) if error.is_interrupted() && state.position.step == 0 => {
+                self.save(state, None)?;
+                return Err(error);
+            }
+            selected => selected?,
         };
         let request = Request {
             method,
@@ -441,7 +524,7 @@ impl Engine<'_> {
         };
         let directory = self.directory.share()?;
         let mut engine = self.derived_engine(&request, self.suite, directory);
-        let trained = engine.train(state, stop, progress)?;
+        let trained = engine.train(state, progress)?;
         let text_changed = engine.text_changed;
         self.text_changed |= text_changed;
         Ok(trained)
@@ -472,13 +555,12 @@ impl Engine<'_> {
         }
     }
 
-    /// Trains the current task. Returns the final model, without autodiff; none when stopped.
+    /// Trains the current task. Returns the final model, without autodiff.
     pub(super) fn train(
         &mut self,
         state: &mut RunState,
-        stop: &AtomicBool,
         progress: &mut dyn Progress,
-    ) -> Result<Option<ClipModel>, RunError> {
+    ) -> Result<ClipModel, RunError> {
         let (method, index) = (&self.request.method, state.position.task);
         let seed = self.request.seed;
         let (student, text_trains) = Student::prepare(state, method, index, seed, &self.device)?;
@@ -494,15 +576,27 @@ impl Engine<'_> {
             started: Instant::now(),
             first: state.position.step,
             images: 0,
+            passed_over: 0,
         };
         let steps = method.steps_of(&self.suite.tasks[index].name);
         while state.position.step < steps {
-            if stop.load(Ordering::Relaxed) {
-                work.student.store_in(state);
-                self.save(state, Some(&work.optimizer))?;
-                return Ok(None);
-            }
-            work = self.train_step(state, &mut training, work, steps, progress)?;
+            let images = match training.next_images(state.position.step, steps, &self.device) {
+                Err(error) if error.is_interrupted() => {
+                    work.student.store_in(state);
+                    self.save(state, Some(&work.optimizer))?;
+                    return Err(error);
+                }
+                images => images?,
+            };
+            work = self.train_step(state, &training, work, images, steps, progress)?;
+        }
+        if work.passed_over > 0 {
+            let (name, passed) = (&self.suite.tasks[index].name, work.passed_over);
+            let steps = if passed == 1 { "step" } else { "steps" };
+            let text = format!(
+                "task `{name}`: passed over {passed} training {steps} without a readable image"
+            );
+            self.emit(Event::Note { text }, progress)?;
         }
         let mut trained = work.student.plain();
         let context = self.context();
@@ -516,7 +610,7 @@ impl Engine<'_> {
         let averages = self.mechanisms.iter().any(|m| m.averages_weights());
         let changed = text_trains || averages || method.start == Start::Pretrained;
         self.text_changed |= changed;
-        Ok(Some(trained))
+        Ok(trained)
     }
 
     /// Creates the optimizer of a task, or restores it within a task.
@@ -543,9 +637,9 @@ impl Engine<'_> {
             return Ok(fresh);
         }
         let bytes = Bytes::from_bytes_vec(std::mem::take(&mut state.optimizer));
-        fresh.from_bytes(bytes).map_err(|e| RunError::Corrupt {
-            path: self.directory.files().states()[0].join("optimizer.bpk"),
-            reason: format!("{e:?}"),
+        fresh.from_bytes(bytes).map_err(|e| RunError::State {
+            path: self.directory.files().states()[0].join(OPTIMIZER),
+            fault: StateFault::Unreadable(format!("{e:?}")),
         })
     }
 
@@ -576,72 +670,101 @@ impl Engine<'_> {
         std::iter::once(self.device.clone()).chain(peers).collect()
     }
 
-    /// Does one training step, emits its event, and saves the state if due.
+    /// Does one training step, emits its event, and saves the state if due. A step without images
+    /// leaves the weights unchanged.
     fn train_step(
         &self,
         state: &mut RunState,
-        training: &mut TaskTraining<'_>,
-        work: TaskInProgress,
+        training: &TaskTraining<'_>,
+        mut work: TaskInProgress,
+        images: Option<StepImages>,
         steps: usize,
         progress: &mut dyn Progress,
     ) -> Result<TaskInProgress, RunError> {
-        let TaskInProgress {
-            student,
-            mut optimizer,
-            started,
-            first,
-            images,
-        } = work;
-        let (index, step) = (state.position.task, state.position.step);
-        let name = &self.suite.tasks[index].name;
-        let (student, loss) = training.step(student, &mut optimizer, step, steps, &self.device)?;
-        let lr = self.request.method.lr_at(index, name, step);
-        let done = step + 1;
-        if !loss.total.is_finite() {
-            let event = Event::Diverged {
-                task: index,
-                step: done,
-            };
-            self.emit(event, progress)?;
-            return Err(RunError::Diverged {
-                task: name.clone(),
-                step: done,
-                steps,
-                loss: loss.total,
-                lr,
-            });
+        let step = state.position.step;
+        let loss = match images {
+            Some(images) => {
+                let (student, loss) =
+                    training.step(work.student, &mut work.optimizer, &images, step);
+                work.student = student;
+                Some(loss)
+            }
+            None => {
+                work.passed_over += 1;
+                None
+            }
+        };
+        if let Some(loss) = &loss {
+            self.check_loss(loss, state, steps, progress)?;
         }
+        let student = &work.student;
         for mechanism in self.mechanisms.iter() {
             mechanism.after_step(step, &|| student.plain(), state);
         }
+        let done = step + 1;
         state.position.step = done;
-        let images = images + loss.images;
+        if let Some(loss) = loss {
+            work.images += loss.images;
+            self.report_step(loss, &work, state, steps, progress)?;
+        }
+        if done.is_multiple_of(self.options.save_every) && done < steps {
+            work.student.clone().store_in(state);
+            self.save(state, Some(&work.optimizer))?;
+            Student::release(state);
+        }
+        Ok(work)
+    }
+
+    /// Emits the event of a diverged training step and returns its error.
+    fn check_loss(
+        &self,
+        loss: &StepLoss,
+        state: &RunState,
+        steps: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<(), RunError> {
+        if loss.total.is_finite() {
+            return Ok(());
+        }
+        let (task, step) = (state.position.task, state.position.step);
+        let name = &self.suite.tasks[task].name;
+        let done = step + 1;
+        self.emit(Event::Diverged { task, step: done }, progress)?;
+        Err(RunError::Diverged {
+            task: name.clone(),
+            step: done,
+            steps,
+            loss: loss.total,
+            lr: self.request.method.lr_at(task, name, step),
+        })
+    }
+
+    /// Reports the training step that was just finished, and records it if due.
+    fn report_step(
+        &self,
+        loss: StepLoss,
+        work: &TaskInProgress,
+        state: &RunState,
+        steps: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<(), RunError> {
+        let (task, done) = (state.position.task, state.position.step);
+        let name = &self.suite.tasks[task].name;
         let event = Event::Step(StepRecord {
-            task: index,
+            task,
             name: name.clone(),
             step: done,
             steps,
-            lr,
+            lr: self.request.method.lr_at(task, name, done - 1),
             loss: loss.total,
             parts: loss.parts,
-            images_per_s: images as f64 / started.elapsed().as_secs_f64().max(1e-9),
+            images_per_s: work.images as f64 / work.started.elapsed().as_secs_f64().max(1e-9),
         });
         progress.event(&event);
-        if done.is_multiple_of(self.options.log_every) || done == steps || done == first + 1 {
+        if done.is_multiple_of(self.options.log_every) || done == steps || done == work.first + 1 {
             self.directory.record(&event)?;
         }
-        if done.is_multiple_of(self.options.save_every) && done < steps {
-            student.clone().store_in(state);
-            self.save(state, Some(&optimizer))?;
-            Student::release(state);
-        }
-        Ok(TaskInProgress {
-            student,
-            optimizer,
-            started,
-            first,
-            images,
-        })
+        Ok(())
     }
 
     /// Records the broken rules of the drift guard, which may end the run.
@@ -720,13 +843,19 @@ impl Engine<'_> {
     ) -> Result<Evaluation, RunError> {
         let stage = Some(index);
         let Some(last) = state.position.evaluations.last() else {
-            return Err(RunError::Corrupt {
-                path: self.directory.files().states()[0].clone(),
-                reason: "the evaluations of earlier tasks are missing".to_owned(),
+            let reason = "the evaluations of earlier tasks are missing".to_owned();
+            return Err(RunError::State {
+                path: self.directory.files().states()[0].join(POSITION),
+                fault: StateFault::Unreadable(reason),
             });
         };
         let mut evaluation = last.clone();
-        evaluation.accuracies[index] = self.evaluator().accuracy(trained, stage, index)?;
+        evaluation.accuracies[index] = {
+            let mut working = phase_reporter(progress);
+            let mut report = |done, of| working(Phase::Evaluation, done, of);
+            let evaluator = self.evaluator();
+            evaluator.accuracy(trained, stage, index, &mut report)?
+        };
         evaluation.without_identity = None;
         let all = self.suite.tasks.len();
         evaluation.thinned = self
@@ -783,7 +912,7 @@ impl Engine<'_> {
             state.position.peak_mb = Some(now.max(before));
         }
         let folders = self.directory.files().states();
-        state.save(&folders, self.checkpoint, optimizer)
+        state.save(&folders, &self.run_id(), self.checkpoint, optimizer)
     }
 
     pub(super) fn method(&self) -> &Method {
@@ -800,11 +929,16 @@ struct TaskInProgress {
     first: usize,
     /// Images trained on by this process.
     images: usize,
+    /// Training steps of this process without a readable image.
+    passed_over: usize,
 }
 
 /// Returns a function that reports the progress of a phase.
 fn phase_reporter(progress: &mut dyn Progress) -> impl FnMut(Phase, usize, usize) {
-    |on, done, of| progress.event(&Event::Working { on, done, of })
+    |on, done, of| {
+        tracing::debug!(?on, done, of, "working");
+        progress.event(&Event::Working { on, done, of });
+    }
 }
 
 /// Returns the outcome of a finished run.

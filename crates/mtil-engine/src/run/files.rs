@@ -117,6 +117,11 @@ impl RunFiles {
         self.folder.join(CHECKPOINTS).join(name)
     }
 
+    /// The folder of the state that is kept beside a checkpoint.
+    pub(super) fn kept_state(checkpoint: &Path) -> PathBuf {
+        checkpoint.join(STATE)
+    }
+
     /// Returns the text of `config.toml`; none before the run has begun.
     ///
     /// # Errors

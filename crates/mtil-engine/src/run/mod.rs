@@ -7,6 +7,7 @@
 //! | `event` | events of a run: recorded in `events.jsonl`, and reported to the caller |
 //! | `engine` | the loop over tasks |
 //! | `results` | result files: accuracy matrix, metrics, notes |
+//! | `rewind` | return to the checkpoint of an earlier task |
 //! | `select` | hyper-parameter selection per task on held-out training images |
 //! | `train` | training on one task: batches, optimizer, training steps |
 //! | `student` | the model in training: a CLIP, with adapters where the method has them |
@@ -25,6 +26,7 @@ mod gnsp_step;
 mod optimizations;
 mod parallel;
 mod results;
+mod rewind;
 mod select;
 mod step;
 mod student;
@@ -39,7 +41,7 @@ pub use optimizations::Optimizations;
 pub use select::{CandidateScore, SCORES, Select};
 
 pub use crate::{
-    error::RunError,
+    error::{RunError, StateFault},
     mechanism::{
         auxiliary_loss::LossParts,
         context::Phase,

@@ -1,6 +1,6 @@
 //! Hyper-parameter selection per task on held-out training images.
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc, sync::atomic::AtomicBool};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use clip_model::ClipModel;
 use mtil_data::{
@@ -162,15 +162,14 @@ fn hold_out(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), 
 }
 
 impl Engine<'_> {
-    /// Returns the method with the best value for the current task; none when stopped. Candidates
-    /// with a stored score are not trained again, and an unfinished one is resumed.
+    /// Returns the method with the best value for the current task. Candidates with a stored score
+    /// are not trained again, and an unfinished one is resumed.
     pub(super) fn select(
         &self,
         select: &Select,
         state: &RunState,
-        stop: &AtomicBool,
         progress: &mut dyn Progress,
-    ) -> Result<Option<Method>, RunError> {
+    ) -> Result<Method, RunError> {
         let index = state.position.task;
         let task = &self.suite.tasks[index];
         let folder = self.directory.files().select(index);
@@ -200,12 +199,13 @@ impl Engine<'_> {
             let mut engine = self.derived_engine(&request, &suite, directory);
             let stored = engine.directory.files().state();
             let mut own = match stored {
-                Some(folder) => load_run_state(&folder, &engine.mechanisms, &engine.context())?,
+                Some(folder) => {
+                    let id = engine.run_id();
+                    load_run_state(&folder, &id, &engine.mechanisms, &engine.context())?
+                }
                 None => state.branch(),
             };
-            let Some(trained) = engine.train(&mut own, stop, progress)? else {
-                return Ok(None);
-            };
+            let trained = engine.train(&mut own, progress)?;
             drop(engine);
             let (accuracy, recall) = self.score(&trained, &validation)?;
             let retained = match recall {
@@ -234,18 +234,22 @@ impl Engine<'_> {
                 best = at;
             }
         }
-        let chosen = &scored[best].value;
+        let chosen = scored[best].value.clone();
         if state.position.step == 0 {
             let event = Event::Select {
                 task: index,
                 key: select.key.clone(),
                 chosen: chosen.clone(),
-                candidates: scored.clone(),
+                candidates: scored,
             };
             self.emit(event, progress)?;
         }
-        let at = select.values.iter().position(|value| value == chosen);
-        Ok(at.map(|at| candidates[at].clone()))
+        let at = select.values.iter().position(|value| *value == chosen);
+        let method = at.and_then(|at| candidates.into_iter().nth(at));
+        method.ok_or_else(|| RunError::Corrupt {
+            path: folder.join(SCORES),
+            reason: format!("`{chosen}` is none of the values"),
+        })
     }
 
     /// Returns a suite that scores candidates: the held-out images as test set, and reference pairs

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     batch::{BatchError, Images, Prefetcher},
     error::RunError,
-    eval::encode_texts,
+    eval::encode_texts_while,
     mechanism::{
         auxiliary_loss::{AuxiliaryLoss, prompt_texts, tokenize_prompts},
         context::TaskContext,
@@ -37,6 +37,10 @@ pub(super) struct TaskTraining<'a> {
     order: Option<BatchOrder>,
     stream: Option<Prefetcher>,
     items: TrainingImages,
+    /// Training steps that a full epoch certainly lies in, wherever they begin.
+    within_epochs: u64,
+    /// Successive training steps without a readable image.
+    without_images: u64,
 }
 
 /// Pixels `[images, 3, side, side]` and image indices of a batch.
@@ -117,18 +121,19 @@ impl<'a> TaskTraining<'a> {
         for task in tasks {
             tokens.insert(task, tokenize_prompts(checkpoint, suite, task)?);
             if !text_trains {
-                let features = encode_texts(checkpoint, student, &prompt_texts(suite, task))?;
+                let (proceed, texts) = (|| images.check_stop(), prompt_texts(suite, task));
+                let features = encode_texts_while(&proceed, checkpoint, student, None, &texts)?;
                 class_features.insert(task, features);
             }
         }
+        let order_seed = seeds::derive(seed, &[seeds::TRAIN_ORDER, index as u64]);
+        let order = BatchOrder::new(items.len(), method.batch, order_seed)?;
         Ok(Self {
             suite,
             images,
-            order: Some(BatchOrder::new(
-                items.len(),
-                method.batch,
-                seeds::derive(seed, &[seeds::TRAIN_ORDER, index as u64]),
-            )?),
+            within_epochs: 2 * order.steps_per_epoch() - 1,
+            without_images: 0,
+            order: Some(order),
             stream: None,
             items,
             losses: TaskLosses {
@@ -167,35 +172,51 @@ impl<'a> TaskTraining<'a> {
         }
     }
 
-    /// Does training step `step` of `steps` of `student` (on the autodiff device). Steps are in
-    /// order, starting at any one. If a loss is not finite, the weights are unchanged and the
-    /// caller stops.
-    pub fn step(
+    /// Returns the images of training step `step` of `steps` on the autodiff device; none if no
+    /// image of the task's batch can be read. Steps are in order, starting at any one.
+    pub fn next_images(
         &mut self,
-        mut student: Student,
-        optimizer: &mut ModuleOptimizer,
         step: usize,
         steps: usize,
         device: &Device,
-    ) -> Result<(Student, StepLoss), RunError> {
+    ) -> Result<Option<StepImages>, RunError> {
         let (pixels, indices) = self.next_batch(step, steps, device)?;
-        let name = &self.suite.tasks[self.losses.index].name;
-        let Some(pixels) = pixels else {
-            let what = format!("the images of one batch of task `{name}`");
-            return Err(BatchError::NothingReadable(what).into());
-        };
+        // The streams of the auxiliary losses advance in every step.
         let auxiliary = self.losses.auxiliary.iter_mut();
         let auxiliary = auxiliary.map(|loss| loss.next_batch(step, steps, self.images, device));
-        let batch = StepImages {
+        let auxiliary = auxiliary.collect::<Result<_, _>>()?;
+        let Some(pixels) = pixels else {
+            self.without_images += 1;
+            if self.without_images >= self.within_epochs {
+                let name = &self.suite.tasks[self.losses.index].name;
+                let what = format!("the training images of task `{name}`");
+                return Err(BatchError::NothingReadable(what).into());
+            }
+            return Ok(None);
+        };
+        self.without_images = 0;
+        Ok(Some(StepImages {
             pixels,
             labels: self.items.labels(&indices),
-            auxiliary: auxiliary.collect::<Result<_, _>>()?,
-        };
-        let (loss, gradients) = self.losses.gradients(&mut student, &batch, step);
+            auxiliary,
+        }))
+    }
+
+    /// Does training step `step` of `student` (on the autodiff device) on `images`. If a loss is
+    /// not finite, the weights are unchanged and the caller stops.
+    pub fn step(
+        &self,
+        mut student: Student,
+        optimizer: &mut ModuleOptimizer,
+        images: &StepImages,
+        step: usize,
+    ) -> (Student, StepLoss) {
+        let (loss, gradients) = self.losses.gradients(&mut student, images, step);
+        let name = &self.suite.tasks[self.losses.index].name;
         let lr = self.losses.method.lr_at(self.losses.index, name, step);
-        Ok(match gradients {
+        match gradients {
             Some(gradients) => (student.step(optimizer, lr, gradients), loss),
             None => (student, loss),
-        })
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! A run from start to end, stopped and continued, and everything that can go wrong with it.
 
+mod faults;
+
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -67,6 +70,7 @@ fn request(method: &str, overrides: &[&str]) -> Request {
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,
+        max_pixels: None,
         select: None,
         version: "test".to_owned(),
         method: Method::load(method, "mini", &all).unwrap(),
@@ -505,8 +509,8 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_state() {
     );
 }
 
-/// A source with one corrupt image.
-struct Corrupt(Arc<dyn ImageSource>, usize);
+/// A source with corrupt images.
+struct Corrupt(Arc<dyn ImageSource>, Range<usize>);
 
 impl ImageSource for Corrupt {
     fn len(&self) -> usize {
@@ -516,7 +520,7 @@ impl ImageSource for Corrupt {
         self.0.name(index)
     }
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
-        if index == self.1 {
+        if self.1.contains(&index) {
             return Err(DataError::Image {
                 name: self.name(index),
                 reason: "broken".to_owned(),
@@ -531,7 +535,7 @@ fn a_corrupt_image_in_the_middle_of_a_task_is_named_or_skipped_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let mut suite = suite(2);
     let train = &mut suite.tasks[1].train;
-    train.images = Arc::new(Corrupt(train.images.clone(), 11));
+    train.images = Arc::new(Corrupt(train.images.clone(), 11..12));
     let mut request = request("finetune", &[]);
     let out = folder.path().join("stop");
     let message = start(&request, &suite, &out, NEVER)
