@@ -1,9 +1,10 @@
 //! Loading of run directories, the only source of the report's data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::ReportError;
+use super::{ReportError, SampleNames};
+use crate::format::plural;
 use mtil_engine::{
     guard::{Action, Breach},
     metrics::{AccuracyMatrix, FileError, MatrixFile, MetricsFile},
@@ -57,6 +58,8 @@ pub(super) struct RunData {
     pub config: Option<String>,
     /// Request without the seed. Runs with equal settings share a row.
     pub settings: BTreeMap<String, String>,
+    /// Digest of the suite's content.
+    pub suite_fingerprint: Option<String>,
     pub versions: Vec<(String, String)>,
     pub steps: Vec<Step>,
     /// Protected directions by task index.
@@ -154,6 +157,7 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
         }
         runs.push(run);
     }
+    let runs = without_repetitions(runs, &mut notes);
     note_differing_protocols(&runs, &mut notes);
     note_departures(&runs, &mut notes);
     let mut samples = Vec::new();
@@ -246,7 +250,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
     if status == Status::Complete {
         note_stale_metrics(&file, &accuracy, &metrics, notes);
     }
-    let mut versions = Vec::new();
+    let (mut versions, mut suite_fingerprint) = (Vec::new(), None);
     let config = files.config_text()?;
     if let Some(text) = &config {
         let table: toml::Table = toml::from_str(text).map_err(|source| ReportError::Toml {
@@ -256,6 +260,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         if let Some(toml::Value::Table(v)) = table.get("versions") {
             versions = v.iter().map(|(k, v)| (k.clone(), plain(v))).collect();
         }
+        suite_fingerprint = table.get(FINGERPRINT).map(plain);
     }
     let mut run = RunData {
         dir: dir.to_path_buf(),
@@ -266,6 +271,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         has_metrics,
         status,
         settings: config.as_deref().map(settings).unwrap_or_default(),
+        suite_fingerprint,
         config,
         versions,
         steps: Vec::new(),
@@ -347,18 +353,19 @@ fn read_events(
     let log = files.events()?;
     let label = run.label();
     if log.unreadable > 0 {
-        notes.push(format!(
-            "{label}: {} lines of its log cannot be read and are left out.",
-            log.unreadable
-        ));
+        let lines = plural(log.unreadable, "unreadable line");
+        notes.push(format!("{label}: its log has {lines}, left out here."));
     }
     let order = run.accuracy.order();
     let within = |task: &usize| *task < order.len();
+    // Each process of a resumed run reports the images that it left out.
+    let (mut skipped, mut unnamed) = (BTreeSet::new(), 0);
     for event in log.events {
         match event {
-            Event::SkippedImages { count, .. } => {
-                notes.push(format!("{label}: {count} unreadable images were left out."));
+            Event::SkippedImages { count, names } if names.is_empty() => {
+                unnamed = unnamed.max(count);
             }
+            Event::SkippedImages { names, .. } => skipped.extend(names),
             // A resumed run repeats an evaluation; the later one counts.
             Event::Evaluation(evaluated) => {
                 let stage = evaluated.stage.map_or(0, |stage| stage + 1);
@@ -387,6 +394,11 @@ fn read_events(
             }
             _ => {}
         }
+    }
+    let count = skipped.len().max(unnamed);
+    if count > 0 {
+        let images = plural(count, "unreadable image");
+        notes.push(format!("{label}: the run left out {images}."));
     }
     // A resumed run repeats the steps since its last checkpoint. After the reversal the stable sort
     // puts the later record first, which `dedup_by` keeps.
@@ -445,6 +457,52 @@ fn check_same_benchmark(first: &RunData, other: &RunData) -> Result<(), ReportEr
     })
 }
 
+/// Leaves out all but one of the runs of equal method, settings, seed and images: a complete one,
+/// or that with the most stages. Several commands with one output folder repeat a seed.
+fn without_repetitions(runs: Vec<RunData>, notes: &mut Vec<String>) -> Vec<RunData> {
+    let progress = |run: &RunData| (run.status != Status::Partial, run.accuracy.rows().len());
+    let mut kept: Vec<RunData> = Vec::new();
+    for run in runs {
+        let same = |other: &&mut RunData| {
+            let known = run.config.is_some() && other.config.is_some();
+            known
+                && (&other.file.method, other.file.seed) == (&run.file.method, run.file.seed)
+                && (&other.settings, &other.suite_fingerprint)
+                    == (&run.settings, &run.suite_fingerprint)
+        };
+        let Some(other) = kept.iter_mut().find(same) else {
+            kept.push(run);
+            continue;
+        };
+        let left_out = match progress(&run) > progress(other) {
+            true => std::mem::replace(other, run),
+            false => run,
+        };
+        notes.push(format!(
+            "{}: {} repeats {} and is left out.",
+            left_out.label(),
+            left_out.dir.display(),
+            other.dir.display()
+        ));
+    }
+    separate_suites(&mut kept);
+    kept
+}
+
+/// Adds the suite's digest to the settings of runs that share method, settings and seed: they saw
+/// other images, so a mean over them would count one seed twice.
+fn separate_suites(runs: &mut [RunData]) {
+    let key = |run: &RunData| (run.file.method.clone(), run.file.seed, run.settings.clone());
+    let keys: Vec<_> = runs.iter().map(key).collect();
+    for (at, run) in runs.iter_mut().enumerate() {
+        let shared = keys.iter().filter(|key| **key == keys[at]).count() > 1;
+        if let Some(digest) = run.suite_fingerprint.as_ref().filter(|_| shared) {
+            let digest = digest.chars().take(8).collect();
+            run.settings.insert(FINGERPRINT.to_owned(), digest);
+        }
+    }
+}
+
 /// Returns the constant matrix of the pretrained model. Its accuracies are the mean over the seeds,
 /// because a suite may draw other images for each seed.
 pub(super) fn pretrained<'a>(
@@ -466,16 +524,14 @@ pub(super) fn pretrained<'a>(
     matrix.ok()?.as_constant()
 }
 
+/// Key of the digest of the suite's content, which depends on the seed where the seed draws the
+/// images.
+const FINGERPRINT: &str = "suite_fingerprint";
+
 /// Returns the request of a run as flat keys and values, without the seed, what depends on the
 /// seed, and what does not affect results.
 fn settings(config: &str) -> BTreeMap<String, String> {
-    const IGNORED: [&str; 5] = [
-        "seed",
-        "suite_fingerprint",
-        "version",
-        "versions",
-        "method.about",
-    ];
+    const IGNORED: [&str; 5] = ["seed", FINGERPRINT, "version", "versions", "method.about"];
     fn flatten(prefix: &str, table: &toml::Table, all: &mut BTreeMap<String, String>) {
         for (key, value) in table {
             let path = match prefix {
@@ -567,6 +623,9 @@ fn read_samples(folder: &Path) -> Result<Vec<Samples>, ReportError> {
         if !task.is_dir() {
             continue;
         }
+        // The names of the files lack some characters and may be shortened.
+        let names = SampleNames::read(&task);
+        let name = names.as_ref().map_or(name, |names| names.task.clone());
         let mut images: Vec<(usize, String, String)> = Vec::new();
         for path in children(&task)? {
             let kind = match path.extension().and_then(|e| e.to_str()) {
@@ -578,6 +637,8 @@ fn read_samples(folder: &Path) -> Result<Vec<Samples>, ReportError> {
             let Some((k, class)) = split_name(&path.with_extension("")) else {
                 continue;
             };
+            let whole = names.as_ref().and_then(|names| names.classes.get(k));
+            let class = whole.cloned().unwrap_or(class);
             let io = |source| FileError::Io {
                 path: path.clone(),
                 source,

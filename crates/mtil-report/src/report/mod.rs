@@ -13,6 +13,7 @@ mod group;
 mod load;
 mod page;
 mod paired;
+mod sample_names;
 mod terminal;
 
 #[cfg(test)]
@@ -24,6 +25,8 @@ use std::path::{Path, PathBuf};
 
 use mtil_data::files::write_atomically;
 use mtil_engine::metrics::FileError;
+
+pub use sample_names::SampleNames;
 
 /// Error of writing a report.
 #[derive(Debug, thiserror::Error)]

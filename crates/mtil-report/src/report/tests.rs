@@ -29,6 +29,98 @@ fn assert_self_contained(html: &str) {
 }
 
 #[test]
+fn each_seed_of_equal_settings_counts_once() {
+    let root = tempfile::tempdir().unwrap();
+    let run = |seed, trained, folder: &str| {
+        let run = Fake {
+            seed,
+            trained,
+            ..fake("gnsp", 0.25, 0.5, 4)
+        };
+        run.write(root.path(), folder)
+    };
+    // Two seeds in one command, then the first of them alone, and the second one again, stopped.
+    run(2, 3, "earlier-gnsp");
+    run(1, 4, "gnsp");
+    run(1, 4, "gnsp-seed-1");
+    run(2, 4, "gnsp-seed-2");
+    // The same request on other images is no repetition.
+    let other = run(1, 4, "other-images").join("config.toml");
+    let config = fs::read_to_string(&other).unwrap();
+    fs::write(&other, format!("suite_fingerprint = \"ab\"\n{config}")).unwrap();
+    let (summary, page) = report(&[root.path().to_path_buf()]);
+    assert_eq!((summary.methods, summary.runs, summary.finished), (2, 3, 3));
+    assert!(page.contains("gnsp suite_fingerprint=ab"));
+    for words in [
+        [
+            "gnsp (seed 1): ",
+            "gnsp-seed-1 repeats ",
+            "gnsp and is left out.",
+        ],
+        [
+            "gnsp (seed 2): ",
+            "earlier-gnsp repeats ",
+            "gnsp-seed-2 and is left out.",
+        ],
+    ] {
+        let found = |note: &&String| words.iter().all(|word| note.contains(word));
+        assert_eq!(
+            summary.notes.iter().filter(found).count(),
+            1,
+            "{:?}",
+            summary.notes
+        );
+    }
+}
+
+#[test]
+fn images_left_out_by_several_processes_count_once() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = fake("gnsp", 0.25, 0.5, 3).write(root.path(), "gnsp");
+    let path = dir.join("events.jsonl");
+    let mut log = fs::read_to_string(&path).unwrap();
+    for names in [r#"["a.png","b.png"]"#, r#"["b.png","c.png"]"#] {
+        let event = r#"{"event":"skipped_images","count":2,"names":"#;
+        log.push_str(&format!("{event}{names}}}\n"));
+    }
+    fs::write(&path, log).unwrap();
+    let (summary, _) = report(&[dir]);
+    let skipped: Vec<&String> = summary
+        .notes
+        .iter()
+        .filter(|note| note.contains("unreadable images"))
+        .collect();
+    assert_eq!(
+        skipped,
+        ["gnsp (seed 42): the run left out 3 unreadable images."]
+    );
+}
+
+#[test]
+fn lines_of_a_log_that_cannot_be_read_are_counted() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = fake("gnsp", 0.25, 0.5, 3).write(root.path(), "gnsp");
+    let path = dir.join("events.jsonl");
+    let whole = fs::read_to_string(&path).unwrap();
+    let (first, rest) = whole.split_once('\n').unwrap();
+    let note = |damage: &str| {
+        fs::write(&path, format!("{first}\n{damage}{rest}")).unwrap();
+        let (summary, _) = report(std::slice::from_ref(&dir));
+        assert_eq!((summary.runs, summary.finished), (1, 1));
+        let of_log = |note: &&String| note.contains("its log");
+        summary.notes.iter().find(of_log).cloned()
+    };
+    assert_eq!(note(""), None);
+    let expected = |lines: &str| {
+        let note = format!("gnsp (seed 42): its log has {lines}, left out here.");
+        Some(note)
+    };
+    assert_eq!(note("{\"event\":\"no\n"), expected("1 unreadable line"));
+    let two = "{\"event\":\"no\n\0\0\0\n";
+    assert_eq!(note(two), expected("2 unreadable lines"));
+}
+
+#[test]
 fn the_report_has_all_figures_and_no_external_resources() {
     let root = tempfile::tempdir().unwrap();
     let runs = [world(root.path(), 6)];
@@ -166,6 +258,29 @@ fn names_from_all_files_are_escaped() {
     }
     assert!(html.contains("&lt;b&gt;&amp;&quot;"));
     assert_self_contained(&html);
+}
+
+#[test]
+fn sample_images_have_the_whole_names_of_their_task_and_class() {
+    let root = tempfile::tempdir().unwrap();
+    fake("gnsp", 0.3, 0.4, 3).write(root.path(), "gnsp");
+    let samples = root.path().join("samples").join("00-pets_2~0a1b2c3d");
+    fs::create_dir_all(&samples).unwrap();
+    for name in ["00-red_panda", "01-fox"] {
+        fs::write(samples.join(format!("{name}.png")), [1, 2, 3]).unwrap();
+    }
+    let (_, html) = report(&[root.path().into()]);
+    assert!(html.contains("pets_2~0a1b2c3d") && html.contains("Sample of class red_panda"));
+    let names = SampleNames {
+        task: "pets/2".into(),
+        classes: vec!["red/panda".into()],
+    };
+    names.write(&samples).unwrap();
+    let (_, html) = report(&[root.path().into()]);
+    for words in ["pets/2", "Sample of class red/panda", "Sample of class fox"] {
+        assert!(html.contains(words), "{words}");
+    }
+    assert!(!html.contains("pets_2~0a1b2c3d"));
 }
 
 #[test]

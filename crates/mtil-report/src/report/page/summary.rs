@@ -89,8 +89,9 @@ const COLUMNS: [Column; 8] = [
         name: "Forgetting",
         variant: None,
         better: "↓",
-        definition: "Best accuracy ever reached on a task minus its accuracy at the end, mean \
-            over all tasks but the last.",
+        definition: "Best accuracy ever reached on a task, before its training included, minus its \
+            accuracy at the end, mean over all tasks but the last. If the prompt rule changes once \
+            a task is learned, stages before its training do not count.",
         get: |f| f.forgetting,
         higher: false,
         signed: false,
