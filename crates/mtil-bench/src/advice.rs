@@ -4,8 +4,17 @@ use std::error::Error;
 
 use clip_model::CheckpointError;
 use eyre::Report;
-use mtil_data::data::CacheError;
-use mtil_engine::{analytic::AnalyticError, batch::BatchError, run::RunError};
+use mtil_data::{
+    data::{CacheError, DataError},
+    suite::SuiteError,
+};
+use mtil_engine::{
+    analytic::AnalyticError, batch::BatchError, eval::ClassError, metrics::FileError, run::RunError,
+};
+use mtil_report::report::ReportError;
+
+/// Advice on two classes that the model cannot distinguish.
+const RENAME_CLASS: &str = "give one of them another name in the suite file (`class_names`)";
 
 /// Returns what to do about an error, if one of its causes is a known error of a library.
 pub fn advice(error: &Report) -> Option<&'static str> {
@@ -21,6 +30,14 @@ fn known(error: &(dyn Error + 'static)) -> Option<&'static str> {
         on_checkpoint(error)
     } else if let Some(error) = error.downcast_ref() {
         on_cache(error)
+    } else if let Some(error) = error.downcast_ref() {
+        on_report(error)
+    } else if let Some(error) = error.downcast_ref() {
+        on_suite(error)
+    } else if let Some(error) = error.downcast_ref() {
+        on_folder(error)
+    } else if let Some(ClassError { .. }) = error.downcast_ref() {
+        Some(RENAME_CLASS)
     } else {
         None
     }
@@ -29,6 +46,10 @@ fn known(error: &(dyn Error + 'static)) -> Option<&'static str> {
 fn on_run(error: &RunError) -> Option<&'static str> {
     Some(match error {
         RunError::Io { .. } => "the same command continues the run once this is mended",
+        RunError::State { .. } => {
+            "restore it from a copy, or add --from-task N: the run goes back to the checkpoint \
+             before task N (--from-task 1: to its start)"
+        }
         RunError::Corrupt { .. } => "restore the file, or start in a new --out",
         RunError::OtherRequest { .. } => "choose another --out, or give the same arguments",
         RunError::Locked { .. } => "wait for it, or choose another --out",
@@ -45,6 +66,7 @@ fn on_run(error: &RunError) -> Option<&'static str> {
         RunError::Analytic(AnalyticError::NotPositiveDefinite { .. }) => {
             "raise --set regression.ridge=…, and start in a new --out"
         }
+        RunError::Classes(_) => RENAME_CLASS,
         RunError::Batch(error) => return on_batch(error),
         RunError::Checkpoint(error) => return on_checkpoint(error),
         _ => return None,
@@ -53,8 +75,16 @@ fn on_run(error: &RunError) -> Option<&'static str> {
 
 fn on_batch(error: &BatchError) -> Option<&'static str> {
     Some(match error {
+        BatchError::Image(DataError::TooManyPixels { .. }) => {
+            "raise --max-pixels, or pass --skip-bad-images to count and leave out such images"
+        }
         BatchError::Image(_) => {
-            "repair or remove it, or pass --skip-bad-images to count and leave out such images"
+            "repair it, move it out of the dataset's folders, or pass --skip-bad-images to count \
+             and leave out such images"
+        }
+        BatchError::NothingReadable(_) => {
+            "check the files: `mtil-bench suite check`, or a run without --skip-bad-images, which \
+             names the first"
         }
         BatchError::Measure(_) => "the weights may have diverged: lower the learning rate",
         _ => return None,
@@ -74,6 +104,34 @@ fn on_checkpoint(error: &CheckpointError) -> Option<&'static str> {
     })
 }
 
+fn on_suite(error: &SuiteError) -> Option<&'static str> {
+    match error {
+        SuiteError::NoReference { .. } => Some(
+            "add the table `[reference]` with `path = \"reference\"` and `captions = \
+             \"captions.csv\"`, which has the columns `file` and `caption`",
+        ),
+        _ => None,
+    }
+}
+
+fn on_folder(error: &DataError) -> Option<&'static str> {
+    match error {
+        DataError::EmptyClass { .. } => {
+            Some("add jpg, png, webp, bmp, gif or tiff files, or remove the folder")
+        }
+        _ => None,
+    }
+}
+
+fn on_report(error: &ReportError) -> Option<&'static str> {
+    match error {
+        ReportError::File(FileError::Json { .. } | FileError::Matrix { .. }) => {
+            Some("the command of the run writes it again, from its saved state")
+        }
+        _ => None,
+    }
+}
+
 fn on_cache(error: &CacheError) -> Option<&'static str> {
     match error {
         CacheError::Open { .. } => Some("choose another --cache, or leave it out"),
@@ -84,8 +142,70 @@ fn on_cache(error: &CacheError) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use eyre::WrapErr as _;
+    use mtil_engine::run::StateFault;
 
     use super::*;
+
+    #[test]
+    fn a_damaged_state_and_unreadable_sets_have_advice() {
+        let state = RunError::State {
+            path: "runs/mini/gnsp/state/position.json".into(),
+            fault: StateFault::Missing,
+        };
+        let text = crate::failure::describe(&Report::from(state));
+        for words in ["position.json: missing", "; restore it", "--from-task N"] {
+            assert!(text.contains(words), "{text}");
+        }
+        let what = "the test images of task `pets`".to_owned();
+        let unreadable = RunError::Batch(BatchError::NothingReadable(what));
+        let text = crate::failure::describe(&Report::from(unreadable));
+        assert!(text.contains("of task `pets` can be read; check"), "{text}");
+        let matrix = ReportError::File(FileError::Json {
+            path: "runs/mini/gnsp/matrix.json".into(),
+            source: serde_json::from_str::<u8>("").unwrap_err(),
+        });
+        let text = crate::failure::describe(&Report::from(matrix));
+        assert!(text.contains("matrix.json is malformed"), "{text}");
+        assert!(
+            text.contains("; the command of the run writes it"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn an_image_with_too_many_pixels_has_advice_of_its_own() {
+        let image = |error| advice(&Report::from(BatchError::from(error))).unwrap();
+        let large = image(DataError::TooManyPixels {
+            name: "map.png".to_owned(),
+            width: 20_000,
+            height: 10_000,
+            maximum: 178_956_970,
+        });
+        assert!(large.contains("--max-pixels"), "{large}");
+        let damaged = image(DataError::Image {
+            name: "map.png".to_owned(),
+            reason: "the file is truncated".to_owned(),
+        });
+        assert!(damaged.contains("--skip-bad-images"), "{damaged}");
+        assert!(!damaged.contains("--max-pixels"), "{damaged}");
+    }
+
+    #[test]
+    fn an_empty_class_and_a_missing_reference_set_have_advice() {
+        let empty = SuiteError::Task {
+            task: "pets".to_owned(),
+            source: DataError::EmptyClass {
+                class: "cat".to_owned(),
+                path: "pets/cat".into(),
+                others: Default::default(),
+            },
+        };
+        let text = crate::failure::describe(&Report::from(empty));
+        assert!(text.contains("holds no image; add jpg, png"), "{text}");
+        let path = "my.toml".into();
+        let text = crate::failure::describe(&Report::from(SuiteError::NoReference { path }));
+        assert!(text.contains("image-text pairs; add the table"), "{text}");
+    }
 
     #[test]
     fn advice_is_found_below_other_errors() {

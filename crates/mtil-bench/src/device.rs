@@ -3,8 +3,16 @@
 //! A name is a backend, for GPUs with an optional index: `flex`, `ndarray`, `wgpu`, `wgpu:1`,
 //! `vulkan`, `cuda`, `cuda:1`. Each backend is a cargo feature of the same name.
 
-use crate::failure::catch_panic;
+use std::{
+    panic,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
 use burn::tensor::Device;
+
+use crate::failure::catch_panic;
 
 /// All backends: name, whether it takes an index, description.
 const BACKENDS: [(&str, bool, &str); 5] = [
@@ -268,6 +276,13 @@ fn open(word: &str, name: &'static str, index: Option<usize>) -> Result<Device, 
         hint,
         reason,
     };
+    if name == "wgpu"
+        && let Some(adapter) = catch_panic(opengl_adapter).map_err(unusable)?
+    {
+        return Err(unusable(format!(
+            "wgpu would compute through OpenGL ({adapter}), where Burn's kernels do not finish"
+        )));
+    }
     let found = catch_panic(|| gpus(name)).map_err(unusable)?;
     let wanted = index.unwrap_or(0);
     let Some(device) = found.get(wanted) else {
@@ -288,6 +303,14 @@ fn open(word: &str, name: &'static str, index: Option<usize>) -> Result<Device, 
     Ok(device)
 }
 
+#[cfg(feature = "wgpu")]
+use crate::opengl::chosen_adapter as opengl_adapter;
+
+#[cfg(not(feature = "wgpu"))]
+fn opengl_adapter() -> Option<String> {
+    None
+}
+
 fn default_gpu(name: &str) -> Option<Device> {
     match name {
         #[cfg(feature = "wgpu")]
@@ -298,21 +321,69 @@ fn default_gpu(name: &str) -> Option<Device> {
     }
 }
 
+/// Time in which a device opens and computes 1 + 1. Drivers take seconds.
+const ANSWER: Duration = Duration::from_secs(120);
+
 /// Computes 1 + 1 on the device, which opens it.
 fn probe(device: &Device) -> Result<(), String> {
-    let two = catch_panic(|| {
-        let one = burn::tensor::Tensor::<1>::ones([4], device);
+    let device = device.clone();
+    let compute = move || {
+        let one = burn::tensor::Tensor::<1>::ones([4], &device);
         (one.clone() + one).into_data().try_to_vec::<f32>()
-    })?;
-    match two {
+    };
+    let two = catch_panic(|| within(ANSWER, compute))?;
+    match two.ok_or_else(|| format!("no answer within {} s", ANSWER.as_secs()))? {
         Ok(values) if values == [2.0; 4] => Ok(()),
         other => Err(format!("1 + 1 came out as {other:?}")),
+    }
+}
+
+/// Returns the result of `work` on another thread, or none if it takes longer than `limit`: the
+/// thread is then abandoned.
+///
+/// # Panics
+/// If `work` panics.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (send, result) = mpsc::channel();
+    let thread = thread::spawn(move || send.send(work()));
+    match result.recv_timeout(limit) {
+        Ok(value) => Some(value),
+        Err(RecvTimeoutError::Timeout) => None,
+        // The thread ended without a result.
+        Err(RecvTimeoutError::Disconnected) => match thread.join() {
+            Ok(_) => None,
+            Err(payload) => panic::resume_unwind(payload),
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::is_silenced;
+
+    #[test]
+    fn work_that_does_not_end_is_given_up() {
+        assert_eq!(within(Duration::from_secs(60), || 2), Some(2));
+        let (send, never) = mpsc::channel::<()>();
+        let work = move || never.recv();
+        let given_up = catch_panic(|| within(Duration::from_millis(10), work));
+        assert_eq!(given_up, Ok(None));
+        // Later panics are printed while the thread still waits. Other tests may silence them.
+        while is_silenced() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        drop(send);
+    }
+
+    #[test]
+    fn a_panic_on_another_thread_has_its_message() {
+        let failed = catch_panic(|| within(Duration::from_secs(60), || panic!("no driver")));
+        assert_eq!(failed, Err::<Option<()>, _>("no driver".to_owned()));
+    }
 
     #[test]
     fn compiled_in_devices_open() {

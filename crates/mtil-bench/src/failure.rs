@@ -1,25 +1,31 @@
 //! Errors and panics on standard error: one line each, without colour unless on a terminal.
 
 use std::{
-    io::IsTerminal,
     panic::{self, AssertUnwindSafe, PanicHookInfo},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use eyre::Report;
 
-use crate::advice::advice;
+use crate::{
+    advice::advice,
+    exit::{self, BROKEN_PIPE, FAILED},
+    print::colours_on_stderr,
+};
 
 /// Number of running calls of [`catch_panic`]. It is global, because a backend may panic on its own
 /// threads.
 static SILENCED: AtomicUsize = AtomicUsize::new(0);
 
-/// Exit status that a shell reports for a process killed by SIGPIPE.
-const BROKEN_PIPE: i32 = 141;
-
 /// Prints an error with its causes and the advice on it. `verbose` adds a line for each cause.
+///
+/// The end of a command that did not fail, such as by the drift guard, is a line without `error:`.
 pub fn report(error: &Report, verbose: bool) {
-    eprintln!("{}{}", label(), describe(error));
+    let label = match exit::code(error) {
+        FAILED => label(),
+        _ => "",
+    };
+    eprintln!("{label}{}", describe(error));
     if verbose {
         for (depth, cause) in error.chain().enumerate() {
             eprintln!("  {depth}: {cause}");
@@ -34,12 +40,12 @@ pub fn report_panics() {
         if SILENCED.load(Ordering::SeqCst) > 0 {
             return;
         }
-        // The reader of the output has exited, as `head` does.
+        // The reader of what a library prints has exited, as `head` does.
         if info
             .payload_as_str()
             .is_some_and(|text| text.contains("Broken pipe"))
         {
-            std::process::exit(BROKEN_PIPE);
+            std::process::exit(BROKEN_PIPE.into());
         }
         eprintln!("{}{}", label(), panic_message(info));
         let backtrace = std::backtrace::Backtrace::capture();
@@ -64,9 +70,14 @@ pub(crate) fn catch_panic<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
+/// Returns whether [`catch_panic`] is running on some thread.
+#[cfg(test)]
+pub(crate) fn is_silenced() -> bool {
+    SILENCED.load(Ordering::SeqCst) > 0
+}
+
 fn label() -> &'static str {
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    if !plain && std::io::stderr().is_terminal() {
+    if colours_on_stderr() {
         "\u{1b}[1;31merror:\u{1b}[0m "
     } else {
         "error: "
@@ -84,11 +95,12 @@ pub fn describe(error: &Report) -> String {
     }
 }
 
-/// Joins an error and its causes, leaving out a cause that the text before it contains.
+/// Joins an error and its causes, leaving out what one of them contains of the other: a cause that
+/// the text before it repeats, and the folder before an error that names a file in it.
 fn one_line(error: &Report) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
+        if cause.contains(&text) {
             text = cause;
         } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
@@ -137,6 +149,8 @@ mod tests {
     fn causes_follow_the_error_unless_it_contains_them() {
         let error = eyre!("no space").wrap_err("cannot write a.json");
         assert_eq!(one_line(&error), "cannot write a.json: no space");
+        let error = eyre!("cannot write runs/mini/a.json").wrap_err("runs/mini");
+        assert_eq!(one_line(&error), "cannot write runs/mini/a.json");
         let error = eyre!("no space").wrap_err("cannot write a.json: no space; choose another");
         assert_eq!(
             one_line(&error),

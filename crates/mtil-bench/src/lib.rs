@@ -9,6 +9,7 @@
 //! | [`advice`] | the arguments that resolve errors of the libraries |
 //! | [`device`] | device names and the backends of this build |
 //! | [`process`] | environment variables and thread pool of the process |
+//! | [`exit`] | exit codes |
 //! | [`failure`] | errors and panics on standard error |
 //! | [`plan`] | estimates of time, memory and disk before a run |
 //! | [`compare`] | the same workloads timed on every device |
@@ -16,10 +17,18 @@
 //! | [`pretrain`] | contrastive pretraining of the embedded CLIP |
 #![warn(missing_docs)]
 
+// Before the modules that use its macros.
+#[macro_use]
+mod print;
+
+#[cfg(feature = "wgpu")]
+mod opengl;
+
 pub mod advice;
 pub mod cli;
 pub mod compare;
 pub mod device;
+pub mod exit;
 pub mod failure;
 pub mod plan;
 pub mod pretrain;

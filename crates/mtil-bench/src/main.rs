@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mtil_bench::{
     cli::{self, Cli},
-    failure, process,
+    exit, failure, process,
 };
 
 /// Training allocates and frees many large buffers. The system's allocator returned each to the
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             failure::report(&error, verbose);
-            ExitCode::FAILURE
+            ExitCode::from(exit::code(&error))
         }
     }
 }

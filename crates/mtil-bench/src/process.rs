@@ -1,9 +1,9 @@
 //! Environment variables and thread pool of the process.
 
-use std::io::IsTerminal as _;
-
 use mtil_data::machine::processors;
 use tracing_subscriber::EnvFilter;
+
+use crate::print::colours_on_stderr;
 
 /// Environment variable that makes the allocator keep freed memory for the next training step.
 ///
@@ -53,12 +53,13 @@ pub fn log_to_stderr(verbose: bool) {
     let ours = ["clip_model", "mtil_data", "mtil_engine", "mtil_bench"];
     let ours = ours.map(|name| format!("{name}={level}")).join(",");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     // An error: a subscriber is set already.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(colours)
+        .with_ansi(colours_on_stderr())
+        // They would be printed to standard error, which is what may be closed.
+        .log_internal_errors(false)
         .without_time()
         .try_init();
 }

@@ -1,10 +1,17 @@
 //! Command-line arguments of the subcommands.
 
-use std::path::PathBuf;
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand, ValueEnum};
-use clip_model::Activation;
+use clip_model::{
+    Activation,
+    preprocess::{DecodeOptions, MAX_PIXELS},
+};
 
+use super::lists::{seed, trimmed};
 use crate::pretrain::PretrainOptions;
 use mtil_engine::eval::{EvalOptions, PromptRule, TaskIdentity};
 
@@ -15,7 +22,12 @@ pub struct RunArgs {
     #[command(flatten)]
     pub selection: Selection,
     /// Comma-separated methods: names from `mtil-bench methods`, or TOML files
-    #[arg(long, value_delimiter = ',', default_value = "zero-shot,finetune,gnsp")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_parser = trimmed,
+        default_value = "zero-shot,finetune,gnsp"
+    )]
     pub methods: Vec<String>,
     /// Pretrained CLIP: a folder in the layout of Hugging Face or open_clip, a weights file (.pt,
     /// .pth, .bin, .safetensors), a name from `mtil-bench model list` (downloaded if needed), or
@@ -30,7 +42,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Random seed; comma-separated seeds make one run each
-    #[arg(long, value_delimiter = ',', default_value = "42")]
+    #[arg(long, value_delimiter = ',', value_parser = seed, default_value = "42")]
     pub seed: Vec<u64>,
     /// Device: flex, wgpu, wgpu:1, vulkan, cuda, cuda:1, ndarray (see `mtil-bench device`)
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
@@ -41,7 +53,7 @@ pub struct RunArgs {
     pub checkpointing: bool,
     /// Comma-separated additional devices that share the images of each training step:
     /// cuda:1,cuda:2
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = trimmed)]
     pub peers: Vec<String>,
     /// Evaluation options.
     #[command(flatten)]
@@ -83,6 +95,11 @@ pub struct RunArgs {
     /// Training steps between two writes of the resumable state
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     pub save_every: u32,
+    /// Go back to task N, counted from 1: train it and the later tasks again, from the checkpoint
+    /// of the task before; for runs whose saved state is lost or damaged. All runs of the command
+    /// go back, those of methods without checkpoints to their start
+    #[arg(long, value_name = "N")]
+    pub from_task: Option<NonZeroUsize>,
     /// Do not write a checkpoint after each task
     #[arg(long)]
     pub no_checkpoints: bool,
@@ -110,8 +127,8 @@ pub struct Selection {
     /// Folder of the datasets of MTIL, unpacked as by torchvision or as the downloaded archives
     #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
     pub data: Option<PathBuf>,
-    /// Comma-separated tasks to use, in this order
-    #[arg(long, value_delimiter = ',', value_name = "TASK,TASK")]
+    /// Comma-separated tasks to use, in this order; a name that contains a comma in double quotes
+    #[arg(long, value_name = "TASK,TASK")]
     pub tasks: Vec<String>,
     /// Rotate the task order by N tasks
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -137,6 +154,42 @@ pub struct Selection {
     /// Texts without images for ZSCL's distillation, one per line
     #[arg(long, value_name = "FILE")]
     pub texts: Option<PathBuf>,
+    /// Options of image decoding.
+    #[command(flatten)]
+    pub decode: DecodeArgs,
+}
+
+/// Options of image decoding.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct DecodeArgs {
+    /// Maximum number of pixels of an image; larger ones are refused before they are decoded
+    /// [default: 178956970, as in Pillow]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "MTIL_MAX_PIXELS",
+        // TOML, in which a run records it, has signed integers.
+        value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64)
+    )]
+    pub max_pixels: Option<u64>,
+}
+
+impl DecodeArgs {
+    /// Returns the options of the library.
+    pub fn options(self) -> DecodeOptions {
+        DecodeOptions {
+            max_pixels: self.max_pixels.unwrap_or(MAX_PIXELS),
+        }
+    }
+
+    /// Returns the folder of the cache below `cache`. Another limit than the default has its own,
+    /// because a cached image is not measured again.
+    pub fn cache_folder(self, cache: &Path) -> PathBuf {
+        match self.options().max_pixels {
+            MAX_PIXELS => cache.to_owned(),
+            limit => cache.join(format!("max-pixels-{limit}")),
+        }
+    }
 }
 
 /// Origin of the dataset splits.
@@ -261,15 +314,21 @@ pub struct ClassifyArgs {
     /// Properties that the files of --model do not state.
     #[command(flatten)]
     pub hints: Hints,
-    /// Comma-separated labels
-    #[arg(long, value_delimiter = ',', required = true)]
+    /// Comma-separated labels; one that contains a comma in double quotes
+    #[arg(long, required = true)]
     pub labels: Vec<String>,
     /// Prompt template with {} for the label; repeat it to average over several templates
     #[arg(long = "template", default_value = "a photo of a {}.")]
     pub templates: Vec<String>,
-    /// Image files
+    /// Images, or folders of images (searched recursively, in the order of their paths)
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
+    /// Options of image decoding.
+    #[command(flatten)]
+    pub decode: DecodeArgs,
+    /// Skip unreadable images and list them, instead of stopping
+    #[arg(long)]
+    pub skip_bad_images: bool,
     /// Device
     #[arg(long, default_value = "flex", env = "MTIL_DEVICE")]
     pub device: String,
@@ -290,9 +349,15 @@ pub struct EmbedArgs {
     /// Images, or folders of images (searched recursively, in the order of their paths)
     #[arg(long, num_args = 1..)]
     pub images: Vec<PathBuf>,
+    /// Options of image decoding.
+    #[command(flatten)]
+    pub decode: DecodeArgs,
     /// Text file, one text per line; `-` for standard input
     #[arg(long)]
     pub texts: Option<PathBuf>,
+    /// Skip unreadable images and list them, instead of stopping
+    #[arg(long)]
+    pub skip_bad_images: bool,
     /// Output safetensors file with `image_embeds` and `text_embeds`, one row per input
     #[arg(long)]
     pub out: PathBuf,
@@ -308,7 +373,7 @@ pub struct EmbedArgs {
 #[derive(Debug, Clone, Args)]
 pub struct TuneArgs {
     /// Comma-separated methods [default: all that train]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = trimmed)]
     pub methods: Vec<String>,
     /// Output folder, with one run directory per candidate and the chosen settings in tuned.json
     #[arg(long, default_value = "runs/tune")]
@@ -380,6 +445,9 @@ pub enum SuiteVerb {
         suite: String,
         /// Output folder, empty or not existing
         dir: PathBuf,
+        /// Options of image decoding.
+        #[command(flatten)]
+        decode: DecodeArgs,
     },
 }
 
@@ -388,17 +456,17 @@ pub enum SuiteVerb {
 #[command(after_help = "Examples:\n  \
         mtil-bench suite check --data /data/mtil\n  \
         mtil-bench suite check --data /data/mtil --datasets Food,SUN397 --deep\n  \
-        mtil-bench suite check my-shop.toml")]
+        mtil-bench suite check my-shop.toml --deep")]
 pub struct CheckArgs {
     /// `mini`, `mtil-order-1`, a conflict suite, or a TOML file
     pub suite: Option<String>,
     /// Folder of the datasets of MTIL
     #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
     pub data: Option<PathBuf>,
-    /// Comma-separated datasets to check
-    #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
+    /// Comma-separated datasets of --data to check, without a suite
+    #[arg(long, value_delimiter = ',', value_parser = trimmed, value_name = "NAME,NAME")]
     pub datasets: Vec<String>,
-    /// Decode every image
+    /// Decode every image; of a suite, also find test images with the pixels of a training image
     #[arg(long)]
     pub deep: bool,
     /// Splits to check
@@ -407,6 +475,9 @@ pub struct CheckArgs {
     /// Accept datasets whose size differs from the published one
     #[arg(long)]
     pub any_size: bool,
+    /// Options of image decoding.
+    #[command(flatten)]
+    pub decode: DecodeArgs,
     /// Print the reports as JSON on standard output
     #[arg(long)]
     pub json: bool,
@@ -464,10 +535,10 @@ pub struct ReproduceArgs {
     /// all tables if absent
     pub table: Option<String>,
     /// Comma-separated methods of the table to run
-    #[arg(long, value_delimiter = ',', value_name = "NAME,NAME")]
+    #[arg(long, value_delimiter = ',', value_parser = trimmed, value_name = "NAME,NAME")]
     pub methods: Vec<String>,
     /// Comma-separated seeds, instead of the table's
-    #[arg(long, value_delimiter = ',', value_name = "N,N")]
+    #[arg(long, value_delimiter = ',', value_parser = seed, value_name = "N,N")]
     pub seeds: Vec<u64>,
     /// Folder of the datasets of MTIL
     #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
@@ -516,6 +587,9 @@ pub struct ReproduceArgs {
     /// found]
     #[arg(long, value_name = "FILE")]
     pub texts: Option<PathBuf>,
+    /// Options of image decoding.
+    #[command(flatten)]
+    pub decode: DecodeArgs,
     /// Skip unreadable images and list them
     #[arg(long)]
     pub skip_bad_images: bool,
@@ -763,4 +837,20 @@ pub enum DtypeName {
     F16,
     /// 16-bit bfloat16: half the size, the range of f32
     Bf16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_on_pixels_has_a_cache_of_its_own() {
+        let folder = |max_pixels| {
+            let decode = DecodeArgs { max_pixels };
+            decode.cache_folder(Path::new("cache"))
+        };
+        assert_eq!(folder(None), Path::new("cache"));
+        assert_eq!(folder(Some(MAX_PIXELS)), Path::new("cache"));
+        assert_eq!(folder(Some(100)), Path::new("cache/max-pixels-100"));
+    }
 }

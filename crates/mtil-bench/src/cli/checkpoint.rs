@@ -1,10 +1,13 @@
 //! `--model`: resolution and loading of a CLIP.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use burn::tensor::Device;
 use clip_model::{
-    Clip, ClipConfig, LoadOptions, architecture, architectures,
+    CheckpointError, Clip, ClipConfig, LoadOptions, architecture, architectures,
     zoo::{Entry, Layout, Registry, Role, ZooError},
 };
 use eyre::{Report, Result, bail, eyre};
@@ -13,6 +16,7 @@ use sha2::{Digest, Sha256};
 use super::{args::Hints, download::fetch};
 use mini_world::embedded;
 use mtil_data::nearest;
+use mtil_engine::run::RunFiles;
 
 /// Name of the model that is part of the program.
 pub const EMBEDDED: &str = "embedded";
@@ -43,8 +47,12 @@ impl ModelSource {
         if word == EMBEDDED {
             return Ok(Self::Embedded);
         }
-        if Path::new(word).exists() {
-            return Ok(Self::Path(word.into()));
+        let path = Path::new(word);
+        if path.exists() {
+            return match run_instead_of_model(path) {
+                Some(error) => Err(error),
+                None => Ok(Self::Path(path.to_owned())),
+            };
         }
         match Registry::embedded()?.get(word) {
             Ok(entry) => Ok(Self::Zoo(Box::new(entry.clone()))),
@@ -55,6 +63,65 @@ impl ModelSource {
             Err(e) => Err(e.into()),
         }
     }
+}
+
+/// Returns the error for a run, or a folder of runs, in place of a model. It names a checkpoint.
+fn run_instead_of_model(path: &Path) -> Option<Report> {
+    let runs = runs_at(path);
+    let what = match runs.as_slice() {
+        [] => return None,
+        [_] => "a run",
+        _ => "a folder of runs",
+    };
+    // A model may lie beside the files of a run.
+    let described = Clip::describe(path, &LoadOptions::default());
+    if !matches!(described, Err(CheckpointError::NoWeights { .. })) {
+        return None;
+    }
+    let path = path.display();
+    Some(match runs.iter().find_map(last_checkpoint) {
+        Some(checkpoint) => eyre!(
+            "{path} is {what}, not a model; give the checkpoint after a task, such as {}",
+            checkpoint.display()
+        ),
+        None => eyre!(
+            "{path} is {what}, not a model, and has no checkpoint; a run writes one after each \
+             task, unless --no-checkpoints is given"
+        ),
+    })
+}
+
+/// Returns the run at `path`, the run that the folder is a part of, or the runs in the folder.
+fn runs_at(path: &Path) -> Vec<RunFiles> {
+    let own = RunFiles::new(path);
+    if own.exist() {
+        return vec![own];
+    }
+    let name = path.file_name().and_then(|name| name.to_str());
+    if let (Some(name), Some(parent)) = (name, path.parent())
+        && RunFiles::is_part(name)
+        && RunFiles::new(parent).exist()
+    {
+        return vec![RunFiles::new(parent)];
+    }
+    let runs = folders(path).into_iter().map(RunFiles::new);
+    runs.filter(RunFiles::exist).collect()
+}
+
+/// Returns the checkpoint after the last task of a run.
+fn last_checkpoint(run: &RunFiles) -> Option<PathBuf> {
+    folders(run.checkpoint(0).parent()?).pop()
+}
+
+/// Returns the folders in a folder, in the order of their names.
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut folders: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
+    folders.sort();
+    folders
 }
 
 /// Returns the error for an unknown model, with suggestions.
@@ -153,4 +220,40 @@ pub fn options_for(entry: &Entry, layout: Layout, mut options: LoadOptions) -> L
         options.architecture = architecture(&entry.architecture);
     }
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_in_place_of_a_model_is_refused_with_its_last_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("gnsp");
+        fs::create_dir_all(run.join("checkpoints")).unwrap();
+        fs::write(run.join("events.jsonl"), "{}\n{}\n").unwrap();
+        fs::write(run.join("config.toml"), "").unwrap();
+        let message = |path: &Path| {
+            let found = ModelSource::find(path.to_str().unwrap());
+            found.err().map(|error| error.to_string())
+        };
+        let text = message(&run).unwrap();
+        assert!(text.contains("is a run, not a model"), "{text}");
+        assert!(text.contains("has no checkpoint"), "{text}");
+        for task in ["task-01", "task-02"] {
+            fs::create_dir(run.join("checkpoints").join(task)).unwrap();
+        }
+        let last = run.join("checkpoints").join("task-02");
+        let checkpoints = run.join("checkpoints");
+        for path in [run.as_path(), checkpoints.as_path(), folder.path()] {
+            let text = message(path).unwrap();
+            assert!(text.ends_with(&last.display().to_string()), "{text}");
+        }
+        // A checkpoint, and a folder with weights and the log of a run, are models.
+        assert_eq!(message(&last), None);
+        let weights = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/data/zoo/openai_vit/torchscript.pt");
+        fs::copy(weights, run.join("torchscript.pt")).unwrap();
+        assert_eq!(message(&run), None);
+    }
 }

@@ -1,16 +1,31 @@
 //! `classify`: zero-shot classification of images.
 
-use clip_model::{normalize, preprocess::decode_file};
+use clip_model::normalize;
 use eyre::{Result, bail};
 use serde_json::json;
 
-use super::{args::ClassifyArgs, checkpoint::load_model};
-use crate::device;
-use mtil_engine::eval::{encode_texts, prompt, to_host};
+use super::{
+    args::ClassifyArgs, checkpoint::load_model, embed::encode_all_texts, interrupt::stop_flag,
+    lists::names, output::list_skipped,
+};
+use crate::{device, exit::EarlyEnd};
+use mtil_data::data::{ImageSource as _, find_images};
+use mtil_engine::{
+    batch::{BatchError, Images},
+    eval::{TruncatedTexts, prompt, to_host},
+};
 
 /// Runs `classify`.
 pub fn classify(args: &ClassifyArgs) -> Result<()> {
-    let labels: Vec<String> = args.labels.iter().map(|l| l.trim().to_owned()).collect();
+    let kept = match args.json {
+        true => "nothing was printed",
+        false => "the images above are classified",
+    };
+    print_labels(args).map_err(|e| EarlyEnd::of_stopped(e, kept))
+}
+
+fn print_labels(args: &ClassifyArgs) -> Result<()> {
+    let labels = names(&args.labels);
     if labels.iter().any(String::is_empty) || labels.len() < 2 {
         bail!("--labels needs at least two labels, separated by commas, none of them empty");
     }
@@ -18,13 +33,23 @@ pub fn classify(args: &ClassifyArgs) -> Result<()> {
         bail!("template `{template}` has no {{}} for the label");
     }
     let device = device::parse(&args.device)?;
+    let images = find_images(&args.images)?.with_decode_options(args.decode.options());
+    if images.is_empty() {
+        bail!("there is no image to classify in the given folders");
+    }
     let checkpoint = load_model(&args.model, &args.hints, &device)?.clip;
     let count = args.templates.len();
     let prompts: Vec<String> = labels
         .iter()
         .flat_map(|l| args.templates.iter().map(move |t| prompt(t, l)))
         .collect();
-    let features = encode_texts(&checkpoint, &checkpoint.model, &prompts)?;
+    checkpoint.check_labels(&labels, &args.templates)?;
+    if let Some(truncated) = TruncatedTexts::count(&checkpoint, "prompts", &prompts)? {
+        eprintln!("warning: {truncated}");
+    }
+    let reader = Images::new(checkpoint.preprocess.clone(), 1.0, args.skip_bad_images)
+        .with_stop(stop_flag());
+    let features = encode_all_texts(&checkpoint, &prompts, &reader)?;
     let [_, e] = features.dims();
     // The classifier: the normalized mean of the text features over the templates.
     let head = normalize(
@@ -34,9 +59,11 @@ pub fn classify(args: &ClassifyArgs) -> Result<()> {
             .reshape([labels.len(), e]),
     );
     let mut results = Vec::new();
-    for path in &args.images {
-        let image = checkpoint.preprocess.eval_u8(&decode_file(path)?);
-        let pixels = checkpoint.preprocess.to_tensor(&[image], &device)?;
+    for index in 0..images.len() {
+        let (_, Some(pixels)) = reader.eval(&images, &[index], &device)? else {
+            continue;
+        };
+        let name = images.name(index);
         let logits =
             normalize(checkpoint.model.encode_image(pixels)).matmul(head.clone().transpose());
         let logits = logits * checkpoint.model.scale().reshape([1, 1]);
@@ -49,13 +76,17 @@ pub fn classify(args: &ClassifyArgs) -> Result<()> {
                 .take(5)
                 .map(|(l, p)| format!("{l} {:.1} %", p * 100.0))
                 .collect();
-            println!("{}: {}", path.display(), text.join(", "));
+            println!("{name}: {}", text.join(", "));
         }
         let scores: Vec<_> = ranked
             .iter()
             .map(|(label, p)| json!({"label": label, "probability": p}))
             .collect();
-        results.push(json!({"image": path, "label": ranked[0].0, "scores": scores}));
+        results.push(json!({"image": name, "label": ranked[0].0, "scores": scores}));
+    }
+    list_skipped(&reader.skipped());
+    if results.is_empty() {
+        return Err(BatchError::NothingReadable(format!("the {} images", images.len())).into());
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&results)?);

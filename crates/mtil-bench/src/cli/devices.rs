@@ -10,13 +10,15 @@ use clap::{Args, Subcommand};
 use eyre::{Context, Result, eyre};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::{interrupt::stop_flag, lists::trimmed};
 use crate::{
     compare::{
         Comparison, Outcome, Size, Workload,
-        gather::{Event, Request, gather},
+        gather::{Event, GatherError, Request, gather},
         measure::{WorkerMessage, WorkerRequest, measure},
     },
     device,
+    exit::EarlyEnd,
 };
 
 /// Arguments of `device`.
@@ -52,14 +54,19 @@ pub enum DeviceCommand {
 #[derive(Debug, Clone, Args)]
 pub struct CompareArgs {
     /// Comma-separated devices [default: all that work]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = trimmed)]
     pub devices: Vec<String>,
     /// Comma-separated model sizes: tiny, vit-b-32, vit-b-16, vit-l-14, or all
-    #[arg(long, value_delimiter = ',', default_value = "tiny,vit-b-32")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_parser = trimmed,
+        default_value = "tiny,vit-b-32"
+    )]
     pub sizes: Vec<String>,
     /// Comma-separated workloads: image-encoding, text-encoding, gram-accumulation,
     /// projector-build, projected-step, training-step, evaluation, or all
-    #[arg(long, value_delimiter = ',', default_value = "all")]
+    #[arg(long, value_delimiter = ',', value_parser = trimmed, default_value = "all")]
     pub works: Vec<String>,
     /// Batch size; a training step uses as many reference images [default: 32 for tiny, else 8]
     #[arg(long)]
@@ -131,23 +138,35 @@ fn compare(args: &CompareArgs) -> Result<()> {
         bar.set_style(style);
     }
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
-    let comparison = gather(&request, &worker_command, &mut |event| match event {
-        Event::Begun { device, size, work } => {
-            bar.reset_elapsed();
-            bar.set_message(format!("{device}: {work}, {size}"));
-        }
-        Event::Done(done) => {
-            let result = match &done.outcome {
-                Outcome::Measured(_) => "measured",
-                Outcome::Missing(_) => "no figures",
-            };
-            let (device, work, size) = (&done.device, done.work, done.size);
-            bar.suspend(|| eprintln!("{device}: {work}, {size}: {result}"));
-        }
-        // Save intermediate results. The last write reports an error.
-        Event::Gathered(so_far) => drop(write(so_far, &args.out)),
-    })?;
+    let gathered = gather(
+        &request,
+        &worker_command,
+        &stop_flag(),
+        &mut |event| match event {
+            Event::Begun { device, size, work } => {
+                bar.reset_elapsed();
+                bar.set_message(format!("{device}: {work}, {size}"));
+            }
+            Event::Done(done) => {
+                let result = match &done.outcome {
+                    Outcome::Measured(_) => "measured",
+                    Outcome::Missing(_) => "no figures",
+                };
+                let (device, work, size) = (&done.device, done.work, done.size);
+                bar.suspend(|| eprintln!("{device}: {work}, {size}: {result}"));
+            }
+            // Save intermediate results. The last write reports an error.
+            Event::Gathered(so_far) => drop(write(so_far, &args.out)),
+        },
+    );
     bar.finish_and_clear();
+    let comparison = gathered.map_err(|error| match error {
+        GatherError::Interrupted => {
+            EarlyEnd::Interrupted("each device and size that was completed is in the --out folder")
+                .into()
+        }
+        error => eyre::Report::from(error),
+    })?;
     let page = write(&comparison, &args.out)?;
     if args.json {
         print!("{}", comparison.to_json()?);

@@ -1,69 +1,40 @@
 //! `embed`: embeddings of images and texts.
 
-use std::{
-    collections::HashMap,
-    fs,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fs, io::Read, path::Path};
 
-use burn::tensor::Tensor;
-use clip_model::{normalize, preprocess::decode_file};
+use burn::tensor::{Device, Tensor};
+use clip_model::{Clip, normalize};
 use eyre::{Result, WrapErr, bail};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 
-use super::{args::EmbedArgs, checkpoint::load_model};
-use crate::device;
-use mtil_engine::eval::{encode_texts, to_host};
+use super::{
+    args::EmbedArgs,
+    checkpoint::load_model,
+    interrupt::stop_flag,
+    output::{WorkProgress, list_skipped},
+};
+use crate::{device, exit::EarlyEnd};
+use mtil_data::data::{ImageFiles, ImageSource as _, find_images};
+use mtil_engine::{
+    batch::{BatchError, Images},
+    eval::{TruncatedTexts, encode_texts_while, to_host},
+};
 
-const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
-
-/// Collects the images below `path` in the order of their paths, or `path` itself if it is a file.
-fn find(path: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    let error = || format!("cannot read {}", path.display());
-    if path.is_dir() {
-        let mut entries = fs::read_dir(path)
-            .wrap_err_with(error)?
-            .map(|entry| Ok(entry?.path()))
-            .collect::<std::io::Result<Vec<_>>>()
-            .wrap_err_with(error)?;
-        entries.sort();
-        for entry in entries {
-            let known = entry
-                .extension()
-                .and_then(|e| e.to_str())
-                .is_some_and(|e| EXTENSIONS.contains(&e.to_ascii_lowercase().as_str()));
-            if entry.is_dir() || known {
-                find(&entry, found)?;
-            }
-        }
-    } else {
-        found.push(path.to_owned());
-    }
-    Ok(())
-}
+/// Number of images that are encoded together.
+const BATCH: usize = 64;
 
 /// Runs `embed`.
 pub fn embed(args: &EmbedArgs) -> Result<()> {
-    let mut images = Vec::new();
-    for path in &args.images {
-        find(path, &mut images)?;
-    }
-    let texts: Vec<String> = match &args.texts {
+    write_embeddings(args).map_err(|e| EarlyEnd::of_stopped(e, "nothing was written"))
+}
+
+fn write_embeddings(args: &EmbedArgs) -> Result<()> {
+    let device = device::parse(&args.device)?;
+    let images = find_images(&args.images)?.with_decode_options(args.decode.options());
+    let texts = match &args.texts {
+        Some(path) => lines_of(path)?,
         None => Vec::new(),
-        Some(path) => {
-            let mut text = String::new();
-            if path.as_os_str() == "-" {
-                std::io::stdin()
-                    .read_to_string(&mut text)
-                    .wrap_err("cannot read texts from standard input")?;
-            } else {
-                text = fs::read_to_string(path)
-                    .wrap_err_with(|| format!("cannot read {}", path.display()))?;
-            }
-            text.lines().map(str::to_owned).collect()
-        }
     };
     if images.is_empty() && texts.is_empty() {
         bail!(
@@ -71,20 +42,18 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
              nothing)"
         );
     }
-    let device = device::parse(&args.device)?;
     let checkpoint = load_model(&args.model, &args.hints, &device)?.clip;
-    let bar = indicatif::ProgressBar::new(images.len() as u64);
-    let mut rows = Vec::new();
-    for chunk in images.chunks(64) {
-        let prepared = chunk
-            .iter()
-            .map(|path| Ok(checkpoint.preprocess.eval_u8(&decode_file(path)?)))
-            .collect::<Result<Vec<_>>>()?;
-        let pixels = checkpoint.preprocess.to_tensor(&prepared, &device)?;
-        rows.push(normalize(checkpoint.model.encode_image(pixels)));
-        bar.inc(chunk.len() as u64);
+    if let Some(truncated) = TruncatedTexts::count(&checkpoint, "texts", &texts)? {
+        eprintln!("warning: {truncated}");
     }
-    bar.finish_and_clear();
+    let reader = Images::new(checkpoint.preprocess.clone(), 1.0, args.skip_bad_images)
+        .with_stop(stop_flag());
+    let (names, rows) = encode(&checkpoint, &images, &reader, &device)?;
+    let skipped = reader.skipped();
+    list_skipped(&skipped);
+    if names.is_empty() && !images.is_empty() {
+        return Err(BatchError::NothingReadable(format!("the {} images", images.len())).into());
+    }
     let mut tensors: Vec<(&str, usize, Vec<u8>)> = Vec::new();
     let bytes = |t: Tensor<2>| {
         to_host(t)
@@ -93,14 +62,11 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
             .collect::<Vec<u8>>()
     };
     if !rows.is_empty() {
-        tensors.push(("image_embeds", images.len(), bytes(Tensor::cat(rows, 0))));
+        tensors.push(("image_embeds", names.len(), bytes(Tensor::cat(rows, 0))));
     }
     if !texts.is_empty() {
-        tensors.push((
-            "text_embeds",
-            texts.len(),
-            bytes(encode_texts(&checkpoint, &checkpoint.model, &texts)?),
-        ));
+        let encoded = encode_all_texts(&checkpoint, &texts, &reader)?;
+        tensors.push(("text_embeds", texts.len(), bytes(encoded)));
     }
     let width = checkpoint.config.projection_dim;
     let views = tensors
@@ -113,25 +79,107 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     let metadata: HashMap<String, String> = [
-        ("images".to_owned(), serde_json::to_string(&images)?),
+        ("images".to_owned(), serde_json::to_string(&names)?),
         ("texts".to_owned(), serde_json::to_string(&texts)?),
         ("normalized".to_owned(), "true".to_owned()),
     ]
     .into();
     let file = safetensors::serialize(views, Some(metadata))?;
+    let out = args.out.display().to_string();
     mtil_data::files::write_atomically(&args.out, &file)
-        .wrap_err_with(|| format!("cannot write {}", args.out.display()))?;
+        .wrap_err_with(|| format!("cannot write {out}"))?;
     eprintln!(
-        "{}: {} image and {} text embeddings of width {width}",
-        args.out.display(),
-        images.len(),
+        "{out}: {} image and {} text embeddings of width {width}",
+        names.len(),
         texts.len()
     );
     if args.json {
         println!(
             "{}",
-            json!({"out": args.out, "images": images.len(), "texts": texts.len(), "width": width})
+            json!({
+                "out": out, "images": names.len(), "texts": texts.len(), "width": width,
+                "skipped": skipped,
+            })
         );
     }
     Ok(())
+}
+
+/// Reads one text per line, from standard input if the path is `-`.
+fn lines_of(path: &Path) -> Result<Vec<String>> {
+    let mut text = String::new();
+    if path.as_os_str() == "-" {
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .wrap_err("cannot read texts from standard input")?;
+    } else {
+        text =
+            fs::read_to_string(path).wrap_err_with(|| format!("cannot read {}", path.display()))?;
+    }
+    // Windows' editors write a byte order mark in front of the first text.
+    let text = text.trim_start_matches('\u{feff}');
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// Encodes texts, unless the flag of `reader` stops it between two batches.
+pub(super) fn encode_all_texts(
+    checkpoint: &Clip,
+    texts: &[String],
+    reader: &Images,
+) -> Result<Tensor<2>, BatchError> {
+    let proceed = || reader.check_stop();
+    encode_texts_while(&proceed, checkpoint, &checkpoint.model, None, texts)
+}
+
+/// Returns the names of the images that can be read, and the normalized features of each batch.
+fn encode(
+    checkpoint: &Clip,
+    images: &ImageFiles,
+    reader: &Images,
+    device: &Device,
+) -> Result<(Vec<String>, Vec<Tensor<2>>)> {
+    let indices: Vec<usize> = (0..images.len()).collect();
+    let progress = WorkProgress::new("encoding", "images");
+    let mut done = 0;
+    let (mut names, mut rows) = (Vec::new(), Vec::new());
+    for chunk in indices.chunks(BATCH) {
+        let (read, pixels) = reader.eval(images, chunk, device)?;
+        names.extend(read.into_iter().map(|index| images.name(index)));
+        if let Some(pixels) = pixels {
+            rows.push(normalize(checkpoint.model.encode_image(pixels)));
+        }
+        done += chunk.len();
+        progress.set(done, images.len());
+    }
+    progress.finish();
+    Ok((names, rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, atomic::AtomicBool};
+
+    use super::*;
+
+    #[test]
+    fn a_stop_ends_the_encoding_of_texts_and_images() {
+        let device = device::parse(device::compiled_in()[0]).unwrap();
+        let clip = mini_world::embedded::clip_mini(&device).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        image::RgbImage::new(8, 8).save(&path).unwrap();
+        let (images, texts) = (find_images(&[path]).unwrap(), vec!["a cat".to_owned()]);
+        for stopped in [false, true] {
+            let stop = Arc::new(AtomicBool::new(stopped));
+            let reader = Images::new(clip.preprocess.clone(), 1.0, false).with_stop(stop);
+            let of_texts = encode_all_texts(&clip, &texts, &reader).map(drop);
+            let of_images = encode(&clip, &images, &reader, &device).map(drop);
+            assert_eq!((of_texts.is_err(), of_images.is_err()), (stopped, stopped));
+            if let (Err(texts), Err(images)) = (of_texts, of_images) {
+                assert!(matches!(texts, BatchError::Interrupted));
+                let end = EarlyEnd::of_stopped(images, "nothing was written");
+                assert_eq!(end.to_string(), "stopped; nothing was written");
+            }
+        }
+    }
 }

@@ -3,18 +3,25 @@
 use std::fs;
 
 use eyre::{Result, WrapErr};
-use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::{args::EvalArgs, checkpoint::load_model};
-use crate::device;
+use super::{
+    args::EvalArgs,
+    checkpoint::load_model,
+    interrupt::stop_flag,
+    output::{WorkProgress, list_skipped},
+};
+use crate::{device, exit::EarlyEnd};
 use mtil_data::{
     files::write_atomically,
     suite::{LabelledImages, Suite},
 };
 use mtil_engine::{
     batch::Images,
-    eval::{Evaluation, Evaluator, HeadCache, TaskDetails, encode_images},
+    eval::{
+        Evaluation, Evaluator, HeadCache, PromptRule, TaskDetails, TruncatedTexts, check_classes,
+        encode_images,
+    },
     measures::{
         Matrix,
         probe::{Probe, ProbeOptions},
@@ -23,15 +30,28 @@ use mtil_engine::{
 
 /// Runs `eval`.
 pub fn eval(args: &EvalArgs) -> Result<()> {
+    evaluate(args).map_err(|e| EarlyEnd::of_stopped(e, "the evaluation has no results"))
+}
+
+fn evaluate(args: &EvalArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
     let selected = args.selection.load(args.quick, 42)?;
     let suite = &selected.suite;
     let model = load_model(&args.model, &args.hints, &device)?;
-    let mut images = Images::new(model.clip.preprocess.clone(), 1.0, args.skip_bad_images);
+    let mut images = Images::new(model.clip.preprocess.clone(), 1.0, args.skip_bad_images)
+        .with_stop(stop_flag());
     if let Some(folder) = &args.cache {
-        images = images.with_cache(folder);
+        images = images.with_cache(args.selection.decode.cache_folder(folder));
     }
     let options = args.evaluation.options(&selected.settings);
+    let templates = match options.prompts {
+        PromptRule::First => 1,
+        PromptRule::Reference | PromptRule::Ensemble => usize::MAX,
+    };
+    check_classes(&model.clip, suite, templates)?;
+    for truncated in TruncatedTexts::of_suite(&model.clip, suite)? {
+        eprintln!("warning: {truncated}");
+    }
     let evaluator = Evaluator {
         checkpoint: &model.clip,
         suite,
@@ -39,30 +59,24 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         images: &images,
         seed: 42,
     };
-    let bar = ProgressBar::new(suite.tasks.len() as u64);
+    let progress = WorkProgress::new("evaluating", "batches");
     let (evaluation, details) = evaluator.evaluate(
         &model.clip.model,
         None,
         None,
         &mut HeadCache::default(),
-        &mut |done, _| bar.set_position(done as u64),
+        &mut |done, of| progress.set(done, of),
     )?;
-    bar.finish_and_clear();
-    let probes = if args.probe {
-        let bar = ProgressBar::new(suite.tasks.len() as u64);
-        let probes = probes(suite, &model.clip.model, &images, &bar)?;
-        bar.finish_and_clear();
-        Some(probes)
-    } else {
-        None
+    progress.finish();
+    let probes = match args.probe {
+        true => Some(probes(suite, &model.clip.model, &images)?),
+        false => None,
     };
     print(suite, &evaluation, &details, probes.as_deref());
     for note in options.notes() {
         eprintln!("note: {note}");
     }
-    for name in images.skipped() {
-        eprintln!("skipped: {name}");
-    }
+    list_skipped(&images.skipped());
     if let Some(out) = &args.out {
         fs::create_dir_all(out).wrap_err_with(|| format!("cannot create {}", out.display()))?;
         let path = out.join("evaluation.json");
@@ -93,10 +107,11 @@ fn probes(
     suite: &Suite,
     model: &clip_model::ClipModel,
     images: &Images,
-    bar: &ProgressBar,
 ) -> Result<Vec<(f64, f64)>> {
+    let progress = WorkProgress::new("fitting linear probes", "tasks");
     let mut probes = Vec::new();
     for task in &suite.tasks {
+        progress.set(probes.len(), suite.tasks.len());
         let encode = |half: &LabelledImages| -> Result<_> {
             let all: Vec<usize> = (0..half.labels.len()).collect();
             let features = encode_images(model, None, &half.images, &all, images)?;
@@ -105,6 +120,7 @@ fn probes(
         };
         let (train, labels) = encode(&task.train)?;
         let (test, expected) = encode(&task.test)?;
+        images.check_stop()?;
         let rows = Matrix::new("training features", &train.rows, labels.len(), train.width)?;
         let probe = Probe::fit(
             rows,
@@ -115,8 +131,8 @@ fn probes(
         .wrap_err_with(|| format!("task `{}`", task.name))?;
         let rows = Matrix::new("test features", &test.rows, expected.len(), test.width)?;
         probes.push((probe.accuracy(rows, &expected)?, probe.c()));
-        bar.inc(1);
     }
+    progress.finish();
     Ok(probes)
 }
 

@@ -71,6 +71,7 @@ impl SharedSettings<'_> {
                 evaluation: self.evaluation.clone(),
                 guard: self.guard.clone(),
                 skip_bad_images: self.skip_bad_images,
+                max_pixels: self.skip_bad_images.then_some(selected.max_pixels),
                 select: self.select.clone().filter(|_| method.trains),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 method,

@@ -3,20 +3,20 @@
 //! As in GNSP, only protected layers train after the first task. Fewer layers need less memory and
 //! cheaper training steps, and can learn less.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::Path};
 
 use eyre::{Result, WrapErr, bail};
 
 use super::{
     args::LayersArgs,
     checkpoint::load_model,
+    interrupt::stop_flag,
     job::{FingerprintedSuite, Job, SharedSettings},
-    run::{QUICK, execute, load_method, stop_on_interrupt},
+    run::{QUICK, execute, load_method, write_report},
 };
 use crate::device;
 use mtil_data::files::write_atomically;
 use mtil_engine::{eval::EvalOptions, metrics::MetricsFile, run::RunOptions};
-use mtil_report::report;
 
 /// A set of protected layers.
 struct Choice {
@@ -111,36 +111,39 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
     }
     fs::create_dir_all(&args.out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", args.out.display()))?;
-    let stop = stop_on_interrupt()?;
+    let stop = stop_flag();
     let options = RunOptions {
         checkpoints: false,
         ..RunOptions::default()
     };
     let done = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
-    let folders: Vec<PathBuf> = jobs
-        .iter()
-        .map(|j| j.folder.clone())
-        .filter(|f| f.exists())
-        .collect();
-    report::write_report(&folders, &args.out.join("report.html"))?;
-    done.finish()?;
-    let table = table(&choices, &jobs)?;
+    let mut reported = write_report(&jobs, &args.out, false);
+    if !done.stopped {
+        reported = reported.and(write_table(&choices, &jobs, &args.out));
+    }
+    done.finish_with(reported)
+}
+
+/// Prints the table of the runs, and writes it to `out`.
+fn write_table(choices: &[Choice], jobs: &[Job], out: &Path) -> Result<()> {
+    let table = table(choices, jobs);
     println!("{table}");
-    let path = args.out.join("layers.md");
+    let path = out.join("layers.md");
     write_atomically(&path, table.as_bytes())
         .wrap_err_with(|| format!("cannot write {}", path.display()))?;
     eprintln!("table: {}", path.display());
     Ok(())
 }
 
-/// Formats the results as a Markdown table.
-fn table(choices: &[Choice], jobs: &[Job]) -> Result<String> {
+/// Formats the results as a Markdown table, in which those of a failed run are missing.
+fn table(choices: &[Choice], jobs: &[Job]) -> String {
     let mut text = "| layers | description | Transfer | Average | Last | forgetting \
                     | trainable parameters | kept between tasks | seconds |\n\
                     |---|---|---:|---:|---:|---:|---:|---:|---:|\n"
         .to_owned();
     for (choice, job) in choices.iter().zip(jobs) {
-        let metrics = MetricsFile::load(&job.folder.join(MetricsFile::NAME))?;
+        let metrics = MetricsFile::load(&job.folder.join(MetricsFile::NAME));
+        let metrics = metrics.unwrap_or_default();
         let show = |value: Option<f64>| value.map_or("—".to_owned(), |v| format!("{v:.1}"));
         let count = |value: Option<u64>| value.map_or("—".to_owned(), |v| v.to_string());
         let bytes = metrics
@@ -159,7 +162,7 @@ fn table(choices: &[Choice], jobs: &[Job]) -> Result<String> {
             show(metrics.wall_seconds),
         );
     }
-    Ok(text)
+    text
 }
 
 #[cfg(test)]

@@ -3,10 +3,19 @@
 use eyre::Result;
 
 use super::args::MethodsArgs;
+use crate::sweep::named_suites;
+use mtil_data::nearest;
 use mtil_engine::method::{Method, names};
 
 /// Runs `methods`.
 pub fn methods(args: &MethodsArgs) -> Result<()> {
+    // A suite file may have any name, so only one like that of a known suite may be a mistake.
+    let suite = args.suite.as_str();
+    if let Some(near) = nearest(suite, named_suites()).filter(|near| near != suite) {
+        eprintln!(
+            "note: the settings are those on a suite named `{suite}`; did you mean `{near}`?"
+        );
+    }
     match &args.name {
         Some(name) => print!(
             "{}",

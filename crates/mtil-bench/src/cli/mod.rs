@@ -8,8 +8,10 @@ mod devices;
 mod download;
 mod embed;
 mod eval;
+mod interrupt;
 mod job;
 mod layers;
+mod lists;
 mod methods;
 mod model;
 mod output;
@@ -19,6 +21,7 @@ mod report;
 mod reproduce;
 mod run;
 mod selection;
+mod stall;
 mod suite;
 mod sweep;
 mod sweep_run;
@@ -34,13 +37,14 @@ use crate::{
     failure::catch_panic,
 };
 
-/// Runs the subcommand.
+/// Runs the subcommand. Signals end it from now on with the exit code for them.
 ///
 /// Backends of accelerators panic when they fail. Such a panic becomes an error with a hint.
 ///
 /// # Errors
 /// The error of the subcommand.
 pub fn main(cli: Cli) -> Result<()> {
+    interrupt::handle_signals()?;
     if let Some(problem) = &host_gemm::choice().problem {
         let variable = host_gemm::VARIABLE;
         if std::env::var_os(variable).is_some() {

@@ -1,12 +1,17 @@
-//! Progress of a run on standard error: a bar on a terminal, plain lines otherwise.
+//! Progress on standard error: a bar on a terminal, plain lines otherwise.
 
-use std::io::IsTerminal;
+use std::{
+    io::IsTerminal,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mtil_engine::{
     guard::Action,
     run::{Event, Phase, Progress},
 };
+use mtil_report::format::plural;
 use serde::{Deserialize, Serialize};
 
 /// A progress message of a run, formatted from an event.
@@ -76,9 +81,11 @@ impl EventFormatter {
             }
             Event::Working { on, done, of } => {
                 let (doing, unit) = match on {
-                    Phase::Evaluation => ("evaluating", "tasks"),
+                    Phase::Evaluation => ("evaluating", "batches"),
                     Phase::Gram => ("accumulating Gram matrices", "batches"),
                     Phase::Encoding => ("encoding training images", "batches"),
+                    Phase::Fisher => ("computing Fisher information", "images"),
+                    Phase::Rehearsal => ("selecting rehearsal images", "batches"),
                 };
                 at(format!("{method} {doing}"), *done, *of, unit)
             }
@@ -102,7 +109,8 @@ impl EventFormatter {
             }
             Event::Note { text } => line(format!("note: {text}")),
             Event::SkippedImages { count, names } => {
-                let first = format!("{method}: skipped {count} unreadable image(s):");
+                let images = plural(*count, "unreadable image");
+                let first = format!("{method}: skipped {images}:");
                 let names = names.iter().take(20).map(|name| format!("  {name}"));
                 std::iter::once(first)
                     .chain(names)
@@ -122,11 +130,99 @@ impl EventFormatter {
     }
 }
 
+/// Longest silence about work in progress where there is no terminal.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30);
+
+/// Selection of the positions that are printed as lines where there is no terminal.
+#[derive(Debug, Default)]
+pub struct LineFilter {
+    last: Option<Instant>,
+}
+
+impl LineFilter {
+    /// Returns whether the silence has lasted too long at `now`. It begins with the first call.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let last = *self.last.get_or_insert(now);
+        let due = now.saturating_duration_since(last) >= LONGEST_SILENCE;
+        if due {
+            self.last = Some(now);
+        }
+        due
+    }
+
+    /// As [`is_due`](Self::is_due), and at the first training step of a task and each quarter of
+    /// its steps.
+    fn is_step_due(&mut self, now: Instant, done: usize, of: usize) -> bool {
+        let quarter = (of / 4).max(1);
+        if done == 1 || done.is_multiple_of(quarter) || done == of {
+            self.last = Some(now);
+            return true;
+        }
+        self.is_due(now)
+    }
+}
+
+/// Progress of a subcommand that is not a run.
+pub struct WorkProgress {
+    bar: ProgressBar,
+    lines: Mutex<LineFilter>,
+    work: &'static str,
+    unit: &'static str,
+}
+
+impl WorkProgress {
+    /// Creates a display for `work`, such as `encoding`, counted in `unit`, such as `images`.
+    pub fn new(work: &'static str, unit: &'static str) -> Self {
+        let bar = ProgressBar::new(0);
+        let template = format!("{work} {{bar:20}} {{pos}}/{{len}} {unit} {{eta}} left");
+        if let Ok(style) = ProgressStyle::with_template(&template) {
+            bar.set_style(style);
+        }
+        Self {
+            bar,
+            lines: Mutex::default(),
+            work,
+            unit,
+        }
+    }
+
+    /// Shows the position, which may be set from several threads.
+    pub fn set(&self, done: usize, of: usize) {
+        self.bar.set_length(of as u64);
+        self.bar.set_position(done as u64);
+        if self.bar.is_hidden()
+            && let Some(line) = self.line(Instant::now(), done, of)
+        {
+            eprintln!("{line}");
+        }
+    }
+
+    /// Returns the line for the position, if one is due at `now`.
+    fn line(&self, now: Instant, done: usize, of: usize) -> Option<String> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = lines.is_due(now);
+        due.then(|| format!("{}  {done}/{of} {}", self.work, self.unit))
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Lists images that were left out on standard error.
+pub fn list_skipped(names: &[String]) {
+    for name in names {
+        eprintln!("skipped: {name}");
+    }
+}
+
 /// Shows the events of a run on standard error.
 pub struct Terminal {
     bar: Option<ProgressBar>,
     formatter: EventFormatter,
     interactive: bool,
+    lines: LineFilter,
 }
 
 impl Terminal {
@@ -137,6 +233,7 @@ impl Terminal {
             bar: None,
             formatter: EventFormatter::default(),
             interactive: std::io::stderr().is_terminal(),
+            lines: LineFilter::default(),
         }
     }
 
@@ -170,8 +267,6 @@ impl Terminal {
                 of,
                 unit,
             } => {
-                // Without a terminal: four lines for the training steps, none for shorter work.
-                let every = (of / 4).max(1);
                 if self.interactive {
                     let template = match unit.as_str() {
                         "" => "{msg} {bar:20} {pos}/{len} {eta} left".to_owned(),
@@ -180,8 +275,15 @@ impl Terminal {
                     let bar = self.bar(of, &template);
                     bar.set_position(done as u64);
                     bar.set_message(message);
-                } else if unit.is_empty() && (done == 1 || done % every == 0 || done == of) {
-                    self.line(&format!("{message}  {done}/{of}"));
+                    return;
+                }
+                let now = Instant::now();
+                if unit.is_empty() {
+                    if self.lines.is_step_due(now, done, of) {
+                        self.line(&format!("{message}  {done}/{of}"));
+                    }
+                } else if self.lines.is_due(now) {
+                    self.line(&format!("{message}  {done}/{of} {unit}"));
                 }
             }
             ProgressMessage::Done => {
@@ -198,5 +300,68 @@ impl Progress for Terminal {
         for message in self.formatter.format(event) {
             self.show(message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_without_a_terminal_is_never_silent_for_long() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut lines = LineFilter::default();
+        // An evaluation of 100 batches, one each second.
+        let shown: Vec<u64> = (0..100).filter(|s| lines.is_due(at(*s))).collect();
+        assert_eq!(shown, [30, 60, 90]);
+        // Eight fast training steps: the first and each quarter.
+        let mut lines = LineFilter::default();
+        let shown: Vec<usize> = (1..=8)
+            .filter(|n| lines.is_step_due(start, *n, 8))
+            .collect();
+        assert_eq!(shown, [1, 2, 4, 6, 8]);
+        // Slow ones: every third besides.
+        let mut lines = LineFilter::default();
+        let slow = (1..=20).filter(|n| lines.is_step_due(at(10 * *n as u64), *n, 20));
+        assert_eq!(
+            slow.collect::<Vec<usize>>(),
+            [1, 4, 5, 8, 10, 13, 15, 18, 20]
+        );
+    }
+
+    #[test]
+    fn other_work_without_a_terminal_has_a_line_now_and_then() {
+        let start = Instant::now();
+        let progress = WorkProgress::new("encoding", "images");
+        let lines = (0..70).filter_map(|done| {
+            let now = start + Duration::from_secs(done as u64);
+            progress.line(now, done, 70)
+        });
+        assert_eq!(
+            lines.collect::<Vec<_>>(),
+            ["encoding  30/70 images", "encoding  60/70 images"]
+        );
+    }
+
+    #[test]
+    fn an_evaluation_has_a_position_in_batches() {
+        let mut formatter = EventFormatter::default();
+        formatter.format(&Event::Start {
+            method: "gnsp".to_owned(),
+            stages: 8,
+        });
+        let messages = formatter.format(&Event::Working {
+            on: Phase::Evaluation,
+            done: 3,
+            of: 12,
+        });
+        let position = ProgressMessage::Position {
+            message: "gnsp evaluating".to_owned(),
+            done: 3,
+            of: 12,
+            unit: "batches".to_owned(),
+        };
+        assert_eq!(messages, [position]);
     }
 }

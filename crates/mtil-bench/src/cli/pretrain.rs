@@ -4,7 +4,7 @@ use clip_model::Dtype;
 use eyre::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{args::PretrainArgs, run::stop_on_interrupt};
+use super::{args::PretrainArgs, interrupt::stop_flag};
 use crate::{
     device,
     pretrain::{PretrainOptions, pretrain as train},
@@ -21,7 +21,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
         gap_step: args.steps * 3 / 4,
         ..PretrainOptions::EMBEDDED
     };
-    let stop = stop_on_interrupt()?;
+    let stop = stop_flag();
     let bar = ProgressBar::new(options.steps as u64);
     bar.set_style(ProgressStyle::with_template(
         "pretraining {bar:20} {pos}/{len} {msg} {eta} left",

@@ -12,9 +12,10 @@ use eyre::{Result, WrapErr, bail, eyre};
 use super::{
     args::{ReproduceArgs, Selection, TuneArgs},
     checkpoint::{EMBEDDED, load_model},
+    interrupt::stop_flag,
     job::{FingerprintedSuite, Job, SharedSettings},
     planning::plan,
-    run::{QUICK, execute, load_tuned_method, stop_on_interrupt},
+    run::{QUICK, evaluated_folders, execute, load_tuned_method},
     selection::Selected,
     tune,
 };
@@ -79,28 +80,48 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     }
     fs::create_dir_all(&out)
         .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
-    let stop = stop_on_interrupt()?;
+    let stop = stop_flag();
     let tuned = match table.published_settings && !args.tuned {
         true => tune_first(args, &methods, &out, &device, &stop)?,
         false => None,
     };
     let (jobs, tasks) = runs(tuned.as_ref().or(builtin_tuned(table)))?;
+    let cache = args.cache.as_deref();
     let options = RunOptions {
         checkpoints: false,
-        cache: args.cache.clone(),
+        cache: cache.map(|folder| args.decode.cache_folder(folder)),
         ..RunOptions::default()
     };
     let done = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
-    done.finish()?;
-    let comparison = compare(
-        table,
-        &Ours {
-            tasks,
-            protocol: protocol(args, &jobs, &model.name, of_mtil, &seeds),
-            runs: our_runs(&jobs)?,
-        },
-    )?;
-    write(&out, table, &jobs, &comparison)?;
+    if done.stopped {
+        return done.finish();
+    }
+    // The table marks what failed runs lack.
+    let protocol = protocol(args, &jobs, &model.name, of_mtil, &seeds);
+    let written = write_table(args, table, &jobs, tasks, protocol, &out);
+    done.finish_with(written)
+}
+
+/// Prints the table of the runs, and writes it to `out`.
+fn write_table(
+    args: &ReproduceArgs,
+    table: &TableSpec,
+    jobs: &[Job],
+    tasks: Vec<String>,
+    protocol: OurProtocol,
+    out: &Path,
+) -> Result<()> {
+    let runs = our_runs(jobs)?;
+    if runs.is_empty() {
+        return Ok(());
+    }
+    let ours = Ours {
+        tasks,
+        protocol,
+        runs,
+    };
+    let comparison = compare(table, &ours)?;
+    write(out, table, jobs, &comparison)?;
     if args.markdown {
         println!("{}", comparison.to_markdown());
     } else {
@@ -170,7 +191,7 @@ fn write(out: &Path, table: &TableSpec, jobs: &[Job], comparison: &Comparison) -
         ("table.csv", comparison.to_csv()),
     ];
     if table.orders != Orders::CyclicShifts {
-        let folders: Vec<PathBuf> = jobs.iter().map(|job| job.folder.clone()).collect();
+        let folders = evaluated_folders(jobs);
         let page = out.join("report.html");
         report::write_report(&folders, &page)?;
         eprintln!("report: {}", page.display());
@@ -240,6 +261,7 @@ fn jobs(
         any_size: args.any_size,
         reference: args.reference.clone(),
         texts: args.texts.clone(),
+        decode: args.decode,
         tasks: order.to_vec(),
         ..Selection::named(table.suite)
     };
@@ -308,9 +330,10 @@ fn protocol_family(rule: PromptRule) -> Option<&'static str> {
     }
 }
 
-/// Reads the accuracy matrices of the runs.
+/// Reads the accuracy matrices of the runs that have one.
 fn our_runs(jobs: &[Job]) -> Result<Vec<OurRun>> {
     jobs.iter()
+        .filter(|job| job.folder.join(MatrixFile::NAME).exists())
         .map(|job| {
             let path = job.folder.join(MatrixFile::NAME);
             let matrix = MatrixFile::load(&path)?;

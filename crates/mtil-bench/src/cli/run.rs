@@ -1,36 +1,52 @@
 //! `run`: training and evaluation of methods on a suite.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
 };
 
 use burn::tensor::Device;
+use clip_model::Clip;
 use eyre::{Result, WrapErr, bail, eyre};
+use serde_json::{Value, json};
 
 use super::{
+    RESUMABLE,
     args::RunArgs,
     checkpoint::{EMBEDDED, LoadedModel, load_model},
     device_failure,
+    interrupt::stop_flag,
     job::{FingerprintedSuite, Job, SharedSettings},
     output::Terminal,
     planning::{memory_need, memory_warning, plan},
     selection::Selected,
+    stall::{self, Watched},
     workers::{self, Role, RunEnd},
 };
 use crate::{
     device,
+    exit::EarlyEnd,
     failure::{catch_panic, describe},
 };
-use mtil_data::{nearest, suite::Suite};
+use mtil_data::{
+    files::{LONGEST_NAME, is_device_name, shortened_name},
+    nearest,
+    suite::Suite,
+};
 use mtil_engine::{
+    eval::TruncatedTexts,
     guard::Guard,
     method::{Method, Tuned},
     metrics::{MatrixFile, MetricsFile},
     run::{Outcome, Progress, RunOptions, Select, run as run_method},
 };
-use mtil_report::{report, reproduce::expand};
+use mtil_report::{
+    format::plural,
+    report::{self, SampleNames},
+    reproduce::expand,
+};
 
 /// Settings of `--quick`.
 pub const QUICK: [&str; 5] = [
@@ -41,39 +57,43 @@ pub const QUICK: [&str; 5] = [
     "reference_pairs=64",
 ];
 
-/// Returns a flag that Ctrl-C sets. A second Ctrl-C ends the process at once.
-pub fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, std::sync::atomic::Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        if workers::is_worker() {
-            return;
-        }
-        eprintln!("\nstopping after this training step (Ctrl-C again: at once)");
-    })?;
-    Ok(stop)
+/// Names in the output folder that no run may have, and folders that are no subfolders.
+const RESERVED: [&str; 5] = ["samples", "report.html", "", ".", ".."];
+
+/// Returns the folder name of a run: `text` without the characters that are unsafe in a file name,
+/// shortened if it is too long.
+pub fn file_name_safe(text: &str) -> String {
+    let name = shortened_name(&safe_characters(text), LONGEST_NAME);
+    let is_device = cfg!(windows) && is_device_name(&name);
+    if is_device || RESERVED.contains(&name.as_str()) {
+        return format!("_{name}");
+    }
+    name
 }
 
-/// Replaces the characters of a text that are unsafe in a file name.
-pub fn file_name_safe(text: &str) -> String {
+fn safe_characters(text: &str) -> String {
     text.replace(|c: char| !c.is_alphanumeric() && !" -=,.+".contains(c), "_")
+}
+
+/// Returns the name of a sample's file or folder, with room for its number and a suffix.
+fn sample_name(number: usize, name: &str) -> String {
+    let name = shortened_name(&safe_characters(name), LONGEST_NAME - "00-.png".len());
+    shortened_name(&format!("{number:02}-{name}"), LONGEST_NAME - ".png".len())
 }
 
 /// Writes up to eight sample images of each task for the report.
 fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
     for (index, task) in suite.tasks.iter().enumerate() {
-        let folder = out
-            .join("samples")
-            .join(format!("{index:02}-{}", file_name_safe(&task.name)));
+        let folder = out.join("samples").join(sample_name(index, &task.name));
         if folder.exists() {
             continue;
         }
         let scratch = out.join("samples").join(format!(".{index:02}"));
         fs::create_dir_all(&scratch)?;
-        let mut written = 0;
+        let mut names = SampleNames {
+            task: task.name.clone(),
+            classes: Vec::new(),
+        };
         for (class, name) in task.class_names.iter().enumerate() {
             let Some(image) = task.test.labels.iter().position(|l| *l == class) else {
                 continue;
@@ -87,14 +107,14 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
             } else {
                 image
             };
-            image
-                .to_rgb8()
-                .save(scratch.join(format!("{written:02}-{}.png", file_name_safe(name))))?;
-            written += 1;
-            if written == 8 {
+            let file = format!("{}.png", sample_name(names.classes.len(), name));
+            image.to_rgb8().save(scratch.join(file))?;
+            names.classes.push(name.clone());
+            if names.classes.len() == 8 {
                 break;
             }
         }
+        names.write(&scratch)?;
         fs::rename(&scratch, &folder)?;
     }
     Ok(())
@@ -130,31 +150,74 @@ pub fn load_tuned_method(
 }
 
 /// Outcome of several runs.
+#[derive(Default)]
 pub struct RunResults {
-    /// Metrics of complete runs by folder name.
-    pub results: serde_json::Map<String, serde_json::Value>,
+    /// The ended runs by folder name: the metrics of a complete one, the `guard` that ended it, or
+    /// the `error` of a failed one.
+    pub results: serde_json::Map<String, Value>,
     /// Errors of failed runs.
     pub failures: Vec<eyre::Report>,
+    /// Number of runs that the drift guard ended.
+    pub guarded: usize,
     /// True if the runs were stopped before all were done.
     pub stopped: bool,
 }
 
 impl RunResults {
-    fn complete(&mut self, job: &Job, metrics: MetricsFile) -> Result<()> {
+    fn insert(&mut self, job: &Job, result: Value) {
         let name = job.folder.file_name().unwrap_or_default();
-        let metrics = serde_json::to_value::<MetricsFile>(metrics)?;
-        self.results
-            .insert(name.to_string_lossy().into_owned(), metrics);
+        let name = name.to_string_lossy().into_owned();
+        self.results.insert(name, result);
+    }
+
+    fn complete(&mut self, job: &Job, metrics: MetricsFile) -> Result<()> {
+        self.insert(job, serde_json::to_value::<MetricsFile>(metrics)?);
         Ok(())
     }
 
-    /// Returns the metrics, or an error if not all runs are complete.
-    pub fn finish(mut self) -> Result<serde_json::Map<String, serde_json::Value>> {
+    /// Adds a run that a process completed, whose metrics are in its directory.
+    fn completed_elsewhere(&mut self, job: &Job) -> Result<()> {
+        match MetricsFile::load(&job.folder.join(MetricsFile::NAME)) {
+            Ok(metrics) => self.complete(job, metrics),
+            Err(error) => {
+                self.fail(job, error.into());
+                Ok(())
+            }
+        }
+    }
+
+    fn guard(&mut self, job: &Job, message: &str) {
+        self.insert(job, json!({"guard": message}));
+        self.guarded += 1;
+    }
+
+    fn fail(&mut self, job: &Job, error: eyre::Report) {
+        self.insert(job, json!({"error": describe(&error)}));
+        self.failures.push(error);
+    }
+
+    /// Returns the error of the runs, or else that of `reported`, what was written about them.
+    pub fn finish_with(self, reported: Result<()>) -> Result<()> {
+        let finished = self.finish();
+        // What ends a run, such as a full disk, may also prevent its report. The first error is
+        // the cause.
+        if let (Err(_), Err(second)) = (&finished, &reported) {
+            eprintln!(
+                "the report could not be written either: {}",
+                describe(second)
+            );
+        }
+        finished.and(reported)
+    }
+
+    /// Returns an error if not all runs have ended well.
+    pub fn finish(mut self) -> Result<()> {
         if self.stopped {
-            return Err(eyre!("stopped; the same command resumes the runs"));
+            return Err(EarlyEnd::Interrupted(EarlyEnd::RESUMES).into());
         }
         match self.failures.len() {
-            0 => Ok(self.results),
+            0 if self.guarded > 0 => Err(EarlyEnd::Guarded(self.guarded).into()),
+            0 => Ok(()),
             1 => Err(self.failures.remove(0)),
             n => {
                 for failure in &self.failures {
@@ -164,6 +227,43 @@ impl RunResults {
             }
         }
     }
+}
+
+/// Returns a warning for each method whose learning rate never reaches its peak.
+fn warmup_warnings(jobs: &[Job]) -> BTreeSet<String> {
+    let warning = |job: &Job| {
+        let method = &job.request.method;
+        let stages = if method.joint { 1 } else { usize::MAX };
+        let names = job.suite.tasks.iter().take(stages).map(|t| &t.name);
+        let short = names.filter_map(|name| Some((name, method.steps_within_warmup(name)?)));
+        let short: Vec<(&String, usize)> = short.collect();
+        let (name, steps) = short.first()?;
+        let others = match short.len() - 1 {
+            0 => String::new(),
+            n => format!(" and of {}", plural(n, "other task")),
+        };
+        Some(format!(
+            "method `{}`: the {} of task `{name}`{others} end within the warm-up of {}, so the \
+             learning rate never reaches its peak; lower --set warmup=… or raise --set steps=…",
+            method.name,
+            plural(*steps, "training step"),
+            plural(method.warmup, "step"),
+        ))
+    };
+    jobs.iter().filter_map(warning).collect()
+}
+
+/// Returns a warning for each set of texts of which the model reads some in part only.
+fn text_warnings(jobs: &[Job], clip: &Clip) -> Result<BTreeSet<String>> {
+    let mut warnings = BTreeSet::new();
+    for (at, job) in jobs.iter().enumerate() {
+        let earlier = &mut jobs[..at].iter();
+        if !earlier.any(|other| Arc::ptr_eq(&other.suite, &job.suite)) {
+            let sets = TruncatedTexts::of_suite(clip, &job.suite)?;
+            warnings.extend(sets.iter().map(ToString::to_string));
+        }
+    }
+    Ok(warnings)
 }
 
 /// Returns a sentence on the memory need of a run, empty if it is unknown.
@@ -200,11 +300,7 @@ pub fn execute(
         });
         std::process::exit(0);
     }
-    let mut executed = RunResults {
-        results: serde_json::Map::new(),
-        failures: Vec::new(),
-        stopped: false,
-    };
+    let mut executed = RunResults::default();
     if let Role::Reader = role {
         for job in jobs {
             let metrics = MetricsFile::load(&job.folder.join(MetricsFile::NAME));
@@ -213,6 +309,12 @@ pub fn execute(
             }
         }
         return Ok(executed);
+    }
+    for warning in warmup_warnings(jobs) {
+        eprintln!("warning: {warning}");
+    }
+    for warning in text_warnings(jobs, &model.clip)? {
+        eprintln!("warning: {warning}");
     }
     if parallel > jobs.len() {
         let runs = jobs.len();
@@ -223,14 +325,11 @@ pub fn execute(
         let ends = workers::run_jobs(call, jobs, parallel, stop);
         for (job, end) in jobs.iter().zip(ends) {
             match end {
-                Some(RunEnd::Complete) => {
-                    executed
-                        .complete(job, MetricsFile::load(&job.folder.join(MetricsFile::NAME))?)?;
-                }
+                Some(RunEnd::Complete) => executed.completed_elsewhere(job)?,
                 // The progress display has reported it.
-                Some(RunEnd::Guarded(_)) => {}
+                Some(RunEnd::Guarded(message)) => executed.guard(job, &message),
                 Some(RunEnd::Failed(reason)) => {
-                    executed.failures.push(workers::failure(job, &reason))
+                    executed.fail(job, workers::failure(job, &reason));
                 }
                 Some(RunEnd::Stopped) | None => executed.stopped = true,
             }
@@ -241,10 +340,11 @@ pub fn execute(
         let outcome = execute_job(job, &mut Terminal::new());
         match outcome.wrap_err_with(|| format!("{}", job.folder.display())) {
             Ok(Outcome::Complete(metrics)) => executed.complete(job, metrics)?,
-            Ok(Outcome::Guarded(message)) => eprintln!(
-                "{}: ended by the drift guard: {message}",
-                job.folder.display()
-            ),
+            Ok(Outcome::Guarded(message)) => {
+                let folder = job.folder.display();
+                eprintln!("{folder}: ended by the drift guard: {message}");
+                executed.guard(job, &message);
+            }
             Ok(Outcome::Stopped) => {
                 executed.stopped = true;
                 break;
@@ -253,7 +353,7 @@ pub fn execute(
                 if jobs.len() > 1 {
                     eprintln!("failed: {}", describe(&failure));
                 }
-                executed.failures.push(failure);
+                executed.fail(job, failure);
             }
         }
     }
@@ -266,9 +366,28 @@ fn execute_one(
     model: &LoadedModel,
     device: &Device,
     options: &RunOptions,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
     progress: &mut dyn Progress,
 ) -> Result<Outcome> {
+    let word = &job.request.device;
+    let watch = device::is_accelerator(word).then(|| {
+        let (word, folder) = (word.clone(), job.folder.display().to_string());
+        move || {
+            eprintln!(
+                "warning: {folder}: device `{word}` has not answered for {} s. Ctrl-C twice ends \
+                 the program. {RESUMABLE}",
+                stall::TIMEOUT.as_secs()
+            );
+        }
+    });
+    let mut watched;
+    let progress = match watch {
+        Some(report) => {
+            watched = Watched::new(progress, stall::TIMEOUT, report);
+            &mut watched
+        }
+        None => progress,
+    };
     let mut run = || {
         run_method(
             &job.request,
@@ -281,7 +400,6 @@ fn execute_one(
             progress,
         )
     };
-    let word = &job.request.device;
     if !device::is_accelerator(word) {
         return run().map_err(Into::into);
     }
@@ -315,6 +433,11 @@ fn methods(args: &RunArgs, selected: &Selected) -> Result<Vec<(String, Method)>>
     Ok(methods)
 }
 
+/// Returns whether runs of two methods would share a folder.
+fn is_clash(a: &Job, b: &Job) -> bool {
+    a.folder == b.folder && a.request.method != b.request.method
+}
+
 /// Returns the runs of every seed. `selected` is the suite of the first seed.
 fn jobs(
     args: &RunArgs,
@@ -323,7 +446,7 @@ fn jobs(
     methods: &[(String, Method)],
     out: &Path,
 ) -> Result<Vec<Job>> {
-    let mut jobs = Vec::new();
+    let mut jobs: Vec<Job> = Vec::new();
     for (at, seed) in args.seed.iter().enumerate() {
         let own = if at == 0 || !args.selection.depends_on_seed() {
             None
@@ -337,7 +460,16 @@ fn jobs(
                 1 => file_name_safe(name),
                 _ => file_name_safe(&format!("{name}-seed-{seed}")),
             };
-            jobs.push(common.job(out, &folder, *seed, selected, &suite, method.clone()));
+            let job = common.job(out, &folder, *seed, selected, &suite, method.clone());
+            if let Some(other) = jobs.iter().find(|other| is_clash(other, &job)) {
+                bail!(
+                    "the runs of `{}` and `{name}` would share the folder {}: give one of the \
+                     methods another `name`",
+                    other.request.method.name,
+                    job.folder.display()
+                );
+            }
+            jobs.push(job);
         }
     }
     Ok(jobs)
@@ -373,11 +505,9 @@ pub fn run(args: RunArgs) -> Result<()> {
     let model = load_model(&args.model, &args.hints, &device)?;
     let out = args.out.clone().unwrap_or_else(|| {
         let name = name.replace(|c: char| !c.is_alphanumeric() && c != '-', "-");
-        PathBuf::from("runs").join(if args.quick {
-            format!("{name}-quick")
-        } else {
-            name
-        })
+        let quick = if args.quick { "-quick" } else { "" };
+        let folder = shortened_name(&format!("{name}{quick}"), LONGEST_NAME);
+        PathBuf::from("runs").join(folder)
     });
     let common = SharedSettings {
         model: &model,
@@ -402,33 +532,99 @@ pub fn run(args: RunArgs) -> Result<()> {
         .wrap_err_with(|| format!("cannot create {}; choose another --out", out.display()))?;
     write_samples(&selected.suite, &out)
         .wrap_err_with(|| format!("cannot write samples below {}", out.display()))?;
-    let stop = stop_on_interrupt()?;
+    let stop = stop_flag();
+    let cache = args.cache.as_deref();
     let options = RunOptions {
         save_every: args.save_every as usize,
         checkpoints: !args.no_checkpoints,
-        cache: args.cache.clone(),
+        cache: cache.map(|folder| args.selection.decode.cache_folder(folder)),
         peers,
         checkpointing: args.checkpointing,
+        from_task: args.from_task.map(|number| number.get() - 1),
         ..RunOptions::default()
     };
     let executed = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
-    let folders: Vec<PathBuf> = jobs
-        .into_iter()
-        .map(|job| job.folder)
-        // Stopped and failed runs are reported too, if anything has been evaluated.
-        .filter(|folder| folder.join(MatrixFile::NAME).exists())
-        .collect();
-    if !folders.is_empty() {
-        let path = out.join("report.html");
-        report::write_report(&folders, &path)?;
-        if !executed.stopped {
-            eprintln!("\n{}", report::summary_table(&folders)?);
-        }
-        eprintln!("report: {}", path.display());
-    }
-    let results = executed.finish()?;
+    let reported = write_report(&jobs, &out, !executed.stopped);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        println!("{}", serde_json::to_string_pretty(&executed.results)?);
     }
+    executed.finish_with(reported)
+}
+
+/// Returns the folders of the runs in which anything has been evaluated.
+pub fn evaluated_folders(jobs: &[Job]) -> Vec<PathBuf> {
+    let folders = jobs.iter().map(|job| job.folder.clone());
+    let evaluated = folders.filter(|folder| folder.join(MatrixFile::NAME).exists());
+    evaluated.collect()
+}
+
+/// Writes the report of the runs that have results, and prints the table of them if `table`.
+/// Stopped and failed runs are reported too, if anything has been evaluated.
+pub fn write_report(jobs: &[Job], out: &Path, table: bool) -> Result<()> {
+    let folders = evaluated_folders(jobs);
+    if folders.is_empty() {
+        return Ok(());
+    }
+    let path = out.join("report.html");
+    report::write_report(&folders, &path)?;
+    if table {
+        eprintln!("\n{}", report::summary_table(&folders)?);
+    }
+    eprintln!("report: {}", path.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folder_names_of_runs_are_safe_and_not_too_long() {
+        assert_eq!(file_name_safe("gnsp lr=1e-4"), "gnsp lr=1e-4");
+        assert_eq!(file_name_safe("a/b:c"), "a_b_c");
+        for (name, safe) in [("..", "_.."), ("", "_"), ("samples", "_samples")] {
+            assert_eq!(file_name_safe(name), safe);
+        }
+        // A name that every file system takes keeps its folder.
+        let longest = "x".repeat(LONGEST_NAME);
+        assert_eq!(file_name_safe(&longest), longest);
+        let long = ["y", "z"].map(|end| file_name_safe(&format!("{longest}{end}")));
+        assert!(long.iter().all(|name| name.len() == LONGEST_NAME));
+        assert_ne!(long[0], long[1]);
+    }
+
+    #[test]
+    fn samples_of_tasks_and_classes_with_long_names_are_written() {
+        let long = "ß".repeat(200);
+        let mut suite = mini_world::suite(
+            1,
+            mini_world::MiniSizes {
+                train_per_task: 8,
+                test_per_task: 16,
+                reference: 4,
+                held_out: 4,
+            },
+        );
+        suite.tasks.truncate(1);
+        suite.tasks[0].name = format!("{long}/task");
+        for (i, class) in suite.tasks[0].class_names.iter_mut().enumerate() {
+            *class = format!("{long}:{i}");
+        }
+        let out = tempfile::tempdir().unwrap();
+        write_samples(&suite, out.path()).unwrap();
+        let entries = |folder: &Path| -> Vec<PathBuf> {
+            let entries = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+            entries.collect()
+        };
+        let folders = entries(&out.path().join("samples"));
+        assert_eq!(folders.len(), 1);
+        let classes = suite.tasks[0].class_names.len().min(8);
+        let images = entries(&folders[0]);
+        let pngs = images
+            .iter()
+            .filter(|p| p.extension().is_some_and(|e| e == "png"));
+        assert_eq!(pngs.count(), classes);
+        let names = fs::read_to_string(folders[0].join(".names.json")).unwrap();
+        assert!(names.contains(&format!("{long}/task")) && names.contains(&format!("{long}:0")));
+    }
 }

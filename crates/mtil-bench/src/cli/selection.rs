@@ -1,10 +1,18 @@
 //! `--suite`, `--data` and related arguments: loading and selection of tasks.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
+use clip_model::preprocess::DecodeOptions;
 use eyre::{Report, Result, WrapErr, bail, eyre};
 
-use super::args::{Selection, SplitName};
+use super::{
+    args::{Selection, SplitName},
+    lists, workers,
+};
 use crate::sweep::named_suites;
 use mini_world as mini;
 use mini_world::{MiniSizes, conflict_suite, parse_conflict};
@@ -18,7 +26,7 @@ use mtil_data::{
         transform::{few_shot_suite, rotate, select},
     },
     nearest, seeds,
-    suite::{CaptionedImages, Suite, SuiteError},
+    suite::{CaptionedImages, Suite, SuiteError, SuiteWarning},
 };
 
 /// Sizes of the mini world's suites with `--quick`.
@@ -42,6 +50,10 @@ pub struct Selected {
     pub settings: String,
     /// Description of the selection, a suffix of the suite's name.
     pub selection: String,
+    /// Maximum number of pixels of an image.
+    pub max_pixels: u64,
+    /// Warnings about the suite, which are printed.
+    pub warnings: Vec<SuiteWarning>,
 }
 
 impl SplitName {
@@ -80,6 +92,7 @@ impl Selection {
                 Some(_) => ReferenceSource::None,
                 None => ReferenceSource::Auto,
             },
+            decode: self.decode.options(),
             ..DatasetOptions::default()
         }
     }
@@ -90,6 +103,9 @@ impl Selection {
     /// world.
     pub fn load(&self, quick: bool, seed: u64) -> Result<Selected> {
         let (mut suite, settings) = self.open(quick, seed)?;
+        if !mtil::SUITES.contains(&self.suite.as_str()) {
+            self.note_ignored_options();
+        }
         if let Some(path) = &self.texts {
             suite.extras.texts = caption_lines(path)?;
         }
@@ -109,8 +125,9 @@ impl Selection {
             selection.push(format!("from task {}", self.shift + 1));
         }
         if !self.tasks.is_empty() {
-            suite = select(&suite, &self.tasks)?;
-            selection.push(self.tasks.join("+"));
+            let tasks = lists::names(&self.tasks);
+            suite = select(&suite, &tasks)?;
+            selection.push(tasks.join("+"));
         }
         if let Some(shots) = self.shots {
             suite = few_shot_suite(&suite, shots, seed)?;
@@ -120,20 +137,27 @@ impl Selection {
             selection.push("CoOp splits".to_owned());
         }
         if let Some(path) = &self.reference {
-            if let Some(sets) = load_references_per_task(path, &suite)? {
+            let decode = self.decode.options();
+            if let Some(sets) = load_references_per_task(path, &suite, decode)? {
                 suite.reference = sets[&suite.tasks[0].name].clone();
                 suite.extras.references = sets;
             } else {
-                suite.reference = load_reference(path)?;
+                suite.reference = load_reference(path, decode)?;
             }
             suite.extras.published_draws = false;
         }
         suite.check()?;
+        let warnings = suite.warnings();
+        for warning in &warnings {
+            print_once(&format!("warning: {warning}"));
+        }
         Ok(Selected {
             suite,
             all_tasks,
             settings,
             selection: selection.join(", "),
+            max_pixels: self.decode.options().max_pixels,
+            warnings,
         })
     }
 
@@ -143,6 +167,21 @@ impl Selection {
         let of_world =
             [mini::NAME, mini::DEV_NAME].contains(&name) || parse_conflict(name).is_some();
         of_world || self.shots.is_some()
+    }
+
+    /// Names the options that have no effect, because the suite is not one of MTIL's.
+    fn note_ignored_options(&self) {
+        let options = [
+            ("--splits", self.splits != SplitName::default()),
+            ("--any-size", self.any_size),
+            ("--sun397-order", self.sun397_order.is_some()),
+        ];
+        for (option, _) in options.iter().filter(|(_, given)| *given) {
+            print_once(&format!(
+                "note: {option} has no effect on `{}`: it is about the datasets of MTIL",
+                self.suite
+            ));
+        }
     }
 
     fn open(&self, quick: bool, seed: u64) -> Result<(Suite, String)> {
@@ -168,7 +207,7 @@ impl Selection {
             // The published random draws assume all training images of ImageNet.
             suite.extras.published_draws = suite.reference.captions.len() == IMAGENET;
             if self.texts.is_none()
-                && let Ok(table) = conceptual_captions(data)
+                && let Ok(table) = conceptual_captions(data, &options)
             {
                 suite.extras.texts = table.pairs.captions;
             }
@@ -180,12 +219,23 @@ impl Selection {
             mini::DEV_NAME => return Ok((mini::dev_suite(pictures, sizes), mini::NAME.to_owned())),
             _ => {}
         }
-        let suite = Suite::load(Path::new(name)).map_err(|error| match error {
+        let decode = self.decode.options();
+        let suite = Suite::load_with(Path::new(name), decode).map_err(|error| match error {
             SuiteError::Missing { .. } => unknown_suite(name),
             error => error.into(),
         })?;
         let settings = suite.name.clone();
         Ok((suite, settings))
+    }
+}
+
+/// Prints a line on standard error, unless this process, or the one that started it as a worker,
+/// has printed it: a suite is loaded again for each seed.
+fn print_once(text: &str) {
+    static PRINTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut printed = PRINTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !workers::is_worker() && printed.insert(text.to_owned()) {
+        eprintln!("{text}");
     }
 }
 
@@ -212,6 +262,7 @@ fn caption_table_name(folder: &Path) -> Option<&'static str> {
 fn load_references_per_task(
     path: &Path,
     suite: &Suite,
+    decode: DecodeOptions,
 ) -> Result<Option<BTreeMap<String, CaptionedImages>>> {
     let folder = |name: &str| path.join(name);
     let names = || suite.tasks.iter().map(|t| t.name.as_str());
@@ -229,12 +280,12 @@ fn load_references_per_task(
             without.join(", ")
         );
     }
-    let sets = names().map(|name| Ok((name.to_owned(), load_reference(&folder(name))?)));
+    let sets = names().map(|name| Ok((name.to_owned(), load_reference(&folder(name), decode)?)));
     sets.collect::<Result<_>>().map(Some)
 }
 
 /// Loads reference pairs from a folder with a caption table, or from such a table.
-fn load_reference(path: &Path) -> Result<CaptionedImages> {
+fn load_reference(path: &Path, decode: DecodeOptions) -> Result<CaptionedImages> {
     if path.is_dir() {
         let Some(table) = caption_table_name(path) else {
             bail!(
@@ -245,6 +296,7 @@ fn load_reference(path: &Path) -> Result<CaptionedImages> {
         };
         let (images, captions) = CaptionFolder::from_table(path, table)
             .wrap_err("--reference")?
+            .with_decode_options(decode)
             .into_parts();
         return Ok(CaptionedImages { images, captions });
     }
@@ -259,20 +311,21 @@ fn load_reference(path: &Path) -> Result<CaptionedImages> {
             path.display()
         );
     };
-    let store = Store::open(folder.unwrap_or(Path::new(".")), &[])?;
+    let store = Store::open(folder.unwrap_or(Path::new(".")), &[])?.with_decode_options(decode);
     let table = caption_table(&store, name)?;
     if table.missing > 0 {
-        eprintln!(
+        print_once(&format!(
             "note: {} rows of {} are skipped because their images do not exist",
             table.missing,
             path.display()
-        );
+        ));
     }
     Ok(table.pairs)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::args::DecodeArgs;
     use super::*;
 
     /// Writes a folder with one image and its caption.
@@ -291,6 +344,101 @@ mod tests {
             ..Selection::named(mini::NAME)
         };
         selection.load(true, 1)
+    }
+
+    #[test]
+    fn a_reference_table_is_read_as_its_folder_is() {
+        let folder = tempfile::tempdir().unwrap();
+        write_set(folder.path(), "a digit");
+        let of = |path: &Path| selected(path).unwrap().suite.reference;
+        let (table, whole) = (of(&folder.path().join("captions.csv")), of(folder.path()));
+        assert_eq!(table.captions, ["a digit"]);
+        assert_eq!(table.captions, whole.captions);
+        assert_eq!(table.images.load(0).unwrap(), whole.images.load(0).unwrap());
+        let tabs = folder.path().join("other.tsv");
+        std::fs::write(&tabs, "caption\tfile\n\"a digit\t0.png\na two\t0.png\n").unwrap();
+        assert_eq!(of(&tabs).captions, ["\"a digit", "a two"]);
+    }
+
+    #[test]
+    fn the_limit_on_pixels_holds_for_reference_pairs() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        write_set(root, "one");
+        for task in ["digits", "shapes"] {
+            write_set(&root.join("per-task").join(task), task);
+        }
+        // The image has 8 x 8 pixels.
+        for path in ["", "captions.csv", "per-task"].map(|path| root.join(path)) {
+            for (max_pixels, read) in [(63, false), (64, true)] {
+                let selection = Selection {
+                    reference: Some(path.clone()),
+                    tasks: vec!["digits".to_owned(), "shapes".to_owned()],
+                    decode: DecodeArgs {
+                        max_pixels: Some(max_pixels),
+                    },
+                    ..Selection::named(mini::NAME)
+                };
+                let suite = selection.load(true, 1).unwrap().suite;
+                for task in 0..2 {
+                    let image = suite.reference_of(task).images.load(0);
+                    assert_eq!(image.is_ok(), read, "{} {max_pixels}", path.display());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tasks_are_selected_by_names_between_commas() {
+        let of = |tasks: &str| {
+            let selection = Selection {
+                tasks: vec![tasks.to_owned()],
+                ..Selection::named(mini::NAME)
+            };
+            let names = |suite: Suite| suite.tasks.into_iter().map(|task| task.name).collect();
+            let loaded = selection
+                .load(true, 1)
+                .map(|selected| names(selected.suite));
+            loaded.map_err(|error| error.to_string())
+        };
+        let names: Result<Vec<String>, String> = of("shapes, \"digits\"");
+        assert_eq!(names.unwrap(), ["shapes", "digits"]);
+        let error = of("shape").unwrap_err();
+        assert!(error.contains("did you mean `shapes`?"), "{error}");
+    }
+
+    #[test]
+    fn a_task_with_a_comma_in_its_name_can_be_selected() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut suite = mini::suite(1, QUICK);
+        suite.tasks.truncate(2);
+        suite.tasks[0].name = "round, or not".to_owned();
+        let proceed = &mut |_, _| std::ops::ControlFlow::Continue(());
+        mtil_data::suite::export(&suite, folder.path(), proceed).unwrap();
+        let selection = Selection {
+            tasks: vec!["\"round, or not\"".to_owned()],
+            ..Selection::named(folder.path().to_str().unwrap())
+        };
+        let selected = selection.load(false, 0).unwrap();
+        assert_eq!(selected.suite.tasks.len(), 1);
+        assert_eq!(selected.selection, "round, or not");
+    }
+
+    #[test]
+    fn an_unknown_suite_has_a_proposal() {
+        for (name, near) in [
+            ("mtil-order-3", "`mtil-order-1`"),
+            ("MTIL-order-2", "`mtil-order-2`"),
+            ("mini-dve", "`mini-dev`"),
+        ] {
+            let error = Selection::named(name)
+                .load(true, 1)
+                .err()
+                .unwrap()
+                .to_string();
+            assert!(error.contains(&format!("did you mean {near}?")), "{error}");
+            assert!(error.contains("known suites: mini, "), "{error}");
+        }
     }
 
     #[test]

@@ -1,6 +1,12 @@
 //! `suite`: the list of suites, checks of suites and datasets, and export to image folders.
 
-use std::{path::Path, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::Path,
+    sync::{Mutex, atomic::Ordering},
+    time::Instant,
+};
 
 use eyre::{Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -8,8 +14,11 @@ use serde_json::json;
 
 use super::{
     args::{CheckArgs, Selection, SuiteArgs, SuiteVerb},
+    interrupt::stop_flag,
+    output::{LineFilter, WorkProgress},
     selection::Selected,
 };
+use crate::exit::EarlyEnd;
 use mini_world::{Conflict, disagreement, parse_conflict};
 use mtil_data::{
     datasets::{
@@ -17,8 +26,9 @@ use mtil_data::{
         check::{CheckEvent, DatasetReport, DatasetState, check},
         mtil,
     },
-    suite::export,
+    suite::{DecodedSet, Suite, SuiteError, SuiteWarning, export},
 };
+use mtil_report::format::plural;
 
 /// Runs `suite`.
 pub fn suite(args: &SuiteArgs) -> Result<()> {
@@ -31,23 +41,39 @@ pub fn suite(args: &SuiteArgs) -> Result<()> {
             Some(name) => describe(name, args),
             None => check_datasets(args),
         },
-        SuiteVerb::Export { suite, dir } => {
-            let selected = Selection::named(suite).load(false, 0)?;
-            let bar = ProgressBar::new(0);
-            let summary = export(&selected.suite, dir, &mut |done, of| {
-                bar.set_length(of as u64);
-                bar.set_position(done as u64);
-            })?;
-            bar.finish_and_clear();
-            eprintln!(
-                "{} images of {} tasks; the suite is {}",
-                summary.images,
-                summary.tasks,
-                summary.suite_file.display()
-            );
-            Ok(())
+        SuiteVerb::Export { suite, dir, decode } => {
+            let selection = Selection {
+                decode: *decode,
+                ..Selection::named(suite)
+            };
+            write_suite(&selection.load(false, 0)?.suite, dir)
         }
     }
+}
+
+/// Exports a suite to a folder, which stays empty if a signal stops it.
+fn write_suite(suite: &Suite, dir: &Path) -> Result<()> {
+    let stop = stop_flag();
+    let progress = WorkProgress::new("exporting", "images");
+    let exported = export(suite, dir, &mut |done, of| {
+        progress.set(done, of);
+        match stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    progress.finish();
+    let summary = exported.map_err(|error| match error {
+        SuiteError::Interrupted => EarlyEnd::Interrupted("what was exported is removed").into(),
+        error => eyre::Report::from(error),
+    })?;
+    eprintln!(
+        "{} images of {} tasks; the suite is {}",
+        summary.images,
+        summary.tasks,
+        summary.suite_file.display()
+    );
+    Ok(())
 }
 
 fn list() {
@@ -74,23 +100,59 @@ fn list() {
     );
 }
 
+/// Describes a suite. Returns an error if an image cannot be decoded.
 fn describe(name: &str, args: &CheckArgs) -> Result<()> {
+    if !args.datasets.is_empty() {
+        bail!(
+            "--datasets selects datasets of --data, not tasks of a suite: leave out `{name}` or \
+             --datasets"
+        );
+    }
     let selection = Selection {
         data: args.data.clone(),
         splits: args.splits,
         any_size: args.any_size,
+        decode: args.decode,
         ..Selection::named(name)
     };
-    let Selected { suite, .. } = selection.load(false, 0)?;
+    let Selected {
+        suite, warnings, ..
+    } = selection.load(false, 0)?;
+    let decoded = args.deep.then(|| {
+        let progress = WorkProgress::new("decoding", "images");
+        let decoded = suite.decode_all(&|done, of| progress.set(done, of));
+        progress.finish();
+        decoded
+    });
+    let disagreement = parse_conflict(name).map(|_| disagreement(&suite));
+    if args.json {
+        let all = suite_as_json(&suite, &warnings, disagreement, decoded.as_deref());
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        print_suite(&suite, disagreement);
+        decoded.iter().flatten().for_each(print_decoded);
+    }
+    match decoded
+        .iter()
+        .flatten()
+        .map(|set| set.unreadable.len())
+        .sum::<usize>()
+    {
+        0 => Ok(()),
+        unreadable => bail!("images that cannot be decoded: {unreadable}"),
+    }
+}
+
+fn print_suite(suite: &Suite, disagreement: Option<f64>) {
     println!("{}: {} tasks", suite.name, suite.tasks.len());
     for task in &suite.tasks {
         println!(
-            "  {:16} {:4} classes, {:6} training and {:6} test images, {} template(s), first: {}",
+            "  {:16} {:4} classes, {:6} training and {:6} test images, {}, first: {}",
             task.name,
             task.class_names.len(),
             task.train.labels.len(),
             task.test.labels.len(),
-            task.templates.len(),
+            plural(task.templates.len(), "template"),
             task.templates[0],
         );
     }
@@ -107,13 +169,72 @@ fn describe(name: &str, args: &CheckArgs) -> Result<()> {
             set.captions.len()
         );
     }
-    if parse_conflict(name).is_some() {
+    if let Some(disagreement) = disagreement {
         println!(
             "  disagreement: {:.0} % of the later images have another name than before",
-            100.0 * disagreement(&suite)
+            100.0 * disagreement
         );
     }
-    Ok(())
+}
+
+/// Number of images that a report of a suite or a dataset names.
+const SHOWN: usize = 10;
+
+fn print_decoded(set: &DecodedSet) {
+    let decoded = set.images - set.unreadable.len();
+    println!("  {}: {decoded} of {} images decoded", set.name, set.images);
+    print_list("  ", &set.unreadable, |(name, reason)| {
+        format!("{name}: {reason}")
+    });
+    print_list("  ", &set.shared, |(test, train)| {
+        format!("warning: test image {test} has the pixels of the training image {train}")
+    });
+}
+
+/// Prints the first of some entries, and the number of the others.
+fn print_list<T>(indent: &str, entries: &[T], text: impl Fn(&T) -> String) {
+    for entry in entries.iter().take(SHOWN) {
+        println!("{indent}  {}", text(entry));
+    }
+    if entries.len() > SHOWN {
+        println!("{indent}  and {} more", entries.len() - SHOWN);
+    }
+}
+
+fn suite_as_json(
+    suite: &Suite,
+    warnings: &[SuiteWarning],
+    disagreement: Option<f64>,
+    decoded: Option<&[DecodedSet]>,
+) -> serde_json::Value {
+    let tasks = suite.tasks.iter().map(|task| {
+        json!({
+            "task": task.name, "classes": task.class_names, "templates": task.templates,
+            "train": task.train.labels.len(), "test": task.test.labels.len(),
+        })
+    });
+    let retrieval = suite.extras.retrieval.iter().map(
+        |set| json!({"name": set.name, "images": set.images.len(), "captions": set.captions.len()}),
+    );
+    let decoded = decoded.map(|sets| {
+        let set = |set: &DecodedSet| {
+            json!({
+                "set": set.name, "images": set.images, "unreadable": set.unreadable,
+                "shared": set.shared,
+            })
+        };
+        sets.iter().map(set).collect::<Vec<_>>()
+    });
+    json!({
+        "suite": suite.name,
+        "tasks": tasks.collect::<Vec<_>>(),
+        "reference": suite.reference.captions.len(),
+        "held_out": suite.held_out.captions.len(),
+        "retrieval": retrieval.collect::<Vec<_>>(),
+        "disagreement": disagreement,
+        "warnings": warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "decoded": decoded,
+    })
 }
 
 /// Reports the state of every dataset. Returns an error if a required one is not usable.
@@ -136,6 +257,7 @@ fn check_datasets(args: &CheckArgs) -> Result<()> {
     let selection = Selection {
         splits: args.splits,
         any_size: args.any_size,
+        decode: args.decode,
         ..Selection::default()
     };
     let bars = ProgressBars::new(keys.len());
@@ -169,7 +291,8 @@ fn check_datasets(args: &CheckArgs) -> Result<()> {
 struct ProgressBars {
     all: MultiProgress,
     datasets: ProgressBar,
-    decoded: Mutex<std::collections::BTreeMap<String, ProgressBar>>,
+    decoded: Mutex<BTreeMap<String, ProgressBar>>,
+    lines: Mutex<LineFilter>,
 }
 
 impl ProgressBars {
@@ -181,6 +304,7 @@ impl ProgressBars {
             all,
             datasets: bar,
             decoded: Mutex::default(),
+            lines: Mutex::default(),
         }
     }
 
@@ -190,6 +314,13 @@ impl ProgressBars {
         };
         match event {
             CheckEvent::Started { .. } => {}
+            CheckEvent::Decoded { key, done, of } if self.datasets.is_hidden() => {
+                // Without a terminal, a line now and then.
+                let lines = self.lines.lock();
+                if lines.is_ok_and(|mut lines| lines.is_due(Instant::now())) {
+                    eprintln!("{key}: decoding  {done}/{of} images");
+                }
+            }
             CheckEvent::Decoded { key, done, of } => {
                 let bar = decoded.entry(key.clone()).or_insert_with(|| {
                     let bar = self.all.add(ProgressBar::new(of as u64));
@@ -252,12 +383,10 @@ fn print(report: &DatasetReport, data: &Path) {
                 "damaged"
             };
             println!("{:18} {state}: {}{size}", report.key, parts.join(", "));
-            for (name, reason) in unreadable.iter().take(10) {
-                println!("{:18}   {name}: {reason}", "");
-            }
-            if unreadable.len() > 10 {
-                println!("{:18}   and {} more", "", unreadable.len() - 10);
-            }
+            let indent = format!("{:18} ", "");
+            print_list(&indent, unreadable, |(name, reason)| {
+                format!("{name}: {reason}")
+            });
         }
         DatasetState::NotFound {
             looked_for,

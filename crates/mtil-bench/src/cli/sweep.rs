@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     args::RunArgs,
+    lists::{seed, trimmed},
     sweep_run::{self, SweepRunArgs},
 };
 use crate::sweep::{
@@ -37,7 +38,7 @@ pub enum SweepVerb {
     /// Execute the runs of a sweep on this machine, several in parallel
     ///
     /// Skips complete runs and resumes stopped ones. The output of a run goes to its log. Ctrl-C
-    /// stops all runs at their next training step.
+    /// stops all runs within one batch.
     Run(SweepRunArgs),
     /// Show the status of a sweep
     ///
@@ -60,18 +61,31 @@ pub struct PlanArgs {
     /// Folder of the sweep
     pub dir: PathBuf,
     /// Comma-separated methods: names from `mtil-bench methods`, or TOML files
-    #[arg(long, value_delimiter = ',', required = true, value_name = "NAME,NAME")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_parser = trimmed,
+        required = true,
+        value_name = "NAME,NAME"
+    )]
     pub methods: Vec<String>,
     /// Comma-separated suites: names from `mtil-bench suite list`, or TOML files
     #[arg(
         long,
         value_delimiter = ',',
+        value_parser = trimmed,
         default_value = "mini",
         value_name = "NAME,NAME"
     )]
     pub suites: Vec<String>,
     /// Comma-separated random seeds
-    #[arg(long, value_delimiter = ',', default_value = "42", value_name = "N,N")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_parser = seed,
+        default_value = "42",
+        value_name = "N,N"
+    )]
     pub seeds: Vec<u64>,
     /// Override a setting of the methods; comma-separated values make one run each
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -221,6 +235,7 @@ fn shared(words: &[String]) -> Result<Vec<String>> {
         ("data", "--data"),
         ("device", "--device"),
         ("cache", "--cache"),
+        ("max_pixels", "--max-pixels"),
     ] {
         if matches.value_source(id) == Some(ValueSource::EnvVariable)
             && let Some(value) = raw(&matches, id)?
@@ -330,7 +345,8 @@ mod tests {
 
     #[test]
     fn shared_arguments_are_checked() {
-        let good = words(&["--quick", "--tasks", "shapes,digits", "--data", "/a b"]);
+        let mut good = words(&["--quick", "--tasks", "shapes,digits", "--data", "/a b"]);
+        good.extend(words(&["--max-pixels", "200000000"]));
         let shared = |words: &[&str]| shared(&self::words(words));
         assert!(
             shared(&["--quick"])
@@ -403,5 +419,18 @@ mod tests {
         assert!(Path::new(&own).is_absolute());
         assert!(binary(Some(Path::new("./not-there"))).is_err());
         assert_eq!(binary(Some(Path::new(&own))).unwrap(), own);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_path_that_is_not_utf8_cannot_be_in_a_list_of_commands() {
+        use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join(OsStr::from_bytes(b"b\xe9nch"));
+        std::fs::write(&program, "").unwrap();
+        let error = binary(Some(program.as_path())).unwrap_err().to_string();
+        let words = "b\u{fffd}nch is not UTF-8, which a list of commands must be";
+        assert!(error.ends_with(words), "{error}");
     }
 }

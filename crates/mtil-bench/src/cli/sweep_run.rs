@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{run::stop_on_interrupt, workers::share_threads};
+use super::{interrupt::stop_flag, workers::share_threads};
+use crate::exit::EarlyEnd;
 use crate::sweep::{Files, State, Sweep, command, status, totals};
 use clap::Args;
 use eyre::{Result, WrapErr, eyre};
@@ -55,7 +56,7 @@ pub fn run(args: &SweepRunArgs) -> Result<()> {
             args.jobs
         );
     }
-    let stop = stop_on_interrupt()?;
+    let stop = stop_flag();
     let bar = ProgressBar::new(all as u64);
     bar.set_style(ProgressStyle::with_template(
         "{bar:40} {pos}/{len} runs, {elapsed} so far, about {eta} left",
@@ -122,7 +123,7 @@ pub fn run(args: &SweepRunArgs) -> Result<()> {
     match totals.all_complete() {
         true => Ok(()),
         false if stop.load(Ordering::Relaxed) => {
-            Err(eyre!("stopped; the same command resumes the runs"))
+            Err(EarlyEnd::Interrupted(EarlyEnd::RESUMES).into())
         }
         false => Err(eyre!(
             "{} of {} runs are not complete; `mtil-bench sweep status {}` shows which",
@@ -133,7 +134,7 @@ pub fn run(args: &SweepRunArgs) -> Result<()> {
     }
 }
 
-/// Asks a run to stop at its next training step.
+/// Asks a run to stop within one batch.
 fn interrupt(child: &mut Child) {
     #[cfg(unix)]
     {

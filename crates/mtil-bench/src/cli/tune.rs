@@ -20,9 +20,10 @@ use mtil_engine::{
 use super::{
     args::{Selection, TuneArgs},
     checkpoint::{EMBEDDED, LoadedModel, load_model},
+    interrupt::stop_flag,
     job::{FingerprintedSuite, Job, SharedSettings},
     planning::plan,
-    run::{QUICK, execute, file_name_safe, load_method, stop_on_interrupt},
+    run::{QUICK, RunResults, execute, file_name_safe, load_method},
     selection::Selected,
 };
 use crate::device;
@@ -61,14 +62,16 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
         eprintln!("Learning rates only; the other settings need about as many additional runs.");
         return plan(&jobs, &tuning.model.clip, &device, false, false);
     }
-    let tuned = tuning.choose(&device, &stop_on_interrupt()?)?;
+    let (tuned, failed) = tuning.choose(&device, &stop_flag())?;
     print!("{}", table(&tuned));
-    Ok(())
+    failed.finish()
 }
 
 /// Runs the candidates of every method and writes the chosen settings to `args.out`.
 pub fn choose(args: &TuneArgs, device: &Device, stop: &Arc<AtomicBool>) -> Result<Tuned> {
-    Tuning::of(args, device)?.choose(device, stop)
+    let (tuned, failed) = Tuning::of(args, device)?.choose(device, stop)?;
+    failed.finish()?;
+    Ok(tuned)
 }
 
 impl<'a> Tuning<'a> {
@@ -100,7 +103,8 @@ impl<'a> Tuning<'a> {
         Ok(runs)
     }
 
-    fn choose(&self, device: &Device, stop: &Arc<AtomicBool>) -> Result<Tuned> {
+    /// Returns the chosen settings and the failed runs, which are no candidates.
+    fn choose(&self, device: &Device, stop: &Arc<AtomicBool>) -> Result<(Tuned, RunResults)> {
         let args = self.args;
         let first = self.learning_rate_runs()?;
         fs::create_dir_all(&args.out).wrap_err_with(|| {
@@ -111,21 +115,32 @@ impl<'a> Tuning<'a> {
             ..RunOptions::default()
         };
         let mut candidates: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
-        let evaluate =
+        let mut failed = RunResults::default();
+        let mut evaluate =
             |title: &str, runs: Vec<CandidateRun>, found: &mut BTreeMap<String, Vec<_>>| {
                 eprintln!("{title}: {} runs", runs.len());
                 let jobs: Vec<Job> = runs.iter().map(|run| run.job.clone()).collect();
                 let parallel = args.jobs as usize;
-                execute(&jobs, parallel, &self.model, device, &options, stop)?.finish()?;
+                let done = execute(&jobs, parallel, &self.model, device, &options, stop)?;
+                if done.stopped {
+                    return done.finish();
+                }
+                failed.failures.extend(done.failures);
                 for run in &runs {
-                    let of_method = found.entry(run.method.clone()).or_default();
-                    of_method.push(run.candidate()?);
+                    if let Some(candidate) = run.candidate()? {
+                        let of_method = found.entry(run.method.clone()).or_default();
+                        of_method.push(candidate);
+                    }
                 }
                 Ok::<(), eyre::Report>(())
             };
         evaluate("learning rates", first, &mut candidates)?;
         let second = self.method_settings(&candidates)?;
         evaluate("method-specific settings", second, &mut candidates)?;
+        if candidates.is_empty() {
+            failed.finish()?;
+            bail!("no run of a candidate is complete");
+        }
         let tuned = Tuned {
             criterion: CRITERION.to_owned(),
             suite: mini_world::DEV_NAME.to_owned(),
@@ -144,7 +159,7 @@ impl<'a> Tuning<'a> {
         if args.quick {
             eprintln!("note: --quick makes few steps on few images; these choices mean nothing");
         }
-        Ok(tuned)
+        Ok((tuned, failed))
     }
 
     fn method(&self, name: &str, set: &[String]) -> Result<Method> {
@@ -241,19 +256,20 @@ impl<'a> Tuning<'a> {
 }
 
 impl CandidateRun {
-    /// Reads the metrics of the run.
-    fn candidate(&self) -> Result<Candidate> {
+    /// Reads the metrics of the run. There is no candidate if it failed.
+    fn candidate(&self) -> Result<Option<Candidate>> {
         let path: PathBuf = self.job.folder.join(MetricsFile::NAME);
+        if !path.exists() {
+            return Ok(None);
+        }
         let metrics = MetricsFile::load(&path)?;
-        let Some(average) = metrics.average else {
-            bail!("{} has no Average", path.display());
-        };
-        Ok(Candidate {
+        // Undefined until the run is complete.
+        Ok(metrics.average.map(|average| Candidate {
             set: self.set.clone(),
             average,
             transfer: metrics.transfer,
             last: metrics.last,
-        })
+        }))
     }
 }
 

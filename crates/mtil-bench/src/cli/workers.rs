@@ -3,8 +3,8 @@
 //! A worker is this program with the same arguments, so that it builds the same list of runs, and
 //! with an environment variable that marks it as a worker. It reads indices of runs from standard
 //! input, one per line, and writes progress to standard output, one JSON object per line. At the
-//! end of its input it stops its run at the next training step, so that no worker outlives the
-//! process that started it.
+//! end of its input it stops its run within one batch, so that no worker outlives the process that
+//! started it.
 
 use std::{
     collections::VecDeque,
@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     RESUMABLE,
     job::Job,
-    output::{EventFormatter, ProgressMessage},
+    output::{EventFormatter, LineFilter, ProgressMessage},
 };
 
 /// Environment variable of workers: the index of the [`role`] call that they serve. The results of
@@ -321,7 +321,11 @@ fn worker_loop(
         };
         let end = end.unwrap_or_else(|exited| {
             worker = None;
-            RunEnd::Failed(exited.to_string())
+            // Ctrl-C also reaches a worker that is still starting, which it ends.
+            match stop.load(Ordering::Relaxed) {
+                true => RunEnd::Stopped,
+                false => RunEnd::Failed(exited.to_string()),
+            }
         });
         let _ = sender.send(WorkerEvent::Ended(number, job, end));
     }
@@ -395,6 +399,8 @@ struct Display {
     total: ProgressBar,
     workers: Vec<ProgressBar>,
     begun: Vec<Option<Instant>>,
+    /// One for each run.
+    lines: Vec<LineFilter>,
     done: usize,
     interactive: bool,
 }
@@ -425,6 +431,7 @@ impl Display {
             total,
             workers,
             begun: vec![None; jobs.len()],
+            lines: jobs.iter().map(|_| LineFilter::default()).collect(),
             done: 0,
             interactive,
             all,
@@ -450,9 +457,17 @@ impl Display {
                 worker,
                 job,
                 ProgressMessage::Position {
-                    message, done, of, ..
+                    message,
+                    done,
+                    of,
+                    unit,
                 },
             ) => {
+                if !self.interactive && self.lines[job].is_due(Instant::now()) {
+                    let name = &self.names[job];
+                    let text = format!("{name}: {message}  {done}/{of} {unit}");
+                    self.line(text.trim_end());
+                }
                 let bar = &self.workers[worker];
                 bar.set_length(of as u64);
                 bar.set_position(done as u64);

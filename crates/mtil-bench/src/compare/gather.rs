@@ -5,8 +5,11 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
-    time::Duration,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -65,6 +68,9 @@ pub enum GatherError {
         /// The error of the operating system.
         source: std::io::Error,
     },
+    /// Stopped on request.
+    #[error("stopped on request")]
+    Interrupted,
 }
 
 /// A progress event of a comparison.
@@ -103,14 +109,15 @@ pub fn batches(size: Size, images: Option<usize>) -> Batches {
 /// Runs the workloads on every requested device in turn, with one worker process for each size.
 ///
 /// `worker_command` builds the command of a worker, which reads a [`WorkerRequest`] as JSON from
-/// its standard input and answers with [`WorkerMessage`]s.
+/// its standard input and answers with [`WorkerMessage`]s. Once `stop` is set, it is killed.
 ///
 /// # Errors
 /// [`GatherError`] if a requested device is unknown or unusable, no device is usable, or a process
-/// cannot be started.
+/// cannot be started; [`GatherError::Interrupted`].
 pub fn gather(
     request: &Request,
     worker_command: &dyn Fn() -> Command,
+    stop: &AtomicBool,
     on_event: &mut dyn FnMut(&Event<'_>),
 ) -> Result<Comparison, GatherError> {
     let results = tempfile::tempdir().map_err(|source| GatherError::Io {
@@ -151,9 +158,13 @@ pub fn gather(
                 results: results.path().to_owned(),
             };
             let mut output = WorkerOutput::default();
-            run_workers(worker_request, worker_command, &mut output, &mut |event| {
-                on_event(event)
-            })?;
+            run_workers(
+                worker_request,
+                worker_command,
+                stop,
+                &mut output,
+                &mut |event| on_event(event),
+            )?;
             if let Some(name) = output.name {
                 device.name.clone_from(&name);
                 comparison.devices[index].name = name;
@@ -232,6 +243,7 @@ struct WorkerOutput {
 fn run_workers(
     mut worker_request: WorkerRequest,
     worker_command: &dyn Fn() -> Command,
+    stop: &AtomicBool,
     output: &mut WorkerOutput,
     on_event: &mut dyn FnMut(&Event<'_>),
 ) -> Result<(), GatherError> {
@@ -265,6 +277,9 @@ fn run_workers(
         });
     }
     while !worker_request.works.is_empty() {
+        if stop.load(Ordering::Relaxed) {
+            return Err(GatherError::Interrupted);
+        }
         let mut process = Worker::start(worker_command(), &worker_request)?;
         let timeout = worker_request.limit_seconds.map(|seconds| 4.0 * seconds);
         let timeout = timeout.and_then(|s| Duration::try_from_secs_f64(s).ok());
@@ -273,7 +288,7 @@ fn run_workers(
         let ended = loop {
             // Before the first workload the worker also builds the models.
             let timeout = timeout.map(|p| if current.is_some() { p } else { 2 * p });
-            match process.line(timeout) {
+            match process.line(timeout, stop) {
                 Message::Output(WorkerMessage::Device { name }) => output.name = Some(name),
                 Message::Output(WorkerMessage::Begun(work)) => {
                     on_event(&Event::Begun {
@@ -290,6 +305,10 @@ fn run_workers(
                     done_here += 1;
                 }
                 Message::Output(WorkerMessage::Losses(losses)) => output.losses = Some(losses),
+                Message::Interrupted => {
+                    process.stop();
+                    return Err(GatherError::Interrupted);
+                }
                 Message::Timeout => {
                     process.stop();
                     let seconds = timeout.unwrap_or_default().as_secs_f64();
@@ -336,7 +355,12 @@ enum Message {
     Timeout,
     /// The process closed its standard output.
     Exited,
+    /// The wait was stopped on request.
+    Interrupted,
 }
+
+/// Time between two looks at the flag that stops a comparison.
+const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Worker {
     fn start(mut command: Command, worker_request: &WorkerRequest) -> Result<Self, GatherError> {
@@ -394,14 +418,22 @@ impl Worker {
         })
     }
 
-    fn line(&self, timeout: Option<Duration>) -> Message {
-        match timeout {
-            Some(timeout) => match self.lines.recv_timeout(timeout) {
-                Ok(line) => Message::Output(line),
-                Err(mpsc::RecvTimeoutError::Timeout) => Message::Timeout,
-                Err(mpsc::RecvTimeoutError::Disconnected) => Message::Exited,
-            },
-            None => self.lines.recv().map_or(Message::Exited, Message::Output),
+    fn line(&self, timeout: Option<Duration>, stop: &AtomicBool) -> Message {
+        let begun = Instant::now();
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return Message::Interrupted;
+            }
+            let left = timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
+            let wait = left.map_or(STOP_INTERVAL, |left| left.min(STOP_INTERVAL));
+            match self.lines.recv_timeout(wait) {
+                Ok(line) => return Message::Output(line),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Message::Exited,
+                Err(mpsc::RecvTimeoutError::Timeout) if left == Some(wait) => {
+                    return Message::Timeout;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
         }
     }
 
@@ -657,7 +689,8 @@ mod tests {
     }
 
     fn outcomes(script: &'static str) -> Vec<Outcome> {
-        let comparison = gather(&request(), &shell(script), &mut |_| {}).unwrap();
+        let never = AtomicBool::new(false);
+        let comparison = gather(&request(), &shell(script), &never, &mut |_| {}).unwrap();
         comparison.check().unwrap();
         comparison
             .measurements
@@ -683,6 +716,25 @@ mod tests {
                 "{outcome:?}"
             );
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_comparison_that_is_stopped_kills_its_worker() {
+        let stop = AtomicBool::new(false);
+        let request = Request {
+            limit_seconds: None,
+            ..request()
+        };
+        let script = r#"cat >/dev/null; echo '{"begun":"image-encoding"}'; exec sleep 600"#;
+        let begun = Instant::now();
+        let stopped = gather(&request, &shell(script), &stop, &mut |event| {
+            if let Event::Begun { .. } = event {
+                stop.store(true, Ordering::Relaxed);
+            }
+        });
+        assert!(matches!(stopped, Err(GatherError::Interrupted)));
+        assert!(begun.elapsed() < Duration::from_secs(60));
     }
 
     #[cfg(unix)]
@@ -792,7 +844,8 @@ mod tests {
             devices: vec!["gpu".into()],
             ..request()
         };
-        let error = gather(&request, &shell("true"), &mut |_| {}).unwrap_err();
+        let never = AtomicBool::new(false);
+        let error = gather(&request, &shell("true"), &never, &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains("`gpu`"), "{error}");
     }
 

@@ -39,7 +39,7 @@ impl Estimate {
 
 /// Estimates the cost of the run of `request` on `suite` from its trial.
 ///
-/// `checkpoints` adds the space of a model after each task.
+/// `checkpoints` adds the space of a checkpoint after each task.
 pub fn estimate(
     request: &Request,
     suite: &Suite,
@@ -105,7 +105,12 @@ pub fn estimate(
                 + later * (gram + trial.finish * finish_ratio)
         }
     };
-    let models = if checkpoints { stages as u64 } else { 0 };
+    // The last checkpoint keeps no state.
+    let stages = stages as u64;
+    let kept = match checkpoints {
+        true => stages * trial.checkpoint + stages.saturating_sub(1) * trial.kept,
+        false => 0,
+    };
     let moments = memory.as_ref().map_or(0, |m| m.moments);
     Estimate {
         method: method.name.clone(),
@@ -114,7 +119,7 @@ pub fn estimate(
         training,
         evaluation,
         between,
-        disk: models * trial.checkpoint + trial.state + if stages > 0 { moments } else { 0 },
+        disk: kept + trial.state + if stages > 0 { moments } else { 0 },
         memory,
     }
 }

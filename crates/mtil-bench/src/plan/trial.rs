@@ -2,11 +2,7 @@
 //!
 //! The trial executes every mechanism of the method, so no mechanism needs a cost model here.
 
-use std::{
-    path::Path,
-    sync::{Arc, atomic::AtomicBool},
-    time::Instant,
-};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use burn::tensor::Device;
 use clip_model::Clip;
@@ -47,6 +43,8 @@ pub struct Trial {
     pub finish: f64,
     /// Bytes of a checkpoint.
     pub checkpoint: u64,
+    /// Bytes of the state that a checkpoint keeps for the next task.
+    pub kept: u64,
     /// Bytes of the state after the first task.
     pub state: u64,
     /// Trainable parameters.
@@ -119,7 +117,6 @@ pub fn trial(
         ..request.clone()
     };
     let mut stopwatch = Stopwatch::default();
-    let stop = AtomicBool::new(false);
     let options = RunOptions::default();
     run(
         &request,
@@ -128,12 +125,13 @@ pub fn trial(
         device,
         folder,
         &options,
-        &stop,
+        &Arc::default(),
         &mut stopwatch,
     )?;
     let mut trial = stopwatch.trial();
     trial.sizes = DataSizes::of(&request.method, &suite);
     trial.checkpoint = size(&folder.join("checkpoints/task-01"));
+    trial.kept = size(&folder.join("checkpoints/task-01/state"));
     trial.state = size(&folder.join("state"));
     Ok(trial)
 }
@@ -233,6 +231,7 @@ impl Progress for Stopwatch {
                 Phase::Encoding => Mark::Encoding,
                 Phase::Evaluation => Mark::Evaluating,
                 Phase::Gram => Mark::Gram,
+                Phase::Fisher | Phase::Rehearsal => return,
             },
             Event::Evaluation(_) => Mark::Evaluated,
             Event::TaskEnd { .. } => Mark::TaskEnd,

@@ -419,6 +419,7 @@ mod tests {
                 evaluation: EvalOptions::default(),
                 guard: Vec::new(),
                 skip_bad_images: false,
+                max_pixels: None,
                 select: None,
                 version: "0".to_owned(),
                 method: Method::load(method, "mini", &set).unwrap(),

@@ -32,7 +32,7 @@ pub fn fetch(args: &FetchArgs) -> Result<()> {
             .map(|file| {
                 json!({
                     "role": role(file.role),
-                    "path": file.path,
+                    "path": file.path.display().to_string(),
                     "bytes": file.bytes,
                     "sha256": file.sha256,
                     "compared_with": compared(file.check),
@@ -42,7 +42,7 @@ pub fn fetch(args: &FetchArgs) -> Result<()> {
         let value = json!({
             "name": fetched.name,
             "layout": fetched.layout.name(),
-            "directory": fetched.directory,
+            "directory": fetched.directory.as_ref().map(|path| path.display().to_string()),
             "bytes": fetched.bytes(),
             "files": files,
         });

@@ -47,7 +47,7 @@ pub fn info(args: &InfoArgs) -> Result<()> {
                 }
                 value["cache"] = files
                     .iter()
-                    .map(|(kind, path)| json!({"role": role(*kind), "path": path}))
+                    .map(|(kind, path)| json!({"role": role(*kind), "path": path.display().to_string()}))
                     .collect();
                 let path = |wanted| files.iter().find(|(kind, _)| *kind == wanted);
                 if let Some((_, weights)) = path(Role::Weights) {
@@ -192,6 +192,10 @@ fn embedded_summary() -> Result<CheckpointSummary> {
         bytes: weights.len_bytes(),
         tensors: weights.names().count(),
         config: clip.config.clone(),
+        config_file: None,
+        preprocess: Some(clip.preprocess.clone()),
+        preprocess_file: None,
+        tokenizer_file: None,
     };
     Ok(CheckpointSummary::in_memory(
         description,

@@ -73,6 +73,7 @@ fn model_rows(args: &ListArgs) -> Result<Rows> {
                 entry.licence.clone().unwrap_or_else(dash),
                 if cached.is_some() { "yes" } else { "no" }.to_owned(),
             ];
+            let weights = cached.as_ref().and_then(|p| p.path(Role::Weights));
             let value = json!({
                 "name": entry.name,
                 "architecture": entry.architecture,
@@ -81,7 +82,7 @@ fn model_rows(args: &ListArgs) -> Result<Rows> {
                 "imagenet_zero_shot": entry.zero_shot,
                 "licence": entry.licence,
                 "cached": cached.is_some(),
-                "weights": cached.as_ref().and_then(|p| p.path(Role::Weights)),
+                "weights": weights.map(|path| path.display().to_string()),
             });
             (row, value)
         })

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clip_model::{
     Activation, ClipConfig, Description, KeyLayout, Preprocess, TextKind, Tokenizer, VisionKind,
-    preprocess::{Interpolation, PreprocessError, Resize},
-    weights::Container,
+    preprocess::{Interpolation, Resize},
 };
 use eyre::{Result, bail};
 use indicatif::DecimalBytes;
@@ -23,7 +22,8 @@ pub struct CheckpointSummary {
 
 /// Image preprocessing, and the file that defines it.
 pub struct ImageSummary {
-    from: String,
+    /// `None` if the layout requires a file and there is none.
+    from: Option<String>,
     text: String,
     settings: Value,
     /// Size of the preprocessed images in pixels, if known.
@@ -43,17 +43,13 @@ pub enum TokenizerSource {
 }
 
 impl CheckpointSummary {
-    /// Reads the files next to the weights, and `tokenizer` if it is elsewhere.
+    /// Reads the tokenizer: `tokenizer`, or the one of the description.
     ///
     /// # Errors
-    /// If an existing file is unusable.
+    /// If its file is unusable.
     pub fn of(description: Description, tokenizer: Option<&Path>) -> Result<Self> {
-        let folder = match description.weights.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let images = ImageSummary::of(&description, folder)?;
-        let tokenizer = TokenizerSource::of(&description.config, folder, tokenizer)?;
+        let images = ImageSummary::of(&description);
+        let tokenizer = TokenizerSource::of(&description, tokenizer)?;
         Ok(Self {
             description,
             images,
@@ -86,7 +82,7 @@ impl CheckpointSummary {
         {
             bail!(
                 "{}: images are preprocessed to {size} pixels, the model expects {wanted}",
-                self.images.from
+                self.images.from.as_deref().unwrap_or_default()
             );
         }
         if let TokenizerSource::File(path, tokens) = &self.tokenizer
@@ -167,10 +163,7 @@ impl CheckpointSummary {
                 format!("width {}{bias}", d.config.projection_dim),
             ),
             ("activation", activation(&d.config)),
-            (
-                "images",
-                format!("{} (from {})", self.images.text, self.images.from),
-            ),
+            ("images", self.images.line()),
             ("tokenizer", self.tokenizer.text()),
         ]
     }
@@ -180,7 +173,9 @@ impl CheckpointSummary {
         let d = &self.description;
         let (v, t) = (&d.config.vision, &d.config.text);
         let tokenizer = match &self.tokenizer {
-            TokenizerSource::File(path, tokens) => json!({"from": path, "tokens": tokens}),
+            TokenizerSource::File(path, tokens) => {
+                json!({"from": path.display().to_string(), "tokens": tokens})
+            }
             TokenizerSource::Own(tokens) => json!({"from": "the program", "tokens": tokens}),
             TokenizerSource::BuiltIn(tokens) => json!({"from": "OpenAI", "tokens": tokens}),
             TokenizerSource::Absent => Value::Null,
@@ -206,7 +201,7 @@ impl CheckpointSummary {
             vision["stages"] = json!(stages);
         }
         json!({
-            "weights": d.weights,
+            "weights": d.weights.display().to_string(),
             "bytes": d.bytes,
             "container": d.container.to_string(),
             "names": layout_name(d.layout),
@@ -234,34 +229,29 @@ impl CheckpointSummary {
 }
 
 impl ImageSummary {
-    fn of(description: &Description, folder: &Path) -> Result<Self> {
-        match Preprocess::load(folder) {
-            Ok(preprocess) => {
-                let name = ["preprocessor_config.json", "processor_config.json"]
-                    .into_iter()
-                    .find(|name| folder.join(name).is_file())
-                    .unwrap_or_default();
-                return Ok(Self::from_settings(name, &preprocess));
-            }
-            Err(PreprocessError::NotFound { .. }) => {}
-            Err(e) => return Err(e.into()),
+    fn of(description: &Description) -> Self {
+        let Some(preprocess) = &description.preprocess else {
+            return Self {
+                from: None,
+                text: "none: put the model's preprocessor_config.json next to the weights"
+                    .to_owned(),
+                settings: Value::Null,
+                size: None,
+            };
+        };
+        let file = description.preprocess_file.as_ref();
+        let name = file.and_then(|file| file.file_name());
+        match name {
+            Some(name) => Self::from_settings(&name.to_string_lossy(), preprocess),
+            None => Self::from_settings("the kind of the model, no file defines it", preprocess),
         }
-        if let Some(settings) = open_clip_settings(description, folder) {
-            return Ok(Self {
-                from: "open_clip_config.json".to_owned(),
-                text: settings.to_string(),
-                size: settings["size"]
-                    .as_u64()
-                    .or_else(|| settings["size"][0].as_u64())
-                    .map(|side| side as usize),
-                settings,
-            });
+    }
+
+    fn line(&self) -> String {
+        match &self.from {
+            Some(from) => format!("{} (from {from})", self.text),
+            None => self.text.clone(),
         }
-        let preprocess = description.config.default_preprocess();
-        Ok(Self::from_settings(
-            "the kind of the model, no file defines it",
-            &preprocess,
-        ))
     }
 
     fn from_settings(from: &str, p: &Preprocess) -> Self {
@@ -278,7 +268,7 @@ impl ImageSummary {
             .crop
             .map_or(String::new(), |(h, w)| format!(", center crop {w} x {h}"));
         Self {
-            from: from.to_owned(),
+            from: Some(from.to_owned()),
             text: format!(
                 "{resize} ({kernel}){crop}, mean {:?}, std {:?}",
                 p.mean, p.std
@@ -289,30 +279,14 @@ impl ImageSummary {
     }
 }
 
-/// Reads `preprocess_cfg` of `open_clip_config.json`, for models whose architecture the library
-/// takes from that file.
-fn open_clip_settings(description: &Description, folder: &Path) -> Option<Value> {
-    if description.layout == KeyLayout::HuggingFace
-        || description.container == Container::TorchScript
-    {
-        return None;
-    }
-    let text = std::fs::read_to_string(folder.join("open_clip_config.json")).ok()?;
-    let mut config: Value = serde_json::from_str(&text).ok()?;
-    Some(config.get_mut("preprocess_cfg")?.take()).filter(Value::is_object)
-}
-
 impl TokenizerSource {
-    fn of(config: &ClipConfig, folder: &Path, file: Option<&Path>) -> Result<Self> {
-        let beside = folder.join("tokenizer.json");
-        let file = file
-            .map(Path::to_owned)
-            .or_else(|| beside.is_file().then_some(beside));
-        if let Some(file) = file {
-            let tokens = Tokenizer::from_file(&file, config.text.kind)?.vocab_size();
-            return Ok(Self::File(file, tokens));
+    fn of(description: &Description, file: Option<&Path>) -> Result<Self> {
+        let text = &description.config.text;
+        if let Some(file) = file.or(description.tokenizer_file.as_deref()) {
+            let tokens = Tokenizer::from_file(file, text.kind)?.vocab_size();
+            return Ok(Self::File(file.to_owned(), tokens));
         }
-        Ok(match Tokenizer::default_for(&config.text, folder) {
+        Ok(match Tokenizer::default_for(text, &description.weights) {
             Ok(tokenizer) => Self::BuiltIn(tokenizer.vocab_size()),
             Err(_) => Self::Absent,
         })

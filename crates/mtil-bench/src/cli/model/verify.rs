@@ -72,7 +72,7 @@ fn verify_cached(args: &VerifyArgs, entry: &Entry) -> Result<()> {
         }
         values.push(json!({
             "role": role(report.role),
-            "path": report.path,
+            "path": report.path.display().to_string(),
             "state": word,
             "sha256": sha256,
         }));
@@ -102,15 +102,17 @@ fn verify_path(args: &VerifyArgs, path: &Path) -> Result<()> {
     if args.json {
         let value = match &checked {
             Ok(checked) => json!({
-                "path": path,
+                "path": path.display().to_string(),
                 "ok": true,
-                "weights": checked.description.weights,
+                "weights": checked.description.weights.display().to_string(),
                 "tensors": checked.description.tensors,
                 "parameters": checked.description.config.parameters(),
                 "sha256": checked.sha256,
                 "name": checked.name,
             }),
-            Err(e) => json!({"path": path, "ok": false, "error": e.to_string()}),
+            Err(e) => json!({
+                "path": path.display().to_string(), "ok": false, "error": e.to_string(),
+            }),
         };
         println!("{}", serde_json::to_string_pretty(&value)?);
     }
