@@ -134,6 +134,19 @@ fn sweep_run_executes_each_run_once() {
 }
 
 #[test]
+fn the_commands_of_a_sweep_have_the_limit_on_pixels_of_its_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = command(folder.path(), &["sweep", "plan", "s", "--json"])
+        .args(["--methods", "finetune"])
+        .env("MTIL_MAX_PIXELS", "200000000")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let commands = fs::read_to_string(folder.path().join("s/runs.sh")).unwrap();
+    assert!(commands.contains("--max-pixels 200000000"), "{commands}");
+}
+
+#[test]
 fn tune_writes_all_candidates_of_an_equal_budget() {
     let folder = tempfile::tempdir().unwrap();
     let args = [

@@ -1,7 +1,13 @@
 //! End-to-end tests of the command line.
 
+mod failures;
+mod images;
+#[cfg(unix)]
+mod interrupts;
 mod jobs;
 mod model;
+mod resilience;
+mod suites;
 
 use std::{
     fs,
@@ -30,6 +36,19 @@ fn fails(folder: &Path, args: &[&str], words: &[&str]) {
     assert!(!text.contains("panicked"), "{args:?}: {text}");
     for word in words {
         assert!(text.contains(word), "{args:?} should name {word}: {text}");
+    }
+}
+
+/// Returns the option of `kill` for SIGHUP, or for SIGTERM where these tests run under `nohup`:
+/// programs that they start ignore SIGHUP then.
+#[cfg(unix)]
+fn hangup() -> &'static str {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    match mask.is_some_and(|mask| mask & 1 == 1) {
+        true => "-TERM",
+        false => "-HUP",
     }
 }
 
@@ -71,6 +90,12 @@ fn run_writes_a_report_and_resumes() {
         fs::read(folder.path().join("x/gnsp/matrix.json")).unwrap(),
         before
     );
+
+    // A run is no model, but names its checkpoints.
+    for run in ["x/gnsp", "x/gnsp/checkpoints", "x"] {
+        let words = [run, "not a model", "x/gnsp/checkpoints/task-08"];
+        fails(folder.path(), &["eval", "--quick", "--model", run], &words);
+    }
 
     // The other subcommands load the trained checkpoint.
     let model = "x/gnsp/checkpoints/task-08";
@@ -195,6 +220,11 @@ fn wrong_arguments_have_a_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     fails(here, &["--methods", "gsnp"], &["gsnp", "gnsp-update"]);
+    fails(
+        here,
+        &["--methods", "gnps"],
+        &["no method `gnps` (did you mean `gnsp`?)"],
+    );
     fails(
         here,
         &["--suite", "minni"],
@@ -332,4 +362,95 @@ fn help_lists_subcommands_and_options() {
     ] {
         assert!(text.contains(word), "{word}: {text}");
     }
+}
+
+#[test]
+fn labels_and_texts_are_compared_with_the_context() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let image = image::RgbImage::from_fn(16, 16, |x, y| image::Rgb([x as u8, y as u8, 9]));
+    image.save(here.join("a.png")).unwrap();
+    let long = "a long name ".repeat(20);
+    let classify = |labels: &str| {
+        let args = [
+            "classify", "--model", "embedded", "--labels", labels, "a.png",
+        ];
+        mtil_bench(here, &args)
+    };
+    let refused = |labels: &str, words: &[&str]| {
+        let output = classify(labels);
+        let text = stderr(&output);
+        assert!(!output.status.success(), "{labels}: {text}");
+        for word in words {
+            assert!(text.contains(word), "{labels} should name {word}: {text}");
+        }
+    };
+    refused("cat,dog, cat", &["`cat` and `cat`"]);
+    refused("caf\u{e9},cafe\u{301}", &["`caf\u{e9}` and `cafe\\u{301}`"]);
+    let equal = format!("cat,{long}one,{long}two");
+    refused(&equal, &["one`", "two`", "context of 24"]);
+
+    let output = classify(&format!("cat,{long}"));
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    let warning = "warning: 1 of 2 prompts are longer than the model's context of 24 tokens";
+    assert!(text.contains(warning), "{text}");
+
+    fs::write(here.join("texts.txt"), format!("a cat\n{long}\n{long}\n")).unwrap();
+    let args = [
+        "embed",
+        "--model",
+        "embedded",
+        "--texts",
+        "texts.txt",
+        "--out",
+        "e",
+    ];
+    let output = mtil_bench(here, &args);
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    let warning = "warning: 2 of 3 texts are longer than the model's context of 24 tokens";
+    assert!(text.contains(warning), "{text}");
+}
+
+#[test]
+fn classes_and_captions_are_compared_with_the_context() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let output = mtil_bench(here, &["suite", "export", "mini", "world"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let suite = here.join("world/suite.toml");
+    let toml = fs::read_to_string(&suite).unwrap();
+    let table = here.join("world/held_out/captions.csv");
+    let captions = fs::read_to_string(&table).unwrap();
+    let long = "a long name ".repeat(20);
+    let (header, rows) = captions.split_once('\n').unwrap();
+    let (first, rest) = rows.split_once('\n').unwrap();
+    let image = first.split(',').next().unwrap();
+    fs::write(&table, format!("{header}\n{image},{long}\n{rest}")).unwrap();
+    let of_world = [
+        "--suite",
+        "world",
+        "--model",
+        "embedded",
+        "--eval-subset",
+        "20",
+    ];
+    let eval = [&["eval"][..], &of_world[..]].concat();
+    let output = mtil_bench(here, &eval);
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    let warning = "held-out captions are longer than the model's context of 24 tokens";
+    assert!(text.contains(warning), "{text}");
+
+    let mut task: toml::Table = toml.parse().unwrap();
+    let tasks = task["task"].as_array_mut().unwrap();
+    let template = toml::Value::from(format!("{long}{{}}"));
+    tasks[0]["templates"] = toml::Value::from(vec![template]);
+    let name = tasks[0]["name"].as_str().unwrap().to_owned();
+    fs::write(&suite, task.to_string()).unwrap();
+    let words = [name.as_str(), "the same to the model", "class_names"];
+    fails(here, &eval, &words);
+    let run = [&["--out", "r", "--methods", "zero-shot"][..], &of_world[..]].concat();
+    fails(here, &run, &words);
 }

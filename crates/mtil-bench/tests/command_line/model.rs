@@ -194,20 +194,8 @@ fn info_describes_files() {
         stored_parameters("zoo/siglip_hf/model.safetensors")
     );
 
-    // The folder holds several weights files; one of them with the configuration is a checkpoint.
-    sandbox.fails(
-        &["model", "info", &data("zoo/open_clip_gelu")],
-        &["open_clip_gelu", "weights files"],
-    );
-    fs::create_dir(sandbox.path("gelu")).unwrap();
-    for name in ["open_clip_model.safetensors", "open_clip_config.json"] {
-        fs::copy(
-            data(&format!("zoo/open_clip_gelu/{name}")),
-            sandbox.path("gelu").join(name),
-        )
-        .unwrap();
-    }
-    let facts = sandbox.json(&["model", "info", "gelu"]);
+    // Of several weights files the one with a known name is read.
+    let facts = sandbox.json(&["model", "info", &data("zoo/open_clip_gelu")]);
     assert_eq!(facts["container"], "safetensors");
     assert_eq!(facts["names"], "openai");
     assert_eq!(facts["image"]["activation"], "gelu");
@@ -216,7 +204,7 @@ fn info_describes_files() {
         facts["parameters"],
         stored_parameters("zoo/open_clip_gelu/open_clip_model.safetensors")
     );
-    let text = sandbox.succeeds(&["model", "info", "gelu"]);
+    let text = sandbox.succeeds(&["model", "info", &data("zoo/open_clip_gelu")]);
     assert!(text.contains("activation    gelu"), "{text}");
 
     let facts = sandbox.json(&["model", "info", &data("zoo/hf_clip_sharded")]);
@@ -228,6 +216,58 @@ fn info_describes_files() {
     );
     let facts = sandbox.json(&["model", "info", "embedded"]);
     assert_eq!(facts["container"], "safetensors");
+}
+
+#[test]
+fn info_shows_the_files_that_are_loaded() {
+    let sandbox = Sandbox::new();
+    let tiny = Path::new(&data("clip/tiny")).to_owned();
+    let path = |name: &str| sandbox.path("tiny").join(name);
+    fs::create_dir(sandbox.path("tiny")).unwrap();
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+    ] {
+        fs::copy(tiny.join(name), path(name)).unwrap();
+    }
+    let verified = sandbox.json(&["model", "verify", "tiny"]);
+    // Copies that an editor and a person left, and files that belong to nobody.
+    fs::copy(data("clip/gelu/config.json"), path("config.json~")).unwrap();
+    fs::copy(data("clip/gelu/config.json"), path("config.json.bak")).unwrap();
+    fs::copy(
+        tiny.join("model.safetensors"),
+        path("model.safetensors.bak"),
+    )
+    .unwrap();
+    let images = fs::read_to_string(tiny.join("preprocessor_config.json")).unwrap();
+    let copy = "preprocessor_config.json~";
+    fs::write(path(copy), images.replace("32", "48")).unwrap();
+    fs::write(path("results.jsonl"), "{\"a\": 1}\n{\"a\": 2}\n").unwrap();
+    fs::write(path("chat_template.jinja"), "{% set a = 1 %}").unwrap();
+    assert_eq!(sandbox.json(&["model", "verify", "tiny"]), verified);
+    let facts = sandbox.json(&["model", "info", "tiny"]);
+    let expected = sandbox.json(&["model", "info", &data("clip/tiny")]);
+    for key in ["image", "text", "preprocess"] {
+        assert_eq!(facts[key], expected[key], "{key}");
+    }
+    assert_eq!(facts["preprocess"]["from"], "preprocessor_config.json");
+    assert_eq!(facts["tokenizer"]["from"], "tiny/tokenizer.json");
+
+    // Without the known name, both take the copy, which does not fit the model.
+    fs::remove_file(path("preprocessor_config.json")).unwrap();
+    let facts = sandbox.json(&["model", "info", "tiny"]);
+    assert_eq!(facts["preprocess"]["from"], copy);
+    sandbox.fails(&["model", "verify", "tiny"], &[copy, "48", "32"]);
+    sandbox.fails(&["model", "convert", "tiny", "out"], &["48", "32"]);
+    fs::remove_file(path(copy)).unwrap();
+    let facts = sandbox.json(&["model", "info", "tiny"]);
+    assert!(facts["preprocess"]["from"].is_null());
+    sandbox.fails(
+        &["model", "convert", "tiny", "out"],
+        &["preprocessor_config.json"],
+    );
 }
 
 /// Counts the elements of all tensors. The files hold parameters only.
@@ -320,6 +360,7 @@ fn info_on_a_name_shows_its_sources() {
 #[test]
 fn an_unknown_name_gets_a_suggestion() {
     let sandbox = Sandbox::new();
+    fs::write(sandbox.path("x.png"), "").unwrap();
     for verb in ["info", "verify", "fetch"] {
         sandbox.fails(
             &["model", verb, "openai/ViT-B-17"],
@@ -351,6 +392,7 @@ fn an_unknown_name_gets_a_suggestion() {
 #[test]
 fn nothing_is_downloaded_offline() {
     let sandbox = Sandbox::new();
+    fs::write(sandbox.path("x.png"), "").unwrap();
     sandbox.fails(
         &["model", "fetch", "openai/ViT-B-32", "--offline"],
         &["openai/ViT-B-32", "not in the cache", "home"],
