@@ -13,7 +13,7 @@ use std::{
     error::Error,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::Arc,
     time::Instant,
 };
 
@@ -122,6 +122,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         evaluation: EvalOptions::default(),
         guard: Vec::new(),
         skip_bad_images: false,
+        max_pixels: None,
         select: None,
         version: String::new(),
         method: Method::load("gnsp", "mini", &overrides)?,
@@ -144,7 +145,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         &device,
         folder.path(),
         &options,
-        &AtomicBool::new(false),
+        &Arc::default(),
         &mut recorder,
     )?;
     let kept = kept_mb(&recorder.state);

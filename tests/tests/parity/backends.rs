@@ -14,7 +14,7 @@
 //! all of it shader compilation (BENCHMARKS.md).
 
 mod compared {
-    use std::{fs, path::Path, sync::atomic::AtomicBool, time::Instant};
+    use std::{fs, path::Path, sync::Arc, time::Instant};
 
     use burn::tensor::Device;
     use mini_world as mini;
@@ -102,6 +102,7 @@ mod compared {
             evaluation: EvalOptions::default(),
             guard: Vec::new(),
             skip_bad_images: false,
+            max_pixels: None,
             select: None,
             version: "test".to_owned(),
             method: Method::load(method, "mini", &overrides.map(str::to_owned)).unwrap(),
@@ -119,7 +120,7 @@ mod compared {
             device,
             folder,
             &options,
-            &AtomicBool::new(false),
+            &Arc::default(),
             &mut (),
         );
         assert!(matches!(outcome.unwrap(), Outcome::Complete(_)));

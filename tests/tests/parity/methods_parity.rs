@@ -6,7 +6,10 @@ mod mixtures;
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -24,7 +27,7 @@ use mtil_engine::{
     eval::{EvalOptions, PromptRule, TaskIdentity, encode_images, encode_texts, prompt, to_host},
     method::Method,
     metrics::MatrixFile,
-    run::{Outcome, Request, RunError, RunOptions, run},
+    run::{Event, Outcome, Progress, Request, RunError, RunOptions, run},
 };
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -220,6 +223,7 @@ impl Reference {
             evaluation,
             guard: Vec::new(),
             skip_bad_images: false,
+            max_pixels: None,
             select: None,
             version: "0".to_owned(),
             method: Method::load(preset, "fixture", &overrides).expect("the preset loads"),
@@ -228,7 +232,8 @@ impl Reference {
             log_every: 1,
             ..RunOptions::default()
         };
-        let stop = AtomicBool::new(stop);
+        let flag = Arc::new(AtomicBool::new(false));
+        let mut progress = StopAfterEvaluation(stop.then(|| flag.clone()));
         let outcome = run(
             &request,
             &suite,
@@ -236,10 +241,21 @@ impl Reference {
             &Device::flex(),
             folder,
             &options,
-            &stop,
-            &mut (),
+            &flag,
+            &mut progress,
         );
         (suite, outcome)
+    }
+}
+
+/// Sets the flag, if there is one, when the pretrained model is evaluated.
+struct StopAfterEvaluation(Option<Arc<AtomicBool>>);
+
+impl Progress for StopAfterEvaluation {
+    fn event(&mut self, event: &Event) {
+        if let (Event::Evaluation(_), Some(flag)) = (event, &self.0) {
+            flag.store(true, Ordering::Relaxed);
+        }
     }
 }
 
