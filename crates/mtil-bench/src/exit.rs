@@ -35,7 +35,7 @@ pub enum EarlyEnd {
 }
 
 impl EarlyEnd {
-    /// What is kept of stopped runs.
+    /// Kept state of stopped runs.
     pub const RESUMES: &'static str = "the same command resumes the runs";
 
     /// Returns [`Interrupted`](Self::Interrupted) in place of the error of work on images that was

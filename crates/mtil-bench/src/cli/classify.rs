@@ -5,14 +5,14 @@ use eyre::{Result, bail};
 use serde_json::json;
 
 use super::{
-    args::ClassifyArgs, checkpoint::load_model, embed::encode_all_texts, interrupt::stop_flag,
-    lists::names, output::list_skipped,
+    args::ClassifyArgs, checkpoint::load_model, interrupt::stop_flag, lists::names,
+    output::list_skipped,
 };
 use crate::{device, exit::EarlyEnd};
 use mtil_data::data::{ImageSource as _, find_images};
 use mtil_engine::{
     batch::{BatchError, Images},
-    eval::{TruncatedTexts, prompt, to_host},
+    eval::{TruncatedTexts, prompts, to_host, zero_shot_classifier},
 };
 
 /// Runs `classify`.
@@ -38,26 +38,16 @@ fn print_labels(args: &ClassifyArgs) -> Result<()> {
         bail!("there is no image to classify in the given folders");
     }
     let checkpoint = load_model(&args.model, &args.hints, &device)?.clip;
-    let count = args.templates.len();
-    let prompts: Vec<String> = labels
-        .iter()
-        .flat_map(|l| args.templates.iter().map(move |t| prompt(t, l)))
-        .collect();
+    let prompts = prompts(&labels, &args.templates);
     checkpoint.check_labels(&labels, &args.templates)?;
     if let Some(truncated) = TruncatedTexts::count(&checkpoint, "prompts", &prompts)? {
         eprintln!("warning: {truncated}");
     }
     let reader = Images::new(checkpoint.preprocess.clone(), 1.0, args.skip_bad_images)
         .with_stop(stop_flag());
-    let features = encode_all_texts(&checkpoint, &prompts, &reader)?;
-    let [_, e] = features.dims();
-    // The classifier: the normalized mean of the text features over the templates.
-    let head = normalize(
-        features
-            .reshape([labels.len(), count, e])
-            .mean_dim(1)
-            .reshape([labels.len(), e]),
-    );
+    let proceed = || reader.check_stop();
+    let (model, templates) = (&checkpoint.model, &args.templates);
+    let head = zero_shot_classifier(&proceed, &checkpoint, model, None, &labels, templates)?;
     let mut results = Vec::new();
     for index in 0..images.len() {
         let (_, Some(pixels)) = reader.eval(&images, &[index], &device)? else {

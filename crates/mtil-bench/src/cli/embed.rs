@@ -122,7 +122,7 @@ fn lines_of(path: &Path) -> Result<Vec<String>> {
 }
 
 /// Encodes texts, unless the flag of `reader` stops it between two batches.
-pub(super) fn encode_all_texts(
+fn encode_all_texts(
     checkpoint: &Clip,
     texts: &[String],
     reader: &Images,

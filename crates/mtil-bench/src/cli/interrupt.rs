@@ -1,8 +1,7 @@
 //! SIGINT (Ctrl-C), SIGTERM and SIGHUP: one handler for all subcommands.
 //!
 //! A signal ends the program at once, with exit code [`INTERRUPTED`], unless the subcommand has
-//! work to save or to remove and asks for the [`stop_flag`]. Under `nohup`, which ignores SIGHUP, it
-//! stays ignored.
+//! work to save or to remove and asks for the [`stop_flag`]. SIGHUP stays ignored under `nohup`.
 
 use std::{
     io,

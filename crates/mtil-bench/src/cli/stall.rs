@@ -19,15 +19,14 @@ pub struct Watched<'a> {
     watcher: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct State {
-    last: Option<Instant>,
+    /// Time of the last event, at first that of the start.
+    last: Instant,
     over: bool,
 }
 
@@ -42,13 +41,9 @@ impl Shared {
         loop {
             let state = self.lock();
             let last = state.last;
-            let idle = last.map_or(Duration::ZERO, |last| last.elapsed());
-            let wait = match timeout.checked_sub(idle) {
-                Some(left) => left,
-                None => timeout,
-            };
-            let stalled = idle >= timeout && reported != last;
-            if !stalled {
+            let idle = last.elapsed();
+            if idle < timeout || reported == Some(last) {
+                let wait = timeout.checked_sub(idle).unwrap_or(timeout);
                 let waited = self.changed.wait_timeout_while(state, wait, |s| !s.over);
                 if waited.unwrap_or_else(PoisonError::into_inner).0.over {
                     return;
@@ -57,7 +52,7 @@ impl Shared {
             }
             // Standard error may block; events must not wait for it.
             drop(state);
-            reported = last;
+            reported = Some(last);
             report();
         }
     }
@@ -71,8 +66,13 @@ impl<'a> Watched<'a> {
         timeout: Duration,
         report: impl Fn() + Send + 'static,
     ) -> Self {
-        let shared = Arc::new(Shared::default());
-        shared.lock().last = Some(Instant::now());
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                last: Instant::now(),
+                over: false,
+            }),
+            changed: Condvar::new(),
+        });
         let watched = shared.clone();
         let watcher = thread::spawn(move || watched.watch(timeout, report));
         Self {
@@ -85,7 +85,7 @@ impl<'a> Watched<'a> {
 
 impl Progress for Watched<'_> {
     fn event(&mut self, event: &Event) {
-        self.shared.lock().last = Some(Instant::now());
+        self.shared.lock().last = Instant::now();
         self.inner.event(event);
     }
 }

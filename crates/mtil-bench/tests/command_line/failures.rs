@@ -1,4 +1,4 @@
-//! What is left of commands whose runs fail, and how errors are shown.
+//! Results of commands whose runs fail, and the form of errors.
 
 use std::fs;
 

@@ -42,7 +42,7 @@ pub enum DatasetError {
         dataset: String,
         /// Its archives and folders that are there.
         present: Vec<String>,
-        /// Where the missing file was looked for.
+        /// Paths searched for the missing file.
         missing: Vec<String>,
         /// Its download location.
         get: String,

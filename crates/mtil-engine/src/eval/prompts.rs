@@ -56,6 +56,15 @@ pub fn prompt(template: &str, class: &str) -> String {
     template.replace("{}", class)
 }
 
+/// Returns the prompts of each class under each template, class by class.
+pub fn prompts(classes: &[String], templates: &[String]) -> Vec<String> {
+    let of_class = |class: &String| templates.iter().map(|t| prompt(t, class)).collect();
+    classes
+        .iter()
+        .flat_map::<Vec<String>, _>(of_class)
+        .collect()
+}
+
 /// Returns the weights of the zero-shot classifier of a task: for each class the normalised mean of
 /// the normalised features of its prompts under the first `templates` templates
 /// (GNSP `src/models/evaluation.py:28-44`).
@@ -75,34 +84,41 @@ pub fn zero_shot_head(
     task: &Task,
     templates: usize,
 ) -> Result<Tensor<2>, BatchError> {
-    zero_shot_head_while(&|| Ok(()), checkpoint, encoder, task_index, task, templates)
+    let (classes, templates) = (&task.class_names, &task.templates[..templates]);
+    zero_shot_classifier(
+        &|| Ok(()),
+        checkpoint,
+        encoder,
+        task_index,
+        classes,
+        templates,
+    )
 }
 
-/// Like [`zero_shot_head`]; ends with the error of `proceed`, which is called before each batch of
-/// prompts.
-fn zero_shot_head_while(
+/// Returns the weights of the zero-shot classifier of `classes` under `templates`, as
+/// [`zero_shot_head`] does for a task. `proceed` is called before each batch of prompts, and its
+/// error ends the work.
+///
+/// # Shapes
+/// - output: `[classes, embedding]`
+///
+/// # Errors
+/// As [`zero_shot_head`], and the error of `proceed`.
+pub fn zero_shot_classifier(
     proceed: &dyn Fn() -> Result<(), BatchError>,
     checkpoint: &Clip,
     encoder: &dyn Encoder,
     task_index: Option<usize>,
-    task: &Task,
-    templates: usize,
+    classes: &[String],
+    templates: &[String],
 ) -> Result<Tensor<2>, BatchError> {
-    let prompts: Vec<String> = task
-        .class_names
-        .iter()
-        .flat_map(|class| {
-            task.templates[..templates]
-                .iter()
-                .map(move |t| prompt(t, class))
-        })
-        .collect();
+    let prompts = prompts(classes, templates);
     let features = encode_texts_while(proceed, checkpoint, encoder, task_index, &prompts)?;
     let [_, e] = features.dims();
     let mean = features
-        .reshape([task.class_names.len(), templates, e])
+        .reshape([classes.len(), templates.len(), e])
         .mean_dim(1);
-    Ok(normalize(mean.reshape([task.class_names.len(), e])))
+    Ok(normalize(mean.reshape([classes.len(), e])))
 }
 
 /// Cache of classifier weights, valid while the text tower does not change.
@@ -148,8 +164,15 @@ impl HeadCache {
         if let Some(head) = self.0.get(&(task_index, templates)) {
             return Ok(head.clone());
         }
-        let index = Some(task_index);
-        let head = zero_shot_head_while(proceed, checkpoint, encoder, index, task, templates)?;
+        let (index, classes) = (Some(task_index), &task.class_names);
+        let head = zero_shot_classifier(
+            proceed,
+            checkpoint,
+            encoder,
+            index,
+            classes,
+            &task.templates[..templates],
+        )?;
         self.0.insert((task_index, templates), head.clone());
         Ok(head)
     }

@@ -4,8 +4,8 @@ use std::fmt;
 
 use clip_model::{ClassifyError, Clip, tokenizer::TokenizerError};
 
-use super::prompt;
-use mtil_data::suite::{Suite, Task};
+use super::prompts;
+use mtil_data::suite::Suite;
 
 /// The model cannot distinguish the classes of a task.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +90,8 @@ impl TruncatedTexts {
             Ok(())
         };
         for task in &suite.tasks {
-            count(format!("prompts of task `{}`", task.name), &prompts(task))?;
+            let prompts = prompts(&task.class_names, &task.templates);
+            count(format!("prompts of task `{}`", task.name), &prompts)?;
         }
         let extras = &suite.extras;
         // Reference pairs by task replace the suite's.
@@ -122,14 +123,6 @@ impl fmt::Display for TruncatedTexts {
             self.truncated, self.texts, self.set, self.context
         )
     }
-}
-
-/// Returns the prompts of all classes under all templates.
-fn prompts(task: &Task) -> Vec<String> {
-    let classes = task.class_names.iter();
-    classes
-        .flat_map(|class| task.templates.iter().map(move |t| prompt(t, class)))
-        .collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ use crate::preprocess::colour::cmyk_to_rgb;
 
 /// Bytes of the largest pixels that are read: four samples of 16 bits.
 const BYTES_PER_PIXEL: u64 = 8;
-/// Least limit on a buffer in bytes. Tiles and tables of a small picture are larger than its pixels.
+/// Least limit on a buffer in bytes. Tiles and tables of a small picture are larger than its
+/// pixels.
 const SMALLEST_LIMIT: u64 = 16 << 20;
 /// Value of the tag `PhotometricInterpretation` for indices into a palette.
 const PALETTE: u16 = 3;

@@ -47,7 +47,8 @@ pub fn info(args: &InfoArgs) -> Result<()> {
                 }
                 value["cache"] = files
                     .iter()
-                    .map(|(kind, path)| json!({"role": role(*kind), "path": path.display().to_string()}))
+                    .map(|(kind, path)| (role(*kind), path.display().to_string()))
+                    .map(|(role, path)| json!({"role": role, "path": path}))
                     .collect();
                 let path = |wanted| files.iter().find(|(kind, _)| *kind == wanted);
                 if let Some((_, weights)) = path(Role::Weights) {
