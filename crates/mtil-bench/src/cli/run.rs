@@ -27,8 +27,8 @@ use super::{
 };
 use crate::{
     device,
-    exit::EarlyEnd,
-    failure::{catch_panic, describe},
+    exit::{self, EarlyEnd},
+    failure::{self, catch_panic, describe},
 };
 use mtil_data::{
     files::{LONGEST_NAME, is_device_name, shortened_name},
@@ -40,7 +40,7 @@ use mtil_engine::{
     guard::Guard,
     method::{Method, Tuned},
     metrics::{MatrixFile, MetricsFile},
-    run::{Outcome, Progress, RunOptions, Select, run as run_method},
+    run::{Leave, Outcome, Progress, RunOptions, Select, run as run_method},
 };
 use mtil_report::{
     format::plural,
@@ -285,10 +285,23 @@ pub fn execute(
     options: &RunOptions,
     stop: &Arc<AtomicBool>,
 ) -> Result<RunResults> {
+    let role = workers::role();
+    let options = &RunOptions {
+        leave: match role {
+            _ if jobs
+                .iter()
+                .any(|job| device::is_accelerator(&job.request.device)) =>
+            {
+                None
+            }
+            Role::Worker => Some(Leave::new(workers::leave)),
+            _ => options.leave.clone().or_else(|| Some(leave(|| Ok(())))),
+        },
+        ..options.clone()
+    };
     let execute_job = |job: &Job, progress: &mut dyn Progress| {
         execute_one(job, model, device, options, stop, progress)
     };
-    let role = workers::role();
     if let Role::Worker = role {
         workers::serve_worker(jobs, stop, |job, progress| {
             match execute_job(job, progress) {
@@ -358,6 +371,25 @@ pub fn execute(
         }
     }
     Ok(executed)
+}
+
+/// Returns how the program ends within a training step, after the run's state is saved: as it does
+/// after any other stop. `report` writes what this command writes then.
+fn leave(report: impl Fn() -> Result<()> + Send + Sync + 'static) -> Leave {
+    Leave::new(move || {
+        let stopped = RunResults {
+            stopped: true,
+            ..RunResults::default()
+        };
+        let code = match stopped.finish_with(report()) {
+            Err(end) => {
+                failure::report(&end, false);
+                exit::code(&end)
+            }
+            Ok(()) => 0,
+        };
+        std::process::exit(code.into());
+    })
 }
 
 /// Executes one run in this process.
@@ -541,6 +573,10 @@ pub fn run(args: RunArgs) -> Result<()> {
         peers,
         checkpointing: args.checkpointing,
         from_task: args.from_task.map(|number| number.get() - 1),
+        leave: Some({
+            let (jobs, out) = (jobs.clone(), out.clone());
+            leave(move || write_report(&jobs, &out, false))
+        }),
         ..RunOptions::default()
     };
     let executed = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;

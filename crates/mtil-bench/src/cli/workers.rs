@@ -158,6 +158,12 @@ pub fn serve_worker(
     }
 }
 
+/// Ends this worker, whose run was stopped and is saved.
+pub fn leave() {
+    send(&WorkerMessage::End(RunEnd::Stopped));
+    std::process::exit(0);
+}
+
 /// An event for the display. The first two numbers are the indices of the worker and the run.
 enum WorkerEvent {
     Begun(usize, usize),

@@ -19,7 +19,7 @@ use mtil_data::suite::Suite;
 
 /// A mechanism of a method. The engine calls the hooks in the order of the method's list and does
 /// not depend on any particular mechanism.
-pub(crate) trait Mechanism {
+pub(crate) trait Mechanism: Send + Sync {
     /// Key of the mechanism in a method file.
     fn key(&self) -> &'static str;
 

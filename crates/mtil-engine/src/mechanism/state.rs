@@ -54,7 +54,7 @@ pub struct Position {
 }
 
 /// State that a mechanism carries through a run.
-pub(crate) trait MechanismState: Any {
+pub(crate) trait MechanismState: Any + Send {
     /// Returns a copy for training the same task with other hyper-parameters; none if the state is
     /// not shared between such trainings.
     fn copy(&self) -> Option<Box<dyn MechanismState>>;

@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    rc::Rc,
     sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
@@ -15,7 +14,7 @@ use burn::{
 use clip_model::{Clip, ClipModel, Dtype};
 
 use super::{
-    Event, Progress, Request, RunDirectory, RunFiles, StepRecord,
+    Event, Progress, Request, RunDirectory, RunFiles, StepRecord, beside,
     rewind::{is_rewound, keep_state, rewind},
     step::{StepImages, StepLoss},
     student::Student,
@@ -55,6 +54,11 @@ pub struct RunOptions {
     /// Recomputes activations in the backward pass (gradient checkpointing): less memory, more
     /// time, the same results.
     pub checkpointing: bool,
+    /// Called when a stop comes within a training step, beside it, once the state before that step
+    /// and the results so far are saved. A step of a large model takes minutes on a small
+    /// processor; a program ends itself here rather than wait. If this returns, the run ends after
+    /// the step.
+    pub leave: Option<Leave>,
     /// Index of a task to go back to, from 0: it and the later tasks are trained again, from the
     /// checkpoint of the task before. A method without such checkpoints starts again. Once a run
     /// has gone back, the same option resumes it.
@@ -70,8 +74,26 @@ impl Default for RunOptions {
             cache: None,
             peers: Vec::new(),
             checkpointing: false,
+            leave: None,
             from_task: None,
         }
+    }
+}
+
+/// A function that ends the process; see [`RunOptions::leave`].
+#[derive(Clone)]
+pub struct Leave(Arc<dyn Fn() + Send + Sync>);
+
+impl Leave {
+    /// Wraps a function.
+    pub fn new(leave: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(leave))
+    }
+}
+
+impl std::fmt::Debug for Leave {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Leave")
     }
 }
 
@@ -198,7 +220,7 @@ pub fn run(
     Ok(outcome)
 }
 
-type Mechanisms = Rc<[Box<dyn Mechanism>]>;
+type Mechanisms = Arc<[Box<dyn Mechanism>]>;
 
 pub(super) struct Engine<'a> {
     pub(super) request: &'a Request,
@@ -684,9 +706,13 @@ impl Engine<'_> {
         let step = state.position.step;
         let loss = match images {
             Some(images) => {
-                let (student, loss) =
-                    training.step(work.student, &mut work.optimizer, &images, step);
-                work.student = student;
+                let (loss, gradients) = self.leaving(state, &mut work, |student| {
+                    training.gradients(student, &images, step)
+                });
+                if let Some(gradients) = gradients {
+                    let lr = self.learning_rate(state);
+                    work.student = work.student.step(&mut work.optimizer, lr, gradients);
+                }
                 Some(loss)
             }
             None => {
@@ -715,6 +741,39 @@ impl Engine<'_> {
         Ok(work)
     }
 
+    /// Returns the result of `compute`, which does not change the state and the optimizer. If the
+    /// run is to stop meanwhile, saves both beside it, with the student as it was, and leaves.
+    fn leaving<T>(
+        &self,
+        state: &mut RunState,
+        work: &mut TaskInProgress,
+        compute: impl FnOnce(&mut Student) -> T,
+    ) -> T {
+        let Some(leave) = &self.options.leave else {
+            return compute(&mut work.student);
+        };
+        let (before, optimizer) = (work.student.clone(), &work.optimizer);
+        let save_and_leave = move || {
+            before.store_in(state);
+            // An error, as of a full disk, comes again after the step, and is returned there.
+            let saved = self.save(state, Some(optimizer));
+            let saved = saved.and_then(|()| self.write_results(state));
+            if saved.is_ok() && self.report_skipped(&mut ()).is_ok() {
+                (leave.0)();
+            }
+            Student::release(state);
+        };
+        let stop = || self.images.check_stop().is_err();
+        beside::if_meanwhile(stop, save_and_leave, || compute(&mut work.student))
+    }
+
+    /// Returns the learning rate of the current training step.
+    fn learning_rate(&self, state: &RunState) -> f64 {
+        let Position { task, step, .. } = state.position;
+        let name = &self.suite.tasks[task].name;
+        self.request.method.lr_at(task, name, step)
+    }
+
     /// Emits the event of a diverged training step and returns its error.
     fn check_loss(
         &self,
@@ -735,7 +794,7 @@ impl Engine<'_> {
             step: done,
             steps,
             loss: loss.total,
-            lr: self.request.method.lr_at(task, name, step),
+            lr: self.learning_rate(state),
         })
     }
 

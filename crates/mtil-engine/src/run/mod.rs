@@ -12,12 +12,14 @@
 //! | `train` | training on one task: batches, optimizer, training steps |
 //! | `student` | the model in training: a CLIP, with adapters where the method has them |
 //! | `step` | losses and gradients of one training step |
+//! | `beside` | work of another thread beside a computation |
 //! | `parallel` | data-parallel image encoding on several devices |
 //! | `optimizations` | ablation of the optimisations of the training step |
 //! | `gnsp_step` | GNSP training steps on a fixed batch, for benchmarks |
 //!
 //! Mechanisms beyond training on a task's own images are in `mechanism`.
 
+mod beside;
 mod directory;
 mod engine;
 mod event;
@@ -33,7 +35,7 @@ mod student;
 mod train;
 
 pub use directory::{Request, RunDirectory};
-pub use engine::{Outcome, RunOptions, run};
+pub use engine::{Leave, Outcome, RunOptions, run};
 pub use event::{EvaluationRecord, Event, Progress, StepRecord};
 pub use files::{EventLog, RunFiles};
 pub use gnsp_step::{GnspStep, StepInputs, StepOptions};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::{
-    optim::{AdamWConfig, ModuleOptimizer, Optimizer, SgdConfig},
+    optim::{AdamWConfig, GradientsParams, ModuleOptimizer, Optimizer, SgdConfig},
     tensor::{Device, Tensor},
 };
 use clip_kernels::{AdamWSettings, FusedAdamW};
@@ -202,21 +202,14 @@ impl<'a> TaskTraining<'a> {
         }))
     }
 
-    /// Does training step `step` of `student` (on the autodiff device) on `images`. If a loss is
-    /// not finite, the weights are unchanged and the caller stops.
-    pub fn step(
+    /// Computes the losses of training step `step` on `images`, and the gradients of the trainable
+    /// parameters; none if a loss is not finite.
+    pub fn gradients(
         &self,
-        mut student: Student,
-        optimizer: &mut ModuleOptimizer,
+        student: &mut Student,
         images: &StepImages,
         step: usize,
-    ) -> (Student, StepLoss) {
-        let (loss, gradients) = self.losses.gradients(&mut student, images, step);
-        let name = &self.suite.tasks[self.losses.index].name;
-        let lr = self.losses.method.lr_at(self.losses.index, name, step);
-        match gradients {
-            Some(gradients) => (student.step(optimizer, lr, gradients), loss),
-            None => (student, loss),
-        }
+    ) -> (StepLoss, Option<GradientsParams>) {
+        self.losses.gradients(student, images, step)
     }
 }

@@ -7,12 +7,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use burn::tensor::Device;
+use mini_world::{self as mini, MiniSizes};
 use mtil_engine::{
     metrics::{MatrixFile, MetricsFile},
-    run::{Event, Outcome, Phase, Progress, Request, RunError, RunOptions, StateFault, run},
+    run::{Event, Leave, Outcome, Phase, Progress, Request, RunError, RunOptions, StateFault, run},
 };
 
 use super::{Corrupt, NEVER, checkpoint, copy, request, start, start_on, suite, weights};
@@ -203,6 +205,72 @@ fn a_stop_acts_within_one_batch_and_the_run_resumes() {
             assert!(weights(&whole, 2) == weights(&parts, 2), "{phase:?} {nth}");
         }
     }
+}
+
+/// Sets the flag shortly after the third training step of the second task.
+struct StopWithinStep(Arc<AtomicBool>);
+
+impl Progress for StopWithinStep {
+    fn event(&mut self, event: &Event) {
+        if matches!(event, Event::Step(step) if (step.task, step.step) == (1, 3)) {
+            let stop = self.0.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                stop.store(true, Ordering::Relaxed);
+            });
+        }
+    }
+}
+
+#[test]
+fn a_run_that_is_left_within_a_step_resumes_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    // Steps that take longer than the time between two looks at the flag.
+    let sizes = MiniSizes {
+        train_per_task: 160,
+        test_per_task: 20,
+        reference: 24,
+        held_out: 20,
+    };
+    let mut suite = mini::suite(5, sizes);
+    suite.tasks.truncate(2);
+    let mut all_left = 0;
+    for method in ["gnsp", "lora", "moe-adapters"] {
+        let mut request = request(method, &["batch=160"]);
+        request.suite_fingerprint = suite.fingerprint();
+        let whole = folder.path().join(format!("{method}-whole"));
+        start(&request, &suite, &whole, NEVER).unwrap();
+        let stopped = folder.path().join(format!("{method}-stopped"));
+        let left = folder.path().join(format!("{method}-left"));
+        // The process would end here: what the folder holds is what a resumed run gets.
+        let leave = {
+            let (stopped, left) = (stopped.clone(), left.clone());
+            Leave::new(move || copy(&stopped, &left))
+        };
+        let stop = Arc::<AtomicBool>::default();
+        let outcome = run(
+            &request,
+            &suite,
+            &checkpoint(),
+            &Device::flex(),
+            &stopped,
+            &RunOptions {
+                leave: Some(leave),
+                ..RunOptions::default()
+            },
+            &stop,
+            &mut StopWithinStep(stop.clone()),
+        );
+        assert_eq!(outcome.unwrap(), Outcome::Stopped, "{method}");
+        all_left += usize::from(left.exists());
+        for parts in [stopped, left].into_iter().filter(|folder| folder.exists()) {
+            start(&request, &suite, &parts, NEVER).unwrap();
+            let matrix = |folder: &Path| MatrixFile::load(&folder.join(MatrixFile::NAME)).unwrap();
+            assert_eq!(matrix(&whole).matrix, matrix(&parts).matrix, "{method}");
+            assert!(weights(&whole, 2) == weights(&parts, 2), "{method}");
+        }
+    }
+    assert!(all_left > 0);
 }
 
 /// Returns the file and the fault of a run that does not resume.
