@@ -56,7 +56,7 @@ echo "|---|---|---|"
 {
   measure "evaluation" 'on=Evaluation done=1 ' 0 $(run gnsp --save-every 1)
   measure "training" 'TaskStart' 20 $(run gnsp --save-every 1)
-  measure "save within a task" 'Step(StepRecord { task: 0' 1 $(run gnsp --save-every 1)
+  measure "save within a task" ' img/s  ' 1 $(run gnsp --save-every 1)
   measure "Gram accumulation" 'on=Gram done=1 ' 0 $(run gnsp --save-every 1)
   measure "null spaces of the next task" 'TaskStart { task: 1' 2 $(run gnsp --save-every 1)
   measure "selection" 'TaskStart' 20 $(run finetune --select lr=1e-6,1e-5)
