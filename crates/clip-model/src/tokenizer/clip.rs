@@ -17,8 +17,9 @@ use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::{
-    RowEncoder, SpecialTokens, TokenBatch, TokenizerError, Truncation, check_largest, parse, read,
-    save,
+    RowEncoder, SpecialTokens, TokenBatch, TokenizerError, Truncation, check_largest,
+    library::{guarded, parse},
+    read, save,
 };
 
 /// Start and end tokens of OpenAI and Hugging Face, and of the GNSP and ZSCL repositories
@@ -234,9 +235,7 @@ impl ClipTokenizer {
         inner
             .with_truncation(None)
             .map_err(|e| not_tokenizer(e.to_string()))?;
-        let empty = inner
-            .encode_fast("", true)
-            .map_err(|e| not_tokenizer(e.to_string()))?;
+        let empty = guarded(|| inner.encode_fast("", true)).map_err(not_tokenizer)?;
         let (bos, eos) = match *empty.get_ids() {
             [bos, eos] => (bos, eos),
             // Some files lack the post-processor that adds the special tokens.

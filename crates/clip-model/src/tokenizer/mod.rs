@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `clip` | byte-pair encoding between a start and an end token |
 //! | `siglip` | text cleaning, SentencePiece, end token |
+//! | `library` | calls of the crate `tokenizers`, whose panics become errors |
 
 mod clip;
+mod library;
 mod siglip;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use crate::{
     config::{TextConfig, TextKind},
     files::write_atomically,
 };
+use library::guarded;
 
 /// OpenAI's merges, for checkpoints without a tokenizer (source and licence: `assets/README.md`).
 const OPENAI_MERGES: &[u8] = include_bytes!("../../assets/openai_merges.txt.gz");
@@ -203,13 +206,13 @@ impl RowEncoder<'_> {
         let mut ids = Vec::with_capacity(texts.len());
         for text in texts {
             let text = text.as_ref();
-            let encoding = self
-                .tokenizer
-                .encode_fast(clean(text), false)
-                .map_err(|e| TokenizerError::Encode {
-                    name: self.name.to_owned(),
-                    text: text.chars().take(40).collect(),
-                    reason: e.to_string(),
+            let encoding =
+                guarded(|| self.tokenizer.encode_fast(clean(text), false)).map_err(|reason| {
+                    TokenizerError::Encode {
+                        name: self.name.to_owned(),
+                        text: text.chars().take(40).collect(),
+                        reason,
+                    }
                 })?;
             ids.push(row(encoding.get_ids(), &mut truncated));
         }
@@ -283,21 +286,6 @@ fn save(path: &Path, json: &[u8]) -> Result<(), TokenizerError> {
     write_atomically(path, json).map_err(|source| TokenizerError::Io {
         path: path.to_owned(),
         source,
-    })
-}
-
-/// Parses a `tokenizer.json`.
-fn parse(bytes: &[u8], name: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
-    // Checked separately, so that a damaged file is not reported as one of another kind.
-    if let Err(source) = serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
-        return Err(TokenizerError::NotJson {
-            name: name.to_owned(),
-            source,
-        });
-    }
-    tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| TokenizerError::NotTokenizer {
-        name: name.to_owned(),
-        reason: e.to_string(),
     })
 }
 

@@ -10,7 +10,9 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use super::{RowEncoder, SpecialTokens, TokenBatch, TokenizerError, check_largest, parse, read};
+use super::{
+    RowEncoder, SpecialTokens, TokenBatch, TokenizerError, check_largest, library::parse, read,
+};
 
 /// Cleaning of a text before tokenization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
