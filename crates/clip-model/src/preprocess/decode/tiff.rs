@@ -22,6 +22,8 @@ const SMALLEST_LIMIT: u64 = 16 << 20;
 const PALETTE: u16 = 3;
 /// Value of the tag `PhotometricInterpretation` for grey, zero being black.
 const GREY: u16 = 1;
+/// Version number of BigTIFF.
+const BIG_TIFF: u16 = 43;
 /// Value of the tag `ExtraSamples` for alpha that the colours are multiplied by.
 const PREMULTIPLIED: u16 = 1;
 
@@ -43,8 +45,7 @@ enum Samples {
 /// Decodes the first picture of a TIFF of at most `maximum` pixels. As in Pillow its orientation is
 /// applied, unlike that of a JPEG.
 pub(super) fn decode(bytes: &[u8], maximum: u64) -> Result<SourceImage, Failure> {
-    // The decoder refuses palettes, so it reads their indices as grey.
-    let (bytes, has_palette) = indices_as_grey(bytes);
+    let (bytes, has_palette) = prepared(bytes);
     let mut limits = Limits::default();
     let largest = maximum.saturating_mul(BYTES_PER_PIXEL).max(SMALLEST_LIMIT);
     limits.decoding_buffer_size = usize::try_from(largest).unwrap_or(usize::MAX);
@@ -102,46 +103,101 @@ fn unsupported(what: &str) -> Failure {
     Failure::Corrupt(format!("{what} are not supported"))
 }
 
-/// Returns the file with the indices of a palette declared as grey values, and whether it has a
-/// palette.
-fn indices_as_grey(bytes: &[u8]) -> (Cow<'_, [u8]>, bool) {
-    match photometric(bytes) {
-        Some((at, PALETTE)) => {
-            let grey = if bytes.starts_with(b"II") {
-                GREY.to_le_bytes()
-            } else {
-                GREY.to_be_bytes()
-            };
-            let mut copy = bytes.to_vec();
-            copy[at..at + 2].copy_from_slice(&grey);
-            (Cow::Owned(copy), true)
+/// Returns the file with what the decoder would misread replaced, and whether it has a palette.
+///
+/// - The decoder refuses palettes, so their indices are declared as grey values.
+/// - The decoder allocates the values of a tag before it reads them, and no limit applies to the
+///   first directory. Tags of more values than the file has bytes are declared empty.
+fn prepared(bytes: &[u8]) -> (Cow<'_, [u8]>, bool) {
+    let mut prepared = Cow::Borrowed(bytes);
+    let mut has_palette = false;
+    let Some((layout, entries)) = first_directory(bytes) else {
+        return (prepared, has_palette);
+    };
+    for at in entries {
+        let (Some(tag), Some(count), Some(value)) = (
+            layout.short(bytes, at),
+            layout.count(bytes, at + 4),
+            layout.short(bytes, at + layout.value()),
+        ) else {
+            break;
+        };
+        if tag == Tag::PhotometricInterpretation.to_u16() && value == PALETTE {
+            let value = at + layout.value();
+            prepared.to_mut()[value..value + 2].copy_from_slice(&layout.bytes(GREY));
+            has_palette = true;
         }
-        _ => (Cow::Borrowed(bytes), false),
+        if count > bytes.len() as u64 {
+            prepared.to_mut()[at + 4..at + layout.value()].fill(0);
+        }
+    }
+    (prepared, has_palette)
+}
+
+/// Byte order and word size of a TIFF.
+#[derive(Clone, Copy)]
+struct FileLayout {
+    little: bool,
+    /// BigTIFF, with counts and offsets of 64 bits.
+    big: bool,
+}
+
+impl FileLayout {
+    fn short(self, bytes: &[u8], at: usize) -> Option<u16> {
+        let value = *bytes.get(at..)?.first_chunk::<2>()?;
+        Some(if self.little {
+            u16::from_le_bytes(value)
+        } else {
+            u16::from_be_bytes(value)
+        })
+    }
+
+    /// Returns a count or an offset.
+    fn count(self, bytes: &[u8], at: usize) -> Option<u64> {
+        let bytes = bytes.get(at..)?;
+        Some(match (self.big, self.little) {
+            (false, true) => u32::from_le_bytes(*bytes.first_chunk()?).into(),
+            (false, false) => u32::from_be_bytes(*bytes.first_chunk()?).into(),
+            (true, true) => u64::from_le_bytes(*bytes.first_chunk()?),
+            (true, false) => u64::from_be_bytes(*bytes.first_chunk()?),
+        })
+    }
+
+    fn bytes(self, value: u16) -> [u8; 2] {
+        if self.little {
+            value.to_le_bytes()
+        } else {
+            value.to_be_bytes()
+        }
+    }
+
+    /// Returns the position of the value in an entry: it follows the tag, the type and the count.
+    fn value(self) -> usize {
+        if self.big { 12 } else { 8 }
     }
 }
 
-/// Returns the position and the value of the tag `PhotometricInterpretation` in the first
-/// directory.
-fn photometric(bytes: &[u8]) -> Option<(usize, u16)> {
-    let little = bytes.starts_with(b"II");
-    let short = |at: usize| {
-        let value = bytes.get(at..)?.first_chunk::<2>()?;
-        Some(if little {
-            u16::from_le_bytes(*value)
-        } else {
-            u16::from_be_bytes(*value)
-        })
+/// Returns the positions of the entries of the first directory.
+fn first_directory(bytes: &[u8]) -> Option<(FileLayout, impl Iterator<Item = usize> + use<>)> {
+    let mut layout = FileLayout {
+        little: bytes.starts_with(b"II"),
+        big: false,
     };
-    let offset = *bytes.get(4..)?.first_chunk::<4>()?;
-    let directory = if little {
-        u32::from_le_bytes(offset)
+    layout.big = layout.short(bytes, 2)? == BIG_TIFF;
+    let directory = layout.count(bytes, if layout.big { 8 } else { 4 })?;
+    let directory = usize::try_from(directory).ok()?;
+    let (entries, count_len, entry_len) = if layout.big {
+        (layout.count(bytes, directory)?, 8, 20)
     } else {
-        u32::from_be_bytes(offset)
-    } as usize;
-    let entry = (0..usize::from(short(directory)?))
-        .map(|entry| directory + 2 + 12 * entry)
-        .find(|entry| short(*entry) == Some(Tag::PhotometricInterpretation.to_u16()))?;
-    Some((entry + 8, short(entry + 8)?))
+        (layout.short(bytes, directory)?.into(), 2, 12)
+    };
+    let first = directory.checked_add(count_len)?;
+    let inside = bytes.len().checked_sub(first)? / entry_len;
+    let entries = usize::try_from(entries).unwrap_or(inside).min(inside);
+    Some((
+        layout,
+        (0..entries).map(move |entry| first + entry * entry_len),
+    ))
 }
 
 /// Returns the colours of a `ColorMap`, which holds all reds, all greens and all blues.
@@ -266,4 +322,48 @@ fn coloured(
         }
     }
     Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GREY2: &[u8] = include_bytes!("../../../tests/data/preprocess/src/tif_grey2.tif");
+
+    /// Returns a file with another tag and count in the entry of `tag`.
+    fn with_entry(tag: Tag, new_tag: u16, count: u32) -> Vec<u8> {
+        let mut bytes = GREY2.to_vec();
+        let (layout, mut entries) = first_directory(GREY2).unwrap();
+        let at = entries.find(|at| layout.short(GREY2, *at) == Some(tag.to_u16()));
+        let at = at.unwrap();
+        bytes[at..at + 2].copy_from_slice(&layout.bytes(new_tag));
+        bytes[at + 4..at + 8].copy_from_slice(&count.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn more_values_than_the_file_can_hold_are_not_allocated() {
+        let bits = with_entry(Tag::BitsPerSample, Tag::BitsPerSample.to_u16(), 7_000_000);
+        let empty = with_entry(Tag::BitsPerSample, Tag::BitsPerSample.to_u16(), 0);
+        assert_eq!(*prepared(&bits).0, *empty);
+        assert!(decode(&bits, 1 << 20).is_err());
+        // A tag that does not concern the pixels.
+        let unused = with_entry(Tag::PlanarConfiguration, 40_000, u32::MAX);
+        let image = decode(&unused, 1 << 20).unwrap();
+        let whole = decode(GREY2, 1 << 20).unwrap();
+        assert_eq!(image.pixels, whole.pixels);
+    }
+
+    #[test]
+    fn directories_beyond_the_end_have_no_entries() {
+        for header in [
+            &b"II\x2a\0\xff\xff\xff\xff"[..],
+            b"MM\0\x2b\0\x08\0\0\xff\xff\xff\xff",
+        ] {
+            assert!(first_directory(header).is_none());
+            assert!(decode(header, 1 << 20).is_err());
+        }
+        let (_, entries) = first_directory(b"II\x2a\0\x08\0\0\0\xff\xff").unwrap();
+        assert_eq!(entries.count(), 0);
+    }
 }
