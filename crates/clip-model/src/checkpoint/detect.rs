@@ -566,10 +566,10 @@ impl Shapes<'_> {
         let stages = [1, 2, 3, 4].map(|stage| self.count_blocks(&format!("visual.layer{stage}.")));
         let vision = VisionConfig {
             hidden_size: d,
-            intermediate_size: 4 * d,
+            intermediate_size: d.saturating_mul(4),
             num_hidden_layers: stages.iter().sum(),
             patch_size: 32,
-            image_size: 32 * grid_side(tokens),
+            image_size: grid_side(tokens).saturating_mul(32),
             kind: VisionKind::ResNet { stages },
             ..VisionConfig::default()
         };
@@ -589,7 +589,7 @@ impl Shapes<'_> {
             intermediate_size: self.mlp_width(names.blocks)?,
             num_hidden_layers: self.count_blocks(names.blocks),
             patch_size: patch,
-            image_size: patch * grid_side(tokens),
+            image_size: patch.saturating_mul(grid_side(tokens)),
             ..VisionConfig::default()
         };
         let [a, b] = self.matrix_shape(names.projection)?;
@@ -856,5 +856,36 @@ mod tests {
         fs::write(folder.path().join("model.safetensors"), damaged).unwrap();
         let files = Files::in_directory(folder.path(), None).unwrap();
         assert_eq!(name(&files.weights), "model.safetensors");
+    }
+
+    #[test]
+    fn sizes_of_tensors_without_values_do_not_overflow() {
+        // A tensor with a dimension of zero may have any others.
+        let shapes = [
+            ("visual.layer1.0.conv1.weight", vec![0]),
+            ("visual.attnpool.positional_embedding", vec![0, 1 << 62]),
+            ("visual.attnpool.c_proj.weight", vec![0, 1]),
+            ("token_embedding.weight", vec![0, 64]),
+            ("positional_embedding", vec![0, 64]),
+            ("transformer.resblocks.0.mlp.c_fc.weight", vec![0, 64]),
+        ];
+        let tensors: Vec<String> = shapes
+            .iter()
+            .map(|(name, shape): &(_, Vec<u64>)| {
+                format!(
+                    r#""{name}": {{"dtype": "F32", "shape": {shape:?}, "data_offsets": [0, 0]}}"#
+                )
+            })
+            .collect();
+        let header = format!("{{{}}}", tensors.join(", "));
+        let length = (header.len() as u64).to_le_bytes();
+        let file = [&length, header.as_bytes()].concat();
+        let weights = WeightFile::from_bytes(file, Path::new("w.safetensors")).unwrap();
+        let options = LoadOptions {
+            activation: Some(Activation::QuickGelu),
+            ..LoadOptions::default()
+        };
+        let error = infer(&weights, KeyLayout::OpenAi, &options).unwrap_err();
+        assert!(error.to_string().contains("is out of range"), "{error}");
     }
 }
