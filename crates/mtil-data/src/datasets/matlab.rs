@@ -6,13 +6,16 @@
 //! A header of 128 bytes is followed by elements: a type, a length and the content. An array is an
 //! element that consists of elements. A compressed element contains another in a zlib stream.
 
-use std::io::Read as _;
+use std::{cell::Cell, io::Read as _};
 
 use super::error::DatasetError;
 
 const HEADER: usize = 128;
 /// Maximum decompressed size of all compressed elements together.
 const MAX_INFLATED: u64 = 256 << 20;
+/// Maximum number of arrays. An empty one has 8 bytes, which compression hides, and takes 100 bytes
+/// of memory. The labels of Cars have 50,000.
+const MAX_ARRAYS: usize = 1 << 19;
 /// Maximum nesting depth of arrays.
 const MAX_DEPTH: usize = 16;
 /// Maximum number of dimensions of an array.
@@ -93,9 +96,11 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, Value)>, String> {
     }
     // The limit applies to all variables together, against decompression bombs.
     let mut inflated = 0;
+    let arrays = &Cell::new(MAX_ARRAYS);
     let mut file = ElementReader {
         rest: &bytes[HEADER..],
         big_endian,
+        arrays,
     };
     let mut variables = Vec::new();
     while !file.rest.is_empty() {
@@ -116,6 +121,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, Value)>, String> {
                 let mut inner = ElementReader {
                     rest: &content,
                     big_endian,
+                    arrays,
                 };
                 inner.next()?.array(0)?
             }
@@ -165,12 +171,15 @@ impl DataType {
 struct ElementReader<'a> {
     rest: &'a [u8],
     big_endian: bool,
+    /// Number of arrays that may still be read, in all elements of the file together.
+    arrays: &'a Cell<usize>,
 }
 
 struct Element<'a> {
     kind: DataType,
     content: &'a [u8],
     big_endian: bool,
+    arrays: &'a Cell<usize>,
 }
 
 const TRUNCATED: &str = "it ends within a variable: half downloaded? Download it again";
@@ -209,6 +218,7 @@ impl<'a> ElementReader<'a> {
             kind,
             content,
             big_endian: self.big_endian,
+            arrays: self.arrays,
         })
     }
 }
@@ -222,6 +232,9 @@ impl Element<'_> {
         if depth > MAX_DEPTH {
             return Err(format!("its arrays are nested more than {MAX_DEPTH} deep"));
         }
+        let left = self.arrays.get().checked_sub(1);
+        self.arrays
+            .set(left.ok_or_else(|| format!("it has more than {MAX_ARRAYS} arrays"))?);
         if self.content.is_empty() {
             // An empty cell or field.
             let (shape, data) = (vec![0, 0], Vec::new());
@@ -230,6 +243,7 @@ impl Element<'_> {
         let mut parts = ElementReader {
             rest: self.content,
             big_endian: self.big_endian,
+            arrays: self.arrays,
         };
         let flags = parts.next()?.integers()?;
         let &[flags, _] = flags.as_slice() else {
@@ -383,7 +397,9 @@ impl Element<'_> {
                 characters.len()
             ));
         }
-        let row_major = (0..rows).flat_map(|row| characters[row..].iter().step_by(rows));
+        // Rows of no characters, of which a few bytes can declare billions, have no text.
+        let rows_with_text = 0..rows.min(count);
+        let row_major = rows_with_text.flat_map(|row| characters[row..].iter().step_by(rows));
         Ok(Value::Text(row_major.collect()))
     }
 }
@@ -650,6 +666,25 @@ mod tests {
             &[element(5, &[4, 0, 0, 0]), element(1, b"")].concat(),
         );
         assert!(read(&file(&empty), "").is_ok());
+    }
+
+    #[test]
+    fn a_text_of_many_rows_without_characters_is_empty() {
+        for rows in [3, i32::MAX] {
+            let text = array(4, &[rows, 0], &element(4, b""));
+            let variables = read(&file(&text), "").unwrap();
+            assert_eq!(variables[0].1, Value::Text(String::new()), "{rows}");
+        }
+    }
+
+    #[test]
+    fn empty_arrays_are_bounded() {
+        let cells = |count: usize| {
+            let cells = element(14, b"").repeat(count);
+            file(&array(1, &[count as i32, 1], &cells))
+        };
+        assert!(read(&cells(MAX_ARRAYS - 1), "").is_ok());
+        assert!(fault(&cells(MAX_ARRAYS)).contains("more than 524288 arrays"));
     }
 
     #[test]
