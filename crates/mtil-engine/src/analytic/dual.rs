@@ -17,6 +17,8 @@ use super::{
 /// Rows scored at a time; bounds the memory of the kernel matrix.
 const SCORE_BATCH: usize = 256;
 const KIND: &str = "dual";
+/// Maximum number of classes in a file. The tensors of a regression without images do not bound it.
+const MAX_CLASSES: usize = 1 << 24;
 
 /// Settings of [`DualRail`]. Defaults are those of the published code (ViT-B/16, 16 images per
 /// class).
@@ -315,6 +317,11 @@ impl DualRail {
         let stored = StateFile::read(path.as_ref())?;
         let (state, mut tensors) = stored.parse::<State>(KIND)?;
         let (width, classes, n) = (state.width, state.classes, state.images);
+        if classes > MAX_CLASSES {
+            return Err(
+                stored.corrupt(format!("{classes} classes, at most {MAX_CLASSES} are read"))
+            );
+        }
         let mut rail = Self::new(state.config, width).map_err(|e| stored.corrupt(e.to_string()))?;
         rail.features = tensors.f64("features", Some(vec![n, width]))?;
         rail.labels = tensors.u64("labels", n, classes)?;
@@ -441,6 +448,30 @@ mod tests {
                 rail.finish();
             }
             assert_eq!(rail.weights().unwrap(), loaded.weights().unwrap());
+        }
+    }
+
+    #[test]
+    fn classes_without_images_are_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("regression.safetensors");
+        for (classes, is_read) in [(MAX_CLASSES, true), (1 << 60, false)] {
+            let state = State {
+                config: DualConfig::default(),
+                width: 2,
+                classes,
+                images: 0,
+                finished: true,
+            };
+            let tensors = [
+                ("features", TensorData::f64(&[0, 2], &[])),
+                ("labels", TensorData::u64(&[])),
+                ("factor", TensorData::f64(&[0], &[])),
+                ("weights", TensorData::f64(&[0, classes], &[])),
+            ];
+            file::write(&path, KIND, state, &tensors).unwrap();
+            let read = DualRail::load(&path);
+            assert_eq!(read.is_ok(), is_read, "{:?}", read.err());
         }
     }
 
