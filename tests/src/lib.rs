@@ -1,6 +1,8 @@
 //! Shared code of the tests across crates.
 //!
 //! - [`fixture`]: tensors in `tests/data`, written by the Python scripts in `tests/reference`.
+//! - [`readers`]: readers of outside bytes, for the fuzz targets and the test of their seeds.
 #![warn(missing_docs)]
 
 pub mod fixture;
+pub mod readers;

@@ -1,0 +1,3 @@
+#![no_main]
+
+gnsp_fuzz::target!(CAPTIONS);
