@@ -10,8 +10,7 @@ use mtil_data::data::ImageSource;
 
 /// Images per batch. A stop waits for one, which takes a ViT-B/16 half a minute on two cores.
 pub(crate) const IMAGE_BATCH: usize = 64;
-/// Texts per call of the text tower. Many, because the prompts of all classes share prefixes, which
-/// the tower computes once per call; few enough that a stop need not wait long.
+/// Texts per call of the text tower. A stop waits for one call.
 const TEXT_BATCH: usize = 1024;
 
 /// Image and text towers under evaluation. The features may depend on the task (`task`), where the
@@ -101,10 +100,17 @@ pub fn encode_texts_while(
     texts: &[String],
 ) -> Result<Tensor<2>, BatchError> {
     let context = checkpoint.config.text.max_position_embeddings;
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    let several = texts.len() > TEXT_BATCH;
+    if several {
+        // A call computes a prefix that texts share, as prompts of one template do, only once.
+        order.sort_by_key(|index| &texts[*index]);
+    }
     let mut features = Vec::new();
-    for chunk in texts.chunks(TEXT_BATCH) {
+    for chunk in order.chunks(TEXT_BATCH) {
         proceed()?;
-        let tokens = checkpoint.tokenizer.encode(chunk, context)?;
+        let chunk: Vec<&str> = chunk.iter().map(|index| texts[*index].as_str()).collect();
+        let tokens = checkpoint.tokenizer.encode(&chunk, context)?;
         let rows = normalize(encoder.text(task, &tokens));
         // Texts with a shared prefix are computed together, so the named text need not be the only
         // one with features that are not finite.
@@ -112,7 +118,16 @@ pub fn encode_texts_while(
         check_finite(&to_host(rows.clone()), rows.dims()[1], name)?;
         features.push(rows);
     }
-    Ok(Tensor::cat(features, 0))
+    let features = Tensor::cat(features, 0);
+    if !several {
+        return Ok(features);
+    }
+    let mut rows = vec![0_i64; order.len()];
+    for (row, index) in order.into_iter().enumerate() {
+        rows[index] = row as i64;
+    }
+    let rows = Tensor::from_data(rows.as_slice(), &features.device());
+    Ok(features.select(0, rows))
 }
 
 /// Normalised image features on the host.
@@ -219,6 +234,22 @@ pub fn argmax(row: &[f32]) -> usize {
 mod tests {
     use super::*;
     use mini_world::embedded;
+
+    #[test]
+    fn texts_of_several_calls_have_their_own_rows() {
+        let clip = embedded::clip_mini(&Device::default()).unwrap();
+        let text = |i: usize| format!("{} photo of a thing {i}", ["a", "one", "the"][i % 3]);
+        let texts: Vec<String> = (0..TEXT_BATCH + 90).map(text).collect();
+        let rows = encode_texts(&clip, &clip.model, &texts).unwrap();
+        let [_, width] = rows.dims();
+        let rows = to_host(rows);
+        for index in [0, 1, 500, TEXT_BATCH, TEXT_BATCH + 89] {
+            let alone = encode_texts(&clip, &clip.model, &texts[index..=index]).unwrap();
+            for (a, b) in to_host(alone).iter().zip(&rows[index * width..]) {
+                assert!((a - b).abs() < 1e-5, "text {index}: {a} against {b}");
+            }
+        }
+    }
 
     #[test]
     fn a_text_with_features_that_are_not_finite_is_named() {
