@@ -89,6 +89,10 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
             continue;
         }
         let scratch = out.join("samples").join(format!(".{index:02}"));
+        // A killed process may have left it, with a half-written file.
+        if scratch.exists() {
+            fs::remove_dir_all(&scratch)?;
+        }
         fs::create_dir_all(&scratch)?;
         let mut names = SampleNames {
             task: task.name.clone(),
@@ -647,6 +651,10 @@ mod tests {
             *class = format!("{long}:{i}");
         }
         let out = tempfile::tempdir().unwrap();
+        // A process that was killed while it wrote them leaves these.
+        let left = out.path().join("samples/.00/.mtil-abcdef.tmp");
+        fs::create_dir_all(left.parent().unwrap()).unwrap();
+        fs::write(&left, "half").unwrap();
         write_samples(&suite, out.path()).unwrap();
         let entries = |folder: &Path| -> Vec<PathBuf> {
             let entries = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
@@ -660,6 +668,8 @@ mod tests {
             .iter()
             .filter(|p| p.extension().is_some_and(|e| e == "png"));
         assert_eq!(pngs.count(), classes);
+        // And the names of the classes.
+        assert_eq!(images.len(), classes + 1);
         let names = fs::read_to_string(folders[0].join(".names.json")).unwrap();
         assert!(names.contains(&format!("{long}/task")) && names.contains(&format!("{long}:0")));
     }

@@ -248,10 +248,13 @@ impl Engine<'_> {
         }
         let mut state = self.open_state(stages, progress)?;
         self.seconds_before = state.position.seconds;
-        // A finished run only reports its results again, or writes them again if they are damaged.
+        // A finished run only reports its results again, or writes them again if they are damaged,
+        // or older than the state: a process may have been killed between the two.
         let done = state.position.task >= stages || state.position.stopped_by_guard;
         let files = self.directory.files();
-        if let (true, Ok(Some(metrics)), Ok(Some(_))) = (done, files.metrics(), files.matrix()) {
+        if let (true, Ok(Some(metrics)), Ok(Some(_))) = (done, files.metrics(), files.matrix())
+            && metrics.modality_gap.len() == state.position.evaluations.len()
+        {
             return Ok(outcome(&state.position, metrics));
         }
         // Stage 0: the zero-shot accuracies of the pretrained model.

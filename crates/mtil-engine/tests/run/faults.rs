@@ -405,6 +405,36 @@ fn damaged_results_of_a_finished_run_are_written_again() {
     }
 }
 
+#[test]
+fn results_older_than_the_state_are_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let request = request("finetune", &[]);
+    start(&request, &suite(2), &out, NEVER).unwrap();
+    let [path, metrics_path] = [MatrixFile::NAME, MetricsFile::NAME].map(|name| out.join(name));
+    let (whole, metrics) = (
+        fs::read(&path).unwrap(),
+        MetricsFile::load(&metrics_path).unwrap(),
+    );
+    // A process that is killed after it has saved the state of the last task leaves these.
+    let mut older = MatrixFile::load(&path).unwrap();
+    older.matrix.pop();
+    older.learned.pop();
+    older.save(&path).unwrap();
+    let older = MetricsFile {
+        modality_gap: metrics.modality_gap[..2].to_vec(),
+        retrieval: metrics.retrieval[..2].to_vec(),
+        complete: false,
+        ..MetricsFile::default()
+    };
+    older.save(&metrics_path).unwrap();
+    let Outcome::Complete(again) = start(&request, &suite(2), &out, NEVER).unwrap() else {
+        panic!("the run is complete");
+    };
+    assert_eq!((again.last, again.complete), (metrics.last, true));
+    assert!(fs::read(&path).unwrap() == whole);
+}
+
 /// Returns the accuracies of a run.
 fn accuracies(folder: &Path) -> (Vec<f64>, Vec<Vec<f64>>) {
     let file = MatrixFile::load(&folder.join(MatrixFile::NAME)).unwrap();
