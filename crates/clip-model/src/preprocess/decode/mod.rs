@@ -44,6 +44,7 @@ mod jpeg;
 mod palette;
 mod png;
 mod tiff;
+mod webp;
 
 use std::io::{Cursor, ErrorKind};
 use std::path::Path;
@@ -315,7 +316,7 @@ pub fn decode_source_with(
     let (format, decoded) = match image::guess_format(bytes) {
         Ok(ImageFormat::Jpeg) => ("JPEG", decode_jpeg(bytes, maximum)),
         Ok(ImageFormat::Png) => ("PNG", decode_png(bytes, maximum)),
-        Ok(ImageFormat::WebP) => ("WebP", decode_webp(bytes, maximum)),
+        Ok(ImageFormat::WebP) => ("WebP", webp::decode(bytes, maximum)),
         Ok(ImageFormat::Bmp) => ("BMP", bmp::decode(bytes, maximum)),
         Ok(ImageFormat::Gif) => ("GIF", gif::decode(bytes, maximum)),
         Ok(ImageFormat::Tiff) => ("TIFF", tiff::decode(bytes, maximum)),
@@ -387,14 +388,6 @@ fn decode_jpeg(bytes: &[u8], maximum: u64) -> Result<SourceImage, Failure> {
     decode_by_image(bytes, ImageFormat::Jpeg, maximum)
 }
 
-fn decode_webp(bytes: &[u8], maximum: u64) -> Result<SourceImage, Failure> {
-    // The decoder may fill the missing part of a truncated file with grey.
-    if !webp_is_complete(bytes) {
-        return Err(Failure::CutShort);
-    }
-    decode_by_image(bytes, ImageFormat::WebP, maximum)
-}
-
 fn decode_png(bytes: &[u8], maximum: u64) -> Result<SourceImage, Failure> {
     let read = |bytes: &[u8]| decode_by_image(bytes, ImageFormat::Png, maximum);
     let mut source = match read(bytes) {
@@ -415,14 +408,6 @@ fn decode_png(bytes: &[u8], maximum: u64) -> Result<SourceImage, Failure> {
         _ => source.mode,
     };
     Ok(source)
-}
-
-/// Returns whether a WebP has the length stated in its RIFF header.
-fn webp_is_complete(bytes: &[u8]) -> bool {
-    bytes
-        .get(4..8)
-        .and_then(|b| b.try_into().ok())
-        .is_some_and(|b| u64::from(u32::from_le_bytes(b)) + 8 <= bytes.len() as u64)
 }
 
 #[cfg(test)]
