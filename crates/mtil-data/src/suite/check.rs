@@ -119,17 +119,17 @@ impl Suite {
     }
 }
 
-fn hash_number(hash: &mut Sha256, n: usize) {
+pub(super) fn hash_number(hash: &mut Sha256, n: usize) {
     hash.update((n as u64).to_le_bytes());
 }
 
 /// Hashes the length as well, so that different lists of texts have different hashes.
-fn hash_text(hash: &mut Sha256, text: &str) {
+pub(super) fn hash_text(hash: &mut Sha256, text: &str) {
     hash_number(hash, text.len());
     hash.update(text.as_bytes());
 }
 
-fn hash_images(hash: &mut Sha256, images: &dyn ImageSource) {
+pub(super) fn hash_images(hash: &mut Sha256, images: &dyn ImageSource) {
     hash_number(hash, images.len());
     (0..images.len()).for_each(|i| hash_text(hash, &images.identity(i)));
 }
@@ -264,7 +264,7 @@ pub(super) mod tests {
         }
     }
 
-    fn drawn(n: usize, first: u8) -> Arc<dyn ImageSource> {
+    pub(in super::super) fn drawn(n: usize, first: u8) -> Arc<dyn ImageSource> {
         let one = |i| image::RgbImage::from_pixel(3, 2, image::Rgb([first, i, 7])).into();
         Arc::new(Drawn((0..n as u8).map(one).collect()))
     }

@@ -6,6 +6,7 @@ mod config;
 mod decode;
 mod error;
 mod export;
+mod record;
 mod warning;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -15,6 +16,7 @@ use crate::data::ImageSource;
 pub use decode::DecodedSet;
 pub use error::SuiteError;
 pub use export::{ExportSummary, export};
+pub use record::{ImageSet, ImageSetRecord, SuiteRecord, TaskRecord};
 pub use warning::SuiteWarning;
 
 /// A labelled image set: images with a class label each.
