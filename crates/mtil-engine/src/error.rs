@@ -56,6 +56,46 @@ pub enum RunError {
         /// The differences, one per line.
         differences: Vec<String>,
     },
+    /// A method that learns all tasks at once cannot learn further ones.
+    #[error(
+        "{} holds a run that learns all its tasks at once, so it cannot learn {} too",
+        path.display(),
+        tasks.join(", ")
+    )]
+    LearnsAtOnce {
+        /// The run directory.
+        path: PathBuf,
+        /// Names of the further tasks.
+        tasks: Vec<String>,
+    },
+    /// The directory holds no run.
+    #[error("{} holds no run", path.display())]
+    NoRun {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A run of an earlier version, whose tasks are not recorded.
+    #[error("{} is missing: the run is of an earlier version", path.display())]
+    NoTasks {
+        /// The missing file.
+        path: PathBuf,
+    },
+    /// A rule of the drift guard takes tasks back, and the state before a task is not kept.
+    #[error("the rule `{rule}` takes tasks back, which needs the state before them")]
+    NoUndo {
+        /// The rule.
+        rule: String,
+    },
+    /// The state before the last task is not there.
+    #[error(
+        "{} has no state to go back to: it was taken back to already, not kept, or no task is \
+         learned",
+        path.display()
+    )]
+    NothingToUndo {
+        /// The run directory.
+        path: PathBuf,
+    },
     /// Another process holds the lock of the directory.
     #[error("{} is in use by another process", path.display())]
     Locked {
@@ -191,6 +231,15 @@ pub enum StateFault {
     /// The file cannot be read.
     #[error("damaged: {0}")]
     Unreadable(String),
+    /// An earlier version saved the state after the last task, without what further tasks need.
+    #[error(
+        "saved by an earlier version, which did not store what further tasks need from the last \
+         one; --from-task {task} learns task {task} again"
+    )]
+    LastTaskNotStored {
+        /// Number of learned tasks.
+        task: usize,
+    },
 }
 
 impl RunError {

@@ -1,13 +1,15 @@
 //! Drift guard: threshold rules that are checked after every evaluation.
 //!
 //! A rule is text: a quantity, `<` or `>`, a limit, and optionally a colon and an action (`warn`,
-//! the default, or `stop`):
+//! the default, `stop`, or `undo`, which takes the task back and ends the run):
 //!
 //! | rule | triggers when |
 //! |---|---|
 //! | `gap-drift>0.2` | [`Observation::gap_drift`] is above 0.2 |
 //! | `zero-shot-retention<0.9:stop` | [`Observation::zero_shot_retention`] is below 0.9 |
+//! | `retrieval-retention<0.9` | [`Observation::retrieval_retention`] is below 0.9 |
 //! | `accuracy.pets<85` | the accuracy on task `pets` is below 85 %, see [`Quantity::Accuracy`] |
+//! | `forgetting>2:undo` | [`Observation::forgetting`] is above 2 percentage points |
 //!
 //! `_` and `-` are equivalent in quantities. Rules are serialised as text.
 
@@ -23,6 +25,8 @@ use mtil_data::nearest;
 
 const GAP_DRIFT: &str = "gap-drift";
 const RETENTION: &str = "zero-shot-retention";
+const RETRIEVAL: &str = "retrieval-retention";
+const FORGETTING: &str = "forgetting";
 const ACCURACY: &str = "accuracy.";
 /// Largest accepted limit of the drift; a larger one is probably a percentage.
 const MAX_DRIFT: f64 = 10.0;
@@ -43,7 +47,8 @@ pub enum GuardError {
     /// The quantity is unknown.
     #[error(
         "rule `{rule}`: there is no quantity `{name}` \
-         (known: gap-drift, zero-shot-retention, accuracy.<task>){}",
+         (known: gap-drift, zero-shot-retention, retrieval-retention, accuracy.<task>, \
+         forgetting){}",
         hint(near.as_deref())
     )]
     Quantity {
@@ -81,7 +86,7 @@ pub enum GuardError {
     },
     /// The action is unknown.
     #[error(
-        "rule `{rule}`: there is no action `{action}` (known: warn, stop){}",
+        "rule `{rule}`: there is no action `{action}` (known: warn, stop, undo){}",
         hint(near.as_deref())
     )]
     Action {
@@ -121,6 +126,10 @@ pub enum Quantity {
     GapDrift,
     /// `zero-shot-retention`: see [`Observation::zero_shot_retention`].
     ZeroShotRetention,
+    /// `retrieval-retention`: see [`Observation::retrieval_retention`].
+    RetrievalRetention,
+    /// `forgetting`: see [`Observation::forgetting`].
+    Forgetting,
     /// `accuracy.<task>`: accuracy on a task in %. It is checked once the task is trained. Before
     /// that it is checked only if the pretrained model reached the limit, since otherwise nothing
     /// was lost.
@@ -131,8 +140,8 @@ impl Quantity {
     /// Comparison of a value with the limit that breaks the rule.
     fn sign(&self) -> char {
         match self {
-            Self::GapDrift => '>',
-            Self::ZeroShotRetention | Self::Accuracy(_) => '<',
+            Self::GapDrift | Self::Forgetting => '>',
+            Self::ZeroShotRetention | Self::RetrievalRetention | Self::Accuracy(_) => '<',
         }
     }
 
@@ -143,9 +152,13 @@ impl Quantity {
                 (0.0..=MAX_DRIFT).contains(&limit),
                 "a share of the first gap from 0 to 10, such as 0.2 for 20 %",
             ),
-            Self::ZeroShotRetention => (
+            Self::ZeroShotRetention | Self::RetrievalRetention => (
                 limit > 0.0 && limit <= 1.0,
                 "a share above 0 and up to 1, such as 0.9 for 90 %",
+            ),
+            Self::Forgetting => (
+                (0.0..100.0).contains(&limit),
+                "a number of percentage points from 0 to 100, such as 2",
             ),
             Self::Accuracy(_) => (
                 limit > 1.0 && limit <= 100.0,
@@ -160,6 +173,8 @@ impl fmt::Display for Quantity {
         match self {
             Self::GapDrift => f.write_str(GAP_DRIFT),
             Self::ZeroShotRetention => f.write_str(RETENTION),
+            Self::RetrievalRetention => f.write_str(RETRIEVAL),
+            Self::Forgetting => f.write_str(FORGETTING),
             Self::Accuracy(task) => write!(f, "{ACCURACY}{task}"),
         }
     }
@@ -174,6 +189,8 @@ pub enum Action {
     Warn,
     /// End the run after this evaluation.
     Stop,
+    /// Take the task back, and end the run.
+    Undo,
 }
 
 /// A threshold rule, parsed from text such as `gap-drift>0.2:stop`.
@@ -257,11 +274,12 @@ impl FromStr for Rule {
         let action = match action {
             None | Some("warn") => Action::Warn,
             Some("stop") => Action::Stop,
+            Some("undo") => Action::Undo,
             Some(other) => {
                 return Err(GuardError::Action {
                     rule: rule.to_owned(),
                     action: other.to_owned(),
-                    near: nearest(other, ["warn", "stop"]),
+                    near: nearest(other, ["warn", "stop", "undo"]),
                 });
             }
         };
@@ -287,12 +305,18 @@ fn quantity(rule: &str, name: &str) -> Result<Quantity, GuardError> {
     match name.replace('_', "-").as_str() {
         GAP_DRIFT => Ok(Quantity::GapDrift),
         RETENTION => Ok(Quantity::ZeroShotRetention),
+        RETRIEVAL => Ok(Quantity::RetrievalRetention),
+        FORGETTING => Ok(Quantity::Forgetting),
         other => {
             let near = match other.split_once('.') {
                 Some((kind, task)) => {
                     nearest(kind, ["accuracy"]).map(|_| format!("{ACCURACY}{task}"))
                 }
-                None => nearest(other, [GAP_DRIFT, RETENTION, "accuracy"]).map(|near| {
+                None => nearest(
+                    other,
+                    [GAP_DRIFT, RETENTION, RETRIEVAL, FORGETTING, "accuracy"],
+                )
+                .map(|near| {
                     let task = if near == "accuracy" { ".<task>" } else { "" };
                     near + task
                 }),
@@ -312,6 +336,7 @@ impl fmt::Display for Rule {
         match self.action {
             Action::Warn => Ok(()),
             Action::Stop => f.write_str(":stop"),
+            Action::Undo => f.write_str(":undo"),
         }
     }
 }
@@ -345,6 +370,12 @@ pub struct Observation {
     pub first_gap: f64,
     /// Tasks trained so far, including the last one.
     pub learned: BTreeSet<String>,
+    /// Accuracy on each task before the last one was trained, in %.
+    pub before: BTreeMap<String, f64>,
+    /// Current R@1 on the held-out pairs, the mean of both directions, in %.
+    pub recall: f64,
+    /// That of the pretrained model.
+    pub first_recall: f64,
 }
 
 impl Observation {
@@ -368,11 +399,30 @@ impl Observation {
         (!kept.is_empty()).then(|| kept.iter().sum::<f64>() / kept.len() as f64)
     }
 
+    /// Returns `recall / first_recall`; `None` when the pretrained model finds no pair.
+    pub fn retrieval_retention(&self) -> Option<f64> {
+        (self.first_recall != 0.0).then(|| self.recall / self.first_recall)
+    }
+
+    /// Returns the largest loss of accuracy by the last task, in percentage points, over the tasks
+    /// that were learned before it; negative if all have gained. `None` for the first task.
+    pub fn forgetting(&self) -> Option<f64> {
+        let earlier = self.learned.iter();
+        let earlier = earlier.filter(|task| self.stage.as_ref() != Some(*task));
+        let losses = earlier.filter_map(|task| {
+            let (before, now) = (self.before.get(task)?, self.accuracies.get(task)?);
+            Some(before - now)
+        });
+        losses.reduce(f64::max)
+    }
+
     /// Value that `rule` compares with its limit; `None` when it is undefined or not checked yet.
     fn value(&self, rule: &Rule) -> Option<f64> {
         match &rule.quantity {
             Quantity::GapDrift => self.gap_drift(),
             Quantity::ZeroShotRetention => self.zero_shot_retention(),
+            Quantity::RetrievalRetention => self.retrieval_retention(),
+            Quantity::Forgetting => self.forgetting(),
             Quantity::Accuracy(task) => {
                 let checked = self.learned.contains(task)
                     || self
@@ -497,6 +547,15 @@ fn message(rule: &Rule, value: f64, observation: &Observation) -> String {
             100.0 * value,
             100.0 * rule.limit
         ),
+        Quantity::RetrievalRetention => format!(
+            "R@1 on the held-out pairs is {:.1} % of the pretrained model's (limit {:.1} %)",
+            100.0 * value,
+            100.0 * rule.limit
+        ),
+        Quantity::Forgetting => format!(
+            "an earlier task has lost {value:.2} percentage points (limit {:.2})",
+            rule.limit
+        ),
         Quantity::Accuracy(task) => {
             format!(
                 "the accuracy on `{task}` is {value:.2} % (limit {:.2} %)",
@@ -524,6 +583,9 @@ mod tests {
             gap,
             first_gap: 0.8,
             learned: learned.iter().map(|t| (*t).to_owned()).collect(),
+            before: by_task(75.0, 62.0),
+            recall: 30.0,
+            first_recall: 40.0,
         }
     }
 
@@ -545,6 +607,8 @@ mod tests {
             ("accuracy.pets<85", "accuracy.pets<85"),
             ("accuracy.pets < 1e1:stop", "accuracy.pets<10:stop"),
             ("accuracy.a<b:c<70.5:stop", "accuracy.a<b:c<70.5:stop"),
+            ("forgetting > 2 : undo", "forgetting>2:undo"),
+            ("retrieval_retention<0.9", "retrieval-retention<0.9"),
         ] {
             let rule: Rule = text.parse().unwrap();
             assert_eq!(rule.to_string(), same);
@@ -588,6 +652,9 @@ mod tests {
             ("zero-shot-retention<90", "such as 0.9 for 90 %"),
             ("accuracy.pets<0.85", "such as 85"),
             ("accuracy.pets<inf", "inf is no limit"),
+            ("forgetting<2", "write `forgetting>…`"),
+            ("forgetting>-1", "such as 2"),
+            ("retrieval-retention<90", "such as 0.9 for 90 %"),
         ] {
             let e = e(rule);
             assert!(e.contains(part) && e.contains(&format!("`{rule}`")), "{e}");
@@ -607,6 +674,15 @@ mod tests {
         assert_eq!(
             seen(1.0, 1.0, 0.6, &["pets", "cars"]).zero_shot_retention(),
             None
+        );
+        assert_eq!(s.retrieval_retention(), Some(0.75));
+        assert_eq!(s.forgetting(), None);
+        let both = seen(72.0, 30.0, 0.6, &["pets", "cars"]);
+        // Cars is the task just learned.
+        assert_eq!(both.forgetting(), Some(3.0));
+        assert_eq!(
+            broken(&["forgetting>3", "forgetting>2.5:undo"], &both),
+            ["forgetting>2.5:undo"]
         );
         let mut s = seen(40.0, 45.0, 1.0, &[]);
         assert!((s.gap_drift().unwrap() - 0.25).abs() < 1e-12);

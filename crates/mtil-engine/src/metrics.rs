@@ -4,7 +4,8 @@
 //! Measures of a single evaluation are in [`measures`](crate::measures).
 //!
 //! `A[r][c]` is the top-1 accuracy in percent on task `c` after training task `r`, both in
-//! task order. Transfer, Average and Last follow ZSCL `mtil/results.ipynb` cell 0 (the same
+//! task order. A cell is open if it was not measured: task `c` was added to the suite after task
+//! `r` was learned, or its test images are gone. Transfer, Average and Last follow ZSCL `mtil/results.ipynb` cell 0 (the same
 //! formulas as GIFT_CL `utils/metrics.py`); BWT and Forgetting follow Mammoth
 //! `utils/metrics.py`.
 
@@ -97,13 +98,16 @@ pub enum FileError {
 /// (a model that was only evaluated) has none of them; [`as_constant`](Self::as_constant) gives the
 /// figures that the tables of the literature report for such a model.
 ///
+/// All figures are over the cells that are not open.
+///
 /// # Example
 /// ```
 /// use mtil_engine::metrics::AccuracyMatrix;
 ///
 /// let order = vec!["birds".to_owned(), "cars".to_owned()];
-/// let rows = vec![vec![80.0, 30.0], vec![70.0, 90.0]];
-/// let matrix = AccuracyMatrix::new(order, vec![50.0, 40.0], rows)?;
+/// let zero_shot = vec![Some(50.0), Some(40.0)];
+/// let rows = vec![vec![Some(80.0), Some(30.0)], vec![Some(70.0), Some(90.0)]];
+/// let matrix = AccuracyMatrix::new(order, zero_shot, rows)?;
 /// assert_eq!(matrix.transfer(), Some(30.0));
 /// assert_eq!(matrix.last(), Some(80.0));
 /// assert_eq!(matrix.bwt(), Some(-10.0));
@@ -112,8 +116,8 @@ pub enum FileError {
 #[derive(Debug, Clone, PartialEq)]
 pub struct AccuracyMatrix {
     order: Vec<String>,
-    zero_shot: Vec<f64>,
-    matrix: Vec<Vec<f64>>,
+    zero_shot: Vec<Option<f64>>,
+    matrix: Vec<Vec<Option<f64>>>,
     /// See [`with_learned`](Self::with_learned); empty without it.
     learned: Vec<f64>,
 }
@@ -127,13 +131,15 @@ impl AccuracyMatrix {
     ///   measured
     /// * `matrix` - up to `T` rows of `T` accuracies, row `r` after training task `r`
     ///
+    /// Open cells are `None`.
+    ///
     /// # Errors
     /// [`MatrixError`] for no or repeated tasks, rows of the wrong length, too many rows, and
     /// values that are not finite numbers from 0 to 100.
     pub fn new(
         order: Vec<String>,
-        zero_shot: Vec<f64>,
-        matrix: Vec<Vec<f64>>,
+        zero_shot: Vec<Option<f64>>,
+        matrix: Vec<Vec<Option<f64>>>,
     ) -> Result<Self, MatrixError> {
         if order.is_empty() {
             return Err(MatrixError::NoTasks);
@@ -175,19 +181,16 @@ impl AccuracyMatrix {
     /// [`MatrixError`] for another number of values than rows, and for values out of range.
     pub fn with_learned(mut self, learned: Vec<f64>) -> Result<Self, MatrixError> {
         let order = &self.order[..self.matrix.len()];
-        check_row(
-            order,
-            || "the accuracies right after learning".into(),
-            &learned,
-        )?;
+        let row: Vec<Option<f64>> = learned.iter().copied().map(Some).collect();
+        check_row(order, || "the accuracies right after learning".into(), &row)?;
         self.learned = learned;
         Ok(self)
     }
 
     /// Returns the accuracy on task `c` right after it was learned, under the prompt rule of its
     /// later stages.
-    fn learned(&self, c: usize) -> f64 {
-        self.learned.get(c).copied().unwrap_or(self.matrix[c][c])
+    fn learned(&self, c: usize) -> Option<f64> {
+        self.learned.get(c).copied().or(self.matrix[c][c])
     }
 
     /// Task names in training order.
@@ -196,13 +199,19 @@ impl AccuracyMatrix {
     }
 
     /// The pretrained model's accuracies; empty when they were not measured.
-    pub fn zero_shot(&self) -> &[f64] {
+    pub fn zero_shot(&self) -> &[Option<f64>] {
         &self.zero_shot
     }
 
     /// Rows measured so far.
-    pub fn rows(&self) -> &[Vec<f64>] {
+    pub fn rows(&self) -> &[Vec<Option<f64>>] {
         &self.matrix
+    }
+
+    /// Returns the number of open cells in the rows measured so far.
+    pub fn open_cells(&self) -> usize {
+        let cells = self.matrix.iter().flatten();
+        cells.filter(|cell| cell.is_none()).count()
     }
 
     /// Number of tasks.
@@ -236,8 +245,8 @@ impl AccuracyMatrix {
     pub fn transfer_per_task(&self) -> Vec<Option<f64>> {
         (0..self.tasks())
             .map(|c| {
-                (c > 0 && self.matrix.len() >= c)
-                    .then(|| mean(self.matrix[..c].iter().map(|row| row[c])))
+                let rows = self.matrix.get(..c)?;
+                mean(rows.iter().map(|row| row[c]))
             })
             .collect()
     }
@@ -246,13 +255,13 @@ impl AccuracyMatrix {
     /// [`transfer_per_task`](Self::transfer_per_task). It is a mean of column means, not of the
     /// cells of the upper triangle. `None` with a single task, or before the second-to-last stage.
     pub fn transfer(&self) -> Option<f64> {
-        let columns: Option<Vec<f64>> = self.transfer_per_task().into_iter().skip(1).collect();
-        columns.filter(|c| !c.is_empty()).map(mean)
+        let columns = self.transfer_per_task().into_iter().skip(1);
+        mean(columns).filter(|_| self.matrix.len() + 1 >= self.tasks())
     }
 
     /// Returns for each task the mean accuracy over all stages, `mean_r A[r][c]`, including those
     /// before it was trained. `None` until the matrix is complete.
-    pub fn average_per_task(&self) -> Option<Vec<f64>> {
+    pub fn average_per_task(&self) -> Option<Vec<Option<f64>>> {
         self.is_complete().then(|| {
             (0..self.tasks())
                 .map(|c| mean(self.matrix.iter().map(|row| row[c])))
@@ -262,19 +271,19 @@ impl AccuracyMatrix {
 
     /// Returns Average, the mean of the whole matrix. `None` until it is complete.
     pub fn average(&self) -> Option<f64> {
-        self.average_per_task().map(mean)
+        mean(self.average_per_task()?)
     }
 
     /// Returns Last, the mean of the last row. `None` until the matrix is complete.
     pub fn last(&self) -> Option<f64> {
-        self.final_row().map(|row| mean(row.iter().copied()))
+        mean(self.final_row()?.iter().copied())
     }
 
     /// Returns the mean accuracy on the tasks right after they were trained, `mean_c A[c][c]`.
     /// `None` until the matrix is complete.
     pub fn diagonal(&self) -> Option<f64> {
-        self.is_complete()
-            .then(|| mean((0..self.tasks()).map(|c| self.matrix[c][c])))
+        let rows = self.matrix.iter().enumerate();
+        mean(rows.map(|(c, row)| row[c])).filter(|_| self.is_complete())
     }
 
     /// Returns backward transfer, `mean_{c<T-1} (A[T-1][c] - A[c][c])`, negative when later
@@ -283,8 +292,8 @@ impl AccuracyMatrix {
     /// a single task or until the matrix is complete.
     pub fn bwt(&self) -> Option<f64> {
         let last = self.final_row()?;
-        let earlier = self.tasks() - 1;
-        (earlier > 0).then(|| mean((0..earlier).map(|c| last[c] - self.learned(c))))
+        let earlier = 0..self.tasks() - 1;
+        mean(earlier.map(|c| Some(last[c]? - self.learned(c)?)))
     }
 
     /// Returns forgetting, `mean_{c<T-1} (max_r A[r][c] - A[T-1][c])`, with the maximum over all
@@ -293,26 +302,29 @@ impl AccuracyMatrix {
     /// negative. `None` with a single task or until the matrix is complete.
     pub fn forgetting(&self) -> Option<f64> {
         let last = self.final_row()?;
-        let earlier = self.tasks() - 1;
-        (earlier > 0).then(|| {
-            mean((0..earlier).map(|c| {
-                let best = if self.learned.is_empty() {
-                    self.matrix.iter().map(|row| row[c]).fold(0.0, f64::max)
-                } else {
-                    let later = self.matrix[c + 1..].iter().map(|row| row[c]);
-                    later.fold(self.learned(c), f64::max)
-                };
-                best - last[c]
-            }))
-        })
+        let earlier = 0..self.tasks() - 1;
+        mean(earlier.map(|c| {
+            let best = if self.learned.is_empty() {
+                let all = self.matrix.iter().filter_map(|row| row[c]);
+                all.fold(0.0, f64::max)
+            } else {
+                let later = self.matrix[c + 1..].iter().filter_map(|row| row[c]);
+                later.fold(self.learned(c)?, f64::max)
+            };
+            Some(best - last[c]?)
+        }))
     }
 
-    fn final_row(&self) -> Option<&Vec<f64>> {
+    fn final_row(&self) -> Option<&Vec<Option<f64>>> {
         self.is_complete().then(|| self.matrix.last()).flatten()
     }
 }
 
-fn check_row(order: &[String], name: impl Fn() -> String, row: &[f64]) -> Result<(), MatrixError> {
+fn check_row(
+    order: &[String],
+    name: impl Fn() -> String,
+    row: &[Option<f64>],
+) -> Result<(), MatrixError> {
     if row.len() != order.len() {
         return Err(MatrixError::Ragged {
             row: name(),
@@ -320,22 +332,23 @@ fn check_row(order: &[String], name: impl Fn() -> String, row: &[f64]) -> Result
             expected: order.len(),
         });
     }
-    match row.iter().position(|v| !(0.0..=100.0).contains(v)) {
-        Some(c) => Err(MatrixError::NotAPercentage {
+    let invalid = |(_, value): &(usize, f64)| !(0.0..=100.0).contains(value);
+    let mut cells = row.iter().enumerate().filter_map(|(c, v)| Some((c, (*v)?)));
+    match cells.find(invalid) {
+        Some((c, value)) => Err(MatrixError::NotAPercentage {
             row: name(),
             task: order[c].clone(),
-            value: row[c],
+            value,
         }),
         None => Ok(()),
     }
 }
 
-/// Arithmetic mean. Callers never pass an empty sequence.
-fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
-    let (sum, n) = values
-        .into_iter()
-        .fold((0.0, 0usize), |(sum, n), v| (sum + v, n + 1));
-    sum / n as f64
+/// Arithmetic mean of the values that are there; none if there are none.
+pub(crate) fn mean(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
+    let known = values.into_iter().flatten();
+    let (sum, n) = known.fold((0.0, 0usize), |(sum, n), v| (sum + v, n + 1));
+    (n > 0).then(|| sum / n as f64)
 }
 
 /// `matrix.json`: the accuracies of one run, written after every stage.
@@ -352,13 +365,13 @@ pub struct MatrixFile {
     pub prompt_rule: String,
     /// Task names in training order.
     pub order: Vec<String>,
-    /// The pretrained model's accuracy on each task, in percent.
+    /// The pretrained model's accuracy on each task, in percent; `null` where it is open.
     #[serde(default)]
-    pub zero_shot: Vec<f64>,
-    /// Row `r` holds the accuracies after task `r`, in percent. A run in progress has fewer rows
-    /// than tasks.
+    pub zero_shot: Vec<Option<f64>>,
+    /// Row `r` holds the accuracies after task `r`, in percent; `null` where a cell is open. A run
+    /// in progress has fewer rows than tasks.
     #[serde(default)]
-    pub matrix: Vec<Vec<f64>>,
+    pub matrix: Vec<Vec<Option<f64>>>,
     /// Accuracy on each task right after it was learned, under the prompt rule of its later stages,
     /// in percent. One value per row, or empty if the rule does not change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -627,7 +640,7 @@ mod tests {
                             let n = images[task];
                             let restored = 100.0 * (a * n / 100.0).round() / n;
                             assert!((restored - a).abs() < 6e-7, "{name} {task} {a}");
-                            restored
+                            Some(restored)
                         })
                         .collect()
                 });
@@ -660,10 +673,10 @@ mod tests {
                 assert_close(&name, ours.unwrap(), *theirs, 1e-9);
             }
             for (ours, theirs) in m.average_per_task().unwrap().iter().zip(&p.average) {
-                assert_close(&name, *ours, *theirs, 1e-9);
+                assert_close(&name, ours.unwrap(), *theirs, 1e-9);
             }
             for (ours, theirs) in m.rows()[10].iter().zip(p.last.as_ref().unwrap()) {
-                assert_close(&name, *ours, *theirs, 1e-9);
+                assert_close(&name, ours.unwrap(), *theirs, 1e-9);
             }
         }
     }
@@ -682,7 +695,7 @@ mod tests {
                 assert_close(&name, ours.unwrap(), *theirs, tolerance);
             }
             for (ours, theirs) in m.average_per_task().unwrap().iter().zip(&p.average) {
-                assert_close(&name, *ours, *theirs, tolerance);
+                assert_close(&name, ours.unwrap(), *theirs, tolerance);
             }
             if name == "order2/ZSCL" {
                 assert_close(&name, m.bwt().unwrap(), -3.967, 5e-4);
@@ -694,9 +707,9 @@ mod tests {
     #[test]
     fn constant_matrix_reproduces_the_published_zero_shot_row() {
         // CLIP ViT-B/16 in ZSCL's tables, order I: 69.4 / 65.3 / 65.3.
-        let row = vec![
+        let row = cells(&[
             24.3, 88.4, 68.2, 44.6, 54.9, 71.0, 88.5, 59.4, 89.0, 64.7, 65.2,
-        ];
+        ]);
         let order = (0..11).map(|i| i.to_string()).collect();
         let m = AccuracyMatrix::new(order, row, vec![]).unwrap();
         assert_eq!(m.transfer(), None);
@@ -708,6 +721,10 @@ mod tests {
         assert_close("forgetting", c.forgetting().unwrap(), 0.0, 1e-12);
     }
 
+    fn cells(values: &[f64]) -> Vec<Option<f64>> {
+        values.iter().copied().map(Some).collect()
+    }
+
     fn names(n: usize) -> Vec<String> {
         (0..n).map(|i| format!("t{i}")).collect()
     }
@@ -716,11 +733,11 @@ mod tests {
     fn hand_made_matrix() {
         let m = AccuracyMatrix::new(
             names(3),
-            vec![10.0, 20.0, 30.0],
+            cells(&[10.0, 20.0, 30.0]),
             vec![
-                vec![80.0, 18.0, 30.0],
-                vec![70.0, 90.0, 24.0],
-                vec![60.0, 95.0, 99.0],
+                cells(&[80.0, 18.0, 30.0]),
+                cells(&[70.0, 90.0, 24.0]),
+                cells(&[60.0, 95.0, 99.0]),
             ],
         )
         .unwrap();
@@ -736,9 +753,9 @@ mod tests {
     #[test]
     fn backward_transfer_and_forgetting_compare_one_prompt_rule() {
         let rows = vec![
-            vec![80.0, 99.0, 30.0],
-            vec![70.0, 90.0, 24.0],
-            vec![60.0, 95.0, 99.0],
+            cells(&[80.0, 99.0, 30.0]),
+            cells(&[70.0, 90.0, 24.0]),
+            cells(&[60.0, 95.0, 99.0]),
         ];
         let m = AccuracyMatrix::new(names(3), vec![], rows).unwrap();
         let m = m.with_learned(vec![65.0, 92.0, 98.0]).unwrap();
@@ -753,12 +770,39 @@ mod tests {
     }
 
     #[test]
+    fn figures_are_over_the_cells_that_are_not_open() {
+        // The third task was added after the first was learned; the first one's test images were
+        // gone before the third was.
+        let rows = vec![
+            vec![Some(80.0), Some(18.0), None],
+            vec![Some(70.0), Some(90.0), Some(24.0)],
+            vec![None, Some(95.0), Some(99.0)],
+        ];
+        let zero_shot = cells(&[10.0, 20.0, 30.0]);
+        let m = AccuracyMatrix::new(names(3), zero_shot, rows).unwrap();
+        assert_eq!(m.open_cells(), 2);
+        assert_eq!(m.transfer_per_task(), [None, Some(18.0), Some(24.0)]);
+        assert_eq!(m.transfer(), Some(21.0));
+        assert_eq!(m.last(), Some(97.0));
+        assert_eq!(m.diagonal(), Some(269.0 / 3.0));
+        assert_eq!(m.bwt(), Some(5.0));
+        assert_eq!(m.forgetting(), Some(0.0));
+        let columns = [75.0, 203.0 / 3.0, 61.5];
+        assert_eq!(m.average_per_task().unwrap(), cells(&columns));
+        assert_eq!(m.average(), Some(columns.iter().sum::<f64>() / 3.0));
+        // Nothing is known of the second task before it is learned.
+        let rows = vec![vec![Some(80.0), None], cells(&[70.0, 90.0])];
+        let m = AccuracyMatrix::new(names(2), cells(&[10.0, 20.0]), rows).unwrap();
+        assert_eq!((m.transfer(), m.last()), (None, Some(80.0)));
+    }
+
+    #[test]
     fn unfinished_and_single_task_matrices_leave_figures_undefined() {
-        let m = AccuracyMatrix::new(names(3), vec![], vec![vec![80.0, 18.0, 30.0]]).unwrap();
+        let m = AccuracyMatrix::new(names(3), vec![], vec![cells(&[80.0, 18.0, 30.0])]).unwrap();
         assert_eq!(m.transfer_per_task(), [None, Some(18.0), None]);
         let f = MetricsFile::from_matrix(&m);
         assert_eq!(f, MetricsFile::default());
-        let one = AccuracyMatrix::new(names(1), vec![], vec![vec![80.0]]).unwrap();
+        let one = AccuracyMatrix::new(names(1), vec![], vec![cells(&[80.0])]).unwrap();
         assert_eq!(one.transfer(), None);
         assert_eq!(one.bwt(), None);
         assert_eq!(one.forgetting(), None);
@@ -776,7 +820,7 @@ mod tests {
             Err(MatrixError::DuplicateTask("a".into()))
         );
         assert!(matches!(
-            new(names(2), vec![1.0], vec![]),
+            new(names(2), cells(&[1.0]), vec![]),
             Err(MatrixError::Ragged {
                 found: 1,
                 expected: 2,
@@ -784,7 +828,7 @@ mod tests {
             })
         ));
         assert!(matches!(
-            new(names(2), vec![], vec![vec![1.0, 2.0], vec![1.0]]),
+            new(names(2), vec![], vec![cells(&[1.0, 2.0]), cells(&[1.0])]),
             Err(MatrixError::Ragged {
                 found: 1,
                 expected: 2,
@@ -792,14 +836,14 @@ mod tests {
             })
         ));
         assert!(matches!(
-            new(names(1), vec![], vec![vec![1.0], vec![1.0]]),
+            new(names(1), vec![], vec![cells(&[1.0]), cells(&[1.0])]),
             Err(MatrixError::TooManyRows {
                 found: 2,
                 expected: 1
             })
         ));
         for v in [f64::NAN, f64::INFINITY, -0.1, 100.1] {
-            let e = new(names(2), vec![], vec![vec![1.0, v]]).unwrap_err();
+            let e = new(names(2), vec![], vec![cells(&[1.0, v])]).unwrap_err();
             assert!(matches!(e, MatrixError::NotAPercentage { .. }));
             assert!(e.to_string().contains("t1"), "{e}");
         }
@@ -815,8 +859,8 @@ mod tests {
             seed: 7,
             prompt_rule: "ensemble".into(),
             order: names(2),
-            zero_shot: vec![1.0, 100.0 / 3.0],
-            matrix: vec![vec![0.1, 99.999_999_999]],
+            zero_shot: cells(&[1.0, 100.0 / 3.0]),
+            matrix: vec![cells(&[0.1, 99.999_999_999])],
             learned: vec![0.2],
         };
         file.save(&path).unwrap();

@@ -33,15 +33,16 @@ const LOGIT_SCALE: f64 = 100.0;
 /// Result of one evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Accuracy on each task in %, among its own classes.
-    pub accuracies: Vec<f64>,
+    /// Accuracy on each task in %, among its own classes; none on a task that the suite did not have
+    /// yet.
+    pub accuracies: Vec<Option<f64>>,
     /// Accuracy in % on the task just learned under the prompt rule of later stages, if that rule
     /// differs.
     #[serde(default)]
     pub learned: Option<f64>,
-    /// Accuracy on each task in % without task identity, if requested.
+    /// Accuracy on each task in % without task identity, if requested; none as above.
     #[serde(default)]
-    pub without_identity: Option<Vec<f64>>,
+    pub without_identity: Option<Vec<Option<f64>>>,
     /// Norm of the difference of the mean normalised image and text embeddings of the held-out
     /// pairs.
     pub modality_gap: f64,
@@ -179,8 +180,8 @@ impl Evaluator<'_> {
                 &mut progress,
             )?;
             learned = learned.or(later_head.map(|_| result.later_accuracy()));
-            accuracies.push(result.accuracy());
-            agnostic.push(result.agnostic_accuracy());
+            accuracies.push(Some(result.accuracy()));
+            agnostic.push(Some(result.agnostic_accuracy()));
             if self.options.details {
                 details.push(result.details(task, scorer.is_none())?);
             }
@@ -269,7 +270,7 @@ impl Evaluator<'_> {
         )
     }
 
-    /// Returns the accuracy of `encoder` on one task in %. `progress` is that of
+    /// Returns the accuracy of `encoder` on one task in %. `scorer` and `progress` are those of
     /// [`evaluate`](Self::evaluate).
     ///
     /// # Errors
@@ -277,6 +278,7 @@ impl Evaluator<'_> {
     pub fn accuracy(
         &self,
         encoder: &dyn Encoder,
+        scorer: Option<&dyn Scorer>,
         stage: Option<usize>,
         task_index: usize,
         progress: &mut dyn FnMut(usize, usize),
@@ -288,7 +290,7 @@ impl Evaluator<'_> {
         let mut progress = BatchProgress::new(images.div_ceil(IMAGE_BATCH), progress);
         let result = self.evaluate_task(
             encoder,
-            None,
+            scorer,
             stage,
             task_index,
             &head,

@@ -168,7 +168,7 @@ impl Mechanism for AnchorMechanism {
         state: &mut RunState,
         progress: &mut PhaseProgress<'_>,
     ) -> Result<(), RunError> {
-        if self.settings.kind != AnchorKind::Fisher || task.last {
+        if self.settings.kind != AnchorKind::Fisher {
             return Ok(());
         }
         let run = task.run;

@@ -26,8 +26,6 @@ pub(crate) struct RunContext<'a> {
 pub(crate) struct TaskContext<'a> {
     pub run: RunContext<'a>,
     pub index: usize,
-    /// True for the last task.
-    pub last: bool,
     /// The model at the start of the task, if its text tower is frozen.
     pub frozen: Option<&'a ClipModel>,
 }

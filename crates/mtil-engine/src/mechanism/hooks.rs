@@ -9,7 +9,7 @@ use super::{
     auxiliary_loss::AuxiliaryLoss,
     context::{MethodOutline, PhaseProgress, RequiredWeights, RunContext, TaskContext},
     manifest,
-    state::{MechanismState, RunState, state_error},
+    state::{MODEL, MechanismState, RunState, state_error},
 };
 use crate::{
     error::RunError,
@@ -161,20 +161,46 @@ pub(crate) fn initial_run_state(
     with_initial_states(RunState::new(model), mechanisms, context)
 }
 
-/// Loads the state of the run `run` from a folder, after a comparison with its manifest.
+/// Loads the state of one of `runs` from a folder, after a comparison with its manifest.
 ///
 /// # Errors
 /// [`RunError::State`] naming the file that is missing, damaged or another one.
 pub(crate) fn load_run_state(
     folder: &Path,
-    run: &str,
+    runs: &[String],
     mechanisms: &[Box<dyn Mechanism>],
     context: &RunContext<'_>,
 ) -> Result<RunState, RunError> {
-    manifest::verify(folder, run)?;
+    manifest::verify(folder, runs)?;
+    let weights = folder.join(MODEL);
+    let state = RunState::load(folder, &weights, context.checkpoint, context.device);
+    with_mechanisms(state, folder, mechanisms, context)
+}
+
+/// Loads the state that `checkpoint` keeps, with the weights of the checkpoint, as
+/// [`load_run_state`].
+pub(crate) fn load_kept_state(
+    checkpoint: &Path,
+    kept: &Path,
+    runs: &[String],
+    mechanisms: &[Box<dyn Mechanism>],
+    context: &RunContext<'_>,
+) -> Result<RunState, RunError> {
+    manifest::verify(kept, runs)?;
+    let weights = checkpoint.join(MODEL);
+    let state = RunState::load(kept, &weights, context.checkpoint, context.device);
+    with_mechanisms(state, kept, mechanisms, context)
+}
+
+/// Adds the states of the mechanisms in `folder` to that of the weights.
+fn with_mechanisms(
+    state: Result<RunState, RunError>,
+    folder: &Path,
+    mechanisms: &[Box<dyn Mechanism>],
+    context: &RunContext<'_>,
+) -> Result<RunState, RunError> {
     let damaged = |error| state_error(error, folder);
-    let state = RunState::load(folder, context.checkpoint, context.device).map_err(damaged)?;
-    let mut state = with_initial_states(state, mechanisms, context)?;
+    let mut state = with_initial_states(state.map_err(damaged)?, mechanisms, context)?;
     for mechanism in mechanisms {
         if let Some(loaded) = mechanism.load(folder, context).map_err(damaged)? {
             state.set_boxed(loaded);

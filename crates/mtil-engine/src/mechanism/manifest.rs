@@ -60,13 +60,13 @@ pub(crate) fn write(folder: &Path, run: &str, elsewhere: &[&str]) -> Result<(), 
     write_json(&manifest, &folder.join(NAME))
 }
 
-/// Compares the state in `folder` with its manifest. A state that an earlier version saved has
-/// none, and passes.
+/// Compares the state in `folder` with its manifest, whose run must be one of `runs`. A state that
+/// an earlier version saved has none, and passes.
 ///
 /// # Errors
 /// [`RunError::State`] naming the first file that is missing, foreign or another one;
 /// [`RunError::Io`].
-pub(crate) fn verify(folder: &Path, run: &str) -> Result<(), RunError> {
+pub(crate) fn verify(folder: &Path, runs: &[String]) -> Result<(), RunError> {
     let path = folder.join(NAME);
     let text = match fs::read(&path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -77,7 +77,7 @@ pub(crate) fn verify(folder: &Path, run: &str) -> Result<(), RunError> {
         Ok(manifest) => manifest,
         Err(error) => return fault(path, StateFault::Unreadable(error.to_string())),
     };
-    if manifest.run != run {
+    if !runs.contains(&manifest.run) {
         return fault(path, StateFault::OtherRun(manifest.run));
     }
     // Names and sizes first, because digests take long.
@@ -107,6 +107,15 @@ pub(crate) fn verify(folder: &Path, run: &str) -> Result<(), RunError> {
     };
     let checks: Vec<Result<(), RunError>> = manifest.files.par_iter().map(check).collect();
     checks.into_iter().collect()
+}
+
+/// Returns the names of the files of the state in `folder`, with the manifest if there is one.
+pub(crate) fn all_files(folder: &Path) -> Result<Vec<String>, RunError> {
+    let mut names = state_files(folder)?;
+    if folder.join(NAME).exists() {
+        names.push(NAME.to_owned());
+    }
+    Ok(names)
 }
 
 /// Returns the names of the files of the state in `folder` except the manifest, in order.
@@ -159,11 +168,15 @@ mod tests {
         folder
     }
 
+    fn runs() -> [String; 2] {
+        ["suite 1".to_owned(), RUN.to_owned()]
+    }
+
     /// Returns the file and the fault after `change`.
     fn fault(change: impl FnOnce(&Path)) -> (String, StateFault) {
         let folder = state();
         change(folder.path());
-        match verify(folder.path(), RUN).unwrap_err() {
+        match verify(folder.path(), &runs()).unwrap_err() {
             RunError::State { path, fault } => {
                 let name = path.file_name().unwrap().to_string_lossy().into_owned();
                 (name, fault)
@@ -183,7 +196,7 @@ mod tests {
         };
         assert_eq!(manifest.files["model.safetensors"], weights);
         assert_eq!(manifest.files.len(), 2);
-        assert!(verify(folder.path(), RUN).is_ok());
+        assert!(verify(folder.path(), &runs()).is_ok());
     }
 
     #[test]
@@ -207,7 +220,7 @@ mod tests {
         assert!(matches!(cut, StateFault::Unreadable(_)) && name == NAME);
 
         let folder = state();
-        let other = verify(folder.path(), "suite 1 seed 3").unwrap_err();
+        let other = verify(folder.path(), &["suite 1 seed 3".to_owned()]).unwrap_err();
         assert!(other.to_string().contains(RUN), "{other}");
     }
 
@@ -218,9 +231,9 @@ mod tests {
         fs::create_dir(&kept).unwrap();
         fs::write(kept.join("position.json"), "{}").unwrap();
         write(&kept, RUN, &["../model.safetensors"]).unwrap();
-        verify(&kept, RUN).unwrap();
+        verify(&kept, &runs()).unwrap();
         fs::write(folder.path().join("model.safetensors"), "WEIGHTS").unwrap();
-        let error = verify(&kept, RUN).unwrap_err();
+        let error = verify(&kept, &runs()).unwrap_err();
         assert!(matches!(
             error,
             RunError::State {
@@ -235,9 +248,9 @@ mod tests {
         let folder = state();
         fs::write(folder.path().join(".DS_Store"), "").unwrap();
         fs::write(folder.path().join("notes.txt"), "").unwrap();
-        assert!(verify(folder.path(), RUN).is_ok());
+        assert!(verify(folder.path(), &runs()).is_ok());
         fs::remove_file(folder.path().join(NAME)).unwrap();
         fs::write(folder.path().join("position.json"), "{").unwrap();
-        assert!(verify(folder.path(), RUN).is_ok());
+        assert!(verify(folder.path(), &runs()).is_ok());
     }
 }

@@ -84,16 +84,22 @@ impl MechanismState for MixtureState {
     }
 
     fn save(&self, folder: &Path, _: &Clip) -> Result<(), RunError> {
-        module_file::save(
-            &named_values(&self.mixtures, &|_| true),
-            &folder.join(VALUES),
-        )?;
+        let mut values = named_values(&self.mixtures, &|_| true);
+        // Routers of tasks that were not trained are zero, and the state does not depend on them.
+        let is_zero = |(_, values): &(_, Vec<f32>)| values.iter().all(|v| *v == 0.0);
+        values.retain(|name, value| !is_of_a_task(name) || !is_zero(value));
+        module_file::save(&values, &folder.join(VALUES))?;
         write_json(&self.usage, &folder.join(USAGE))
     }
 
     fn bytes(&self, _: &Clip) -> u64 {
         4 * self.mixtures.num_params() as u64
     }
+}
+
+/// Returns whether a parameter belongs to one task: its router or its noise weights.
+fn is_of_a_task(path: &str) -> bool {
+    path.contains(".routers.") || path.contains(".noise.")
 }
 
 impl Experts {
@@ -155,9 +161,17 @@ impl Mechanism for Experts {
         if !path.exists() {
             return Ok(None);
         }
-        let stored = module_file::load(&path)?;
+        let mut stored = module_file::load(&path)?;
+        let mixtures = self.mixtures(run);
+        // The state may be of a suite with fewer tasks: the others get their initial routers. Or it
+        // may be of one with tasks that were taken back.
+        let initial = named_values(&mixtures, &is_of_a_task);
+        stored.retain(|name, _| !is_of_a_task(name) || initial.contains_key(name));
+        for (name, values) in initial {
+            stored.entry(name).or_insert(values);
+        }
         Ok(Some(Box::new(MixtureState {
-            mixtures: restore(self.mixtures(run), stored, &path)?,
+            mixtures: restore(mixtures, stored, &path)?,
             usage: read_json(&folder.join(USAGE))?,
         })))
     }

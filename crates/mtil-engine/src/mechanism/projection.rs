@@ -186,9 +186,6 @@ impl Mechanism for ProjectionMechanism {
         state: &mut RunState,
         progress: &mut PhaseProgress<'_>,
     ) -> Result<(), RunError> {
-        if task.last {
-            return Ok(());
-        }
         let fresh = || Memory::new(self.settings.policy(0));
         let mut memory = state.get::<Memory>().cloned().unwrap_or_else(fresh);
         accumulate_grams(&mut memory, trained, self, task, progress)?;

@@ -145,9 +145,6 @@ impl Mechanism for Rehearsal {
         state: &mut RunState,
         progress: &mut PhaseProgress<'_>,
     ) -> Result<(), RunError> {
-        if task.last {
-            return Ok(());
-        }
         let memory = match state.get::<RehearsalMemory>() {
             Some(memory) => memory.clone(),
             None => RehearsalMemory::new(self.size, self.quota)?,

@@ -34,6 +34,13 @@ pub struct Position {
     pub step: usize,
     /// Evaluations so far: the pretrained model, then one per task.
     pub evaluations: Vec<Evaluation>,
+    /// Digest of each task that the evaluations have a cell for. Empty in earlier versions.
+    #[serde(default)]
+    pub columns: Vec<String>,
+    /// Number of tasks from which what later tasks need is stored. Earlier versions did not store it
+    /// from the last task.
+    #[serde(default)]
+    pub stored: usize,
     /// Run time so far in seconds, over all processes.
     pub seconds: f64,
     /// Trainable values of the current task, or of the last one.
@@ -178,9 +185,15 @@ impl RunState {
         replace_state(folders)
     }
 
-    /// Loads the state from `folder`, without mechanism states. The model is on `device`.
-    pub fn load(folder: &Path, checkpoint: &Clip, device: &Device) -> Result<Self, RunError> {
-        let mut state = Self::new(load_model(&folder.join(MODEL), checkpoint, device)?);
+    /// Loads the state from `folder` and its model from `weights`, without mechanism states. The
+    /// model is on `device`.
+    pub fn load(
+        folder: &Path,
+        weights: &Path,
+        checkpoint: &Clip,
+        device: &Device,
+    ) -> Result<Self, RunError> {
+        let mut state = Self::new(load_model(weights, checkpoint, device)?);
         state.position = read_json(&folder.join(POSITION))?;
         let path = folder.join(START);
         if path.exists() {
@@ -241,6 +254,26 @@ pub(crate) fn replace_state([state, new, old]: &[PathBuf; 3]) -> Result<(), RunE
     }
     fs::rename(new, state).map_err(|e| RunError::io(new, e))?;
     remove_folder(old)
+}
+
+/// Makes `to` a folder with the files of the state in `from`. They share their bytes where the file
+/// system allows, because no file of a state is ever changed.
+pub(crate) fn link_files(from: &Path, to: &Path) -> Result<(), RunError> {
+    remove_folder(to)?;
+    fs::create_dir_all(to).map_err(|e| RunError::io(to, e))?;
+    for name in manifest::all_files(from)? {
+        link_file(&from.join(&name), &to.join(&name))?;
+    }
+    Ok(())
+}
+
+/// Makes `to` a file with the bytes of `from`, as [`link_files`].
+pub(crate) fn link_file(from: &Path, to: &Path) -> Result<(), RunError> {
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    fs::copy(from, to).map_err(|e| RunError::io(to, e))?;
+    Ok(())
 }
 
 /// Removes a folder, if it exists.

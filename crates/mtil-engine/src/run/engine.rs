@@ -15,21 +15,23 @@ use clip_model::{Clip, ClipModel, Dtype};
 
 use super::{
     Event, Progress, Request, RunDirectory, RunFiles, StepRecord, beside,
+    event::{TaskData, now},
     rewind::{is_rewound, keep_state, rewind},
     step::{StepImages, StepLoss},
     student::Student,
     train::{TaskTraining, build_optimizer, protected_ranks},
+    undo::{keep_previous, take_back},
 };
 use crate::{
     batch::Images,
     error::{RunError, StateFault},
-    eval::{Encoder, Evaluation, Evaluator, HeadCache, Scorer, TestSubset, check_classes, to_host},
-    guard::{Action, Guard, Observation},
+    eval::{HeadCache, check_classes, to_host},
+    guard::{Action, Guard},
     mechanism::{
         auxiliary_loss::AuxiliaryLoss,
         context::{Phase, RunContext, TaskContext},
         hooks::{Mechanism, initial_run_state, load_run_state},
-        state::{OPTIMIZER, POSITION, Position, RunState},
+        state::{OPTIMIZER, Position, RunState, remove_folder},
     },
     method::{Method, Start},
     metrics::MetricsFile,
@@ -59,6 +61,10 @@ pub struct RunOptions {
     /// processor; a program ends itself here rather than wait. If this returns, the run ends after
     /// the step.
     pub leave: Option<Leave>,
+    /// Keeps the state before the last task, for [`undo`](super::undo()).
+    pub undo: bool,
+    /// Measures earlier stages on tasks that were added since, where checkpoints keep their models.
+    pub backfill: bool,
     /// Index of a task to go back to, from 0: it and the later tasks are trained again, from the
     /// checkpoint of the task before. A method without such checkpoints starts again. Once a run
     /// has gone back, the same option resumes it.
@@ -75,6 +81,8 @@ impl Default for RunOptions {
             peers: Vec::new(),
             checkpointing: false,
             leave: None,
+            undo: true,
+            backfill: false,
             from_task: None,
         }
     }
@@ -150,7 +158,7 @@ pub fn run(
         let templates = if request.method.trains { 1 } else { usize::MAX };
         check_classes(checkpoint, suite, templates)?;
     }
-    let directory = RunDirectory::open(folder, request)?;
+    let directory = RunDirectory::open(folder, request, suite)?;
     // Peak memory is reported per run, and this process may have done another run before.
     machine::reset_peak();
     let method = &request.method;
@@ -166,6 +174,13 @@ pub fn run(
         Some(folder) => images.with_cache(folder),
         None => images,
     };
+    if !options.undo
+        && let Some(rule) = guard.rules().iter().find(|r| r.action() == Action::Undo)
+    {
+        return Err(RunError::NoUndo {
+            rule: rule.to_string(),
+        });
+    }
     if let Some(select) = &request.select {
         select.candidates(method)?;
     }
@@ -229,14 +244,14 @@ pub(super) struct Engine<'a> {
     pub(super) mechanisms: Mechanisms,
     /// The autodiff device.
     pub(super) device: Device,
-    options: &'a RunOptions,
+    pub(super) options: &'a RunOptions,
     pub(super) directory: RunDirectory,
     pub(super) images: Images,
-    heads: HeadCache,
-    guard: Guard,
+    pub(super) heads: HeadCache,
+    pub(super) guard: Guard,
     started: Instant,
     seconds_before: f64,
-    text_changed: bool,
+    pub(super) text_changed: bool,
 }
 
 impl Engine<'_> {
@@ -247,12 +262,19 @@ impl Engine<'_> {
             return Ok(Outcome::Complete(metrics));
         }
         let mut state = self.open_state(stages, progress)?;
+        if !self.directory.added().is_empty() {
+            let names = self.directory.added().to_vec();
+            self.emit(Event::TasksAdded { names }, progress)?;
+        }
         self.seconds_before = state.position.seconds;
+        self.measure_added_tasks(&mut state, progress)?;
+        let filled = self.options.backfill && self.backfill(&mut state.position, progress)?;
         // A finished run only reports its results again, or writes them again if they are damaged,
         // or older than the state: a process may have been killed between the two.
         let done = state.position.task >= stages || state.position.stopped_by_guard;
         let files = self.directory.files();
-        if let (true, Ok(Some(metrics)), Ok(Some(_))) = (done, files.metrics(), files.matrix())
+        let unchanged = done && !filled;
+        if let (true, Ok(Some(metrics)), Ok(Some(_))) = (unchanged, files.metrics(), files.matrix())
             && metrics.modality_gap.len() == state.position.evaluations.len()
         {
             return Ok(outcome(&state.position, metrics));
@@ -272,13 +294,21 @@ impl Engine<'_> {
             self.images.check_stop()?;
             if state.position.step == 0 {
                 let files = self.directory.files();
-                keep_state(files, state.position.task, &self.run_id())?;
-            }
-            if let Err(error) = self.run_task(&mut state, progress) {
-                if error.is_interrupted() {
-                    self.write_results(&state)?;
+                keep_state(files, state.position.task, &self.state_ids())?;
+                match self.options.undo {
+                    true => keep_previous(files)?,
+                    false => remove_folder(&files.undo())?,
                 }
-                return Err(error);
+            }
+            match self.run_task(&mut state, progress) {
+                Ok(None) => {}
+                Ok(Some(reason)) => return self.take_back(reason, progress),
+                Err(error) => {
+                    if error.is_interrupted() {
+                        self.write_results(&state)?;
+                    }
+                    return Err(error);
+                }
             }
         }
         state.position.rewound_to = None;
@@ -288,6 +318,24 @@ impl Engine<'_> {
             self.emit(Event::Note { text }, progress)?;
         }
         Ok(outcome(&state.position, metrics))
+    }
+
+    /// Takes the task just learned back, for a reason.
+    fn take_back(
+        &mut self,
+        reason: String,
+        progress: &mut dyn Progress,
+    ) -> Result<Outcome, RunError> {
+        let ids = self.state_ids();
+        let undone = take_back(&mut self.directory, &ids, Some(reason.clone()))?;
+        let message = format!("task `{}` was taken back: {reason}", undone.task);
+        progress.event(&Event::Undone {
+            task: undone.learned,
+            name: undone.task,
+            reason: Some(reason),
+            at: None,
+        });
+        Ok(Outcome::Guarded(message))
     }
 
     /// Reports the unreadable images that this process left out.
@@ -310,7 +358,11 @@ impl Engine<'_> {
             return Ok(None);
         }
         match (files.metrics()?, files.matrix()?) {
-            (Some(metrics), Some(_)) if metrics.complete => Ok(Some(metrics)),
+            (Some(metrics), Some(matrix))
+                if metrics.complete && matrix.order.len() == self.suite.tasks.len() =>
+            {
+                Ok(Some(metrics))
+            }
             (None, None) => Ok(None),
             _ => Err(RunError::State {
                 path: files.folder().to_owned(),
@@ -332,8 +384,9 @@ impl Engine<'_> {
             state.position.rewound_to = rewound_to;
             return Ok(state);
         };
-        let mut state = load_run_state(&folder, &self.run_id(), mechanisms, &context)?;
+        let mut state = load_run_state(&folder, &self.state_ids(), mechanisms, &context)?;
         state.position.rewound_to = rewound_to;
+        self.drop_other_columns(&mut state.position);
         let event = Event::Resume {
             method,
             stages,
@@ -356,9 +409,9 @@ impl Engine<'_> {
         // A method that trains no weights writes no checkpoints.
         let keeps = self.mechanisms.iter().all(|m| m.trains_weights());
         let task = if keeps { task } else { 0 };
-        let (files, run) = (self.directory.files(), self.run_id());
-        if !is_rewound(files, task, &run) {
-            rewind(files, task, &run, self.checkpoint)?;
+        let (files, ids) = (self.directory.files(), self.state_ids());
+        if !is_rewound(files, task, &ids) {
+            rewind(files, task, &ids, self.checkpoint)?;
         }
         Ok(Some(task))
     }
@@ -399,36 +452,34 @@ impl Engine<'_> {
         TaskContext {
             run: self.context(),
             index,
-            last: index + 1 == self.stages(),
             frozen,
         }
     }
 
-    /// Returns the identity of the run, by which it recognises its own state. It does not depend on
-    /// a setting that is selected for a task.
-    pub(super) fn run_id(&self) -> String {
-        let Request {
-            suite_fingerprint,
-            model_sha256,
-            seed,
-            method,
-            ..
-        } = self.request;
-        let name = &method.name;
-        format!("suite {suite_fingerprint} model {model_sha256} seed {seed} method {name}")
+    /// The identities by which the run recognises its own states.
+    pub(super) fn state_ids(&self) -> Vec<String> {
+        self.directory.lineage().state_ids(self.request)
     }
 
-    /// Trains and evaluates the current task, and stores what later tasks need.
+    /// Trains and evaluates the current task, and stores what later tasks need. Returns a broken
+    /// rule of the drift guard that wants the task taken back; then nothing of it is stored.
     fn run_task(
         &mut self,
         state: &mut RunState,
         progress: &mut dyn Progress,
-    ) -> Result<(), RunError> {
+    ) -> Result<Option<String>, RunError> {
         let index = state.position.task;
         let started = Instant::now();
         if state.position.step == 0 {
             let name = self.suite.tasks[index].name.clone();
-            self.emit(Event::TaskStart { task: index, name }, progress)?;
+            let lineage = self.directory.lineage();
+            let data = TaskData::new(&lineage.suite.tasks[index], lineage.digests().remove(index));
+            let event = Event::TaskStart {
+                task: index,
+                name,
+                data: Some(data),
+            };
+            self.emit(event, progress)?;
             self.begin_task(state);
         }
         let trained = match self.fit(state, index, progress)? {
@@ -437,18 +488,21 @@ impl Engine<'_> {
         };
         // A stop below repeats everything from here on resuming: it is deterministic.
         let evaluation = self.evaluate_stage(state, &trained, index, progress)?;
+        if let Some(reason) = self.check_guard(state, &evaluation, index, progress)? {
+            return Ok(Some(reason));
+        }
         self.finish_task(state, &trained, index, progress)?;
-        self.check_guard(state, &evaluation, index, progress)?;
         state.position.evaluations.push(evaluation);
         self.end_task(state, trained, index)?;
         let event = Event::TaskEnd {
             task: index,
             seconds: started.elapsed().as_secs_f64(),
+            at: now(),
         };
         self.emit(event, progress)?;
         self.save(state, None)?;
         self.write_results(state)?;
-        Ok(())
+        Ok(None)
     }
 
     /// Initialises the state for the current task.
@@ -481,7 +535,8 @@ impl Engine<'_> {
         Ok(None)
     }
 
-    /// Stores what later tasks need from the trained task.
+    /// Stores what later tasks need from the trained task, also from the last one: further tasks may
+    /// be added when its images are gone.
     fn finish_task(
         &self,
         state: &mut RunState,
@@ -489,11 +544,15 @@ impl Engine<'_> {
         index: usize,
         progress: &mut dyn Progress,
     ) -> Result<(), RunError> {
+        if self.request.method.joint {
+            return Ok(());
+        }
         let task = self.task_context(index, None);
         let mut working = phase_reporter(progress);
         for mechanism in self.mechanisms.iter() {
             mechanism.finish_task(trained, &task, state, &mut working)?;
         }
+        state.position.stored = index + 1;
         Ok(())
     }
 
@@ -829,141 +888,7 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Records the broken rules of the drift guard, which may end the run.
-    fn check_guard(
-        &self,
-        state: &mut RunState,
-        evaluation: &Evaluation,
-        index: usize,
-        progress: &mut dyn Progress,
-    ) -> Result<(), RunError> {
-        let Some(first) = state.position.evaluations.first() else {
-            return Ok(());
-        };
-        let names = || self.suite.tasks.iter().map(|t| t.name.clone());
-        let breaches = self.guard.evaluate(&Observation {
-            stage: names().nth(index),
-            accuracies: names().zip(evaluation.accuracies.iter().copied()).collect(),
-            zero_shot: names().zip(first.accuracies.iter().copied()).collect(),
-            gap: evaluation.modality_gap,
-            first_gap: first.modality_gap,
-            learned: names()
-                .take(if self.request.method.joint {
-                    self.suite.tasks.len()
-                } else {
-                    index + 1
-                })
-                .collect(),
-        });
-        for breach in breaches {
-            let event = Event::Guard {
-                stage: index + 1,
-                breach: breach.clone(),
-            };
-            self.emit(event, progress)?;
-            state.position.stopped_by_guard |= breach.action == Action::Stop;
-            state.position.breaches.push(breach);
-        }
-        Ok(())
-    }
-
-    /// Evaluates after task `index`.
-    fn evaluate_stage(
-        &mut self,
-        state: &RunState,
-        trained: &ClipModel,
-        index: usize,
-        progress: &mut dyn Progress,
-    ) -> Result<Evaluation, RunError> {
-        let method = &self.request.method;
-        let stage = Some(if method.joint {
-            self.suite.tasks.len() - 1
-        } else {
-            index
-        });
-        if method.per_task {
-            return self.evaluate_own_task(state, trained, index, progress);
-        }
-        let (mechanisms, suite) = (self.mechanisms.clone(), self.suite);
-        let mut all = mechanisms.iter();
-        let encoder = all.find_map(|m| m.encoder(&self.checkpoint.model, state, index + 1));
-        let scorer = mechanisms.iter().find_map(|m| m.scorer(state, suite));
-        match encoder {
-            Some(encoder) => self.evaluate(encoder.as_ref(), scorer.as_deref(), stage, progress),
-            None => self.evaluate(trained, scorer.as_deref(), stage, progress),
-        }
-    }
-
-    /// Evaluates a method with a model per task on task `index` only: the models of the other
-    /// tasks, and so their accuracies, are unchanged.
-    fn evaluate_own_task(
-        &self,
-        state: &RunState,
-        trained: &ClipModel,
-        index: usize,
-        progress: &mut dyn Progress,
-    ) -> Result<Evaluation, RunError> {
-        let stage = Some(index);
-        let Some(last) = state.position.evaluations.last() else {
-            let reason = "the evaluations of earlier tasks are missing".to_owned();
-            return Err(RunError::State {
-                path: self.directory.files().states()[0].join(POSITION),
-                fault: StateFault::Unreadable(reason),
-            });
-        };
-        let mut evaluation = last.clone();
-        evaluation.accuracies[index] = {
-            let mut working = phase_reporter(progress);
-            let mut report = |done, of| working(Phase::Evaluation, done, of);
-            let evaluator = self.evaluator();
-            evaluator.accuracy(trained, stage, index, &mut report)?
-        };
-        evaluation.without_identity = None;
-        let all = self.suite.tasks.len();
-        evaluation.thinned = self
-            .request
-            .evaluation
-            .images_at(stage, all)
-            .map(TestSubset);
-        self.report(&evaluation, stage, progress)?;
-        Ok(evaluation)
-    }
-
-    fn evaluator(&self) -> Evaluator<'_> {
-        Evaluator {
-            checkpoint: self.checkpoint,
-            suite: self.suite,
-            options: &self.request.evaluation,
-            images: &self.images,
-            seed: self.request.seed,
-        }
-    }
-
-    fn evaluate(
-        &mut self,
-        encoder: &dyn Encoder,
-        scorer: Option<&dyn Scorer>,
-        stage: Option<usize>,
-        progress: &mut dyn Progress,
-    ) -> Result<Evaluation, RunError> {
-        // Classifier weights are cached until the text tower changes.
-        if std::mem::take(&mut self.text_changed) {
-            self.heads.clear();
-        }
-        let mut heads = std::mem::take(&mut self.heads);
-        let (evaluation, details) = {
-            let mut working = phase_reporter(progress);
-            let mut report = |done, of| working(Phase::Evaluation, done, of);
-            let evaluator = self.evaluator();
-            evaluator.evaluate(encoder, scorer, stage, &mut heads, &mut report)?
-        };
-        self.heads = heads;
-        self.write_details(stage, &details)?;
-        self.report(&evaluation, stage, progress)?;
-        Ok(evaluation)
-    }
-
-    fn save(
+    pub(super) fn save(
         &self,
         state: &mut RunState,
         optimizer: Option<&ModuleOptimizer>,
@@ -973,8 +898,11 @@ impl Engine<'_> {
             let before = state.position.peak_mb.unwrap_or(0.0);
             state.position.peak_mb = Some(now.max(before));
         }
+        state.position.columns = self.directory.lineage().digests();
         let folders = self.directory.files().states();
-        state.save(&folders, &self.run_id(), self.checkpoint, optimizer)
+        let begun = state.position.task + usize::from(state.position.step > 0);
+        let id = &self.state_ids()[begun];
+        state.save(&folders, id, self.checkpoint, optimizer)
     }
 
     pub(super) fn method(&self) -> &Method {
@@ -996,7 +924,7 @@ struct TaskInProgress {
 }
 
 /// Returns a function that reports the progress of a phase.
-fn phase_reporter(progress: &mut dyn Progress) -> impl FnMut(Phase, usize, usize) {
+pub(super) fn phase_reporter(progress: &mut dyn Progress) -> impl FnMut(Phase, usize, usize) {
     |on, done, of| {
         tracing::debug!(?on, done, of, "working");
         progress.event(&Event::Working { on, done, of });

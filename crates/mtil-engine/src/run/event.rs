@@ -1,6 +1,9 @@
 //! Events of a run, recorded in `events.jsonl` (one JSON object per line) and reported as progress.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +13,9 @@ use crate::{
     guard::Breach,
     measures::{geometry::Geometry, retrieval::RetrievalSummary},
     mechanism::{auxiliary_loss::LossParts, context::Phase},
+    metrics::mean,
 };
+use mtil_data::suite::{ImageSet, TaskRecord};
 
 /// An event of a run.
 ///
@@ -18,7 +23,7 @@ use crate::{
 /// use mtil_engine::run::Event;
 /// let line = r#"{"event":"task_start","task":0,"name":"shapes"}"#;
 /// let event: Event = serde_json::from_str(line)?;
-/// assert_eq!(event, Event::TaskStart { task: 0, name: "shapes".to_owned() });
+/// assert_eq!(event, Event::TaskStart { task: 0, name: "shapes".to_owned(), data: None });
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 ///
@@ -49,6 +54,24 @@ pub enum Event {
         /// Finished training steps of the task.
         step: usize,
     },
+    /// Tasks were added to those that the run had before.
+    TasksAdded {
+        /// Names of the new tasks.
+        names: Vec<String>,
+    },
+    /// The last task was taken back: what was recorded of it and of later tasks is void.
+    Undone {
+        /// Index of the task.
+        task: usize,
+        /// Its name.
+        name: String,
+        /// The broken rule of the drift guard, if one asked for it.
+        #[serde(default)]
+        reason: Option<String>,
+        /// Seconds since 1970.
+        #[serde(default)]
+        at: Option<u64>,
+    },
     /// Training of a task starts.
     TaskStart {
         /// Index of the task.
@@ -56,6 +79,9 @@ pub enum Event {
         /// Its name.
         #[serde(default)]
         name: String,
+        /// What it is learned from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        data: Option<TaskData>,
     },
     /// A task is trained, evaluated and saved.
     TaskEnd {
@@ -64,6 +90,9 @@ pub enum Event {
         /// Seconds since it started or resumed.
         #[serde(default)]
         seconds: f64,
+        /// Seconds since 1970.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<u64>,
     },
     /// A training step is finished. Not every step is recorded.
     Step(StepRecord),
@@ -136,6 +165,37 @@ pub enum Event {
     Done,
 }
 
+/// What a task is learned from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskData {
+    /// Number of classes.
+    pub classes: usize,
+    /// Number of training images.
+    pub training_images: usize,
+    /// Number of test images.
+    pub test_images: usize,
+    /// SHA-256 of the task's names, classes, templates, labels and names of images.
+    pub sha256: String,
+}
+
+impl TaskData {
+    pub(super) fn new(task: &TaskRecord, sha256: String) -> Self {
+        let count = |set| task.images.get(&set).map_or(0, |images| images.count);
+        Self {
+            classes: task.classes.len(),
+            training_images: count(ImageSet::Training),
+            test_images: count(ImageSet::Test),
+            sha256,
+        }
+    }
+}
+
+/// Returns the current time in seconds since 1970, if the clock is later.
+pub(super) fn now() -> Option<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.ok().map(|time| time.as_secs())
+}
+
 /// Record of one training step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
@@ -169,12 +229,12 @@ pub struct EvaluationRecord {
     /// Its name.
     #[serde(default)]
     pub name: Option<String>,
-    /// Accuracy on each task in %.
+    /// Accuracy on each task in %; none where it was not measured.
     #[serde(default)]
-    pub accuracies: Vec<f64>,
+    pub accuracies: Vec<Option<f64>>,
     /// Accuracy on each task in %, where the task of an image is not given.
     #[serde(default)]
-    pub without_identity: Option<Vec<f64>>,
+    pub without_identity: Option<Vec<Option<f64>>>,
     /// Rule for the prompt templates of a class.
     #[serde(default)]
     pub prompt_rule: Option<PromptRule>,
@@ -232,9 +292,9 @@ impl EvaluationRecord {
         }
     }
 
-    /// Returns the mean accuracy over all tasks in %.
-    pub fn mean_accuracy(&self) -> f64 {
-        self.accuracies.iter().sum::<f64>() / self.accuracies.len().max(1) as f64
+    /// Returns the mean accuracy over the tasks in %; none without a measured one.
+    pub fn mean_accuracy(&self) -> Option<f64> {
+        mean(self.accuracies.iter().copied())
     }
 }
 

@@ -10,12 +10,15 @@ use fs4::fs_std::FileExt;
 
 use super::{Event, Request, directory};
 use crate::{
+    error::RunError,
     mechanism::state::Position,
     metrics::{FileError, MatrixFile, MetricsFile},
 };
 
 /// The resolved request.
 const CONFIG: &str = "config.toml";
+/// The tasks of the run.
+const TASKS: &str = "tasks.json";
 const EVENTS: &str = "events.jsonl";
 /// Locked by the process of the run.
 const LOCK: &str = ".lock";
@@ -23,6 +26,8 @@ const CHECKPOINTS: &str = "checkpoints";
 const DETAILS: &str = "details";
 const SELECT: &str = "select";
 const STATE: &str = "state";
+/// The state before the last task.
+const UNDO: &str = "undo";
 /// In the folder of the state.
 const POSITION: &str = "position.json";
 
@@ -75,7 +80,7 @@ impl RunFiles {
 
     /// Returns whether `name` is a subfolder of a run, which contains no other runs.
     pub fn is_part(name: &str) -> bool {
-        [CHECKPOINTS, DETAILS, SELECT, STATE].contains(&name)
+        [CHECKPOINTS, DETAILS, SELECT, STATE, UNDO].contains(&name)
     }
 
     pub(super) fn lock(&self) -> PathBuf {
@@ -84,6 +89,10 @@ impl RunFiles {
 
     pub(super) fn config(&self) -> PathBuf {
         self.folder.join(CONFIG)
+    }
+
+    pub(super) fn tasks_file(&self) -> PathBuf {
+        self.folder.join(TASKS)
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -102,6 +111,36 @@ impl RunFiles {
     /// Folders of the current state, of the state being written, and of the previous state.
     pub(super) fn states(&self) -> [PathBuf; 3] {
         [STATE, "state.new", "state.old"].map(|name| self.folder.join(name))
+    }
+
+    /// Folder of the state before the last task.
+    pub(super) fn undo(&self) -> PathBuf {
+        self.folder.join(UNDO)
+    }
+
+    /// Folder in which it is written.
+    pub(super) fn undo_new(&self) -> PathBuf {
+        self.folder.join("undo.new")
+    }
+
+    /// Removes the details of an evaluation: 0 is that of the pretrained model.
+    pub(super) fn remove_details(&self, stage: usize) -> Result<(), RunError> {
+        let folder = self.details();
+        let Ok(entries) = fs::read_dir(&folder) else {
+            return Ok(());
+        };
+        let prefix = format!("stage-{stage:02}");
+        for entry in entries {
+            let path = entry.map_err(|e| RunError::io(&folder, e))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name
+                .strip_prefix(&prefix)
+                .is_some_and(|rest| rest.starts_with(['.', '-']))
+            {
+                fs::remove_file(&path).map_err(|e| RunError::io(&path, e))?;
+            }
+        }
+        Ok(())
     }
 
     /// Folder of the state to resume from. A crash between the two renames that replace a state
@@ -289,6 +328,7 @@ mod tests {
         assert!(log.events.len() < 20_000, "{}", log.events.len());
         assert_eq!(log.unreadable, 0);
         let last = Event::TaskStart {
+            data: None,
             task: 3,
             name: String::new(),
         };

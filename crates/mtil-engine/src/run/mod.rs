@@ -4,10 +4,14 @@
 //! |---|---|
 //! | `files` | files of a run directory: names and readers |
 //! | `directory` | an open run directory: lock, check of the request, event log |
+//! | `lineage` | the tasks of a run, to which further ones may be added |
 //! | `event` | events of a run: recorded in `events.jsonl`, and reported to the caller |
 //! | `engine` | the loop over tasks |
+//! | `evaluation` | evaluation after a task, and the rules of the drift guard |
+//! | `growth` | tasks that are added to a run |
 //! | `results` | result files: accuracy matrix, metrics, notes |
 //! | `rewind` | return to the checkpoint of an earlier task |
+//! | `undo` | taking the last task back |
 //! | `select` | hyper-parameter selection per task on held-out training images |
 //! | `train` | training on one task: batches, optimizer, training steps |
 //! | `student` | the model in training: a CLIP, with adapters where the method has them |
@@ -22,9 +26,12 @@
 mod beside;
 mod directory;
 mod engine;
+mod evaluation;
 mod event;
 mod files;
 mod gnsp_step;
+mod growth;
+mod lineage;
 mod optimizations;
 mod parallel;
 mod results;
@@ -33,14 +40,16 @@ mod select;
 mod step;
 mod student;
 mod train;
+mod undo;
 
 pub use directory::{Request, RunDirectory};
 pub use engine::{Leave, Outcome, RunOptions, run};
-pub use event::{EvaluationRecord, Event, Progress, StepRecord};
+pub use event::{EvaluationRecord, Event, Progress, StepRecord, TaskData};
 pub use files::{EventLog, RunFiles};
 pub use gnsp_step::{GnspStep, StepInputs, StepOptions};
 pub use optimizations::Optimizations;
 pub use select::{CandidateScore, SCORES, Select};
+pub use undo::{Undone, undo};
 
 pub use crate::{
     error::{RunError, StateFault},

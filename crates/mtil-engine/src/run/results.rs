@@ -56,15 +56,22 @@ impl Engine<'_> {
         let method = &self.request.method;
         let evaluations = &position.evaluations;
         let tasks = self.suite.tasks.len();
-        let rows = |of: &dyn Fn(&Evaluation) -> Option<Vec<f64>>| -> Option<Vec<Vec<f64>>> {
-            let rows: Option<Vec<_>> = evaluations.iter().skip(1).map(of).collect();
+        type Cells = Vec<Option<f64>>;
+        // Evaluations before a task was added have no cell for it.
+        let padded = |mut cells: Cells| {
+            cells.resize(tasks, None);
+            cells
+        };
+        let rows = |of: &dyn Fn(&Evaluation) -> Option<Cells>| -> Option<Vec<Cells>> {
+            let rows = evaluations.iter().skip(1).map(|e| of(e).map(padded));
+            let rows: Option<Vec<_>> = rows.collect();
             // Joint training has one stage, which stands in every row.
             rows.map(|rows| match rows.as_slice() {
                 [one] if method.joint => vec![one.clone(); tasks],
                 _ => rows,
             })
         };
-        let file = |zero_shot: Vec<f64>, matrix: Vec<Vec<f64>>| MatrixFile {
+        let file = |zero_shot: Cells, matrix: Vec<Cells>| MatrixFile {
             suite: self.request.suite.clone(),
             method: method.name.clone(),
             seed: self.request.seed,
@@ -77,7 +84,9 @@ impl Engine<'_> {
             matrix,
             learned: Vec::new(),
         };
-        let first = |of: &dyn Fn(&Evaluation) -> Option<Vec<f64>>| evaluations.first().and_then(of);
+        let first = |of: &dyn Fn(&Evaluation) -> Option<Cells>| {
+            evaluations.first().and_then(of).map(padded)
+        };
         let given = |e: &Evaluation| Some(e.accuracies.clone());
         let mut matrix = file(
             first(&given).unwrap_or_default(),
@@ -108,6 +117,14 @@ impl Engine<'_> {
         metrics.trainable_parameters = Some(position.trainable);
         metrics.bytes_kept = Some(self.bytes_kept(state));
         metrics.notes = self.notes(position);
+        if accuracy.open_cells() > 0 {
+            metrics.notes.push(format!(
+                "open cells of the accuracy matrix: {} of {}, because tasks were added after others \
+                 were learned; the figures are over the other cells",
+                accuracy.open_cells(),
+                tasks * accuracy.rows().len()
+            ));
+        }
         metrics.complete = !method.trains || evaluations.len() == self.stages() + 1;
         let path = self.directory.path();
         matrix.save(&path.join(MatrixFile::NAME))?;

@@ -14,8 +14,8 @@ use crate::{
     mechanism::{
         manifest,
         state::{
-            MODEL, POSITION, Position, read_json, remove_folder, replace_state, save_model,
-            write_json,
+            MODEL, POSITION, Position, link_file, read_json, remove_folder, replace_state,
+            save_model, write_json,
         },
     },
 };
@@ -23,12 +23,12 @@ use crate::{
 /// The weights of a checkpoint, from the folder of the state that it keeps.
 const WEIGHTS: &str = "../model.safetensors";
 
-/// Keeps the state of `run` after `done` tasks beside the checkpoint of the last of them, if there
-/// is such a checkpoint.
+/// Keeps the state after `done` tasks beside the checkpoint of the last of them, if there is such a
+/// checkpoint. `ids` are the [identities](super::lineage::Lineage::state_ids) of the run's states.
 ///
 /// # Errors
 /// [`RunError::Io`].
-pub(super) fn keep_state(files: &RunFiles, done: usize, run: &str) -> Result<(), RunError> {
+pub(super) fn keep_state(files: &RunFiles, done: usize, ids: &[String]) -> Result<(), RunError> {
     let Some(checkpoint) = done.checked_sub(1).map(|index| files.checkpoint(index)) else {
         return Ok(());
     };
@@ -41,20 +41,20 @@ pub(super) fn keep_state(files: &RunFiles, done: usize, run: &str) -> Result<(),
     };
     let new = checkpoint.join("state.new");
     copy_files(&state, &new)?;
-    manifest::write(&new, run, &[WEIGHTS])?;
+    manifest::write(&new, &ids[done], &[WEIGHTS])?;
     fs::rename(&new, &kept).map_err(|e| RunError::io(&kept, e))
 }
 
-/// Returns whether the state of `run` is whole and has gone back to the task `index` already, so
+/// Returns whether the state is whole and has gone back to the task `index` already, so
 /// that the command that made it go back resumes it.
-pub(super) fn is_rewound(files: &RunFiles, index: usize, run: &str) -> bool {
+pub(super) fn is_rewound(files: &RunFiles, index: usize, ids: &[String]) -> bool {
     let rewound = |position: Position| position.rewound_to == Some(index);
-    let whole = |state| manifest::verify(state, run).is_ok();
+    let whole = |state| manifest::verify(state, ids).is_ok();
     files.position().ok().flatten().is_some_and(rewound)
         && files.state().as_deref().is_some_and(whole)
 }
 
-/// Replaces the state of `run` by that before the task `index`, counted from 0. Later tasks are
+/// Replaces the state by that before the task `index`, counted from 0. Later tasks are
 /// then trained again. Before the first task there is no state.
 ///
 /// # Errors
@@ -63,12 +63,12 @@ pub(super) fn is_rewound(files: &RunFiles, index: usize, run: &str) -> bool {
 pub(super) fn rewind(
     files: &RunFiles,
     index: usize,
-    run: &str,
+    ids: &[String],
     pretrained: &Clip,
 ) -> Result<(), RunError> {
     match index.checked_sub(1).map(|last| files.checkpoint(last)) {
         None => files.states().iter().try_for_each(|f| remove_folder(f))?,
-        Some(checkpoint) => restore(files, &checkpoint, index, run, pretrained)?,
+        Some(checkpoint) => restore(files, &checkpoint, index, ids, pretrained)?,
     }
     // The states of later tasks are written again.
     (index..)
@@ -82,7 +82,7 @@ fn restore(
     files: &RunFiles,
     checkpoint: &Path,
     index: usize,
-    run: &str,
+    ids: &[String],
     pretrained: &Clip,
 ) -> Result<(), RunError> {
     let kept = RunFiles::kept_state(checkpoint);
@@ -94,7 +94,7 @@ fn restore(
     if !path.exists() {
         return Err(fault(StateFault::Missing));
     }
-    manifest::verify(&kept, run)?;
+    manifest::verify(&kept, ids)?;
     let mut position: Position = read_json(&path)?;
     if (position.task, position.step) != (index, 0) {
         let found = format!("it is at task {}", position.task + 1);
@@ -107,7 +107,7 @@ fn restore(
     copy_files(&kept, new)?;
     write_json(&position, &new.join(POSITION))?;
     save_model(&weights.model, &new.join(MODEL), pretrained)?;
-    manifest::write(new, run, &[])?;
+    manifest::write(new, &ids[index], &[])?;
     replace_state(&folders)
 }
 
@@ -118,8 +118,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), RunError> {
     fs::create_dir_all(to).map_err(|e| RunError::io(to, e))?;
     for name in manifest::state_files(from)? {
         if name != MODEL {
-            let to = to.join(&name);
-            fs::copy(from.join(&name), &to).map_err(|e| RunError::io(&to, e))?;
+            link_file(&from.join(&name), &to.join(&name))?;
         }
     }
     Ok(())

@@ -194,14 +194,14 @@ impl Engine<'_> {
                 ..self.request.clone()
             };
             let path = folder.join(value.replace(['/', '\\'], "_"));
-            let directory = RunDirectory::open(&path, &request)?;
+            let directory = RunDirectory::open(&path, &request, &suite)?;
             // Each candidate is a run of its own, so that it can be resumed.
             let mut engine = self.derived_engine(&request, &suite, directory);
             let stored = engine.directory.files().state();
             let mut own = match stored {
                 Some(folder) => {
-                    let id = engine.run_id();
-                    load_run_state(&folder, &id, &engine.mechanisms, &engine.context())?
+                    let ids = engine.state_ids();
+                    load_run_state(&folder, &ids, &engine.mechanisms, &engine.context())?
                 }
                 None => state.branch(),
             };
@@ -289,7 +289,7 @@ impl Engine<'_> {
         let (found, _) = evaluator.evaluate(model, None, None, heads, progress)?;
         let pairs = !validation.held_out.captions.is_empty();
         Ok((
-            found.accuracies[0],
+            found.accuracies[0].unwrap_or_default(),
             pairs.then(|| found.retrieval.mean_r1()),
         ))
     }

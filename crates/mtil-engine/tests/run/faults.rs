@@ -436,7 +436,7 @@ fn results_older_than_the_state_are_written_again() {
 }
 
 /// Returns the accuracies of a run.
-fn accuracies(folder: &Path) -> (Vec<f64>, Vec<Vec<f64>>) {
+fn accuracies(folder: &Path) -> (Vec<Option<f64>>, Vec<Vec<Option<f64>>>) {
     let file = MatrixFile::load(&folder.join(MatrixFile::NAME)).unwrap();
     (file.zero_shot, file.matrix)
 }
