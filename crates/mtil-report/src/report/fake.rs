@@ -82,7 +82,7 @@ impl Fake {
         let mut noise = |s: f64| (rng.random::<f64>() - 0.5) * 2.0 * s;
         let mut matrix = Vec::new();
         for r in 0..self.trained {
-            let row: Vec<f64> = (0..t)
+            let row: Vec<Option<f64>> = (0..t)
                 .map(|c| {
                     let v = if c > r {
                         zero[c] - self.drift * (r as f64 + 1.0).powf(0.8) + noise(1.0)
@@ -90,7 +90,7 @@ impl Fake {
                         let top = zero[c] + (97.0 - zero[c]) * self.learn;
                         top - self.forget * ((r - c) as f64).powf(0.85) + noise(1.0)
                     };
-                    (v.clamp(2.0, 99.5) * 20.0).round() / 20.0
+                    Some((v.clamp(2.0, 99.5) * 20.0).round() / 20.0)
                 })
                 .collect();
             matrix.push(row);
@@ -101,7 +101,7 @@ impl Fake {
             seed: self.seed,
             prompt_rule: "template ensemble everywhere".into(),
             order: self.order.clone(),
-            zero_shot: zero,
+            zero_shot: zero.into_iter().map(Some).collect(),
             matrix,
             learned: Vec::new(),
         };
@@ -177,7 +177,11 @@ impl Fake {
         events.push(evaluated(None));
         for task in 0..self.trained {
             let name = self.order[task].clone();
-            events.push(Event::TaskStart { task, name });
+            events.push(Event::TaskStart {
+                task,
+                name,
+                data: None,
+            });
             for step in 1..=60 {
                 let base = 0.4 + 1.7 * (-(step as f64) / 14.0).exp();
                 let mut parts = LossParts::default();
@@ -275,7 +279,7 @@ pub(super) fn breach(dir: &Path, stage: usize, value: f64, action: &str) {
 pub(super) fn agnostic(dir: &Path, points: f64) -> MatrixFile {
     let mut file = MatrixFile::load(&dir.join(MatrixFile::NAME)).unwrap();
     let rows = file.matrix.iter_mut().chain([&mut file.zero_shot]);
-    for v in rows.flatten() {
+    for v in rows.flatten().flatten() {
         *v = (*v - points).max(0.0);
     }
     file.save(&dir.join("matrix_all.json")).unwrap();

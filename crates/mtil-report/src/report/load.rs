@@ -91,8 +91,8 @@ impl RunData {
     /// after task `r`.
     pub fn accuracy_at(&self, s: usize, c: usize) -> Option<f64> {
         match s {
-            0 => self.accuracy.zero_shot().get(c).copied(),
-            _ => self.accuracy.rows().get(s - 1).map(|row| row[c]),
+            0 => self.accuracy.zero_shot().get(c).copied().flatten(),
+            _ => self.accuracy.rows().get(s - 1).and_then(|row| row[c]),
         }
     }
 
@@ -372,6 +372,14 @@ fn read_events(
                 run.evaluated.insert(stage, *evaluated);
             }
             Event::Guard { stage, breach } => run.breaches.push(StageBreach { stage, breach }),
+            // What was recorded of a task that was taken back is void.
+            Event::Undone { task, .. } => {
+                run.evaluated.retain(|stage, _| *stage <= task);
+                run.breaches.retain(|breach| breach.stage <= task);
+                run.steps.retain(|step| step.at <= task as f64);
+                run.ranks.retain(|of, _| *of < task);
+                run.selected.retain(|of, _| *of < task);
+            }
             Event::Diverged { task, .. } if within(&task) => {
                 notes.push(format!("{label} diverged while training {}.", order[task]));
             }
@@ -517,7 +525,8 @@ pub(super) fn pretrained<'a>(
     let first = seeds.values().next()?;
     let mean = |task: usize| {
         let accuracies = seeds.values().map(|matrix| matrix.zero_shot()[task]);
-        accuracies.sum::<f64>() / seeds.len() as f64
+        let sum: Option<f64> = accuracies.sum();
+        Some(sum? / seeds.len() as f64)
     };
     let zero_shot = (0..first.tasks()).map(mean).collect();
     let matrix = AccuracyMatrix::new(first.order().to_vec(), zero_shot, Vec::new());
@@ -573,7 +582,9 @@ fn note_differing_protocols(runs: &[RunData], notes: &mut Vec<String>) {
         let (a, b) = (first.accuracy.zero_shot(), run.accuracy.zero_shot());
         let differ = run.file.seed == first.file.seed
             && a.len() == b.len()
-            && a.iter().zip(b).any(|(x, y)| (x - y).abs() > 0.05);
+            && a.iter()
+                .zip(b)
+                .any(|(x, y)| x.zip(*y).is_some_and(|(x, y)| (x - y).abs() > 0.05));
         if differ && run.file.prompt_rule == first.file.prompt_rule {
             notes.push(format!(
                 "{} has other zero-shot accuracies than {}: the pretrained models or the test \

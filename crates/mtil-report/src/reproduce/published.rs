@@ -462,7 +462,7 @@ mod tests {
                 .zip(&order)
                 .map(|(a, task)| {
                     let n = all["test_images"][task].as_f64().unwrap();
-                    100.0 * (a * n / 100.0).round() / n
+                    Some(100.0 * (a * n / 100.0).round() / n)
                 })
                 .collect()
         });
@@ -506,10 +506,8 @@ mod tests {
                 for metric in Metric::ALL {
                     let (whole, tasks): (_, Vec<Option<f64>>) = match metric {
                         Metric::Transfer => (a.transfer(), a.transfer_per_task()),
-                        Metric::Average => {
-                            (a.average(), average.iter().map(|v| Some(*v)).collect())
-                        }
-                        Metric::Last => (a.last(), a.rows()[10].iter().map(|v| Some(*v)).collect()),
+                        Metric::Average => (a.average(), average.clone()),
+                        Metric::Last => (a.last(), a.rows()[10].clone()),
                     };
                     let what = format!("order {order} {method} {}", metric.name());
                     assert_eq!(row.summary(metric), whole.map(one_decimal), "{what}");

@@ -210,7 +210,7 @@ pub struct Comparison {
 /// use mtil_report::reproduce::{OurProtocol, OurRun, Ours, compare, spec};
 ///
 /// let tasks = vec!["birds".to_owned(), "cars".to_owned()];
-/// let rows = vec![vec![80.0, 30.0], vec![70.0, 90.0]];
+/// let rows = vec![vec![Some(80.0), Some(30.0)], vec![Some(70.0), Some(90.0)]];
 /// let run = OurRun {
 ///     method: "gnsp".into(),
 ///     seed: 42,
@@ -346,8 +346,8 @@ impl Finished {
         let task = self.0.order().iter().position(|name| name == task)?;
         match metric {
             Metric::Transfer => self.0.transfer_per_task()[task],
-            Metric::Average => self.0.average_per_task().map(|v| v[task]),
-            Metric::Last => self.0.rows().last().map(|row| row[task]),
+            Metric::Average => self.0.average_per_task()?[task],
+            Metric::Last => self.0.rows().last()?[task],
         }
     }
 }
@@ -497,7 +497,7 @@ pub(super) mod tests {
     pub fn run(method: &str, seed: u64, base: f64, order: &[String]) -> OurRun {
         let t = order.len();
         let accuracy = |r: usize, c: usize| if r < c { base + c as f64 } else { 90.0 };
-        let rows = (0..t).map(|r| (0..t).map(|c| accuracy(r, c)).collect());
+        let rows = (0..t).map(|r| (0..t).map(|c| Some(accuracy(r, c))).collect());
         OurRun {
             method: method.to_owned(),
             seed,
@@ -536,13 +536,14 @@ pub(super) mod tests {
         let mut half = run("finetune", 42, 40.0, &order);
         half.matrix = AccuracyMatrix::new(
             order.clone(),
-            vec![50.0; 11],
+            vec![Some(50.0); 11],
             half.matrix.rows()[..3].to_vec(),
         )
         .unwrap();
         let mut zero_shot = run("zero-shot", 42, 0.0, &order);
         zero_shot.trains = false;
-        zero_shot.matrix = AccuracyMatrix::new(order.clone(), vec![60.0; 11], vec![]).unwrap();
+        zero_shot.matrix =
+            AccuracyMatrix::new(order.clone(), vec![Some(60.0); 11], vec![]).unwrap();
         let runs = vec![
             run("zscl", 42, 50.0, &order),
             run("zscl", 43, 52.0, &order),

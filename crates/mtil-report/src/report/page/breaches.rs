@@ -51,6 +51,7 @@ pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
                                 td { (measured(&b.breach)) }
                                 td { @match b.breach.action {
                                     Action::Stop => strong { "run stopped" },
+                                    Action::Undo => strong { "task taken back" },
                                     Action::Warn => "warning only",
                                 } }
                             }

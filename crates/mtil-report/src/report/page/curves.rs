@@ -129,7 +129,9 @@ pub(super) fn per_task(
                                 y,
                                 x_ticks: stage_ticks(tasks),
                                 lines,
-                                level: zero.map(|z| (z.zero_shot()[c], "zero-shot".into())),
+                                level: zero
+                                    .and_then(|z| z.zero_shot()[c])
+                                    .map(|level| (level, "zero-shot".into())),
                                 trained: Some(c as f64 + 1.0),
                                 decimals: 0,
                                 unit: " %",
