@@ -51,6 +51,9 @@ fn on_run(error: &RunError) -> Option<&'static str> {
              before task N (--from-task 1: to its start)"
         }
         RunError::Corrupt { .. } => "restore the file, or start in a new --out",
+        RunError::NoUndo { .. } => "leave out --no-undo",
+        RunError::NoTasks { .. } => "run its command again: this version writes the file then",
+        RunError::LearnsAtOnce { .. } => "choose another --out for a new run on all tasks",
         RunError::OtherRequest { .. } => "choose another --out, or give the same arguments",
         RunError::Locked { .. } => "wait for it, or choose another --out",
         RunError::Diverged { .. } => {
@@ -64,7 +67,7 @@ fn on_run(error: &RunError) -> Option<&'static str> {
             "train on fewer images (--shots 16, as published), or use the method rail-primal"
         }
         RunError::Analytic(AnalyticError::NotPositiveDefinite { .. }) => {
-            "raise --set regression.ridge=…, and start in a new --out"
+            "raise --set analytic.ridge=…, and start in a new --out"
         }
         RunError::Classes(_) => RENAME_CLASS,
         RunError::Batch(error) => return on_batch(error),

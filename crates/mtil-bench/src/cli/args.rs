@@ -95,6 +95,14 @@ pub struct RunArgs {
     /// Training steps between two writes of the resumable state
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     pub save_every: u32,
+    /// Keep no state before the last task: `mtil-bench undo` cannot take it back then, and the disk
+    /// holds one state less
+    #[arg(long)]
+    pub no_undo: bool,
+    /// Measure earlier stages on tasks that were added to the suite since, where the checkpoints of
+    /// those stages keep their models; otherwise these cells of the accuracy matrix stay open
+    #[arg(long)]
+    pub backfill: bool,
     /// Go back to task N, counted from 1: train it and the later tasks again, from the checkpoint
     /// of the task before; for runs whose saved state is lost or damaged. All runs of the command
     /// go back, those of methods without checkpoints to their start
@@ -303,6 +311,23 @@ pub struct ReportArgs {
     /// Output file [default: report.html in the first folder]
     #[arg(long)]
     pub out: Option<PathBuf>,
+}
+
+/// Arguments of `history`.
+#[derive(Debug, Clone, Args)]
+pub struct HistoryArgs {
+    /// The run directory
+    pub run: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `undo`.
+#[derive(Debug, Clone, Args)]
+pub struct UndoArgs {
+    /// The run directory
+    pub run: PathBuf,
 }
 
 /// Arguments of `classify`.

@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use super::{
     args::{
-        ClassifyArgs, EmbedArgs, EvalArgs, LayersArgs, MethodsArgs, ModelArgs, PretrainArgs,
-        ReportArgs, ReproduceArgs, RunArgs, SuiteArgs, TuneArgs,
+        ClassifyArgs, EmbedArgs, EvalArgs, HistoryArgs, LayersArgs, MethodsArgs, ModelArgs,
+        PretrainArgs, ReportArgs, ReproduceArgs, RunArgs, SuiteArgs, TuneArgs, UndoArgs,
     },
     devices::DeviceArgs,
     sweep::SweepArgs,
@@ -41,6 +41,10 @@ pub enum Command {
     Reproduce(ReproduceArgs),
     /// Compare choices of protected layers
     Layers(LayersArgs),
+    /// List what a run has learned and taken back, from which data, and what it cost
+    History(HistoryArgs),
+    /// Take the last task of a run back: its state is then the one before that task
+    Undo(UndoArgs),
     /// Write an HTML report of runs, complete or not
     Report(ReportArgs),
     /// Classify images zero-shot
@@ -78,6 +82,8 @@ impl Cli {
             Some(Command::Layers(args)) => Some(&args.device),
             Some(
                 Command::Report(_)
+                | Command::History(_)
+                | Command::Undo(_)
                 | Command::Model(_)
                 | Command::Suite(_)
                 | Command::Methods(_)

@@ -143,9 +143,10 @@ fn print(
     probes: Option<&[(f64, f64)]>,
 ) {
     for (column, task) in suite.tasks.iter().enumerate() {
-        let mut line = format!("{:16} {:6.2} %", task.name, evaluation.accuracies[column]);
-        if let Some(without) = &evaluation.without_identity {
-            line += &format!("   among all classes {:6.2} %", without[column]);
+        let accuracy = evaluation.accuracies[column].unwrap_or_default();
+        let mut line = format!("{:16} {accuracy:6.2} %", task.name);
+        if let Some(without) = evaluation.without_identity.as_ref().and_then(|w| w[column]) {
+            line += &format!("   among all classes {without:6.2} %");
         }
         if let Some(probes) = probes {
             let (accuracy, c) = probes[column];
@@ -161,7 +162,8 @@ fn print(
         }
         eprintln!("{line}");
     }
-    let mean = evaluation.accuracies.iter().sum::<f64>() / evaluation.accuracies.len() as f64;
+    let accuracies = evaluation.accuracies.iter().flatten();
+    let mean = accuracies.sum::<f64>() / evaluation.accuracies.len() as f64;
     eprintln!("{:16} {mean:6.2} %", "mean");
     eprintln!("modality gap {:.4}", evaluation.modality_gap);
     if let Some(geometry) = &evaluation.geometry {

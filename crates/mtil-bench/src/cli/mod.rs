@@ -8,6 +8,7 @@ mod devices;
 mod download;
 mod embed;
 mod eval;
+mod history;
 mod interrupt;
 mod job;
 mod layers;
@@ -26,6 +27,7 @@ mod suite;
 mod sweep;
 mod sweep_run;
 mod tune;
+mod undo;
 mod workers;
 
 pub use command::{Cli, Command};
@@ -100,6 +102,8 @@ fn call(cli: Cli) -> Result<()> {
         Some(Command::Eval(args)) => eval::eval(&args),
         Some(Command::Reproduce(args)) => reproduce::reproduce(&args),
         Some(Command::Layers(args)) => layers::layers(&args),
+        Some(Command::History(args)) => history::history(&args),
+        Some(Command::Undo(args)) => undo::undo(&args),
         Some(Command::Report(args)) => report::report(&args),
         Some(Command::Classify(args)) => classify::classify(&args),
         Some(Command::Embed(args)) => embed::embed(&args),

@@ -92,6 +92,7 @@ impl EventFormatter {
             Event::Guard { breach, .. } => {
                 let action = match breach.action {
                     Action::Stop => "stopped",
+                    Action::Undo => "taken back",
                     Action::Warn => "warning",
                 };
                 line(format!(
@@ -102,11 +103,13 @@ impl EventFormatter {
             Event::Evaluation(evaluated) => {
                 let stage = evaluated.name.as_ref();
                 let stage = stage.map_or("pretrained".to_owned(), |name| format!("after {name}"));
-                let (mean, gap) = (evaluated.mean_accuracy(), evaluated.modality_gap);
-                line(format!(
-                    "{method} {stage}: mean accuracy {mean:.1} %, modality gap {gap:.3}"
-                ))
+                let mean = evaluated.mean_accuracy();
+                let mean = mean.map_or(String::new(), |m| format!("mean accuracy {m:.1} %, "));
+                let gap = evaluated.modality_gap;
+                line(format!("{method} {stage}: {mean}modality gap {gap:.3}"))
             }
+            Event::TasksAdded { names } => line(format!("{method}: added {}", names.join(", "))),
+            Event::Undone { name, .. } => line(format!("{method}: took back task {name}")),
             Event::Note { text } => line(format!("note: {text}")),
             Event::SkippedImages { count, names } => {
                 let images = plural(*count, "unreadable image");

@@ -577,6 +577,8 @@ pub fn run(args: RunArgs) -> Result<()> {
         peers,
         checkpointing: args.checkpointing,
         from_task: args.from_task.map(|number| number.get() - 1),
+        backfill: args.backfill,
+        undo: !args.no_undo,
         leave: Some({
             let (jobs, out) = (jobs.clone(), out.clone());
             leave(move || write_report(&jobs, &out, false))

@@ -102,11 +102,12 @@ pub fn estimate(
                 false => 1.0,
             };
             setup * ratio(full.reference, tried.reference) * repeats as f64
-                + later * (gram + trial.finish * finish_ratio)
+                + stages as f64 * (gram + trial.finish * finish_ratio)
         }
     };
-    // The last checkpoint keeps no state.
+    // The last checkpoint keeps no state. The state before the last task is kept for `undo`.
     let stages = stages as u64;
+    let states = 1 + u64::from(stages > 0);
     let kept = match checkpoints {
         true => stages * trial.checkpoint + stages.saturating_sub(1) * trial.kept,
         false => 0,
@@ -119,7 +120,7 @@ pub fn estimate(
         training,
         evaluation,
         between,
-        disk: kept + trial.state + if stages > 0 { moments } else { 0 },
+        disk: kept + states * trial.state + if stages > 0 { moments } else { 0 },
         memory,
     }
 }

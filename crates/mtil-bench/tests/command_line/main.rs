@@ -1,6 +1,7 @@
 //! End-to-end tests of the command line.
 
 mod failures;
+mod growth;
 mod images;
 #[cfg(unix)]
 mod interrupts;
