@@ -140,7 +140,7 @@ fn evaluate_128_images(bencher: Bencher<'_, '_>) {
     };
     bencher.bench_local(|| {
         evaluator
-            .accuracy(&clip.model, None, 0, &mut |_, _| {})
+            .accuracy(&clip.model, None, None, 0, &mut |_, _| {})
             .expect("images that can be drawn")
     });
 }

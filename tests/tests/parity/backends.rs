@@ -139,7 +139,7 @@ mod compared {
         ShortRun {
             losses,
             ranks,
-            accuracies: matrix.matrix.iter().flatten().copied().collect(),
+            accuracies: matrix.matrix.into_iter().flatten().flatten().collect(),
         }
     }
 }
