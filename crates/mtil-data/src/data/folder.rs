@@ -202,13 +202,12 @@ impl ImageFolder {
 }
 
 /// Returns the names of the train and the test folder among `folders`, if both exist.
-fn split_folders(path: &Path, folders: &[String]) -> Result<Option<[String; 2]>, DataError> {
+pub(super) fn split_folders(
+    path: &Path,
+    folders: &[String],
+) -> Result<Option<[String; 2]>, DataError> {
     let is = |folder: &str, names: &[&str]| names.iter().any(|n| folder.eq_ignore_ascii_case(n));
-    let find = |names: &[&str]| {
-        let mut names = names.iter();
-        names.find_map(|n| folders.iter().find(|f| f.eq_ignore_ascii_case(n)))
-    };
-    let halves = [find(&TRAIN_NAMES), find(&TEST_NAMES)];
+    let halves = [named(folders, &TRAIN_NAMES), test_folder(folders)];
     let holds_classes = |folder: &String| holds_only_folders(&path.join(folder));
     if let [Some(train), Some(test)] = halves {
         let ambiguous = [train, test].iter().any(|f| is(f, &AMBIGUOUS_NAMES));
@@ -230,6 +229,17 @@ fn split_folders(path: &Path, folders: &[String]) -> Result<Option<[String; 2]>,
         }
     }
     Ok(None)
+}
+
+/// Returns the name of the test folder among `folders`.
+pub(super) fn test_folder(folders: &[String]) -> Option<&String> {
+    named(folders, &TEST_NAMES)
+}
+
+/// Returns the first of `names` that `folders` has.
+fn named<'a>(folders: &'a [String], names: &[&str]) -> Option<&'a String> {
+    let mut names = names.iter();
+    names.find_map(|name| folders.iter().find(|f| f.eq_ignore_ascii_case(name)))
 }
 
 /// Returns the folders beside those of the splits. A validation split is none of them: beside a
@@ -401,7 +411,7 @@ pub(super) fn random_mask(
 }
 
 /// Returns the position in `classes` of each label.
-fn label_order(
+pub(super) fn label_order(
     path: &Path,
     classes: &[ClassFolder],
     options: &FolderOptions,
@@ -465,7 +475,10 @@ pub(crate) fn duplicate_name<'a>(
 }
 
 /// Concatenates the files of the classes in label order, with a label for each file.
-fn flatten(classes: &mut [ClassFolder], order: &[usize]) -> (Vec<ImageFile>, Vec<usize>) {
+pub(super) fn flatten(
+    classes: &mut [ClassFolder],
+    order: &[usize],
+) -> (Vec<ImageFile>, Vec<usize>) {
     let (mut files, mut labels) = (Vec::new(), Vec::new());
     for (label, &i) in order.iter().enumerate() {
         let of_class = std::mem::take(&mut classes[i].files);

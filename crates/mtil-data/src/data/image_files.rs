@@ -238,13 +238,16 @@ impl ImageSource for ImageFiles {
         self.files[index].modified
     }
 
-    fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>, DataError> {
         let path = self.path(index);
-        let bytes = std::fs::read(&path).map_err(|source| DataError::Io {
-            path: path.clone(),
-            source,
-        })?;
-        decode_with(&bytes, &path.display().to_string(), self.decode)
+        let read = std::fs::read(&path);
+        read.map(Some)
+            .map_err(|source| DataError::Io { path, source })
+    }
+
+    fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+        let bytes = self.encoded(index)?.unwrap_or_default();
+        decode_with(&bytes, &self.name(index), self.decode)
     }
 }
 

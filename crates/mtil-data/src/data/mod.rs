@@ -15,6 +15,7 @@ mod folder_warning;
 mod image_files;
 mod loader;
 mod order;
+mod remains;
 mod source;
 pub(crate) mod table;
 
@@ -30,4 +31,5 @@ pub use source::{DataError, ImageSource};
 
 pub(crate) use folder::duplicate_name;
 pub(crate) use image_files::is_image_with_suffix;
+pub(crate) use remains::{Remains, test_images};
 pub(crate) use source::but_others;

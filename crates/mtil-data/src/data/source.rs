@@ -289,6 +289,18 @@ pub trait ImageSource: Send + Sync {
         None
     }
 
+    /// Returns the bytes of the file of image `index`, from which [`load`](Self::load) decodes it.
+    /// Defaults to none, for an image without a file of its own.
+    ///
+    /// # Errors
+    /// [`DataError`] with the name of the image if it cannot be read.
+    ///
+    /// # Panics
+    /// If `index` is out of range.
+    fn encoded(&self, _index: usize) -> Result<Option<Vec<u8>>, DataError> {
+        Ok(None)
+    }
+
     /// Decodes image `index`.
     ///
     /// # Errors

@@ -57,13 +57,14 @@ pub fn rotate(suite: &Suite, k: usize) -> Suite {
     shifted
 }
 
-/// Returns the suite with [`few_shot`] applied to every task.
+/// Returns the suite with [`few_shot`] applied to every task whose images are there.
 ///
 /// # Errors
 /// As [`few_shot`].
 pub fn few_shot_suite(suite: &Suite, shots: usize, seed: u64) -> Result<Suite, DatasetError> {
     let mut few = suite.clone();
-    for task in &mut few.tasks {
+    let gone = &suite.extras.gone;
+    for task in few.tasks.iter_mut().filter(|t| !gone.contains_key(&t.name)) {
         *task = few_shot(task, shots, seed)?;
     }
     Ok(few)
@@ -159,6 +160,10 @@ impl ImageSource for Subset {
 
     fn modified(&self, index: usize) -> Option<SystemTime> {
         self.images.modified(self.indices[index])
+    }
+
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>, DataError> {
+        self.images.encoded(self.indices[index])
     }
 
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {

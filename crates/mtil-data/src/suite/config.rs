@@ -1,14 +1,17 @@
 //! Suite files: user-defined tasks as TOML, next to folders of images.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clip_model::preprocess::DecodeOptions;
 use serde::{Deserialize, Serialize};
 
-use super::{CaptionedImages, Extras, LabelledImages, Suite, SuiteError, SuiteWarning, Task};
+use super::{
+    CaptionedImages, Extras, LabelledImages, Suite, SuiteError, SuiteRecord, SuiteWarning, Task,
+    TaskRecord, gone,
+};
 use crate::{
-    data::{Article, CaptionFolder, DataError, FolderOptions, FolderWarning, ImageFolder},
+    data::{Article, CaptionFolder, DataError, FolderOptions, FolderWarning, ImageFolder, Remains},
     nearest,
 };
 
@@ -24,7 +27,7 @@ pub(super) struct SuiteConfig {
     pub(super) split_seed: u64,
     #[serde(default)]
     pub(super) task: Vec<TaskConfig>,
-    /// Required; absence has an error of its own.
+    /// Absence has an error of its own, unless there are other pairs.
     pub(super) reference: Option<ReferenceConfig>,
 }
 
@@ -32,7 +35,11 @@ pub(super) struct SuiteConfig {
 #[serde(deny_unknown_fields)]
 pub(super) struct TaskConfig {
     pub(super) name: String,
-    pub(super) path: PathBuf,
+    /// Required unless the images are gone; absence has an error of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) images: Option<ImagesConfig>,
     #[serde(default = "default_templates")]
     pub(super) templates: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,6 +48,13 @@ pub(super) struct TaskConfig {
     pub(super) test_fraction: Option<f64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) class_names: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ImagesConfig {
+    /// The training images are not there any more, or not to be used.
+    Gone,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -70,6 +84,27 @@ pub(super) enum ArticleConfig {
     Auto,
 }
 
+/// Options of [`Suite::load_from`].
+pub struct LoadOptions<'a> {
+    /// Decoding of the images.
+    pub decode: DecodeOptions,
+    /// Returns the records of runs on the suite of a name. A task in one of them does not need its
+    /// images.
+    pub learned: &'a dyn Fn(&str) -> Vec<SuiteRecord>,
+    /// Returns reference and held-out pairs for a suite file without `[reference]`.
+    pub reference: &'a dyn Fn() -> Option<[CaptionedImages; 2]>,
+}
+
+impl Default for LoadOptions<'_> {
+    fn default() -> Self {
+        Self {
+            decode: DecodeOptions::default(),
+            learned: &|_| Vec::new(),
+            reference: &|| None,
+        }
+    }
+}
+
 fn is_zero(value: &u64) -> bool {
     *value == 0
 }
@@ -90,10 +125,10 @@ impl Suite {
     /// # Errors
     /// [`SuiteError`] with the file, the key or the task, and the remedy.
     pub fn from_toml(path: &Path) -> Result<Self, SuiteError> {
-        Self::from_toml_with(path, DecodeOptions::default())
+        Self::from_toml_with(path, &LoadOptions::default())
     }
 
-    fn from_toml_with(path: &Path, decode: DecodeOptions) -> Result<Self, SuiteError> {
+    fn from_toml_with(path: &Path, options: &LoadOptions<'_>) -> Result<Self, SuiteError> {
         let text = std::fs::read_to_string(path).map_err(|source| SuiteError::Read {
             path: path.to_owned(),
             source,
@@ -104,7 +139,7 @@ impl Suite {
             message: error.to_string().trim_end().to_owned(),
         })?;
         let base = path.parent().unwrap_or(Path::new(""));
-        let suite = config.open(base, path, decode)?;
+        let suite = config.open(base, path, options)?;
         suite.check()?;
         Ok(suite)
     }
@@ -123,11 +158,25 @@ impl Suite {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_with(path: &Path, decode: DecodeOptions) -> Result<Self, SuiteError> {
+        let options = LoadOptions {
+            decode,
+            ..LoadOptions::default()
+        };
+        Self::load_from(path, &options)
+    }
+
+    /// Loads a suite as [`load`](Self::load) does, with options. If the training images of a
+    /// learned task are gone, or its key `images` says so, it is in [`Extras::gone`], without
+    /// training images, and with the test images that are left.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_from(path: &Path, options: &LoadOptions<'_>) -> Result<Self, SuiteError> {
         let inside = path.join(SUITE_FILE);
         if inside.is_file() {
-            Self::from_toml_with(&inside, decode)
+            Self::from_toml_with(&inside, options)
         } else if path.is_file() {
-            Self::from_toml_with(path, decode)
+            Self::from_toml_with(path, options)
         } else {
             Err(SuiteError::Missing {
                 path: path.to_owned(),
@@ -137,65 +186,124 @@ impl Suite {
 }
 
 impl SuiteConfig {
-    fn open(self, base: &Path, file: &Path, decode: DecodeOptions) -> Result<Suite, SuiteError> {
-        let reference = self.reference.ok_or_else(|| SuiteError::NoReference {
-            path: file.to_owned(),
-        })?;
+    fn open(self, base: &Path, file: &Path, load: &LoadOptions<'_>) -> Result<Suite, SuiteError> {
+        let decode = load.decode;
         let mut warnings = Vec::new();
-        let mut warn = |task: Option<&String>, found: &[FolderWarning]| {
-            warnings.extend(found.iter().map(|warning| SuiteWarning::Folder {
-                task: task.cloned(),
-                warning: warning.clone(),
-            }));
-        };
         let mut tasks = Vec::with_capacity(self.task.len());
+        let (mut gone, learned) = (BTreeMap::new(), (load.learned)(&self.name));
         for task in self.task {
             let options = FolderOptions {
-                classes: task.classes,
-                class_names: task.class_names,
+                classes: task.classes.clone(),
+                class_names: task.class_names.clone(),
                 test_fraction: task.test_fraction,
                 seed: self.split_seed,
                 decode,
             };
-            let folder = ImageFolder::open(&base.join(&task.path), &options).map_err(|source| {
-                SuiteError::Task {
-                    task: task.name.clone(),
-                    source,
+            let record = gone::record_of(&learned, &self.name, &task.name);
+            match task.folder(base, file, &options, record)? {
+                Some(folder) => {
+                    warnings.extend(folder.warnings.iter().map(|warning| SuiteWarning::Folder {
+                        task: Some(task.name.clone()),
+                        warning: warning.clone(),
+                    }));
+                    tasks.push(task.with_images(folder));
                 }
-            })?;
-            warn(Some(&task.name), &folder.warnings);
-            tasks.push(Task {
-                name: task.name,
-                class_names: folder.class_names,
-                templates: task.templates,
-                train: LabelledImages {
-                    images: folder.train,
-                    labels: folder.train_labels,
-                },
-                test: LabelledImages {
-                    images: folder.test,
-                    labels: folder.test_labels,
-                },
-            });
+                None => {
+                    let name = task.name.clone();
+                    let path = task.path.as_ref().map(|path| base.join(path));
+                    let record =
+                        record.ok_or_else(|| SuiteError::Unlearned { task: name.clone() })?;
+                    let (task, entry) = gone::open(task, path.as_deref(), &options, record)?;
+                    gone.insert(name, entry);
+                    tasks.push(task);
+                }
+            }
         }
-        let (reference, held_out) = reference.open(base, file, self.split_seed)?;
-        for pairs in [&reference, &held_out] {
-            warn(None, pairs.warnings());
-        }
-        let captioned = |folder: CaptionFolder| {
-            let (images, captions) = folder.with_decode_options(decode).into_parts();
-            CaptionedImages { images, captions }
+        warnings.extend(known_classes(&tasks));
+        let mut warn = |found: &[FolderWarning]| {
+            warnings.extend(found.iter().map(|warning| SuiteWarning::Folder {
+                task: None,
+                warning: warning.clone(),
+            }));
+        };
+        let [reference, held_out] = match &self.reference {
+            None => (load.reference)().ok_or_else(|| SuiteError::NoReference {
+                path: file.to_owned(),
+            })?,
+            Some(config) => {
+                let (reference, held_out) = config.open(base, file, self.split_seed)?;
+                for pairs in [&reference, &held_out] {
+                    warn(pairs.warnings());
+                }
+                [reference, held_out].map(|folder| {
+                    let (images, captions) = folder.with_decode_options(decode).into_parts();
+                    CaptionedImages { images, captions }
+                })
+            }
         };
         Ok(Suite {
             name: self.name,
             tasks,
-            reference: captioned(reference),
-            held_out: captioned(held_out),
+            reference,
+            held_out,
             extras: Extras {
+                gone,
                 warnings,
                 ..Extras::default()
             },
         })
+    }
+}
+
+impl TaskConfig {
+    /// Reads the images of the task; none if its training images are gone. `record` is that of the
+    /// task, if it is learned.
+    fn folder(
+        &self,
+        base: &Path,
+        file: &Path,
+        options: &FolderOptions,
+        record: Option<&TaskRecord>,
+    ) -> Result<Option<ImageFolder>, SuiteError> {
+        if self.images == Some(ImagesConfig::Gone) {
+            return Ok(None);
+        }
+        let path = self.path.as_ref().ok_or_else(|| SuiteError::Setting {
+            path: file.to_owned(),
+            message: format!(
+                "task `{}` needs `path = \"folder\"`, the folder of its images",
+                self.name
+            ),
+        })?;
+        let path = base.join(path);
+        match ImageFolder::open(&path, options) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(_)
+                if record.is_some() && Remains::of(&path).is_ok_and(|r| r != Remains::Training) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(SuiteError::Task {
+                task: self.name.clone(),
+                source,
+            }),
+        }
+    }
+
+    fn with_images(self, folder: ImageFolder) -> Task {
+        Task {
+            name: self.name,
+            class_names: folder.class_names,
+            templates: self.templates,
+            train: LabelledImages {
+                images: folder.train,
+                labels: folder.train_labels,
+            },
+            test: LabelledImages {
+                images: folder.test,
+                labels: folder.test_labels,
+            },
+        }
     }
 }
 
@@ -260,6 +368,23 @@ impl ReferenceConfig {
             }
         }
     }
+}
+
+/// Returns a warning for each task whose classes are all those of an earlier one. The tokenizer does
+/// not distinguish upper and lower case.
+fn known_classes(tasks: &[Task]) -> Vec<SuiteWarning> {
+    let classes = |task: &Task| -> BTreeSet<String> {
+        task.class_names.iter().map(|c| c.to_lowercase()).collect()
+    };
+    let all: Vec<BTreeSet<String>> = tasks.iter().map(classes).collect();
+    let warning = |(index, task): (usize, &Task)| {
+        let earlier = (0..index).find(|earlier| all[index].is_subset(&all[*earlier]))?;
+        Some(SuiteWarning::KnownClasses {
+            task: task.name.clone(),
+            earlier: tasks[earlier].name.clone(),
+        })
+    };
+    tasks.iter().enumerate().filter_map(warning).collect()
 }
 
 /// Returns the known key nearest to the unknown one in serde's message
@@ -520,6 +645,27 @@ pub(super) mod tests {
         // A task that is not part of the suite has no warning.
         suite.tasks[0].name = "boots".into();
         assert_eq!(texts(&suite).len(), 1);
+    }
+
+    #[test]
+    fn a_task_of_known_classes_is_a_warning() {
+        let again = "[[task]]\nname = 'more shoes'\npath = 'shoes'\n\
+            class_names = { sneaker = 'Sneaker' }\n";
+        let other = again
+            .replace("'Sneaker'", "'boot'")
+            .replace("more", "other");
+        let suite = load(&format!(
+            "name = 'x'\n{}{again}{other}{REFERENCE}",
+            task("")
+        ))
+        .unwrap();
+        let known = |warning: &SuiteWarning| matches!(warning, SuiteWarning::KnownClasses { .. });
+        let found: Vec<_> = suite.warnings().into_iter().filter(known).collect();
+        let expected = SuiteWarning::KnownClasses {
+            task: "more shoes".into(),
+            earlier: "shoes".into(),
+        };
+        assert_eq!(found, [expected]);
     }
 
     #[test]

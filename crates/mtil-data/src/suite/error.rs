@@ -36,6 +36,15 @@ pub enum SuiteError {
         /// The file.
         path: PathBuf,
     },
+    /// The images of a task are gone, and no run has learned it.
+    #[error(
+        "task `{task}`: no run has learned it in the output folder, so its images are needed: \
+         remove `images = \"gone\"`, or the task"
+    )]
+    Unlearned {
+        /// The task.
+        task: String,
+    },
     /// Settings of the suite file contradict each other.
     #[error("suite file {}: {message}", path.display())]
     Setting {

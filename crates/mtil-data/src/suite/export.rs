@@ -129,7 +129,8 @@ fn write(
             .collect();
         tasks.push(TaskConfig {
             name: task.name.clone(),
-            path: folder.into(),
+            path: Some(folder.into()),
+            images: None,
             templates: task.templates.clone(),
             classes: Some(task.class_names.clone()),
             test_fraction: None,

@@ -6,6 +6,7 @@ mod config;
 mod decode;
 mod error;
 mod export;
+mod gone;
 mod record;
 mod warning;
 
@@ -13,9 +14,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::data::ImageSource;
 
+pub use config::LoadOptions;
 pub use decode::DecodedSet;
 pub use error::SuiteError;
 pub use export::{ExportSummary, export};
+pub use gone::GoneTask;
 pub use record::{ImageSet, ImageSetRecord, SuiteRecord, TaskRecord};
 pub use warning::SuiteWarning;
 
@@ -143,6 +146,8 @@ pub struct Extras {
     /// Reference pairs by task name, which replace the suite's. GIFT has a synthetic set for each
     /// task.
     pub references: BTreeMap<String, CaptionedImages>,
+    /// Tasks that were learned from training images that are gone, by name.
+    pub gone: BTreeMap<String, GoneTask>,
     /// Warnings of the loader, which [`Suite::warnings`] returns together with its own.
     pub warnings: Vec<SuiteWarning>,
 }

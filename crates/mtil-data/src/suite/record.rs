@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    CaptionedImages, Suite, Task,
+    CaptionedImages, GoneTask, Suite, Task,
     check::{hash_images, hash_number, hash_text},
 };
 
@@ -91,7 +91,13 @@ impl SuiteRecord {
             suite: suite.name.clone(),
             shared: hexadecimal(shared),
             tasks: tasks
-                .map(|task| TaskRecord::of(task, extras.references.get(&task.name)))
+                .map(|task| {
+                    let record = TaskRecord::of(task, extras.references.get(&task.name));
+                    match extras.gone.get(&task.name) {
+                        Some(gone) => record.with_gone_images(gone),
+                        None => record,
+                    }
+                })
                 .collect(),
         }
     }
@@ -132,6 +138,12 @@ impl SuiteRecord {
 }
 
 impl TaskRecord {
+    /// Returns the number of training images.
+    pub fn training_images(&self) -> usize {
+        let images = self.images.get(&ImageSet::Training);
+        images.map_or(0, |images| images.count)
+    }
+
     fn of(task: &Task, reference: Option<&CaptionedImages>) -> Self {
         let labelled = [
             (ImageSet::Training, &task.train),
@@ -155,6 +167,17 @@ impl TaskRecord {
             templates: task.templates.clone(),
             images: labelled.into_iter().chain(reference).collect(),
         }
+    }
+
+    /// Returns the record with the images that are gone.
+    fn with_gone_images(mut self, gone: &GoneTask) -> Self {
+        let test = (!gone.has_test_images).then_some(ImageSet::Test);
+        for set in [ImageSet::Training].into_iter().chain(test) {
+            if let Some(images) = gone.record.images.get(&set) {
+                self.images.insert(set, images.clone());
+            }
+        }
+        self
     }
 
     /// Adds a line for each thing that has changed in the task of this name.

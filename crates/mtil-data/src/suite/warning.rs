@@ -14,6 +14,13 @@ pub enum SuiteWarning {
         /// The content.
         warning: FolderWarning,
     },
+    /// Every class of a task is a class of an earlier task.
+    KnownClasses {
+        /// The task.
+        task: String,
+        /// The earlier task.
+        earlier: String,
+    },
     /// Test images of a task are also training images.
     SharedImages {
         /// The task.
@@ -30,7 +37,7 @@ impl SuiteWarning {
     pub fn task(&self) -> Option<&str> {
         match self {
             Self::Folder { task, .. } => task.as_deref(),
-            Self::SharedImages { task, .. } => Some(task),
+            Self::KnownClasses { task, .. } | Self::SharedImages { task, .. } => Some(task),
         }
     }
 }
@@ -43,6 +50,12 @@ impl std::fmt::Display for SuiteWarning {
         }
         match self {
             Self::Folder { warning, .. } => write!(f, "{warning}"),
+            Self::KnownClasses { earlier, .. } => write!(
+                f,
+                "all its classes are classes of task `{earlier}` too, so that the two tasks cannot be \
+                 told apart without the task of an image; further images of known classes belong to \
+                 the earlier task, in a new run"
+            ),
             Self::SharedImages { images, first, .. } => write!(
                 f,
                 "test images that are also training images, so that their accuracy is not that on \

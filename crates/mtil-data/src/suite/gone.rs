@@ -1,0 +1,220 @@
+//! Tasks whose training images are gone: what they were learned from is known from a record.
+
+use std::{path::Path, sync::Arc};
+
+use image::DynamicImage;
+
+use super::{LabelledImages, Suite, SuiteError, SuiteRecord, Task, TaskRecord, config::TaskConfig};
+use crate::data::{DataError, FolderOptions, ImageSource, Remains, test_images};
+
+/// A task that was learned from images that are gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoneTask {
+    /// What the task was learned from.
+    pub record: TaskRecord,
+    /// Whether its test images are left.
+    pub has_test_images: bool,
+}
+
+impl Suite {
+    /// Returns the names of the tasks whose training images are gone, in order.
+    pub fn gone_tasks(&self) -> impl Iterator<Item = &str> {
+        let names = self.tasks.iter().map(|task| task.name.as_str());
+        names.filter(|name| self.extras.gone.contains_key(*name))
+    }
+}
+
+/// Returns the record of the task `name` in the first of `learned` that is of the suite and has it.
+pub(super) fn record_of<'a>(
+    learned: &'a [SuiteRecord],
+    suite: &str,
+    name: &str,
+) -> Option<&'a TaskRecord> {
+    let records = learned.iter().filter(|record| record.suite == suite);
+    records
+        .flat_map(|record| &record.tasks)
+        .find(|task| task.name == name)
+}
+
+/// Returns the task of `config` with the test images that are left in `path`, and its entry in
+/// [`Extras::gone`](super::Extras::gone).
+///
+/// # Errors
+/// [`SuiteError::Task`] for test images that do not fit the classes.
+pub(super) fn open(
+    config: TaskConfig,
+    path: Option<&Path>,
+    options: &FolderOptions,
+    record: &TaskRecord,
+) -> Result<(Task, GoneTask), SuiteError> {
+    let classes = config.classes.unwrap_or_else(|| record.classes.clone());
+    let wrong = |source| SuiteError::Task {
+        task: config.name.clone(),
+        source,
+    };
+    let left = path.map_or(Ok(Remains::Nothing), Remains::without_training);
+    let test = match (path, left.map_err(wrong)?) {
+        (Some(path), Remains::Test(test)) => {
+            let found = test_images(path, &test, &classes, options);
+            let (images, labels) = found.map_err(wrong)?;
+            LabelledImages { images, labels }
+        }
+        _ => no_images(),
+    };
+    let gone = GoneTask {
+        record: record.clone(),
+        has_test_images: !test.labels.is_empty(),
+    };
+    let task = Task {
+        name: config.name,
+        class_names: classes,
+        templates: config.templates,
+        train: no_images(),
+        test,
+    };
+    Ok((task, gone))
+}
+
+fn no_images() -> LabelledImages {
+    LabelledImages {
+        images: Arc::new(NoImages),
+        labels: Vec::new(),
+    }
+}
+
+/// An image source without images.
+struct NoImages;
+
+impl ImageSource for NoImages {
+    fn len(&self) -> usize {
+        0
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("image {index} of none")
+    }
+
+    fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
+        Err(DataError::Image {
+            name: self.name(index),
+            reason: "there are no images".to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::LoadOptions;
+    use super::super::config::tests::{REFERENCE, suite_folder, task};
+    use super::*;
+
+    fn load(folder: &Path, learned: &[SuiteRecord]) -> Result<Suite, SuiteError> {
+        let options = LoadOptions {
+            learned: &|_| learned.to_vec(),
+            ..LoadOptions::default()
+        };
+        Suite::load_from(&folder.join("my.toml"), &options)
+    }
+
+    fn error(folder: &Path, learned: &[SuiteRecord]) -> String {
+        let error = load(folder, learned).err().expect("the images are needed");
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        format!("{error}: {}", source.unwrap_or_default())
+    }
+
+    #[test]
+    fn a_learned_task_needs_no_images() {
+        let dir = suite_folder(&format!("name = 'x'\n{}{REFERENCE}", task("")));
+        let whole = load(dir.path(), &[]).unwrap();
+        let record = SuiteRecord::of(&whole);
+        assert_eq!(whole.gone_tasks().count(), 0);
+        std::fs::remove_dir_all(dir.path().join("shoes")).unwrap();
+        assert!(error(dir.path(), &[]).contains("no folder"));
+        let suite = load(dir.path(), std::slice::from_ref(&record)).unwrap();
+        assert_eq!(suite.gone_tasks().collect::<Vec<_>>(), ["shoes"]);
+        assert_eq!(suite.tasks[0].class_names, ["flip flop", "sneaker"]);
+        assert!(suite.tasks[0].test.labels.is_empty());
+        suite.check().unwrap();
+        assert_eq!(SuiteRecord::of(&suite), record);
+        // A record of another suite, or of other tasks, does not help.
+        let mut other = record.clone();
+        other.suite = "y".into();
+        assert!(error(dir.path(), &[other]).contains("no folder"));
+        let mut other = record;
+        other.tasks[0].name = "boots".into();
+        assert!(error(dir.path(), &[other]).contains("no folder"));
+    }
+
+    #[test]
+    fn images_may_be_given_up_by_name() {
+        let dir = suite_folder(&format!("name = 'x'\n{}{REFERENCE}", task("")));
+        let record = SuiteRecord::of(&load(dir.path(), &[]).unwrap());
+        let without_path = "[[task]]\nname = 'shoes'\nimages = 'gone'\n";
+        for gone in [task("images = 'gone'"), without_path.to_owned()] {
+            let toml = format!("name = 'x'\n{gone}{REFERENCE}");
+            std::fs::write(dir.path().join("my.toml"), toml).unwrap();
+            let suite = load(dir.path(), std::slice::from_ref(&record)).unwrap();
+            assert_eq!(suite.gone_tasks().count(), 1);
+            assert_eq!(SuiteRecord::of(&suite), record);
+            let message = error(dir.path(), &[]);
+            assert!(message.contains("no run has learned"), "{message}");
+        }
+        let toml = format!("name = 'x'\n[[task]]\nname = 'shoes'\n{REFERENCE}");
+        std::fs::write(dir.path().join("my.toml"), toml).unwrap();
+        let message = error(dir.path(), &[]);
+        assert!(
+            message.contains("task `shoes`") && message.contains("path"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn changes_of_a_task_without_images_are_found() {
+        let dir = suite_folder(&format!("name = 'x'\n{}{REFERENCE}", task("")));
+        let record = SuiteRecord::of(&load(dir.path(), &[]).unwrap());
+        std::fs::remove_dir_all(dir.path().join("shoes")).unwrap();
+        for (keys, change) in [
+            ("classes = ['flip flop', 'trainer']", "class 2"),
+            ("templates = ['{}']", "template 1"),
+        ] {
+            let toml = format!("name = 'x'\n{}{REFERENCE}", task(keys));
+            std::fs::write(dir.path().join("my.toml"), toml).unwrap();
+            let suite = load(dir.path(), std::slice::from_ref(&record)).unwrap();
+            let differences = record.differences(&SuiteRecord::of(&suite));
+            assert!(differences[0].contains(change), "{differences:?}");
+        }
+    }
+
+    #[test]
+    fn test_images_that_are_left_are_used() {
+        let dir = suite_folder(&format!("name = 'x'\n{}{REFERENCE}", task("")));
+        let shoes = dir.path().join("shoes");
+        for split in ["train", "test"] {
+            for class in ["sneaker", "flip_flop"] {
+                let folder = shoes.join(split).join(class);
+                std::fs::create_dir_all(&folder).unwrap();
+                let from = shoes
+                    .join(class)
+                    .join(if split == "train" { "0.png" } else { "1.png" });
+                std::fs::copy(from, folder.join("a.png")).unwrap();
+            }
+        }
+        for class in ["sneaker", "flip_flop"] {
+            std::fs::remove_dir_all(shoes.join(class)).unwrap();
+        }
+        let whole = load(dir.path(), &[]).unwrap();
+        let record = SuiteRecord::of(&whole);
+        std::fs::remove_dir_all(shoes.join("train")).unwrap();
+        let suite = load(dir.path(), std::slice::from_ref(&record)).unwrap();
+        let gone = &suite.extras.gone["shoes"];
+        assert!(gone.has_test_images);
+        assert_eq!(suite.tasks[0].test.labels, whole.tasks[0].test.labels);
+        assert_eq!(SuiteRecord::of(&suite), record);
+        // Other test images are a change.
+        std::fs::remove_file(shoes.join("test/sneaker/a.png")).unwrap();
+        std::fs::write(shoes.join("test/sneaker/b.png"), b"another").unwrap();
+        let suite = load(dir.path(), std::slice::from_ref(&record)).unwrap();
+        let differences = record.differences(&SuiteRecord::of(&suite));
+        assert!(differences[0].contains("test images"), "{differences:?}");
+    }
+}
