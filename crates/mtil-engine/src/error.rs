@@ -68,6 +68,15 @@ pub enum RunError {
         /// Names of the further tasks.
         tasks: Vec<String>,
     },
+    /// A task that is to be learned has no training images.
+    #[error(
+        "the images of task `{task}` are gone, and the run has not learned it: put them back, or \
+         remove the task"
+    )]
+    ImagesGone {
+        /// The task.
+        task: String,
+    },
     /// The directory holds no run.
     #[error("{} holds no run", path.display())]
     NoRun {

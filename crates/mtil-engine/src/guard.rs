@@ -97,6 +97,17 @@ pub enum GuardError {
         /// The most similar action.
         near: Option<String>,
     },
+    /// The task is learned, and its test images are gone.
+    #[error(
+        "rule `{rule}`: the test images of task `{task}` are gone, so that its accuracy is not \
+         known any more: remove the rule"
+    )]
+    Gone {
+        /// The rule.
+        rule: String,
+        /// The task.
+        task: String,
+    },
     /// The suite has no task of this name.
     #[error(
         "rule `{rule}`: the suite has no task `{task}` (it has: {}){}",
@@ -495,6 +506,22 @@ impl Guard {
                     tasks: tasks.to_vec(),
                     near: nearest(task, tasks.iter().map(String::as_str)),
                 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that no rule names a task whose accuracy is not measured any more.
+    ///
+    /// # Errors
+    /// [`GuardError::Gone`] for the first one that does.
+    pub fn check_measured(&self, is_gone: &dyn Fn(&str) -> bool) -> Result<(), GuardError> {
+        for rule in &self.rules {
+            if let Quantity::Accuracy(task) = &rule.quantity
+                && is_gone(task)
+            {
+                let (rule, task) = (rule.to_string(), task.clone());
+                return Err(GuardError::Gone { rule, task });
             }
         }
         Ok(())

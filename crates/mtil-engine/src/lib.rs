@@ -18,6 +18,7 @@ pub mod batch;
 mod error;
 pub mod eval;
 pub mod guard;
+mod kept;
 pub mod measures;
 mod mechanism;
 pub mod method;

@@ -9,11 +9,13 @@
 //! formulas as GIFT_CL `utils/metrics.py`); BWT and Forgetting follow Mammoth
 //! `utils/metrics.py`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use crate::kept::Kept;
 use mtil_data::files::write_atomically;
 
 /// Error of an invalid accuracy matrix.
@@ -345,7 +347,7 @@ fn check_row(
 }
 
 /// Arithmetic mean of the values that are there; none if there are none.
-pub(crate) fn mean(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
+pub fn mean(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
     let known = values.into_iter().flatten();
     let (sum, n) = known.fold((0.0, 0usize), |(sum, n), v| (sum + v, n + 1));
     (n > 0).then(|| sum / n as f64)
@@ -481,6 +483,9 @@ pub struct MetricsFile {
     /// State that the method carries from task to task besides the model's weights, in bytes, after
     /// the last task so far: rehearsal images, statistics, earlier weights.
     pub bytes_kept: Option<u64>,
+    /// The same by what it is.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept: BTreeMap<Kept, u64>,
     /// Number of trainable parameters.
     pub trainable_parameters: Option<u64>,
     /// Departures from the usual protocol, such as "every 2 tasks".

@@ -34,7 +34,7 @@ const LOGIT_SCALE: f64 = 100.0;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Accuracy on each task in %, among its own classes; none on a task that the suite did not have
-    /// yet.
+    /// yet, or whose test images are gone.
     pub accuracies: Vec<Option<f64>>,
     /// Accuracy in % on the task just learned under the prompt rule of later stages, if that rule
     /// differs.
@@ -61,6 +61,19 @@ pub struct Evaluation {
     /// Number of test images per task, if a subset was used.
     #[serde(default)]
     pub thinned: Option<TestSubset>,
+}
+
+impl Evaluation {
+    /// Returns the accuracies under the prompt rule of later stages. `learned` is the index of the
+    /// task that was just learned, whose templates may change then.
+    pub(crate) fn under_later_prompts(&self, learned: Option<usize>) -> Vec<Option<f64>> {
+        let mut accuracies = self.accuracies.clone();
+        let cell = learned.and_then(|task| accuracies.get_mut(task));
+        if let (Some(cell), Some(later)) = (cell, self.learned) {
+            *cell = Some(later);
+        }
+        accuracies
+    }
 }
 
 /// Number of test images per task in an evaluation on a subset.
@@ -131,8 +144,8 @@ impl Evaluator<'_> {
     /// task, on the held-out pairs and on the caption sets.
     ///
     /// The scores of `scorer`, if there is one, replace the zero-shot logits. The features of a
-    /// test set are computed once for all measures. The details are one entry per task, in order,
-    /// or empty unless [`EvalOptions::details`] is set. `progress` receives the numbers of encoded
+    /// test set are computed once for all measures. The details are one entry per task with test
+    /// images, in order, or empty unless [`EvalOptions::details`] is set. `progress` receives the numbers of encoded
     /// and of all image batches, first when the classifiers are built.
     ///
     /// # Errors
@@ -158,6 +171,12 @@ impl Evaluator<'_> {
         let (mut accuracies, mut agnostic, mut details) = (Vec::new(), Vec::new(), Vec::new());
         let mut learned = None;
         for (task_index, task) in tasks.iter().enumerate() {
+            if task.test.labels.is_empty() {
+                // Its images are gone.
+                accuracies.push(None);
+                agnostic.push(None);
+                continue;
+            }
             // The reference rule uses one template for a learned task from the next stage on. Its
             // accuracy under that rule now is what backward transfer compares later stages with.
             let later_head = match stage {

@@ -17,7 +17,7 @@ use super::{
     module_file::{self, NamedTensors, named_values},
     state::{MechanismState, RunState},
 };
-use crate::error::RunError;
+use crate::{error::RunError, metrics::Kept};
 use mtil_data::seeds;
 
 /// Low-rank adapters `W + (alpha/rank)·A·B` on two-dimensional weights (Hu et al. 2021). All
@@ -67,6 +67,10 @@ impl MechanismState for LoraState {
     /// 0, since adapters are merged into the weights at the end of a task.
     fn bytes(&self, _: &Clip) -> u64 {
         0
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::Weights
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     batch::{BatchError, Images},
     error::RunError,
     eval::to_host,
+    metrics::Kept,
     tape::on_tape,
 };
 use mtil_data::{seeds, suite::Task};
@@ -95,6 +96,10 @@ impl MechanismState for Importance {
 
     fn bytes(&self, _: &Clip) -> u64 {
         2 * 4 * self.at.num_parameters() as u64
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::Weights
     }
 }
 

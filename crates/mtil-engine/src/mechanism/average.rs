@@ -12,7 +12,7 @@ use super::{
     state::{MechanismState, RunState, load_plain, read_json, save_model, write_json},
     weights::combine,
 };
-use crate::error::RunError;
+use crate::{error::RunError, metrics::Kept};
 
 /// Running average `W` of the weights over a task: after training steps 0, `every`, 2·`every`, …
 /// `W ← alpha · (n·W + θ)/(n + 1) + (1 − alpha) · θ⁰`. It starts with `n = 1` and `W = θ⁰`, the
@@ -58,6 +58,10 @@ impl MechanismState for RunningAverage {
     /// 0, since the average is dropped at the end of a task.
     fn bytes(&self, _: &Clip) -> u64 {
         0
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::Weights
     }
 }
 

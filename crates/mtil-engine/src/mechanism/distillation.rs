@@ -14,7 +14,7 @@ use super::{
     context::{MethodOutline, RequiredWeights, TaskContext, at_least_one, in_range},
     earlier_weights::Teacher,
     hooks::Mechanism,
-    rehearsal_memory::RehearsalMemory,
+    rehearsal_images::RehearsalState,
     state::RunState,
     training_images::ConcatImages,
 };
@@ -132,7 +132,8 @@ impl Mechanism for DistillMechanism {
         state: &RunState,
     ) -> Result<Option<Box<dyn AuxiliaryLoss>>, RunError> {
         let run = task.run;
-        let memory = state.get::<RehearsalMemory>().filter(|_| task.index > 0);
+        let memory = state.get::<RehearsalState>().map(RehearsalState::memory);
+        let memory = memory.filter(|_| task.index > 0);
         let rehearsal_images = memory.map(|memory| -> Arc<dyn ImageSource> {
             Arc::new(ConcatImages::new(run.suite, memory.items()))
         });

@@ -29,7 +29,7 @@ use super::{
     module_file::{self, named_values, restore},
     state::{MechanismState, RunState, read_json, write_json},
 };
-use crate::{error::RunError, eval::Encoder};
+use crate::{error::RunError, eval::Encoder, metrics::Kept};
 use mtil_data::seeds;
 
 /// Mixture-of-experts adapters in parallel to the MLP of every block of both towers (MoE-Adapters,
@@ -94,6 +94,10 @@ impl MechanismState for MixtureState {
 
     fn bytes(&self, _: &Clip) -> u64 {
         4 * self.mixtures.num_params() as u64
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::Weights
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `alignment` | contrastive distillation and alignment on reference pairs |
 //! | `distillation` | distillation of image-text similarities against fixed texts |
 //! | `rehearsal`, `rehearsal_memory` | selection and classification of images of earlier tasks |
+//! | `rehearsal_images` | the files of these images, which outlast the training sets |
 //! | `training_images` | training images of one or several tasks |
 //! | `anchor` | penalties on the distance from earlier weights |
 //! | `average`, `merge` | weight averaging during a task, weight interpolation after it |
@@ -34,6 +35,7 @@ pub(crate) mod module_file;
 pub(crate) mod projection;
 pub(crate) mod regression;
 pub(crate) mod rehearsal;
+pub(crate) mod rehearsal_images;
 pub mod rehearsal_memory;
 pub(crate) mod state;
 pub(crate) mod trainable;

@@ -15,7 +15,7 @@ use super::{
     hooks::Mechanism,
     state::{MechanismState, RunState},
 };
-use crate::{error::RunError, recording::InputRecorder};
+use crate::{error::RunError, metrics::Kept, recording::InputRecorder};
 use mtil_data::{data::BatchOrder, seeds};
 
 /// Null-space projection of the training steps after the first task.
@@ -130,6 +130,10 @@ impl MechanismState for Memory {
 
     fn bytes(&self, _: &Clip) -> u64 {
         Memory::bytes(self) as u64
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::Statistics
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     batch::BatchError,
     error::RunError,
     eval::{LabelSpace, Scorer, to_host},
+    metrics::Kept,
 };
 use mtil_data::{seeds, suite::Suite};
 
@@ -83,6 +84,14 @@ impl MechanismState for Regression {
         match self.classes() {
             0 => 0,
             _ => self.bytes_kept(),
+        }
+    }
+
+    fn kept(&self) -> Kept {
+        match self {
+            Self::Primal(_) => Kept::Statistics,
+            // Those of every training image.
+            Self::Dual(_) => Kept::Features,
         }
     }
 }

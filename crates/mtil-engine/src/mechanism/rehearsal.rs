@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use clip_model::{Clip, ClipModel};
+use clip_model::ClipModel;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -12,10 +12,11 @@ use super::{
         MethodOutline, Phase, PhaseProgress, RunContext, TaskContext, at_least_one, in_range,
     },
     hooks::Mechanism,
+    rehearsal_images::RehearsalState,
     rehearsal_memory::{
         Quota, REFERENCE_SCAN, RehearsalMemory, balanced, first, herding, herding_reference, random,
     },
-    state::{MechanismState, RunState, read_json, write_json},
+    state::{MechanismState, RunState},
     training_images::TrainingImages,
 };
 use crate::{
@@ -76,23 +77,6 @@ pub enum RehearsalSelection {
     First,
 }
 
-const FILE: &str = "exemplars.json";
-
-impl MechanismState for RehearsalMemory {
-    fn copy(&self) -> Option<Box<dyn MechanismState>> {
-        Some(Box::new(self.clone()))
-    }
-
-    fn save(&self, folder: &Path, _: &Clip) -> Result<(), RunError> {
-        write_json(self, &folder.join(FILE))
-    }
-
-    /// Bytes of the images as 8-bit crops of the model's input size.
-    fn bytes(&self, checkpoint: &Clip) -> u64 {
-        RehearsalMemory::bytes(self, checkpoint.preprocess.image_size())
-    }
-}
-
 impl Mechanism for Rehearsal {
     fn key(&self) -> &'static str {
         "rehearsal"
@@ -117,11 +101,8 @@ impl Mechanism for Rehearsal {
         folder: &Path,
         _: &RunContext<'_>,
     ) -> Result<Option<Box<dyn MechanismState>>, RunError> {
-        let path = folder.join(FILE);
-        if !path.exists() {
-            return Ok(None);
-        }
-        Ok(Some(Box::new(read_json::<RehearsalMemory>(&path)?)))
+        let loaded = RehearsalState::load(folder)?;
+        Ok(loaded.map(|state| Box::new(state) as Box<dyn MechanismState>))
     }
 
     fn auxiliary_loss(
@@ -129,7 +110,7 @@ impl Mechanism for Rehearsal {
         task: &TaskContext<'_>,
         state: &RunState,
     ) -> Result<Option<Box<dyn AuxiliaryLoss>>, RunError> {
-        let memory = state.get::<RehearsalMemory>();
+        let memory = state.get::<RehearsalState>().map(RehearsalState::memory);
         let Some(memory) = memory.filter(|_| task.index > 0 && self.weight > 0.0) else {
             return Ok(None);
         };
@@ -145,17 +126,14 @@ impl Mechanism for Rehearsal {
         state: &mut RunState,
         progress: &mut PhaseProgress<'_>,
     ) -> Result<(), RunError> {
-        let memory = match state.get::<RehearsalMemory>() {
-            Some(memory) => memory.clone(),
+        let before = state.get::<RehearsalState>();
+        let memory = match before {
+            Some(before) => before.memory().clone(),
             None => RehearsalMemory::new(self.size, self.quota)?,
         };
-        state.set(add_task_images(
-            memory,
-            self.choice,
-            task,
-            trained,
-            progress,
-        )?);
+        let memory = add_task_images(memory, self.choice, task, trained, progress)?;
+        let images = RehearsalState::new(memory, task.run.suite, before)?;
+        state.set(images);
         Ok(())
     }
 }

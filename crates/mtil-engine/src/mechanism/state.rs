@@ -5,6 +5,7 @@
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -22,6 +23,7 @@ use crate::{
     error::{RunError, StateFault},
     eval::Evaluation,
     guard::Breach,
+    metrics::Kept,
 };
 use mtil_data::files::write_atomically;
 
@@ -71,6 +73,9 @@ pub(crate) trait MechanismState: Any + Send {
 
     /// Returns the bytes that are carried from task to task.
     fn bytes(&self, checkpoint: &Clip) -> u64;
+
+    /// Returns what these bytes are.
+    fn kept(&self) -> Kept;
 }
 
 pub(crate) const MODEL: &str = "model.safetensors";
@@ -147,9 +152,13 @@ impl RunState {
         self.mechanisms.push(state);
     }
 
-    /// Returns the bytes that all mechanisms carry from task to task.
-    pub fn mechanism_bytes(&self, checkpoint: &Clip) -> u64 {
-        self.mechanisms.iter().map(|c| c.bytes(checkpoint)).sum()
+    /// Returns the bytes that the mechanisms carry from task to task, by what they are.
+    pub fn kept(&self, checkpoint: &Clip) -> BTreeMap<Kept, u64> {
+        let mut kept = BTreeMap::new();
+        for state in &self.mechanisms {
+            *kept.entry(state.kept()).or_default() += state.bytes(checkpoint);
+        }
+        kept
     }
 
     /// Writes the state, and that of the optimizer within a task. `folders` are those of the

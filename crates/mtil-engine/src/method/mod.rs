@@ -629,6 +629,12 @@ impl Method {
         self.compares_with_teacher() || self.map > 0.0
     }
 
+    /// Returns whether the method distils on reference images.
+    pub fn distils_reference_images(&self) -> bool {
+        let distill = self.distill.as_ref();
+        distill.is_some_and(|distill| distill.images == DistillImages::Reference)
+    }
+
     /// Returns whether a loss compares the features of the reference pairs with a teacher's.
     pub fn compares_with_teacher(&self) -> bool {
         self.cd > 0.0 || self.hold_means > 0.0

@@ -287,8 +287,9 @@ fn check_request(
             Lineage::of_earlier_version(fingerprint, suite)
         }
     };
-    // Rules of the drift guard change no weights, and may name the new tasks.
-    let grows = |lineage: &Lineage| lineage.suite.tasks.len() < now.suite.tasks.len();
+    // Rules of the drift guard change no weights, and may name the new tasks, or those that are gone.
+    let gone = !suite.extras.gone.is_empty();
+    let grows = |lineage: &Lineage| gone || lineage.suite.tasks.len() < now.suite.tasks.len();
     let mut differences = Vec::new();
     let guards = [&mut old, &mut new].map(|request| {
         let removable = lineage.as_ref().is_some_and(grows);

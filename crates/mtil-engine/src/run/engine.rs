@@ -31,6 +31,7 @@ use crate::{
         auxiliary_loss::AuxiliaryLoss,
         context::{Phase, RunContext, TaskContext},
         hooks::{Mechanism, initial_run_state, load_run_state},
+        rehearsal_images::with_kept_images,
         state::{OPTIMIZER, Position, RunState, remove_folder},
     },
     method::{Method, Start},
@@ -159,6 +160,17 @@ pub fn run(
         check_classes(checkpoint, suite, templates)?;
     }
     let directory = RunDirectory::open(folder, request, suite)?;
+    let with_kept;
+    let suite = match suite.extras.gone.is_empty() {
+        true => suite,
+        false => {
+            let files = directory.files();
+            let back_to = options.from_task.and_then(|task| task.checked_sub(1));
+            let kept = back_to.map(|last| RunFiles::kept_state(&files.checkpoint(last)));
+            with_kept = with_kept_images(suite, kept.or_else(|| files.state()).as_deref())?;
+            &with_kept
+        }
+    };
     // Peak memory is reported per run, and this process may have done another run before.
     machine::reset_peak();
     let method = &request.method;
@@ -262,6 +274,7 @@ impl Engine<'_> {
             return Ok(Outcome::Complete(metrics));
         }
         let mut state = self.open_state(stages, progress)?;
+        self.check_images(state.position.task)?;
         if !self.directory.added().is_empty() {
             let names = self.directory.added().to_vec();
             self.emit(Event::TasksAdded { names }, progress)?;
@@ -397,6 +410,21 @@ impl Engine<'_> {
         Ok(state)
     }
 
+    /// Checks that the images of the tasks that are still to be learned are there, and those that
+    /// rules of the drift guard need. `learned` is the number of training stages so far.
+    fn check_images(&self, learned: usize) -> Result<(), RunError> {
+        if learned >= self.stages() {
+            return Ok(());
+        }
+        let (gone, tasks) = (&self.suite.extras.gone, &self.suite.tasks);
+        if let Some(task) = tasks[learned..].iter().find(|t| gone.contains_key(&t.name)) {
+            let task = task.name.clone();
+            return Err(RunError::ImagesGone { task });
+        }
+        let unmeasured = |task: &str| gone.get(task).is_some_and(|gone| !gone.has_test_images);
+        Ok(self.guard.check_measured(&unmeasured)?)
+    }
+
     /// Goes back to the requested task, unless the run has done so and is resumed. Returns the
     /// task.
     fn rewind(&self, stages: usize) -> Result<Option<usize>, RunError> {
@@ -409,6 +437,8 @@ impl Engine<'_> {
         // A method that trains no weights writes no checkpoints.
         let keeps = self.mechanisms.iter().all(|m| m.trains_weights());
         let task = if keeps { task } else { 0 };
+        // Before the later states are given up.
+        self.check_images(task)?;
         let (files, ids) = (self.directory.files(), self.state_ids());
         if !is_rewound(files, task, &ids) {
             rewind(files, task, &ids, self.checkpoint)?;
@@ -488,6 +518,7 @@ impl Engine<'_> {
         };
         // A stop below repeats everything from here on resuming: it is deterministic.
         let evaluation = self.evaluate_stage(state, &trained, index, progress)?;
+        self.compare(state, &evaluation, index, progress)?;
         if let Some(reason) = self.check_guard(state, &evaluation, index, progress)? {
             return Ok(Some(reason));
         }

@@ -3,7 +3,7 @@
 use clip_model::ClipModel;
 
 use super::{
-    Event, Progress,
+    Comparison, Event, Progress,
     engine::{Engine, phase_reporter},
 };
 use crate::{
@@ -41,7 +41,7 @@ impl Engine<'_> {
             zero_shot: by_name(&first.accuracies),
             gap: evaluation.modality_gap,
             first_gap: first.modality_gap,
-            before: by_name(&last.accuracies),
+            before: by_name(&last.under_later_prompts(index.checked_sub(1))),
             recall: evaluation.retrieval.mean_r1(),
             first_recall: first.retrieval.mean_r1(),
             learned: names()
@@ -64,6 +64,26 @@ impl Engine<'_> {
         let mut breaches = state.position.breaches.iter();
         let undo = breaches.find(|breach| breach.action == Action::Undo);
         Ok(undo.map(|breach| breach.message.clone()))
+    }
+
+    /// Reports what task `index` changed, unless all tasks are learned at once.
+    pub(super) fn compare(
+        &self,
+        state: &RunState,
+        evaluation: &Evaluation,
+        index: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<(), RunError> {
+        let evaluations = &state.position.evaluations;
+        let (Some(first), Some(before)) = (evaluations.first(), evaluations.last()) else {
+            return Ok(());
+        };
+        if self.request.method.joint {
+            return Ok(());
+        }
+        let names: Vec<String> = self.suite.tasks.iter().map(|t| t.name.clone()).collect();
+        let compared = Comparison::new(&names, index, [first, before, evaluation]);
+        self.emit(Event::Compared(Box::new(compared)), progress)
     }
 
     /// Evaluates after task `index`.

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::CandidateScore;
+use super::{CandidateScore, Comparison};
 use crate::{
     eval::{Evaluation, PromptRule},
     guard::Breach,
@@ -94,6 +94,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at: Option<u64>,
     },
+    /// A trained task is compared with the model before it.
+    Compared(Box<Comparison>),
     /// A training step is finished. Not every step is recorded.
     Step(StepRecord),
     /// The loss of a training step became NaN or infinite.

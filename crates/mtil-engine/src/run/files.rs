@@ -14,6 +14,7 @@ use crate::{
     mechanism::state::Position,
     metrics::{FileError, MatrixFile, MetricsFile},
 };
+use mtil_data::suite::SuiteRecord;
 
 /// The resolved request.
 const CONFIG: &str = "config.toml";
@@ -183,6 +184,22 @@ impl RunFiles {
             path: self.config(),
             reason,
         })
+    }
+
+    /// Returns what the tasks of the run are learned from; none before it has begun, and in a run of
+    /// an earlier version.
+    ///
+    /// # Errors
+    /// When the file cannot be read or parsed.
+    pub fn suite_record(&self) -> Result<Option<SuiteRecord>, FileError> {
+        let path = self.tasks_file();
+        let Some(text) = text(&path)? else {
+            return Ok(None);
+        };
+        let record = serde_json::from_str(&text);
+        record
+            .map(Some)
+            .map_err(|source| FileError::Json { path, source })
     }
 
     /// Returns the position of the run; none before the pretrained model is evaluated.

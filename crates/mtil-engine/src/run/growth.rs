@@ -83,8 +83,10 @@ impl Engine<'_> {
         for index in 1..position.evaluations.len() {
             let accuracies = &mut position.evaluations[index].accuracies;
             accuracies.resize(self.suite.tasks.len(), None);
+            let has_images = |task: &usize| !self.suite.tasks[*task].test.labels.is_empty();
             let open: Vec<usize> = (0..accuracies.len())
                 .filter(|task| accuracies[*task].is_none())
+                .filter(has_images)
                 .collect();
             let checkpoint = files.checkpoint(index - 1);
             let kept = RunFiles::kept_state(&checkpoint);

@@ -8,6 +8,7 @@
 //! | `event` | events of a run: recorded in `events.jsonl`, and reported to the caller |
 //! | `engine` | the loop over tasks |
 //! | `evaluation` | evaluation after a task, and the rules of the drift guard |
+//! | `comparison` | comparison of the model before and after a task |
 //! | `growth` | tasks that are added to a run |
 //! | `results` | result files: accuracy matrix, metrics, notes |
 //! | `rewind` | return to the checkpoint of an earlier task |
@@ -24,6 +25,7 @@
 //! Mechanisms beyond training on a task's own images are in `mechanism`.
 
 mod beside;
+mod comparison;
 mod directory;
 mod engine;
 mod evaluation;
@@ -42,6 +44,7 @@ mod student;
 mod train;
 mod undo;
 
+pub use comparison::{Change, Comparison, TaskChange};
 pub use directory::{Request, RunDirectory};
 pub use engine::{Leave, Outcome, RunOptions, run};
 pub use event::{EvaluationRecord, Event, Progress, StepRecord, TaskData};

@@ -1,6 +1,6 @@
 //! Result files of a run: accuracy matrix, metrics, details of an evaluation.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
 use super::{
     EvaluationRecord, Event, Progress,
@@ -10,7 +10,7 @@ use crate::{
     error::RunError,
     eval::{Evaluation, TaskDetails, TaskIdentity},
     mechanism::state::{Position, RunState, write_json},
-    metrics::{MatrixFile, MetricsFile},
+    metrics::{Kept, MatrixFile, MetricsFile},
 };
 use mtil_data::files::write_atomically;
 
@@ -42,7 +42,10 @@ impl Engine<'_> {
         let name = format!("stage-{:02}", stage.map_or(0, |s| s + 1));
         let path = folder.join(format!("{name}.json"));
         write_json(&details, &path)?;
-        for (column, details) in details.iter().enumerate() {
+        for details in details {
+            let mut tasks = self.suite.tasks.iter();
+            let column = tasks.position(|task| task.name == details.task);
+            let column = column.unwrap_or_default();
             let path = folder.join(format!("{name}-confusion-{column:02}.csv"));
             write_atomically(&path, details.confusion_csv.as_bytes())
                 .map_err(|e| RunError::io(&path, e))?;
@@ -115,14 +118,22 @@ impl Engine<'_> {
             (now, before) => now.or(before),
         };
         metrics.trainable_parameters = Some(position.trainable);
-        metrics.bytes_kept = Some(self.bytes_kept(state));
+        metrics.kept = self.kept(state);
+        metrics.bytes_kept = Some(metrics.kept.values().sum());
         metrics.notes = self.notes(position);
         if accuracy.open_cells() > 0 {
             metrics.notes.push(format!(
                 "open cells of the accuracy matrix: {} of {}, because tasks were added after others \
-                 were learned; the figures are over the other cells",
+                 were learned, or test images are gone; the figures are over the other cells",
                 accuracy.open_cells(),
                 tasks * accuracy.rows().len()
+            ));
+        }
+        let gone: Vec<&str> = self.suite.gone_tasks().collect();
+        if !gone.is_empty() {
+            metrics.notes.push(format!(
+                "tasks whose images are gone, which stay learned: {}",
+                gone.join(", ")
             ));
         }
         metrics.complete = !method.trains || evaluations.len() == self.stages() + 1;
@@ -136,18 +147,21 @@ impl Engine<'_> {
         Ok(metrics)
     }
 
-    /// Returns the bytes carried from task to task besides the model: the states of mechanisms, a
+    /// Returns the bytes carried from task to task besides the model, by what they are: the states of mechanisms, a
     /// model per task, and the pretrained weights, where later tasks need them.
-    fn bytes_kept(&self, state: &RunState) -> u64 {
+    fn kept(&self, state: &RunState) -> BTreeMap<Kept, u64> {
         let method = self.method();
-        let mut bytes = state.mechanism_bytes(self.checkpoint);
+        let mut kept = state.kept(self.checkpoint);
+        let mut weights = 0;
         if method.per_task {
-            bytes += 4 * state.position.trainable * state.position.task as u64;
+            weights += 4 * state.position.trainable * state.position.task as u64;
         }
         if method.trains && method.needs().pretrained {
-            bytes += 4 * self.checkpoint.model.num_parameters() as u64;
+            weights += 4 * self.checkpoint.model.num_parameters() as u64;
         }
-        bytes
+        *kept.entry(Kept::Weights).or_default() += weights;
+        kept.retain(|_, bytes| *bytes > 0);
+        kept
     }
 
     /// Collects the notes for the reader of the results.

@@ -3,7 +3,7 @@
 //! The folder `undo` of a run directory keeps the state before its last task, until the next task
 //! is learned.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use super::{Event, RunDirectory, RunFiles, event::now};
 use crate::{
@@ -141,6 +141,7 @@ fn remove_results(files: &RunFiles, learned: usize) -> Result<(), RunError> {
         diagonal: figures.diagonal,
         // Known again after the next task.
         bytes_kept: None,
+        kept: BTreeMap::new(),
         complete: true,
         ..metrics
     };

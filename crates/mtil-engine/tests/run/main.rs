@@ -1,6 +1,7 @@
 //! A run from start to end, stopped and continued, and everything that can go wrong with it.
 
 mod faults;
+mod gone;
 mod growth;
 
 use std::{
