@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{ReportError, SampleNames};
+use super::{ReportError, SampleNames, growth::Growth};
 use crate::format::plural;
 use mtil_engine::{
     guard::{Action, Breach},
@@ -68,6 +68,8 @@ pub(super) struct RunData {
     pub breaches: Vec<StageBreach>,
     /// Evaluations by stage: 0 is the pretrained model.
     pub evaluated: BTreeMap<usize, EvaluationRecord>,
+    /// The last change of a run whose tasks arrive one at a time.
+    pub growth: Option<Growth>,
     /// Selections by task index, in runs that select a setting per task.
     pub selected: BTreeMap<usize, Selected>,
 }
@@ -278,6 +280,7 @@ fn read_run(dir: &Path, notes: &mut Vec<String>) -> Result<RunData, ReportError>
         ranks: BTreeMap::new(),
         breaches: Vec::new(),
         evaluated: BTreeMap::new(),
+        growth: None,
         selected: BTreeMap::new(),
     };
     read_events(&files, &mut run, notes)?;
@@ -356,6 +359,7 @@ fn read_events(
         let lines = plural(log.unreadable, "unreadable line");
         notes.push(format!("{label}: its log has {lines}, left out here."));
     }
+    run.growth = Growth::of(&log.events);
     let order = run.accuracy.order();
     let within = |task: &usize| *task < order.len();
     // Each process of a resumed run reports the images that it left out.

@@ -10,6 +10,7 @@
 
 mod figures;
 mod group;
+mod growth;
 mod load;
 mod page;
 mod paired;

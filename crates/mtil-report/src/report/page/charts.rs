@@ -14,9 +14,16 @@ pub(super) fn legend(groups: &[&Group<'_>]) -> Markup {
     }
 }
 
-/// Returns a tick for each number of trained tasks.
+/// Largest number of labels on an axis of tasks.
+const MOST_TICKS: usize = 12;
+
+/// Returns ticks at numbers of trained tasks: at each, or at every second, fifth, … of many.
 pub(super) fn stage_ticks(tasks: usize) -> Vec<(f64, String)> {
-    (0..=tasks).map(|s| (s as f64, s.to_string())).collect()
+    let steps = [1, 2, 5, 10, 20, 50, 100];
+    let enough = |step: &usize| tasks / step <= MOST_TICKS;
+    let step = steps.into_iter().find(enough).unwrap_or(tasks);
+    let ticks = (0..=tasks).step_by(step);
+    ticks.map(|s| (s as f64, s.to_string())).collect()
 }
 
 /// Returns the line of a method.

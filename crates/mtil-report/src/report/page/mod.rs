@@ -3,6 +3,7 @@
 //! | file | contents |
 //! |---|---|
 //! | `outcome`, `head` | the outcome in a sentence, notes |
+//! | `growth` | what the last task of a growing run cost |
 //! | `summary` | headline table |
 //! | `differences` | paired differences between methods |
 //! | `selection` | settings selected per task, with their candidates |
@@ -21,6 +22,7 @@ mod charts;
 mod curves;
 mod differences;
 mod geometry;
+mod growth;
 mod head;
 mod losses;
 mod matrices;
@@ -50,6 +52,7 @@ pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> 
     let zero = pretrained(&loaded.runs);
     let sections = html! {
         (head::head(loaded, groups, outcome))
+        (growth::growth(groups))
         (summary::headline(groups, zero.as_ref(), order.len()))
         (differences::differences(groups))
         (selection::selection(groups, order))

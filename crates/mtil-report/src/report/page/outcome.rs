@@ -41,9 +41,25 @@ fn describe_difference(difference: &Difference) -> Option<String> {
 
 /// Returns the outcome of the runs. Comparisons use finished runs only.
 ///
-/// The first of these that the runs allow: `gnsp` against `finetune`, the only finished method, the
+/// The last change of a run whose tasks arrive one at a time, if there is no other run. Else the
+/// first of these that the runs allow: `gnsp` against `finetune`, the only finished method, the
 /// best of several, an unfinished run, the pretrained model.
 pub(in crate::report) fn outcome(groups: &[Group<'_>]) -> Outcome {
+    let comparison = outcome_of_methods(groups);
+    let trained = groups.iter().filter(|g| g.status() != Status::ZeroShot);
+    let mut runs = trained.flat_map(|g| g.runs.iter().map(move |r| (g, r)));
+    if let (Some((group, run)), None) = (runs.next(), runs.next())
+        && let Some(growth) = &run.growth
+    {
+        return Outcome {
+            sentence: format!("{}: {}.", group.name, growth.sentence()),
+            detail: comparison.sentence,
+        };
+    }
+    comparison
+}
+
+fn outcome_of_methods(groups: &[Group<'_>]) -> Outcome {
     let done: Vec<&Group<'_>> = groups.iter().filter(|g| g.is_complete()).collect();
     let tasks = groups.first().map_or(0, |g| g.runs[0].accuracy.tasks());
     let after = format!("After {}", plural(tasks, "task"));
