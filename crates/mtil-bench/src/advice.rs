@@ -4,10 +4,7 @@ use std::error::Error;
 
 use clip_model::CheckpointError;
 use eyre::Report;
-use mtil_data::{
-    data::{CacheError, DataError},
-    suite::SuiteError,
-};
+use mtil_data::data::{CacheError, DataError};
 use mtil_engine::{
     analytic::AnalyticError, batch::BatchError, eval::ClassError, metrics::FileError, run::RunError,
 };
@@ -33,8 +30,6 @@ fn known(error: &(dyn Error + 'static)) -> Option<&'static str> {
     } else if let Some(error) = error.downcast_ref() {
         on_report(error)
     } else if let Some(error) = error.downcast_ref() {
-        on_suite(error)
-    } else if let Some(error) = error.downcast_ref() {
         on_folder(error)
     } else if let Some(ClassError { .. }) = error.downcast_ref() {
         Some(RENAME_CLASS)
@@ -53,6 +48,7 @@ fn on_run(error: &RunError) -> Option<&'static str> {
         RunError::Corrupt { .. } => "restore the file, or start in a new --out",
         RunError::NoUndo { .. } => "leave out --no-undo",
         RunError::NoTasks { .. } => "run its command again: this version writes the file then",
+        RunError::ImagesGone { .. } => "check the paths of the suite file",
         RunError::LearnsAtOnce { .. } => "choose another --out for a new run on all tasks",
         RunError::OtherRequest { .. } => "choose another --out, or give the same arguments",
         RunError::Locked { .. } => "wait for it, or choose another --out",
@@ -107,16 +103,6 @@ fn on_checkpoint(error: &CheckpointError) -> Option<&'static str> {
     })
 }
 
-fn on_suite(error: &SuiteError) -> Option<&'static str> {
-    match error {
-        SuiteError::NoReference { .. } => Some(
-            "add the table `[reference]` with `path = \"reference\"` and `captions = \
-             \"captions.csv\"`, which has the columns `file` and `caption`",
-        ),
-        _ => None,
-    }
-}
-
 fn on_folder(error: &DataError) -> Option<&'static str> {
     match error {
         DataError::EmptyClass { .. } => {
@@ -148,6 +134,7 @@ mod tests {
     use mtil_engine::run::StateFault;
 
     use super::*;
+    use mtil_data::suite::SuiteError;
 
     #[test]
     fn a_damaged_state_and_unreadable_sets_have_advice() {
@@ -205,9 +192,6 @@ mod tests {
         };
         let text = crate::failure::describe(&Report::from(empty));
         assert!(text.contains("holds no image; add jpg, png"), "{text}");
-        let path = "my.toml".into();
-        let text = crate::failure::describe(&Report::from(SuiteError::NoReference { path }));
-        assert!(text.contains("image-text pairs; add the table"), "{text}");
     }
 
     #[test]

@@ -11,7 +11,10 @@ use clip_model::{
     preprocess::{DecodeOptions, MAX_PIXELS},
 };
 
-use super::lists::{seed, trimmed};
+use super::{
+    lists::{seed, trimmed},
+    reference::Reference,
+};
 use crate::pretrain::PretrainOptions;
 use mtil_engine::eval::{EvalOptions, PromptRule, TaskIdentity};
 
@@ -155,10 +158,14 @@ pub struct Selection {
     /// Accept datasets whose size differs from the published one
     #[arg(long)]
     pub any_size: bool,
-    /// Custom reference pairs (GIFT's synthetic set, your own images): a folder with captions.csv
-    /// or captions.tsv, such a table, or a folder that contains such a folder for each task
-    #[arg(long, value_name = "PATH")]
-    pub reference: Option<PathBuf>,
+    /// Reference pairs in place of the suite's (GIFT's synthetic set, your own images): a folder
+    /// with captions.csv or captions.tsv, such a table, or a folder that contains such a folder for
+    /// each task. Or a word: `drawn` for pictures that this program draws, `texts` for captions
+    /// alone (the images are each task's own, and alignment is off), `off` for no loss on reference
+    /// pairs. Without [reference] in a suite file, `drawn` is the default, and the modality gap and
+    /// retrieval are those of drawn pictures
+    #[arg(long, value_name = "PATH|WORD")]
+    pub reference: Option<Reference>,
     /// Texts without images for ZSCL's distillation, one per line
     #[arg(long, value_name = "FILE")]
     pub texts: Option<PathBuf>,
@@ -604,10 +611,10 @@ pub struct ReproduceArgs {
     /// Accept datasets whose size differs from the published one
     #[arg(long)]
     pub any_size: bool,
-    /// Custom reference pairs: a folder with captions.csv or captions.tsv, such a table, or a
-    /// folder that contains such a folder for each task
-    #[arg(long, value_name = "PATH")]
-    pub reference: Option<PathBuf>,
+    /// Reference pairs in place of the suite's: a folder with captions.csv or captions.tsv, such a
+    /// table, a folder that contains such a folder for each task, or a word, as in `run`
+    #[arg(long, value_name = "PATH|WORD")]
+    pub reference: Option<Reference>,
     /// Texts for ZSCL's distillation, one per line [default: Conceptual Captions below --data, if
     /// found]
     #[arg(long, value_name = "FILE")]

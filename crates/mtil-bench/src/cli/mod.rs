@@ -18,6 +18,7 @@ mod model;
 mod output;
 mod planning;
 mod pretrain;
+mod reference;
 mod report;
 mod reproduce;
 mod run;

@@ -108,6 +108,7 @@ impl EventFormatter {
                 let gap = evaluated.modality_gap;
                 line(format!("{method} {stage}: {mean}modality gap {gap:.3}"))
             }
+            Event::Compared(compared) => line(format!("  {compared}")),
             Event::TasksAdded { names } => line(format!("{method}: added {}", names.join(", "))),
             Event::Undone { name, .. } => line(format!("{method}: took back task {name}")),
             Event::Note { text } => line(format!("note: {text}")),

@@ -21,6 +21,7 @@ use super::{
     job::{FingerprintedSuite, Job, SharedSettings},
     output::Terminal,
     planning::{memory_need, memory_warning, plan},
+    reference::Reference,
     selection::Selected,
     stall::{self, Watched},
     workers::{self, Role, RunEnd},
@@ -33,14 +34,14 @@ use crate::{
 use mtil_data::{
     files::{LONGEST_NAME, is_device_name, shortened_name},
     nearest,
-    suite::Suite,
+    suite::{Suite, SuiteRecord},
 };
 use mtil_engine::{
     eval::TruncatedTexts,
     guard::Guard,
     method::{Method, Tuned},
     metrics::{MatrixFile, MetricsFile},
-    run::{Leave, Outcome, Progress, RunOptions, Select, run as run_method},
+    run::{Leave, Outcome, Progress, RunFiles, RunOptions, Select, run as run_method},
 };
 use mtil_report::{
     format::plural,
@@ -136,7 +137,20 @@ pub fn load_tuned_method(
     tuned: Option<&Tuned>,
     overrides: &[String],
 ) -> Result<Method> {
-    let mut method = Method::load_tuned(name, &selected.settings, tuned, overrides)?;
+    let chosen = selected.reference.as_ref();
+    let of_reference = chosen.map_or(&[][..], Reference::settings).iter();
+    let overrides: Vec<String> = of_reference
+        .map(|setting| (*setting).to_owned())
+        .chain(overrides.iter().cloned())
+        .collect();
+    let mut method = Method::load_tuned(name, &selected.settings, tuned, &overrides)?;
+    if chosen == Some(&Reference::Off) && method.distils_reference_images() {
+        bail!(
+            "--reference off: method `{}` distils on reference images; choose `drawn` or `texts`, or \
+             leave `--reference` out",
+            method.name
+        );
+    }
     let known = || selected.all_tasks.iter().map(String::as_str);
     if let Some(task) = method.task.keys().find(|t| known().all(|k| k != *t)) {
         let near = nearest(task, known());
@@ -487,7 +501,8 @@ fn jobs(
         let own = if at == 0 || !args.selection.depends_on_seed() {
             None
         } else {
-            Some(args.selection.load(args.quick, *seed)?)
+            let learned = |_: &str| learned_tasks(out);
+            Some(args.selection.load_learned(args.quick, *seed, &learned)?)
         };
         let selected = own.as_ref().unwrap_or(selected);
         let suite = FingerprintedSuite::new(&selected.suite);
@@ -517,7 +532,8 @@ pub fn run(args: RunArgs) -> Result<()> {
     let peers = args.peers.iter().map(|word| device::parse(word));
     let peers = peers.collect::<Result<Vec<_>, _>>()?;
     let first = args.seed.first().copied().unwrap_or(42);
-    let selected = args.selection.load(args.quick, first)?;
+    let learned = |suite: &str| learned_tasks(&out_folder(&args, suite));
+    let selected = args.selection.load_learned(args.quick, first, &learned)?;
     let name = selected.suite.name.clone();
     if args.model == EMBEDDED && selected.settings != "mini" {
         eprintln!(
@@ -539,12 +555,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         }
     }
     let model = load_model(&args.model, &args.hints, &device)?;
-    let out = args.out.clone().unwrap_or_else(|| {
-        let name = name.replace(|c: char| !c.is_alphanumeric() && c != '-', "-");
-        let quick = if args.quick { "-quick" } else { "" };
-        let folder = shortened_name(&format!("{name}{quick}"), LONGEST_NAME);
-        PathBuf::from("runs").join(folder)
-    });
+    let out = out_folder(&args, &name);
     let common = SharedSettings {
         model: &model,
         device: &args.device,
@@ -591,6 +602,25 @@ pub fn run(args: RunArgs) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&executed.results)?);
     }
     executed.finish_with(reported)
+}
+
+/// Returns the output folder of runs on the suite of a name.
+fn out_folder(args: &RunArgs, suite: &str) -> PathBuf {
+    args.out.clone().unwrap_or_else(|| {
+        let name = suite.replace(|c: char| !c.is_alphanumeric() && c != '-', "-");
+        let quick = if args.quick { "-quick" } else { "" };
+        let folder = shortened_name(&format!("{name}{quick}"), LONGEST_NAME);
+        PathBuf::from("runs").join(folder)
+    })
+}
+
+/// Returns the records of the runs in `out`. One that cannot be read is an error of its run.
+fn learned_tasks(out: &Path) -> Vec<SuiteRecord> {
+    let folders = fs::read_dir(out).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
+    folders.sort();
+    let records = folders.into_iter().map(|f| RunFiles::new(f).suite_record());
+    records.filter_map(|record| record.ok().flatten()).collect()
 }
 
 /// Returns the folders of the runs in which anything has been evaluated.

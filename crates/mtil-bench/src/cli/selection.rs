@@ -1,32 +1,31 @@
 //! `--suite`, `--data` and related arguments: loading and selection of tasks.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     path::Path,
     sync::{Mutex, PoisonError},
 };
 
-use clip_model::preprocess::DecodeOptions;
-use eyre::{Report, Result, WrapErr, bail, eyre};
+use eyre::{Report, Result, bail, eyre};
 
 use super::{
     args::{Selection, SplitName},
-    lists, workers,
+    lists,
+    reference::{NO_REFERENCE, Reference, drawn_pairs},
+    workers,
 };
 use crate::sweep::named_suites;
 use mini_world as mini;
 use mini_world::{MiniSizes, conflict_suite, parse_conflict};
 use mtil_data::{
-    data::CaptionFolder,
     datasets::{
         DatasetOptions, Protocol, ReferenceSource, SizeCheck, Sun397Order,
-        captions::{caption_lines, caption_table, conceptual_captions},
+        captions::{caption_lines, conceptual_captions},
         mtil,
-        store::Store,
         transform::{few_shot_suite, rotate, select},
     },
     nearest, seeds,
-    suite::{CaptionedImages, Suite, SuiteError, SuiteWarning},
+    suite::{LoadOptions, Suite, SuiteError, SuiteRecord, SuiteWarning},
 };
 
 /// Sizes of the mini world's suites with `--quick`.
@@ -48,6 +47,8 @@ pub struct Selected {
     pub all_tasks: Vec<String>,
     /// The name under which methods have settings for the suite, in tables `[on.NAME]`.
     pub settings: String,
+    /// The reference pairs, if they are not the suite's.
+    pub reference: Option<Reference>,
     /// Description of the selection, a suffix of the suite's name.
     pub selection: String,
     /// Maximum number of pixels of an image.
@@ -89,8 +90,8 @@ impl Selection {
                 None => Sun397Order::Sorted,
             },
             reference: match &self.reference {
-                Some(_) => ReferenceSource::None,
-                None => ReferenceSource::Auto,
+                Some(Reference::Path(_) | Reference::Drawn) => ReferenceSource::None,
+                Some(Reference::Texts | Reference::Off) | None => ReferenceSource::Auto,
             },
             decode: self.decode.options(),
             ..DatasetOptions::default()
@@ -102,7 +103,18 @@ impl Selection {
     /// `seed` draws the images of the mini world and the few-shot subsets. `quick` reduces the mini
     /// world.
     pub fn load(&self, quick: bool, seed: u64) -> Result<Selected> {
-        let (mut suite, settings) = self.open(quick, seed)?;
+        self.load_learned(quick, seed, &|_| Vec::new())
+    }
+
+    /// As [`load`](Self::load), where `learned` returns the records of runs on the suite of a name:
+    /// the tasks in them do not need their images.
+    pub fn load_learned(
+        &self,
+        quick: bool,
+        seed: u64,
+        learned: &dyn Fn(&str) -> Vec<SuiteRecord>,
+    ) -> Result<Selected> {
+        let (mut suite, settings) = self.open(quick, seed, learned)?;
         if !mtil::SUITES.contains(&self.suite.as_str()) {
             self.note_ignored_options();
         }
@@ -136,15 +148,8 @@ impl Selection {
         if self.splits == SplitName::Coop {
             selection.push("CoOp splits".to_owned());
         }
-        if let Some(path) = &self.reference {
-            let decode = self.decode.options();
-            if let Some(sets) = load_references_per_task(path, &suite, decode)? {
-                suite.reference = sets[&suite.tasks[0].name].clone();
-                suite.extras.references = sets;
-            } else {
-                suite.reference = load_reference(path, decode)?;
-            }
-            suite.extras.published_draws = false;
+        if let Some(reference) = &self.reference {
+            reference.replace_pairs(&mut suite, self.decode.options())?;
         }
         suite.check()?;
         let warnings = suite.warnings();
@@ -155,6 +160,7 @@ impl Selection {
             suite,
             all_tasks,
             settings,
+            reference: self.reference.clone(),
             selection: selection.join(", "),
             max_pixels: self.decode.options().max_pixels,
             warnings,
@@ -184,7 +190,12 @@ impl Selection {
         }
     }
 
-    fn open(&self, quick: bool, seed: u64) -> Result<(Suite, String)> {
+    fn open(
+        &self,
+        quick: bool,
+        seed: u64,
+        learned: &dyn Fn(&str) -> Vec<SuiteRecord>,
+    ) -> Result<(Suite, String)> {
         let name = self.suite.as_str();
         let pictures = seeds::derive(mini::SUITE_SEED, &[seed]);
         let sizes = if quick { QUICK } else { MiniSizes::default() };
@@ -219,8 +230,19 @@ impl Selection {
             mini::DEV_NAME => return Ok((mini::dev_suite(pictures, sizes), mini::NAME.to_owned())),
             _ => {}
         }
-        let decode = self.decode.options();
-        let suite = Suite::load_with(Path::new(name), decode).map_err(|error| match error {
+        let options = LoadOptions {
+            decode: self.decode.options(),
+            learned,
+            reference: &|| {
+                // `--reference` names pairs, or says that there are none.
+                if self.reference.is_none() {
+                    print_once(&format!("note: {NO_REFERENCE}"));
+                }
+                Some(drawn_pairs())
+            },
+        };
+        let suite = Suite::load_from(Path::new(name), &options);
+        let suite = suite.map_err(|error| match error {
             SuiteError::Missing { .. } => unknown_suite(name),
             error => error.into(),
         })?;
@@ -231,7 +253,7 @@ impl Selection {
 
 /// Prints a line on standard error, unless this process, or the one that started it as a worker,
 /// has printed it: a suite is loaded again for each seed.
-fn print_once(text: &str) {
+pub(super) fn print_once(text: &str) {
     static PRINTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let mut printed = PRINTED.lock().unwrap_or_else(PoisonError::into_inner);
     if !workers::is_worker() && printed.insert(text.to_owned()) {
@@ -247,80 +269,6 @@ fn unknown_suite(name: &str) -> Report {
         known.join(", "),
         near.map_or_else(String::new, |n| format!("; did you mean `{n}`?"))
     )
-}
-
-/// File names of a caption table in a folder.
-const TABLES: [&str; 2] = ["captions.csv", "captions.tsv"];
-
-/// Returns the name of the caption table in a folder.
-fn caption_table_name(folder: &Path) -> Option<&'static str> {
-    TABLES.into_iter().find(|t| folder.join(t).is_file())
-}
-
-/// Loads a reference set for each task from a folder with one subfolder per task. Returns `None` if
-/// the folder is a single reference set.
-fn load_references_per_task(
-    path: &Path,
-    suite: &Suite,
-    decode: DecodeOptions,
-) -> Result<Option<BTreeMap<String, CaptionedImages>>> {
-    let folder = |name: &str| path.join(name);
-    let names = || suite.tasks.iter().map(|t| t.name.as_str());
-    if caption_table_name(path).is_some() || !names().any(|name| folder(name).is_dir()) {
-        return Ok(None);
-    }
-    let without: Vec<&str> = names()
-        .filter(|n| caption_table_name(&folder(n)).is_none())
-        .collect();
-    if !without.is_empty() {
-        bail!(
-            "--reference {} has sets of single tasks, but none of {}: each needs a folder of its \
-             name with captions.csv or captions.tsv",
-            path.display(),
-            without.join(", ")
-        );
-    }
-    let sets = names().map(|name| Ok((name.to_owned(), load_reference(&folder(name), decode)?)));
-    sets.collect::<Result<_>>().map(Some)
-}
-
-/// Loads reference pairs from a folder with a caption table, or from such a table.
-fn load_reference(path: &Path, decode: DecodeOptions) -> Result<CaptionedImages> {
-    if path.is_dir() {
-        let Some(table) = caption_table_name(path) else {
-            bail!(
-                "{} has no captions.csv or captions.tsv: a table with a column `file` and a \
-                 column `caption`; nor a folder for each task with one",
-                path.display()
-            );
-        };
-        let (images, captions) = CaptionFolder::from_table(path, table)
-            .wrap_err("--reference")?
-            .with_decode_options(decode)
-            .into_parts();
-        return Ok(CaptionedImages { images, captions });
-    }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let Some(name) = path
-        .file_name()
-        .and_then(|n| n.to_str())
-        .filter(|_| path.is_file())
-    else {
-        bail!(
-            "--reference {}: there is no such folder or file",
-            path.display()
-        );
-    };
-    let store = Store::open(folder.unwrap_or(Path::new(".")), &[])?.with_decode_options(decode);
-    let table = caption_table(&store, name)?;
-    if table.missing > 0 {
-        print_once(&format!(
-            "note: {} rows of {} are skipped because their images do not exist",
-            table.missing,
-            path.display()
-        ));
-    }
-    Ok(table.pairs)
 }
 
 #[cfg(test)]
@@ -339,7 +287,7 @@ mod tests {
 
     fn selected(reference: &Path) -> Result<Selected> {
         let selection = Selection {
-            reference: Some(reference.to_owned()),
+            reference: Some(Reference::Path(reference.to_owned())),
             tasks: vec!["digits".to_owned(), "shapes".to_owned()],
             ..Selection::named(mini::NAME)
         };
@@ -372,7 +320,7 @@ mod tests {
         for path in ["", "captions.csv", "per-task"].map(|path| root.join(path)) {
             for (max_pixels, read) in [(63, false), (64, true)] {
                 let selection = Selection {
-                    reference: Some(path.clone()),
+                    reference: Some(Reference::Path(path.clone())),
                     tasks: vec!["digits".to_owned(), "shapes".to_owned()],
                     decode: DecodeArgs {
                         max_pixels: Some(max_pixels),
