@@ -4,16 +4,19 @@
 //! |---|---|
 //! | `encoder` | image and text features |
 //! | `prompts` | prompt templates and the zero-shot classifier built from them |
+//! | `classifier` | classification of images among the classes of tasks |
 //! | `stage` | the evaluator and its results |
 //! | `options` | evaluation protocol |
 //! | `texts` | texts of a suite against the context of a model |
 
+mod classifier;
 mod encoder;
 mod options;
 mod prompts;
 mod stage;
 mod texts;
 
+pub use classifier::{Classifier, Label, TaskLabels};
 pub use encoder::{
     Encoder, Features, argmax, encode_images, encode_texts, encode_texts_for_task,
     encode_texts_while, to_host,

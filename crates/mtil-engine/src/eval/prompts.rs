@@ -37,7 +37,7 @@ impl PromptRule {
 
     /// Returns how many of `templates` templates are used for task `task_index` after training task
     /// `stage` (`None`: the pretrained model).
-    pub(super) fn template_count(
+    pub(crate) fn template_count(
         self,
         stage: Option<usize>,
         task_index: usize,

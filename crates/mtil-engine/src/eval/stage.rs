@@ -125,6 +125,32 @@ pub trait Scorer {
     ) -> Result<Vec<f32>, String>;
 }
 
+/// Returns the class scores of normalised image features under the classifier `head`: the zero-shot
+/// logits, or what a scorer makes of them and of the features on the host. They are row-major.
+///
+/// # Shapes
+/// - `features`: `[n, embedding]`
+/// - `head`: `[classes, embedding]`
+/// - output: `[n, classes]`
+///
+/// # Errors
+/// [`BatchError::Answer`] if the scorer fails.
+pub(super) fn class_scores(
+    features: &Tensor<2>,
+    head: &Tensor<2>,
+    scorer: Option<(&dyn Scorer, &[f32])>,
+    space: LabelSpace,
+) -> Result<Vec<f32>, BatchError> {
+    let logits = features.clone().matmul(head.clone().transpose());
+    let logits = to_host(logits.mul_scalar(LOGIT_SCALE));
+    match scorer {
+        Some((scorer, features)) => scorer
+            .scores(features, logits, space)
+            .map_err(BatchError::Answer),
+        None => Ok(logits),
+    }
+}
+
 /// Evaluator of a model on a suite. Holds what does not change from stage to stage.
 pub struct Evaluator<'a> {
     /// The pretrained model, for its tokenizer and image settings.
@@ -376,16 +402,8 @@ impl Evaluator<'_> {
             let features = normalize(encoder.image(Some(task_index), pixels));
             // Copied to the host once, and only if a scorer needs them.
             let host_features = scorer.map(|_| to_host(features.clone()));
-            let scores = |head: &Tensor<2>, space: LabelSpace| -> Result<Vec<f32>, BatchError> {
-                let logits = features.clone().matmul(head.clone().transpose());
-                let logits = to_host(logits.mul_scalar(LOGIT_SCALE));
-                match (scorer, &host_features) {
-                    (Some(scorer), Some(features)) => scorer
-                        .scores(features, logits, space)
-                        .map_err(BatchError::Answer),
-                    _ => Ok(logits),
-                }
-            };
+            let scorer = scorer.zip(host_features.as_deref());
+            let scores = |head: &Tensor<2>, space| class_scores(&features, head, scorer, space);
             let own = scores(head, LabelSpace::Task(task_index))?;
             let later = match later_head {
                 Some(head) => Some(scores(head, LabelSpace::Task(task_index))?),
