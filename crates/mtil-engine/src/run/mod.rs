@@ -10,6 +10,7 @@
 //! | `evaluation` | evaluation after a task, and the rules of the drift guard |
 //! | `comparison` | comparison of the model before and after a task |
 //! | `growth` | tasks that are added to a run |
+//! | `learned` | the model that a run has learned, for use |
 //! | `results` | result files: accuracy matrix, metrics, notes |
 //! | `rewind` | return to the checkpoint of an earlier task |
 //! | `undo` | taking the last task back |
@@ -33,6 +34,7 @@ mod event;
 mod files;
 mod gnsp_step;
 mod growth;
+mod learned;
 mod lineage;
 mod optimizations;
 mod parallel;
@@ -50,6 +52,7 @@ pub use engine::{Leave, Outcome, RunOptions, run};
 pub use event::{EvaluationRecord, Event, Progress, StepRecord, TaskData};
 pub use files::{EventLog, RunFiles};
 pub use gnsp_step::{GnspStep, StepInputs, StepOptions};
+pub use learned::{LearnedError, LearnedModel, LearnedOnSuite};
 pub use optimizations::Optimizations;
 pub use select::{CandidateScore, SCORES, Select};
 pub use undo::{Undone, undo};

@@ -3,6 +3,7 @@
 mod faults;
 mod gone;
 mod growth;
+mod learned;
 
 use std::{
     fs,
