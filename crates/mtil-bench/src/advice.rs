@@ -6,7 +6,11 @@ use clip_model::CheckpointError;
 use eyre::Report;
 use mtil_data::data::{CacheError, DataError};
 use mtil_engine::{
-    analytic::AnalyticError, batch::BatchError, eval::ClassError, metrics::FileError, run::RunError,
+    analytic::AnalyticError,
+    batch::BatchError,
+    eval::ClassError,
+    metrics::FileError,
+    run::{LearnedError, RunError},
 };
 use mtil_report::report::ReportError;
 
@@ -21,6 +25,8 @@ pub fn advice(error: &Report) -> Option<&'static str> {
 fn known(error: &(dyn Error + 'static)) -> Option<&'static str> {
     if let Some(error) = error.downcast_ref() {
         on_run(error)
+    } else if let Some(error) = error.downcast_ref() {
+        on_learned(error)
     } else if let Some(error) = error.downcast_ref() {
         on_batch(error)
     } else if let Some(error) = error.downcast_ref() {
@@ -69,6 +75,30 @@ fn on_run(error: &RunError) -> Option<&'static str> {
         RunError::Batch(error) => return on_batch(error),
         RunError::Checkpoint(error) => return on_checkpoint(error),
         _ => return None,
+    })
+}
+
+fn on_learned(error: &LearnedError) -> Option<&'static str> {
+    Some(match error {
+        LearnedError::NoTask { .. } | LearnedError::WithinTask { .. } => {
+            "the command of the run continues it"
+        }
+        LearnedError::TaskRequired { .. } => "add --task NAME",
+        LearnedError::ModelPerTask { .. } => {
+            "the checkpoint after a task is its model: RUN/checkpoints/task-01, …; `mtil-bench \
+             classify --model RUN --task NAME` finds it by the task's name"
+        }
+        LearnedError::ModelNotKept { .. } => {
+            "a run keeps the models of earlier tasks unless --no-checkpoints is given"
+        }
+        LearnedError::NotPlain { .. } => {
+            "use the run itself: `mtil-bench classify --model RUN`, with --task NAME if it needs \
+             the task"
+        }
+        LearnedError::Untrained { .. } => "`mtil-bench model convert` converts that",
+        LearnedError::Run(error) => return on_run(error),
+        LearnedError::Batch(error) => return on_batch(error),
+        LearnedError::UnknownTask { .. } => return None,
     })
 }
 

@@ -73,9 +73,7 @@ fn run_instead_of_model(path: &Path) -> Option<Report> {
         [_] => "a run",
         _ => "a folder of runs",
     };
-    // A model may lie beside the files of a run.
-    let described = Clip::describe(path, &LoadOptions::default());
-    if !matches!(described, Err(CheckpointError::NoWeights { .. })) {
+    if is_model(path) {
         return None;
     }
     let path = path.display();
@@ -91,8 +89,14 @@ fn run_instead_of_model(path: &Path) -> Option<Report> {
     })
 }
 
+/// Returns whether `path` has the weights of a model, which may lie beside the files of a run.
+pub fn is_model(path: &Path) -> bool {
+    let described = Clip::describe(path, &LoadOptions::default());
+    !matches!(described, Err(CheckpointError::NoWeights { .. }))
+}
+
 /// Returns the run at `path`, the run that the folder is a part of, or the runs in the folder.
-fn runs_at(path: &Path) -> Vec<RunFiles> {
+pub fn runs_at(path: &Path) -> Vec<RunFiles> {
     let own = RunFiles::new(path);
     if own.exist() {
         return vec![own];
@@ -109,7 +113,7 @@ fn runs_at(path: &Path) -> Vec<RunFiles> {
 }
 
 /// Returns the checkpoint after the last task of a run.
-fn last_checkpoint(run: &RunFiles) -> Option<PathBuf> {
+pub fn last_checkpoint(run: &RunFiles) -> Option<PathBuf> {
     folders(run.checkpoint(0).parent()?).pop()
 }
 
@@ -167,7 +171,8 @@ impl Hints {
         architecture.unwrap_or_default() + &activation.unwrap_or_default()
     }
 
-    fn is_empty(&self) -> bool {
+    /// Returns whether no hint is given.
+    pub fn is_empty(&self) -> bool {
         self.architecture.is_none() && self.activation.is_none()
     }
 }

@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use super::{
     args::{
-        ClassifyArgs, EmbedArgs, EvalArgs, HistoryArgs, LayersArgs, MethodsArgs, ModelArgs,
-        PretrainArgs, ReportArgs, ReproduceArgs, RunArgs, SuiteArgs, TuneArgs, UndoArgs,
+        ClassifyArgs, EmbedArgs, EvalArgs, ExportArgs, HistoryArgs, LayersArgs, MethodsArgs,
+        ModelArgs, PretrainArgs, ReportArgs, ReproduceArgs, RunArgs, SuiteArgs, TuneArgs, UndoArgs,
     },
     devices::DeviceArgs,
     sweep::SweepArgs,
@@ -47,7 +47,9 @@ pub enum Command {
     Undo(UndoArgs),
     /// Write an HTML report of runs, complete or not
     Report(ReportArgs),
-    /// Classify images zero-shot
+    /// Export the model that a run has learned, with its classes and a model card
+    Export(ExportArgs),
+    /// Classify images among the classes that a run has learned, or zero-shot
     Classify(ClassifyArgs),
     /// Write the embeddings of images and texts
     Embed(EmbedArgs),
@@ -84,6 +86,7 @@ impl Cli {
                 Command::Report(_)
                 | Command::History(_)
                 | Command::Undo(_)
+                | Command::Export(_)
                 | Command::Model(_)
                 | Command::Suite(_)
                 | Command::Methods(_)

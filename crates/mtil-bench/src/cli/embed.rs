@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fs, io::Read, path::Path};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use clip_model::{Clip, normalize};
 use eyre::{Result, WrapErr, bail};
 use safetensors::{Dtype, tensor::TensorView};
@@ -12,13 +12,15 @@ use super::{
     args::EmbedArgs,
     checkpoint::load_model,
     interrupt::stop_flag,
+    learned,
     output::{WorkProgress, list_skipped},
 };
 use crate::{device, exit::EarlyEnd};
 use mtil_data::data::{ImageFiles, ImageSource as _, find_images};
 use mtil_engine::{
     batch::{BatchError, Images},
-    eval::{TruncatedTexts, encode_texts_while, to_host},
+    eval::{Encoder, TruncatedTexts, encode_texts_while, to_host},
+    run::{LearnedError, LearnedModel},
 };
 
 /// Number of images that are encoded together.
@@ -42,13 +44,68 @@ fn write_embeddings(args: &EmbedArgs) -> Result<()> {
              nothing)"
         );
     }
-    let checkpoint = load_model(&args.model, &args.hints, &device)?.clip;
-    if let Some(truncated) = TruncatedTexts::count(&checkpoint, "texts", &texts)? {
+    let Some(run) = learned::run_at(&args.model)? else {
+        if args.task.is_some() {
+            bail!("--task is for the model of a run: the features of a CLIP depend on no task");
+        }
+        let clip = load_model(&args.model, &args.hints, &device)?.clip;
+        let towers = Towers {
+            encoder: Box::new(clip.model.clone()),
+            task: None,
+            clip: &clip,
+        };
+        return encode_and_write(args, &towers, &images, &texts);
+    };
+    let model = learned::open(&run, args.task.as_deref(), &args.hints, &device)?;
+    let towers = learned_towers(&model)?;
+    encode_and_write(args, &towers, &images, &texts)
+}
+
+/// The towers of a model.
+struct Towers<'a> {
+    encoder: Box<dyn Encoder + 'a>,
+    /// The task that the features are of, if they depend on one.
+    task: Option<usize>,
+    /// Tokenizer and image settings.
+    clip: &'a Clip,
+}
+
+/// Returns the towers that a run has learned.
+fn learned_towers(model: &LearnedModel) -> Result<Towers<'_>> {
+    let method = &model.request().method.name;
+    if model.task().is_some() && !model.needs_task() {
+        bail!("the features of method `{method}` depend on no task; leave out --task");
+    }
+    let towers = Towers {
+        encoder: model.encoder()?,
+        task: model.task(),
+        clip: model.clip(),
+    };
+    if !model.needs_task()
+        && let Err(LearnedError::NotPlain { mechanism, .. }) = model.plain()
+    {
+        eprintln!(
+            "note: the features are the pretrained model's: the `{mechanism}` of method \
+             `{method}` follows them"
+        );
+    }
+    Ok(towers)
+}
+
+/// Encodes images and texts, and writes the file.
+fn encode_and_write(
+    args: &EmbedArgs,
+    towers: &Towers<'_>,
+    images: &ImageFiles,
+    texts: &[String],
+) -> Result<()> {
+    let checkpoint = towers.clip;
+    if let Some(truncated) = TruncatedTexts::count(checkpoint, "texts", texts)? {
         eprintln!("warning: {truncated}");
     }
     let reader = Images::new(checkpoint.preprocess.clone(), 1.0, args.skip_bad_images)
         .with_stop(stop_flag());
-    let (names, rows) = encode(&checkpoint, &images, &reader, &device)?;
+    let (names, rows) = encode(towers, images, &reader)?;
     let skipped = reader.skipped();
     list_skipped(&skipped);
     if names.is_empty() && !images.is_empty() {
@@ -65,7 +122,7 @@ fn write_embeddings(args: &EmbedArgs) -> Result<()> {
         tensors.push(("image_embeds", names.len(), bytes(Tensor::cat(rows, 0))));
     }
     if !texts.is_empty() {
-        let encoded = encode_all_texts(&checkpoint, &texts, &reader)?;
+        let encoded = encode_all_texts(towers, texts, &reader)?;
         tensors.push(("text_embeds", texts.len(), bytes(encoded)));
     }
     let width = checkpoint.config.projection_dim;
@@ -80,7 +137,7 @@ fn write_embeddings(args: &EmbedArgs) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let metadata: HashMap<String, String> = [
         ("images".to_owned(), serde_json::to_string(&names)?),
-        ("texts".to_owned(), serde_json::to_string(&texts)?),
+        ("texts".to_owned(), serde_json::to_string(texts)?),
         ("normalized".to_owned(), "true".to_owned()),
     ]
     .into();
@@ -123,30 +180,36 @@ fn lines_of(path: &Path) -> Result<Vec<String>> {
 
 /// Encodes texts, unless the flag of `reader` stops it between two batches.
 fn encode_all_texts(
-    checkpoint: &Clip,
+    towers: &Towers<'_>,
     texts: &[String],
     reader: &Images,
 ) -> Result<Tensor<2>, BatchError> {
     let proceed = || reader.check_stop();
-    encode_texts_while(&proceed, checkpoint, &checkpoint.model, None, texts)
+    encode_texts_while(
+        &proceed,
+        towers.clip,
+        towers.encoder.as_ref(),
+        towers.task,
+        texts,
+    )
 }
 
 /// Returns the names of the images that can be read, and the normalized features of each batch.
 fn encode(
-    checkpoint: &Clip,
+    towers: &Towers<'_>,
     images: &ImageFiles,
     reader: &Images,
-    device: &Device,
 ) -> Result<(Vec<String>, Vec<Tensor<2>>)> {
+    let device = towers.encoder.device();
     let indices: Vec<usize> = (0..images.len()).collect();
     let progress = WorkProgress::new("encoding", "images");
     let mut done = 0;
     let (mut names, mut rows) = (Vec::new(), Vec::new());
     for chunk in indices.chunks(BATCH) {
-        let (read, pixels) = reader.eval(images, chunk, device)?;
+        let (read, pixels) = reader.eval(images, chunk, &device)?;
         names.extend(read.into_iter().map(|index| images.name(index)));
         if let Some(pixels) = pixels {
-            rows.push(normalize(checkpoint.model.encode_image(pixels)));
+            rows.push(normalize(towers.encoder.image(towers.task, pixels)));
         }
         done += chunk.len();
         progress.set(done, images.len());
@@ -172,8 +235,13 @@ mod tests {
         for stopped in [false, true] {
             let stop = Arc::new(AtomicBool::new(stopped));
             let reader = Images::new(clip.preprocess.clone(), 1.0, false).with_stop(stop);
-            let of_texts = encode_all_texts(&clip, &texts, &reader).map(drop);
-            let of_images = encode(&clip, &images, &reader, &device).map(drop);
+            let towers = Towers {
+                encoder: Box::new(clip.model.clone()),
+                task: None,
+                clip: &clip,
+            };
+            let of_texts = encode_all_texts(&towers, &texts, &reader).map(drop);
+            let of_images = encode(&towers, &images, &reader).map(drop);
             assert_eq!((of_texts.is_err(), of_images.is_err()), (stopped, stopped));
             if let (Err(texts), Err(images)) = (of_texts, of_images) {
                 assert!(matches!(texts, BatchError::Interrupted));

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use clip_model::Clip;
 use eyre::{Result, WrapErr};
 use serde_json::json;
 
@@ -9,6 +10,7 @@ use super::{
     args::EvalArgs,
     checkpoint::load_model,
     interrupt::stop_flag,
+    learned,
     output::{WorkProgress, list_skipped},
 };
 use crate::{device, exit::EarlyEnd};
@@ -19,14 +21,19 @@ use mtil_data::{
 use mtil_engine::{
     batch::Images,
     eval::{
-        Evaluation, Evaluator, HeadCache, PromptRule, TaskDetails, TruncatedTexts, check_classes,
-        encode_images,
+        Encoder, EvalOptions, Evaluation, Evaluator, HeadCache, PromptRule, TaskDetails,
+        TruncatedTexts, check_classes, encode_images,
     },
     measures::{
         Matrix,
         probe::{Probe, ProbeOptions},
     },
+    run::LearnedOnSuite,
 };
+
+/// Seed of the images of the mini world and of a test subset, unless the model is that of a run,
+/// which has its own.
+const SEED: u64 = 42;
 
 /// Runs `eval`.
 pub fn eval(args: &EvalArgs) -> Result<()> {
@@ -35,41 +42,76 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
 
 fn evaluate(args: &EvalArgs) -> Result<()> {
     let device = device::parse(&args.device)?;
-    let selected = args.selection.load(args.quick, 42)?;
-    let suite = &selected.suite;
-    let model = load_model(&args.model, &args.hints, &device)?;
-    let mut images = Images::new(model.clip.preprocess.clone(), 1.0, args.skip_bad_images)
-        .with_stop(stop_flag());
+    let Some(run) = learned::run_at(&args.model)? else {
+        let selected = args.selection.load(args.quick, SEED)?;
+        let clip = load_model(&args.model, &args.hints, &device)?.clip;
+        let on_suite = LearnedOnSuite {
+            encoder: Box::new(clip.model.clone()),
+            scorer: None,
+            stage: None,
+        };
+        let options = args.evaluation.options(&selected.settings);
+        return evaluate_on(args, &selected.suite, &clip, &on_suite, &options, SEED);
+    };
+    let learned = learned::open(&run, None, &args.hints, &device)?;
+    let request = learned.request();
+    let selected = args.selection.load(args.quick, request.seed)?;
+    let on_suite = learned.on_suite(&selected.suite)?;
+    let mut options = args.evaluation.options(&selected.settings);
+    if on_suite.stage.is_some() && args.evaluation.prompts.is_none() {
+        options.prompts = request.evaluation.prompts;
+    }
+    let clip = learned.clip();
+    evaluate_on(
+        args,
+        &selected.suite,
+        clip,
+        &on_suite,
+        &options,
+        request.seed,
+    )
+}
+
+/// Evaluates a model on a suite, prints and writes the results.
+fn evaluate_on(
+    args: &EvalArgs,
+    suite: &Suite,
+    clip: &Clip,
+    model: &LearnedOnSuite<'_>,
+    options: &EvalOptions,
+    seed: u64,
+) -> Result<()> {
+    let mut images =
+        Images::new(clip.preprocess.clone(), 1.0, args.skip_bad_images).with_stop(stop_flag());
     if let Some(folder) = &args.cache {
         images = images.with_cache(args.selection.decode.cache_folder(folder));
     }
-    let options = args.evaluation.options(&selected.settings);
     let templates = match options.prompts {
         PromptRule::First => 1,
         PromptRule::Reference | PromptRule::Ensemble => usize::MAX,
     };
-    check_classes(&model.clip, suite, templates)?;
-    for truncated in TruncatedTexts::of_suite(&model.clip, suite)? {
+    check_classes(clip, suite, templates)?;
+    for truncated in TruncatedTexts::of_suite(clip, suite)? {
         eprintln!("warning: {truncated}");
     }
     let evaluator = Evaluator {
-        checkpoint: &model.clip,
+        checkpoint: clip,
         suite,
-        options: &options,
+        options,
         images: &images,
-        seed: 42,
+        seed,
     };
     let progress = WorkProgress::new("evaluating", "batches");
     let (evaluation, details) = evaluator.evaluate(
-        &model.clip.model,
-        None,
-        None,
+        model.encoder.as_ref(),
+        model.scorer.as_deref(),
+        model.stage,
         &mut HeadCache::default(),
         &mut |done, of| progress.set(done, of),
     )?;
     progress.finish();
     let probes = match args.probe {
-        true => Some(probes(suite, &model.clip.model, &images)?),
+        true => Some(probes(suite, model.encoder.as_ref(), &images)?),
         false => None,
     };
     print(suite, &evaluation, &details, probes.as_deref());
@@ -103,18 +145,14 @@ fn evaluate(args: &EvalArgs) -> Result<()> {
 
 /// Fits a linear probe on the image features of each task. Returns its accuracy in % and its
 /// inverse regularization strength (`C` of scikit-learn).
-fn probes(
-    suite: &Suite,
-    model: &clip_model::ClipModel,
-    images: &Images,
-) -> Result<Vec<(f64, f64)>> {
+fn probes(suite: &Suite, model: &dyn Encoder, images: &Images) -> Result<Vec<(f64, f64)>> {
     let progress = WorkProgress::new("fitting linear probes", "tasks");
     let mut probes = Vec::new();
-    for task in &suite.tasks {
+    for (index, task) in suite.tasks.iter().enumerate() {
         progress.set(probes.len(), suite.tasks.len());
         let encode = |half: &LabelledImages| -> Result<_> {
             let all: Vec<usize> = (0..half.labels.len()).collect();
-            let features = encode_images(model, None, &half.images, &all, images)?;
+            let features = encode_images(model, Some(index), &half.images, &all, images)?;
             let labels: Vec<usize> = features.indices.iter().map(|i| half.labels[*i]).collect();
             Ok((features, labels))
         };

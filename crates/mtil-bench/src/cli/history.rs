@@ -161,7 +161,7 @@ impl std::fmt::Display for Learned {
 }
 
 /// Returns a time as text, in UTC.
-fn date(at: Option<u64>) -> String {
+pub fn date(at: Option<u64>) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
     let time = at.and_then(|at| i64::try_from(at).ok());
     let time = time.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());

@@ -8,10 +8,12 @@ mod devices;
 mod download;
 mod embed;
 mod eval;
+mod export;
 mod history;
 mod interrupt;
 mod job;
 mod layers;
+mod learned;
 mod lists;
 mod methods;
 mod model;
@@ -108,6 +110,7 @@ fn call(cli: Cli) -> Result<()> {
         Some(Command::Report(args)) => report::report(&args),
         Some(Command::Classify(args)) => classify::classify(&args),
         Some(Command::Embed(args)) => embed::embed(&args),
+        Some(Command::Export(args)) => export::export(&args),
         Some(Command::Model(args)) => model::model(&args),
         Some(Command::Pretrain(args)) => pretrain::pretrain(&args),
         Some(Command::Suite(args)) => suite::suite(&args),

@@ -6,6 +6,7 @@ mod images;
 #[cfg(unix)]
 mod interrupts;
 mod jobs;
+mod learned;
 mod model;
 mod resilience;
 mod suites;
@@ -92,10 +93,10 @@ fn run_writes_a_report_and_resumes() {
         before
     );
 
-    // A run is no model, but names its checkpoints.
+    // A run is no pretrained model, but names its checkpoints.
     for run in ["x/gnsp", "x/gnsp/checkpoints", "x"] {
         let words = [run, "not a model", "x/gnsp/checkpoints/task-08"];
-        fails(folder.path(), &["eval", "--quick", "--model", run], &words);
+        fails(folder.path(), &["run", "--quick", "--model", run], &words);
     }
 
     // The other subcommands load the trained checkpoint.

@@ -116,9 +116,9 @@ fn weights_file(format: Format) -> &'static str {
 }
 
 /// Comparison of a result with its source.
-struct Verified {
+pub struct Verified {
     /// Number of parameter tensors.
-    tensors: usize,
+    pub tensors: usize,
     /// Cosine similarities of the features of an image and of a text.
     cosines: [f32; 2],
 }
@@ -135,7 +135,7 @@ fn write(source: Clip, args: &ConvertArgs, device: &Device, stop: &AtomicBool) -
         .rand_bytes(0)
         .tempdir_in(out)
         .wrap_err_with(unwritable)?;
-    let verified = write_verified(source, folder.path(), args, device, stop)?;
+    let verified = write_verified(source, folder.path(), args.to, args.dtype, device, stop)?;
     // The weights come last: without them, the folder is no model.
     let weights = weights_file(args.to);
     let mut names = fs::read_dir(&folder)?
@@ -149,10 +149,11 @@ fn write(source: Clip, args: &ConvertArgs, device: &Device, stop: &AtomicBool) -
 }
 
 /// Writes the result to `folder`, and compares what is read back with the source.
-fn write_verified(
+pub fn write_verified(
     source: Clip,
     folder: &Path,
-    args: &ConvertArgs,
+    format: Format,
+    dtype: DtypeName,
     device: &Device,
     stop: &AtomicBool,
 ) -> Result<Verified> {
@@ -160,13 +161,13 @@ fn write_verified(
         true => Err(EarlyEnd::Interrupted("nothing was written")),
         false => Ok(()),
     };
-    let dtype = match args.dtype {
+    let dtype = match dtype {
         DtypeName::F32 => Dtype::F32,
         DtypeName::F16 => Dtype::F16,
         DtypeName::Bf16 => Dtype::BF16,
     };
     proceed()?;
-    match args.to {
+    match format {
         Format::HuggingFace => source.save(folder, dtype)?,
         Format::OpenClip => source.save_open_clip(folder, dtype)?,
     }
@@ -180,7 +181,7 @@ fn write_verified(
     let found = Fingerprint::of(&again, dtype)?;
     proceed()?;
     let errors = wanted.compare(&found, dtype).map_err(|e| {
-        let hint = match args.to {
+        let hint = match format {
             Format::OpenClip => {
                 "; open_clip's layout stores neither the ids of special tokens nor every epsilon, \
                  hugging-face does"

@@ -5,7 +5,7 @@
 //! | `list`, `info`, `fetch`, `verify`, `convert` | the subcommands |
 //! | `summary` | description of a checkpoint as text and as JSON |
 
-mod convert;
+pub mod convert;
 mod fetch;
 mod info;
 mod list;
