@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::rng::Rng;
 use super::task::{FACES, SATELLITE, SHAPES, fill_template};
 use super::{CONFLICT_DOMAIN, MiniSizes, tasks};
-use mtil_data::suite::{LabelledImages, Suite, SuiteError, Task};
+use mtil_data::suite::{Classification, LabelledImages, Suite, SuiteError, Task, TaskKind};
 
 /// Kind of label conflict between two tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -182,22 +182,27 @@ pub fn conflict_suite(
 ) -> Result<Suite, ConflictError> {
     let dial = validate_dial(dial)?;
     let mut suite = super::suite(seed, sizes);
-    let shapes = suite.tasks[SHAPES].clone();
+    let shapes = suite.tasks[SHAPES].classification().cloned();
+    let shapes = shapes.expect("the tasks of mini are classifications");
+    let task = |name: &str, classes| Task {
+        name: name.to_owned(),
+        kind: TaskKind::Classification(classes),
+    };
+    let name = tasks()[SHAPES].name;
+    let merged = || {
+        let classes = merge_classes(&shapes, dial, seed);
+        task(&format!("{name}-merged"), classes)
+    };
     let (first, later) = match kind {
         Conflict::Permuted => {
-            let names = permute_names(&shapes.class_names, dial, seed);
-            let renamed = Task {
-                name: "shapes-renamed".into(),
-                class_names: names,
+            let renamed = Classification {
+                class_names: permute_names(&shapes.class_names, dial, seed),
                 ..shapes.clone()
             };
-            (shapes, renamed)
+            (task(name, shapes), task("shapes-renamed", renamed))
         }
-        Conflict::Split => {
-            let merged = merge_classes(&shapes, dial, seed);
-            (shapes, merged)
-        }
-        Conflict::Merge => (merge_classes(&shapes, dial, seed), shapes),
+        Conflict::Split => (task(name, shapes.clone()), merged()),
+        Conflict::Merge => (merged(), task(name, shapes.clone())),
     };
     let unaffected = [SATELLITE, FACES].map(|index| suite.tasks[index].clone());
     let [learned, unseen] = unaffected;
@@ -238,7 +243,7 @@ fn permute_names(names: &[String], dial: f64, seed: u64) -> Vec<String> {
 }
 
 /// Merges the selected pairs of dissimilar classes under the name "a or b".
-fn merge_classes(task: &Task, dial: f64, seed: u64) -> Task {
+fn merge_classes(task: &Classification, dial: f64, seed: u64) -> Classification {
     let pairs = &permutation(DISSIMILAR_PAIRS.len(), seed, 1)
         [..conflict_count(dial, DISSIMILAR_PAIRS.len(), 1)];
     let partner = |class: usize| {
@@ -266,8 +271,7 @@ fn merge_classes(task: &Task, dial: f64, seed: u64) -> Task {
         images: half.images.clone(),
         labels: half.labels.iter().map(|&class| new_label[class]).collect(),
     };
-    Task {
-        name: format!("{}-merged", tasks()[SHAPES].name),
+    Classification {
         class_names,
         templates: task.templates.clone(),
         train: half(&task.train),
@@ -284,7 +288,7 @@ fn merge_classes(task: &Task, dial: f64, seed: u64) -> Task {
 pub fn disagreement(suite: &Suite) -> f64 {
     let mut known: HashMap<String, String> = HashMap::new();
     let (mut shared, mut differ) = (0usize, 0usize);
-    for task in &suite.tasks {
+    for task in suite.tasks.iter().filter_map(Task::classification) {
         let template = task.templates.first().map_or("{}", String::as_str);
         let texts: Vec<String> = task
             .class_names
@@ -329,8 +333,12 @@ mod tests {
         conflict_suite(kind, dial, 7, SIZES).unwrap()
     }
 
+    fn classes(task: &Task) -> &Classification {
+        task.classification().unwrap()
+    }
+
     /// Returns the class name of an image in a task.
-    fn class_name(task: &Task, index: usize) -> &str {
+    fn class_name(task: &Classification, index: usize) -> &str {
         &task.class_names[task.test.labels[index]]
     }
 
@@ -387,16 +395,19 @@ mod tests {
             };
             for (task, index) in [(learned, SATELLITE), (unseen, FACES)] {
                 assert_eq!(task.name, tasks()[index].name);
-                assert_eq!(task.train.labels, mini.tasks[index].train.labels);
+                assert_eq!(
+                    classes(task).train.labels,
+                    classes(&mini.tasks[index]).train.labels
+                );
             }
             for task in [first, later] {
                 for (own, mini) in [
-                    (&task.train, &mini.tasks[SHAPES].train),
-                    (&task.test, &mini.tasks[SHAPES].test),
+                    (task.training_images(), mini.tasks[SHAPES].training_images()),
+                    (task.test_images(), mini.tasks[SHAPES].test_images()),
                 ] {
-                    assert_eq!(own.images.len(), mini.images.len());
-                    for index in 0..own.images.len() {
-                        assert_eq!(own.images.identity(index), mini.images.identity(index));
+                    assert_eq!(own.len(), mini.len());
+                    for index in 0..own.len() {
+                        assert_eq!(own.identity(index), mini.identity(index));
                     }
                 }
             }
@@ -409,7 +420,7 @@ mod tests {
     fn dial_of_zero_has_no_conflict() {
         for kind in Conflict::ALL {
             let suite = suite_of(kind, 0.0);
-            let (first, later) = (&suite.tasks[0], &suite.tasks[2]);
+            let (first, later) = (classes(&suite.tasks[0]), classes(&suite.tasks[2]));
             assert_eq!(first.class_names, later.class_names);
             assert_eq!(first.test.labels, later.test.labels);
             assert_eq!(disagreement(&suite), 0.0);
@@ -422,7 +433,7 @@ mod tests {
         for (dial, count) in [(0.01, 2), (0.1, 2), (0.3, 3), (0.5, 5), (1.0, 10)] {
             for seed in 0..20 {
                 let suite = conflict_suite(Conflict::Permuted, dial, seed, SIZES).unwrap();
-                let (first, later) = (&suite.tasks[0].class_names, &suite.tasks[2].class_names);
+                let [first, later] = [0, 2].map(|task| &classes(&suite.tasks[task]).class_names);
                 let (mut a, mut b) = (first.clone(), later.clone());
                 a.sort();
                 b.sort();
@@ -442,7 +453,7 @@ mod tests {
     fn merged_classes_take_two_shapes_each() {
         for (dial, pairs) in [(0.01, 1), (0.2, 1), (0.4, 2), (0.6, 3), (1.0, 5)] {
             let suite = suite_of(Conflict::Split, dial);
-            let (fine, coarse) = (&suite.tasks[0], &suite.tasks[2]);
+            let (fine, coarse) = (classes(&suite.tasks[0]), classes(&suite.tasks[2]));
             assert_eq!(coarse.class_names.len(), 10 - pairs);
             assert!((disagreement(&suite) - pairs as f64 / 5.0).abs() < 1e-12);
             let mut renamed = 0;
@@ -468,7 +479,9 @@ mod tests {
         );
         for (a, b) in [(0, 2), (2, 0)] {
             let (a, b) = (&split.tasks[a], &merge.tasks[b]);
-            assert_eq!((&a.name, &a.class_names), (&b.name, &b.class_names));
+            assert_eq!(a.name, b.name);
+            let (a, b) = (classes(a), classes(b));
+            assert_eq!(a.class_names, b.class_names);
             assert_eq!(a.train.labels, b.train.labels);
         }
         assert_eq!(disagreement(&split), disagreement(&merge));

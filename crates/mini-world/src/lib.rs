@@ -57,7 +57,7 @@ use rng::Rng;
 pub use conflict::{
     Conflict, ConflictError, conflict_suite, disagreement, parse as parse_conflict,
 };
-pub use suite::{MiniSizes, dev_suite, suite};
+pub use suite::{MiniSizes, caption_task, dev_suite, suite};
 pub use task::MiniTask;
 pub use tokenizer::{TokenizerBuildError, build_tokenizer};
 

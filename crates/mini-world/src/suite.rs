@@ -9,7 +9,10 @@ use super::{
     reference_pair, task_image, tasks,
 };
 use mtil_data::data::{DataError, ImageSource};
-use mtil_data::suite::{CaptionedImages, LabelledImages, Suite, Task};
+use mtil_data::suite::{
+    CaptionPairs, CaptionedImages, Classification, ImageCaptions, LabelledImages, Suite, Task,
+    TaskKind,
+};
 
 /// Number of images in a suite.
 ///
@@ -23,7 +26,7 @@ use mtil_data::suite::{CaptionedImages, LabelledImages, Suite, Task};
 ///     held_out: 4,
 /// };
 /// let suite = suite(SUITE_SEED, sizes);
-/// assert_eq!(suite.tasks[0].train.images.len(), 20);
+/// assert_eq!(suite.tasks[0].training_images().len(), 20);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MiniSizes {
@@ -180,15 +183,57 @@ fn build_suite(kind: SuiteKind, seed: u64, sizes: MiniSizes) -> Suite {
             .enumerate()
             .map(|(index, task)| Task {
                 name: task.name.to_owned(),
-                class_names: owned(task.class_names),
-                templates: owned(task.templates),
-                train: labelled(index, Split::Train, sizes.train_per_task),
-                test: labelled(index, Split::Test, sizes.test_per_task),
+                kind: TaskKind::Classification(Classification {
+                    class_names: owned(task.class_names),
+                    templates: owned(task.templates),
+                    train: labelled(index, Split::Train, sizes.train_per_task),
+                    test: labelled(index, Split::Test, sizes.test_per_task),
+                }),
             })
             .collect(),
         reference: captioned(ReferenceSplit::Train, sizes.reference),
         held_out: captioned(ReferenceSplit::HeldOut, sizes.held_out),
         extras: Default::default(),
+    }
+}
+
+/// Returns a task of image-caption pairs: images of all domains, with a sentence each, and a noun
+/// phrase for every other image. Its pairs are disjoint from those of a suite with the same seed.
+///
+/// ```
+/// let task = mini_world::caption_task(7, 30, 10);
+/// let pairs = task.captions().unwrap();
+/// assert_eq!((pairs.train.images.len(), pairs.train.count()), (30, 45));
+/// ```
+pub fn caption_task(seed: u64, train: usize, test: usize) -> Task {
+    // The splits are draws of other seeds than those of both suites.
+    let pairs = |draw: u64, len| {
+        let seed = seed ^ (0x6361_7074_696f_6e00 + draw);
+        let captions = (0..len).map(|index| {
+            let sentence = reference_pair(seed, ReferenceSplit::HeldOut, index as u64).1;
+            let noun = sentence.split(" of ").last().unwrap_or(&sentence);
+            let short = format!("a picture of {noun}");
+            match index % 2 {
+                0 => vec![sentence, short],
+                _ => vec![sentence],
+            }
+        });
+        ImageCaptions {
+            captions: captions.collect(),
+            images: Arc::new(DrawnImages {
+                kind: SuiteKind::Mini,
+                seed,
+                len,
+                subset: Subset::Reference(ReferenceSplit::HeldOut),
+            }),
+        }
+    };
+    Task {
+        name: "scenes".to_owned(),
+        kind: TaskKind::Captions(CaptionPairs {
+            train: pairs(0, train),
+            test: pairs(1, test),
+        }),
     }
 }
 
@@ -223,10 +268,11 @@ mod tests {
         dev.check().unwrap();
         for task in &dev.tasks {
             assert!(mini.tasks.iter().all(|other| other.name != task.name));
-            let images: std::collections::HashSet<Vec<u8>> = [&task.train, &task.test]
-                .into_iter()
-                .flat_map(|half| (0..20).map(|i| half.images.load(i).unwrap().into_bytes()))
-                .collect();
+            let images: std::collections::HashSet<Vec<u8>> =
+                [task.training_images(), task.test_images()]
+                    .into_iter()
+                    .flat_map(|images| (0..20).map(|i| images.load(i).unwrap().into_bytes()))
+                    .collect();
             assert_eq!(images.len(), 40, "{}", task.name);
         }
         let pixels = |pairs: &CaptionedImages| -> Vec<Vec<u8>> {
@@ -261,7 +307,7 @@ mod tests {
             (7, 3)
         );
         assert_eq!(suite.reference.images.len(), 7);
-        let shapes = &suite.tasks[0];
+        let shapes = suite.tasks[0].classification().unwrap();
         assert_eq!(
             (shapes.train.images.len(), shapes.test.labels.len()),
             (20, 10)

@@ -52,6 +52,10 @@ pub const FISHER: u64 = 16;
 pub const REFERENCE_ORDER: u64 = 17;
 /// Tag of the images held out of a training set.
 pub const HELD_OUT: u64 = 18;
+/// Tag of the captions of training images.
+pub const CAPTIONS: u64 = 19;
+/// Tag of the captions of rehearsal images.
+pub const REHEARSAL_CAPTIONS: u64 = 20;
 
 /// Hashes a text to a number, for use as a purpose in [`derive()`].
 pub fn hash_text(text: &str) -> u64 {

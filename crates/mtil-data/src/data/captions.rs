@@ -188,6 +188,16 @@ impl CaptionFolder {
     /// fewer than two images.
     pub fn split(self, fraction: f64, seed: u64) -> Result<(Self, Self), DataError> {
         check_fraction("held_out_fraction", fraction)?;
+        self.split_checked(fraction, seed)
+    }
+
+    /// As [`split`](Self::split), for the test split of a task.
+    pub(crate) fn split_test(self, fraction: f64, seed: u64) -> Result<(Self, Self), DataError> {
+        check_fraction("test_fraction", fraction)?;
+        self.split_checked(fraction, seed)
+    }
+
+    fn split_checked(self, fraction: f64, seed: u64) -> Result<(Self, Self), DataError> {
         let mut images: HashMap<&Path, usize> = HashMap::new();
         let image: Vec<usize> = self
             .files
@@ -235,6 +245,22 @@ impl CaptionFolder {
                 other.root.join(&file.relative).display()
             ))),
         }
+    }
+
+    /// Returns each image once, in the order of its first row, with all its captions.
+    pub fn into_groups(self) -> (Arc<ImageFiles>, Vec<Vec<String>>) {
+        let mut place: HashMap<PathBuf, usize> = HashMap::new();
+        let (mut files, mut captions) = (Vec::new(), Vec::<Vec<String>>::new());
+        for (file, caption) in self.files.into_iter().zip(self.captions) {
+            let at = *place.entry(file.canonical.clone()).or_insert(files.len());
+            if at == files.len() {
+                files.push(file);
+                captions.push(Vec::new());
+            }
+            captions[at].push(caption);
+        }
+        let images = ImageFiles::new(&self.root, files).with_decode_options(self.decode);
+        (Arc::new(images), captions)
     }
 
     /// Returns the images and the caption of each.
@@ -337,6 +363,19 @@ mod tests {
         assert_eq!(images.len(), 3);
         assert_eq!(images.path(0), images.path(2));
         assert!(images.path(1).ends_with("sub/b.png"));
+    }
+
+    #[test]
+    fn groups_have_each_image_once() {
+        let found = read(
+            "file,caption\na.png,one\nb.png,two\n./a.png,three\n",
+            &["a.png", "b.png"],
+        )
+        .unwrap();
+        let (images, captions) = found.into_groups();
+        assert_eq!(captions, [vec!["one", "three"], vec!["two"]]);
+        assert_eq!(images.len(), 2);
+        assert!(images.path(0).ends_with("a.png") && images.path(1).ends_with("b.png"));
     }
 
     #[test]

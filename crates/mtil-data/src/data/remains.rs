@@ -24,10 +24,14 @@ impl Remains {
     /// # Errors
     /// [`DataError::Io`] if the folder or one below it cannot be read.
     pub fn of(path: &Path) -> Result<Self, DataError> {
-        let folders = match Entries::read(path) {
+        let Entries { folders, images } = match Entries::read(path) {
             Err(DataError::MissingFolder { .. }) => return Ok(Self::Nothing),
-            entries => entries?.folders,
+            entries => entries?,
         };
+        // Those of a table of captions need no folders.
+        if images > 0 {
+            return Ok(Self::Training);
+        }
         let mut filled = Vec::new();
         for folder in &folders {
             if !images_in(path, Path::new(folder))?.0.is_empty() {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     data::ImageSource,
-    suite::{RetrievalSet, Task},
+    suite::{Classification, RetrievalSet},
 };
 
 /// Number of decoded images between two progress events.
@@ -231,7 +231,7 @@ fn splits_of(root: &Path, key: &str, options: &DatasetOptions) -> Result<Vec<Par
     }
 }
 
-fn task_splits(task: Task) -> Vec<Part> {
+fn task_splits(task: Classification) -> Vec<Part> {
     let names = task.class_names;
     [("train", task.train), ("test", task.test)]
         .into_iter()

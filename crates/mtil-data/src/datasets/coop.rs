@@ -13,7 +13,7 @@ use super::{
     },
     spec::{CoopSpec, Spec, join},
 };
-use crate::suite::Task;
+use crate::suite::Classification;
 
 #[derive(Deserialize)]
 struct Lists {
@@ -31,7 +31,7 @@ pub(super) fn open(
     coop: &CoopSpec,
     root: &Path,
     options: &DatasetOptions,
-) -> Result<Task, DatasetError> {
+) -> Result<Classification, DatasetError> {
     let store = open_store(spec, root, &spec.archives(), options)?;
     let file =
         coop.files

@@ -13,12 +13,12 @@ use super::{
 };
 use crate::{
     data::{OtherFiles, is_image_with_suffix},
-    suite::Task,
+    suite::Classification,
 };
 
 /// Loads Caltech101: category folders with `image_0001.jpg`, `image_0002.jpg`, …
 /// (torchvision `caltech.py`). Samples are sorted by folder name, then by number.
-pub(super) fn caltech101(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn caltech101(source: &Source<'_>) -> Result<Classification, DatasetError> {
     let labels = source.labels();
     let mut all = empty_samples(source);
     let mut previous = (usize::MAX, 0);
@@ -54,7 +54,7 @@ pub(super) fn caltech101(source: &Source<'_>) -> Result<Task, DatasetError> {
 
 /// Loads EuroSAT: one folder per class, sorted by folder and file name (torchvision `eurosat.py`,
 /// an `ImageFolder`).
-pub(super) fn eurosat(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn eurosat(source: &Source<'_>) -> Result<Classification, DatasetError> {
     let labels = source.labels();
     let mut all = empty_samples(source);
     for path in source.store.files(&source.base)? {
@@ -76,7 +76,7 @@ pub(super) fn eurosat(source: &Source<'_>) -> Result<Task, DatasetError> {
 
 /// Loads SUN397: images `sun_*.jpg` in LETTER/CLASS or LETTER/CLASS/PLACE
 /// (torchvision `sun397.py`).
-pub(super) fn sun397(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn sun397(source: &Source<'_>) -> Result<Classification, DatasetError> {
     let classes = source.lines("ClassName.txt")?;
     // In "/a/abbey", the class follows the letter.
     let class = |(_, row): &(usize, String)| row.get(3..).unwrap_or_default().to_owned();
@@ -132,7 +132,7 @@ fn is_image(file: &str) -> bool {
 }
 
 /// Checks the samples against the published release and splits them.
-fn split_samples(source: &Source<'_>, all: LabelledPaths) -> Result<Task, DatasetError> {
+fn split_samples(source: &Source<'_>, all: LabelledPaths) -> Result<Classification, DatasetError> {
     if all.paths.is_empty() {
         return Err(DatasetError::NoImages {
             dataset: source.spec.key.clone(),

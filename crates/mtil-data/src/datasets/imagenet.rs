@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     data::{Article, is_image_with_suffix, with_class_name},
-    suite::{CaptionedImages, LabelledImages, Task},
+    suite::{CaptionedImages, Classification, LabelledImages},
 };
 
 /// Caption template of reference images: "an" before a vowel, no full stop (`imagenet1k.py:60-61`).
@@ -100,15 +100,14 @@ pub fn validation(root: &Path, options: &DatasetOptions) -> Result<CaptionedImag
 ///
 /// The validation images are the test split. Two of OpenAI's names, "missile" and "sunglasses",
 /// denote two classes each.
-pub(super) fn open(root: &Path, options: &DatasetOptions) -> Result<Task, DatasetError> {
+pub(super) fn open(root: &Path, options: &DatasetOptions) -> Result<Classification, DatasetError> {
     let train = SplitFolder::find(root, SplitKind::Train, options)?;
     let val = SplitFolder::find(root, SplitKind::Val, options)?;
     let (of_train, of_val) = (train.samples()?, val.samples()?);
     let spec = train.spec;
     let sizes = Some((spec.train, spec.test));
     check_splits(spec, options, &spec.classes, sizes, &of_train, &of_val)?;
-    Ok(Task {
-        name: spec.key.clone(),
+    Ok(Classification {
         class_names: spec.classes.clone(),
         templates: spec.templates.clone(),
         train: train.labelled(of_train),

@@ -8,10 +8,10 @@ use super::{
     error::DatasetError,
     source::{LabelledPaths, Source},
 };
-use crate::suite::Task;
+use crate::suite::Classification;
 
 /// Loads Aircraft: lines "ID NAME OF THE VARIANT" (torchvision `fgvc_aircraft.py`).
-pub(super) fn aircraft(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn aircraft(source: &Source<'_>) -> Result<Classification, DatasetError> {
     let variants = source.lines("variants.txt")?;
     source.check_classes("variants.txt", variants.iter().map(|(_, v)| v.as_str()))?;
     let labels = source.labels();
@@ -32,7 +32,7 @@ pub(super) fn aircraft(source: &Source<'_>) -> Result<Task, DatasetError> {
 }
 
 /// Loads DTD: lines "CLASS/FILE" of partition 1 (torchvision `dtd.py`).
-pub(super) fn dtd(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn dtd(source: &Source<'_>) -> Result<Classification, DatasetError> {
     let labels = source.labels();
     let read = |split: &str| {
         read_lines(source, &format!("labels/{split}1.txt"), |row| {
@@ -49,7 +49,7 @@ pub(super) fn dtd(source: &Source<'_>) -> Result<Task, DatasetError> {
 
 /// Loads OxfordPet: lines "IMAGE CLASS SPECIES BREED" with 1-based classes
 /// (torchvision `oxford_iiit_pet.py`).
-pub(super) fn oxford_pet(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn oxford_pet(source: &Source<'_>) -> Result<Classification, DatasetError> {
     let read = |split: &str| {
         read_lines(source, &format!("annotations/{split}.txt"), |row| {
             let fields: Vec<&str> = row.split_whitespace().collect();
@@ -90,7 +90,7 @@ fn breed(fields: &[&str]) -> Option<String> {
 
 /// Loads Food: an object from class to a list of "CLASS/ID", in the order of the file
 /// (torchvision `food101.py`).
-pub(super) fn food(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn food(source: &Source<'_>) -> Result<Classification, DatasetError> {
     let read = |split: &str| {
         let file = format!("meta/{split}.json");
         let malformed = |reason: String| source.malformed(&file, "whole file".into(), reason);

@@ -7,11 +7,11 @@ use super::{
     matlab::{self, Value},
     source::{LabelledPaths, Source},
 };
-use crate::suite::Task;
+use crate::suite::Classification;
 
 /// Loads Flowers: `setid.mat` lists the image numbers of each split, `imagelabels.mat` the label of
 /// every image. Both are 1-based (torchvision `flowers102.py`).
-pub(super) fn flowers(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn flowers(source: &Source<'_>) -> Result<Classification, DatasetError> {
     let labels = numbers(
         source,
         "imagelabels.mat",
@@ -48,7 +48,7 @@ pub(super) fn flowers(source: &Source<'_>) -> Result<Task, DatasetError> {
 
 /// Loads StanfordCars: struct arrays `annotations` with the fields `fname` and `class` (1-based),
 /// and class names in `cars_meta.mat` (torchvision `stanford_cars.py`).
-pub(super) fn stanford_cars(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn stanford_cars(source: &Source<'_>) -> Result<Classification, DatasetError> {
     let meta = Mat::open(source, "devkit/cars_meta.mat")?;
     let names = match meta.get("class_names") {
         Some(Value::Cell { items, .. }) => items.iter().map(text).collect::<Option<Vec<_>>>(),

@@ -1,7 +1,7 @@
 //! The datasets of the MTIL benchmark, read from the folders that torchvision unpacks or from the
 //! original archives.
 //!
-//! - [`open`]: opens a dataset as a [`Task`]; [`Spec`]: its specification; [`DatasetOptions`]:
+//! - [`open`]: opens a dataset as a [`Classification`]; [`Spec`]: its specification; [`DatasetOptions`]:
 //!   splits, orders, sizes
 //! - [`mtil`]: the two task orders as suites with reference and held-out pairs
 //! - [`imagenet`], [`captions`]: reference pairs and retrieval sets
@@ -42,10 +42,10 @@ pub use options::{DatasetOptions, IndexLists, Protocol, ReferenceSource, SizeChe
 pub use spec::{CoopSpec, Spec};
 pub use splits::Split;
 
-use crate::suite::Task;
+use crate::suite::Classification;
 use source::Source;
 
-/// Opens a dataset in the data root `root` by its key, such as `Caltech101` (see [`Spec::all`]).
+/// Opens a classification dataset in the data root `root` by its key, such as `Caltech101` (see [`Spec::all`]).
 ///
 /// Lists and names are read and checked here. Images are decoded when they are used.
 ///
@@ -63,7 +63,11 @@ use source::Source;
 /// assert_eq!(task.class_names.len(), 101);
 /// # Ok::<(), mtil_data::datasets::DatasetError>(())
 /// ```
-pub fn open(key: &str, root: &Path, options: &DatasetOptions) -> Result<Task, DatasetError> {
+pub fn open(
+    key: &str,
+    root: &Path,
+    options: &DatasetOptions,
+) -> Result<Classification, DatasetError> {
     let spec = Spec::find(key)?;
     let task = match (options.protocol, &spec.coop) {
         (Protocol::CoOp, Some(coop)) => coop::open(spec, coop, root, options)?,
@@ -73,7 +77,7 @@ pub fn open(key: &str, root: &Path, options: &DatasetOptions) -> Result<Task, Da
     for (split, images) in [("train", &task.train), ("test", &task.test)] {
         if images.images.is_empty() {
             return Err(DatasetError::NoImages {
-                dataset: task.name,
+                dataset: spec.key.clone(),
                 place: format!("the {split} split"),
                 others: String::new(),
                 get: spec.download_location(),
@@ -84,7 +88,7 @@ pub fn open(key: &str, root: &Path, options: &DatasetOptions) -> Result<Task, Da
 }
 
 /// Loader of a dataset that was found in a data root.
-type Loader = fn(&Source<'_>) -> Result<Task, DatasetError>;
+type Loader = fn(&Source<'_>) -> Result<Classification, DatasetError>;
 
 /// Returns the loader of torchvision's splits of a dataset.
 fn loader(key: &str) -> Result<Loader, DatasetError> {

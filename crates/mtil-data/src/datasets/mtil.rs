@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     seeds,
-    suite::{CaptionedImages, RetrievalSet, Suite, Task},
+    suite::{CaptionedImages, RetrievalSet, Suite, Task, TaskKind},
 };
 
 /// Task order I, alphabetical (GNSP `configs/mtil_order_I.json`).
@@ -105,7 +105,12 @@ pub fn suite(name: &str, root: &Path, options: &DatasetOptions) -> Result<MtilSu
     };
     let tasks: Vec<Task> = order
         .par_iter()
-        .map(|key| open(key, root, options))
+        .map(|key| {
+            Ok(Task {
+                name: (*key).to_owned(),
+                kind: TaskKind::Classification(open(key, root, options)?),
+            })
+        })
         .collect::<Result<_, _>>()?;
     let retrieval: Vec<RetrievalSet> = [
         captions::coco(root, CaptionSplit::Auto, options),

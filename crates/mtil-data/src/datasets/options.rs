@@ -126,10 +126,14 @@ mod tests {
             protocol: Protocol::CoOp,
             ..options.clone()
         };
-        let mut tasks = found.suite.tasks;
-        tasks.push(open("ImageNet", &packed(), &options).unwrap());
-        tasks.push(open("Caltech101", &packed(), &coop).unwrap());
-        for task in &tasks {
+        for task in &found.suite.tasks {
+            assert_refused(task.training_images().as_ref());
+            assert_refused(task.test_images().as_ref());
+        }
+        for task in [
+            open("ImageNet", &packed(), &options).unwrap(),
+            open("Caltech101", &packed(), &coop).unwrap(),
+        ] {
             assert_refused(task.train.images.as_ref());
             assert_refused(task.test.images.as_ref());
         }

@@ -13,20 +13,20 @@ use super::{
     spec::join,
     store::{PixelLayout, RawImages},
 };
-use crate::{data::ImageSource, suite::Task};
+use crate::{data::ImageSource, suite::Classification};
 
 /// A split: path of its file, images and labels.
 type RawSplit = (String, Arc<dyn ImageSource>, Vec<usize>);
 
 /// Loads CIFAR100: `train`, `test` and `meta` with fine labels (torchvision `cifar.py`).
-pub(super) fn cifar100(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn cifar100(source: &Source<'_>) -> Result<Classification, DatasetError> {
     check_cifar_classes(source, "meta", "fine_label_names")?;
     let read = |file: &str| cifar_split(source, &[file], "fine_labels");
     source.task_from_arrays(read("train")?, read("test")?)
 }
 
 /// Loads CIFAR10: five training batches and a test batch (torchvision `cifar.py`).
-pub(super) fn cifar10(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn cifar10(source: &Source<'_>) -> Result<Classification, DatasetError> {
     check_cifar_classes(source, "batches.meta", "label_names")?;
     let names: Vec<String> = (1..=5).map(|i| format!("data_batch_{i}")).collect();
     let train: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -129,7 +129,7 @@ fn take_entry(dictionary: &mut Value, key: &str) -> Option<Value> {
 }
 
 /// Loads MNIST: IDX files, plain or gzipped (torchvision `mnist.py`).
-pub(super) fn mnist(source: &Source<'_>) -> Result<Task, DatasetError> {
+pub(super) fn mnist(source: &Source<'_>) -> Result<Classification, DatasetError> {
     source.task_from_arrays(mnist_split(source, "train")?, mnist_split(source, "t10k")?)
 }
 

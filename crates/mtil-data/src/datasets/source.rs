@@ -16,7 +16,7 @@ use super::{
 use crate::{
     data::{ImageSource, is_image_name},
     nearest,
-    suite::{LabelledImages, Task},
+    suite::{Classification, LabelledImages},
 };
 
 /// A dataset and the folder that contains its files.
@@ -225,7 +225,7 @@ impl<'a> Source<'a> {
         &self,
         train: LabelledPaths,
         test: LabelledPaths,
-    ) -> Result<Task, DatasetError> {
+    ) -> Result<Classification, DatasetError> {
         let own_split = self.options.index_lists.contains_key(&self.spec.key);
         let sizes = (!own_split).then_some((self.spec.train, self.spec.test));
         let names = self.spec.classes.clone();
@@ -239,7 +239,7 @@ impl<'a> Source<'a> {
         folders: &[String],
         train: LabelledPaths,
         test: LabelledPaths,
-    ) -> Result<Task, DatasetError> {
+    ) -> Result<Classification, DatasetError> {
         let names = self.spec.classes.clone();
         let sizes = Some((self.spec.train, self.spec.test));
         check_splits(self.spec, self.options, &names, sizes, &train, &test)?;
@@ -252,7 +252,7 @@ impl<'a> Source<'a> {
         &self,
         train: (String, Arc<dyn ImageSource>, Vec<usize>),
         test: (String, Arc<dyn ImageSource>, Vec<usize>),
-    ) -> Result<Task, DatasetError> {
+    ) -> Result<Classification, DatasetError> {
         for ((list, images, labels), want) in [(&train, self.spec.train), (&test, self.spec.test)] {
             if labels.len() != images.len() {
                 return Err(DatasetError::Malformed {
@@ -269,8 +269,7 @@ impl<'a> Source<'a> {
             check_every_class(self.spec, &self.spec.classes, &train.0, &train.2)?;
         }
         let labelled = |(_, images, labels)| LabelledImages { images, labels };
-        Ok(Task {
-            name: self.spec.key.clone(),
+        Ok(Classification {
             class_names: self.spec.classes.clone(),
             templates: self.spec.templates.clone(),
             train: labelled(train),
@@ -447,13 +446,12 @@ pub(super) fn store_task(
     store: &Store,
     train: LabelledPaths,
     test: LabelledPaths,
-) -> Task {
+) -> Classification {
     let labelled = |samples: LabelledPaths| LabelledImages {
         images: Arc::new(StoreImages::new(store.clone(), samples.paths)),
         labels: samples.labels,
     };
-    Task {
-        name: spec.key.clone(),
+    Classification {
         class_names,
         templates: spec.templates.clone(),
         train: labelled(train),

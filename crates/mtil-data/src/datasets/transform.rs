@@ -8,7 +8,7 @@ use super::error::DatasetError;
 use crate::{
     data::{DataError, ImageSource},
     nearest, seeds,
-    suite::{LabelledImages, Suite, Task},
+    suite::{Classification, LabelledImages, Suite, Task, TaskKind},
 };
 
 /// Tag of the draw of few-shot images.
@@ -77,7 +77,7 @@ pub fn few_shot_suite(suite: &Suite, shots: usize, seed: u64) -> Result<Suite, D
 ///
 /// # Errors
 /// [`DatasetError::NoShot`] for a class without images, [`DatasetError::Selection`] if `shots` is
-/// 0.
+/// 0 or the task has image-caption pairs, without classes.
 pub fn few_shot(task: &Task, shots: usize, seed: u64) -> Result<Task, DatasetError> {
     if shots == 0 {
         let message = format!(
@@ -86,8 +86,15 @@ pub fn few_shot(task: &Task, shots: usize, seed: u64) -> Result<Task, DatasetErr
         );
         return Err(DatasetError::Selection(message));
     }
-    let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); task.class_names.len()];
-    for (image, &label) in task.train.labels.iter().enumerate() {
+    let Some(classes) = task.classification() else {
+        let message = format!(
+            "task `{}` has image-caption pairs, so it has no classes to choose {shots} images of",
+            task.name
+        );
+        return Err(DatasetError::Selection(message));
+    };
+    let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); classes.class_names.len()];
+    for (image, &label) in classes.train.labels.iter().enumerate() {
         of_class[label].push(image);
     }
     let mut chosen = Vec::new();
@@ -95,7 +102,7 @@ pub fn few_shot(task: &Task, shots: usize, seed: u64) -> Result<Task, DatasetErr
         if images.is_empty() {
             return Err(DatasetError::NoShot {
                 task: task.name.clone(),
-                class: task.class_names[class].clone(),
+                class: classes.class_names[class].clone(),
             });
         }
         let seed = seeds::derive(seed, &[FEW_SHOT, class as u64]);
@@ -104,11 +111,14 @@ pub fn few_shot(task: &Task, shots: usize, seed: u64) -> Result<Task, DatasetErr
     }
     chosen.sort_unstable();
     Ok(Task {
-        train: LabelledImages {
-            labels: chosen.iter().map(|&i| task.train.labels[i]).collect(),
-            images: Arc::new(Subset::new(task.train.images.clone(), chosen)),
-        },
-        ..task.clone()
+        name: task.name.clone(),
+        kind: TaskKind::Classification(Classification {
+            train: LabelledImages {
+                labels: chosen.iter().map(|&i| classes.train.labels[i]).collect(),
+                images: Arc::new(Subset::new(classes.train.images.clone(), chosen)),
+            },
+            ..classes.clone()
+        }),
     })
 }
 
@@ -198,10 +208,12 @@ mod tests {
         };
         Task {
             name: name.into(),
-            class_names: vec!["a".into(), "b".into(), "c".into()],
-            templates: vec!["{}".into()],
-            train: split(labels),
-            test: split(vec![0, 1, 2]),
+            kind: TaskKind::Classification(Classification {
+                class_names: vec!["a".into(), "b".into(), "c".into()],
+                templates: vec!["{}".into()],
+                train: split(labels),
+                test: split(vec![0, 1, 2]),
+            }),
         }
     }
 
@@ -245,8 +257,9 @@ mod tests {
     fn shots_are_balanced_and_seeded() {
         let drawn = |shots, seed| {
             let few = few_shot_suite(&suite(), shots, seed).unwrap();
-            assert_eq!(few.tasks[0].test.labels.len(), 3);
-            few.tasks[1].train.clone()
+            let of = |task: usize| few.tasks[task].classification().unwrap();
+            assert_eq!(of(0).test.labels.len(), 3);
+            of(1).train.clone()
         };
         let of = |split: &LabelledImages| {
             (0..split.images.len())
@@ -280,5 +293,21 @@ mod tests {
         assert!(error.to_string().contains("the class `c`"), "{error}");
         let error = few_shot(&task("Food", vec![0, 1, 2]), 0, 0).err().unwrap();
         assert!(error.to_string().contains("0 images"), "{error}");
+        let pairs = crate::suite::ImageCaptions {
+            images: Arc::new(Numbers(2)),
+            captions: vec![vec!["x".into()]; 2],
+        };
+        let pairs = Task {
+            name: "scenes".into(),
+            kind: TaskKind::Captions(crate::suite::CaptionPairs {
+                train: pairs.clone(),
+                test: pairs,
+            }),
+        };
+        let error = few_shot(&pairs, 2, 0).err().unwrap().to_string();
+        assert!(
+            error.contains("`scenes` has image-caption pairs"),
+            "{error}"
+        );
     }
 }

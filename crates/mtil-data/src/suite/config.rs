@@ -7,8 +7,9 @@ use clip_model::preprocess::DecodeOptions;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CaptionedImages, Extras, LabelledImages, Suite, SuiteError, SuiteRecord, SuiteWarning, Task,
-    TaskRecord, gone,
+    CaptionPairs, CaptionedImages, Classification, Extras, ImageCaptions, LabelledImages, Suite,
+    SuiteError, SuiteRecord, SuiteWarning, Task, TaskKind, TaskRecord,
+    gone::{self, GoneTask},
 };
 use crate::{
     data::{Article, CaptionFolder, DataError, FolderOptions, FolderWarning, ImageFolder, Remains},
@@ -40,8 +41,14 @@ pub(super) struct TaskConfig {
     pub(super) path: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) images: Option<ImagesConfig>,
-    #[serde(default = "default_templates")]
-    pub(super) templates: Vec<String>,
+    /// The table of image-caption pairs in `path`, in place of class folders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) captions: Option<String>,
+    /// The table of the pairs for the evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) test_captions: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) templates: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) classes: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,6 +119,9 @@ fn is_zero(value: &u64) -> bool {
 fn default_templates() -> Vec<String> {
     vec!["a photo of a {}.".into()]
 }
+
+/// Default fraction of the images of a task of image-caption pairs that is held out.
+const DEFAULT_TEST_FRACTION: f64 = 0.1;
 
 /// Default fraction of the reference images that is held out.
 const DEFAULT_HELD_OUT_FRACTION: f64 = 0.2;
@@ -191,33 +201,26 @@ impl SuiteConfig {
         let mut warnings = Vec::new();
         let mut tasks = Vec::with_capacity(self.task.len());
         let (mut gone, learned) = (BTreeMap::new(), (load.learned)(&self.name));
-        for task in self.task {
-            let options = FolderOptions {
-                classes: task.classes.clone(),
-                class_names: task.class_names.clone(),
-                test_fraction: task.test_fraction,
-                seed: self.split_seed,
-                decode,
-            };
-            let record = gone::record_of(&learned, &self.name, &task.name);
-            match task.folder(base, file, &options, record)? {
-                Some(folder) => {
-                    warnings.extend(folder.warnings.iter().map(|warning| SuiteWarning::Folder {
-                        task: Some(task.name.clone()),
-                        warning: warning.clone(),
+        for task in &self.task {
+            let name = task.name.clone();
+            let record = gone::record_of(&learned, &self.name, &name);
+            let kind = match task.open(base, file, self.split_seed, decode, record)? {
+                Some((kind, found)) => {
+                    warnings.extend(found.into_iter().map(|warning| SuiteWarning::Folder {
+                        task: Some(name.clone()),
+                        warning,
                     }));
-                    tasks.push(task.with_images(folder));
+                    kind
                 }
                 None => {
-                    let name = task.name.clone();
-                    let path = task.path.as_ref().map(|path| base.join(path));
                     let record =
                         record.ok_or_else(|| SuiteError::Unlearned { task: name.clone() })?;
-                    let (task, entry) = gone::open(task, path.as_deref(), &options, record)?;
-                    gone.insert(name, entry);
-                    tasks.push(task);
+                    let (kind, entry) = task.open_gone(base, decode, record)?;
+                    gone.insert(name.clone(), entry);
+                    kind
                 }
-            }
+            };
+            tasks.push(Task { name, kind });
         }
         warnings.extend(known_classes(&tasks));
         let mut warn = |found: &[FolderWarning]| {
@@ -256,55 +259,159 @@ impl SuiteConfig {
 }
 
 impl TaskConfig {
-    /// Reads the images of the task; none if its training images are gone. `record` is that of the
-    /// task, if it is learned.
-    fn folder(
+    /// Opens the task; none if its training images are gone. `record` is that of the task, if it is
+    /// learned.
+    fn open(
         &self,
         base: &Path,
         file: &Path,
-        options: &FolderOptions,
+        seed: u64,
+        decode: DecodeOptions,
         record: Option<&TaskRecord>,
-    ) -> Result<Option<ImageFolder>, SuiteError> {
+    ) -> Result<Option<(TaskKind, Vec<FolderWarning>)>, SuiteError> {
         if self.images == Some(ImagesConfig::Gone) {
             return Ok(None);
         }
-        let path = self.path.as_ref().ok_or_else(|| SuiteError::Setting {
-            path: file.to_owned(),
-            message: format!(
-                "task `{}` needs `path = \"folder\"`, the folder of its images",
-                self.name
-            ),
+        let path = self.path.as_ref().ok_or_else(|| {
+            self.conflict(file, "needs `path = \"folder\"`, the folder of its images")
         })?;
-        let path = base.join(path);
-        match ImageFolder::open(&path, options) {
-            Ok(folder) => Ok(Some(folder)),
-            Err(_)
-                if record.is_some() && Remains::of(&path).is_ok_and(|r| r != Remains::Training) =>
-            {
-                Ok(None)
-            }
-            Err(source) => Err(SuiteError::Task {
-                task: self.name.clone(),
-                source,
-            }),
+        let root = base.join(path);
+        let opened = match &self.captions {
+            Some(table) => self.open_captions(table, &root, file, seed, decode),
+            None => self.open_classes(&root, file, seed, decode),
+        };
+        let gone = || Remains::of(&root).is_ok_and(|left| left != Remains::Training);
+        match opened {
+            Err(_) if record.is_some() && gone() => Ok(None),
+            opened => opened.map(Some),
         }
     }
 
-    fn with_images(self, folder: ImageFolder) -> Task {
-        Task {
-            name: self.name,
-            class_names: folder.class_names,
-            templates: self.templates,
-            train: LabelledImages {
-                images: folder.train,
-                labels: folder.train_labels,
-            },
-            test: LabelledImages {
-                images: folder.test,
-                labels: folder.test_labels,
-            },
+    /// Opens what is left of a task whose training images are gone: its test images.
+    fn open_gone(
+        &self,
+        base: &Path,
+        decode: DecodeOptions,
+        record: &TaskRecord,
+    ) -> Result<(TaskKind, GoneTask), SuiteError> {
+        let root = self.path.as_ref().map(|path| base.join(path));
+        if self.captions.is_some() {
+            let table = root.as_deref().zip(self.test_captions.as_deref());
+            let test = table.map(|(root, table)| CaptionFolder::from_table(root, table));
+            let test = test.and_then(Result::ok).map(|test| grouped(test, decode));
+            return Ok(gone::captions(test, record));
+        }
+        let templates = self.templates.clone().unwrap_or_else(default_templates);
+        let options = self.folder_options(0, decode);
+        gone::classes(root.as_deref(), &options, templates, record)
+            .map_err(|source| self.wrong(source))
+    }
+
+    fn folder_options(&self, seed: u64, decode: DecodeOptions) -> FolderOptions {
+        FolderOptions {
+            classes: self.classes.clone(),
+            class_names: self.class_names.clone(),
+            test_fraction: self.test_fraction,
+            seed,
+            decode,
         }
     }
+
+    fn conflict(&self, file: &Path, message: &str) -> SuiteError {
+        SuiteError::Setting {
+            path: file.to_owned(),
+            message: format!("task `{}` {message}", self.name),
+        }
+    }
+
+    fn wrong(&self, source: DataError) -> SuiteError {
+        SuiteError::Task {
+            task: self.name.clone(),
+            source,
+        }
+    }
+
+    /// Opens class folders.
+    fn open_classes(
+        &self,
+        root: &Path,
+        file: &Path,
+        seed: u64,
+        decode: DecodeOptions,
+    ) -> Result<(TaskKind, Vec<FolderWarning>), SuiteError> {
+        if self.test_captions.is_some() {
+            let message = "has `test_captions` without `captions`: add the training pairs";
+            return Err(self.conflict(file, message));
+        }
+        let options = self.folder_options(seed, decode);
+        let folder = ImageFolder::open(root, &options).map_err(|source| match source {
+            DataError::NoClassFolder { .. } => {
+                let message = format!(
+                    "has neither class folders nor `captions`: {source}; a table of image-caption \
+                     pairs there is named by `captions = \"TABLE\"`"
+                );
+                self.conflict(file, &message)
+            }
+            source => self.wrong(source),
+        })?;
+        let labelled = |images, labels| LabelledImages { images, labels };
+        let kind = TaskKind::Classification(Classification {
+            class_names: folder.class_names,
+            templates: self.templates.clone().unwrap_or_else(default_templates),
+            train: labelled(folder.train, folder.train_labels),
+            test: labelled(folder.test, folder.test_labels),
+        });
+        Ok((kind, folder.warnings))
+    }
+
+    /// Opens image-caption pairs. Without a table of test pairs, a share of the images is held out
+    /// with all their captions.
+    fn open_captions(
+        &self,
+        table: &str,
+        root: &Path,
+        file: &Path,
+        seed: u64,
+        decode: DecodeOptions,
+    ) -> Result<(TaskKind, Vec<FolderWarning>), SuiteError> {
+        let of_classes = [
+            ("templates", self.templates.is_some()),
+            ("classes", self.classes.is_some()),
+            ("class_names", !self.class_names.is_empty()),
+        ];
+        if let Some((key, _)) = of_classes.iter().find(|(_, given)| *given) {
+            let message = format!(
+                "has both `captions` and `{key}`, which belongs to class folders: keep one of them"
+            );
+            return Err(self.conflict(file, &message));
+        }
+        if self.test_captions.is_some() && self.test_fraction.is_some() {
+            let message = "has both `test_captions` and `test_fraction`: keep one of them";
+            return Err(self.conflict(file, message));
+        }
+        let read = |table: &str| {
+            let folder = CaptionFolder::from_table(root, table);
+            folder.map_err(|source| self.wrong(source))
+        };
+        let all = read(table)?;
+        let (train, test) = match &self.test_captions {
+            Some(table) => (all, read(table)?),
+            None => all
+                .split_test(self.test_fraction.unwrap_or(DEFAULT_TEST_FRACTION), seed)
+                .map_err(|source| self.wrong(source))?,
+        };
+        let warnings = [train.warnings(), test.warnings()].concat();
+        let kind = TaskKind::Captions(CaptionPairs {
+            train: grouped(train, decode),
+            test: grouped(test, decode),
+        });
+        Ok((kind, warnings))
+    }
+}
+
+fn grouped(folder: CaptionFolder, decode: DecodeOptions) -> ImageCaptions {
+    let (images, captions) = folder.with_decode_options(decode).into_groups();
+    ImageCaptions { images, captions }
 }
 
 impl ReferenceConfig {
@@ -374,11 +481,14 @@ impl ReferenceConfig {
 /// not distinguish upper and lower case.
 fn known_classes(tasks: &[Task]) -> Vec<SuiteWarning> {
     let classes = |task: &Task| -> BTreeSet<String> {
-        task.class_names.iter().map(|c| c.to_lowercase()).collect()
+        let classes = task.classification().map_or(&[][..], |of| &of.class_names);
+        classes.iter().map(|class| class.to_lowercase()).collect()
     };
     let all: Vec<BTreeSet<String>> = tasks.iter().map(classes).collect();
     let warning = |(index, task): (usize, &Task)| {
-        let earlier = (0..index).find(|earlier| all[index].is_subset(&all[*earlier]))?;
+        let known =
+            |earlier: &usize| !all[index].is_empty() && all[index].is_subset(&all[*earlier]);
+        let earlier = (0..index).find(known)?;
         Some(SuiteWarning::KnownClasses {
             task: task.name.clone(),
             earlier: tasks[earlier].name.clone(),
@@ -452,7 +562,7 @@ pub(super) mod tests {
     fn a_small_file_is_enough() {
         let suite = load(&format!("name = 'my shop'\n{}{REFERENCE}", task(""))).unwrap();
         assert_eq!(suite.name, "my shop");
-        let task = &suite.tasks[0];
+        let task = suite.tasks[0].classification().unwrap();
         assert_eq!(task.class_names, ["flip flop", "sneaker"]);
         assert_eq!(task.templates, ["a photo of a {}."]);
         assert_eq!((task.train.labels.len(), task.test.labels.len()), (8, 2));
@@ -477,7 +587,7 @@ pub(super) mod tests {
             task(extra)
         ))
         .unwrap();
-        let task = &suite.tasks[0];
+        let task = suite.tasks[0].classification().unwrap();
         assert_eq!(task.class_names, ["trainer", "flip flop"]);
         assert_eq!(task.templates.len(), 2);
         assert_eq!(task.test.labels, [0, 0, 1, 1]);
@@ -567,6 +677,89 @@ pub(super) mod tests {
                 .contains("held_out_fraction is 2")
         );
         assert!(with("captions = 'nope.csv'").contains("nope.csv"));
+    }
+
+    /// A task whose pairs are the reference pairs, one of which has two captions.
+    fn pairs(extra: &str) -> String {
+        format!(
+            "name = 'x'\n[[task]]\nname = 'scenes'\npath = 'reference'\n\
+             captions = 'captions.csv'\n{extra}\n{REFERENCE}"
+        )
+    }
+
+    #[test]
+    fn a_tenth_of_the_pairs_of_a_task_is_held_out_with_all_captions() {
+        let dir = suite_folder(&pairs(""));
+        let table = dir.path().join("reference/captions.csv");
+        let rows = std::fs::read_to_string(&table).unwrap();
+        let second = (0..5).map(|i| format!("{i}.png,another {i}\n"));
+        std::fs::write(&table, rows + &second.collect::<String>()).unwrap();
+        let load = || Suite::from_toml(&dir.path().join("my.toml")).unwrap();
+        let suite = load();
+        let task = suite.tasks[0].captions().unwrap();
+        assert_eq!((task.train.images.len(), task.test.images.len()), (4, 1));
+        assert_eq!((task.train.count(), task.test.count()), (8, 2));
+        let held = &task.test.captions[0];
+        assert_eq!(held[0].split_once(' ').unwrap().0, "caption");
+        assert_eq!(held[1], held[0].replace("caption", "another"));
+        assert_eq!(load().fingerprint(), suite.fingerprint());
+        assert_eq!(suite.warnings(), []);
+    }
+
+    #[test]
+    fn test_pairs_of_a_task_may_have_a_table() {
+        let dir = suite_folder(&pairs("test_captions = 'test.csv'"));
+        write_png(&dir.path().join("reference/more.png"), 7);
+        let table = "file,caption\nmore.png,one\nmore.png,two\n";
+        std::fs::write(dir.path().join("reference/test.csv"), table).unwrap();
+        let load = || Suite::from_toml(&dir.path().join("my.toml")).unwrap();
+        let suite = load();
+        let task = suite.tasks[0].captions().unwrap();
+        assert_eq!(task.train.images.len(), 5);
+        assert_eq!(task.test.captions, [["one", "two"]]);
+        // A shared image is a warning, as in class folders.
+        std::fs::write(
+            dir.path().join("reference/test.csv"),
+            "file,caption\n1.png,x\n",
+        )
+        .unwrap();
+        assert_eq!(load().warnings().len(), 1);
+    }
+
+    #[test]
+    fn pairs_of_a_task_that_contradict_are_errors_with_task_and_keys() {
+        for (extra, words) in [
+            ("templates = ['a {}']", "both `captions` and `templates`"),
+            ("classes = ['a', 'b']", "both `captions` and `classes`"),
+            (
+                "class_names = { a = 'b' }",
+                "both `captions` and `class_names`",
+            ),
+            (
+                "test_captions = 't.csv'\ntest_fraction = 0.1",
+                "both `test_captions` and `test_fraction`",
+            ),
+            ("test_captions = 'nope.csv'", "nope.csv"),
+            ("test_fraction = 2.0", "test_fraction is 2"),
+        ] {
+            let message = error(&pairs(extra));
+            assert!(
+                message.contains("task `scenes`") && message.contains(words),
+                "{message}"
+            );
+        }
+        let neither = pairs("").replace("captions = 'captions.csv'\n\n", "");
+        let message = error(&neither);
+        for words in ["task `scenes`", "neither class folders nor `captions`"] {
+            assert!(message.contains(words), "{message}");
+        }
+        let message = error(&format!(
+            "name = 'x'\n{}{REFERENCE}",
+            task("test_captions = 'test.csv'")
+        ));
+        for words in ["task `shoes`", "`test_captions` without `captions`"] {
+            assert!(message.contains(words), "{message}");
+        }
     }
 
     #[test]
@@ -687,8 +880,8 @@ pub(super) mod tests {
                 for max_pixels in [3, 4] {
                     let suite = Suite::load_with(&path, DecodeOptions { max_pixels }).unwrap();
                     for images in [
-                        &suite.tasks[0].train.images,
-                        &suite.tasks[0].test.images,
+                        suite.tasks[0].training_images(),
+                        suite.tasks[0].test_images(),
                         &suite.reference.images,
                         &suite.held_out.images,
                     ] {

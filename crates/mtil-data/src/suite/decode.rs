@@ -55,7 +55,7 @@ impl Suite {
         let of_tasks = self
             .tasks
             .iter()
-            .map(|task| task.train.images.len() + task.test.images.len());
+            .map(|task| task.training_images().len() + task.test_images().len());
         let sets: Vec<_> = sets
             .into_iter()
             .map(|(name, images)| (name, images, distinct(images)))
@@ -84,7 +84,7 @@ fn distinct(images: &dyn ImageSource) -> Vec<usize> {
 }
 
 fn decode_task(task: &Task, step: &(dyn Fn() + Sync)) -> DecodedSet {
-    let [train, test] = [&task.train, &task.test].map(|split| split.images.as_ref());
+    let [train, test] = [task.training_images(), task.test_images()].map(|i| i.as_ref());
     let [of_train, of_test] =
         [train, test].map(|images| decode(images, (0..images.len()).collect(), step));
     let mut trained: HashMap<[u8; 32], usize> = HashMap::new();
@@ -143,7 +143,7 @@ fn unreadable(images: &dyn ImageSource, decoded: &[(usize, Decoded)]) -> Vec<(St
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use super::super::check::tests::{Drawn, small};
+    use super::super::check::tests::{Drawn, classes, small};
     use super::super::config::tests::{REFERENCE, suite_folder, task};
     use super::*;
 
@@ -175,10 +175,10 @@ mod tests {
             let all = (0..split.len()).map(|i| split.load(i).unwrap());
             all.collect::<Vec<_>>()
         };
-        let first = images(suite.tasks[0].train.images.as_ref()).remove(0);
-        let mut test = images(suite.tasks[0].test.images.as_ref());
+        let first = images(suite.tasks[0].training_images().as_ref()).remove(0);
+        let mut test = images(suite.tasks[0].test_images().as_ref());
         test[1] = first;
-        suite.tasks[0].test.images = Arc::new(Drawn(test));
+        classes(&mut suite).test.images = Arc::new(Drawn(test));
         let shared = &suite.decode_all(&|_, _| {})[0].shared;
         assert_eq!(shared[..], [("drawn 1".to_owned(), "drawn 0".to_owned())]);
     }

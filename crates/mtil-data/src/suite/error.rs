@@ -109,7 +109,10 @@ pub enum SuiteError {
         template: String,
     },
     /// A task has fewer than two classes.
-    #[error("task `{task}` has {classes} class: a classification needs at least 2")]
+    #[error(
+        "task `{task}` has {classes} class: a classification needs at least 2, and image-caption \
+         pairs need their table in `captions`"
+    )]
     TooFewClasses {
         /// The task.
         task: String,

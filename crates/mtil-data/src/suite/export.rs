@@ -8,7 +8,10 @@ use image::DynamicImage;
 use rayon::prelude::*;
 
 use super::config::{ReferenceConfig, SUITE_FILE, SuiteConfig, TaskConfig};
-use super::{CaptionedImages, LabelledImages, Suite, SuiteError, Task};
+use super::{
+    CaptionPairs, CaptionedImages, Classification, ImageCaptions, LabelledImages, Suite,
+    SuiteError, Task, TaskKind,
+};
 use crate::data::{DataError, ImageSource, is_ignored_name};
 use crate::files::{is_device_name, write_atomically};
 
@@ -34,6 +37,8 @@ pub struct ExportSummary {
 /// suite.toml                          loads back to this suite
 /// <task>/train/<class>/<nnnnn>.png    nnnnn: index of the image in its split
 /// <task>/test/<class>/<nnnnn>.png
+/// <task>/train.csv, <task>/train/<nnnnn>.png    a task of image-caption pairs
+/// <task>/test.csv, <task>/test/<nnnnn>.png
 /// reference/captions.csv, reference/images/<nnnnn>.png
 /// held_out/captions.csv, held_out/images/<nnnnn>.png
 /// ```
@@ -91,8 +96,9 @@ fn write(
     progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<ExportSummary, SuiteError> {
     let pairs = [&suite.reference, &suite.held_out];
-    let splits = suite.tasks.iter().flat_map(|t| [&t.train, &t.test]);
-    let total = splits.map(|h| h.images.len()).sum::<usize>()
+    let splits = suite.tasks.iter();
+    let splits = splits.flat_map(|t| [t.training_images(), t.test_images()]);
+    let total = splits.map(|images| images.len()).sum::<usize>()
         + pairs.iter().map(|p| p.images.len()).sum::<usize>();
     let mut writer = Writer {
         done: 0,
@@ -104,37 +110,11 @@ fn write(
     let mut tasks = Vec::with_capacity(suite.tasks.len());
     for task in &suite.tasks {
         let folder = portable_folder_name(&task.name, &mut used);
-        let mut taken = HashSet::new();
-        let classes: Vec<String> = task
-            .class_names
-            .iter()
-            .map(|class| portable_folder_name(class, &mut taken))
-            .collect();
-        let wrong = |source| SuiteError::Task {
-            task: task.name.clone(),
-            source,
-        };
-        for (split, images) in [("train", &task.train), ("test", &task.test)] {
-            let base = dir.join(&folder).join(split);
-            for class in &classes {
-                create(&base.join(class))?;
+        tasks.push(match &task.kind {
+            TaskKind::Classification(classes) => {
+                write_classes(&mut writer, task, classes, dir, folder)?
             }
-            writer.labelled(images, &base, &classes, &wrong)?;
-        }
-        // The suite file lists only names that cannot be derived from their folder.
-        let class_names: BTreeMap<_, _> = classes
-            .into_iter()
-            .zip(task.class_names.iter().cloned())
-            .filter(|(folder, name)| folder.replace('_', " ") != *name)
-            .collect();
-        tasks.push(TaskConfig {
-            name: task.name.clone(),
-            path: Some(folder.into()),
-            images: None,
-            templates: task.templates.clone(),
-            classes: Some(task.class_names.clone()),
-            test_fraction: None,
-            class_names,
+            TaskKind::Captions(pairs) => write_captions(&mut writer, task, pairs, dir, folder)?,
         });
     }
     for (folder, pairs) in ["reference", "held_out"].into_iter().zip(pairs) {
@@ -161,15 +141,124 @@ fn write(
     })
 }
 
-/// Requires that both splits have an image of every class.
+/// Writes the class folders of a task. Returns its entry in the suite file.
+fn write_classes(
+    writer: &mut Writer<'_>,
+    task: &Task,
+    of: &Classification,
+    dir: &Path,
+    folder: String,
+) -> Result<TaskConfig, SuiteError> {
+    let mut taken = HashSet::new();
+    let classes: Vec<String> = of
+        .class_names
+        .iter()
+        .map(|class| portable_folder_name(class, &mut taken))
+        .collect();
+    for (split, images) in [("train", &of.train), ("test", &of.test)] {
+        let base = dir.join(&folder).join(split);
+        for class in &classes {
+            create(&base.join(class))?;
+        }
+        writer.labelled(images, &base, &classes, &wrong(task))?;
+    }
+    // The suite file lists only names that cannot be derived from their folder.
+    let class_names: BTreeMap<_, _> = classes
+        .into_iter()
+        .zip(of.class_names.iter().cloned())
+        .filter(|(folder, name)| folder.replace('_', " ") != *name)
+        .collect();
+    Ok(TaskConfig {
+        name: task.name.clone(),
+        path: Some(folder.into()),
+        images: None,
+        captions: None,
+        test_captions: None,
+        templates: Some(of.templates.clone()),
+        classes: Some(of.class_names.clone()),
+        test_fraction: None,
+        class_names,
+    })
+}
+
+/// Writes the image-caption pairs of a task. Returns its entry in the suite file.
+fn write_captions(
+    writer: &mut Writer<'_>,
+    task: &Task,
+    pairs: &CaptionPairs,
+    dir: &Path,
+    folder: String,
+) -> Result<TaskConfig, SuiteError> {
+    let base = dir.join(&folder);
+    let tables = ["train.csv", "test.csv"].map(str::to_owned);
+    let splits = [("train", &pairs.train), ("test", &pairs.test)];
+    for (table, (split, pairs)) in tables.iter().zip(splits) {
+        let images = base.join(split);
+        create(&images)?;
+        let path = |i: usize| images.join(file_name(i));
+        writer.images(pairs.images.as_ref(), &path, &wrong(task))?;
+        write_table(&base.join(table), split, rows(pairs))?;
+    }
+    let [captions, test_captions] = tables.map(Some);
+    Ok(TaskConfig {
+        name: task.name.clone(),
+        path: Some(folder.into()),
+        images: None,
+        captions,
+        test_captions,
+        templates: None,
+        classes: None,
+        test_fraction: None,
+        class_names: BTreeMap::new(),
+    })
+}
+
+/// Returns the index of the image and the text of each caption.
+fn rows(pairs: &ImageCaptions) -> impl Iterator<Item = (usize, &str)> {
+    let (texts, image_of) = pairs.texts();
+    image_of.into_iter().zip(texts)
+}
+
+/// Writes a caption table of images in `folder`.
+fn write_table<'a>(
+    table: &Path,
+    folder: &str,
+    rows: impl Iterator<Item = (usize, &'a str)>,
+) -> Result<(), SuiteError> {
+    let write = || -> std::io::Result<()> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(["file", "caption"])?;
+        for (i, caption) in rows {
+            writer.write_record([&format!("{folder}/{}", file_name(i)), caption])?;
+        }
+        let rows = writer
+            .into_inner()
+            .map_err(csv::IntoInnerError::into_error)?;
+        write_atomically(table, &rows)
+    };
+    write().map_err(|e| write_error(table, e))
+}
+
+/// Returns a function that names the task in an error of its data.
+fn wrong(task: &Task) -> impl Fn(DataError) -> SuiteError + Sync {
+    |source| SuiteError::Task {
+        task: task.name.clone(),
+        source,
+    }
+}
+
+/// Requires that both splits of a classification have an image of every class.
 fn check_every_class(task: &Task) -> Result<(), SuiteError> {
-    for (split, images) in [("train", &task.train), ("test", &task.test)] {
+    let Some(of) = task.classification() else {
+        return Ok(());
+    };
+    for (split, images) in [("train", &of.train), ("test", &of.test)] {
         let seen: HashSet<_> = images.labels.iter().collect();
-        if let Some(class) = (0..task.class_names.len()).find(|c| !seen.contains(c)) {
+        if let Some(class) = (0..of.class_names.len()).find(|c| !seen.contains(c)) {
             return Err(SuiteError::Labels {
                 task: task.name.clone(),
                 split,
-                message: format!("class `{}` has no image", task.class_names[class]),
+                message: format!("class `{}` has no image", of.class_names[class]),
             });
         }
     }
@@ -238,19 +327,8 @@ impl Writer<'_> {
         let path = |i: usize| images.join(file_name(i));
         let wrong = |source| SuiteError::Reference { source };
         self.images(pairs.images.as_ref(), &path, &wrong)?;
-        let table = base.join("captions.csv");
-        let write = || -> std::io::Result<()> {
-            let mut writer = csv::Writer::from_writer(Vec::new());
-            writer.write_record(["file", "caption"])?;
-            for (i, caption) in pairs.captions.iter().enumerate() {
-                writer.write_record([&format!("images/{}", file_name(i)), caption])?;
-            }
-            let rows = writer
-                .into_inner()
-                .map_err(csv::IntoInnerError::into_error)?;
-            write_atomically(&table, &rows)
-        };
-        write().map_err(|e| write_error(&table, e))
+        let rows = pairs.captions.iter().map(String::as_str).enumerate();
+        write_table(&base.join("captions.csv"), "images", rows)
     }
 
     fn images(
@@ -329,7 +407,7 @@ fn portable_folder_name(name: &str, used: &mut HashSet<String>) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::check::tests::{Drawn, small};
+    use super::super::check::tests::{Drawn, captions, classes, small};
     use super::*;
 
     /// The image as the model sees it. Files with more than 8 bits per channel are reduced when
@@ -368,15 +446,29 @@ mod tests {
         assert_eq!(loaded.name, suite.name);
         assert_eq!(loaded.tasks.len(), suite.tasks.len());
         for (a, b) in loaded.tasks.iter().zip(&suite.tasks) {
-            assert_eq!(
-                (&a.name, &a.class_names, &a.templates),
-                (&b.name, &b.class_names, &b.templates)
-            );
-            for (a, b) in [(&a.train, &b.train), (&a.test, &b.test)] {
-                let of = |split: &LabelledImages| {
-                    contents(split.images.as_ref(), |i| split.labels[i].to_string())
-                };
-                assert!(of(a) == of(b), "labels and pixels");
+            assert_eq!(a.name, b.name);
+            match (&a.kind, &b.kind) {
+                (TaskKind::Classification(a), TaskKind::Classification(b)) => {
+                    assert_eq!(
+                        (&a.class_names, &a.templates),
+                        (&b.class_names, &b.templates)
+                    );
+                    for (a, b) in [(&a.train, &b.train), (&a.test, &b.test)] {
+                        let of = |split: &LabelledImages| {
+                            contents(split.images.as_ref(), |i| split.labels[i].to_string())
+                        };
+                        assert!(of(a) == of(b), "labels and pixels");
+                    }
+                }
+                (TaskKind::Captions(a), TaskKind::Captions(b)) => {
+                    for (a, b) in [(&a.train, &b.train), (&a.test, &b.test)] {
+                        assert_eq!(a.captions, b.captions);
+                        for i in 0..b.images.len() {
+                            assert_eq!(a.images.load(i).unwrap(), b.images.load(i).unwrap());
+                        }
+                    }
+                }
+                _ => panic!("another kind of task"),
             }
         }
         for (a, b) in [
@@ -395,14 +487,25 @@ mod tests {
     #[test]
     fn loads_back_to_the_same_suite() {
         let loaded = round_trip(&small());
-        assert_eq!(loaded.tasks[0].train.labels, [0, 0, 1]);
+        assert_eq!(
+            loaded.tasks[0].classification().unwrap().train.labels,
+            [0, 0, 1]
+        );
+    }
+
+    #[test]
+    fn image_caption_pairs_load_back() {
+        let mut suite = small();
+        suite.tasks.push(captions());
+        let loaded = round_trip(&suite);
+        assert_eq!(loaded.tasks[1].captions().unwrap().train.count(), 4);
     }
 
     #[test]
     fn hostile_names_and_all_pixel_formats_survive() {
         let mut suite = small();
-        let task = &mut suite.tasks[0];
-        task.name = "../reference".into();
+        suite.tasks[0].name = "../reference".into();
+        let task = classes(&mut suite);
         let names = [
             "a/b",
             "a?b",
@@ -452,7 +555,7 @@ mod tests {
     #[test]
     fn a_class_without_images_in_a_split_is_refused_before_anything_is_written() {
         let mut suite = small();
-        suite.tasks[0].test.labels = vec![1, 1];
+        classes(&mut suite).test.labels = vec![1, 1];
         let dir = tempfile::tempdir().unwrap();
         let error = export(&suite, &dir.path().join("out"), &mut proceed).unwrap_err();
         assert!(

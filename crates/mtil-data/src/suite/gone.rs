@@ -4,7 +4,10 @@ use std::{path::Path, sync::Arc};
 
 use image::DynamicImage;
 
-use super::{LabelledImages, Suite, SuiteError, SuiteRecord, Task, TaskRecord, config::TaskConfig};
+use super::{
+    CaptionPairs, Classification, ImageCaptions, LabelledImages, Suite, SuiteRecord, TaskKind,
+    TaskRecord,
+};
 use crate::data::{DataError, FolderOptions, ImageSource, Remains, test_images};
 
 /// A task that was learned from images that are gone.
@@ -36,27 +39,22 @@ pub(super) fn record_of<'a>(
         .find(|task| task.name == name)
 }
 
-/// Returns the task of `config` with the test images that are left in `path`, and its entry in
-/// [`Extras::gone`](super::Extras::gone).
+/// Returns a classification with the classes of `record`, unless `options` has some, and with the
+/// test images that are left in `path`.
 ///
 /// # Errors
-/// [`SuiteError::Task`] for test images that do not fit the classes.
-pub(super) fn open(
-    config: TaskConfig,
+/// [`DataError`] of test images that do not fit the classes.
+pub(super) fn classes(
     path: Option<&Path>,
     options: &FolderOptions,
+    templates: Vec<String>,
     record: &TaskRecord,
-) -> Result<(Task, GoneTask), SuiteError> {
-    let classes = config.classes.unwrap_or_else(|| record.classes.clone());
-    let wrong = |source| SuiteError::Task {
-        task: config.name.clone(),
-        source,
-    };
-    let left = path.map_or(Ok(Remains::Nothing), Remains::without_training);
-    let test = match (path, left.map_err(wrong)?) {
+) -> Result<(TaskKind, GoneTask), DataError> {
+    let classes = options.classes.as_ref().unwrap_or(&record.classes);
+    let left = path.map_or(Ok(Remains::Nothing), Remains::without_training)?;
+    let test = match (path, left) {
         (Some(path), Remains::Test(test)) => {
-            let found = test_images(path, &test, &classes, options);
-            let (images, labels) = found.map_err(wrong)?;
+            let (images, labels) = test_images(path, &test, classes, options)?;
             LabelledImages { images, labels }
         }
         _ => no_images(),
@@ -65,14 +63,30 @@ pub(super) fn open(
         record: record.clone(),
         has_test_images: !test.labels.is_empty(),
     };
-    let task = Task {
-        name: config.name,
-        class_names: classes,
-        templates: config.templates,
+    let kind = TaskKind::Classification(Classification {
+        class_names: classes.clone(),
+        templates,
         train: no_images(),
         test,
+    });
+    Ok((kind, gone))
+}
+
+/// Returns image-caption pairs of which only those for the evaluation may be left.
+pub(super) fn captions(test: Option<ImageCaptions>, record: &TaskRecord) -> (TaskKind, GoneTask) {
+    let nothing = || ImageCaptions {
+        images: Arc::new(NoImages),
+        captions: Vec::new(),
     };
-    Ok((task, gone))
+    let gone = GoneTask {
+        record: record.clone(),
+        has_test_images: test.is_some(),
+    };
+    let kind = TaskKind::Captions(CaptionPairs {
+        train: nothing(),
+        test: test.unwrap_or_else(nothing),
+    });
+    (kind, gone)
 }
 
 fn no_images() -> LabelledImages {
@@ -104,8 +118,8 @@ impl ImageSource for NoImages {
 
 #[cfg(test)]
 mod tests {
-    use super::super::LoadOptions;
     use super::super::config::tests::{REFERENCE, suite_folder, task};
+    use super::super::{LoadOptions, SuiteError};
     use super::*;
 
     fn load(folder: &Path, learned: &[SuiteRecord]) -> Result<Suite, SuiteError> {
@@ -132,8 +146,9 @@ mod tests {
         assert!(error(dir.path(), &[]).contains("no folder"));
         let suite = load(dir.path(), std::slice::from_ref(&record)).unwrap();
         assert_eq!(suite.gone_tasks().collect::<Vec<_>>(), ["shoes"]);
-        assert_eq!(suite.tasks[0].class_names, ["flip flop", "sneaker"]);
-        assert!(suite.tasks[0].test.labels.is_empty());
+        let classes = suite.tasks[0].classification().unwrap();
+        assert_eq!(classes.class_names, ["flip flop", "sneaker"]);
+        assert!(classes.test.labels.is_empty());
         suite.check().unwrap();
         assert_eq!(SuiteRecord::of(&suite), record);
         // A record of another suite, or of other tasks, does not help.
@@ -208,7 +223,8 @@ mod tests {
         let suite = load(dir.path(), std::slice::from_ref(&record)).unwrap();
         let gone = &suite.extras.gone["shoes"];
         assert!(gone.has_test_images);
-        assert_eq!(suite.tasks[0].test.labels, whole.tasks[0].test.labels);
+        let labels = |suite: &Suite| suite.tasks[0].classification().unwrap().test.labels.clone();
+        assert_eq!(labels(&suite), labels(&whole));
         assert_eq!(SuiteRecord::of(&suite), record);
         // Other test images are a change.
         std::fs::remove_file(shoes.join("test/sneaker/a.png")).unwrap();

@@ -8,6 +8,7 @@ mod error;
 mod export;
 mod gone;
 mod record;
+mod task;
 mod warning;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -20,31 +21,8 @@ pub use error::SuiteError;
 pub use export::{ExportSummary, export};
 pub use gone::GoneTask;
 pub use record::{ImageSet, ImageSetRecord, SuiteRecord, TaskRecord};
+pub use task::{CaptionPairs, Classification, ImageCaptions, LabelledImages, Task, TaskKind};
 pub use warning::SuiteWarning;
-
-/// A labelled image set: images with a class label each.
-#[derive(Clone)]
-pub struct LabelledImages {
-    /// The images.
-    pub images: Arc<dyn ImageSource>,
-    /// Class index of each image. Has the length of `images`.
-    pub labels: Vec<usize>,
-}
-
-/// A classification task with a train and a test split.
-#[derive(Clone)]
-pub struct Task {
-    /// Name in tables, unique within the suite.
-    pub name: String,
-    /// Class names in label order.
-    pub class_names: Vec<String>,
-    /// Prompt templates with a `{}` for the class name. Training uses the first one.
-    pub templates: Vec<String>,
-    /// Training images.
-    pub train: LabelledImages,
-    /// Test images, disjoint from `train`.
-    pub test: LabelledImages,
-}
 
 /// Image-caption pairs.
 #[derive(Clone)]
@@ -91,7 +69,9 @@ impl RetrievalSet {
 /// use std::sync::Arc;
 ///
 /// use mtil_data::datasets::store::{PixelLayout, RawImages};
-/// use mtil_data::suite::{CaptionedImages, Extras, LabelledImages, Suite, Task};
+/// use mtil_data::suite::{
+///     CaptionedImages, Classification, Extras, LabelledImages, Suite, Task, TaskKind,
+/// };
 ///
 /// fn images(name: &str) -> Arc<RawImages> {
 ///     Arc::new(RawImages::new(name, vec![0_u8; 2 * 8 * 8], 8, 8, PixelLayout::Grey).unwrap())
@@ -105,10 +85,12 @@ impl RetrievalSet {
 ///     name: "digits".into(),
 ///     tasks: vec![Task {
 ///         name: "digits".into(),
-///         class_names: vec!["zero".into(), "one".into()],
-///         templates: vec!["the digit {}.".into()],
-///         train: labelled("train"),
-///         test: labelled("test"),
+///         kind: TaskKind::Classification(Classification {
+///             class_names: vec!["zero".into(), "one".into()],
+///             templates: vec!["the digit {}.".into()],
+///             train: labelled("train"),
+///             test: labelled("test"),
+///         }),
 ///     }],
 ///     reference: pairs("reference"),
 ///     held_out: pairs("held-out"),

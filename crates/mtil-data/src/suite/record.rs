@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    CaptionedImages, GoneTask, Suite, Task,
-    check::{hash_images, hash_number, hash_text},
+    CaptionedImages, GoneTask, ImageCaptions, Suite, Task, TaskKind,
+    check::{hash_captions, hash_images, hash_number, hash_text},
 };
 
 /// What a suite's tasks are learned from: names, classes and templates in full, images and labels
@@ -37,11 +37,12 @@ pub struct SuiteRecord {
 pub struct TaskRecord {
     /// Name of the task.
     pub name: String,
-    /// Class names in label order.
+    /// Class names in label order; empty for image-caption pairs.
     pub classes: Vec<String>,
-    /// Prompt templates.
+    /// Prompt templates; empty for image-caption pairs.
     pub templates: Vec<String>,
-    /// The labelled images of each split, and the reference pairs if the task has its own.
+    /// The labelled or captioned images of each split, and the reference pairs if the task has its
+    /// own.
     pub images: BTreeMap<ImageSet, ImageSetRecord>,
 }
 
@@ -63,6 +64,9 @@ pub enum ImageSet {
 pub struct ImageSetRecord {
     /// Number of images.
     pub count: usize,
+    /// Number of captions of the images of a task of image-caption pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captions: Option<usize>,
     /// SHA-256 in hexadecimal.
     pub sha256: String,
 }
@@ -145,16 +149,23 @@ impl TaskRecord {
     }
 
     fn of(task: &Task, reference: Option<&CaptionedImages>) -> Self {
-        let labelled = [
-            (ImageSet::Training, &task.train),
-            (ImageSet::Test, &task.test),
-        ];
-        let labelled = labelled.map(|(set, split)| {
-            let mut hash = Sha256::new();
-            hash_images(&mut hash, split.images.as_ref());
-            split.labels.iter().for_each(|&l| hash_number(&mut hash, l));
-            (set, ImageSetRecord::new(split.images.len(), hash))
-        });
+        let (mut classes, mut templates) = (Vec::new(), Vec::new());
+        let [train, test] = match &task.kind {
+            TaskKind::Classification(of) => {
+                classes.clone_from(&of.class_names);
+                templates.clone_from(&of.templates);
+                [&of.train, &of.test].map(|split| {
+                    let mut hash = Sha256::new();
+                    hash_images(&mut hash, split.images.as_ref());
+                    split.labels.iter().for_each(|&l| hash_number(&mut hash, l));
+                    ImageSetRecord::new(split.images.len(), hash)
+                })
+            }
+            TaskKind::Captions(pairs) => {
+                [&pairs.train, &pairs.test].map(ImageSetRecord::of_captions)
+            }
+        };
+        let splits = [(ImageSet::Training, train), (ImageSet::Test, test)];
         let reference = reference.map(|pairs| {
             let mut hash = Sha256::new();
             hash_pairs(&mut hash, pairs);
@@ -163,9 +174,9 @@ impl TaskRecord {
         });
         Self {
             name: task.name.clone(),
-            classes: task.class_names.clone(),
-            templates: task.templates.clone(),
-            images: labelled.into_iter().chain(reference).collect(),
+            classes,
+            templates,
+            images: splits.into_iter().chain(reference).collect(),
         }
     }
 
@@ -218,8 +229,20 @@ impl TaskRecord {
 
 impl ImageSetRecord {
     fn new(count: usize, hash: Sha256) -> Self {
-        let sha256 = hexadecimal(hash);
-        Self { count, sha256 }
+        Self {
+            count,
+            captions: None,
+            sha256: hexadecimal(hash),
+        }
+    }
+
+    fn of_captions(pairs: &ImageCaptions) -> Self {
+        let mut hash = Sha256::new();
+        hash_captions(&mut hash, pairs);
+        Self {
+            captions: Some(pairs.count()),
+            ..Self::new(pairs.images.len(), hash)
+        }
     }
 }
 
@@ -254,7 +277,7 @@ fn hexadecimal(hash: Sha256) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::check::tests::{drawn, small};
+    use crate::suite::check::tests::{captions, classes, drawn, small};
 
     fn record(change: impl FnOnce(&mut Suite)) -> SuiteRecord {
         let mut suite = small();
@@ -296,19 +319,19 @@ mod tests {
             ),
             (|s| s.tasks[0].name.push('x'), "task 1: `colours` in"),
             (
-                |s| s.tasks[0].class_names[1] = "blue".into(),
+                |s| classes(s).class_names[1] = "blue".into(),
                 "task `colours`, class 2: `dark green` in the directory, `blue` now",
             ),
             (
-                |s| s.tasks[0].templates.push("{}".into()),
+                |s| classes(s).templates.push("{}".into()),
                 "task `colours`, number of templates: ",
             ),
             (
-                |s| s.tasks[0].train.labels[0] = 1,
+                |s| classes(s).train.labels[0] = 1,
                 "task `colours`, training images: others in the directory",
             ),
             (
-                |s| s.tasks[0].test.images = drawn(3, 2),
+                |s| classes(s).test.images = drawn(3, 2),
                 "task `colours`, test images: `2` in the directory, `3` now",
             ),
             (
@@ -325,5 +348,30 @@ mod tests {
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].starts_with(line), "{found:?}");
         }
+    }
+
+    #[test]
+    fn a_change_of_a_caption_is_a_change_of_its_split() {
+        let of = |change: fn(&mut ImageCaptions)| {
+            record(|suite| {
+                let mut task = captions();
+                if let TaskKind::Captions(pairs) = &mut task.kind {
+                    change(&mut pairs.test);
+                }
+                suite.tasks.push(task);
+            })
+        };
+        let before = of(|_| ());
+        let test = &before.tasks[1].images[&ImageSet::Test];
+        assert_eq!((test.count, test.captions), (2, Some(3)));
+        assert!(before.tasks[1].classes.is_empty());
+        let line = "task `scenes`, test images: others in the directory";
+        let changed = of(|test| test.captions[0][1].push('x'));
+        assert_eq!(before.differences(&changed), [line]);
+        let fewer = of(|test| test.captions[0].truncate(1));
+        assert_eq!(before.differences(&fewer), [line]);
+        // The record of a classification is that of earlier versions.
+        let text = serde_json::to_string(&before.tasks[0]).unwrap();
+        assert!(!text.contains("captions"), "{text}");
     }
 }
