@@ -154,6 +154,18 @@ pub enum RunError {
         /// The device of the run.
         device: String,
     },
+    /// A method cannot learn a task.
+    #[error(
+        "method `{method}` cannot learn task `{task}`, which has image-caption pairs: {reason}"
+    )]
+    Unlearnable {
+        /// Name of the method.
+        method: String,
+        /// Name of the task.
+        task: String,
+        /// The mechanism, and what it needs.
+        reason: &'static str,
+    },
     /// A hyper-parameter cannot be selected for each task.
     #[error("no hyper-parameter can be selected for each task: {0}")]
     Select(String),

@@ -3,8 +3,9 @@
 //!
 //! Measures of a single evaluation are in [`measures`](crate::measures).
 //!
-//! `A[r][c]` is the top-1 accuracy in percent on task `c` after training task `r`, both in
-//! task order. A cell is open if it was not measured: task `c` was added to the suite after task
+//! `A[r][c]` is the top-1 accuracy in percent on task `c` after training task `r`, both in task
+//! order. For a task of image-caption pairs it is the mean R@1 of both directions on its test pairs.
+//! A cell is open if it was not measured: task `c` was added to the suite after task
 //! `r` was learned, or its test images are gone. Transfer, Average and Last follow ZSCL `mtil/results.ipynb` cell 0 (the same
 //! formulas as GIFT_CL `utils/metrics.py`); BWT and Forgetting follow Mammoth
 //! `utils/metrics.py`.
@@ -378,6 +379,10 @@ pub struct MatrixFile {
     /// in percent. One value per row, or empty if the rule does not change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub learned: Vec<f64>,
+    /// Names of the tasks of image-caption pairs. Their cells are the mean R@1 of both directions,
+    /// in percent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retrieval_tasks: Vec<String>,
 }
 
 impl MatrixFile {
@@ -867,6 +872,7 @@ mod tests {
             zero_shot: cells(&[1.0, 100.0 / 3.0]),
             matrix: vec![cells(&[0.1, 99.999_999_999])],
             learned: vec![0.2],
+            retrieval_tasks: Vec::new(),
         };
         file.save(&path).unwrap();
         assert_eq!(MatrixFile::load(&path).unwrap(), file);

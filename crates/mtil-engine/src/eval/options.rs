@@ -13,7 +13,7 @@ pub enum TaskIdentity {
     #[default]
     Given,
     /// The task is not given: the candidates are the classes of all tasks learned so far and of the
-    /// image's own task.
+    /// image's own task. Recall on image-caption pairs has no classes, and does not change.
     Seen,
     /// The task is not given: the candidates are the classes of all tasks of the suite, learned or
     /// not (X-TAIL, RAIL's protocol, arXiv 2406.18868). Classes of the same name in two tasks are
@@ -39,7 +39,8 @@ pub struct EvalOptions {
     pub prompts: PromptRule,
     /// Candidate classes of an image.
     pub identity: TaskIdentity,
-    /// Number of test images per task, a fixed random subset; all when absent.
+    /// Number of test images per task, a fixed random subset; all when absent. Image-caption pairs
+    /// are always all used, because recall depends on their number.
     pub subset: Option<usize>,
     /// With `subset`: interval in tasks at which all test images are used. The pretrained model and
     /// the model after the last task are then evaluated on all of them too.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Encoder, encode_texts_while};
 use crate::batch::BatchError;
-use mtil_data::suite::Task;
+use mtil_data::suite::Classification;
 
 /// Choice of the prompt templates of a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -81,7 +81,7 @@ pub fn zero_shot_head(
     checkpoint: &Clip,
     encoder: &dyn Encoder,
     task_index: Option<usize>,
-    task: &Task,
+    task: &Classification,
     templates: usize,
 ) -> Result<Tensor<2>, BatchError> {
     let (classes, templates) = (&task.class_names, &task.templates[..templates]);
@@ -144,7 +144,7 @@ impl HeadCache {
         checkpoint: &Clip,
         encoder: &dyn Encoder,
         task_index: usize,
-        task: &Task,
+        task: &Classification,
         templates: usize,
     ) -> Result<Tensor<2>, BatchError> {
         self.head_while(&|| Ok(()), checkpoint, encoder, task_index, task, templates)
@@ -158,7 +158,7 @@ impl HeadCache {
         checkpoint: &Clip,
         encoder: &dyn Encoder,
         task_index: usize,
-        task: &Task,
+        task: &Classification,
         templates: usize,
     ) -> Result<Tensor<2>, BatchError> {
         if let Some(head) = self.0.get(&(task_index, templates)) {

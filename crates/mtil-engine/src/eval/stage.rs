@@ -1,6 +1,6 @@
 //! Evaluator of a model after a task, and its results.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use burn::tensor::Tensor;
 use clip_model::{Clip, normalize};
@@ -22,8 +22,9 @@ use crate::{
     metrics::Retrieval,
 };
 use mtil_data::{
+    data::ImageSource,
     seeds,
-    suite::{RetrievalSet, Suite, Task},
+    suite::{CaptionPairs, Classification, Suite, Task, TaskKind},
 };
 
 /// Factor on cosine similarities at evaluation (GNSP `src/models/evaluation.py:58`). It does not
@@ -33,8 +34,9 @@ const LOGIT_SCALE: f64 = 100.0;
 /// Result of one evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Accuracy on each task in %, among its own classes; none on a task that the suite did not have
-    /// yet, or whose test images are gone.
+    /// Accuracy on each task in %, among its own classes; the mean R@1 in % of both directions on a
+    /// task of image-caption pairs; none on a task that the suite did not have yet, or whose test
+    /// images are gone.
     pub accuracies: Vec<Option<f64>>,
     /// Accuracy in % on the task just learned under the prompt rule of later stages, if that rule
     /// differs.
@@ -58,6 +60,9 @@ pub struct Evaluation {
     /// Retrieval on the suite's caption sets, by name.
     #[serde(default)]
     pub caption_sets: BTreeMap<String, RetrievalSummary>,
+    /// Retrieval on the tasks of image-caption pairs, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub caption_tasks: BTreeMap<String, RetrievalSummary>,
     /// Number of test images per task, if a subset was used.
     #[serde(default)]
     pub thinned: Option<TestSubset>,
@@ -76,6 +81,24 @@ impl Evaluation {
     }
 }
 
+/// Measure of a model on one task.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TaskMeasure {
+    /// Accuracy in %, or the mean R@1 of both directions: the cell of the accuracy matrix.
+    pub cell: f64,
+    /// Retrieval, on image-caption pairs.
+    pub retrieval: Option<RetrievalSummary>,
+}
+
+impl TaskMeasure {
+    fn of_pairs(retrieval: RetrievalSummary) -> Self {
+        Self {
+            cell: retrieval.recall.mean_r1(),
+            retrieval: Some(retrieval),
+        }
+    }
+}
+
 /// Number of test images per task in an evaluation on a subset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TestSubset(pub usize);
@@ -85,13 +108,18 @@ pub struct TestSubset(pub usize);
 pub struct TaskDetails {
     /// Name of the task.
     pub task: String,
-    /// Accuracy of each class in %, by name; `None` for a class without a test image.
+    /// Accuracy of each class in %, by name; `None` for a class without a test image. Empty for
+    /// image-caption pairs.
     pub classes: Vec<(String, Option<f64>)>,
     /// Mean of the class accuracies in %.
     pub mean_per_class: Option<f64>,
     /// Calibration of the predictions; `None` if a method scores classes with anything but logits.
     pub calibration: Option<Calibration>,
-    /// Confusion matrix as CSV: rows are true classes, columns predictions.
+    /// Retrieval, on image-caption pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<RetrievalSummary>,
+    /// Confusion matrix as CSV: rows are true classes, columns predictions. Empty for image-caption
+    /// pairs.
     #[serde(skip)]
     pub confusion_csv: String,
 }
@@ -186,18 +214,17 @@ impl Evaluator<'_> {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(Evaluation, Vec<TaskDetails>), BatchError> {
         let tasks = &self.suite.tasks;
-        let task_heads = (0..tasks.len())
-            .map(|task_index| self.head(encoder, stage, task_index, heads))
-            .collect::<Result<Vec<_>, _>>()?;
+        let task_heads = self.heads(encoder, stage, heads)?;
         let is_agnostic =
             self.options.identity != TaskIdentity::Given && encoder.is_task_agnostic();
-        let union_head = is_agnostic.then(|| Tensor::cat(task_heads.clone(), 0));
+        let all_heads: Vec<Tensor<2>> = task_heads.iter().flatten().cloned().collect();
+        let union_head = (is_agnostic && !all_heads.is_empty()).then(|| Tensor::cat(all_heads, 0));
         let subset = self.options.images_at(stage, tasks.len());
         let mut progress = BatchProgress::new(self.batches(subset), progress);
         let (mut accuracies, mut agnostic, mut details) = (Vec::new(), Vec::new(), Vec::new());
-        let mut learned = None;
+        let (mut learned, mut caption_tasks) = (None, BTreeMap::new());
         for (task_index, task) in tasks.iter().enumerate() {
-            if task.test.labels.is_empty() {
+            if task.test_images().is_empty() {
                 // Its images are gone.
                 accuracies.push(None);
                 agnostic.push(None);
@@ -205,20 +232,38 @@ impl Evaluator<'_> {
             }
             // The reference rule uses one template for a learned task from the next stage on. Its
             // accuracy under that rule now is what backward transfer compares later stages with.
-            let later_head = match stage {
-                Some(stage)
-                    if stage == task_index && self.options.prompts == PromptRule::Reference =>
-                {
-                    Some(self.head(encoder, Some(stage + 1), task_index, heads)?)
+            let changes =
+                stage == Some(task_index) && self.options.prompts == PromptRule::Reference;
+            let classes = match &task.kind {
+                TaskKind::Classification(classes) => classes,
+                TaskKind::Captions(pairs) => {
+                    let found = self.pair_retrieval(encoder, task_index, pairs, &mut progress)?;
+                    let recall = found.recall.mean_r1();
+                    learned = learned.or(changes.then_some(recall));
+                    // There are no classes, so the identity of the task plays no part.
+                    accuracies.push(Some(recall));
+                    agnostic.push(Some(recall));
+                    caption_tasks.insert(task.name.clone(), found);
+                    if self.options.details {
+                        details.push(TaskDetails::of_pairs(task, found));
+                    }
+                    continue;
                 }
-                _ => None,
+            };
+            let head = task_heads[task_index].as_ref();
+            let later_head = match stage.filter(|_| changes) {
+                Some(stage) => {
+                    Some(self.head(encoder, Some(stage + 1), task_index, classes, heads)?)
+                }
+                None => None,
             };
             let result = self.evaluate_task(
                 encoder,
                 scorer,
                 stage,
                 task_index,
-                &task_heads[task_index],
+                classes,
+                head.expect("classes have a classifier"),
                 later_head.as_ref(),
                 union_head.as_ref(),
                 subset,
@@ -228,30 +273,18 @@ impl Evaluator<'_> {
             accuracies.push(Some(result.accuracy()));
             agnostic.push(Some(result.agnostic_accuracy()));
             if self.options.details {
-                details.push(result.details(task, scorer.is_none())?);
+                details.push(result.details(&task.name, classes, scorer.is_none())?);
             }
         }
-        // Unreadable images are skipped, and their captions with them.
-        let pairs = &self.suite.held_out;
-        let all: Vec<usize> = (0..pairs.captions.len()).collect();
-        let encoded = &mut || progress.advance();
-        let images = encode_images_with(encoded, encoder, None, &pairs.images, &all, self.images)
-            .map_err(|e| e.of_set(|| "the held-out images".to_owned()))?;
-        let captions: Vec<String> = images
-            .indices
-            .iter()
-            .map(|i| pairs.captions[*i].clone())
-            .collect();
-        let texts = self.encode_captions(encoder, &captions)?;
-        let image_of: Vec<usize> = (0..captions.len()).collect();
-        let (images, texts) = (normalised_images(&images)?, normalised_texts(texts)?);
-        let geometry = Geometry::new(&images, &texts, &image_of, LOGIT_SCALE)?;
-        let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
-        // Pairs with equal captions count as one answer, because they cannot be told apart.
-        let recall = retrieval(&images, &texts, &image_of, Some(&captions))?.recall;
+        let (geometry, recall) = self.held_out_pairs(encoder, &mut progress)?;
         let mut caption_sets = BTreeMap::new();
         for set in &self.suite.extras.retrieval {
-            let found = self.caption_retrieval(encoder, set, &mut progress)?;
+            let texts: Vec<&str> = set.captions.iter().map(String::as_str).collect();
+            let captions = (&texts[..], &set.image_of[..]);
+            let name = || format!("the images of caption set `{}`", set.name);
+            let progress = &mut progress;
+            let found =
+                self.retrieve(encoder, None, &set.images, captions, false, name, progress)?;
             caption_sets.insert(set.name.clone(), found);
         }
         let evaluation = Evaluation {
@@ -266,6 +299,7 @@ impl Evaluator<'_> {
                 margin / LOGIT_SCALE * f64::from(to_host(self.checkpoint.model.scale())[0])
             }),
             caption_sets,
+            caption_tasks,
             thinned: subset.map(TestSubset),
         };
         Ok((evaluation, details))
@@ -274,23 +308,65 @@ impl Evaluator<'_> {
     /// Returns the number of image batches of an evaluation on `subset` test images per task.
     fn batches(&self, subset: Option<usize>) -> usize {
         let suite = self.suite;
-        let tests = suite.tasks.iter().map(|task| {
-            let all = task.test.labels.len();
-            subset.map_or(all, |subset| subset.min(all))
-        });
+        let tests = suite.tasks.iter().map(|task| test_count(task, subset));
         let sets = suite.extras.retrieval.iter().map(|set| set.images.len());
         let sets = sets.chain([suite.held_out.captions.len()]);
         tests.chain(sets).map(|n| n.div_ceil(IMAGE_BATCH)).sum()
     }
 
-    /// Encodes captions, which no task is given for.
+    /// Returns geometry and retrieval of the held-out pairs.
+    fn held_out_pairs(
+        &self,
+        encoder: &dyn Encoder,
+        progress: &mut BatchProgress<'_>,
+    ) -> Result<(Geometry, Retrieval), BatchError> {
+        // Unreadable images are skipped, and their captions with them.
+        let pairs = &self.suite.held_out;
+        let all: Vec<usize> = (0..pairs.captions.len()).collect();
+        let encoded = &mut || progress.advance();
+        let images = encode_images_with(encoded, encoder, None, &pairs.images, &all, self.images)
+            .map_err(|e| e.of_set(|| "the held-out images".to_owned()))?;
+        let captions: Vec<String> = images
+            .indices
+            .iter()
+            .map(|i| pairs.captions[*i].clone())
+            .collect();
+        let texts = self.encode_captions(encoder, None, &captions)?;
+        let image_of: Vec<usize> = (0..captions.len()).collect();
+        let (images, texts) = (normalised_images(&images)?, normalised_texts(texts)?);
+        let geometry = Geometry::new(&images, &texts, &image_of, LOGIT_SCALE)?;
+        let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+        // Pairs with equal captions count as one answer, because they cannot be told apart.
+        let recall = retrieval(&images, &texts, &image_of, Some(&captions))?.recall;
+        Ok((geometry, recall))
+    }
+
+    /// Encodes captions, for a task if it is given.
     fn encode_captions(
         &self,
         encoder: &dyn Encoder,
+        task: Option<usize>,
         captions: &[String],
     ) -> Result<Tensor<2>, BatchError> {
         let proceed = || self.images.check_stop();
-        encode_texts_while(&proceed, self.checkpoint, encoder, None, captions)
+        encode_texts_while(&proceed, self.checkpoint, encoder, task, captions)
+    }
+
+    /// Returns the classifier of each task at a stage; none of image-caption pairs.
+    fn heads(
+        &self,
+        encoder: &dyn Encoder,
+        stage: Option<usize>,
+        heads: &mut HeadCache,
+    ) -> Result<Vec<Option<Tensor<2>>>, BatchError> {
+        let tasks = self.suite.tasks.iter().enumerate();
+        tasks
+            .map(|(task_index, task)| {
+                let classes = task.classification();
+                let head = classes.map(|c| self.head(encoder, stage, task_index, c, heads));
+                head.transpose()
+            })
+            .collect()
     }
 
     /// Returns the classifier of a task at a stage.
@@ -299,9 +375,9 @@ impl Evaluator<'_> {
         encoder: &dyn Encoder,
         stage: Option<usize>,
         task_index: usize,
+        task: &Classification,
         heads: &mut HeadCache,
     ) -> Result<Tensor<2>, BatchError> {
-        let task = &self.suite.tasks[task_index];
         let rule = self.options.prompts;
         let templates = rule.template_count(stage, task_index, task.templates.len());
         let proceed = || self.images.check_stop();
@@ -315,41 +391,53 @@ impl Evaluator<'_> {
         )
     }
 
-    /// Returns the accuracy of `encoder` on one task in %. `scorer` and `progress` are those of
-    /// [`evaluate`](Self::evaluate).
+    /// Returns the accuracy of `encoder` on one task in %, or its retrieval. `scorer` and `progress`
+    /// are those of [`evaluate`](Self::evaluate).
     ///
     /// # Errors
     /// As [`evaluate`](Self::evaluate).
-    pub fn accuracy(
+    pub fn measure(
         &self,
         encoder: &dyn Encoder,
         scorer: Option<&dyn Scorer>,
         stage: Option<usize>,
         task_index: usize,
         progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<f64, BatchError> {
-        let head = self.head(encoder, stage, task_index, &mut HeadCache::default())?;
+    ) -> Result<TaskMeasure, BatchError> {
+        let task = &self.suite.tasks[task_index];
         let subset = self.options.images_at(stage, self.suite.tasks.len());
-        let images = self.suite.tasks[task_index].test.labels.len();
-        let images = subset.map_or(images, |subset| subset.min(images));
-        let mut progress = BatchProgress::new(images.div_ceil(IMAGE_BATCH), progress);
+        let batches = test_count(task, subset).div_ceil(IMAGE_BATCH);
+        let classes = match &task.kind {
+            TaskKind::Classification(classes) => classes,
+            TaskKind::Captions(pairs) => {
+                let mut progress = BatchProgress::new(batches, progress);
+                let found = self.pair_retrieval(encoder, task_index, pairs, &mut progress)?;
+                return Ok(TaskMeasure::of_pairs(found));
+            }
+        };
+        let mut heads = HeadCache::default();
+        let head = self.head(encoder, stage, task_index, classes, &mut heads)?;
+        let mut progress = BatchProgress::new(batches, progress);
         let result = self.evaluate_task(
             encoder,
             scorer,
             stage,
             task_index,
+            classes,
             &head,
             None,
             None,
             subset,
             &mut progress,
         )?;
-        Ok(result.accuracy())
+        Ok(TaskMeasure {
+            cell: result.accuracy(),
+            retrieval: None,
+        })
     }
 
-    /// Returns the indices of the test images of a task to evaluate, sorted.
-    fn test_indices(&self, task: &Task, task_index: usize, subset: Option<usize>) -> Vec<usize> {
-        let all = task.test.labels.len();
+    /// Returns the indices of the test images of a classification to evaluate, sorted.
+    fn test_indices(&self, all: usize, task_index: usize, subset: Option<usize>) -> Vec<usize> {
         let Some(count) = subset else {
             return (0..all).collect();
         };
@@ -368,13 +456,13 @@ impl Evaluator<'_> {
         scorer: Option<&dyn Scorer>,
         stage: Option<usize>,
         task_index: usize,
+        task: &Classification,
         head: &Tensor<2>,
         later_head: Option<&Tensor<2>>,
         union_head: Option<&Tensor<2>>,
         subset: Option<usize>,
         progress: &mut BatchProgress<'_>,
     ) -> Result<TaskResult, BatchError> {
-        let task = &self.suite.tasks[task_index];
         let device = encoder.device();
         let mut result = TaskResult {
             classes: task.class_names.len(),
@@ -384,9 +472,9 @@ impl Evaluator<'_> {
         // Position of the task's first class among the classes of all tasks.
         let offset: usize = self.suite.tasks[..task_index]
             .iter()
-            .map(|t| t.class_names.len())
+            .map(Task::class_count)
             .sum();
-        let indices = self.test_indices(task, task_index, subset);
+        let indices = self.test_indices(task.test.labels.len(), task_index, subset);
         for batch in self
             .images
             .prefetch_eval(task.test.images.clone(), indices, IMAGE_BATCH)?
@@ -436,7 +524,10 @@ impl Evaluator<'_> {
             progress.advance();
         }
         if result.images == 0 {
-            let what = format!("the test images of task `{}`", task.name);
+            let what = format!(
+                "the test images of task `{}`",
+                self.suite.tasks[task_index].name
+            );
             return Err(BatchError::NothingReadable(what));
         }
         Ok(result)
@@ -450,41 +541,77 @@ impl Evaluator<'_> {
         tasks
             .flat_map(|(i, task)| {
                 let all = self.options.identity == TaskIdentity::All;
-                std::iter::repeat_n(
-                    all || i < learned || i == task_index,
-                    task.class_names.len(),
-                )
+                let is_candidate = all || i < learned || i == task_index;
+                std::iter::repeat_n(is_candidate, task.class_count())
             })
             .collect()
     }
 
-    /// Computes retrieval on a caption set.
-    fn caption_retrieval(
+    /// Computes retrieval on the test pairs of a task. Equal captions count as one answer, because
+    /// they cannot be told apart.
+    fn pair_retrieval(
         &self,
         encoder: &dyn Encoder,
-        set: &RetrievalSet,
+        task_index: usize,
+        pairs: &CaptionPairs,
         progress: &mut BatchProgress<'_>,
     ) -> Result<RetrievalSummary, BatchError> {
-        let all: Vec<usize> = (0..set.images.len()).collect();
+        let (texts, image_of) = pairs.test.texts();
+        let name = || {
+            format!(
+                "the test images of task `{}`",
+                self.suite.tasks[task_index].name
+            )
+        };
+        let (task, images) = (Some(task_index), &pairs.test.images);
+        let captions = (&texts[..], &image_of[..]);
+        self.retrieve(encoder, task, images, captions, true, name, progress)
+    }
+
+    /// Computes retrieval among images and their captions, which are texts with the index of the
+    /// image of each. With `grouped`, equal captions count as one answer.
+    #[allow(clippy::too_many_arguments)]
+    fn retrieve(
+        &self,
+        encoder: &dyn Encoder,
+        task: Option<usize>,
+        images: &Arc<dyn ImageSource>,
+        (texts, image_of): (&[&str], &[usize]),
+        grouped: bool,
+        name: impl FnOnce() -> String,
+        progress: &mut BatchProgress<'_>,
+    ) -> Result<RetrievalSummary, BatchError> {
+        let all: Vec<usize> = (0..images.len()).collect();
         let encoded = &mut || progress.advance();
-        let images = encode_images_with(encoded, encoder, None, &set.images, &all, self.images)
-            .map_err(|e| e.of_set(|| format!("the images of caption set `{}`", set.name)))?;
+        let images = encode_images_with(encoded, encoder, task, images, &all, self.images)
+            .map_err(|e| e.of_set(name))?;
         // The captions of unreadable images are dropped, and the other images renumbered.
         let mut row_of = vec![None; all.len()];
         for (row, index) in images.indices.iter().enumerate() {
             row_of[*index] = Some(row);
         }
-        let pairs = set.captions.iter().zip(&set.image_of);
+        let pairs = texts.iter().zip(image_of);
         let (captions, image_of): (Vec<String>, Vec<usize>) = pairs
-            .filter_map(|(caption, image)| Some((caption.clone(), row_of[*image]?)))
+            .filter_map(|(caption, image)| Some(((*caption).to_owned(), row_of[*image]?)))
             .unzip();
-        let texts = self.encode_captions(encoder, &captions)?;
+        let texts = self.encode_captions(encoder, task, &captions)?;
+        let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
         Ok(retrieval(
             &normalised_images(&images)?,
             &normalised_texts(texts)?,
             &image_of,
-            None,
+            grouped.then_some(&captions[..]),
         )?)
+    }
+}
+
+/// Returns the number of test images of a task in an evaluation on `subset` images. Recall depends
+/// on the number of candidates, so image-caption pairs are never thinned.
+fn test_count(task: &Task, subset: Option<usize>) -> usize {
+    let all = task.test_images().len();
+    match (&task.kind, subset) {
+        (TaskKind::Classification(_), Some(subset)) => subset.min(all),
+        (TaskKind::Classification(_), None) | (TaskKind::Captions(_), _) => all,
     }
 }
 
@@ -566,20 +693,39 @@ impl TaskResult {
     }
 
     /// Returns the detailed results, with calibration if the scores are logits.
-    fn details(&self, task: &Task, is_logits: bool) -> Result<TaskDetails, MeasureError> {
+    fn details(
+        &self,
+        name: &str,
+        task: &Classification,
+        is_logits: bool,
+    ) -> Result<TaskDetails, MeasureError> {
         let logits = Matrix::new("logits", &self.logits, self.labels.len(), self.classes)?;
         let confusion = ConfusionMatrix::from_logits(logits, &self.labels)?;
         let names = task.class_names.iter().cloned();
         Ok(TaskDetails {
-            task: task.name.clone(),
+            task: name.to_owned(),
             classes: names.zip(confusion.per_class()).collect(),
             mean_per_class: confusion.mean_per_class(),
             calibration: match is_logits {
                 true => Some(calibration(logits, &self.labels, 1.0, BINS)?),
                 false => None,
             },
+            retrieval: None,
             confusion_csv: confusion.to_csv(&task.class_names)?,
         })
+    }
+}
+
+impl TaskDetails {
+    fn of_pairs(task: &Task, retrieval: RetrievalSummary) -> Self {
+        Self {
+            task: task.name.clone(),
+            classes: Vec::new(),
+            mean_per_class: None,
+            calibration: None,
+            retrieval: Some(retrieval),
+            confusion_csv: String::new(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use clip_model::{ClassifyError, Clip, tokenizer::TokenizerError};
 
 use super::prompts;
-use mtil_data::suite::Suite;
+use mtil_data::suite::{Suite, TaskKind};
 
 /// The model cannot distinguish the classes of a task.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +24,11 @@ pub struct ClassError {
 /// [`ClassError`] names the first two classes that are equal.
 pub fn check_classes(clip: &Clip, suite: &Suite, templates: usize) -> Result<(), ClassError> {
     for task in &suite.tasks {
-        let templates = &task.templates[..templates.min(task.templates.len())];
-        clip.check_labels(&task.class_names, templates)
+        let Some(classes) = task.classification() else {
+            continue;
+        };
+        let templates = &classes.templates[..templates.min(classes.templates.len())];
+        clip.check_labels(&classes.class_names, templates)
             .map_err(|source| ClassError {
                 task: task.name.clone(),
                 source: Box::new(source),
@@ -78,8 +81,8 @@ impl TruncatedTexts {
         }))
     }
 
-    /// Returns the sets of texts of a suite that the model does not read as a whole: prompts of
-    /// each task, captions, texts for distillation.
+    /// Returns the sets of texts of a suite that the model does not read as a whole: prompts or
+    /// captions of each task, captions, texts for distillation.
     ///
     /// # Errors
     /// See [`count`](Self::count).
@@ -90,8 +93,18 @@ impl TruncatedTexts {
             Ok(())
         };
         for task in &suite.tasks {
-            let prompts = prompts(&task.class_names, &task.templates);
-            count(format!("prompts of task `{}`", task.name), &prompts)?;
+            let name = &task.name;
+            match &task.kind {
+                TaskKind::Classification(classes) => {
+                    let prompts = prompts(&classes.class_names, &classes.templates);
+                    count(format!("prompts of task `{name}`"), &prompts)?;
+                }
+                TaskKind::Captions(pairs) => {
+                    let captions = pairs.train.captions.iter().chain(&pairs.test.captions);
+                    let captions: Vec<String> = captions.flatten().cloned().collect();
+                    count(format!("captions of task `{name}`"), &captions)?;
+                }
+            }
         }
         let extras = &suite.extras;
         // Reference pairs by task replace the suite's.
@@ -128,7 +141,7 @@ impl fmt::Display for TruncatedTexts {
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
-    use mini_world::{MiniSizes, SUITE_SEED, embedded, suite};
+    use mini_world::{MiniSizes, SUITE_SEED, caption_task, embedded, suite};
 
     use super::*;
 
@@ -153,10 +166,16 @@ mod tests {
         let clip = embedded::clip_mini(&Device::default()).unwrap();
         let mut suite = suite(SUITE_SEED, SIZES);
         let long = "a cat ".repeat(20);
-        let task = &mut suite.tasks[1];
+        let name = suite.tasks[1].name.clone();
+        let task = suite.tasks[1].classification_mut().unwrap();
         task.class_names[0] = long.clone();
-        let (name, templates) = (task.name.clone(), task.templates.len());
+        let templates = task.templates.len();
         let prompts = templates * task.class_names.len();
+        let mut pairs = caption_task(SUITE_SEED, 8, 4);
+        if let TaskKind::Captions(pairs) = &mut pairs.kind {
+            pairs.test.captions[1][0] = long.clone();
+        }
+        suite.tasks.push(pairs);
         suite.held_out.captions[2] = long.clone();
         suite.extras.texts = vec!["a cat".to_owned(), long.clone(), long];
         let found = TruncatedTexts::of_suite(&clip, &suite).unwrap();
@@ -169,12 +188,13 @@ mod tests {
             sets,
             [
                 (of_task.as_str(), templates, prompts),
+                ("captions of task `scenes`", 1, 18),
                 ("held-out captions", 1, 4),
                 ("texts for distillation", 2, 3),
             ]
         );
         assert_eq!(
-            found[2].to_string(),
+            found[3].to_string(),
             "2 of 3 texts for distillation are longer than the model's context of 24 tokens: it \
              reads their beginning only"
         );
@@ -185,11 +205,11 @@ mod tests {
         let clip = embedded::clip_mini(&Device::default()).unwrap();
         let mut suite = suite(SUITE_SEED, SIZES);
         let long = "a cat ".repeat(20);
-        let task = &mut suite.tasks[1];
+        let name = suite.tasks[1].name.clone();
+        let task = suite.tasks[1].classification_mut().unwrap();
         let [first, second] = ["one", "two"].map(|end| format!("{long}{end}"));
         task.class_names[0] = first.clone();
         task.class_names[2] = second.clone();
-        let name = task.name.clone();
         let error = check_classes(&clip, &suite, 1).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -199,7 +219,7 @@ mod tests {
             )
         );
         // Only the first template hides the class.
-        let task = &mut suite.tasks[1];
+        let task = suite.tasks[1].classification_mut().unwrap();
         task.class_names[0] = "zero".to_owned();
         task.class_names[2] = "two".to_owned();
         task.templates = vec![format!("{long}{{}}"), "a {}.".to_owned()];

@@ -5,9 +5,9 @@ use std::path::Path;
 use burn::{
     module::Module,
     optim::GradientsParams,
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::{Int, Tensor, TensorData, activation::log_softmax},
 };
-use clip_model::{Clip, ClipModel, normalize};
+use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -19,16 +19,14 @@ use super::{
     hooks::Mechanism,
     state::{MechanismState, RunState, load_plain, save_model},
     trainable::Trainable,
+    training_images::{CaptionDraws, Target, TrainingImages},
     weights::{Weights, add_to_gradients, combine},
 };
-use crate::{
-    batch::{BatchError, Images},
-    error::RunError,
-    eval::to_host,
-    metrics::Kept,
-    tape::on_tape,
+use crate::{batch::BatchError, error::RunError, eval::to_host, metrics::Kept, tape::on_tape};
+use mtil_data::{
+    seeds,
+    suite::{Classification, TaskKind},
 };
-use mtil_data::{seeds, suite::Task};
 
 /// Quadratic penalty on the distance from earlier weights. Its gradient is added in closed form,
 /// without autodiff.
@@ -70,6 +68,8 @@ pub enum AnchorKind {
 pub(crate) struct AnchorMechanism {
     pub settings: Anchor,
     pub trainable: Trainable,
+    /// Pairs per batch, each of which the others of the batch are negatives of.
+    pub batch: usize,
 }
 
 /// Importance of the parameters for earlier tasks, and the anchor weights; without autodiff.
@@ -179,16 +179,7 @@ impl Mechanism for AnchorMechanism {
         let run = task.run;
         let model = on_tape(trained.clone(), run.device);
         let (model, _) = self.trainable.apply(model, task.index)?;
-        let new = fisher_diagonal(
-            &model,
-            &run.suite.tasks[task.index],
-            &tokenize_prompts(run.checkpoint, run.suite, task.index)?,
-            self.settings.fisher_images,
-            seeds::derive(run.seed, &[seeds::FISHER, task.index as u64]),
-            run.images,
-            run.device,
-            progress,
-        )?;
+        let new = self.fisher_diagonal(&model, task, progress)?;
         let old = state.take::<Importance>().map(|i| (i.importance, i.at));
         let (importance, at) = merge_penalties(old, new, trained.clone());
         state.set(Importance { importance, at });
@@ -298,59 +289,155 @@ fn add_adaptive_penalty<M: Module>(
     sum.map_or(0.0, |s| to_host(s)[0] * factor as f32)
 }
 
-/// Computes the diagonal of the empirical Fisher information of `model` (with autodiff, and its
-/// trainable parameters set) on `count` training images of `task`, drawn with `seed`. This is the
-/// mean square of the gradient of each image's log-likelihood of its true class, without smoothing
-/// (Kirkpatrick et al. 2017). Images are preprocessed as for evaluation. The result is a model
-/// whose weights are the diagonal.
-#[allow(clippy::too_many_arguments)]
-fn fisher_diagonal(
-    model: &ClipModel,
-    task: &Task,
-    prompts: &clip_model::TokenBatch,
-    count: usize,
-    seed: u64,
-    images: &Images,
-    device: &Device,
-    progress: &mut PhaseProgress<'_>,
-) -> Result<ClipModel, RunError> {
-    let mut sum = combine(model.valid(), &[], |x, _| x.zeros_like());
-    // Datasets are sorted by class, so the first images would cover few classes.
-    let all = seeds::sample(task.train.labels.len(), count, seed);
-    let mut seen = 0_usize;
-    for (done, index) in all.iter().enumerate() {
-        progress(Phase::Fisher, done, all.len());
-        let (kept, pixels) = images.eval(task.train.images.as_ref(), &[*index], device)?;
-        let (Some(pixels), [index]) = (pixels, kept.as_slice()) else {
-            continue;
-        };
-        let label = task.train.labels[*index] as i64;
-        let features = normalize(model.encode_image(pixels));
-        let classes = normalize(model.encode_text(prompts));
-        let logits = features.matmul(classes.transpose()) * model.scale().reshape([1, 1]);
-        let label = Tensor::<1, Int>::from_data(TensorData::new(vec![label], [1]), device);
-        let loss = clip_losses::smoothed_cross_entropy(logits, label, 0.0);
-        let mut gradients = GradientsParams::from_grads(loss.backward(), model);
+impl AnchorMechanism {
+    /// Computes the diagonal of the empirical Fisher information of `model` (with autodiff, and its
+    /// trainable parameters set) on training images of a task. This is the mean square of the
+    /// gradient of each image's log-likelihood of its true class, without smoothing (Kirkpatrick et
+    /// al. 2017), or of each pair's own log-likelihood in both directions. Images are preprocessed
+    /// as for evaluation. The result is a model whose weights are the diagonal.
+    fn fisher_diagonal(
+        &self,
+        model: &ClipModel,
+        of: &TaskContext<'_>,
+        progress: &mut PhaseProgress<'_>,
+    ) -> Result<ClipModel, RunError> {
+        let run = of.run;
+        let task = &run.suite.tasks[of.index];
+        let seed = seeds::derive(run.seed, &[seeds::FISHER, of.index as u64]);
+        // Datasets are sorted by class, so the first images would cover few classes.
+        let count = self.settings.fisher_images;
+        let drawn = seeds::sample(task.training_images().len(), count, seed);
+        let mut fisher = Fisher::new(model);
+        match &task.kind {
+            TaskKind::Classification(classes) => {
+                fisher.add_classes(classes, of, &drawn, progress)?;
+            }
+            TaskKind::Captions(_) => {
+                fisher.add_pairs(of, &drawn, self.batch, seed, progress)?;
+            }
+        }
+        if fisher.images == 0 && !drawn.is_empty() {
+            let what = format!(
+                "the images of task `{}` for its Fisher information",
+                task.name
+            );
+            return Err(BatchError::NothingReadable(what).into());
+        }
+        Ok(fisher.mean())
+    }
+}
+
+/// Sum of the squared gradients of log-likelihoods.
+struct Fisher<'a> {
+    model: &'a ClipModel,
+    /// Absent only while it is replaced.
+    sum: Option<ClipModel>,
+    images: usize,
+}
+
+impl<'a> Fisher<'a> {
+    fn new(model: &'a ClipModel) -> Self {
+        Self {
+            model,
+            sum: Some(combine(model.valid(), &[], |x, _| x.zeros_like())),
+            images: 0,
+        }
+    }
+
+    /// Adds the squared gradient of a loss of one image.
+    fn add(&mut self, loss: Tensor<1>) {
+        let mut gradients = GradientsParams::from_grads(loss.backward(), self.model);
         // The squares are collected by parameter id, then added to the model `sum`.
         let mut squares = std::collections::HashMap::new();
-        add_to_gradients(model, &mut gradients, &mut |id, _, gradient| {
+        add_to_gradients(self.model, &mut gradients, &mut |id, _, gradient| {
             if let Some(gradient) = gradient {
                 squares.insert(id, gradient.square());
             }
             None
         });
-        sum = add_squares(sum, squares);
-        seen += 1;
+        self.sum = self.sum.take().map(|sum| add_squares(sum, squares));
+        self.images += 1;
     }
-    if seen == 0 && !all.is_empty() {
-        let what = format!(
-            "the images of task `{}` for its Fisher information",
-            task.name
-        );
-        return Err(BatchError::NothingReadable(what).into());
+
+    /// Returns the mean over the images.
+    fn mean(self) -> ClipModel {
+        let share = 1.0 / self.images.max(1) as f64;
+        let sum = self.sum.expect("it is replaced at once");
+        combine(sum, &[], |x, _| x.mul_scalar(share))
     }
-    let share = 1.0 / seen.max(1) as f64;
-    Ok(combine(sum, &[], |x, _| x.mul_scalar(share)))
+
+    fn add_classes(
+        &mut self,
+        classes: &Classification,
+        of: &TaskContext<'_>,
+        drawn: &[usize],
+        progress: &mut PhaseProgress<'_>,
+    ) -> Result<(), RunError> {
+        let (run, model, train) = (of.run, self.model, &classes.train);
+        let prompts = tokenize_prompts(run.checkpoint, run.suite, of.index)?;
+        for (done, index) in drawn.iter().enumerate() {
+            progress(Phase::Fisher, done, drawn.len());
+            let images = train.images.as_ref();
+            let (kept, pixels) = run.images.eval(images, &[*index], run.device)?;
+            let (Some(pixels), [index]) = (pixels, kept.as_slice()) else {
+                continue;
+            };
+            let label = train.labels[*index] as i64;
+            let features = normalize(model.encode_image(pixels));
+            let classes = normalize(model.encode_text(&prompts));
+            let logits = features.matmul(classes.transpose()) * model.scale().reshape([1, 1]);
+            let label = Tensor::<1, Int>::from_data(TensorData::new(vec![label], [1]), run.device);
+            self.add(clip_losses::smoothed_cross_entropy(logits, label, 0.0));
+        }
+        Ok(())
+    }
+
+    /// Adds the pairs `drawn`, with one caption each, in batches of equal size and at most `batch`
+    /// pairs. The log-likelihood of a pair is its own term of the contrastive loss of the batch, so
+    /// each pair takes a forward and a backward pass of its batch.
+    fn add_pairs(
+        &mut self,
+        of: &TaskContext<'_>,
+        drawn: &[usize],
+        batch: usize,
+        seed: u64,
+        progress: &mut PhaseProgress<'_>,
+    ) -> Result<(), RunError> {
+        let (run, model) = (of.run, self.model);
+        let items = drawn.iter().map(|image| (of.index, *image)).collect();
+        let captions = CaptionDraws::new(run.checkpoint, seed);
+        let items = TrainingImages::subset(run.suite, items, captions);
+        let batches = drawn.len().div_ceil(batch).max(1);
+        let all: Vec<usize> = (0..items.len()).collect();
+        let mut done = 0;
+        for chunk in all.chunks(drawn.len().div_ceil(batches).max(1)) {
+            let source = items.source();
+            let (kept, pixels) = run.images.eval(source.as_ref(), chunk, run.device)?;
+            let ids = items
+                .targets(&kept, 0)?
+                .into_iter()
+                .filter_map(|target| match target {
+                    Target::Caption { ids, .. } => Some(ids),
+                    Target::Class { .. } => None,
+                });
+            let tokens = TokenBatch { ids: ids.collect() };
+            for row in 0..kept.len() {
+                run.images.check_stop()?;
+                progress(Phase::Fisher, done, drawn.len());
+                done += 1;
+                let Some(pixels) = pixels.clone() else {
+                    continue;
+                };
+                let images = normalize(model.encode_image(pixels));
+                let texts = normalize(model.encode_text(&tokens));
+                let logits = images.matmul(texts.transpose()) * model.scale().reshape([1, 1]);
+                let both = log_softmax(logits.clone(), 1) + log_softmax(logits, 0);
+                let own = both.slice([row..row + 1, row..row + 1]).reshape([1]);
+                self.add(own.mul_scalar(-0.5));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn add_squares(
@@ -401,6 +488,8 @@ fn merge_penalties(
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     fn model(value: f32) -> ClipModel {

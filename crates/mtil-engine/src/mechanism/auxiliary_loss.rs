@@ -7,14 +7,15 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
-use clip_losses::smoothed_cross_entropy;
-use clip_model::{Clip, ClipModel, TokenBatch};
+use clip_losses::{clip_contrastive, smoothed_cross_entropy};
+use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{MapAccess, Visitor},
     ser::SerializeMap,
 };
 
+use super::training_images::Target;
 use crate::{batch::Images, error::RunError, eval::prompt};
 use mtil_data::suite::Suite;
 
@@ -101,40 +102,37 @@ pub(crate) struct LossContext<'a> {
 }
 
 impl LossContext<'_> {
-    /// Returns the mean smoothed cross-entropy of the images, each among the classes of its own
-    /// task. `labels` are pairs of task and class.
+    /// Returns the mean loss of training images against their targets: the smoothed cross-entropy
+    /// among the classes of the image's own task, or the symmetric contrastive loss among the pairs
+    /// of the image's own task in this batch.
+    ///
+    /// The contrastive loss is CLIP's ([`clip_contrastive`]), with the student's logit scale as in
+    /// classification, without label smoothing. Equal captions in a batch are negatives of each
+    /// other, as in open_clip (`src/open_clip/loss.py`, `ClipLoss`: the labels are the indices of
+    /// the batch). A pair that is alone has the loss 0.
     ///
     /// # Shapes
-    /// - features: `[images, width]`
+    /// - features: `[images, width]`, normalised
     /// - output: `[1]`
-    pub fn classify(&self, features: Tensor<2>, labels: &[(usize, usize)]) -> Tensor<1> {
-        let int = |values: Vec<i64>| {
-            let n = values.len();
-            Tensor::<1, Int>::from_data(TensorData::new(values, [n]), self.device)
-        };
-        let loss = |features: Tensor<2>, task: usize, labels: Vec<i64>| {
-            let classes = self.classes[&task].clone();
-            let logits = features.matmul(classes.transpose()) * self.scale.clone();
-            smoothed_cross_entropy(logits, int(labels), self.smoothing)
-        };
-        let first = labels[0].0;
-        if labels.iter().all(|(task, _)| *task == first) {
-            let labels = labels.iter().map(|(_, label)| *label as i64).collect();
-            return loss(features, first, labels);
+    pub fn task_loss(&mut self, features: Tensor<2>, targets: &[Target]) -> Tensor<1> {
+        let mut of_task: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (row, target) in targets.iter().enumerate() {
+            of_task.entry(target.task()).or_default().push(row);
         }
-        // The tasks have different numbers of classes, so each has its own logits. Its mean loss is
-        // weighted by its share of the batch.
+        // A task has its own classes or pairs, and so its own logits. Its mean loss is weighted by
+        // its share of the batch.
+        let several = of_task.len() > 1;
         let mut sum: Option<Tensor<1>> = None;
-        for task in self.classes.keys() {
-            let of_task = labels.iter().enumerate().filter(|(_, (t, _))| t == task);
-            let (rows, own): (Vec<i64>, Vec<i64>) = of_task
-                .map(|(row, (_, label))| (row as i64, *label as i64))
-                .unzip();
-            if rows.is_empty() {
-                continue;
-            }
-            let share = rows.len() as f64 / labels.len() as f64;
-            let part = loss(features.clone().select(0, int(rows)), *task, own).mul_scalar(share);
+        for (task, rows) in of_task {
+            let own: Vec<&Target> = rows.iter().map(|row| &targets[*row]).collect();
+            let part = if several {
+                let share = rows.len() as f64 / targets.len() as f64;
+                let rows = self.int(rows.into_iter().map(|row| row as i64).collect());
+                let features = features.clone().select(0, rows);
+                self.loss_of_task(features, task, &own).mul_scalar(share)
+            } else {
+                self.loss_of_task(features.clone(), task, &own)
+            };
             sum = Some(match sum {
                 Some(sum) => sum + part,
                 None => part,
@@ -142,11 +140,37 @@ impl LossContext<'_> {
         }
         sum.expect("a batch is not empty")
     }
+
+    /// Returns the loss of images of one task.
+    fn loss_of_task(&mut self, features: Tensor<2>, task: usize, own: &[&Target]) -> Tensor<1> {
+        let (mut labels, mut ids) = (Vec::new(), Vec::new());
+        for target in own {
+            match target {
+                Target::Class { class, .. } => labels.push(*class as i64),
+                Target::Caption { ids: caption, .. } => ids.push(caption.clone()),
+            }
+        }
+        if ids.is_empty() {
+            let classes = self.classes[&task].clone();
+            let logits = features.matmul(classes.transpose()) * self.scale.clone();
+            return smoothed_cross_entropy(logits, self.int(labels), self.smoothing);
+        }
+        let texts = normalize((self.encode_text)(&TokenBatch { ids }));
+        clip_contrastive(features.matmul(texts.transpose()) * self.scale.clone())
+    }
+
+    fn int(&self, values: Vec<i64>) -> Tensor<1, Int> {
+        let n = values.len();
+        Tensor::from_data(TensorData::new(values, [n]), self.device)
+    }
 }
 
-/// Returns the prompts of a task's classes with its first template.
+/// Returns the prompts of a task's classes with its first template; none for a task of
+/// image-caption pairs.
 pub(crate) fn prompt_texts(suite: &Suite, task: usize) -> Vec<String> {
-    let task = &suite.tasks[task];
+    let Some(task) = suite.tasks[task].classification() else {
+        return Vec::new();
+    };
     let template = &task.templates[0];
     let prompts = task.class_names.iter().map(|c| prompt(template, c));
     prompts.collect()
@@ -163,7 +187,7 @@ pub(crate) fn tokenize_prompts(
     Ok(checkpoint.tokenizer.encode(&texts, context)?)
 }
 
-/// Weighted parts of a loss by name. The classification loss of the task's images is `task`.
+/// Weighted parts of a loss by name. The loss of the task's images against their targets is `task`.
 ///
 /// ```
 /// use mtil_engine::run::LossParts;

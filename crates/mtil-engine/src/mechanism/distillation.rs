@@ -13,7 +13,7 @@ use super::{
     auxiliary_loss::{AuxiliaryLoss, Loss, LossContext, prompt_texts},
     context::{MethodOutline, RequiredWeights, TaskContext, at_least_one, in_range},
     earlier_weights::Teacher,
-    hooks::Mechanism,
+    hooks::{Mechanism, first_pairs},
     rehearsal_images::RehearsalState,
     state::RunState,
     training_images::ConcatImages,
@@ -26,7 +26,7 @@ use crate::{
 use mtil_data::{
     data::{BatchOrder, ImageSource},
     seeds,
-    suite::Suite,
+    suite::{Suite, Task},
 };
 
 /// Distillation of the similarities of images to fixed texts: `Z = s·F(U)·G(V)ᵀ`, where teacher and
@@ -86,9 +86,10 @@ pub enum DistillTexts {
     Captions,
     /// The distinct captions of the reference images.
     Reference,
-    /// The prompts of the task's classes, with the first template (LwF).
+    /// The prompts of the task's classes, with the first template (LwF). A task of image-caption
+    /// pairs has none, so a suite with one is refused.
     Prompts,
-    /// The prompts of the classes of all tasks so far.
+    /// The prompts of the classes of all tasks so far. The first task must have classes.
     AllPrompts,
     /// Texts of ten random tokens, drawn per task (LwF-VR; ZSCL
     /// `mtil/src/models/helpers.py:54-62`).
@@ -120,6 +121,24 @@ impl Mechanism for DistillMechanism {
             return Err("`distill.images = \"memory\"` needs a `[rehearsal]`".to_owned());
         }
         Ok(())
+    }
+
+    fn unlearnable<'a>(&self, suite: &'a Suite) -> Option<(&'a Task, &'static str)> {
+        match self.settings.texts {
+            DistillTexts::Prompts => first_pairs(suite).map(|task| {
+                (
+                    task,
+                    "`distill.texts = \"prompts\"` distils over the prompts of a task's classes",
+                )
+            }),
+            DistillTexts::AllPrompts => {
+                let first = suite.tasks.first().filter(|task| task.captions().is_some());
+                let reason = "`distill.texts = \"all-prompts\"` distils over the prompts of the \
+                              classes so far";
+                first.map(|task| (task, reason))
+            }
+            DistillTexts::Captions | DistillTexts::Reference | DistillTexts::Random => None,
+        }
     }
 
     fn needs(&self) -> RequiredWeights {
@@ -194,7 +213,7 @@ impl DistillationLoss {
         }
         let source = match settings.images {
             DistillImages::Reference => of.suite.reference_of(of.index).images.clone(),
-            DistillImages::Task => of.suite.tasks[of.index].train.images.clone(),
+            DistillImages::Task => of.suite.tasks[of.index].training_images().clone(),
             DistillImages::Memory => match &of.rehearsal_images {
                 Some(rehearsal_images) => rehearsal_images.clone(),
                 None => return Ok(None),

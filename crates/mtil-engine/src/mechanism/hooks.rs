@@ -15,7 +15,7 @@ use crate::{
     error::RunError,
     eval::{Encoder, Scorer},
 };
-use mtil_data::suite::Suite;
+use mtil_data::suite::{Suite, Task};
 
 /// A mechanism of a method. The engine calls the hooks in the order of the method's list and does
 /// not depend on any particular mechanism.
@@ -26,6 +26,11 @@ pub(crate) trait Mechanism: Send + Sync {
     /// Checks that the settings are in range and fit the rest of the method. The error is a
     /// sentence that names the key.
     fn check(&self, method: &MethodOutline) -> Result<(), String>;
+
+    /// Returns the first task of a suite that the mechanism cannot learn, and why.
+    fn unlearnable<'a>(&self, _: &'a Suite) -> Option<(&'a Task, &'static str)> {
+        None
+    }
 
     /// Earlier weights that the mechanism needs.
     fn needs(&self) -> RequiredWeights {
@@ -149,6 +154,11 @@ pub(crate) trait Mechanism: Send + Sync {
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// Returns the first task of image-caption pairs of a suite.
+pub(crate) fn first_pairs(suite: &Suite) -> Option<&Task> {
+    suite.tasks.iter().find(|task| task.captions().is_some())
 }
 
 /// Returns the state of a run before the first task. `model` is the pretrained one, on the autodiff

@@ -228,7 +228,7 @@ fn accumulate_grams(
         source,
     };
     let order = BatchOrder::new(
-        task.train.labels.len(),
+        task.training_images().len(),
         projection.gram_batch,
         seeds::derive(seed, &[seeds::GRAM_ORDER, index as u64]),
     )?;
@@ -237,7 +237,7 @@ fn accumulate_grams(
         .unwrap_or(usize::MAX)
         .min(order.steps_per_epoch() as usize);
     let crop_seed = seeds::derive(seed, &[seeds::GRAM_CROP, index as u64]);
-    let (source, all) = (task.train.images.clone(), 0..batches as u64);
+    let (source, all) = (task.training_images().clone(), 0..batches as u64);
     let stream = if projection.gram_train_transform {
         images.prefetch_train(source, order, all, crop_seed)?
     } else {

@@ -9,7 +9,7 @@ use super::{
     context::{
         MethodOutline, Phase, PhaseProgress, RunContext, TaskContext, at_least_one, in_range,
     },
-    hooks::Mechanism,
+    hooks::{Mechanism, first_pairs},
     state::{MechanismState, RunState},
 };
 use crate::{
@@ -19,7 +19,10 @@ use crate::{
     eval::{LabelSpace, Scorer, to_host},
     metrics::Kept,
 };
-use mtil_data::{seeds, suite::Suite};
+use mtil_data::{
+    seeds,
+    suite::{Classification, Suite, Task},
+};
 
 /// Ridge regression from image features of the pretrained tower to the classes of all tasks so far,
 /// fused with the zero-shot scores (RAIL, NeurIPS 2024, arXiv 2406.18868;
@@ -144,6 +147,10 @@ impl Mechanism for Analytic {
         Ok(Some(Box::new(Regression::load(self, &path)?)))
     }
 
+    fn unlearnable<'a>(&self, suite: &'a Suite) -> Option<(&'a Task, &'static str)> {
+        first_pairs(suite).map(|task| (task, NEEDS_CLASSES))
+    }
+
     fn fit(
         &self,
         task: &TaskContext<'_>,
@@ -167,6 +174,9 @@ impl Mechanism for Analytic {
     }
 }
 
+/// Why image-caption pairs cannot be learned.
+const NEEDS_CLASSES: &str = "a ridge regression predicts classes";
+
 /// Images per batch (`batch_size` of the published `configs/analytic_clip.yaml`).
 const BATCH: usize = 128;
 
@@ -182,8 +192,8 @@ pub(crate) enum Regression {
 impl Regression {
     /// Creates an untrained regression on features of `width` values.
     fn new(settings: &Analytic, suite: &Suite, width: usize, seed: u64) -> Result<Self, RunError> {
-        let images = suite.tasks.iter().map(|t| t.train.labels.len()).max();
-        let classes = suite.tasks.iter().map(|t| t.class_names.len()).sum();
+        let images = suite.tasks.iter().map(|t| t.training_images().len()).max();
+        let classes = suite.tasks.iter().map(Task::class_count).sum();
         Ok(match settings.kind {
             AnalyticKind::Primal => {
                 let config = PrimalConfig {
@@ -195,7 +205,8 @@ impl Regression {
                 Self::Primal(Box::new(PrimalRail::new(config, width)?))
             }
             AnalyticKind::Dual => {
-                let all: usize = suite.tasks.iter().map(|t| t.train.labels.len()).sum();
+                let all = suite.tasks.iter().map(|t| t.training_images().len());
+                let all: usize = all.sum();
                 if all > MAX_KERNEL_IMAGES {
                     return Err(RunError::TooManyToKeep {
                         images: all,
@@ -265,15 +276,15 @@ impl Regression {
             ..
         } = task.run;
         let (index, model) = (task.index, &checkpoint.model);
-        let train = &suite.tasks[index].train;
-        let classes = suite.tasks[..=index]
-            .iter()
-            .map(|t| t.class_names.len())
-            .sum();
-        let offset: usize = suite.tasks[..index]
-            .iter()
-            .map(|t| t.class_names.len())
-            .sum();
+        let Some(Classification { train, .. }) = suite.tasks[index].classification() else {
+            return Err(RunError::Unlearnable {
+                method: settings.key().to_owned(),
+                task: suite.tasks[index].name.clone(),
+                reason: NEEDS_CLASSES,
+            });
+        };
+        let classes = suite.tasks[..=index].iter().map(Task::class_count).sum();
+        let offset: usize = suite.tasks[..index].iter().map(Task::class_count).sum();
         let seed = seeds::derive(seed, &[seeds::TRAIN_CROP, index as u64]);
         let all: Vec<usize> = (0..train.labels.len()).collect();
         let device = model.device();
@@ -325,12 +336,7 @@ impl Scorer for FusedAnswer<'_> {
         logits: Vec<f32>,
         space: LabelSpace,
     ) -> Result<Vec<f32>, String> {
-        let sizes: Vec<usize> = self
-            .suite
-            .tasks
-            .iter()
-            .map(|t| t.class_names.len())
-            .collect();
+        let sizes: Vec<usize> = self.suite.tasks.iter().map(Task::class_count).collect();
         let learned = self.regression.classes();
         let (classes, from, regressed) = match space {
             LabelSpace::All => (sizes.iter().sum(), 0, learned),

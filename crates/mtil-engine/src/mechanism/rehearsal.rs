@@ -1,4 +1,4 @@
-//! Rehearsal (experience replay): classification of stored images of earlier tasks.
+//! Rehearsal (experience replay): the losses of earlier tasks on stored images of theirs.
 
 use std::path::Path;
 
@@ -17,14 +17,14 @@ use super::{
         Quota, REFERENCE_SCAN, RehearsalMemory, balanced, first, herding, herding_reference, random,
     },
     state::{MechanismState, RunState},
-    training_images::TrainingImages,
+    training_images::{CaptionDraws, Target, TrainingImages, tasks_of_classes},
 };
 use crate::{
     batch::{Images, Prefetcher},
     error::RunError,
     eval::{IMAGE_BATCH, encode_images_with},
 };
-use mtil_data::{data::BatchOrder, seeds};
+use mtil_data::{data::BatchOrder, seeds, suite::TaskKind};
 
 /// Rehearsal on stored images of earlier tasks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,8 +37,9 @@ pub struct Rehearsal {
     pub quota: Quota,
     /// Selection of the images of a task.
     pub choice: RehearsalSelection,
-    /// Weight of the classification loss of rehearsal images, each among the classes of its own
-    /// task. With 0 there is no such loss, and the images serve a distillation only.
+    /// Weight of the loss of rehearsal images, each among the classes of its own task, or among the
+    /// rehearsal pairs of its own task in the batch. With 0 there is no such loss, and the images
+    /// serve a distillation only.
     #[serde(default, alias = "replay")] // The name in earlier run directories.
     pub weight: f64,
     /// Rehearsal images per training step.
@@ -71,7 +72,7 @@ pub enum RehearsalSelection {
     Herding,
     /// Random images.
     Random,
-    /// Random images, the same number of each class.
+    /// Random images, the same number of each class; random ones of image-caption pairs.
     Balanced,
     /// The first images of the training set.
     First,
@@ -114,8 +115,11 @@ impl Mechanism for Rehearsal {
         let Some(memory) = memory.filter(|_| task.index > 0 && self.weight > 0.0) else {
             return Ok(None);
         };
-        let items = TrainingImages::subset(task.run.suite, memory.items());
-        let loss = RehearsalLoss::new(items, self, task.run.seed, task.index)?;
+        let run = task.run;
+        let seed = seeds::derive(run.seed, &[seeds::REHEARSAL_CAPTIONS, task.index as u64]);
+        let captions = CaptionDraws::new(run.checkpoint, seed);
+        let items = TrainingImages::subset(run.suite, memory.items(), captions);
+        let loss = RehearsalLoss::new(items, self, run.seed, task.index)?;
         Ok(Some(Box::new(loss)))
     }
 
@@ -150,16 +154,19 @@ fn add_task_images(
 ) -> Result<RehearsalMemory, RunError> {
     let RunContext { images, seed, .. } = of.run;
     let (index, task) = (of.index, &of.run.suite.tasks[of.index]);
-    let (all, capacity) = (task.train.labels.len(), memory.capacity());
+    let (all, capacity) = (task.training_images().len(), memory.capacity());
     let seed = seeds::derive(seed, &[seeds::REHEARSAL_SELECTION, index as u64]);
     let chosen = match choice {
         RehearsalSelection::First => first(all, capacity),
         RehearsalSelection::Random => random(all, capacity, seed),
-        RehearsalSelection::Balanced => balanced(&task.train.labels, capacity, seed),
+        RehearsalSelection::Balanced => match &task.kind {
+            TaskKind::Classification(classes) => balanced(&classes.train.labels, capacity, seed),
+            TaskKind::Captions(_) => random(all, capacity, seed),
+        },
         RehearsalSelection::Herding if index == 0 => first(all, capacity),
         RehearsalSelection::Herding => {
             let scanned: Vec<usize> = (0..all.min(REFERENCE_SCAN)).collect();
-            let source = &task.train.images;
+            let source = task.training_images();
             let (mut done, batches) = (0, scanned.len().div_ceil(IMAGE_BATCH));
             let encoded = &mut || {
                 done += 1;
@@ -181,12 +188,14 @@ fn add_task_images(
     Ok(memory)
 }
 
-/// Classification loss of rehearsal images.
+/// Loss of rehearsal images. Each epoch over the memory draws one caption of each image of
+/// image-caption pairs.
 struct RehearsalLoss {
     items: TrainingImages,
     weight: f64,
-    /// Task and class of each current image.
-    labels: Vec<(usize, usize)>,
+    /// Target of each current image.
+    targets: Vec<Target>,
+    steps_per_epoch: u64,
     /// Batch order; taken by the prefetcher at the first training step.
     order: Option<BatchOrder>,
     stream: Option<Prefetcher>,
@@ -203,17 +212,18 @@ impl RehearsalLoss {
     ) -> Result<Self, RunError> {
         let (task, batch, weight) = (index as u64, settings.batch, settings.weight);
         let order_seed = seeds::derive(seed, &[seeds::REHEARSAL_ORDER, task]);
+        let order = match settings.shuffle {
+            true => BatchOrder::new(items.len(), batch, order_seed)?,
+            false => BatchOrder::sequential(items.len(), batch)?,
+        };
         Ok(Self {
-            order: Some(if settings.shuffle {
-                BatchOrder::new(items.len(), batch, order_seed)?
-            } else {
-                BatchOrder::sequential(items.len(), batch)?
-            }),
+            steps_per_epoch: order.steps_per_epoch(),
+            order: Some(order),
             stream: None,
             seed: seeds::derive(seed, &[seeds::REHEARSAL_CROP, task]),
             items,
             weight,
-            labels: Vec::new(),
+            targets: Vec::new(),
         })
     }
 }
@@ -230,25 +240,26 @@ impl AuxiliaryLoss for RehearsalLoss {
             let (source, steps) = (self.items.source(), step as u64..steps as u64);
             self.stream = Some(images.prefetch_train(source, order, steps, self.seed)?);
         }
-        self.labels.clear();
+        self.targets.clear();
         let Some(batch) = self.stream.as_mut().and_then(Iterator::next) else {
             return Ok(None);
         };
         let batch = batch?;
-        self.labels = self.items.labels(&batch.indices);
+        let epoch = step as u64 / self.steps_per_epoch;
+        self.targets = self.items.targets(&batch.indices, epoch)?;
         Ok(images.tensor(&batch.images, device)?)
     }
 
     fn batch_tasks(&self) -> Vec<usize> {
-        self.labels.iter().map(|(task, _)| *task).collect()
+        tasks_of_classes(&self.targets).collect()
     }
 
     fn tasks(&self) -> Vec<usize> {
-        self.items.tasks()
+        self.items.tasks_of_classes()
     }
 
     fn losses(&self, features: Tensor<2>, towers: &mut LossContext<'_>) -> Vec<Loss> {
-        let loss = towers.classify(features, &self.labels);
+        let loss = towers.task_loss(features, &self.targets);
         vec![("rehearsal", loss.mul_scalar(self.weight))]
     }
 }

@@ -29,7 +29,7 @@ use crate::{
 use mtil_data::{
     data::{DataError, ImageSource, decode_with},
     files::write_atomically,
-    suite::{LabelledImages, Suite},
+    suite::{ImageCaptions, LabelledImages, Suite, Task, TaskKind},
 };
 
 const MEMORY: &str = "exemplars.json";
@@ -74,7 +74,12 @@ impl Clone for ImageFile {
 /// An image in the metadata of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct StoredImage {
-    label: usize,
+    /// The class, in a classification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    label: Option<usize>,
+    /// The captions, in a task of image-caption pairs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    captions: Vec<String>,
     name: String,
     identity: String,
 }
@@ -93,7 +98,7 @@ impl RehearsalState {
             let known = before.and_then(|before| before.files.get(&task));
             let file = match known.filter(|known| known.indices == indices) {
                 Some(known) => known.clone(),
-                None => ImageFile::of(&suite.tasks[task].train, indices)?,
+                None => ImageFile::of(&suite.tasks[task], indices)?,
             };
             files.insert(task, file);
         }
@@ -161,18 +166,23 @@ impl MechanismState for RehearsalState {
 }
 
 impl ImageFile {
-    fn of(train: &LabelledImages, indices: BTreeSet<usize>) -> Result<Self, RunError> {
+    fn of(task: &Task, indices: BTreeSet<usize>) -> Result<Self, RunError> {
         let mut stored: BTreeMap<usize, StoredImage> = BTreeMap::new();
         let mut files: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
+        let images = task.training_images();
         for index in &indices {
-            let Some(bytes) = encoded(train.images.as_ref(), *index) else {
+            let Some(bytes) = encoded(images.as_ref(), *index) else {
                 continue;
             };
             files.insert(*index, bytes);
             let image = StoredImage {
-                label: train.labels[*index],
-                name: train.images.name(*index),
-                identity: train.images.identity(*index),
+                label: task.classification().map(|of| of.train.labels[*index]),
+                captions: match task.captions() {
+                    Some(pairs) => pairs.train.captions[*index].clone(),
+                    None => Vec::new(),
+                },
+                name: images.name(*index),
+                identity: images.identity(*index),
             };
             stored.insert(*index, image);
         }
@@ -228,25 +238,40 @@ pub(crate) fn with_kept_images(suite: &Suite, folder: Option<&Path>) -> Result<S
             Some(path) => read_images(&path)?,
             None => BTreeMap::new(),
         };
-        let mut labels = vec![0; gone.record.training_images()];
-        for (index, (image, _)) in &images {
-            if let Some(label) = labels.get_mut(*index) {
-                *label = image.label;
+        let count = gone.record.training_images();
+        let source: Arc<dyn ImageSource> = Arc::new(KeptImages {
+            task: data.name.clone(),
+            len: count,
+            images: images.clone(),
+        });
+        let kept = images.into_iter().filter(|(index, _)| *index < count);
+        match &mut data.kind {
+            TaskKind::Classification(classes) => {
+                let mut labels = vec![0; count];
+                for (index, (image, _)) in kept {
+                    labels[index] = image.label.unwrap_or_default();
+                }
+                classes.train = LabelledImages {
+                    images: source,
+                    labels,
+                };
+            }
+            TaskKind::Captions(pairs) => {
+                let mut captions = vec![Vec::new(); count];
+                for (index, (image, _)) in kept {
+                    captions[index] = image.captions;
+                }
+                pairs.train = ImageCaptions {
+                    images: source,
+                    captions,
+                };
             }
         }
-        data.train = LabelledImages {
-            images: Arc::new(KeptImages {
-                task: data.name.clone(),
-                len: labels.len(),
-                images,
-            }),
-            labels,
-        };
     }
     Ok(suite)
 }
 
-type Images = BTreeMap<usize, (StoredImage, Vec<u8>)>;
+type Images = BTreeMap<usize, (StoredImage, Arc<Vec<u8>>)>;
 
 fn read_images(path: &Path) -> Result<Images, RunError> {
     let bytes = fs::read(path).map_err(|e| RunError::io(path, e))?;
@@ -267,7 +292,7 @@ fn parse_images(bytes: &[u8]) -> Result<Images, String> {
     let with_file = |(index, image): (usize, StoredImage)| {
         let tensor = tensors.tensor(&index.to_string());
         let tensor = tensor.map_err(|e| e.to_string())?;
-        Ok((index, (image, tensor.data().to_vec())))
+        Ok((index, (image, Arc::new(tensor.data().to_vec()))))
     };
     stored.into_iter().map(with_file).collect()
 }
@@ -299,7 +324,7 @@ impl ImageSource for KeptImages {
     }
 
     fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>, DataError> {
-        Ok(self.images.get(&index).map(|(_, file)| file.clone()))
+        Ok(self.images.get(&index).map(|(_, file)| file.to_vec()))
     }
 
     fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
@@ -373,17 +398,22 @@ mod tests {
         let state = folder.path().join("state");
         let kept = with_kept_images(&without_images(&suite, 2), Some(&state)).unwrap();
         for (task, index) in memory().items() {
-            let (whole, kept) = (&suite.tasks[task].train, &kept.tasks[task].train);
+            let of = |suite: &Suite| suite.tasks[task].classification().unwrap().train.clone();
+            let (whole, kept) = (of(&suite), of(&kept));
             assert_eq!(kept.labels.len(), 12);
             assert_eq!(kept.labels[index], whole.labels[index]);
             assert_eq!(kept.images.name(index), whole.images.name(index));
             let pixels = |images: &LabelledImages| images.images.load(index).unwrap();
-            assert_eq!(pixels(kept), pixels(whole));
+            assert_eq!(pixels(&kept), pixels(&whole));
         }
-        let error = kept.tasks[0].train.images.load(9).unwrap_err().to_string();
+        let error = kept.tasks[0]
+            .training_images()
+            .load(9)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("has not kept it"), "{error}");
         // The images of other tasks are those of the suite.
-        assert!(kept.tasks[2].train.images.load(9).is_ok());
+        assert!(kept.tasks[2].training_images().load(9).is_ok());
     }
 
     #[test]
@@ -407,7 +437,7 @@ mod tests {
         );
         let gone = with_kept_images(&without_images(&suite, 3), Some(&state)).unwrap();
         let readable = |task: usize| {
-            let images = &gone.tasks[task].train.images;
+            let images = gone.tasks[task].training_images();
             (0..12)
                 .filter(|i| images.load(*i).is_ok())
                 .collect::<Vec<_>>()

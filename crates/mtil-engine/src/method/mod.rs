@@ -115,7 +115,7 @@ pub struct Method {
     /// which must be given: the columns of earlier tasks keep their accuracies, those of later
     /// tasks are the pretrained model's.
     pub per_task: bool,
-    /// Trains all tasks jointly, each image classified among the classes of its own task: the upper
+    /// Trains all tasks jointly, each image among the classes or pairs of its own task: the upper
     /// bound of multi-task learning. A run has one stage, whose accuracies fill every row.
     pub joint: bool,
     /// Training steps per task.
@@ -136,7 +136,7 @@ pub struct Method {
     pub trainable_first: Vec<String>,
     /// Regular expressions of the parameters that train on later tasks.
     pub trainable_later: Vec<String>,
-    /// Label smoothing of the task loss.
+    /// Label smoothing of classification. The contrastive loss of image-caption pairs has none.
     pub smoothing: f64,
     /// Weight of the contrastive distillation; 0 leaves it out.
     pub cd: f64,
@@ -535,6 +535,7 @@ impl Method {
             all.push(Box::new(AnchorMechanism {
                 settings: settings.clone(),
                 trainable: self.trainable(),
+                batch: self.batch,
             }));
         }
         if let Some(average) = &self.average {

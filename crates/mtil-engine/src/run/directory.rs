@@ -574,7 +574,8 @@ mod tests {
         assert_eq!(open(&path, of(3, "gnsp")).unwrap().added(), [""; 0]);
 
         let mut renamed = of(4, "gnsp");
-        renamed.1.tasks[0].class_names[1] = "ring".to_owned();
+        let classes = renamed.1.tasks[0].classification_mut().unwrap();
+        classes.class_names[1] = "ring".to_owned();
         for (wrong, difference) in [
             (of(2, "gnsp"), "task 3: `"),
             (of(4, "gnsp-update"), "method.name"),

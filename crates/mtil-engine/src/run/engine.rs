@@ -159,6 +159,7 @@ pub fn run(
         let templates = if request.method.trains { 1 } else { usize::MAX };
         check_classes(checkpoint, suite, templates)?;
     }
+    check_learnable(&request.method, suite)?;
     let directory = RunDirectory::open(folder, request, suite)?;
     let with_kept;
     let suite = match suite.extras.gone.is_empty() {
@@ -245,6 +246,23 @@ pub fn run(
         engine.emit(Event::Done, progress)?;
     }
     Ok(outcome)
+}
+
+/// Checks that a method can learn the tasks of a suite. A run does so before its first task.
+///
+/// # Errors
+/// [`RunError::Unlearnable`] names the first task that it cannot learn, and why.
+pub fn check_learnable(method: &Method, suite: &Suite) -> Result<(), RunError> {
+    let mechanisms = method.mechanisms();
+    let mut found = mechanisms.iter().filter_map(|m| m.unlearnable(suite));
+    match found.next() {
+        Some((task, reason)) => Err(RunError::Unlearnable {
+            method: method.name.clone(),
+            task: task.name.clone(),
+            reason,
+        }),
+        None => Ok(()),
+    }
 }
 
 type Mechanisms = Arc<[Box<dyn Mechanism>]>;

@@ -133,11 +133,14 @@ impl Engine<'_> {
         let mut evaluation = last.clone();
         let mut working = phase_reporter(progress);
         let mut report = |done, of| working(Phase::Evaluation, done, of);
-        let accuracy = self
+        let measured = self
             .evaluator()
-            .accuracy(trained, None, stage, index, &mut report)?;
+            .measure(trained, None, stage, index, &mut report)?;
         drop(working);
-        evaluation.accuracies[index] = Some(accuracy);
+        evaluation.accuracies[index] = Some(measured.cell);
+        let name = || self.suite.tasks[index].name.clone();
+        let retrieval = measured.retrieval.map(|found| (name(), found));
+        evaluation.caption_tasks.extend(retrieval);
         evaluation.without_identity = None;
         let all = self.suite.tasks.len();
         evaluation.thinned = self

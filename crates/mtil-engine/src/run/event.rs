@@ -170,13 +170,16 @@ pub enum Event {
 /// What a task is learned from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskData {
-    /// Number of classes.
+    /// Number of classes; 0 for image-caption pairs.
     pub classes: usize,
     /// Number of training images.
     pub training_images: usize,
     /// Number of test images.
     pub test_images: usize,
-    /// SHA-256 of the task's names, classes, templates, labels and names of images.
+    /// Number of captions of the training images, of image-caption pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captions: Option<usize>,
+    /// SHA-256 of the task's names, classes, templates, labels or captions, and names of images.
     pub sha256: String,
 }
 
@@ -187,6 +190,10 @@ impl TaskData {
             classes: task.classes.len(),
             training_images: count(ImageSet::Training),
             test_images: count(ImageSet::Test),
+            captions: task
+                .images
+                .get(&ImageSet::Training)
+                .and_then(|i| i.captions),
             sha256,
         }
     }
@@ -231,7 +238,8 @@ pub struct EvaluationRecord {
     /// Its name.
     #[serde(default)]
     pub name: Option<String>,
-    /// Accuracy on each task in %; none where it was not measured.
+    /// Accuracy on each task in %, or the mean R@1 of both directions on image-caption pairs; none
+    /// where it was not measured.
     #[serde(default)]
     pub accuracies: Vec<Option<f64>>,
     /// Accuracy on each task in %, where the task of an image is not given.
@@ -252,6 +260,9 @@ pub struct EvaluationRecord {
     /// Retrieval on the suite's caption sets, by name.
     #[serde(default)]
     pub caption_sets: BTreeMap<String, RetrievalSummary>,
+    /// Retrieval on the tasks of image-caption pairs, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub caption_tasks: BTreeMap<String, RetrievalSummary>,
     /// Number of test images per task, where not all were used.
     #[serde(default)]
     pub thinned: Option<usize>,
@@ -290,6 +301,7 @@ impl EvaluationRecord {
             geometry: evaluation.geometry,
             margin: evaluation.margin,
             caption_sets: evaluation.caption_sets.clone(),
+            caption_tasks: evaluation.caption_tasks.clone(),
             thinned: evaluation.thinned.map(|thinned| thinned.0),
         }
     }

@@ -21,6 +21,7 @@ use crate::{
     mechanism::{
         alignment::{Alignment, ReferenceBatch},
         auxiliary_loss::{AuxiliaryLoss, Loss, LossContext},
+        training_images::Target,
     },
     method::{Compute, Method},
     precision::to_f32,
@@ -197,6 +198,7 @@ impl GnspStep {
             teacher: (!optimizations.reference_features).then(|| model.clone()),
             optimizations,
         };
+        let target = |class| Target::Class { task: TASK, class };
         Ok(Self {
             losses: TaskLosses {
                 method,
@@ -214,7 +216,7 @@ impl GnspStep {
             trained,
             images: StepImages {
                 pixels: on_autodiff(inputs.pixels),
-                labels: inputs.labels.into_iter().map(|l| (TASK, l)).collect(),
+                targets: inputs.labels.into_iter().map(target).collect(),
                 auxiliary: vec![Some(pixels)],
             },
             steps: 0,

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     error::{RunError, StateFault},
+    eval::TaskMeasure,
     mechanism::{
         context::Phase,
         hooks::load_kept_state,
@@ -47,21 +48,28 @@ impl Engine<'_> {
         for index in (0..=last).filter(is_measured) {
             let known = state.position.evaluations[index].accuracies.len();
             let per_task = self.request.method.per_task && index > 0;
+            let name = |task: usize| self.suite.tasks[task].name.clone();
             let cells = (known..all)
                 .map(|task| {
                     if per_task {
-                        return Ok(state.position.evaluations[0].accuracies[task]);
+                        let first = &state.position.evaluations[0];
+                        let retrieval = first.caption_tasks.get(&name(task)).copied();
+                        return Ok((first.accuracies[task], retrieval.map(|r| (name(task), r))));
                     }
                     let mut working = phase_reporter(progress);
                     let mut report = |done, of| working(Phase::Evaluation, done, of);
-                    self.measure(state, index, task, &mut report).map(Some)
+                    let found = self.measure(state, index, task, &mut report)?;
+                    Ok((Some(found.cell), found.retrieval.map(|r| (name(task), r))))
                 })
-                .collect::<Result<Vec<_>, _>>()?;
+                .collect::<Result<Vec<_>, RunError>>()?;
             let evaluation = &mut state.position.evaluations[index];
             if let Some(without) = &mut evaluation.without_identity {
                 without.resize(all, None);
             }
-            evaluation.accuracies.extend(cells);
+            for (cell, retrieval) in cells {
+                evaluation.accuracies.push(cell);
+                evaluation.caption_tasks.extend(retrieval);
+            }
             let evaluation = &state.position.evaluations[index];
             self.report(evaluation, index.checked_sub(1), progress)?;
         }
@@ -83,7 +91,7 @@ impl Engine<'_> {
         for index in 1..position.evaluations.len() {
             let accuracies = &mut position.evaluations[index].accuracies;
             accuracies.resize(self.suite.tasks.len(), None);
-            let has_images = |task: &usize| !self.suite.tasks[*task].test.labels.is_empty();
+            let has_images = |task: &usize| !self.suite.tasks[*task].test_images().is_empty();
             let open: Vec<usize> = (0..accuracies.len())
                 .filter(|task| accuracies[*task].is_none())
                 .filter(has_images)
@@ -98,15 +106,19 @@ impl Engine<'_> {
             for task in open {
                 let mut working = phase_reporter(progress);
                 let mut report = |done, of| working(Phase::Evaluation, done, of);
-                let accuracy = self.measure(&earlier, index, task, &mut report)?;
-                accuracies[task] = Some(accuracy);
+                let found = self.measure(&earlier, index, task, &mut report)?;
+                let evaluation = &mut position.evaluations[index];
+                evaluation.accuracies[task] = Some(found.cell);
+                let name = self.suite.tasks[task].name.clone();
+                let retrieval = found.retrieval.map(|r| (name, r));
+                evaluation.caption_tasks.extend(retrieval);
                 filled = true;
             }
         }
         Ok(filled)
     }
 
-    /// Returns the accuracy of the model of evaluation `index` on a task. `state` is that after the
+    /// Returns the measure of the model of evaluation `index` on a task. `state` is that after the
     /// evaluation.
     fn measure(
         &self,
@@ -114,11 +126,11 @@ impl Engine<'_> {
         index: usize,
         task: usize,
         report: &mut dyn FnMut(usize, usize),
-    ) -> Result<f64, RunError> {
+    ) -> Result<TaskMeasure, RunError> {
         let evaluator = self.evaluator();
         let pretrained = &self.checkpoint.model;
         if index == 0 {
-            return Ok(evaluator.accuracy(pretrained, None, None, task, report)?);
+            return Ok(evaluator.measure(pretrained, None, None, task, report)?);
         }
         let stage = Some(index - 1);
         let mut mechanisms = self.mechanisms.iter();
@@ -129,7 +141,7 @@ impl Engine<'_> {
             .find_map(|m| m.scorer(state, self.suite));
         let model = state.model.valid();
         let encoder = encoder.as_deref().unwrap_or(&model);
-        Ok(evaluator.accuracy(encoder, scorer.as_deref(), stage, task, report)?)
+        Ok(evaluator.measure(encoder, scorer.as_deref(), stage, task, report)?)
     }
 
     /// Drops the cells of tasks that were taken back, and in whose places others may be now.
@@ -143,6 +155,11 @@ impl Engine<'_> {
         };
         for evaluation in &mut position.evaluations {
             evaluation.accuracies.truncate(kept);
+            let names = self.suite.tasks.iter().take(kept).map(|task| &task.name);
+            let names: Vec<&String> = names.collect();
+            evaluation
+                .caption_tasks
+                .retain(|name, _| names.contains(&name));
             if let Some(without) = &mut evaluation.without_identity {
                 without.truncate(kept);
             }

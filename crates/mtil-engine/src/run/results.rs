@@ -42,7 +42,7 @@ impl Engine<'_> {
         let name = format!("stage-{:02}", stage.map_or(0, |s| s + 1));
         let path = folder.join(format!("{name}.json"));
         write_json(&details, &path)?;
-        for details in details {
+        for details in details.iter().filter(|of| !of.confusion_csv.is_empty()) {
             let mut tasks = self.suite.tasks.iter();
             let column = tasks.position(|task| task.name == details.task);
             let column = column.unwrap_or_default();
@@ -74,6 +74,8 @@ impl Engine<'_> {
                 _ => rows,
             })
         };
+        let with_pairs = self.suite.tasks.iter().filter(|t| t.captions().is_some());
+        let retrieval_tasks: Vec<String> = with_pairs.map(|t| t.name.clone()).collect();
         let file = |zero_shot: Cells, matrix: Vec<Cells>| MatrixFile {
             suite: self.request.suite.clone(),
             method: method.name.clone(),
@@ -86,6 +88,7 @@ impl Engine<'_> {
             zero_shot,
             matrix,
             learned: Vec::new(),
+            retrieval_tasks: retrieval_tasks.clone(),
         };
         let first = |of: &dyn Fn(&Evaluation) -> Option<Cells>| {
             evaluations.first().and_then(of).map(padded)

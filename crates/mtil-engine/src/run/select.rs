@@ -6,7 +6,7 @@ use clip_model::ClipModel;
 use mtil_data::{
     datasets::transform::Subset,
     seeds,
-    suite::{CaptionedImages, LabelledImages, Suite, Task},
+    suite::{CaptionPairs, CaptionedImages, Classification, LabelledImages, Suite, Task, TaskKind},
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,8 +38,8 @@ pub struct Select {
     pub values: Vec<String>,
 }
 
-/// Share of the training images of each class that are held out; at least one image of a class with
-/// two.
+/// Share of the training images of each class, or of all pairs, that are held out; at least one image
+/// of a class with two.
 const HELD_OUT_SHARE: f64 = 0.1;
 
 /// Number of reference pairs that score a candidate.
@@ -50,7 +50,7 @@ const VALIDATION_PAIRS: usize = 500;
 pub struct CandidateScore {
     /// The value of the hyper-parameter.
     pub value: String,
-    /// Accuracy in % on the held-out training images.
+    /// Accuracy in % on the held-out training images, or the mean R@1 of both directions.
     pub accuracy: f64,
     /// R@1 on reference pairs in % of the pretrained model's, at most 100; none if the suite has no
     /// reference pairs.
@@ -122,12 +122,58 @@ impl Select {
     }
 }
 
-/// Splits a task's training images by class into training and held-out images.
-fn hold_out(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), RunError> {
+/// Splits a task's training images into those to train on and those that score a value. Returns the
+/// task with each, as the training split and as the test split.
+fn hold_out(task: &Task, seed: u64) -> Result<[TaskKind; 2], RunError> {
+    let too_small = |reason: &str| {
+        let name = &task.name;
+        Err(RunError::Select(format!(
+            "task `{name}` is too small: {reason}"
+        )))
+    };
+    match &task.kind {
+        TaskKind::Classification(classes) => match hold_out_of_classes(classes, seed) {
+            Some([train, held]) => Ok([
+                TaskKind::Classification(Classification {
+                    train,
+                    ..classes.clone()
+                }),
+                TaskKind::Classification(Classification {
+                    test: held,
+                    ..classes.clone()
+                }),
+            ]),
+            None => too_small("no class has two training images, one of which could be held out"),
+        },
+        TaskKind::Captions(pairs) => {
+            let all = pairs.train.images.len();
+            if all < 3 {
+                return too_small("holding an image out leaves no two to train on");
+            }
+            let count = ((all as f64 * HELD_OUT_SHARE) as usize).max(1);
+            let drawn: BTreeSet<usize> = seeds::sample(all, count, seed).into_iter().collect();
+            let (held, train) = (0..all).partition(|image| drawn.contains(image));
+            Ok([
+                TaskKind::Captions(CaptionPairs {
+                    train: pairs.train.subset(train),
+                    test: pairs.test.clone(),
+                }),
+                TaskKind::Captions(CaptionPairs {
+                    train: pairs.train.clone(),
+                    test: pairs.train.subset(held),
+                }),
+            ])
+        }
+    }
+}
+
+/// Splits labelled training images by class into training and held-out images; none if no class has
+/// two.
+fn hold_out_of_classes(of: &Classification, seed: u64) -> Option<[LabelledImages; 2]> {
     let (mut train, mut held) = (Vec::new(), Vec::new());
-    for class in 0..task.class_names.len() {
-        let of_class: Vec<usize> = (0..task.train.labels.len())
-            .filter(|i| task.train.labels[*i] == class)
+    for class in 0..of.class_names.len() {
+        let of_class: Vec<usize> = (0..of.train.labels.len())
+            .filter(|i| of.train.labels[*i] == class)
             .collect();
         let count = match of_class.len() {
             0 | 1 => 0,
@@ -144,21 +190,14 @@ fn hold_out(task: &Task, seed: u64) -> Result<(LabelledImages, LabelledImages), 
             }
         }
     }
-    if held.is_empty() {
-        return Err(RunError::Select(format!(
-            "task `{}` is too small: no class has two training images, \
-             one of which could be held out",
-            task.name
-        )));
-    }
     let some = |mut indices: Vec<usize>| {
         indices.sort_unstable();
         LabelledImages {
-            labels: indices.iter().map(|i| task.train.labels[*i]).collect(),
-            images: Arc::new(Subset::new(task.train.images.clone(), indices)),
+            labels: indices.iter().map(|i| of.train.labels[*i]).collect(),
+            images: Arc::new(Subset::new(of.train.images.clone(), indices)),
         }
     };
-    Ok((some(train), some(held)))
+    (!held.is_empty()).then(|| [some(train), some(held)])
 }
 
 impl Engine<'_> {
@@ -177,9 +216,9 @@ impl Engine<'_> {
         let candidates = select.for_task(&self.request.method, &task.name)?;
         let mut scored = read_scores(&folder.join(SCORES))?;
         let seed = seeds::derive(self.request.seed, &[seeds::HELD_OUT, index as u64]);
-        let (train, held) = hold_out(task, seed)?;
+        let [train, held] = hold_out(task, seed)?;
         let mut suite = self.suite.clone();
-        suite.tasks[index].train = train;
+        suite.tasks[index].kind = train;
         let validation = self.validation_suite(index, held, seed);
         // R@1 of the pretrained model, the same for all values.
         let mut pretrained_recall = None;
@@ -254,10 +293,10 @@ impl Engine<'_> {
 
     /// Returns a suite that scores candidates: the held-out images as test set, and reference pairs
     /// in place of the reported held-out pairs.
-    fn validation_suite(&self, index: usize, held: LabelledImages, seed: u64) -> Suite {
+    fn validation_suite(&self, index: usize, held: TaskKind, seed: u64) -> Suite {
         let task = Task {
-            test: held,
-            ..self.suite.tasks[index].clone()
+            name: self.suite.tasks[index].name.clone(),
+            kind: held,
         };
         let pairs = self.suite.reference_of(index);
         let seed = seeds::derive(seed, &[seeds::REFERENCE]);

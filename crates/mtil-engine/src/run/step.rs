@@ -18,6 +18,7 @@ use crate::{
     mechanism::{
         auxiliary_loss::{AuxiliaryLoss, Loss, LossContext, LossParts},
         mixtures::NoiseSeed,
+        training_images::{Target, tasks_of_classes},
     },
     method::Method,
 };
@@ -40,7 +41,7 @@ pub(super) struct TaskLosses {
     pub devices: Vec<Device>,
     /// Auxiliary losses of the method's mechanisms.
     pub auxiliary: Vec<Box<dyn AuxiliaryLoss>>,
-    /// Class prompts of each task with the first template, which training uses
+    /// Class prompts of each classification task with the first template, which training uses
     /// (GNSP `src/models/finetune_gnsp.py:84-90`).
     pub prompts: BTreeMap<usize, TokenBatch>,
     /// Their normalised features `[classes, width]`, if the text tower is frozen.
@@ -52,8 +53,8 @@ pub(super) struct TaskLosses {
 pub(super) struct StepImages {
     /// Images of the task `[images, 3, side, side]`, on the autodiff device.
     pub pixels: Tensor<4>,
-    /// Task and class of each image of the task.
-    pub labels: Vec<(usize, usize)>,
+    /// Target of each image of the task.
+    pub targets: Vec<Target>,
     /// Images of each auxiliary loss.
     pub auxiliary: Vec<Option<Tensor<4>>>,
 }
@@ -115,7 +116,7 @@ impl TaskLosses {
         (result, gradients.filter(|_| finite))
     }
 
-    /// Computes the sum of the classification loss and the auxiliary losses. All images share one
+    /// Computes the sum of the task's loss and the auxiliary losses. All images share one
     /// pass through the image tower, which does not mix the images of a batch.
     fn main_pass(
         &self,
@@ -136,11 +137,12 @@ impl TaskLosses {
             .collect();
         let images = pass.images;
         let (features, gathered) = pass.encode(student, work);
-        let mut wanted: Vec<usize> = batch.labels.iter().map(|(task, _)| *task).collect();
+        let mut wanted: Vec<usize> = tasks_of_classes(&batch.targets).collect();
         wanted.extend(drawn.iter().flat_map(|(loss, _)| loss.batch_tasks()));
         let classes = self.classes(student, work, wanted);
         let losses = self.with_loss_context(student, work, &classes, |towers| {
-            let mut losses = vec![("task", towers.classify(features.at(&own), &batch.labels))];
+            let own = towers.task_loss(features.at(&own), &batch.targets);
+            let mut losses = vec![("task", own)];
             for (loss, at) in &drawn {
                 losses.extend(loss.losses(features.at(at), towers));
             }

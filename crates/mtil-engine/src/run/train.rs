@@ -22,7 +22,7 @@ use crate::{
     mechanism::{
         auxiliary_loss::{AuxiliaryLoss, prompt_texts, tokenize_prompts},
         context::TaskContext,
-        training_images::TrainingImages,
+        training_images::{CaptionDraws, TrainingImages},
     },
     method::{Method, OptimizerKind},
 };
@@ -37,6 +37,7 @@ pub(super) struct TaskTraining<'a> {
     order: Option<BatchOrder>,
     stream: Option<Prefetcher>,
     items: TrainingImages,
+    steps_per_epoch: u64,
     /// Training steps that a full epoch certainly lies in, wherever they begin.
     within_epochs: u64,
     /// Successive training steps without a readable image.
@@ -107,13 +108,15 @@ impl<'a> TaskTraining<'a> {
     ) -> Result<Self, RunError> {
         let (run, index, text_trains) = (task.run, task.index, task.frozen.is_none());
         let (checkpoint, suite, seed, images) = (run.checkpoint, run.suite, run.seed, run.images);
+        let caption_seed = seeds::derive(seed, &[seeds::CAPTIONS, index as u64]);
+        let captions = CaptionDraws::new(checkpoint, caption_seed);
         let items = if method.joint {
-            TrainingImages::all(suite)
+            TrainingImages::all(suite, captions)
         } else {
-            TrainingImages::of_task(suite, index)
+            TrainingImages::of_task(suite, index, captions)
         };
         let others = auxiliary.iter().flat_map(|loss| loss.tasks());
-        let mut tasks: Vec<usize> = items.tasks().into_iter().chain(others).collect();
+        let mut tasks: Vec<usize> = items.tasks_of_classes().into_iter().chain(others).collect();
         tasks.sort_unstable();
         tasks.dedup();
         let mut tokens = BTreeMap::new();
@@ -131,6 +134,7 @@ impl<'a> TaskTraining<'a> {
         Ok(Self {
             suite,
             images,
+            steps_per_epoch: order.steps_per_epoch(),
             within_epochs: 2 * order.steps_per_epoch() - 1,
             without_images: 0,
             order: Some(order),
@@ -197,7 +201,10 @@ impl<'a> TaskTraining<'a> {
         self.without_images = 0;
         Ok(Some(StepImages {
             pixels,
-            labels: self.items.labels(&indices),
+            // Each epoch draws one caption of each image.
+            targets: self
+                .items
+                .targets(&indices, step as u64 / self.steps_per_epoch)?,
             auxiliary,
         }))
     }

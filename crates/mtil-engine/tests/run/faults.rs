@@ -17,7 +17,7 @@ use mtil_engine::{
     run::{Event, Leave, Outcome, Phase, Progress, Request, RunError, RunOptions, StateFault, run},
 };
 
-use super::{Corrupt, NEVER, checkpoint, copy, request, start, start_on, suite, weights};
+use super::{Corrupt, NEVER, checkpoint, classes, copy, request, start, start_on, suite, weights};
 
 /// Returns the events of a kind in `events.jsonl`.
 fn events(folder: &Path, kind: &str) -> Vec<serde_json::Value> {
@@ -32,7 +32,7 @@ fn events(folder: &Path, kind: &str) -> Vec<serde_json::Value> {
 fn a_task_without_a_readable_test_image_is_an_error_and_not_an_accuracy() {
     let folder = tempfile::tempdir().unwrap();
     let mut suite = suite(2);
-    let test = &mut suite.tasks[1].test;
+    let test = &mut classes(&mut suite, 1).test;
     test.images = Arc::new(Corrupt(test.images.clone(), 0..20));
     let mut request = request("finetune", &[]);
     request.skip_bad_images = true;
@@ -52,7 +52,7 @@ fn a_task_without_a_readable_test_image_is_an_error_and_not_an_accuracy() {
 fn training_steps_without_a_readable_image_are_passed_over_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let mut suite = suite(1);
-    let train = &mut suite.tasks[0].train;
+    let train = &mut classes(&mut suite, 0).train;
     train.labels.truncate(8);
     train.images = Arc::new(Corrupt(train.images.clone(), 3..5));
     let mut request = request("finetune", &["batch=1", "steps=8"]);
@@ -91,7 +91,7 @@ fn auxiliary_batches_without_a_readable_image_do_not_end_a_run() {
     let mut suite = suite(2);
     let reference = &mut suite.reference;
     reference.images = Arc::new(Corrupt(reference.images.clone(), 0..20));
-    let train = &mut suite.tasks[0].train;
+    let train = &mut classes(&mut suite, 0).train;
     train.images = Arc::new(Corrupt(train.images.clone(), 0..20));
     let settings = ["reference_batch=2", "steps=6"];
     let memory = [&settings[..], &["rehearsal.size=8", "rehearsal.batch=1"]].concat();
@@ -114,7 +114,7 @@ fn auxiliary_batches_without_a_readable_image_do_not_end_a_run() {
 fn a_task_without_a_readable_training_image_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let mut suite = suite(1);
-    let train = &mut suite.tasks[0].train;
+    let train = &mut classes(&mut suite, 0).train;
     train.images = Arc::new(Corrupt(train.images.clone(), 0..40));
     let mut request = request("finetune", &["steps=20"]);
     request.skip_bad_images = true;
@@ -601,7 +601,7 @@ fn methods_without_checkpoints_go_back_to_the_start_or_stay() {
 fn mechanisms_that_need_images_name_the_set_without_a_readable_one() {
     let folder = tempfile::tempdir().unwrap();
     let mut suite = suite(2);
-    let train = &mut suite.tasks[0].train;
+    let train = &mut classes(&mut suite, 0).train;
     let all = train.labels.len();
     train.images = Arc::new(Corrupt(train.images.clone(), 0..all));
     let mut request = request("rail-primal", &["analytic.hidden=256"]);

@@ -41,7 +41,8 @@ fn without_images(mut suite: Suite, gone: usize, folder: &Path) -> Suite {
             images: Arc::new(Nothing),
             labels: Vec::new(),
         };
-        (task.train, task.test) = (nothing.clone(), nothing);
+        let classes = task.classification_mut().unwrap();
+        (classes.train, classes.test) = (nothing.clone(), nothing);
         let record = record.tasks.iter().find(|t| t.name == task.name).unwrap();
         let entry = GoneTask {
             record: record.clone(),

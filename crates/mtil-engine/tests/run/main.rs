@@ -1,5 +1,6 @@
 //! A run from start to end, stopped and continued, and everything that can go wrong with it.
 
+mod captions;
 mod faults;
 mod gone;
 mod growth;
@@ -23,7 +24,7 @@ use mini_world::MiniSizes;
 use mini_world::embedded;
 use mtil_data::{
     data::{DataError, ImageSource},
-    suite::Suite,
+    suite::{Classification, Suite},
 };
 use mtil_engine::{
     eval::{EvalOptions, TaskIdentity},
@@ -45,6 +46,11 @@ fn suite(tasks: usize) -> Suite {
     let mut suite = mini::suite(5, sizes);
     suite.tasks.truncate(tasks);
     suite
+}
+
+/// The classes of a task.
+fn classes(suite: &mut Suite, task: usize) -> &mut Classification {
+    suite.tasks[task].classification_mut().unwrap()
 }
 
 fn checkpoint() -> Clip {
@@ -242,7 +248,7 @@ fn a_setting_is_chosen_for_each_task_and_resumes() {
     assert!(chosen.iter().all(|event| event["chosen"] != "3e-2"));
 
     let mut small = suite(2);
-    small.tasks[0].train.labels.truncate(10);
+    classes(&mut small, 0).train.labels.truncate(10);
     let error = start(&request, &small, &folder.path().join("small"), NEVER).unwrap_err();
     assert!(
         error.to_string().contains("`shapes` is too small"),
@@ -533,7 +539,7 @@ impl ImageSource for Corrupt {
 fn a_corrupt_image_in_the_middle_of_a_task_is_named_or_skipped_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let mut suite = suite(2);
-    let train = &mut suite.tasks[1].train;
+    let train = &mut classes(&mut suite, 1).train;
     train.images = Arc::new(Corrupt(train.images.clone(), 11..12));
     let mut request = request("finetune", &[]);
     let out = folder.path().join("stop");
