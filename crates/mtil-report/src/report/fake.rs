@@ -104,6 +104,7 @@ impl Fake {
             zero_shot: zero.into_iter().map(Some).collect(),
             matrix,
             learned: Vec::new(),
+            retrieval_tasks: Vec::new(),
         };
         let accuracy = file.accuracy().unwrap();
         file.save(&dir.join(MatrixFile::NAME)).unwrap();
@@ -171,6 +172,7 @@ impl Fake {
                 }),
                 margin: Some(13.5 - drift),
                 caption_sets: BTreeMap::new(),
+                caption_tasks: BTreeMap::new(),
                 thinned: None,
             }))
         };

@@ -89,6 +89,16 @@ impl RunData {
         format!("{} (seed {})", self.file.method, self.file.seed)
     }
 
+    /// Returns the names of the tasks as titles of their figures. Those of tasks of image-caption
+    /// pairs are marked, because their figure is recall at 1.
+    pub fn titles(&self) -> Vec<String> {
+        let title = |task: &String| match self.file.retrieval_tasks.contains(task) {
+            true => format!("{task} (R@1)"),
+            false => task.clone(),
+        };
+        self.accuracy.order().iter().map(title).collect()
+    }
+
     /// Returns the accuracy on task `c` at stage `s`: 0 is the pretrained model, `r + 1` the model
     /// after task `r`.
     pub fn accuracy_at(&self, s: usize, c: usize) -> Option<f64> {
@@ -162,6 +172,7 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<Loaded, ReportError> {
     let runs = without_repetitions(runs, &mut notes);
     note_differing_protocols(&runs, &mut notes);
     note_departures(&runs, &mut notes);
+    note_retrieval_tasks(&runs[0], &mut notes);
     let mut samples = Vec::new();
     for run in &runs {
         if let Some(folder) = run.dir.parent().map(|p| p.join(SAMPLES))
@@ -344,6 +355,18 @@ fn note_stale_metrics(
                 file.method, file.seed
             ));
         }
+    }
+}
+
+/// Adds a note that the figures of tasks of image-caption pairs are no accuracies.
+fn note_retrieval_tasks(run: &RunData, notes: &mut Vec<String>) {
+    let tasks = &run.file.retrieval_tasks;
+    if !tasks.is_empty() {
+        notes.push(format!(
+            "{}: image-caption pairs. R@1, the mean of both directions on the held-out pairs, takes \
+             the place of an accuracy in all figures.",
+            tasks.join(", ")
+        ));
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
         "{}: {} tasks ({}), prompt rule: {}\n\n",
         first.suite,
         first.order.len(),
-        first.order.join(", "),
+        loaded.runs[0].titles().join(", "),
         if first.prompt_rule.is_empty() {
             "not recorded"
         } else {

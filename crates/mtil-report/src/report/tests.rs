@@ -5,7 +5,9 @@ use std::fs;
 use super::fake::{Fake, agnostic, breach, change_metrics, fake, order, world};
 use super::*;
 use crate::format::decimal;
-use mtil_engine::metrics::{MatrixFile, MetricsFile};
+use mtil_engine::measures::retrieval::{RankSummary, RetrievalSummary};
+use mtil_engine::metrics::{MatrixFile, MetricsFile, Recall, Retrieval};
+use mtil_engine::run::{Event, RunFiles};
 
 fn report(runs: &[PathBuf]) -> (ReportSummary, String) {
     let out = tempfile::tempdir().unwrap();
@@ -26,6 +28,70 @@ fn assert_self_contained(html: &str) {
     ] {
         assert!(!html.contains(word), "{word}");
     }
+}
+
+#[test]
+fn figures_of_image_caption_pairs_are_marked() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = fake("gnsp", 0.25, 0.5, 3).write(root.path(), "gnsp");
+    let path = dir.join(MatrixFile::NAME);
+    let mut file = MatrixFile::load(&path).unwrap();
+    let task = file.order[1].clone();
+    file.retrieval_tasks = vec![task.clone()];
+    file.save(&path).unwrap();
+    let recall = |r1| Recall {
+        r1,
+        r5: r1 + 20.5,
+        r10: r1 + 30.25,
+    };
+    let ranks = RankSummary {
+        median: 3.5,
+        mean: 4.0,
+    };
+    let retrieval = RetrievalSummary {
+        recall: Retrieval {
+            image_to_text: recall(41.5),
+            text_to_image: recall(12.5),
+        },
+        image_to_text: ranks,
+        text_to_image: ranks,
+    };
+    let log = RunFiles::new(&dir).events().unwrap();
+    let first = log.events.into_iter().find_map(|event| match event {
+        Event::Evaluation(record) => Some(record),
+        _ => None,
+    });
+    let mut record = first.unwrap();
+    record.caption_tasks.insert(task.clone(), retrieval);
+    let line = serde_json::to_string(&Event::Evaluation(record)).unwrap();
+    let events = dir.join("events.jsonl");
+    let text = fs::read_to_string(&events).unwrap();
+    fs::write(&events, format!("{text}{line}\n")).unwrap();
+
+    let runs = [root.path().to_path_buf()];
+    let (_, page) = report(&runs);
+    assert_self_contained(&page);
+    let title = format!("{task} (R@1)");
+    let note = format!("{task}: image-caption pairs. R@1");
+    for part in [
+        &title,
+        &note,
+        "Retrieval on image–caption tasks",
+        "62.0",
+        "42.8",
+        "27.0",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!page.contains(&format!("{} (R@1)", file.order[0])));
+    let table = summary_table(&runs).unwrap();
+    assert!(table.contains(&title) && table.contains(&note), "{table}");
+    assert!(figures_table(&runs).unwrap().contains(&note));
+    // Without such a task there is neither.
+    file.retrieval_tasks.clear();
+    file.save(&path).unwrap();
+    let (_, page) = report(&runs);
+    assert!(!page.contains("(R@1)") && !page.contains("image–caption tasks"));
 }
 
 #[test]

@@ -27,7 +27,8 @@ pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
         section {
             h2 { "Accuracy matrices" }
             p {
-                "One row per stage, one column per task, accuracy in %. "
+                "One row per stage, one column per task, accuracy in %, or R@1 where the column says "
+                "so. "
                 b { "Right of the outlined diagonal" } ": tasks not trained yet. "
                 b { "Left of it" } ": tasks trained before. "
                 "Colour: change from the pretrained model, in points."

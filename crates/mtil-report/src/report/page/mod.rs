@@ -11,6 +11,7 @@
 //! | `curves` | accuracy over the run, as a mean and per task |
 //! | `matrices` | accuracy matrices |
 //! | `geometry` | modality gap and retrieval |
+//! | `captions` | retrieval on the tasks of image-caption pairs |
 //! | `losses`, `ranks` | training losses, protected directions |
 //! | `samples`, `settings` | sample images, settings of the runs |
 //! | `charts` | helpers shared by several sections |
@@ -18,6 +19,7 @@
 //! A section without data is left out.
 
 mod breaches;
+mod captions;
 mod charts;
 mod curves;
 mod differences;
@@ -45,6 +47,7 @@ pub(super) use outcome::{Outcome, outcome};
 pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> Markup {
     let first = &loaded.runs[0];
     let order = first.accuracy.order();
+    let titles = &first.titles();
     let trained: Vec<&Group<'_>> = groups
         .iter()
         .filter(|g| g.runs.iter().any(|r| !r.accuracy.rows().is_empty()))
@@ -60,9 +63,10 @@ pub(super) fn page(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> 
         @if !trained.is_empty() && zero.is_some() && order.len() > 1 {
             (curves::change_from_pretrained(&trained, order.len()))
         }
-        @if !trained.is_empty() { (curves::per_task(&trained, order, zero.as_ref())) }
-        (matrices::heat_maps(&trained, order))
+        @if !trained.is_empty() { (curves::per_task(&trained, titles, zero.as_ref())) }
+        (matrices::heat_maps(&trained, titles))
         (geometry::geometry(groups, order.len()))
+        (captions::captions(groups, order, &first.file.retrieval_tasks))
         (losses::losses(groups, order))
         (ranks::ranks(groups, order))
         (samples::samples(&loaded.samples))
