@@ -64,6 +64,9 @@ fn on_run(error: &RunError) -> Option<&'static str> {
         }
         RunError::Peers { .. } => "leave out --peers",
         RunError::Compute { .. } => "leave out compute=bf16",
+        RunError::Unlearnable { .. } => {
+            "leave out the method, or choose tasks with --tasks (`mtil-bench methods` lists others)"
+        }
         RunError::NoSuchCompute { .. } => "leave out compute=bf16 (of the GPUs only `cuda` has it)",
         RunError::TooManyToKeep { .. } => {
             "train on fewer images (--shots 16, as published), or use the method rail-primal"

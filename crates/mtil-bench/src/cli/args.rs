@@ -132,7 +132,7 @@ pub struct RunArgs {
 #[command(next_help_heading = "Suite")]
 pub struct Selection {
     /// Suite: `mini`, `mtil-order-1`, `mtil-order-2`, a conflict suite (`conflict-permuted:0.5`),
-    /// or a TOML file that names image folders (see `mtil-bench suite list`)
+    /// or a TOML file that names image folders and image-caption pairs (see `mtil-bench suite list`)
     #[arg(long, default_value = "mini")]
     pub suite: String,
     /// Folder of the datasets of MTIL, unpacked as by torchvision or as the downloaded archives

@@ -130,7 +130,8 @@ fn evaluate_on(
         ))?;
         write_atomically(&path, text.as_bytes())
             .wrap_err_with(|| format!("cannot write {}", path.display()))?;
-        for (column, details) in details.iter().enumerate() {
+        let columns = details.iter().enumerate();
+        for (column, details) in columns.filter(|(_, of)| !of.confusion_csv.is_empty()) {
             let path = out.join(format!("confusion-{column:02}.csv"));
             write_atomically(&path, details.confusion_csv.as_bytes())
                 .wrap_err_with(|| format!("cannot write {}", path.display()))?;
@@ -143,32 +144,39 @@ fn evaluate_on(
     Ok(())
 }
 
-/// Fits a linear probe on the image features of each task. Returns its accuracy in % and its
-/// inverse regularization strength (`C` of scikit-learn).
-fn probes(suite: &Suite, model: &dyn Encoder, images: &Images) -> Result<Vec<(f64, f64)>> {
+/// Accuracy of a linear probe in %, and its inverse regularization strength (`C` of scikit-learn);
+/// none on image-caption pairs, which have no labels.
+type ProbeResult = Option<(f64, f64)>;
+
+/// Fits a linear probe on the image features of each task.
+fn probes(suite: &Suite, model: &dyn Encoder, images: &Images) -> Result<Vec<ProbeResult>> {
     let progress = WorkProgress::new("fitting linear probes", "tasks");
     let mut probes = Vec::new();
     for (index, task) in suite.tasks.iter().enumerate() {
         progress.set(probes.len(), suite.tasks.len());
+        let Some(of) = task.classification() else {
+            probes.push(None);
+            continue;
+        };
         let encode = |half: &LabelledImages| -> Result<_> {
             let all: Vec<usize> = (0..half.labels.len()).collect();
             let features = encode_images(model, Some(index), &half.images, &all, images)?;
             let labels: Vec<usize> = features.indices.iter().map(|i| half.labels[*i]).collect();
             Ok((features, labels))
         };
-        let (train, labels) = encode(&task.train)?;
-        let (test, expected) = encode(&task.test)?;
+        let (train, labels) = encode(&of.train)?;
+        let (test, expected) = encode(&of.test)?;
         images.check_stop()?;
         let rows = Matrix::new("training features", &train.rows, labels.len(), train.width)?;
         let probe = Probe::fit(
             rows,
             &labels,
-            task.class_names.len(),
+            of.class_names.len(),
             &ProbeOptions::default(),
         )
         .wrap_err_with(|| format!("task `{}`", task.name))?;
         let rows = Matrix::new("test features", &test.rows, expected.len(), test.width)?;
-        probes.push((probe.accuracy(rows, &expected)?, probe.c()));
+        probes.push(Some((probe.accuracy(rows, &expected)?, probe.c())));
     }
     progress.finish();
     Ok(probes)
@@ -178,16 +186,18 @@ fn print(
     suite: &Suite,
     evaluation: &Evaluation,
     details: &[TaskDetails],
-    probes: Option<&[(f64, f64)]>,
+    probes: Option<&[ProbeResult]>,
 ) {
     for (column, task) in suite.tasks.iter().enumerate() {
         let accuracy = evaluation.accuracies[column].unwrap_or_default();
         let mut line = format!("{:16} {accuracy:6.2} %", task.name);
+        if task.captions().is_some() {
+            line += " R@1";
+        }
         if let Some(without) = evaluation.without_identity.as_ref().and_then(|w| w[column]) {
             line += &format!("   among all classes {without:6.2} %");
         }
-        if let Some(probes) = probes {
-            let (accuracy, c) = probes[column];
+        if let Some((accuracy, c)) = probes.and_then(|probes| probes[column]) {
             line += &format!("   linear probe {accuracy:6.2} % (C {c:.3})");
         }
         if let Some(details) = details.get(column) {
@@ -231,7 +241,11 @@ fn print(
         );
     };
     recall("the held-out pairs", &evaluation.retrieval);
-    for (name, summary) in &evaluation.caption_sets {
+    for (name, summary) in evaluation
+        .caption_sets
+        .iter()
+        .chain(&evaluation.caption_tasks)
+    {
         recall(name, &summary.recall);
     }
 }
@@ -240,12 +254,12 @@ fn as_json(
     suite: &Suite,
     evaluation: &Evaluation,
     details: &[TaskDetails],
-    probes: Option<&[(f64, f64)]>,
+    probes: Option<&[ProbeResult]>,
 ) -> serde_json::Value {
     let tasks: Vec<&String> = suite.tasks.iter().map(|t| &t.name).collect();
     let probes = probes.map(|p| {
         p.iter()
-            .map(|(a, c)| json!({"accuracy": a, "c": c}))
+            .map(|probe| probe.map(|(a, c)| json!({"accuracy": a, "c": c})))
             .collect::<Vec<_>>()
     });
     json!({

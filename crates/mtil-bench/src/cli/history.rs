@@ -143,10 +143,14 @@ impl std::fmt::Display for Learned {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "learned {}", self.task)?;
         if let Some(data) = &self.data {
+            match data.captions {
+                Some(captions) => write!(f, " ({captions} captions of ")?,
+                None => write!(f, " ({} classes, ", data.classes)?,
+            }
             write!(
                 f,
-                " ({} classes, {} training and {} test images)",
-                data.classes, data.training_images, data.test_images
+                "{} training and {} test images)",
+                data.training_images, data.test_images
             )?;
         }
         writeln!(f, ", {} steps, lr {:.1e}", self.steps, self.lr)?;

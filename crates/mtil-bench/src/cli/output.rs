@@ -104,7 +104,13 @@ impl EventFormatter {
                 let stage = evaluated.name.as_ref();
                 let stage = stage.map_or("pretrained".to_owned(), |name| format!("after {name}"));
                 let mean = evaluated.mean_accuracy();
-                let mean = mean.map_or(String::new(), |m| format!("mean accuracy {m:.1} %, "));
+                let pairs = !evaluated.caption_tasks.is_empty();
+                let figures = if pairs {
+                    "accuracy and R@1"
+                } else {
+                    "accuracy"
+                };
+                let mean = mean.map_or(String::new(), |m| format!("mean {figures} {m:.1} %, "));
                 let gap = evaluated.modality_gap;
                 line(format!("{method} {stage}: {mean}modality gap {gap:.3}"))
             }

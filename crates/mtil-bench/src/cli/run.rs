@@ -34,14 +34,16 @@ use crate::{
 use mtil_data::{
     files::{LONGEST_NAME, is_device_name, shortened_name},
     nearest,
-    suite::{Suite, SuiteRecord},
+    suite::{Suite, SuiteRecord, Task, TaskKind},
 };
 use mtil_engine::{
     eval::TruncatedTexts,
     guard::Guard,
     method::{Method, Tuned},
     metrics::{MatrixFile, MetricsFile},
-    run::{Leave, Outcome, Progress, RunFiles, RunOptions, Select, run as run_method},
+    run::{
+        Leave, Outcome, Progress, RunFiles, RunOptions, Select, check_learnable, run as run_method,
+    },
 };
 use mtil_report::{
     format::plural,
@@ -82,6 +84,26 @@ fn sample_name(number: usize, name: &str) -> String {
     shortened_name(&format!("{number:02}-{name}"), LONGEST_NAME - ".png".len())
 }
 
+/// Returns test images of a task with their names: one of each class, or each with its first
+/// caption.
+fn samples(task: &Task) -> Vec<(usize, &str)> {
+    match &task.kind {
+        TaskKind::Classification(classes) => {
+            let names = classes.class_names.iter().enumerate();
+            let first = names.filter_map(|(class, name)| {
+                let image = classes.test.labels.iter().position(|l| *l == class)?;
+                Some((image, name.as_str()))
+            });
+            first.collect()
+        }
+        TaskKind::Captions(pairs) => {
+            let captions = pairs.test.captions.iter().enumerate();
+            let first = captions.filter_map(|(image, all)| Some((image, all.first()?.as_str())));
+            first.collect()
+        }
+    }
+}
+
 /// Writes up to eight sample images of each task for the report.
 fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
     for (index, task) in suite.tasks.iter().enumerate() {
@@ -99,12 +121,9 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
             task: task.name.clone(),
             classes: Vec::new(),
         };
-        for (class, name) in task.class_names.iter().enumerate() {
-            let Some(image) = task.test.labels.iter().position(|l| *l == class) else {
-                continue;
-            };
+        for (image, name) in samples(task) {
             // Skip an unreadable sample silently: the run reports it.
-            let Ok(image) = task.test.images.load(image) else {
+            let Ok(image) = task.test_images().load(image) else {
                 continue;
             };
             let image = if image.width().max(image.height()) > 128 {
@@ -114,7 +133,7 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
             };
             let file = format!("{}.png", sample_name(names.classes.len(), name));
             image.to_rgb8().save(scratch.join(file))?;
-            names.classes.push(name.clone());
+            names.classes.push(name.to_owned());
             if names.classes.len() == 8 {
                 break;
             }
@@ -125,7 +144,8 @@ fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Loads a method with its settings for a suite, and checks the tasks that the settings name.
+/// Loads a method with its settings for a suite, and checks the tasks that the settings name, and
+/// that the method can learn all tasks.
 pub fn load_method(name: &str, selected: &Selected, overrides: &[String]) -> Result<Method> {
     load_tuned_method(name, selected, Tuned::of(&selected.settings), overrides)
 }
@@ -164,6 +184,7 @@ pub fn load_tuned_method(
     method
         .task
         .retain(|name, _| suite.tasks.iter().any(|t| t.name == *name));
+    check_learnable(&method, suite)?;
     Ok(method)
 }
 
@@ -679,7 +700,8 @@ mod tests {
         );
         suite.tasks.truncate(1);
         suite.tasks[0].name = format!("{long}/task");
-        for (i, class) in suite.tasks[0].class_names.iter_mut().enumerate() {
+        let classes = suite.tasks[0].classification_mut().unwrap();
+        for (i, class) in classes.class_names.iter_mut().enumerate() {
             *class = format!("{long}:{i}");
         }
         let out = tempfile::tempdir().unwrap();
@@ -694,7 +716,7 @@ mod tests {
         };
         let folders = entries(&out.path().join("samples"));
         assert_eq!(folders.len(), 1);
-        let classes = suite.tasks[0].class_names.len().min(8);
+        let classes = suite.tasks[0].class_count().min(8);
         let images = entries(&folders[0]);
         let pngs = images
             .iter()

@@ -26,7 +26,7 @@ use mtil_data::{
         check::{CheckEvent, DatasetReport, DatasetState, check},
         mtil,
     },
-    suite::{DecodedSet, Suite, SuiteError, SuiteWarning, export},
+    suite::{DecodedSet, Suite, SuiteError, SuiteWarning, TaskKind, export},
 };
 use mtil_report::format::plural;
 
@@ -95,8 +95,8 @@ fn list() {
         println!("{:20} {}", format!("{kind}:DIAL"), kind.about());
     }
     println!(
-        "FILE.toml            your own image folders; datasets/example-suite.toml explains every \
-         key"
+        "FILE.toml            your own image folders or image-caption pairs; \
+         datasets/example-suite.toml explains every key"
     );
 }
 
@@ -146,15 +146,26 @@ fn describe(name: &str, args: &CheckArgs) -> Result<()> {
 fn print_suite(suite: &Suite, disagreement: Option<f64>) {
     println!("{}: {} tasks", suite.name, suite.tasks.len());
     for task in &suite.tasks {
-        println!(
-            "  {:16} {:4} classes, {:6} training and {:6} test images, {}, first: {}",
-            task.name,
-            task.class_names.len(),
-            task.train.labels.len(),
-            task.test.labels.len(),
-            plural(task.templates.len(), "template"),
-            task.templates[0],
-        );
+        match &task.kind {
+            TaskKind::Classification(of) => println!(
+                "  {:16} {:4} classes, {:6} training and {:6} test images, {}, first: {}",
+                task.name,
+                of.class_names.len(),
+                of.train.labels.len(),
+                of.test.labels.len(),
+                plural(of.templates.len(), "template"),
+                of.templates[0],
+            ),
+            TaskKind::Captions(of) => println!(
+                "  {:16} image-caption pairs: {:6} training images with {} captions, {:6} test \
+                 images with {}",
+                task.name,
+                of.train.images.len(),
+                of.train.count(),
+                of.test.images.len(),
+                of.test.count(),
+            ),
+        }
     }
     println!(
         "  reference: {} pairs, {} held out",
@@ -207,11 +218,15 @@ fn suite_as_json(
     disagreement: Option<f64>,
     decoded: Option<&[DecodedSet]>,
 ) -> serde_json::Value {
-    let tasks = suite.tasks.iter().map(|task| {
-        json!({
-            "task": task.name, "classes": task.class_names, "templates": task.templates,
-            "train": task.train.labels.len(), "test": task.test.labels.len(),
-        })
+    let tasks = suite.tasks.iter().map(|task| match &task.kind {
+        TaskKind::Classification(of) => json!({
+            "task": task.name, "classes": of.class_names, "templates": of.templates,
+            "train": of.train.labels.len(), "test": of.test.labels.len(),
+        }),
+        TaskKind::Captions(of) => json!({
+            "task": task.name, "train": of.train.images.len(), "test": of.test.images.len(),
+            "captions": {"train": of.train.count(), "test": of.test.count()},
+        }),
     });
     let retrieval = suite.extras.retrieval.iter().map(
         |set| json!({"name": set.name, "images": set.images.len(), "captions": set.captions.len()}),

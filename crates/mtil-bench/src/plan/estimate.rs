@@ -6,7 +6,7 @@ use super::{
     MemoryEstimate,
     trial::{DataSizes, Trial},
 };
-use mtil_data::suite::Suite;
+use mtil_data::suite::{Suite, Task, TaskKind};
 use mtil_engine::{eval::EvalOptions, run::Request};
 
 /// Estimated cost of a run.
@@ -129,10 +129,15 @@ pub fn estimate(
 fn evaluated_share(options: &EvalOptions, suite: &Suite, stages: usize) -> f64 {
     let at = |stage: Option<usize>| -> f64 {
         let limit = options.images_at(stage, stages).unwrap_or(usize::MAX);
-        let images = suite.tasks.iter().map(|t| t.test.labels.len().min(limit));
+        let thinned = |task: &Task| match &task.kind {
+            TaskKind::Classification(classes) => classes.test.labels.len().min(limit),
+            // Pairs are never thinned.
+            TaskKind::Captions(pairs) => pairs.test.images.len(),
+        };
+        let images = suite.tasks.iter().map(thinned);
         images.sum::<usize>() as f64
     };
-    let all = suite.tasks.iter().map(|t| t.test.labels.len());
+    let all = suite.tasks.iter().map(|t| t.test_images().len());
     let all = all.sum::<usize>().max(1) as f64 * (1 + stages) as f64;
     let used = at(None) + (0..stages).map(|stage| at(Some(stage))).sum::<f64>();
     used / all

@@ -2,7 +2,7 @@
 
 use burn::module::{ParamGroup, ParamId};
 use clip_model::{ClipConfig, VisionKind};
-use mtil_data::suite::Suite;
+use mtil_data::suite::{Suite, TaskKind};
 use mtil_engine::method::Method;
 use serde::Serialize;
 
@@ -163,13 +163,17 @@ fn activations(config: &ClipConfig, method: &Method, suite: &Suite, parts: Train
         let n = t.max_position_embeddings.min(24);
         let one = block(n, t.hidden_size, t.intermediate_size, t.num_attention_heads);
         let text = t.num_hidden_layers as u64 * one + (n * t.hidden_size) as u64;
-        let classes = suite.tasks.iter().map(|t| t.class_names.len()).max();
+        // A task of image-caption pairs has a text for each image of the batch.
+        let texts = suite.tasks.iter().map(|task| match &task.kind {
+            TaskKind::Classification(classes) => classes.class_names.len(),
+            TaskKind::Captions(_) => method.batch,
+        });
         let captions = if method.uses_reference() {
             method.reference_batch
         } else {
             0
         };
-        numbers += (classes.unwrap_or(0) + captions) as u64 * text;
+        numbers += (texts.max().unwrap_or(0) + captions) as u64 * text;
     }
     numbers
 }

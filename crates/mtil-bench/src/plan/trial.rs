@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use clip_model::Clip;
 use mtil_data::{
     datasets::transform::Subset,
-    suite::{CaptionedImages, LabelledImages, Suite, Task},
+    suite::{CaptionedImages, LabelledImages, Suite, Task, TaskKind},
 };
 use mtil_engine::{
     method::Method,
@@ -60,7 +60,7 @@ pub struct DataSizes {
     pub train: f64,
     /// Images of an evaluation: test images and held-out pairs.
     pub evaluated: f64,
-    /// Prompts of all classes.
+    /// Prompts of all classes, and captions of test images.
     pub prompts: f64,
     /// Reference pairs and texts that are encoded before a task.
     pub reference: f64,
@@ -83,13 +83,16 @@ impl DataSizes {
         let others = suite.held_out.captions.len() + retrieved;
         // A per-task method evaluates each model on its own task only.
         let evaluated = match method.per_task {
-            true => sum(&|t| t.test.labels.len()) / tasks.len() as f64,
-            false => sum(&|t| t.test.labels.len()) + others as f64,
+            true => sum(&|t| t.test_images().len()) / tasks.len() as f64,
+            false => sum(&|t| t.test_images().len()) + others as f64,
         };
         Self {
-            train: sum(&|t| t.train.labels.len()) / tasks.len() as f64,
+            train: sum(&|t| t.training_images().len()) / tasks.len() as f64,
             evaluated,
-            prompts: sum(&|t| t.class_names.len() * t.templates.len()),
+            prompts: sum(&|t| match &t.kind {
+                TaskKind::Classification(of) => of.class_names.len() * of.templates.len(),
+                TaskKind::Captions(pairs) => pairs.test.count(),
+            }),
             reference: (pairs + texts) as f64,
             batch: (method.batch + method.reference_batch) as f64,
         }
@@ -179,8 +182,17 @@ fn reduced_suite(suite: &Suite, method: &Method) -> Suite {
     let mut short = suite.clone();
     short.tasks.truncate(TASKS);
     for task in &mut short.tasks {
-        task.train = few(&task.train, train);
-        task.test = few(&task.test, IMAGES);
+        match &mut task.kind {
+            TaskKind::Classification(of) => {
+                of.train = few(&of.train, train);
+                of.test = few(&of.test, IMAGES);
+            }
+            TaskKind::Captions(of) => {
+                for (split, count) in [(&mut of.train, train), (&mut of.test, IMAGES)] {
+                    *split = split.subset(evenly_spaced(split.images.len(), count));
+                }
+            }
+        }
     }
     short.reference = pairs(&suite.reference, method.reference_pairs);
     short.held_out = pairs(&suite.held_out, IMAGES);

@@ -241,3 +241,149 @@ fn a_suite_with_long_names_runs() {
         assert!(report.contains(&name), "{name}");
     }
 }
+
+/// Adds a task of image-caption pairs to the suite, every other image with two captions.
+fn add_pairs(folder: &Path) {
+    let mut table = "file,caption\n".to_owned();
+    for i in 0..20 {
+        write_image(&folder.join(format!("scenes/photos/{i}.png")), 3 * i);
+        table += &format!("photos/{i}.png,a square of shade {i}\n");
+        if i % 2 == 0 {
+            table += &format!("photos/{i}.png,\"number {i}, a square\"\n");
+        }
+    }
+    fs::write(folder.join("scenes/pairs.csv"), table).unwrap();
+    let file = folder.join("pets.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let task = "[[task]]\nname = 'scenes'\npath = 'scenes'\ncaptions = 'pairs.csv'\n[reference]";
+    fs::write(file, text.replace("[reference]", task)).unwrap();
+}
+
+#[test]
+fn a_suite_with_image_caption_pairs_is_checked_and_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    write_suite(here);
+    add_pairs(here);
+    let report = check_json(here, &["pets.toml", "--deep"]);
+    let pairs = &report["tasks"][1];
+    assert_eq!((&pairs["train"], &pairs["test"]), (&18.into(), &2.into()));
+    let counts = ["train", "test"].map(|split| pairs["captions"][split].as_u64().unwrap());
+    assert_eq!(counts.iter().sum::<u64>(), 30);
+    assert!(pairs.get("classes").is_none());
+    assert_eq!(report["decoded"][1]["images"], 20);
+    let text = mtil_bench(here, &["suite", "check", "pets.toml"]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(
+        text.contains("image-caption pairs:     18 training images"),
+        "{text}"
+    );
+
+    let output = mtil_bench(here, &["suite", "export", "pets.toml", "exported"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let exported = check_json(here, &["exported"]);
+    assert_eq!(exported["tasks"][1]["captions"], pairs["captions"]);
+    for file in ["train.csv", "test.csv", "train/00017.png", "test/00001.png"] {
+        assert!(here.join("exported/scenes").join(file).exists(), "{file}");
+    }
+
+    fails(
+        here,
+        &[
+            "--suite",
+            "pets.toml",
+            "--methods",
+            "finetune",
+            "--quick",
+            "--shots",
+            "2",
+        ],
+        &["task `scenes` has image-caption pairs"],
+    );
+    let file = here.join("pets.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(
+        &file,
+        text.replace("'pairs.csv'", "'pairs.csv'\ntemplates = ['a {}']"),
+    )
+    .unwrap();
+    fails(
+        here,
+        &["suite", "check", "pets.toml"],
+        &[
+            "pets.toml",
+            "task `scenes`",
+            "both `captions` and `templates`",
+        ],
+    );
+}
+
+#[test]
+fn image_caption_pairs_are_learned_reported_and_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    write_suite(here);
+    add_pairs(here);
+    let run = |methods: &'static str| {
+        let suite = ["--suite", "pets.toml", "--out", "x", "--methods", methods];
+        [&suite[..], &super::TINY[..]].concat()
+    };
+    let output = mtil_bench(here, &run("zero-shot,finetune"));
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("2 tasks (pets, scenes (R@1))"), "{text}");
+    let matrix = fs::read_to_string(here.join("x/finetune/matrix.json")).unwrap();
+    let matrix: Value = serde_json::from_str(&matrix).unwrap();
+    assert_eq!(matrix["retrieval_tasks"], serde_json::json!(["scenes"]));
+    assert!(matrix["matrix"][0][1].is_number());
+    let page = fs::read_to_string(here.join("x/report.html")).unwrap();
+    for part in [
+        "scenes (R@1)",
+        "Retrieval on image–caption tasks",
+        "scenes: image-caption pairs.",
+        "a square of shade",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    let output = mtil_bench(here, &["history", "x/finetune"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.contains("captions of 18 training and 2 test images"),
+        "{text}"
+    );
+
+    let output = mtil_bench(
+        here,
+        &["eval", "--suite", "pets.toml", "--probe", "--out", "e"],
+    );
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("% R@1") && text.contains("retrieval on scenes:"),
+        "{text}"
+    );
+    assert!(here.join("e/evaluation.json").exists());
+    assert!(!here.join("e/confusion-01.csv").exists());
+
+    let plan = [&run("finetune")[..], &["--plan"]].concat();
+    let output = mtil_bench(here, &plan);
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    fails(
+        here,
+        &run("finetune,rail-primal"),
+        &[
+            "method `rail-primal` cannot learn task `scenes`",
+            "a ridge regression predicts classes",
+            "leave out the method",
+        ],
+    );
+    assert!(!here.join("x/rail-primal").exists());
+    let alone = [&run("rail-primal")[..], &["--tasks", "pets"]].concat();
+    let alone: Vec<&str> = alone
+        .iter()
+        .map(|a| if *a == "x" { "y" } else { *a })
+        .collect();
+    let output = mtil_bench(here, &alone);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
