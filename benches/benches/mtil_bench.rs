@@ -117,7 +117,7 @@ fn small_suite() -> Suite {
 #[divan::bench(max_time = 3)]
 fn make_zero_shot_head(bencher: Bencher<'_, '_>) {
     let (clip, suite) = (embedded(), small_suite());
-    let task = &suite.tasks[0];
+    let task = suite.tasks[0].classification().expect("classes");
     bencher.bench_local(|| {
         zero_shot_head(&clip, &clip.model, None, task, task.templates.len())
             .expect("prompts are texts")
@@ -140,7 +140,7 @@ fn evaluate_128_images(bencher: Bencher<'_, '_>) {
     };
     bencher.bench_local(|| {
         evaluator
-            .accuracy(&clip.model, None, None, 0, &mut |_, _| {})
+            .measure(&clip.model, None, None, 0, &mut |_, _| {})
             .expect("images that can be drawn")
     });
 }

@@ -25,7 +25,7 @@ use gnsp_optimizer::{History, Memory, Policy, Site};
 use mini_world as mini;
 use mini_world::MiniSizes;
 use mtil_bench::{compare::measure, process};
-use mtil_data::{datasets::Spec, suite::Task};
+use mtil_data::{datasets::Spec, suite::Classification};
 use mtil_engine::{
     eval::{HeadCache, prompt, to_host},
     recording::InputRecorder,
@@ -480,19 +480,19 @@ fn prompts(folder: &Path, repeat: usize, off: &[String]) -> Result<(), Box<dyn E
 }
 
 /// Returns the classes as tasks with placeholder images, which a classifier does not use.
-fn tasks(groups: &[(String, String, Vec<String>)]) -> Vec<Task> {
+fn tasks(groups: &[(String, String, Vec<String>)]) -> Vec<Classification> {
     let sizes = MiniSizes {
         train_per_task: 10,
         test_per_task: 10,
         reference: 10,
         held_out: 10,
     };
-    let unused = mini::suite(1, sizes).tasks.swap_remove(0).test;
+    let unused = mini::suite(1, sizes).tasks.swap_remove(0);
+    let unused = &unused.classification().expect("classes").test;
     let sets = groups.chunk_by(|a, b| a.0 == b.0);
     sets.map(|set| {
         let spec = Spec::all().iter().find(|spec| spec.key == set[0].0);
-        Task {
-            name: set[0].0.clone(),
+        Classification {
             class_names: set.iter().map(|(_, class, _)| class.clone()).collect(),
             templates: spec.expect("a known dataset").templates.clone(),
             train: unused.clone(),

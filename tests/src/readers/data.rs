@@ -142,14 +142,17 @@ pub(super) fn suite(bytes: &[u8], scratch: &Scratch) -> bool {
         scratch.provide(&format!("reference/images/{image}.png"), PIXEL);
         scratch.provide(&format!("templates/n01/{image}.png"), PIXEL);
         scratch.provide(&format!("more/n01/{image}.png"), PIXEL);
+        scratch.provide(&format!("scenes/photos/{image}.png"), PIXEL);
     }
     let rows: String = (0..5)
         .map(|i| format!("images/{i}.png,text {i}\n"))
         .collect();
-    scratch.provide(
-        "reference/captions.csv",
-        format!("file,caption\n{rows}").as_bytes(),
-    );
+    let table = format!("file,caption\n{rows}");
+    scratch.provide("reference/captions.csv", table.as_bytes());
+    let table = table.replace("images/", "photos/");
+    for name in ["scenes/pairs.csv", "scenes/test.csv"] {
+        scratch.provide(name, table.as_bytes());
+    }
     let path = scratch.write("suite.toml", bytes);
     let Some(suite) = accept(Suite::load(&path)) else {
         return false;

@@ -1,6 +1,7 @@
 //! Parity of the methods with PyTorch (`tests/reference/methods_two_tasks.py` and
 //! `gnsp_methods.py`), through the whole engine: each test reads the files of a run directory.
 
+mod captions;
 mod mixtures;
 
 use std::{
@@ -19,7 +20,7 @@ use gnsp_tests::fixture::{Fixture, data_dir, relative_error};
 use image::{DynamicImage, RgbImage};
 use mtil_data::{
     data::{DataError, ImageSource},
-    suite::{CaptionedImages, LabelledImages, Suite, Task},
+    suite::{CaptionedImages, Classification, LabelledImages, Suite, Task, TaskKind},
 };
 use mtil_engine::{
     analytic::{Fusion, PrimalConfig, PrimalRail},
@@ -72,6 +73,8 @@ struct Reference {
     tensors: Fixture,
     /// Results of `gnsp_methods.py`.
     gnsp: Value,
+    /// Results of `caption_task.py`.
+    captions: Value,
     /// Results of `moe_draws.py`.
     drawn: Value,
     clip: Clip,
@@ -101,12 +104,16 @@ impl Reference {
             serde_json::from_slice(&text).expect("the fixture is JSON")
         };
         let (json, gnsp, drawn) = (read("methods.json"), read("gnsp.json"), read("moe.json"));
+        let captions = read("captions.json");
         let tensors = Fixture::read(&folder.join("methods.safetensors"));
-        let tensors = ["gnsp.safetensors", "moe.safetensors"]
-            .into_iter()
-            .fold(tensors, |all, name| {
-                all.with(Fixture::read(&folder.join(name)))
-            });
+        let others = [
+            "gnsp.safetensors",
+            "moe.safetensors",
+            "captions.safetensors",
+        ];
+        let tensors = others.into_iter().fold(tensors, |all, name| {
+            all.with(Fixture::read(&folder.join(name)))
+        });
         let clip = Clip::load(&data_dir().join("clip/tiny"), &Device::flex())
             .expect("the checkpoint loads");
         let images = |name: &str| -> Arc<dyn ImageSource> {
@@ -120,10 +127,12 @@ impl Reference {
         let tasks = tasks
             .map(|(t, task)| Task {
                 name: format!("task {t}"),
-                class_names: strings(&task["class_names"]),
-                templates: strings(&task["templates"]),
-                train: half(&format!("task{t}.train")),
-                test: half(&format!("task{t}.test")),
+                kind: TaskKind::Classification(Classification {
+                    class_names: strings(&task["class_names"]),
+                    templates: strings(&task["templates"]),
+                    train: half(&format!("task{t}.train")),
+                    test: half(&format!("task{t}.test")),
+                }),
             })
             .collect();
         let pairs = CaptionedImages {
@@ -142,6 +151,7 @@ impl Reference {
             json,
             tensors,
             gnsp,
+            captions,
             drawn,
             clip,
             suite,
@@ -150,10 +160,10 @@ impl Reference {
 
     /// Returns the results of PyTorch for a method.
     fn method(&self, name: &str) -> &Value {
-        match &self.json["methods"][name] {
-            Value::Null => &self.gnsp["methods"][name],
-            method => method,
-        }
+        let results = [&self.json, &self.gnsp, &self.captions];
+        let mut methods = results.iter().map(|results| &results["methods"][name]);
+        let found = methods.find(|method| !method.is_null());
+        found.unwrap_or(&Value::Null)
     }
 
     /// Runs `preset` with the settings of the fixture and `overrides` on its first `tasks` tasks.
@@ -322,7 +332,7 @@ fn check(reference: &Reference, name: &str, folder: &Path, suite: &Suite) {
         for (k, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
             let theirs = numbers(theirs);
             // Our sum of two Fisher penalties omits its constant term.
-            let joined = name == "ewc" && t == 2;
+            let joined = name.ends_with("ewc") && t == 2;
             for (part, (a, b)) in ours.iter().zip(&theirs).enumerate() {
                 if joined && [0, 4].contains(&part) {
                     continue;
@@ -404,7 +414,8 @@ fn check_logits(reference: &Reference, name: &str, checkpoint: &Path, suite: &Su
     let clip = Clip::load(checkpoint, &Device::flex()).expect("a run's checkpoint loads");
     let images = Images::new(clip.preprocess.clone(), 1.0, false);
     let scale = to_host(clip.model.scale())[0];
-    for (t, task) in suite.tasks.iter().enumerate() {
+    let tasks = suite.tasks.iter().enumerate();
+    for (t, task) in tasks.filter_map(|(t, task)| Some((t, task.classification()?))) {
         let all: Vec<usize> = (0..task.test.labels.len()).collect();
         let source = &task.test.images;
         let features = encode_images(&clip.model, None, source, &all, &images).expect("images");
@@ -730,14 +741,20 @@ fn ridge_regression_equals_numpy() {
     let mut reference = Reference::load();
     // The fixture uses one template per class.
     for task in &mut reference.suite.tasks {
-        task.templates.truncate(1);
+        let classes = task.classification_mut().expect("classes");
+        classes.templates.truncate(1);
     }
     let settings = &reference.json["settings"]["rail"];
     let folder = tempfile::tempdir().expect("a folder");
     let overrides = ["analytic.fusion=0.9", "analytic.augment=false"];
     let suite = reference.run(folder.path(), "rail-dual", 2, &overrides, TaskIdentity::All);
     let stages = reference.json["rail"]["stages"].as_array().expect("stages");
-    let labels = |t: usize| &suite.tasks[t].test.labels;
+    let tasks: Vec<&Classification> = suite
+        .tasks
+        .iter()
+        .filter_map(Task::classification)
+        .collect();
+    let labels = |t: usize| &tasks[t].test.labels;
     for (file, key, offset) in [
         (MatrixFile::NAME, "known_predicted", 0),
         (MatrixFile::WITHOUT_IDENTITY, "predicted", 4),
@@ -775,8 +792,7 @@ fn ridge_regression_equals_numpy() {
     };
     let mut rail =
         PrimalRail::with_hidden(config, hidden.shape[0], &hidden.f32()).expect("settings");
-    let prompts: Vec<String> = suite
-        .tasks
+    let prompts: Vec<String> = tasks
         .iter()
         .flat_map(|task| {
             task.class_names
@@ -787,12 +803,12 @@ fn ridge_regression_equals_numpy() {
     let texts =
         normalize(encode_texts(&reference.clip, &reference.clip.model, &prompts).expect("texts"));
     let texts = to_host(texts);
-    for (stage, task) in suite.tasks.iter().enumerate() {
+    for (stage, task) in tasks.iter().enumerate() {
         let labels: Vec<usize> = task.train.labels.iter().map(|l| l + 4 * stage).collect();
         rail.update(&encode(&task.train), &labels, 4 * (stage + 1))
             .expect("an update");
         rail.finish().expect("a solution");
-        for (t, task) in suite.tasks.iter().enumerate() {
+        for (t, task) in tasks.iter().enumerate() {
             let features = encode(&task.test);
             let scores = rail.scores(&features).expect("scores");
             let expected = &stages[stage]["primal"];
