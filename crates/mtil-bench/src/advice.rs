@@ -101,6 +101,7 @@ fn on_learned(error: &LearnedError) -> Option<&'static str> {
         LearnedError::Untrained { .. } => "`mtil-bench model convert` converts that",
         LearnedError::Run(error) => return on_run(error),
         LearnedError::Batch(error) => return on_batch(error),
+        LearnedError::NoClasses { .. } => "give --labels",
         LearnedError::UnknownTask { .. } => return None,
     })
 }

@@ -99,12 +99,12 @@ fn own_images_with_captions(suite: &Suite) -> BTreeMap<String, CaptionedImages> 
     let tasks = suite
         .tasks
         .iter()
-        .filter(|task| !task.train.labels.is_empty());
+        .filter(|task| !task.training_images().is_empty());
     let pairs = tasks.map(|task| {
-        let count = task.train.labels.len();
+        let count = task.training_images().len();
         let all = (0..count).collect();
         let pairs = CaptionedImages {
-            images: Arc::new(Subset::new(task.train.images.clone(), all)),
+            images: Arc::new(Subset::new(task.training_images().clone(), all)),
             captions: texts.iter().cycle().take(count).cloned().collect(),
         };
         (task.name.clone(), pairs)
@@ -216,7 +216,7 @@ mod tests {
         for (index, task) in suite.tasks.iter().enumerate() {
             let pairs = suite.reference_of(index);
             assert_eq!(pairs.images.len(), 20);
-            assert_eq!(pairs.images.name(3), task.train.images.name(3));
+            assert_eq!(pairs.images.name(3), task.training_images().name(3));
             assert_eq!(pairs.captions[..8], before);
             assert_eq!(pairs.captions[8..16], before);
         }

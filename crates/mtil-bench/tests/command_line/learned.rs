@@ -44,7 +44,7 @@ fn write_images(task: &Task, count: usize, folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     for index in 0..count {
         let path = folder.join(format!("{index:03}.png"));
-        task.test.images.load(index).unwrap().save(path).unwrap();
+        task.test_images().load(index).unwrap().save(path).unwrap();
     }
 }
 
@@ -71,7 +71,7 @@ fn learned_classes_are_classified_with_the_accuracy_of_the_run() {
     let suite = suite();
     for name in ["shapes", "digits"] {
         let task = suite.tasks.iter().find(|task| task.name == name).unwrap();
-        write_images(task, task.test.labels.len(), &here.join(name));
+        write_images(task, task.test_images().len(), &here.join(name));
     }
     for method in METHODS {
         let run = format!("x/{method}");
@@ -79,10 +79,11 @@ fn learned_classes_are_classified_with_the_accuracy_of_the_run() {
         for (column, name) in ["shapes", "digits"].into_iter().enumerate() {
             let task = suite.tasks.iter().find(|task| task.name == name).unwrap();
             let found = classify(here, &run, &["--task", name, name]);
-            let labels = task.test.labels.iter();
+            let classes = task.classification().unwrap();
+            let labels = classes.test.labels.iter();
             let correct = found.iter().zip(labels).filter(|(found, label)| {
                 assert_eq!(found["tasks"], serde_json::json!([name]));
-                found["label"] == task.class_names[**label]
+                found["label"] == classes.class_names[**label]
             });
             let accuracy = 100.0 * correct.count() as f64 / found.len() as f64;
             assert_eq!(row[column], accuracy, "{method} on {name}");
@@ -94,7 +95,7 @@ fn learned_classes_are_classified_with_the_accuracy_of_the_run() {
         .tasks
         .iter()
         .filter(|t| ["shapes", "digits"].contains(&t.name.as_str()))
-        .map(|t| t.class_names.len())
+        .map(|t| t.class_count())
         .sum();
     assert_eq!(all["scores"].as_array().unwrap().len(), classes);
     let regression = &classify(here, "x/rail-primal", &["shapes/000.png"])[0];

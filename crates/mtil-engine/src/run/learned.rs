@@ -28,7 +28,10 @@ use crate::{
 use mtil_data::{
     data::{DataError, ImageSource},
     did_you_mean, nearest,
-    suite::{CaptionedImages, Extras, LabelledImages, Suite, Task, TaskRecord},
+    suite::{
+        CaptionPairs, CaptionedImages, Classification, Extras, ImageCaptions, LabelledImages,
+        Suite, Task, TaskKind, TaskRecord,
+    },
 };
 
 /// The model of a run after its last finished task, as the run evaluates it.
@@ -110,6 +113,15 @@ pub enum LearnedError {
         near: Option<String>,
         /// Names of the learned tasks.
         learned: Vec<String>,
+    },
+    /// The task has image-caption pairs, and so have all tasks if none is named.
+    #[error("{} image-caption pairs and no classes", match task {
+        Some(task) => format!("task `{task}` has"),
+        None => "the learned tasks have".to_owned(),
+    })]
+    NoClasses {
+        /// The task; none if it is not given.
+        task: Option<String>,
     },
     /// The method predicts only when it is given the task of an image.
     #[error("method `{method}` needs the task of an image")]
@@ -268,7 +280,7 @@ impl LearnedModel {
     ///
     /// # Errors
     /// [`LearnedError::TaskRequired`] if the method needs a task, and none is given;
-    /// [`LearnedError::Batch`].
+    /// [`LearnedError::NoClasses`]; [`LearnedError::Batch`].
     pub fn classifier(
         &self,
         proceed: &dyn Fn() -> Result<(), BatchError>,
@@ -276,6 +288,15 @@ impl LearnedModel {
         let encoder = self.encoder()?;
         let scorer = self.scorer(&self.suite);
         let (clip, labels, task) = (&self.clip, &self.labels, self.task);
+        let mut candidates = labels.iter().enumerate();
+        let candidate = |(index, of): (usize, &TaskLabels)| {
+            task.is_none_or(|task| task == index) && !of.classes.is_empty()
+        };
+        if !candidates.any(candidate) {
+            return Err(LearnedError::NoClasses {
+                task: task.map(|task| labels[task].name.clone()),
+            });
+        }
         Ok(Classifier::new(
             proceed, clip, encoder, scorer, labels, task,
         )?)
@@ -312,8 +333,10 @@ impl LearnedModel {
     /// [`LearnedError::ModelPerTask`].
     pub fn on_suite<'a>(&'a self, suite: &'a Suite) -> Result<LearnedOnSuite<'a>, LearnedError> {
         self.check_one_model()?;
-        let is_learned =
-            |task: &Task, r: &TaskRecord| r.name == task.name && r.classes == task.class_names;
+        let is_learned = |task: &Task, r: &TaskRecord| {
+            let classes = task.classification().map_or(&[][..], |of| &of.class_names);
+            r.name == task.name && r.classes == classes
+        };
         let pairs = || suite.tasks.iter().zip(&self.tasks);
         let begins =
             suite.tasks.len() >= self.tasks.len() && pairs().all(|(t, r)| is_learned(t, r));
@@ -562,16 +585,28 @@ fn without_images(name: &str, tasks: &[TaskRecord]) -> Suite {
         images: images.clone(),
         labels: Vec::new(),
     };
+    let captioned = || ImageCaptions {
+        images: images.clone(),
+        captions: Vec::new(),
+    };
     let pairs = || CaptionedImages {
         images: images.clone(),
         captions: Vec::new(),
     };
     let task = |task: &TaskRecord| Task {
         name: task.name.clone(),
-        class_names: task.classes.clone(),
-        templates: task.templates.clone(),
-        train: labelled(),
-        test: labelled(),
+        kind: match task.classes.is_empty() {
+            true => TaskKind::Captions(CaptionPairs {
+                train: captioned(),
+                test: captioned(),
+            }),
+            false => TaskKind::Classification(Classification {
+                class_names: task.classes.clone(),
+                templates: task.templates.clone(),
+                train: labelled(),
+                test: labelled(),
+            }),
+        },
     };
     Suite {
         name: name.to_owned(),

@@ -46,25 +46,26 @@ fn learn(method: &str, settings: &[&str], tasks: usize, folder: &Path) -> (Reque
 /// Classifies the test images of a learned task among its classes. Returns the accuracy in %.
 fn accuracy(folder: &Path, suite: &Suite, index: usize) -> f64 {
     let task = &suite.tasks[index];
+    let classes = task.classification().unwrap();
     let learned = open(folder, Some(&task.name)).unwrap();
     let classifier = learned.classifier(&|| Ok(())).unwrap();
     let names: Vec<_> = classifier.labels().iter().map(|l| &l.name).collect();
-    assert_eq!(names, task.class_names.iter().collect::<Vec<_>>());
+    assert_eq!(names, classes.class_names.iter().collect::<Vec<_>>());
     let images = Images::new(learned.clip().preprocess.clone(), 1.0, false);
-    let all: Vec<usize> = (0..task.test.labels.len()).collect();
+    let all: Vec<usize> = (0..classes.test.labels.len()).collect();
     let mut correct = 0;
     for batch in images
-        .prefetch_eval(task.test.images.clone(), all, BATCH)
+        .prefetch_eval(classes.test.images.clone(), all, BATCH)
         .unwrap()
     {
         let batch = batch.unwrap();
         let pixels = images.tensor(&batch.images, &Device::flex()).unwrap();
         let scores = classifier.scores(pixels.unwrap()).unwrap();
         for (row, image) in scores.chunks(names.len()).zip(batch.indices) {
-            correct += usize::from(argmax(row) == task.test.labels[image]);
+            correct += usize::from(argmax(row) == classes.test.labels[image]);
         }
     }
-    100.0 * correct as f64 / task.test.labels.len() as f64
+    100.0 * correct as f64 / classes.test.labels.len() as f64
 }
 
 /// The learned model classifies the test images of each task as the run's last evaluation did.

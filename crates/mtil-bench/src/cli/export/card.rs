@@ -110,7 +110,8 @@ impl<'a> Card<'a> {
     fn write_tasks(&self, text: &mut String) -> Result<()> {
         text.push_str("## What was learned\n\n");
         text.push_str(
-            "Accuracies are in %, of the pretrained model (before) and of this model (after).\n\n",
+            "Accuracies are in %, of the pretrained model (before) and of this model (after). A task of \
+             image-caption pairs has no classes, and the mean R@1 of both directions.\n\n",
         );
         text.push_str(
             "| task | classes | training images | test images | learned | before | after |\n\
@@ -390,6 +391,7 @@ mod tests {
     fn tasks() -> Vec<TaskRecord> {
         let images = |count| ImageSetRecord {
             count,
+            captions: None,
             sha256: "00".to_owned(),
         };
         ["shoes", "hats|caps"]
@@ -429,6 +431,7 @@ mod tests {
                 order: tasks.iter().map(|task| task.name.clone()).collect(),
                 zero_shot: some([40.0, 50.0]),
                 matrix: vec![some([90.0, 45.0]), some([86.25, 80.0])],
+                retrieval_tasks: Vec::new(),
                 learned: Vec::new(),
             }),
             metrics: Some(MetricsFile {
