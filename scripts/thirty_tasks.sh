@@ -5,7 +5,7 @@
 #   scripts/thirty_tasks.sh                        # gnsp-update, into a temporary folder
 #   OUT=thirty METHOD=er scripts/thirty_tasks.sh   # another method; keeps the folder
 #
-# The tasks are halves of the classes of the suites `mini` and `mini-dev`, exported to folders. BIN is
+# The tasks are parts of the tasks of the suites `mini` and `mini-dev`, exported to folders. BIN is
 # the program (default: the release build). Earlier tasks are evaluated on 20 images each.
 set -euo pipefail
 
@@ -24,18 +24,21 @@ for suite in mini mini-dev; do
   [ -d "$out/$suite" ] || "$bin" suite export "$suite" "$out/$suite" >"$out/log" 2>&1
 done
 
-# Splits the classes of each exported task into two tasks.
+# Divides the classes of each exported task into tasks of two to four classes.
 tasks=()
 for folder in "$out"/mini/*/ "$out"/mini-dev/*/; do
   [ -d "$folder/train" ] || continue
   name=$(basename "$(dirname "$folder")")-$(basename "$folder")
   mapfile -t classes < <(ls "$folder/train")
-  half=$(((${#classes[@]} + 1) / 2))
-  for part in 1 2; do
+  count=${#classes[@]}
+  parts=$(((count + 1) / 3))
+  for part in $(seq "$parts"); do
     task=$name-$part
+    first=$(((part - 1) * count / parts))
+    next=$((part * count / parts))
     for split in train test; do
       mkdir -p "$out/tasks/$task/$split"
-      for class in "${classes[@]:(part - 1) * half:half}"; do
+      for class in "${classes[@]:first:next - first}"; do
         ln -sfn "$folder/$split/$class" "$out/tasks/$task/$split/$class"
       done
     done
@@ -51,7 +54,7 @@ for index in "${!tasks[@]}"; do
   printf '\n[[task]]\nname = "%s"\npath = "tasks/%s"\n' "${tasks[index]}" "${tasks[index]}" >>"$suite"
   begun=$(date +%s.%N)
   "$bin" run --suite "$suite" --methods "$method" --out "$out/run" --no-checkpoints \
-    --eval-subset 20 --reference drawn --set steps=40 --set batch=32 --set reference_batch=32 \
+    --eval-subset 20 --reference drawn --set lr=3e-4 --set steps=40 --set batch=32 --set reference_batch=32 \
     --set reference_pairs=256 --set warmup=10 >>"$out/log" 2>&1
   ended=$(date +%s.%N)
   run=$out/run/$method

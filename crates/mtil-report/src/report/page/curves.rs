@@ -5,17 +5,14 @@ use maud::{Markup, html};
 use super::charts::{legend, line, range, stage_ticks};
 use crate::report::group::Group;
 use crate::svg::{Line, LineChart};
-use mtil_engine::metrics::AccuracyMatrix;
+use mtil_engine::metrics::{AccuracyMatrix, mean};
 
 /// Mean change in accuracy from the pretrained model, on the tasks still unseen and on those
 /// learned.
 pub(super) fn change_from_pretrained(groups: &[&Group<'_>], tasks: usize) -> Markup {
     let change = |g: &Group<'_>, s: usize, columns: std::ops::Range<usize>| {
-        let n = columns.len() as f64;
-        let sum: Option<f64> = columns
-            .map(|c| Some(g.accuracy_at(s, c)? - g.accuracy_at(0, c)?))
-            .sum();
-        (n > 0.0).then_some(sum? / n)
+        // Over the tasks that were measured at this stage.
+        mean(columns.map(|c| Some(g.accuracy_at(s, c)? - g.accuracy_at(0, c)?)))
     };
     let unseen: Vec<Line> = groups
         .iter()
