@@ -167,14 +167,10 @@ pub fn read_labels(folder: &Path) -> Result<Option<Vec<TaskLabels>>> {
     Ok(Some(file.tasks))
 }
 
-/// Writes the file that [`read_labels`] reads, unless no task has classes.
+/// Writes the file that [`read_labels`] reads.
 pub fn write_labels(folder: &Path, tasks: &[TaskLabels]) -> Result<()> {
     let path = folder.join(LABELS);
-    let with_classes = tasks.iter().filter(|task| !task.classes.is_empty());
-    let tasks: Vec<TaskLabels> = with_classes.cloned().collect();
-    if tasks.is_empty() {
-        return Ok(());
-    }
+    let tasks = tasks.to_vec();
     let text = serde_json::to_string_pretty(&LabelsFile { tasks })?;
     mtil_data::files::write_atomically(&path, text.as_bytes())
         .wrap_err_with(|| format!("cannot write {}", path.display()))

@@ -78,7 +78,12 @@ fn write(
     let clip = model.plain()?.clone();
     let (format, dtype) = (Format::HuggingFace, DtypeName::F32);
     let verified = write_verified(clip, folder, format, dtype, device, stop)?;
-    write_labels(folder, model.labels())?;
+    // Image-caption pairs have no classes.
+    let labels = model.labels().iter();
+    let labels: Vec<_> = labels.filter(|l| !l.classes.is_empty()).cloned().collect();
+    if !labels.is_empty() {
+        write_labels(folder, &labels)?;
+    }
     let text = Card::read(model, &RunFiles::new(run))?.text()?;
     write_atomically(&folder.join(CARD), text.as_bytes()).wrap_err_with(unwritable)?;
     if stop.load(Ordering::Relaxed) {
