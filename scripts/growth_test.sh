@@ -5,6 +5,10 @@
 #   scripts/growth_test.sh                    # every method
 #   scripts/growth_test.sh gnsp,zscl,er
 #
+# Two methods end otherwise: `joint` learns all tasks at once and takes no further ones, and the
+# checkpoints of `moe-adapters` have a router for each task of the suite, also for those that are not
+# learned yet. Its state is equal.
+#
 # BIN is the program (default: the release build).
 set -euo pipefail
 
