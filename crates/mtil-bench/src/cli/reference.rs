@@ -5,7 +5,6 @@ use std::{
     convert::Infallible,
     path::{Path, PathBuf},
     str::FromStr,
-    sync::Arc,
 };
 
 use clip_model::preprocess::DecodeOptions;
@@ -15,11 +14,11 @@ use super::selection::print_once;
 use mini_world::{MiniSizes, SUITE_SEED};
 use mtil_data::{
     data::CaptionFolder,
-    datasets::{captions::caption_table, store::Store, transform::Subset},
+    datasets::{captions::caption_table, store::Store},
     suite::{CaptionedImages, Suite},
 };
 
-/// What is printed where a suite file has no `[reference]` and no choice is made.
+/// Note about a suite file without `[reference]`, where no choice is made.
 pub const NO_REFERENCE: &str = "the suite has no [reference]: the losses on reference pairs, the \
     modality gap and retrieval use drawn pictures (--reference drawn; see --help for texts and off)";
 
@@ -102,9 +101,8 @@ fn own_images_with_captions(suite: &Suite) -> BTreeMap<String, CaptionedImages> 
         .filter(|task| !task.training_images().is_empty());
     let pairs = tasks.map(|task| {
         let count = task.training_images().len();
-        let all = (0..count).collect();
         let pairs = CaptionedImages {
-            images: Arc::new(Subset::new(task.training_images().clone(), all)),
+            images: task.training_images().clone(),
             captions: texts.iter().cycle().take(count).cloned().collect(),
         };
         (task.name.clone(), pairs)

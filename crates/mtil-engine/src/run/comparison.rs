@@ -2,12 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    eval::Evaluation,
-    metrics::{Retrieval, mean},
-};
+use crate::{eval::Evaluation, metrics::mean};
 
-/// What a task changed: measures before and after it.
+/// Measures before and after a task.
 ///
 /// ```
 /// use mtil_engine::run::Change;
@@ -105,7 +102,7 @@ impl Comparison {
             },
             modality_gap: change(&|e| Some(e.modality_gap)),
             margin: change(&|e| e.margin),
-            recall: change(&|e| Some(e.retrieval).as_ref().map(Retrieval::mean_r1)),
+            recall: change(&|e| Some(e.retrieval.mean_r1())),
         }
     }
 
