@@ -172,7 +172,7 @@ fn classify_images<'a>(
 struct Ranking<'a> {
     ranked: &'a [(&'a Label, f32)],
     tasks: &'a [TaskLabels],
-    /// Whether the scores are probabilities.
+    /// True if the scores are probabilities.
     probabilities: bool,
 }
 

@@ -52,14 +52,14 @@ enum What {
 #[derive(Debug, Default, PartialEq, Serialize)]
 struct Learned {
     task: String,
-    /// What it was learned from.
+    /// Its training and test data.
     data: Option<TaskData>,
     /// Number of training steps, and the largest recorded learning rate.
     steps: usize,
     lr: f64,
     /// Seconds of the last process that trained it.
     seconds: f64,
-    /// What it changed; none where all tasks are learned at once.
+    /// Comparison with the model before it; none where all tasks are learned at once.
     compared: Option<Box<Comparison>>,
 }
 

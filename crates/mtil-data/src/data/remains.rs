@@ -1,4 +1,4 @@
-//! What is left of an image folder whose training images were deleted.
+//! Remains of an image folder whose training images were deleted.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use super::folder::{classes_in, flatten, label_order, split_folders, test_folder
 use super::image_files::{Entries, ImageFiles, images_in};
 use super::{DataError, FolderOptions};
 
-/// What is left of an image folder.
+/// Remains of an image folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Remains {
     /// Images that may be training images.

@@ -13,9 +13,9 @@ use crate::data::{DataError, FolderOptions, ImageSource, Remains, test_images};
 /// A task that was learned from images that are gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GoneTask {
-    /// What the task was learned from.
+    /// Record of its data.
     pub record: TaskRecord,
-    /// Whether its test images are left.
+    /// True if its test images are left.
     pub has_test_images: bool,
 }
 

@@ -10,7 +10,7 @@ use super::{
     check::{hash_captions, hash_images, hash_number, hash_text},
 };
 
-/// What a suite's tasks are learned from: names, classes and templates in full, images and labels
+/// Record of the data of a suite's tasks: names, classes and templates in full, images and labels
 /// as digests.
 ///
 /// ```no_run
@@ -32,7 +32,7 @@ pub struct SuiteRecord {
     pub tasks: Vec<TaskRecord>,
 }
 
-/// What a task is learned from.
+/// Record of a task's data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskRecord {
     /// Name of the task.

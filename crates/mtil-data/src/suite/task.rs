@@ -9,11 +9,11 @@ use crate::{data::ImageSource, datasets::transform::Subset};
 pub struct Task {
     /// Name in tables, unique within the suite.
     pub name: String,
-    /// What the task learns, and its data.
+    /// Kind of the task, with its data.
     pub kind: TaskKind,
 }
 
-/// What a task learns, and its data.
+/// Kind of a task, with its data.
 #[derive(Clone)]
 pub enum TaskKind {
     /// Images with one class each. The task's measure is the accuracy.

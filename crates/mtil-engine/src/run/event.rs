@@ -79,7 +79,7 @@ pub enum Event {
         /// Its name.
         #[serde(default)]
         name: String,
-        /// What it is learned from.
+        /// Its data.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         data: Option<TaskData>,
     },
@@ -167,7 +167,7 @@ pub enum Event {
     Done,
 }
 
-/// What a task is learned from.
+/// Size and digest of a task's data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskData {
     /// Number of classes; 0 for image-caption pairs.

@@ -18,7 +18,7 @@ use mtil_engine::{
 };
 use mtil_report::format::plural;
 
-/// What a model card states.
+/// Contents of a model card.
 pub struct Card<'a> {
     request: &'a Request,
     tasks: &'a [TaskRecord],
