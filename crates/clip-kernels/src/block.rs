@@ -179,6 +179,17 @@ pub struct MlpBranch {
     pub kernels: Kernels,
 }
 
+/// Output of [`attention_branch_with_inputs`](crate::attention_branch_with_inputs).
+#[derive(Debug, Clone)]
+pub struct AttentionBranchWithInputs {
+    /// The output of the branch, `[batch, tokens, width]` or `[batch, 1, width]`.
+    pub output: Tensor<3>,
+    /// The input of the projection to queries, keys and values, `[batch, tokens, width]`.
+    pub in_proj_input: Tensor<3>,
+    /// The input of the output projection, of the shape of the output.
+    pub out_proj_input: Tensor<3>,
+}
+
 /// Output of [`mlp_branch_with_inputs`](crate::mlp_branch_with_inputs).
 #[derive(Debug, Clone)]
 pub struct MlpBranchWithInputs {

@@ -4,8 +4,8 @@
 use burn::tensor::Tensor;
 
 use crate::{
-    ActivationFunction, AttentionBranch, Kernels, LayerNormParams, MlpBranch, MlpBranchWithInputs,
-    Queries, plain,
+    ActivationFunction, AttentionBranch, AttentionBranchWithInputs, Kernels, LayerNormParams,
+    MlpBranch, MlpBranchWithInputs, Queries, plain,
 };
 
 impl Kernels {
@@ -40,6 +40,24 @@ pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries
         return crate::extension::attention_branch(x, branch, queries);
     }
     plain::attention_branch(x, branch, queries)
+}
+
+/// Like [`attention_branch`], in Burn's operations, and also returns the inputs of both projections.
+///
+/// # Shapes
+/// - `x`: `[batch, tokens, width]`
+/// - output and input of `out_proj`: `[batch, tokens, width]`, or `[batch, 1, width]` for
+///   [`Queries::At`]
+/// - input of `in_proj`: `[batch, tokens, width]`
+///
+/// # Panics
+/// See [`attention_branch`].
+pub fn attention_branch_with_inputs(
+    x: Tensor<3>,
+    branch: AttentionBranch,
+    queries: &Queries,
+) -> AttentionBranchWithInputs {
+    plain::attention_branch_with_inputs(x, branch, queries)
 }
 
 /// Computes `x + c_proj(activation(c_fc(layer_norm(x))))` (OpenAI CLIP `clip/model.py`, class

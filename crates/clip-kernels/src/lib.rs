@@ -35,8 +35,11 @@ mod tree;
 
 pub use adamw::{AdamWSettings, FusedAdamW};
 pub use block::{
-    ActivationFunction, AttentionBranch, Kernels, LayerNormParams, LinearParams, MlpBranch,
-    MlpBranchWithInputs, Queries,
+    ActivationFunction, AttentionBranch, AttentionBranchWithInputs, Kernels, LayerNormParams,
+    LinearParams, MlpBranch, MlpBranchWithInputs, Queries,
 };
-pub use branches::{activate, attention_branch, layer_norm, mlp_branch, mlp_branch_with_inputs};
+pub use branches::{
+    activate, attention_branch, attention_branch_with_inputs, layer_norm, mlp_branch,
+    mlp_branch_with_inputs,
+};
 pub use tree::Tree;

@@ -6,23 +6,37 @@ use burn::tensor::{
 };
 
 use crate::{
-    ActivationFunction, AttentionBranch, LayerNormParams, LinearParams, MlpBranch,
-    MlpBranchWithInputs, Queries, block::row_selector,
+    ActivationFunction, AttentionBranch, AttentionBranchWithInputs, LayerNormParams, LinearParams,
+    MlpBranch, MlpBranchWithInputs, Queries, block::row_selector,
 };
 
 pub fn attention_branch(x: Tensor<3>, branch: AttentionBranch, queries: &Queries) -> Tensor<3> {
-    let normed = layer_norm(x.clone(), branch.norm.clone());
-    match queries {
-        Queries::All => x + attend(normed, &branch, None),
+    attention_branch_with_inputs(x, branch, queries).output
+}
+
+pub fn attention_branch_with_inputs(
+    x: Tensor<3>,
+    branch: AttentionBranch,
+    queries: &Queries,
+) -> AttentionBranchWithInputs {
+    let in_proj_input = layer_norm(x.clone(), branch.norm.clone());
+    let normed = in_proj_input.clone();
+    let (residual, context) = match queries {
+        Queries::All => (x, attend(normed, &branch, None)),
         Queries::Tree(tree) => {
             let mask = tree.attention_mask(&x);
-            x + attend(normed, &branch, Some(mask))
+            (x, attend(normed, &branch, Some(mask)))
         }
         Queries::At(positions) => {
             let select = row_selector(&x, positions);
             let query = select(normed.clone());
-            select(x) + attend_at(query, normed, &branch, positions)
+            (select(x), attend_at(query, normed, &branch, positions))
         }
+    };
+    AttentionBranchWithInputs {
+        output: residual + linear(context.clone(), branch.out_proj),
+        in_proj_input,
+        out_proj_input: context,
     }
 }
 
@@ -72,8 +86,8 @@ fn linear(x: Tensor<3>, layer: LinearParams) -> Tensor<3> {
     module::linear(x, layer.weight, Some(layer.bias))
 }
 
-/// Attention of all tokens. `mask`, `[batch, 1, n, n]`, is added to the scores and replaces the
-/// causal mask of the branch.
+/// Attention of all tokens, before the output projection. `mask`, `[batch, 1, n, n]`, is added to
+/// the scores and replaces the causal mask of the branch.
 fn attend(x: Tensor<3>, branch: &AttentionBranch, mask: Option<Tensor<4>>) -> Tensor<3> {
     let [batch, n, d] = x.dims();
     let qkv = linear(x, branch.in_proj.clone());
@@ -89,11 +103,11 @@ fn attend(x: Tensor<3>, branch: &AttentionBranch, mask: Option<Tensor<4>>) -> Te
     };
     let mask = mask.map(|mask| mask.expand([batch, branch.heads, n, n]));
     let context = module::attention(part(0), part(1), part(2), None, mask, options);
-    linear(merge_heads(context), branch.out_proj.clone())
+    merge_heads(context)
 }
 
-/// Attention of one token per item: `query`, `[batch, 1, d]`, the rows at `positions`, attends to
-/// `x`, `[batch, n, d]`.
+/// Attention of one token per item, before the output projection: `query`, `[batch, 1, d]`, the
+/// rows at `positions`, attends to `x`, `[batch, n, d]`.
 fn attend_at(
     query: Tensor<3>,
     x: Tensor<3>,
@@ -121,7 +135,7 @@ fn attend_at(
             .expand([batch, branch.heads, 1, n])
     });
     let context = module::attention(q, k, v, None, mask, AttentionModuleOptions::default());
-    linear(merge_heads(context), branch.out_proj.clone())
+    merge_heads(context)
 }
 
 /// `[batch, n, d]` to `[batch, heads, n, d / heads]`.

@@ -7,8 +7,8 @@ use burn::{
 };
 
 use clip_kernels::{
-    AttentionBranch, Kernels, MlpBranch, Queries, attention_branch, mlp_branch,
-    mlp_branch_with_inputs,
+    AttentionBranch, Kernels, MlpBranch, Queries, attention_branch, attention_branch_with_inputs,
+    mlp_branch, mlp_branch_with_inputs,
 };
 
 use super::{Observer, params::Builder};
@@ -189,10 +189,19 @@ impl ResidualBlock {
             (true, Queries::At(_)) => (&Queries::All, read),
             _ => (read, &Queries::All),
         };
-        let x = attention_branch(x, self.attention(), queries);
         if !O::ACTIVE {
+            let x = attention_branch(x, self.attention(), queries);
             return read.select(mlp_branch(x, self.mlp()));
         }
+        let x = if observer.wants_attention_inputs() {
+            let seen = attention_branch_with_inputs(x, self.attention(), queries);
+            let weight_of = |part| format!("{}.attn.{part}.weight", path());
+            observer.linear_input(&weight_of("in_proj"), flatten_tokens(seen.in_proj_input));
+            observer.linear_input(&weight_of("out_proj"), flatten_tokens(seen.out_proj_input));
+            seen.output
+        } else {
+            attention_branch(x, self.attention(), queries)
+        };
         let branch = observer.branch(&path(), &x);
         let seen = mlp_branch_with_inputs(x, self.mlp(), read);
         let weight_of = |part| format!("{}.mlp.{part}.weight", path());

@@ -128,8 +128,8 @@ impl ClipModel {
     }
 
     /// Like [`encode_image`](Self::encode_image), and calls `observer` with the inputs of the
-    /// linear layers of the MLPs and of the final projection. The observer may add a branch to each
-    /// block.
+    /// linear layers of the MLPs and of the final projection, and those of the attention if it
+    /// wants them. The observer may add a branch to each block.
     ///
     /// # Shapes
     /// - `pixels`: `[batch, 3, side, side]`
@@ -168,8 +168,8 @@ impl ClipModel {
     }
 
     /// Like [`encode_text`](Self::encode_text), with all rows in one padded batch, and calls
-    /// `observer` with the inputs of the linear layers of the MLPs. The observer may add a branch
-    /// to each block.
+    /// `observer` with the inputs of the linear layers of the MLPs, and those of the attention if
+    /// it wants them. The observer may add a branch to each block.
     ///
     /// # Shapes
     /// - output: `[rows, e]`

@@ -39,6 +39,12 @@ pub trait Observer {
         true
     }
 
+    /// Returns whether the observer also receives the inputs of the attention's projections
+    /// (`attn.in_proj`, `attn.out_proj`), which the fused attention does not return.
+    fn wants_attention_inputs(&self) -> bool {
+        false
+    }
+
     /// Receives the input of the linear layer whose weight is `parameter`
     /// (`visual.blocks.3.mlp.c_fc.weight`, `visual.proj`, …).
     ///
