@@ -199,6 +199,14 @@ pub enum GnspError {
         /// Index of the entry.
         index: usize,
     },
+    /// Stored directions that are not orthonormal.
+    #[error("directions {first} and {second} of the basis are not orthonormal")]
+    NotOrthonormal {
+        /// Index of the first direction.
+        first: usize,
+        /// Index of the second direction; the same if its norm is not 1.
+        second: usize,
+    },
     /// An eigensolver that did not converge.
     #[error("the eigenvalues of a Gram matrix of {features} features did not converge")]
     NoConvergence {

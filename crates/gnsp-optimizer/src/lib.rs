@@ -5,6 +5,7 @@
 
 // Gram matrices: accumulation over a task, and the memory across tasks.
 mod accumulate;
+mod basis;
 mod gram;
 mod layout;
 mod memory;
@@ -33,6 +34,7 @@ mod error;
 pub mod mathematics {}
 
 pub use accumulate::GramAccumulator;
+pub use basis::Basis;
 pub use config::OptimizerConfig;
 pub use error::GnspError;
 pub use gram::{Gram, GramNormalization};

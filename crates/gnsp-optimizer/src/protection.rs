@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::memory::{Content, Entry, matches_path};
 use crate::paths::ModulePaths;
 use crate::{
-    GnspError, Layout, Memory, NullSpace, OptimizerConfig, Policy, Projected, RankRule, Site,
+    Basis, GnspError, Layout, Memory, NullSpace, OptimizerConfig, Policy, Projected, RankRule, Site,
 };
 
 /// Smallest number of features of a large parameter. Large parameters are decomposed a few at a
@@ -155,6 +155,27 @@ impl Entry {
 }
 
 impl Protection {
+    /// Creates the protection of given bases: the path and layout of each parameter, and the
+    /// directions that its steps may not change.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the module lacks a parameter or has it in another shape.
+    pub fn of_bases<M: Module>(
+        module: &M,
+        site: Site,
+        bases: impl IntoIterator<Item = (String, Layout, Basis)>,
+    ) -> Result<Self, GnspError> {
+        let paths = ModulePaths::of(module);
+        let mut parameters = BTreeMap::new();
+        for (path, layout, basis) in bases {
+            paths.check(&path, layout, (1, basis.features()))?;
+            let null_space = Arc::new(basis.null_space());
+            parameters.insert(path, Protected { layout, null_space });
+        }
+        Ok(Self { site, parameters })
+    }
+
     /// Builds the optimizer of a configuration, with projected steps for protected parameters.
     ///
     /// All other parameters use the plain optimizer. The gradient clipping of the configuration

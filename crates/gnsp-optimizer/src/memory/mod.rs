@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::paths::ModulePaths;
 use crate::{GnspError, Gram, GramNormalization, Layout, Policy, RankRule, Recorder, TaskGram};
-use basis::Directions;
+pub(crate) use basis::Directions;
 
 /// Rule that combines a new task's Gram matrix `G` with the stored history `M` of a parameter.
 ///
