@@ -136,7 +136,56 @@ pub enum RunError {
         /// The error, which names the parameter.
         source: gnsp_optimizer::GnspError,
     },
-    /// Adapters are trained on one device only.
+    /// A weight has fewer free dimensions than its adapter needs.
+    #[error("`{weight}` has {free} free dimensions of {of} for an adapter of rank {rank}")]
+    AdapterRank {
+        /// The weight, or a part of it.
+        weight: String,
+        /// The rank of the adapter.
+        rank: usize,
+        /// Dimensions that are not protected.
+        free: usize,
+        /// All dimensions.
+        of: usize,
+    },
+    /// Output directions of a weight that is not square cannot be directions of its inputs.
+    #[error(
+        "`{weight}` is {inputs} × {outputs}: only of a square weight can output directions be \
+         protected as input directions"
+    )]
+    NotSquare {
+        /// The weight, or a part of it.
+        weight: String,
+        /// Features of its inputs.
+        inputs: usize,
+        /// Features of its outputs.
+        outputs: usize,
+    },
+    /// A matrix of a weight that has no singular value decomposition.
+    #[error(
+        "`{weight}`: the singular value decomposition of the weight, its gradient or its inputs \
+         failed; are all values finite?"
+    )]
+    Decomposition {
+        /// The weight, or a part of it.
+        weight: String,
+    },
+    /// The inputs of an adapted weight are not observed.
+    #[error(
+        "`{weight}`: its inputs are not recorded, only those of the linear maps in the blocks and \
+         of `visual.proj`"
+    )]
+    NoInputs {
+        /// The weight.
+        weight: String,
+    },
+    /// A factor of an adapter is missing from the state.
+    #[error("`{factor}` is missing from the state of the adapters")]
+    NoAdapter {
+        /// Name of the factor.
+        factor: String,
+    },
+    /// Mixtures of adapters are trained on one device only.
     #[error("method `{method}` trains adapters, which several devices cannot share yet")]
     Peers {
         /// Name of the method.

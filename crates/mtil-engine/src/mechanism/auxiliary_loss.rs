@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use burn::{
     optim::GradientsParams,
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::{Device, Int, Tensor, TensorData, activation},
 };
 use clip_losses::{clip_contrastive, smoothed_cross_entropy};
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
@@ -139,6 +139,27 @@ impl LossContext<'_> {
             });
         }
         sum.expect("a batch is not empty")
+    }
+
+    /// Returns the mean over the classes of task `task` of the cross-entropy of each class among
+    /// the images, with the targets 1 for its own images and 0 for others. `labels` are the
+    /// classes of the images.
+    ///
+    /// # Shapes
+    /// - features: `[images, width]`
+    /// - output: `[1]`
+    pub fn classify_texts(&self, features: Tensor<2>, labels: &[usize], task: usize) -> Tensor<1> {
+        let classes = self.classes[&task].clone();
+        let (count, images) = (classes.dims()[0], labels.len());
+        let logits = classes.matmul(features.transpose()) * self.scale.clone();
+        let mut targets = vec![0.0_f32; count * images];
+        for (image, class) in labels.iter().enumerate() {
+            targets[class * images + image] = 1.0;
+        }
+        let targets = TensorData::new(targets, [count, images]);
+        let targets = Tensor::<2>::from_data(targets, self.device);
+        let log = activation::log_softmax(logits, 1);
+        (log * targets).sum().mul_scalar(-1.0 / count as f64)
     }
 
     /// Returns the loss of images of one task.

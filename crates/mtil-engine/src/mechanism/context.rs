@@ -74,6 +74,8 @@ pub(crate) struct MethodOutline {
     pub keys: Vec<&'static str>,
     /// True if there is a loss on reference pairs.
     pub uses_reference: bool,
+    /// True if all tasks are trained at once.
+    pub joint: bool,
     /// True if each task has its own model.
     pub per_task: bool,
     /// True if a distillation uses rehearsal images.

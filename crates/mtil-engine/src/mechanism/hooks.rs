@@ -37,9 +37,14 @@ pub(crate) trait Mechanism: Send + Sync {
         RequiredWeights::default()
     }
 
-    /// Returns whether adapters train in place of the weights. They need one device and `f32`.
+    /// Returns whether adapters train in place of the weights. They need `f32`.
     fn trains_adapters(&self) -> bool {
         false
+    }
+
+    /// Returns whether several devices can share the images of a training step.
+    fn supports_peers(&self) -> bool {
+        true
     }
 
     /// Returns whether the weights of the towers change.
@@ -78,6 +83,16 @@ pub(crate) trait Mechanism: Send + Sync {
     /// Called at the start of a task.
     fn begin_task(&self, _: &mut RunState) {}
 
+    /// Prepares the training of a task, before its first training step.
+    fn prepare_task(
+        &self,
+        _: &TaskContext<'_>,
+        _: &mut RunState,
+        _: &mut PhaseProgress<'_>,
+    ) -> Result<(), RunError> {
+        Ok(())
+    }
+
     /// Null-space projectors of a task's optimizer.
     fn protection(
         &self,
@@ -95,6 +110,12 @@ pub(crate) trait Mechanism: Send + Sync {
         _: &RunState,
     ) -> Result<Option<Box<dyn AuxiliaryLoss>>, RunError> {
         Ok(None)
+    }
+
+    /// Changes the model in training after the update of step `_step`, from 0, of `_steps`, as a
+    /// proximal step does.
+    fn after_update(&self, model: ClipModel, _step: usize, _steps: usize) -> ClipModel {
+        model
     }
 
     /// Called after each training step, counted from 0. The closure copies the weights, without

@@ -142,6 +142,10 @@ impl Mechanism for Experts {
         true
     }
 
+    fn supports_peers(&self) -> bool {
+        false
+    }
+
     fn needs_task(&self) -> bool {
         true
     }

@@ -11,7 +11,7 @@
 //! | `training_images` | training images of one or several tasks |
 //! | `anchor` | penalties on the distance from earlier weights |
 //! | `average`, `merge` | weight averaging during a task, weight interpolation after it |
-//! | `adapters` | low-rank adapters (LoRA) |
+//! | `adapters` | low-rank adapters (LoRA), with a chosen basis |
 //! | `mixtures` | mixtures of adapters in every block |
 //! | `regression` | ridge regression in place of gradient training |
 //! | `hooks`, `context` | the `Mechanism` trait and the arguments of its hooks |

@@ -77,6 +77,14 @@ impl Target {
             Self::Class { task, .. } | Self::Caption { task, .. } => *task,
         }
     }
+
+    /// Returns the class; none of a caption.
+    pub fn class(&self) -> Option<usize> {
+        match self {
+            Self::Class { class, .. } => Some(*class),
+            Self::Caption { .. } => None,
+        }
+    }
 }
 
 /// Returns the tasks of the classes among `targets`, in any order and repeated.

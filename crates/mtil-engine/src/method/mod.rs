@@ -17,7 +17,10 @@ pub use error::MethodError;
 pub use optimizer::{AdamW, Compute, OptimizerKind};
 
 pub use crate::mechanism::{
-    adapters::Lora,
+    adapters::{
+        AdapterBasis, AdapterStart, AdapterTrain, AttentionPart, Gate, InputStatistic, Lora,
+        Protect, ProtectInputs, ProtectWeights, Side,
+    },
     anchor::{Anchor, AnchorKind},
     average::Average,
     distillation::{Distill, DistillImages, DistillTexts},
@@ -31,6 +34,7 @@ pub use crate::mechanism::{
 use crate::{
     eval::PromptRule,
     mechanism::{
+        adapters::{LoraMechanism, ProtectedMechanism},
         alignment::Alignment,
         anchor::AnchorMechanism,
         context::{MethodOutline, RequiredWeights, at_least_one},
@@ -80,6 +84,14 @@ const BUILT_IN: &[(&str, &str)] = built_in![
     "adam-nscl",
     "lora",
     "lora-per-task",
+    "keeplora",
+    "keeplora-input",
+    "nusa-cl",
+    "inflora",
+    "osf",
+    "osf-update",
+    "codyra",
+    "codyra-soft",
     "moe-adapters",
     "rail-primal",
     "rail-dual",
@@ -138,6 +150,11 @@ pub struct Method {
     pub trainable_later: Vec<String>,
     /// Label smoothing of classification. The contrastive loss of image-caption pairs has none.
     pub smoothing: f64,
+    /// Weight of the classification of the class prompts among the images of a batch, whose targets
+    /// are the images of the class, not normalised, and which is averaged over the classes of all
+    /// tasks so far (CoDyRA `models/codyra.py`, `train_model`); 0 leaves it out.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub classify_texts: f64,
     /// Weight of the contrastive distillation; 0 leaves it out.
     pub cd: f64,
     /// Weight of the modality-alignment loss; 0 leaves it out.
@@ -194,6 +211,10 @@ pub struct Method {
     pub task: BTreeMap<String, TaskSettings>,
 }
 
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }
@@ -227,6 +248,7 @@ impl Default for Method {
             trainable_first: vec![r"^visual\.".to_owned(), r"^text\.".to_owned()],
             trainable_later: vec![r"^visual\.".to_owned(), r"^text\.".to_owned()],
             smoothing: 0.2,
+            classify_texts: 0.0,
             cd: 0.0,
             map: 0.0,
             map_smoothing: 0.2,
@@ -450,6 +472,7 @@ impl Method {
         for (key, value, limit) in [
             ("smoothing", self.smoothing, 1.0),
             ("crop_scale", self.crop_scale, 1.0),
+            ("classify_texts", self.classify_texts, f64::MAX),
         ] {
             if !(0.0..=limit).contains(&value) {
                 return Err(format!("`{key}` is out of range: {value}"));
@@ -460,6 +483,7 @@ impl Method {
         let outline = MethodOutline {
             keys: mechanisms.iter().map(|m| m.key()).collect(),
             uses_reference: self.uses_reference(),
+            joint: self.joint,
             per_task: self.per_task,
             distils_rehearsal_images: self
                 .distill
@@ -473,10 +497,10 @@ impl Method {
         }
         if self.joint {
             outline.exclusive("joint", &["lora"])?;
-            if self.uses_reference() || self.per_task {
+            if self.uses_reference() || self.per_task || self.classify_texts > 0.0 {
                 return Err(
-                    "`joint` trains all tasks at once: `cd`, `map`, `hold_means` and `per_task` \
-                     have no meaning with it"
+                    "`joint` trains all tasks at once: `cd`, `map`, `hold_means`, \
+                     `classify_texts` and `per_task` have no meaning with it"
                         .to_owned(),
                 );
             }
@@ -544,8 +568,16 @@ impl Method {
         if let Some(merge) = &self.merge {
             all.push(Box::new(merge.clone()));
         }
-        if let Some(lora) = &self.lora {
-            all.push(Box::new(lora.clone()));
+        if let Some(settings) = &self.lora {
+            let adapters = LoraMechanism {
+                settings: settings.clone(),
+                trainable: self.trainable(),
+                smoothing: self.smoothing,
+            };
+            if settings.is_residual() {
+                all.push(Box::new(ProtectedMechanism(adapters.clone())));
+            }
+            all.push(Box::new(adapters));
         }
         if let Some(experts) = &self.experts {
             all.push(Box::new(experts.clone()));

@@ -198,13 +198,12 @@ pub fn run(
         select.candidates(method)?;
     }
     let mechanisms: Mechanisms = method.mechanisms().into();
-    let adapters = mechanisms.iter().any(|m| m.trains_adapters());
-    if !options.peers.is_empty() && adapters {
+    if !options.peers.is_empty() && !mechanisms.iter().all(|m| m.supports_peers()) {
         return Err(RunError::Peers {
             method: method.name.clone(),
         });
     }
-    if !method.compute.is_full() && adapters {
+    if !method.compute.is_full() && mechanisms.iter().any(|m| m.trains_adapters()) {
         return Err(RunError::Compute {
             method: method.name.clone(),
         });
@@ -696,6 +695,13 @@ impl Engine<'_> {
     ) -> Result<ClipModel, RunError> {
         let (method, index) = (&self.request.method, state.position.task);
         let seed = self.request.seed;
+        if state.position.step == 0 {
+            let task = self.task_context(index, None);
+            let mut working = phase_reporter(progress);
+            for mechanism in self.mechanisms.iter() {
+                mechanism.prepare_task(&task, state, &mut working)?;
+            }
+        }
         let (student, text_trains) = Student::prepare(state, method, index, seed, &self.device)?;
         state.position.trainable = student.trainable();
         let optimizer = self.task_optimizer(state, &student, progress)?;
@@ -823,6 +829,10 @@ impl Engine<'_> {
                 if let Some(gradients) = gradients {
                     let lr = self.learning_rate(state);
                     work.student = work.student.step(&mut work.optimizer, lr, gradients);
+                    for mechanism in self.mechanisms.iter() {
+                        let change = |clip| mechanism.after_update(clip, step, steps);
+                        work.student = work.student.changed(change);
+                    }
                 }
                 Some(loss)
             }

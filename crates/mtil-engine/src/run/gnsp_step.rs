@@ -208,6 +208,7 @@ impl GnspStep {
                 auxiliary: vec![Box::new(reference)],
                 prompts: BTreeMap::from([(TASK, inputs.class_tokens)]),
                 class_features,
+                text_weight: 0.0,
                 optimizations,
             },
             student: Some(student),

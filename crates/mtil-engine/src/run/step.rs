@@ -46,6 +46,8 @@ pub(super) struct TaskLosses {
     pub prompts: BTreeMap<usize, TokenBatch>,
     /// Their normalised features `[classes, width]`, if the text tower is frozen.
     pub class_features: Option<BTreeMap<usize, Tensor<2>>>,
+    /// Weight of the classification of the class prompts among the images of a batch.
+    pub text_weight: f64,
     pub optimizations: Optimizations,
 }
 
@@ -141,8 +143,14 @@ impl TaskLosses {
         wanted.extend(drawn.iter().flat_map(|(loss, _)| loss.batch_tasks()));
         let classes = self.classes(student, work, wanted);
         let losses = self.with_loss_context(student, work, &classes, |towers| {
-            let own = towers.task_loss(features.at(&own), &batch.targets);
-            let mut losses = vec![("task", own)];
+            let own = features.at(&own);
+            let mut losses = vec![("task", towers.task_loss(own.clone(), &batch.targets))];
+            // Image-caption pairs have no classes.
+            let labels: Option<Vec<usize>> = batch.targets.iter().map(Target::class).collect();
+            if let Some(labels) = labels.filter(|_| self.text_weight > 0.0) {
+                let texts = towers.classify_texts(own, &labels, self.index);
+                losses.push(("texts", texts.mul_scalar(self.text_weight)));
+            }
             for (loss, at) in &drawn {
                 losses.extend(loss.losses(features.at(at), towers));
             }

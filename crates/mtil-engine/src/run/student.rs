@@ -65,9 +65,9 @@ impl Student {
             let (groups, text) = method.trainable().select(&clip, &settings.weights)?;
             let seed = seeds::derive(seed, &[seeds::ADAPTERS, index as u64]);
             let base = clip.clone();
-            let stored = state.get::<LoraState>().map(|adapters| &adapters.0);
+            let stored = state.get::<LoraState>();
             let student = Self {
-                clip: adapters::attach(clip, settings, &groups, seed, stored),
+                clip: adapters::attach(clip, settings, &groups, seed, stored)?,
                 base: Some(base),
                 mixtures: None,
                 low_precision: None,
@@ -97,7 +97,8 @@ impl Student {
     pub fn store_in(self, state: &mut RunState) {
         state.model = self.base_weights().clone();
         if self.base.is_some() {
-            state.set(LoraState(adapters::adapter_values(&self.clip)));
+            let adapters = LoraState::updated(state.take(), &self.clip);
+            state.set(adapters);
         }
         if let Some(mixed) = self.mixtures {
             state.set(mixed);
@@ -250,6 +251,14 @@ impl Student {
                 clip: optimizer.step(lr, self.clip, gradients),
                 ..self
             },
+        }
+    }
+
+    /// Returns the student with its CLIP changed by `change`.
+    pub fn changed(self, change: impl FnOnce(ClipModel) -> ClipModel) -> Self {
+        Self {
+            clip: change(self.clip),
+            ..self
         }
     }
 }

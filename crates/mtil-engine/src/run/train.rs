@@ -129,6 +129,11 @@ impl<'a> TaskTraining<'a> {
                 class_features.insert(task, features);
             }
         }
+        // The published loss is a mean over the classes of all tasks so far, of which those of
+        // earlier tasks have no images.
+        let classes = suite.tasks[..=index].iter().map(|t| t.class_names.len());
+        let own = suite.tasks[index].class_names.len() as f64;
+        let text_weight = method.classify_texts * own / classes.sum::<usize>() as f64;
         let order_seed = seeds::derive(seed, &[seeds::TRAIN_ORDER, index as u64]);
         let order = BatchOrder::new(items.len(), method.batch, order_seed)?;
         Ok(Self {
@@ -148,6 +153,7 @@ impl<'a> TaskTraining<'a> {
                 auxiliary,
                 prompts: tokens,
                 class_features: (!text_trains).then_some(class_features),
+                text_weight,
                 optimizations: Optimizations::default(),
             },
         })

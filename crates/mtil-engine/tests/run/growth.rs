@@ -116,6 +116,11 @@ mod tasks_added_one_by_one_end_with_the_same_weights {
         er: "er" ["rehearsal.size=16", "rehearsal.batch=4"];
         icarl: "icarl" ["rehearsal.size=16", "rehearsal.batch=4"];
         lora: "lora" [];
+        keeplora: "keeplora" ["lora.pass_batch=8"];
+        nusa_cl: "nusa-cl" [];
+        inflora: "inflora" ["lora.pass_batch=8"];
+        osf: "osf" [];
+        codyra: "codyra" [];
         moe_adapters: "moe-adapters" [];
         finetune_per_task: "finetune-per-task" [];
         rail_primal: "rail-primal" ["analytic.hidden=64"];

@@ -285,6 +285,11 @@ mod a_run_stopped_at_any_update_ends_with_the_same_weights {
         gift: "gift" [];
         lora: "lora" ["lora.rank=2"];
         lora_per_task: "lora-per-task" ["lora.rank=2"];
+        keeplora: "keeplora" ["lora.pass_batch=8"];
+        nusa_cl: "nusa-cl" ["lora.rank=8"];
+        inflora: "inflora" ["lora.pass_batch=8"];
+        osf_update: "osf-update" [];
+        codyra: "codyra" ["lora.rank=2", "lora.gate.max=0.3", "lora.gate.steps=2"];
         moe_adapters: "moe-adapters" ["experts.experts=4", "experts.bottleneck=4"];
     }
 }
@@ -654,7 +659,7 @@ fn losses_and_weights(folder: &Path, task: usize) -> (Vec<f64>, Vec<f32>) {
 #[test]
 fn images_spread_over_several_devices_give_what_one_gives() {
     let folder = tempfile::tempdir().unwrap();
-    for method in ["finetune", "gnsp", "wc"] {
+    for method in ["finetune", "gnsp", "wc", "lora", "osf", "codyra"] {
         // Plain descent: Adam makes a step of full size of a gradient that is nothing but rounding.
         let request = request(method, &["optimizer=\"sgd\"", "batch=7"]);
         let run = |name: &str, peers: Vec<Device>| {
@@ -689,7 +694,15 @@ fn images_spread_over_several_devices_give_what_one_gives() {
 #[test]
 fn activations_that_are_computed_again_give_what_kept_ones_give() {
     let folder = tempfile::tempdir().unwrap();
-    for method in ["finetune", "gnsp", "ewc", "lora", "moe-adapters"] {
+    let adapters = [
+        "lora",
+        "keeplora",
+        "nusa-cl",
+        "osf",
+        "codyra",
+        "moe-adapters",
+    ];
+    for method in ["finetune", "gnsp", "ewc"].into_iter().chain(adapters) {
         let run = |checkpointing: bool| {
             let out = folder.path().join(format!("{method}-{checkpointing}"));
             let options = RunOptions {
@@ -720,16 +733,65 @@ fn adapters_are_not_computed_in_a_narrower_format() {
 }
 
 #[test]
-fn adapters_are_not_spread_over_devices() {
+fn mixtures_of_adapters_are_not_spread_over_devices() {
     let folder = tempfile::tempdir().unwrap();
     let options = RunOptions {
         peers: vec![Device::flex()],
         ..RunOptions::default()
     };
-    let out = folder.path().join("lora");
-    let error = start_on(&request("lora", &[]), &suite(1), &out, NEVER, &options).unwrap_err();
+    let out = folder.path().join("moe-adapters");
+    let request = request("moe-adapters", &[]);
+    let error = start_on(&request, &suite(1), &out, NEVER, &options).unwrap_err();
     assert!(
-        matches!(&error, RunError::Peers { method } if method == "lora"),
+        matches!(&error, RunError::Peers { method } if method == "moe-adapters"),
         "{error}"
     );
+}
+
+#[test]
+fn methods_without_memory_keep_nothing_and_others_their_bases() {
+    let folder = tempfile::tempdir().unwrap();
+    for (method, files) in [
+        ("nusa-cl", &[][..]),
+        ("osf", &[]),
+        ("codyra", &[]),
+        ("keeplora", &["basis.safetensors"]),
+    ] {
+        let out = folder.path().join(method);
+        start(&request(method, &["lora.rank=4"]), &suite(2), &out, NEVER).unwrap();
+        let state = fs::read_dir(out.join("state")).unwrap();
+        let names = state.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let own = ["manifest.json", "model.safetensors", "position.json"];
+        let kept: Vec<String> = names.filter(|n| !own.contains(&n.as_str())).collect();
+        assert_eq!(kept, files, "{method}");
+        let metrics = MetricsFile::load(&out.join(MetricsFile::NAME)).unwrap();
+        let bytes: u64 = metrics.kept.values().sum();
+        assert_eq!(bytes > 0, !files.is_empty(), "{method}: {bytes}");
+    }
+}
+
+#[test]
+fn a_rank_above_the_free_dimensions_is_refused_before_training() {
+    let folder = tempfile::tempdir().unwrap();
+    for (method, set, words) in [
+        ("keeplora", "lora.rank=120", "free dimensions of 128"),
+        (
+            "keeplora",
+            "lora.weights=[\"mlp.c_fc.weight$\"]",
+            "128 × 512",
+        ),
+        (
+            "inflora",
+            "lora.weights=[\"^text.token_embedding.weight$\"]",
+            "not recorded",
+        ),
+    ] {
+        let out = folder.path().join(words);
+        let error = start(&request(method, &[set]), &suite(1), &out, NEVER).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(words) && text.contains(".weight"),
+            "{method}: {text}"
+        );
+    }
 }
