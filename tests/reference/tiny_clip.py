@@ -21,8 +21,14 @@ def layer_norm(x, p, name, eps):
     )
 
 
-def attention(x, p, name, heads, mask):
+def unseen(name, x):
+    """Receives the input of a linear map, and does nothing with it."""
+
+
+def attention(x, p, name, heads, mask, seen=unseen):
     b, n, d = x.shape
+    for c in "qkv":
+        seen(f"{name}.{c}_proj.weight", x)
     q, k, v = (
         (x @ p[f"{name}.{c}_proj.weight"].T + p[f"{name}.{c}_proj.bias"])
         .view(b, n, heads, d // heads)
@@ -33,10 +39,11 @@ def attention(x, p, name, heads, mask):
     if mask is not None:
         scores = scores + mask
     y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, d)
+    seen(f"{name}.out_proj.weight", y)
     return y @ p[f"{name}.out_proj.weight"].T + p[f"{name}.out_proj.bias"]
 
 
-def blocks(x, p, tower, cfg, mask, seen):
+def blocks(x, p, tower, cfg, mask, seen, attended):
     for i in range(cfg["num_hidden_layers"]):
         n = f"{tower}.encoder.layers.{i}"
         x = x + attention(
@@ -45,6 +52,7 @@ def blocks(x, p, tower, cfg, mask, seen):
             n + ".self_attn",
             cfg["num_attention_heads"],
             mask,
+            attended,
         )
         h = layer_norm(x, p, n + ".layer_norm2", cfg["layer_norm_eps"])
         seen(n + ".mlp.fc1.weight", h)
@@ -55,8 +63,12 @@ def blocks(x, p, tower, cfg, mask, seen):
     return x
 
 
-def encode_image(p, cfg, pixels, seen=lambda name, x: None):
-    """Normalised features; `seen` receives the input of every linear map that GNSP projects."""
+def encode_image(p, cfg, pixels, seen=unseen, attended=unseen):
+    """Normalised features.
+
+    `seen` receives the input of every linear map that GNSP projects, `attended` those of the
+    attention.
+    """
     v = cfg["vision_config"]
     e = "vision_model.embeddings."
     w = p[e + "patch_embedding.weight"]
@@ -66,15 +78,15 @@ def encode_image(p, cfg, pixels, seen=lambda name, x: None):
         + p[e + "position_embedding.weight"]
     )
     x = layer_norm(x, p, "vision_model.pre_layrnorm", v["layer_norm_eps"])
-    x = blocks(x, p, "vision_model", v, None, seen)
+    x = blocks(x, p, "vision_model", v, None, seen, attended)
     x = layer_norm(x[:, 0], p, "vision_model.post_layernorm", v["layer_norm_eps"])
     seen("visual_projection.weight", x)
     f = x @ p["visual_projection.weight"].T
     return f / f.norm(dim=-1, keepdim=True)
 
 
-def encode_text(p, cfg, rows):
-    """Normalised features of unpadded token rows."""
+def encode_text(p, cfg, rows, attended=unseen):
+    """Normalised features of unpadded token rows; `attended` as for images."""
     t = cfg["text_config"]
     n = max(map(len, rows))
     ids = torch.tensor([r + [0] * (n - len(r)) for r in rows])
@@ -86,7 +98,8 @@ def encode_text(p, cfg, rows):
         "text_model",
         t,
         torch.full((n, n), -math.inf, dtype=x.dtype).triu(1),
-        lambda name, x: None,
+        unseen,
+        attended,
     )
     x = layer_norm(x, p, "text_model.final_layer_norm", t["layer_norm_eps"])
     x = x[torch.arange(len(rows)), torch.tensor([r.index(t["eos_token_id"]) for r in rows])]

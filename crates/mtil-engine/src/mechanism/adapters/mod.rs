@@ -185,7 +185,7 @@ impl Mechanism for LoraMechanism {
     }
 
     fn unlearnable<'a>(&self, suite: &'a Suite) -> Option<(&'a Task, &'static str)> {
-        let task = first_pairs(suite).filter(|_| self.settings.passes_over_images())?;
+        let task = first_pairs(suite).filter(|_| self.settings.is_residual())?;
         Some((
             task,
             "`lora` takes its bases from the prompts of a task's classes",
