@@ -62,6 +62,13 @@ fn on_run(error: &RunError) -> Option<&'static str> {
             "lower the learning rate (--set lr=…, --set lr_later=…, or of this task alone --set \
              task.NAME.lr=…) or raise --set warmup=…, and start in a new --out"
         }
+        RunError::AdapterRank { .. } => {
+            "lower --set lora.rank=…, or protect less (--set lora.protect.weights.energy=…, --set \
+             lora.protect.inputs.energy=…)"
+        }
+        RunError::NotSquare { .. } => {
+            "add --set lora.protect.weights.side=input, or name other weights in lora.weights"
+        }
         RunError::Peers { .. } => "leave out --peers",
         RunError::Compute { .. } => "leave out compute=bf16",
         RunError::Unlearnable { .. } => {

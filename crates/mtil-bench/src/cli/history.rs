@@ -7,6 +7,7 @@ use mtil_engine::{
     metrics::Kept,
     run::{Comparison, Event, Request, RunFiles, TaskData},
 };
+use mtil_report::format::bytes;
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 

@@ -95,6 +95,13 @@ pub fn estimate(
                 let limited = p.gram_batches.map_or(batches, |b| batches.min(b as f64));
                 limited * trial.gram_batch * ratio(full.batch, tried.batch)
             });
+            let adapters = method.lora.as_ref().filter(|lora| lora.is_residual());
+            let [basis, inputs] = adapters.map_or([0.0; 2], |lora| {
+                let batches = (full.train / lora.pass_batch as f64).max(1.0);
+                let limited = lora.pass_batches.map_or(batches, |b| batches.min(b as f64));
+                [trial.basis_batch, trial.gram_batch]
+                    .map(|seconds| limited * seconds * ratio(full.batch, tried.batch))
+            });
             // Importance weights and the choice of exemplars read the training set.
             let reads_images = method.anchor.is_some() || method.rehearsal.is_some();
             let finish_ratio = match reads_images {
@@ -102,7 +109,8 @@ pub fn estimate(
                 false => 1.0,
             };
             setup * ratio(full.reference, tried.reference) * repeats as f64
-                + stages as f64 * (gram + trial.finish * finish_ratio)
+                + stages as f64 * basis * repeats as f64
+                + stages as f64 * (gram + inputs + trial.finish * finish_ratio)
         }
     };
     // The last checkpoint keeps no state. The state before the last task is kept for `undo`.

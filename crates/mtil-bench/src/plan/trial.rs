@@ -37,8 +37,10 @@ pub struct Trial {
     pub update: [f64; 2],
     /// Seconds of learning a task without gradient steps.
     pub learn: f64,
-    /// Seconds of a batch of Gram accumulation.
+    /// Seconds of a batch of Gram accumulation, or of the inputs that adapters keep off later.
     pub gram_batch: f64,
+    /// Seconds of a batch of the pass that finds the basis of adapters before the first step.
+    pub basis_batch: f64,
     /// Seconds after evaluation and Gram accumulation, until the task ends.
     pub finish: f64,
     /// Bytes of a checkpoint.
@@ -155,6 +157,10 @@ fn reduced_method(method: &Method, divisor: usize) -> Method {
         projection.gram_batch = less(projection.gram_batch);
         projection.gram_batches = Some(GRAM_BATCHES);
     }
+    if let Some(lora) = &mut method.lora {
+        lora.pass_batch = less(lora.pass_batch);
+        lora.pass_batches = Some(GRAM_BATCHES);
+    }
     if let Some(rehearsal) = &mut method.rehearsal {
         rehearsal.batch = less(rehearsal.batch);
     }
@@ -178,6 +184,8 @@ fn reduced_suite(suite: &Suite, method: &Method) -> Suite {
         }
     };
     let gram = method.projection.as_ref().map_or(0, |p| p.gram_batch);
+    let adapters = method.lora.as_ref().filter(|lora| lora.is_residual());
+    let gram = adapters.map_or(gram, |lora| gram.max(lora.pass_batch));
     let train = IMAGES.max(2 * method.batch).max(GRAM_BATCHES * gram);
     let mut short = suite.clone();
     short.tasks.truncate(TASKS);
@@ -273,7 +281,15 @@ impl Stopwatch {
             // The first step of a process compiles kernels and warms caches.
             trial.update[task] = median(steps.windows(2).map(|w| seconds(w[0], w[1])));
             if let Some(first) = steps.first() {
-                trial.setup[task] = (seconds(began, *first) - trial.update[task]).max(0.0);
+                let mut passes = at(Mark::Gram);
+                passes.retain(|mark| mark < first);
+                let passed = match (passes.first(), passes.last()) {
+                    (Some(from), Some(to)) => seconds(*from, *to),
+                    _ => 0.0,
+                };
+                trial.basis_batch = median(passes.windows(2).map(|w| seconds(w[0], w[1])));
+                let setup = seconds(began, *first) - trial.update[task] - passed;
+                trial.setup[task] = setup.max(0.0);
             }
             // Methods without gradient steps learn a task while they encode its images.
             let last_step = steps.last().copied();
@@ -289,7 +305,8 @@ impl Stopwatch {
                 trial.classifiers = seconds(learned, from);
                 trial.evaluation = seconds(from, evaluated);
                 if task == 0 {
-                    let gram = at(Mark::Gram);
+                    let mut gram = at(Mark::Gram);
+                    gram.retain(|mark| *mark > learned);
                     trial.gram_batch = median(gram.windows(2).map(|w| seconds(w[0], w[1])));
                     let accumulated = gram.last().copied().unwrap_or(evaluated);
                     let ended = at(Mark::TaskEnd).last().copied().unwrap_or(accumulated);
