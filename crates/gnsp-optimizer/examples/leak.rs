@@ -7,6 +7,10 @@
 //! gradient entries are either equal or log-normal, with a standard deviation of half a power of
 //! ten, as in a network.
 //!
+//! The rows *OSF* are those of orthogonal subspace fine-tuning (PEFT
+//! `src/peft/tuners/osf/utils.py`): of a weight `[768, 768]`, the `k` upper singular vectors are
+//! frozen, and the factors of the rest train from its own decomposition, each with AdamW.
+//!
 //! ```text
 //! cargo run --release -p gnsp-optimizer --example leak [PLOT.svg]
 //! ```
@@ -16,8 +20,9 @@ use std::sync::Arc;
 
 use burn::optim::{AdamWConfig, LionConfig, Optimizer, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
+use faer::{Mat, MatRef};
 use gnsp_optimizer::{
-    GramAccumulator, GramNormalization, Layout, NullSpace, Projected, RankRule, Site,
+    Basis, GramAccumulator, GramNormalization, Layout, NullSpace, Projected, RankRule, Site,
 };
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -43,6 +48,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             rows.push(of("Lion", leaks(LionConfig::new().build(), site, spread)?));
         }
     }
+    let plotted = rows.len();
+    for (scales, spread) in [("spread", 0.5), ("equal", 0.0)] {
+        for (name, site) in [("gradient", Site::Gradient), ("update", Site::Update)] {
+            rows.push(Row {
+                label: format!("OSF with AdamW, {name} projected"),
+                scales,
+                leaks: osf_leaks(site, spread)?,
+            });
+        }
+    }
     println!(
         "share of the change inside k of {FEATURES} protected directions, after {STEPS} updates"
     );
@@ -61,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .for_each(|k| print!(" {} |", number(random_share(*k))));
     println!();
     if let Some(path) = std::env::args().nth(1) {
-        std::fs::write(path, plot(&rows))?;
+        std::fs::write(path, plot(&rows[..plotted]))?;
     }
     Ok(())
 }
@@ -125,6 +140,74 @@ fn leaks<O: Optimizer>(inner: O, site: Site, spread: f64) -> Result<Vec<f64>, Bo
             Ok(f64::from(space.residual_in_protected(weight) / change))
         })
         .collect()
+}
+
+/// Measures the leak of OSF for each `k`: the share of the weight's change in the `k` upper left
+/// singular vectors.
+fn osf_leaks(site: Site, spread: f64) -> Result<Vec<f64>, Box<dyn Error>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let square = [FEATURES, FEATURES];
+    let weight = values(normal(square, &mut rng) / (FEATURES as f64).sqrt());
+    let weight = Mat::from_fn(FEATURES, FEATURES, |i, j| {
+        f64::from(weight[i * FEATURES + j])
+    });
+    let svd = weight.thin_svd().map_err(|_| "no decomposition")?;
+    let tensor = |rows: usize, columns: usize, value: &dyn Fn(usize, usize) -> f64| {
+        let numbers = (0..rows * columns).map(|i| value(i / columns, i % columns) as f32);
+        let data = TensorData::new(numbers.collect::<Vec<f32>>(), [rows, columns]);
+        Tensor::<2>::from_data(data, &Device::default())
+    };
+    let leak = |k: usize| -> Result<f64, Box<dyn Error>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(k as u64);
+        let rest = FEATURES - k;
+        let upper = |vectors: MatRef<'_, f64>| {
+            let rows = values(tensor(k, FEATURES, &|i, j| vectors[(j, i)]));
+            Basis::from_rows(FEATURES, rows).map(|basis| Arc::new(basis.null_space()))
+        };
+        let (left, right) = (upper(svd.U())?, upper(svd.V())?);
+        let adamw = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0);
+        let projected = |layout, space: &Arc<NullSpace>| {
+            Projected::new(adamw.build(), layout, space.clone(), site)
+        };
+        let of_u = projected(Layout::InputsFirst, &left);
+        let of_v = projected(Layout::InputsLast { groups: 1 }, &right);
+        let of_s = adamw.build();
+
+        let start = [
+            tensor(FEATURES, rest, &|i, j| svd.U()[(i, k + j)]),
+            tensor(1, rest, &|_, j| svd.S().column_vector()[k + j]),
+            tensor(rest, FEATURES, &|i, j| svd.V()[(j, k + i)]),
+        ];
+        let [mut u, mut s, mut v] = start.clone();
+        let (mut u_state, mut s_state, mut v_state) = (None, None, None);
+        let scales = (normal(square, &mut rng) * (spread * std::f64::consts::LN_10)).exp();
+        for _ in 0..STEPS {
+            let gradient = normal(square, &mut rng) * scales.clone();
+            let right = gradient.clone().matmul(v.clone().transpose());
+            let left = u.clone().transpose().matmul(gradient);
+            let of_each = [
+                right.clone() * s.clone(),
+                (right * u.clone()).sum_dim(0),
+                left * s.clone().transpose(),
+            ];
+            let [du, ds, dv] = of_each;
+            (u, u_state) = of_u.step(LEARNING_RATE, u, du, u_state);
+            (s, s_state) = of_s.step(LEARNING_RATE, s, ds, s_state);
+            (v, v_state) = of_v.step(LEARNING_RATE, v, dv, v_state);
+        }
+        // The change as a sum of products, because a difference of weights would be rounding.
+        let [u0, s0, v0] = start;
+        let change = ((u.clone() - u0.clone()) * s.clone()).matmul(v.clone())
+            + (u0.clone() * (s - s0.clone())).matmul(v.clone())
+            + (u0 * s0).matmul(v - v0);
+        let size: f32 = change.clone().square().sum().sqrt().into_scalar();
+        Ok(f64::from(left.residual_in_protected(change) / size))
+    };
+    PROTECTED.iter().map(|k| leak(*k)).collect()
+}
+
+fn values(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
 }
 
 /// Plots the leak over `k` on a logarithmic axis, as SVG.
