@@ -12,7 +12,6 @@ use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
 use super::args::HistoryArgs;
-use mtil_report::format::bytes;
 
 /// Runs `history`.
 pub fn history(args: &HistoryArgs) -> Result<()> {

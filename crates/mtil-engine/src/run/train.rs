@@ -131,8 +131,8 @@ impl<'a> TaskTraining<'a> {
         }
         // The published loss is a mean over the classes of all tasks so far, of which those of
         // earlier tasks have no images.
-        let classes = suite.tasks[..=index].iter().map(|t| t.class_names.len());
-        let own = suite.tasks[index].class_names.len() as f64;
+        let classes = suite.tasks[..=index].iter().map(|t| t.class_count());
+        let own = suite.tasks[index].class_count() as f64;
         let text_weight = method.classify_texts * own / classes.sum::<usize>() as f64;
         let order_seed = seeds::derive(seed, &[seeds::TRAIN_ORDER, index as u64]);
         let order = BatchOrder::new(items.len(), method.batch, order_seed)?;
