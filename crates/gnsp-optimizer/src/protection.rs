@@ -76,7 +76,7 @@ impl Memory {
     /// outputs on recorded inputs.
     ///
     /// This is the expensive part of the method: an eigendecomposition for each parameter, once per
-    /// task (`BENCHMARKS.md` of the repository has its cost).
+    /// task (`docs/contributing/performance.md` of the repository has its cost).
     ///
     /// # Errors
     ///

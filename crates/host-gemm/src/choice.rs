@@ -131,8 +131,8 @@ pub enum ChoiceError {
 ///
 /// [`VARIABLE`] names it. If the variable is not set, it is faer without the feature `blas`. With
 /// the feature it is the BLAS on processors without AVX-512, where OpenBLAS was measured to be
-/// faster, and faer on processors with it (`BENCHMARKS.md`). A BLAS is used only after a check of
-/// its products.
+/// faster, and faer on processors with it (`docs/contributing/performance.md`). A BLAS is used only
+/// after a check of its products.
 ///
 /// The first call decides for the lifetime of the process: all products of a training step must
 /// come from one library.

@@ -8,9 +8,9 @@ use crate::print::colours_on_stderr;
 /// Environment variable that makes the allocator keep freed memory for the next training step.
 ///
 /// Otherwise the kernel gets the pages back and clears every one again. The variable saves 5 % of a
-/// training step of ViT-B/16 on two processors, for 6 % more memory (BENCHMARKS.md). The allocator
-/// reads it before `main`. `mi_option_set` of `libmimalloc-sys` would set the option later, but it
-/// is `unsafe`, and no crate wraps it safely.
+/// training step of ViT-B/16 on two processors, for 6 % more memory
+/// (docs/contributing/performance.md). The allocator reads it before `main`. `mi_option_set` of
+/// `libmimalloc-sys` would set the option later, but it is `unsafe`, and no crate wraps it safely.
 pub const KEEP_PAGES: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "-1");
 
 /// Replaces this process by the same program with the missing ones of `variables` set (`exec`).
@@ -67,8 +67,8 @@ pub fn log_to_stderr(verbose: bool) {
 /// Makes the calling thread a member of Rayon's global pool.
 ///
 /// Handing a small matrix product to a sleeping thread takes longer than computing it: a fifth of
-/// the time of the embedded suite (BENCHMARKS.md). The number of threads does not change. Results do
-/// not depend on it.
+/// the time of the embedded suite (docs/contributing/performance.md). The number of threads does not
+/// change. Results do not depend on it.
 ///
 /// Call it in `main` before anything is computed; later it has no effect. It also has none with a
 /// single thread (`RAYON_NUM_THREADS=1`), because another thread must compute while this one waits.

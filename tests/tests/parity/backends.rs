@@ -11,7 +11,7 @@
 //! On a machine without a GPU, `wgpu` runs on Mesa's software Vulkan (Debian:
 //! `mesa-vulkan-drivers`); set `XDG_RUNTIME_DIR` to a writable folder, and
 //! `CUBECL_AUTOTUNE_LEVEL=minimal` to spend less time on tuning. The runs then take minutes, nearly
-//! all of it shader compilation (BENCHMARKS.md).
+//! all of it shader compilation (docs/contributing/performance.md).
 
 mod compared {
     use std::{fs, path::Path, sync::Arc, time::Instant};

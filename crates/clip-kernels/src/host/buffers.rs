@@ -2,7 +2,7 @@
 //!
 //! The thread that calls a kernel allocates its result, and the others would wait while it clears a
 //! large one. Scratch memory is cleared once and then reused. With small matrices both show in a
-//! profile (`BENCHMARKS.md`, the embedded suite).
+//! profile (`docs/contributing/performance.md`, the embedded suite).
 
 use std::{
     cell::RefCell,

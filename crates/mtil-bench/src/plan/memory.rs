@@ -9,7 +9,7 @@ use serde::Serialize;
 /// Bytes of an `f32`.
 const F32: u64 = 4;
 /// Assumed share of protected directions: the result of rho 0.15 on a random ViT-B/16
-/// (BENCHMARKS.md).
+/// (docs/contributing/performance.md).
 const RANK_SHARE: f64 = 0.05;
 
 /// Estimated device memory in bytes, in `f32` and without gradient checkpointing.
