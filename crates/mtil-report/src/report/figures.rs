@@ -1,30 +1,42 @@
-//! Markdown table of all figures, with their standard deviation over the seeds.
+//! All figures of the methods with their standard deviation over the seeds, as rows of text.
 
 use super::group::{Figures, Group, Spread};
-use super::load::{Loaded, Status};
+use super::load::Status;
 
-const HEAD: &str = "| method | seeds | Transfer | Average | Last | diagonal | BWT | gap | margin \
-    | R@1 | seconds | MB kept |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+const HEAD: [&str; 12] = [
+    "method", "seeds", "Transfer", "Average", "Last", "diagonal", "BWT", "gap", "margin", "R@1",
+    "seconds", "MB kept",
+];
 
-/// Returns the table with one line per method: accuracies in %, other figures after the last task.
-pub(super) fn markdown(loaded: &Loaded, groups: &[Group<'_>]) -> String {
-    let mut text = HEAD.to_owned();
+/// Returns the head and one row per method: accuracies in %, other figures after the last task.
+pub(super) fn rows(groups: &[Group<'_>]) -> Vec<Vec<String>> {
+    let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
     for group in groups {
         let runs = Group::counted(&group.runs);
-        let unfinished = if group.status() == Status::Partial {
-            " (unfinished)"
-        } else {
-            ""
+        let unfinished = match group.status() {
+            Status::Partial => " (unfinished)",
+            _ => "",
         };
-        let cells = cells(&group.figures).join(" | ");
-        text += &format!(
-            "| `{}`{unfinished} | {} | {cells} |\n",
-            group.name,
-            runs.len()
-        );
+        let mut row = vec![
+            format!("{}{unfinished}", group.name),
+            runs.len().to_string(),
+        ];
+        row.extend(cells(&group.figures));
+        rows.push(row);
     }
-    for note in &loaded.notes {
-        text += &format!("\n{note}\n");
+    rows
+}
+
+/// Returns [`rows`] as a Markdown table.
+pub(super) fn markdown(rows: &[Vec<String>]) -> String {
+    let mut text = String::new();
+    for (at, row) in rows.iter().enumerate() {
+        match (at, row.split_first()) {
+            (1.., Some((name, cells))) => {
+                text += &format!("| `{name}` | {} |\n", cells.join(" | "));
+            }
+            _ => text += &format!("| {} |\n|{}\n", row.join(" | "), "---|".repeat(row.len())),
+        }
     }
     text
 }

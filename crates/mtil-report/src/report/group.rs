@@ -1,6 +1,7 @@
 //! Aggregation of the runs of one method over seeds.
 
 use super::load::{RunData, Status};
+use crate::svg::PALETTE;
 use mtil_engine::{
     metrics::{AccuracyMatrix, MetricsFile, Recall},
     run::EvaluationRecord,
@@ -229,14 +230,15 @@ pub(super) fn group(runs: &[RunData]) -> Vec<Group<'_>> {
             .then(score(b).total_cmp(&score(a)))
             .then(a.name.cmp(&b.name))
     });
-    // The two main methods have the same colour in every report.
+    // The two main methods have the same colour in every report. Methods beyond the palette are
+    // grey: more colours could not be told apart.
     let fixed = |name: &str| match name {
         "gnsp" => Some(0),
         "finetune" => Some(1),
         _ => None,
     };
     let taken: Vec<usize> = groups.iter().filter_map(|g| fixed(&g.name)).collect();
-    let mut free = (0..).filter(|i| !taken.contains(i));
+    let mut free = (0..PALETTE).filter(|i| !taken.contains(i));
     for g in &mut groups {
         g.colour = match g.status() {
             Status::ZeroShot => None,

@@ -140,14 +140,19 @@ pub fn write_report(runs: &[PathBuf], out: &Path) -> Result<ReportSummary, Repor
     })
 }
 
-/// Returns all figures as a Markdown table, each with its standard deviation over the seeds.
+/// Returns all figures as a Markdown table, each with its standard deviation over the seeds, and the
+/// notes.
 ///
 /// # Errors
 /// As [`write_report`], except for the output file.
 pub fn figures_table(runs: &[PathBuf]) -> Result<String, ReportError> {
     let loaded = load::load(runs)?;
     let groups = group::group(&loaded.runs);
-    Ok(figures::markdown(&loaded, &groups))
+    let mut table = figures::markdown(&figures::rows(&groups));
+    for note in &loaded.notes {
+        table += &format!("\n{note}\n");
+    }
+    Ok(table)
 }
 
 /// Returns the headline table as aligned text for a terminal, with the outcome and notes.

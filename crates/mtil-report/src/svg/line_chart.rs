@@ -16,6 +16,8 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
     /// Draws a thicker line.
     pub strong: bool,
+    /// Draws a thin line without a label at its end, below the others.
+    pub faint: bool,
     /// Draws markers at the points.
     pub markers: bool,
 }
@@ -31,6 +33,7 @@ pub struct Line {
 ///     colour: Some(0),
 ///     points: vec![(0.0, 60.0), (1.0, 75.0)],
 ///     strong: true,
+///     faint: false,
 ///     markers: true,
 /// };
 /// let chart = LineChart { title: "Accuracy".into(), lines: vec![line], ..Default::default() };
@@ -112,6 +115,7 @@ impl LineChart {
         html! {
             svg class="chart" viewBox={ "0 0 " (w) " " (h) } role="img" aria-label=(self.title) {
                 title { (self.title) }
+                desc { (self.description()) }
                 @if let Some(at) = self.trained {
                     @let width = (w - right - px(at)).max(0.0);
                     rect class="trained" x=(f(px(at))) y=(f(top)) width=(f(width))
@@ -146,8 +150,15 @@ impl LineChart {
                         title { (name) ": " (decimal(*y, 1, false)) (self.unit) }
                     }
                 }
-                @for line in &self.lines {
-                    g class={ (colour_class(line.colour)) @if line.strong { " strong" } } {
+                @let (faint, clear): (Vec<&Line>, Vec<&Line>) =
+                    self.lines.iter().partition(|line| line.faint);
+                @for line in faint.into_iter().chain(clear) {
+                    @let weight = match line {
+                        Line { faint: true, .. } => " faint",
+                        Line { strong: true, .. } => " strong",
+                        _ => "",
+                    };
+                    g class={ (colour_class(line.colour)) (weight) } {
                         path class="ln" d=(path(&line.points, &px, &py)) {}
                         @if line.markers || line.points.len() == 1 {
                             @for (x, y) in &line.points {
@@ -173,6 +184,21 @@ impl LineChart {
         }
     }
 
+    /// Returns the ends of all lines in words, for readers who do not see the chart.
+    fn description(&self) -> String {
+        let value = |y: f64| decimal(y, self.decimals.max(1), self.signed);
+        let ends = self.lines.iter().filter_map(|line| {
+            let (first, last) = (line.points.first()?, line.points.last()?);
+            let (label, unit) = (&line.label, self.unit);
+            Some(format!(
+                "{label}: {} to {}{unit}",
+                value(first.1),
+                value(last.1)
+            ))
+        });
+        ends.collect::<Vec<_>>().join("; ")
+    }
+
     /// Returns the labels at the line ends with their heights, moved apart where they would
     /// overlap.
     fn end_label_positions(
@@ -184,6 +210,7 @@ impl LineChart {
         let mut all: Vec<(f64, String, Option<usize>)> = self
             .lines
             .iter()
+            .filter(|l| !l.faint)
             .filter_map(|l| Some((py(l.points.last()?.1), l.label.clone(), l.colour)))
             .collect();
         all.sort_by(|a, b| a.0.total_cmp(&b.0));

@@ -14,8 +14,8 @@ use maud::{Markup, html};
 pub use dot_plot::{Axis, DotPlot, Group, Mark, Row};
 pub use line_chart::{Line, LineChart};
 
-/// Number of colours in the palette. Lines beyond it repeat the colours with dashes.
-const PALETTE: usize = 8;
+/// Number of colours in the palette. Indices beyond it repeat the colours with dashes.
+pub const PALETTE: usize = 8;
 
 /// Returns the CSS class of a palette index; `None` is the neutral colour.
 pub fn colour_class(colour: Option<usize>) -> String {

@@ -2,14 +2,21 @@
 
 use maud::{Markup, html};
 
+use crate::format::plural;
 use crate::report::group::Group;
 use crate::svg::{Line, nice, swatch};
 
-/// Returns the legend of the methods.
+/// Returns the legend of the methods that have a colour.
 pub(super) fn legend(groups: &[&Group<'_>]) -> Markup {
+    let grey = groups.iter().filter(|g| g.colour.is_none()).count();
     html! {
         ul.legend aria-label="Legend" {
-            @for g in groups { li { (swatch(g.colour)) " " (g.name) } }
+            @for g in groups {
+                @if g.colour.is_some() { li { (swatch(g.colour)) " " (g.name) } }
+            }
+            @if grey > 0 {
+                li { (swatch(None)) " " (plural(grey, "other method")) ", named by their points" }
+            }
         }
     }
 }
@@ -33,6 +40,7 @@ pub(super) fn line(g: &Group<'_>, points: Vec<(f64, f64)>) -> Line {
         colour: g.colour,
         points,
         strong: g.name == "gnsp",
+        faint: g.colour.is_none(),
         markers: true,
     }
 }

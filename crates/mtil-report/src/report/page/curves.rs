@@ -14,8 +14,9 @@ pub(super) fn change_from_pretrained(groups: &[&Group<'_>], tasks: usize) -> Mar
         // Over the tasks that were measured at this stage.
         mean(columns.map(|c| Some(g.accuracy_at(s, c)? - g.accuracy_at(0, c)?)))
     };
-    let unseen: Vec<Line> = groups
-        .iter()
+    // A method without Transfer, such as joint training, has no tasks that it has not trained yet.
+    let with_unseen = groups.iter().filter(|g| g.figures.transfer.is_some());
+    let unseen: Vec<Line> = with_unseen
         .map(|g| {
             let at = |s: usize| Some((s as f64, change(g, s, s..tasks)?));
             line(g, (0..tasks).filter_map(at).collect())
@@ -30,6 +31,7 @@ pub(super) fn change_from_pretrained(groups: &[&Group<'_>], tasks: usize) -> Mar
         .collect();
     let longest = groups
         .iter()
+        .filter(|g| g.colour.is_some())
         .map(|g| g.name.chars().count())
         .max()
         .unwrap_or(0);
@@ -67,6 +69,7 @@ pub(super) fn change_from_pretrained(groups: &[&Group<'_>], tasks: usize) -> Mar
                 "Mean change in accuracy from the pretrained model on the same tasks, in points, "
                 "after each number of trained tasks."
             }
+            @if groups.iter().any(|g| g.colour.is_none()) { (legend(groups)) }
             div.pair {
                 figure {
                     figcaption {

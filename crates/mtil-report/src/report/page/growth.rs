@@ -148,6 +148,7 @@ fn trend(group: &Group<'_>, run: &RunData, growth: &Growth) -> Markup {
             colour: group.colour,
             markers: true,
             strong: true,
+            faint: false,
             points,
         }];
         let (low, high) = range(lines.iter(), &[]);

@@ -90,6 +90,7 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
                             colour: names.iter().position(|n| *n == name).map(|i| i + PARTS_FROM),
                             points: downsample(&r.steps, tasks, |s| s.parts.get(name).copied()),
                             strong: false,
+                            faint: false,
                             markers: false,
                         }).collect();
                         lines.push(Line {
@@ -97,6 +98,7 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
                             colour: None,
                             points: downsample(&r.steps, tasks, |s| Some(s.loss)),
                             strong: true,
+                            faint: false,
                             markers: false,
                         });
                         lines

@@ -2,9 +2,12 @@
 
 use maud::{Markup, html};
 
-use crate::format::decimal;
+use crate::format::{decimal, plural};
 use crate::report::group::Group;
 use crate::svg::swatch;
+
+/// Number of matrices that are not folded.
+const SHOWN: usize = 8;
 
 pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
     if groups.is_empty() {
@@ -23,6 +26,7 @@ pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
         }
     }
     let limit = (limit / 10.0).ceil() * 10.0;
+    let shown = groups.len().min(SHOWN);
     html! {
         section {
             h2 { "Accuracy matrices" }
@@ -39,35 +43,47 @@ pub(super) fn heat_maps(groups: &[&Group<'_>], order: &[String]) -> Markup {
                 span { "+" (decimal(limit, 0, false)) " points" }
             }
             div class={ "maps" @if tasks > 7 { " wide" } } {
-                @for g in groups {
-                    figure.map {
-                        div.scroll tabindex="0" role="region"
-                            aria-label={ "Accuracy matrix of " (g.name) } {
-                            table.heat {
-                                caption {
-                                    (swatch(g.colour)) " " b { (g.name) }
-                                    @let n = Group::counted(&g.runs).len();
-                                    @if n > 1 { small { " mean of " (n) " seeds" } }
-                                    @if !g.is_complete() { small { " unfinished" } }
-                                }
-                                thead {
-                                    tr {
-                                        th scope="col" { "after" }
-                                        @for t in order { th scope="col" { span { (t) } } }
+                @for g in &groups[..shown] { (heat_map(g, order, limit)) }
+            }
+            @if shown < groups.len() {
+                details {
+                    summary { "Matrices of " (plural(groups.len() - shown, "more method")) }
+                    div class={ "maps" @if tasks > 7 { " wide" } } {
+                        @for g in &groups[shown..] { (heat_map(g, order, limit)) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Returns the matrix of a method. `limit` is the change of the strongest colour, in points.
+fn heat_map(g: &Group<'_>, order: &[String], limit: f64) -> Markup {
+    let tasks = order.len();
+    html! {
+        figure.map {
+            div.scroll tabindex="0" role="region" aria-label={ "Accuracy matrix of " (g.name) } {
+                table.heat {
+                    caption {
+                        (swatch(g.colour)) " " b { (g.name) }
+                        @let n = Group::counted(&g.runs).len();
+                        @if n > 1 { small { " mean of " (n) " seeds" } }
+                        @if !g.is_complete() { small { " unfinished" } }
+                    }
+                    thead {
+                        tr {
+                            th scope="col" { "after" }
+                            @for t in order { th scope="col" { span { (t) } } }
+                        }
+                    }
+                    tbody {
+                        @for s in 0..=tasks {
+                            @if (0..tasks).any(|c| g.accuracy_at(s, c).is_some()) {
+                                tr class=[(s == 0).then_some("zero")] {
+                                    th scope="row" {
+                                        @if s == 0 { "zero-shot" } @else { (order[s - 1]) }
                                     }
-                                }
-                                tbody {
-                                    @for s in 0..=tasks {
-                                        @if (0..tasks).any(|c| g.accuracy_at(s, c).is_some()) {
-                                            tr class=[(s == 0).then_some("zero")] {
-                                                th scope="row" {
-                                                    @if s == 0 { "zero-shot" }
-                                                    @else { (order[s - 1]) }
-                                                }
-                                                @for c in 0..tasks { (heat_cell(g, s, c, limit)) }
-                                            }
-                                        }
-                                    }
+                                    @for c in 0..tasks { (heat_cell(g, s, c, limit)) }
                                 }
                             }
                         }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `outcome`, `head` | the outcome in a sentence, notes |
 //! | `growth` | what the last task of a growing run cost |
-//! | `summary` | headline table |
+//! | `summary`, `copy` | headline table; the figures as Markdown, CSV and LaTeX |
 //! | `differences` | paired differences between methods |
 //! | `selection` | settings selected per task, with their candidates |
 //! | `breaches` | violations of the drift guard |
@@ -21,6 +21,7 @@
 mod breaches;
 mod captions;
 mod charts;
+mod copy;
 mod curves;
 mod differences;
 mod geometry;

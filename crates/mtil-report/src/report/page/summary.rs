@@ -2,6 +2,7 @@
 
 use maud::{Markup, PreEscaped, html};
 
+use super::copy::copies;
 use crate::format::{bytes, count, decimal, duration, plural};
 use crate::report::group::{Figures, Group, Spread};
 use crate::report::load::Status;
@@ -274,6 +275,7 @@ pub(super) fn headline(
                     tbody { @for row in &rows { (table.row(row)) } }
                 }
             }
+            (copies(groups))
             (definitions(&table.columns, &table.costs, table.has_gap, table.has_recall))
         }
     }
