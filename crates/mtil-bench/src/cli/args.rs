@@ -311,6 +311,9 @@ impl From<ActivationName> for Activation {
 
 /// Arguments of `report`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench report runs/mini\n  \
+        mtil-bench report runs/a/gnsp runs/b/gnsp --out both.html")]
 pub struct ReportArgs {
     /// Run directories, or folders that contain run directories
     #[arg(required = true)]
@@ -322,6 +325,8 @@ pub struct ReportArgs {
 
 /// Arguments of `history`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  \
+        mtil-bench history runs/shop/gnsp-update")]
 pub struct HistoryArgs {
     /// The run directory
     pub run: PathBuf,
@@ -332,6 +337,8 @@ pub struct HistoryArgs {
 
 /// Arguments of `undo`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  \
+        mtil-bench undo runs/shop/gnsp-update")]
 pub struct UndoArgs {
     /// The run directory
     pub run: PathBuf,
@@ -440,6 +447,9 @@ pub struct EmbedArgs {
 
 /// Arguments of `tune`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench tune --plan\n  \
+        mtil-bench tune --methods gnsp,finetune --jobs 2")]
 pub struct TuneArgs {
     /// Comma-separated methods [default: all that train]
     #[arg(long, value_delimiter = ',', value_parser = trimmed)]
@@ -471,6 +481,8 @@ pub struct TuneArgs {
 
 /// Arguments of `pretrain`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  \
+        mtil-bench pretrain --out runs/clip-mini")]
 pub struct PretrainArgs {
     /// Output folder, in Hugging Face layout
     #[arg(long, default_value = "runs/clip-mini")]
@@ -494,6 +506,11 @@ pub struct PretrainArgs {
 
 /// Arguments of `suite`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench suite list\n  \
+        mtil-bench suite example > shop.toml\n  \
+        mtil-bench suite check shop.toml\n  \
+        mtil-bench suite export mini world")]
 pub struct SuiteArgs {
     /// The subcommand
     #[command(subcommand)]
@@ -505,6 +522,8 @@ pub struct SuiteArgs {
 pub enum SuiteVerb {
     /// List the built-in suites
     List,
+    /// Print an example suite file, whose comments explain every key
+    Example,
     /// Check a suite and describe its tasks; without a name, check every dataset below --data and
     /// report missing files and their sources
     Check(CheckArgs),
@@ -725,6 +744,9 @@ pub struct LayersArgs {
 
 /// Arguments of `methods`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench methods\n  \
+        mtil-bench methods gnsp --suite mtil-order-1")]
 pub struct MethodsArgs {
     /// Method whose settings are printed
     pub name: Option<String>,
@@ -735,6 +757,9 @@ pub struct MethodsArgs {
 
 /// Arguments of `model`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench model list\n  \
+        mtil-bench model fetch openai/ViT-B-16")]
 pub struct ModelArgs {
     /// The subcommand
     #[command(subcommand)]

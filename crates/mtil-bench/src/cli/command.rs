@@ -8,8 +8,16 @@ use super::{
         ModelArgs, PretrainArgs, ReportArgs, ReproduceArgs, RunArgs, SuiteArgs, TuneArgs, UndoArgs,
     },
     devices::DeviceArgs,
+    manual::{CompletionsArgs, ManArgs},
     sweep::SweepArgs,
 };
+
+const RUN_EXAMPLES: &str = "Examples:\n  \
+    mtil-bench run                                     the embedded suite, no download\n  \
+    mtil-bench run --quick --methods gnsp,er           seconds, the numbers mean little\n  \
+    mtil-bench run --methods gnsp,finetune --seed 1,2,3 --jobs 2\n  \
+    mtil-bench run --suite shop.toml --model openai/ViT-B-16 --methods gnsp-update\n  \
+    mtil-bench run --suite mtil-order-1 --data DIR --model openai/ViT-B-16 --plan";
 
 /// Train CLIP continually on a sequence of tasks, and measure forgetting.
 ///
@@ -17,6 +25,7 @@ use super::{
 /// finetune and gnsp, into runs/mini. The same command with the same --out resumes a stopped run.
 #[derive(Debug, Parser)]
 #[command(name = "mtil-bench", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = RUN_EXAMPLES)]
 pub struct Cli {
     /// The subcommand; `run` if absent.
     #[command(subcommand)]
@@ -34,6 +43,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train methods on a suite, evaluate after every task, and write a report (default)
+    #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
     /// Evaluate a model on a suite
     Eval(EvalArgs),
@@ -67,6 +77,10 @@ pub enum Command {
     Tune(TuneArgs),
     /// List devices, or compare their speed, memory and results
     Device(DeviceArgs),
+    /// Print the completion script of a shell
+    Completions(CompletionsArgs),
+    /// Write the manual pages of all subcommands
+    Man(ManArgs),
 }
 
 impl Cli {
@@ -91,7 +105,9 @@ impl Cli {
                 | Command::Suite(_)
                 | Command::Methods(_)
                 | Command::Sweep(_)
-                | Command::Device(_),
+                | Command::Device(_)
+                | Command::Completions(_)
+                | Command::Man(_),
             ) => None,
         }
     }

@@ -23,6 +23,9 @@ use crate::{
 
 /// Arguments of `device`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench device\n  \
+        mtil-bench device compare --sizes vit-b-16 --works training-step --batch 64")]
 pub struct DeviceArgs {
     /// The subcommand; lists the devices if absent.
     #[command(subcommand)]

@@ -9,12 +9,14 @@ mod download;
 mod embed;
 mod eval;
 mod export;
+mod hints;
 mod history;
 mod interrupt;
 mod job;
 mod layers;
 mod learned;
 mod lists;
+mod manual;
 mod methods;
 mod model;
 mod output;
@@ -34,6 +36,7 @@ mod undo;
 mod workers;
 
 pub use command::{Cli, Command};
+pub use manual::reference;
 
 use eyre::{Result, eyre};
 
@@ -100,7 +103,10 @@ fn device_failure(word: &str, reason: &str, memory_hint: &str) -> eyre::Report {
 
 fn call(cli: Cli) -> Result<()> {
     match cli.command {
-        None => run::run(cli.run),
+        None => {
+            hints::announce();
+            run::run(cli.run)
+        }
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Eval(args)) => eval::eval(&args),
         Some(Command::Reproduce(args)) => reproduce::reproduce(&args),
@@ -118,6 +124,8 @@ fn call(cli: Cli) -> Result<()> {
         Some(Command::Sweep(args)) => sweep::sweep(&args),
         Some(Command::Tune(args)) => tune::tune(&args),
         Some(Command::Device(args)) => devices::devices(&args),
+        Some(Command::Completions(args)) => manual::completions(&args),
+        Some(Command::Man(args)) => manual::man(&args),
     }
 }
 

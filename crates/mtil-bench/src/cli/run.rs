@@ -17,6 +17,7 @@ use super::{
     args::RunArgs,
     checkpoint::{EMBEDDED, LoadedModel, load_model},
     device_failure,
+    hints::{self, Finished},
     interrupt::stop_flag,
     job::{FingerprintedSuite, Job, SharedSettings},
     output::Terminal,
@@ -233,6 +234,11 @@ impl RunResults {
     fn fail(&mut self, job: &Job, error: eyre::Report) {
         self.insert(job, json!({"error": describe(&error)}));
         self.failures.push(error);
+    }
+
+    /// Returns whether all runs have ended well.
+    fn is_complete(&self) -> bool {
+        !self.stopped && self.failures.is_empty() && self.guarded == 0
     }
 
     /// Returns the error of the runs, or else that of `reported`, what was written about them.
@@ -621,6 +627,13 @@ pub fn run(args: RunArgs) -> Result<()> {
     let reported = write_report(&jobs, &out, !executed.stopped);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&executed.results)?);
+    } else if executed.is_complete() && reported.is_ok() {
+        let trained = jobs.iter().rfind(|job| job.request.method.trains);
+        hints::print_next(&Finished {
+            embedded: selected.settings == "mini",
+            seeds: args.seed.len(),
+            trained: trained.map(|job| job.folder.as_path()),
+        });
     }
     executed.finish_with(reported)
 }

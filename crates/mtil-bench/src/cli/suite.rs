@@ -37,6 +37,10 @@ pub fn suite(args: &SuiteArgs) -> Result<()> {
             list();
             Ok(())
         }
+        SuiteVerb::Example => {
+            print!("{}", mtil_data::suite::EXAMPLE);
+            Ok(())
+        }
         SuiteVerb::Check(args) => match &args.suite {
             Some(name) => describe(name, args),
             None => check_datasets(args),
@@ -96,7 +100,7 @@ fn list() {
     }
     println!(
         "FILE.toml            your own image folders or image-caption pairs; \
-         datasets/example-suite.toml explains every key"
+         `mtil-bench suite example` explains every key"
     );
 }
 

@@ -17,6 +17,10 @@ use crate::sweep::{
 
 /// Arguments of `sweep`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+        mtil-bench sweep plan sweeps/lr --methods gnsp --seeds 1,2,3 --set lr=1e-5,2e-5\n  \
+        mtil-bench sweep run sweeps/lr --jobs 2\n  \
+        mtil-bench sweep status sweeps/lr")]
 pub struct SweepArgs {
     /// The subcommand
     #[command(subcommand)]
@@ -108,6 +112,7 @@ pub struct PlanArgs {
 
 /// Arguments of `sweep status`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  mtil-bench sweep status sweeps/lr")]
 pub struct StatusArgs {
     /// Folder of the sweep
     pub dir: PathBuf,
