@@ -40,7 +40,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-MODEL = HERE.parent / "datasets/mini/clip-mini"
+MODEL = HERE.parent / "crates/mini-world/clip-mini"
 # Tolerance of the relative difference of losses and traces, and of entries of unit vectors.
 LARGEST_DIFFERENCE = 1e-4
 

@@ -69,7 +69,7 @@ done
 echo "== a full disk under other commands"
 mount -t tmpfs -o size=8k tmpfs "$disk"
 for command in \
-  "model convert datasets/mini/clip-mini $disk/converted --to open-clip" \
+  "model convert crates/mini-world/clip-mini $disk/converted --to open-clip" \
   "embed --model embedded --images $out/whole/samples --out $disk/features.npy" \
   "suite export mini $disk/exported"; do
   code=0

@@ -1,7 +1,7 @@
 """Fine-tuning and GNSP on the embedded suite from end to end, in PyTorch.
 
 Run:   mtil-bench suite export mini SUITE                           # target/release/mtil-bench
-       python benches/pytorch/mini_suite.py SUITE datasets/mini/clip-mini
+       python benches/pytorch/mini_suite.py SUITE crates/mini-world/clip-mini
                                             [--methods finetune,gnsp] [--tasks A,B] [--seed S]
                                             [--threads T] [--published]
 Needs: torch, safetensors, tokenizers, numpy, pillow

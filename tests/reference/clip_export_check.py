@@ -10,7 +10,7 @@ Ran with: Python 3.11, torch 2.15.0, transformers 5.24.0, open_clip_torch 3.3.0,
 
 Exports, in a temporary folder:
 
-    datasets/mini/clip-mini          CLIP, whole, in f32, f16 and bf16: model, tokenizer and image
+    crates/mini-world/clip-mini          CLIP, whole, in f32, f16 and bf16: model, tokenizer and image
                                      settings
     tests/data/zoo/siglip_hf         SigLIP without a tokenizer: the weights
     tests/data/zoo/siglip_open_clip  SigLIP: the weights, for open_clip
@@ -107,7 +107,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
 
-        mini = ROOT / "datasets/mini/clip-mini"
+        mini = ROOT / "crates/mini-world/clip-mini"
         for dtype in LARGEST:
             folder = out / f"mini-{dtype}"
             ours = export(program, mini, folder, "--dtype", dtype)

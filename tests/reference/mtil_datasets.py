@@ -1,6 +1,6 @@
 """Miniatures of the datasets of MTIL in their original archives, and torchvision's view of them.
 
-Run:   python tests/reference/mtil_datasets.py datasets/mtil tests/data/datasets [UNPACKED]
+Run:   python tests/reference/mtil_datasets.py crates/mtil-data/datasets tests/data/datasets [UNPACKED]
 Made with: Python 3.11, torch 2.15.0, torchvision 0.29.2, scipy 1.17.1, numpy 2.4.6, Pillow 12.
 
 The second argument becomes a data root with the archives under their original names where

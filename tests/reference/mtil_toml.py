@@ -1,6 +1,6 @@
-"""Generator of datasets/mtil/*.toml: the datasets of MTIL, CIFAR10, ImageNet and the caption sets.
+"""Generator of crates/mtil-data/datasets/*.toml: the datasets of MTIL, CIFAR10, ImageNet and the caption sets.
 
-Run:   python tests/reference/mtil_toml.py PROMPTS.json datasets/mtil
+Run:   python tests/reference/mtil_toml.py PROMPTS.json crates/mtil-data/datasets
 Made with: Python 3.11, open_clip_torch 3.3.0, timm 1.0.31, torchvision 0.29.2.
 
 PROMPTS.json has, for each of the eleven datasets, `classnames` (in label order, as used in

@@ -44,7 +44,7 @@ mod files;
 const HELD_OUT: usize = 5;
 
 /// The small CLIP of the repository.
-const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets/mini/clip-mini");
+const MINI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../mini-world/clip-mini");
 
 #[derive(Parser)]
 struct Args {

@@ -130,7 +130,7 @@ impl Clip {
     /// use burn::tensor::Device;
     /// use clip_model::Clip;
     ///
-    /// let clip = Clip::load("../../datasets/mini/clip-mini".as_ref(), &Device::default())?;
+    /// let clip = Clip::load("../mini-world/clip-mini".as_ref(), &Device::default())?;
     /// assert!(clip.check_labels(&["circle", "square"], &["a {}."]).is_ok());
     /// assert!(clip.check_labels(&["circle", "square", "Circle"], &["a {}."]).is_err());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -186,7 +186,7 @@ pub struct Prediction {
 /// use clip_model::{Clip, ZeroShotClassifier};
 /// use image::DynamicImage;
 ///
-/// let clip = Clip::load("../../datasets/mini/clip-mini".as_ref(), &Device::default())?;
+/// let clip = Clip::load("../mini-world/clip-mini".as_ref(), &Device::default())?;
 /// let classifier = ZeroShotClassifier::new(&clip, &["circle", "square"], &["a photo of a {}."])?;
 /// let predictions = classifier.classify(&[DynamicImage::new_rgb8(48, 32)], 2)?;
 /// assert!(predictions[0][0].probability >= predictions[0][1].probability);
@@ -310,7 +310,7 @@ mod tests {
 
     /// The embedded model's checkpoint, with a context of 24 tokens.
     fn mini() -> Clip {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets/mini/clip-mini");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../mini-world/clip-mini");
         Clip::load(folder.as_ref(), &Device::default()).unwrap()
     }
 

@@ -41,6 +41,11 @@
 //! arrays and TorchScript's modules consist of; `pytorch-reader` 0.22.1 has a reader for tensors
 //! alone.
 
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod error;
 mod input;
 mod literal;

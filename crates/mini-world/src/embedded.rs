@@ -5,11 +5,11 @@ use clip_model::{CheckpointBytes, CheckpointError, Clip};
 
 macro_rules! embedded_file {
     ($name:literal) => {
-        include_bytes!(concat!("../../../datasets/mini/clip-mini/", $name))
+        include_bytes!(concat!("../clip-mini/", $name))
     };
 }
 
-/// Files of `datasets/mini/clip-mini`, written by `mtil-bench pretrain`.
+/// Files of `clip-mini`, written by `mtil-bench pretrain`.
 pub const CLIP_MINI: CheckpointBytes<'static> = CheckpointBytes {
     config: embedded_file!("config.json"),
     weights: embedded_file!("model.safetensors"),

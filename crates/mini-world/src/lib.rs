@@ -31,6 +31,11 @@
 //! assert_eq!(tasks()[0].class_names[class], "star");
 //! ```
 
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod canvas;
 mod caption;
 mod conflict;

@@ -9,6 +9,11 @@
 //! | [`files`], [`machine`] | atomic file writes; processors and memory of the host |
 #![warn(missing_docs)]
 
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod data;
 pub mod datasets;
 pub mod files;

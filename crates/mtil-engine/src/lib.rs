@@ -13,6 +13,11 @@
 //! | [`recording`] | recording of layer inputs for Gram matrices |
 #![warn(missing_docs)]
 
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod analytic;
 pub mod batch;
 mod error;

@@ -7,6 +7,11 @@
 //! | [`reproduce`] | published tables and their reproduction |
 #![warn(missing_docs)]
 
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod format;
 pub mod page;
 pub mod report;

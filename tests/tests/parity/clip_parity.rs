@@ -427,7 +427,7 @@ fn a_directory_with_a_wrong_or_missing_file_is_refused_by_name() {
 
 #[test]
 fn a_tokenizer_of_another_vocabulary_is_refused() {
-    let other = include_bytes!("../../../datasets/mini/clip-mini/tokenizer.json");
+    let other = include_bytes!("../../../crates/mini-world/clip-mini/tokenizer.json");
     let message = error_with_file("tokenizer.json", Some(other));
     assert!(message.contains("vocabulary"), "{message}");
 }

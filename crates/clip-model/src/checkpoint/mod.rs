@@ -45,7 +45,7 @@ use detect::{Files, ImageSettings, ReadConfig};
 /// use burn::tensor::Device;
 /// use clip_model::Clip;
 ///
-/// let clip = Clip::load("../../datasets/mini/clip-mini".as_ref(), &Device::default())?;
+/// let clip = Clip::load("../mini-world/clip-mini".as_ref(), &Device::default())?;
 /// let features = clip.encode_text(&["a red circle", "a blue square"])?;
 /// assert_eq!(features.dims(), [2, clip.config.projection_dim]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -72,7 +72,7 @@ pub struct Clip {
 ///     image_size: Some(48),
 ///     ..LoadOptions::default()
 /// };
-/// let path = "../../datasets/mini/clip-mini".as_ref();
+/// let path = "../mini-world/clip-mini".as_ref();
 /// let clip = Clip::load_with(path, &options, &Device::default())?;
 /// assert_eq!(clip.model.visual.image_size(), 48);
 /// # Ok::<(), clip_model::CheckpointError>(())
@@ -129,7 +129,7 @@ impl Description {
     /// ```
     /// use clip_model::{Clip, LoadOptions};
     ///
-    /// let path = "../../datasets/mini/clip-mini".as_ref();
+    /// let path = "../mini-world/clip-mini".as_ref();
     /// let description = Clip::describe(path, &LoadOptions::default())?;
     /// assert_eq!(description.sha256()?.len(), 64);
     /// # Ok::<(), clip_model::CheckpointError>(())
@@ -373,7 +373,7 @@ impl Processor {
 /// use burn::tensor::Device;
 /// use clip_model::{CheckpointBytes, Clip};
 ///
-/// let read = |name| std::fs::read(format!("../../datasets/mini/clip-mini/{name}"));
+/// let read = |name| std::fs::read(format!("../mini-world/clip-mini/{name}"));
 /// let files = CheckpointBytes {
 ///     config: &read("config.json")?,
 ///     weights: &read("model.safetensors")?,

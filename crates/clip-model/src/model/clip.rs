@@ -26,7 +26,7 @@ use crate::{Kernels, config::ClipConfig, error::CheckpointError, tokenizer::Toke
 /// use clip_model::Clip;
 ///
 /// let device = Device::default();
-/// let model = Clip::load("../../datasets/mini/clip-mini".as_ref(), &device)?.model;
+/// let model = Clip::load("../mini-world/clip-mini".as_ref(), &device)?.model;
 /// let pixels = Tensor::zeros([2, 3, 32, 32], &device);
 /// assert_eq!(model.encode_image(pixels).dims(), [2, 128]);
 /// # Ok::<(), clip_model::CheckpointError>(())
@@ -77,7 +77,7 @@ impl ClipModel {
     /// use burn::tensor::Device;
     /// use clip_model::{Clip, TextBatching, normalize};
     ///
-    /// let clip = Clip::load("../../datasets/mini/clip-mini".as_ref(), &Device::default())?;
+    /// let clip = Clip::load("../mini-world/clip-mini".as_ref(), &Device::default())?;
     /// let tokens = clip.tokenizer.encode(&["a red circle", "a red square"], 16)?;
     /// let padded = clip.model.clone().with_text_batching(TextBatching::Padded);
     /// let [a, b] = [&clip.model, &padded].map(|model| normalize(model.encode_text(&tokens)));

@@ -22,7 +22,7 @@ use burn::tensor::Tensor;
 ///     }
 /// }
 ///
-/// let clip = Clip::load("../../datasets/mini/clip-mini".as_ref(), &Device::default())?;
+/// let clip = Clip::load("../mini-world/clip-mini".as_ref(), &Device::default())?;
 /// let mut layers = Layers(Vec::new());
 /// let pixels = Tensor::zeros([1, 3, 32, 32], &clip.model.device());
 /// clip.model.encode_image_observed(pixels, &mut layers);

@@ -1,4 +1,4 @@
-//! Dataset specifications, embedded from the files in `datasets/mtil`.
+//! Dataset specifications, embedded from the files in `datasets/`.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use crate::nearest;
 
 macro_rules! specs {
     ($($name:literal),* $(,)?) => {
-        [$(($name, include_str!(concat!("../../../../datasets/mtil/", $name, ".toml")))),*]
+        [$(($name, include_str!(concat!("../../datasets/", $name, ".toml")))),*]
     };
 }
 

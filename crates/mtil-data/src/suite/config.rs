@@ -19,7 +19,10 @@ use crate::{
 /// Name of the suite file in the folder of a suite.
 pub(super) const SUITE_FILE: &str = "suite.toml";
 
-/// A suite file. `datasets/example-suite.toml` explains every key.
+/// An example suite file, whose comments explain every key.
+pub const EXAMPLE: &str = include_str!("../../example-suite.toml");
+
+/// A suite file. [`EXAMPLE`] explains every key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SuiteConfig {
@@ -863,8 +866,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_example_parses() {
-        let text = include_str!("../../../../datasets/example-suite.toml");
-        let config: SuiteConfig = toml::from_str(text).unwrap();
+        let config: SuiteConfig = toml::from_str(EXAMPLE).unwrap();
         assert!(config.task.len() >= 2);
     }
 

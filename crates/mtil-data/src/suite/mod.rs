@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::data::ImageSource;
 
-pub use config::LoadOptions;
+pub use config::{EXAMPLE, LoadOptions};
 pub use decode::DecodedSet;
 pub use error::SuiteError;
 pub use export::{ExportSummary, export};

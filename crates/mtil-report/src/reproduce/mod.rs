@@ -2,7 +2,7 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`mod@published`] | published results of `datasets/published`, with their sources |
+//! | [`mod@published`] | published results of `published`, with their sources |
 //! | [`tables()`] | tables: methods, suite, task orders and seeds |
 //! | [`table`], `render` | comparison of our results with published ones; text, Markdown and CSV |
 //! | [`grid`] | grids of settings: `--set key=a,b` as separate runs |

@@ -1,4 +1,4 @@
-//! Published accuracies of `datasets/published`.
+//! Published accuracies of `published/`.
 //!
 //! The numbers are computed from authors' result files or read in a paper's full text. Other
 //! numbers are absent; none is estimated.
@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 const FILES: &[(&str, &str)] = &[
     (
         "mtil-order-1.toml",
-        include_str!("../../../../datasets/published/mtil-order-1.toml"),
+        include_str!("../../published/mtil-order-1.toml"),
     ),
     (
         "mtil-order-2.toml",
-        include_str!("../../../../datasets/published/mtil-order-2.toml"),
+        include_str!("../../published/mtil-order-2.toml"),
     ),
 ];
-const ANCHORS: &str = include_str!("../../../../datasets/published/anchors.toml");
+const ANCHORS: &str = include_str!("../../published/anchors.toml");
 
 /// Origin of a published number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
