@@ -76,10 +76,12 @@ pub struct RunArgs {
     /// Rule of the drift guard, checked after every task, e.g. --guard "accuracy.pets<85" --guard
     /// "gap-drift>0.2:stop"
     ///
-    /// Quantities: accuracy.TASK (in %), zero-shot-retention (accuracy on tasks not learned yet, as
-    /// a share of the pretrained model's), gap-drift (change of the modality gap, as a share of the
-    /// pretrained model's). A rule that ends in `:stop` ends the run, others warn. The run and its
-    /// report record both.
+    /// Quantities: accuracy.TASK (in %), forgetting (the largest loss of an earlier task by the last
+    /// one, in percentage points), zero-shot-retention (accuracy on tasks not learned yet, as a share
+    /// of the pretrained model's), retrieval-retention (R@1 on held-out pairs, as a share of the
+    /// pretrained model's), gap-drift (change of the modality gap, as a share of the pretrained
+    /// model's). A rule that ends in `:stop` ends the run, one that ends in `:undo` also takes the
+    /// task back, others warn. The run and its report record both.
     #[arg(long, value_name = "RULE")]
     pub guard: Vec<String>,
     /// Print the estimated cost of the runs (training steps, time, disk, memory) and exit

@@ -24,8 +24,10 @@ pub fn history(args: &HistoryArgs) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&entries)?);
         return Ok(());
     }
-    let kept = files.metrics()?.map(|metrics| metrics.kept);
-    print!("{}", text(&request, &entries, &kept.unwrap_or_default()));
+    // Earlier versions, and runs without a learned task, have no figure.
+    let metrics = files.metrics()?.filter(|m| m.bytes_kept.is_some());
+    let kept = metrics.map(|metrics| metrics.kept);
+    print!("{}", text(&request, &entries, kept.as_ref()));
     Ok(())
 }
 
@@ -106,7 +108,7 @@ fn entries(events: &[Event]) -> Vec<Entry> {
     entries
 }
 
-fn text(request: &Request, entries: &[Entry], kept: &BTreeMap<Kept, u64>) -> String {
+fn text(request: &Request, entries: &[Entry], kept: Option<&BTreeMap<Kept, u64>>) -> String {
     let mut text = format!(
         "{} on {}, seed {}, from {}\n",
         request.method.name, request.suite, request.seed, request.model
@@ -128,13 +130,14 @@ fn text(request: &Request, entries: &[Entry], kept: &BTreeMap<Kept, u64>) -> Str
         text += "\nno task is learned yet\n";
     }
     text += "\nkept of the tasks besides the model: ";
-    let parts = kept.iter();
+    let parts = kept.into_iter().flatten();
     let parts: Vec<String> = parts
         .map(|(what, size)| format!("{} of {what}", bytes(*size)))
         .collect();
-    text += &match parts.is_empty() {
-        true => "nothing".to_owned(),
-        false => parts.join(", "),
+    text += &match (kept, parts.is_empty()) {
+        (None, _) => "not recorded".to_owned(),
+        (_, true) => "nothing".to_owned(),
+        (_, false) => parts.join(", "),
     };
     text + "\n"
 }

@@ -22,8 +22,12 @@ pub fn methods(args: &MethodsArgs) -> Result<()> {
             toml::to_string_pretty(&Method::load(name, &args.suite, &[])?)?
         ),
         None => {
+            let width = names().into_iter().map(str::len).max().unwrap_or(0);
             for name in names() {
-                println!("{name:12} {}", Method::load(name, &args.suite, &[])?.about);
+                println!(
+                    "{name:width$} {}",
+                    Method::load(name, &args.suite, &[])?.about
+                );
             }
         }
     }

@@ -61,7 +61,7 @@ impl EventFormatter {
             }]
         };
         match event {
-            Event::Start { .. } => line(format!("{method}: {tasks} tasks")),
+            Event::Start { .. } => line(format!("{method}: {}", plural(tasks, "task"))),
             Event::Resume { task, .. } if *task == tasks => line(format!("{method}: complete")),
             Event::Resume { task, step, .. } => line(format!(
                 "{method}: resuming at task {}, step {step}",

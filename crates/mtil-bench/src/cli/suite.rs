@@ -72,9 +72,9 @@ fn write_suite(suite: &Suite, dir: &Path) -> Result<()> {
         error => eyre::Report::from(error),
     })?;
     eprintln!(
-        "{} images of {} tasks; the suite is {}",
-        summary.images,
-        summary.tasks,
+        "{} of {}; the suite is {}",
+        plural(summary.images, "image"),
+        plural(summary.tasks, "task"),
         summary.suite_file.display()
     );
     Ok(())
@@ -148,7 +148,7 @@ fn describe(name: &str, args: &CheckArgs) -> Result<()> {
 }
 
 fn print_suite(suite: &Suite, disagreement: Option<f64>) {
-    println!("{}: {} tasks", suite.name, suite.tasks.len());
+    println!("{}: {}", suite.name, plural(suite.tasks.len(), "task"));
     for task in &suite.tasks {
         match &task.kind {
             TaskKind::Classification(of) => println!(

@@ -84,6 +84,9 @@ fn a_run_learns_added_tasks_and_takes_them_back() {
     );
     assert_eq!(matrix()["order"].as_array().unwrap().len(), 2);
     assert_eq!(history(here)[3]["did"], "took-back");
+    let text = mtil_bench(here, &["history", "x/gnsp-update"]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("of statistics"), "{text}");
     fails(
         here,
         &["undo", "x/gnsp-update"],

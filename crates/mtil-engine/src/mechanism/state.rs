@@ -48,6 +48,10 @@ pub struct Position {
     /// Trainable values of the current task, or of the last one.
     #[serde(default)]
     pub trainable: u64,
+    /// Bytes carried from the learned tasks besides the model, by what they are. Earlier versions did
+    /// not store it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<BTreeMap<Kept, u64>>,
     /// Broken rules of the drift guard.
     #[serde(default)]
     pub breaches: Vec<Breach>,

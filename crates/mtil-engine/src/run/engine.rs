@@ -617,6 +617,7 @@ impl Engine<'_> {
         for mechanism in self.mechanisms.iter() {
             mechanism.end_task(state);
         }
+        state.position.kept = Some(self.kept(state));
         state.model = trained.clone().train();
         if !self.options.checkpoints || !self.mechanisms.iter().all(|m| m.trains_weights()) {
             return Ok(());

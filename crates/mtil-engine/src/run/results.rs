@@ -150,9 +150,9 @@ impl Engine<'_> {
         Ok(metrics)
     }
 
-    /// Returns the bytes carried from task to task besides the model, by what they are: the states of mechanisms, a
-    /// model per task, and the pretrained weights, where later tasks need them.
-    fn kept(&self, state: &RunState) -> BTreeMap<Kept, u64> {
+    /// Returns the bytes carried from task to task besides the model, by what they are: the states
+    /// of mechanisms, a model per task, and the pretrained weights, where later tasks need them.
+    pub(super) fn kept(&self, state: &RunState) -> BTreeMap<Kept, u64> {
         let method = self.method();
         let mut kept = state.kept(self.checkpoint);
         let mut weights = 0;

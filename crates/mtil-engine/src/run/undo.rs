@@ -3,7 +3,7 @@
 //! The folder `undo` of a run directory keeps the state before its last task, until the next task
 //! is learned.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{fs, path::Path};
 
 use super::{Event, RunDirectory, RunFiles, event::now};
 use crate::{
@@ -74,23 +74,24 @@ pub(super) fn take_back(
     };
     let current = files.position()?.ok_or_else(nothing)?;
     let is_pending = current.step == 0 && current.task < tasks.len();
-    let kept = files.undo();
-    let learned = if is_pending {
-        current.task
+    let before = files.undo();
+    let position = if is_pending {
+        current
     } else {
-        if !kept.join(POSITION).exists() {
+        if !before.join(POSITION).exists() {
             return Err(nothing());
         }
-        manifest::verify(&kept, ids)?;
-        read_json::<Position>(&kept.join(POSITION))?.task
+        manifest::verify(&before, ids)?;
+        read_json::<Position>(&before.join(POSITION))?
     };
+    let learned = position.task;
     let task = tasks.get(learned).ok_or_else(nothing)?.name.clone();
     for index in learned..tasks.len() {
         remove_folder(&files.checkpoint(index))?;
         remove_folder(&files.select(index))?;
         files.remove_details(index + 1)?;
     }
-    remove_results(&files, learned)?;
+    remove_results(&files, &position)?;
     directory.record(&Event::Undone {
         task: learned,
         name: task.clone(),
@@ -99,15 +100,16 @@ pub(super) fn take_back(
     })?;
     if !is_pending {
         let [state, _, old] = files.states();
-        replace_state(&[state, kept, old])?;
+        replace_state(&[state, before, old])?;
     }
     // Last: until then the same call does what is left to do.
     directory.forget_tasks(learned)?;
     Ok(Undone { task, learned })
 }
 
-/// Removes the results of the tasks from `learned` on from the result files.
-fn remove_results(files: &RunFiles, learned: usize) -> Result<(), RunError> {
+/// Removes the results of the tasks after `position` from the result files.
+fn remove_results(files: &RunFiles, position: &Position) -> Result<(), RunError> {
+    let learned = position.task;
     let folder = files.folder();
     let names = [MatrixFile::NAME, MatrixFile::WITHOUT_IDENTITY];
     let mut figures: Option<MetricsFile> = None;
@@ -139,9 +141,8 @@ fn remove_results(files: &RunFiles, learned: usize) -> Result<(), RunError> {
         bwt: figures.bwt,
         forgetting: figures.forgetting,
         diagonal: figures.diagonal,
-        // Known again after the next task.
-        bytes_kept: None,
-        kept: BTreeMap::new(),
+        bytes_kept: position.kept.as_ref().map(|kept| kept.values().sum()),
+        kept: position.kept.clone().unwrap_or_default(),
         complete: true,
         ..metrics
     };

@@ -165,6 +165,9 @@ fn takes_back(method: &str, settings: &[&str]) {
     learn(method, settings, 1, &grown, NEVER).unwrap();
     learn(method, settings, 2, &grown, NEVER).unwrap();
     let before = carried(&grown);
+    let kept = MetricsFile::load(&grown.join(MetricsFile::NAME))
+        .unwrap()
+        .kept;
     learn(method, settings, 3, &grown, NEVER).unwrap();
     let undone = undo(&grown).unwrap();
     assert_eq!(
@@ -181,6 +184,7 @@ fn takes_back(method: &str, settings: &[&str]) {
     );
     let metrics = MetricsFile::load(&grown.join(MetricsFile::NAME)).unwrap();
     assert_eq!(metrics.modality_gap.len(), 3);
+    assert_eq!(metrics.kept, kept, "{method}");
     assert!(metrics.complete && metrics.last.is_some(), "{method}");
     let twice = undo(&grown).unwrap_err();
     assert!(matches!(twice, RunError::NothingToUndo { .. }), "{twice}");

@@ -3,7 +3,7 @@
 use super::group::{Figures, Group, Spread};
 use super::load::{Loaded, Status, pretrained};
 use super::page::outcome;
-use crate::format::{bytes, count, duration};
+use crate::format::{bytes, count, duration, plural};
 use mtil_engine::guard::Action;
 
 const HEAD: [&str; 15] = [
@@ -63,9 +63,9 @@ pub(super) fn table(loaded: &Loaded, groups: &[Group<'_>]) -> String {
         .filter(|&c| c == 0 || rows[1..].iter().any(|r| r[c] != "-"))
         .collect();
     let mut text = format!(
-        "{}: {} tasks ({}), prompt rule: {}\n\n",
+        "{}: {} ({}), prompt rule: {}\n\n",
         first.suite,
-        first.order.len(),
+        plural(first.order.len(), "task"),
         loaded.runs[0].titles().join(", "),
         if first.prompt_rule.is_empty() {
             "not recorded"
