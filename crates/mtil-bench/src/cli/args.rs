@@ -748,13 +748,17 @@ pub struct LayersArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  \
         mtil-bench methods\n  \
-        mtil-bench methods gnsp --suite mtil-order-1")]
+        mtil-bench methods gnsp --suite mtil-order-1\n  \
+        mtil-bench methods --costs")]
 pub struct MethodsArgs {
     /// Method whose settings are printed
     pub name: Option<String>,
     /// Suite that the settings apply to
     #[arg(long, default_value = "mini")]
     pub suite: String,
+    /// Run every method briefly, and print what each keeps of learned tasks and needs, as Markdown
+    #[arg(long, conflicts_with_all = ["name", "suite"])]
+    pub costs: bool,
 }
 
 /// Arguments of `model`.

@@ -2,13 +2,17 @@
 
 use eyre::Result;
 
-use super::args::MethodsArgs;
+use super::{args::MethodsArgs, method_costs::costs_page};
 use crate::sweep::named_suites;
 use mtil_data::nearest;
 use mtil_engine::method::{Method, names};
 
 /// Runs `methods`.
 pub fn methods(args: &MethodsArgs) -> Result<()> {
+    if args.costs {
+        print!("{}", costs_page()?);
+        return Ok(());
+    }
     // A suite file may have any name, so only one like that of a known suite may be a mistake.
     let suite = args.suite.as_str();
     if let Some(near) = nearest(suite, named_suites()).filter(|near| near != suite) {

@@ -17,6 +17,7 @@ mod layers;
 mod learned;
 mod lists;
 mod manual;
+mod method_costs;
 mod methods;
 mod model;
 mod output;
