@@ -6,3 +6,8 @@
 
 pub mod fixture;
 pub mod readers;
+
+/// The programs of the guide to the optimizer are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guides/optimizer.md")]
+struct OptimizerGuide;

@@ -85,7 +85,16 @@ impl MethodCost {
                 ..RunOptions::default()
             };
             let stop = Arc::default();
-            run(&request, &suite, clip, device, out, &options, &stop, &mut passes)?;
+            run(
+                &request,
+                &suite,
+                clip,
+                device,
+                out,
+                &options,
+                &stop,
+                &mut passes,
+            )?;
             Ok(MetricsFile::load(&out.join(MetricsFile::NAME))?)
         };
         let out = folder.path().join("run");
@@ -175,7 +184,7 @@ const HEAD: [&str; 9] = [
 /// The error of a method's short run, with the method's name.
 pub fn costs_page() -> Result<String> {
     let device = Device::default().autodiff();
-    let clip = mini_world::embedded::load(&device)?;
+    let clip = mini_world::embedded::clip_mini(&device)?;
     let mut page = String::from(
         "# What each method keeps and costs\n\n\
          With this page you can choose a method by what it stores of your images, by whether its \
@@ -225,10 +234,9 @@ mod tests {
     #[test]
     fn costs_tell_pictures_from_statistics() {
         let device = Device::default().autodiff();
-        let clip = mini_world::embedded::load(&device).unwrap();
+        let clip = mini_world::embedded::clip_mini(&device).unwrap();
         let measure = |name| MethodCost::measure(name, &clip, &device).unwrap();
-        let [gnsp, er, plain, per_task] =
-            ["gnsp", "er", "finetune", "lora-per-task"].map(measure);
+        let [gnsp, er, plain, per_task] = ["gnsp", "er", "finetune", "lora-per-task"].map(measure);
         assert!(gnsp.kept[0][&Kept::Statistics] > 0);
         assert_eq!(gnsp.kept[0], gnsp.kept[1]);
         assert!(gnsp.passes.contains("inputs or gradients of the layers"));
