@@ -19,7 +19,7 @@ pub fn announce() {
     );
 }
 
-/// Minutes of the default run on two processors: BENCHMARKS.md.
+/// Minutes of the default run on two processors: docs/contributing/performance.md.
 const DEFAULT_MINUTES: u32 = 4;
 
 /// A finished command, for the choice of hints.

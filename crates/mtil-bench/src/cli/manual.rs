@@ -1,12 +1,7 @@
 //! `completions` and `man`: shell completions, manual pages and the reference page of the book,
 //! generated from the arguments.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    io::{self, Write as _},
-    path::PathBuf,
-};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
@@ -17,6 +12,8 @@ use super::Cli;
 use mtil_data::files::write_atomically;
 use mtil_report::format::plural;
 
+/// Name of the program.
+const PROGRAM: &str = "mtil-bench";
 /// Columns of the help texts in the reference page.
 const COLUMNS: usize = 98;
 
@@ -44,8 +41,8 @@ pub struct ManArgs {
 /// Runs `completions`.
 pub fn completions(args: &CompletionsArgs) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "mtil-bench", &mut script);
-    io::stdout().write_all(&script)?;
+    clap_complete::generate(args.shell, &mut Cli::command(), PROGRAM, &mut script);
+    print!("{}", String::from_utf8(script)?);
     Ok(())
 }
 
@@ -55,7 +52,7 @@ pub fn man(args: &ManArgs) -> Result<()> {
         .wrap_err_with(|| format!("cannot create {}", args.dir.display()))?;
     let mut pages = 0;
     for command in commands() {
-        let name = command.get_bin_name().unwrap_or_default().replace(' ', "-");
+        let name = command.get_bin_name().unwrap_or(PROGRAM).replace(' ', "-");
         let mut page = Vec::new();
         Man::new(command.display_name(name.clone())).render(&mut page)?;
         let path = args.dir.join(format!("{name}.1"));

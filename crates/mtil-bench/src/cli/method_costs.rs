@@ -183,7 +183,7 @@ const HEAD: [&str; 9] = [
 /// # Errors
 /// The error of a method's short run, with the method's name.
 pub fn costs_page() -> Result<String> {
-    let device = Device::default().autodiff();
+    let device = Device::flex();
     let clip = mini_world::embedded::clip_mini(&device)?;
     let mut page = String::from(
         "# What each method keeps and costs\n\n\
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn costs_tell_pictures_from_statistics() {
-        let device = Device::default().autodiff();
+        let device = Device::flex();
         let clip = mini_world::embedded::clip_mini(&device).unwrap();
         let measure = |name| MethodCost::measure(name, &clip, &device).unwrap();
         let [gnsp, er, plain, per_task] = ["gnsp", "er", "finetune", "lora-per-task"].map(measure);

@@ -67,6 +67,11 @@ impl Guide {
         }
     }
 
+    /// Returns whether a block is run.
+    pub fn has_commands(&self) -> bool {
+        (0..self.blocks.len()).any(|at| self.is_executed(at))
+    }
+
     /// Runs all commands and compares their output.
     pub fn run(&self) {
         let folder = tempfile::tempdir().unwrap();
@@ -88,7 +93,7 @@ impl Guide {
             )
             .env("REPOSITORY", super::root())
             .env("MTIL_DATA", super::root().join("tests/data/datasets"))
-            .env("COLUMNS", "120")
+            .env("MPLBACKEND", "Agg")
             .status()
             .unwrap();
         let log = |at: usize| {

@@ -138,6 +138,12 @@ impl<'a> Group<'a> {
         self.status() == Status::Complete
     }
 
+    /// Returns whether the method learns all tasks at once, or a model for each task.
+    pub fn is_upper_bound(&self) -> bool {
+        let is_set = |key: &str| self.runs[0].settings.get(key).is_some_and(|v| v == "true");
+        is_set("method.joint") || is_set("method.per_task")
+    }
+
     /// Returns the mean over the counted runs that have a value.
     pub fn mean(&self, f: impl Fn(&RunData) -> Option<f64>) -> Option<f64> {
         let values: Vec<f64> = Self::counted(&self.runs)

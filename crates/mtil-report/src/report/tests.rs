@@ -754,3 +754,17 @@ fn differences_are_paired_over_seeds_and_may_not_be_separated() {
     assert!(near.contains("not separated"), "{near}");
     assert!(html.contains("<small>not separated</small>"));
 }
+
+#[test]
+fn an_upper_bound_is_not_the_best_method() {
+    let root = tempfile::tempdir().unwrap();
+    for (name, forget) in [("lwf", 0.6), ("wc", 0.8), ("best", 0.0)] {
+        fake(name, 0.3, forget, 4).write(root.path(), name);
+    }
+    let outcome = || report(&[root.path().into()]).0.outcome;
+    assert!(outcome().contains("best has the highest"), "{}", outcome());
+    let config =
+        "suite = \"invented-world\"\nseed = 42\n\n[method]\nname = \"best\"\nper_task = true\n";
+    fs::write(root.path().join("best/config.toml"), config).unwrap();
+    assert!(outcome().contains("lwf has the highest"), "{}", outcome());
+}

@@ -36,7 +36,7 @@ pub(super) fn change_from_pretrained(groups: &[&Group<'_>], tasks: usize) -> Mar
         .max()
         .unwrap_or(0);
     // About 6.9 pixels per character of the labels at the line ends.
-    let margin = (longest as f64 * 6.9 + 14.0).clamp(40.0, 150.0);
+    let margin = (longest as f64 * 6.9 + 14.0).clamp(40.0, 210.0);
     let chart = |title: &str, stages: usize, lines: Vec<Line>| {
         let y = range(lines.iter(), &[0.0]);
         LineChart {

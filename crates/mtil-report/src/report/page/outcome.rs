@@ -119,8 +119,11 @@ fn outcome_of_methods(groups: &[Group<'_>]) -> Outcome {
             detail: format!("{figures} One seed, so there is no interval."),
         };
     }
+    // An upper bound is no winner, unless there is nothing else.
+    let is_contest = done.iter().any(|g| !g.is_upper_bound());
     let best = |f: fn(&Figures) -> Option<Spread>| {
         done.iter()
+            .filter(|g| !(is_contest && g.is_upper_bound()))
             .filter_map(|g| Some((g.name.as_str(), f(&g.figures)?.mean)))
             .max_by(|a, b| a.1.total_cmp(&b.1))
     };
