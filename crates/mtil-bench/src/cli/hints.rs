@@ -20,7 +20,7 @@ pub fn announce() {
 }
 
 /// Minutes of the default run on two processors: docs/contributing/performance.md.
-const DEFAULT_MINUTES: u32 = 4;
+const DEFAULT_MINUTES: u32 = 2;
 
 /// A finished command, for the choice of hints.
 pub struct Finished<'a> {
