@@ -1,9 +1,11 @@
-//! What a newcomer reads: what the program is about to do, and commands worth trying next.
+//! Introduction before the default run, and suggested commands after a run.
 
 use std::{
     io::{self, IsTerminal},
     path::Path,
 };
+
+use crate::sweep::quote;
 
 /// Says on a terminal what the program does without arguments, and how long it takes.
 pub fn announce() {
@@ -38,7 +40,10 @@ pub fn next_commands(finished: &Finished<'_>) -> [(&'static str, String); 2] {
         "your own images",
         "mtil-bench suite example > shop.toml".to_owned(),
     );
-    match finished.trained.map(shell_word) {
+    match finished
+        .trained
+        .map(|run| quote(&run.display().to_string()))
+    {
         _ if finished.embedded && finished.seeds == 1 => [
             (
                 "with three seeds and intervals",
@@ -61,15 +66,6 @@ pub fn next_commands(finished: &Finished<'_>) -> [(&'static str, String); 2] {
             ("all methods", "mtil-bench methods".to_owned()),
             ("options and examples", "mtil-bench run --help".to_owned()),
         ],
-    }
-}
-
-fn shell_word(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_alphanumeric() || "/\\-_.,=+:".contains(c);
-    match text.chars().all(plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
     }
 }
 

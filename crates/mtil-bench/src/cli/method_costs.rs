@@ -1,5 +1,5 @@
-//! `methods --costs`: what each method keeps of learned tasks and needs besides training, measured
-//! on a short run of each.
+//! `methods --costs`: storage, data passes and task identity of each method, measured on a short run
+//! of each.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,7 +37,7 @@ const SIZES: MiniSizes = MiniSizes {
     held_out: 16,
 };
 
-/// What a method keeps and needs.
+/// Storage and data passes of a method.
 #[derive(Debug, PartialEq)]
 struct MethodCost {
     name: String,

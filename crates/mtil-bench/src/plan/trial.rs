@@ -39,7 +39,7 @@ pub struct Trial {
     pub learn: f64,
     /// Seconds of a batch of Gram accumulation, or of the inputs that adapters keep off later.
     pub gram_batch: f64,
-    /// Seconds of a batch of the pass that finds the basis of adapters before the first step.
+    /// Seconds of a batch of basis selection for adapters, before the first training step.
     pub basis_batch: f64,
     /// Seconds after evaluation and Gram accumulation, until the task ends.
     pub finish: f64,
