@@ -27,6 +27,11 @@ pub struct StoredTensor {
 }
 
 impl StoredTensor {
+    /// Returns the bytes of the values.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Returns the values of an `f32` tensor.
     ///
     /// # Panics

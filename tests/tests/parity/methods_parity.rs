@@ -1,9 +1,10 @@
-//! Parity of the methods with PyTorch (`tests/reference/methods_two_tasks.py`, `gnsp_methods.py`
-//! and `basis_methods.py`), through the whole engine: each test reads the files of a run directory.
+//! Parity of the methods with PyTorch (`tests/reference/methods_two_tasks.py`, `gnsp_methods.py`,
+//! `basis_methods.py` and `condu.py`), through the whole engine: each test reads the files of a run directory.
 
 mod bases;
 mod captions;
 mod mixtures;
+mod unify;
 
 use std::{
     collections::BTreeMap,
@@ -78,6 +79,8 @@ struct Reference {
     captions: Value,
     /// Results of `basis_methods.py`.
     bases: Value,
+    /// Results of `condu.py`.
+    unify: Value,
     /// Results of `moe_draws.py`.
     drawn: Value,
     clip: Clip,
@@ -108,10 +111,12 @@ impl Reference {
         };
         let (json, gnsp, drawn) = (read("methods.json"), read("gnsp.json"), read("moe.json"));
         let (captions, bases) = (read("captions.json"), read("bases.json"));
+        let unify = read("condu.json");
         let tensors = Fixture::read(&folder.join("methods.safetensors"));
         let others = [
             "gnsp.safetensors",
             "bases.safetensors",
+            "condu.safetensors",
             "moe.safetensors",
             "captions.safetensors",
         ];
@@ -157,6 +162,7 @@ impl Reference {
             gnsp,
             captions,
             bases,
+            unify,
             drawn,
             clip,
             suite,
@@ -165,7 +171,13 @@ impl Reference {
 
     /// Returns the results of PyTorch for a method.
     fn method(&self, name: &str) -> &Value {
-        let results = [&self.json, &self.gnsp, &self.captions, &self.bases];
+        let results = [
+            &self.json,
+            &self.gnsp,
+            &self.captions,
+            &self.bases,
+            &self.unify,
+        ];
         let mut methods = results.iter().map(|results| &results["methods"][name]);
         let found = methods.find(|method| !method.is_null());
         found.unwrap_or(&Value::Null)

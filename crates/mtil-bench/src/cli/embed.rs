@@ -73,7 +73,7 @@ struct Towers<'a> {
 /// Returns the towers that a run has learned.
 fn learned_towers(model: &LearnedModel) -> Result<Towers<'_>> {
     let method = &model.request().method.name;
-    if model.task().is_some() && !model.needs_task() {
+    if model.task().is_some() && !model.features_depend_on_task() {
         bail!("the features of method `{method}` depend on no task; leave out --task");
     }
     let towers = Towers {
@@ -81,7 +81,7 @@ fn learned_towers(model: &LearnedModel) -> Result<Towers<'_>> {
         task: model.task(),
         clip: model.clip(),
     };
-    if !model.needs_task()
+    if !model.features_depend_on_task()
         && let Err(LearnedError::NotPlain { mechanism, .. }) = model.plain()
     {
         eprintln!(

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     MemoryEstimate,
-    trial::{DataSizes, Trial},
+    trial::{DataSizes, TASKS, Trial},
 };
 use mtil_data::suite::{Suite, Task, TaskKind};
 use mtil_engine::{eval::EvalOptions, run::Request};
@@ -79,11 +79,20 @@ pub fn estimate(
         true => tasks,
         false => 0,
     };
-    let evaluations = 1.0 + stages as f64;
     let share = evaluated_share(&request.evaluation, suite, stages);
-    let evaluation = evaluations
-        * (trial.classifiers * ratio(full.prompts, tried.prompts)
-            + trial.evaluation * ratio(full.evaluated, tried.evaluated) * share);
+    // An evaluation passes images and prompts through several models where a method votes.
+    let models = |learned: usize| {
+        let identity = request.evaluation.identity;
+        let models = method.evaluated_models(learned, suite.tasks.len(), identity);
+        [
+            models.images / trial.models.images,
+            models.prompts / trial.models.prompts,
+        ]
+    };
+    let passes = (0..=stages).map(models);
+    let passes = passes.fold([0.0; 2], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
+    let evaluation = passes[1] * trial.classifiers * ratio(full.prompts, tried.prompts)
+        + passes[0] * trial.evaluation * ratio(full.evaluated, tried.evaluated) * share;
 
     let between = match stages {
         0 => 0.0,
@@ -108,7 +117,12 @@ pub fn estimate(
                 true => ratio(full.train.min(1000.0), tried.train),
                 false => 1.0,
             };
+            // Earlier tasks are taken in again: as many on average as half of all.
+            let [pass, rest] = trial.taken;
+            let earlier = (1.0 + stages as f64) / 2.0 / TASKS as f64;
+            let taken = pass * ratio(full.train, tried.train) + rest * earlier;
             setup * ratio(full.reference, tried.reference) * repeats as f64
+                + stages as f64 * taken
                 + stages as f64 * basis * repeats as f64
                 + stages as f64 * (gram + inputs + trial.finish * finish_ratio)
         }

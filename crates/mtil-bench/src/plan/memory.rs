@@ -33,6 +33,8 @@ pub struct MemoryEstimate {
     pub projectors: u64,
     /// Gram matrices during accumulation, and the largest product.
     pub gram: u64,
+    /// Further models of an evaluation.
+    pub evaluation: u64,
 }
 
 /// The trainable parts of the towers.
@@ -85,6 +87,9 @@ impl MemoryEstimate {
             activations: F32 * activations.max().unwrap_or(0),
             ..Self::default()
         };
+        if method.unify.is_some() {
+            memory.evaluation = F32 * parameters * suite.tasks.len() as u64;
+        }
         if method.projection.is_some() {
             for n in projected_inputs(config) {
                 let kept = (RANK_SHARE * n as f64).ceil() as u64;
@@ -97,10 +102,10 @@ impl MemoryEstimate {
         Some(memory)
     }
 
-    /// Returns the peak: the larger of a training step and Gram accumulation.
+    /// Returns the peak: the largest of a training step, Gram accumulation and evaluation.
     pub fn total(&self) -> u64 {
         let step = self.gradients + self.moments + self.activations + self.projectors;
-        self.weights + step.max(self.gram)
+        self.weights + step.max(self.gram).max(self.evaluation)
     }
 }
 

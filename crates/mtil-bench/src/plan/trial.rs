@@ -11,12 +11,12 @@ use mtil_data::{
     suite::{CaptionedImages, LabelledImages, Suite, Task, TaskKind},
 };
 use mtil_engine::{
-    method::Method,
+    method::{EvaluatedModels, Method},
     run::{Event, Phase, Progress, Request, RunError, RunOptions, run},
 };
 
 /// Tasks of a trial: the first, and a later one.
-const TASKS: usize = 2;
+pub(super) const TASKS: usize = 2;
 /// Training steps per task.
 const STEPS: usize = 5;
 /// Images of a test set, and the minimum of a training set.
@@ -27,10 +27,12 @@ const GRAM_BATCHES: usize = 3;
 /// Measured seconds and bytes of the parts of a trial run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Trial {
-    /// Seconds for the zero-shot classifiers of an evaluation.
+    /// Seconds for the zero-shot classifiers of the last evaluation.
     pub classifiers: f64,
-    /// Seconds for the rest of an evaluation.
+    /// Seconds for the rest of that evaluation.
     pub evaluation: f64,
+    /// Models that its images and prompts pass through.
+    pub models: EvaluatedModels,
     /// Seconds before the first training step of a task: the first task, a later one.
     pub setup: [f64; 2],
     /// Seconds of a training step: on the first task, on a later one.
@@ -41,6 +43,9 @@ pub struct Trial {
     pub gram_batch: f64,
     /// Seconds of a batch of basis selection for adapters, before the first training step.
     pub basis_batch: f64,
+    /// Seconds between the last training step of a task and its evaluation: of a pass over its
+    /// training images, and of the rest.
+    pub taken: [f64; 2],
     /// Seconds after evaluation and Gram accumulation, until the task ends.
     pub finish: f64,
     /// Bytes of a checkpoint.
@@ -134,6 +139,8 @@ pub fn trial(
         &mut stopwatch,
     )?;
     let mut trial = stopwatch.trial();
+    let identity = request.evaluation.identity;
+    trial.models = request.method.evaluated_models(TASKS, TASKS, identity);
     trial.sizes = DataSizes::of(&request.method, &suite);
     trial.checkpoint = size(&folder.join("checkpoints/task-01"));
     trial.kept = size(&folder.join("checkpoints/task-01/state"));
@@ -294,11 +301,17 @@ impl Stopwatch {
             // Methods without gradient steps learn a task while they encode its images.
             let last_step = steps.last().copied();
             let encoded = at(Mark::Encoding).last().copied();
-            let learned = last_step.or(encoded).unwrap_or(began);
+            let learned = last_step.max(encoded).unwrap_or(began);
             trial.learn = match last_step {
                 Some(_) => 0.0,
                 None => seconds(began, learned),
             };
+            if let Some(last_step) = last_step.filter(|step| *step < learned) {
+                let mut passes = at(Mark::Encoding);
+                passes.retain(|mark| *mark > last_step);
+                let from = passes.first().copied().unwrap_or(learned);
+                trial.taken = [seconds(from, learned), seconds(last_step, from)];
+            }
             if let Some(evaluated) = evaluated {
                 // The first progress of an evaluation comes after its classifiers are built.
                 let from = evaluating.unwrap_or(learned);

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use burn::tensor::{Tensor, activation::softmax};
-use clip_model::{Clip, normalize};
+use clip_model::Clip;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Encoder, LabelSpace, Scorer, prompts, stage::class_scores, to_host, zero_shot_classifier,
+    Encoder, LabelSpace, Scorer, encoder::classified_image, prompts, stage::class_scores, to_host,
+    zero_shot_classifier,
 };
 use crate::batch::BatchError;
 
@@ -141,7 +142,7 @@ impl<'a> Classifier<'a> {
     /// # Errors
     /// [`BatchError::Answer`] if the scores of the method cannot be computed.
     pub fn scores(&self, pixels: Tensor<4>) -> Result<Vec<f32>, BatchError> {
-        let features = normalize(self.encoder.image(self.task, pixels));
+        let features = classified_image(self.encoder.as_ref(), self.task, pixels);
         if let Some(scorer) = self.scorer.as_deref() {
             let space = self.task.map_or(LabelSpace::All, LabelSpace::Task);
             let host = to_host(features.clone());
@@ -208,6 +209,7 @@ fn merged(tasks: &[TaskLabels]) -> Vec<Group> {
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
+    use clip_model::normalize;
     use mini_world::embedded;
 
     use super::*;

@@ -37,6 +37,51 @@ pub trait Encoder {
     fn is_task_agnostic(&self) -> bool {
         true
     }
+
+    /// Returns the models that classify images of a task together, or images whose task is not
+    /// given; none if [`image`](Self::image) and [`text`](Self::text) classify them alone.
+    fn ensemble(&self, _task: Option<usize>) -> Option<&dyn Ensemble> {
+        None
+    }
+}
+
+/// Models that classify together: the logits are a weighted mean of theirs, with weights that may
+/// differ from image to image. The dot product of an image and a text is that mean, because each
+/// has its features under all models, one after the other.
+pub trait Ensemble {
+    /// Number of models.
+    fn models(&self) -> usize;
+
+    /// Encodes images: the normalised features under each model times the model's weight for the
+    /// image. The weights of an image sum to 1.
+    ///
+    /// # Shapes
+    /// - `pixels`: `[batch, 3, side, side]`
+    /// - output: `[batch, models · embedding]`
+    fn image(&self, pixels: Tensor<4>) -> Tensor<2>;
+
+    /// Encodes texts: the normalised features under each model.
+    ///
+    /// # Shapes
+    /// - output: `[texts, models · embedding]`
+    fn text(&self, tokens: &TokenBatch) -> Tensor<2>;
+}
+
+/// Returns the features that images of `task` are classified with: normalised, or those of an
+/// [`Ensemble`].
+///
+/// # Shapes
+/// - `pixels`: `[batch, 3, side, side]`
+/// - output: `[batch, models · embedding]`
+pub(super) fn classified_image(
+    encoder: &dyn Encoder,
+    task: Option<usize>,
+    pixels: Tensor<4>,
+) -> Tensor<2> {
+    match encoder.ensemble(task) {
+        Some(ensemble) => ensemble.image(pixels),
+        None => normalize(encoder.image(task, pixels)),
+    }
 }
 
 impl Encoder for ClipModel {
@@ -99,6 +144,17 @@ pub fn encode_texts_while(
     task: Option<usize>,
     texts: &[String],
 ) -> Result<Tensor<2>, BatchError> {
+    let encode = |tokens: &TokenBatch| normalize(encoder.text(task, tokens));
+    encode_in_batches(proceed, checkpoint, &encode, texts)
+}
+
+/// Encodes texts in batches with `encode`, whose features are normalised.
+pub(super) fn encode_in_batches(
+    proceed: &dyn Fn() -> Result<(), BatchError>,
+    checkpoint: &Clip,
+    encode: &dyn Fn(&TokenBatch) -> Tensor<2>,
+    texts: &[String],
+) -> Result<Tensor<2>, BatchError> {
     let context = checkpoint.config.text.max_position_embeddings;
     let mut order: Vec<usize> = (0..texts.len()).collect();
     let several = texts.len() > TEXT_BATCH;
@@ -111,7 +167,7 @@ pub fn encode_texts_while(
         proceed()?;
         let chunk: Vec<&str> = chunk.iter().map(|index| texts[*index].as_str()).collect();
         let tokens = checkpoint.tokenizer.encode(&chunk, context)?;
-        let rows = normalize(encoder.text(task, &tokens));
+        let rows = encode(&tokens);
         // Texts with a shared prefix are computed together, so the named text need not be the only
         // one with features that are not finite.
         let name = |row: usize| format!("the text `{}`", chunk[row]);

@@ -18,7 +18,7 @@ mod texts;
 
 pub use classifier::{Classifier, Label, TaskLabels};
 pub use encoder::{
-    Encoder, Features, argmax, encode_images, encode_texts, encode_texts_for_task,
+    Encoder, Ensemble, Features, argmax, encode_images, encode_texts, encode_texts_for_task,
     encode_texts_while, to_host,
 };
 pub(crate) use encoder::{IMAGE_BATCH, encode_images_with};

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
-use clip_model::{Clip, normalize};
+use clip_model::{Clip, TokenBatch, normalize};
 use serde::{Deserialize, Serialize};
 
-use super::{Encoder, encode_texts_while};
+use super::{Encoder, encode_texts_while, encoder::encode_in_batches};
 use crate::batch::BatchError;
 use mtil_data::suite::Classification;
 
@@ -96,11 +96,12 @@ pub fn zero_shot_head(
 }
 
 /// Returns the weights of the zero-shot classifier of `classes` under `templates`, as
-/// [`zero_shot_head`] does for a task. `proceed` is called before each batch of prompts, and its
-/// error ends the work.
+/// [`zero_shot_head`] does for a task. Those of an [`Ensemble`](super::Ensemble) are the weights
+/// under each of its models, one after the other. `proceed` is called before each batch of
+/// prompts, and its error ends the work.
 ///
 /// # Shapes
-/// - output: `[classes, embedding]`
+/// - output: `[classes, models · embedding]`
 ///
 /// # Errors
 /// As [`zero_shot_head`], and the error of `proceed`.
@@ -113,12 +114,24 @@ pub fn zero_shot_classifier(
     templates: &[String],
 ) -> Result<Tensor<2>, BatchError> {
     let prompts = prompts(classes, templates);
-    let features = encode_texts_while(proceed, checkpoint, encoder, task_index, &prompts)?;
-    let [_, e] = features.dims();
+    let (features, models) = match encoder.ensemble(task_index) {
+        Some(ensemble) => {
+            let encode = |tokens: &TokenBatch| ensemble.text(tokens);
+            let features = encode_in_batches(proceed, checkpoint, &encode, &prompts)?;
+            (features, ensemble.models())
+        }
+        None => {
+            let features = encode_texts_while(proceed, checkpoint, encoder, task_index, &prompts)?;
+            (features, 1)
+        }
+    };
+    let [_, width] = features.dims();
     let mean = features
-        .reshape([classes.len(), templates.len(), e])
+        .reshape([classes.len(), templates.len(), width])
         .mean_dim(1);
-    Ok(normalize(mean.reshape([classes.len(), e])))
+    // Each model has its own mean.
+    let own = normalize(mean.reshape([classes.len() * models, width / models]));
+    Ok(own.reshape([classes.len(), width]))
 }
 
 /// Cache of classifier weights, valid while the text tower does not change.

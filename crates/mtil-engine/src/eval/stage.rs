@@ -3,12 +3,16 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use burn::tensor::Tensor;
-use clip_model::{Clip, normalize};
+use clip_model::Clip;
 use serde::{Deserialize, Serialize};
 
 use super::{
     EvalOptions, Features, HeadCache, PromptRule, TaskIdentity,
-    encoder::{Encoder, IMAGE_BATCH, argmax, encode_images_with, encode_texts_while, to_host},
+    encoder::{
+        Encoder, IMAGE_BATCH, argmax, classified_image, encode_images_with, encode_texts_while,
+        to_host,
+    },
+    prompts::zero_shot_classifier,
 };
 use crate::{
     batch::{BatchError, Images, PreprocessedBatch},
@@ -215,10 +219,12 @@ impl Evaluator<'_> {
     ) -> Result<(Evaluation, Vec<TaskDetails>), BatchError> {
         let tasks = &self.suite.tasks;
         let task_heads = self.heads(encoder, stage, heads)?;
-        let is_agnostic =
-            self.options.identity != TaskIdentity::Given && encoder.is_task_agnostic();
-        let all_heads: Vec<Tensor<2>> = task_heads.iter().flatten().cloned().collect();
-        let union_head = (is_agnostic && !all_heads.is_empty()).then(|| Tensor::cat(all_heads, 0));
+        let can_answer = encoder.is_task_agnostic() || encoder.ensemble(None).is_some();
+        let is_agnostic = self.options.identity != TaskIdentity::Given && can_answer;
+        let union_head = match is_agnostic {
+            true => self.union_head(encoder, stage, &task_heads)?,
+            false => None,
+        };
         let subset = self.options.images_at(stage, tasks.len());
         let mut progress = BatchProgress::new(self.batches(subset), progress);
         let (mut accuracies, mut agnostic, mut details) = (Vec::new(), Vec::new(), Vec::new());
@@ -369,6 +375,38 @@ impl Evaluator<'_> {
             .collect()
     }
 
+    /// Returns the classifier among the classes of all tasks, for images whose task is not given;
+    /// none without classes. `heads` are those for a given task.
+    fn union_head(
+        &self,
+        encoder: &dyn Encoder,
+        stage: Option<usize>,
+        heads: &[Option<Tensor<2>>],
+    ) -> Result<Option<Tensor<2>>, BatchError> {
+        let mut all: Vec<Tensor<2>> = heads.iter().flatten().cloned().collect();
+        if !encoder.is_task_agnostic() {
+            all.clear();
+            let proceed = || self.images.check_stop();
+            for (index, task) in self.suite.tasks.iter().enumerate() {
+                let Some(of) = task.classification() else {
+                    continue;
+                };
+                let rule = self.options.prompts;
+                let count = rule.template_count(stage, index, of.templates.len());
+                let (names, templates) = (&of.class_names, &of.templates[..count]);
+                all.push(zero_shot_classifier(
+                    &proceed,
+                    self.checkpoint,
+                    encoder,
+                    None,
+                    names,
+                    templates,
+                )?);
+            }
+        }
+        Ok((!all.is_empty()).then(|| Tensor::cat(all, 0)))
+    }
+
     /// Returns the classifier of a task at a stage.
     fn head(
         &self,
@@ -487,7 +525,10 @@ impl Evaluator<'_> {
                 progress.advance();
                 continue;
             };
-            let features = normalize(encoder.image(Some(task_index), pixels));
+            let without_task = union_head.filter(|_| !encoder.is_task_agnostic());
+            let without_task =
+                without_task.map(|_| classified_image(encoder, None, pixels.clone()));
+            let features = classified_image(encoder, Some(task_index), pixels);
             // Copied to the host once, and only if a scorer needs them.
             let host_features = scorer.map(|_| to_host(features.clone()));
             let scorer = scorer.zip(host_features.as_deref());
@@ -497,9 +538,12 @@ impl Evaluator<'_> {
                 Some(head) => Some(scores(head, LabelSpace::Task(task_index))?),
                 None => None,
             };
-            let union = match union_head {
-                Some(head) => Some(scores(head, LabelSpace::All)?),
-                None => None,
+            let union = match (union_head, &without_task) {
+                (Some(head), Some(features)) => {
+                    Some(class_scores(features, head, None, LabelSpace::All)?)
+                }
+                (Some(head), None) => Some(scores(head, LabelSpace::All)?),
+                (None, _) => None,
             };
             let union_classes = union.as_ref().map_or(0, |s| s.len() / kept.len());
             for (row, index) in kept.into_iter().enumerate() {

@@ -4,6 +4,7 @@ use burn::tensor::Device;
 use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
+use super::earlier_weights::Start;
 use crate::batch::Images;
 use mtil_data::suite::Suite;
 
@@ -68,12 +69,32 @@ impl RequiredWeights {
     }
 }
 
+/// Number of models that a test image and a prompt pass through in an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EvaluatedModels {
+    /// Models per image.
+    pub images: f64,
+    /// Models per prompt.
+    pub prompts: f64,
+}
+
+impl Default for EvaluatedModels {
+    fn default() -> Self {
+        Self {
+            images: 1.0,
+            prompts: 1.0,
+        }
+    }
+}
+
 /// Summary of a method for the checks of its mechanisms.
 pub(crate) struct MethodOutline {
     /// The keys of all mechanisms.
     pub keys: Vec<&'static str>,
     /// True if there is a loss on reference pairs.
     pub uses_reference: bool,
+    /// Initial weights of a task.
+    pub start: Start,
     /// True if all tasks are trained at once.
     pub joint: bool,
     /// True if each task has its own model.

@@ -7,7 +7,9 @@ use gnsp_optimizer::Protection;
 
 use super::{
     auxiliary_loss::AuxiliaryLoss,
-    context::{MethodOutline, PhaseProgress, RequiredWeights, RunContext, TaskContext},
+    context::{
+        EvaluatedModels, MethodOutline, PhaseProgress, RequiredWeights, RunContext, TaskContext,
+    },
     manifest,
     state::{MODEL, MechanismState, RunState, state_error},
 };
@@ -55,6 +57,12 @@ pub(crate) trait Mechanism: Send + Sync {
     /// Returns whether a prediction needs the task of the image.
     fn needs_task(&self) -> bool {
         false
+    }
+
+    /// Models that a test image and a prompt pass through in an evaluation after `learned` tasks:
+    /// of a task that is learned and given, or of another one.
+    fn evaluated_models(&self, _learned: usize, _is_known: bool) -> EvaluatedModels {
+        EvaluatedModels::default()
     }
 
     /// Returns whether [`final_weights`](Self::final_weights) may change frozen weights, if only by
@@ -135,6 +143,18 @@ pub(crate) trait Mechanism: Send + Sync {
         _: &mut PhaseProgress<'_>,
     ) -> Result<bool, RunError> {
         Ok(false)
+    }
+
+    /// Takes the final weights of a task into the state, before its evaluation. Returns the weights
+    /// that the run goes on with.
+    fn take_weights(
+        &self,
+        trained: ClipModel,
+        _: &TaskContext<'_>,
+        _: &mut RunState,
+        _: &mut PhaseProgress<'_>,
+    ) -> Result<ClipModel, RunError> {
+        Ok(trained)
     }
 
     /// Stores the data of a trained task that later tasks need.

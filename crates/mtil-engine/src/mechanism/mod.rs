@@ -13,6 +13,7 @@
 //! | `average`, `merge` | weight averaging during a task, weight interpolation after it |
 //! | `adapters` | low-rank adapters (LoRA), with a chosen basis |
 //! | `mixtures` | mixtures of adapters in every block |
+//! | `unify` | one delta for the models of all tasks, and voting of these models |
 //! | `regression` | ridge regression in place of gradient training |
 //! | `hooks`, `context` | the `Mechanism` trait and the arguments of its hooks |
 //! | `auxiliary_loss` | the `AuxiliaryLoss` trait: losses and gradients added to a training step |
@@ -40,4 +41,5 @@ pub mod rehearsal_memory;
 pub(crate) mod state;
 pub(crate) mod trainable;
 pub(crate) mod training_images;
+pub(crate) mod unify;
 pub(crate) mod weights;

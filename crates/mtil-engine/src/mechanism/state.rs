@@ -80,6 +80,11 @@ pub(crate) trait MechanismState: Any + Send {
 
     /// Returns what these bytes are.
     fn kept(&self) -> Kept;
+
+    /// Returns these bytes by what they are, where they are of several kinds.
+    fn kept_bytes(&self, checkpoint: &Clip) -> Vec<(Kept, u64)> {
+        vec![(self.kept(), self.bytes(checkpoint))]
+    }
 }
 
 pub(crate) const MODEL: &str = "model.safetensors";
@@ -160,7 +165,9 @@ impl RunState {
     pub fn kept(&self, checkpoint: &Clip) -> BTreeMap<Kept, u64> {
         let mut kept = BTreeMap::new();
         for state in &self.mechanisms {
-            *kept.entry(state.kept()).or_default() += state.bytes(checkpoint);
+            for (kind, bytes) in state.kept_bytes(checkpoint) {
+                *kept.entry(kind).or_default() += bytes;
+            }
         }
         kept
     }

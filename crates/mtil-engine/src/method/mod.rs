@@ -23,6 +23,7 @@ pub use crate::mechanism::{
     },
     anchor::{Anchor, AnchorKind},
     average::Average,
+    context::EvaluatedModels,
     distillation::{Distill, DistillImages, DistillTexts},
     earlier_weights::{Start, Teacher},
     merge::Merge,
@@ -30,9 +31,10 @@ pub use crate::mechanism::{
     projection::Projection,
     regression::{Analytic, AnalyticKind},
     rehearsal::{Rehearsal, RehearsalSelection},
+    unify::{Unify, UnifyTask},
 };
 use crate::{
-    eval::PromptRule,
+    eval::{PromptRule, TaskIdentity},
     mechanism::{
         adapters::{LoraMechanism, ProtectedMechanism},
         alignment::Alignment,
@@ -92,6 +94,8 @@ const BUILT_IN: &[(&str, &str)] = built_in![
     "osf-update",
     "codyra",
     "codyra-soft",
+    "condu",
+    "condu-lora",
     "moe-adapters",
     "rail-primal",
     "rail-dual",
@@ -201,6 +205,8 @@ pub struct Method {
     pub merge: Option<Merge>,
     /// Rehearsal of stored images of earlier tasks.
     pub rehearsal: Option<Rehearsal>,
+    /// One delta for the models of all tasks, which each task's model is reconstructed from.
+    pub unify: Option<Unify>,
     /// Training of low-rank adapters instead of the weights.
     pub lora: Option<Lora>,
     /// Mixtures of adapters parallel to every block.
@@ -268,6 +274,7 @@ impl Default for Method {
             average: None,
             merge: None,
             rehearsal: None,
+            unify: None,
             lora: None,
             experts: None,
             analytic: None,
@@ -483,6 +490,7 @@ impl Method {
         let outline = MethodOutline {
             keys: mechanisms.iter().map(|m| m.key()).collect(),
             uses_reference: self.uses_reference(),
+            start: self.start,
             joint: self.joint,
             per_task: self.per_task,
             distils_rehearsal_images: self
@@ -579,6 +587,9 @@ impl Method {
             }
             all.push(Box::new(adapters));
         }
+        if let Some(unify) = &self.unify {
+            all.push(Box::new(unify.clone()));
+        }
         if let Some(experts) = &self.experts {
             all.push(Box::new(experts.clone()));
         }
@@ -673,10 +684,50 @@ impl Method {
         self.cd > 0.0 || self.hold_means > 0.0
     }
 
+    /// Returns the mean number of models that a test image and a prompt pass through in the
+    /// evaluation after `learned` of `tasks` tasks.
+    ///
+    /// ```
+    /// use mtil_engine::{eval::TaskIdentity, method::Method};
+    ///
+    /// let condu = Method::load("condu", "", &[])?;
+    /// // The learned task has its own model; the others are voted on by it and the pretrained one.
+    /// let models = condu.evaluated_models(1, 4, TaskIdentity::Given);
+    /// assert_eq!(models.images, (1.0 + 3.0 * 2.0) / 4.0);
+    /// # Ok::<(), mtil_engine::method::MethodError>(())
+    /// ```
+    pub fn evaluated_models(
+        &self,
+        learned: usize,
+        tasks: usize,
+        identity: TaskIdentity,
+    ) -> EvaluatedModels {
+        let mechanisms = self.mechanisms();
+        let of = |is_known| {
+            let each = mechanisms
+                .iter()
+                .map(|m| m.evaluated_models(learned, is_known));
+            each.fold(EvaluatedModels::default(), |most, of| EvaluatedModels {
+                images: most.images.max(of.images),
+                prompts: most.prompts.max(of.prompts),
+            })
+        };
+        let (known, other) = (of(true), of(false));
+        let share = learned.min(tasks) as f64 / tasks.max(1) as f64;
+        // Without the task the images are classified once more, unless nothing depends on it.
+        let again = f64::from(u8::from(identity != TaskIdentity::Given && known != other));
+        let mean = |known: f64, other: f64| share * known + (1.0 - share + again) * other;
+        EvaluatedModels {
+            images: mean(known.images, other.images),
+            prompts: mean(known.prompts, other.prompts),
+        }
+    }
+
     /// Returns the earlier weights that the method requires.
     pub(crate) fn needs(&self) -> RequiredWeights {
         let own = RequiredWeights {
-            pretrained: self.per_task || self.start == Start::Pretrained,
+            // With `[unify]` the weights of the run are the pretrained ones between tasks.
+            pretrained: self.start == Start::Pretrained && self.unify.is_none(),
             start: false,
         };
         let mechanisms = self.mechanisms();

@@ -278,8 +278,8 @@ pub(super) struct Engine<'a> {
     pub(super) images: Images,
     pub(super) heads: HeadCache,
     pub(super) guard: Guard,
-    started: Instant,
-    seconds_before: f64,
+    pub(super) started: Instant,
+    pub(super) seconds_before: f64,
     pub(super) text_changed: bool,
 }
 
@@ -534,6 +534,7 @@ impl Engine<'_> {
             None => self.train_selected(state, progress)?,
         };
         // A stop below repeats everything from here on resuming: it is deterministic.
+        let trained = self.take_weights(state, trained, index, progress)?;
         let evaluation = self.evaluate_stage(state, &trained, index, progress)?;
         self.compare(state, &evaluation, index, progress)?;
         if let Some(reason) = self.check_guard(state, &evaluation, index, progress)? {
@@ -581,6 +582,23 @@ impl Engine<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Takes the final weights of the task into the states of the mechanisms. Returns the weights
+    /// that the run goes on with.
+    fn take_weights(
+        &self,
+        state: &mut RunState,
+        mut trained: ClipModel,
+        index: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<ClipModel, RunError> {
+        let task = self.task_context(index, None);
+        let mut working = phase_reporter(progress);
+        for mechanism in self.mechanisms.iter() {
+            trained = mechanism.take_weights(trained, &task, state, &mut working)?;
+        }
+        Ok(trained)
     }
 
     /// Stores what later tasks need from the trained task, also from the last one: further tasks may
@@ -632,60 +650,6 @@ impl Engine<'_> {
             mechanism.save_checkpoint(&folder, state)?;
         }
         Ok(())
-    }
-
-    /// Trains the current task, with a hyper-parameter selected for it if requested.
-    fn train_selected(
-        &mut self,
-        state: &mut RunState,
-        progress: &mut dyn Progress,
-    ) -> Result<ClipModel, RunError> {
-        let Some(select) = &self.request.select else {
-            return self.train(state, progress);
-        };
-        let method = match self.select(select, state, progress) {
-            // The time spent so far is saved.
-            Err(error) if error.is_interrupted() && state.position.step == 0 => {
-                self.save(state, None)?;
-                return Err(error);
-            }
-            selected => selected?,
-        };
-        let request = Request {
-            method,
-            ..self.request.clone()
-        };
-        let directory = self.directory.share()?;
-        let mut engine = self.derived_engine(&request, self.suite, directory);
-        let trained = engine.train(state, progress)?;
-        let text_changed = engine.text_changed;
-        self.text_changed |= text_changed;
-        Ok(trained)
-    }
-
-    /// Returns an engine that trains a task of this run with another request, on a suite that may
-    /// lack some of its images.
-    pub(super) fn derived_engine<'b>(
-        &'b self,
-        request: &'b Request,
-        suite: &'b Suite,
-        directory: RunDirectory,
-    ) -> Engine<'b> {
-        Engine {
-            request,
-            suite,
-            checkpoint: self.checkpoint,
-            mechanisms: request.method.mechanisms().into(),
-            device: self.device.clone(),
-            options: self.options,
-            directory,
-            images: self.images.clone(),
-            heads: HeadCache::default(),
-            guard: Guard::default(),
-            started: self.started,
-            seconds_before: self.seconds_before,
-            text_changed: false,
-        }
     }
 
     /// Trains the current task. Returns the final model, without autodiff.

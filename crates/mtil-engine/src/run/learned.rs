@@ -16,7 +16,7 @@ use super::{Request, RunFiles, lineage::Lineage};
 use crate::{
     batch::{BatchError, Images},
     error::{RunError, StateFault},
-    eval::{Classifier, Encoder, LabelSpace, Scorer, TaskLabels},
+    eval::{Classifier, Encoder, Ensemble, LabelSpace, Scorer, TaskLabels},
     mechanism::{
         context::RunContext,
         hooks::{Mechanism, load_kept_state, load_run_state},
@@ -274,6 +274,12 @@ impl LearnedModel {
         self.request.method.per_task || self.mechanisms.iter().any(|m| m.needs_task())
     }
 
+    /// Returns whether the features of an image or text depend on the task. A method may classify
+    /// without the task even so, by several models.
+    pub fn features_depend_on_task(&self) -> bool {
+        self.request.method.per_task || !self.towers().is_task_agnostic()
+    }
+
     /// Returns the classifier among the classes of all learned tasks, or of the given one. Its
     /// scores are those of the run's evaluation. `proceed` is called before each batch of prompts,
     /// and its error ends the work.
@@ -285,7 +291,8 @@ impl LearnedModel {
         &self,
         proceed: &dyn Fn() -> Result<(), BatchError>,
     ) -> Result<Classifier<'_>, LearnedError> {
-        let encoder = self.encoder()?;
+        self.check_task(self.needs_task())?;
+        let encoder = self.towers();
         let scorer = self.scorer(&self.suite);
         let (clip, labels, task) = (&self.clip, &self.labels, self.task);
         let mut candidates = labels.iter().enumerate();
@@ -305,25 +312,33 @@ impl LearnedModel {
     /// Returns the towers. They take [`task`](Self::task) as their task.
     ///
     /// # Errors
-    /// [`LearnedError::TaskRequired`] if the method needs a task, and none is given.
+    /// [`LearnedError::TaskRequired`] if the [features depend](Self::features_depend_on_task) on
+    /// the task, and none is given.
     pub fn encoder(&self) -> Result<Box<dyn Encoder + '_>, LearnedError> {
-        if self.task.is_none() && self.needs_task() {
+        self.check_task(self.features_depend_on_task())?;
+        Ok(self.towers())
+    }
+
+    fn check_task(&self, is_needed: bool) -> Result<(), LearnedError> {
+        if is_needed && self.task.is_none() {
             let method = self.request.method.name.clone();
             return Err(LearnedError::TaskRequired { method });
         }
-        Ok(self.towers())
+        Ok(())
     }
 
     /// Returns the towers for classes of no learned task, and whether they are the pretrained ones:
     /// a method that predicts with more than its weights leaves these to the pretrained model, as
-    /// its evaluation does.
+    /// its evaluation does, unless its models [classify](Encoder::ensemble) them together.
     ///
     /// # Errors
     /// [`LearnedError::ModelPerTask`].
     pub fn zero_shot_encoder(&self) -> Result<(Box<dyn Encoder + '_>, bool), LearnedError> {
         self.check_one_model()?;
-        let is_pretrained = self.beside_weights().is_some() || !self.request.method.trains;
-        Ok((self.towers(), is_pretrained))
+        let towers = self.towers();
+        let is_pretrained = towers.ensemble(None).is_none()
+            && (self.beside_weights().is_some() || !self.request.method.trains);
+        Ok((towers, is_pretrained))
     }
 
     /// Returns what an evaluation on `suite` needs. A task of it is a learned one if it has the
@@ -645,6 +660,10 @@ impl Encoder for ColumnEncoder<'_> {
 
     fn is_task_agnostic(&self) -> bool {
         self.encoder.is_task_agnostic()
+    }
+
+    fn ensemble(&self, task: Option<usize>) -> Option<&dyn Ensemble> {
+        self.encoder.ensemble(self.learned(task))
     }
 }
 

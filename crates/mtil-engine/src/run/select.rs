@@ -10,10 +10,11 @@ use mtil_data::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Event, Progress, RunDirectory, engine::Engine};
+use super::{Event, Progress, Request, RunDirectory, engine::Engine};
 use crate::{
     error::RunError,
     eval::{EvalOptions, Evaluator, HeadCache, PromptRule},
+    guard::Guard,
     mechanism::{
         hooks::load_run_state,
         state::{RunState, write_json},
@@ -201,6 +202,60 @@ fn hold_out_of_classes(of: &Classification, seed: u64) -> Option<[LabelledImages
 }
 
 impl Engine<'_> {
+    /// Trains the current task, with a hyper-parameter selected for it if requested.
+    pub(super) fn train_selected(
+        &mut self,
+        state: &mut RunState,
+        progress: &mut dyn Progress,
+    ) -> Result<ClipModel, RunError> {
+        let Some(select) = &self.request.select else {
+            return self.train(state, progress);
+        };
+        let method = match self.select(select, state, progress) {
+            // The time spent so far is saved.
+            Err(error) if error.is_interrupted() && state.position.step == 0 => {
+                self.save(state, None)?;
+                return Err(error);
+            }
+            selected => selected?,
+        };
+        let request = Request {
+            method,
+            ..self.request.clone()
+        };
+        let directory = self.directory.share()?;
+        let mut engine = self.derived_engine(&request, self.suite, directory);
+        let trained = engine.train(state, progress)?;
+        let text_changed = engine.text_changed;
+        self.text_changed |= text_changed;
+        Ok(trained)
+    }
+
+    /// Returns an engine that trains a task of this run with another request, on a suite that may
+    /// lack some of its images.
+    fn derived_engine<'b>(
+        &'b self,
+        request: &'b Request,
+        suite: &'b Suite,
+        directory: RunDirectory,
+    ) -> Engine<'b> {
+        Engine {
+            request,
+            suite,
+            checkpoint: self.checkpoint,
+            mechanisms: request.method.mechanisms().into(),
+            device: self.device.clone(),
+            options: self.options,
+            directory,
+            images: self.images.clone(),
+            heads: HeadCache::default(),
+            guard: Guard::default(),
+            started: self.started,
+            seconds_before: self.seconds_before,
+            text_changed: false,
+        }
+    }
+
     /// Returns the method with the best value for the current task. Candidates with a stored score
     /// are not trained again, and an unfinished one is resumed.
     pub(super) fn select(
@@ -226,7 +281,7 @@ impl Engine<'_> {
             if scored.iter().any(|s| s.value == *value) {
                 continue;
             }
-            let request = super::Request {
+            let request = Request {
                 method: method.clone(),
                 select: None,
                 guard: Vec::new(),

@@ -453,7 +453,7 @@ fn from_task(index: usize) -> RunOptions {
 #[test]
 fn a_run_without_its_state_goes_back_to_an_earlier_task() {
     let folder = tempfile::tempdir().unwrap();
-    for method in ["gnsp", "ewc", "er", "zscl", "lora", "moe-adapters"] {
+    for method in ["gnsp", "ewc", "er", "zscl", "lora", "moe-adapters", "condu"] {
         let (request, suite) = (request(method, &[]), suite(3));
         let out = folder.path().join(method);
         start(&request, &suite, &out, NEVER).unwrap();

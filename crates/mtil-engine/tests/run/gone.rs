@@ -2,11 +2,12 @@
 
 use std::{fs, path::Path, sync::Arc};
 
+use burn::module::Module;
 use image::DynamicImage;
 
 use mtil_data::{
     data::{DataError, ImageSource},
-    suite::{GoneTask, LabelledImages, Suite},
+    suite::{GoneTask, LabelledImages, Suite, Task},
 };
 use mtil_engine::{
     guard::GuardError,
@@ -110,6 +111,7 @@ fn images_of_learned_tasks_may_be_gone() {
     goes_on("gnsp", &[]);
     goes_on("moe-adapters", &[]);
     goes_on("rail-dual", &[]);
+    goes_on("condu", &["lr=1e-3"]);
     goes_on("finetune-per-task", &[]);
 }
 
@@ -141,6 +143,14 @@ fn what_a_run_keeps_is_known() {
     assert!(gnsp[&Kept::Statistics] > 0 && !gnsp.contains_key(&Kept::Pictures));
     let (_, dual) = kept("rail-dual", &[]);
     assert!(dual[&Kept::Features] > 0);
+    // A delta, a mask and a scale for each task, and the prototypes of their classes.
+    let (_, condu) = kept("condu", &[]);
+    let parameters = super::checkpoint().model.num_parameters() as u64;
+    let masks = 2 * (parameters.div_ceil(8) + 4)..2 * (parameters / 8 + 300);
+    assert!(masks.contains(&(condu[&Kept::Weights] - 4 * parameters)));
+    let classes: usize = suite(2).tasks.iter().map(Task::class_count).sum();
+    let width = super::checkpoint().config.projection_dim;
+    assert_eq!(condu[&Kept::Statistics], (4 * classes * width) as u64);
     assert!(kept("finetune", &[]).1.is_empty());
 }
 

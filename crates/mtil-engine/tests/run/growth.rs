@@ -121,6 +121,8 @@ mod tasks_added_one_by_one_end_with_the_same_weights {
         inflora: "inflora" ["lora.pass_batch=8"];
         osf: "osf" [];
         codyra: "codyra" [];
+        condu: "condu" ["lr=1e-3"];
+        condu_lora: "condu-lora" [];
         moe_adapters: "moe-adapters" [];
         finetune_per_task: "finetune-per-task" [];
         rail_primal: "rail-primal" ["analytic.hidden=64"];
@@ -209,6 +211,7 @@ fn a_task_is_taken_back() {
     takes_back("gnsp", &[]);
     takes_back("moe-adapters", &[]);
     takes_back("rail-dual", &[]);
+    takes_back("condu", &["lr=1e-3"]);
     takes_back("er", &["rehearsal.size=16", "rehearsal.batch=4"]);
 }
 

@@ -104,6 +104,8 @@ mod learned_models_classify_as_their_runs_evaluated {
         gnsp: "gnsp" [];
         lora: "lora" ["steps=8"];
         joint: "joint" [];
+        condu: "condu" ["steps=8", "lr=1e-3"];
+        condu_voting: "condu" ["steps=8", "lr=1e-3", "unify.task=image", "unify.vote=1"];
         finetune_per_task: "finetune-per-task" ["steps=8", "lr=1e-3"];
         moe_adapters: "moe-adapters" ["steps=8", "lr=1e-2"];
         rail_primal: "rail-primal" ["analytic.hidden=64"];
@@ -117,6 +119,7 @@ fn an_evaluation_on_the_suite_of_the_run_is_that_of_its_last_stage() {
         ("lora", &[][..]),
         ("rail-primal", &["analytic.hidden=64"][..]),
         ("moe-adapters", &["lr=1e-2"][..]),
+        ("condu", &["lr=1e-3"][..]),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
@@ -288,6 +291,27 @@ fn what_a_method_cannot_answer_is_refused_with_the_reason() {
         "{needs}"
     );
     assert!(needs.to_string().contains("moe-adapters"), "{needs}");
+    let condu = run("condu", &["lr=1e-3"]);
+    let (found, learned) = (refused(&condu), open(&condu, None).unwrap());
+    assert!(
+        matches!(
+            found,
+            LearnedError::NotPlain {
+                mechanism: "unify",
+                ..
+            }
+        ),
+        "{found}"
+    );
+    // Without the task the tasks vote, but features are those of one model.
+    assert!(!learned.zero_shot_encoder().unwrap().1);
+    let classifier = learned.classifier(&|| Ok(())).unwrap();
+    assert!(classifier.gives_probabilities());
+    let needs = learned.encoder().err().unwrap();
+    assert!(
+        matches!(needs, LearnedError::TaskRequired { .. }),
+        "{needs}"
+    );
     let rail = run("rail-primal", &["analytic.hidden=64"]);
     let found = refused(&rail);
     assert!(

@@ -192,6 +192,10 @@ fn resumes(method: &str, overrides: &[&str]) {
             "{method}, task {task}"
         );
     }
+    // Between tasks the weights of such a run are the pretrained ones.
+    let unified = |folder: &Path| fs::read(folder.join("state/unify.safetensors")).ok();
+    assert!(unified(&whole) == unified(&parts), "{method}");
+    assert_eq!(unified(&whole).is_some(), method.starts_with("condu"));
     let matrix = |folder: &PathBuf| {
         MatrixFile::load(&folder.join(MatrixFile::NAME))
             .unwrap()
@@ -290,6 +294,8 @@ mod a_run_stopped_at_any_update_ends_with_the_same_weights {
         inflora: "inflora" ["lora.pass_batch=8"];
         osf_update: "osf-update" [];
         codyra: "codyra" ["lora.rank=2", "lora.gate.max=0.3", "lora.gate.steps=2"];
+        condu: "condu" ["lr=1e-3", "unify.vote=1"];
+        condu_lora: "condu-lora" ["lora.rank=2"];
         moe_adapters: "moe-adapters" ["experts.experts=4", "experts.bottleneck=4"];
     }
 }

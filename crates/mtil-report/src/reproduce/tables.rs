@@ -117,6 +117,8 @@ const BUILT_IN: &[&str] = &[
     "osf-update",
     "codyra",
     "codyra-soft",
+    "condu",
+    "condu-lora",
     "moe-adapters",
     "rail-primal",
     "rail-dual",

@@ -23,6 +23,10 @@ use mtil_data::seeds;
 /// Role of the directions that the steps of a trained tail may not change, in their names.
 pub(super) const HELD: &str = "held";
 
+/// Deviation of both factors of an adapter that starts with a product (ConDU
+/// `clip/model_lora.py:15-16`).
+const SMALL: f64 = 0.01;
+
 /// The source of a task's factors.
 pub(super) enum Source<'a> {
     /// Random values of this seed.
@@ -106,12 +110,18 @@ impl Part<'_> {
         let (count, seed_a) = (inputs * rank, self.seed(seed, "a"));
         let a = match self.settings.start {
             AdapterStart::Uniform => uniform_values(seed_a, count, 1.0 / (inputs as f64).sqrt()),
+            AdapterStart::Both => normal_values(seed_a, count, SMALL),
             _ => normal_values(seed_a, count, 1.0 / rank as f64),
         };
-        let mut factors = vec![
-            self.factor(PARTS, "a", rank, a),
-            self.zeros("b", rank, self.outputs()),
-        ];
+        let outputs = self.outputs();
+        let b = match self.settings.start {
+            AdapterStart::Both => {
+                let values = normal_values(self.seed(seed, "b"), rank * outputs, SMALL);
+                self.factor(PARTS, "b", outputs, values)
+            }
+            _ => self.zeros("b", rank, outputs),
+        };
+        let mut factors = vec![self.factor(PARTS, "a", rank, a), b];
         if self.settings.gate.is_some() {
             let gate = normal_values(self.seed(seed, "gate"), rank, 1.0);
             factors.push(self.factor(PARTS, "gate", rank, gate));

@@ -100,6 +100,9 @@ pub enum AdapterStart {
     /// `"uniform"`: A is uniform within `±1/√inputs` (PyTorch's `kaiming_uniform_` with `a = √5`,
     /// as in CoDyRA), B zero.
     Uniform,
+    /// `"both"`: A and B are normal with the deviation 0.01, so that the first step sees changed
+    /// weights (ConDU).
+    Both,
     /// `"gradient"`: B is `S·Vᵀ` of the decomposed gradient, and `(alpha/rank)·A·B` is subtracted
     /// from `W`, which the first step therefore sees unchanged.
     Gradient,
@@ -324,7 +327,7 @@ impl Lora {
                 "`joint` trains all tasks at once: `lora.basis` is that of one task".to_owned(),
             );
         }
-        method.exclusive("lora", &[KEY, "distill", "merge", "rehearsal"])
+        method.exclusive("lora", &[KEY, "distill", "merge", "rehearsal", "unify"])
     }
 
     /// Checks that basis, trained factors and initial values fit each other.
@@ -358,8 +361,15 @@ impl Lora {
                 "`lora.start = \"gradient\"` needs `lora.basis = \"residual-gradient\"`".to_owned(),
             );
         }
-        if self.start == AdapterStart::Uniform && basis != AdapterBasis::Free {
-            return Err("`lora.start = \"uniform\"` needs `lora.basis = \"free\"`".to_owned());
+        let random = match self.start {
+            AdapterStart::Uniform => Some("uniform"),
+            AdapterStart::Both => Some("both"),
+            AdapterStart::Normal | AdapterStart::Gradient => None,
+        };
+        if let Some(start) = random.filter(|_| basis != AdapterBasis::Free) {
+            return Err(format!(
+                "`lora.start = \"{start}\"` needs `lora.basis = \"free\"`"
+            ));
         }
         if self.gate.is_some() && basis != AdapterBasis::Free {
             return Err("`lora.gate` needs `lora.basis = \"free\"`".to_owned());
