@@ -2,7 +2,6 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use burn::module::Module;
 use image::DynamicImage;
 
 use mtil_data::{
