@@ -25,7 +25,11 @@ fn check_state(reference: &Reference, name: &str, task: usize, found: &Fixture) 
     let (masks, decided) = (stored("masks").bytes(), stored("decided").bytes());
     let ours = found.get("masks");
     assert_eq!(ours.shape[0], task + 1, "{name}: tasks");
-    assert_eq!(ours.bytes().len(), masks.len(), "{name}: bytes of the masks");
+    assert_eq!(
+        ours.bytes().len(),
+        masks.len(),
+        "{name}: bytes of the masks"
+    );
     let compared: u32 = decided.iter().map(|b| b.count_ones()).sum();
     assert!(compared as usize > masks.len() * 8 * 98 / 100, "{name}");
     for (at, ((a, b), sure)) in ours.bytes().iter().zip(masks).zip(decided).enumerate() {
@@ -123,7 +127,7 @@ fn voted(
             .map(|class| f64::from(100.0 * dot(class)))
             .collect()
     });
-    let found = [votes.collect(), logits.collect()];
+    let found: [Vec<Vec<f64>>; 2] = [votes.collect(), logits.collect()];
     assert_eq!(found[0].len(), count);
     found
 }
