@@ -66,7 +66,7 @@ fn check_state(reference: &Reference, name: &str, task: usize, found: &Fixture) 
             let error = relative_error(&of(delta.clone()), &of(theirs.f32()));
             assert!(error < WEIGHTS, "{name}: `{weight}` is off by {error:e}");
             worst = worst.max(error);
-        } else if name == "condu-lora" {
+        } else if name == "condu-lora" && task == 2 {
             assert!(delta.iter().all(|v| *v == 0.0), "{name}: {weight}");
         }
         first += delta.len().div_ceil(8);
