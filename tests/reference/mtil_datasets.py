@@ -231,6 +231,11 @@ def dtd(root, out, spec):
             put(base / "images" / row, jpeg())
         put(base / "labels" / f"{split}1.txt", "".join(f"{row}\n" for row in rows))
     put(out / "dtd" / "dtd-r1.0.1.tar.gz", gz(tar_bytes(root / "dtd", ["dtd"])))
+    split = {
+        half: [[f"{c}/{c}_{n:04}.jpg", i, c] for i, c in enumerate(spec["classes"])]
+        for half, n in [("train", 1), ("val", 2), ("test", 3)]
+    }
+    write_coop(out, "dtd/split_zhou_DescribableTextures.json", split)
 
 
 def eurosat(root, out, spec):
@@ -261,6 +266,12 @@ def flowers(root, out, spec):
         save_mat(base / name, values, compress=True)
         put(out / "flowers-102" / name, (base / name).read_bytes())
     put(out / "flowers-102" / "102flowers.tgz", gz(tar_bytes(base, ["jpg"])))
+    label = {n: int(labels[0, n - 1]) - 1 for n in numbers.tolist()}
+    split = {
+        half: [[f"image_{n:05}.jpg", label[n], spec["classes"][label[n]]] for n in ids[key].tolist()]
+        for half, key in [("train", "trnid"), ("test", "tstid")]
+    }
+    write_coop(out, "flowers-102/split_zhou_OxfordFlowers.json", renumbered(split))
 
 
 def save_mat(path, values, compress=False):
@@ -274,8 +285,9 @@ def save_mat(path, values, compress=False):
 def food(root, out, spec):
     base = root / "food-101"
     number = 5000
+    all_lists = {}
     for split, count in [("train", 2), ("test", 1)]:
-        lists = {}
+        lists = all_lists[split] = {}
         for i in RNG.permutation(101):
             name = spec["raw"][i]
             lists[name] = []
@@ -285,6 +297,11 @@ def food(root, out, spec):
                 lists[name].append(f"{name}/{number}")
         put(base / "meta" / f"{split}.json", json.dumps(lists))
     put(out / "food-101.tar.gz", gz(tar_bytes(root, ["food-101"])))
+    split = {
+        half: [[f"{n}.jpg", i, c] for i, c in enumerate(spec["raw"]) for n in all_lists[half][c]]
+        for half in ["train", "test"]
+    }
+    write_coop(out, "food-101/split_zhou_Food101.json", split | {"val": []})
 
 
 def mnist(root, out, spec):
@@ -327,6 +344,13 @@ def pets(root, out, spec):
             rows += f"{image} {i + 1} {1 if name in cats else 2} {i + 1}\n"
         put(base / "annotations" / f"{split}.txt", rows)
     put(base / "annotations" / "list.txt", "#Image CLASS-ID SPECIES BREED ID\n")
+    split = {"train": [], "val": [], "test": []}
+    for half, n in [("train", 100), ("test", 9)]:
+        for i, name in enumerate(spec["classes"]):
+            stem = name.replace(" ", "_")
+            image = stem if name in cats else stem.lower()
+            split[half].append([f"{image}_{n}.jpg", i, stem.lower()])
+    write_coop(out, "oxford-iiit-pet/split_zhou_OxfordPets.json", split)
     for name in ["images", "annotations"]:
         put(out / "oxford-iiit-pet" / f"{name}.tar.gz", gz(tar_bytes(base, [name])))
 
@@ -334,6 +358,7 @@ def pets(root, out, spec):
 def cars(root, out, spec):
     base = root / "stanford_cars"
     fields = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
+    coop = {"train": [], "test": []}
 
     def annotations(split, n):
         array = np.empty((1, n), dtype=[(f, object) for f in fields])
@@ -341,6 +366,7 @@ def cars(root, out, spec):
             file = f"{i + 1:05}.jpg"
             put(base / f"cars_{split}" / file, jpeg())
             label = 196 if i == 0 else int(RNG.integers(1, 197))
+            coop[split].append([f"cars_{split}/{file}", label - 1, spec["classes"][label - 1]])
             array[0, i] = tuple(np.uint16([[v]]) for v in (39, 116, 569, 375)) + (
                 np.uint8([[label]]),
                 file,
@@ -361,6 +387,7 @@ def cars(root, out, spec):
         put(out / "stanford_cars" / f"{file}.tgz", gz(tar_bytes(base, [name])))
     name = "cars_test_annos_withlabels.mat"
     put(out / "stanford_cars" / name, (base / name).read_bytes())
+    write_coop(out, "stanford_cars/split_zhou_StanfordCars.json", renumbered(coop))
 
 
 def sun(root, out, spec):
@@ -381,6 +408,17 @@ def sun(root, out, spec):
     put(base / "a" / "abbey" / "not_counted.jpg", jpeg())
     put(out / "SUN397.tar.gz", gz(tar_bytes(root, ["SUN397"])))
     write_coop(out, "sun397/split_zhou_SUN397.json", split)
+
+
+def renumbered(split):
+    """The split with the labels that it has as 0, 1, …, and without validation images."""
+    labels = sorted({label for half in split.values() for _, label, _ in half})
+    number = {label: i for i, label in enumerate(labels)}
+    halves = {
+        half: [[file, number[label], name] for file, label, name in samples]
+        for half, samples in split.items()
+    }
+    return halves | {"val": []}
 
 
 def write_coop(out, path, split):

@@ -3,6 +3,7 @@
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -133,8 +134,9 @@ pub struct RunArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Suite")]
 pub struct Selection {
-    /// Suite: `mini`, `mtil-order-1`, `mtil-order-2`, a conflict suite (`conflict-permuted:0.5`),
-    /// or a TOML file that names image folders and image-caption pairs (see `mtil-bench suite list`)
+    /// Suite: `mini`, `mtil-order-1`, `mtil-order-2`, `xtail-order-1`, `xtail-order-2`, a conflict
+    /// suite (`conflict-permuted:0.5`), or a TOML file that names image folders and image-caption
+    /// pairs (see `mtil-bench suite list`)
     #[arg(long, default_value = "mini")]
     pub suite: String,
     /// Folder of the datasets of MTIL, unpacked as by torchvision or as the downloaded archives
@@ -146,13 +148,14 @@ pub struct Selection {
     /// Rotate the task order by N tasks
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub shift: usize,
-    /// Few-shot training: number of training images per class
-    #[arg(long, value_name = "N")]
-    pub shots: Option<usize>,
+    /// Few-shot training: number of training images per class, or `all` [default: 16 on X-TAIL,
+    /// else all]
+    #[arg(long, value_name = "N|all")]
+    pub shots: Option<Shots>,
     /// Splits of the datasets of MTIL: torchvision's, with 80/20 where it has none (ZSCL, GNSP), or
-    /// the files split_zhou_*.json (CoOp)
-    #[arg(long, value_enum, default_value_t = SplitName::Zscl)]
-    pub splits: SplitName,
+    /// the files split_zhou_*.json (CoOp) [default: coop on X-TAIL, else zscl]
+    #[arg(long, value_enum)]
+    pub splits: Option<SplitName>,
     /// Order of the images of SUN397 before the split, one path or index per line [default: sorted
     /// by path]. The published order was that of a file system and is unknown
     #[arg(long, value_name = "FILE")]
@@ -209,11 +212,31 @@ impl DecodeArgs {
     }
 }
 
+/// Number of training images per class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shots {
+    /// All of them.
+    All,
+    /// At most this number.
+    PerClass(usize),
+}
+
+impl FromStr for Shots {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let number = text.parse().map(Self::PerClass);
+        number.map_err(|_| "give a number of images per class, or `all`".to_owned())
+    }
+}
+
 /// Origin of the dataset splits.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SplitName {
     /// torchvision's, and 80/20 with seed 42
-    #[default]
     Zscl,
     /// split_zhou_*.json
     Coop,
@@ -225,13 +248,13 @@ pub enum SplitName {
 pub struct EvaluationArgs {
     /// Prompt templates for evaluation: GNSP's rule (all templates until a task is learned, the
     /// first one in later stages), always all templates as in ZSCL's tables, or always the first
-    /// one [default: ensemble on MTIL, else reference]
+    /// one [default: ensemble on MTIL, first on X-TAIL, else reference]
     #[arg(long, value_enum)]
     pub prompts: Option<PromptRule>,
     /// Candidate classes of an image: those of its own task, or also those of other tasks (X-TAIL),
-    /// which adds a second accuracy matrix
-    #[arg(long, value_enum, default_value_t = TaskIdentity::Given)]
-    pub identity: TaskIdentity,
+    /// which adds a second accuracy matrix [default: all on X-TAIL, else given]
+    #[arg(long, value_enum)]
+    pub identity: Option<TaskIdentity>,
     /// Evaluate on a fixed subset of N test images per task; the result notes it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub eval_subset: Option<u32>,
@@ -253,7 +276,9 @@ impl EvaluationArgs {
     pub fn options(&self, suite: &str) -> EvalOptions {
         EvalOptions {
             prompts: self.prompts.unwrap_or(PromptRule::default_for_suite(suite)),
-            identity: self.identity,
+            identity: self
+                .identity
+                .unwrap_or(TaskIdentity::default_for_suite(suite)),
             subset: self
                 .eval_subset
                 .map(|n| n as usize)
@@ -548,7 +573,7 @@ pub enum SuiteVerb {
         mtil-bench suite check --data /data/mtil --datasets Food,SUN397 --deep\n  \
         mtil-bench suite check my-shop.toml --deep")]
 pub struct CheckArgs {
-    /// `mini`, `mtil-order-1`, a conflict suite, or a TOML file
+    /// `mini`, `mtil-order-1`, `xtail-order-1`, a conflict suite, or a TOML file
     pub suite: Option<String>,
     /// Folder of the datasets of MTIL
     #[arg(long, value_name = "DIR", env = "MTIL_DATA")]
@@ -559,9 +584,9 @@ pub struct CheckArgs {
     /// Decode every image; of a suite, also find test images with the pixels of a training image
     #[arg(long)]
     pub deep: bool,
-    /// Splits to check
-    #[arg(long, value_enum, default_value_t = SplitName::Zscl)]
-    pub splits: SplitName,
+    /// Splits to check [default: those of the suite, or zscl]
+    #[arg(long, value_enum)]
+    pub splits: Option<SplitName>,
     /// Accept datasets whose size differs from the published one
     #[arg(long)]
     pub any_size: bool,
@@ -621,11 +646,19 @@ pub struct EvalArgs {
 #[command(after_help = "Examples:\n  \
         mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --plan\n  \
         mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --device cuda\n  \
+        mtil-bench reproduce xtail --published\n  \
+        mtil-bench reproduce xtail --explain rail\n  \
         mtil-bench reproduce mini --quick")]
 pub struct ReproduceArgs {
-    /// table1 (MTIL order I), table2 (order II), mini or another table of the embedded suite; lists
-    /// all tables if absent
+    /// table1 (MTIL order I), table2 (order II), fewshot (MTIL, 5 shots), xtail (X-TAIL), mini or
+    /// another table of the embedded suite; lists all tables if absent
     pub table: Option<String>,
+    /// Print the published figures of the table by protocol, and exit
+    #[arg(long, requires = "table", conflicts_with = "plan")]
+    pub published: bool,
+    /// Explain the mark of a protocol in the table, and exit
+    #[arg(long, value_name = "MARK", requires = "table", conflicts_with_all = ["plan", "published"])]
+    pub explain: Option<String>,
     /// Comma-separated methods of the table to run
     #[arg(long, value_delimiter = ',', value_parser = trimmed, value_name = "NAME,NAME")]
     pub methods: Vec<String>,
@@ -954,5 +987,13 @@ mod tests {
         assert_eq!(folder(None), Path::new("cache"));
         assert_eq!(folder(Some(MAX_PIXELS)), Path::new("cache"));
         assert_eq!(folder(Some(100)), Path::new("cache/max-pixels-100"));
+    }
+
+    #[test]
+    fn shots_are_a_number_or_all() {
+        assert_eq!("all".parse(), Ok(Shots::All));
+        assert_eq!("5".parse(), Ok(Shots::PerClass(5)));
+        let error = "five".parse::<Shots>().unwrap_err();
+        assert!(error.contains("`all`"), "{error}");
     }
 }

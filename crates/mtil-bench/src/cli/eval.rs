@@ -12,6 +12,7 @@ use super::{
     interrupt::stop_flag,
     learned,
     output::{WorkProgress, list_skipped},
+    run::check_task_given,
 };
 use crate::{device, exit::EarlyEnd};
 use mtil_data::{
@@ -61,6 +62,7 @@ fn evaluate(args: &EvalArgs) -> Result<()> {
     if on_suite.stage.is_some() && args.evaluation.prompts.is_none() {
         options.prompts = request.evaluation.prompts;
     }
+    check_task_given(&request.method, &selected.settings, options.identity)?;
     let clip = learned.clip();
     evaluate_on(
         args,

@@ -33,12 +33,13 @@ use crate::{
     failure::{self, catch_panic, describe},
 };
 use mtil_data::{
+    datasets::mtil::SuiteProtocol,
     files::{LONGEST_NAME, is_device_name, shortened_name},
     nearest,
     suite::{Suite, SuiteRecord, Task, TaskKind},
 };
 use mtil_engine::{
-    eval::TruncatedTexts,
+    eval::{TaskIdentity, TruncatedTexts},
     guard::Guard,
     method::{Method, Tuned},
     metrics::{MatrixFile, MetricsFile},
@@ -187,6 +188,29 @@ pub fn load_tuned_method(
         .retain(|name, _| suite.tasks.iter().any(|t| t.name == *name));
     check_learnable(&method, suite)?;
     Ok(method)
+}
+
+/// Refuses a method that needs the task of an image, if the protocol of the suite does not give it.
+/// `settings` is the suite's name.
+pub fn check_task_given(
+    method: &Method,
+    settings: &str,
+    identity: TaskIdentity,
+) -> Result<()> {
+    if withholds_task(settings, identity) && method.needs_task() {
+        bail!(
+            "method `{}` needs the task of a test image, which `{settings}` does not give: leave \
+             out the method, or give the task (--identity given), which is another protocol",
+            method.name
+        );
+    }
+    Ok(())
+}
+
+/// Returns whether the protocol of the suite of a name does not give the task of a test image.
+pub fn withholds_task(settings: &str, identity: TaskIdentity) -> bool {
+    let protocol = SuiteProtocol::find(settings);
+    identity != TaskIdentity::Given && protocol.is_some_and(|protocol| !protocol.task_given)
 }
 
 /// Outcome of several runs.
@@ -570,6 +594,10 @@ pub fn run(args: RunArgs) -> Result<()> {
     }
     // Check all arguments before loading the model, which takes longer.
     let methods = methods(&args, &selected)?;
+    let evaluation = args.evaluation.options(&selected.settings);
+    for (_, method) in &methods {
+        check_task_given(method, &selected.settings, evaluation.identity)?;
+    }
     Guard::parse(&args.guard, &selected.all_tasks)?;
     let select = args.select.as_deref().map(Select::parse).transpose();
     let select = select.map_err(|reason| eyre!("--select: {reason}"))?;
@@ -587,7 +615,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         model: &model,
         device: &args.device,
         peers: &args.peers,
-        evaluation: args.evaluation.options(&selected.settings),
+        evaluation,
         guard: args.guard.clone(),
         skip_bad_images: args.skip_bad_images,
         select,

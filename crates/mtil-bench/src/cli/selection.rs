@@ -9,7 +9,7 @@ use std::{
 use eyre::{Report, Result, bail, eyre};
 
 use super::{
-    args::{Selection, SplitName},
+    args::{Selection, Shots, SplitName},
     lists,
     reference::{NO_REFERENCE, Reference, drawn_pairs},
     workers,
@@ -21,7 +21,7 @@ use mtil_data::{
     datasets::{
         DatasetOptions, Protocol, ReferenceSource, SizeCheck, Sun397Order,
         captions::{caption_lines, conceptual_captions},
-        mtil,
+        mtil::{self, SuiteProtocol},
         transform::{few_shot_suite, rotate, select},
     },
     nearest, seeds,
@@ -76,15 +76,40 @@ impl Selection {
         }
     }
 
+    /// Returns the protocol of the suite, if it is one of MTIL's datasets.
+    fn protocol(&self) -> Option<&'static SuiteProtocol> {
+        SuiteProtocol::find(&self.suite)
+    }
+
+    /// Returns the splits: those of `--splits`, or else the suite's.
+    fn splits(&self) -> Protocol {
+        let own = self.protocol().map(|protocol| protocol.splits);
+        let given = self.splits.map(SplitName::protocol);
+        given.or(own).unwrap_or_default()
+    }
+
+    /// Returns the number of training images per class, if it is limited by `--shots` or by the
+    /// suite.
+    fn shots(&self) -> Option<usize> {
+        match self.shots {
+            Some(Shots::All) => None,
+            Some(Shots::PerClass(shots)) => Some(shots),
+            None => self.protocol()?.shots,
+        }
+    }
+
+    fn size_check(&self) -> SizeCheck {
+        match self.any_size {
+            true => SizeCheck::Any,
+            false => SizeCheck::Exact,
+        }
+    }
+
     /// Returns the options for opening the datasets of MTIL.
     pub fn dataset_options(&self) -> DatasetOptions {
         DatasetOptions {
-            protocol: self.splits.protocol(),
-            size_check: if self.any_size {
-                SizeCheck::Any
-            } else {
-                SizeCheck::Exact
-            },
+            protocol: self.splits(),
+            size_check: self.size_check(),
             sun397_order: match &self.sun397_order {
                 Some(path) => Sun397Order::IndexList(path.clone()),
                 None => Sun397Order::Sorted,
@@ -141,13 +166,10 @@ impl Selection {
             suite = select(&suite, &tasks)?;
             selection.push(tasks.join("+"));
         }
-        if let Some(shots) = self.shots {
-            suite = few_shot_suite(&suite, shots, seed)?;
-            selection.push(format!("{shots} shots"));
+        if let Some(shots) = self.shots() {
+            suite = few_shot_suite(&suite, shots, seed, self.size_check())?;
         }
-        if self.splits == SplitName::Coop {
-            selection.push("CoOp splits".to_owned());
-        }
+        selection.extend(self.departures());
         if let Some(reference) = &self.reference {
             reference.replace_pairs(&mut suite, self.decode.options())?;
         }
@@ -167,18 +189,38 @@ impl Selection {
         })
     }
 
+    /// Names the shots and splits that are not those of the suite's protocol.
+    fn departures(&self) -> Vec<String> {
+        let own = self.protocol();
+        let mut departures = Vec::new();
+        if self.shots() != own.and_then(|protocol| protocol.shots) {
+            departures.push(match self.shots() {
+                Some(shots) => format!("{shots} shots"),
+                None => "all shots".to_owned(),
+            });
+        }
+        let usual = own.map(|protocol| protocol.splits).unwrap_or_default();
+        if self.splits() != usual {
+            departures.push(match self.splits() {
+                Protocol::CoOp => "CoOp splits".to_owned(),
+                Protocol::Zscl => "ZSCL splits".to_owned(),
+            });
+        }
+        departures
+    }
+
     /// Returns whether the images depend on the seed.
     pub fn depends_on_seed(&self) -> bool {
         let name = self.suite.as_str();
         let of_world =
             [mini::NAME, mini::DEV_NAME].contains(&name) || parse_conflict(name).is_some();
-        of_world || self.shots.is_some()
+        of_world || self.shots().is_some()
     }
 
     /// Names the options that have no effect, because the suite is not one of MTIL's.
     fn note_ignored_options(&self) {
         let options = [
-            ("--splits", self.splits != SplitName::default()),
+            ("--splits", self.splits == Some(SplitName::Coop)),
             ("--any-size", self.any_size),
             ("--sun397-order", self.sun397_order.is_some()),
         ];
@@ -370,6 +412,38 @@ mod tests {
         let selected = selection.load(false, 0).unwrap();
         assert_eq!(selected.suite.tasks.len(), 1);
         assert_eq!(selected.selection, "round, or not");
+    }
+
+    #[test]
+    fn suites_have_the_settings_of_their_protocol_unless_options_differ() {
+        let of = |suite: &str, shots, splits| Selection {
+            shots,
+            splits,
+            ..Selection::named(suite)
+        };
+        let five = Some(Shots::PerClass(5));
+        for (selection, shots, splits, name) in [
+            (of("xtail-order-1", None, None), Some(16), Protocol::CoOp, ""),
+            (of("xtail-order-2", five, None), Some(5), Protocol::CoOp, "5 shots"),
+            (
+                of("xtail-order-1", Some(Shots::All), Some(SplitName::Zscl)),
+                None,
+                Protocol::Zscl,
+                "all shots, ZSCL splits",
+            ),
+            (of("mtil-order-1", None, None), None, Protocol::Zscl, ""),
+            (
+                of("mtil-order-1", five, Some(SplitName::Coop)),
+                Some(5),
+                Protocol::CoOp,
+                "5 shots, CoOp splits",
+            ),
+            (of("mini", five, None), Some(5), Protocol::Zscl, "5 shots"),
+        ] {
+            assert_eq!(selection.shots(), shots, "{}", selection.suite);
+            assert_eq!(selection.splits(), splits, "{}", selection.suite);
+            assert_eq!(selection.departures().join(", "), name);
+        }
     }
 
     #[test]

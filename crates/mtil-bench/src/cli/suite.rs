@@ -89,11 +89,8 @@ fn list() {
         "{:20} other tasks of the same world, for choosing settings",
         mini_world::DEV_NAME
     );
-    for (name, order) in [
-        (mtil::SUITES[0], "alphabetical order"),
-        (mtil::SUITES[1], "the second published order"),
-    ] {
-        println!("{name:20} the eleven datasets of MTIL in {order}; needs --data DIR");
+    for suite in mtil::SuiteProtocol::all() {
+        println!("{:20} {}; needs --data DIR", suite.name, suite.about);
     }
     for kind in Conflict::ALL {
         println!("{:20} {}", format!("{kind}:DIAL"), kind.about());

@@ -1,6 +1,10 @@
-//! The Multi-domain Task Incremental Learning (MTIL) benchmark: eleven datasets in two orders, with
-//! reference and held-out pairs (Zheng et al., "Preventing Zero-Shot Transfer Degradation in
-//! Continual Learning of Vision-Language Models", ICCV 2023).
+//! The benchmarks on MTIL's datasets, with reference and held-out pairs.
+//!
+//! - Multi-domain Task Incremental Learning (MTIL): eleven datasets in two orders (Zheng et al.,
+//!   "Preventing Zero-Shot Transfer Degradation in Continual Learning of Vision-Language Models",
+//!   ICCV 2023).
+//! - Cross-domain Task-Agnostic Incremental Learning (X-TAIL): ten of them in two orders, without
+//!   the task of a test image (Xu et al., arXiv 2406.18868).
 
 use std::{path::Path, sync::Arc};
 
@@ -10,7 +14,7 @@ use super::{
     captions::{self, CaptionSplit},
     error::DatasetError,
     imagenet, open,
-    options::{DatasetOptions, ReferenceSource},
+    options::{DatasetOptions, Protocol, ReferenceSource},
     spec::Spec,
     store::{Store, StoreImages},
     transform::Subset,
@@ -48,15 +52,155 @@ pub const ORDER_2: [&str; 11] = [
     "EuroSAT",
     "CIFAR100",
 ];
+/// Task order I of X-TAIL, alphabetical and without CIFAR100
+/// (linghan1997/Regression-based-Analytic-Incremental-Learning eaac644
+/// `configs/analytic_clip.yaml`).
+pub const XTAIL_1: [&str; 10] = [
+    "Aircraft",
+    "Caltech101",
+    "DTD",
+    "EuroSAT",
+    "Flowers",
+    "Food",
+    "MNIST",
+    "OxfordPet",
+    "StanfordCars",
+    "SUN397",
+];
+/// Task order II of X-TAIL. RAIL's repository has order I only; this is the order of LADA's code
+/// (`configs/data/TAIL_order2.yaml`), read in a third party's copy of it (tri2911/LADA 28fd950).
+pub const XTAIL_2: [&str; 10] = [
+    "StanfordCars",
+    "Aircraft",
+    "OxfordPet",
+    "Food",
+    "SUN397",
+    "MNIST",
+    "Flowers",
+    "DTD",
+    "Caltech101",
+    "EuroSAT",
+];
 /// Names of the suites.
-pub const SUITES: [&str; 2] = ["mtil-order-1", "mtil-order-2"];
+pub const SUITES: [&str; 4] = [
+    "mtil-order-1",
+    "mtil-order-2",
+    "xtail-order-1",
+    "xtail-order-2",
+];
+
+/// Prompt templates of the evaluation in a suite's protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SuiteTemplates {
+    /// All templates of a dataset.
+    All,
+    /// The first template of a dataset.
+    First,
+}
+
+/// Task order of a suite, and the settings of its protocol.
+///
+/// # Example
+/// ```
+/// use mtil_data::datasets::mtil::SuiteProtocol;
+///
+/// let protocol = SuiteProtocol::find("xtail-order-1").unwrap();
+/// assert_eq!((protocol.order.len(), protocol.shots), (10, Some(16)));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SuiteProtocol {
+    /// Name of the suite.
+    pub name: &'static str,
+    /// Description in one line.
+    pub about: &'static str,
+    /// Keys of the datasets in the order in which they are learned.
+    pub order: &'static [&'static str],
+    /// Splits and class names.
+    pub splits: Protocol,
+    /// Training images per class; all when absent.
+    pub shots: Option<usize>,
+    /// True if the task of a test image is given; otherwise the classes of all tasks are its
+    /// candidates.
+    pub task_given: bool,
+    /// Prompt templates of the evaluation.
+    pub templates: SuiteTemplates,
+}
+
+impl SuiteProtocol {
+    /// Returns the protocol of the suite `name`; none unless it is one of [`SUITES`].
+    pub fn find(name: &str) -> Option<&'static Self> {
+        ALL.iter().find(|protocol| protocol.name == name)
+    }
+
+    /// Returns the protocols of all suites, in the order of [`SUITES`].
+    pub fn all() -> &'static [Self] {
+        &ALL
+    }
+
+    const fn mtil(
+        name: &'static str,
+        about: &'static str,
+        order: &'static [&'static str],
+    ) -> Self {
+        Self {
+            name,
+            about,
+            order,
+            splits: Protocol::Zscl,
+            shots: None,
+            task_given: true,
+            templates: SuiteTemplates::All,
+        }
+    }
+
+    /// RAIL's `configs/analytic_clip.yaml` for splits and shots; the first template of each
+    /// dataset as in CoDyRA's `main.py`. RAIL's code has one template for all datasets.
+    const fn xtail(
+        name: &'static str,
+        about: &'static str,
+        order: &'static [&'static str],
+    ) -> Self {
+        Self {
+            name,
+            about,
+            order,
+            splits: Protocol::CoOp,
+            shots: Some(16),
+            task_given: false,
+            templates: SuiteTemplates::First,
+        }
+    }
+}
+
+static ALL: [SuiteProtocol; 4] = [
+    SuiteProtocol::mtil(
+        SUITES[0],
+        "the eleven datasets of MTIL in alphabetical order",
+        &ORDER_1,
+    ),
+    SuiteProtocol::mtil(
+        SUITES[1],
+        "the eleven datasets of MTIL in the second published order",
+        &ORDER_2,
+    ),
+    SuiteProtocol::xtail(
+        SUITES[2],
+        "X-TAIL in alphabetical order: ten datasets of MTIL, 16 shots, all classes at once",
+        &XTAIL_1,
+    ),
+    SuiteProtocol::xtail(
+        SUITES[3],
+        "X-TAIL in the second published order",
+        &XTAIL_2,
+    ),
+];
 
 /// Seed of the reference draw of the first task of order I.
 const REFERENCE_SEED: u32 = 42;
 /// Number of ImageNet images that are held out if there is neither COCO nor Flickr30k.
 const HELD_OUT: usize = 1000;
 
-/// An MTIL suite, its retrieval sets and the seeds of its reference draws.
+/// A suite of MTIL's datasets, its retrieval sets and the seeds of its reference draws.
 #[derive(Clone)]
 pub struct MtilSuite {
     /// Tasks, reference and held-out pairs.
@@ -68,6 +212,9 @@ pub struct MtilSuite {
 }
 
 /// Opens the suite `name`, one of [`SUITES`], from the data root `root`.
+///
+/// The splits are those of `options`, and all training images are there; [`SuiteProtocol`] has the
+/// settings of the suite's protocol.
 ///
 /// The held-out pairs are the first of these that the data root contains:
 ///
@@ -92,17 +239,12 @@ pub struct MtilSuite {
 /// # Ok::<(), mtil_data::datasets::DatasetError>(())
 /// ```
 pub fn suite(name: &str, root: &Path, options: &DatasetOptions) -> Result<MtilSuite, DatasetError> {
-    let order = match name {
-        "mtil-order-1" => ORDER_1,
-        "mtil-order-2" => ORDER_2,
-        _ => {
-            return Err(DatasetError::UnknownDataset {
-                key: name.to_owned(),
-                near: crate::nearest(name, SUITES),
-                known: SUITES.map(str::to_owned).into(),
-            });
-        }
-    };
+    let protocol = SuiteProtocol::find(name).ok_or_else(|| DatasetError::UnknownDataset {
+        key: name.to_owned(),
+        near: crate::nearest(name, SUITES),
+        known: SUITES.map(str::to_owned).into(),
+    })?;
+    let order = protocol.order;
     let tasks: Vec<Task> = order
         .par_iter()
         .map(|key| {
@@ -245,6 +387,32 @@ pub(super) fn ok_if_found<T>(found: Result<T, DatasetError>) -> Result<Option<T>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn protocols_have_the_published_settings() {
+        assert!(SuiteProtocol::find("mini").is_none());
+        let names: Vec<_> = SuiteProtocol::all().iter().map(|p| p.name).collect();
+        assert_eq!(names, SUITES);
+        for protocol in SuiteProtocol::all() {
+            let xtail = protocol.name.starts_with("xtail");
+            let mut sorted = protocol.order.to_vec();
+            sorted.sort_unstable_by_key(|key| key.to_lowercase());
+            let expected = if xtail { &XTAIL_1[..] } else { &ORDER_1[..] };
+            let mut order = expected.to_vec();
+            order.sort_unstable_by_key(|key| key.to_lowercase());
+            assert_eq!(sorted, order, "{}", protocol.name);
+            assert_eq!(protocol.task_given, !xtail);
+            assert_eq!(protocol.shots, xtail.then_some(16));
+            assert_eq!(protocol.splits == Protocol::CoOp, xtail);
+        }
+        assert!(!XTAIL_1.contains(&"CIFAR100"));
+        // 1,100 classes in CoOp's splits.
+        let classes = XTAIL_1.map(|key| {
+            let spec = Spec::find(key).unwrap();
+            spec.coop.as_ref().map_or(spec.classes.len(), |c| c.classes)
+        });
+        assert_eq!(classes.iter().sum::<usize>(), 1100);
+    }
 
     #[test]
     fn orders_are_the_published_ones() {

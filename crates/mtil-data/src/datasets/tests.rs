@@ -138,7 +138,16 @@ fn mnist_is_read_without_gzip_too() {
 
 #[test]
 fn coop_splits() {
-    for key in ["Caltech101", "EuroSAT", "SUN397"] {
+    for key in [
+        "Caltech101",
+        "DTD",
+        "EuroSAT",
+        "Flowers",
+        "Food",
+        "OxfordPet",
+        "StanfordCars",
+        "SUN397",
+    ] {
         let spec = Spec::find(key).unwrap();
         let file = spec
             .coop
@@ -179,7 +188,11 @@ fn coop_splits() {
         );
         assert_eq!(samples(&a.train), samples(&b.train));
     }
-    let error = open("Food", &packed(), &coop()).err().unwrap().to_string();
+    let root = unpack(|path| path.starts_with("food-101/"));
+    let error = open("Food", root.path(), &coop())
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("split_zhou_Food101.json"), "{error}");
 }
 
@@ -774,7 +787,12 @@ fn task_names(suite: &crate::suite::Suite) -> Vec<&str> {
 
 #[test]
 fn suites_have_the_published_orders() {
-    for (name, order) in [("mtil-order-1", ORDER_1), ("mtil-order-2", ORDER_2)] {
+    for (name, order) in [
+        ("mtil-order-1", &ORDER_1[..]),
+        ("mtil-order-2", &ORDER_2),
+        ("xtail-order-1", &XTAIL_1),
+        ("xtail-order-2", &XTAIL_2),
+    ] {
         let found = suite(name, &packed(), &any()).unwrap();
         assert_eq!(task_names(&found.suite), order);
         found.suite.check().unwrap();

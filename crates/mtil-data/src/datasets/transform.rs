@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use image::DynamicImage;
 
-use super::error::DatasetError;
+use super::{error::DatasetError, options::SizeCheck};
 use crate::{
     data::{DataError, ImageSource},
     nearest, seeds,
@@ -61,11 +61,16 @@ pub fn rotate(suite: &Suite, k: usize) -> Suite {
 ///
 /// # Errors
 /// As [`few_shot`].
-pub fn few_shot_suite(suite: &Suite, shots: usize, seed: u64) -> Result<Suite, DatasetError> {
+pub fn few_shot_suite(
+    suite: &Suite,
+    shots: usize,
+    seed: u64,
+    size_check: SizeCheck,
+) -> Result<Suite, DatasetError> {
     let mut few = suite.clone();
     let gone = &suite.extras.gone;
     for task in few.tasks.iter_mut().filter(|t| !gone.contains_key(&t.name)) {
-        *task = few_shot(task, shots, seed)?;
+        *task = few_shot(task, shots, seed, size_check)?;
     }
     Ok(few)
 }
@@ -76,9 +81,15 @@ pub fn few_shot_suite(suite: &Suite, shots: usize, seed: u64) -> Result<Suite, D
 /// for a class depend only on the seed, the label and the number of images of the class.
 ///
 /// # Errors
-/// [`DatasetError::NoShot`] for a class without images, [`DatasetError::Selection`] if `shots` is
-/// 0 or the task has image-caption pairs, without classes.
-pub fn few_shot(task: &Task, shots: usize, seed: u64) -> Result<Task, DatasetError> {
+/// [`DatasetError::NoShot`] for a class without images, unless any size is accepted;
+/// [`DatasetError::Selection`] if `shots` is 0 or the task has image-caption pairs, without
+/// classes.
+pub fn few_shot(
+    task: &Task,
+    shots: usize,
+    seed: u64,
+    size_check: SizeCheck,
+) -> Result<Task, DatasetError> {
     if shots == 0 {
         let message = format!(
             "task `{}`: 0 images a class leave nothing to train on",
@@ -99,7 +110,7 @@ pub fn few_shot(task: &Task, shots: usize, seed: u64) -> Result<Task, DatasetErr
     }
     let mut chosen = Vec::new();
     for (class, images) in of_class.iter().enumerate() {
-        if images.is_empty() {
+        if images.is_empty() && size_check == SizeCheck::Exact {
             return Err(DatasetError::NoShot {
                 task: task.name.clone(),
                 class: classes.class_names[class].clone(),
@@ -256,7 +267,7 @@ mod tests {
     #[test]
     fn shots_are_balanced_and_seeded() {
         let drawn = |shots, seed| {
-            let few = few_shot_suite(&suite(), shots, seed).unwrap();
+            let few = few_shot_suite(&suite(), shots, seed, SizeCheck::Exact).unwrap();
             let of = |task: usize| few.tasks[task].classification().unwrap();
             assert_eq!(of(0).test.labels.len(), 3);
             of(1).train.clone()
@@ -289,9 +300,13 @@ mod tests {
 
     #[test]
     fn a_class_without_images_and_no_shots_are_refused() {
-        let error = few_shot(&task("Food", vec![0, 1, 1]), 2, 0).err().unwrap();
+        let draw = |task: &Task, shots| few_shot(task, shots, 0, SizeCheck::Exact);
+        let gap = task("Food", vec![0, 1, 1]);
+        let error = draw(&gap, 2).err().unwrap();
         assert!(error.to_string().contains("the class `c`"), "{error}");
-        let error = few_shot(&task("Food", vec![0, 1, 2]), 0, 0).err().unwrap();
+        let any = few_shot(&gap, 1, 0, SizeCheck::Any).unwrap();
+        assert_eq!(any.classification().unwrap().train.labels, [0, 1]);
+        let error = draw(&task("Food", vec![0, 1, 2]), 0).err().unwrap();
         assert!(error.to_string().contains("0 images"), "{error}");
         let pairs = crate::suite::ImageCaptions {
             images: Arc::new(Numbers(2)),
@@ -304,7 +319,7 @@ mod tests {
                 test: pairs,
             }),
         };
-        let error = few_shot(&pairs, 2, 0).err().unwrap().to_string();
+        let error = draw(&pairs, 2).err().unwrap().to_string();
         assert!(
             error.contains("`scenes` has image-caption pairs"),
             "{error}"

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::PromptRule;
+use mtil_data::datasets::mtil::SuiteProtocol;
 
 /// Candidate classes of a test image, by whether its task is given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -19,6 +20,16 @@ pub enum TaskIdentity {
     /// not (X-TAIL, RAIL's protocol, arXiv 2406.18868). Classes of the same name in two tasks are
     /// two classes.
     All,
+}
+
+impl TaskIdentity {
+    /// Returns the default of a suite: the task is given, except in the protocol of X-TAIL.
+    pub fn default_for_suite(name: &str) -> Self {
+        match SuiteProtocol::find(name) {
+            Some(protocol) if !protocol.task_given => Self::All,
+            _ => Self::Given,
+        }
+    }
 }
 
 /// Settings of an evaluation. All of them are part of a run's request.
@@ -92,6 +103,18 @@ impl EvalOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_task_is_given_except_on_x_tail() {
+        for (suite, identity) in [
+            ("xtail-order-1", TaskIdentity::All),
+            ("xtail-order-2", TaskIdentity::All),
+            ("mtil-order-1", TaskIdentity::Given),
+            ("mini", TaskIdentity::Given),
+        ] {
+            assert_eq!(TaskIdentity::default_for_suite(suite), identity, "{suite}");
+        }
+    }
 
     #[test]
     fn a_subset_evaluation_is_full_at_the_interval_and_at_both_ends() {

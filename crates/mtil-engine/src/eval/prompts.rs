@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Encoder, encode_texts_while, encoder::encode_in_batches};
 use crate::batch::BatchError;
-use mtil_data::suite::Classification;
+use mtil_data::{
+    datasets::mtil::{SuiteProtocol, SuiteTemplates},
+    suite::Classification,
+};
 
 /// Choice of the prompt templates of a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -25,13 +28,23 @@ pub enum PromptRule {
 }
 
 impl PromptRule {
-    /// Returns the default rule of a suite: ZSCL's on MTIL, as in its published tables, and GNSP's
-    /// elsewhere.
+    /// Returns the default rule of a suite: ZSCL's on MTIL, as in its published tables, the first
+    /// template on X-TAIL, and GNSP's elsewhere.
+    ///
+    /// # Example
+    /// ```
+    /// use mtil_engine::eval::PromptRule;
+    ///
+    /// assert_eq!(PromptRule::default_for_suite("mtil-order-1"), PromptRule::Ensemble);
+    /// assert_eq!(PromptRule::default_for_suite("xtail-order-1"), PromptRule::First);
+    /// assert_eq!(PromptRule::default_for_suite("mini"), PromptRule::Reference);
+    /// ```
     pub fn default_for_suite(name: &str) -> Self {
-        if name.starts_with("mtil") {
-            Self::Ensemble
-        } else {
-            Self::Reference
+        match SuiteProtocol::find(name).map(|protocol| protocol.templates) {
+            Some(SuiteTemplates::First) => Self::First,
+            Some(SuiteTemplates::All) => Self::Ensemble,
+            None if name.starts_with("mtil") => Self::Ensemble,
+            None => Self::Reference,
         }
     }
 

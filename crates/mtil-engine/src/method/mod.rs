@@ -539,6 +539,12 @@ impl Method {
         at_least_one("schedule_steps", self.schedule_steps.unwrap_or(1))
     }
 
+    /// Returns whether the model of the method depends on the task of an image, which must be
+    /// given.
+    pub fn needs_task(&self) -> bool {
+        self.per_task || self.mechanisms().iter().any(|m| m.needs_task())
+    }
+
     /// Returns the mechanisms of the method, in the order of their hooks.
     pub(crate) fn mechanisms(&self) -> Vec<Box<dyn Mechanism>> {
         let mut all: Vec<Box<dyn Mechanism>> = Vec::new();

@@ -271,7 +271,7 @@ impl LearnedModel {
 
     /// Returns whether a prediction needs the task of the image.
     pub fn needs_task(&self) -> bool {
-        self.request.method.per_task || self.mechanisms.iter().any(|m| m.needs_task())
+        self.request.method.needs_task()
     }
 
     /// Returns whether the features of an image or text depend on the task. A method may classify

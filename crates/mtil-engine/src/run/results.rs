@@ -185,13 +185,18 @@ impl Engine<'_> {
                     .to_owned(),
             );
         }
-        let needs_task = method.per_task || self.mechanisms.iter().any(|m| m.needs_task());
-        if needs_task && self.request.evaluation.identity != TaskIdentity::Given {
-            notes.push(
-                "the task of an image is needed to choose what answers, \
-                 so there are no figures without it"
-                    .to_owned(),
-            );
+        if self.request.evaluation.identity != TaskIdentity::Given {
+            notes.push(match method.needs_task() {
+                true => {
+                    "the task of an image is needed to choose what answers, \
+                     so there are no figures without it"
+                        .to_owned()
+                }
+                false => format!(
+                    "with the task of an image given; {} has the accuracies without it",
+                    MatrixFile::WITHOUT_IDENTITY
+                ),
+            });
         }
         notes.extend(self.mechanisms.iter().flat_map(|m| m.notes()));
         if position.stopped_by_guard {
