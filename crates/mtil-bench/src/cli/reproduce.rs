@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use eyre::{Result, WrapErr, bail, eyre};
 
 use super::{
-    args::{ReproduceArgs, Selection, TuneArgs},
+    args::{ReproduceArgs, Selection, Shots, TuneArgs},
     checkpoint::{EMBEDDED, load_model},
     interrupt::stop_flag,
     job::{FingerprintedSuite, Job, SharedSettings},
@@ -20,30 +20,44 @@ use super::{
     tune,
 };
 use crate::device;
-use mtil_data::{datasets::mtil, files::write_atomically, nearest};
+use mtil_data::{
+    datasets::{Protocol, mtil::SuiteProtocol},
+    files::write_atomically,
+    nearest,
+};
 use mtil_engine::{
-    eval::{EvalOptions, PromptRule},
+    eval::{EvalOptions, PromptRule, TaskIdentity},
     method::{Method, Tuned},
     metrics::MatrixFile,
     run::RunOptions,
 };
 use mtil_report::{
     report,
-    reproduce::{Comparison, Orders, OurProtocol, OurRun, Ours, TableSpec, compare, spec, tables},
+    reproduce::{
+        Comparison, Conditions, Orders, OurProtocol, OurRun, Ours, Prompts, Published, Splits,
+        TableSpec, TaskKnowledge, compare, spec, tables,
+    },
 };
 
 /// Runs `reproduce`.
 pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
     let Some(name) = &args.table else {
         for table in tables() {
-            let (name, about, methods) = (table.name, table.about, table.methods.len());
+            let (name, about, methods) = (table.name, table.about, table.methods().len());
             println!("{name:14} {about} ({methods} methods)");
         }
         return Ok(());
     };
     let table = find_table(name)?;
+    if let Some(mark) = &args.explain {
+        print!("{}", published(table)?.explain(mark)?);
+        return Ok(());
+    }
+    if args.published {
+        return print_published(args, table);
+    }
     let device = device::parse(&args.device)?;
-    let of_mtil = mtil::SUITES.contains(&table.suite);
+    let of_mtil = SuiteProtocol::find(table.suite).is_some();
     let model = match (&args.model, of_mtil) {
         (Some(model), _) => model.as_str(),
         (None, false) => EMBEDDED,
@@ -97,7 +111,7 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         return done.finish();
     }
     // The table marks what failed runs lack.
-    let protocol = protocol(args, &jobs, &model.name, of_mtil, &seeds);
+    let protocol = protocol(args, table, &jobs, &model.name, &seeds);
     let written = write_table(args, table, &jobs, tasks, protocol, &out);
     done.finish_with(written)
 }
@@ -122,16 +136,51 @@ fn write_table(
     };
     let comparison = compare(table, &ours)?;
     write(out, table, jobs, &comparison)?;
-    if args.markdown {
-        println!("{}", comparison.to_markdown());
-    } else {
-        println!("{}", comparison.to_text());
-    }
+    print_table(args, table, &comparison);
     if args.quick {
         eprintln!("note: --quick makes few steps on few images; these numbers mean nothing");
     }
     eprintln!("table: {}", out.join("table.md").display());
     Ok(())
+}
+
+/// Returns the published figures of a table.
+fn published(table: &TableSpec) -> Result<&'static Published> {
+    let with = || tables().iter().filter(|t| t.published().is_some());
+    table.published().ok_or_else(|| {
+        let names: Vec<_> = with().map(|t| t.name).collect();
+        eyre!(
+            "the table `{}` has no published figures; those with some are {}",
+            table.name,
+            names.join(", ")
+        )
+    })
+}
+
+/// Prints the published figures of a table.
+fn print_published(args: &ReproduceArgs, table: &TableSpec) -> Result<()> {
+    let ours = Ours {
+        tasks: published(table)?.tasks.clone(),
+        protocol: OurProtocol::default(),
+        runs: Vec::new(),
+    };
+    print_table(args, table, &compare(table, &ours)?);
+    Ok(())
+}
+
+/// Prints a table on standard output.
+fn print_table(args: &ReproduceArgs, table: &TableSpec, comparison: &Comparison) {
+    if args.markdown {
+        println!("{}", comparison.to_markdown());
+    } else {
+        println!("{}", comparison.to_text());
+    }
+    if comparison.has_published {
+        eprintln!(
+            "`mtil-bench reproduce {} --explain MARK` explains a mark",
+            table.name
+        );
+    }
 }
 
 /// Finds a table by name.
@@ -207,20 +256,27 @@ fn write(out: &Path, table: &TableSpec, jobs: &[Job], comparison: &Comparison) -
 
 /// Returns the methods of a table, or those of them that were requested.
 fn selected_methods(table: &TableSpec, wanted: &[String]) -> Result<Vec<&'static str>> {
+    let methods = table.methods();
     if wanted.is_empty() {
-        return Ok(table.methods.to_vec());
+        return Ok(methods);
     }
     wanted
         .iter()
         .map(|name| {
-            let found = table.methods.iter().copied().find(|m| m == name);
+            let found = methods.iter().copied().find(|m| m == name);
             found.ok_or_else(|| {
-                let near = nearest(name, table.methods.iter().copied());
+                if !table.can_run(name) {
+                    return eyre!(
+                        "method `{name}` needs the task of a test image, which `{}` does not give",
+                        table.suite
+                    );
+                }
+                let near = nearest(name, methods.iter().copied());
                 eyre!(
                     "method `{name}` is not in {}{}; its methods are {}",
                     table.name,
                     near.map_or(String::new(), |n| format!("; did you mean `{n}`?")),
-                    table.methods.join(", ")
+                    methods.join(", ")
                 )
             })
         })
@@ -229,7 +285,7 @@ fn selected_methods(table: &TableSpec, wanted: &[String]) -> Result<Vec<&'static
 
 /// Returns the tuned settings that the program contains for the suite of a table.
 fn builtin_tuned(table: &TableSpec) -> Option<&'static Tuned> {
-    match mtil::SUITES.contains(&table.suite) {
+    match SuiteProtocol::find(table.suite).is_some() {
         true => None,
         // All suites of the mini world share their settings.
         false => Tuned::of(mini_world::NAME),
@@ -250,7 +306,10 @@ fn jobs(
         model,
         device: &args.device,
         peers: &[],
-        evaluation: EvalOptions::default(),
+        evaluation: EvalOptions {
+            identity: TaskIdentity::default_for_suite(table.suite),
+            ..EvalOptions::default()
+        },
         guard: Vec::new(),
         skip_bad_images: args.skip_bad_images,
         select: None,
@@ -259,13 +318,14 @@ fn jobs(
         data: args.data.clone(),
         sun397_order: args.sun397_order.clone(),
         any_size: args.any_size,
+        shots: table.shots.map(Shots::PerClass),
         reference: args.reference.clone(),
         texts: args.texts.clone(),
         decode: args.decode,
         tasks: order.to_vec(),
         ..Selection::named(table.suite)
     };
-    let mut overrides = Vec::new();
+    let mut overrides: Vec<String> = table.settings.iter().map(|s| (*s).to_owned()).collect();
     if args.quick {
         overrides.extend(QUICK.map(str::to_owned));
     }
@@ -321,21 +381,39 @@ fn prompt_rule(table: &TableSpec, method: &Method) -> PromptRule {
     }
 }
 
-/// Returns the name of the published protocol with a prompt rule.
-fn protocol_family(rule: PromptRule) -> Option<&'static str> {
-    match rule {
-        PromptRule::Reference => Some("gnsp"),
-        PromptRule::Ensemble => Some("zscl"),
-        PromptRule::First => None,
+/// Returns the conditions of a run on one of MTIL's suites.
+fn conditions(table: &TableSpec, suite: &SuiteProtocol, evaluation: &EvalOptions) -> Conditions {
+    Conditions {
+        splits: match suite.splits {
+            Protocol::Zscl => Splits::Zscl,
+            Protocol::CoOp => Splits::Coop,
+        },
+        prompts: match evaluation.prompts {
+            PromptRule::Reference => Prompts::Reference,
+            PromptRule::Ensemble => Prompts::Ensemble,
+            PromptRule::First => Prompts::First,
+        },
+        task: match evaluation.identity {
+            TaskIdentity::Given => TaskKnowledge::Given,
+            TaskIdentity::Seen | TaskIdentity::All => TaskKnowledge::NotGiven,
+        },
+        shots: table.shots.or(suite.shots),
     }
 }
 
-/// Reads the accuracy matrices of the runs that have one.
+/// Reads the accuracy matrices of the runs that have one: those without the task of a test image,
+/// where the protocol does not give it.
 fn our_runs(jobs: &[Job]) -> Result<Vec<OurRun>> {
+    let matrix = |job: &Job| {
+        job.folder.join(match job.request.evaluation.identity {
+            TaskIdentity::Given => MatrixFile::NAME,
+            TaskIdentity::Seen | TaskIdentity::All => MatrixFile::WITHOUT_IDENTITY,
+        })
+    };
     jobs.iter()
-        .filter(|job| job.folder.join(MatrixFile::NAME).exists())
+        .filter(|job| matrix(job).exists())
         .map(|job| {
-            let path = job.folder.join(MatrixFile::NAME);
+            let path = matrix(job);
             let matrix = MatrixFile::load(&path)?;
             let accuracy = matrix.accuracy()?;
             Ok(OurRun {
@@ -351,50 +429,61 @@ fn our_runs(jobs: &[Job]) -> Result<Vec<OurRun>> {
 /// Describes the protocol of our runs for the header of the table.
 fn protocol(
     args: &ReproduceArgs,
+    table: &TableSpec,
     jobs: &[Job],
     model: &str,
-    of_mtil: bool,
     seeds: &[u64],
 ) -> OurProtocol {
     let steps: std::collections::BTreeSet<usize> =
         jobs.iter().map(|j| j.request.method.steps).collect();
     let join = |set: Vec<String>| set.join(", ");
+    let suite = SuiteProtocol::find(table.suite);
+    let mark = |job: &Job| {
+        let conditions = conditions(table, suite?, &job.request.evaluation);
+        let mark = table.published()?.mark(conditions)?;
+        Some((job.request.method.name.clone(), mark.to_owned()))
+    };
+    let of_world = || "of the embedded suite".to_owned();
     OurProtocol {
-        families: jobs
-            .iter()
-            .filter(|_| of_mtil)
-            .filter_map(|job| {
-                let family = protocol_family(job.request.evaluation.prompts)?;
-                Some((job.request.method.name.clone(), family.to_owned()))
-            })
-            .collect(),
-        splits: if !of_mtil {
-            "of the embedded suite".to_owned()
-        } else {
-            let sun = match &args.sun397_order {
-                Some(path) => format!("SUN397 in the order of {}", path.display()),
-                None => "SUN397 sorted by path".to_owned(),
-            };
-            format!("torchvision, 80/20 with seed 42 where it has none; {sun}")
+        families: jobs.iter().filter_map(mark).collect(),
+        splits: suite.map_or_else(of_world, |suite| splits(args, suite)),
+        shots: match table.shots.or(suite.and_then(|suite| suite.shots)) {
+            Some(shots) => format!("{shots} per class"),
+            None => "all training images".to_owned(),
         },
-        prompts: match args.prompts {
-            None if of_mtil => "those of each method's paper",
-            Some(PromptRule::Reference) | None => {
-                "all templates for tasks not learned before the stage, the first one for the \
-                 others (GNSP)"
-            }
-            Some(PromptRule::Ensemble) => "all templates, always (ZSCL)",
-            Some(PromptRule::First) => "the first template, always",
+        prompts: match (args.prompts, suite) {
+            (None, Some(suite)) if suite.task_given => "those of each method's paper",
+            (None, Some(_)) => Prompts::First.description(),
+            (Some(PromptRule::Reference), _) | (None, None) => Prompts::Reference.description(),
+            (Some(PromptRule::Ensemble), _) => Prompts::Ensemble.description(),
+            (Some(PromptRule::First), _) => Prompts::First.description(),
         }
         .to_owned(),
+        task: match suite.is_none_or(|suite| suite.task_given) {
+            true => TaskKnowledge::Given,
+            false => TaskKnowledge::NotGiven,
+        }
+        .description()
+        .to_owned(),
         model: model.to_owned(),
-        reference: if of_mtil {
-            "ImageNet, or Conceptual Captions where there is none".to_owned()
-        } else {
-            "of the embedded suite".to_owned()
+        reference: match suite {
+            Some(_) => "ImageNet, or Conceptual Captions where there is none".to_owned(),
+            None => of_world(),
         },
         steps: join(steps.iter().map(ToString::to_string).collect()),
         seeds: join(seeds.iter().map(ToString::to_string).collect()),
         commit: format!("version {}", env!("CARGO_PKG_VERSION")),
     }
+}
+
+/// Describes the splits of a suite of MTIL's datasets.
+fn splits(args: &ReproduceArgs, suite: &SuiteProtocol) -> String {
+    if suite.splits == Protocol::CoOp {
+        return Splits::Coop.description().to_owned();
+    }
+    let sun = match &args.sun397_order {
+        Some(path) => format!("SUN397 in the order of {}", path.display()),
+        None => "SUN397 sorted by path".to_owned(),
+    };
+    format!("torchvision, 80/20 with seed 42 where it has none; {sun}")
 }

@@ -192,11 +192,7 @@ pub fn load_tuned_method(
 
 /// Refuses a method that needs the task of an image, if the protocol of the suite does not give it.
 /// `settings` is the suite's name.
-pub fn check_task_given(
-    method: &Method,
-    settings: &str,
-    identity: TaskIdentity,
-) -> Result<()> {
+pub fn check_task_given(method: &Method, settings: &str, identity: TaskIdentity) -> Result<()> {
     if withholds_task(settings, identity) && method.needs_task() {
         bail!(
             "method `{}` needs the task of a test image, which `{settings}` does not give: leave \
@@ -208,7 +204,7 @@ pub fn check_task_given(
 }
 
 /// Returns whether the protocol of the suite of a name does not give the task of a test image.
-pub fn withholds_task(settings: &str, identity: TaskIdentity) -> bool {
+fn withholds_task(settings: &str, identity: TaskIdentity) -> bool {
     let protocol = SuiteProtocol::find(settings);
     identity != TaskIdentity::Given && protocol.is_some_and(|protocol| !protocol.task_given)
 }

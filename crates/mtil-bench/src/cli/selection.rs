@@ -423,8 +423,18 @@ mod tests {
         };
         let five = Some(Shots::PerClass(5));
         for (selection, shots, splits, name) in [
-            (of("xtail-order-1", None, None), Some(16), Protocol::CoOp, ""),
-            (of("xtail-order-2", five, None), Some(5), Protocol::CoOp, "5 shots"),
+            (
+                of("xtail-order-1", None, None),
+                Some(16),
+                Protocol::CoOp,
+                "",
+            ),
+            (
+                of("xtail-order-2", five, None),
+                Some(5),
+                Protocol::CoOp,
+                "5 shots",
+            ),
             (
                 of("xtail-order-1", Some(Shots::All), Some(SplitName::Zscl)),
                 None,

@@ -8,6 +8,7 @@ mod interrupts;
 mod jobs;
 mod learned;
 mod model;
+mod published;
 mod resilience;
 mod suites;
 

@@ -137,11 +137,7 @@ impl SuiteProtocol {
         &ALL
     }
 
-    const fn mtil(
-        name: &'static str,
-        about: &'static str,
-        order: &'static [&'static str],
-    ) -> Self {
+    const fn mtil(name: &'static str, about: &'static str, order: &'static [&'static str]) -> Self {
         Self {
             name,
             about,
@@ -188,11 +184,7 @@ static ALL: [SuiteProtocol; 4] = [
         "X-TAIL in alphabetical order: ten datasets of MTIL, 16 shots, all classes at once",
         &XTAIL_1,
     ),
-    SuiteProtocol::xtail(
-        SUITES[3],
-        "X-TAIL in the second published order",
-        &XTAIL_2,
-    ),
+    SuiteProtocol::xtail(SUITES[3], "X-TAIL in the second published order", &XTAIL_2),
 ];
 
 /// Seed of the reference draw of the first task of order I.

@@ -187,11 +187,9 @@ impl Engine<'_> {
         }
         if self.request.evaluation.identity != TaskIdentity::Given {
             notes.push(match method.needs_task() {
-                true => {
-                    "the task of an image is needed to choose what answers, \
+                true => "the task of an image is needed to choose what answers, \
                      so there are no figures without it"
-                        .to_owned()
-                }
+                    .to_owned(),
                 false => format!(
                     "with the task of an image given; {} has the accuracies without it",
                     MatrixFile::WITHOUT_IDENTITY

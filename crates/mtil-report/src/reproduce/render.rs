@@ -1,10 +1,19 @@
 //! Text, Markdown and CSV of a comparison.
 
+use super::published::Evidence;
 use super::published::Row;
-use super::table::{Block, BlockKind, Cell, Comparison, Entry, MISSING, OTHER_PROTOCOL, Spread};
+use super::table::{Block, BlockKind, Cell, Comparison, Entry, MISSING, SECOND_HAND, Spread};
 
-fn number(value: Option<f64>) -> String {
-    value.map_or(MISSING.to_owned(), |v| format!("{v:.1}"))
+/// Heading of the lines without a published protocol.
+const NO_MARK: &str = "no published protocol";
+
+fn number(cell: &Cell, entry: &Entry) -> String {
+    let Some(value) = cell.published else {
+        return MISSING.to_owned();
+    };
+    let secondary = matches!(&entry.row, Some(row) if row.evidence == Evidence::Secondary);
+    let mark = if secondary { SECOND_HAND } else { "" };
+    format!("{value:.1}{mark}")
 }
 
 fn our_number(spread: Option<Spread>) -> String {
@@ -17,7 +26,7 @@ fn our_number(spread: Option<Spread>) -> String {
     }
 }
 
-fn signed(cell: &Cell, entry: &Entry) -> String {
+fn signed(cell: &Cell) -> String {
     let Some(difference) = cell.difference() else {
         return MISSING.to_owned();
     };
@@ -25,64 +34,95 @@ fn signed(cell: &Cell, entry: &Entry) -> String {
     if text == "-0.0" || text == "+0.0" {
         text = "0.0".to_owned();
     }
-    if entry.same_protocol == Some(false) {
-        text.push_str(OTHER_PROTOCOL);
-    }
     text
+}
+
+fn name(entry: &Entry) -> String {
+    match entry.runs {
+        0 | 1 => entry.label.clone(),
+        runs => format!("{} ({runs} runs)", entry.label),
+    }
 }
 
 impl Comparison {
     /// Returns the head and the lines of a block as text cells. In the summary our figure, the
-    /// published one and the difference are side by side, in wider blocks one below the other.
+    /// published one and the difference are side by side, in wider blocks one below the other. With
+    /// published figures, a line with a mark is above the lines of its protocol.
     fn grid(&self, block: &Block) -> Vec<Vec<String>> {
-        let name = |entry: &Entry| match entry.runs {
-            0 | 1 => entry.method.clone(),
-            runs => format!("{} ({runs} runs)", entry.method),
-        };
+        let is_summary = block.kind == BlockKind::Summary;
         let mut head = vec!["method".to_owned()];
-        let mut lines = Vec::new();
-        if block.kind == BlockKind::Summary {
-            for column in &block.columns {
-                head.push(column.clone());
-                if self.has_published {
-                    head.extend(["published".to_owned(), "difference".to_owned()]);
-                }
-            }
-            for (entry, cells) in self.entries.iter().zip(&block.lines) {
-                let mut line = vec![name(entry)];
-                for cell in cells {
-                    line.push(our_number(cell.ours));
-                    if self.has_published {
-                        line.extend([number(cell.published), signed(cell, entry)]);
-                    }
-                }
-                lines.push(line);
-            }
-        } else {
+        if !is_summary {
             head.push(String::new());
-            head.extend(block.columns.iter().cloned());
-            for (entry, cells) in self.entries.iter().zip(&block.lines) {
-                let mut push = |first: String, what: &str, texts: Vec<String>| {
-                    lines.push([vec![first, what.to_owned()], texts].concat());
-                };
-                // A method without per-task figures is listed in the summary only.
-                if cells.iter().all(Cell::is_empty) {
-                    continue;
-                }
-                let ours = cells.iter().map(|c| our_number(c.ours)).collect();
-                push(name(entry), "ours", ours);
-                if self.has_published {
-                    let published = cells.iter().map(|c| number(c.published)).collect();
-                    push(String::new(), "published", published);
-                    if cells.iter().any(|c| c.difference().is_some()) {
-                        let difference = cells.iter().map(|c| signed(c, entry)).collect();
-                        push(String::new(), "difference", difference);
-                    }
-                }
+        }
+        for column in &block.columns {
+            head.push(column.clone());
+            if is_summary && self.has_published && self.has_ours() {
+                head.extend(["published".to_owned(), "difference".to_owned()]);
             }
         }
-        lines.insert(0, head);
+        let width = head.len();
+        let mut grid = vec![head];
+        let mut group: Option<&Option<String>> = None;
+        for (entry, cells) in self.entries.iter().zip(&block.lines) {
+            // A method without per-task figures is listed in the summary only.
+            if !is_summary && cells.iter().all(Cell::is_empty) {
+                continue;
+            }
+            if self.has_published && group != Some(&entry.mark) {
+                group = Some(&entry.mark);
+                let mut heading = vec![String::new(); width];
+                heading[0] = format!("[{}]", entry.mark.as_deref().unwrap_or(NO_MARK));
+                grid.push(heading);
+            }
+            match is_summary {
+                true => grid.push(self.summary_line(entry, cells)),
+                false => grid.extend(self.task_lines(entry, cells)),
+            }
+        }
+        grid
+    }
+
+    /// Returns whether the comparison has a column for our figures: without any, it shows the
+    /// published ones alone.
+    fn has_ours(&self) -> bool {
+        !self.has_published || self.entries.iter().any(|entry| entry.runs > 0)
+    }
+
+    fn summary_line(&self, entry: &Entry, cells: &[Cell]) -> Vec<String> {
+        let mut line = vec![name(entry)];
+        for cell in cells {
+            if self.has_ours() {
+                line.push(our_number(cell.ours));
+            }
+            if self.has_published {
+                line.push(number(cell, entry));
+            }
+            if self.has_published && self.has_ours() {
+                line.push(signed(cell));
+            }
+        }
+        line
+    }
+
+    fn task_lines(&self, entry: &Entry, cells: &[Cell]) -> Vec<Vec<String>> {
+        let mut rows: Vec<(&str, Vec<String>)> = Vec::new();
+        if !self.has_published || cells.iter().any(|cell| cell.ours.is_some()) {
+            rows.push(("ours", cells.iter().map(|c| our_number(c.ours)).collect()));
+        }
+        if cells.iter().any(|cell| cell.published.is_some()) {
+            rows.push((
+                "published",
+                cells.iter().map(|c| number(c, entry)).collect(),
+            ));
+        }
+        if cells.iter().any(|cell| cell.difference().is_some()) {
+            rows.push(("difference", cells.iter().map(signed).collect()));
+        }
+        let first = std::iter::once(name(entry)).chain(std::iter::repeat(String::new()));
+        let lines = first.zip(rows);
         lines
+            .map(|(first, (what, texts))| [vec![first, what.to_owned()], texts].concat())
+            .collect()
     }
 
     fn title(&self, block: &Block) -> String {
@@ -192,12 +232,11 @@ impl Comparison {
                 "runs",
                 "published",
                 "difference",
-                "same_protocol",
+                "protocol",
                 "title",
                 "venue",
                 "source",
                 "evidence",
-                "protocol",
             ]
             .map(str::to_owned),
         ];
@@ -227,16 +266,11 @@ impl Comparison {
                         cell.ours.map(|s| s.runs.to_string()).unwrap_or_default(),
                         text(cell.published),
                         text(cell.difference()),
-                        match cell.difference() {
-                            Some(_) => entry.same_protocol.map(|s| s.to_string()),
-                            None => None,
-                        }
-                        .unwrap_or_default(),
+                        entry.mark.clone().unwrap_or_default(),
                         of(&|r| r.title.clone()),
                         of(&|r| r.venue.clone().unwrap_or_default()),
                         of(&|r| r.source.clone()),
                         of(&|r| r.evidence.description().to_owned()),
-                        of(&|r| r.protocol.clone()),
                     ]);
                 }
             }
@@ -284,24 +318,52 @@ mod tests {
     }
 
     #[test]
-    fn text_shows_both_sides_and_dashes() {
+    fn text_shows_both_sides_of_one_protocol_and_others_apart() {
         let text = comparison("zscl").to_text();
         assert_eq!(
             line(&text, "zscl (2 runs)")[..4],
             ["zscl (2 runs)", "56.5 ± 1.4", "68.1", "-11.6"]
         );
         assert_eq!(line(&text, "gnsp ")[..4], ["gnsp", "60.5", "—", "—"]);
-        assert_eq!(line(&text, "leba")[..4], ["leba", "—", "69.2", "—"]);
+        assert_eq!(line(&text, "LEBA")[..4], ["LEBA", "—", "69.2", "—"]);
+        assert_eq!(
+            line(&text, "ConDU (FT) ")[..3],
+            ["ConDU (FT)", "—", "70.8ˢ"]
+        );
         // The lines of the first block have equal widths.
         let first: Vec<&str> = text.split("\n\n").nth(1).unwrap().lines().collect();
-        assert_eq!(first.len(), 2 + 17);
         let width = |l: &str| l.chars().count();
-        assert!(first.iter().all(|l| width(l) == width(first[1])), "{text}");
+        let figures = first.iter().filter(|l| !l.starts_with('['));
+        assert!(
+            figures.clone().all(|l| width(l) == width(first[1])),
+            "{text}"
+        );
+        let at = |start: &str| first.iter().position(|l| l.starts_with(start)).unwrap();
+        assert!(at("[zscl]") < at("zscl (2 runs)") && at("zscl (2 runs)") < at("[leba]"));
+        assert!(at("[leba]") < at("LEBA") && at("[unrecorded]") < at("[no published protocol]"));
         assert!(text.contains("mtil/results/t3_7.npy"));
-        assert!(!text.contains('†'));
+        assert!(text.contains("ˢ Read in third-party notes"), "{text}");
+
         let other = comparison("gnsp").to_text();
-        assert_eq!(line(&other, "zscl (2 runs)")[3], "-11.6†");
-        assert!(other.contains("† Our number has another protocol than the published one."));
+        assert_eq!(
+            line(&other, "zscl (2 runs)")[..4],
+            ["zscl (2 runs)", "56.5 ± 1.4", "—", "—"]
+        );
+        assert_eq!(line(&other, "ZSCL ")[..4], ["ZSCL", "—", "68.1", "—"]);
+        assert!(
+            other.contains("Mark gnsp: splits: torchvision's"),
+            "{other}"
+        );
+    }
+
+    #[test]
+    fn published_figures_alone_have_no_columns_for_ours() {
+        let table = spec("xtail").unwrap();
+        let tasks = table.published().unwrap().tasks.clone();
+        let text = compare(table, &ours(tasks, vec![])).unwrap().to_text();
+        assert_eq!(line(&text, "method")[..2], ["method", "Transfer"]);
+        assert_eq!(line(&text, "CoDyRA"), ["CoDyRA", "63.2", "71.3", "79.2"]);
+        assert!(!text.contains("ours") && !text.contains("Ours"), "{text}");
     }
 
     #[test]
@@ -311,8 +373,9 @@ mod tests {
         assert!(table[0].starts_with("| method | Transfer | published | difference | Average |"));
         let bars = |l: &str| l.matches('|').count();
         assert!(table[..19].iter().all(|l| bars(l) == bars(table[0])));
-        assert!(text.contains("| leba | — | 69.2 | — |"));
-        assert!(text.contains("- zscl-star: published as ZSCL\\*"));
+        assert!(table[2].starts_with("| [zscl] |  |"), "{}", table[2]);
+        assert!(text.contains("| LEBA | — | 69.2 | — |"));
+        assert!(text.contains("- ZSCL\\*: published as ZSCL\\*"));
     }
 
     #[test]
@@ -333,6 +396,8 @@ mod tests {
         assert_eq!(float(get("zscl", "Transfer", "", "ours")), 56.5);
         assert_eq!(get("zscl", "Transfer", "", "runs").unwrap(), "2");
         assert_eq!(float(get("zscl", "Last", "SUN397", "published")), 80.2);
+        assert_eq!(get("zscl", "Last", "", "protocol").unwrap(), "zscl");
+        assert_eq!(get("leba", "Last", "", "protocol").unwrap(), "leba");
         assert_eq!(get("gnsp", "Last", "", "published").unwrap(), "");
         assert_eq!(get("gnsp", "Last", "", "difference").unwrap(), "");
         assert_eq!(get("leba", "Last", "", "ours").unwrap(), "");

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::published::{Metric, Published, Row, published};
+use super::published::{Evidence, Metric, Published, Row};
 use super::tables::{Orders, TableSpec};
 use mtil_engine::metrics::AccuracyMatrix;
 
 /// Placeholder of a missing number.
 pub(super) const MISSING: &str = "—";
-/// Mark of a difference between numbers of different protocols.
-pub(super) const OTHER_PROTOCOL: &str = "†";
+/// Mark of a published number that was read at second hand.
+pub(super) const SECOND_HAND: &str = "ˢ";
 
 /// One of our runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,12 +41,16 @@ impl OurRun {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OurProtocol {
-    /// Published protocol by method, for methods that follow one.
+    /// Mark of the published protocol by method, for methods that follow one.
     pub families: BTreeMap<String, String>,
     /// Training and test splits.
     pub splits: String,
     /// Prompt templates of the evaluation.
     pub prompts: String,
+    /// Training images per class.
+    pub shots: String,
+    /// Knowledge of the task of a test image.
+    pub task: String,
     /// Pretrained model.
     pub model: String,
     /// Reference set.
@@ -164,17 +168,20 @@ pub struct Block {
     pub lines: Vec<Vec<Cell>>,
 }
 
-/// Method of a comparison.
+/// Line of a comparison: our figures of a method beside published ones of the same protocol, or
+/// either alone.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Entry {
-    /// Name of the method in this project.
+    /// Name of the method in this project, or one like it for a method that is not built in.
     pub method: String,
-    /// Published row of the method.
+    /// Name in the table: the method's, or its title in the publication.
+    pub label: String,
+    /// Published row.
     pub row: Option<Row>,
     /// Number of our finished runs.
     pub runs: usize,
-    /// True if our and the published numbers have the same protocol; `None` if either is missing.
-    pub same_protocol: Option<bool>,
+    /// Mark of the protocol of the line's figures, if it is a published one.
+    pub mark: Option<String>,
 }
 
 /// Comparison of our results with published ones.
@@ -188,7 +195,7 @@ pub struct Comparison {
     pub suite: String,
     /// True if there are published numbers on the suite.
     pub has_published: bool,
-    /// Methods, in the order of the lines of every block.
+    /// Lines of every block: those of one protocol together, our protocols first.
     pub entries: Vec<Entry>,
     /// Blocks, the summary first.
     pub blocks: Vec<Block>,
@@ -196,10 +203,11 @@ pub struct Comparison {
     pub notes: Vec<String>,
 }
 
-/// Compares our runs with the published numbers on the suite of `spec`.
+/// Compares our runs with the published numbers of the table `spec`.
 ///
-/// Methods that the table does not list come last. Unfinished runs and unknown published numbers
-/// are missing from the comparison.
+/// Ours stand beside published numbers of the same protocol only. Published numbers of other
+/// protocols have lines of their own, and the lines of each protocol are together. Unfinished runs
+/// and unknown published numbers are missing from the comparison.
 ///
 /// # Errors
 /// [`TableError`] when the tasks of a run differ from those of the table, or a run occurs twice.
@@ -224,40 +232,18 @@ pub struct Comparison {
 /// ```
 pub fn compare(spec: &TableSpec, ours: &Ours) -> Result<Comparison, TableError> {
     let published = match spec.orders {
-        Orders::AsGiven => published(spec.suite),
+        Orders::AsGiven => spec.published(),
         // Figures of different task orders are not comparable.
         Orders::CyclicShifts | Orders::Permuted(_) => None,
     };
     check(spec, ours, published)?;
 
-    let mut methods: Vec<&str> = spec.methods.iter().chain(spec.cited).copied().collect();
-    for run in &ours.runs {
-        if !methods.contains(&run.method.as_str()) {
-            methods.push(&run.method);
-        }
-    }
-    let finished: Vec<Vec<Finished>> = methods.iter().map(|m| Finished::runs_of(ours, m)).collect();
-    let entries: Vec<Entry> = methods
-        .iter()
-        .zip(&finished)
-        .map(|(method, runs)| {
-            let row = published.and_then(|p| p.row(method)).cloned();
-            let same = row
-                .as_ref()
-                .filter(|_| !runs.is_empty())
-                .map(|row| ours.protocol.families.get(*method) == Some(&row.protocol));
-            Entry {
-                method: (*method).to_owned(),
-                row,
-                runs: runs.len(),
-                same_protocol: same,
-            }
-        })
-        .collect();
-
+    let lines = lines(spec, ours, published);
+    let entries: Vec<Entry> = lines.iter().map(|line| line.entry.clone()).collect();
+    let finished = lines.iter().map(|line| &line.runs);
     let block = |kind, columns: Vec<String>, cell: &CellOf<'_>| {
         let lines = finished
-            .iter()
+            .clone()
             .zip(&entries)
             .map(|(runs, entry)| {
                 (0..columns.len())
@@ -316,6 +302,77 @@ pub fn compare(spec: &TableSpec, ours: &Ours) -> Result<Comparison, TableError> 
         blocks,
         notes,
     })
+}
+
+/// Line of a comparison with our finished runs.
+struct Line {
+    entry: Entry,
+    runs: Vec<Finished>,
+}
+
+/// Returns the lines of a comparison, by protocol.
+fn lines(spec: &TableSpec, ours: &Ours, published: Option<&Published>) -> Vec<Line> {
+    let mut methods: Vec<String> = spec.methods().iter().map(|m| (*m).to_owned()).collect();
+    let others = ours.runs.iter().map(|run| &run.method);
+    let cited = published.into_iter().flat_map(|p| &p.rows);
+    for method in others.chain(cited.map(|row| &row.method)) {
+        if !methods.contains(method) {
+            methods.push(method.clone());
+        }
+    }
+    let mut lines = Vec::new();
+    for method in &methods {
+        let runs = Finished::runs_of(ours, method);
+        let rows = published.into_iter().flat_map(|p| p.rows_of(method));
+        let mut rows: Vec<&Row> = rows.collect();
+        let line = |label: &str, row: Option<&Row>, mark, runs: Vec<Finished>| Line {
+            entry: Entry {
+                method: method.clone(),
+                label: label.to_owned(),
+                row: row.cloned(),
+                runs: runs.len(),
+                mark,
+            },
+            runs,
+        };
+        if !runs.is_empty() || rows.is_empty() {
+            let mark = ours.protocol.families.get(method);
+            let mark = mark.filter(|_| !runs.is_empty()).cloned();
+            let same = rows
+                .iter()
+                .position(|row| Some(&row.protocol) == mark.as_ref());
+            let row = same.map(|at| rows.remove(at));
+            lines.push(line(method, row, mark, runs));
+        }
+        for row in rows {
+            lines.push(line(
+                &row.title,
+                Some(row),
+                Some(row.protocol.clone()),
+                Vec::new(),
+            ));
+        }
+    }
+    let order = order_of_marks(&lines, published);
+    let place = |line: &Line| order.iter().position(|mark| *mark == line.entry.mark);
+    lines.sort_by_key(|line| place(line).unwrap_or(order.len()));
+    lines
+}
+
+/// Returns the marks in the order of their groups: those of our runs, then those of published rows
+/// in the order of the file, then none.
+fn order_of_marks(lines: &[Line], published: Option<&Published>) -> Vec<Option<String>> {
+    let mut order: Vec<Option<String>> = Vec::new();
+    let ours = lines.iter().filter(|line| line.entry.runs > 0);
+    let ours = ours.filter_map(|line| line.entry.mark.clone());
+    let rows = published.into_iter().flat_map(|p| &p.rows);
+    for mark in ours.chain(rows.map(|row| row.protocol.clone())) {
+        if !order.contains(&Some(mark.clone())) {
+            order.push(Some(mark));
+        }
+    }
+    order.push(None);
+    order
 }
 
 /// Computes the cell of a column from a method's finished runs and its published row.
@@ -399,12 +456,78 @@ fn check(spec: &TableSpec, ours: &Ours, published: Option<&Published>) -> Result
 
 /// Returns the footnotes of a comparison.
 fn notes(ours: &Ours, published: Option<&Published>, entries: &[Entry]) -> Vec<String> {
-    let p = &ours.protocol;
     let mut notes = Vec::new();
+    if !ours.runs.is_empty() {
+        notes.push(our_note(&ours.protocol));
+    }
+    for run in ours.runs.iter().filter(|run| run.finished().is_none()) {
+        notes.push(format!(
+            "{} with seed {} is unfinished and not counted.",
+            run.method, run.seed
+        ));
+    }
+    let Some(published) = published else {
+        return notes;
+    };
+    notes.push(format!(
+        "Published: {}. {MISSING} is an unknown number; none is estimated. Figures under different \
+         marks have different protocols and are not comparable.",
+        published.model
+    ));
+    let is_second_hand =
+        |entry: &Entry| matches!(&entry.row, Some(row) if row.evidence == Evidence::Secondary);
+    if entries.iter().any(is_second_hand) {
+        notes.push(format!(
+            "{SECOND_HAND} Read in third-party notes, not checked against the authors' text."
+        ));
+    }
+    let marks: BTreeSet<&String> = entries.iter().filter_map(|e| e.mark.as_ref()).collect();
+    for mark in marks {
+        let Some(protocol) = published.protocols.get(mark) else {
+            continue;
+        };
+        let properties = protocol.description();
+        let properties = properties.iter().filter(|(name, _)| *name != "read in");
+        let properties: Vec<String> = properties.map(|(n, v)| format!("{n}: {v}")).collect();
+        let end = if properties.last().is_some_and(|p| p.ends_with('.')) {
+            ""
+        } else {
+            "."
+        };
+        notes.push(format!("Mark {mark}: {}{end}", properties.join("; ")));
+    }
+    for entry in entries {
+        let Some(row) = &entry.row else { continue };
+        let venue = row.venue.as_ref().map(|v| format!(", {v}"));
+        notes.push(format!(
+            "{}: published as {}{}; {}; {}; mark {}.",
+            entry.label,
+            row.title,
+            venue.unwrap_or_default(),
+            row.source,
+            row.evidence.description(),
+            row.protocol
+        ));
+    }
+    let methods: BTreeSet<&String> = entries.iter().map(|e| &e.method).collect();
+    for method in methods {
+        let caveats = published.caveats(method).map(|c| &c.note);
+        let absent = published.absent(method).map(|a| &a.note);
+        for note in caveats.chain(absent) {
+            notes.push(format!("{method}: {note}"));
+        }
+    }
+    notes
+}
+
+/// Describes the protocol of our runs.
+fn our_note(p: &OurProtocol) -> String {
     let parts: Vec<String> = [
         ("model", &p.model),
         ("splits", &p.splits),
+        ("shots", &p.shots),
         ("prompts", &p.prompts),
+        ("task of a test image", &p.task),
         ("reference set", &p.reference),
         ("training steps", &p.steps),
         ("seeds", &p.seeds),
@@ -416,78 +539,13 @@ fn notes(ours: &Ours, published: Option<&Published>, entries: &[Entry]) -> Vec<S
         false => format!("{name}: {value}"),
     })
     .collect();
-    notes.push(format!("Ours: {}.", parts.join("; ")));
-    for run in ours.runs.iter().filter(|run| run.finished().is_none()) {
-        notes.push(format!(
-            "{} with seed {} is unfinished and not counted.",
-            run.method, run.seed
-        ));
-    }
-    let Some(published) = published else {
-        return notes;
-    };
-    notes.push(format!(
-        "Published: {}. {MISSING} is an unknown number; none is estimated.",
-        published.model
-    ));
-    if entries.iter().any(|e| e.same_protocol == Some(false)) {
-        notes.push(format!(
-            "{OTHER_PROTOCOL} Our number has another protocol than the published one."
-        ));
-    }
-    let mut protocols = BTreeMap::new();
-    let families: BTreeSet<&String> = p.families.values().collect();
-    for ours in families {
-        if let Some(protocol) = published.protocols.get(ours) {
-            let of = p.families.iter().filter(|(_, family)| *family == ours);
-            let methods: Vec<&str> = of.map(|(method, _)| method.as_str()).collect();
-            notes.push(format!(
-                "Ours follows protocol {ours}: {}.",
-                methods.join(", ")
-            ));
-            protocols.insert(ours, protocol);
-        }
-    }
-    for entry in entries {
-        let Some(row) = &entry.row else { continue };
-        let venue = row.venue.as_ref().map(|v| format!(", {v}"));
-        notes.push(format!(
-            "{}: published as {}{}; {}; {}; protocol {}.",
-            entry.method,
-            row.title,
-            venue.unwrap_or_default(),
-            row.source,
-            row.evidence.description(),
-            row.protocol
-        ));
-        protocols.insert(&row.protocol, &published.protocols[&row.protocol]);
-    }
-    for (name, protocol) in protocols {
-        notes.push(format!(
-            "Protocol {name}: splits: {}; prompts: {}; the task of a test image is {}.",
-            protocol.splits,
-            protocol.prompts,
-            match protocol.task_known {
-                Some(true) => "known",
-                Some(false) => "unknown",
-                None => "not stated to be known",
-            }
-        ));
-    }
-    for method in entries.iter().map(|e| &e.method) {
-        let caveats = published.caveats(method).map(|c| &c.note);
-        let absent = published.absent(method).map(|a| &a.note);
-        for note in caveats.chain(absent) {
-            notes.push(format!("{method}: {note}"));
-        }
-    }
-    notes
+    format!("Ours: {}.", parts.join("; "))
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::reproduce::spec;
+    use crate::reproduce::{published, spec, tables};
 
     pub fn order_1() -> Vec<String> {
         published("mtil-order-1").unwrap().tasks.clone()
@@ -558,7 +616,7 @@ pub(super) mod tests {
         assert_eq!(c.blocks.len(), 4);
 
         let (e, lines) = entry(&c, "zscl");
-        assert_eq!((e.runs, e.same_protocol), (2, Some(true)));
+        assert_eq!((e.runs, e.mark.as_deref()), (2, Some("zscl")));
         // Transfer is the mean over c = 1..10 of base + c.
         let cell = lines[0][0];
         assert_eq!(cell.ours.unwrap().mean, 56.5);
@@ -572,7 +630,7 @@ pub(super) mod tests {
         assert_eq!(lines[3][10].ours.unwrap().mean, 90.0);
 
         let (e, lines) = entry(&c, "gnsp");
-        assert_eq!((&e.row, e.same_protocol), (&None, None));
+        assert_eq!((&e.row, e.mark.as_deref()), (&None, Some("zscl")));
         assert_eq!(lines[0][0].ours.unwrap().sd, None);
         assert_eq!(
             (lines[0][0].published, lines[0][0].difference()),
@@ -581,7 +639,7 @@ pub(super) mod tests {
 
         // Unfinished: our figure is missing, although some columns would be defined.
         let (e, lines) = entry(&c, "finetune");
-        assert_eq!((e.runs, e.same_protocol), (0, None));
+        assert_eq!((e.runs, e.mark.as_deref()), (0, Some("zscl")));
         assert!(
             lines
                 .iter()
@@ -599,8 +657,12 @@ pub(super) mod tests {
             lines[0].iter().map(|c| c.ours.unwrap().mean).sum::<f64>(),
             180.0
         );
-        assert_eq!(entry(&c, "leba").0.same_protocol, Some(false));
-        assert_eq!(c.entries.last().unwrap().method, "my-own");
+        // Ours of another protocol than the published figures has a line of its own.
+        let leba: Vec<_> = c.entries.iter().filter(|e| e.method == "leba").collect();
+        let of = |e: &Entry| (e.runs, e.mark.clone().unwrap(), e.row.is_some());
+        assert_eq!(of(leba[0]), (1, "zscl".to_owned(), false));
+        assert_eq!(of(leba[1]), (0, "leba".to_owned(), true));
+        assert_eq!(entry(&c, "my-own").0.mark.as_deref(), Some("zscl"));
         assert!(
             c.notes
                 .iter()
@@ -611,6 +673,29 @@ pub(super) mod tests {
                 .iter()
                 .any(|n| n.starts_with("gnsp:") && n.contains("no number"))
         );
+    }
+
+    #[test]
+    fn every_published_row_has_one_line_and_the_lines_of_a_protocol_are_together() {
+        for table in tables() {
+            let Some(published) = table.published() else {
+                continue;
+            };
+            let c = compare(table, &ours(published.tasks.clone(), vec![])).unwrap();
+            for row in &published.rows {
+                let shown = c.entries.iter().filter(|e| e.row.as_ref() == Some(row));
+                assert_eq!(shown.count(), 1, "{}: {}", table.name, row.title);
+            }
+            let mut marks: Vec<_> = c.entries.iter().map(|e| &e.mark).collect();
+            marks.dedup();
+            let mut unique = marks.clone();
+            unique.sort();
+            unique.dedup();
+            assert_eq!(unique.len(), marks.len(), "{}: {marks:?}", table.name);
+            for line in c.blocks.iter().flat_map(|block| &block.lines).flatten() {
+                assert_eq!(line.difference(), None);
+            }
+        }
     }
 
     #[test]
