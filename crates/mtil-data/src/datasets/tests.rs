@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::{
     captions::{CaptionSplit, coco, flickr30k},
     check::{CheckEvent, DatasetState, check},
-    mtil::{ORDER_1, ORDER_2, suite},
+    mtil::{ORDER_1, ORDER_2, XTAIL_1, XTAIL_2, suite},
     store::Store,
     *,
 };
