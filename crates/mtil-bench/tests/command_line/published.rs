@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
 use super::{fails, mtil_bench, stderr};
@@ -151,11 +152,45 @@ fn mtil_runs_with_few_shots() {
     );
 }
 
+/// Writes a tiny CLIP whose context is long enough to tell all class names apart.
+fn write_model(folder: &Path) {
+    const POSITIONS: &str = "text_model.embeddings.position_embedding.weight";
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/clip/tiny");
+    fs::create_dir(folder).unwrap();
+    for file in ["tokenizer.json", "preprocessor_config.json"] {
+        fs::copy(source.join(file), folder.join(file)).unwrap();
+    }
+    let config = fs::read_to_string(source.join("config.json")).unwrap();
+    let old = "\"max_position_embeddings\": 16";
+    assert!(config.contains(old));
+    let config = config.replace(old, "\"max_position_embeddings\": 77");
+    fs::write(folder.join("config.json"), config).unwrap();
+    let bytes = fs::read(source.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let rows = tensors.tensor(POSITIONS).unwrap();
+    let positions: Vec<u8> = rows
+        .data()
+        .iter()
+        .copied()
+        .cycle()
+        .take(77 * 32 * 4)
+        .collect();
+    let longer = TensorView::new(Dtype::F32, vec![77, 32], &positions).unwrap();
+    let tensors = tensors.tensors().into_iter();
+    let tensors = tensors.map(|(name, tensor)| match name.as_str() {
+        POSITIONS => (name, longer.clone()),
+        _ => (name, tensor),
+    });
+    let bytes = safetensors::serialize(tensors, None).unwrap();
+    fs::write(folder.join("model.safetensors"), bytes).unwrap();
+}
+
 #[test]
 fn tables_of_x_tail_and_few_shot_mtil_are_reproduced_by_protocol() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
-    let plan = ["reproduce", "xtail", "--model", "embedded", "--plan"];
+    write_model(&here.join("tiny"));
+    let plan = ["reproduce", "xtail", "--model", "tiny", "--plan"];
     let plan = on_miniatures(&[&plan[..], &["--methods", "zero-shot,finetune"]].concat());
     let output = mtil_bench(here, &plan);
     let text = format!(
@@ -172,7 +207,7 @@ fn tables_of_x_tail_and_few_shot_mtil_are_reproduced_by_protocol() {
         ("xtail", "codyra", "zero-shot,rail-primal"),
         ("fewshot", "zscl-5", "zero-shot,finetune"),
     ] {
-        let run = ["reproduce", table, "--model", "embedded", "--out", table];
+        let run = ["reproduce", table, "--model", "tiny", "--out", table];
         let run = on_miniatures(&[&run[..], &["--methods", methods]].concat());
         let text = stdout(here, &run);
         let lines: Vec<&str> = text.lines().collect();
