@@ -138,25 +138,12 @@ fn mnist_is_read_without_gzip_too() {
 
 #[test]
 fn coop_splits() {
-    for key in [
-        "Caltech101",
-        "DTD",
-        "EuroSAT",
-        "Flowers",
-        "Food",
-        "OxfordPet",
-        "StanfordCars",
-        "SUN397",
-    ] {
-        let spec = Spec::find(key).unwrap();
-        let file = spec
-            .coop
-            .as_ref()
-            .unwrap()
-            .files
-            .iter()
-            .find(|f| packed().join(f).is_file())
-            .unwrap();
+    for key in XTAIL_1 {
+        let Some(coop_spec) = &Spec::find(key).unwrap().coop else {
+            continue;
+        };
+        let mut files = coop_spec.files.iter();
+        let file = files.find(|f| packed().join(f).is_file()).unwrap();
         let lists: Value =
             serde_json::from_str(&fs::read_to_string(packed().join(file)).unwrap()).unwrap();
         let task = open(key, &packed(), &coop()).unwrap();
