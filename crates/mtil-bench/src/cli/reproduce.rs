@@ -245,6 +245,7 @@ fn write(out: &Path, table: &TableSpec, jobs: &[Job], comparison: &Comparison) -
         report::write_report(&folders, &page)?;
         eprintln!("report: {}", page.display());
         files.push(("figures.md", report::figures_table(&folders)?));
+        files.push(("runs.csv", report::runs_csv(&folders)?));
     }
     for (file, text) in files {
         let path = out.join(file);

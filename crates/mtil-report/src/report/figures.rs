@@ -1,7 +1,7 @@
 //! All figures of the methods with their standard deviation over the seeds, as rows of text.
 
 use super::group::{Figures, Group, Spread};
-use super::load::Status;
+use super::load::{RunData, Status};
 
 const HEAD: [&str; 12] = [
     "method", "seeds", "Transfer", "Average", "Last", "diagonal", "BWT", "gap", "margin", "R@1",
@@ -39,6 +39,70 @@ pub(super) fn markdown(rows: &[Vec<String>]) -> String {
         }
     }
     text
+}
+
+/// Returns rows of equal length as CSV.
+pub(super) fn csv(rows: &[Vec<String>]) -> String {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        writer
+            .write_record(row)
+            .expect("rows of equal length in memory");
+    }
+    let bytes = writer.into_inner().expect("a vector in memory");
+    String::from_utf8(bytes).expect("made of strings")
+}
+
+const RUN_HEAD: [&str; 13] = [
+    "method",
+    "seed",
+    "Transfer",
+    "Average",
+    "Last",
+    "diagonal",
+    "BWT",
+    "gap_start",
+    "gap",
+    "margin",
+    "R@1",
+    "seconds",
+    "bytes_kept",
+];
+
+/// Returns the head and one row per finished run: accuracies in %, `gap_start` before the first
+/// task, other figures after the last one. A figure that a run lacks is empty.
+pub(super) fn run_rows(groups: &[Group<'_>]) -> Vec<Vec<String>> {
+    let mut rows = vec![RUN_HEAD.map(str::to_owned).to_vec()];
+    for group in groups
+        .iter()
+        .filter(|group| group.status() != Status::Partial)
+    {
+        let runs = Group::counted(&group.runs).into_iter();
+        rows.extend(runs.map(|run| run_row(&group.name, run)));
+    }
+    rows
+}
+
+fn run_row(name: &str, run: &RunData) -> Vec<String> {
+    let figures = Figures::from_runs(&[run]);
+    let field = |spread: Option<Spread>, decimals: usize| {
+        spread.map_or(String::new(), |s| format!("{:.decimals$}", s.mean))
+    };
+    vec![
+        name.to_owned(),
+        run.file.seed.to_string(),
+        field(figures.transfer, 4),
+        field(figures.average, 4),
+        field(figures.last, 4),
+        field(figures.diagonal, 4),
+        field(figures.bwt, 4),
+        field(figures.gap.map(|(first, _)| first), 5),
+        field(figures.gap.map(|(_, last)| last), 5),
+        field(figures.margin, 4),
+        field(figures.recall.map(|(_, last)| last), 4),
+        field(figures.seconds, 1),
+        field(figures.kept, 0),
+    ]
 }
 
 fn cells(figures: &Figures) -> [String; 10] {

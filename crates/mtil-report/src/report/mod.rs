@@ -20,6 +20,8 @@ mod terminal;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod results_page;
+#[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
@@ -153,6 +155,17 @@ pub fn figures_table(runs: &[PathBuf]) -> Result<String, ReportError> {
         table += &format!("\n{note}\n");
     }
     Ok(table)
+}
+
+/// Returns the figures of each finished run as CSV, one line per run, for paired comparisons and
+/// other programs.
+///
+/// # Errors
+/// As [`write_report`], except for the output file.
+pub fn runs_csv(runs: &[PathBuf]) -> Result<String, ReportError> {
+    let loaded = load::load(runs)?;
+    let groups = group::group(&loaded.runs);
+    Ok(figures::csv(&figures::run_rows(&groups)))
 }
 
 /// Returns the headline table as aligned text for a terminal, with the outcome and notes.

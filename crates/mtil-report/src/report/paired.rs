@@ -18,7 +18,7 @@ pub(super) struct Difference {
 impl Difference {
     /// The 95 % confidence interval is `mean ± t · s / √n` with the sample standard deviation `s`
     /// of `n` differences.
-    fn from_values(differences: &[f64]) -> Option<Self> {
+    pub fn from_values(differences: &[f64]) -> Option<Self> {
         let spread = Spread::from_values(differences)?;
         let seeds = differences.len();
         let interval = spread.sd.map(|sd| {

@@ -456,6 +456,26 @@ fn seeds_of_a_method_are_averaged() {
     assert!(html.contains(&cell), "{cell}");
     let table = summary_table(&[root.path().into()]).unwrap();
     assert!(table.contains(&format!("{mean:.1} ± {sd:.1}")), "{table}");
+    // The runs one by one, without the unfinished one.
+    let unfinished = Fake {
+        seed: 4,
+        trained: 2,
+        ..fake("gnsp", 0.3, 0.4, 4)
+    };
+    unfinished.write(root.path(), "seed-4/gnsp");
+    let csv = runs_csv(&[root.path().into()]).unwrap();
+    let mut lines = csv.lines();
+    let head: Vec<&str> = lines.next().unwrap().split(',').collect();
+    let at = head.iter().position(|column| *column == "Last").unwrap();
+    let found: Vec<(&str, &str)> = lines
+        .map(|line| line.split(',').collect::<Vec<_>>())
+        .map(|fields| (fields[1], fields[at]))
+        .collect();
+    let last: Vec<String> = last.iter().map(|last| format!("{last:.4}")).collect();
+    assert_eq!(
+        found,
+        [("1", &*last[0]), ("2", &*last[1]), ("3", &*last[2])]
+    );
 }
 
 #[test]

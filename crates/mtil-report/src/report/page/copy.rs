@@ -13,7 +13,7 @@ pub(super) fn copies(groups: &[Group<'_>]) -> Markup {
             summary { "Copy the figures as Markdown, CSV or LaTeX" }
             @for (name, text) in [
                 ("Markdown", figures::markdown(&rows)),
-                ("CSV", csv(&rows)),
+                ("CSV", figures::csv(&rows)),
                 ("LaTeX", latex(&rows)),
             ] {
                 h3 { (name) }
@@ -21,17 +21,6 @@ pub(super) fn copies(groups: &[Group<'_>]) -> Markup {
             }
         }
     }
-}
-
-fn csv(rows: &[Vec<String>]) -> String {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    for row in rows {
-        writer
-            .write_record(row)
-            .expect("rows of equal length in memory");
-    }
-    let bytes = writer.into_inner().expect("a vector in memory");
-    String::from_utf8(bytes).expect("made of strings")
 }
 
 /// Returns a `tabular` in the style of the package booktabs.
@@ -85,7 +74,7 @@ mod tests {
             vec!["method".to_owned(), "R@1".to_owned()],
             vec!["gnsp lr=1e-4, a_b".to_owned(), "-9.1 ± 1.0".to_owned()],
         ];
-        let text = csv(&rows);
+        let text = figures::csv(&rows);
         assert_eq!(text, "method,R@1\n\"gnsp lr=1e-4, a_b\",-9.1 ± 1.0\n");
         let text = latex(&rows);
         assert!(
