@@ -335,6 +335,14 @@ fn apply_override(table: &mut toml::Table, text: &str) -> Result<(), String> {
     let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
         .or_else(|_| toml::from_str(&format!("value = {value:?}")))
         .map_err(|e| format!("`{text}`: {e}"))?;
+    // Each of these is one of several alternatives, which another one replaces.
+    let mut parts = key.trim().split('.');
+    if let (Some("projection"), Some(one @ ("rank" | "history" | "strength"))) =
+        (parts.next(), parts.next())
+        && let Some(toml::Value::Table(projection)) = table.get_mut("projection")
+    {
+        projection.remove(one);
+    }
     let mut nested = value["value"].clone();
     for part in key.trim().rsplit('.') {
         nested = toml::Value::Table([(part.to_owned(), nested)].into_iter().collect());
@@ -819,6 +827,14 @@ mod tests {
             7
         );
         assert_eq!(set("lr=0.5").unwrap().lr, 0.5);
+        // One alternative replaces another.
+        for text in [
+            "projection.rank.explained-energy=0.9",
+            "projection.rank={explained-energy=0.9}",
+        ] {
+            let projection = set(text).unwrap().projection.unwrap();
+            assert_eq!(projection.rank, RankRule::ExplainedEnergy(0.9), "{text}");
+        }
         // An override for all tasks replaces the settings of single tasks, but an override for a
         // single task stays.
         let order = |sets: &[&str]| {

@@ -426,6 +426,7 @@ fn twelve_methods_and_eleven_tasks_are_reported() {
     // Eight methods have a colour, the others are grey; four matrices are folded.
     assert!(!html.contains("dash\"") && html.contains("cn faint"));
     assert!(html.contains("4 other methods") && html.contains("Matrices of 4 more methods"));
+    assert!(html.contains("Losses of 4 more methods"));
     assert!(html.contains("\\begin{tabular}{lrrrrrrrrrrr}"));
     assert_self_contained(&html);
 }

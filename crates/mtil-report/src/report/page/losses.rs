@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 
 use super::charts::range;
+use crate::format::plural;
 use crate::report::group::Group;
 use crate::report::load::{RunData, Step};
 use crate::svg::{Line, LineChart, colour_class};
 
 /// Maximum number of points of a loss curve, about one per pixel.
 const CURVE_POINTS: usize = 240;
+
+/// Number of charts that are not folded.
+const SHOWN: usize = 8;
 
 /// First palette index of the loss terms, whose colours methods rarely have.
 const PARTS_FROM: usize = 5;
@@ -66,6 +70,14 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
             .collect();
         if used.len() > 1 { used } else { Vec::new() }
     };
+    let grid = |runs: &[(&Group<'_>, &RunData)]| {
+        html! {
+            div class={ "grid-charts" @if matches!(runs.len(), 3 | 5 | 6 | 9) { " thirds" } } {
+                @for (g, r) in runs { (chart(g, r, &parts_of(r), &names, tasks)) }
+            }
+        }
+    };
+    let shown = runs.len().min(SHOWN);
     html! {
         section {
             h2 { "Training loss" }
@@ -82,49 +94,56 @@ pub(super) fn losses(groups: &[Group<'_>], order: &[String]) -> Markup {
                     }
                 }
             }
-            div class={ "grid-charts" @if matches!(runs.len(), 3 | 5 | 6 | 9) { " thirds" } } {
-                @for (g, r) in &runs {
-                    @let lines = {
-                        let mut lines: Vec<Line> = parts_of(r).into_iter().map(|name| Line {
-                            label: name.clone(),
-                            colour: names.iter().position(|n| *n == name).map(|i| i + PARTS_FROM),
-                            points: downsample(&r.steps, tasks, |s| s.parts.get(name).copied()),
-                            strong: false,
-                            faint: false,
-                            markers: false,
-                        }).collect();
-                        lines.push(Line {
-                            label: "total".into(),
-                            colour: None,
-                            points: downsample(&r.steps, tasks, |s| Some(s.loss)),
-                            strong: true,
-                            faint: false,
-                            markers: false,
-                        });
-                        lines
-                    };
-                    figure {
-                        figcaption {
-                            b { (g.name) }
-                            @if g.runs.len() > 1 { small { " seed " (r.file.seed) } }
-                        }
-                        ({
-                            LineChart {
-                                title: format!("Training loss of {}", g.name),
-                                x: (0.0, tasks as f64),
-                                y: range(lines.iter(), &[0.0]),
-                                x_ticks: (0..tasks)
-                                    .map(|t| (t as f64 + 0.5, (t + 1).to_string()))
-                                    .collect(),
-                                borders: (1..tasks).map(|t| t as f64).collect(),
-                                lines,
-                                decimals: 0,
-                                ..LineChart::default()
-                            }.render()
-                        })
-                    }
+            (grid(&runs[..shown]))
+            @if shown < runs.len() {
+                details {
+                    summary { "Losses of " (plural(runs.len() - shown, "more method")) }
+                    (grid(&runs[shown..]))
                 }
             }
+        }
+    }
+}
+
+/// Returns the chart of a run: its terms, each with the colour of its place in `names`, and the
+/// total.
+fn chart(g: &Group<'_>, r: &RunData, parts: &[&String], names: &[&String], tasks: usize) -> Markup {
+    let line = |label: &str, colour, strong, points| Line {
+        label: label.to_owned(),
+        colour,
+        points,
+        strong,
+        faint: false,
+        markers: false,
+    };
+    let mut lines: Vec<Line> = parts
+        .iter()
+        .map(|name| {
+            let colour = names.iter().position(|n| n == name).map(|i| i + PARTS_FROM);
+            let points = downsample(&r.steps, tasks, |s| s.parts.get(*name).copied());
+            line(name, colour, false, points)
+        })
+        .collect();
+    let total = downsample(&r.steps, tasks, |s| Some(s.loss));
+    lines.push(line("total", None, true, total));
+    html! {
+        figure {
+            figcaption {
+                b { (g.name) }
+                @if g.runs.len() > 1 { small { " seed " (r.file.seed) } }
+            }
+            ({
+                LineChart {
+                    title: format!("Training loss of {}", g.name),
+                    x: (0.0, tasks as f64),
+                    y: range(lines.iter(), &[0.0]),
+                    x_ticks: (0..tasks).map(|t| (t as f64 + 0.5, (t + 1).to_string())).collect(),
+                    borders: (1..tasks).map(|t| t as f64).collect(),
+                    lines,
+                    decimals: 0,
+                    ..LineChart::default()
+                }.render()
+            })
         }
     }
 }
