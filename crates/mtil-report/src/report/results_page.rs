@@ -8,7 +8,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use mtil_engine::method::Tuned;
+
 use super::{group::Spread, paired::Difference};
+
+/// The methods of this project whose differences from [`OTHERS`] are printed.
+const OURS: [&str; 3] = ["gnsp", "gnsp-anchored", "gnsp-update"];
+const OTHERS: [&str; 5] = ["finetune", "wise-ft", "er", "zscl", "lora"];
 
 /// The figures of a run, by column of `runs.csv`.
 struct Run {
@@ -99,6 +105,7 @@ fn figures(runs: &[Run]) -> String {
             .cmp(&(published(b), *b != "zero-shot"))
             .then(average(of_b).total_cmp(&average(of_a)))
     });
+    let tuned = &Tuned::of("mini").unwrap().methods;
     let mut text = format!(
         "| method | settings | seeds | {} | MB kept |\n|{}\n",
         titles.join(" | "),
@@ -108,7 +115,8 @@ fn figures(runs: &[Run]) -> String {
         let settings = match (name, published(name)) {
             ("zero-shot", _) => "–",
             (_, true) => "published",
-            (_, false) => "tuned",
+            (name, _) if tuned.contains_key(name) => "tuned",
+            _ => "not tuned",
         };
         let mut cells: Vec<String> = columns
             .iter()
@@ -129,18 +137,52 @@ fn figures(runs: &[Run]) -> String {
     text
 }
 
+/// A few figures of the methods that the first page compares, by Average.
+fn summary(runs: &[Run]) -> String {
+    let columns = [
+        ("Transfer", 1),
+        ("Average", 1),
+        ("Last", 1),
+        ("gap", 3),
+        ("R@1", 1),
+    ];
+    let methods = by_method(runs);
+    let mut rows: Vec<(&str, &Vec<&Run>)> = OURS
+        .iter()
+        .chain(&OTHERS)
+        .chain(&["zero-shot"])
+        .filter_map(|name| Some((*name, methods.get(name)?)))
+        .collect();
+    let average = |runs: &[&Run]| spread(runs, "Average").map_or(0.0, |s| s.mean);
+    rows.sort_by(|(a, of_a), (b, of_b)| {
+        (*a != "zero-shot")
+            .cmp(&(*b != "zero-shot"))
+            .then(average(of_b).total_cmp(&average(of_a)))
+    });
+    let mut text =
+        "| method | Transfer | Average | Last | modality gap | R@1 |\n|---|---|---|---|---|---|\n"
+            .to_owned();
+    for (name, runs) in rows {
+        let name = match name {
+            "zero-shot" => "no training".to_owned(),
+            name => format!("`{name}`"),
+        };
+        let cells = columns.map(|(column, decimals)| cell(spread(runs, column), decimals));
+        text += &format!("| {name} | {} |\n", cells.join(" | "));
+    }
+    text
+}
+
 /// Differences of a figure between methods, paired over seeds, with 95 % intervals.
 fn differences(runs: &[Run], figure: &str) -> String {
-    let ours = ["gnsp", "gnsp-anchored", "gnsp-update"];
-    let others = ["finetune", "wise-ft", "er", "zscl", "lora"];
     let methods = by_method(runs);
     let mut text = format!(
         "| {figure}: row minus column | `{}` |\n|{}\n",
-        others.join("` | `"),
-        "---|".repeat(others.len() + 1)
+        OTHERS.join("` | `"),
+        "---|".repeat(OTHERS.len() + 1)
     );
-    for row in ours {
-        let cells = others.map(|column| {
+    for row in OURS {
+        let cells = OTHERS.map(|column| {
             let pairs = methods.get(row).into_iter().flatten().filter_map(|a| {
                 let b = methods.get(column)?.iter().find(|b| b.seed == a.seed)?;
                 Some(a.figures.get(figure)? - b.figures.get(figure)?)
@@ -179,11 +221,24 @@ fn replace(page: &str, name: &str, text: &str) -> String {
     format!("{before}{start}\n{text}\n{end}{after}")
 }
 
+/// Checks that a page is as made, or writes it.
+fn check(path: &Path, page: &str, made: &str) {
+    if env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(path, made).unwrap();
+    } else {
+        assert!(
+            made == page,
+            "{} differs from the runs in docs/reference/results: set UPDATE_DOCS=1 and repeat",
+            path.display()
+        );
+    }
+}
+
 #[test]
-fn tables_of_the_page_are_those_of_the_measured_runs() {
-    let path = reference().join("results.md");
-    let Ok(page) = fs::read_to_string(&path) else {
-        eprintln!("skipped: {} is not part of the package", path.display());
+fn tables_of_the_pages_are_those_of_the_measured_runs() {
+    let results = reference().join("results.md");
+    let Ok(page) = fs::read_to_string(&results) else {
+        eprintln!("skipped: {} is not part of the package", results.display());
         return;
     };
     let mut made = page.clone();
@@ -200,12 +255,9 @@ fn tables_of_the_page_are_those_of_the_measured_runs() {
             }
         }
     }
-    if env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, made).unwrap();
-    } else {
-        assert!(
-            made == page,
-            "results.md differs from its runs: set UPDATE_DOCS=1 and repeat"
-        );
-    }
+    check(&results, &page, &made);
+    let readme = reference().join("../../README.md");
+    let page = fs::read_to_string(&readme).unwrap();
+    let made = replace(&page, "results of mini", &summary(&read("mini")));
+    check(&readme, &page, &made);
 }
