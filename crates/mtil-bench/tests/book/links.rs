@@ -59,7 +59,7 @@ fn anchors(page: &str) -> Vec<String> {
     found
 }
 
-/// Returns a line for each relative link of the repository that leads nowhere.
+/// Returns a line for each relative link of the repository that leads nowhere, or out of the book.
 pub fn broken(root: &Path) -> Vec<String> {
     let mut broken = Vec::new();
     for file in markdown_files(root) {
@@ -77,7 +77,10 @@ pub fn broken(root: &Path) -> Vec<String> {
                 "" => file.clone(),
                 path => file.parent().unwrap().join(path),
             };
-            let exists = to.exists();
+            // The book that `mdbook build` makes holds only what is below `docs`.
+            let docs = root.join("docs").canonicalize().unwrap();
+            let leaves = |to: PathBuf| file.starts_with(root.join("docs")) && !to.starts_with(docs);
+            let exists = to.canonicalize().is_ok_and(|to| !leaves(to));
             let known = anchor.is_empty()
                 || fs::read_to_string(&to)
                     .is_ok_and(|page| anchors(&page).contains(&anchor.to_owned()));
