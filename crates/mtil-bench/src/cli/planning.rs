@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Instant};
 use burn::tensor::{Device, Tensor};
 use clip_model::Clip;
 use eyre::{Result, WrapErr};
-use mtil_engine::eval::to_host;
+use mtil_engine::{eval::to_host, run::check};
 
 use super::job::Job;
 use crate::plan::{Estimate, MemoryEstimate, estimate, trial::trial};
@@ -36,6 +36,8 @@ pub fn plan(
             continue;
         }
         let method = &job.request.method;
+        // The trial has few tasks, and would miss what the run refuses.
+        check(&job.request, &job.suite, clip)?;
         eprintln!("[{}/{different}] trying {}", known.len() + 1, method.name);
         let images = (method.batch + method.reference_batch) as f64;
         // A forward and a backward pass together take about three times as long as a forward pass.

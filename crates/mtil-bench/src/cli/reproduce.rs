@@ -27,9 +27,9 @@ use mtil_data::{
 };
 use mtil_engine::{
     eval::{EvalOptions, PromptRule, TaskIdentity},
-    method::{Method, Tuned},
+    method::{Method, Tuned, Unify, UnifyTask},
     metrics::MatrixFile,
-    run::RunOptions,
+    run::{Request, RunOptions},
 };
 use mtil_report::{
     report,
@@ -383,7 +383,9 @@ fn prompt_rule(table: &TableSpec, method: &Method) -> PromptRule {
 }
 
 /// Returns the conditions of a run on one of MTIL's suites.
-fn conditions(table: &TableSpec, suite: &SuiteProtocol, evaluation: &EvalOptions) -> Conditions {
+fn conditions(table: &TableSpec, suite: &SuiteProtocol, job: &Request) -> Conditions {
+    let evaluation = &job.evaluation;
+    let chooses_by_image = |unify: &Unify| unify.task == UnifyTask::Image;
     Conditions {
         splits: match suite.splits {
             Protocol::Zscl => Splits::Zscl,
@@ -395,6 +397,9 @@ fn conditions(table: &TableSpec, suite: &SuiteProtocol, evaluation: &EvalOptions
             PromptRule::First => Prompts::First,
         },
         task: match evaluation.identity {
+            TaskIdentity::Given if job.method.unify.as_ref().is_some_and(chooses_by_image) => {
+                TaskKnowledge::ByImage
+            }
             TaskIdentity::Given => TaskKnowledge::Given,
             TaskIdentity::Seen | TaskIdentity::All => TaskKnowledge::NotGiven,
         },
@@ -440,7 +445,7 @@ fn protocol(
     let join = |set: Vec<String>| set.join(", ");
     let suite = SuiteProtocol::find(table.suite);
     let mark = |job: &Job| {
-        let conditions = conditions(table, suite?, &job.request.evaluation);
+        let conditions = conditions(table, suite?, &job.request);
         let mark = table.published()?.mark(conditions)?;
         Some((job.request.method.name.clone(), mark.to_owned()))
     };

@@ -154,12 +154,10 @@ pub fn run(
     progress: &mut dyn Progress,
 ) -> Result<Outcome, RunError> {
     // A run that has begun continues as it began.
-    if RunFiles::new(folder).state().is_none() {
-        // Training uses the first template.
-        let templates = if request.method.trains { 1 } else { usize::MAX };
-        check_classes(checkpoint, suite, templates)?;
+    match RunFiles::new(folder).state() {
+        None => check(request, suite, checkpoint)?,
+        Some(_) => check_learnable(&request.method, suite)?,
     }
-    check_learnable(&request.method, suite)?;
     let directory = RunDirectory::open(folder, request, suite)?;
     let with_kept;
     let suite = match suite.extras.gone.is_empty() {
@@ -245,6 +243,18 @@ pub fn run(
         engine.emit(Event::Done, progress)?;
     }
     Ok(outcome)
+}
+
+/// Checks a suite as a run does before its first task: the model distinguishes the classes, and the
+/// method can learn the tasks.
+///
+/// # Errors
+/// [`RunError::Classes`] and [`RunError::Unlearnable`] name the task.
+pub fn check(request: &Request, suite: &Suite, checkpoint: &Clip) -> Result<(), RunError> {
+    // Training uses the first template.
+    let templates = if request.method.trains { 1 } else { usize::MAX };
+    check_classes(checkpoint, suite, templates)?;
+    check_learnable(&request.method, suite)
 }
 
 /// Checks that a method can learn the tasks of a suite. A run does so before its first task.

@@ -48,7 +48,7 @@ mod undo;
 
 pub use comparison::{Change, Comparison, TaskChange};
 pub use directory::{Request, RunDirectory};
-pub use engine::{Leave, Outcome, RunOptions, check_learnable, run};
+pub use engine::{Leave, Outcome, RunOptions, check, check_learnable, run};
 pub use event::{EvaluationRecord, Event, Progress, StepRecord, TaskData};
 pub use files::{EventLog, RunFiles};
 pub use gnsp_step::{GnspStep, StepInputs, StepOptions};
