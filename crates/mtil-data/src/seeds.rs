@@ -57,6 +57,9 @@ pub const CAPTIONS: u64 = 19;
 /// Tag of the captions of rehearsal images.
 pub const REHEARSAL_CAPTIONS: u64 = 20;
 
+/// Tag of the autoencoders that tell the task of an image.
+pub const AUTOENCODERS: u64 = 21;
+
 /// Hashes a text to a number, for use as a purpose in [`derive()`].
 pub fn hash_text(text: &str) -> u64 {
     let digest = Sha256::digest(text.as_bytes());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use clip_model::{Clip, ClipModel, TokenBatch, normalize};
 
 use crate::batch::{BatchError, Images, PreprocessedBatch};
@@ -52,6 +52,11 @@ pub trait Ensemble {
     /// Number of models.
     fn models(&self) -> usize;
 
+    /// Images per batch of an evaluation. It may change which models answer.
+    fn batch(&self) -> usize {
+        IMAGE_BATCH
+    }
+
     /// Encodes images: the normalised features under each model times the model's weight for the
     /// image. The weights of an image sum to 1.
     ///
@@ -65,6 +70,26 @@ pub trait Ensemble {
     /// # Shapes
     /// - output: `[texts, models · embedding]`
     fn text(&self, tokens: &TokenBatch) -> Tensor<2>;
+}
+
+/// Returns the normalised features `[batch, width]` of the images `chosen`, computed by `encode`,
+/// and zeros for the other images.
+pub(crate) fn encode_chosen(
+    pixels: &Tensor<4>,
+    chosen: Vec<usize>,
+    width: usize,
+    encode: impl Fn(Tensor<4>) -> Tensor<2>,
+) -> Tensor<2> {
+    let ([batch, ..], device) = (pixels.dims(), pixels.device());
+    let rest = Tensor::<2>::zeros([batch, width], &device);
+    if chosen.is_empty() {
+        return rest;
+    }
+    let count = chosen.len();
+    let rows: Vec<i64> = chosen.into_iter().map(|row| row as i64).collect();
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &device);
+    let features = normalize(encode(pixels.clone().select(0, rows.clone())));
+    rest.select_assign(0, rows, features, IndexingUpdateOp::Add)
 }
 
 /// Returns the features that images of `task` are classified with: normalised, or those of an

@@ -21,7 +21,7 @@ pub use encoder::{
     Encoder, Ensemble, Features, argmax, encode_images, encode_texts, encode_texts_for_task,
     encode_texts_while, to_host,
 };
-pub(crate) use encoder::{IMAGE_BATCH, encode_images_with};
+pub(crate) use encoder::{IMAGE_BATCH, encode_chosen, encode_images_with};
 pub use options::{EvalOptions, TaskIdentity};
 pub use prompts::{HeadCache, PromptRule, prompt, prompts, zero_shot_classifier, zero_shot_head};
 pub use stage::{Evaluation, Evaluator, LabelSpace, Scorer, TaskDetails, TaskMeasure, TestSubset};

@@ -513,16 +513,21 @@ impl Evaluator<'_> {
             .map(Task::class_count)
             .sum();
         let indices = self.test_indices(task.test.labels.len(), task_index, subset);
+        let ensemble = encoder.ensemble(Some(task_index));
+        let batch_size = ensemble.map_or(IMAGE_BATCH, |of| of.batch());
+        let mut left = indices.len();
         for batch in self
             .images
-            .prefetch_eval(task.test.images.clone(), indices, IMAGE_BATCH)?
+            .prefetch_eval(task.test.images.clone(), indices, batch_size)?
         {
+            let parts = batch_size.min(left).div_ceil(IMAGE_BATCH);
+            left = left.saturating_sub(batch_size);
             let PreprocessedBatch {
                 indices: kept,
                 images,
             } = batch?;
             let Some(pixels) = self.images.tensor(&images, &device)? else {
-                progress.advance();
+                progress.advance_by(parts);
                 continue;
             };
             let without_task = union_head.filter(|_| !encoder.is_task_agnostic());
@@ -565,7 +570,7 @@ impl Evaluator<'_> {
                     result.logits.extend(logits);
                 }
             }
-            progress.advance();
+            progress.advance_by(parts);
         }
         if result.images == 0 {
             let what = format!(
@@ -677,7 +682,11 @@ impl<'a> BatchProgress<'a> {
     }
 
     fn advance(&mut self) {
-        self.done += 1;
+        self.advance_by(1);
+    }
+
+    fn advance_by(&mut self, parts: usize) {
+        self.done += parts;
         (self.report)(self.done, self.of);
     }
 }

@@ -17,26 +17,34 @@ use burn::{
         activation::{relu, softmax, softplus},
     },
 };
-use clip_model::{Clip, ClipConfig, ClipModel, Observer, TokenBatch, parameter_id};
+use clip_model::{Clip, ClipConfig, ClipModel, Observer, TokenBatch, normalize, parameter_id};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
     adapters::normal_values,
-    context::{MethodOutline, PhaseProgress, RunContext, TaskContext, at_least_one, in_range},
+    context::{
+        EvaluatedModels, MethodOutline, PhaseProgress, RunContext, TaskContext, at_least_one,
+        in_range,
+    },
     hooks::Mechanism,
     module_file::{self, named_values, restore},
     state::{MechanismState, RunState, read_json, write_json},
+    task_inference::{Autoencoder, Autoencoders, CHOICE_BATCH, ExpertTask, KEY},
 };
-use crate::{error::RunError, eval::Encoder, metrics::Kept};
+use crate::{
+    error::RunError,
+    eval::{Encoder, Ensemble, IMAGE_BATCH, encode_chosen},
+    metrics::Kept,
+};
 use mtil_data::seeds;
 
 /// Mixture-of-experts adapters in parallel to the MLP of every block of both towers (MoE-Adapters,
 /// CVPR 2024, arXiv 2403.11549; JiazuoYu/MoE-Adapters4CL `mtil/clip/{model,adapter}.py`). The CLIP
 /// is frozen. For tasks that are not trained yet, the CLIP alone is used. The reference
-/// implementation infers the task with autoencoders on AlexNet features; here it is given, as in
-/// the protocol.
+/// implementation infers the task with autoencoders on AlexNet features; here it is given, or
+/// inferred with autoencoders on features of the frozen image tower.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Experts {
@@ -52,6 +60,20 @@ pub struct Experts {
     pub dropout: f64,
     /// Adds noise to the gating in training.
     pub noise: bool,
+    /// How the task of an image is found.
+    #[serde(skip_serializing_if = "is_given")]
+    pub task: ExpertTask,
+    /// Autoencoders that tell the task, unless it is given.
+    #[serde(skip_serializing_if = "is_default")]
+    pub autoencoder: Autoencoder,
+}
+
+fn is_given(task: &ExpertTask) -> bool {
+    *task == ExpertTask::Given
+}
+
+fn is_default(autoencoder: &Autoencoder) -> bool {
+    *autoencoder == Autoencoder::default()
 }
 
 impl Default for Experts {
@@ -63,6 +85,8 @@ impl Default for Experts {
             scale: 0.1,
             dropout: 0.1,
             noise: true,
+            task: ExpertTask::Given,
+            autoencoder: Autoencoder::default(),
         }
     }
 }
@@ -135,7 +159,8 @@ impl Mechanism for Experts {
                 "`experts` have a router for each task already; leave out `per_task`".to_owned(),
             );
         }
-        method.exclusive("experts", &[])
+        self.autoencoder.check()?;
+        method.exclusive("experts", &[KEY])
     }
 
     fn trains_adapters(&self) -> bool {
@@ -147,7 +172,18 @@ impl Mechanism for Experts {
     }
 
     fn needs_task(&self) -> bool {
-        true
+        is_given(&self.task)
+    }
+
+    /// With an inferred task an image passes through the pretrained tower and the chosen one.
+    fn evaluated_models(&self, learned: usize, _: bool) -> EvaluatedModels {
+        match is_given(&self.task) || learned == 0 {
+            true => EvaluatedModels::default(),
+            false => EvaluatedModels {
+                images: 2.0,
+                prompts: (1 + learned) as f64,
+            },
+        }
     }
 
     fn initial_state(
@@ -209,6 +245,9 @@ impl Mechanism for Experts {
             mixtures: mixed.mixtures.valid(),
             settings: self,
             learned,
+            inference: state
+                .get::<Autoencoders>()
+                .filter(|_| !is_given(&self.task)),
         }))
     }
 
@@ -223,7 +262,16 @@ impl Mechanism for Experts {
     }
 
     fn notes(&self) -> Vec<String> {
-        vec!["gap and retrieval are the pretrained model's".to_owned()]
+        let inferred = match self.task {
+            ExpertTask::Given => None,
+            ExpertTask::Batch => Some(
+                "the task of an image is inferred, once for each batch of 128 test images of one \
+                 task (batch-level task inference)",
+            ),
+            ExpertTask::Image => Some("the task of an image is inferred from the image"),
+        };
+        let notes = ["gap and retrieval are the pretrained model's"].into_iter();
+        notes.chain(inferred).map(str::to_owned).collect()
     }
 }
 
@@ -601,6 +649,54 @@ struct RoutedEncoder<'a> {
     settings: &'a Experts,
     /// Number of trained tasks.
     learned: usize,
+    /// Autoencoders that tell the task of an image, unless it is given.
+    inference: Option<&'a Autoencoders>,
+}
+
+impl Ensemble for RoutedEncoder<'_> {
+    fn models(&self) -> usize {
+        1 + self.learned
+    }
+
+    fn batch(&self) -> usize {
+        match self.settings.task {
+            ExpertTask::Batch => CHOICE_BATCH,
+            ExpertTask::Given | ExpertTask::Image => IMAGE_BATCH,
+        }
+    }
+
+    /// One model answers an image: the others have weight 0.
+    fn image(&self, pixels: Tensor<4>) -> Tensor<2> {
+        let features = normalize(self.clip.encode_image(pixels.clone()));
+        let [images, width] = features.dims();
+        let at_once = self.settings.task == ExpertTask::Batch;
+        let threshold = self.settings.autoencoder.threshold;
+        let tasks = self.inference.map_or_else(
+            || vec![None; images],
+            |all| all.choose(features.clone(), self.learned, threshold, at_once),
+        );
+        let chosen = |task: Option<usize>| {
+            let images = tasks.iter().enumerate().filter(|(_, of)| **of == task);
+            images.map(|(image, _)| image).collect::<Vec<_>>()
+        };
+        let mut unknown = vec![0.0_f32; images];
+        for image in chosen(None) {
+            unknown[image] = 1.0;
+        }
+        let unknown = TensorData::new(unknown, [images, 1]);
+        let mut all = vec![features * Tensor::from_data(unknown, &pixels.device())];
+        for task in 0..self.learned {
+            let encode = |pixels| self.with(task).encode_image(pixels, &mut Usage::default());
+            all.push(encode_chosen(&pixels, chosen(Some(task)), width, encode));
+        }
+        Tensor::cat(all, 1)
+    }
+
+    fn text(&self, tokens: &TokenBatch) -> Tensor<2> {
+        let models = std::iter::once(None).chain((0..self.learned).map(Some));
+        let of_model = |task| normalize(Encoder::text(self, task, tokens));
+        Tensor::cat(models.map(of_model).collect(), 1)
+    }
 }
 
 impl RoutedEncoder<'_> {
@@ -646,5 +742,12 @@ impl Encoder for RoutedEncoder<'_> {
 
     fn is_task_agnostic(&self) -> bool {
         false
+    }
+
+    fn ensemble(&self, _: Option<usize>) -> Option<&dyn Ensemble> {
+        match self.inference.is_some() && self.learned > 0 {
+            true => Some(self),
+            false => None,
+        }
     }
 }

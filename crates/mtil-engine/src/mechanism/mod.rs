@@ -13,6 +13,7 @@
 //! | `average`, `merge` | weight averaging during a task, weight interpolation after it |
 //! | `adapters` | low-rank adapters (LoRA), with a chosen basis |
 //! | `mixtures` | mixtures of adapters in every block |
+//! | `task_inference` | autoencoders that tell the task of an image |
 //! | `unify` | one delta for the models of all tasks, and voting of these models |
 //! | `regression` | ridge regression in place of gradient training |
 //! | `hooks`, `context` | the `Mechanism` trait and the arguments of its hooks |
@@ -39,6 +40,7 @@ pub(crate) mod rehearsal;
 pub(crate) mod rehearsal_images;
 pub mod rehearsal_memory;
 pub(crate) mod state;
+pub(crate) mod task_inference;
 pub(crate) mod trainable;
 pub(crate) mod training_images;
 pub(crate) mod unify;

@@ -31,6 +31,7 @@ pub use crate::mechanism::{
     projection::Projection,
     regression::{Analytic, AnalyticKind},
     rehearsal::{Rehearsal, RehearsalSelection},
+    task_inference::{Autoencoder, ExpertTask},
     unify::{Unify, UnifyTask},
 };
 use crate::{
@@ -43,6 +44,7 @@ use crate::{
         distillation::DistillMechanism,
         hooks::Mechanism,
         projection::ProjectionMechanism,
+        task_inference::TaskInference,
         trainable::Trainable,
     },
 };
@@ -605,6 +607,11 @@ impl Method {
             all.push(Box::new(unify.clone()));
         }
         if let Some(experts) = &self.experts {
+            if experts.task != ExpertTask::Given {
+                all.push(Box::new(TaskInference {
+                    settings: experts.autoencoder.clone(),
+                }));
+            }
             all.push(Box::new(experts.clone()));
         }
         if let Some(analytic) = &self.analytic {

@@ -124,6 +124,7 @@ mod tasks_added_one_by_one_end_with_the_same_weights {
         condu: "condu" ["lr=1e-3"];
         condu_lora: "condu-lora" [];
         moe_adapters: "moe-adapters" [];
+        moe_adapters_inferred: "moe-adapters" ["experts.task=image", "experts.autoencoder.steps=30"];
         finetune_per_task: "finetune-per-task" [];
         rail_primal: "rail-primal" ["analytic.hidden=64"];
         rail_dual: "rail-dual" [];

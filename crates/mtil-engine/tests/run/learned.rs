@@ -108,6 +108,7 @@ mod learned_models_classify_as_their_runs_evaluated {
         condu_voting: "condu" ["steps=8", "lr=1e-3", "unify.task=image", "unify.vote=1"];
         finetune_per_task: "finetune-per-task" ["steps=8", "lr=1e-3"];
         moe_adapters: "moe-adapters" ["steps=8", "lr=1e-2"];
+        moe_adapters_inferred: "moe-adapters" ["steps=8", "lr=1e-2", "experts.task=image"];
         rail_primal: "rail-primal" ["analytic.hidden=64"];
         rail_dual: "rail-dual" [];
     }

@@ -297,6 +297,8 @@ mod a_run_stopped_at_any_update_ends_with_the_same_weights {
         condu: "condu" ["lr=1e-3", "unify.vote=1"];
         condu_lora: "condu-lora" ["lora.rank=2"];
         moe_adapters: "moe-adapters" ["experts.experts=4", "experts.bottleneck=4"];
+        moe_adapters_inferred: "moe-adapters"
+            ["experts.experts=4", "experts.bottleneck=4", "experts.task=batch", "experts.autoencoder.steps=30"];
     }
 }
 

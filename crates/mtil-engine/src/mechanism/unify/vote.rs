@@ -2,11 +2,11 @@
 
 use std::cell::OnceCell;
 
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use clip_model::{ClipModel, TokenBatch, normalize};
 
 use super::{Prototypes, Unify, UnifyState, UnifyTask};
-use crate::eval::{Encoder, Ensemble, to_host};
+use crate::eval::{Encoder, Ensemble, encode_chosen, to_host};
 
 /// Towers after some tasks: the reconstructed model of a learned task, and for other images the
 /// pretrained model and the models of the tasks that are most similar to the image.
@@ -111,25 +111,15 @@ impl Ensemble for VotingEncoder<'_> {
     fn image(&self, pixels: Tensor<4>) -> Tensor<2> {
         let features = normalize(self.pretrained.encode_image(pixels.clone()));
         let [_, width] = features.dims();
-        let device = features.device();
         let voters = self.voters(&features);
         let weight = 1.0 / (1 + self.settings.vote.min(self.models.len())) as f64;
         let mut all = vec![features.mul_scalar(weight)];
         for task in 0..self.models.len() {
             let images = voters.iter().enumerate();
             let images = images.filter(|(_, voters)| voters.contains(&task));
-            let rows: Vec<i64> = images.map(|(image, _)| image as i64).collect();
-            let mut own = Tensor::<2>::zeros([voters.len(), width], &device);
-            if !rows.is_empty() {
-                let count = rows.len();
-                let rows = TensorData::new(rows, [count]);
-                let rows = Tensor::<1, Int>::from_data(rows, &device);
-                let chosen = pixels.clone().select(0, rows.clone());
-                let features = normalize(self.model(Some(task)).encode_image(chosen));
-                let features = features.mul_scalar(weight);
-                own = own.select_assign(0, rows, features, IndexingUpdateOp::Add);
-            }
-            all.push(own);
+            let chosen = images.map(|(image, _)| image).collect();
+            let encode = |pixels| self.model(Some(task)).encode_image(pixels);
+            all.push(encode_chosen(&pixels, chosen, width, encode).mul_scalar(weight));
         }
         Tensor::cat(all, 1)
     }
