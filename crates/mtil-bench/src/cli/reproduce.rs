@@ -27,7 +27,7 @@ use mtil_data::{
 };
 use mtil_engine::{
     eval::{EvalOptions, PromptRule, TaskIdentity},
-    method::{Method, Tuned, Unify, UnifyTask},
+    method::{ExpertTask, Method, Tuned, UnifyTask},
     metrics::MatrixFile,
     run::{Request, RunOptions},
 };
@@ -384,26 +384,34 @@ fn prompt_rule(table: &TableSpec, method: &Method) -> PromptRule {
 
 /// Returns the conditions of a run on one of MTIL's suites.
 fn conditions(table: &TableSpec, suite: &SuiteProtocol, job: &Request) -> Conditions {
-    let evaluation = &job.evaluation;
-    let chooses_by_image = |unify: &Unify| unify.task == UnifyTask::Image;
     Conditions {
         splits: match suite.splits {
             Protocol::Zscl => Splits::Zscl,
             Protocol::CoOp => Splits::Coop,
         },
-        prompts: match evaluation.prompts {
+        prompts: match job.evaluation.prompts {
             PromptRule::Reference => Prompts::Reference,
             PromptRule::Ensemble => Prompts::Ensemble,
             PromptRule::First => Prompts::First,
         },
-        task: match evaluation.identity {
-            TaskIdentity::Given if job.method.unify.as_ref().is_some_and(chooses_by_image) => {
-                TaskKnowledge::ByImage
-            }
-            TaskIdentity::Given => TaskKnowledge::Given,
+        task: match job.evaluation.identity {
+            TaskIdentity::Given => inferred_task(&job.method),
             TaskIdentity::Seen | TaskIdentity::All => TaskKnowledge::NotGiven,
         },
         shots: table.shots.or(suite.shots),
+    }
+}
+
+/// Returns how a method finds the task of a test image, where the protocol would give it.
+fn inferred_task(method: &Method) -> TaskKnowledge {
+    match (&method.unify, &method.experts) {
+        (Some(unify), _) if unify.task == UnifyTask::Image => TaskKnowledge::ByImage,
+        (_, Some(experts)) => match experts.task {
+            ExpertTask::Given => TaskKnowledge::Given,
+            ExpertTask::Batch => TaskKnowledge::ByBatch,
+            ExpertTask::Image => TaskKnowledge::ByImage,
+        },
+        _ => TaskKnowledge::Given,
     }
 }
 
@@ -440,8 +448,9 @@ fn protocol(
     model: &str,
     seeds: &[u64],
 ) -> OurProtocol {
-    let steps: std::collections::BTreeSet<usize> =
-        jobs.iter().map(|j| j.request.method.steps).collect();
+    let methods = jobs.iter().map(|job| &job.request.method);
+    let trained = methods.filter(|method| method.trains);
+    let steps: std::collections::BTreeSet<usize> = trained.map(|method| method.steps).collect();
     let join = |set: Vec<String>| set.join(", ");
     let suite = SuiteProtocol::find(table.suite);
     let mark = |job: &Job| {
