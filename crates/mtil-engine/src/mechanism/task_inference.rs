@@ -130,7 +130,7 @@ impl Autoencoder {
     /// Trains an autoencoder on the features `[images, width]`.
     fn train(&self, features: &Tensor<2>, seed: u64) -> [Matrix; 4] {
         let ([images, width], device) = (features.dims(), features.device());
-        let uniform = |index: u64, inputs: usize, shape: [usize; 2]| {
+        let initial = |index: u64, inputs: usize, shape: [usize; 2]| {
             // PyTorch's initial values of a linear map have this deviation.
             let deviation = 1.0 / (3.0 * inputs as f64).sqrt();
             let seed = seeds::derive(seed, &[index]);
@@ -138,10 +138,10 @@ impl Autoencoder {
             Tensor::<2>::from_data(TensorData::new(values, shape), &device)
         };
         let mut parameters = [
-            uniform(0, width, [width, self.code]),
-            uniform(1, width, [1, self.code]),
-            uniform(2, self.code, [self.code, width]),
-            uniform(3, self.code, [1, width]),
+            initial(0, width, [width, self.code]),
+            initial(1, width, [1, self.code]),
+            initial(2, self.code, [self.code, width]),
+            initial(3, self.code, [1, width]),
         ];
         let mut moments = parameters.clone().map(|p| [p.zeros_like(), p.zeros_like()]);
         let mut rng = ChaCha8Rng::seed_from_u64(seeds::derive(seed, &[seeds::TRAIN_ORDER]));
