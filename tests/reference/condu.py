@@ -3,9 +3,9 @@
 Run:   python tests/reference/condu.py tests/data/clip/tiny tests/data/methods
 Made with: Python 3.11, torch 2.15.0, safetensors 0.8.0, tokenizers 0.23.3 (CPU, one thread).
 
-Writes `condu.safetensors` and `condu.json`. The data are those of `methods_two_tasks.py`, and so are
-the settings: the batch is the whole training set of a task. All figures are of a float32 run. Both
-methods also run in float64, which bounds the part of a difference that is rounding.
+Writes `condu.safetensors` and `condu.json`. The data are those of `methods_two_tasks.py`, and so
+are the settings: the batch is the whole training set of a task. All figures are of a float32 run.
+Both methods also run in float64, which bounds the part of a difference that is rounding.
 
 ConDU (arXiv 2503.10705, zhangzicong518/ConDU 7fd32cf, src/delta_models.py, src/models/finetune.py,
 src/models/evaluation.py)
@@ -83,7 +83,8 @@ def layout(weights):
     out = [("logit_scale", ["logit_scale"], "scalar")]
     for tower, ours in (("vision_model", "visual"), ("text_model", "text")):
         embeddings = f"{tower}.embeddings"
-        out.append((f"{ours}.positional_embedding", [f"{embeddings}.position_embedding.weight"], "same"))
+        position = f"{embeddings}.position_embedding.weight"
+        out.append((f"{ours}.positional_embedding", [position], "same"))
         norms = {"ln_post": "post_layernorm", "ln_pre": "pre_layrnorm"}
         if ours == "visual":
             out.append(("visual.class_embedding", [f"{embeddings}.class_embedding"], "same"))
@@ -91,7 +92,8 @@ def layout(weights):
             out.append(("visual.proj", ["visual_projection.weight"], "linear"))
         else:
             norms = {"ln_final": "final_layer_norm"}
-            out.append(("text.token_embedding.weight", [f"{embeddings}.token_embedding.weight"], "same"))
+            token = f"{embeddings}.token_embedding.weight"
+            out.append(("text.token_embedding.weight", [token], "same"))
             out.append(("text.proj", ["text_projection.weight"], "linear"))
         norms = {f"{ours}.{k}": f"{tower}.{v}" for k, v in norms.items()}
         layers = sum(
