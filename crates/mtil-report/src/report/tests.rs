@@ -427,6 +427,17 @@ fn twelve_methods_and_eleven_tasks_are_reported() {
     assert!(!html.contains("dash\"") && html.contains("cn faint"));
     assert!(html.contains("4 other methods") && html.contains("Matrices of 4 more methods"));
     assert!(html.contains("Losses of 4 more methods"));
+    // Many methods have no rows of single seeds, which can be copied even so.
+    for name in names {
+        let second = Fake {
+            seed: 43,
+            ..fake(name, 0.2, 1.0, 11)
+        };
+        second.write(root.path(), &format!("{name}-43"));
+    }
+    let (_, html) = report(&[root.path().into()]);
+    assert!(html.contains("mean of 2 seeds") && !html.contains("<tr class=\"seed\""));
+    assert!(html.contains("\ngnsp,43,"));
     assert!(html.contains("\\begin{tabular}{lrrrrrrrrrrr}"));
     assert_self_contained(&html);
 }
@@ -452,7 +463,7 @@ fn seeds_of_a_method_are_averaged() {
     let sd = (last.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 2.0).sqrt();
     let (summary, html) = report(&[root.path().into()]);
     assert_eq!((summary.methods, summary.runs), (1, 3));
-    assert!(html.contains("mean of 3 seeds"));
+    assert!(html.contains("mean of 3 seeds") && html.contains("<tr class=\"seed\""));
     let cell = format!("{mean:.1}<span class=\"sd\"> ± {sd:.1}</span>");
     assert!(html.contains(&cell), "{cell}");
     let table = summary_table(&[root.path().into()]).unwrap();

@@ -15,6 +15,7 @@ pub(super) fn copies(groups: &[Group<'_>]) -> Markup {
                 ("Markdown", figures::markdown(&rows)),
                 ("CSV", figures::csv(&rows)),
                 ("LaTeX", latex(&rows)),
+                ("CSV of every run", figures::csv(&figures::run_rows(groups))),
             ] {
                 h3 { (name) }
                 pre.copy tabindex="0" aria-label={ "The figures as " (name) } { (text) }

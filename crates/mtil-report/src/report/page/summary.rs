@@ -152,6 +152,10 @@ const COSTS: [Cost; 4] = [
     }),
 ];
 
+/// Number of methods, with the pretrained model, up to which each seed has a row. The figures of
+/// every run can be copied in any case.
+const SEED_ROWS: usize = 5;
+
 /// Row of the headline table.
 struct Row<'a> {
     name: String,
@@ -197,7 +201,8 @@ fn pretrained_figures(groups: &[Group<'_>], zero: &AccuracyMatrix) -> Figures {
     }
 }
 
-/// Returns the rows: the pretrained model, then each method with its seeds below it.
+/// Returns the rows: the pretrained model, then each method with its seeds below it, if the methods
+/// are few or a seed is unfinished.
 fn rows<'a>(
     groups: &'a [Group<'_>],
     seeds: &'a [Vec<Figures>],
@@ -231,7 +236,8 @@ fn rows<'a>(
             figures: &g.figures,
             ranked: g.is_complete(),
         });
-        if g.runs.len() > 1 {
+        let unfinished = g.runs.iter().any(|r| r.status == Status::Partial);
+        if g.runs.len() > 1 && (groups.len() <= SEED_ROWS || unfinished) {
             for (r, figures) in g.runs.iter().zip(seeds) {
                 rows.push(Row {
                     name: format!("seed {}", r.file.seed),
