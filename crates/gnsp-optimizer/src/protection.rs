@@ -16,12 +16,11 @@ use crate::{
 };
 
 /// Smallest number of features of a large parameter. Large parameters are decomposed a few at a
-/// time, each on all cores, because the `f64` copies of all of them need too much memory.
+/// time, because the `f64` copies of all of them need too much memory.
 const LARGE_FEATURES: usize = 1024;
 
-/// Number of large parameters decomposed concurrently. The second one uses the cores that the
-/// serial parts of the first one leave idle.
-const CONCURRENT_LARGE: usize = 2;
+/// Number of large parameters decomposed concurrently. Products use all cores, eigensolvers one each.
+const CONCURRENT_LARGE: usize = 4;
 
 /// Share of free directions below which a parameter is reported as nearly full.
 const NEARLY_FULL: f64 = 0.02;

@@ -64,7 +64,13 @@ pub fn product_by(
     match library {
         #[cfg(feature = "blas")]
         Library::Blas => crate::blas::product(output, accum, a, b, factor, par),
-        _ => matmul(output, accum, a, b, factor, par),
+        _ => {
+            // faer cuts the sums of a product with a vector by the number of threads, and only
+            // those.
+            let is_vector = output.nrows() == 1 || output.ncols() == 1;
+            let par = if is_vector { Par::Seq } else { par };
+            matmul(output, accum, a, b, factor, par);
+        }
     }
 }
 
@@ -226,7 +232,59 @@ mod tests {
         }
     }
 
-    /// Does not hold for faer, which partitions a product by the number of threads.
+    #[test]
+    fn bits_of_a_product_are_independent_of_threads() {
+        let shapes = [
+            (1, 512, 512),
+            (1, 96, 1040),
+            (512, 512, 1),
+            (2, 700, 384),
+            (65, 96, 384),
+            (544, 128, 512),
+        ];
+        for (m, k, n) in shapes {
+            let (x, w) = (values(m * k, 1), values(k * n, 2));
+            let a = MatRef::from_row_major_slice(&x, m, k);
+            let transposed = MatRef::from_column_major_slice(&x, m, k);
+            for (a, accum) in [(a, Accum::Replace), (transposed, Accum::Add)] {
+                let b = MatRef::from_row_major_slice(&w, k, n);
+                let run = |threads| {
+                    on_threads(threads, || {
+                        let mut output = values(m * n, 3);
+                        let target = MatMut::from_row_major_slice_mut(&mut output, m, n);
+                        product_by(Library::Faer, target, accum, a, b, 1.0, Par::rayon(0));
+                        output
+                    })
+                };
+                let one = run(1);
+                for threads in [2, 3, 8] {
+                    assert!(run(threads) == one, "{m}, {k}, {n}: {threads} threads");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_of_a_gram_matrix_are_independent_of_threads() {
+        for (m, n) in [(70, 96), (2000, 300), (6304, 768), (1576, 1536)] {
+            let x = values(m * n, 1);
+            let x = MatRef::from_row_major_slice(&x, m, n);
+            let gram = |threads| {
+                on_threads(threads, || {
+                    let mut gram = vec![0.0; n * n];
+                    let target = MatMut::from_column_major_slice_mut(&mut gram, n, n);
+                    gram_lower_by(Library::Faer, target, x, Par::rayon(0));
+                    let lower = (0..n).flat_map(|j| (j..n).map(move |i| j * n + i));
+                    lower.map(|at| gram[at]).collect::<Vec<f32>>()
+                })
+            };
+            let one = gram(1);
+            for threads in [2, 3, 8] {
+                assert!(gram(threads) == one, "{m} rows of {n}, {threads} threads");
+            }
+        }
+    }
+
     #[cfg(feature = "blas")]
     #[test]
     fn bits_of_the_blas_are_independent_of_threads() {

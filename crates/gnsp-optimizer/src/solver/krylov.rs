@@ -7,9 +7,12 @@
 //! space. The trace of `G` gives the sum of the eigenvalues that are still missing, so the rank is
 //! known once enough of the spectrum is found.
 
-use faer::{Mat, MatRef, Side};
+use faer::{Mat, MatRef};
 
-use super::LeadingEigenpairs;
+use super::{
+    LeadingEigenpairs,
+    products::{eigenpairs, product},
+};
 use crate::{GnspError, RankRule};
 
 /// Vector space of the method, on the host in `f64` or on a device in `f32`.
@@ -200,12 +203,9 @@ fn converged(
     schedule: &mut CheckSchedule,
 ) -> Result<Option<RitzPairs>, GnspError> {
     let size = projected.nrows();
-    let solved = projected
-        .self_adjoint_eigen(Side::Lower)
-        .map_err(|_| GnspError::NoConvergence { features })?;
-    let ascending = solved.S().column_vector();
-    let values: Vec<f64> = (0..size).rev().map(|i| ascending[i]).collect();
-    let vectors = solved.U().reverse_cols().to_owned();
+    let solved = eigenpairs(projected.as_ref()).ok_or(GnspError::NoConvergence { features })?;
+    let values: Vec<f64> = solved.values.iter().rev().copied().collect();
+    let vectors = solved.vectors.as_ref().reverse_cols().to_owned();
     let Some(rank) = rule.rank_of_leading(&values, total, features)? else {
         return Ok(None);
     };
@@ -224,7 +224,7 @@ fn converged(
     // earlier blocks into the basis.
     let last = size - coupling.ncols();
     let tails = found.vectors.submatrix(last, 0, size - last, rank);
-    let residuals = coupling * tails;
+    let residuals = product(coupling.as_ref(), tails);
     let next = found.values[rank];
     let mut error = 0.0;
     for i in 0..rank {
@@ -257,13 +257,10 @@ fn misses_direction<S: VectorSpace>(
         };
         probe = space.apply(&block);
         let inside = space.dot(&block, &probe)?;
-        let solved =
-            inside
-                .self_adjoint_eigen(Side::Lower)
-                .map_err(|_| GnspError::NoConvergence {
-                    features: space.features(),
-                })?;
-        let largest = solved.S().column_vector()[columns - 1];
+        let solved = eigenpairs(inside.as_ref()).ok_or(GnspError::NoConvergence {
+            features: space.features(),
+        })?;
+        let largest = solved.values[columns - 1];
         if largest > smallest + 1e3 * space.precision() * found.values[0] {
             return Ok(true);
         }
@@ -305,12 +302,10 @@ fn orthonormal<S: VectorSpace>(
         let unit = Mat::from_fn(long.len(), long.len(), |i, j| {
             gram[(long[i], long[j])] * scale(long[i]) * scale(long[j])
         });
-        let solved =
-            unit.self_adjoint_eigen(Side::Lower)
-                .map_err(|_| GnspError::NoConvergence {
-                    features: space.features(),
-                })?;
-        let values = solved.S().column_vector();
+        let solved = eigenpairs(unit.as_ref()).ok_or(GnspError::NoConvergence {
+            features: space.features(),
+        })?;
+        let values = &solved.values;
         // Smaller eigenvalues are rounding errors of the products. The threshold leaves a margin
         // that the second pass needs.
         let smallest = space.precision().powf(0.75) * long.len() as f64;
@@ -321,7 +316,7 @@ fn orthonormal<S: VectorSpace>(
         let mut mix = Mat::zeros(gram.ncols(), kept.len());
         for (to, j) in kept.iter().enumerate() {
             for (i, column) in long.iter().enumerate() {
-                mix[(*column, to)] = solved.U()[(i, *j)] * scale(*column) / values[*j].sqrt();
+                mix[(*column, to)] = solved.vectors[(i, *j)] * scale(*column) / values[*j].sqrt();
             }
         }
         columns = kept.len();

@@ -3,6 +3,7 @@
 mod device;
 mod host;
 mod krylov;
+mod products;
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use super::{command, fails, mtil_bench, stderr};
 
-const METHODS: &str = "finetune,gnsp-update,zscl,lora,er";
+const METHODS: &str = "finetune,gnsp-update,zscl,lora,er,ewc,osf";
 
 fn arguments(out: &str) -> Vec<&str> {
     let mut args = vec!["--out", out, "--methods", METHODS, "--quick"];
@@ -27,7 +27,7 @@ fn weights_are_the_same_for_any_number_of_threads_and_jobs() {
     args.extend(["--jobs", "2"]);
     let output = mtil_bench(folder.path(), &args);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(stderr(&output).contains("[5/5]"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("[7/7]"), "{}", stderr(&output));
     for threads in ["1", "2", "3", "8"] {
         let mut command = command(folder.path(), &arguments(threads));
         let output = command.env("RAYON_NUM_THREADS", threads).output().unwrap();
@@ -49,7 +49,7 @@ fn invalid_numbers_of_jobs_are_reported() {
     let output = mtil_bench(folder.path(), &args);
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(
-        stderr(&output).contains("--jobs 9 is more than there are runs; 5 at once"),
+        stderr(&output).contains("--jobs 9 is more than there are runs; 7 at once"),
         "{}",
         stderr(&output)
     );

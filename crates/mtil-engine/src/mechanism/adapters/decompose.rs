@@ -1,6 +1,11 @@
 //! Singular value decompositions of weights and gradients, on the host in `f64`.
 
-use faer::Mat;
+use faer::{
+    Mat, Par,
+    diag::DiagMut,
+    dyn_stack::{MemBuffer, MemStack},
+    linalg::svd::{ComputeSvdVectors, svd, svd_scratch},
+};
 
 use super::parts::AdaptedWeight;
 use crate::error::RunError;
@@ -30,12 +35,24 @@ pub(super) fn decompose(
     if !matrix.is_all_finite() {
         return Err(failed());
     }
-    let svd = matrix.thin_svd().map_err(|_| failed())?;
-    Ok(Decomposed {
-        u: svd.U().to_owned(),
-        s: svd.S().column_vector().iter().copied().collect(),
-        v: svd.V().to_owned(),
-    })
+    // On one thread: faer cuts some sums by the number of threads.
+    let (rows, columns) = (matrix.nrows(), matrix.ncols());
+    let rank = rows.min(columns);
+    let (mut u, mut v) = (Mat::zeros(rows, rank), Mat::zeros(columns, rank));
+    let mut s = vec![0.0; rank];
+    let (thin, par) = (ComputeSvdVectors::Thin, Par::Seq);
+    let scratch = svd_scratch::<f64>(rows, columns, thin, thin, par, Default::default());
+    svd(
+        matrix.as_ref(),
+        DiagMut::from_slice_mut(&mut s),
+        Some(u.as_mut()),
+        Some(v.as_mut()),
+        par,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .map_err(|_| failed())?;
+    Ok(Decomposed { u, s, v })
 }
 
 /// Returns a part of row-major values `[inputs, outputs]`.
