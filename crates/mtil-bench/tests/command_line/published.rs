@@ -190,7 +190,7 @@ fn tables_of_x_tail_and_few_shot_mtil_are_reproduced_by_protocol() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     // The plan refuses what the runs would refuse: the context of this model is too short.
-    let plan = ["reproduce", "xtail", "--model", "embedded", "--plan"];
+    let plan = ["reproduce", "table1", "--model", "embedded", "--plan"];
     let plan = on_miniatures(&[&plan[..], &["--methods", "finetune"]].concat());
     fails(here, &plan, &["task `StanfordCars`", "context of 24"]);
 
