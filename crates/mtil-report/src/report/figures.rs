@@ -105,12 +105,16 @@ fn run_row(name: &str, run: &RunData) -> Vec<String> {
     ]
 }
 
-fn cells(figures: &Figures) -> [String; 10] {
-    let cell = |spread: Option<Spread>, decimals: usize| match spread {
+/// Returns a figure with its standard deviation, if there is one.
+pub(super) fn cell(spread: Option<Spread>, decimals: usize) -> String {
+    match spread {
         None => "–".to_owned(),
         Some(Spread { mean, sd: None }) => format!("{mean:.decimals$}"),
         Some(Spread { mean, sd: Some(sd) }) => format!("{mean:.decimals$} ± {sd:.decimals$}"),
-    };
+    }
+}
+
+fn cells(figures: &Figures) -> [String; 10] {
     let end = |ends: Option<(Spread, Spread)>| ends.map(|(_, last)| last);
     // The state kept depends on the method only, so its standard deviation would be noise.
     let kept = figures.kept.map(|kept| Spread {

@@ -10,7 +10,7 @@ use std::{env, fs};
 
 use mtil_engine::method::Tuned;
 
-use super::{group::Spread, paired::Difference};
+use super::{figures::cell, group::Spread, paired::Difference};
 
 /// The methods of this project whose differences from [`OTHERS`] are printed.
 const OURS: [&str; 3] = ["gnsp", "gnsp-anchored", "gnsp-update"];
@@ -74,12 +74,8 @@ fn spread(runs: &[&Run], column: &str) -> Option<Spread> {
     Spread::from_values(&values?)
 }
 
-fn cell(spread: Option<Spread>, decimals: usize) -> String {
-    match spread {
-        None => "–".to_owned(),
-        Some(Spread { mean, sd: Some(sd) }) => format!("{mean:.decimals$} ± {sd:.decimals$}"),
-        Some(Spread { mean, sd: None }) => format!("{mean:.decimals$}"),
-    }
+fn average(runs: &[&Run]) -> f64 {
+    spread(runs, "Average").map_or(0.0, |s| s.mean)
 }
 
 /// The figures of all methods: tuned rows by Average, then those of published settings.
@@ -98,7 +94,6 @@ fn figures(runs: &[Run]) -> String {
     let titles: Vec<&str> = columns.iter().map(|(title, _)| *title).collect();
     let published = |name: &str| name.ends_with("@published");
     let methods = by_method(runs);
-    let average = |runs: &[&Run]| spread(runs, "Average").map_or(0.0, |s| s.mean);
     let mut rows: Vec<(&str, Vec<&Run>)> = methods.into_iter().collect();
     rows.sort_by(|(a, of_a), (b, of_b)| {
         (published(a), *a != "zero-shot")
@@ -153,7 +148,6 @@ fn summary(runs: &[Run]) -> String {
         .chain(&["zero-shot"])
         .filter_map(|name| Some((*name, methods.get(name)?)))
         .collect();
-    let average = |runs: &[&Run]| spread(runs, "Average").map_or(0.0, |s| s.mean);
     rows.sort_by(|(a, of_a), (b, of_b)| {
         (*a != "zero-shot")
             .cmp(&(*b != "zero-shot"))
