@@ -109,6 +109,14 @@ pub(super) fn classified_image(
     }
 }
 
+/// Returns whether images and texts of a task are classified by the same models as those whose task
+/// is not given.
+pub(super) fn is_same_without_task(encoder: &dyn Encoder, task: usize) -> bool {
+    let ensembles = [Some(task), None].map(|task| encoder.ensemble(task));
+    encoder.is_task_agnostic()
+        || matches!(ensembles, [Some(of), Some(without)] if std::ptr::addr_eq(of, without))
+}
+
 impl Encoder for ClipModel {
     fn image(&self, _: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
         self.encode_image(pixels)
@@ -315,6 +323,54 @@ pub fn argmax(row: &[f32]) -> usize {
 mod tests {
     use super::*;
     use mini_world::embedded;
+
+    /// Answers the first task alone and all others by a vote.
+    struct Vote(ClipModel);
+
+    impl Encoder for Vote {
+        fn image(&self, _: Option<usize>, pixels: Tensor<4>) -> Tensor<2> {
+            self.0.encode_image(pixels)
+        }
+
+        fn text(&self, _: Option<usize>, tokens: &TokenBatch) -> Tensor<2> {
+            self.0.encode_text(tokens)
+        }
+
+        fn device(&self) -> Device {
+            self.0.device()
+        }
+
+        fn is_task_agnostic(&self) -> bool {
+            false
+        }
+
+        fn ensemble(&self, task: Option<usize>) -> Option<&dyn Ensemble> {
+            (task != Some(0)).then_some(self)
+        }
+    }
+
+    impl Ensemble for Vote {
+        fn models(&self) -> usize {
+            1
+        }
+
+        fn image(&self, pixels: Tensor<4>) -> Tensor<2> {
+            normalize(self.0.encode_image(pixels))
+        }
+
+        fn text(&self, tokens: &TokenBatch) -> Tensor<2> {
+            normalize(self.0.encode_text(tokens))
+        }
+    }
+
+    #[test]
+    fn a_task_that_all_models_vote_on_is_classified_as_if_it_were_not_given() {
+        let model = embedded::clip_mini(&Device::default()).unwrap().model;
+        let vote = Vote(model.clone());
+        let same = [0, 1].map(|task| is_same_without_task(&vote, task));
+        assert_eq!(same, [false, true]);
+        assert!(is_same_without_task(&model, 0));
+    }
 
     #[test]
     fn texts_of_several_calls_have_their_own_rows() {

@@ -10,7 +10,7 @@ use super::{
     EvalOptions, Features, HeadCache, PromptRule, TaskIdentity,
     encoder::{
         Encoder, IMAGE_BATCH, argmax, classified_image, encode_images_with, encode_texts_while,
-        to_host,
+        is_same_without_task, to_host,
     },
     prompts::zero_shot_classifier,
 };
@@ -383,26 +383,25 @@ impl Evaluator<'_> {
         stage: Option<usize>,
         heads: &[Option<Tensor<2>>],
     ) -> Result<Option<Tensor<2>>, BatchError> {
-        let mut all: Vec<Tensor<2>> = heads.iter().flatten().cloned().collect();
-        if !encoder.is_task_agnostic() {
-            all.clear();
-            let proceed = || self.images.check_stop();
-            for (index, task) in self.suite.tasks.iter().enumerate() {
-                let Some(of) = task.classification() else {
-                    continue;
-                };
-                let rule = self.options.prompts;
-                let count = rule.template_count(stage, index, of.templates.len());
-                let (names, templates) = (&of.class_names, &of.templates[..count]);
-                all.push(zero_shot_classifier(
-                    &proceed,
-                    self.checkpoint,
-                    encoder,
-                    None,
-                    names,
-                    templates,
-                )?);
+        let mut all: Vec<Tensor<2>> = Vec::new();
+        for (index, task) in self.suite.tasks.iter().enumerate() {
+            let Some(of) = task.classification() else {
+                continue;
+            };
+            if let (Some(head), true) = (&heads[index], is_same_without_task(encoder, index)) {
+                all.push(head.clone());
+                continue;
             }
+            let rule = self.options.prompts;
+            let count = rule.template_count(stage, index, of.templates.len());
+            all.push(zero_shot_classifier(
+                &|| self.images.check_stop(),
+                self.checkpoint,
+                encoder,
+                None,
+                &of.class_names,
+                &of.templates[..count],
+            )?);
         }
         Ok((!all.is_empty()).then(|| Tensor::cat(all, 0)))
     }
@@ -530,7 +529,7 @@ impl Evaluator<'_> {
                 progress.advance_by(parts);
                 continue;
             };
-            let without_task = union_head.filter(|_| !encoder.is_task_agnostic());
+            let without_task = union_head.filter(|_| !is_same_without_task(encoder, task_index));
             let without_task =
                 without_task.map(|_| classified_image(encoder, None, pixels.clone()));
             let features = classified_image(encoder, Some(task_index), pixels);
