@@ -637,18 +637,33 @@ fn note_departures(runs: &[RunData], notes: &mut Vec<String>) {
             own.any(|n| n.trim().trim_end_matches('.') == text)
         };
         let (with, without): (Vec<&RunData>, Vec<&RunData>) = runs.iter().partition(has);
-        let labels = |of: Vec<&RunData>| {
-            let all: Vec<String> = of.into_iter().map(RunData::label).collect();
-            all.join(", ")
-        };
         notes.push(if without.is_empty() {
             format!("Evaluation: {text}.")
         } else if without.len() < with.len() {
-            format!("Evaluation of all but {}: {text}.", labels(without))
+            format!("Evaluation of all but {}: {text}.", labels(&without, &with))
         } else {
-            format!("Evaluation of {}: {text}.", labels(with))
+            format!("Evaluation of {}: {text}.", labels(&with, &without))
         });
     }
+}
+
+/// Returns the names of runs; of the several runs of a method that has none among the `others`, the
+/// method's alone.
+fn labels(of: &[&RunData], others: &[&RunData]) -> String {
+    let mut all: Vec<String> = Vec::new();
+    for run in of {
+        let method = &run.file.method;
+        let same = |other: &&&RunData| other.file.method == *method;
+        let alone = of.iter().filter(same).count() == 1;
+        let label = match alone || others.iter().any(|other| same(&other)) {
+            true => run.label(),
+            false => method.clone(),
+        };
+        if !all.contains(&label) {
+            all.push(label);
+        }
+    }
+    all.join(", ")
 }
 
 /// Reads the sample images of all tasks.

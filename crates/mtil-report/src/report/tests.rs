@@ -667,6 +667,27 @@ fn notes_on_the_protocol_name_their_runs() {
 }
 
 #[test]
+fn a_note_on_all_seeds_of_a_method_names_the_method_alone() {
+    let root = tempfile::tempdir().unwrap();
+    for method in ["gnsp", "lwf", "zscl"] {
+        for seed in [42, 43] {
+            let name = format!("{method}-seed-{seed}");
+            let run = Fake {
+                seed,
+                ..fake(method, 0.3, 0.4, 3)
+            };
+            let dir = run.write(root.path(), &name);
+            let noted = method == "lwf" || (method == "zscl" && seed == 43);
+            change_metrics(&dir, |m| {
+                m.notes = noted.then(|| "x".into()).into_iter().collect()
+            });
+        }
+    }
+    let (summary, _) = report(&[root.path().into()]);
+    assert_eq!(summary.notes, ["Evaluation of lwf, zscl (seed 43): x."]);
+}
+
+#[test]
 fn task_agnostic_accuracies_have_their_own_columns() {
     let root = tempfile::tempdir().unwrap();
     let runs = [root.path().to_path_buf()];

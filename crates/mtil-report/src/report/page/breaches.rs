@@ -26,7 +26,7 @@ pub(super) fn breaches(groups: &[Group<'_>], order: &[String]) -> Markup {
                 "stayed within its limits or had none."
             }
             div.scroll tabindex="0" role="region" aria-label="Limits crossed" {
-                table.plain.breaches {
+                table.plain.words {
                     thead { tr {
                         th scope="col" { "Run" }
                         th scope="col" { "When" }

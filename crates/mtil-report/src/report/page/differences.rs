@@ -57,7 +57,7 @@ pub(super) fn differences(groups: &[Group<'_>]) -> Markup {
         section {
             h2 { "Differences between methods" }
             div.scroll tabindex="0" role="region" aria-label="Differences between methods" {
-                table {
+                table.plain {
                     caption { span {
                         "Points above " (base.name)
                         ": mean difference of runs with the same seed, and its 95 % confidence "

@@ -32,7 +32,7 @@ pub(super) fn selection(groups: &[Group<'_>], order: &[String]) -> Markup {
                 "images are not used. An asterisk marks the selected value."
             }
             div.scroll tabindex="0" role="region" aria-label="Values selected for each task" {
-                table {
+                table.plain.words {
                     thead { tr {
                         th scope="col" { "Method" }
                         th scope="col" { "Task" }
