@@ -116,7 +116,7 @@ fn learned_classes_are_classified_with_the_accuracy_of_the_run() {
     refusals(here);
 }
 
-/// What cannot be answered is refused, with the reason and what to do.
+/// Questions without an answer are refused, with the reason and what to do.
 fn refusals(here: &Path) {
     let image = "shapes/000.png";
     let classify = |model, args: &[&'static str], words: &[&str]| {

@@ -60,7 +60,7 @@ pub struct Experts {
     pub dropout: f64,
     /// Adds noise to the gating in training.
     pub noise: bool,
-    /// How the task of an image is found.
+    /// Source of the task of an image.
     #[serde(skip_serializing_if = "is_given")]
     pub task: ExpertTask,
     /// Autoencoders that tell the task, unless it is given.

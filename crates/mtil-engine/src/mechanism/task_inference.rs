@@ -34,7 +34,7 @@ use crate::{
 };
 use mtil_data::seeds;
 
-/// How the task of an image is found in evaluation and use.
+/// Source of the task of an image, in evaluation and use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExpertTask {

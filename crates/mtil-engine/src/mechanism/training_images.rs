@@ -95,7 +95,7 @@ pub(crate) fn tasks_of_classes(targets: &[Target]) -> impl Iterator<Item = usize
     })
 }
 
-/// What the targets of an image are drawn from.
+/// Source of the targets of an image.
 #[derive(Clone)]
 enum Item {
     Class {

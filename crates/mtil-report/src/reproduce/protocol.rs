@@ -30,7 +30,7 @@ pub enum Prompts {
     Unknown,
 }
 
-/// What is known about the task of a test image.
+/// Knowledge of the task of a test image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskKnowledge {
@@ -80,7 +80,7 @@ pub struct Protocol {
     /// Classes of all tasks, if known.
     #[serde(default)]
     pub classes: Option<usize>,
-    /// Where the protocol was read.
+    /// Source of the protocol.
     #[serde(default)]
     pub source: Option<String>,
     /// Peculiarity.

@@ -48,7 +48,7 @@ use vote::VotingEncoder;
 pub struct Unify {
     /// Largest number of tasks that vote on an image, beside the pretrained model.
     pub vote: usize,
-    /// Whether the task of an image is used, if it is learned and given.
+    /// Use of the task of an image, where it is learned and given.
     #[serde(skip_serializing_if = "is_given")]
     pub task: UnifyTask,
 }
