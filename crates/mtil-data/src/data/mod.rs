@@ -27,7 +27,7 @@ pub use folder_warning::FolderWarning;
 pub use image_files::{ImageFiles, OtherFiles, find_images, is_ignored_name, is_image_name};
 pub use loader::{BadImagePolicy, BadImages, Batch, Loader, LoaderOptions};
 pub use order::BatchOrder;
-pub use source::{DataError, ImageSource};
+pub use source::{DataError, ImageSource, NoImages};
 
 pub(crate) use folder::duplicate_name;
 pub(crate) use image_files::is_image_with_suffix;

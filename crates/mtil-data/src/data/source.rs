@@ -310,3 +310,31 @@ pub trait ImageSource: Send + Sync {
     /// If `index` is out of range.
     fn load(&self, index: usize) -> Result<image::DynamicImage, DataError>;
 }
+
+/// A source without images, of data that is gone or was never there.
+///
+/// ```
+/// use mtil_data::data::{ImageSource, NoImages};
+///
+/// assert!(NoImages.is_empty());
+/// assert!(NoImages.load(0).is_err());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoImages;
+
+impl ImageSource for NoImages {
+    fn len(&self) -> usize {
+        0
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("image {index} of none")
+    }
+
+    fn load(&self, index: usize) -> Result<image::DynamicImage, DataError> {
+        Err(DataError::Image {
+            name: self.name(index),
+            reason: "there are no images".to_owned(),
+        })
+    }
+}

@@ -2,13 +2,11 @@
 
 use std::{path::Path, sync::Arc};
 
-use image::DynamicImage;
-
 use super::{
     CaptionPairs, Classification, ImageCaptions, LabelledImages, Suite, SuiteRecord, TaskKind,
     TaskRecord,
 };
-use crate::data::{DataError, FolderOptions, ImageSource, Remains, test_images};
+use crate::data::{DataError, FolderOptions, NoImages, Remains, test_images};
 
 /// A task that was learned from images that are gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,26 +91,6 @@ fn no_images() -> LabelledImages {
     LabelledImages {
         images: Arc::new(NoImages),
         labels: Vec::new(),
-    }
-}
-
-/// An image source without images.
-struct NoImages;
-
-impl ImageSource for NoImages {
-    fn len(&self) -> usize {
-        0
-    }
-
-    fn name(&self, index: usize) -> String {
-        format!("image {index} of none")
-    }
-
-    fn load(&self, index: usize) -> Result<DynamicImage, DataError> {
-        Err(DataError::Image {
-            name: self.name(index),
-            reason: "there are no images".to_owned(),
-        })
     }
 }
 

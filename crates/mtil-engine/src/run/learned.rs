@@ -10,7 +10,6 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use clip_model::{Clip, TokenBatch};
-use image::DynamicImage;
 
 use super::{Request, RunFiles, lineage::Lineage};
 use crate::{
@@ -26,7 +25,7 @@ use crate::{
     tape::autodiff_device,
 };
 use mtil_data::{
-    data::{DataError, ImageSource},
+    data::{ImageSource, NoImages},
     did_you_mean, nearest,
     suite::{
         CaptionPairs, CaptionedImages, Classification, Extras, ImageCaptions, LabelledImages,
@@ -572,25 +571,6 @@ fn labels(request: &Request, tasks: &[TaskRecord]) -> Vec<TaskLabels> {
         }
     };
     tasks.iter().enumerate().map(of_task).collect()
-}
-
-/// A source without images.
-struct NoImages;
-
-impl ImageSource for NoImages {
-    fn len(&self) -> usize {
-        0
-    }
-
-    fn name(&self, _: usize) -> String {
-        String::new()
-    }
-
-    fn load(&self, _: usize) -> Result<DynamicImage, DataError> {
-        Err(DataError::Layout(
-            "the record of a run has no images".to_owned(),
-        ))
-    }
 }
 
 /// Returns the suite of the recorded tasks, without images.

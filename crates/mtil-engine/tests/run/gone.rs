@@ -2,10 +2,8 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use image::DynamicImage;
-
 use mtil_data::{
-    data::{DataError, ImageSource},
+    data::NoImages,
     suite::{GoneTask, LabelledImages, Suite, Task},
 };
 use mtil_engine::{
@@ -18,27 +16,12 @@ use super::{NEVER, request, start, start_on, suite, weights};
 
 const REHEARSAL: &[&str] = &["rehearsal.size=16", "rehearsal.batch=4"];
 
-/// No images at all.
-struct Nothing;
-
-impl ImageSource for Nothing {
-    fn len(&self) -> usize {
-        0
-    }
-    fn name(&self, _: usize) -> String {
-        unreachable!()
-    }
-    fn load(&self, _: usize) -> Result<DynamicImage, DataError> {
-        unreachable!()
-    }
-}
-
 /// Returns the suite without the images of its first tasks, which the run in `folder` has learned.
 fn without_images(mut suite: Suite, gone: usize, folder: &Path) -> Suite {
     let record = RunFiles::new(folder).suite_record().unwrap().unwrap();
     for task in &mut suite.tasks[..gone] {
         let nothing = LabelledImages {
-            images: Arc::new(Nothing),
+            images: Arc::new(NoImages),
             labels: Vec::new(),
         };
         let classes = task.classification_mut().unwrap();
