@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
 };
@@ -108,12 +108,17 @@ fn samples(task: &Task) -> Vec<(usize, &str)> {
 
 /// Writes up to eight sample images of each task for the report.
 fn write_samples(suite: &Suite, out: &Path) -> Result<()> {
+    let all = out.join("samples");
+    fs::create_dir_all(&all)?;
+    // Processes that begin in one folder at the same time write one after the other, where the file
+    // system has locks. The lock ends with the process.
+    let _lock = File::open(&all).and_then(|file| file.lock().map(|()| file));
     for (index, task) in suite.tasks.iter().enumerate() {
-        let folder = out.join("samples").join(sample_name(index, &task.name));
+        let folder = all.join(sample_name(index, &task.name));
         if folder.exists() {
             continue;
         }
-        let scratch = out.join("samples").join(format!(".{index:02}"));
+        let scratch = all.join(format!(".{index:02}"));
         // A killed process may have left it, with a half-written file.
         if scratch.exists() {
             fs::remove_dir_all(&scratch)?;
@@ -721,6 +726,24 @@ mod tests {
         let long = ["y", "z"].map(|end| file_name_safe(&format!("{longest}{end}")));
         assert!(long.iter().all(|name| name.len() == LONGEST_NAME));
         assert_ne!(long[0], long[1]);
+    }
+
+    #[test]
+    fn processes_that_begin_in_one_folder_share_its_samples() {
+        let sizes = mini_world::MiniSizes {
+            train_per_task: 8,
+            test_per_task: 16,
+            reference: 4,
+            held_out: 4,
+        };
+        let suite = mini_world::suite(1, sizes);
+        let out = tempfile::tempdir().unwrap();
+        std::thread::scope(|threads| {
+            let write = || write_samples(&suite, out.path()).unwrap();
+            (0..4).map(|_| threads.spawn(write)).for_each(drop);
+        });
+        let folders = fs::read_dir(out.path().join("samples")).unwrap();
+        assert_eq!(folders.count(), suite.tasks.len());
     }
 
     #[test]
