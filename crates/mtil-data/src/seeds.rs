@@ -59,6 +59,10 @@ pub const REHEARSAL_CAPTIONS: u64 = 20;
 
 /// Tag of the autoencoders that tell the task of an image.
 pub const AUTOENCODERS: u64 = 21;
+/// Tag of the initial clusters of image features.
+pub const CLUSTERS: u64 = 22;
+/// Tag of the samples of mixtures of image features.
+pub const FEATURE_SAMPLES: u64 = 23;
 
 /// Hashes a text to a number, for use as a purpose in [`derive()`].
 pub fn hash_text(text: &str) -> u64 {

@@ -209,7 +209,12 @@ impl<'a> Tuning<'a> {
         if method.analytic.is_some() {
             return Ok(vec![self.candidate_run(name, Vec::new())?]);
         }
-        let adapters = method.lora.is_some() || method.experts.is_some();
+        let adapters = [
+            method.lora.is_some(),
+            method.experts.is_some(),
+            method.lada.is_some(),
+        ];
+        let adapters = adapters.contains(&true);
         let rates = if adapters {
             ADAPTER_LEARNING_RATES
         } else {

@@ -64,9 +64,10 @@ impl MemoryEstimate {
         }
         // An upper bound for adapters: they are counted as if everything trained.
         let adapters = method.lora.is_some() || method.experts.is_some();
-        let parts = |patterns: &[String]| match adapters {
+        let in_texts = method.lada.is_some();
+        let parts = |patterns: &[String]| match adapters || in_texts {
             true => TrainableParts {
-                image_tower: true,
+                image_tower: adapters,
                 text_tower: true,
             },
             false => trainable_parts(patterns),
@@ -162,7 +163,11 @@ fn activations(config: &ClipConfig, method: &Method, suite: &Suite, parts: Train
     let reference = method.uses_reference() || method.distill.is_some();
     let rehearsed = method.rehearsal.as_ref().map_or(0, |r| r.batch);
     let reference = if reference { method.reference_batch } else { 0 };
-    let images = method.batch + reference + rehearsed;
+    let images = match method.lada {
+        // Images are encoded off the tape.
+        Some(_) => 0,
+        None => method.batch + reference + rehearsed,
+    };
     let mut numbers = images as u64 * image;
     if parts.text_tower {
         let n = t.max_position_embeddings.min(24);

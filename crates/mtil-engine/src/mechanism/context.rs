@@ -4,8 +4,8 @@ use burn::tensor::Device;
 use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
-use super::earlier_weights::Start;
-use crate::batch::Images;
+use super::{auxiliary_loss::LossParts, earlier_weights::Start};
+use crate::{batch::Images, error::RunError};
 use mtil_data::suite::Suite;
 
 /// The key of the mechanism that has no table of its own in a method file.
@@ -34,6 +34,34 @@ pub(crate) struct TaskContext<'a> {
 /// Receiver of the progress of long work between training steps: the phase, the finished and the
 /// total number of parts.
 pub(crate) type PhaseProgress<'a> = dyn FnMut(Phase, usize, usize) + 'a;
+
+/// Receiver of the progress of a mechanism that learns a task by itself.
+pub(crate) trait FitProgress {
+    /// Reports the progress of long work: the phase, the finished and the total number of parts.
+    fn phase(&mut self, phase: Phase, done: usize, of: usize);
+
+    /// Reports the number of values that train.
+    fn trainable(&mut self, values: u64);
+
+    /// Reports a training step.
+    ///
+    /// # Errors
+    /// [`RunError::Diverged`] if its loss is not finite, and errors of recording it.
+    fn step(&mut self, step: FitStep) -> Result<(), RunError>;
+}
+
+/// A training step of a mechanism that learns a task by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct FitStep {
+    /// Number of steps so far, with this one.
+    pub done: usize,
+    /// Number of all steps of the task.
+    pub steps: usize,
+    pub lr: f64,
+    pub parts: LossParts,
+    /// Number of images of the batch.
+    pub images: usize,
+}
 
 /// Phases of a run besides training steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

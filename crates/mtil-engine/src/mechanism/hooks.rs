@@ -8,7 +8,8 @@ use gnsp_optimizer::Protection;
 use super::{
     auxiliary_loss::AuxiliaryLoss,
     context::{
-        EvaluatedModels, MethodOutline, PhaseProgress, RequiredWeights, RunContext, TaskContext,
+        EvaluatedModels, FitProgress, MethodOutline, PhaseProgress, RequiredWeights, RunContext,
+        TaskContext,
     },
     manifest,
     state::{MODEL, MechanismState, RunState, state_error},
@@ -135,12 +136,13 @@ pub(crate) trait Mechanism: Send + Sync {
         trained
     }
 
-    /// Learns a task without training steps. Returns false if the mechanism does not do so.
+    /// Learns a task in place of the engine's training steps. Returns false if the mechanism does
+    /// not do so. A run that is stopped meanwhile begins the task again.
     fn fit(
         &self,
         _: &TaskContext<'_>,
         _: &mut RunState,
-        _: &mut PhaseProgress<'_>,
+        _: &mut dyn FitProgress,
     ) -> Result<bool, RunError> {
         Ok(false)
     }

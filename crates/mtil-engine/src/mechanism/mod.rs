@@ -16,6 +16,7 @@
 //! | `task_inference` | autoencoders that tell the task of an image |
 //! | `unify` | one delta for the models of all tasks, and voting of these models |
 //! | `regression` | ridge regression in place of gradient training |
+//! | `lada` | adapters of the text tower and class vectors, with the image tower frozen |
 //! | `hooks`, `context` | the `Mechanism` trait and the arguments of its hooks |
 //! | `auxiliary_loss` | the `AuxiliaryLoss` trait: losses and gradients added to a training step |
 //! | `earlier_weights`, `trainable`, `weights`, `module_file` | helpers shared by mechanisms |
@@ -30,6 +31,7 @@ pub(crate) mod context;
 pub(crate) mod distillation;
 pub(crate) mod earlier_weights;
 pub(crate) mod hooks;
+pub(crate) mod lada;
 pub(crate) mod manifest;
 pub(crate) mod merge;
 pub(crate) mod mixtures;

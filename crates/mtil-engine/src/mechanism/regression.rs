@@ -6,9 +6,7 @@ use clip_model::Clip;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    context::{
-        MethodOutline, Phase, PhaseProgress, RunContext, TaskContext, at_least_one, in_range,
-    },
+    context::{FitProgress, MethodOutline, Phase, RunContext, TaskContext, at_least_one, in_range},
     hooks::{Mechanism, first_pairs},
     state::{MechanismState, RunState},
 };
@@ -155,7 +153,7 @@ impl Mechanism for Analytic {
         &self,
         task: &TaskContext<'_>,
         state: &mut RunState,
-        progress: &mut PhaseProgress<'_>,
+        progress: &mut dyn FitProgress,
     ) -> Result<bool, RunError> {
         let Some(mut regression) = state.take::<Regression>() else {
             return Ok(false);
@@ -266,7 +264,7 @@ impl Regression {
         &mut self,
         settings: &Analytic,
         task: &TaskContext<'_>,
-        progress: &mut PhaseProgress<'_>,
+        progress: &mut dyn FitProgress,
     ) -> Result<(), RunError> {
         let RunContext {
             checkpoint,
@@ -291,7 +289,7 @@ impl Regression {
         let of = all.len().div_ceil(BATCH);
         let mut seen = 0;
         for (batch, indices) in all.chunks(BATCH).enumerate() {
-            progress(Phase::Encoding, batch, of);
+            progress.phase(Phase::Encoding, batch, of);
             let source = train.images.as_ref();
             let (kept, pixels) = if settings.augment {
                 images.train(source, indices, &device, seed, batch as u64)?

@@ -5,6 +5,7 @@
 
 pub(crate) mod error;
 mod optimizer;
+mod schedule;
 mod tuned;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ pub use tuned::{Candidate, Tuned, TunedMethod};
 
 pub use error::MethodError;
 pub use optimizer::{AdamW, Compute, OptimizerKind};
+use schedule::one_cycle_momentum;
+pub use schedule::{Schedule, one_cycle, schedule};
 
 pub use crate::mechanism::{
     adapters::{
@@ -26,6 +29,7 @@ pub use crate::mechanism::{
     context::EvaluatedModels,
     distillation::{Distill, DistillImages, DistillTexts},
     earlier_weights::{Start, Teacher},
+    lada::Lada,
     merge::Merge,
     mixtures::Experts,
     projection::Projection,
@@ -43,6 +47,7 @@ use crate::{
         context::{MethodOutline, RequiredWeights, at_least_one},
         distillation::DistillMechanism,
         hooks::Mechanism,
+        lada::LadaMechanism,
         projection::ProjectionMechanism,
         task_inference::TaskInference,
         trainable::Trainable,
@@ -101,6 +106,7 @@ const BUILT_IN: &[(&str, &str)] = built_in![
     "moe-adapters",
     "rail-primal",
     "rail-dual",
+    "lada",
 ];
 
 /// Settings of a method. The defaults are GNSP's published values
@@ -150,6 +156,9 @@ pub struct Method {
     pub lr_later: Option<f64>,
     /// Training steps of linear warm-up, before a cosine decay to zero.
     pub warmup: usize,
+    /// Shape of the learning rate over the training steps of a task.
+    #[serde(skip_serializing_if = "Schedule::is_cosine")]
+    pub schedule: Schedule,
     /// Regular expressions of the parameters that train on the first task.
     pub trainable_first: Vec<String>,
     /// Regular expressions of the parameters that train on later tasks.
@@ -215,6 +224,8 @@ pub struct Method {
     pub experts: Option<Experts>,
     /// Ridge regression on the features of the frozen pretrained towers.
     pub analytic: Option<Analytic>,
+    /// Adapters of the text tower and class vectors, with the image tower frozen.
+    pub lada: Option<Lada>,
     /// Settings of single tasks, by task name.
     pub task: BTreeMap<String, TaskSettings>,
 }
@@ -253,6 +264,7 @@ impl Default for Method {
             lr: 1e-5,
             lr_later: None,
             warmup: 100,
+            schedule: Schedule::Cosine,
             trainable_first: vec![r"^visual\.".to_owned(), r"^text\.".to_owned()],
             trainable_later: vec![r"^visual\.".to_owned(), r"^text\.".to_owned()],
             smoothing: 0.2,
@@ -280,6 +292,7 @@ impl Default for Method {
             lora: None,
             experts: None,
             analytic: None,
+            lada: None,
             task: BTreeMap::new(),
         }
     }
@@ -617,6 +630,12 @@ impl Method {
         if let Some(analytic) = &self.analytic {
             all.push(Box::new(analytic.clone()));
         }
+        if let Some(settings) = &self.lada {
+            all.push(Box::new(LadaMechanism {
+                settings: settings.clone(),
+                method: self.clone(),
+            }));
+        }
         all
     }
 
@@ -677,16 +696,24 @@ impl Method {
     /// # Ok::<(), mtil_engine::method::MethodError>(())
     /// ```
     pub fn steps_within_warmup(&self, name: &str) -> Option<usize> {
-        let trains_steps = self.trains && self.analytic.is_none();
+        let trains_steps = self.trains && self.analytic.is_none() && self.schedule.is_cosine();
         let steps = self.scheduled_steps(name);
         (trains_steps && steps < self.warmup).then_some(steps)
     }
 
-    /// Returns the learning rate of training step `step` (from 0) on task `index`, called `name`:
-    /// linear warm-up, then cosine decay to zero (GNSP `src/utils.py:17-32`).
+    /// Returns the learning rate of training step `step` (from 0) on task `index`, called `name`.
     pub fn lr_at(&self, index: usize, name: &str, step: usize) -> f64 {
         let steps = self.scheduled_steps(name);
-        self.peak_lr(index, name) * schedule(step, steps, self.warmup)
+        self.peak_lr(index, name) * self.schedule.factor(step, steps, self.warmup)
+    }
+
+    /// Returns `beta_1` of AdamW at training step `step` (from 0) on the task called `name`, where
+    /// the schedule cycles it.
+    pub(crate) fn cycled_beta_1(&self, name: &str, step: usize) -> f32 {
+        match self.schedule {
+            Schedule::Cosine => self.adamw.beta_1,
+            Schedule::OneCycle => one_cycle_momentum(step, self.scheduled_steps(name)) as f32,
+        }
     }
 
     /// Returns whether the method has a loss on the reference pairs.
@@ -753,28 +780,6 @@ impl Method {
         };
         let mechanisms = self.mechanisms();
         mechanisms.iter().fold(own, |needs, m| needs.and(m.needs()))
-    }
-}
-
-/// Returns the factor on the peak learning rate at training step `step` (from 0) of `steps`: linear
-/// warm-up, then cosine decay to zero.
-///
-/// # Example
-/// ```
-/// use mtil_engine::method::schedule;
-///
-/// assert_eq!(schedule(0, 1000, 100), 0.01);
-/// assert_eq!(schedule(100, 1000, 100), 1.0);
-/// assert_eq!(schedule(1000, 1000, 100), 0.0);
-/// ```
-pub fn schedule(step: usize, steps: usize, warmup: usize) -> f64 {
-    if step < warmup {
-        (step + 1) as f64 / warmup as f64
-    } else {
-        let decay_steps = steps.saturating_sub(warmup).max(1);
-        // After its end the schedule stays at zero.
-        let progress = ((step - warmup) as f64 / decay_steps as f64).min(1.0);
-        0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
     }
 }
 
@@ -887,31 +892,10 @@ mod tests {
         assert_eq!(within("gnsp", &own), Some(99));
         let schedule = ["steps=900", "warmup=100", "schedule_steps=50"];
         assert_eq!(within("gnsp", &schedule), Some(50));
-        for name in ["zero-shot", "rail-primal"] {
+        let one_cycle = ["steps=80", "warmup=100", "schedule=one-cycle"];
+        assert_eq!(within("gnsp", &one_cycle), None);
+        for name in ["zero-shot", "rail-primal", "lada"] {
             assert_eq!(within(name, &["steps=1", "warmup=100"]), None, "{name}");
         }
-    }
-
-    #[test]
-    fn the_schedule_equals_the_reference() {
-        // Expected values computed with the reference's formula for 500 training steps.
-        for (step, factor) in [
-            (0, 0.01),
-            (1, 0.02),
-            (50, 0.51),
-            (99, 1.0),
-            (100, 1.0),
-            (101, 0.9999845788223949),
-            (250, 0.6913417161825449),
-            (499, 1.5421177605168257e-5),
-        ] {
-            assert!((schedule(step, 500, 100) - factor).abs() < 1e-12, "{step}");
-        }
-        assert_eq!(schedule(99, 100, 100), 1.0);
-        assert_eq!(
-            (schedule(1000, 1000, 100), schedule(1999, 1000, 100)),
-            (0.0, 0.0)
-        );
-        assert_eq!(schedule(150, 50, 100), 0.0);
     }
 }

@@ -505,7 +505,11 @@ impl Engine<'_> {
         }
     }
 
-    fn task_context<'a>(&'a self, index: usize, frozen: Option<&'a ClipModel>) -> TaskContext<'a> {
+    pub(super) fn task_context<'a>(
+        &'a self,
+        index: usize,
+        frozen: Option<&'a ClipModel>,
+    ) -> TaskContext<'a> {
         TaskContext {
             run: self.context(),
             index,
@@ -574,24 +578,6 @@ impl Engine<'_> {
         for mechanism in self.mechanisms.iter() {
             mechanism.begin_task(state);
         }
-    }
-
-    /// Learns the task by a mechanism without training steps, if there is one. The model is then
-    /// the pretrained one.
-    fn fit(
-        &self,
-        state: &mut RunState,
-        index: usize,
-        progress: &mut dyn Progress,
-    ) -> Result<Option<ClipModel>, RunError> {
-        let task = self.task_context(index, None);
-        let mut working = phase_reporter(progress);
-        for mechanism in self.mechanisms.iter() {
-            if mechanism.fit(&task, state, &mut working)? {
-                return Ok(Some(self.checkpoint.model.clone()));
-            }
-        }
-        Ok(None)
     }
 
     /// Takes the final weights of the task into the states of the mechanisms. Returns the weights

@@ -16,6 +16,7 @@
 //! | `undo` | taking the last task back |
 //! | `select` | hyper-parameter selection per task on held-out training images |
 //! | `train` | training on one task: batches, optimizer, training steps |
+//! | `fit` | learning of a task by a mechanism, in place of training steps |
 //! | `student` | the model in training: a CLIP, with adapters where the method has them |
 //! | `step` | losses and gradients of one training step |
 //! | `beside` | work of another thread beside a computation |
@@ -32,6 +33,7 @@ mod engine;
 mod evaluation;
 mod event;
 mod files;
+mod fit;
 mod gnsp_step;
 mod growth;
 mod learned;

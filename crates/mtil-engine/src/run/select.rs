@@ -97,7 +97,8 @@ impl Select {
     /// When the method lacks the hyper-parameter, a value is invalid, or the method does not train
     /// weights task by task.
     pub fn candidates(&self, method: &Method) -> Result<Vec<Method>, RunError> {
-        if method.joint || method.experts.is_some() || method.analytic.is_some() || !method.trains {
+        let learns_itself = method.analytic.is_some() || method.lada.is_some();
+        if method.joint || method.experts.is_some() || learns_itself || !method.trains {
             return Err(RunError::Select(format!(
                 "method `{}` has no tasks whose weights are trained one after the other",
                 method.name
