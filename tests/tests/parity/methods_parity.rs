@@ -1,8 +1,10 @@
 //! Parity of the methods with PyTorch (`tests/reference/methods_two_tasks.py`, `gnsp_methods.py`,
-//! `basis_methods.py` and `condu.py`), through the whole engine: each test reads the files of a run directory.
+//! `basis_methods.py`, `condu.py` and `lada.py`), through the whole engine: each test reads the files
+//! of a run directory.
 
 mod bases;
 mod captions;
+mod lada;
 mod mixtures;
 mod unify;
 
@@ -81,6 +83,8 @@ struct Reference {
     bases: Value,
     /// Results of `condu.py`.
     unify: Value,
+    /// Results of `lada.py`.
+    lada: Value,
     /// Results of `moe_draws.py`.
     drawn: Value,
     clip: Clip,
@@ -111,12 +115,13 @@ impl Reference {
         };
         let (json, gnsp, drawn) = (read("methods.json"), read("gnsp.json"), read("moe.json"));
         let (captions, bases) = (read("captions.json"), read("bases.json"));
-        let unify = read("condu.json");
+        let (unify, lada) = (read("condu.json"), read("lada.json"));
         let tensors = Fixture::read(&folder.join("methods.safetensors"));
         let others = [
             "gnsp.safetensors",
             "bases.safetensors",
             "condu.safetensors",
+            "lada.safetensors",
             "moe.safetensors",
             "captions.safetensors",
         ];
@@ -163,6 +168,7 @@ impl Reference {
             captions,
             bases,
             unify,
+            lada,
             drawn,
             clip,
             suite,
@@ -177,6 +183,7 @@ impl Reference {
             &self.captions,
             &self.bases,
             &self.unify,
+            &self.lada,
         ];
         let mut methods = results.iter().map(|results| &results["methods"][name]);
         let found = methods.find(|method| !method.is_null());

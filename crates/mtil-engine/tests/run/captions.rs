@@ -233,6 +233,7 @@ fn methods_that_need_classes_refuse_before_training() {
         ("rail-primal", "a ridge regression predicts classes"),
         ("rail-dual", "a ridge regression predicts classes"),
         ("condu", "prototypes of a task's classes"),
+        ("lada", "vectors of a task's classes"),
         ("lwf", "prompts of a task's classes"),
         ("icarl", "prompts of a task's classes"),
     ] {

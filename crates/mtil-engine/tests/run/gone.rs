@@ -94,6 +94,7 @@ fn images_of_learned_tasks_may_be_gone() {
     goes_on("moe-adapters", &[]);
     goes_on("rail-dual", &[]);
     goes_on("condu", &["lr=1e-3"]);
+    goes_on("lada", &[]);
     goes_on("finetune-per-task", &[]);
 }
 

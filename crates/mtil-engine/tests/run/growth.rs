@@ -128,6 +128,8 @@ mod tasks_added_one_by_one_end_with_the_same_weights {
         finetune_per_task: "finetune-per-task" [];
         rail_primal: "rail-primal" ["analytic.hidden=64"];
         rail_dual: "rail-dual" [];
+        lada: "lada" ["lada.vectors=3"];
+        lada_augmented: "lada" ["lada.augment=true"];
     }
 }
 
@@ -213,6 +215,7 @@ fn a_task_is_taken_back() {
     takes_back("moe-adapters", &[]);
     takes_back("rail-dual", &[]);
     takes_back("condu", &["lr=1e-3"]);
+    takes_back("lada", &[]);
     takes_back("er", &["rehearsal.size=16", "rehearsal.batch=4"]);
 }
 

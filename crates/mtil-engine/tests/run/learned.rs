@@ -111,6 +111,7 @@ mod learned_models_classify_as_their_runs_evaluated {
         moe_adapters_inferred: "moe-adapters" ["steps=8", "lr=1e-2", "experts.task=image"];
         rail_primal: "rail-primal" ["analytic.hidden=64"];
         rail_dual: "rail-dual" [];
+        lada: "lada" ["steps=8", "lr=1e-2"];
     }
 }
 
@@ -121,6 +122,7 @@ fn an_evaluation_on_the_suite_of_the_run_is_that_of_its_last_stage() {
         ("rail-primal", &["analytic.hidden=64"][..]),
         ("moe-adapters", &["lr=1e-2"][..]),
         ("condu", &["lr=1e-3"][..]),
+        ("lada", &["lr=1e-2"][..]),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
@@ -156,7 +158,8 @@ fn an_evaluation_on_the_suite_of_the_run_is_that_of_its_last_stage() {
         assert_eq!((stage, evaluation.accuracies.len()), (None, 3));
         // The scores of the regression have a column for each learned class.
         let all = evaluate(&moved, TaskIdentity::All);
-        assert_eq!(all.is_err(), method == "rail-primal", "{method}");
+        let has_columns = ["rail-primal", "lada"].contains(&method);
+        assert_eq!(all.is_err(), has_columns, "{method}");
         assert!(evaluate(&longer, TaskIdentity::All).is_ok());
     }
 }

@@ -359,6 +359,37 @@ fn a_regression_stopped_between_tasks_ends_with_the_same_answers() {
     }
 }
 
+/// A run that is stopped within a task begins the task again, and ends as if it had not been
+/// stopped.
+#[test]
+fn class_vectors_of_a_stopped_run_are_those_of_a_whole_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for augment in [false, true] {
+        let augment = format!("lada.augment={augment}");
+        let request = request("lada", &["lada.vectors=3", &augment]);
+        let [whole, parts] = ["whole", "parts"].map(|name| {
+            let name = format!("{augment}-{name}");
+            folder.path().join(name)
+        });
+        start(&request, &suite(3), &whole, NEVER).unwrap();
+        // Within the first task, within the second, at the last step of the second, in the third.
+        for stop_after in [2, 5 + 1, 5, 5 + 4] {
+            let outcome = start(&request, &suite(3), &parts, stop_after).unwrap();
+            assert_eq!(outcome, Outcome::Stopped, "{augment} {stop_after}");
+        }
+        start(&request, &suite(3), &parts, NEVER).unwrap();
+        let state = |run: &Path| fs::read(run.join("state/lada.safetensors")).unwrap();
+        assert!(state(&whole) == state(&parts), "{augment}");
+        let matrix = |run: &Path| MatrixFile::load(&run.join(MatrixFile::NAME)).unwrap();
+        assert_eq!(matrix(&whole).matrix, matrix(&parts).matrix, "{augment}");
+        let metrics = MetricsFile::load(&whole.join(MetricsFile::NAME)).unwrap();
+        assert!(metrics.trainable_parameters.unwrap() > 0);
+        let events = fs::read_to_string(whole.join("events.jsonl")).unwrap();
+        assert!(events.contains("\"rehearsal\":"), "{events}");
+        assert!(!whole.join("checkpoints").exists());
+    }
+}
+
 /// Copies a folder.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
