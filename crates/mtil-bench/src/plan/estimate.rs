@@ -121,7 +121,12 @@ pub fn estimate(
             let [pass, rest] = trial.taken;
             let earlier = (1.0 + stages as f64) / 2.0 / TASKS as f64;
             let taken = pass * ratio(full.train, tried.train) + rest * earlier;
-            setup * ratio(full.reference, tried.reference) * repeats as f64
+            let setup_ratio = match method.lada {
+                // All images of the task are encoded first.
+                Some(_) => ratio(full.train, tried.train),
+                None => ratio(full.reference, tried.reference),
+            };
+            setup * setup_ratio * repeats as f64
                 + stages as f64 * taken
                 + stages as f64 * basis * repeats as f64
                 + stages as f64 * (gram + inputs + trial.finish * finish_ratio)
