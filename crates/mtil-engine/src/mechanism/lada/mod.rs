@@ -436,7 +436,11 @@ mod tests {
             ("lada", &["per_task=true", "start=pretrained"], "`per_task`"),
             ("lada", &["classify_texts=1"], "`classify_texts`"),
             ("lada", &["optimizer=sgd"], "`optimizer = \"adamw\"`"),
-            ("lada", &["merge.alpha=0.5"], "do not go together"),
+            (
+                "lada",
+                &["unify.vote=2", "start=pretrained"],
+                "not go together",
+            ),
             ("lada", &["joint=true"], "do not go together"),
             ("lada", &["schedule=linear"], "one-cycle"),
             ("rail-dual", &["lada.vectors=3"], "do not go together"),

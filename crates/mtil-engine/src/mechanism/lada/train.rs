@@ -536,7 +536,9 @@ mod tests {
             assert!((a - b).abs() < 1e-6, "{a} {b}");
         }
         let mut changed = adapters;
-        changed.blocks[1].up = changed.blocks[1].up.clone().map(|up| up.add_scalar(1.0));
+        let block = &mut changed.blocks[1];
+        let other = block.down.val().transpose().mul_scalar(10.0);
+        block.up = block.up.clone().map(|_| other);
         let changed = to_host(changed.encode(&clip.model, &tokens, 0.1));
         assert!(
             changed
