@@ -397,9 +397,12 @@ impl<'a> TaskTraining<'a> {
                 seeds::derive(run.seed, &sampled),
             );
             let mut parts = LossParts::default();
-            parts.add("task", to_host(losses.task.clone().inner())[0]);
-            if let Some(rehearsal) = &losses.rehearsal {
-                parts.add("rehearsal", to_host(rehearsal.clone().inner())[0]);
+            // One read for both: on an accelerator each read waits for all work before it.
+            let values = std::iter::once(&losses.task).chain(&losses.rehearsal);
+            let values = values.map(|loss| loss.clone().inner()).collect();
+            let values = to_host(Tensor::cat(values, 0));
+            for (name, value) in ["task", "rehearsal"].into_iter().zip(values) {
+                parts.add(name, value);
             }
             let name = &self.of_task().name;
             let lr = self.method.lr_at(index, name, step);
