@@ -23,7 +23,8 @@ models/peft_modules.py, trainer.py, utils/losses.py, utils/sampler.py)
                sample_weight · its share; noise drawn by the rule of the program under test
     loss       mean over all rows of weight · cross-entropy
     mixture    spherical Gaussians on image features that are not normalised; here one component,
-               whose share is 1: their mean, and the mean over the directions of the variance, + 1e-6
+               whose share is 1: their mean, and the mean over the directions of the variance,
+               plus 1e-6
     optimizer  torch.optim.AdamW(eps 1e-6, weight decay 5e-4) and OneCycleLR with its defaults
     scores     with the task: a learned one s f·t_c + vectors, another one 100 f·(mean of both
                templates, normalised); without: the text logits of all classes, s f·t_c of learned
@@ -176,7 +177,8 @@ def learn(p, world, t, earlier, method, out):
             target = torch.cat([torch.arange(len(means)), labels + len(means)])
             shares = torch.full((len(means),), method["sample_weight"], dtype=dtype)
             weights = torch.cat([shares, weights])
-        texts = torch.cat([e["texts"] for e in earlier] + [adapted_text(p, q, cfg, task["rows"][0])])
+        own_texts = adapted_text(p, q, cfg, task["rows"][0])
+        texts = torch.cat([*(e["texts"] for e in earlier), own_texts])
         parts = [near(rows, e["vectors"], method) for e in earlier]
         z = scale * rows @ texts.T + torch.cat([*parts, near(rows, q["vectors"], method)], 1)
         each = weights * torch.nn.functional.cross_entropy(z, target, reduction="none")

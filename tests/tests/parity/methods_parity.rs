@@ -1,6 +1,6 @@
 //! Parity of the methods with PyTorch (`tests/reference/methods_two_tasks.py`, `gnsp_methods.py`,
-//! `basis_methods.py`, `condu.py` and `lada.py`), through the whole engine: each test reads the files
-//! of a run directory.
+//! `basis_methods.py`, `condu.py` and `lada.py`), through the whole engine: each test reads the
+//! files of a run directory.
 
 mod bases;
 mod captions;

@@ -11,8 +11,8 @@
 //!
 //! On a task its class vectors and an adapter in each block of the text tower train. With the
 //! residual stream `u` of a block after its attention, the block's output is
-//! `u + mlp(ln_2(u)) + scale · σ · (ReLU(LN(u)·D + d)·U + e)`, where the layer norm and the scale `σ`
-//! train too. The vectors begin as the centres of k-means on the features of a class. The loss is a
+//! `u + mlp(ln_2(u)) + scale · σ · (ReLU(LN(u)·D + d)·U + e)`, where the layer norm and the scale
+//! `σ` train too. The vectors begin as the centres of k-means on the features of a class. The loss is a
 //! cross-entropy among the classes of all tasks so far, of the batch and of a sample of each
 //! component of the Gaussian mixtures of earlier classes. After a task its text features, its
 //! vectors and the mixtures of its classes are stored; the adapters are dropped.
