@@ -12,8 +12,8 @@ pub enum Schedule {
     Cosine,
     /// `"one-cycle"`: PyTorch's `OneCycleLR` with its defaults. The rate rises from 1/25 of the
     /// peak over the first 30 % of the steps, then falls to 1/250,000, both along a cosine.
-    /// `warmup` plays no part. PyTorch's also cycles `beta_1` of AdamW between 0.85 and 0.95; here only
-    /// `[lada]` does, and other methods keep `adamw.beta_1`.
+    /// `warmup` plays no part. PyTorch's also cycles `beta_1` of AdamW between 0.85 and 0.95; here
+    /// only `[lada]` does, and other methods keep `adamw.beta_1`.
     OneCycle,
 }
 
