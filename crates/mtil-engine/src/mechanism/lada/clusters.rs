@@ -251,8 +251,15 @@ fn in_order(clusters: Clusters) -> Clusters {
 }
 
 /// Fits a mixture of `components` Gaussians to rows, or of as many as there are different rows,
-/// from the clusters of k-means.
+/// from the clusters of k-means. A class without a training image has no component.
 pub(super) fn fit_mixture(rows: &Rows, components: usize, seed: u64) -> Mixture {
+    if rows.count() == 0 {
+        return Mixture {
+            weights: Vec::new(),
+            means: Rows::zeros(0, rows.width),
+            variances: Vec::new(),
+        };
+    }
     let clusters = k_means(rows, components, seed);
     expectation_maximisation(rows, &clusters.labels, clusters.centres.count())
 }
@@ -392,6 +399,15 @@ mod tests {
         0.2013556445669963,
         0.20633111545117697,
     ];
+
+    #[test]
+    fn a_class_without_images_has_no_vectors_and_no_components() {
+        let none = Rows::zeros(0, 3);
+        assert_eq!(k_means(&none, 4, 1).centres.count(), 0);
+        let mixture = fit_mixture(&none, 4, 1);
+        assert_eq!(mixture.means.count(), 0);
+        assert!(mixture.weights.is_empty() && mixture.variances.is_empty());
+    }
 
     #[test]
     fn clusters_equal_those_of_scikit_learn() {
