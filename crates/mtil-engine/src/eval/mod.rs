@@ -24,5 +24,6 @@ pub use encoder::{
 pub(crate) use encoder::{IMAGE_BATCH, encode_chosen, encode_images_with};
 pub use options::{EvalOptions, TaskIdentity};
 pub use prompts::{HeadCache, PromptRule, prompt, prompts, zero_shot_classifier, zero_shot_head};
+pub(crate) use stage::LOGIT_SCALE;
 pub use stage::{Evaluation, Evaluator, LabelSpace, Scorer, TaskDetails, TaskMeasure, TestSubset};
 pub use texts::{ClassError, TruncatedTexts, check_classes};

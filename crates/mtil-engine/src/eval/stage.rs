@@ -33,7 +33,7 @@ use mtil_data::{
 
 /// Factor on cosine similarities at evaluation (GNSP `src/models/evaluation.py:58`). It does not
 /// change the predicted class.
-const LOGIT_SCALE: f64 = 100.0;
+pub(crate) const LOGIT_SCALE: f64 = 100.0;
 
 /// Result of one evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

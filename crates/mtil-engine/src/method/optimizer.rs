@@ -1,6 +1,7 @@
 //! Optimizer settings and the floating-point format of training.
 
 use burn::tensor::FloatDType;
+use clip_kernels::AdamWSettings;
 use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of AdamW (Loshchilov and Hutter 2019).
@@ -29,6 +30,16 @@ impl Default for AdamW {
 }
 
 impl AdamW {
+    /// Returns the settings of the fused optimizer.
+    pub(crate) fn fused(&self) -> AdamWSettings {
+        AdamWSettings {
+            beta_1: self.beta_1,
+            beta_2: self.beta_2,
+            epsilon: self.epsilon,
+            weight_decay: self.weight_decay,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         for (key, beta) in [("beta_1", self.beta_1), ("beta_2", self.beta_2)] {
             if !(0.0..1.0).contains(&beta) {

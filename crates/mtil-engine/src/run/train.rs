@@ -6,7 +6,7 @@ use burn::{
     optim::{AdamWConfig, GradientsParams, ModuleOptimizer, Optimizer, SgdConfig},
     tensor::{Device, Tensor},
 };
-use clip_kernels::{AdamWSettings, FusedAdamW};
+use clip_kernels::FusedAdamW;
 use clip_model::ClipModel;
 use gnsp_optimizer::Protection;
 
@@ -67,13 +67,7 @@ pub(super) fn build_optimizer(
     match (method.optimizer, fused) {
         (OptimizerKind::Sgd, _) => with_protection(SgdConfig::new().build(), protection),
         (OptimizerKind::AdamW, true) => {
-            let adamw = FusedAdamW::new(AdamWSettings {
-                beta_1: settings.beta_1,
-                beta_2: settings.beta_2,
-                epsilon: settings.epsilon,
-                weight_decay: settings.weight_decay,
-            });
-            with_protection(adamw, protection)
+            with_protection(FusedAdamW::new(settings.fused()), protection)
         }
         (OptimizerKind::AdamW, false) => {
             let adamw = AdamWConfig::new()

@@ -25,8 +25,7 @@
 //! | `score` | scores of an evaluation |
 //! | `file` | the file in `state/` |
 //!
-//! What differs from the published code is in the documentation (`docs/reference/results.md`,
-//! "Choices").
+//! Deviations from the published code: `docs/reference/results.md`, "Choices".
 
 mod clusters;
 mod file;
@@ -120,13 +119,13 @@ pub(crate) struct LadaMechanism {
     pub method: Method,
 }
 
-/// What is kept of the tasks so far.
+/// Text features, vectors and mixtures of the tasks so far.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct LadaState {
     tasks: Vec<LearnedClasses>,
 }
 
-/// What is kept of the classes of a task.
+/// Text features, vectors and mixtures of the classes of a task.
 #[derive(Debug, Clone, PartialEq)]
 struct LearnedClasses {
     width: usize,

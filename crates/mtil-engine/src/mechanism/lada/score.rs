@@ -3,11 +3,8 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{Lada, LearnedClasses, train::FrozenClasses};
-use crate::eval::{LabelSpace, Scorer, argmax, to_host};
+use crate::eval::{LOGIT_SCALE, LabelSpace, Scorer, argmax, to_host};
 use mtil_data::suite::{Suite, Task};
-
-/// Factor of the evaluation on cosine similarities.
-const LOGIT_SCALE: f32 = 100.0;
 
 /// Classifier by the stored text features and vectors of the learned classes.
 pub(super) struct LadaScorer<'a> {
@@ -69,7 +66,7 @@ impl<'a> LadaScorer<'a> {
         let own: Vec<[Vec<f32>; 2]> = (0..self.learned.len())
             .map(|task| self.of_task(task, features))
             .collect();
-        let rescale = self.scale as f32 / LOGIT_SCALE;
+        let rescale = self.scale as f32 / LOGIT_SCALE as f32;
         let mut scores = Vec::with_capacity(logits.len());
         for (image, row) in logits.chunks_exact(all).enumerate() {
             let of_image = |part: usize| -> Vec<f32> {

@@ -375,12 +375,7 @@ impl<'a> TaskTraining<'a> {
         let adamw = &self.method.adamw;
         let beta_1 = Arc::new(AtomicU32::new(adamw.beta_1.to_bits()));
         let mut optimizer = ModuleOptimizer::from(CycledAdamW {
-            settings: AdamWSettings {
-                beta_1: adamw.beta_1,
-                beta_2: adamw.beta_2,
-                epsilon: adamw.epsilon,
-                weight_decay: adamw.weight_decay,
-            },
+            settings: adamw.fused(),
             beta_1: beta_1.clone(),
         });
         for step in 0..steps {
