@@ -301,6 +301,21 @@ fn evaluation(prompts: PromptRule, identity: TaskIdentity) -> EvalOptions {
     }
 }
 
+/// Compares the accuracies with and without the task of an image after each of `tasks` tasks.
+fn check_matrices(expected: &Value, name: &str, folder: &Path, tasks: usize) {
+    for (file, key) in [
+        (MatrixFile::NAME, "given"),
+        (MatrixFile::WITHOUT_IDENTITY, "without"),
+    ] {
+        let matrix = MatrixFile::load(&folder.join(file)).expect("a matrix");
+        for stage in 0..tasks {
+            let theirs = numbers(&expected[key][stage]).into_iter().map(Some);
+            let theirs: Vec<Option<f64>> = theirs.collect();
+            assert_eq!(matrix.matrix[stage], theirs, "{name}: {key}, stage {stage}");
+        }
+    }
+}
+
 /// Reads the losses by task and training step: total, task, distillation, alignment, penalty,
 /// rehearsal.
 fn logged_losses(folder: &Path) -> Vec<Vec<[f64; 6]>> {

@@ -102,17 +102,7 @@ fn compare(reference: &Reference, name: &str) {
     let loss = check_losses(expected, name, &out);
     let state = check_state(reference, name, &out, tasks);
     let scores = check_scores(reference, name, &out);
-    for (file, key) in [
-        (MatrixFile::NAME, "given"),
-        (MatrixFile::WITHOUT_IDENTITY, "without"),
-    ] {
-        let matrix = MatrixFile::load(&out.join(file)).expect("a matrix");
-        for stage in 0..tasks {
-            let theirs = numbers(&expected[key][stage]).into_iter().map(Some);
-            let theirs: Vec<Option<f64>> = theirs.collect();
-            assert_eq!(matrix.matrix[stage], theirs, "{name}: {key}, stage {stage}");
-        }
-    }
+    check_matrices(expected, name, &out, tasks);
     println!("{name}: losses {loss:.1e}, state {state:.1e}, scores {scores:.1e}");
 }
 

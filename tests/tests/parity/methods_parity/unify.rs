@@ -224,17 +224,7 @@ fn compare(reference: &Reference, name: &str) {
         let found = state_after(&whole, task, tasks);
         worst = worst.max(check_state(reference, name, task, &found));
     }
-    for (file, key) in [
-        (MatrixFile::NAME, "given"),
-        (MatrixFile::WITHOUT_IDENTITY, "without"),
-    ] {
-        let matrix = MatrixFile::load(&whole.join(file)).expect("a matrix");
-        for stage in 0..tasks {
-            let theirs = numbers(&expected[key][stage]).into_iter().map(Some);
-            let theirs: Vec<Option<f64>> = theirs.collect();
-            assert_eq!(matrix.matrix[stage], theirs, "{name}: {key}, stage {stage}");
-        }
-    }
+    check_matrices(expected, name, &whole, tasks);
     println!("{name}: losses {loss:.1e}, delta {worst:.1e}");
 }
 
