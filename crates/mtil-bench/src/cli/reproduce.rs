@@ -320,6 +320,7 @@ fn jobs(
         sun397_order: args.sun397_order.clone(),
         any_size: args.any_size,
         shots: table.shots.map(Shots::PerClass),
+        template: table.template.map(str::to_owned),
         reference: args.reference.clone(),
         texts: args.texts.clone(),
         decode: args.decode,
@@ -389,10 +390,11 @@ fn conditions(table: &TableSpec, suite: &SuiteProtocol, job: &Request) -> Condit
             Protocol::Zscl => Splits::Zscl,
             Protocol::CoOp => Splits::Coop,
         },
-        prompts: match job.evaluation.prompts {
-            PromptRule::Reference => Prompts::Reference,
-            PromptRule::Ensemble => Prompts::Ensemble,
-            PromptRule::First => Prompts::First,
+        prompts: match (table.template, job.evaluation.prompts) {
+            (Some(_), _) => Prompts::Generic,
+            (None, PromptRule::Reference) => Prompts::Reference,
+            (None, PromptRule::Ensemble) => Prompts::Ensemble,
+            (None, PromptRule::First) => Prompts::First,
         },
         task: match job.evaluation.identity {
             TaskIdentity::Given => inferred_task(&job.method),
@@ -467,6 +469,7 @@ fn protocol(
             None => "all training images".to_owned(),
         },
         prompts: match (args.prompts, suite) {
+            _ if table.template.is_some() => Prompts::Generic.description(),
             (None, Some(suite)) if suite.task_given => "those of each method's paper",
             (None, Some(_)) => Prompts::First.description(),
             (Some(PromptRule::Reference), _) | (None, None) => Prompts::Reference.description(),

@@ -22,7 +22,7 @@ use mtil_data::{
         DatasetOptions, Protocol, ReferenceSource, SizeCheck, Sun397Order,
         captions::{caption_lines, conceptual_captions},
         mtil::{self, SuiteProtocol},
-        transform::{few_shot_suite, rotate, select},
+        transform::{few_shot_suite, one_template, rotate, select},
     },
     nearest, seeds,
     suite::{LoadOptions, Suite, SuiteError, SuiteRecord, SuiteWarning},
@@ -169,6 +169,9 @@ impl Selection {
         if let Some(shots) = self.shots() {
             suite = few_shot_suite(&suite, shots, seed, self.size_check())?;
         }
+        if let Some(template) = &self.template {
+            suite = one_template(&suite, template);
+        }
         selection.extend(self.departures());
         if let Some(reference) = &self.reference {
             reference.replace_pairs(&mut suite, self.decode.options())?;
@@ -189,7 +192,7 @@ impl Selection {
         })
     }
 
-    /// Names the shots and splits that are not those of the suite's protocol.
+    /// Names the shots, splits and template that are not those of the suite's protocol.
     fn departures(&self) -> Vec<String> {
         let own = self.protocol();
         let mut departures = Vec::new();
@@ -206,6 +209,7 @@ impl Selection {
                 Protocol::Zscl => "ZSCL splits".to_owned(),
             });
         }
+        departures.extend(self.template.iter().map(|template| format!("\"{template}\"")));
         departures
     }
 
@@ -449,6 +453,15 @@ mod tests {
                 "5 shots, CoOp splits",
             ),
             (of("mini", five, None), Some(5), Protocol::Zscl, "5 shots"),
+            (
+                Selection {
+                    template: Some("a {}.".to_owned()),
+                    ..of("mini", None, None)
+                },
+                None,
+                Protocol::Zscl,
+                "\"a {}.\"",
+            ),
         ] {
             assert_eq!(selection.shots(), shots, "{}", selection.suite);
             assert_eq!(selection.splits(), splits, "{}", selection.suite);

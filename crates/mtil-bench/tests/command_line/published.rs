@@ -210,6 +210,7 @@ fn tables_of_x_tail_and_few_shot_mtil_are_reproduced_by_protocol() {
 
     for (table, mark, methods) in [
         ("xtail", "codyra", "zero-shot,rail-primal"),
+        ("rail", "rail", "zero-shot,rail-dual"),
         ("fewshot", "zscl-5", "zero-shot,finetune"),
     ] {
         let run = ["reproduce", table, "--model", "tiny", "--out", table];
@@ -231,6 +232,11 @@ fn tables_of_x_tail_and_few_shot_mtil_are_reproduced_by_protocol() {
         let csv = fs::read_to_string(here.join(table).join("table.csv")).unwrap();
         assert!(csv.contains("authors' text"), "{csv}");
     }
+    // RAIL's template is that of all tasks.
+    let config = fs::read_to_string(here.join("rail/rail-dual-seed-42/config.toml")).unwrap();
+    assert!(config.contains("a photo of a {}."), "{config}");
+    let run = ["run", "--suite", "mini", "--template", "a photo"];
+    fails(here, &run, &["`a photo of a {}.`", "0 times"]);
     // The figures of X-TAIL are those among all classes.
     let all = json(&here.join("xtail/zero-shot-seed-42/matrix_all.json"));
     let zero_shot: Vec<f64> = all["zero_shot"]
@@ -271,7 +277,7 @@ fn published_figures_and_marks_need_no_data() {
         &["reproduce", "mini", "--published"],
         &[
             "`mini` has no published figures",
-            "table1, table2, fewshot, xtail, xtail2",
+            "table1, table2, fewshot, xtail, xtail2, rail, rail2",
         ],
     );
     fails(here, &["reproduce", "--explain", "rail"], &["<TABLE>"]);

@@ -1,4 +1,4 @@
-//! Transformations of suites: task selection, cyclic shifts, few-shot subsets.
+//! Transformations of suites: task selection, cyclic shifts, few-shot subsets, one template.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -55,6 +55,19 @@ pub fn rotate(suite: &Suite, k: usize) -> Suite {
         shifted.tasks.rotate_left(k % n);
     }
     shifted
+}
+
+/// Returns the suite with `template` as the only prompt template of every task that has classes.
+///
+/// RAIL and LADA use `a photo of a {}.` for all datasets (`dual_RAIL.py:60`, `trainer.py`).
+pub fn one_template(suite: &Suite, template: &str) -> Suite {
+    let mut suite = suite.clone();
+    for task in &mut suite.tasks {
+        if let TaskKind::Classification(classes) = &mut task.kind {
+            classes.templates = vec![template.to_owned()];
+        }
+    }
+    suite
 }
 
 /// Returns the suite with [`few_shot`] applied to every task whose images are there.
@@ -262,6 +275,17 @@ mod tests {
         assert_eq!(names(&rotate(&suite(), 0)), ["Food", "DTD", "MNIST"]);
         assert_eq!(names(&rotate(&suite(), 1)), ["DTD", "MNIST", "Food"]);
         assert_eq!(names(&rotate(&suite(), 5)), ["MNIST", "Food", "DTD"]);
+    }
+
+    #[test]
+    fn one_template_replaces_those_of_all_tasks() {
+        let one = one_template(&suite(), "art of a {}.");
+        for (task, before) in one.tasks.iter().zip(&suite().tasks) {
+            let [after, before] = [task, before].map(|t| t.classification().unwrap());
+            assert_eq!(after.templates, ["art of a {}."]);
+            assert_ne!(before.templates, after.templates);
+            assert_eq!(before.class_names, after.class_names);
+        }
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub struct TableSpec {
     pub suite: &'static str,
     /// Training images per class, if not those of the suite's protocol.
     pub shots: Option<usize>,
+    /// One prompt template for all tasks, in place of their own.
+    pub template: Option<&'static str>,
     /// Task orders.
     pub orders: Orders,
     /// Methods to run.
@@ -143,6 +145,9 @@ const XTAIL: &[&str] = &[
     "gnsp-update",
 ];
 
+/// Methods published with RAIL's template on X-TAIL.
+const RAIL: &[&str] = &["zero-shot", "rail-primal", "rail-dual", "lada"];
+
 /// Methods of 5-shot MTIL, and GNSP.
 const FEW_SHOT: &[&str] = &[
     "zero-shot",
@@ -178,6 +183,7 @@ const MINI: TableSpec = TableSpec {
     about: "The embedded suite: all methods, with tuned and with published settings",
     suite: "mini",
     shots: None,
+    template: None,
     orders: Orders::AsGiven,
     methods: Methods::BuiltIn,
     settings: &[],
@@ -229,6 +235,25 @@ const TABLES: &[TableSpec] = &[
         about: "X-TAIL, order II: the same methods",
         suite: "xtail-order-2",
         methods: Methods::WithPublished(XTAIL),
+        published: Some("xtail-order-2"),
+        ..MTIL
+    },
+    TableSpec {
+        name: "rail",
+        about: "X-TAIL, order I, with one template for all datasets: RAIL and LADA as published",
+        suite: "xtail-order-1",
+        // RAIL `dual_RAIL.py:60`, LADA `trainer.py`.
+        template: Some("a photo of a {}."),
+        methods: Methods::Listed(RAIL),
+        published: Some("xtail-order-1"),
+        ..MTIL
+    },
+    TableSpec {
+        name: "rail2",
+        about: "X-TAIL, order II, with the same template: the same methods",
+        suite: "xtail-order-2",
+        template: Some("a photo of a {}."),
+        methods: Methods::Listed(RAIL),
         published: Some("xtail-order-2"),
         ..MTIL
     },

@@ -177,6 +177,10 @@ pub struct Selection {
     /// the files split_zhou_*.json (CoOp) [default: coop on X-TAIL, else zscl]
     #[arg(long, value_enum)]
     pub splits: Option<SplitName>,
+    /// One prompt template for the classes of all tasks, in training and evaluation, such as `a
+    /// photo of a {}.` (RAIL, LADA) [default: each task's own]
+    #[arg(long, value_name = "TEXT", value_parser = template)]
+    pub template: Option<String>,
     /// Order of the images of SUN397 before the split, one path or index per line [default: sorted
     /// by path]. The published order was that of a file system and is unknown
     #[arg(long, value_name = "FILE")]
@@ -230,6 +234,17 @@ impl DecodeArgs {
             MAX_PIXELS => cache.to_owned(),
             limit => cache.join(format!("max-pixels-{limit}")),
         }
+    }
+}
+
+/// Parses a prompt template.
+fn template(text: &str) -> Result<String, String> {
+    match text.matches("{}").count() {
+        1 => Ok(text.to_owned()),
+        found => Err(format!(
+            "`{{}}`, which stands for the class, is there {found} times; write it once, as in \
+             `a photo of a {{}}.`"
+        )),
     }
 }
 

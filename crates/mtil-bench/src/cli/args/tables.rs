@@ -50,12 +50,13 @@ pub struct TuneArgs {
 #[command(after_help = "Examples:\n  \
         mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --plan\n  \
         mtil-bench reproduce table1 --data /data/mtil --model openai/ViT-B-16 --device cuda\n  \
+        mtil-bench reproduce rail --data /data/mtil --model openai/ViT-B-16\n  \
         mtil-bench reproduce xtail --published\n  \
         mtil-bench reproduce xtail --explain rail\n  \
         mtil-bench reproduce mini --quick")]
 pub struct ReproduceArgs {
-    /// table1 (MTIL order I), table2 (order II), fewshot (MTIL, 5 shots), xtail (X-TAIL), mini or
-    /// another table of the embedded suite; lists all tables if absent
+    /// table1 (MTIL order I), table2 (order II), fewshot (MTIL, 5 shots), xtail (X-TAIL), rail
+    /// (X-TAIL with RAIL's template), mini or another table of the embedded suite; lists all tables if absent
     pub table: Option<String>,
     /// Print the published figures of the table by protocol, and exit
     #[arg(long, requires = "table", conflicts_with = "plan")]
