@@ -209,7 +209,11 @@ impl Selection {
                 Protocol::Zscl => "ZSCL splits".to_owned(),
             });
         }
-        departures.extend(self.template.iter().map(|template| format!("\"{template}\"")));
+        departures.extend(
+            self.template
+                .iter()
+                .map(|template| format!("\"{template}\"")),
+        );
         departures
     }
 

@@ -1,7 +1,7 @@
 //! Singular value decompositions of weights and gradients, on the host in `f64`.
 
 use faer::{
-    Mat, Par,
+    Mat, MatRef, Par,
     diag::DiagMut,
     dyn_stack::{MemBuffer, MemStack},
     linalg::svd::{ComputeSvdVectors, svd, svd_scratch},
@@ -23,18 +23,29 @@ pub(super) struct Decomposed {
 /// Decomposes `matrix`, which belongs to part `part` of a weight.
 ///
 /// # Errors
-/// [`RunError::Decomposition`] if it is not finite or the solver does not converge.
+/// [`RunError::Decomposition`] if it is not finite, or the solver finds no finite decomposition of
+/// it and of its transpose.
 pub(super) fn decompose(
     matrix: &Mat<f64>,
     weight: &AdaptedWeight,
     part: usize,
 ) -> Result<Decomposed, RunError> {
-    let failed = || RunError::Decomposition {
-        weight: weight.part_name(part),
+    let found = match matrix.is_all_finite() {
+        true => solve(matrix.as_ref()).or_else(|| {
+            // The solver returned NaN for a finite gradient of rank 423 in 512 rows. The transpose
+            // takes other steps.
+            let Decomposed { u, s, v } = solve(matrix.transpose())?;
+            Some(Decomposed { u: v, s, v: u })
+        }),
+        false => None,
     };
-    if !matrix.is_all_finite() {
-        return Err(failed());
-    }
+    found.ok_or_else(|| RunError::Decomposition {
+        weight: weight.part_name(part),
+    })
+}
+
+/// Returns the decomposition that faer finds, if it is finite.
+fn solve(matrix: MatRef<'_, f64>) -> Option<Decomposed> {
     // On one thread: faer cuts some sums by the number of threads.
     let (rows, columns) = (matrix.nrows(), matrix.ncols());
     let rank = rows.min(columns);
@@ -43,7 +54,7 @@ pub(super) fn decompose(
     let (thin, par) = (ComputeSvdVectors::Thin, Par::Seq);
     let scratch = svd_scratch::<f64>(rows, columns, thin, thin, par, Default::default());
     svd(
-        matrix.as_ref(),
+        matrix,
         DiagMut::from_slice_mut(&mut s),
         Some(u.as_mut()),
         Some(v.as_mut()),
@@ -51,8 +62,9 @@ pub(super) fn decompose(
         MemStack::new(&mut MemBuffer::new(scratch)),
         Default::default(),
     )
-    .map_err(|_| failed())?;
-    Ok(Decomposed { u, s, v })
+    .ok()?;
+    let finite = u.is_all_finite() && v.is_all_finite() && s.iter().all(|x| x.is_finite());
+    finite.then_some(Decomposed { u, s, v })
 }
 
 /// Returns a part of row-major values `[inputs, outputs]`.
