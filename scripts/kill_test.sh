@@ -30,14 +30,15 @@ phase() { # RUN
   fi
 }
 
-# Prints what is wrong with the resumed run FOLDER, nothing if it is right.
+# Prints what is wrong with the resumed run FOLDER, nothing if it is right. Processes may share
+# FOLDER itself, where the temporary file of a killed one stays for an hour.
 problem() { # METHOD FOLDER
   if ! (small_run "$1" "$2"); then
     echo "did not resume: $(tail -n 1 "$2.log")"
   elif ! facts "$2/$1" | diff - "$out/expected" >"$out/difference"; then
     echo "differs: $(sed -n 2p "$out/difference")"
-  elif [ -n "$(leftovers "$2")" ]; then
-    echo "left behind: $(leftovers "$2" | head -n 1)"
+  elif [ -n "$(leftovers "$2" -mindepth 2)" ]; then
+    echo "left behind: $(leftovers "$2" -mindepth 2 | head -n 1)"
   fi
 }
 

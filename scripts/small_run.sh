@@ -30,6 +30,6 @@ facts() { # RUN
 }
 
 # Prints the files that an interrupted run must not leave behind.
-leftovers() { # FOLDER
-  find "$1" -name '.tmp*' -o -name '.mtil-*' -o -name 'state.new' -o -name 'state.old'
+leftovers() { # FOLDER [OPTION OF FIND]...
+  find "$@" -name '.tmp*' -o -name '.mtil-*' -o -name 'state.new' -o -name 'state.old'
 }
