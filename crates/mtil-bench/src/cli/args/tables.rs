@@ -56,7 +56,8 @@ pub struct TuneArgs {
         mtil-bench reproduce mini --quick")]
 pub struct ReproduceArgs {
     /// table1 (MTIL order I), table2 (order II), fewshot (MTIL, 5 shots), xtail (X-TAIL), rail
-    /// (X-TAIL with RAIL's template), mini or another table of the embedded suite; lists all tables if absent
+    /// (X-TAIL with RAIL's template), mini or another table of the embedded suite; lists all tables
+    /// if absent
     pub table: Option<String>,
     /// Print the published figures of the table by protocol, and exit
     #[arg(long, requires = "table", conflicts_with = "plan")]
