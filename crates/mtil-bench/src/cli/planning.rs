@@ -11,9 +11,6 @@ use super::job::Job;
 use crate::plan::{Estimate, MemoryEstimate, estimate, trial::trial};
 use mtil_report::format::{approximate_duration, bytes, plural};
 
-/// Target of the seconds of a training step in a trial: batches are reduced to meet it.
-const STEP_SECONDS: f64 = 2.0;
-
 /// Prints the estimated cost of `jobs`, from one trial of each set that differs in the seed only.
 pub fn plan(
     jobs: &[Job],
@@ -39,12 +36,10 @@ pub fn plan(
         // The trial has few tasks, and would miss what the run refuses.
         check(&job.request, &job.suite, clip)?;
         eprintln!("[{}/{different}] trying {}", known.len() + 1, method.name);
-        let images = (method.batch + method.reference_batch) as f64;
-        // A forward and a backward pass together take about three times as long as a forward pass.
-        let divisor = (3.0 * image * images / STEP_SECONDS).ceil().max(1.0) as usize;
         let folder = tempfile::tempdir().wrap_err("making a folder for a trial")?;
         let path = folder.path().join("trial");
-        let measured = trial(&job.request, &job.suite, clip, device, divisor, &path)?;
+        let measured = trial(&job.request, &job.suite, clip, device, image, &path)?;
+        tracing::debug!(?measured, "trial of {}", method.name);
         let memory = MemoryEstimate::of(&clip.config, method, &job.suite);
         let whole = estimate(&job.request, &job.suite, &measured, checkpoints, memory);
         known.insert(key, estimates.len());

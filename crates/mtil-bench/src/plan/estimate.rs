@@ -4,10 +4,10 @@ use serde::Serialize;
 
 use super::{
     MemoryEstimate,
-    trial::{DataSizes, TASKS, Trial},
+    trial::{DataSizes, TASKS, Trial, evaluated_images},
 };
-use mtil_data::suite::{Suite, Task, TaskKind};
-use mtil_engine::{eval::EvalOptions, run::Request};
+use mtil_data::suite::{Suite, Task};
+use mtil_engine::run::Request;
 
 /// Estimated cost of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -79,7 +79,6 @@ pub fn estimate(
         true => tasks,
         false => 0,
     };
-    let share = evaluated_share(&request.evaluation, suite, stages);
     // An evaluation passes images and prompts through several models where a method votes.
     let models = |learned: usize| {
         let identity = request.evaluation.identity;
@@ -89,10 +88,13 @@ pub fn estimate(
             models.prompts / trial.models.prompts,
         ]
     };
-    let passes = (0..=stages).map(models);
-    let passes = passes.fold([0.0; 2], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
-    let evaluation = passes[1] * trial.classifiers * ratio(full.prompts, tried.prompts)
-        + passes[0] * trial.evaluation * ratio(full.evaluated, tried.evaluated) * share;
+    let classifiers = |stage: usize| trial.classifiers[stage.min(1)] * models(stage)[1];
+    let images = |stage: usize| {
+        models(stage)[0] * evaluated_images(request, suite, stage.checked_sub(1), stages)
+    };
+    let evaluation = (0..=stages).map(classifiers).sum::<f64>()
+        * ratio(full.prompts, tried.prompts)
+        + trial.evaluation * ratio((0..=stages).map(images).sum(), trial.evaluated);
 
     let between = match stages {
         0 => 0.0,
@@ -111,11 +113,15 @@ pub fn estimate(
                 [trial.basis_batch, trial.gram_batch]
                     .map(|seconds| limited * seconds * ratio(full.batch, tried.batch))
             });
-            // Importance weights and the choice of exemplars read the training set.
-            let reads_images = method.anchor.is_some() || method.rehearsal.is_some();
-            let finish_ratio = match reads_images {
-                true => ratio(full.train.min(1000.0), tried.train),
-                false => 1.0,
+            let trained = &suite.tasks[..tasks];
+            let fisher = method.anchor.as_ref().map_or(0.0, |anchor| {
+                let of = |task: &Task| task.training_images().len().min(anchor.fisher_images);
+                trained.iter().map(of).sum::<usize>() as f64 * trial.fisher_image
+            });
+            // The choice of exemplars reads the training set.
+            let finish_ratio = match method.rehearsal {
+                Some(_) => ratio(full.train, tried.train),
+                None => 1.0,
             };
             // Earlier tasks are taken in again: as many on average as half of all.
             let [pass, rest] = trial.taken;
@@ -126,7 +132,8 @@ pub fn estimate(
                 Some(_) => ratio(full.train, tried.train),
                 None => ratio(full.reference, tried.reference),
             };
-            setup * setup_ratio * repeats as f64
+            fisher
+                + setup * setup_ratio * repeats as f64
                 + stages as f64 * taken
                 + stages as f64 * basis * repeats as f64
                 + stages as f64 * (gram + inputs + trial.finish * finish_ratio)
@@ -150,22 +157,4 @@ pub fn estimate(
         disk: kept + states * trial.state + if stages > 0 { moments } else { 0 },
         memory,
     }
-}
-
-/// Returns the share of the test images that the evaluations use.
-fn evaluated_share(options: &EvalOptions, suite: &Suite, stages: usize) -> f64 {
-    let at = |stage: Option<usize>| -> f64 {
-        let limit = options.images_at(stage, stages).unwrap_or(usize::MAX);
-        let thinned = |task: &Task| match &task.kind {
-            TaskKind::Classification(classes) => classes.test.labels.len().min(limit),
-            // Pairs are never thinned.
-            TaskKind::Captions(pairs) => pairs.test.images.len(),
-        };
-        let images = suite.tasks.iter().map(thinned);
-        images.sum::<usize>() as f64
-    };
-    let all = suite.tasks.iter().map(|t| t.test_images().len());
-    let all = all.sum::<usize>().max(1) as f64 * (1 + stages) as f64;
-    let used = at(None) + (0..stages).map(|stage| at(Some(stage))).sum::<f64>();
-    used / all
 }

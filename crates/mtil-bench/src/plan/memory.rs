@@ -160,13 +160,11 @@ fn activations(config: &ClipConfig, method: &Method, suite: &Suite, parts: Train
     let one = block(n, v.hidden_size, v.intermediate_size, v.num_attention_heads);
     let pixels = 3 * v.image_size * v.image_size;
     let image = v.num_hidden_layers as u64 * one + (pixels + n * v.hidden_size) as u64;
-    let reference = method.uses_reference() || method.distill.is_some();
     let rehearsed = method.rehearsal.as_ref().map_or(0, |r| r.batch);
-    let reference = if reference { method.reference_batch } else { 0 };
     let images = match method.lada {
         // Images are encoded off the tape.
         Some(_) => 0,
-        None => method.batch + reference + rehearsed,
+        None => method.batch + method.reference_images() + rehearsed,
     };
     let mut numbers = images as u64 * image;
     if parts.text_tower {

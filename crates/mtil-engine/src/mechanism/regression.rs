@@ -313,6 +313,7 @@ impl Regression {
             Self::Primal(primal) => primal.finish()?,
             Self::Dual(dual) => dual.finish(),
         }
+        progress.phase(Phase::Encoding, of, of);
         Ok(())
     }
 }

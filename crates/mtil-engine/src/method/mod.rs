@@ -721,6 +721,15 @@ impl Method {
         self.compares_with_teacher() || self.map > 0.0
     }
 
+    /// Returns the number of images that a training step has besides the batch of the task and
+    /// rehearsal: those of the reference pairs, or those that a teacher labels.
+    pub fn reference_images(&self) -> usize {
+        match self.uses_reference() || self.distill.is_some() {
+            true => self.reference_batch,
+            false => 0,
+        }
+    }
+
     /// Returns whether the method distils on reference images.
     pub fn distils_reference_images(&self) -> bool {
         let distill = self.distill.as_ref();
