@@ -30,18 +30,19 @@ pub(super) fn decompose(
     weight: &AdaptedWeight,
     part: usize,
 ) -> Result<Decomposed, RunError> {
-    let found = match matrix.is_all_finite() {
-        true => solve(matrix.as_ref()).or_else(|| {
-            // The solver returned NaN for a finite gradient of rank 423 in 512 rows. The transpose
-            // takes other steps.
-            let Decomposed { u, s, v } = solve(matrix.transpose())?;
-            Some(Decomposed { u: v, s, v: u })
-        }),
-        false => None,
-    };
-    found.ok_or_else(|| RunError::Decomposition {
+    let failed = || RunError::Decomposition {
         weight: weight.part_name(part),
-    })
+    };
+    if !matrix.is_all_finite() {
+        return Err(failed());
+    }
+    let found = solve(matrix.as_ref()).or_else(|| {
+        // The solver returned NaN for a finite gradient of rank 423 in 512 rows. The transpose
+        // takes other steps.
+        let Decomposed { u, s, v } = solve(matrix.transpose())?;
+        Some(Decomposed { u: v, s, v: u })
+    });
+    found.ok_or_else(failed)
 }
 
 /// Returns the decomposition that faer finds, if it is finite.
