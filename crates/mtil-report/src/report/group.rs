@@ -180,6 +180,18 @@ impl<'a> Group<'a> {
     }
 }
 
+/// Returns the finished groups that compete for the best figure: upper bounds only if there is
+/// nothing else.
+pub(super) fn contenders<'g, 'a>(groups: &'g [Group<'a>]) -> Vec<&'g Group<'a>> {
+    let is_contest = groups
+        .iter()
+        .any(|g| g.is_complete() && !g.is_upper_bound());
+    groups
+        .iter()
+        .filter(|g| g.is_complete() && !(is_contest && g.is_upper_bound()))
+        .collect()
+}
+
 /// Appends to the names of groups of the same method the settings in which they differ.
 fn name_variants(groups: &mut [Group<'_>]) {
     let names: Vec<String> = groups.iter().map(|g| g.name.clone()).collect();

@@ -820,4 +820,34 @@ fn an_upper_bound_is_not_the_best_method() {
         "suite = \"invented-world\"\nseed = 42\n\n[method]\nname = \"best\"\nper_task = true\n";
     fs::write(root.path().join("best/config.toml"), config).unwrap();
     assert!(outcome().contains("lwf has the highest"), "{}", outcome());
+    // Nor is its row the one in bold.
+    let html = report(&[root.path().into()]).1;
+    let row = |name: &str| {
+        let from = html.find(&format!("</svg> {name}")).expect(name);
+        &html[from..from + html[from..].find("</tr>").unwrap()]
+    };
+    assert!(!row("best").contains("class=\"best\""), "{}", row("best"));
+    assert!(row("lwf").contains("class=\"best\""), "{}", row("lwf"));
+}
+
+#[test]
+fn methods_that_are_equal_as_printed_share_the_headline() {
+    let root = tempfile::tempdir().unwrap();
+    let outcome = || report(&[root.path().into()]).0.outcome;
+    fake("wc", 0.3, 0.6, 4).write(root.path(), "wc");
+    for name in ["lwf", "cd"] {
+        fake(name, 0.3, 0.0, 4).write(root.path(), name);
+    }
+    assert!(
+        outcome().contains("cd and lwf have the highest"),
+        "{}",
+        outcome()
+    );
+    fake("we", 0.3, 0.0, 4).write(root.path(), "we");
+    assert!(
+        outcome().contains("3 methods have the highest"),
+        "{}",
+        outcome()
+    );
+    assert!(outcome().contains(" % each)"), "{}", outcome());
 }

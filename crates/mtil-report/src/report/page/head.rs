@@ -17,7 +17,8 @@ pub(super) fn head(loaded: &Loaded, groups: &[Group<'_>], outcome: &Outcome) -> 
                 "Continual learning of a CLIP model · " (first.file.suite) " · "
                 (plural(order.len(), "task"))
             }
-            h1 { (outcome.sentence) }
+            // A number stays beside its unit.
+            h1 { (outcome.sentence.replace(" %", "\u{a0}%")) }
             p.lede {
                 @if !outcome.detail.is_empty() { b { (outcome.detail) } " " }
                 "One model is trained on one task after another: "

@@ -1,7 +1,7 @@
 //! Outcome of the runs in a sentence, the title of the page.
 
-use crate::format::{decimal, plural};
-use crate::report::group::{Figures, Group, Spread};
+use crate::format::{decimal, list, plural};
+use crate::report::group::{Figures, Group, Spread, contenders};
 use crate::report::load::{Status, pretrained};
 use crate::report::paired::{Difference, difference};
 
@@ -37,6 +37,42 @@ fn describe_difference(difference: &Difference) -> Option<String> {
         true => format!("{mean} ({interval})"),
         false => format!("not separated ({mean}, {interval})"),
     })
+}
+
+/// The methods with the highest value of a figure, equal as printed.
+struct Best<'a> {
+    names: Vec<&'a str>,
+    value: f64,
+}
+
+impl<'a> Best<'a> {
+    fn of(groups: &[&'a Group<'_>], figure: fn(&Figures) -> Option<Spread>) -> Option<Self> {
+        let values = || {
+            groups
+                .iter()
+                .filter_map(|g| Some((g, figure(&g.figures)?.mean)))
+        };
+        let value = values().map(|(_, v)| v).reduce(f64::max)?;
+        let printed = decimal(value, 1, false);
+        let names = values()
+            .filter(|(_, v)| decimal(*v, 1, false) == printed)
+            .map(|(g, _)| g.name.as_str())
+            .collect();
+        Some(Self { names, value })
+    }
+
+    /// Returns the names, or their number if they are more than two.
+    fn subject(&self) -> String {
+        match self.names.len() {
+            1 | 2 => list(&self.names),
+            n => plural(n, "method"),
+        }
+    }
+
+    fn value(&self) -> String {
+        let each = if self.names.len() == 1 { "" } else { " each" };
+        format!("{} %{each}", decimal(self.value, 1, false))
+    }
 }
 
 /// Returns the outcome of the runs. Comparisons use finished runs only.
@@ -119,22 +155,13 @@ fn outcome_of_methods(groups: &[Group<'_>]) -> Outcome {
             detail: format!("{figures} One seed, so there is no interval."),
         };
     }
-    // An upper bound is no winner, unless there is nothing else.
-    let is_contest = done.iter().any(|g| !g.is_upper_bound());
-    let best = |f: fn(&Figures) -> Option<Spread>| {
-        done.iter()
-            .filter(|g| !(is_contest && g.is_upper_bound()))
-            .filter_map(|g| Some((g.name.as_str(), f(&g.figures)?.mean)))
-            .max_by(|a, b| a.1.total_cmp(&b.1))
-    };
+    let contenders = contenders(groups);
+    let best = |f| Best::of(&contenders, f);
     match (done.len(), best(|f| f.transfer), best(|f| f.last)) {
         (0, ..) => {}
-        (1, transfer, Some((name, last))) => {
-            let transfer = transfer.map_or(String::new(), |(_, t)| {
-                format!(
-                    " and kept a zero-shot transfer of {} %",
-                    decimal(t, 1, false)
-                )
+        (1, transfer, Some(last)) => {
+            let transfer = transfer.map_or(String::new(), |t| {
+                format!(" and kept a zero-shot transfer of {}", t.value())
             });
             let zero = done[0].runs[0]
                 .accuracy
@@ -150,22 +177,24 @@ fn outcome_of_methods(groups: &[Group<'_>]) -> Outcome {
                 })
                 .unwrap_or_default();
             return Outcome::without_detail(format!(
-                "{after}, {name} reaches {} % on average over all tasks{transfer}{zero}.",
-                decimal(last, 1, false)
+                "{after}, {} reaches {} on average over all tasks{transfer}{zero}.",
+                last.subject(),
+                last.value()
             ));
         }
-        (n, Some((a, t)), Some((b, l))) => {
+        (n, transfer, Some(last)) => {
+            let transfer = transfer.map_or(String::new(), |t| {
+                format!(
+                    "{} kept the most zero-shot transfer ({}) and ",
+                    t.subject(),
+                    t.value()
+                )
+            });
             return Outcome::without_detail(format!(
-                "{after} and {n} methods, {a} kept the most zero-shot transfer ({} %) and {b} \
-                 has the highest final accuracy ({} %).",
-                decimal(t, 1, false),
-                decimal(l, 1, false)
-            ));
-        }
-        (n, None, Some((b, l))) => {
-            return Outcome::without_detail(format!(
-                "{after} and {n} methods, {b} has the highest final accuracy ({} %).",
-                decimal(l, 1, false)
+                "{after} and {n} methods, {transfer}{} {} the highest final accuracy ({}).",
+                last.subject(),
+                if last.names.len() == 1 { "has" } else { "have" },
+                last.value()
             ));
         }
         _ => {}

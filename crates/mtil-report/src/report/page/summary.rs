@@ -4,7 +4,7 @@ use maud::{Markup, PreEscaped, html};
 
 use super::copy::copies;
 use crate::format::{bytes, count, decimal, duration, plural};
-use crate::report::group::{Figures, Group, Spread};
+use crate::report::group::{Figures, Group, Spread, contenders};
 use crate::report::load::Status;
 use crate::svg::{colour_class, swatch};
 use mtil_engine::metrics::AccuracyMatrix;
@@ -156,6 +156,9 @@ const COSTS: [Cost; 4] = [
 /// every run can be copied in any case.
 const SEED_ROWS: usize = 5;
 
+/// Number of columns above which the table is set closer, to fit 1,400 pixels.
+const DENSE_FROM: usize = 10;
+
 /// Row of the headline table.
 struct Row<'a> {
     name: String,
@@ -209,6 +212,7 @@ fn rows<'a>(
     constant: Option<&'a Figures>,
 ) -> Vec<Row<'a>> {
     let mut rows: Vec<Row<'_>> = Vec::new();
+    let contenders = contenders(groups);
     if let Some(figures) = constant {
         rows.push(Row {
             name: "zero-shot".into(),
@@ -234,7 +238,7 @@ fn rows<'a>(
             colour: g.colour,
             class: "",
             figures: &g.figures,
-            ranked: g.is_complete(),
+            ranked: contenders.iter().any(|c| std::ptr::eq(*c, g)),
         });
         let unfinished = g.runs.iter().any(|r| r.status == Status::Partial);
         if g.runs.len() > 1 && (groups.len() <= SEED_ROWS || unfinished) {
@@ -270,12 +274,12 @@ pub(super) fn headline(
         section {
             h2 { "Summary" }
             div.scroll tabindex="0" role="region" aria-label="Headline figures of all methods" {
-                table.headline {
+                table.headline.dense[table.columns() > DENSE_FROM] {
                     caption { span {
                         "Top-1 accuracies in % over " (plural(tasks, "task"))
                         "; sorted by Average. Arrows show the better direction. " b.best { "Best" }
-                        " of the finished methods in bold; the tick on each bar is the pretrained "
-                        "model."
+                        " of the finished methods in bold, upper bounds aside; the tick on each "
+                        "bar is the pretrained model."
                     } }
                     thead { (table.head()) }
                     tbody { @for row in &rows { (table.row(row)) } }
@@ -332,6 +336,12 @@ impl<'a> Table<'a> {
             columns,
             constant,
         }
+    }
+
+    /// Returns the number of columns beside the names.
+    fn columns(&self) -> usize {
+        let pairs = [self.has_gap, self.has_recall];
+        self.columns.len() + pairs.iter().filter(|&&has| has).count() + self.costs.len()
     }
 
     fn head(&self) -> Markup {
