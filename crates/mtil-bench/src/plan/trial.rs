@@ -362,9 +362,17 @@ impl Stopwatch {
         let starts = self.marks.iter().enumerate();
         let starts = starts.filter(|(_, (mark, _))| *mark == Mark::TaskStart);
         let starts: Vec<usize> = starts.map(|(at, _)| at).collect();
-        let first = |mark: Mark| self.marks.iter().find(|(m, _)| *m == mark);
-        if let (Some((_, from)), Some((_, to))) = (first(Mark::Start), first(Mark::Evaluating)) {
-            trial.classifiers[0] = (*to - *from).as_secs_f64();
+        let seconds = |from: Instant, to: Instant| (to - from).as_secs_f64();
+        // Of the pretrained model; all that a method without training has.
+        let first = |mark: Mark| {
+            self.marks
+                .iter()
+                .find(|(m, _)| *m == mark)
+                .map(|(_, at)| *at)
+        };
+        if let (Some(start), Some(evaluating)) = (first(Mark::Start), first(Mark::Evaluating)) {
+            trial.classifiers[0] = seconds(start, evaluating);
+            trial.evaluation = first(Mark::Evaluated).map_or(0.0, |end| seconds(evaluating, end));
         }
         for (task, start) in starts.iter().enumerate().take(TASKS) {
             let end = starts.get(task + 1).copied().unwrap_or(self.marks.len());
@@ -373,7 +381,6 @@ impl Stopwatch {
                 let found = of_task.iter().filter(|(m, _)| *m == mark);
                 found.map(|(_, when)| *when).collect()
             };
-            let seconds = |from: Instant, to: Instant| (to - from).as_secs_f64();
             let (steps, began) = (at(Mark::Step), of_task[0].1);
             let evaluated = at(Mark::Evaluated).last().copied();
             let evaluating = at(Mark::Evaluating).first().copied();
@@ -436,6 +443,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -443,6 +452,44 @@ mod tests {
         assert_eq!(evenly_spaced(10, 4), [0, 2, 5, 7]);
         assert_eq!(evenly_spaced(3, 5), [0, 1, 2]);
         assert_eq!(evenly_spaced(0, 5), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn phases_are_timed_from_their_marks() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let pretrained = [
+            (Mark::Start, 0),
+            (Mark::Evaluating, 1),
+            (Mark::Evaluated, 3),
+        ];
+        let watch = |marks: &[(Mark, u64)]| Stopwatch {
+            marks: marks.iter().map(|(mark, s)| (*mark, at(*s))).collect(),
+        };
+        let trial = watch(&pretrained).trial();
+        assert_eq!((trial.classifiers[0], trial.evaluation), (1.0, 2.0));
+
+        let task = [
+            (Mark::TaskStart, 3),
+            (Mark::Step, 10),
+            (Mark::Step, 12),
+            (Mark::Step, 13),
+            (Mark::Evaluating, 17),
+            (Mark::Evaluated, 20),
+            (Mark::Fisher, 20),
+            (Mark::Fisher, 22),
+            (Mark::Fisher, 24),
+            (Mark::TaskEnd, 27),
+        ];
+        let trial = watch(&[&pretrained[..], &task].concat()).trial();
+        // The first step is not among those that are timed.
+        assert_eq!((trial.setup[0], trial.update[0]), (6.0, 1.0));
+        assert_eq!((trial.classifiers, trial.evaluation), ([1.0, 4.0], 3.0));
+        // Three images of two seconds, and one second more.
+        assert_eq!(
+            (trial.fisher_image, trial.finish),
+            (2.0 / TASKS as f64, 1.0)
+        );
     }
 
     #[test]
