@@ -149,7 +149,8 @@ impl Progress for StopInPhase {
 }
 
 /// The n-th event of a phase is in the evaluation of the pretrained model, in that after a task, in
-/// the second batch of a Gram accumulation, or in the second task of a regression.
+/// the second batch of a Gram accumulation, or in the second task of a regression, whose first task
+/// has an event before its batch and one at its end.
 #[test]
 fn a_stop_acts_within_one_batch_and_the_run_resumes() {
     let folder = tempfile::tempdir().unwrap();
@@ -157,7 +158,7 @@ fn a_stop_acts_within_one_batch_and_the_run_resumes() {
         ("gnsp", Phase::Evaluation, 2),
         ("gnsp", Phase::Evaluation, 6),
         ("gnsp", Phase::Gram, 2),
-        ("rail-primal", Phase::Encoding, 2),
+        ("rail-primal", Phase::Encoding, 3),
     ] {
         let request = request(
             method,

@@ -36,13 +36,19 @@ pub(super) fn decompose(
     if !matrix.is_all_finite() {
         return Err(failed());
     }
-    let found = solve(matrix.as_ref()).or_else(|| {
-        // The solver returned NaN for a finite gradient of rank 423 in 512 rows. The transpose
-        // takes other steps.
+    solve_either(matrix.as_ref(), solve).ok_or_else(failed)
+}
+
+/// Decomposes a matrix or, if `solve` finds nothing, its transpose: faer returned NaN for a finite
+/// gradient of rank 423 in 512 rows, and the transpose takes other steps.
+fn solve_either(
+    matrix: MatRef<'_, f64>,
+    solve: impl Fn(MatRef<'_, f64>) -> Option<Decomposed>,
+) -> Option<Decomposed> {
+    solve(matrix).or_else(|| {
         let Decomposed { u, s, v } = solve(matrix.transpose())?;
         Some(Decomposed { u: v, s, v: u })
-    });
-    found.ok_or_else(failed)
+    })
 }
 
 /// Returns the decomposition that faer finds, if it is finite.
@@ -140,6 +146,20 @@ mod tests {
         assert!(
             matches!(broken, Err(RunError::Decomposition { weight }) if weight == "visual.proj")
         );
+    }
+
+    #[test]
+    fn the_transpose_is_decomposed_where_the_matrix_is_not() {
+        let matrix = Mat::from_fn(3, 2, |i, j| ((i * 2 + j) as f64).sin());
+        let fails_on_tall = |m: MatRef<'_, f64>| match m.nrows() > m.ncols() {
+            true => None,
+            false => solve(m),
+        };
+        let Decomposed { u, s, v } = solve_either(matrix.as_ref(), fails_on_tall).unwrap();
+        assert_eq!((u.nrows(), v.nrows()), (3, 2));
+        let back = &u * Mat::from_fn(2, 2, |i, j| s[i] * v[(j, i)]);
+        assert!((back - &matrix).norm_l2() < 1e-12);
+        assert!(solve_either(matrix.as_ref(), |_| None).is_none());
     }
 
     #[test]
