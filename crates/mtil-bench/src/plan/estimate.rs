@@ -7,7 +7,7 @@ use super::{
     trial::{DataSizes, TASKS, Trial, evaluated_images},
 };
 use mtil_data::suite::{Suite, Task};
-use mtil_engine::run::Request;
+use mtil_engine::{method::Method, run::Request};
 
 /// Estimated cost of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -49,7 +49,6 @@ pub fn estimate(
 ) -> Estimate {
     let method = &request.method;
     let (full, tried) = (DataSizes::of(method, suite), &trial.sizes);
-    let ratio = |full: f64, tried: f64| if tried > 0.0 { full / tried } else { 1.0 };
     let tasks = match method.joint {
         true => 1,
         false => suite.tasks.len(),
@@ -96,49 +95,8 @@ pub fn estimate(
         * ratio(full.prompts, tried.prompts)
         + trial.evaluation * ratio((0..=stages).map(images).sum(), trial.evaluated);
 
-    let between = match stages {
-        0 => 0.0,
-        _ => {
-            let later = (stages - 1) as f64;
-            let setup = trial.setup[0] + later * trial.setup[1];
-            let gram = method.projection.as_ref().map_or(0.0, |p| {
-                let batches = (full.train / p.gram_batch as f64).ceil();
-                let limited = p.gram_batches.map_or(batches, |b| batches.min(b as f64));
-                limited * trial.gram_batch * ratio(full.batch, tried.batch)
-            });
-            let adapters = method.lora.as_ref().filter(|lora| lora.is_residual());
-            let [basis, inputs] = adapters.map_or([0.0; 2], |lora| {
-                let batches = (full.train / lora.pass_batch as f64).max(1.0);
-                let limited = lora.pass_batches.map_or(batches, |b| batches.min(b as f64));
-                [trial.basis_batch, trial.gram_batch]
-                    .map(|seconds| limited * seconds * ratio(full.batch, tried.batch))
-            });
-            let trained = &suite.tasks[..tasks];
-            let fisher = method.anchor.as_ref().map_or(0.0, |anchor| {
-                let of = |task: &Task| task.training_images().len().min(anchor.fisher_images);
-                trained.iter().map(of).sum::<usize>() as f64 * trial.fisher_image
-            });
-            // The choice of exemplars reads the training set.
-            let finish_ratio = match method.rehearsal {
-                Some(_) => ratio(full.train, tried.train),
-                None => 1.0,
-            };
-            // Earlier tasks are taken in again: as many on average as half of all.
-            let [pass, rest] = trial.taken;
-            let earlier = (1.0 + stages as f64) / 2.0 / TASKS as f64;
-            let taken = pass * ratio(full.train, tried.train) + rest * earlier;
-            let setup_ratio = match method.lada {
-                // All images of the task are encoded first.
-                Some(_) => ratio(full.train, tried.train),
-                None => ratio(full.reference, tried.reference),
-            };
-            fisher
-                + setup * setup_ratio * repeats as f64
-                + stages as f64 * taken
-                + stages as f64 * basis * repeats as f64
-                + stages as f64 * (gram + inputs + trial.finish * finish_ratio)
-        }
-    };
+    let trained = &suite.tasks[..stages];
+    let between = between_tasks(method, trained, trial, &full, repeats as f64);
     // The last checkpoint keeps no state. The state before the last task is kept for `undo`.
     let stages = stages as u64;
     let states = 1 + u64::from(stages > 0);
@@ -157,4 +115,63 @@ pub fn estimate(
         disk: kept + states * trial.state + if stages > 0 { moments } else { 0 },
         memory,
     }
+}
+
+/// Returns the factor from a size of the trial to that of the run.
+fn ratio(full: f64, tried: f64) -> f64 {
+    if tried > 0.0 { full / tried } else { 1.0 }
+}
+
+/// Returns the seconds between the training of tasks: preparation, Gram accumulation and other
+/// passes, saving. `repeats` is how often each task is trained.
+fn between_tasks(
+    method: &Method,
+    trained: &[Task],
+    trial: &Trial,
+    full: &DataSizes,
+    repeats: f64,
+) -> f64 {
+    if trained.is_empty() {
+        return 0.0;
+    }
+    let (tasks, tried) = (trained.len() as f64, &trial.sizes);
+    let (train_ratio, batch_ratio) = (
+        ratio(full.train, tried.train),
+        ratio(full.batch, tried.batch),
+    );
+    let setup = trial.setup[0] + (tasks - 1.0) * trial.setup[1];
+    let setup_ratio = match method.lada {
+        // All images of the task are encoded first.
+        Some(_) => train_ratio,
+        None => ratio(full.reference, tried.reference),
+    };
+    let gram = method.projection.as_ref().map_or(0.0, |p| {
+        let batches = (full.train / p.gram_batch as f64).ceil();
+        let limited = p.gram_batches.map_or(batches, |b| batches.min(b as f64));
+        limited * trial.gram_batch * batch_ratio
+    });
+    let adapters = method.lora.as_ref().filter(|lora| lora.is_residual());
+    let [basis, inputs] = adapters.map_or([0.0; 2], |lora| {
+        let batches = (full.train / lora.pass_batch as f64).max(1.0);
+        let limited = lora.pass_batches.map_or(batches, |b| batches.min(b as f64));
+        [trial.basis_batch, trial.gram_batch].map(|seconds| limited * seconds * batch_ratio)
+    });
+    let fisher = method.anchor.as_ref().map_or(0.0, |anchor| {
+        let of = |task: &Task| task.training_images().len().min(anchor.fisher_images);
+        trained.iter().map(of).sum::<usize>() as f64 * trial.fisher_image
+    });
+    // The choice of exemplars reads the training set.
+    let finish_ratio = match method.rehearsal {
+        Some(_) => train_ratio,
+        None => 1.0,
+    };
+    // Earlier tasks are taken in again: as many on average as half of all.
+    let [pass, rest] = trial.taken;
+    let earlier = (1.0 + tasks) / 2.0 / TASKS as f64;
+    let taken = pass * train_ratio + rest * earlier;
+    fisher
+        + setup * setup_ratio * repeats
+        + tasks * taken
+        + tasks * basis * repeats
+        + tasks * (gram + inputs + trial.finish * finish_ratio)
 }

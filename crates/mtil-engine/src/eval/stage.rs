@@ -203,8 +203,8 @@ impl Evaluator<'_> {
     ///
     /// The scores of `scorer`, if there is one, replace the zero-shot logits. The features of a
     /// test set are computed once for all measures. The details are one entry per task with test
-    /// images, in order, or empty unless [`EvalOptions::details`] is set. `progress` receives the numbers of encoded
-    /// and of all image batches, first when the classifiers are built.
+    /// images, in order, or empty unless [`EvalOptions::details`] is set. `progress` receives the
+    /// numbers of encoded and of all image batches, first when the classifiers are built.
     ///
     /// # Errors
     /// [`BatchError`] naming an image that cannot be read, or the task without a readable test
@@ -283,16 +283,7 @@ impl Evaluator<'_> {
             }
         }
         let (geometry, recall) = self.held_out_pairs(encoder, &mut progress)?;
-        let mut caption_sets = BTreeMap::new();
-        for set in &self.suite.extras.retrieval {
-            let texts: Vec<&str> = set.captions.iter().map(String::as_str).collect();
-            let captions = (&texts[..], &set.image_of[..]);
-            let name = || format!("the images of caption set `{}`", set.name);
-            let progress = &mut progress;
-            let found =
-                self.retrieve(encoder, None, &set.images, captions, false, name, progress)?;
-            caption_sets.insert(set.name.clone(), found);
-        }
+        let caption_sets = self.caption_sets(encoder, &mut progress)?;
         let evaluation = Evaluation {
             accuracies,
             learned,
@@ -318,6 +309,23 @@ impl Evaluator<'_> {
         let sets = suite.extras.retrieval.iter().map(|set| set.images.len());
         let sets = sets.chain([suite.held_out.captions.len()]);
         tests.chain(sets).map(|n| n.div_ceil(IMAGE_BATCH)).sum()
+    }
+
+    /// Returns the retrieval of each caption set.
+    fn caption_sets(
+        &self,
+        encoder: &dyn Encoder,
+        progress: &mut BatchProgress<'_>,
+    ) -> Result<BTreeMap<String, RetrievalSummary>, BatchError> {
+        let mut found = BTreeMap::new();
+        for set in &self.suite.extras.retrieval {
+            let texts: Vec<&str> = set.captions.iter().map(String::as_str).collect();
+            let captions = (&texts[..], &set.image_of[..]);
+            let name = || format!("the images of caption set `{}`", set.name);
+            let of = self.retrieve(encoder, None, &set.images, captions, false, name, progress)?;
+            found.insert(set.name.clone(), of);
+        }
+        Ok(found)
     }
 
     /// Returns geometry and retrieval of the held-out pairs.

@@ -196,22 +196,7 @@ pub fn run(
         select.candidates(method)?;
     }
     let mechanisms: Mechanisms = method.mechanisms().into();
-    if !options.peers.is_empty() && !mechanisms.iter().all(|m| m.supports_peers()) {
-        return Err(RunError::Peers {
-            method: method.name.clone(),
-        });
-    }
-    if !method.compute.is_full() && mechanisms.iter().any(|m| m.trains_adapters()) {
-        return Err(RunError::Compute {
-            method: method.name.clone(),
-        });
-    }
-    let mut computing = std::iter::once(device).chain(&options.peers);
-    if !computing.all(|device| device.supports_dtype(method.compute.dtype())) {
-        return Err(RunError::NoSuchCompute {
-            device: request.device.clone(),
-        });
-    }
+    check_devices(request, &mechanisms, device, &options.peers)?;
     let mut engine = Engine {
         request,
         suite,
@@ -243,6 +228,36 @@ pub fn run(
         engine.emit(Event::Done, progress)?;
     }
     Ok(outcome)
+}
+
+/// Checks that a method can train on the devices of a run.
+///
+/// # Errors
+/// [`RunError::Peers`], [`RunError::Compute`] and [`RunError::NoSuchCompute`].
+fn check_devices(
+    request: &Request,
+    mechanisms: &Mechanisms,
+    device: &Device,
+    peers: &[Device],
+) -> Result<(), RunError> {
+    let method = &request.method;
+    if !peers.is_empty() && !mechanisms.iter().all(|m| m.supports_peers()) {
+        return Err(RunError::Peers {
+            method: method.name.clone(),
+        });
+    }
+    if !method.compute.is_full() && mechanisms.iter().any(|m| m.trains_adapters()) {
+        return Err(RunError::Compute {
+            method: method.name.clone(),
+        });
+    }
+    let mut computing = std::iter::once(device).chain(peers);
+    if !computing.all(|device| device.supports_dtype(method.compute.dtype())) {
+        return Err(RunError::NoSuchCompute {
+            device: request.device.clone(),
+        });
+    }
+    Ok(())
 }
 
 /// Checks a suite as a run does before its first task: the model distinguishes the classes, and the

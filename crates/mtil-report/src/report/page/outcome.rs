@@ -99,105 +99,10 @@ fn outcome_of_methods(groups: &[Group<'_>]) -> Outcome {
     let done: Vec<&Group<'_>> = groups.iter().filter(|g| g.is_complete()).collect();
     let tasks = groups.first().map_or(0, |g| g.runs[0].accuracy.tasks());
     let after = format!("After {}", plural(tasks, "task"));
-    let value = |g: &Group<'_>, f: fn(&Figures) -> Option<Spread>| f(&g.figures).map(|s| s.mean);
-    let gnsp = done.iter().find(|g| g.name == "gnsp");
-    let base = done.iter().find(|g| g.name == "finetune");
-    if let (Some(gnsp), Some(base)) = (gnsp, base)
-        && let (Some(t), Some(bt), Some(l), Some(bl)) = (
-            value(gnsp, |f| f.transfer),
-            value(base, |f| f.transfer),
-            value(gnsp, |f| f.last),
-            value(base, |f| f.last),
-        )
+    if let Some(outcome) =
+        gnsp_against_finetune(groups, &done, &after).or_else(|| best_methods(groups, &done, &after))
     {
-        let zero = pretrained(groups.iter().flat_map(|g| g.runs.iter().copied()))
-            .and_then(|c| c.transfer())
-            .map(|z| format!("; the pretrained model has {} %", decimal(z, 1, false)))
-            .unwrap_or_default();
-        let n = |v| decimal(v, 1, false);
-        let figures = format!(
-            "Transfer {} % against {} %{zero}. Last {} % against {} %.",
-            n(t),
-            n(bt),
-            n(l),
-            n(bl)
-        );
-        let paired = |figure| difference(gnsp, base, figure);
-        if let (Some(transfer), Some(last)) = (paired(|f| f.transfer), paired(|f| f.last))
-            && let Some(transfer_text) = describe_difference(&transfer)
-            && let Some(last_text) = describe_difference(&last)
-        {
-            return Outcome {
-                sentence: format!(
-                    "{after}, gnsp against finetune: zero-shot transfer {transfer_text}; final \
-                     accuracy over all tasks {last_text}."
-                ),
-                detail: format!(
-                    "Points, with 95 % intervals over {}. {figures}",
-                    plural(transfer.seeds, "paired seed")
-                ),
-            };
-        }
-        // Differences of the figures as printed, so that they equal what a reader subtracts.
-        let printed = |v: f64| (v * 10.0).round() / 10.0;
-        let kept = match printed(printed(t) - printed(bt)) {
-            0.0 => "the same zero-shot transfer as finetune".to_string(),
-            d if d > 0.0 => format!("{d:.1} points more zero-shot transfer than finetune"),
-            d => format!("{:.1} points less zero-shot transfer than finetune", -d),
-        };
-        let ended = match printed(printed(l) - printed(bl)) {
-            0.0 => "at the same final accuracy".to_string(),
-            d if d > 0.0 => format!("{d:.1} points higher on all tasks together"),
-            d => format!("{:.1} points lower on all tasks together", -d),
-        };
-        return Outcome {
-            sentence: format!("{after}, gnsp kept {kept} and ended {ended}."),
-            detail: format!("{figures} One seed, so there is no interval."),
-        };
-    }
-    let contenders = contenders(groups);
-    let best = |f| Best::of(&contenders, f);
-    match (done.len(), best(|f| f.transfer), best(|f| f.last)) {
-        (0, ..) => {}
-        (1, transfer, Some(last)) => {
-            let transfer = transfer.map_or(String::new(), |t| {
-                format!(" and kept a zero-shot transfer of {}", t.value())
-            });
-            let zero = done[0].runs[0]
-                .accuracy
-                .as_constant()
-                .and_then(|c| Some((c.transfer(), c.last()?)))
-                .map(|(t, l)| match t {
-                    Some(t) => format!(
-                        " (pretrained model: {} % and {} %)",
-                        decimal(l, 1, false),
-                        decimal(t, 1, false)
-                    ),
-                    None => format!(" (pretrained model: {} %)", decimal(l, 1, false)),
-                })
-                .unwrap_or_default();
-            return Outcome::without_detail(format!(
-                "{after}, {} reaches {} on average over all tasks{transfer}{zero}.",
-                last.subject(),
-                last.value()
-            ));
-        }
-        (n, transfer, Some(last)) => {
-            let transfer = transfer.map_or(String::new(), |t| {
-                format!(
-                    "{} kept the most zero-shot transfer ({}) and ",
-                    t.subject(),
-                    t.value()
-                )
-            });
-            return Outcome::without_detail(format!(
-                "{after} and {n} methods, {transfer}{} {} the highest final accuracy ({}).",
-                last.subject(),
-                if last.names.len() == 1 { "has" } else { "have" },
-                last.value()
-            ));
-        }
-        _ => {}
+        return outcome;
     }
     let partial = groups.iter().find(|g| g.status() == Status::Partial);
     if let Some(g) = partial {
@@ -218,4 +123,110 @@ fn outcome_of_methods(groups: &[Group<'_>]) -> Outcome {
         ),
         None => "Nothing has been measured yet.".into(),
     })
+}
+
+/// Compares `gnsp` with `finetune`, if both have finished.
+fn gnsp_against_finetune(
+    groups: &[Group<'_>],
+    done: &[&Group<'_>],
+    after: &str,
+) -> Option<Outcome> {
+    let named = |name: &str| done.iter().find(|g| g.name == name);
+    let (gnsp, base) = (named("gnsp")?, named("finetune")?);
+    let value = |g: &Group<'_>, f: fn(&Figures) -> Option<Spread>| f(&g.figures).map(|s| s.mean);
+    let (t, bt) = (value(gnsp, |f| f.transfer)?, value(base, |f| f.transfer)?);
+    let (l, bl) = (value(gnsp, |f| f.last)?, value(base, |f| f.last)?);
+    let zero = pretrained(groups.iter().flat_map(|g| g.runs.iter().copied()))
+        .and_then(|c| c.transfer())
+        .map(|z| format!("; the pretrained model has {} %", decimal(z, 1, false)))
+        .unwrap_or_default();
+    let n = |v| decimal(v, 1, false);
+    let figures = format!(
+        "Transfer {} % against {} %{zero}. Last {} % against {} %.",
+        n(t),
+        n(bt),
+        n(l),
+        n(bl)
+    );
+    let paired = |figure| difference(gnsp, base, figure);
+    if let (Some(transfer), Some(last)) = (paired(|f| f.transfer), paired(|f| f.last))
+        && let Some(transfer_text) = describe_difference(&transfer)
+        && let Some(last_text) = describe_difference(&last)
+    {
+        return Some(Outcome {
+            sentence: format!(
+                "{after}, gnsp against finetune: zero-shot transfer {transfer_text}; final \
+                 accuracy over all tasks {last_text}."
+            ),
+            detail: format!(
+                "Points, with 95 % intervals over {}. {figures}",
+                plural(transfer.seeds, "paired seed")
+            ),
+        });
+    }
+    // Differences of the figures as printed, so that they equal what a reader subtracts.
+    let printed = |v: f64| (v * 10.0).round() / 10.0;
+    let kept = match printed(printed(t) - printed(bt)) {
+        0.0 => "the same zero-shot transfer as finetune".to_string(),
+        d if d > 0.0 => format!("{d:.1} points more zero-shot transfer than finetune"),
+        d => format!("{:.1} points less zero-shot transfer than finetune", -d),
+    };
+    let ended = match printed(printed(l) - printed(bl)) {
+        0.0 => "at the same final accuracy".to_string(),
+        d if d > 0.0 => format!("{d:.1} points higher on all tasks together"),
+        d => format!("{:.1} points lower on all tasks together", -d),
+    };
+    Some(Outcome {
+        sentence: format!("{after}, gnsp kept {kept} and ended {ended}."),
+        detail: format!("{figures} One seed, so there is no interval."),
+    })
+}
+
+/// Names the only finished method, or the best ones of several.
+fn best_methods(groups: &[Group<'_>], done: &[&Group<'_>], after: &str) -> Option<Outcome> {
+    let contenders = contenders(groups);
+    let best = |f| Best::of(&contenders, f);
+    let (transfer, last) = (best(|f| f.transfer), best(|f| f.last)?);
+    match done {
+        [] => None,
+        [only] => {
+            let transfer = transfer.map_or(String::new(), |t| {
+                format!(" and kept a zero-shot transfer of {}", t.value())
+            });
+            let zero = only.runs[0]
+                .accuracy
+                .as_constant()
+                .and_then(|c| Some((c.transfer(), c.last()?)))
+                .map(|(t, l)| match t {
+                    Some(t) => format!(
+                        " (pretrained model: {} % and {} %)",
+                        decimal(l, 1, false),
+                        decimal(t, 1, false)
+                    ),
+                    None => format!(" (pretrained model: {} %)", decimal(l, 1, false)),
+                })
+                .unwrap_or_default();
+            Some(Outcome::without_detail(format!(
+                "{after}, {} reaches {} on average over all tasks{transfer}{zero}.",
+                last.subject(),
+                last.value()
+            )))
+        }
+        several => {
+            let transfer = transfer.map_or(String::new(), |t| {
+                format!(
+                    "{} kept the most zero-shot transfer ({}) and ",
+                    t.subject(),
+                    t.value()
+                )
+            });
+            Some(Outcome::without_detail(format!(
+                "{after} and {} methods, {transfer}{} {} the highest final accuracy ({}).",
+                several.len(),
+                last.subject(),
+                if last.names.len() == 1 { "has" } else { "have" },
+                last.value()
+            )))
+        }
+    }
 }
