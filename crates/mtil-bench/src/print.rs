@@ -10,6 +10,8 @@ use std::{
     io::{ErrorKind, IsTerminal as _, Write as _},
 };
 
+use serde::Serialize;
+
 use crate::exit::{BROKEN_PIPE, FAILED};
 
 /// Writes a line to standard output, see [`to_stdout`].
@@ -46,6 +48,15 @@ pub(crate) fn to_stdout(text: Arguments<'_>) {
         "error: cannot write to standard output: {error}\n"
     ));
     std::process::exit(FAILED.into());
+}
+
+/// Writes a value to standard output as indented JSON, as the subcommands do with `--json`.
+///
+/// # Errors
+/// If the value has no representation in JSON.
+pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> Result<(), serde_json::Error> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
 }
 
 /// Writes to standard error. Errors are ignored: there is nowhere to report them.

@@ -14,7 +14,7 @@ use super::{
     lists::names,
     output::list_skipped,
 };
-use crate::{device, exit::EarlyEnd};
+use crate::{device, exit::EarlyEnd, print::print_json};
 use mtil_data::{
     data::{ImageFiles, ImageSource as _, find_images},
     did_you_mean, nearest,
@@ -163,7 +163,7 @@ fn classify_images<'a>(
         return Err(BatchError::NothingReadable(format!("the {} images", images.len())).into());
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        print_json(&results)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use super::{
     output::{WorkProgress, list_skipped},
     run::check_task_given,
 };
-use crate::{device, exit::EarlyEnd};
+use crate::{device, exit::EarlyEnd, print::print_json};
 use mtil_data::{
     files::write_atomically,
     suite::{LabelledImages, Suite},
@@ -141,7 +141,7 @@ fn evaluate_on(
     }
     if args.json {
         let all = as_json(suite, &evaluation, &details, probes.as_deref());
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        print_json(&all)?;
     }
     Ok(())
 }

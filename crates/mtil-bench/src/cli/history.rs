@@ -12,6 +12,7 @@ use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
 use super::args::HistoryArgs;
+use crate::print::print_json;
 
 /// Runs `history`.
 pub fn history(args: &HistoryArgs) -> Result<()> {
@@ -21,7 +22,7 @@ pub fn history(args: &HistoryArgs) -> Result<()> {
     };
     let entries = entries(&files.events()?.events);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&entries)?);
+        print_json(&entries)?;
         return Ok(());
     }
     // Earlier versions, and runs without a learned task, have no figure.

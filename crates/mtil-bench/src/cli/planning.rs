@@ -8,10 +8,14 @@ use eyre::{Result, WrapErr};
 use mtil_engine::{eval::to_host, run::check};
 
 use super::job::Job;
-use crate::plan::{Estimate, MemoryEstimate, estimate, trial::trial};
+use crate::{
+    plan::{Estimate, MemoryEstimate, estimate, trial::trial},
+    print::print_json,
+};
 use mtil_report::format::{approximate_duration, bytes, plural};
 
-/// Prints the estimated cost of `jobs`, from one trial of each set that differs in the seed only.
+/// Prints the estimated cost of `jobs`, from one trial of each set that
+/// differs in the seed and the learning rate only.
 pub fn plan(
     jobs: &[Job],
     clip: &Clip,
@@ -50,17 +54,23 @@ pub fn plan(
             .iter()
             .map(|(estimate, runs)| serde_json::json!({"runs": runs, "estimate": estimate}))
             .collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        print_json(&all)?;
         return Ok(());
     }
     print!("{}", table(&estimates));
     Ok(())
 }
 
-/// Returns a key that is equal for runs that differ in the seed only.
+/// Returns a key that is equal for runs that differ in the seed and the learning rate only, on
+/// which the cost does not depend.
 fn key(job: &Job) -> String {
     let mut request = job.request.clone();
     request.seed = 0;
+    let method = &mut request.method;
+    (method.lr, method.lr_later) = (0.0, None);
+    for task in method.task.values_mut() {
+        task.lr = None;
+    }
     request.suite_fingerprint = String::new();
     serde_json::to_string(&request).unwrap_or_default()
 }

@@ -18,7 +18,7 @@ use super::{
     output::{LineFilter, WorkProgress},
     selection::Selected,
 };
-use crate::exit::EarlyEnd;
+use crate::{exit::EarlyEnd, print::print_json};
 use mini_world::{Conflict, disagreement, parse_conflict};
 use mtil_data::{
     datasets::{
@@ -128,7 +128,7 @@ fn describe(name: &str, args: &CheckArgs) -> Result<()> {
     let disagreement = parse_conflict(name).map(|_| disagreement(&suite));
     if args.json {
         let all = suite_as_json(&suite, &warnings, disagreement, decoded.as_deref());
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        print_json(&all)?;
     } else {
         print_suite(&suite, disagreement);
         decoded.iter().flatten().for_each(print_decoded);
@@ -282,7 +282,7 @@ fn check_datasets(args: &CheckArgs) -> Result<()> {
     });
     bars.finish();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&as_json(&reports))?);
+        print_json(&as_json(&reports))?;
     } else {
         for report in &reports {
             print(report, data);

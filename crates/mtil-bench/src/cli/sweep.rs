@@ -11,8 +11,9 @@ use super::{
     lists::{seed, trimmed},
     sweep_run::{self, SweepRunArgs},
 };
-use crate::sweep::{
-    Files, Request, RunStatus, State, Sweep, command, line, quote, status, totals, write,
+use crate::{
+    print::print_json,
+    sweep::{Files, Request, RunStatus, State, Sweep, command, line, quote, status, totals, write},
 };
 
 /// Arguments of `sweep`.
@@ -166,7 +167,7 @@ fn plan(args: &PlanArgs) -> Result<()> {
         let all = json!({
             "list": files.list(), "script": files.script(), "sweep": files.sweep(), "runs": runs,
         });
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        print_json(&all)?;
         return Ok(());
     }
     for run in &sweep.runs {
@@ -293,7 +294,7 @@ fn show(args: &StatusArgs) -> Result<()> {
         let all = json!({
             "sweep": files.root(), "version": sweep.request.version, "totals": totals, "runs": runs,
         });
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        print_json(&all)?;
     } else {
         print!("{}", table(&runs));
         println!("\n{totals}");

@@ -23,7 +23,7 @@ use super::{
     learned::{self, write_labels},
     model::convert::{Verified, write_verified},
 };
-use crate::{device, exit::EarlyEnd};
+use crate::{device, exit::EarlyEnd, print::print_json};
 use card::Card;
 use mtil_data::files::write_atomically;
 use mtil_engine::run::{LearnedModel, RunFiles};
@@ -59,7 +59,7 @@ pub fn export(args: &ExportArgs) -> Result<()> {
             "bytes": bytes,
             "tensors": verified.tensors,
         });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        print_json(&value)?;
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ use crate::{
     },
     device,
     exit::EarlyEnd,
+    print::print_json,
 };
 use mtil_engine::eval::to_host;
 
@@ -103,7 +104,7 @@ pub fn convert(args: &ConvertArgs) -> Result<()> {
             "image_cosine": image_cosine,
             "text_cosine": text_cosine,
         });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        print_json(&value)?;
     }
     Ok(())
 }

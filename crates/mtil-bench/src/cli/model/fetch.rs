@@ -6,10 +6,13 @@ use indicatif::DecimalBytes;
 use serde_json::json;
 
 use super::role;
-use crate::cli::{
-    args::{FetchArgs, LayoutName},
-    checkpoint::unknown_model,
-    download,
+use crate::{
+    cli::{
+        args::{FetchArgs, LayoutName},
+        checkpoint::unknown_model,
+        download,
+    },
+    print::print_json,
 };
 
 /// Runs `model fetch`.
@@ -46,7 +49,7 @@ pub fn fetch(args: &FetchArgs) -> Result<()> {
             "bytes": fetched.bytes(),
             "files": files,
         });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        print_json(&value)?;
         return Ok(());
     }
     println!(

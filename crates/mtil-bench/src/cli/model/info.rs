@@ -18,6 +18,7 @@ use crate::{
         checkpoint::{EMBEDDED, ModelSource, options_for},
     },
     device,
+    print::print_json,
 };
 use mini_world::embedded;
 
@@ -71,7 +72,7 @@ pub fn info(args: &InfoArgs) -> Result<()> {
 
 fn show(args: &InfoArgs, title: &str, lines: &[(&str, String)], value: &Value) -> Result<()> {
     if args.json {
-        println!("{}", serde_json::to_string_pretty(value)?);
+        print_json(value)?;
         return Ok(());
     }
     let mut text = format!("{title}\n");

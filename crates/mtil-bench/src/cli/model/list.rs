@@ -8,7 +8,7 @@ use eyre::{Result, bail};
 use serde_json::json;
 
 use super::summary::{activation, grouped};
-use crate::cli::args::ListArgs;
+use crate::{cli::args::ListArgs, print::print_json};
 
 /// Runs `model list`.
 pub fn list(args: &ListArgs) -> Result<()> {
@@ -23,7 +23,7 @@ pub fn list(args: &ListArgs) -> Result<()> {
         );
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&values)?);
+        print_json(&values)?;
         return Ok(());
     }
     let header: &[&str] = match args.architectures {

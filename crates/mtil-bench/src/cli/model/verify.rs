@@ -17,6 +17,7 @@ use super::{
 use crate::{
     cli::{args::VerifyArgs, checkpoint::ModelSource},
     device,
+    print::print_json,
 };
 
 /// Runs `model verify`.
@@ -79,7 +80,7 @@ fn verify_cached(args: &VerifyArgs, entry: &Entry) -> Result<()> {
     }
     if args.json {
         let value = json!({"name": entry.name, "ok": wrong.is_empty(), "files": values});
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        print_json(&value)?;
     }
     if !wrong.is_empty() {
         bail!(
@@ -114,7 +115,7 @@ fn verify_path(args: &VerifyArgs, path: &Path) -> Result<()> {
                 "path": path.display().to_string(), "ok": false, "error": e.to_string(),
             }),
         };
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        print_json(&value)?;
     }
     let checked = checked?;
     if args.json {
