@@ -119,8 +119,7 @@ fn on_batch(error: &BatchError) -> Option<&'static str> {
             "raise --max-pixels, or pass --skip-bad-images to count and leave out such images"
         }
         BatchError::Image(_) => {
-            "repair it, move it out of the dataset's folders, or pass --skip-bad-images to count \
-             and leave out such images"
+            "repair or remove it, or pass --skip-bad-images to count and leave out such images"
         }
         BatchError::NothingReadable(_) => {
             "check the files: `mtil-bench suite check`, or a run without --skip-bad-images, which \

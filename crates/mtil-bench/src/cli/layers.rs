@@ -116,7 +116,14 @@ pub fn layers(args: &LayersArgs) -> Result<()> {
         checkpoints: false,
         ..RunOptions::default()
     };
-    let done = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
+    let done = execute(
+        &jobs,
+        args.parallel.jobs.into(),
+        &model,
+        &device,
+        &options,
+        &stop,
+    )?;
     let mut reported = write_report(&jobs, &args.out, false);
     if !done.stopped {
         reported = reported.and(write_table(&choices, &jobs, &args.out));

@@ -106,7 +106,14 @@ pub fn reproduce(args: &ReproduceArgs) -> Result<()> {
         cache: cache.map(|folder| args.decode.cache_folder(folder)),
         ..RunOptions::default()
     };
-    let done = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
+    let done = execute(
+        &jobs,
+        args.parallel.jobs.into(),
+        &model,
+        &device,
+        &options,
+        &stop,
+    )?;
     if done.stopped {
         return done.finish();
     }
@@ -224,7 +231,7 @@ fn tune_first(
         methods,
         out: out.join("tune"),
         seed: 1,
-        jobs: args.jobs,
+        parallel: args.parallel,
         plan: false,
         quick: args.quick,
         device: args.device.clone(),

@@ -9,9 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{interrupt::stop_flag, workers::share_threads};
-use crate::exit::EarlyEnd;
-use crate::sweep::{Files, State, Sweep, command, status, totals};
+use super::{args::Parallel, interrupt::stop_flag, workers::share_threads};
+use crate::{
+    exit::EarlyEnd,
+    sweep::{Files, State, Sweep, command, status, totals},
+};
 use clap::Args;
 use eyre::{Result, WrapErr, eyre};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,14 +23,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub struct SweepRunArgs {
     /// Folder of the sweep
     pub dir: PathBuf,
-    /// Runs at once, each a process with its share of the threads
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        value_parser = clap::value_parser!(u16).range(1..)
-    )]
-    pub jobs: u16,
+    /// Parallel runs.
+    #[command(flatten)]
+    pub parallel: Parallel,
 }
 
 /// A running process of a run.
@@ -49,12 +46,10 @@ pub fn run(args: &SweepRunArgs) -> Result<()> {
     });
     let mut left: std::collections::VecDeque<_> = left.collect();
     let all = left.len();
-    let parallel = (args.jobs as usize).min(all.max(1));
-    if args.jobs as usize > all && all > 0 {
-        eprintln!(
-            "note: --jobs {} is more than there are runs to do; {all} at once",
-            args.jobs
-        );
+    let jobs = usize::from(args.parallel.jobs);
+    let parallel = jobs.min(all.max(1));
+    if jobs > all && all > 0 {
+        eprintln!("note: --jobs {jobs} is more than there are runs to do; {all} at once");
     }
     let stop = stop_flag();
     let bar = ProgressBar::new(all as u64);

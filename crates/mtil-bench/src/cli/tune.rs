@@ -120,7 +120,7 @@ impl<'a> Tuning<'a> {
             |title: &str, runs: Vec<CandidateRun>, found: &mut BTreeMap<String, Vec<_>>| {
                 eprintln!("{title}: {} runs", runs.len());
                 let jobs: Vec<Job> = runs.iter().map(|run| run.job.clone()).collect();
-                let parallel = args.jobs as usize;
+                let parallel = args.parallel.jobs.into();
                 let done = execute(&jobs, parallel, &self.model, device, &options, stop)?;
                 if done.stopped {
                     return done.finish();

@@ -4,11 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DecodeArgs, Hints, Selection};
-use crate::cli::{
-    lists::{seed, trimmed},
-    reference::Reference,
-};
+use super::{DecodeArgs, Hints, Parallel, Reference, Selection};
+use crate::cli::lists::{seed, trimmed};
 use mtil_engine::eval::PromptRule;
 
 /// Arguments of `tune`.
@@ -26,14 +23,9 @@ pub struct TuneArgs {
     /// Random seed of all candidates
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Number of parallel runs, each in a process with its share of the threads
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        value_parser = clap::value_parser!(u16).range(1..)
-    )]
-    pub jobs: u16,
+    /// Parallel runs.
+    #[command(flatten)]
+    pub parallel: Parallel,
     /// Print the estimated cost of the runs and exit
     #[arg(long)]
     pub plan: bool,
@@ -130,14 +122,9 @@ pub struct ReproduceArgs {
     /// Print the table as Markdown
     #[arg(long)]
     pub markdown: bool,
-    /// Number of parallel runs, each in a process with its share of the threads
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        value_parser = clap::value_parser!(u16).range(1..)
-    )]
-    pub jobs: u16,
+    /// Parallel runs.
+    #[command(flatten)]
+    pub parallel: Parallel,
 }
 
 /// Arguments of `layers`.
@@ -173,12 +160,7 @@ pub struct LayersArgs {
     /// Few training steps on few images: finishes in seconds
     #[arg(long)]
     pub quick: bool,
-    /// Number of parallel runs, each in a process with its share of the threads
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        value_parser = clap::value_parser!(u16).range(1..)
-    )]
-    pub jobs: u16,
+    /// Parallel runs.
+    #[command(flatten)]
+    pub parallel: Parallel,
 }
