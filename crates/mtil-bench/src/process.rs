@@ -1,4 +1,4 @@
-//! Environment variables and thread pool of the process.
+//! Environment variables, role and thread pool of the process.
 
 use mtil_data::machine::processors;
 use tracing_subscriber::EnvFilter;
@@ -12,6 +12,15 @@ use crate::print::colours_on_stderr;
 /// (docs/contributing/performance.md). The allocator reads it before `main`. `mi_option_set` of
 /// `libmimalloc-sys` would set the option later, but it is `unsafe`, and no crate wraps it safely.
 pub const KEEP_PAGES: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "-1");
+
+/// Environment variable of the workers of parallel runs: the index of the call of `cli/workers.rs`
+/// that they serve. The results of earlier calls are in the run directories.
+pub const WORKER: &str = "MTIL_BENCH_WORKER";
+
+/// Returns whether this process is a worker.
+pub fn is_worker() -> bool {
+    std::env::var_os(WORKER).is_some()
+}
 
 /// Replaces this process by the same program with the missing ones of `variables` set (`exec`).
 ///

@@ -4,8 +4,27 @@ use std::borrow::Cow;
 
 use image::{DynamicImage, RgbImage};
 
-use super::decode::Mode;
 use super::raster::Raster;
+
+/// Storage mode of the pixels, as in Pillow. It matters only if resizing comes before the
+/// conversion to RGB ([`ConvertRgb::After`](super::ConvertRgb::After)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// 8 bits each of red, green, blue (`RGB`).
+    Rgb,
+    /// `RGB` with alpha (`RGBA`).
+    Rgba,
+    /// Grey of up to 8 bits (`L`).
+    Grey,
+    /// Grey with alpha (`LA`).
+    GreyAlpha,
+    /// Grey of 16 bits (`I;16`).
+    Grey16,
+    /// Palette (`P`); the pixels are expanded.
+    Palette,
+    /// One bit (`1`); the pixels are expanded.
+    Bilevel,
+}
 
 /// Converts an image to 8-bit samples, without a copy if it has them already. 16-bit grey is
 /// clipped at 255.

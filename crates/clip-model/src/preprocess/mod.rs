@@ -40,10 +40,11 @@ use image::{DynamicImage, RgbImage};
 use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
 
+pub use colour::Mode;
 pub use config::PreprocessError;
 pub use decode::{
-    DecodeOptions, ImageError, MAX_PIXELS, Mode, SourceImage, decode, decode_file,
-    decode_file_with, decode_source, decode_source_with, decode_with,
+    DecodeOptions, ImageError, MAX_PIXELS, SourceImage, decode, decode_file, decode_file_with,
+    decode_source, decode_source_with, decode_with,
 };
 
 pub(crate) use raster::Taps;

@@ -13,8 +13,7 @@ use std::{
 
 use eyre::Result;
 
-use super::workers;
-use crate::exit::INTERRUPTED;
+use crate::{exit::INTERRUPTED, process::is_worker};
 
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
@@ -34,7 +33,7 @@ pub fn handle_signals() -> Result<()> {
         let first = stop.is_none_or(|stop| !stop.swap(true, Ordering::Relaxed));
         // The process that started a worker reports. A second signal must not wait for a blocked
         // standard error.
-        if first && !workers::is_worker() {
+        if first && !is_worker() {
             eprintln!(
                 "\n{}",
                 match stop {

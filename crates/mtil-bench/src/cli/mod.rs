@@ -20,6 +20,7 @@ mod manual;
 mod method_costs;
 mod methods;
 mod model;
+mod notes;
 mod output;
 mod planning;
 mod pretrain;

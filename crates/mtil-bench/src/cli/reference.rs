@@ -1,16 +1,11 @@
 //! `--reference`: the pairs of images and captions that stand for what the pretrained model knows.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use clip_model::preprocess::DecodeOptions;
 use eyre::{Result, WrapErr, bail};
 
-use super::selection::print_once;
+use super::{args::Reference, notes::print_once};
 use mini_world::{MiniSizes, SUITE_SEED};
 use mtil_data::{
     data::CaptionFolder,
@@ -21,33 +16,6 @@ use mtil_data::{
 /// Note about a suite file without `[reference]`, where no choice is made.
 pub const NO_REFERENCE: &str = "the suite has no [reference]: the losses on reference pairs, the \
     modality gap and retrieval use drawn pictures (--reference drawn; see --help for texts and off)";
-
-/// Reference pairs that replace those of a suite.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reference {
-    /// A folder with a caption table, a table, or a folder with a folder for each task.
-    Path(PathBuf),
-    /// Drawn pictures with captions, those of the embedded suite.
-    Drawn,
-    /// Captions without pictures: each task's own training images with the captions of other
-    /// pictures. Distillation compares them; alignment needs matching pairs and is off.
-    Texts,
-    /// No losses on reference pairs.
-    Off,
-}
-
-impl FromStr for Reference {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "drawn" => Self::Drawn,
-            "texts" => Self::Texts,
-            "off" => Self::Off,
-            path => Self::Path(path.into()),
-        })
-    }
-}
 
 impl Reference {
     /// Replaces the reference pairs of `suite`.
@@ -187,14 +155,6 @@ fn load_reference(path: &Path, decode: DecodeOptions) -> Result<CaptionedImages>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_choices_and_other_texts_are_paths() {
-        let parse = |text: &str| text.parse::<Reference>().unwrap();
-        assert_eq!(parse("drawn"), Reference::Drawn);
-        assert_eq!(parse("off"), Reference::Off);
-        assert_eq!(parse("./texts"), Reference::Path("./texts".into()));
-    }
 
     #[test]
     fn texts_stand_beside_the_images_of_each_task() {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     RESUMABLE,
-    args::RunArgs,
+    args::{Reference, RunArgs},
     checkpoint::{EMBEDDED, LoadedModel, load_model},
     device_failure,
     hints::{self, Finished},
@@ -22,7 +22,6 @@ use super::{
     job::{FingerprintedSuite, Job, SharedSettings},
     output::Terminal,
     planning::{memory_need, memory_warning, plan},
-    reference::Reference,
     selection::Selected,
     stall::{self, Watched},
     workers::{self, Role, RunEnd},
@@ -31,6 +30,7 @@ use crate::{
     device,
     exit::{self, EarlyEnd},
     failure::{self, catch_panic, describe},
+    print::print_json,
 };
 use mtil_data::{
     datasets::mtil::SuiteProtocol,
@@ -652,10 +652,17 @@ pub fn run(args: RunArgs) -> Result<()> {
         }),
         ..RunOptions::default()
     };
-    let executed = execute(&jobs, args.jobs as usize, &model, &device, &options, &stop)?;
+    let executed = execute(
+        &jobs,
+        args.parallel.jobs.into(),
+        &model,
+        &device,
+        &options,
+        &stop,
+    )?;
     let reported = write_report(&jobs, &out, !executed.stopped);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&executed.results)?);
+        print_json(&executed.results)?;
     } else if executed.is_complete() && reported.is_ok() {
         let trained = jobs.iter().rfind(|job| job.request.method.trains);
         hints::print_next(&Finished {

@@ -1,18 +1,14 @@
 //! `--suite`, `--data` and related arguments: loading and selection of tasks.
 
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, path::Path};
 
 use eyre::{Report, Result, bail, eyre};
 
 use super::{
-    args::{Selection, Shots, SplitName},
+    args::{Reference, Selection, Shots, SplitName},
     lists,
-    reference::{NO_REFERENCE, Reference, drawn_pairs},
-    workers,
+    notes::print_once,
+    reference::{NO_REFERENCE, drawn_pairs},
 };
 use crate::sweep::named_suites;
 use mini_world as mini;
@@ -298,16 +294,6 @@ impl Selection {
         })?;
         let settings = suite.name.clone();
         Ok((suite, settings))
-    }
-}
-
-/// Prints a line on standard error, unless this process, or the one that started it as a worker,
-/// has printed it: a suite is loaded again for each seed.
-pub(super) fn print_once(text: &str) {
-    static PRINTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let mut printed = PRINTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if !workers::is_worker() && printed.insert(text.to_owned()) {
-        eprintln!("{text}");
     }
 }
 

@@ -30,10 +30,8 @@ use super::{
     job::Job,
     output::{EventFormatter, LineFilter, ProgressMessage},
 };
+use crate::process::WORKER;
 
-/// Environment variable of workers: the index of the [`role`] call that they serve. The results of
-/// earlier calls are in the run directories.
-const WORKER: &str = "MTIL_BENCH_WORKER";
 /// Environment variable of Rayon, which also sets the threads of the matrix products and kernels.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
@@ -42,11 +40,6 @@ pub fn share_threads(command: &mut Command, parallel: usize) {
     if std::env::var_os(THREADS).is_none() {
         command.env(THREADS, (processors() / parallel).max(1).to_string());
     }
-}
-
-/// Returns whether this process is a worker.
-pub fn is_worker() -> bool {
-    std::env::var_os(WORKER).is_some()
 }
 
 /// Number of [`role`] calls so far.

@@ -12,8 +12,8 @@ use clip_model::{ClipModel, TokenBatch, normalize};
 
 use super::{
     auxiliary_loss::{AuxiliaryLoss, Loss, LossContext},
-    context::{ALIGNMENT, MethodOutline, RequiredWeights, RunContext, TaskContext},
-    earlier_weights::Teacher,
+    context::{ALIGNMENT, MethodOutline, RunContext, TaskContext},
+    earlier_weights::{RequiredWeights, Teacher},
     hooks::Mechanism,
     state::RunState,
 };

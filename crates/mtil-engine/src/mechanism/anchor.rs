@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     auxiliary_loss::{AuxiliaryLoss, tokenize_prompts},
     context::{
-        MethodOutline, Phase, PhaseProgress, RequiredWeights, RunContext, TaskContext,
-        at_least_one, in_range,
+        MethodOutline, Phase, PhaseProgress, RunContext, TaskContext, at_least_one, in_range,
     },
+    earlier_weights::RequiredWeights,
     hooks::Mechanism,
     state::{MechanismState, RunState, load_plain, save_model},
     trainable::Trainable,

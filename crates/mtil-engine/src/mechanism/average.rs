@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     context::{MethodOutline, RequiredWeights, RunContext, at_least_one, in_range},
     hooks::Mechanism,
-    state::{MechanismState, RunState, load_plain, read_json, save_model, write_json},
+    json_file::{read_json, write_json},
+    state::{MechanismState, RunState, load_plain, save_model},
     weights::combine,
 };
 use crate::{error::RunError, metrics::Kept};

@@ -79,24 +79,6 @@ pub enum Phase {
     Rehearsal,
 }
 
-/// Earlier weights that a method needs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct RequiredWeights {
-    /// The pretrained weights, after the start of the first task.
-    pub pretrained: bool,
-    /// The weights at the start of a task, until its end.
-    pub start: bool,
-}
-
-impl RequiredWeights {
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            pretrained: self.pretrained || other.pretrained,
-            start: self.start || other.start,
-        }
-    }
-}
-
 /// Number of models that a test image and a prompt pass through in an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EvaluatedModels {
@@ -127,6 +109,10 @@ pub(crate) struct MethodOutline {
     pub joint: bool,
     /// True if each task has its own model.
     pub per_task: bool,
+    /// True if class prompts are classified among the images of a batch.
+    pub classifies_texts: bool,
+    /// True if AdamW makes the training steps.
+    pub trains_by_adamw: bool,
     /// True if a distillation uses rehearsal images.
     pub distils_rehearsal_images: bool,
 }

@@ -3,7 +3,25 @@
 use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
-use super::{context::RequiredWeights, state::RunState};
+use super::state::RunState;
+
+/// Earlier weights that a method needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RequiredWeights {
+    /// The pretrained weights, after the start of the first task.
+    pub pretrained: bool,
+    /// The weights at the start of a task, until its end.
+    pub start: bool,
+}
+
+impl RequiredWeights {
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            pretrained: self.pretrained || other.pretrained,
+            start: self.start || other.start,
+        }
+    }
+}
 
 /// Weights that a task starts from or that are interpolated with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,9 +8,9 @@ use gnsp_optimizer::Protection;
 use super::{
     auxiliary_loss::AuxiliaryLoss,
     context::{
-        EvaluatedModels, FitProgress, MethodOutline, PhaseProgress, RequiredWeights, RunContext,
-        TaskContext,
+        EvaluatedModels, FitProgress, MethodOutline, PhaseProgress, RunContext, TaskContext,
     },
+    earlier_weights::RequiredWeights,
     manifest,
     state::{MODEL, MechanismState, RunState, state_error},
 };

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::state::write_json;
+use super::json_file::write_json;
 use crate::error::{RunError, StateFault};
 
 const NAME: &str = "manifest.json";

@@ -4,8 +4,8 @@ use clip_model::ClipModel;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    context::{MethodOutline, RequiredWeights, RunContext, in_range},
-    earlier_weights::Start,
+    context::{MethodOutline, RunContext, in_range},
+    earlier_weights::{RequiredWeights, Start},
     hooks::Mechanism,
     state::RunState,
     weights::interpolate,

@@ -29,8 +29,9 @@ use super::{
         in_range,
     },
     hooks::Mechanism,
+    json_file::{read_json, write_json},
     module_file::{self, named_values, restore},
-    state::{MechanismState, RunState, read_json, write_json},
+    state::{MechanismState, RunState},
     task_inference::{Autoencoder, Autoencoders, CHOICE_BATCH, ExpertTask, KEY},
 };
 use crate::{

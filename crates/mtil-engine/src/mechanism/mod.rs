@@ -19,7 +19,8 @@
 //! | `lada` | adapters of the text tower and class vectors, with the image tower frozen |
 //! | `hooks`, `context` | the `Mechanism` trait and the arguments of its hooks |
 //! | `auxiliary_loss` | the `AuxiliaryLoss` trait: losses and gradients added to a training step |
-//! | `earlier_weights`, `trainable`, `weights`, `module_file` | helpers shared by mechanisms |
+//! | `earlier_weights`, `trainable`, `weights` | helpers shared by mechanisms |
+//! | `module_file`, `json_file` | files in `state/` |
 //! | `state`, `manifest` | the resumable state of a run; the sizes and digests of its files |
 
 pub(crate) mod adapters;
@@ -31,6 +32,7 @@ pub(crate) mod context;
 pub(crate) mod distillation;
 pub(crate) mod earlier_weights;
 pub(crate) mod hooks;
+pub(crate) mod json_file;
 pub(crate) mod lada;
 pub(crate) mod manifest;
 pub(crate) mod merge;

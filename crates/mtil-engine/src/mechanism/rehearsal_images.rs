@@ -19,8 +19,9 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    json_file::{read_json, write_json},
     rehearsal_memory::RehearsalMemory,
-    state::{MechanismState, link_file, read_json, write_json},
+    state::{MechanismState, link_file},
 };
 use crate::{
     error::{RunError, StateFault},

@@ -16,9 +16,12 @@ use clip_model::{
     CheckpointError, Clip, ClipModel, Dtype, load_weights, save_weights, weights::WeightError,
 };
 use gnsp_optimizer::GnspError;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
-use super::manifest;
+use super::{
+    json_file::{read_json, write_json},
+    manifest,
+};
 use crate::{
     error::{RunError, StateFault},
     eval::Evaluation,
@@ -320,20 +323,4 @@ fn load_model(path: &Path, checkpoint: &Clip, device: &Device) -> Result<ClipMod
 /// Loads such weights onto the checkpoint's device, without autodiff.
 pub(crate) fn load_plain(path: &Path, checkpoint: &Clip) -> Result<ClipModel, RunError> {
     load_model(path, checkpoint, &checkpoint.model.device())
-}
-
-pub(crate) fn write_json<T: Serialize>(value: &T, path: &Path) -> Result<(), RunError> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| RunError::Corrupt {
-        path: path.to_owned(),
-        reason: e.to_string(),
-    })?;
-    write_atomically(path, text.as_bytes()).map_err(|e| RunError::io(path, e))
-}
-
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, RunError> {
-    let bytes = fs::read(path).map_err(|e| RunError::io(path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| RunError::Corrupt {
-        path: path.to_owned(),
-        reason: e.to_string(),
-    })
 }

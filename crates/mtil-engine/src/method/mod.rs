@@ -6,6 +6,7 @@
 pub(crate) mod error;
 mod optimizer;
 mod schedule;
+pub(crate) mod steps;
 mod tuned;
 
 use std::collections::BTreeMap;
@@ -16,8 +17,9 @@ pub use tuned::{Candidate, Tuned, TunedMethod};
 
 pub use error::MethodError;
 pub use optimizer::{AdamW, Compute, OptimizerKind};
-use schedule::one_cycle_momentum;
 pub use schedule::{Schedule, one_cycle, schedule};
+use steps::StepSettings;
+pub use steps::TaskSettings;
 
 pub use crate::mechanism::{
     adapters::{
@@ -44,8 +46,9 @@ use crate::{
         adapters::{LoraMechanism, ProtectedMechanism},
         alignment::Alignment,
         anchor::AnchorMechanism,
-        context::{MethodOutline, RequiredWeights, at_least_one},
+        context::{MethodOutline, at_least_one},
         distillation::DistillMechanism,
+        earlier_weights::RequiredWeights,
         hooks::Mechanism,
         lada::LadaMechanism,
         projection::ProjectionMechanism,
@@ -236,16 +239,6 @@ fn is_zero(value: &f64) -> bool {
 
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-/// Overrides of a method's settings for one task.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TaskSettings {
-    /// Peak learning rate.
-    pub lr: Option<f64>,
-    /// Training steps.
-    pub steps: Option<usize>,
 }
 
 impl Default for Method {
@@ -516,6 +509,8 @@ impl Method {
             start: self.start,
             joint: self.joint,
             per_task: self.per_task,
+            classifies_texts: self.classify_texts > 0.0,
+            trains_by_adamw: self.optimizer == OptimizerKind::AdamW,
             distils_rehearsal_images: self
                 .distill
                 .as_ref()
@@ -633,7 +628,7 @@ impl Method {
         if let Some(settings) = &self.lada {
             all.push(Box::new(LadaMechanism {
                 settings: settings.clone(),
-                method: self.clone(),
+                steps: self.step_settings(),
             }));
         }
         all
@@ -663,25 +658,30 @@ impl Method {
         }
     }
 
+    /// Returns the settings of training steps.
+    fn step_settings(&self) -> StepSettings {
+        StepSettings {
+            batch: self.batch,
+            smoothing: self.smoothing,
+            adamw: self.adamw.clone(),
+            steps: self.steps,
+            schedule_steps: self.schedule_steps,
+            schedule: self.schedule,
+            warmup: self.warmup,
+            lr: self.lr,
+            lr_later: self.lr_later,
+            task: self.task.clone(),
+        }
+    }
+
     /// Returns the peak learning rate on task `index`, called `name`.
     pub fn peak_lr(&self, index: usize, name: &str) -> f64 {
-        let own = self.task.get(name).and_then(|t| t.lr);
-        own.unwrap_or(match self.lr_later {
-            Some(later) if index > 0 => later,
-            _ => self.lr,
-        })
+        self.step_settings().peak_lr(index, name)
     }
 
     /// Returns the number of training steps on the task called `name`.
     pub fn steps_of(&self, name: &str) -> usize {
-        let own = self.task.get(name).and_then(|t| t.steps);
-        own.unwrap_or(self.steps)
-    }
-
-    /// Returns the training steps of the learning-rate schedule on the task called `name`.
-    fn scheduled_steps(&self, name: &str) -> usize {
-        let steps = self.steps_of(name);
-        self.schedule_steps.map_or(steps, |s| s.min(steps))
+        self.step_settings().steps_of(name)
     }
 
     /// Returns the training steps of the schedule on the task called `name` if they end within the
@@ -697,23 +697,13 @@ impl Method {
     /// ```
     pub fn steps_within_warmup(&self, name: &str) -> Option<usize> {
         let trains_steps = self.trains && self.analytic.is_none() && self.schedule.is_cosine();
-        let steps = self.scheduled_steps(name);
+        let steps = self.step_settings().scheduled_steps(name);
         (trains_steps && steps < self.warmup).then_some(steps)
     }
 
     /// Returns the learning rate of training step `step` (from 0) on task `index`, called `name`.
     pub fn lr_at(&self, index: usize, name: &str, step: usize) -> f64 {
-        let steps = self.scheduled_steps(name);
-        self.peak_lr(index, name) * self.schedule.factor(step, steps, self.warmup)
-    }
-
-    /// Returns `beta_1` of AdamW at training step `step` (from 0) on the task called `name`, where
-    /// the schedule cycles it.
-    pub(crate) fn cycled_beta_1(&self, name: &str, step: usize) -> f32 {
-        match self.schedule {
-            Schedule::Cosine => self.adamw.beta_1,
-            Schedule::OneCycle => one_cycle_momentum(step, self.scheduled_steps(name)) as f32,
-        }
+        self.step_settings().lr_at(index, name, step)
     }
 
     /// Returns whether the method has a loss on the reference pairs.

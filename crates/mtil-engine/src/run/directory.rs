@@ -12,7 +12,10 @@ use serde_json::Value;
 
 use super::{Event, RunFiles, Select, lineage::Lineage};
 use crate::{error::RunError, eval::EvalOptions, method::Method};
-use mtil_data::{files, suite::Suite};
+use mtil_data::{
+    files::{remove_temporary_files, write_atomically},
+    suite::Suite,
+};
 
 /// Everything that the result of a run depends on. Equal requests on the same device give the same
 /// result.
@@ -150,7 +153,7 @@ impl RunDirectory {
         if state.exists() {
             let _ = fs::remove_dir_all(old);
         }
-        files::remove_temporary_files(self.path());
+        remove_temporary_files(self.path());
     }
 
     /// Returns a second handle of the directory, under the same lock.
@@ -339,7 +342,7 @@ fn write_request(path: &Path, request: &Request) -> Result<(), RunError> {
         "# The resolved request of this run. It cannot be changed, but for tasks behind the \
          others: a run is reproduced from it.\n{text}"
     );
-    write_atomically(path, text.as_bytes())
+    write_atomically(path, text.as_bytes()).map_err(|e| RunError::io(path, e))
 }
 
 /// State of the lock of a directory.
@@ -439,11 +442,6 @@ fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
             show(new)
         ));
     }
-}
-
-/// Writes `bytes` to a temporary file beside `path`, then renames it.
-pub(super) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    files::write_atomically(path, bytes).map_err(|e| RunError::io(path, e))
 }
 
 #[cfg(test)]

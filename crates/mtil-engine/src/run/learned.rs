@@ -19,8 +19,9 @@ use crate::{
     mechanism::{
         context::RunContext,
         hooks::{Mechanism, load_kept_state, load_run_state},
+        json_file::read_json,
         manifest,
-        state::{POSITION, Position, RunState, read_json, state_error},
+        state::{POSITION, Position, RunState, state_error},
     },
     tape::autodiff_device,
 };

@@ -1,12 +1,15 @@
 //! The tasks of a run, to which further ones may be added: `tasks.json`.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{io::ErrorKind, path::Path};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Request, directory::write_atomically};
-use crate::error::RunError;
+use super::Request;
+use crate::{
+    error::RunError,
+    mechanism::json_file::{read_json, write_json},
+};
 use mtil_data::suite::{Suite, SuiteRecord};
 
 /// The tasks of a run, and how its states are identified.
@@ -50,25 +53,15 @@ impl Lineage {
 
     /// Reads the file; none if it does not exist.
     pub fn read(path: &Path) -> Result<Option<Self>, RunError> {
-        match fs::read(path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(RunError::io(path, e)),
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|e| RunError::Corrupt {
-                    path: path.to_owned(),
-                    reason: e.to_string(),
-                }),
+        match read_json(path) {
+            Err(RunError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+            read => read.map(Some),
         }
     }
 
     /// Writes the file.
     pub fn write(&self, path: &Path) -> Result<(), RunError> {
-        let bytes = serde_json::to_vec_pretty(self).map_err(|e| RunError::Corrupt {
-            path: path.to_owned(),
-            reason: e.to_string(),
-        })?;
-        write_atomically(path, &bytes)
+        write_json(self, path)
     }
 
     /// Returns a digest of each task.

@@ -9,7 +9,10 @@ use super::{
 use crate::{
     error::RunError,
     eval::{Evaluation, TaskDetails, TaskIdentity},
-    mechanism::state::{Position, RunState, write_json},
+    mechanism::{
+        json_file::write_json,
+        state::{Position, RunState},
+    },
     metrics::{Kept, MatrixFile, MetricsFile},
 };
 use mtil_data::files::write_atomically;

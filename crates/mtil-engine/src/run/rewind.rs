@@ -12,11 +12,9 @@ use super::RunFiles;
 use crate::{
     error::{RunError, StateFault},
     mechanism::{
+        json_file::{read_json, write_json},
         manifest,
-        state::{
-            MODEL, POSITION, Position, link_file, read_json, remove_folder, replace_state,
-            save_model, write_json,
-        },
+        state::{MODEL, POSITION, Position, link_file, remove_folder, replace_state, save_model},
     },
 };
 

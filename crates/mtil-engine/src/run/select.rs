@@ -15,10 +15,7 @@ use crate::{
     error::RunError,
     eval::{EvalOptions, Evaluator, HeadCache, PromptRule},
     guard::Guard,
-    mechanism::{
-        hooks::load_run_state,
-        state::{RunState, write_json},
-    },
+    mechanism::{hooks::load_run_state, json_file::write_json, state::RunState},
     method::Method,
 };
 

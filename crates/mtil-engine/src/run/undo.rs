@@ -9,8 +9,9 @@ use super::{Event, RunDirectory, RunFiles, event::now};
 use crate::{
     error::RunError,
     mechanism::{
+        json_file::read_json,
         manifest,
-        state::{POSITION, Position, link_files, read_json, remove_folder, replace_state},
+        state::{POSITION, Position, link_files, remove_folder, replace_state},
     },
     metrics::{MatrixFile, MetricsFile},
 };

@@ -49,6 +49,7 @@ mod webp;
 use std::io::{Cursor, ErrorKind};
 use std::path::Path;
 
+use super::colour::Mode;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 /// Default maximum number of pixels: Pillow's, which is twice the number that it warns of as a
@@ -143,26 +144,6 @@ pub enum ImageError {
         /// The error of the decoder.
         reason: String,
     },
-}
-
-/// Storage mode of the pixels, as in Pillow. It matters only if resizing comes before the
-/// conversion to RGB ([`ConvertRgb::After`](super::ConvertRgb::After)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// 8 bits each of red, green, blue (`RGB`).
-    Rgb,
-    /// `RGB` with alpha (`RGBA`).
-    Rgba,
-    /// Grey of up to 8 bits (`L`).
-    Grey,
-    /// Grey with alpha (`LA`).
-    GreyAlpha,
-    /// Grey of 16 bits (`I;16`).
-    Grey16,
-    /// Palette (`P`); the pixels are expanded.
-    Palette,
-    /// One bit (`1`); the pixels are expanded.
-    Bilevel,
 }
 
 /// A decoded image with its storage mode.

@@ -10,6 +10,7 @@
 
 mod learned;
 mod model;
+mod reference;
 mod suite;
 mod tables;
 
@@ -18,6 +19,7 @@ pub use model::{
     ConvertArgs, DtypeName, FetchArgs, Format, InfoArgs, LayoutName, ListArgs, ModelArgs,
     ModelVerb, VerifyArgs,
 };
+pub use reference::Reference;
 pub use suite::{CheckArgs, SuiteArgs, SuiteVerb};
 pub use tables::{LayersArgs, ReproduceArgs, TuneArgs};
 
@@ -33,10 +35,7 @@ use clip_model::{
     preprocess::{DecodeOptions, MAX_PIXELS},
 };
 
-use super::{
-    lists::{seed, trimmed},
-    reference::Reference,
-};
+use super::lists::{seed, trimmed};
 use crate::pretrain::PretrainOptions;
 use mtil_engine::eval::{EvalOptions, PromptRule, TaskIdentity};
 
@@ -141,6 +140,14 @@ pub struct RunArgs {
     /// Print the results as JSON on standard output
     #[arg(long)]
     pub json: bool,
+    /// Parallel runs.
+    #[command(flatten)]
+    pub parallel: Parallel,
+}
+
+/// Parallel runs.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Parallel {
     /// Number of parallel runs, each in a process with its share of the threads
     #[arg(
         long,

@@ -11,7 +11,7 @@ use super::{
     decompose::{below_share, columns_as_rows, decompose, part_of},
     parts::{AdaptedWeight, WeightValues},
     passes::{InputMatrix, input_matrices},
-    settings::{Lora, ProtectInputs, ProtectWeights, Side},
+    settings::{Lora, PROTECT_KEY, ProtectInputs, ProtectWeights, Side},
 };
 use crate::{
     error::RunError,
@@ -25,8 +25,6 @@ use crate::{
 };
 
 const FILE: &str = "basis.safetensors";
-/// The key of the mechanism in a method file.
-pub(super) const KEY: &str = "lora.protect";
 
 /// The directions that residual adapters keep off: those of the pretrained weights and those of the
 /// inputs of earlier tasks.
@@ -34,7 +32,7 @@ pub(crate) struct ProtectedMechanism(pub LoraMechanism);
 
 impl Mechanism for ProtectedMechanism {
     fn key(&self) -> &'static str {
-        KEY
+        PROTECT_KEY
     }
 
     fn check(&self, _: &MethodOutline) -> Result<(), String> {

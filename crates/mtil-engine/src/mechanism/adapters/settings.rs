@@ -3,8 +3,10 @@
 use gnsp_optimizer::Site;
 use serde::{Deserialize, Serialize};
 
-use super::protected::KEY;
 use crate::mechanism::context::{MethodOutline, at_least_one, in_range};
+
+/// The key of the protected directions in a method file, a mechanism of their own.
+pub(super) const PROTECT_KEY: &str = "lora.protect";
 
 /// Low-rank adapters `W + (alpha/rank)·A·B` on two-dimensional weights (Hu et al. 2021), with a
 /// chosen basis. All weights of the model are frozen. After a task the product is merged into `W`.
@@ -327,7 +329,10 @@ impl Lora {
                 "`joint` trains all tasks at once: `lora.basis` is that of one task".to_owned(),
             );
         }
-        method.exclusive("lora", &[KEY, "distill", "merge", "rehearsal", "unify"])
+        method.exclusive(
+            "lora",
+            &[PROTECT_KEY, "distill", "merge", "rehearsal", "unify"],
+        )
     }
 
     /// Checks that basis, trained factors and initial values fit each other.

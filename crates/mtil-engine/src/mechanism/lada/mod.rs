@@ -47,7 +47,7 @@ use super::{
 use crate::{
     error::RunError,
     eval::{Scorer, to_host},
-    method::{Method, OptimizerKind},
+    method::steps::StepSettings,
     metrics::Kept,
 };
 use clusters::Rows;
@@ -113,10 +113,10 @@ const FILE: &str = "lada.safetensors";
 /// Why image-caption pairs cannot be learned.
 const NEEDS_CLASSES: &str = "`lada` learns vectors of a task's classes";
 
-/// The mechanism, with the method for its training steps.
+/// The mechanism, with the settings of its training steps.
 pub(crate) struct LadaMechanism {
     pub settings: Lada,
-    pub method: Method,
+    pub steps: StepSettings,
 }
 
 /// Text features, vectors and mixtures of the tasks so far.
@@ -226,14 +226,14 @@ impl Mechanism for LadaMechanism {
         ] {
             in_range(&format!("lada.{key}"), value, 0.0, f64::MAX)?;
         }
-        if method.uses_reference || method.per_task || self.method.classify_texts > 0.0 {
+        if method.uses_reference || method.per_task || method.classifies_texts {
             return Err(concat!(
                 "`lada` trains no weight of the towers: `cd`, `map`, `hold_means`, ",
                 "`classify_texts` and `per_task` have no meaning with it"
             )
             .to_owned());
         }
-        if self.method.optimizer != OptimizerKind::AdamW {
+        if !method.trains_by_adamw {
             return Err("`lada` needs `optimizer = \"adamw\"`".to_owned());
         }
         method.exclusive("lada", &[])
@@ -321,7 +321,7 @@ impl LadaMechanism {
         let of = &task.run.suite.tasks[task.index];
         let Some(classes) = of.classification() else {
             return Err(RunError::Unlearnable {
-                method: self.method.name.clone(),
+                method: self.key().to_owned(),
                 task: of.name.clone(),
                 reason: NEEDS_CLASSES,
             });
@@ -339,9 +339,9 @@ impl LadaMechanism {
             initial.push(&centres);
         }
         let augment = settings.augment && !settings.unaugmented.contains(&of.name);
-        let sizes = [self.method.batch, self.method.steps_of(&of.name)];
+        let sizes = [self.steps.batch, self.steps.steps_of(&of.name)];
         let images = TrainingFeatures::new(task, classes, &encoded, normalised, augment, sizes)?;
-        let training = TaskTraining::new(settings, &self.method, task, earlier, &initial)?;
+        let training = TaskTraining::new(settings, &self.steps, task, earlier, &initial)?;
         let [texts, vectors] = training.run(&initial, images, progress)?;
         let mut learned = LearnedClasses {
             width: encoded.width,

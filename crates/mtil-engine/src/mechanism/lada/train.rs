@@ -23,7 +23,7 @@ use crate::{
         context::{FitProgress, FitStep, TaskContext},
         weights::count_trainable,
     },
-    method::Method,
+    method::steps::StepSettings,
     tape::on_tape,
 };
 use mtil_data::{seeds, suite::Task};
@@ -310,7 +310,7 @@ impl Optimizer for CycledAdamW {
 /// Training of one task.
 pub(super) struct TaskTraining<'a> {
     settings: &'a Lada,
-    method: &'a Method,
+    steps: &'a StepSettings,
     task: &'a TaskContext<'a>,
     /// The pretrained model on the autodiff device, frozen.
     clip: ClipModel,
@@ -333,7 +333,7 @@ impl<'a> TaskTraining<'a> {
     /// `initial` are the initial vectors of the task's classes.
     pub fn new(
         settings: &'a Lada,
-        method: &'a Method,
+        steps: &'a StepSettings,
         task: &'a TaskContext<'a>,
         earlier: &[LearnedClasses],
         initial: &ClassRows,
@@ -343,7 +343,7 @@ impl<'a> TaskTraining<'a> {
         let device = model.device();
         Ok(Self {
             settings,
-            method,
+            steps,
             task,
             clip: on_tape(model.clone(), run.device).freeze_group(ParamGroup::all()),
             scale: f64::from(to_host(model.scale())[0]),
@@ -369,10 +369,10 @@ impl<'a> TaskTraining<'a> {
         progress: &mut dyn FitProgress,
     ) -> Result<[Vec<f32>; 2], RunError> {
         let (run, index) = (self.task.run, self.task.index);
-        let steps = self.method.steps_of(&self.of_task().name);
+        let steps = self.steps.steps_of(&self.of_task().name);
         let mut trained = self.initial(initial);
         progress.trainable(count_trainable(&trained));
-        let adamw = &self.method.adamw;
+        let adamw = &self.steps.adamw;
         let beta_1 = Arc::new(AtomicU32::new(adamw.beta_1.to_bits()));
         let mut optimizer = ModuleOptimizer::from(CycledAdamW {
             settings: adamw.fused(),
@@ -400,9 +400,9 @@ impl<'a> TaskTraining<'a> {
                 parts.add(name, value);
             }
             let name = &self.of_task().name;
-            let lr = self.method.lr_at(index, name, step);
+            let lr = self.steps.lr_at(index, name, step);
             beta_1.store(
-                self.method.cycled_beta_1(name, step).to_bits(),
+                self.steps.cycled_beta_1(name, step).to_bits(),
                 Ordering::Relaxed,
             );
             if parts.total().is_finite() {
@@ -487,7 +487,7 @@ impl<'a> TaskTraining<'a> {
             sum = sum + (earlier.clone() - most.clone()).exp().sum_dim(1);
         }
         let log = sum.log() + most;
-        let smoothing = self.method.smoothing;
+        let smoothing = self.steps.smoothing;
         let classes = own.dims()[1] + earlier.as_ref().map_or(0, |of| of.dims()[1]);
         let mean = {
             let mut all = own.clone().sum_dim(1);
