@@ -10,7 +10,7 @@ The workload is that of `mtil-bench --methods finetune,gnsp`: eight tasks of 120
 batches of 32 images. GNSP adds 32 of 512 reference pairs to each step, and Gram accumulation over
 the training set and new projectors to each task. All tasks and the held-out pairs are evaluated
 before the first task and after each. The hyper-parameters are those of
-crates/mtil-engine/methods/{finetune,gnsp}.toml, tables `[on.mini]`. PyTorch's generator draws the
+crates/mtil-methods/methods/{finetune,gnsp}.toml, tables `[on.mini]`. PyTorch's generator draws the
 batches and crops, so accuracies agree within the variation between seeds.
 
 All images are in memory as tensors. Random crops are made for a whole batch at once, constant

@@ -1,7 +1,7 @@
 """Expected values of the evaluation measures, from scikit-learn and NumPy in double precision.
 
-Writes:    measures.json (read by the tests in crates/mtil-engine/src/measures)
-Run:       python tests/reference/measures.py crates/mtil-engine/src/measures/testdata/measures.json
+Writes:    measures.json (read by the tests in crates/mtil-eval/src/measures)
+Run:       python tests/reference/measures.py crates/mtil-eval/src/measures/testdata/measures.json
 Versions:  made with scikit-learn 1.9.1, NumPy 2.4.6, Python 3.11
 
 Matrices are stored as whole numbers, to be divided by 64, so that both sides read the same values.

@@ -1,7 +1,7 @@
 """RAIL (primal, dual, fusion) and iCaRL's exemplar selection on three small tasks each.
 
-Run:   python tests/reference/rail.py crates/mtil-engine/src/analytic/testdata/rail.json \
-           crates/mtil-engine/src/testdata/exemplars.json
+Run:   python tests/reference/rail.py crates/mtil-methods/src/analytic/testdata/rail.json \
+           crates/mtil-methods/src/testdata/exemplars.json
 Made with: Python 3.11, numpy 2.4.6, scikit-learn 1.9.1 (CPU, one thread). Everything in float64.
 
 rail.json: unit features of three tasks whose classes are numbered across tasks, a given hidden

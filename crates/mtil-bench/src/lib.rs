@@ -1,7 +1,7 @@
 //! Command line of `mtil-bench`, a benchmark of continual learning for CLIP.
 //!
 //! The libraries below it: `mtil-data` loads suites, `mini-world` draws the embedded suite,
-//! `mtil-engine` trains and evaluates methods, `mtil-report` writes pages and tables.
+//! `mtil-engine` runs methods, `mtil-report` writes pages and tables.
 //!
 //! | module | contents |
 //! |---|---|

@@ -59,7 +59,14 @@ pub fn restart_with_env(variables: &[(&str, &str)]) {
 /// Call it in `main`, once.
 pub fn log_to_stderr(verbose: bool) {
     let level = if verbose { "info" } else { "warn" };
-    let ours = ["clip_model", "mtil_data", "mtil_engine", "mtil_bench"];
+    let ours = [
+        "clip_model",
+        "mtil_data",
+        "mtil_eval",
+        "mtil_methods",
+        "mtil_engine",
+        "mtil_bench",
+    ];
     let ours = ours.map(|name| format!("{name}={level}")).join(",");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
     // An error: a subscriber is set already.

@@ -1,6 +1,6 @@
 //! `--suite`, `--data` and related arguments: loading and selection of tasks.
 
-use std::{collections::BTreeSet, path::Path};
+use std::path::Path;
 
 use eyre::{Report, Result, bail, eyre};
 

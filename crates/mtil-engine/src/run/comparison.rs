@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{eval::Evaluation, metrics::mean};
+use mtil_eval::{eval::Evaluation, metrics::mean};
 
 /// Measures before and after a task.
 ///

@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Event, RunFiles, Select, lineage::Lineage};
-use crate::{error::RunError, eval::EvalOptions, method::Method};
 use mtil_data::{
     files::{remove_temporary_files, write_atomically},
     suite::Suite,
 };
+use mtil_eval::eval::EvalOptions;
+use mtil_methods::{error::RunError, method::Method};
 
 /// Everything that the result of a run depends on. Equal requests on the same device give the same
 /// result.

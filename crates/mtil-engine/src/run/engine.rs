@@ -22,11 +22,15 @@ use super::{
     train::{TaskTraining, build_optimizer, protected_ranks},
     undo::{keep_previous, take_back},
 };
-use crate::{
+use mtil_data::{machine, suite::Suite};
+use mtil_eval::{
     batch::Images,
-    error::{RunError, StateFault},
     eval::{HeadCache, check_classes, to_host},
     guard::{Action, Guard},
+    metrics::MetricsFile,
+};
+use mtil_methods::{
+    error::{RunError, StateFault},
     mechanism::{
         auxiliary_loss::AuxiliaryLoss,
         context::{Phase, RunContext, TaskContext},
@@ -35,10 +39,8 @@ use crate::{
         state::{OPTIMIZER, Position, RunState, remove_folder},
     },
     method::{Method, Start},
-    metrics::MetricsFile,
     tape::autodiff_device,
 };
-use mtil_data::{machine, suite::Suite};
 
 /// Options of a run that do not change results by more than rounding.
 #[derive(Debug, Clone)]

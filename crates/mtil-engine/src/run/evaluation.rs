@@ -6,10 +6,12 @@ use super::{
     Comparison, Event, Progress,
     engine::{Engine, phase_reporter},
 };
-use crate::{
-    error::{RunError, StateFault},
+use mtil_eval::{
     eval::{Encoder, Evaluation, Evaluator, Scorer, TestSubset},
     guard::{Action, Observation},
+};
+use mtil_methods::{
+    error::{RunError, StateFault},
     mechanism::{
         context::Phase,
         state::{POSITION, RunState},

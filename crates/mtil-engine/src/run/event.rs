@@ -8,14 +8,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{CandidateScore, Comparison};
-use crate::{
+use mtil_data::suite::{ImageSet, TaskRecord};
+use mtil_eval::{
     eval::{Evaluation, PromptRule},
     guard::Breach,
     measures::{geometry::Geometry, retrieval::RetrievalSummary},
-    mechanism::{auxiliary_loss::LossParts, context::Phase},
     metrics::mean,
 };
-use mtil_data::suite::{ImageSet, TaskRecord};
+use mtil_methods::mechanism::{auxiliary_loss::LossParts, context::Phase};
 
 /// An event of a run.
 ///

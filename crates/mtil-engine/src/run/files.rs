@@ -9,12 +9,9 @@ use std::{
 use fs4::fs_std::FileExt;
 
 use super::{Event, Request, directory};
-use crate::{
-    error::RunError,
-    mechanism::state::Position,
-    metrics::{FileError, MatrixFile, MetricsFile},
-};
 use mtil_data::suite::SuiteRecord;
+use mtil_eval::metrics::{FileError, MatrixFile, MetricsFile};
+use mtil_methods::{error::RunError, mechanism::state::Position};
 
 /// The resolved request.
 const CONFIG: &str = "config.toml";

@@ -5,7 +5,7 @@ use std::time::Instant;
 use clip_model::ClipModel;
 
 use super::{Event, Progress, StepRecord, engine::Engine};
-use crate::{
+use mtil_methods::{
     error::RunError,
     mechanism::{
         context::{FitProgress, FitStep, Phase},

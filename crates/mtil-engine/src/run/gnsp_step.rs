@@ -16,7 +16,8 @@ use super::{
     student::Student,
     train::build_optimizer,
 };
-use crate::{
+use crate::precision::to_f32;
+use mtil_methods::{
     error::RunError,
     mechanism::{
         alignment::{Alignment, ReferenceBatch},
@@ -24,7 +25,6 @@ use crate::{
         training_images::Target,
     },
     method::{Compute, Method},
-    precision::to_f32,
     tape::{autodiff_device, on_tape},
 };
 

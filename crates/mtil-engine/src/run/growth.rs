@@ -6,9 +6,9 @@ use super::{
     Progress, RunFiles,
     engine::{Engine, phase_reporter},
 };
-use crate::{
+use mtil_eval::eval::TaskMeasure;
+use mtil_methods::{
     error::{RunError, StateFault},
-    eval::TaskMeasure,
     mechanism::{
         context::Phase,
         hooks::load_kept_state,

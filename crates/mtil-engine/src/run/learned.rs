@@ -12,10 +12,20 @@ use burn::{
 use clip_model::{Clip, TokenBatch};
 
 use super::{Request, RunFiles, lineage::Lineage};
-use crate::{
+use mtil_data::{
+    data::{ImageSource, NoImages},
+    did_you_mean, nearest,
+    suite::{
+        CaptionPairs, CaptionedImages, Classification, Extras, ImageCaptions, LabelledImages,
+        Suite, Task, TaskKind, TaskRecord,
+    },
+};
+use mtil_eval::{
     batch::{BatchError, Images},
-    error::{RunError, StateFault},
     eval::{Classifier, Encoder, Ensemble, LabelSpace, Scorer, TaskLabels},
+};
+use mtil_methods::{
+    error::{RunError, StateFault},
     mechanism::{
         context::RunContext,
         hooks::{Mechanism, load_kept_state, load_run_state},
@@ -24,14 +34,6 @@ use crate::{
         state::{POSITION, Position, RunState, state_error},
     },
     tape::autodiff_device,
-};
-use mtil_data::{
-    data::{ImageSource, NoImages},
-    did_you_mean, nearest,
-    suite::{
-        CaptionPairs, CaptionedImages, Classification, Extras, ImageCaptions, LabelledImages,
-        Suite, Task, TaskKind, TaskRecord,
-    },
 };
 
 /// The model of a run after its last finished task, as the run evaluates it.

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Request;
-use crate::{
+use mtil_data::suite::{Suite, SuiteRecord};
+use mtil_methods::{
     error::RunError,
     mechanism::json_file::{read_json, write_json},
 };
-use mtil_data::suite::{Suite, SuiteRecord};
 
 /// The tasks of a run, and how its states are identified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -59,7 +59,7 @@ pub use optimizations::Optimizations;
 pub use select::{CandidateScore, SCORES, Select};
 pub use undo::{Undone, undo};
 
-pub use crate::{
+pub use mtil_methods::{
     error::{RunError, StateFault},
     mechanism::{
         auxiliary_loss::LossParts,

@@ -6,16 +6,18 @@ use super::{
     EvaluationRecord, Event, Progress,
     engine::{Engine, peak_rss_mb},
 };
-use crate::{
-    error::RunError,
+use mtil_data::files::write_atomically;
+use mtil_eval::{
     eval::{Evaluation, TaskDetails, TaskIdentity},
+    metrics::{Kept, MatrixFile, MetricsFile},
+};
+use mtil_methods::{
+    error::RunError,
     mechanism::{
         json_file::write_json,
         state::{Position, RunState},
     },
-    metrics::{Kept, MatrixFile, MetricsFile},
 };
-use mtil_data::files::write_atomically;
 
 impl Engine<'_> {
     /// Emits the event of an evaluation.

@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 use clip_model::Clip;
 
 use super::RunFiles;
-use crate::{
+use mtil_methods::{
     error::{RunError, StateFault},
     mechanism::{
         json_file::{read_json, write_json},

@@ -11,10 +11,12 @@ use mtil_data::{
 use serde::{Deserialize, Serialize};
 
 use super::{Event, Progress, Request, RunDirectory, engine::Engine};
-use crate::{
-    error::RunError,
+use mtil_eval::{
     eval::{EvalOptions, Evaluator, HeadCache, PromptRule},
     guard::Guard,
+};
+use mtil_methods::{
+    error::RunError,
     mechanism::{hooks::load_run_state, json_file::write_json, state::RunState},
     method::Method,
 };

@@ -13,8 +13,9 @@ use super::{
     parallel::GatheredFeatures,
     student::{StepContext, Student},
 };
-use crate::{
-    eval::to_host,
+use mtil_data::seeds;
+use mtil_eval::eval::to_host;
+use mtil_methods::{
     mechanism::{
         auxiliary_loss::{AuxiliaryLoss, Loss, LossContext, LossParts},
         mixtures::NoiseSeed,
@@ -22,7 +23,6 @@ use crate::{
     },
     method::Method,
 };
-use mtil_data::seeds;
 
 /// Losses of one training step.
 #[derive(Debug, Clone)]

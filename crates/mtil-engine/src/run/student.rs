@@ -11,7 +11,9 @@ use super::{
     Optimizations,
     parallel::{self, GatheredFeatures},
 };
-use crate::{
+use crate::precision::{GradientsToF32, to_f32};
+use mtil_data::seeds;
+use mtil_methods::{
     error::RunError,
     mechanism::{
         adapters::{self, LoraState},
@@ -21,10 +23,8 @@ use crate::{
         weights,
     },
     method::{Experts, Method},
-    precision::{GradientsToF32, to_f32},
     tape::on_tape,
 };
-use mtil_data::seeds;
 
 /// A CLIP in training.
 #[derive(Clone)]

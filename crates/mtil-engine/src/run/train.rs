@@ -15,10 +15,13 @@ use super::{
     step::{StepImages, StepLoss, TaskLosses},
     student::Student,
 };
-use crate::{
+use mtil_data::{data::BatchOrder, seeds, suite::Suite};
+use mtil_eval::{
     batch::{BatchError, Images, Prefetcher},
-    error::RunError,
     eval::encode_texts_while,
+};
+use mtil_methods::{
+    error::RunError,
     mechanism::{
         auxiliary_loss::{AuxiliaryLoss, prompt_texts, tokenize_prompts},
         context::TaskContext,
@@ -26,7 +29,6 @@ use crate::{
     },
     method::{Method, OptimizerKind},
 };
-use mtil_data::{data::BatchOrder, seeds, suite::Suite};
 
 /// Training on one task: its losses, images and batch order.
 pub(super) struct TaskTraining<'a> {

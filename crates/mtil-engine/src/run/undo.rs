@@ -6,14 +6,14 @@
 use std::{fs, path::Path};
 
 use super::{Event, RunDirectory, RunFiles, event::now};
-use crate::{
+use mtil_eval::metrics::{MatrixFile, MetricsFile};
+use mtil_methods::{
     error::RunError,
     mechanism::{
         json_file::read_json,
         manifest,
         state::{POSITION, Position, link_files, remove_folder, replace_state},
     },
-    metrics::{MatrixFile, MetricsFile},
 };
 
 /// A task that was taken back.

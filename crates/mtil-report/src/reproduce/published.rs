@@ -569,11 +569,11 @@ mod tests {
         for (order, text) in [
             (
                 1,
-                include_str!("../../../mtil-engine/src/testdata/zscl_order1_matrices.json"),
+                include_str!("../../../mtil-eval/src/testdata/zscl_order1_matrices.json"),
             ),
             (
                 2,
-                include_str!("../../../mtil-engine/src/testdata/zscl_order2_matrices.json"),
+                include_str!("../../../mtil-eval/src/testdata/zscl_order2_matrices.json"),
             ),
         ] {
             let all: Value = serde_json::from_str(text).unwrap();
