@@ -1,5 +1,6 @@
 //! Mechanisms that methods are composed of, one per file: settings, their checks, hooks of a run,
-//! and the state carried from task to task.
+//! and the state carried from task to task. `mtil-engine` calls the hooks of the trait
+//! [`Mechanism`](hooks::Mechanism).
 //!
 //! | file | mechanism |
 //! |---|---|
