@@ -205,6 +205,11 @@ impl TrainingImages {
         self.items.len()
     }
 
+    /// Returns whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
     /// Returns the images.
     pub fn source(&self) -> Arc<dyn ImageSource> {
         self.source.clone()
