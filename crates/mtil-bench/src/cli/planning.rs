@@ -14,8 +14,8 @@ use crate::{
 };
 use mtil_report::format::{approximate_duration, bytes, plural};
 
-/// Prints the estimated cost of `jobs`, from one trial of each set that
-/// differs in the seed and the learning rate only.
+/// Prints the estimated cost of `jobs`, from one trial of each set that differs
+/// in the seed and the learning rate only.
 pub fn plan(
     jobs: &[Job],
     clip: &Clip,

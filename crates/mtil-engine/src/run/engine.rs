@@ -531,6 +531,10 @@ impl Engine<'_> {
             run: self.context(),
             index,
             frozen,
+            steps: self
+                .request
+                .method
+                .task_steps(index, &self.suite.tasks[index].name),
         }
     }
 

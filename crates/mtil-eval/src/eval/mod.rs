@@ -18,12 +18,12 @@ mod texts;
 
 pub use classifier::{Classifier, Label, TaskLabels};
 pub use encoder::{
-    Encoder, Ensemble, Features, argmax, encode_images, encode_texts, encode_texts_for_task,
-    encode_texts_while, to_host,
+    Encoder, Ensemble, Features, IMAGE_BATCH, argmax, encode_chosen, encode_images,
+    encode_images_with, encode_texts, encode_texts_for_task, encode_texts_while, to_host,
 };
-pub use encoder::{IMAGE_BATCH, encode_chosen, encode_images_with};
 pub use options::{EvalOptions, TaskIdentity};
 pub use prompts::{HeadCache, PromptRule, prompt, prompts, zero_shot_classifier, zero_shot_head};
-pub use stage::LOGIT_SCALE;
-pub use stage::{Evaluation, Evaluator, LabelSpace, Scorer, TaskDetails, TaskMeasure, TestSubset};
+pub use stage::{
+    Evaluation, Evaluator, LOGIT_SCALE, LabelSpace, Scorer, TaskDetails, TaskMeasure, TestSubset,
+};
 pub use texts::{ClassError, TruncatedTexts, check_classes};

@@ -5,7 +5,7 @@ use clip_model::{Clip, ClipModel};
 use serde::{Deserialize, Serialize};
 
 use super::{auxiliary_loss::LossParts, earlier_weights::Start};
-use crate::error::RunError;
+use crate::{error::RunError, method::steps::TaskSteps};
 use mtil_data::suite::Suite;
 use mtil_eval::batch::Images;
 
@@ -35,6 +35,8 @@ pub struct TaskContext<'a> {
     pub index: usize,
     /// The model at the start of the task, if its text tower is frozen.
     pub frozen: Option<&'a ClipModel>,
+    /// Settings of the training steps.
+    pub steps: TaskSteps,
 }
 
 /// Receiver of the progress of long work between training steps: the phase, the finished and the

@@ -18,8 +18,7 @@ pub use tuned::{Candidate, Tuned, TunedMethod};
 pub use error::MethodError;
 pub use optimizer::{AdamW, Compute, OptimizerKind};
 pub use schedule::{Schedule, one_cycle, schedule};
-use steps::StepSettings;
-pub use steps::TaskSettings;
+pub use steps::TaskSteps;
 
 pub use crate::mechanism::{
     adapters::{
@@ -48,7 +47,6 @@ use crate::mechanism::{
     distillation::DistillMechanism,
     earlier_weights::RequiredWeights,
     hooks::Mechanism,
-    lada::LadaMechanism,
     projection::ProjectionMechanism,
     task_inference::TaskInference,
     trainable::Trainable,
@@ -237,6 +235,16 @@ fn is_zero(value: &f64) -> bool {
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+/// Overrides of a method's settings for one task.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TaskSettings {
+    /// Peak learning rate.
+    pub lr: Option<f64>,
+    /// Training steps.
+    pub steps: Option<usize>,
 }
 
 impl Default for Method {
@@ -623,11 +631,8 @@ impl Method {
         if let Some(analytic) = &self.analytic {
             all.push(Box::new(analytic.clone()));
         }
-        if let Some(settings) = &self.lada {
-            all.push(Box::new(LadaMechanism {
-                settings: settings.clone(),
-                steps: self.step_settings(),
-            }));
+        if let Some(lada) = &self.lada {
+            all.push(Box::new(lada.clone()));
         }
         all
     }
@@ -656,30 +661,39 @@ impl Method {
         }
     }
 
-    /// Returns the settings of training steps.
-    fn step_settings(&self) -> StepSettings {
-        StepSettings {
+    /// Returns the settings of the training steps on task `index`, called `name`.
+    pub fn task_steps(&self, index: usize, name: &str) -> TaskSteps {
+        TaskSteps {
+            count: self.steps_of(name),
             batch: self.batch,
             smoothing: self.smoothing,
             adamw: self.adamw.clone(),
-            steps: self.steps,
-            schedule_steps: self.schedule_steps,
+            peak_lr: self.peak_lr(index, name),
             schedule: self.schedule,
+            scheduled: self.scheduled_steps(name),
             warmup: self.warmup,
-            lr: self.lr,
-            lr_later: self.lr_later,
-            task: self.task.clone(),
         }
     }
 
     /// Returns the peak learning rate on task `index`, called `name`.
     pub fn peak_lr(&self, index: usize, name: &str) -> f64 {
-        self.step_settings().peak_lr(index, name)
+        let own = self.task.get(name).and_then(|t| t.lr);
+        own.unwrap_or(match self.lr_later {
+            Some(later) if index > 0 => later,
+            _ => self.lr,
+        })
     }
 
     /// Returns the number of training steps on the task called `name`.
     pub fn steps_of(&self, name: &str) -> usize {
-        self.step_settings().steps_of(name)
+        let own = self.task.get(name).and_then(|t| t.steps);
+        own.unwrap_or(self.steps)
+    }
+
+    /// Returns the training steps of the learning-rate schedule on the task called `name`.
+    fn scheduled_steps(&self, name: &str) -> usize {
+        let steps = self.steps_of(name);
+        self.schedule_steps.map_or(steps, |s| s.min(steps))
     }
 
     /// Returns the training steps of the schedule on the task called `name` if they end within the
@@ -695,13 +709,13 @@ impl Method {
     /// ```
     pub fn steps_within_warmup(&self, name: &str) -> Option<usize> {
         let trains_steps = self.trains && self.analytic.is_none() && self.schedule.is_cosine();
-        let steps = self.step_settings().scheduled_steps(name);
+        let steps = self.scheduled_steps(name);
         (trains_steps && steps < self.warmup).then_some(steps)
     }
 
     /// Returns the learning rate of training step `step` (from 0) on task `index`, called `name`.
     pub fn lr_at(&self, index: usize, name: &str, step: usize) -> f64 {
-        self.step_settings().lr_at(index, name, step)
+        self.task_steps(index, name).lr_at(step)
     }
 
     /// Returns whether the method has a loss on the reference pairs.

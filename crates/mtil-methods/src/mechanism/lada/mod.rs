@@ -44,7 +44,7 @@ use super::{
     hooks::{Mechanism, first_pairs},
     state::{MechanismState, RunState},
 };
-use crate::{error::RunError, method::steps::StepSettings};
+use crate::error::RunError;
 use clusters::Rows;
 use mtil_data::{
     seeds,
@@ -111,12 +111,6 @@ const FILE: &str = "lada.safetensors";
 
 /// Why image-caption pairs cannot be learned.
 const NEEDS_CLASSES: &str = "`lada` learns vectors of a task's classes";
-
-/// The mechanism, with the settings of its training steps.
-pub(crate) struct LadaMechanism {
-    pub settings: Lada,
-    pub steps: StepSettings,
-}
 
 /// Text features, vectors and mixtures of the tasks so far.
 #[derive(Debug, Default, PartialEq)]
@@ -203,25 +197,24 @@ impl MechanismState for LadaState {
     }
 }
 
-impl Mechanism for LadaMechanism {
+impl Mechanism for Lada {
     fn key(&self) -> &'static str {
         "lada"
     }
 
     fn check(&self, method: &MethodOutline) -> Result<(), String> {
-        let settings = &self.settings;
         for (key, value) in [
-            ("vectors", settings.vectors),
-            ("components", settings.components),
-            ("bottleneck", settings.bottleneck),
+            ("vectors", self.vectors),
+            ("components", self.components),
+            ("bottleneck", self.bottleneck),
         ] {
             at_least_one(&format!("lada.{key}"), value)?;
         }
         for (key, value) in [
-            ("alpha", settings.alpha),
-            ("beta", settings.beta),
-            ("scale", settings.scale),
-            ("sample_weight", settings.sample_weight),
+            ("alpha", self.alpha),
+            ("beta", self.beta),
+            ("scale", self.scale),
+            ("sample_weight", self.sample_weight),
         ] {
             in_range(&format!("lada.{key}"), value, 0.0, f64::MAX)?;
         }
@@ -296,12 +289,7 @@ impl Mechanism for LadaMechanism {
             return None;
         }
         let scale = state.model.scale().inner();
-        Some(Box::new(LadaScorer::new(
-            &own.tasks,
-            suite,
-            &self.settings,
-            &scale,
-        )))
+        Some(Box::new(LadaScorer::new(&own.tasks, suite, self, &scale)))
     }
 
     fn notes(&self) -> Vec<String> {
@@ -309,7 +297,7 @@ impl Mechanism for LadaMechanism {
     }
 }
 
-impl LadaMechanism {
+impl Lada {
     /// Learns a task. `earlier` are the classes of the tasks before it.
     fn learn(
         &self,
@@ -325,7 +313,6 @@ impl LadaMechanism {
                 reason: NEEDS_CLASSES,
             });
         };
-        let settings = &self.settings;
         let encoded = TaskFeatures::encode(task, classes, progress)?;
         let normalised = encoded.normalised(&task.run);
         let count = classes.class_names.len();
@@ -333,14 +320,14 @@ impl LadaMechanism {
         let rows = to_host(normalised.clone());
         let mut initial = ClassRows::default();
         for centres in by_class.map(&rows, |rows, seed| {
-            clusters::k_means(rows, settings.vectors, seed).centres
+            clusters::k_means(rows, self.vectors, seed).centres
         })? {
             initial.push(&centres);
         }
-        let augment = settings.augment && !settings.unaugmented.contains(&of.name);
-        let sizes = [self.steps.batch, self.steps.steps_of(&of.name)];
+        let augment = self.augment && !self.unaugmented.contains(&of.name);
+        let sizes = [task.steps.batch, task.steps.count];
         let images = TrainingFeatures::new(task, classes, &encoded, normalised, augment, sizes)?;
-        let training = TaskTraining::new(settings, &self.steps, task, earlier, &initial)?;
+        let training = TaskTraining::new(self, task, earlier, &initial)?;
         let [texts, vectors] = training.run(&initial, images, progress)?;
         let mut learned = LearnedClasses {
             width: encoded.width,
@@ -354,7 +341,7 @@ impl LadaMechanism {
             weights: Vec::new(),
         };
         for mixture in by_class.map(&encoded.rows, |rows, seed| {
-            clusters::fit_mixture(rows, settings.components, seed)
+            clusters::fit_mixture(rows, self.components, seed)
         })? {
             learned.means.push(&mixture.means);
             let as_f32 = |values: Vec<f64>| values.into_iter().map(|v| v as f32);

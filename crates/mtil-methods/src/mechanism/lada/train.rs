@@ -22,10 +22,9 @@ use crate::{
         context::{FitProgress, FitStep, TaskContext},
         weights::count_trainable,
     },
-    method::steps::StepSettings,
     tape::on_tape,
 };
-use mtil_data::{seeds, suite::Task};
+use mtil_data::seeds;
 use mtil_eval::eval::to_host;
 
 /// Epsilon of an adapter's layer norm.
@@ -310,7 +309,6 @@ impl Optimizer for CycledAdamW {
 /// Training of one task.
 pub(super) struct TaskTraining<'a> {
     settings: &'a Lada,
-    steps: &'a StepSettings,
     task: &'a TaskContext<'a>,
     /// The pretrained model on the autodiff device, frozen.
     clip: ClipModel,
@@ -333,7 +331,6 @@ impl<'a> TaskTraining<'a> {
     /// `initial` are the initial vectors of the task's classes.
     pub fn new(
         settings: &'a Lada,
-        steps: &'a StepSettings,
         task: &'a TaskContext<'a>,
         earlier: &[LearnedClasses],
         initial: &ClassRows,
@@ -343,7 +340,6 @@ impl<'a> TaskTraining<'a> {
         let device = model.device();
         Ok(Self {
             settings,
-            steps,
             task,
             clip: on_tape(model.clone(), run.device).freeze_group(ParamGroup::all()),
             scale: f64::from(to_host(model.scale())[0]),
@@ -357,10 +353,6 @@ impl<'a> TaskTraining<'a> {
         })
     }
 
-    fn of_task(&self) -> &Task {
-        &self.task.run.suite.tasks[self.task.index]
-    }
-
     /// Trains on the task. Returns the normalised text features of its classes and its vectors.
     pub fn run(
         &self,
@@ -369,10 +361,10 @@ impl<'a> TaskTraining<'a> {
         progress: &mut dyn FitProgress,
     ) -> Result<[Vec<f32>; 2], RunError> {
         let (run, index) = (self.task.run, self.task.index);
-        let steps = self.steps.steps_of(&self.of_task().name);
+        let steps = self.task.steps.count;
         let mut trained = self.initial(initial);
         progress.trainable(count_trainable(&trained));
-        let adamw = &self.steps.adamw;
+        let adamw = &self.task.steps.adamw;
         let beta_1 = Arc::new(AtomicU32::new(adamw.beta_1.to_bits()));
         let mut optimizer = ModuleOptimizer::from(CycledAdamW {
             settings: adamw.fused(),
@@ -399,10 +391,9 @@ impl<'a> TaskTraining<'a> {
             for (name, value) in ["task", "rehearsal"].into_iter().zip(values) {
                 parts.add(name, value);
             }
-            let name = &self.of_task().name;
-            let lr = self.steps.lr_at(index, name, step);
+            let lr = self.task.steps.lr_at(step);
             beta_1.store(
-                self.steps.cycled_beta_1(name, step).to_bits(),
+                self.task.steps.cycled_beta_1(step).to_bits(),
                 Ordering::Relaxed,
             );
             if parts.total().is_finite() {
@@ -487,7 +478,7 @@ impl<'a> TaskTraining<'a> {
             sum = sum + (earlier.clone() - most.clone()).exp().sum_dim(1);
         }
         let log = sum.log() + most;
-        let smoothing = self.steps.smoothing;
+        let smoothing = self.task.steps.smoothing;
         let classes = own.dims()[1] + earlier.as_ref().map_or(0, |of| of.dims()[1]);
         let mean = {
             let mut all = own.clone().sum_dim(1);
